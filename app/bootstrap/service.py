@@ -26,6 +26,7 @@ from app.events.retention import Kept, Retention
 from app.events.validation import Admission
 from app.features.clock import Clock
 from app.features.contract import Contract
+from app.features.plan import feature_of
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.checker import ConsistencyChecker
@@ -164,8 +165,8 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         source = edges.wrap_source(sqlite_source)
         invalidator = Invalidator(cache=cache, owed=owed, clock=clock, metrics=metrics, pause=edges.pause)
         trust_gate = TrustGate(owed.any_owed, clock, invalidator.wake)
-        computation = Computation(source, registry, clock, metrics, settings.readers, availability)
-        filler = Filler(cache, registry, edges.random, metrics)
+        computation = Computation(source, registry, clock, metrics, settings.readers, edges.random, availability)
+        filler = Filler(cache, registry, metrics)
         local_cache = None
         if door == "http" and settings.near_users:
             local_cache = edges.local_cache(SqliteChangeFeed(owed.data_version), registry, clock, settings.near_users)
@@ -175,12 +176,19 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             computation=computation,
             filler=filler,
             registry=registry,
+            clock=clock,
             metrics=metrics,
             local_cache=local_cache,
         )
         stack.push_async_callback(reader.close)
         inspector = Inspector(
-            cache=cache, trusted=trust_gate.holds, users=users, computation=computation, registry=registry
+            cache=cache,
+            filler=filler,
+            trusted=trust_gate.holds,
+            users=users,
+            computation=computation,
+            registry=registry,
+            clock=clock,
         )
         rebuilder = Rebuilder(
             cache=cache, computation=computation, filler=filler, registry=registry, invalidate=invalidator.invalidate
@@ -323,7 +331,7 @@ async def _try_features(
         RegistryError: a feature fails whose definition no process has served before.
     """
     users = await stored.newest_users(SAMPLE)
-    served = {item.fingerprint for known in await registries.announced() for item in known.definitions}
+    served = {feature_of(item).fingerprint for known in await registries.announced() for item in known.definitions}
     trials = await try_features(source, registry, registry.full_mask & ~availability.disabled, users, clock)
     measured = costs(trials)
     if measured:

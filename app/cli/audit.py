@@ -75,7 +75,7 @@ def _plain(result: CheckResult) -> list[dict[str, Any]]:
             "fault": cell.fault,
             "held": cell.held.json.decode(errors="replace"),
             "computed": cell.outcome.json.decode(errors="replace"),
-            "held_seq": cell.held.seq,
+            "held_version": cell.held.version,
             "newest_events": dict(result.inspection.newest),
             "held_computed_at": rfc3339(cell.held.computed_at_ms),
         }
@@ -99,7 +99,7 @@ def _show(found: dict[str, Any]) -> None:
     for item in found["untrue"][:SHOWN]:
         click.echo(
             f"  {visible(item['user_id'])}: {item['feature']} is {item['fault']}: "
-            f"cached {item['held']} (event {item['held_seq']}), computed {item['computed']}"
+            f"cached {item['held']} (event {item['held_version']}), computed {item['computed']}"
         )
     if len(found["untrue"]) > SHOWN:
         say(f"and {len(found['untrue']) - SHOWN} more; --json lists all", before="  … ")

@@ -29,6 +29,8 @@ from app.features.examples import Example
 
 Dtype = Literal["float", "int", "str"]
 Scalar = float | int | str | None
+# Part of every fingerprint. Values of a release with other rules of expiry are misses: increment it with the rules.
+CACHE_PROTOCOL = 2
 SHOWN = 80  # characters of an unknown name that an error repeats
 DTYPES: dict[str, type] = {"float": float, "int": int, "str": str}
 _INT64 = 1 << 63
@@ -71,7 +73,7 @@ class Feature:
         for name in ("ttl", "window"):
             value = getattr(self, name)
             object.__setattr__(self, f"{name}_ms", value // MILLISECOND if isinstance(value, timedelta) else 0)
-        identity = json.dumps([self.compute, self.dtype, self.default, self.window_ms], default=repr)
+        identity = json.dumps([CACHE_PROTOCOL, self.compute, self.dtype, self.default, self.window_ms], default=repr)
         object.__setattr__(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
 
     def compiled(self, relations: Iterable[str]) -> Feature:

@@ -68,22 +68,34 @@ class Cache(Protocol):
 
 
 class ComputeRow(NamedTuple):
-    """One row of a computation: a user, a bit mask of features, and a moment. `now_ms` is the moment to compute as of;
-    None means now. If `known_ms` is given, events that arrived later are left out."""
+    """One row of a computation: a user, a bit mask of features, and a moment.
+
+    `now_ms` is the moment to compute as of, and later events are left out; None means now, a *live* computation, which
+    leaves out no event. If `known_ms` is given, events that arrived later are left out. If `version` is given, the row
+    repeats a live computation of the moment `now_ms`: it has the user's events with a sequence number up to `version`,
+    whatever their time.
+    """
 
     user_id: str
     mask: int
     now_ms: int | None = None
     known_ms: int | None = None
+    version: int | None = None
 
 
 class Snapshot(NamedTuple):
-    """The result of one statement: for each row, one raw value per feature of the registry. `seq` is the highest
-    sequence number of an event that the statement saw. `errors` has the error text by (row, feature index) of the
-    values whose SQL failed; these values are None. `overdue` is the mask of the features that exceeded the deadline."""
+    """The result of a computation, row by row.
 
-    seq: int
+    `rows` has one raw value per feature of the registry. `versions` has the sequence number of the user's newest event
+    in the snapshot, 0 if there is none. `leaves_ms` has, for each feature, the moment at which the oldest event leaves
+    its window, so that the value may change; `END_OF_TIME_MS` if the window is empty. It is empty for rows of a past
+    moment. `errors` has the error text by (row, feature index) of the values whose SQL failed; these values are None.
+    `overdue` is the mask of the features that exceeded the deadline.
+    """
+
     rows: Sequence[Sequence[object]]
+    versions: Sequence[int]
+    leaves_ms: Sequence[Sequence[int]]
     errors: dict[tuple[int, int], str]
     overdue: int = 0
 

@@ -45,7 +45,7 @@ def measure(environment: Environment) -> Iterator[Comparison]:
 
 
 def _by_sqlite(environment: Environment, users: list[str]) -> list[float]:
-    statement = build(REGISTRY)
+    statement = build(REGISTRY).live
     times: list[float] = []
     with closing(connect(environment.settings.database, read_only=True)) as connection:
         for user in users:

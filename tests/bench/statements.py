@@ -43,7 +43,7 @@ async def _measure(database: Path, now_ms: int) -> AsyncIterator[Comparison]:
         users = [user for (user,) in connection.execute("SELECT DISTINCT user_id FROM tip_views LIMIT 256")]
         arms = [f"SELECT '{entry.name}', user_id, value FROM ({entry.compute})" for entry in REGISTRY]
         set_based = _SET_BASED + " UNION ALL ".join(arms)
-        correlated = build(REGISTRY)
+        correlated = build(REGISTRY).past
         for count in (1, 10, 100, 256):
             chosen = users[:count]
             _same(connection, set_based, correlated, chosen, now_ms)

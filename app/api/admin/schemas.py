@@ -48,7 +48,7 @@ class HeldValue(msgspec.Struct):
     computed_at: str
     expires_at: str
     ttl_left_s: float
-    seq: Annotated[int, Meta(description="The newest event that its computation saw.")]
+    seq: Annotated[int, Meta(description="The user's newest event that its computation saw.")]
 
 
 class CellState(msgspec.Struct):
@@ -71,17 +71,17 @@ class CellState(msgspec.Struct):
     ]
     ttl_s: float
     holds: Annotated[
-        Literal["value", "other definition", "lease", "nothing"] | None,
+        Literal["value", "expired", "other definition", "lease", "nothing"] | None,
         Meta(description="Content of the key; `lease` while a reader computes the value."),
     ]
     held: Annotated[HeldValue | None, Meta(description="The value that the cache held before this request.")]
     recomputed: Annotated[Value, Meta(description="The result of a computation now.")]
     error: Annotated[str | None, Meta(description="Why it could not be computed, or who disabled it.")]
     difference: Annotated[
-        Literal["none", "stale", "time", "unexplained"] | None,
+        Literal["none", "stale", "unexplained"] | None,
         Meta(
             description="Between `held` and `recomputed`. `stale`: an event arrived and the value was not deleted. "
-            "`time`: the window moved over the same events. `unexplained`: neither; a rebuild corrects it."
+            "`unexplained`: no event explains it; a rebuild corrects it."
         ),
     ]
     disabled: Annotated[bool, Meta(description="An admin has disabled the feature: it is served as null.")]

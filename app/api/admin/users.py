@@ -143,7 +143,7 @@ def _cell_state(cell: InspectedCell, reading: FeatureValue, inspection: Inspecti
             rfc3339(held.computed_at_ms),
             rfc3339(held.expires_at_ms or 0),
             max(0, (held.expires_at_ms or 0) - inspection.at_ms) / 1000,
-            held.seq,
+            held.version,
         )
         if held is not None
         else None,

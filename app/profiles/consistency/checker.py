@@ -66,7 +66,7 @@ class ConsistencyChecker:
             outcome = "unchecked"
         elif faults:
             outcome = "violation"
-            oldest = min(cell.held.seq for cell in faults if cell.held is not None)
+            oldest = min(cell.held.version for cell in faults if cell.held is not None)
             only_stale = all(cell.fault == "stale" for cell in faults)
             if only_stale and await self.events.any_unconsumed(user_id, oldest):
                 outcome = "pending"
@@ -90,7 +90,7 @@ def report(result: CheckResult, metrics: Metrics, **context: object) -> None:
             fault=cell.fault,
             held=cell.held.json.decode(errors="replace"),
             computed=cell.outcome.json.decode(errors="replace"),
-            held_seq=cell.held.seq,
+            held_version=cell.held.version,
             held_computed_at_ms=cell.held.computed_at_ms,
             held_expires_at_ms=cell.held.expires_at_ms,
             fingerprint=cell.held.fingerprint.decode(errors="replace"),

@@ -12,18 +12,17 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from app.errors import CacheUnavailable
+from app.features.clock import Clock
 from app.features.registry import Feature, Registry, indices
-from app.profiles.online.cache_protocol import LEASE, NULL, FeatureValue, Profile, decode
+from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, decode, present
 from app.profiles.online.compute import Computation
 from app.profiles.ports import Cache, Cell, ComputeRow, NewestEvents
 
 ATTEMPTS = 3
 PAUSE_S = 0.3
-# A live computation counts events ahead of its clock. The clock of another process may be ahead by this much.
-CLOCK_SKEW_MS = 1_000
 State = Literal["fresh", "stale", "missing"]
-Holds = Literal["value", "other definition", "lease", "nothing"]
-Difference = Literal["none", "stale", "time", "unexplained"]
+Holds = Literal["value", "expired", "other definition", "lease", "nothing"]
+Difference = Literal["none", "stale", "unexplained"]
 CacheState = Literal["trusted", "owed", "away"]
 Fault = Literal["stale", "unexplained"]
 
@@ -31,11 +30,10 @@ Fault = Literal["stale", "unexplained"]
 class InspectedCell(NamedTuple):
     """One feature of a user, as cached and as computed. `feature` is its index.
 
-    `state` and `holds` are None while the cache is unavailable. `held` is the cached value, if it was computed with
-    this process's definition of the feature. `outcome` is the result of a computation. `difference` is the reason why
-    `held` differs from it: an invalidation did not happen (`stale`); the window moved over the same events (`time`); or
-    neither explains it (`unexplained`). It is None if nothing is held or nothing could be computed. `disabled`: an
-    admin has disabled the feature, so reads answer null.
+    `state` and `holds` are None while the cache is unavailable. `held` is the cached value that a read would serve at
+    the time of `outcome`, the result of a computation. `difference` is the reason why `held` differs from a computation
+    at the same moment: an invalidation did not happen (`stale`), or there is none (`unexplained`). It is None if
+    nothing is held or nothing could be computed. `disabled`: an admin has disabled the feature, so reads answer null.
     """
 
     feature: int
@@ -92,20 +90,23 @@ class Inspector:
         self,
         *,
         cache: Cache,
+        filler: Filler,
         trusted: Callable[[], bool],
         users: NewestEvents,
         computation: Computation,
         registry: Registry,
+        clock: Clock,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`trusted` returns whether reads may serve hits now, as `TrustGate.holds`."""
         self._cache = cache
+        self._hit = filler.hit
         self._trusted = trusted
         self._users = users
         self._computation = computation
         self._registry = registry
+        self._clock = clock
         self._pause = pause
-        self._not_computed = dict.fromkeys(range(len(registry)), FeatureValue(b"", -1, 0, None, NULL))
 
     @property
     def cache_state(self) -> CacheState:
@@ -136,7 +137,8 @@ class Inspector:
         """A user's cached value of each feature, in registry order; None for a feature without one. Returns None
         instead of the list while the cache is unavailable."""
         held = await self._held([user_id], self._registry.full_mask)
-        return [self._live(index, raw) for index, raw in held[user_id].items()] if held is not None else None
+        at = present(self._clock.now_ms())
+        return [self._hit(index, raw, at) for index, raw in held[user_id].items()] if held is not None else None
 
     async def _inspect(self, user_ids: Sequence[str], mask: int, *, compute: bool) -> list[Inspection]:
         found: dict[str, Inspection] = {}
@@ -159,34 +161,37 @@ class Inspector:
             return []
         await self._pause(PAUSE_S)
         again = await self._held([one.user_id for one in suspects], mask)
+        at = present(self._clock.now_ms())
         if again is None:
             found |= {one.user_id: _away(one) for one in suspects}
             return []
         return [
             one.user_id
             for one in suspects
-            if any(c.fault and self._live(c.feature, again[one.user_id][c.feature]) != c.held for c in one.cells)
+            if any(c.fault and self._hit(c.feature, again[one.user_id][c.feature], at) != c.held for c in one.cells)
         ]
 
     async def _inspect_once(self, user_ids: Sequence[str], mask: int, *, compute: bool) -> dict[str, Inspection]:
         # The cells are read first, so the computation has seen every event that invalidated one of them until then.
         # The log is read last, so it has every event that the computation saw: otherwise a difference that an event
-        # made could be attributed to time.
+        # made would be unexplained.
         held = await self._held(user_ids, mask)
         computed = await self._computation.live(dict.fromkeys(user_ids, mask)) if compute else {}
         newest: dict[str, dict[str, int]] = {user_id: {} for user_id in user_ids}
         for (user_id, subject), seq in (await self._users.newest(user_ids)).items():
             newest[user_id][subject] = seq
+        now_ms = self._clock.now_ms()
+        not_computed = dict.fromkeys(indices(mask), FeatureValue(b"", 0, now_ms, None, NULL, error="not computed"))
         found: dict[str, Inspection] = {}
         for user_id in user_ids:
-            profile = computed.get(user_id, self._not_computed)
+            profile = computed.get(user_id, not_computed)
             raws = held[user_id] if held is not None else dict.fromkeys(indices(mask))
             cells = tuple(self._cell(index, raw, profile, newest[user_id]) for index, raw in raws.items())
             at_ms = cells[0].outcome.computed_at_ms
             found[user_id] = Inspection(user_id, at_ms, "trusted", newest[user_id], cells)
         if held is None:
             return {user_id: _away(one) for user_id, one in found.items()}
-        return await self._attributed_to_time(found)
+        return await self._computed_ahead(found)
 
     async def _held(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, bytes | None]] | None:
         """The contents of each user's cells, by user id and feature index; None while the cache is unavailable."""
@@ -198,55 +203,49 @@ class Inspector:
             return None
         return {user_id: {index: next(held) for index in wanted} for user_id in user_ids} if held is not None else None
 
-    def _live(self, index: int, raw: bytes | None) -> FeatureValue | None:
-        """Decode a cell; None unless it holds a value computed with this process's definition of the feature."""
-        value = decode(raw)
-        known = self._registry[index].fingerprint.encode()
-        return value if value is not None and value.fingerprint == known else None
-
     def _cell(self, index: int, raw: bytes | None, profile: Profile, newest: Mapping[str, int]) -> InspectedCell:
         entry, outcome = self._registry[index], profile[index]
         disabled = bool(self._computation.availability.disabled >> index & 1)
-        value = self._live(index, raw)
+        value = self._hit(index, raw, present(outcome.computed_at_ms))
         if value is None:
-            return InspectedCell(index, entry, "missing", _holds(raw), None, outcome, None, disabled)
+            return InspectedCell(index, entry, "missing", self._holds(index, raw), None, outcome, None, disabled)
         stale = value.is_stale(entry.newest_event(newest))
         difference: Difference | None = None
-        if outcome.error is None and value.seq <= outcome.seq:  # a newer value cannot be judged
+        if outcome.error is None:
             difference = "none" if value.json == outcome.json else "stale" if stale else "unexplained"
         return InspectedCell(index, entry, "stale" if stale else "fresh", "value", value, outcome, difference, disabled)
 
-    async def _attributed_to_time(self, found: dict[str, Inspection]) -> dict[str, Inspection]:
-        """Find the unexplained values that were right when they were computed, and set their `difference` to `time`. No
-        event has invalidated such a value since, or it would be stale. So if the same SQL as of the moment of its
-        computation gives the value, only the window has moved."""
-        different = [
+    def _holds(self, index: int, raw: bytes | None) -> Holds:
+        """What a cached key holds instead of a value that a read would serve."""
+        if raw is None:
+            return "nothing"
+        value = decode(raw)
+        if value is None:
+            return "lease"
+        return "expired" if value.fingerprint == self._registry[index].fingerprint.encode() else "other definition"
+
+    async def _computed_ahead(self, found: dict[str, Inspection]) -> dict[str, Inspection]:
+        """Judge values that a process computed whose clock is ahead of this one, by at most `CLOCK_SKEW_MS`: at the
+        moment of their computation, another event may have left the window. So they are compared with a computation as
+        of that moment."""
+        ahead = [
             (one.user_id, cell.feature, cell.held)
             for one in found.values()
             for cell in one.cells
-            if cell.difference == "unexplained" and cell.held is not None
+            if cell.difference == "unexplained" and cell.held is not None and cell.held.computed_at_ms > one.at_ms
         ]
-        if not different:
+        if not ahead:
             return found
-        outcomes = iter(
-            await self._computation.moments(
-                [
-                    ComputeRow(user_id, 1 << index, value.computed_at_ms + later_ms)
-                    for user_id, index, value in different
-                    for later_ms in (0, CLOCK_SKEW_MS)
-                ]
-            )
-        )
-        moved = {
-            (user_id, index)
-            for user_id, index, value in different
-            # A list, so that both outcomes are taken from the iterator even if the first one matches.
-            if value.json in [next(outcomes)[index].json, next(outcomes)[index].json]
-        }
+        rows = [
+            ComputeRow(user_id, 1 << index, value.computed_at_ms, None, value.version)
+            for user_id, index, value in ahead
+        ]
+        outcomes = zip(ahead, await self._computation.moments(rows), strict=True)
+        right = {(user_id, index) for (user_id, index, value), profile in outcomes if value.json == profile[index].json}
         return {
             user_id: one._replace(
                 cells=tuple(
-                    cell._replace(difference="time") if (user_id, cell.feature) in moved else cell for cell in one.cells
+                    cell._replace(difference="none") if (user_id, cell.feature) in right else cell for cell in one.cells
                 )
             )
             for user_id, one in found.items()
@@ -265,10 +264,3 @@ def _without_faults(inspection: Inspection) -> Inspection:
         for cell in inspection.cells
     )
     return inspection._replace(cells=tuple(cells))
-
-
-def _holds(raw: bytes | None) -> Holds:
-    """What a cached key holds instead of a value that this process's definition of the feature computed."""
-    if raw is None:
-        return "nothing"
-    return "lease" if raw.startswith(LEASE) else "other definition"

@@ -2,12 +2,16 @@
 
 A key holds a value `V…` or a lease `L…`, as bytes:
 
-    V<fingerprint>:<seq>:<computed_ms>:<expires_ms>:<JSON>      L<nonce>
+    V<fingerprint>:<version>:<computed_ms>:<expires_ms>:<JSON>      L<nonce>
+
+The version of a value is the sequence number of its user's newest event in the snapshot that computed it. Sequence
+numbers are never reused, so a value is stale if and only if its version is lower than the number of an event that
+invalidates it.
 
 A reader that finds an empty key writes a lease, a random nonce, before it reads the database. The bytes that the key
 then holds are the reader's *token*: a computed value is stored by compare-and-set, only if the key still holds the
-token. A value that is to be replaced is its own token: values with the same bytes were computed from the same events,
-since the sequence number of the newest event is part of them. The JSON comes last and verbatim, so a hit is answered
+token. A value that is to be replaced is its own token: values with the same bytes were computed from the same events at
+the same time, since the version and the time are part of them. The JSON comes last and verbatim, so a hit is answered
 without decoding it.
 
 Invariant of fills: every fill carries a token that was taken before the read of the store that computed the value. Each
@@ -17,6 +21,11 @@ Interleavings prevented; R is a reader, E the ingest of an event:
   2. R token, E commit, R snapshot, E DEL, R fill       refused, although the value was right: harmless
   3. R token, R snapshot, E commit, R fill, E DEL       the fill lands and the DEL removes it
   4. R1 token, R1 snapshot, E commit, E DEL, R2 token, R1 fill     R2's lease has another nonce: refused
+
+Invariant of expiry: a value equals a computation at every moment from `computed_ms` until before `expires_ms`, unless
+an event invalidates it. It expires when its TTL is over, or when the oldest event in the feature's window leaves it,
+whichever comes first. A value is a hit only while the clock of this process is between these times. The clock of the
+process that computed it may be ahead of this one, so `computed_ms` may be up to `CLOCK_SKEW_MS` ahead.
 
 Invariant of hits: hits are served only while `TrustGate.holds` is True, that is, if a query for owed invalidations
 began at most `CHECK_VALID_S` before and found none. An invalidation is *owed* if the DEL could not be made: the request
@@ -29,7 +38,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from random import Random
 from typing import NamedTuple
 
 from app.errors import CacheUnavailable, StoreUnavailable
@@ -42,7 +50,9 @@ VALUE = b"V"
 LEASE = b"L"
 NULL = b"null"
 _PARTS = 5
-TTL_JITTER = 0.1
+CLOCK_SKEW_MS = 1_000
+# Times in values have 13 digits, so that they compare as bytes. This is the year 2286.
+LAST_EXPIRY_MS = 9_999_999_999_999
 # Fills are sent after this delay, so that the answers go out first and the fills of several misses share a write.
 FILL_AFTER_S = 0.002
 # Masks come from the names in requests, so their number must be bounded.
@@ -54,13 +64,13 @@ HOLD_BACK_S = 0.100
 class FeatureValue(NamedTuple):
     """One feature of one user, as cached, computed and answered; the first five fields are what a key holds.
 
-    `seq` is the sequence number of the newest event that the computation saw. `expires_at_ms` is None if the value must
-    not be cached. `cached`: the value came from the cache. If the value could not be computed, `json` is null and
-    `error` is the reason.
+    `version` is the sequence number of the user's newest event that the computation saw, 0 if there was none.
+    `expires_at_ms` is None if the value must not be cached. `cached`: the value came from the cache. If the value could
+    not be computed, `json` is null and `error` is the reason.
     """
 
     fingerprint: bytes
-    seq: int
+    version: int
     computed_at_ms: int
     expires_at_ms: int | None
     json: bytes
@@ -70,7 +80,7 @@ class FeatureValue(NamedTuple):
     def is_stale(self, newest_event: int) -> bool:
         """Whether the value was computed before the event with the sequence number `newest_event`. This must be the
         user's newest event that invalidates the feature."""
-        return self.seq < newest_event
+        return self.version < newest_event
 
 
 # One user's values by feature index.
@@ -94,9 +104,9 @@ def failures(registry: Registry, profiles: Iterable[Profile]) -> dict[str, str]:
 
 def encode(value: FeatureValue) -> bytes:
     """Encode a value as the bytes that its key in the cache holds. The value must have an expiry."""
-    return b"V%b:%d:%d:%d:%b" % (
+    return b"V%b:%d:%013d:%013d:%b" % (
         value.fingerprint,
-        value.seq,
+        value.version,
         value.computed_at_ms,
         value.expires_at_ms or 0,
         value.json,
@@ -116,16 +126,32 @@ def decode(held: bytes | None) -> FeatureValue | None:
         return None
 
 
-def hits(fingerprints: Sequence[bytes]) -> Callable[[Sequence[bytes]], Sequence[bytes] | None]:
+class Present(NamedTuple):
+    """The moment at which hits are judged, by this process's clock, as the bytes that values hold. `latest` is
+    `CLOCK_SKEW_MS` later."""
+
+    now: bytes
+    latest: bytes
+
+
+def present(now_ms: int) -> Present:
+    return Present(b"%013d" % now_ms, b"%013d" % (now_ms + CLOCK_SKEW_MS))
+
+
+def hits(fingerprints: Sequence[bytes]) -> Callable[[Sequence[bytes], Present], Sequence[bytes] | None]:
     """Make a function that takes the contents of several keys and returns their JSON, or None. It returns None unless
-    every key holds a value with its fingerprint in `fingerprints`. A single regular expression matches all contents,
-    joined by NUL, which JSON text cannot contain; this is twice as fast as one match for each key."""
-    one = rb"V%b:\d{1,19}:\d{1,14}:\d{1,14}:([^\0]+)"
+    every key holds a value with its fingerprint in `fingerprints` that has not expired. A single regular expression
+    matches all contents, joined by NUL, which JSON text cannot contain; this is twice as fast as one match for each
+    key. The times are compared as bytes."""
+    one = rb"V%b:\d{1,19}:(\d{13}):(\d{13}):([^\0]+)"
     match = re.compile(b"\0".join([one % re.escape(fingerprint) for fingerprint in fingerprints])).fullmatch
 
-    def values(held: Sequence[bytes]) -> Sequence[bytes] | None:
+    def values(held: Sequence[bytes], at: Present) -> Sequence[bytes] | None:
         found = match(b"\0".join(held))
-        return found.groups() if found is not None else None
+        if found is None:
+            return None
+        parts = found.groups()
+        return parts[2::3] if max(parts[::3]) <= at.latest and at.now < min(parts[1::3]) else None
 
     return values
 
@@ -141,11 +167,11 @@ class FeatureMask:
         self.width = len(self.indices)
         self._hits = hits([registry[index].fingerprint.encode() for index in self.indices])
 
-    def values(self, held: Sequence[bytes | None]) -> Sequence[bytes] | None:
+    def values(self, held: Sequence[bytes | None], at: Present) -> Sequence[bytes] | None:
         """The JSON of each feature, given the contents of the keys; None unless all are hits."""
         if None in held:
             return None
-        return self._hits(held)  # type: ignore[arg-type]  # there is no None
+        return self._hits(held, at)  # type: ignore[arg-type]  # there is no None
 
 
 class FeatureMasks(dict[int, FeatureMask]):
@@ -165,19 +191,18 @@ class FeatureMasks(dict[int, FeatureMask]):
 class Filler:
     """Takes tokens before a computation, and stores the computed values in the cache afterwards."""
 
-    def __init__(self, cache: Cache, registry: Registry, random: Random, metrics: Metrics) -> None:
+    def __init__(self, cache: Cache, registry: Registry, metrics: Metrics) -> None:
         self._cache = cache
         self._names = registry.names
-        self._ttls_ms = [entry.ttl_ms for entry in registry]
-        self._random = random
         self._metrics = metrics
         self._hits = [hits([entry.fingerprint.encode()]) for entry in registry]
         self._later: list[tuple[Epoch, Mapping[str, Mapping[int, bytes]], Mapping[str, Profile]]] = []
         self._storing: set[asyncio.Task[None]] = set()
 
-    def hit(self, index: int, held: bytes | None) -> FeatureValue | None:
-        """The value that a key holds, if it was computed with this process's definition of the feature; else None."""
-        return decode(held) if held is not None and self._hits[index]([held]) is not None else None
+    def hit(self, index: int, held: bytes | None, at: Present) -> FeatureValue | None:
+        """The value that a key holds, if it may be served: it was computed with this process's definition of the
+        feature, and it has not expired. Else None."""
+        return decode(held) if held is not None and self._hits[index]([held], at) is not None else None
 
     async def tokens(self, epoch: Epoch, held: Mapping[str, Mapping[int, bytes | None]]) -> dict[str, dict[int, bytes]]:
         """Take a token for each key, by user id and feature index.
@@ -196,16 +221,6 @@ class Filler:
             user_id: {index: next(leased) if raw is None else raw for index, raw in cells.items()}
             for user_id, cells in held.items()
         }
-
-    def with_expiry(self, index: int, value: FeatureValue) -> FeatureValue:
-        """Add the expiry to a computed value: the TTL, less a random share of up to `TTL_JITTER`. A value with an error
-        gets none, so it is not cached."""
-        if value.error is not None:
-            return value
-        ttl_ms = max(1, int(self._ttls_ms[index] * (1 - TTL_JITTER * self._random.random())))
-        return FeatureValue(
-            value.fingerprint, value.seq, value.computed_at_ms, value.computed_at_ms + ttl_ms, value.json
-        )
 
     def fills(self, tokens: Mapping[str, Mapping[int, bytes]], profiles: Mapping[str, Profile]) -> list[Fill]:
         """The compare-and-set operations that store computed values: one for each value with a token and an expiry."""

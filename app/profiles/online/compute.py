@@ -17,6 +17,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from random import Random
 from typing import Any
 
 from app.concurrency.load_estimate import LoadEstimate
@@ -24,11 +25,19 @@ from app.errors import StoreUnavailable, Unavailable
 from app.features.clock import Clock
 from app.features.registry import Registry, encode_value, wrong_dtype
 from app.profiles.availability import FeatureAvailability, FeatureTrouble
-from app.profiles.online.cache_protocol import NULL, FeatureMasks, FeatureValue, Profile, not_computed
+from app.profiles.online.cache_protocol import (
+    LAST_EXPIRY_MS,
+    NULL,
+    FeatureMasks,
+    FeatureValue,
+    Profile,
+    not_computed,
+)
 from app.profiles.ports import ComputeRow, Snapshot, Source
 from app.telemetry import Metrics, logger
 
 CAP = 128
+TTL_JITTER = 0.1
 # The longest estimated wait of a live read for its statement; and the number of users that may wait in any case.
 LIVE_PATIENCE_S, LIVE_ALWAYS = 0.5, 64
 # The same for past moments, counted in slices.
@@ -64,15 +73,18 @@ class Computation:
         clock: Clock,
         metrics: Metrics,
         width: int,
+        random: Random,
         availability: FeatureAvailability | None = None,
     ) -> None:
-        """`width`: how many statements may run at once, which is the number of read connections."""
+        """`width`: how many statements may run at once, which is the number of read connections. `random` shortens the
+        TTLs of cached values."""
         self.availability = availability or FeatureAvailability(registry, clock)
         self._source = source
         self._registry = registry
         self._clock = clock
         self._metrics = metrics
         self._width = width
+        self._random = random
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Statement] = deque()
         self._beginning = 0
@@ -118,7 +130,7 @@ class Computation:
     async def live(self, wanted: Mapping[str, int]) -> dict[str, Profile]:
         """Compute profiles as of now. `wanted` maps user ids to bit masks of features.
 
-        A profile may include features that only another request asked for. Its values have no expiry yet.
+        A profile may include features that only another request asked for.
 
         Raises:
             StoreUnavailable: the database does not answer.
@@ -267,7 +279,7 @@ class Computation:
     def _profile(self, place: int, row: ComputeRow, snapshot: Snapshot, at_ms: int) -> Profile:
         if row.now_ms is not None:
             at_ms = row.now_ms
-        raws = snapshot.rows[place]
+        raws, version = snapshot.rows[place], snapshot.versions[place]
         profile: Profile = {}
         for index in self._masks[row.mask].indices:
             json, error = self._checked(index, raws[index], snapshot.errors.get((place, index)), row.user_id)
@@ -277,8 +289,15 @@ class Computation:
                 self.availability.pause(index, row.user_id, error, slow=True)
             else:
                 self.availability.failed(index, row.user_id, error)
-            profile[index] = FeatureValue(self._fingerprints[index], snapshot.seq, at_ms, None, json, False, error)
+            expires_at_ms = None
+            if row.now_ms is None and error is None:
+                expires_at_ms = min(at_ms + self._ttl_ms(index), snapshot.leaves_ms[place][index], LAST_EXPIRY_MS)
+            profile[index] = FeatureValue(self._fingerprints[index], version, at_ms, expires_at_ms, json, False, error)
         return profile
+
+    def _ttl_ms(self, index: int) -> int:
+        """The feature's TTL, less a random share of up to `TTL_JITTER`, so that values do not all expire at once."""
+        return max(1, int(self._registry[index].ttl_ms * (1 - TTL_JITTER * self._random.random())))
 
     def _checked(self, index: int, raw: object, error: str | None, user_id: str) -> tuple[bytes, str | None]:
         """Encode a value from the database as JSON; return it with None, or null with an error text. `error` is an

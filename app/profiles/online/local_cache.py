@@ -7,7 +7,7 @@ While nothing is committed, a check costs one PRAGMA. Below, "the cache" is the 
 Invariant: a profile that a read finds reflects every event committed before the read began, and was read after the
 last rebuild or erasure, which clears the local caches of all processes. Interleavings prevented; R is a reader, E the
 ingest of an event, A an admin who rebuilds or erases:
-  1. R reads the cache, E commit, E DEL, R keeps       the user's newest event is above the value's number: not kept
+  1. R reads the cache, E commit, E DEL, R keeps       the user's newest event is above the value's version: not kept
   2. E commit, R checks, R reads the cache, R keeps    the same; E's DEL is still to come, but the log has the event
   3. R keeps, E commit, E answer, R finds              the check before each find drops the user
   4. R reads the cache, A writes, A clears, R keeps    the check before keeping sees the clearing: not kept
@@ -25,21 +25,22 @@ from typing import NamedTuple
 from app.errors import StoreUnavailable
 from app.features.clock import Clock
 from app.features.registry import Registry, indices
-from app.profiles.online.cache_protocol import decode
+from app.profiles.online.cache_protocol import CLOCK_SKEW_MS, FeatureValue, decode
 from app.profiles.ports import ChangeFeed
 
-# Limits the effect of a step of the wall clock on an expiry. It costs one MGET a minute for each user.
-MAX_AGE_S = 60.0
 MASKS_PER_USER = 8
 # A proof queries the database on the event loop's thread, so the number in one tick is limited.
 PROOFS_PER_TICK = 16
 
 
-class _Kept(NamedTuple):
-    """The JSON of each feature of a mask, and the time on the monotonic clock at which the entry expires."""
+class KeptProfile(NamedTuple):
+    """A user's profile in the local cache: the JSON and the version of each feature of a mask. It may be served from
+    `computed_at_ms`, the newest of the values' times, until before `expires_at_ms`, the earliest of them."""
 
     values: Sequence[bytes]
-    until: float
+    versions: Sequence[int]
+    computed_at_ms: int
+    expires_at_ms: int
 
 
 class LocalCache:
@@ -51,20 +52,20 @@ class LocalCache:
         self._registry = registry
         self._clock = clock
         self._capacity = capacity
-        self._kept: dict[str, dict[int, _Kept]] = {}
+        self._kept: dict[str, dict[int, KeptProfile]] = {}
         self._seen: set[str] = set()
         self._cleared = 0  # how many times
         self._loop = asyncio.get_running_loop()
         self._checked: bool | None = None
         self._proofs = 0
 
-    def find(self, user_id: str, mask: int) -> Sequence[bytes] | None:
-        """The JSON of each feature of the mask; None without a current entry for the user and exactly this mask."""
+    def find(self, user_id: str, mask: int) -> KeptProfile | None:
+        """The user's profile with exactly the features of the mask; None if it is not kept or has expired."""
         if self._checked is None and user_id not in self._kept:
             return None  # a miss costs no check of the change feed
         of_user = self._kept.get(user_id) if self._check() else None
         kept = of_user.get(mask) if of_user is not None else None
-        return kept.values if kept is not None and self._clock.monotonic() < kept.until else None
+        return kept if kept is not None and self._is_current(kept) else None
 
     def mark(self) -> int:
         """The number of times that the local cache has been cleared. A read takes it before it reads the shared cache,
@@ -83,11 +84,15 @@ class LocalCache:
             return
         self._proofs += 1
         try:
-            left_s = self._proved_for(user_id, mask, held)
+            kept = self._proved(user_id, mask, held, values)
         except StoreUnavailable:
             return
-        if left_s > 0:
-            self._keep(user_id, mask, _Kept(values, self._clock.monotonic() + left_s))
+        if kept is not None and self._is_current(kept):
+            self._keep(user_id, mask, kept)
+
+    def _is_current(self, kept: KeptProfile) -> bool:
+        now_ms = self._clock.now_ms()
+        return kept.computed_at_ms <= now_ms + CLOCK_SKEW_MS and now_ms < kept.expires_at_ms
 
     def _check(self) -> bool:
         """Drop the entries of users with new events; return False if the database cannot be asked. Calls in one tick of
@@ -115,20 +120,27 @@ class LocalCache:
         self._checked = None
         self._proofs = 0
 
-    def _proved_for(self, user_id: str, mask: int, held: Sequence[bytes | None]) -> float:
-        """How many seconds the values may be kept; 0 if one is stale or nothing proves that it is current."""
+    def _proved(
+        self, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]
+    ) -> KeptProfile | None:
+        """The entry to be kept; None if a value is stale or nothing proves that it is current."""
         newest = self._feed.newest(user_id)
         if newest is None:
-            return 0.0
-        expires_at_ms: list[int] = []
+            return None
+        found: list[FeatureValue] = []
         for index, raw in zip(indices(mask), held, strict=True):
             value = decode(raw)
             if value is None or value.is_stale(self._registry[index].newest_event(newest)):
-                return 0.0
-            expires_at_ms.append(value.expires_at_ms or 0)
-        return min((min(expires_at_ms) - self._clock.now_ms()) / 1000, MAX_AGE_S)
+                return None
+            found.append(value)
+        return KeptProfile(
+            values,
+            [value.version for value in found],
+            max(value.computed_at_ms for value in found),
+            min(value.expires_at_ms or 0 for value in found),
+        )
 
-    def _keep(self, user_id: str, mask: int, kept: _Kept) -> None:
+    def _keep(self, user_id: str, mask: int, kept: KeptProfile) -> None:
         of_user = self._kept.pop(user_id, {})
         if len(of_user) >= MASKS_PER_USER:
             of_user.clear()

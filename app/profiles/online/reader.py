@@ -15,6 +15,7 @@ import msgspec
 
 from app.concurrency.overload_queue import OverloadQueue
 from app.errors import Overloaded
+from app.features.clock import Clock
 from app.features.registry import Registry, Scalar, indices
 from app.profiles.online.cache_protocol import NULL, FeatureMasks, Filler, Profile, TrustGate, not_computed
 from app.profiles.online.compute import Computation
@@ -37,6 +38,7 @@ class ProfileReader:
         computation: Computation,
         filler: Filler,
         registry: Registry,
+        clock: Clock,
         metrics: Metrics,
         local_cache: LocalCache | None = None,
     ) -> None:
@@ -53,6 +55,7 @@ class ProfileReader:
             gate=gate,
             computation=computation,
             filler=filler,
+            clock=clock,
             masks=FeatureMasks(registry),
             metrics=metrics,
             local_cache=local_cache,
@@ -111,10 +114,11 @@ class ProfileReader:
         if off == mask:
             return [NULL] * mask.bit_count()
         local_cache = self._trusted_local_cache()
-        values = local_cache.find(user_id, mask & ~off) if local_cache is not None else None
-        if values is not None:
-            self._count_local(len(values))
-        return _with_nulls(values, mask, off) if off and values is not None else values
+        kept = local_cache.find(user_id, mask & ~off) if local_cache is not None else None
+        if kept is None:
+            return None
+        self._count_local(len(kept.values))
+        return _with_nulls(kept.values, mask, off) if off else kept.values
 
     async def read_as_of(self, asked: list[ComputeRow]) -> list[Profile]:
         """Compute profiles as of past moments, one for each row of `asked`, in that order. Nothing is cached.
@@ -158,9 +162,9 @@ class ProfileReader:
         if local_cache is None:
             return {}
         found = {
-            user_id: values
+            user_id: kept.values
             for user_id, mask in wanted.items()
-            if (values := local_cache.find(user_id, mask)) is not None
+            if (kept := local_cache.find(user_id, mask)) is not None
         }
         self._count_local(sum(map(len, found.values())))
         return found

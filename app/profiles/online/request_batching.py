@@ -15,7 +15,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from app.errors import CacheUnavailable, Overloaded
-from app.profiles.online.cache_protocol import FeatureMasks, Filler, Profile, TrustGate, not_computed
+from app.features.clock import Clock
+from app.profiles.online.cache_protocol import (
+    FeatureMasks,
+    Filler,
+    Present,
+    Profile,
+    TrustGate,
+    not_computed,
+    present,
+)
 from app.profiles.online.compute import Computation
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import Cache, Epoch
@@ -63,6 +72,7 @@ class RequestBatching:
         gate: TrustGate,
         computation: Computation,
         filler: Filler,
+        clock: Clock,
         masks: FeatureMasks,
         metrics: Metrics,
         local_cache: LocalCache | None,
@@ -71,6 +81,7 @@ class RequestBatching:
         self._gate = gate
         self._computation = computation
         self._filler = filler
+        self._clock = clock
         self._masks = masks
         self._metrics = metrics
         self._local_cache = local_cache
@@ -116,9 +127,10 @@ class RequestBatching:
                 epoch, held = await self._cache.read_rows(
                     [(user_id, masks[mask].features) for request in waiting for user_id, mask in request.wanted.items()]
                 )
-                waiting, profiles, missing = self._answer_hits(waiting, held, mark)
+                at = present(self._clock.now_ms())
+                waiting, profiles, missing = self._answer_hits(waiting, held, at, mark)
                 if missing:
-                    await self._fill_in(epoch, missing, profiles)
+                    await self._fill_in(epoch, missing, at, profiles)
                 self._answer(waiting, profiles)
         except CacheUnavailable:
             await self._degrade(waiting, "unavailable")
@@ -129,7 +141,7 @@ class RequestBatching:
                 raise
 
     def _answer_hits(
-        self, requests: list[_BatchedRead], held: list[bytes | None], mark: int
+        self, requests: list[_BatchedRead], held: list[bytes | None], at: Present, mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
         """Answer the requests whose values are all cached. Returns the other requests, with the profiles of their users
         so far and the keys that they miss."""
@@ -146,10 +158,10 @@ class RequestBatching:
             for user_id, mask in request.wanted.items():
                 feature_mask = self._masks[mask]
                 part = held[start : (start := start + feature_mask.width)]
-                values = feature_mask.values(part)
+                values = feature_mask.values(part, at)
                 if values is None:
                     break
-                answer[user_id] = values if request.plain else self._found(user_id, mask, part, missing)
+                answer[user_id] = values if request.plain else self._found(user_id, mask, part, at, missing)
                 if local_cache is not None and request.plain:
                     local_cache.offer(mark, user_id, mask, part, values)
             else:
@@ -164,19 +176,19 @@ class RequestBatching:
             waiting.append(request)
             for user_id, mask in request.wanted.items():
                 part = held[start : (start := start + self._masks[mask].width)]
-                profiles.setdefault(user_id, {}).update(self._found(user_id, mask, part, missing))
+                profiles.setdefault(user_id, {}).update(self._found(user_id, mask, part, at, missing))
         unavailable = sum(1 for profile in profiles.values() for value in profile.values() if value.error)
         misses = sum(map(len, missing.values()))
         self._metrics.cache_hits.inc(len(held) - misses - unavailable - shed)
         self._metrics.cache_misses.inc(misses)
         return waiting, profiles, missing
 
-    def _found(self, user_id: str, mask: int, held: list[bytes | None], missing: Held) -> Profile:
+    def _found(self, user_id: str, mask: int, held: list[bytes | None], at: Present, missing: Held) -> Profile:
         """A user's profile from the contents of the keys: the hits, and nulls for paused features. The other misses are
         added to `missing`."""
         profile: Profile = {}
         for index, raw in zip(self._masks[mask].indices, held, strict=True):
-            value = self._filler.hit(index, raw)
+            value = self._filler.hit(index, raw, at)
             if value is not None:
                 profile[index] = value
             elif (trouble := self._computation.withheld(index, user_id)) is not None:
@@ -213,9 +225,14 @@ class RequestBatching:
         except Exception as error:
             request.fail(error)
             return
+        if not request.plain:  # an expiry would say that the values are cached
+            profiles = {
+                user_id: {index: value._replace(expires_at_ms=None) for index, value in profile.items()}
+                for user_id, profile in profiles.items()
+            }
         self._answer([request], profiles)
 
-    async def _fill_in(self, epoch: Epoch, missing: Held, profiles: dict[str, Profile]) -> None:
+    async def _fill_in(self, epoch: Epoch, missing: Held, at: Present, profiles: dict[str, Profile]) -> None:
         """Compute the missing values into `profiles`; they are stored in the cache after the answer. Tokens are taken
         before the computation, as the cache protocol demands."""
         # The users are counted while their tokens are taken. Interleaving prevented: 1. many groups check for overload;
@@ -228,7 +245,7 @@ class RequestBatching:
         wanted: dict[str, int] = {}
         for user_id, cells in missing.items():
             for index, raw in cells.items():
-                if raw is None and (value := self._filler.hit(index, tokens[user_id][index])) is not None:
+                if raw is None and (value := self._filler.hit(index, tokens[user_id][index], at)) is not None:
                     profiles[user_id][index] = value  # filled by another reader since the MGET
                     del tokens[user_id][index]
                 else:
@@ -238,5 +255,5 @@ class RequestBatching:
         computed = await self._computation.live(wanted)
         for user_id in wanted:
             for index in tokens[user_id]:
-                profiles[user_id][index] = self._filler.with_expiry(index, computed[user_id][index])
+                profiles[user_id][index] = computed[user_id][index]
         self._filler.store_later(epoch, tokens, profiles)

@@ -1,6 +1,6 @@
 """Rebuilds cached values: computes them again and replaces them, while readers keep hitting the old ones.
 
-The held value is the token of the cache protocol, since its bytes carry its sequence number. So no reader misses
+The held value is the token of the cache protocol, since its bytes carry its version. So no reader misses
 meanwhile, and if an event comes in between, the fill is refused, as every fill is. It is tried again with a fresh token
 and snapshot. Invariants: a rebuilt value that was stored was computed after the rebuild began. If it was not stored,
 because events kept coming or the cache is unavailable, no older value is left in the cache either.
@@ -79,7 +79,7 @@ class Rebuilder:
             profile = profiles.setdefault(user_id, {})
             for index in indices(mask):
                 value = computed[user_id][index]
-                profile[index] = self._filler.with_expiry(index, value) if tokens else value
+                profile[index] = value if tokens else value._replace(expires_at_ms=None)
         if not tokens:
             return dict(wanted)
         fills = self._filler.fills(tokens, profiles)

@@ -32,7 +32,7 @@ from app.telemetry import logger
 
 T = TypeVar("T")
 Parameters = Sequence[object] | Mapping[str, object]
-SCHEMA_REVISION = "0006"
+SCHEMA_REVISION = "0007"
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 LOG_FULL_EVERY_S = 60.0
 STILL_FULL_S = 5.0

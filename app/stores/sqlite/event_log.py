@@ -18,7 +18,9 @@ from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import LoggedEvent, TipEvent, TipFeedback, TipServed, stored_action, subject_of
 from app.stores.sqlite.database import Database
 
-SELECT_KNOWN = "SELECT event_id, digest FROM event_log WHERE event_id IN (SELECT value FROM json_each(?))"
+# An event's key: its user and its id, which is unique among the events of the user.
+_KEYS = "SELECT value ->> 0, value ->> 1 FROM json_each(?)"
+SELECT_KNOWN = f"SELECT user_id, event_id, digest FROM event_log WHERE (user_id, event_id) IN ({_KEYS})"
 SELECT_LAST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'event_log'"
 SELECT_FEATURE_KEYS = "SELECT subject, json_group_array(feature) FROM feature_keys GROUP BY subject"
 INSERT_LOG = """
@@ -36,6 +38,7 @@ INSERT INTO tip_feedback
     (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id, action, dwell_ms)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+_Key = tuple[str, str]
 # Each size makes one statement, which stays in the connection's cache. SQLite allows 32,766 values in one statement.
 _ROWS_AT_ONCE = (256, 64, 16, 4, 1)
 EVENT_COLUMNS = """log.seq, log.event_id, log.subject, log.user_id, COALESCE(log.claimed_at_ms, log.occurred_at_ms),
@@ -66,7 +69,7 @@ WHERE consumed_at_ms IS NULL AND seq IN (SELECT value FROM json_each(?))
 # lag and waiting times are measured.
 UPDATE_HISTORICAL = tuple(
     f"""UPDATE {table} SET received_at_ms = occurred_at_ms WHERE received_at_ms > occurred_at_ms
-        AND seq IN (SELECT seq FROM event_log WHERE event_id IN (SELECT value FROM json_each(?)))"""
+        AND seq IN (SELECT seq FROM event_log WHERE (user_id, event_id) IN ({_KEYS}))"""
     for table in ("tip_views", "tip_feedback")
 )
 SELECT_OLDEST = "SELECT MIN(occurred_at_ms) FROM event_log"
@@ -138,24 +141,27 @@ def _append_all(
     """Decide for each request whether its events are stored, then insert all rows. Few statements insert them, because
     each statement waits for the GIL."""
     features = _features_by_subject(connection)
-    ids = [item.event.event_id for events in requests for item in events]
-    known: dict[str, bytes] = dict(connection.execute(SELECT_KNOWN, (json.dumps(ids),)).fetchall())
+    keys = [_key(item) for events in requests for item in events]
+    known: dict[_Key, bytes] = {
+        (user_id, event_id): digest
+        for user_id, event_id, digest in connection.execute(SELECT_KNOWN, (json.dumps(keys),))
+    }
     # No other writer draws numbers: the write lock is held. AUTOINCREMENT records the highest explicit number.
     row = connection.execute(SELECT_LAST_SEQ).fetchone()
     first = (row[0] if row else 0) + 1
     fresh: list[Admitted] = []
-    historical: list[str] = []
+    historical: list[_Key] = []
     outcomes: list[Appended | ClashingEvent] = []
     for events in requests:
         own = _fresh(events, known)
         if isinstance(own, ClashingEvent):
             outcomes.append(own)
             continue
-        known.update((item.event.event_id, item.digest) for item in own)
+        known.update((_key(item), item.digest) for item in own)
         seqs = tuple(range(first + len(fresh), first + len(fresh) + len(own)))
         outcomes.append(Appended(len(own), len(events) - len(own), seqs, _stale(events, features)))
         fresh += own
-        historical += [item.event.event_id for item in events if item.historical]
+        historical += [_key(item) for item in events if item.historical]
     if fresh:
         _insert(connection, first, fresh, consumed_at_ms)
     if historical:
@@ -164,16 +170,20 @@ def _append_all(
     return outcomes
 
 
-def _fresh(events: Sequence[Admitted], known: Mapping[str, bytes]) -> list[Admitted] | ClashingEvent:
+def _key(item: Admitted) -> _Key:
+    return item.event.user_id, item.event.event_id
+
+
+def _fresh(events: Sequence[Admitted], known: Mapping[_Key, bytes]) -> list[Admitted] | ClashingEvent:
     """The events of a request that are not stored yet, each once; or the first that reuses an id with other content."""
-    own: dict[str, Admitted] = {}
+    own: dict[_Key, Admitted] = {}
     for index, item in enumerate(events):
-        event_id = item.event.event_id
-        stored = own[event_id].digest if event_id in own else known.get(event_id)
+        key = _key(item)
+        stored = own[key].digest if key in own else known.get(key)
         if stored is None:
-            own[event_id] = item
+            own[key] = item
         elif stored != item.digest:
-            return ClashingEvent(index, event_id)
+            return ClashingEvent(index, item.event.event_id)
     return list(own.values())
 
 

@@ -60,10 +60,12 @@ def check_features(registry: Registry, connection: sqlite3.Connection) -> None:
     """
     for entry in registry:
         _relations_of(entry)
-        statement, parameters = build(Registry([entry])), {"clock_ms": 0, "asked": "[]"}
+        statements, parameters = build(Registry([entry])), {"clock_ms": 0, "asked": "[]"}
+        plan: list[tuple[object, ...]] = []
         try:
-            plan = connection.execute("EXPLAIN QUERY PLAN " + statement, parameters).fetchall()
-            connection.execute("EXPLAIN " + statement, parameters).fetchall()
+            for statement in (statements.live, statements.past):
+                plan += connection.execute("EXPLAIN QUERY PLAN " + statement, parameters).fetchall()
+                connection.execute("EXPLAIN " + statement, parameters).fetchall()
         except sqlite3.Error as error:
             raise RegistryError(entry.name, _explained(error)) from error
         for *_, step in plan:

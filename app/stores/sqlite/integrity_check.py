@@ -21,8 +21,8 @@ WHERE NOT EXISTS (SELECT 1 FROM tip_views WHERE tip_views.seq = tail.seq)
     AND NOT EXISTS (SELECT 1 FROM tip_feedback WHERE tip_feedback.seq = tail.seq)
 UNION ALL
 SELECT seq, 'is missing from the index of event ids' FROM tail
-WHERE NOT EXISTS (SELECT 1 FROM event_log AS log INDEXED BY sqlite_autoindex_event_log_1
-                  WHERE log.event_id = tail.event_id AND log.seq = tail.seq)
+WHERE NOT EXISTS (SELECT 1 FROM event_log AS log INDEXED BY event_log_by_id
+                  WHERE log.user_id = tail.user_id AND log.event_id = tail.event_id AND log.seq = tail.seq)
 UNION ALL
 SELECT seq, 'is missing from the index of users' FROM tail
 WHERE NOT EXISTS (SELECT 1 FROM event_log AS log INDEXED BY event_log_by_user

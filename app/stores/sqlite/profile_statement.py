@@ -1,73 +1,104 @@
 """Builds the SQL statement that computes features, for one user or many, now or at any past moment.
 
 Each feature becomes a scalar subquery, correlated with the requested row. In it, `views` and `feedback` are common
-table expressions. They contain only events of that row's user that occurred after `now - window` and arrived by the
-row's `known_ms`. They are NOT MATERIALIZED, so that these bounds reach the covering index. The SQL of a feature has no
-time bounds, so one statement serves many moments. A feature is computed only if its bit is set in the row's mask.
+table expressions. They contain only events of that row's user within the feature's window. They are NOT MATERIALIZED,
+so that the bounds reach the covering index. The SQL of a feature has no time bounds, so one statement serves many
+moments. A feature is computed only if its bit is set in the row's mask.
 
-Only a past moment bounds event times from above. A live read has no upper bound: an accepted event counts at once, even
-if the clock of this process is behind, and no event of one user moves the window of another.
+A live statement bounds event times only from below: an accepted event counts at once, even if the clock of this process
+is behind, and no event of one user moves the window of another. It also selects the version of the user, and the oldest
+event in each window, both by a seek in an index.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from app.features.events import KNOWN_SUBJECTS, RELATIONS
 from app.features.registry import Registry
 
-_NARROWED = """
-        WHERE user_id = asked.user_id
-          AND occurred_at_ms > asked.now_ms - {window_ms} AND occurred_at_ms <= asked.until_ms
-          AND received_at_ms <= asked.known_ms"""
-
+TABLES = {"views": "tip_views", "feedback": "tip_feedback"}
 _LOCAL_HOUR = "((occurred_at_ms + utc_offset_min * 60000) / 3600000) % 24 AS local_hour"
-
-_FEATURE = (
-    """
+_FEATURE = """
     CASE WHEN asked.mask & {bit} THEN (
         WITH views AS NOT MATERIALIZED (
-        SELECT user_id, tip_id, occurred_at_ms, """
-    + _LOCAL_HOUR
-    + """, decision_id FROM tip_views"""
-    + _NARROWED
-    + """),
+        SELECT user_id, tip_id, occurred_at_ms, {local_hour}, decision_id FROM tip_views
+        {narrowed}),
         feedback AS NOT MATERIALIZED (
-        SELECT user_id, tip_id, occurred_at_ms, """
-    + _LOCAL_HOUR
-    + """, action, dwell_ms, decision_id FROM tip_feedback"""
-    + _NARROWED
-    + """)
+        SELECT user_id, tip_id, occurred_at_ms, {local_hour}, action, dwell_ms, decision_id FROM tip_feedback
+        {narrowed})
         SELECT CASE COUNT(*) WHEN 1 THEN MAX(value) WHEN 0 THEN NULL ELSE x'' END FROM (
 {compute}
         )
     ) END AS "{name}\""""
-)
-
-_STATEMENT = """
-WITH newest AS MATERIALIZED (
-    SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'event_log'), 0) AS seq
-),
-asked AS MATERIALIZED (
-    SELECT item.key AS place, item.value ->> 0 AS user_id, item.value ->> 1 AS mask,
+_LIVE_ROWS = """SELECT item.key AS place, item.value ->> 0 AS user_id, item.value ->> 1 AS mask
+    FROM json_each(:asked) AS item"""
+_LIVE_BOUNDS = "WHERE user_id = asked.user_id AND occurred_at_ms > :clock_ms - {window_ms}"
+_PAST_ROWS = """SELECT item.key AS place, item.value ->> 0 AS user_id, item.value ->> 1 AS mask,
            COALESCE(item.value ->> 2, :clock_ms) AS now_ms,
-           COALESCE(item.value ->> 2, 9223372036854775807) AS until_ms,
+           COALESCE(iif(item.value ->> 4 IS NULL, item.value ->> 2, NULL), 9223372036854775807) AS until_ms,
            COALESCE(item.value ->> 3, 9223372036854775807) AS known_ms,
-           newest.seq AS seq
-    FROM json_each(:asked) AS item, newest
+           COALESCE(item.value ->> 4, 9223372036854775807) AS version
+    FROM json_each(:asked) AS item"""
+_PAST_BOUNDS = """WHERE user_id = asked.user_id
+          AND occurred_at_ms > asked.now_ms - {window_ms} AND occurred_at_ms <= asked.until_ms
+          AND received_at_ms <= asked.known_ms AND seq <= asked.version"""
+_VERSION = "MAX({of_subjects}) AS version".format(
+    of_subjects=", ".join(
+        f"COALESCE((SELECT MAX(seq) FROM event_log WHERE user_id = asked.user_id AND subject = '{subject}'), 0)"
+        for subject in sorted(KNOWN_SUBJECTS)
+    )
 )
-SELECT asked.seq, {columns}
+_OLDEST = "(SELECT MIN(occurred_at_ms) FROM {table} {bounds})"
+_STATEMENT = """
+WITH asked AS MATERIALIZED (
+    {rows}
+)
+SELECT {columns}
 FROM asked
 ORDER BY asked.place
 """
 
 
-def build(registry: Registry) -> str:
-    """The SQL that computes the features of a registry.
+class Statements(NamedTuple):
+    """The SQL that computes the features of a registry: `live` computes rows as of now, `past` rows of any moment.
 
-    Parameters: `:clock_ms`, and `:asked`, a JSON array of [user, mask, now_ms, known_ms]. The rows of the result are in
-    the order of `:asked`: the newest sequence number, then one value per feature. If a feature's SQL returns several
-    rows for a user, the value is an empty blob, which is invalid for every dtype.
+    Parameters: `:clock_ms`, and `:asked`, a JSON array of `ComputeRow`. The rows of the result are in the order of
+    `:asked`. Their columns are the user's version, for `live` the event time of the oldest event in each of `windows`,
+    and one value per feature. If a feature's SQL returns several rows for a user, the value is an empty blob, which is
+    invalid for every dtype.
+
+    `windows` are the pairs of a relation and a window in milliseconds that the features have.
     """
-    columns = (
-        _FEATURE.format(bit=1 << index, name=entry.name, window_ms=entry.window_ms, compute=entry.compute)
-        for index, entry in enumerate(registry)
+
+    live: str
+    past: str
+    windows: tuple[tuple[str, int], ...]
+
+
+def build(registry: Registry) -> Statements:
+    windows = tuple(
+        dict.fromkeys((relation, entry.window_ms) for entry in registry for relation in entry.relations or RELATIONS)
     )
-    return _STATEMENT.format(columns=",".join(columns))
+    oldest = [
+        _OLDEST.format(table=TABLES[relation], bounds=_LIVE_BOUNDS.format(window_ms=window_ms))
+        for relation, window_ms in windows
+    ]
+    return Statements(
+        _STATEMENT.format(rows=_LIVE_ROWS, columns=", ".join([_VERSION, *oldest, *_features(registry, _LIVE_BOUNDS)])),
+        _STATEMENT.format(rows=_PAST_ROWS, columns=", ".join([_VERSION, *_features(registry, _PAST_BOUNDS)])),
+        windows,
+    )
+
+
+def _features(registry: Registry, bounds: str) -> list[str]:
+    return [
+        _FEATURE.format(
+            bit=1 << index,
+            name=entry.name,
+            local_hour=_LOCAL_HOUR,
+            narrowed=bounds.format(window_ms=entry.window_ms),
+            compute=entry.compute,
+        )
+        for index, entry in enumerate(registry)
+    ]

@@ -13,8 +13,9 @@ import sqlite3
 from collections.abc import Sequence
 from time import monotonic
 
+from app.features.events import RELATIONS
 from app.features.registry import Registry, indices
-from app.profiles.ports import ComputeRow, Snapshot
+from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot
 from app.stores.sqlite.connection import ThreadConnection, error_name
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.profile_statement import build
@@ -39,7 +40,13 @@ class SqliteSource:
     def __init__(self, database: Database, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S) -> None:
         """`timeout_s` limits each statement, in seconds."""
         self._readers = database.readers
-        self._statement = build(registry)
+        self._statements = build(registry)
+        windows = self._statements.windows
+        # For each feature, the places in `windows` of its relations, and its window.
+        self._windows = [
+            (tuple(windows.index((name, entry.window_ms)) for name in entry.relations or RELATIONS), entry.window_ms)
+            for entry in registry
+        ]
         self._window_ms = registry.longest_window_ms(registry.full_mask)
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(width)
@@ -92,11 +99,27 @@ class SqliteSource:
     async def _run(
         self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow], timeout_s: float | None = None
     ) -> Snapshot:
-        parameters = {"clock_ms": clock_ms, "asked": json.dumps(asked)}
+        live = all(row.now_ms is None for row in asked)
+        statement = self._statements.live if live else self._statements.past
+        parameters = {"clock_ms": clock_ms, "asked": json.dumps([row[:2] for row in asked] if live else asked)}
         rows = await reader.run(
-            lambda connection: connection.execute(self._statement, parameters).fetchall(), timeout_s or self._timeout_s
+            lambda connection: connection.execute(statement, parameters).fetchall(), timeout_s or self._timeout_s
         )
-        return Snapshot(rows[0][0], [row[1:] for row in rows], {})
+        values = 1 + len(self._statements.windows) if live else 1  # the first column of them
+        return Snapshot(
+            [row[values:] for row in rows],
+            [row[0] for row in rows],
+            [self._leaves_ms(row[1:values]) for row in rows] if live else [()] * len(rows),
+            {},
+        )
+
+    def _leaves_ms(self, oldest: Sequence[int | None]) -> Sequence[int]:
+        """For each feature, the moment at which the oldest event leaves its window. `oldest` has the event times of the
+        oldest events by window."""
+        return [
+            min(END_OF_TIME_MS if (ms := oldest[place]) is None else ms + window_ms for place in places)
+            for places, window_ms in self._windows
+        ]
 
     async def _compute_separately(
         self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow], separate: int
@@ -130,7 +153,7 @@ class SqliteSource:
                         users = sum(one.mask >> index & 1 for one in asked[: place + 1])
                         overdue[index] = errors[place, index] = self._too_long(users)
                 left_s[index] = max(0.001, left_s[index] - (monotonic() - started))
-        return Snapshot(snapshot.seq, rows, errors, sum(1 << index for index in overdue))
+        return snapshot._replace(rows=rows, errors=errors, overdue=sum(1 << index for index in overdue))
 
     def _too_long(self, users: int) -> str:
         rows = "one user" if users == 1 else f"{users} users together"
