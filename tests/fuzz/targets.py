@@ -20,7 +20,7 @@ from app.events.validation import Admission, decode_json, decode_lines, digest, 
 from app.features.clock import rfc3339
 from app.features.events import TipEvent
 from app.features.ids import id_problem
-from app.profiles.online.cache_protocol import decode, encode, hits
+from app.profiles.online.cache_protocol import decode, encode, hits, present
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key, keys_of
 
@@ -38,10 +38,11 @@ def codec(raw: bytes) -> None:
     assert found.json
     again = decode(encode(found))
     assert again == found
-    fast = hits([found.fingerprint])([raw])
+    at = present(found.computed_at_ms)
+    fast = hits([found.fingerprint])([raw], at)
     assert fast is None or list(fast) == [found.json]
     # A reader of several values does not mix them up.
-    two = hits([found.fingerprint, found.fingerprint])([raw, raw])
+    two = hits([found.fingerprint, found.fingerprint])([raw, raw], at)
     assert two is None or list(two) == [found.json, found.json]
 
 

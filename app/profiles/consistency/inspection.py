@@ -204,7 +204,7 @@ class Inspector:
         return {user_id: {index: next(held) for index in wanted} for user_id in user_ids} if held is not None else None
 
     def _cell(self, index: int, raw: bytes | None, profile: Profile, newest: Mapping[str, int]) -> InspectedCell:
-        entry, outcome = self._registry[index], profile[index]
+        entry, outcome = self._registry[index], profile[index]._replace(expires_at_ms=None)  # not cached
         disabled = bool(self._computation.availability.disabled >> index & 1)
         value = self._hit(index, raw, present(outcome.computed_at_ms))
         if value is None:

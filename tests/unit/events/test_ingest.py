@@ -151,9 +151,9 @@ async def test_only_that_request_is_refused_when_one_of_several_conflicts(fixtur
 @pytest.mark.parametrize(
     ("batch", "path"),
     [
-        (decode_json(msgspec.json.encode(served("bob", event_id="a"))), "event_id"),
-        (decode_json(body(served("bob", event_id="a"))), "[0].event_id"),
-        (decode_lines(b"\n\n" + msgspec.json.encode(served("bob", event_id="a"))), "line 3.event_id"),
+        (decode_json(msgspec.json.encode(served("ann", event_id="a", tip_id="other"))), "event_id"),
+        (decode_json(body(served("ann", event_id="a", tip_id="other"))), "[0].event_id"),
+        (decode_lines(b"\n\n" + msgspec.json.encode(served("ann", event_id="a", tip_id="other"))), "line 3.event_id"),
     ],
     ids=["alone", "array", "lines"],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from random import Random
 from typing import Annotated
 
 import msgspec
@@ -59,7 +60,7 @@ async def test_categorical_feature_needs_an_entry_and_a_mirror_line(
     await announce(database, EXTENDED, NOW_MS)
     actions = (Action.COMPLETED, Action.SNOOZED, Action.SNOOZED, Action.DISMISSED, Action.DISMISSED)
     (stored,) = await event_log.append([[admitted(feedback("ann", NOW_MS - 1, action)) for action in actions]])
-    computation = Computation(SqliteSource(database, EXTENDED), EXTENDED, FakeClock(), Metrics(), width=2)
+    computation = Computation(SqliteSource(database, EXTENDED), EXTENDED, FakeClock(), Metrics(), 2, Random(1))
 
     computed = await computation.live({"ann": EXTENDED.full_mask, "bob": EXTENDED.full_mask})
 

@@ -29,7 +29,8 @@ class TimedSource:
         rows = [[1, None, "x" if row.user_id == "cid" else 1] for row in asked]
         failing = asked[0].mask & 0b10
         errors = {(place, 1): "late" for place, row in enumerate(asked) if row.user_id == "bob" and failing}
-        return Snapshot(1, rows, errors, 0b10 if errors and self._overdue else 0)
+        count = len(rows)
+        return Snapshot(rows, [1] * count, [()] * count, errors, 0b10 if errors and self._overdue else 0)
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
         raise AssertionError

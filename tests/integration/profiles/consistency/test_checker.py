@@ -183,7 +183,7 @@ async def test_monitor_counts_logs_and_repairs_a_violation(
     assert service.counted("consistency_violations", feature=VOLUME, fault="unexplained") == 1
     assert service.counted("consistency_repairs") == 1
     (line,) = recorder.of("consistency_violation")
-    assert (line["feature"], line["held"], line["computed"], line["held_seq"]) == (VOLUME, "77", "1", 1)
+    assert (line["feature"], line["held"], line["computed"], line["held_version"]) == (VOLUME, "77", "1", 1)
     assert (line["event_seq"], line["after"], line["newest_events"]) == (1, "1s", {"signals.tip.served": 1})
     assert "ann" not in line["user"]
     assert (await service.features("ann"))[VOLUME] == 1

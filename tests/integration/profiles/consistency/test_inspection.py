@@ -14,9 +14,10 @@ from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS
 from app.features.registry import Registry
 from app.profiles.consistency.inspection import ATTEMPTS, Inspection, Inspector
-from app.profiles.online.cache_protocol import LEASE, FeatureValue, encode
+from app.profiles.online.cache_protocol import LEASE, FeatureValue, Filler, encode
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key
+from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, no_pause
 from tests.support.entries import entry
 from tests.support.events import feedback, served
@@ -35,10 +36,12 @@ async def _never(_: float) -> None:
 def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]] = no_pause) -> Inspector:
     return Inspector(
         cache=service.cache,
+        filler=Filler(service.cache, service.registry, Metrics()),
         trusted=service.inner.trust_gate.holds,
         users=service.inner.users,
         computation=service.computation,
         registry=service.registry,
+        clock=service.clock,
         pause=pause,
     )
 
@@ -112,7 +115,7 @@ async def test_each_cell_has_its_own_state(service: PausableService, group: Serv
     }
     held = inspection.cells[VOLUME].held
     assert held is not None
-    assert (held.json, held.seq, inspection.cells[VOLUME].outcome.json) == (b"0", 0, b"1")
+    assert (held.json, held.version, inspection.cells[VOLUME].outcome.json) == (b"0", 0, b"1")
     assert inspection.reading(VOLUME).json == b"0"  # a read would have answered that
 
 
@@ -122,27 +125,29 @@ async def test_only_events_of_its_subjects_make_a_cell_stale(service: PausableSe
     assert by_name(await inspect(service), "state")["completion_rate_30d"] == "fresh"
 
 
-async def test_difference_is_explained_by_a_moved_window(service: PausableService) -> None:
+async def test_value_is_expired_when_its_oldest_event_has_left_the_window(service: PausableService) -> None:
     await service.send(served("ann", NOW_MS - 30 * DAY_MS + 60_000), served("ann", NOW_MS))
     await service.features("ann")
     await service.drain()
-    service.clock.advance(120_000)
+    service.clock.step_to(NOW_MS + 59_999)
     cell = (await inspect(service, _never)).cells[VOLUME]
     assert cell.held is not None
-    assert (cell.state, cell.held.json, cell.outcome.json, cell.difference) == ("fresh", b"2", b"1", "time")
+    assert (cell.state, cell.held.json, cell.outcome.json, cell.difference) == ("fresh", b"2", b"2", "none")
+    service.clock.step_to(NOW_MS + 60_000)
+    cell = (await inspect(service, _never)).cells[VOLUME]
+    assert (cell.state, cell.holds, cell.held, cell.outcome.json) == ("missing", "expired", None, b"1")
 
 
-async def test_event_at_the_computation_time_explains_a_difference(
-    service: PausableService, group: ServiceGroup
+@pytest.mark.parametrize(("text", "difference"), [(b"1", "none"), (b"2", "none"), (b"3", "unexplained")])
+async def test_value_computed_by_a_clock_ahead_is_judged_at_its_own_moment(
+    service: PausableService, group: ServiceGroup, text: bytes, difference: str
 ) -> None:
-    await service.send(served("ann", NOW_MS - 30 * DAY_MS + 60_000))
-    service.clock.advance(20)
-    await service.send(served("ann", NOW_MS + 20))
-    # Begun at NOW_MS, and the statement 20 ms later: it saw the second event.
+    await service.send(served("ann", NOW_MS - 30 * DAY_MS + 500), served("ann", NOW_MS))
+    service.clock.step_to(NOW_MS + 900)
+    await put(service, group, "tip_volume_30d", 2, text)
     service.clock.step_to(NOW_MS)
-    await put(service, group, "tip_volume_30d", 2, b"2")
-    service.clock.advance(120_000)
-    assert (await inspect(service)).cells[VOLUME].difference == "time"
+    cell = (await inspect(service)).cells[VOLUME]
+    assert (cell.state, cell.outcome.json, cell.difference) == ("fresh", b"2", difference)
 
 
 async def test_difference_is_unexplained_without_event_or_time(service: PausableService, group: ServiceGroup) -> None:
@@ -245,11 +250,11 @@ async def test_cells_are_unknown_when_the_cache_fails_on_recheck(fragile_world: 
     assert inspection.reading(VOLUME).json == b"1"
 
 
-async def test_newer_value_needs_no_recheck(service: PausableService, group: ServiceGroup) -> None:
+async def test_value_of_a_version_that_does_not_exist_is_judged(service: PausableService, group: ServiceGroup) -> None:
     await service.send(served("ann"))
     await put(service, group, "tip_volume_30d", 99, b"77")
-    cell = (await inspect(service, _never)).cells[VOLUME]
-    assert (cell.state, cell.difference) == ("fresh", None)
+    cell = (await inspect(service)).cells[VOLUME]
+    assert (cell.state, cell.difference) == ("fresh", "unexplained")
 
 
 async def test_cache_is_not_trusted_when_an_invalidation_is_owed(service: PausableService, group: ServiceGroup) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from app.profiles.online.local_cache import MASKS_PER_USER, MAX_AGE_S, PROOFS_PER_TICK, LocalCache
+from app.profiles.online.cache_protocol import LAST_EXPIRY_MS
+from app.profiles.online.local_cache import MASKS_PER_USER, PROOFS_PER_TICK, KeptProfile, LocalCache
 from app.stores.sqlite.change_feed import ADVANCE_LOCAL_CACHE_EPOCH, SELECT_LOCAL_CACHE_EPOCH, SELECT_TAIL, TAIL_CAP
 from app.stores.sqlite.users import DELETE_USER, UPDATE_SEQ
 from app.stores.valkey.embedded import EmbeddedServer
@@ -31,6 +32,13 @@ async def kept(service: PausableService, *user_ids: str) -> None:
             await service.plain(user_id)
             await service.drain()
         assert await is_near(service, user_id)
+
+
+async def seen(service: PausableService, user_id: str) -> None:
+    """Plain reads until the next one keeps the user near."""
+    for _ in range(NEAR_AFTER - 1):
+        await service.plain(user_id)
+        await service.drain()
 
 
 async def is_near(service: PausableService, user_id: str) -> bool:
@@ -125,8 +133,7 @@ async def test_old_value_is_not_kept_before_its_deletion(group: ServiceGroup) ->
 async def test_old_value_is_not_kept_when_an_event_interleaves(group: ServiceGroup) -> None:
     """R reads the old value, E commit, E DEL, E answer, R keeps; R finds."""
     reader, writer = await group.open(), await group.open()
-    await kept(reader, USER)
-    let_pass(group.clock, MAX_AGE_S)
+    await seen(reader, USER)
     reading = await group.stopped_at(reader.cache.after_read, reader.plain(USER))
     await writer.send(served(USER))
     reader.cache.after_read.go()
@@ -138,8 +145,7 @@ async def test_old_value_is_not_kept_when_a_clear_interleaves(group: ServiceGrou
     """R reads the old value, A erases, A DEL, A recalls, R keeps, R finds: the log forgot the user."""
     reader, admin = await group.open(), await group.open()
     await reader.send(served(USER))
-    await kept(reader, USER)
-    let_pass(group.clock, MAX_AGE_S)
+    await seen(reader, USER)
     reading = await group.stopped_at(reader.cache.after_read, reader.plain(USER))
     await admin.erase(USER)
     reader.cache.after_read.go()
@@ -240,23 +246,18 @@ async def test_values_rebuilt_by_another_process_are_read(group: ServiceGroup, d
     assert (await reader.plain(USER))["tip_volume_30d"] == 0
 
 
-async def test_profile_is_read_again_after_a_minute(service: PausableService) -> None:
-    await kept(service, USER)
-    let_pass(service.clock, MAX_AGE_S - 1)
-    assert await is_near(service, USER)
-    let_pass(service.clock, 1)
-    assert not await is_near(service, USER)
-    assert await is_near(service, USER)
-
-
-async def test_profile_is_not_kept_beyond_a_ttl(service: PausableService) -> None:
+async def test_profile_is_answered_only_between_its_times(service: PausableService) -> None:
     await service.plain(USER)
     await service.drain()
-    (soonest,) = {min(reading.expires_at_ms or 0 for reading in (await service.profile(USER)).values())}
-    service.clock.step_to(soonest - 500)
+    profile = await service.profile(USER)
+    begin = profile[0].computed_at_ms
+    end = min(value.expires_at_ms or 0 for value in profile.values())
     await kept(service, USER)
-    let_pass(service.clock, 0.5)
-    assert not await is_near(service, USER)
+    for at_ms, near in ((end - 1, True), (end, False), (begin - 1_000, True), (begin - 1_001, False)):
+        service.clock.step_to(begin)
+        await kept(service, USER)
+        service.clock.step_to(at_ms)
+        assert await is_near(service, USER) == near
 
 
 @pytest.mark.parametrize("trouble", ["owed", "locked out"])
@@ -310,8 +311,10 @@ async def test_local_cache_is_cleared_when_too_many_events_came(group: ServiceGr
 class Unproved(LocalCache):
     """A mutant: it keeps whatever the cache held."""
 
-    def _proved_for(self, user_id: str, mask: int, held: Sequence[bytes | None]) -> float:
-        return MAX_AGE_S
+    def _proved(
+        self, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]
+    ) -> KeptProfile | None:
+        return KeptProfile(values, [], 0, LAST_EXPIRY_MS)
 
 
 class Unmarked(LocalCache):

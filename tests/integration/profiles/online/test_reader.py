@@ -11,8 +11,8 @@ import pytest
 from app.errors import StoreUnavailable
 from app.features.clock import rfc3339
 from app.features.registry import Registry
-from app.profiles.online.cache_protocol import CHECK_VALID_S, TTL_JITTER, FeatureValue, decode, encode
-from app.profiles.online.compute import CAP
+from app.profiles.online.cache_protocol import CHECK_VALID_S, FeatureValue, decode, encode
+from app.profiles.online.compute import CAP, TTL_JITTER
 from app.profiles.online.request_batching import GROUP_CAP
 from app.profiles.ports import Cell, ComputeRow, Fill
 from tests.support.entries import entry

@@ -6,10 +6,12 @@ from random import Random
 
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.inspection import Inspector
+from app.profiles.online.cache_protocol import Filler
 from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
 from app.stores.sqlite.quality_runs import SqliteQualityRepository
+from app.telemetry import Metrics
 from tests.support.service import PausableService
 
 
@@ -24,10 +26,12 @@ class QualityFixture:
         registry, clock = service.registry, service.clock
         self.inspector = Inspector(
             cache=service.cache,
+            filler=Filler(service.cache, service.registry, Metrics()),
             trusted=service.inner.trust_gate.holds,
             users=self.users,
             computation=service.computation,
             registry=registry,
+            clock=clock,
             pause=self._at_once,
         )
         self.measurement = QualityMeasurement(

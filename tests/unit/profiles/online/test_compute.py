@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from random import Random
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.online.cache_protocol import Profile
 from app.profiles.online.compute import CAP, MOMENTS_ALWAYS, Computation
-from app.profiles.ports import ComputeRow, Snapshot
+from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
@@ -48,7 +49,7 @@ class ScriptedSource:
         if self.failure is not None:
             raise self.failure
         rows: list[Sequence[object]] = [[self._value(row, index) for index in range(2)] for row in asked]
-        return Snapshot(seq, rows, self.errors, self.overdue)
+        return Snapshot(rows, [seq] * len(rows), [[END_OF_TIME_MS] * 2] * len(rows), self.errors, self.overdue)
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
         return min(self.fit, len(asked))
@@ -59,7 +60,7 @@ class ScriptedSource:
 
 
 def computation(source: ScriptedSource, metrics: Metrics | None = None, width: int = 1) -> Computation:
-    return Computation(source, PAIR, FakeClock(), metrics or Metrics(), width)
+    return Computation(source, PAIR, FakeClock(), metrics or Metrics(), width, Random(1))
 
 
 def outcomes(found: Profile) -> dict[int, tuple[bytes, str | None]]:
@@ -75,7 +76,7 @@ async def test_requests_of_one_tick_share_a_statement(metrics: Metrics) -> None:
     live = computation(source, metrics, width=4)
     answers = await asyncio.gather(live.live({"ann": 1}), live.live({"bob": 2}), live.live({"ann": 2, "cid": 3}))
     assert source.begun == [[ComputeRow("ann", 3), ComputeRow("bob", 2), ComputeRow("cid", 3)]]
-    assert [{user: one[0 if 0 in one else 1].seq for user, one in answer.items()} for answer in answers] == [
+    assert [{user: one[0 if 0 in one else 1].version for user, one in answer.items()} for answer in answers] == [
         {"ann": 1},
         {"bob": 1},
         {"ann": 1, "cid": 1},
@@ -92,7 +93,7 @@ async def test_request_does_not_join_a_running_statement() -> None:
     second = asyncio.create_task(live.live({"ann": 1}))
     await eventually(lambda: len(source.begun) == 2)
     source.open.set()
-    assert ((await first)["ann"][0].seq, (await second)["ann"][0].seq) == (1, 2)
+    assert ((await first)["ann"][0].version, (await second)["ann"][0].version) == (1, 2)
 
 
 async def test_requests_wait_together_when_every_reader_is_busy() -> None:
@@ -105,7 +106,7 @@ async def test_requests_wait_together_when_every_reader_is_busy() -> None:
     source.open.set()
     answers = await asyncio.gather(first, *waiting)
     assert [len(asked) for asked in source.begun] == [1, 10]
-    assert [one[0].seq for answer in answers for one in answer.values()] == [1] + [2] * 10
+    assert [one[0].version for answer in answers for one in answer.values()] == [1] + [2] * 10
 
 
 async def test_single_read_goes_between_when_a_batch_needs_several_statements() -> None:
@@ -153,7 +154,7 @@ async def test_past_reads_take_turns_in_slices() -> None:
 async def test_only_a_small_request_joins_a_large_one() -> None:
     source = ScriptedSource()
     clock = FakeClock()
-    past = Computation(source, PAIR, clock, Metrics(), 2)
+    past = Computation(source, PAIR, clock, Metrics(), 2, Random(1))
     source.open.clear()
     rows = [ComputeRow("heavy", 1, 1)] * (MOMENTS_ALWAYS + 2) * CAP
     first = asyncio.create_task(past.moments(rows[:1]))
@@ -255,7 +256,7 @@ async def test_only_faulty_cells_are_null_with_real_sql(
     )
     events: list[TipEvent] = [feedback("ann", dwell_ms=0), feedback("ann", dwell_ms=100), served("ann"), served("bob")]
     await event_log.append([[admitted(event) for event in events]])
-    live = Computation(SqliteSource(database, registry), registry, FakeClock(), metrics, width=2)
+    live = Computation(SqliteSource(database, registry), registry, FakeClock(), metrics, 2, Random(1))
     computed = await live.live({"ann": registry.full_mask, "bob": registry.full_mask})
 
     assert profile(registry, computed["ann"]) == {
@@ -281,7 +282,7 @@ def profile(registry: Registry, values: Profile) -> dict[str, object]:
 async def test_event_ahead_of_the_clock_counts(database: Database, event_log: SqliteEventLog) -> None:
     ahead_ms = NOW_MS + 40 * DAY_MS
     await event_log.append([[admitted(served("ann")), admitted(served("bob")), admitted(served("bob", ahead_ms))]])
-    live = Computation(SqliteSource(database, REGISTRY), REGISTRY, FakeClock(), Metrics(), width=1)
+    live = Computation(SqliteSource(database, REGISTRY), REGISTRY, FakeClock(), Metrics(), 1, Random(1))
     computed = await live.live({"ann": REGISTRY.full_mask, "bob": REGISTRY.full_mask})
     assert [computed[user_id][4].json for user_id in ("ann", "bob")] == [b"1", b"2"]
 
@@ -313,7 +314,7 @@ class Paused:
 
     def __init__(self) -> None:
         self.source, self.clock = Failing(), FakeClock()
-        self.computation = Computation(self.source, PAIR, self.clock, Metrics(), 1)
+        self.computation = Computation(self.source, PAIR, self.clock, Metrics(), 1, Random(1))
 
     async def read(self, user_id: str) -> tuple[bytes, str | None]:
         """The failing feature of a user; the other one is always right."""

@@ -72,15 +72,24 @@ async def test_event_is_a_duplicate_when_the_same_commit_stores_it(
     assert (first.seqs, second.seqs, second.duplicates) == ((1,), (2,), 1)
 
 
+async def test_event_of_another_user_is_no_duplicate_when_its_id_is_the_same(
+    database: Database, event_log: SqliteEventLog
+) -> None:
+    outcome = await append(event_log, served("ann", event_id="a"), served("bob", event_id="a"))
+    assert (outcome.accepted, outcome.duplicates, outcome.seqs) == (2, 0, (1, 2))
+    outcome = await append(event_log, feedback("cid", event_id="a"), served("ann", event_id="a"))
+    assert (outcome.accepted, outcome.duplicates, outcome.seqs) == (1, 1, (3,))
+    assert await stored_ids(database) == ["a", "a", "a"]
+
+
 CHANGED: list[TipEvent] = [
-    feedback("bob", event_id="a"),
     feedback(event_id="a", tip_id="other"),
     feedback(event_id="a", action="snoozed"),
     feedback(event_id="a", dwell_ms=0),
     feedback(event_id="a", decision_id="d"),
     feedback(event_id="a", at_ms=NOW_MS - 1),
     feedback(event_id="a", offset_min=60),
-    served(event_id="a"),
+    served("ann", event_id="a"),
 ]
 
 

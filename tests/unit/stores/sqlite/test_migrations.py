@@ -46,7 +46,8 @@ def statements() -> Iterator[tuple[str, str]]:
 
 def schema(path: Path) -> list[tuple[str, str]]:
     with closing(sqlite3.connect(path)) as connection:
-        return connection.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall()
+        rows = connection.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall()
+    return [(name, sql and sql.replace('"event_log"', "event_log")) for name, sql in rows]  # quoted by a renaming
 
 
 def set_revision(path: Path, revision: str) -> None:
@@ -199,7 +200,7 @@ def test_any_action_is_stored_after_revision_0004(before_actions: Path) -> None:
     places = "SELECT name, rootpage FROM sqlite_schema ORDER BY name"
     with closing(sqlite3.connect(before_actions)) as connection:
         before = connection.execute(places).fetchall()
-    assert migrate(before_actions) == ("0003", SCHEMA_REVISION)
+    command.upgrade(configuration(before_actions), "0004")
     with closing(sqlite3.connect(before_actions, isolation_level=None)) as connection:
         after = [row for row in connection.execute(places).fetchall() if row[0] in dict(before)]
         assert after == before, "a table was rewritten"

@@ -26,6 +26,8 @@ from tests.support.entries import entry
 from tests.support.registry import REGISTRY
 
 COVERED = "SEARCH {table} USING COVERING INDEX {table}_covering (user_id=? AND occurred_at_ms>? AND occurred_at_ms<?)"
+LIVE = COVERED.replace(" AND occurred_at_ms<?", "")
+BY_USER = "SEARCH event_log USING COVERING INDEX event_log_by_user (user_id=? AND subject=?)"
 UNBOUNDED = Registry(
     [
         entry(name="views_ever", compute="SELECT user_id, COUNT(*) AS value FROM views GROUP BY user_id"),
@@ -38,15 +40,18 @@ UNBOUNDED = Registry(
 )
 
 
+@pytest.mark.parametrize("statement", ["live", "past"])
 @pytest.mark.parametrize("registry", [REGISTRY, UNBOUNDED], ids=["service", "without bounds of its own"])
-def test_profile_statement_searches_covering_indexes(database_path: Path, registry: Registry) -> None:
-    asked = json.dumps([["ann", registry.full_mask, None, None]])
-    plan = query_plan(database_path, build(registry), {"clock_ms": 0, "asked": asked})
+def test_profile_statement_searches_covering_indexes(database_path: Path, registry: Registry, statement: str) -> None:
+    asked = json.dumps([["ann", registry.full_mask, None, None, None]])
+    plan = query_plan(database_path, getattr(build(registry), statement), {"clock_ms": 0, "asked": asked})
     tables = [re.findall(r"\b(tip_views|tip_feedback|event_log)\b", line) for line in plan]
     reads = [(line, found[0]) for line, found in zip(plan, tables, strict=True) if found]
-    assert len(reads) == len(registry), "each feature reads one relation"
+    seeks = 2 + (2 if statement == "live" else 0)  # the version by subject, the oldest event by relation
+    assert len(reads) == seeks + len(registry), "each feature reads one relation"
     for line, table in reads:
-        assert line == COVERED.format(table=table)
+        of_table = LIVE if statement == "live" else COVERED
+        assert line == BY_USER if table == "event_log" else of_table.format(table=table)
 
 
 # Scans of arrays, of subqueries, and of indexes that contain little.
@@ -61,8 +66,9 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "unconsumed ahead": (event_log.SELECT_UNCONSUMED_AHEAD, (0, 1), "event_log_unconsumed (received_at_ms>?)"),
     "logged": (event_log.SELECT_LOGGED, ("[1]",), "SEARCH log USING INTEGER PRIMARY KEY"),
     "prunable events": (event_log.SELECT_PRUNABLE, (0, 1), "COVERING INDEX event_log_by_time"),
+    "known events": (event_log.SELECT_KNOWN, ("[]",), "event_log_by_id (user_id=? AND event_id=?)"),
     "newest of users": (users.SELECT_NEWEST, ("[]", "[]"), "event_log_by_user (user_id=? AND subject=?)"),
-    "users by prefix": (users.SELECT_BY_PREFIX, {"prefix": "a", "limit": 20}, "event_log_by_user (user_id>?)"),
+    "users by prefix": (users.SELECT_BY_PREFIX, {"prefix": "a", "limit": 20}, "event_log_by_id (user_id>?)"),
     "activity": (
         event_queries.SELECT_ACTIVITY,
         {"user": "ann", "until": 1, "days": 30},

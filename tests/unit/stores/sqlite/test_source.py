@@ -13,7 +13,7 @@ from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
-from app.profiles.ports import ComputeRow, Snapshot
+from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot
 from app.stores.sqlite import source as module
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -42,7 +42,8 @@ async def test_rows_are_in_the_requested_order(database: Database, event_log: Sq
     snapshot = await SqliteSource(database, REGISTRY).compute(NOW_MS, asked)
     assert [row[4] for row in snapshot.rows] == [2, 3, None, 3, 1, None]
     assert {row[0] for row in snapshot.rows} == {None}  # not requested, so not computed
-    assert snapshot.seq == 3
+    assert list(snapshot.versions) == [3, 3, 3, 3, 3, 0]
+    assert list(snapshot.leaves_ms) == [()] * 6  # nothing expires in the past
 
 
 @pytest.mark.parametrize("user_id", ["123", "a'b", 'a"b', "…", "[]", "null", "😀", "a\\u0000b", "ann%"])
@@ -52,15 +53,36 @@ async def test_user_id_may_contain_any_character(database: Database, event_log: 
     assert snapshot.rows == [(1,)]
 
 
-async def test_sequence_number_is_zero_before_the_first_event_and_stays_after_pruning(
-    database: Database, event_log: SqliteEventLog
-) -> None:
-    source, everything = SqliteSource(database, REGISTRY), [ComputeRow("ann", REGISTRY.full_mask)]
-    snapshot = await source.compute(NOW_MS, everything)
-    assert (snapshot.seq, snapshot.errors) == (0, {})
-    await event_log.append([[admitted(served()), admitted(served())]])
+async def test_version_is_the_newest_event_of_the_user(database: Database, event_log: SqliteEventLog) -> None:
+    source, users = SqliteSource(database, REGISTRY), [ComputeRow(user_id, 1) for user_id in ("ann", "bob", "cid")]
+    assert list((await source.compute(NOW_MS, users)).versions) == [0, 0, 0]
+    await event_log.append([[admitted(event) for event in (feedback("ann"), served("bob"), served("ann"))]])
+    assert list((await source.compute(NOW_MS, users)).versions) == [3, 2, 0]
     await event_log.prune(NOW_MS + 1, 10)
-    assert (await source.compute(NOW_MS, everything)).seq == 2
+    await event_log.append([[admitted(served("cid"))]])
+    assert list((await source.compute(NOW_MS, users)).versions) == [0, 0, 4]  # no number is used again
+
+
+async def test_oldest_event_of_a_window_leaves_it_first(database: Database, event_log: SqliteEventLog) -> None:
+    window_ms = 30 * DAY_MS
+    views = [NOW_MS, NOW_MS - window_ms + 1, NOW_MS - window_ms, NOW_MS - window_ms - 1]
+    stored: list[TipEvent] = [*(served("ann", at_ms) for at_ms in views), feedback("ann", NOW_MS - 7)]
+    await event_log.append([[admitted(event) for event in stored]])
+    asked = [ComputeRow("ann", REGISTRY.full_mask), ComputeRow("bob", REGISTRY.full_mask)]
+    snapshot = await SqliteSource(database, REGISTRY).compute(NOW_MS, asked)
+    of_feedback = NOW_MS - 7 + window_ms
+    assert list(snapshot.leaves_ms[0]) == [of_feedback] * 4 + [NOW_MS + 1]
+    assert list(snapshot.leaves_ms[1]) == [END_OF_TIME_MS] * 5
+
+
+async def test_version_repeats_a_live_computation(database: Database, event_log: SqliteEventLog) -> None:
+    ahead = NOW_MS + 500  # by the clock of another process
+    stored: list[TipEvent] = [served("ann"), served("bob"), served("ann", ahead), served("ann")]
+    await event_log.append([[admitted(event) for event in stored]])
+    volume = REGISTRY.mask(["tip_volume_30d"])
+    asked = [ComputeRow("ann", volume, NOW_MS, None, version) for version in (0, 1, 2, 3, 4)]
+    snapshot = await SqliteSource(database, REGISTRY).compute(NOW_MS, asked)
+    assert [row[4] for row in snapshot.rows] == [None, 1, 1, 2, 3]
 
 
 async def test_only_one_cell_fails_when_the_sql_fails_for_one_user(
@@ -73,7 +95,7 @@ async def test_only_one_cell_fails_when_the_sql_fails_for_one_user(
     assert [list(row) for row in snapshot.rows] == [[1, 9223372036854775807, 12], [1, None, b""], [None] * 3]
     assert list(snapshot.errors) == [(1, 1)]
     assert "integer overflow" in snapshot.errors[1, 1]
-    assert snapshot.seq == 5
+    assert list(snapshot.versions) == [5, 4, 0]
 
 
 async def test_sql_reads_only_the_requested_user_when_it_does_not_group(
@@ -120,7 +142,7 @@ async def test_slow_feature_leaves_the_others_correct(slow: SqliteSource) -> Non
     assert [list(row) for row in snapshot.rows] == [[1, None, 1], [1, None, 0], [None, None, 1]]
     assert set(snapshot.errors) == {(0, 1), (1, 1), (2, 1)}  # not tried again after the first user
     assert snapshot.errors[0, 1] == "the SQL took longer than 200 ms for one user"
-    assert (snapshot.overdue, snapshot.seq) == (1 << 1, 4)
+    assert (snapshot.overdue, list(snapshot.versions)) == (1 << 1, [3, 2, 4])
 
 
 async def test_users_of_a_statement_share_the_deadline_of_a_feature(
@@ -185,7 +207,7 @@ async def test_snapshot_is_one_when_features_are_computed_separately(
 
     monkeypatch.setattr(SqliteSource, "_run", run_and_store)
     snapshot = await source.compute(NOW_MS, [ComputeRow("ann", FAULTY.full_mask)])
-    assert (snapshot.seq, snapshot.rows[0][0]) == (3, 1)
+    assert (snapshot.versions[0], snapshot.rows[0][0]) == (3, 1)
 
 
 async def test_long_statement_is_interrupted_when_the_process_stops(
@@ -219,7 +241,7 @@ async def test_statement_is_interrupted_and_its_reader_usable_when_the_caller_is
         await event_log.append([[admitted(served("cid"))]])
         async with asyncio.timeout(PATIENCE_S):
             snapshot = await source.compute(NOW_MS, [ComputeRow("ann", 0b001)])
-        assert (list(snapshot.rows[0]), snapshot.seq) == ([1, None, None], 4)
+        assert (list(snapshot.rows[0]), snapshot.versions[0]) == ([1, None, None], 1)
 
 
 async def test_transaction_ends_whenever_the_caller_is_cancelled(database: Database, event_log: SqliteEventLog) -> None:
