@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import timedelta
 
 import msgspec
 import pytest
@@ -10,17 +11,19 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from app.events.ports import Admitted
-from app.features.events import Action
-from app.features.registry import indices
+from app.features.events import Action, TipFeedback, TipServed
+from app.features.registry import Registry, indices
 from app.profiles.online.compute import Computation
-from app.profiles.ports import ComputeRow
+from app.profiles.ports import END_OF_TIME_MS, ComputeRow
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sqlite.feature_check import compile_registry
 from app.stores.sqlite.source import SqliteSource
 from app.telemetry import Metrics
 from tests.support import reference
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.database import wipe
+from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
 from tests.support.registry import REGISTRY
 
@@ -115,6 +118,70 @@ async def test_live_features_equal_the_reference_when_events_lie_ahead(
     for user_id, mask in asked.items():
         values = {REGISTRY[index].name: msgspec.json.decode(value.json) for index, value in computed[user_id].items()}
         assert same(values, expected(stored, ComputeRow(user_id, mask), NOW_MS))
+
+
+LATE = [admitted(served("ann", NOW_MS - 40 * DAY_MS))]  # older than everything that is stored, and than the window
+SAME_MS = [admitted(feedback("ann", NOW_MS - 5, dwell_ms=7)) for _ in range(9)]
+AHEAD = [admitted(feedback("ann", NOW_MS + 400))]  # stored by a process whose clock is ahead
+
+
+@property_settings
+@given(stored=st.lists(facts(), max_size=12), at_ms=moments)
+@example(stored=[], at_ms=NOW_MS)
+@example(stored=LATE, at_ms=NOW_MS)
+@example(stored=SAME_MS, at_ms=NOW_MS)
+@example(stored=SAME_MS + AHEAD + LATE, at_ms=NOW_MS)
+async def test_value_is_right_until_it_expires(database: Database, stored: list[Admitted], at_ms: int) -> None:
+    """At every moment at which the reference's value can change before the expiry, and a millisecond around it."""
+    await store(database, stored)
+    source = SqliteSource(database, REGISTRY)
+    computation = Computation(source, REGISTRY, FakeClock(at_ms), Metrics(), 2, random.Random(1))
+    asked = dict.fromkeys(USERS, REGISTRY.full_mask)
+    computed = await computation.live(asked)
+    snapshot = await source.compute(at_ms, [ComputeRow(user_id, REGISTRY.full_mask) for user_id in USERS])
+    edges = [fact.occurred_at_ms + reference.THIRTY_DAYS_MS + delta for fact in stored for delta in (-1, 0, 1)]
+    for user_id, leaves_ms in zip(USERS, snapshot.leaves_ms, strict=True):
+        for index, value in computed[user_id].items():
+            name, expires_at_ms = REGISTRY[index].name, value.expires_at_ms
+            assert expires_at_ms is not None
+            assert at_ms < expires_at_ms <= min(at_ms + REGISTRY[index].ttl_ms, leaves_ms[index])
+            for moment in {at_ms, leaves_ms[index] - 1, *edges}:
+                if at_ms <= moment < leaves_ms[index]:
+                    assert reference.profile(stored, user_id, moment, live=True)[name] == msgspec.json.decode(
+                        value.json
+                    )
+            relation = TipServed if name == "tip_volume_30d" else TipFeedback
+            counted = [
+                fact.occurred_at_ms
+                for fact in stored
+                if fact.event.user_id == user_id
+                and isinstance(fact.event, relation)
+                and fact.occurred_at_ms > at_ms - reference.THIRTY_DAYS_MS
+            ]
+            assert leaves_ms[index] == min(counted, default=END_OF_TIME_MS - reference.THIRTY_DAYS_MS) + (
+                reference.THIRTY_DAYS_MS
+            )
+
+
+async def test_windows_of_features_are_apart(database: Database) -> None:
+    day = entry(
+        name="day", compute="SELECT user_id, COUNT(*) AS value FROM views GROUP BY user_id", window=timedelta(1)
+    )
+    both = entry(
+        name="both",
+        compute="""
+            SELECT user_id, COUNT(*) AS value FROM (SELECT user_id FROM views UNION ALL SELECT user_id FROM feedback)
+        """,
+        window=timedelta(days=2),
+    )
+    registry = compile_registry(Registry([day, both, *REGISTRY]))
+    await store(
+        database, [admitted(served("ann", NOW_MS - 3_600_000)), admitted(feedback("ann", NOW_MS - 100_000_000))]
+    )
+    snapshot = await SqliteSource(database, registry).compute(NOW_MS, [ComputeRow("ann", registry.full_mask)])
+    of_view, of_feedback = NOW_MS - 3_600_000, NOW_MS - 100_000_000
+    expected_ms = [of_view + DAY_MS, of_feedback + 2 * DAY_MS, *[of_feedback + 30 * DAY_MS] * 4, of_view + 30 * DAY_MS]
+    assert list(snapshot.leaves_ms[0]) == expected_ms
 
 
 def completed(at_ms: int, offset_min: int = 0) -> Admitted:
