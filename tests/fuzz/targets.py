@@ -20,14 +20,16 @@ from app.events.validation import Admission, decode_json, decode_lines, digest, 
 from app.features.clock import rfc3339
 from app.features.events import TipEvent
 from app.features.ids import id_problem
-from app.profiles.online.cache_protocol import decode, encode, hits, present
+from app.profiles.online.cache_protocol import FeatureMask, decode, encode, present
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key, keys_of
+from tests.support.registry import REGISTRY
 
 NOW_MS = 1_777_000_000_000
 # Times that the service writes in answers: the years 1000 to 9999.
 _WRITTEN = (-30_610_224_000_000, 253_402_300_800_000)
 _ADMISSION = Admission(180)
+_MASK = FeatureMask(REGISTRY, 1)
 
 
 def codec(raw: bytes) -> None:
@@ -38,12 +40,13 @@ def codec(raw: bytes) -> None:
     assert found.json
     again = decode(encode(found))
     assert again == found
+    known = encode(found._replace(fingerprint=REGISTRY[0].fingerprint.encode()))
     at = present(found.computed_at_ms)
-    fast = hits([found.fingerprint])([raw], at)
+    fast = _MASK.values([known], at)
     assert fast is None or list(fast) == [found.json]
     # A reader of several values does not mix them up.
-    two = hits([found.fingerprint, found.fingerprint])([raw, raw], at)
-    assert two is None or list(two) == [found.json, found.json]
+    two = _MASK.rows([known, known], at)
+    assert two is None or [list(row) for row in two] == [[found.json], [found.json]]
 
 
 def _check_events(events: list[TipEvent]) -> None:

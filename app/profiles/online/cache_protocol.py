@@ -138,40 +138,47 @@ def present(now_ms: int) -> Present:
     return Present(b"%013d" % now_ms, b"%013d" % (now_ms + CLOCK_SKEW_MS))
 
 
-def hits(fingerprints: Sequence[bytes]) -> Callable[[Sequence[bytes], Present], Sequence[bytes] | None]:
-    """Make a function that takes the contents of several keys and returns their JSON, or None. It returns None unless
-    every key holds a value with its fingerprint in `fingerprints` that has not expired. A single regular expression
-    matches all contents, joined by NUL, which JSON text cannot contain; this is twice as fast as one match for each
-    key. The times are compared as bytes."""
-    one = rb"V%b:\d{1,19}:(\d{13}):(\d{13}):([^\0]+)"
-    match = re.compile(b"\0".join([one % re.escape(fingerprint) for fingerprint in fingerprints])).fullmatch
-
-    def values(held: Sequence[bytes], at: Present) -> Sequence[bytes] | None:
-        found = match(b"\0".join(held))
-        if found is None:
-            return None
-        parts = found.groups()
-        return parts[2::3] if max(parts[::3]) <= at.latest and at.now < min(parts[1::3]) else None
-
-    return values
-
-
 class FeatureMask:
-    """A bit mask of features, with everything precomputed that reading these features from the cache needs."""
+    """A bit mask of features, with everything precomputed that reading these features from the cache needs.
 
-    __slots__ = ("_hits", "features", "indices", "width")
+    A regular expression matches the contents of many keys at once, joined by NUL, which JSON text cannot contain. It
+    takes the times and the JSON out of each value, and the times are compared as bytes.
+    """
+
+    __slots__ = ("_find", "_match", "features", "indices", "width")
 
     def __init__(self, registry: Registry, mask: int) -> None:
         self.indices = tuple(indices(mask))
         self.features = tuple(registry.names[index].encode() for index in self.indices)
         self.width = len(self.indices)
-        self._hits = hits([registry[index].fingerprint.encode() for index in self.indices])
+        fingerprints = [re.escape(registry[index].fingerprint.encode()) for index in self.indices]
+        user = b"\0".join([rb"V%b:\d{1,19}:(\d{13}):(\d{13}):([^\0]+)" % fingerprint for fingerprint in fingerprints])
+        self._match = re.compile(user).fullmatch
+        self._find = re.compile(rb"(?<![^\0])%b\0" % user).findall
 
     def values(self, held: Sequence[bytes | None], at: Present) -> Sequence[bytes] | None:
-        """The JSON of each feature, given the contents of the keys; None unless all are hits."""
+        """The JSON of each feature, given the contents of a user's keys; None unless all are hits."""
         if None in held:
             return None
-        return self._hits(held, at)  # type: ignore[arg-type]  # there is no None
+        found = self._match(b"\0".join(held))  # type: ignore[arg-type]  # there is no None
+        if found is None:
+            return None
+        parts = found.groups()
+        return parts[2::3] if max(parts[::3]) <= at.latest and at.now < min(parts[1::3]) else None
+
+    def rows(self, held: Sequence[bytes | None], at: Present) -> Sequence[Sequence[bytes]] | None:
+        """As `values`, for several users: a row for each, given the contents of their keys one after the other."""
+        if None in held:
+            return None
+        contents = b"\0".join(held) + b"\0"  # type: ignore[arg-type]  # there is no None
+        found = self._find(contents)
+        # Each match ends `width` keys. So if no key has a NUL of its own, the matches cover all contents.
+        if len(found) * self.width != len(held) or contents.count(b"\0") != len(held):
+            return None
+        parts = list(zip(*found, strict=True))
+        if max(map(max, parts[::3])) > at.latest or min(map(min, parts[1::3])) <= at.now:
+            return None
+        return list(zip(*parts[2::3], strict=True))
 
 
 class FeatureMasks(dict[int, FeatureMask]):
@@ -195,14 +202,14 @@ class Filler:
         self._cache = cache
         self._names = registry.names
         self._metrics = metrics
-        self._hits = [hits([entry.fingerprint.encode()]) for entry in registry]
+        self._masks = [FeatureMask(registry, 1 << index) for index in range(len(registry))]
         self._later: list[tuple[Epoch, Mapping[str, Mapping[int, bytes]], Mapping[str, Profile]]] = []
         self._storing: set[asyncio.Task[None]] = set()
 
     def hit(self, index: int, held: bytes | None, at: Present) -> FeatureValue | None:
         """The value that a key holds, if it may be served: it was computed with this process's definition of the
         feature, and it has not expired. Else None."""
-        return decode(held) if held is not None and self._hits[index]([held], at) is not None else None
+        return decode(held) if self._masks[index].values([held], at) is not None else None
 
     async def tokens(self, epoch: Epoch, held: Mapping[str, Mapping[int, bytes | None]]) -> dict[str, dict[int, bytes]]:
         """Take a token for each key, by user id and feature index.

@@ -11,7 +11,7 @@ of the group have arrived.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from app.errors import CacheUnavailable, Overloaded
@@ -145,7 +145,7 @@ class RequestBatching:
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
         """Answer the requests whose values are all cached. Returns the other requests, with the profiles of their users
         so far and the keys that they miss."""
-        local_cache = self._local_cache
+        local_cache, masks = self._local_cache, self._masks
         overloaded = self._computation.overloaded
         shed = 0
         waiting: list[_BatchedRead] = []
@@ -153,37 +153,54 @@ class RequestBatching:
         missing: Held = {}
         start = 0
         for request in requests:
-            answer: dict[str, Any] = {}
-            first = start
-            for user_id, mask in request.wanted.items():
-                feature_mask = self._masks[mask]
-                part = held[start : (start := start + feature_mask.width)]
-                values = feature_mask.values(part, at)
-                if values is None:
-                    break
-                answer[user_id] = values if request.plain else self._found(user_id, mask, part, at, missing)
-                if local_cache is not None and request.plain:
-                    local_cache.offer(mark, user_id, mask, part, values)
-            else:
-                request.answer(answer)
-                continue
-            start = first
-            if overloaded and not request.patient:
+            wanted = request.wanted
+            end = start + sum([masks[mask].width for mask in wanted.values()])
+            hits = self._hits(wanted, held[start:end], at)
+            if hits is not None and request.plain:
+                request.answer(hits)
+                if local_cache is not None:
+                    for user_id, mask, part in self._parts(wanted, held, start):
+                        local_cache.offer(mark, user_id, mask, part, hits[user_id])
+            elif hits is not None:
+                parts = self._parts(wanted, held, start)
+                request.answer(
+                    {user_id: self._found(user_id, mask, part, at, missing) for user_id, mask, part in parts}
+                )
+            elif overloaded and not request.patient:
                 request.fail(Overloaded("reads"))
-                width = sum(self._masks[mask].width for mask in request.wanted.values())
-                start, shed = start + width, shed + width
-                continue
-            waiting.append(request)
-            for user_id, mask in request.wanted.items():
-                part = held[start : (start := start + self._masks[mask].width)]
-                profiles.setdefault(user_id, {}).update(self._found(user_id, mask, part, at, missing))
+                shed += end - start
+            else:
+                waiting.append(request)
+                for user_id, mask, part in self._parts(wanted, held, start):
+                    profiles.setdefault(user_id, {}).update(self._found(user_id, mask, part, at, missing))
+            start = end
         unavailable = sum(1 for profile in profiles.values() for value in profile.values() if value.error)
         misses = sum(map(len, missing.values()))
         self._metrics.cache_hits.inc(len(held) - misses - unavailable - shed)
         self._metrics.cache_misses.inc(misses)
         return waiting, profiles, missing
 
-    def _found(self, user_id: str, mask: int, held: list[bytes | None], at: Present, missing: Held) -> Profile:
+    def _hits(self, wanted: Wanted, held: Sequence[bytes | None], at: Present) -> dict[str, Sequence[bytes]] | None:
+        """The JSON of each wanted feature by user id, given the contents of the keys; None unless all are hits."""
+        answer: dict[str, Sequence[bytes]] = {}
+        if len(wanted) > 1 and len(masks := set(wanted.values())) == 1:
+            rows = self._masks[masks.pop()].rows(held, at)
+            return dict(zip(wanted, rows, strict=True)) if rows is not None else None
+        for user_id, mask, part in self._parts(wanted, held, 0):
+            values = self._masks[mask].values(part, at)
+            if values is None:
+                return None
+            answer[user_id] = values
+        return answer
+
+    def _parts(
+        self, wanted: Wanted, held: Sequence[bytes | None], start: int
+    ) -> Iterator[tuple[str, int, Sequence[bytes | None]]]:
+        """Each user with the mask and the contents of the user's keys, which are in `held` from `start` on."""
+        for user_id, mask in wanted.items():
+            yield user_id, mask, held[start : (start := start + self._masks[mask].width)]
+
+    def _found(self, user_id: str, mask: int, held: Sequence[bytes | None], at: Present, missing: Held) -> Profile:
         """A user's profile from the contents of the keys: the hits, and nulls for paused features. The other misses are
         added to `missing`."""
         profile: Profile = {}
