@@ -19,6 +19,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from pathlib import Path
 from random import Random
 
+from tests.support.database import used_bytes
 from tests.torture.deployment import LEASE_MS, TIMEOUT_MS, Deployment, ProcessSlot
 from tests.torture.launcher import set_clock
 
@@ -318,7 +319,7 @@ async def disk_full(deployment: Deployment, random: Random) -> AsyncIterator[Non
     if sys.platform != "linux":  # only Linux can limit a running process
         raise Skipped
     wal = deployment.database.with_name(deployment.database.name + "-wal")
-    limit = max(256 * 1024, wal.stat().st_size if wal.exists() else 0)
+    limit = max(256 * 1024, used_bytes(wal) if wal.exists() else 0)
     limited = list(deployment.pids().values())
     for pid in limited:
         _limit(pid, limit)
