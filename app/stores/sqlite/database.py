@@ -284,11 +284,11 @@ class Database:
         return result
 
     def _checkpoint_if_large(self, writer: sqlite3.Connection) -> None:
-        # A restart of the WAL keeps its file, so the file's size does not tell how many frames are in use. Those that
-        # are have the salts of the header: a restart changes the salts and begins again with the first frame.
+        # A restart of the WAL keeps its file, so the size of the file does not tell how many frames are in use. A frame
+        # is in use if it has the salts of the header: a restart changes them and overwrites the first frames.
         try:
             if self._wal is None:
-                # SQLite puts no lock on this file, so closing it drops none. The database file is another matter.
+                # Closing it drops no lock: SQLite locks only the database file and its `-shm` file.
                 self._wal = os.open(self.path.with_name(self.path.name + "-wal"), os.O_RDONLY)
             header = os.pread(self._wal, WAL_HEADER_BYTES, 0)
             frame_bytes, salts = FRAME_HEADER_BYTES + int.from_bytes(header[8:12], "big"), header[16:24]
