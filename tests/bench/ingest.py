@@ -1,8 +1,10 @@
-"""Durable ingest, against plain sqlite3 that inserts the same rows."""
+"""Durable ingest, against plain sqlite3 that inserts the same rows; and a commit, against a page written to a file."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,19 +17,25 @@ from app.events.validation import Admission
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import TipEvent, TipServed
 from app.stores.sqlite.connection import connect
+from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import INSERT_LOG, INSERT_VIEW
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment
 
 BATCH = 500
+PAGE, PAGES = 4_096, 1_000
+UPSERT = """
+INSERT INTO service (name, value) VALUES ('commits', 0) ON CONFLICT (name) DO UPDATE SET value = value + 1
+"""
 
 
 def measure(environment: Environment) -> Iterator[Comparison]:
-    """Seconds per event, with admission, commit and the deletion of keys."""
-    yield uvloop.run(_measure(environment))
+    """Seconds per event, with admission, commit and the deletion of keys; and seconds per commit."""
+    yield uvloop.run(_ingest(environment))
+    yield uvloop.run(_commit(environment))
 
 
-async def _measure(environment: Environment) -> Comparison:
+async def _ingest(environment: Environment) -> Comparison:
     copy = environment.settings.database.with_name("reference.db")
     shutil.copyfile(environment.settings.database, copy)
     now_ms = environment.now_ms
@@ -48,6 +56,34 @@ async def _measure(environment: Environment) -> Comparison:
 
             name = f"ingest, batches of {BATCH}, durable, per event"
             return await compare(name, "sqlite3 executemany", reference, ours, repeat=10, units=BATCH, at_most=2.5)
+
+
+async def _commit(environment: Environment) -> Comparison:
+    """The least that a durable commit can do is to overwrite a page of a file and to wait for the disk."""
+    file = os.open(environment.settings.database.with_name("pages"), os.O_WRONLY | os.O_CREAT)
+    os.pwrite(file, bytes(PAGE * PAGES), 0)
+    numbers = itertools.count(1)
+    database = await Database.open(environment.settings.database, readers=1)
+
+    def write_page() -> None:
+        os.pwrite(file, os.urandom(PAGE), next(numbers) % PAGES * PAGE)
+        os.fdatasync(file)
+
+    async def reference() -> None:
+        await asyncio.to_thread(write_page)
+
+    async def ours() -> None:
+        await database.execute(UPSERT)
+
+    try:
+        for _ in range(2 * PAGES):  # so that the WAL has restarted
+            await ours()
+        return await compare(
+            "a durable commit of one row", "pwrite and fdatasync", reference, ours, repeat=100, rounds=21
+        )
+    finally:
+        await database.close()
+        os.close(file)
 
 
 def _batch(numbers: Iterator[int], now_ms: int) -> list[TipEvent]:

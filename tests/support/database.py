@@ -55,6 +55,16 @@ def reachable() -> Iterator[Path]:
         yield Path(directory)
 
 
+def used_bytes(wal: Path) -> int:
+    """The end of the frames in use. The file may be larger: SQLite keeps it, and begins again with the first frame."""
+    content = wal.read_bytes()
+    salts, frame_bytes = content[16:24], 24 + int.from_bytes(content[8:12], "big")
+    end = min(32, len(content))
+    while end + frame_bytes <= len(content) and content[end + 8 : end + 16] == salts:
+        end += frame_bytes
+    return end
+
+
 async def wipe(database: Database) -> None:
     """Delete every event, between the examples of a property test; sequence numbers continue."""
 

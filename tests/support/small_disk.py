@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from tests.support.database import used_bytes
+
 SIZE_MB = 24
 
 
@@ -45,7 +47,7 @@ class SmallFileSystem:
 
 
 class LimitedFiles:
-    """A limit on the size of files that equals the size of the write-ahead log, so that the log cannot grow.
+    """A limit on the size of files at the last frame of the write-ahead log, so that no frame can be added.
 
     It works like a quota: the process can write below the limit, and not above it.
     """
@@ -57,7 +59,7 @@ class LimitedFiles:
         (wal,) = self.directory.glob("*-wal")
         for pid in pids:
             _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (wal.stat().st_size, hard))
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (used_bytes(wal), hard))
 
     def make_room(self, *pids: int) -> None:
         for pid in pids:

@@ -15,10 +15,11 @@ import sqlite3
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from pathlib import Path
 from random import Random
 
+from tests.support.database import used_bytes
 from tests.torture.deployment import LEASE_MS, TIMEOUT_MS, Deployment, ProcessSlot
 from tests.torture.launcher import set_clock
 
@@ -306,10 +307,11 @@ async def database_locked(deployment: Deployment, random: Random) -> AsyncIterat
 async def disk_full(deployment: Deployment, random: Random) -> AsyncIterator[None]:
     """No file can grow: by a limit set on the running processes, or because another file fills `deployment.disk`."""
     seconds = random.uniform(0.2, 1.0)
+    wal = deployment.database.with_name(deployment.database.name + "-wal")
     if deployment.disk is not None:
         filler = deployment.disk / "filler"
         try:
-            await asyncio.to_thread(_fill, filler, shutil.disk_usage(deployment.disk).free)
+            await asyncio.to_thread(_fill, filler, deployment.database, wal)
             await asyncio.sleep(seconds)
             yield
         finally:
@@ -317,8 +319,7 @@ async def disk_full(deployment: Deployment, random: Random) -> AsyncIterator[Non
         return
     if sys.platform != "linux":  # only Linux can limit a running process
         raise Skipped
-    wal = deployment.database.with_name(deployment.database.name + "-wal")
-    limit = max(256 * 1024, wal.stat().st_size if wal.exists() else 0)
+    limit = max(256 * 1024, used_bytes(wal) if wal.exists() else 0)
     limited = list(deployment.pids().values())
     for pid in limited:
         _limit(pid, limit)
@@ -330,9 +331,14 @@ async def disk_full(deployment: Deployment, random: Random) -> AsyncIterator[Non
             _limit(pid, resource.RLIM_INFINITY)
 
 
-def _fill(filler: Path, free: int) -> None:
-    with filler.open("wb") as file:
-        piece = free
+def _fill(filler: Path, database: Path, wal: Path) -> None:
+    with closing(sqlite3.connect(database, timeout=2, isolation_level=None)) as connection, filler.open("wb") as file:
+        try:
+            connection.execute("BEGIN IMMEDIATE")  # no process adds a frame meanwhile
+        except sqlite3.OperationalError:
+            raise Skipped from None
+        os.truncate(wal, used_bytes(wal))  # the WAL has no room left, either
+        piece = shutil.disk_usage(filler).free
         while piece >= 4_096:
             try:
                 os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, piece)

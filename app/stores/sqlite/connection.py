@@ -29,6 +29,7 @@ BUSY_TIMEOUT_S = 5.0
 # Virtual-machine instructions between two checks of a statement's deadline: about ten milliseconds. Each check needs
 # the GIL, which a busy event loop holds for up to five milliseconds.
 INSTRUCTIONS_PER_CHECK = 500_000
+KEPT_WAL_BYTES = 16 * 1024 * 1024
 RESERVE_BYTES = 128 * 1024  # the index of the WAL takes 32 KiB of them
 # In this order: a full disk, a quota or a limit of file sizes, no room for the index of the WAL.
 NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
@@ -153,8 +154,9 @@ def _connect(path: Path, read_only: bool, busy_timeout_s: float) -> sqlite3.Conn
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute("PRAGMA journal_mode = WAL")
-        # A restart of the WAL also truncates it, so the size of the file is the amount that waits for a checkpoint.
-        connection.execute("PRAGMA journal_size_limit = 0")
+        # A restart of the WAL truncates it to this size. Commits that overwrite the file take half as long as commits
+        # that append to it.
+        connection.execute(f"PRAGMA journal_size_limit = {KEPT_WAL_BYTES}")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA cache_size = -16384")

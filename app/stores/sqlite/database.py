@@ -10,6 +10,7 @@ a second connection, while the writer holds the write lock of the file, so that 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sqlite3
 import time
@@ -33,7 +34,8 @@ from app.telemetry import logger
 T = TypeVar("T")
 Parameters = Sequence[object] | Mapping[str, object]
 SCHEMA_REVISION = "0007"
-CHECKPOINT_BYTES = 4 * 1024 * 1024
+CHECKPOINT_FRAMES = 1_000  # a frame is a page: 4 MB
+WAL_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24  # https://sqlite.org/fileformat2.html#walformat
 LOG_FULL_EVERY_S = 60.0
 STILL_FULL_S = 5.0
 log = logger("stores.sqlite")
@@ -100,7 +102,7 @@ class Database:
     of hard links at the last check. `checkpoints`: the number of checkpoints tried.
     """
 
-    def __init__(self, path: Path, monotonic: Callable[[], float], checkpoint_bytes: int) -> None:
+    def __init__(self, path: Path, monotonic: Callable[[], float], checkpoint_frames: int) -> None:
         self.path = path
         self.id = ""
         self.full = False
@@ -116,8 +118,9 @@ class Database:
         self._write_lock = asyncio.Lock()
         self._durable = True  # the writer's current setting of `synchronous`
         self._checkpointer: sqlite3.Connection | None = None
-        self._checkpoint_bytes = self._checkpoint_at = checkpoint_bytes
-        self._wal = path.with_name(path.name + "-wal")
+        self._checkpoint_frames = self._checkpoint_at = checkpoint_frames
+        self._wal: int | None = None  # a file descriptor
+        self._wal_salts = b""
 
     @classmethod
     async def open(
@@ -126,9 +129,9 @@ class Database:
         readers: int,
         *,
         monotonic: Callable[[], float] = time.monotonic,
-        checkpoint_bytes: int = CHECKPOINT_BYTES,
+        checkpoint_frames: int = CHECKPOINT_FRAMES,
     ) -> Database:
-        """Open an existing, migrated database. A write checkpoints whenever the WAL has grown by `checkpoint_bytes`.
+        """Open an existing, migrated database. A write checkpoints whenever the WAL has grown by `checkpoint_frames`.
 
         Raises:
             StoreUnavailable: the file cannot be opened, has several hard links, or is damaged.
@@ -141,7 +144,7 @@ class Database:
             check_integrity(first, path)
         finally:
             first.close()
-        database = cls(path, monotonic, checkpoint_bytes)
+        database = cls(path, monotonic, checkpoint_frames)
         try:
             # One more than the features use at a time, so that a health check never waits for a slow feature.
             await database.readers.open(readers + 1)
@@ -243,6 +246,9 @@ class Database:
         if self._checkpointer is not None:
             self._checkpointer.close()
             self._checkpointer = None
+        if self._wal is not None:
+            os.close(self._wal)
+            self._wal = None
 
     def _set_full(self, *, full: bool, detail: str) -> None:
         """Record whether the disk is full, and log that it has become full at most once a minute."""
@@ -278,18 +284,27 @@ class Database:
         return result
 
     def _checkpoint_if_large(self, writer: sqlite3.Connection) -> None:
+        # A restart of the WAL keeps its file, so the size of the file does not tell how many frames are in use. A frame
+        # is in use if it has the salts of the header: a restart changes them and overwrites the first frames.
         try:
-            size = self._wal.stat().st_size
-        except FileNotFoundError:
+            if self._wal is None:
+                # Closing it drops no lock: SQLite locks only the database file and its `-shm` file.
+                self._wal = os.open(self.path.with_name(self.path.name + "-wal"), os.O_RDONLY)
+            header = os.pread(self._wal, WAL_HEADER_BYTES, 0)
+            frame_bytes, salts = FRAME_HEADER_BYTES + int.from_bytes(header[8:12], "big"), header[16:24]
+            if salts != self._wal_salts:
+                self._wal_salts, self._checkpoint_at = salts, self._checkpoint_frames
+            start = WAL_HEADER_BYTES + (self._checkpoint_at - 1) * frame_bytes
+            frame = os.pread(self._wal, FRAME_HEADER_BYTES, start)
+        except OSError as error:
+            log.debug("checkpoint_put_off", error=str(error))
             return
-        if size < self._checkpoint_bytes:
-            self._checkpoint_at = self._checkpoint_bytes
-        elif size >= self._checkpoint_at:
-            self._checkpoint(writer)
+        if salts and frame[8:16] == salts:
             # While a reader keeps the WAL from restarting, only some commits pay for a checkpoint.
-            self._checkpoint_at = size + self._checkpoint_bytes
+            self._checkpoint_at = max(self._checkpoint_at, self._checkpoint(writer)) + self._checkpoint_frames
 
-    def _checkpoint(self, writer: sqlite3.Connection) -> None:
+    def _checkpoint(self, writer: sqlite3.Connection) -> int:
+        """Checkpoint, and return the number of frames in the WAL; 0 if the checkpoint fails."""
         # 1. BEGIN IMMEDIATE takes the write lock; 2. a PASSIVE checkpoint copies frames; 3. ROLLBACK releases the lock.
         # Without 1, a writer in another process could reset the WAL during 2.
         assert self._checkpointer is not None
@@ -299,11 +314,13 @@ class Database:
             writer.execute("PRAGMA busy_timeout = 0")
             writer.execute("BEGIN IMMEDIATE")
             try:
-                self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                [(_, frames, _)] = self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                return int(frames)
             finally:
                 writer.execute("ROLLBACK")
         except sqlite3.DatabaseError as error:
             log.debug("checkpoint_put_off", error=str(error))
+            return 0
         finally:
             writer.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
 

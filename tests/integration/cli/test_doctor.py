@@ -255,7 +255,7 @@ def test_world_writable_database_is_named(deployment: Deployment) -> None:
     assert deployment.lines()["rights"][0] == "bad"
 
 
-@pytest.mark.parametrize(("mebibytes", "state"), [(65, "warn"), (1025, "bad")])
+@pytest.mark.parametrize(("mebibytes", "state"), [(16, "ok"), (65, "warn"), (1025, "bad")])
 def test_large_wal_is_named(deployment: Deployment, mebibytes: int, state: str) -> None:
     wal = deployment.database.with_name("profiles.db-wal")
     with closing(sqlite3.connect(deployment.database)) as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import sqlite3
 import subprocess
@@ -15,13 +16,16 @@ import pytest
 
 import app.stores.sqlite.database as module
 from app.errors import StoreFull, StoreUnavailable
+from app.stores.sqlite.connection import KEPT_WAL_BYTES
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.event_log import SqliteEventLog
 from tests.support.clock import NOW_MS, FakeClock
-from tests.support.database import column
+from tests.support.database import column, used_bytes
 from tests.support.events import admitted, served
 from tests.support.logs import Recorder
 
+CHECKPOINT_FRAMES = 64
+CHECKPOINT_BYTES = CHECKPOINT_FRAMES * 4_096
 STILL_FULL_MS = round(module.STILL_FULL_S * 1000)
 HOLD_THE_WRITE_LOCK = """
 import sqlite3, sys
@@ -29,6 +33,17 @@ connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.execute("BEGIN IMMEDIATE")
 print("locked", flush=True)
 sys.stdin.read()
+"""
+WRITE_MUCH = f"""
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA wal_autocheckpoint = 0")
+connection.execute("INSERT INTO audit_trail (at_ms, actor, action, subject, outcome) "
+                   "VALUES (0, 'test', 'write', ?, 'ok')", ("x" * {4 * CHECKPOINT_BYTES},))
+"""
+LEAVE_WAL_MODE = """
+import sqlite3, sys
+sqlite3.connect(sys.argv[1], timeout=0).execute("PRAGMA journal_mode = DELETE")
 """
 
 
@@ -212,27 +227,24 @@ async def test_reads_and_writes_fail_when_the_database_is_closed(database: Datab
             await work(lambda connection: connection.execute("SELECT 1"))
 
 
-CHECKPOINT_BYTES = 256 * 1024
-
-
 @pytest.fixture
 async def small(database_path: Path) -> AsyncIterator[Database]:
     """A database that checkpoints after a few writes of `write_much`."""
-    opened = await Database.open(database_path, readers=2, checkpoint_bytes=CHECKPOINT_BYTES)
+    opened = await Database.open(database_path, readers=2, checkpoint_frames=CHECKPOINT_FRAMES)
     yield opened
     await opened.close()
 
 
-def wal_bytes(database: Database) -> int:
-    return database.path.with_name(database.path.name + "-wal").stat().st_size
+def wal(database: Database) -> Path:
+    return database.path.with_name(database.path.name + "-wal")
 
 
-async def write_much(database: Database, commits: int) -> int:
-    """Commit some 20 kB each time. Return the largest size of the WAL."""
+async def write_much(*databases: Database, commits: int) -> int:
+    """Commit some 20 kB each time, to one database after the other. Return the most bytes of the WAL in use."""
     largest = 0
-    for _ in range(commits):
+    for database, _ in zip(itertools.cycle(databases), range(commits), strict=False):
         await database.write(lambda connection: audit(connection, "x" * 20_000))
-        largest = max(largest, wal_bytes(database))
+        largest = max(largest, used_bytes(wal(database)))
     return largest
 
 
@@ -243,7 +255,52 @@ async def test_wal_stays_small_and_checkpoints_rare_when_there_are_many_writes(s
     finally:
         await idle.close()
     assert largest < 1.5 * CHECKPOINT_BYTES
+    assert wal(small).stat().st_size == largest  # kept, and overwritten since
     assert 5 <= small.checkpoints <= 15
+
+
+async def test_no_checkpoint_when_the_wal_is_large_but_hardly_used(small: Database) -> None:
+    await small.write(lambda connection: audit(connection, "x" * 4 * CHECKPOINT_BYTES))
+    assert small.checkpoints == 1
+    for _ in range(10):
+        await small.write(lambda connection: audit(connection, "small"))
+    assert small.checkpoints == 1
+    assert wal(small).stat().st_size > 4 * CHECKPOINT_BYTES
+
+
+async def test_wal_stays_small_when_several_databases_write_to_it(small: Database) -> None:
+    second = await Database.open(small.path, readers=1, checkpoint_frames=CHECKPOINT_FRAMES)
+    try:
+        assert await write_much(small, second, second, commits=120) < 1.5 * CHECKPOINT_BYTES
+        assert 5 <= small.checkpoints + second.checkpoints <= 15
+    finally:
+        await second.close()
+
+
+async def test_frames_of_another_process_are_checkpointed(small: Database) -> None:
+    subprocess.run([sys.executable, "-S", "-c", WRITE_MUCH, str(small.path)], check=True)  # noqa: ASYNC221
+    assert used_bytes(wal(small)) > 4 * CHECKPOINT_BYTES
+    await small.write(lambda connection: audit(connection, "small"))
+    assert small.checkpoints == 1
+    await small.write(lambda connection: audit(connection, "small"))
+    assert used_bytes(wal(small)) < CHECKPOINT_BYTES
+
+
+async def test_wal_is_truncated_when_it_restarts_after_a_large_write(small: Database) -> None:
+    await small.write(lambda connection: audit(connection, "x" * 2 * KEPT_WAL_BYTES))
+    assert wal(small).stat().st_size > 2 * KEPT_WAL_BYTES
+    await small.write(lambda connection: audit(connection, "small"))
+    assert wal(small).stat().st_size == KEPT_WAL_BYTES
+
+
+async def test_locks_stay_when_another_database_of_the_process_closes(small: Database) -> None:
+    second = await Database.open(small.path, readers=1)
+    await write_much(small, second, commits=2)
+    await second.close()
+    # To leave WAL mode takes a lock that excludes every other connection.
+    leave = [sys.executable, "-S", "-c", LEAVE_WAL_MODE, str(small.path)]
+    left = subprocess.run(leave, check=False, capture_output=True, text=True)  # noqa: ASYNC221
+    assert "database is locked" in left.stderr
 
 
 async def test_checkpoints_stay_rare_when_a_reader_keeps_the_wal_from_restarting(small: Database) -> None:
@@ -254,7 +311,18 @@ async def test_checkpoints_stay_rare_when_a_reader_keeps_the_wal_from_restarting
         assert 1 <= small.checkpoints <= 10
         reader.execute("COMMIT")
     await write_much(small, commits=60)
-    assert wal_bytes(small) < 1.5 * CHECKPOINT_BYTES
+    assert used_bytes(wal(small)) < 1.5 * CHECKPOINT_BYTES
+
+
+async def test_checkpoints_stay_rare_when_a_reader_holds_a_large_write(small: Database) -> None:
+    with closing(sqlite3.connect(small.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM service").fetchall()
+        await small.write(lambda connection: audit(connection, "x" * 20 * CHECKPOINT_BYTES))
+        assert small.checkpoints == 1
+        for _ in range(10):
+            await small.write(lambda connection: audit(connection, "small"))
+        assert small.checkpoints == 1
 
 
 async def test_write_is_committed_when_the_checkpoint_after_it_fails(small: Database) -> None:
@@ -281,6 +349,20 @@ async def test_events_survive_when_the_database_is_opened_after_a_crash(
         assert [item.event.event_id for item in await SqliteEventLog(reopened).unconsumed(NOW_MS + 1, 9)] == ["a"]
     finally:
         await reopened.close()
+
+
+async def test_every_commit_survives_a_crash_when_older_frames_follow_in_the_wal(
+    small: Database, tmp_path: Path
+) -> None:
+    commits = 0
+    while commits < 40 or used_bytes(wal(small)) > CHECKPOINT_BYTES / 2:
+        await write_much(small, commits=1)
+        commits += 1
+    assert wal(small).stat().st_size > CHECKPOINT_BYTES
+    copy_without_checkpoint(small.path, tmp_path / "crashed.db")
+    with closing(sqlite3.connect(tmp_path / "crashed.db")) as crashed:
+        assert crashed.execute("SELECT COUNT(*) FROM audit_trail").fetchone() == (commits,)
+        assert crashed.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 async def limit_size(database: Database, limited: bool) -> None:
