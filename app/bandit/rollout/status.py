@@ -23,7 +23,7 @@ class IntervalView(msgspec.Struct):
 
 
 class VerdictView(msgspec.Struct):
-    """The verdict on the challenger and its reason. `improved`: it is shown to be better than the champion."""
+    """The verdict on the challenger and its reason. `improved`: the challenger is shown to be the better policy."""
 
     verdict: Word
     reason: str

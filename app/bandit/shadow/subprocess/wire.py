@@ -50,7 +50,7 @@ _answers = msgspec.msgpack.Decoder(_Answers | Failure).decode
 
 
 def encode_decisions(group: Sequence[Unshadowed]) -> bytes:
-    """Encode a question to the subprocess: the decisions whose shadows it shall compute."""
+    """Encode a question to the subprocess: the decisions whose shadows are wanted."""
     return _encode(
         [
             _Question(
