@@ -176,8 +176,8 @@ class UserRecords(Protocol):
     async def holdings(self, user_id: str) -> Holdings: ...
 
     async def erase(self, user_id: str, now_ms: int) -> Holdings:
-        """Delete all rows of a user; return how many rows of each kind. The same transaction records that the user's
-        cache keys must be deleted."""
+        """Delete all rows of a user; return their number by kind. The same transaction records that the user's cache
+        keys must be deleted."""
 
     async def erase_decisions(self, user_id: str) -> None:
         """Delete the user's decisions once more, after the cache keys were deleted. Until then, a request could still

@@ -175,7 +175,7 @@ def _delete_log(database: Path) -> None:
 
 
 def _create(part: Path) -> None:
-    """Create an empty file that only its owner may read. Replaces a file that a killed process left."""
+    """Create an empty file that only its owner may read. Replace a file that a killed process left."""
     part.unlink(missing_ok=True)
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 

@@ -1,4 +1,4 @@
-"""Queries of the users in the event log: newest events, pages of users, search by prefix. Erases users."""
+"""Queries the users in the event log (newest events, pages of users, search by prefix), and erases users."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class SqliteUsers:
         return [user_id for (user_id,) in await self._database.rows(SELECT_ELIGIBLE, parameters)]
 
     async def newest_users(self, limit: int) -> list[str]:
-        """Up to `limit` of the users of the newest 20,000 events, each once, in no order."""
+        """Up to `limit` of the users of the newest 20,000 events, each once, in no particular order."""
         return [user_id for (user_id,) in await self._database.rows(SELECT_NEWEST_USERS, (limit,))]
 
     async def count_eligible(self, since_ms: int) -> int:

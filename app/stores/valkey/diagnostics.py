@@ -1,6 +1,6 @@
 """Diagnoses the cache and the queue for `profiles doctor`. A cache may lose data, a queue must not.
 
-It writes keys to test the servers, and deletes them.
+The checks write test keys, and delete them.
 """
 
 from __future__ import annotations
