@@ -95,7 +95,7 @@ class Feature:
         return replace(self, relations=read, invalidated_by=self.invalidated_by or subjects)
 
     def value_of(self, raw: object) -> tuple[Scalar, str | None]:
-        """Convert a result of the SQL to the feature's value; NULL gives the default. Returns the value and None, or
+        """Convert a result of the SQL to the feature's value; NULL gives the default. Return the value and None, or
         None and an error text if the result is not of the dtype."""
         if raw is None:
             return self.default, None

@@ -96,7 +96,7 @@ class FastPath:
     async def _answer(
         self, scope: HTTPScope, send: Send, route: tuple[str, str], read: Callable[[], Awaitable[bytes | None]]
     ) -> bool:
-        """Send the body that `read` returns; False if the request must go on to the documented route."""
+        """Send the body that `read` returns; return False if the request must go on to the documented route."""
         started = perf_counter()
         try:
             request_id = self._admit(scope["headers"], with_body=route is BATCH)
@@ -191,7 +191,7 @@ class FastPath:
 
 
 async def _read(body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]) -> bytes:
-    """Receive the whole body, or b"" if it is incomplete. Appends each message, and a final error, to `taken`."""
+    """Receive the whole body, or b"" if it is incomplete. Append each message, and a final error, to `taken`."""
     content = b""
     while True:
         try:

@@ -30,7 +30,7 @@ class RolloutMonitor:
         self._clock = clock
 
     async def once(self) -> None:
-        """Make the look if one is due, and check the guardrails. Do nothing once promoted or rolled back.
+        """Make the interim analysis if one is due, and check the guardrails. Do nothing once promoted or rolled back.
 
         Raises:
             StoreUnavailable: the database does not answer.
@@ -43,7 +43,7 @@ class RolloutMonitor:
             await self._guard(state)
 
     async def look(self, state: RolloutState, counts: Counts) -> RolloutLook | None:
-        """Make and store the look that is due. Return None if none is due, or another worker stored it first."""
+        """Make and store the interim analysis that is due. Return None if none is due or another worker was first."""
         looks = await self._rollout.repository.looks()
         number = due_look(counts.evaluated, looks[-1].number if looks else 0)
         if number is None:
