@@ -150,9 +150,8 @@ class FastPath:
         return mask
 
     def _admit(self, headers: Iterable[tuple[bytes, bytes]], *, with_body: bool) -> bytes | None:
-        """Check the headers and return the request id; None if the documented route must answer. That is so if a header
-        is unusual, if the headers of a body are missing (`with_body`) or superfluous, or if the key lacks the scope
-        `read`."""
+        """Check the headers and return the request id; None if the documented route must answer: a header is unusual,
+        the headers of a body are missing (`with_body`) or superfluous, or the key lacks the scope `read`."""
         key: str | None = None
         request_id: bytes | None = None
         hosts = body_headers = 0

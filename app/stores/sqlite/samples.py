@@ -39,8 +39,8 @@ class SqliteSamples:
         self._database = database
 
     async def keep(self, sample: Sample) -> None:
-        """Store a sample, delete old ones, and update the component statuses. One transaction does it, so that no
-        process derives statuses while another process adds a sample."""
+        """Store a sample, delete old ones, and update the component statuses. All in one transaction, so that no
+        process derives statuses while another adds a sample."""
         body = msgspec.json.encode(sample).decode()
 
         def work(connection: sqlite3.Connection) -> None:
