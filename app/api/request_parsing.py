@@ -56,7 +56,7 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
 @lru_cache(maxsize=16)
 def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
     """A subclass of the struct `kind` whose field `profile_features` is a `mirror`, the typed Struct of the features.
-    If it has no such field, `kind` itself."""
+    If `kind` has no such field, `kind` itself."""
     declared = {item.name: item.type for item in msgspec.structs.fields(kind)}.get(PROFILE_FEATURES)
     if declared is None:
         return kind

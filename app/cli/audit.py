@@ -28,7 +28,7 @@ def audit(users: tuple[str, ...], repair: bool, as_json: bool) -> None:
     Check USERS, or else every user with an event within the longest window of the features.
 
     Exit code 1 if a wrong value remains in the cache, or a user could not be checked because the cache does not answer
-    or invalidations of its keys have failed and not been repeated.
+    or has yet to execute deletions.
     """
     for user in users:
         check_user(user)

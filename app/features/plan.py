@@ -30,7 +30,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Announced(NamedTuple):
-    """A registry that processes have served, with the times at which one first and last reported it."""
+    """A registry that processes have served, with the times at which a process first and last reported it."""
 
     fingerprint: str
     definitions: tuple[Definition, ...]

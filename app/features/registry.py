@@ -78,8 +78,8 @@ class Feature:
         """A copy of the entry with `relations` set; `invalidated_by` is derived from them if it is empty.
 
         Raises:
-            RegistryError: the SQL reads no relation; or `invalidated_by` lacks the subject of one that it reads, so
-                stale values would be served.
+            RegistryError: the SQL reads no relation; or `invalidated_by` lacks the subject of a relation that the SQL
+                reads, so stale values would be served.
         """
         read = tuple(name for name in RELATIONS if name in set(relations))
         if not read:

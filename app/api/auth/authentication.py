@@ -149,7 +149,8 @@ def names_this_machine(host: str | None) -> bool:
 
 
 def _reject_cross_site(connection: ASGIConnection[Any, Any, Any, Any], *, any_port: bool) -> None:
-    """Raise `Forbidden` if a browser says that a page of another site sent the request. Other clients say nothing.
+    """Raise `Forbidden` if the headers show that a page of another site sent the request. Only browsers send these
+    headers.
 
     Browsers send `Sec-Fetch-Site` only to HTTPS and loopback addresses, and `Origin` to all. Proxies often drop the
     port from `Host` (nginx's `$host`). With `any_port`, an origin on any port matches a `Host` without one. If keys are

@@ -43,7 +43,8 @@ class Maintenance:
         self._pool_at = float("-inf")
 
     async def once(self) -> None:
-        """Settle decisions and grow statistics; estimate the prior if `POOL_EVERY_S` have passed since the last time.
+        """Settle decisions and extend statistics; estimate the prior if `POOL_EVERY_S` seconds have passed since the
+        last time.
 
         Raises:
             StoreUnavailable: the database does not answer.
