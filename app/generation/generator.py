@@ -57,7 +57,7 @@ class TipGenerator:
         self._stopping = False
 
     async def write(self, request: TipRequest) -> WrittenTip:
-        """Generate a tip. If the model fails, use the template; never raises."""
+        """Generate a tip, with the template if the model fails; no error is raised."""
         if self._model is None:
             self._metrics.generations.labels("template").inc()
             return WrittenTip(template_tip(request), None, None)
@@ -109,8 +109,8 @@ class TipGenerator:
 
         `well`: the endpoint works, even if the call failed; the count of failures starts again. `pause_s`: seconds for
         which the endpoint asked its clients to wait. After a skip, requests call the model again, and one more failure
-        begins the next skip. A call that began before a skip and fails during it may prolong the skip but not shorten
-        it.
+        begins the next skip. If a call that began before a skip fails during it, the skip may become longer but not
+        shorter.
         """
         now = self._clock.monotonic()
         self._metrics.model_seconds.observe(now - started)

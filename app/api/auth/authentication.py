@@ -149,8 +149,7 @@ def names_this_machine(host: str | None) -> bool:
 
 
 def _reject_cross_site(connection: ASGIConnection[Any, Any, Any, Any], *, any_port: bool) -> None:
-    """Raise `Forbidden` if the headers show that a page of another site sent the request. Only browsers send these
-    headers.
+    """Raise `Forbidden` if headers that only browsers send show that a page of another site sent the request.
 
     Browsers send `Sec-Fetch-Site` only to HTTPS and loopback addresses, and `Origin` to all. Proxies often drop the
     port from `Host` (nginx's `$host`). With `any_port`, an origin on any port matches a `Host` without one. If keys are

@@ -43,8 +43,7 @@ class Maintenance:
         self._pool_at = float("-inf")
 
     async def once(self) -> None:
-        """Settle decisions and extend statistics; estimate the prior if `POOL_EVERY_S` seconds have passed since the
-        last time.
+        """Settle decisions and extend statistics; estimate the prior every `POOL_EVERY_S` seconds.
 
         Raises:
             StoreUnavailable: the database does not answer.

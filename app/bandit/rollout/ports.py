@@ -71,12 +71,10 @@ class RolloutRepository(Protocol):
         the roll-out starts anew, the stored looks (interim analyses) are deleted, too."""
 
     async def looks(self) -> list[RolloutLook]:
-        """The looks (interim analyses), oldest first. Looks in the unreadable format of another release are left
-        out."""
+        """The looks (interim analyses), oldest first. Looks in the unreadable format of another release are omitted."""
 
     async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
-        """Store an interim analysis. Return False if one with this number is stored or the roll-out has started
-        anew."""
+        """Store an interim analysis. Return False if its number is stored or the roll-out has started anew."""
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
         """Count the decisions. An unsettled decision made before `overdue_ms` makes no newer decision wait."""

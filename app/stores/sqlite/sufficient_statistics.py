@@ -73,8 +73,8 @@ def write_statistics(connection: sqlite3.Connection, evidence: Mapping[str, Suff
 
 
 def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
-    """Set a user's statistics aside if they are damaged. Return True if the statistics cannot be used: damaged now, set
-    aside before, or of an unknown spec."""
+    """Set a user's statistics aside if they are damaged. Return True if they cannot be used: damaged now, set aside
+    before, or of an unknown spec."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     if row is None:
         return False

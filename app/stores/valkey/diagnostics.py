@@ -181,8 +181,7 @@ async def _snapshots(client: Any) -> bool | None:
 
 
 def diagnose_persistence(info: Info, snapshots: bool | None) -> Line:
-    """Report whether a restart of the queue's server loses jobs. `snapshots`: whether it takes some; None if
-    unknown."""
+    """Report whether a restart of the queue's server loses jobs. `snapshots`: whether it takes any; None if unknown."""
     failed = None
     if info.get("aof_enabled") and info.get("aof_last_write_status") == "err":
         failed = "the last write of the append-only file failed"
