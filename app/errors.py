@@ -81,7 +81,7 @@ class TooLarge(ProfilesError):
 
 
 class TooSlow(ProfilesError):
-    """The request body did not arrive in time."""
+    """The request body did not arrive within `app.api.middleware.body_limits.BODY_S`."""
 
 
 class UnsupportedMedia(ProfilesError):
@@ -135,7 +135,8 @@ class ModelFailed(Unavailable):
     def __init__(
         self, reason: FallbackReason, detail: str, *, well: bool = False, pause_s: float | None = None
     ) -> None:
-        """`well`: the endpoint works, only this call failed. `pause_s`: seconds for which it asks clients to wait."""
+        """`well`: the model's endpoint works, so the model need not be skipped; only this call failed. `pause_s`:
+        seconds for which the endpoint asks its clients to wait."""
         super().__init__(detail)
         self.reason = reason
         self.well = well

@@ -56,7 +56,7 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
 @lru_cache(maxsize=16)
 def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
     """A subclass of the struct `kind` whose field `profile_features` is a `mirror`, the typed Struct of the features.
-    Returns `kind` itself if it has no such field."""
+    If `kind` has no such field, `kind` itself."""
     declared = {item.name: item.type for item in msgspec.structs.fields(kind)}.get(PROFILE_FEATURES)
     if declared is None:
         return kind
@@ -115,7 +115,7 @@ def check_ids(ids: Sequence[str], path: str) -> None:
 
 
 def prefix_of(text: str) -> str:
-    """Return `text`; raises `Undecodable` (400) if no user id can begin with it."""
+    """Return `text`. Raises `Undecodable` (400) if no user id can begin with it."""
     # `.` and `..` are not ids, but `...` is.
     if text and text not in (".", "..") and (found := id_problem(text)) is not None:
         raise Undecodable("no id begins with this prefix", [Issue("prefix", found)])
@@ -123,7 +123,7 @@ def prefix_of(text: str) -> str:
 
 
 def moment_ms(text: str, name: str) -> int:
-    """The time of the query parameter `name`, in milliseconds since 1970; raises `Undecodable` (400) if invalid."""
+    """The time of the query parameter `name`, in milliseconds since 1970. Raises `Undecodable` (400) if invalid."""
     # An unescaped + in a query arrives as a space.
     if (at_ms := _to_ms(text.replace(" ", "+"))) is None:
         reason = "must be RFC 3339 with a UTC offset, such as 2026-04-25T08:30:00+02:00 (encode + as %2B)"

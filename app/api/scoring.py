@@ -170,7 +170,7 @@ def _time(moment_ms: int | None) -> str | None:
 
 
 async def _scoring_request(request: HttpRequest, service: Service) -> ScoringRequest:
-    """Decode and check the body of `POST /score`; raises the errors of `body_as`, with every invalid candidate."""
+    """Decode and check the body of `POST /score`. Raises the errors of `body_as`, with every invalid candidate."""
     try:
         sent = await body_as(request, with_mirror(ScoreRequest, service.mirror))
     except InvalidInput as error:

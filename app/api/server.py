@@ -1,9 +1,9 @@
 """Serves the ASGI application with granian, in this process and event loop, until a signal arrives.
 
-Invariants: `listen` returns within the drain and `STOP_GRACE_S`, whatever clients do. Every request of an accepted
-connection is answered: the socket is closed only once its accept queue is empty and stays empty, and until then each
-response closes its connection, so that no client sends its next request to a process that is gone.
-granian cannot end a connection whose peer reads nothing or is gone; the kernel drops it after `UNTAKEN_S`.
+Invariants: `listen` returns at most `drain_s` + `STOP_GRACE_S` seconds after the signal, whatever clients do. Within
+that time, a request that a client has sent is answered; `_wind_down` describes how.
+
+granian cannot end a connection whose peer reads nothing or is gone. The kernel drops it after `UNTAKEN_S` seconds.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ async def listen(
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    `on_stop` is called at the signal. For `drain_s` after it requests are served as before, so that balancers have time
-    to see that `/readyz` answers 503. `on_overdue` is called `OVERDUE_S` after the drain if requests still run; it
-    should interrupt them, so that they are answered. A connection without a complete head for `keep_alive_s` is closed.
+    `on_stop` is called at the signal. For `drain_s` seconds after it, requests are served as before, so that balancers
+    can see that `/readyz` answers 503. `on_overdue` is called `OVERDUE_S` after the drain if requests still run, to
+    interrupt them, so that they are answered. A connection without a complete head for `keep_alive_s` is closed.
 
     Raises:
         SettingsError: the system does not allow this host or port.
@@ -209,7 +209,7 @@ async def _wind_down(application: Litestar, listener: socket.socket, server: Ser
 
 
 def _drop_new_connections(listener: socket.socket) -> bool:
-    """Drop packets to the listening socket; accepted connections are not affected. False if the system cannot do it."""
+    """Drop packets to the listening socket, but not to accepted connections. Return False if the system cannot."""
     if sys.platform != "linux":
         return False
     drop = ctypes.create_string_buffer(

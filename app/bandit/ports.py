@@ -42,9 +42,8 @@ class RecordedDecision(NamedTuple):
 
 
 class SettleCounts(NamedTuple):
-    """Numbers of decisions whose reward window has closed: those that learned a reward, those that expired, and those
-    that could not be read (`set_aside`: the rows are kept but never settled).
-    """
+    """Numbers of decisions whose reward window has closed: `learned`, if the tip was served; `expired`, if it was not;
+    `set_aside`, if the decision or its user's statistics are damaged."""
 
     learned: int
     expired: int
@@ -68,19 +67,19 @@ class DecisionRepository(Protocol):
         """The creation time of the oldest decision in epoch milliseconds; None if there is no decision."""
 
     async def prune(self, before_ms: int, limit: int) -> int:
-        """Delete up to `limit` decisions made before `before_ms`, oldest first; returns the number deleted. Priors that
+        """Delete up to `limit` decisions made before `before_ms`, oldest first; return the number deleted. Priors that
         were replaced more than an hour before the oldest remaining decision are deleted, too."""
 
 
 class LearningRepository(Protocol):
     async def concerned(self, events: Sequence[LoggedEvent]) -> list[LoggedEvent]:
-        """The events that may be about a decision, in their order. Only reads, a few microseconds per event."""
+        """The events that may be about a decision, in the given order. The search takes microseconds per event."""
 
     async def note_unknown(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[str, int]:
-        """Record events whose `decision_id` does not exist for their user; returns the number of events by sender."""
+        """Record events whose `decision_id` does not exist for their user; return the number of events by sender."""
 
     async def learn(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[EventOutcome, int]:
-        """Learn from events in the given order, in one transaction; returns the number of events by outcome.
+        """Learn from events in the given order, in one transaction; return the number of events by outcome.
 
         An event that has been counted before is ignored.
 
@@ -89,8 +88,8 @@ class LearningRepository(Protocol):
         """
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
-        """Settle up to `limit` decisions whose reward window has closed. A served decision learns the reward of no
-        feedback; a decision whose tip was not served expires."""
+        """Settle up to `limit` decisions whose reward window has closed without feedback. If the tip was served, the
+        reward of `app.bandit.learning.rewards.NO_FEEDBACK` is learned; otherwise the decision expires."""
 
 
 class StateRepository(Protocol):
@@ -99,17 +98,17 @@ class StateRepository(Protocol):
     async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
         """Estimate a prior from the statistics of all users, read from one snapshot. Damaged statistics are left out.
 
-        Returns the prior, and how often users' statistics had been changed by then, a count that only rises. None if
-        they have not changed since the newest stored prior.
+        Return the prior and the number of changes that were made to users' statistics up to that snapshot. Return None
+        if there was no change since the newest stored prior.
         """
 
     async def add_prior(self, prior: Prior, changes: int) -> bool:
-        """Store a prior under the next version, with the number of changes that `pooled` returned with it. Returns
-        False, and stores nothing, if a prior with at least as many changes is stored already."""
+        """Store a prior under the next version, with the number of changes that `pooled` returned with it. Return
+        False, and store nothing, if a prior with at least as many changes is stored already."""
 
     async def grow(self, limit: int, now_ms: int) -> int:
-        """Extend the statistics of up to `limit` users to the longest spec, in one transaction; returns their number.
-        Damaged statistics are marked and not used any more; they count in the number."""
+        """Extend the statistics of up to `limit` users to the longest spec, in one transaction; return their number.
+        Damaged statistics are set aside, so that they are not read again; they count in the number."""
 
     async def prior_version(self) -> int:
         """The version of the newest prior; 0 if there is none."""

@@ -17,7 +17,7 @@ def load_contract(settings: Settings, source: str | None = None, *, own_mirror: 
 
     Raises:
         RegistryError: an entry breaks a rule, or the mirror does not match the registry.
-        SettingsError: the registry cannot be loaded, or the retention is shorter than its longest window.
+        SettingsError: the registry cannot be loaded, or the retention is shorter than the registry's longest window.
     """
     if source is not None:
         registry, mirror = import_registry(source, "--registry")

@@ -45,7 +45,7 @@ class HealthChecks:
     metrics: Metrics
 
     async def readiness(self) -> dict[str, ReadinessCheck]:
-        """Check every dependency now; returns the checks by name, such as `database` and `worker`."""
+        """Check every dependency now; return the checks by name, such as `database` and `worker`."""
         database, cache, queue = await asyncio.gather(self._check_database(), self._check_cache(), self._check_queue())
         return {**database, "cache": cache, **queue, "features": self._check_features()}
 

@@ -93,8 +93,8 @@ class OpenService(Service):
 class Edges:
     """Dependencies of a process that no setting names, such as the clock. Tests replace them.
 
-    `pause` waits a number of seconds when the cache has not accepted an invalidation. `settles`: repeat such owed
-    invalidations in the background; if it is False, the caller must do it.
+    `pause` waits for some seconds if the cache has not accepted an invalidation. `settles`: whether such owed
+    invalidations are repeated in the background; if not, the caller must repeat them.
     """
 
     clock: Clock = field(default_factory=SystemClock)
@@ -312,7 +312,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
 
 async def _no_job(_: object) -> None:
-    """Stands in for the queue if none is set: start no job. A worker's sweep starts the runs that have no job."""
+    """Do nothing, in place of the queue if none is set. A worker's sweep starts the runs that have no job."""
 
 
 async def _try_features(

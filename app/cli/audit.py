@@ -25,10 +25,10 @@ SHOWN = 20
 def audit(users: tuple[str, ...], repair: bool, as_json: bool) -> None:
     """Compare cached profiles with a recomputation.
 
-    Checks USERS, or else every user with an event within the longest window of the features.
+    Check USERS, or else every user with an event within the longest window of the features.
 
     Exit code 1 if a wrong value remains in the cache, or a user could not be checked because the cache does not answer
-    or invalidations are owed to it.
+    or has yet to execute deletions.
     """
     for user in users:
         check_user(user)

@@ -83,7 +83,7 @@ def rebuild(
 async def _rebuild(
     users: list[str], features: tuple[str, ...], source: str | None, rate: int
 ) -> tuple[int, dict[str, tuple[int, str]]]:
-    """Rebuild at most `rate` users per second. Returns their number and, by failed feature, (users, last reason)."""
+    """Rebuild at most `rate` users per second. Return their number and, by failed feature, (users, last reason)."""
     import asyncio
 
     from app.bootstrap.contract import load_contract
@@ -195,7 +195,7 @@ async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: 
 
 
 async def _load_lines(ingest: Ingest, piece: list[bytes], first: int, totals: dict[str, int]) -> list[Receipt]:
-    """Ingest each line alone; print and count the invalid ones. Returns the receipts of the valid ones.
+    """Ingest each line alone; print and count the invalid ones. Return the receipts of the valid ones.
 
     The lines are ingested concurrently, so that they share commits. `first` is the line number of the first line.
     """

@@ -147,7 +147,7 @@ def running_servers(database: Path) -> Path:
 
 
 def settings_from_environment() -> Settings:
-    """Read the settings; raises `SettingsError` if one is invalid, or PROFILES_REWARDS names an unknown outcome."""
+    """Read the settings. Raises `SettingsError` if one is invalid, or PROFILES_REWARDS names an unknown outcome."""
     from app.bandit.learning.rewards import outcome_rewards
 
     settings = Settings.from_environment()
@@ -158,7 +158,7 @@ def settings_from_environment() -> Settings:
 def settings_of_command() -> Settings:
     """Read the settings of a one-off command, and configure logging to write only warnings and errors.
 
-    A cache or queue that is not set is the one of a running `profiles up`, if there is one.
+    If the URL of the cache or of the queue is not set, that of a running `profiles up` is used, if there is one.
     """
     from app.telemetry import configure_logging
 
@@ -170,7 +170,7 @@ def settings_of_command() -> Settings:
 
 
 def with_running_servers(settings: Settings) -> Settings:
-    """The settings; a cache or queue that is not set becomes the one of a running `profiles up`, if there is one."""
+    """The settings, with the URLs of a running `profiles up`, if there is one, in place of those that are not set."""
     try:
         known = json.loads(running_servers(settings.database).read_text())
         os.kill(known["pid"], 0)
@@ -220,7 +220,7 @@ async def user_pages(
 ) -> AsyncIterator[list[str]]:
     """Yield `users` in pages of `size`; if `users` is empty, every user with an event after `since_ms`.
 
-    Shows a progress bar, which is labelled `action`.
+    Show a progress bar, which is labelled `action`.
     """
     total = len(users) or await service.users.count_eligible(since_ms)
     after, done = "", 0

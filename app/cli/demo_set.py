@@ -1,7 +1,6 @@
 """Generates the demonstration set: events of users with different habits.
 
-The same seed and number of days give the same events with the same ids on the same UTC day, so loading them again only
-finds duplicates.
+On one UTC day, equal arguments give equal events with equal ids, so loading the set again that day adds nothing.
 """
 
 from __future__ import annotations

@@ -146,9 +146,9 @@ def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
 def plan(registry: str | None, as_json: bool) -> None:
     """Show what would change if the registry were served.
 
-    Compares it with the registry of the running processes, or else with the one served last: which features change, for
-    how many users they must be recomputed, and the cost. Writes nothing. Exit code 1 if callers or a start would
-    break: a feature is removed, its dtype changes, or its SQL fails for stored users.
+    The registry is compared with that of the running processes, or else with the one served last: which features
+    change, for how many users they must be recomputed, and the cost. Nothing is written. Exit code 1 if callers or a
+    start would break: a feature is removed, its dtype changes, or its SQL fails for stored users.
     """
     settings = settings_of_command()
     found = run(_plan(settings, _contract(settings, registry)))
@@ -240,7 +240,7 @@ def _show_plan(found: dict[str, Any]) -> None:
 def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) -> None:
     """Compare a feature's values under its previous and its current definition.
 
-    Both definitions of NAME are computed for users drawn at random. Writes nothing. Exit code 5 if the feature was
+    Both definitions of NAME are computed for users drawn at random. Nothing is written. Exit code 5 if the feature was
     never served with another definition.
     """
     settings = settings_of_command()

@@ -55,9 +55,9 @@ class _Result(NamedTuple):
 def history(file: Path, output: Path | None, features: tuple[str, ...], before: bool, known_at: str | None) -> None:
     """Build a training set from the rows of FILE.
 
-    Adds to each row the features of its user_id as of its as_of, computed by the SQL of online reads. No row sees
-    events after its as_of. FILE is CSV, newline-delimited JSON or Parquet; `-` is standard input. All columns and their
-    order are kept.
+    Add to each row the features of its user_id as of its as_of, computed by the SQL of online reads. No row sees events
+    after its as_of. FILE is CSV, newline-delimited JSON or Parquet; `-` is standard input. All columns and their order
+    are kept.
 
     In Parquet output, as_of is a timestamp. Other columns keep their types from Parquet; from CSV they are text, and
     from JSON numbers, booleans or text (mixed and nested values are text).

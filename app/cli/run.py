@@ -57,7 +57,7 @@ def worker(with_parent: int | None) -> None:
 @click.command()
 @json_option
 def migrate(as_json: bool) -> None:
-    """Create the database, or migrate it to this program's revision."""
+    """Create the database, or migrate it to the schema revision of this program."""
     from app.stores.sqlite.migrate import migrate as migrate_database
 
     settings = settings_from_environment()

@@ -138,7 +138,7 @@ def _only_one(directory: Path) -> Iterator[None]:
 
 
 def _load_demo(settings: Settings, stop: threading.Event) -> bool:
-    """Create the database with the demonstration set, under another name until complete. Returns False if stopped."""
+    """Create the database with the demonstration set, under another name until complete. Return False if stopped."""
     from app.cli.change import load_demo
 
     say("loading the demonstration set: 1,000 users, 90 days ...")

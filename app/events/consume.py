@@ -116,8 +116,7 @@ class Consumer:
         return len(consumed)
 
     async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
-        """Pass events to the learners, all at once or, after a failure, one by one. Returns the events that were
-        learned from."""
+        """Pass events to the learners, all at once or, after a failure, one by one. Return those learned from."""
         if not events:
             return events
         try:

@@ -1,13 +1,14 @@
 """Ingest: the one function that stores events, behind `POST /events`, queue jobs and `profiles events`.
 
-Invariant: `ingest` returns only after the events are durable and no process serves a value that they made stale. Either
-the stale cache keys are deleted. Or, if the cache does not answer, the deletion is recorded in the database as *owed*,
-and `ingest` waits until every process must have noticed the record; while it exists, no process serves cached values.
-The order is fixed:
+Invariant: `ingest` returns only after the events are durable and no process serves a value that they made stale.
+
+To this end, `ingest` deletes the stale cache keys. If the cache does not answer, it records in the database that the
+deletion is *owed*, and waits until every process has had time to notice the record. While the record exists, no process
+serves cached values. The order is fixed:
   1. commit the events; 2. DEL the keys; 3. notify the workers; 4. answer.
-With DEL before the commit, a reader could refill the cache from the old facts in between. With the answer before DEL,
-the sender could read the old value. A sender without an answer retries: its events are duplicates then, and step 2 is
-repeated, because the first attempt may have failed before it.
+If DEL came before the commit, a reader could refill the cache from the old facts in between. If the answer came before
+DEL, the sender could read the old value. A sender that gets no answer retries. Its events are then duplicates, and step
+2 is repeated for them, because the first attempt may have failed before it.
 
 Requests that wait at the same time share a commit and a DEL; each is stored as a whole or not at all.
 """
@@ -131,8 +132,8 @@ class Ingestor:
         return committed
 
     async def _invalidate(self, group: Sequence[Sequence[Admitted]], committed: Sequence[_Committed]) -> None:
-        """Delete the cache keys that committed events made stale, then notify the workers. Then completes the future of
-        each request: with True if the keys are deleted, with False if the deletion is owed."""
+        """Delete the cache keys that committed events made stale, then notify the workers, then complete the future of
+        each request: True if the keys are deleted, False if the deletion has yet to be made."""
         stored = [
             (events, outcome)
             for events, (outcome, _) in zip(group, committed, strict=True)

@@ -18,7 +18,7 @@ class Admitted(NamedTuple):
     `occurred_at_ms` is the event time that features use. It is the producer's time, unless that lay ahead of the clock:
     then it is the time of arrival, and `claimed_at_ms` keeps the producer's time (else None). `sent_by` names the API
     key or the entry point, such as the queue. A `historical` event counts as known from its event time on, although it
-    arrived later. `digest` is a hash of the event by which a duplicate is told from a conflict.
+    arrived later. `digest` is a hash of the event, which tells a duplicate from a conflict.
     """
 
     event: TipEvent
@@ -91,8 +91,8 @@ class ActivityCount(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """An event that repeatedly could not be consumed, or a queued payload that is no event. `seq` is the sequence
-    number of the event; None if the payload was never stored as an event."""
+    """An event whose consumption failed repeatedly, or a queued payload that was rejected. `seq` is the sequence number
+    of the event; None if the payload was never stored as an event."""
 
     id: int
     source: str
@@ -107,8 +107,8 @@ class DeadLetter(NamedTuple):
 
 class EventLog(Protocol):
     async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
-        """Store the events of several requests in one durable commit; returns one outcome per request. The events of
-        one request are stored as a whole or not at all."""
+        """Store the events of several requests in one durable commit; return one outcome per request. The events of one
+        request are stored as a whole or not at all."""
 
     async def unconsumed(
         self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
@@ -116,7 +116,7 @@ class EventLog(Protocol):
         """Up to `limit` unconsumed events that arrived before `received_before_ms` or after `or_after_ms`."""
 
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
-        """The stored events with these sequence numbers, except for the ones that are consumed already."""
+        """The stored events with these sequence numbers, except those that are consumed already."""
 
     async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None: ...
 
@@ -126,14 +126,14 @@ class EventLog(Protocol):
 
 
 class DeadLetters(Protocol):
-    """Stores dead letters: events that repeatedly failed, and queued payloads that are no events."""
+    """Stores dead letters: events whose consumption failed repeatedly, and queued payloads that were rejected."""
 
     async def bury_payload(self, payload: str, error: str, traceback: str, now_ms: int) -> int:
-        """Store a queued payload that is no event as a dead letter; return the letter's id."""
+        """Store a rejected payload of the queue as a dead letter; return the letter's id."""
 
     async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
-        """Count a failure to consume a stored event; True if the event became a dead letter. It becomes one at the
-        failure number `limit`."""
+        """Count a failure to consume a stored event. Return True if this is failure number `limit`, with which the
+        event becomes a dead letter."""
 
     async def list(self, after: int, limit: int) -> list[DeadLetter]:
         """Up to `limit` dead letters with ids above `after`, ordered by id."""
@@ -152,8 +152,8 @@ class DeadLetters(Protocol):
         """Record that replays were rejected again. `reasons` maps the id of a dead letter to the reason."""
 
     async def revive(self, *letter_ids: int) -> int:
-        """Make the events of dead letters unconsumed again, and delete the letters; return how many. The failures of
-        the events count from 0 again."""
+        """Make the events of dead letters unconsumed again, and delete the letters; return how many letters. The
+        failures of the events count from 0 again."""
 
 
 class UserEvents(Protocol):
@@ -168,7 +168,7 @@ class UserEvents(Protocol):
 
 
 class UserRecords(Protocol):
-    """Finds users, and counts and erases everything that the database holds of one. Raises `StoreUnavailable`."""
+    """Finds users, and counts and erases the rows that the database holds of a user. Raises `StoreUnavailable`."""
 
     async def find(self, prefix: str, limit: int) -> list[str]:
         """Up to `limit` ids of users that begin with `prefix`, in the order of their UTF-8 bytes."""
@@ -176,8 +176,8 @@ class UserRecords(Protocol):
     async def holdings(self, user_id: str) -> Holdings: ...
 
     async def erase(self, user_id: str, now_ms: int) -> Holdings:
-        """Delete all rows of a user; return how much there was. The same transaction records that the user's cache keys
-        must be deleted."""
+        """Delete all rows of a user; return their number by kind. The same transaction records that the user's cache
+        keys must be deleted."""
 
     async def erase_decisions(self, user_id: str) -> None:
         """Delete the user's decisions once more, after the cache keys were deleted. Until then, a request could still
@@ -190,8 +190,8 @@ class Invalidates(Protocol):
     async def invalidate(self, stale: Mapping[str, Collection[str]]) -> bool:
         """Delete the cache keys of the given features, by user id; return True.
 
-        If the cache does not answer, record in the database that the deletion is owed, wait until every process must
-        have noticed the record before it serves another hit, and return False.
+        If the cache does not answer, record in the database that the deletion is owed: while the record exists, no
+        process serves cached values. Wait until every process has had time to notice the record, and return False.
         """
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:

@@ -33,8 +33,8 @@ class QueueDoor:
     async def take_in(self, payload: object, first: int = 0) -> list[int]:
         """Store a payload, a list of events, and return the sequence numbers of the new events.
 
-        Items that are no valid events become dead letters, and so does a payload that is no list. `first` is the index
-        of the first item in the whole job, for messages.
+        Items that are rejected become dead letters, and so does a payload that is not a list. `first` is the index of
+        the first item in the whole job, for messages.
 
         Raises:
             StoreUnavailable: the database does not answer; retry the whole payload.
@@ -57,7 +57,7 @@ class QueueDoor:
         return seqs
 
     async def bury(self, payload: object, reason: str) -> None:
-        """Store a payload that is no event as a dead letter, with the reason. Raises `StoreUnavailable`."""
+        """Store a rejected payload as a dead letter, with the reason. Raises `StoreUnavailable`."""
         try:
             text = msgspec.json.encode(payload, enc_hook=repr).decode()
         except RecursionError:

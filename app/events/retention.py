@@ -47,7 +47,7 @@ def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> i
     """The cutoff of the next run, which deletes the rows before it; None if an admin must confirm the run.
 
     `wanted_ms` follows from the clock and the setting, `done_ms` is the cutoff of the previous run. A cutoff moves back
-    as slowly as it moves forward, so after a night with a clock far behind it soon recovers.
+    as slowly as it moves forward, so it soon recovers from a night on which the clock was far behind.
     """
     if done_ms is not None:
         return max(done_ms - LARGEST_MOVE_MS, min(done_ms + LARGEST_MOVE_MS, wanted_ms))
@@ -63,7 +63,7 @@ class Retention:
         self._clock = clock
 
     async def waiting(self) -> list[str]:
-        """The kinds of rows of which nothing is deleted until an admin confirms the first run."""
+        """The kinds of rows whose first run waits for an admin's confirmation."""
         return [kept.what for kept in self._kept if await self._next(kept, go_on=False) is None]
 
     async def prune(
@@ -74,7 +74,7 @@ class Retention:
         go_on: bool = False,
         confirmed: bool = False,
     ) -> dict[str, int] | None:
-        """Delete expired rows for about `budget_s` seconds. Returns the number of deleted rows by kind, or None if the
+        """Delete expired rows for about `budget_s` seconds. Return the number of deleted rows by kind, or None if the
         time was up before all expired rows were deleted. `go_on`: continue with the cutoff of the previous run, which
         was cut short. `confirmed`: delete every row that is expired by the clock, however far the cutoff moves."""
         deadline = self._clock.monotonic() + budget_s

@@ -43,7 +43,7 @@ class Contract:
 def import_registry(source: str, setting: str) -> tuple[Registry, type[msgspec.Struct] | None]:
     """Import a registry from `module:NAME` or `/path/features.py:NAME`.
 
-    Returns the registry, which is not compiled yet, and the module's mirror, the Struct `ProfileFeatures`, if it has
+    Return the registry, which is not compiled yet, and the module's mirror, the Struct `ProfileFeatures`, if it has
     one. Errors name `setting` as the origin of `source`.
 
     Raises:

@@ -30,7 +30,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Announced(NamedTuple):
-    """A registry that processes have served, with the times at which one first and last reported it."""
+    """A registry that processes have served, with the times at which a process first and last reported it."""
 
     fingerprint: str
     definitions: tuple[Definition, ...]
@@ -86,7 +86,7 @@ def feature_of(definition: Definition) -> Feature:
 
 
 def changes(before: Sequence[Definition], after: Sequence[Definition]) -> list[Change]:
-    """Compare two registries, given as the definitions of their features. Returns the added and changed features in the
+    """Compare two registries, given as the definitions of their features. Return the added and changed features in the
     order of `after`, then the removed ones."""
     old = {item.name: item for item in before}
     new = {item.name: item for item in after}

@@ -80,8 +80,8 @@ class Feature:
         """A copy of the entry with `relations` set; `invalidated_by` is derived from them if it is empty.
 
         Raises:
-            RegistryError: the SQL reads no relation; or `invalidated_by` lacks the subject of one that it reads, so
-                stale values would be served.
+            RegistryError: the SQL reads no relation; or `invalidated_by` lacks the subject of a relation that the SQL
+                reads, so stale values would be served.
         """
         read = tuple(name for name in RELATIONS if name in set(relations))
         if not read:
@@ -97,7 +97,7 @@ class Feature:
         return replace(self, relations=read, invalidated_by=self.invalidated_by or subjects)
 
     def value_of(self, raw: object) -> tuple[Scalar, str | None]:
-        """Convert a result of the SQL to the feature's value; NULL gives the default. Returns the value and None, or
+        """Convert a result of the SQL to the feature's value; NULL gives the default. Return the value and None, or
         None and an error text if the result is not of the dtype."""
         if raw is None:
             return self.default, None

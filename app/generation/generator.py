@@ -29,7 +29,7 @@ log = logger("generation")
 
 class WrittenTip(NamedTuple):
     """The text of a tip, and its origin. `model` is the name of the model that wrote it, None for the template.
-    `reason` says why the model did not write it; None if it did, or if no model is set."""
+    `reason` says why the model did not write the text; None if it did, or if no model is set."""
 
     text: str
     model: str | None
@@ -57,7 +57,7 @@ class TipGenerator:
         self._stopping = False
 
     async def write(self, request: TipRequest) -> WrittenTip:
-        """Generate a tip; falls back to the template instead of raising."""
+        """Generate a tip, with the template if the model fails; no error is raised."""
         if self._model is None:
             self._metrics.generations.labels("template").inc()
             return WrittenTip(template_tip(request), None, None)
@@ -104,11 +104,13 @@ class TipGenerator:
         return text
 
     def _note(self, started: float, *, well: bool, pause_s: float | None = None) -> None:
-        """Record a call that has ended, and skip the model for a while after `SKIP_AFTER` failures in a row.
+        """Record a call that has ended. After `SKIP_AFTER` failures in a row, skip the model: for `SKIP_S` seconds, or
+        for `pause_s` if that is longer, but at most for `LONGEST_SKIP_S`.
 
-        `well`: the endpoint works, even if the call failed. `pause_s`: the pause in seconds that the endpoint asked
-        for. After the pause every request calls the model again; one more failure begins the next pause. If a call
-        that began before the pause fails during it, the pause may become longer but not shorter.
+        `well`: the endpoint works, even if the call failed; the count of failures starts again. `pause_s`: seconds for
+        which the endpoint asked its clients to wait. After a skip, requests call the model again, and one more failure
+        begins the next skip. If a call that began before a skip fails during it, the skip may become longer but not
+        shorter.
         """
         now = self._clock.monotonic()
         self._metrics.model_seconds.observe(now - started)

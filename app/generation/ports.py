@@ -37,7 +37,7 @@ class Writer(Protocol):
     """Words tips, for example by calling a language model; safe for concurrent calls."""
 
     async def write(self, request: TipRequest) -> str:
-        """Word a tip; the caller checks the text. Returns or raises within a bounded time.
+        """Word a tip; the caller checks the text. Return or raise within a bounded time.
 
         Raises:
             ModelFailed: the writer has no text; the error has the reason.

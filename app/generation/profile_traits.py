@@ -37,7 +37,7 @@ class Traits(NamedTuple):
 
     @property
     def mood(self) -> Mood:
-        """The user's attitude to tips, which selects the encouragement. It is "wary" for all who often dismiss tips."""
+        """The user's attitude to tips, which selects the encouragement; "wary" for users who often dismiss tips."""
         if self.dismisses == "often":
             return "wary"
         if self.completes == "usually":
@@ -99,7 +99,7 @@ def _dismisses(rate: float | None) -> Dismisses | None:
 
 
 def _band(value: float | None, low: float, high: float, words: tuple[_Word, _Word | None, _Word]) -> _Word | None:
-    """Choose from three words: for a value below `low`, from `low` to below `high`, and from `high` on. Returns None if
+    """Choose from three words: for a value below `low`, from `low` to below `high`, and from `high` on. Return None if
     the value is unknown or negative."""
     if value is None or value < 0:
         return None

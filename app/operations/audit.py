@@ -1,8 +1,10 @@
 """The audit trail: records the actions of admins, and how they ended.
 
-Invariant: no action begins before its entry is stored. The entry is committed first, with the outcome `begun`; if it
-cannot be stored, the action is refused. The outcome is replaced when the action ends. An entry that stays `begun`
-belongs to an action whose end could not be recorded, because of a crash or a full disk.
+Invariant: no action begins before its entry is stored.
+
+The entry is committed with the outcome `begun`; if that fails, the action is refused. The outcome is replaced when the
+action ends. An entry that stays `begun` belongs to an action whose end could not be recorded, because of a crash or a
+full disk.
 
 An entry is made once actor, action and subject of a request are known, so a request that cannot be parsed has none. An
 entry contains the hash of a user id, never the id.
@@ -28,8 +30,8 @@ log = logger("audit")
 
 
 class AuditEntry(NamedTuple):
-    """A stored action of an admin: who did what to which subject, and when. `outcome` begins with `begun`, `refused: `
-    or `failed: `; any other text means that the action succeeded."""
+    """A stored action of an admin on a subject. `outcome` begins with `begun`, `refused: ` or `failed: `; any other
+    text means that the action succeeded."""
 
     id: int
     at_ms: int
@@ -68,7 +70,7 @@ class AuditTrail(Protocol):
 
 @dataclass(slots=True)
 class AuditedAction:
-    """An audited action in progress. Set `outcome` to store this text; otherwise the outcome is `done` or the error."""
+    """An audited action in progress. At its end `outcome` is stored or, if that is None, `done` or the error."""
 
     outcome: str | None = None
 
@@ -109,7 +111,7 @@ def state_of(outcome: str) -> str:
 
 
 def reason_problem(reason: str) -> str | None:
-    """Check the reason that an admin gives for an action. Returns the problem, or None if the reason is allowed."""
+    """Check the reason that an admin gives for an action. Return the problem, or None if the reason is allowed."""
     if len(reason) > MAX_REASON:
         return f"must be at most {MAX_REASON} characters, has {len(reason)}"
     return "must not contain control characters" if _CONTROL.search(reason) else None

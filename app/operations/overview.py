@@ -1,8 +1,8 @@
 """Builds the overview page's data: component states, figures of the last hour, and the findings derived from both.
 
 The component states come from checks that this process makes now, and from recent samples of other processes; a state
-that another process reports names it. If the checks do not end in time, the stored states are shown. If the database
-does not answer, there are no figures, and the states are the ones that this process sees.
+that another process reports carries that process's name. If the checks do not end in time, the stored states are shown.
+If the database does not answer, there are no figures, and the states are the ones that this process sees.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Samples this process: stores what it has counted since the last sample, and the component states that it sees.
 
-Invariants: counts that could not be stored are part of the next sample. Nothing is counted twice. A check must fail
-twice, a second apart, before a component's state becomes worse.
+Invariants: counts that could not be stored are part of the next sample, and nothing is counted twice; a component's
+state becomes worse only after a check has failed twice, a second apart.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class Record(NamedTuple):
 
 
 class SampleStore(Protocol):
-    """Storage of the samples of the last hour, and of the component statuses. All methods raise `StoreUnavailable`."""
+    """Stores samples, for at least an hour, and the component statuses. All methods raise `StoreUnavailable`."""
 
     async def keep(self, sample: Sample) -> None:
         """Store a sample, update the statuses from the recent samples of all processes, and delete old samples."""

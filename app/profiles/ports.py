@@ -52,7 +52,7 @@ class Cache(Protocol):
         """Put a new lease into each empty cell; returns the contents of each cell afterwards."""
 
     async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
-        """Store each value if its cell still holds the token; returns whether each was stored."""
+        """Store each value if its cell still holds the `token` of its fill; return whether each was stored."""
 
     async def drop(self, cells: Collection[Cell]) -> None:
         """Delete the keys of cells, whatever they hold. Returns only when the server has confirmed it."""

@@ -157,7 +157,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read and validate `PROFILES_…` variables; raises `SettingsError` for the first that is invalid."""
+        """Read and validate `PROFILES_…` variables. Raises `SettingsError` for the first that is invalid."""
         environ = _own(os.environ if environ is None else environ)
         known = {variable(item): item for item in fields(cls)}
         for name in sorted(environ):

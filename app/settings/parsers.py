@@ -32,7 +32,7 @@ class ApiKey:
 class RolloutRails:
     """The guardrails of a roll-out: beyond these limits a challenger policy that serves users is rolled back.
 
-    `dismissed`: dismissals more than the champion's, as a share of the decisions. `p99_ms`: the 99th percentile of the
+    `dismissed`: the challenger's share of dismissed tips minus the champion's. `p99_ms`: the 99th percentile of the
     time to decide. `no_profile`: the share of decisions made without a profile.
     """
 
@@ -209,7 +209,7 @@ def _items(value: str) -> Iterator[str]:
 
 
 def _assignments(value: str) -> Iterator[tuple[str, str]]:
-    """Yield (name, text) of comma-separated `name=text`; raises `ValueError` if a name occurs twice."""
+    """Yield (name, text) of comma-separated `name=text`. Raises `ValueError` if a name occurs twice."""
     named: set[str] = set()
     for part in _items(value):
         name, _, text = part.partition("=")

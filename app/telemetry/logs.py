@@ -1,7 +1,7 @@
 """Structured logging with structlog.
 
-`configure_logging` sends every line of the process to standard error. No code logs keys or headers on purpose, and
-`_censor` hides secrets that reach a log line by mistake. Control characters in values are escaped, so that a value
+`configure_logging` sends every line of the process to standard error. The code passes no key and no header to the log;
+if a secret reaches a line by mistake, `_censor` hides it. Control characters in values are escaped, so that a value
 cannot forge a log line. Lines that a caller could repeat without limit are written only a few times in ten seconds.
 """
 

@@ -1,8 +1,8 @@
 """The worker process: arq jobs, the periodic work beside them, and `WorkerSettings`.
 
 A job only passes its arguments to the service. If the database, the cache or the queue does not answer, it raises
-`Retry` (`app.worker.retry`).
-The sweep is not an arq job, so that events are also consumed while the queue is unavailable.
+`Retry` (`app.worker.retry`). The sweep, which consumes events whose job was lost, is not an arq job, so that it also
+runs while the queue is unavailable.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ async def large_tip_events(ctx: JobContext, at: int, taken: int, events: int) ->
 
 @job(client.CONSUME)
 async def consume_events(ctx: JobContext, seqs: list[int]) -> None:
-    """Job: consume the events with these sequence numbers, which an API process has stored and invalidated."""
+    """Job: consume the events with these sequence numbers, which an API process has stored."""
     await ctx["service"].consumer.consume(seqs)
 
 

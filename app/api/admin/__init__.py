@@ -1,4 +1,4 @@
 """Admins' routes: users, rebuilds, data quality, roll-out, dead letters, features, audit trail.
 
-Each answers with a page to a browser and with JSON to any other client. Every change is recorded in the audit trail.
+Each route answers a browser with a page and other clients with JSON. Every change is recorded in the audit trail.
 """

@@ -77,7 +77,7 @@ async def reason_of(request: HttpRequest, from_query: str) -> str:
 
 
 def checked_reason(reason: str, error: type[Undecodable | InvalidInput] = InvalidInput) -> str:
-    """Return the reason; raises `error` if it is too long or contains control characters."""
+    """Return the reason. Raises `error` if it is too long or contains control characters."""
     if (problem := reason_problem(reason)) is not None:
         raise error("the reason is not allowed", [Issue("reason", problem)])
     return reason

@@ -1,7 +1,7 @@
 """Routes of data quality: how fresh cached values are, how they are distributed, and whether they have drifted.
 
-A JSON request measures now, unless the client accepts an older report. Invariant: no answered report is older than
-`max_age_s` allows. The page shows the newest stored report with its age.
+A JSON request measures now, unless its `max_age_s` accepts an older report. The page shows the newest stored report
+with its age, however old it is.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ async def get_users_behind(
 
 
 def _sought_state(feature: str, state: str) -> Sought:
-    """The value of the parameter `state`; raises `Undecodable`, which names each missing or unknown parameter."""
+    """The value of the parameter `state`. Raises `Undecodable`, which names each missing or unknown parameter."""
     issues = [] if feature else [Issue("feature", "missing; name a feature")]
     for known in SOUGHT:
         if state == known and not issues:
@@ -233,7 +233,7 @@ class BinRow(NamedTuple):
 
 
 class FeatureCard(NamedTuple):
-    """A feature on the page. `series`: by time, percentages of the bins in `labels`. `spoken`: for screen readers."""
+    """A feature on the page. `series`: percentages by bin, now and 7 days before. `spoken`: text for screen readers."""
 
     name: str
     description: str

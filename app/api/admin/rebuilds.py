@@ -113,7 +113,7 @@ async def cancel_from_page(request: HttpRequest, run_id: FromPath[str]) -> Respo
 async def _start(
     request: HttpRequest, user_ids: Sequence[str] | None, features: Sequence[str] | None
 ) -> tuple[RebuildRun, bool]:
-    """Start a rebuild of these users, or of every eligible user (None). Returns the run and True, or the active run of
+    """Start a rebuild of these users, or of every eligible user (None). Return the run and True, or the active run of
     the same scope and False. Raises `UnknownFeature`."""
     service = service_of(request)
     mask = selected(service.registry, features)
@@ -256,7 +256,7 @@ async def _rebuilds_page(request: HttpRequest, draft: Draft, *, status_code: int
 
 
 async def _obstacles(service: Service) -> list[str]:
-    """Sentences for the page that say why rebuilds cannot make progress now; empty if they can."""
+    """Sentences for the page that say why rebuilds cannot make progress now; empty if rebuilds can."""
     checks = await service.readiness()
     found = []
     if not checks["queue"].ok:

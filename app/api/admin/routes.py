@@ -1,4 +1,4 @@
-"""`ADMIN_ROUTES`: all route handlers of this package. Those to sign in need no scope, all others the scope `admin`."""
+"""`ADMIN_ROUTES`: all route handlers of this package. Signing in needs no scope, all other routes need `admin`."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ class UsersBehindList(msgspec.Struct):
 
 
 class Letter(msgspec.Struct):
-    """A dead letter: an event or job that could not be consumed, and why."""
+    """A dead letter: an event whose consumption failed repeatedly, or a queued payload that was rejected."""
 
     id: int
     source: Annotated[

@@ -1,8 +1,8 @@
 """Routes to find, inspect, rebuild and erase users.
 
-Invariant: an answer shows the contents of the cache before the request. For a JSON answer the profile is also read
-afterwards, as a recommender would, which fills the cache. The page fills nothing, so that loading it again shows the
-same state. Before a page erases a user, it shows what would be deleted and asks for the id.
+An answer shows the contents that the cache had before the request. For a JSON answer the profile is read afterwards, as
+a recommender would, which fills the cache. The page does not fill the cache, so that loading it again shows the same
+state. Before a page erases a user, it shows what would be deleted and asks for the id.
 """
 
 from __future__ import annotations

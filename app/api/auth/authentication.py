@@ -56,7 +56,7 @@ class Authenticator:
         return not self._keys
 
     def caller(self, key: str | None) -> Caller:
-        """The caller that a key belongs to; raises `Unauthenticated` if there is no key or it is unknown."""
+        """The caller that a key belongs to. Raises `Unauthenticated` if there is no key or it is unknown."""
         found = self._find(key)
         if found is None:
             if key is None:
@@ -136,7 +136,7 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
 
 @lru_cache(maxsize=64)
 def names_this_machine(host: str | None) -> bool:
-    """Whether a `Host` header is a loopback address or `localhost`. An absent header counts as one.
+    """Whether a `Host` header is a loopback address or `localhost`. An absent header counts as loopback.
 
     This prevents DNS rebinding: (1) a browser loads a page from evil.example; (2) its owner points evil.example at
     127.0.0.1; (3) the page requests evil.example again, which the browser considers same-origin, and reads our answer.
@@ -149,7 +149,7 @@ def names_this_machine(host: str | None) -> bool:
 
 
 def _reject_cross_site(connection: ASGIConnection[Any, Any, Any, Any], *, any_port: bool) -> None:
-    """Raise `Forbidden` if a browser says that a page of another site sent the request. Other clients say nothing.
+    """Raise `Forbidden` if headers that only browsers send show that a page of another site sent the request.
 
     Browsers send `Sec-Fetch-Site` only to HTTPS and loopback addresses, and `Origin` to all. Proxies often drop the
     port from `Host` (nginx's `$host`). With `any_port`, an origin on any port matches a `Host` without one. If keys are

@@ -35,7 +35,7 @@ class Form:
         return self._fields.get(name, [])
 
     def require(self, name: str, what: str) -> str:
-        """The first value, stripped; raises `InvalidInput` if it is empty. `what` names the field in the message."""
+        """The first value, stripped. Raises `InvalidInput` if it is empty. `what` names the field in the message."""
         value = self.get(name).strip()
         if not value:
             raise InvalidInput(f"{what} is missing", [Issue(name, "must not be empty")])

@@ -72,7 +72,7 @@ class Body:
 
     @property
     def unread(self) -> bool:
-        """Whether the client sends a part of the body that was not received yet."""
+        """Whether the client is about to send a part of the body that has not been received yet."""
         return self._more and not self._waits
 
     async def receive(self) -> HTTPReceiveMessage:

@@ -96,7 +96,7 @@ class FastPath:
     async def _answer(
         self, scope: HTTPScope, send: Send, route: tuple[str, str], read: Callable[[], Awaitable[bytes | None]]
     ) -> bool:
-        """Send the body that `read` returns; False if the request must go on to the documented route."""
+        """Send the body that `read` returns; return False if the request must go on to the documented route."""
         started = perf_counter()
         try:
             request_id = self._admit(scope["headers"], with_body=route is BATCH)
@@ -150,9 +150,8 @@ class FastPath:
         return mask
 
     def _admit(self, headers: Iterable[tuple[bytes, bytes]], *, with_body: bool) -> bytes | None:
-        """Check the headers and return the request id; None if the documented route must answer. That is so if a header
-        is unusual, if the headers of a body are missing (`with_body`) or superfluous, or if the key lacks the scope
-        `read`."""
+        """Check the headers and return the request id; None if the documented route must answer: a header is unusual,
+        the headers of a body are missing (`with_body`) or superfluous, or the key lacks the scope `read`."""
         key: str | None = None
         request_id: bytes | None = None
         hosts = body_headers = 0
@@ -191,7 +190,7 @@ class FastPath:
 
 
 async def _read(body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]) -> bytes:
-    """Receive the whole body, or b"" if it is incomplete. Appends each message, and a final error, to `taken`."""
+    """Receive the whole body, or b"" if it is incomplete. Append each message, and a final error, to `taken`."""
     content = b""
     while True:
         try:

@@ -2,7 +2,7 @@
 
 The headers count only if the connection comes from a trusted address, because any client can send them. granian sets
 client address and scheme (the client is the last address in `X-Forwarded-For` that is not a trusted proxy). `Forwarded`
-(RFC 7239) is ignored: nginx, Traefik and AWS do not set it, so they would pass on the client's.
+(RFC 7239) is ignored: nginx, Traefik and AWS do not set it, so they would pass on one that the client sent.
 """
 
 from __future__ import annotations

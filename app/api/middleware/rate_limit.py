@@ -44,7 +44,7 @@ class TokenBuckets:
         self._held: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, name: str) -> RateLimitDecision:
-        """Take a token from the bucket of a caller for one request, if there is one."""
+        """Take a token from a caller's bucket for one request, unless the bucket is empty."""
         now = self._now()
         tokens, at = self._held.pop(name, (float(self.burst), now))
         tokens = min(self.burst, tokens + max(0.0, now - at) * self.per_s)

@@ -4,7 +4,7 @@
 form to fill in. `redirect` is the answer to a form that was carried out. `ErrorPage` renders an error.
 
 Invariant: every page carries a content security policy that forbids inline scripts and requests to other sites, and no
-cache stores it. A browser that is not signed in is redirected to sign in, and then back.
+cache stores it. A browser that is not signed in is redirected to the sign-in page, and from it to the requested page.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Attribution: decides how an event changes the decision that it is about, and which reward is learned.
 
 Invariant: a decision is learned once, from the vector that was logged with it, and every event counts once, however
-often it is delivered. `app.bandit.ports.LearningRepository` finds the decision of an event, and stores the changed
-decision and statistics in one transaction. The rules, in event time:
+often it is delivered.
+
+`app.bandit.ports.LearningRepository` finds the decision of an event, and stores the changed decision and statistics in
+one transaction. The rules, in event time:
   - A decision's reward window opens when its tip is served. Feedback without a served event counts as serving, too.
   - The first feedback within the window is learned. Feedback that is late or about another tip is only counted.
   - A served event that arrives after the feedback counts as `served` once, and changes nothing.
@@ -64,7 +66,7 @@ class Unsettled(NamedTuple):
 
 class Judgement(NamedTuple):
     """The effect of an event on a decision: how the event is counted, and the decision's new state and serving time.
-    `reward` is the reward to learn; None if the event teaches nothing."""
+    `reward` is the reward to learn; None if nothing is learned from the event."""
 
     outcome: EventOutcome
     state: DecisionState
@@ -137,8 +139,8 @@ class DecisionLearner:
                 self._metrics.bandit.events.labels(outcome).inc(count)
 
     async def settle(self) -> int:
-        """Settle all decisions whose reward window has closed, in small transactions; returns their number. A served
-        decision learns the reward of no feedback; a decision whose tip was not served expires."""
+        """Settle all decisions whose reward window has closed without feedback, in small transactions; return their
+        number. If the tip was served, the reward of `NO_FEEDBACK` is learned; otherwise the decision expires."""
         total = 0
         while True:
             counts = await self._repository.settle(self._clock.now_ms(), SETTLED_AT_ONCE)

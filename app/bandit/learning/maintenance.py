@@ -43,7 +43,7 @@ class Maintenance:
         self._pool_at = float("-inf")
 
     async def once(self) -> None:
-        """Settle decisions and grow statistics; estimate the prior if `POOL_EVERY_S` have passed since the last time.
+        """Settle decisions and extend statistics; estimate the prior every `POOL_EVERY_S` seconds.
 
         Raises:
             StoreUnavailable: the database does not answer.
@@ -56,7 +56,7 @@ class Maintenance:
             await self._count()
 
     async def grow(self) -> int:
-        """Extend every user's statistics to the spec with the most inputs. Returns the number of users extended."""
+        """Extend every user's statistics to the spec with the most inputs. Return the number of users extended."""
         total = 0
         while grown := await self._states.grow(GROWN_AT_ONCE, self._clock.now_ms()):
             total += grown
@@ -68,7 +68,7 @@ class Maintenance:
 
     async def pool(self) -> bool:
         """Estimate and store a new pooled prior, if a policy uses it and users' statistics have changed since the last.
-        Returns whether a new prior was stored."""
+        Return whether a new prior was stored."""
         if not self._policies.longest.pooled:
             return False
         made = await self._states.pooled(self._clock.now_ms())

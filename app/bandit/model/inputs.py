@@ -84,7 +84,7 @@ def packed(array: Array) -> bytes:
 
 
 class Factors(NamedTuple):
-    """The factors of one request, of which a spec multiplies pairs to get its inputs. `by_candidate` (K, 4) has one row
+    """The factors of one request. A spec multiplies pairs of them to get its inputs. `by_candidate` (K, 4) has one row
     per candidate, `shared` (10,) applies to all candidates."""
 
     by_candidate: Array

@@ -44,7 +44,7 @@ class Policies(NamedTuple):
     ) -> tuple[SufficientStatistics, Spec]:
         """Pad the statistics with zeros to the longest of: their own spec, `self.longest` and `phi_spec`.
 
-        `statistics` is None for a new user, `phi_spec` the spec of a vector that is about to be learned. Returns the
+        `statistics` is None for a new user, `phi_spec` the spec of a vector that is about to be learned. Return the
         padded statistics and their spec. Statistics never become shorter, whichever policies run.
 
         Raises:

@@ -3,8 +3,8 @@
     μ = (Λ₀ + Σ S)⁻¹ Σ y        sums over all users, Λ₀ = 10 I: ridge regression over all decisions
 
 A user's profile hardly varies, so the decisions of one user cannot show the effect of a profile feature; the decisions
-of all users can. Each prior has a version, which is stored with every decision made under it. The sums include the
-statistics of the user that the prior is used for, so with very few users they count twice.
+of all users can. Each prior has a version, which is stored with every decision made under it. The sums include the user
+whose weights the prior is for. So with very few users, that user's statistics count twice.
 """
 
 from __future__ import annotations

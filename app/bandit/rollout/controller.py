@@ -129,7 +129,7 @@ class Rollout:
         """Count the decisions of this roll-out by whether they can be evaluated.
 
         An unsettled decision holds back all newer ones. A decision is served within one reward window or expires, and
-        is settled within a second one. If it is still unsettled after three, it counts as stuck and holds back nothing.
+        is settled within a second one. A decision still unsettled after three windows is stuck, and holds back nothing.
         """
         return await self.repository.counts(state, self._clock.now_ms() - 3 * self._window_ms)
 
@@ -184,8 +184,8 @@ class Rollout:
             advice = "Nothing is rolled back automatically after promotion. Fix the cause, or roll back."
             return Alarm(f"The challenger is promoted, and a guardrail is broken. {' '.join(found)}", advice)
         looks = await self.repository.looks() if state.stage == "ramp" else []
-        # Judged without guardrails: one that was broken at the time of the look may hold again, and one that is broken
-        # now rolls back automatically.
+        # Judged without guardrails: a guardrail that was broken at the time of the look may hold again, and one that is
+        # broken now rolls back automatically.
         said = verdict(looks[-1].estimates, Guardrails(), self.limits) if looks else None
         if said is not None and said.word == "roll back":
             return Alarm(f"The challenger serves {state.share:.0%} of the users. {said.reason}", "Roll it back.")

@@ -1,9 +1,9 @@
 """Periodic work of a worker for the roll-out: interim analyses ("looks") and automatic rollback.
 
 Looks are made at fixed numbers of decisions (`bootstrap_intervals`), each once, by any worker; a look made by two
-workers has the same result. Guardrails are checked at every call. If one breaks while the challenger serves users, the
-roll-out is rolled back. In the shadow stage no user is harmed, so a broken guardrail is only reported. A promotion,
-which an admin decided, is not undone.
+workers has the same result. Guardrails are checked at every call. If a guardrail breaks while the challenger serves
+users, the roll-out is rolled back. In the shadow stage no user is harmed, so a broken guardrail is only reported. A
+promotion, which an admin decided, is not undone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RolloutMonitor:
         self._clock = clock
 
     async def once(self) -> None:
-        """Make the look if one is due, and check the guardrails. Does nothing once promoted or rolled back.
+        """Make the interim analysis if one is due, and check the guardrails. Do nothing once promoted or rolled back.
 
         Raises:
             StoreUnavailable: the database does not answer.
@@ -43,7 +43,7 @@ class RolloutMonitor:
             await self._guard(state)
 
     async def look(self, state: RolloutState, counts: Counts) -> RolloutLook | None:
-        """Make and store the look that is due. Returns None if none is due, or another worker stored it first."""
+        """Make and store the interim analysis that is due. Return None if none is due or another worker was first."""
         looks = await self._rollout.repository.looks()
         number = due_look(counts.evaluated, looks[-1].number if looks else 0)
         if number is None:

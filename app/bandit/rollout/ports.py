@@ -39,9 +39,9 @@ class RolloutLook(msgspec.Struct, frozen=True):
 class Counts(NamedTuple):
     """Numbers of settled decisions since the roll-out began, by whether they can be evaluated.
 
-    `evaluated` counts the decisions that can, which have a number below `until`. `waiting` counts the decisions that
-    are newer than the oldest unsettled one, `unshadowed` those without one policy's propensities. `served` counts the
-    evaluated and waiting decisions that the challenger served since the stage began.
+    `evaluated` counts the decisions that can; their sequence numbers are below `until`. `waiting` counts the decisions
+    that are newer than the oldest unsettled one, `unshadowed` those without one policy's propensities. `served` counts
+    the evaluated and waiting decisions that the challenger served since the stage began.
     """
 
     until: int
@@ -67,20 +67,20 @@ class RolloutRepository(Protocol):
     async def state(self) -> RolloutState: ...
 
     async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
-        """Change the stage in one transaction; returns None, and changes nothing, if the state is no longer `seen`. If
+        """Change the stage in one transaction; return None, and change nothing, if the state is no longer `seen`. If
         the roll-out starts anew, the stored looks (interim analyses) are deleted, too."""
 
     async def looks(self) -> list[RolloutLook]:
-        """The looks of this roll-out, oldest first. Looks in the unreadable format of another release are left out."""
+        """The looks (interim analyses), oldest first. Looks in the unreadable format of another release are omitted."""
 
     async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
-        """Store a look and return True, unless a look of this number is stored or the roll-out has started anew."""
+        """Store an interim analysis. Return False if its number is stored or the roll-out has started anew."""
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
-        """Count the decisions of the roll-out. Unsettled ones made before `overdue_ms` make no newer decisions wait."""
+        """Count the decisions. An unsettled decision made before `overdue_ms` makes no newer decision wait."""
 
     def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
-        """Yield the evaluated decisions with a number below `until` in pages, in the order in which they were made."""
+        """Yield pages of the evaluated decisions whose sequence number is below `until`, oldest first."""
 
     async def shown(self, state: RolloutState, limit: int) -> DecisionPage:
         """The newest decisions, up to `limit`, that explored, have a shadow, and whose tip was shown. Unsettled

@@ -29,7 +29,7 @@ _SALT = b"profiles:rollout:1:"
 class RolloutState(NamedTuple):
     """The stage of the roll-out, the share of users that the challenger serves, and the last move.
 
-    `reason`, `changed_by` and `changed_at_ms` describe the last move. Only decisions with a number above
+    `reason`, `changed_by` and `changed_at_ms` describe the last move. Only decisions with a sequence number above
     `evaluated_after` count, so a roll-out that starts anew ignores the decisions before its start.
     """
 

@@ -23,7 +23,7 @@ class IntervalView(msgspec.Struct):
 
 
 class VerdictView(msgspec.Struct):
-    """The verdict on the challenger and its reason. `improved`: it is shown to be better than the champion."""
+    """The verdict on the challenger and its reason. `improved`: the challenger is shown to be the better policy."""
 
     verdict: Word
     reason: str
@@ -117,7 +117,7 @@ class GuardrailsView(msgspec.Struct):
 class DecisionsView(msgspec.Struct):
     """Numbers of settled decisions since the roll-out began. `evaluated` ones count in the estimates. `waiting` ones
     count once all older decisions are settled. `unshadowed` ones never count, since the propensities under one policy
-    are missing. The next look is made when `evaluated` reaches `next_look_at`."""
+    are missing. The next interim analysis is made when `evaluated` reaches `next_look_at`."""
 
     evaluated: int
     waiting: int

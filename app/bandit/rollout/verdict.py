@@ -84,7 +84,7 @@ def too_little(n: int, users: int | None = None) -> Verdict | None:
 
 
 def broken(guardrails: Guardrails, limits: Limits) -> list[str]:
-    """Compare the measurements with the limits; returns one sentence for each broken guardrail."""
+    """Compare the measurements with the limits; return one sentence for each broken guardrail."""
     found = []
     more = guardrails.dismissed_more
     challenger, champion = guardrails.dismissed_challenger, guardrails.dismissed_champion

@@ -41,7 +41,8 @@ class Unshadowed(NamedTuple):
 
 
 def shadows_of(group: Sequence[Unshadowed], policies: Policies) -> list[Shadow]:
-    """Compute for each decision, in any order, both policies' rankings and the terms of the doubly robust estimate.
+    """Compute the shadow of each decision: the rankings by champion and challenger, and the terms of the doubly robust
+    estimate. The results may come in another order than the decisions.
 
     The reward model is the pooled prior of the decision, q(φ) = φᵀμ clipped to [0, 1]. It was fitted to rewards known
     before the decision.

@@ -39,7 +39,7 @@ _ARRAY, _MAP = 0x90, 0x80
 
 
 class Position(NamedTuple):
-    """The progress of a job that is read in pieces: the list of arguments of its small job. `at`: byte offset of the
+    """The progress of a job that is read in pieces, stored as the arguments of its small job. `at`: byte offset of the
     next event. `taken`: the number of events before it. `events`: the number of all events."""
 
     at: int

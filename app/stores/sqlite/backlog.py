@@ -45,7 +45,7 @@ async def events_ahead(database: Database, now_ms: int) -> int:
 
 
 async def unknown_decisions(database: Database, now_ms: int) -> list[tuple[str, int]]:
-    """Senders of events whose decision id is not one of their user's, each with the number of such events.
+    """Senders of events whose decision id does not exist for the event's user, each with the number of such events.
 
     Only senders of such an event in the last day are returned. The count begins again after a day without one. Raises
     `StoreUnavailable`.

@@ -123,8 +123,8 @@ def _exclusive(database: Path) -> Iterator[sqlite3.Connection | None]:
     Yields a connection in a transaction; None if the file does not exist or is damaged.
 
     The log must be deleted before the file is replaced. Otherwise: 1. the file is replaced; 2. this process is killed;
-    3. the next process finds the old log and replays it into the new database. After the replacement is too late: the
-    log may then belong to a process that has opened the new file.
+    3. the next process finds the old log and replays it into the new database. Deleting it after the replacement is
+    too late: the log may then belong to a process that has opened the new file.
     """
     if not database.exists():
         _delete_log(database)
@@ -175,7 +175,7 @@ def _delete_log(database: Path) -> None:
 
 
 def _create(part: Path) -> None:
-    """Create an empty file that only its owner may read. Replaces a file that a killed process left."""
+    """Create an empty file that only its owner may read. Replace a file that a killed process left."""
     part.unlink(missing_ok=True)
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 

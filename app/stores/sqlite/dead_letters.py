@@ -1,4 +1,4 @@
-"""Stores dead letters: events that could not be consumed, and payloads of the queue that are not events."""
+"""Stores dead letters: events whose consumption failed repeatedly, and queued payloads that were rejected."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Compiles the SQL of features, and finds out which relations each reads.
 
-The SQL of each feature is compiled twice. First alone, against a scratch database with only `views` and `feedback`. It
+The SQL of each feature is compiled twice: first alone, against a scratch database with only `views` and `feedback`. It
 is rejected if it names an event table or a catalogue, has a parameter or a second statement, or calls a function that
 depends on more than its arguments. SQLite's authorizer tells which relations it reads. Then it is compiled as a part of
 the real statement, against the migrated schema, where its plan must search an index.

@@ -78,7 +78,7 @@ WHERE state = 'served' AND served_at_ms < :closed AND user_id NOT IN ({_AWAITED}
     )
 ORDER BY served_at_ms LIMIT :limit
 """
-# No spec has this name, so the decision is not selected again.
+# The result matches the hash of no spec, so the decision is not selected again.
 UPDATE_ASIDE = f"UPDATE tip_scores SET spec_hash = '{ASIDE}' || spec_hash WHERE number = ?"
 UPDATE_EXPIRED = f"""
 UPDATE tip_scores SET state = 'expired', settled_at_ms = :now WHERE number IN (
@@ -125,14 +125,14 @@ class SqliteLearning:
         try:
             return await self._database.write(work)
         except SpecMismatch:
-            # The transaction was rolled back, so set the damaged statistics aside in another one, which also logs it.
+            # The transaction was rolled back, so another one sets the damaged statistics aside and logs it.
             users = {item.event.user_id for item in events}
             await self._database.write(lambda connection: [set_aside(connection, user_id) for user_id in users])
             raise
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
-        """Settle decisions whose window has closed. A query comes first, so that a call that finds no such decision
-        takes no write lock."""
+        """Learn the default reward of served decisions whose reward window has closed, and let those that were not
+        served expire. A read looks for such decisions first: if there are none, no write lock is taken."""
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS}
         (any_closed,) = await self._database.row(SELECT_ANY_CLOSED, closed)
         if not any_closed:
@@ -192,8 +192,8 @@ class _LearningTransaction:
         return judgement.outcome
 
     def learn_default(self, logged: _LoggedVector, served_at_ms: int, reward: float) -> bool:
-        """Learn the reward of a decision that got no feedback. If the user's statistics or the decision are damaged,
-        mark them so that they are not read again; return False."""
+        """Learn `reward` for a decision without feedback. If the decision or the user's statistics are damaged, set
+        that row aside, so that it is not read again, and return False."""
         try:
             self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
         except SpecMismatch as error:

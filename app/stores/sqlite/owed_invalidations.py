@@ -18,7 +18,7 @@ DELETE_OWED = "DELETE FROM owed_invalidations WHERE id IN (SELECT value FROM jso
 
 
 class SqliteOwedInvalidations:
-    """The deletions still to be made. Implements `app.profiles.ports.OwedInvalidations`. Close it when done."""
+    """Cache-key deletions still to be made. Implements `app.profiles.ports.OwedInvalidations`. Close it when done."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,7 +1,7 @@
-"""Stores the roll-out's state and interim analyses ("looks"), and reads the decisions that it is judged by.
+"""Stores the roll-out's state and interim analyses ("looks"), and reads the decisions on which the verdict is based.
 
-Numbers of decisions follow the order in which they were made. The columns that are read here stand before the arrays in
-their row, so that reading a page of decisions follows no overflow page.
+The column `number` is a decision's sequence number: a later decision has a higher one. The queries read only columns
+that stand before the arrays of a row, so that SQLite need not read the row's overflow pages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stores metric samples of every process, and the component states that are derived from them."""
+"""Stores metric samples of every process, and the component statuses that are derived from them."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _decode = msgspec.json.Decoder(Sample).decode
 
 
 class SqliteSamples:
-    """The samples of the last 70 minutes, and the component states. Implements `app.operations.samples.SampleStore`."""
+    """Samples, kept for 70 minutes, and component statuses. Implements `app.operations.samples.SampleStore`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def keep(self, sample: Sample) -> None:
-        """Store a sample, delete old ones, and update the component states. One transaction, so that no process derives
-        states while another process adds a sample."""
+        """Store a sample, delete old ones, and update the component statuses. All in one transaction, so that no
+        process derives statuses while another adds a sample."""
         body = msgspec.json.encode(sample).decode()
 
         def work(connection: sqlite3.Connection) -> None:
@@ -54,8 +54,8 @@ class SqliteSamples:
         await self._database.write(work)
 
     async def since(self, at_ms: int) -> Record:
-        """The samples taken at or after `at_ms`, and the component states. They are decoded on the connection's thread,
-        because an hour of samples takes some milliseconds."""
+        """The samples taken at or after `at_ms`, and the component statuses. They are decoded on the connection's
+        thread, because an hour of samples takes some milliseconds."""
 
         def work(connection: sqlite3.Connection) -> Record:
             rows = connection.execute(SELECT_SAMPLES, (at_ms,)).fetchall()

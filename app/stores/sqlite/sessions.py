@@ -26,7 +26,7 @@ class SqliteSessions:
         self._secret: str | None = None
 
     async def secret(self) -> str:
-        """The secret that signs cookies. Read once: it does not change while a process has the database open."""
+        """The secret that signs cookies. Cached, because it never changes while a process has the database open."""
         if self._secret is None:
             (self._secret,) = await self._database.row(SELECT_SECRET)
         assert self._secret is not None

@@ -1,10 +1,11 @@
 """Stores each user's sufficient statistics, and the priors pooled from the statistics of all users.
 
-Each row belongs to a spec, a list of model inputs. Invariants: rows of a spec that this release does not know are never
-read, added to or overwritten. A row with damaged statistics is *set aside*: its content stays, but its spec gets a name
-that no spec has, so that it is never read again. The process that finds the damage sets the row aside in a write
-transaction and logs it; no other user is affected. A damaged prior is never used: it stays, is logged once by each
-process, and the newest intact prior is used instead.
+Each row belongs to a spec, a list of model inputs, and holds the spec's hash. Invariants: rows of a spec that this
+release does not know are never read, added to or overwritten. Damaged statistics and damaged priors are never used.
+
+A process that finds a row of damaged statistics logs it and *sets it aside*: it overwrites the hash with a text that
+matches no spec, so that the row is kept but not read again. No other user is affected. A damaged prior is logged once
+by each process, and the newest intact prior is used instead.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from app.stores.sqlite.rollout import begin_evaluation
 from app.telemetry import logger
 
 PAGE = 256
-# The prefix of the spec's hash in rows that were set aside.
+# Put before the spec's hash in rows that are set aside.
 ASIDE = "unreadable "
 log = logger("stores.states")
 
@@ -72,8 +73,8 @@ def write_statistics(connection: sqlite3.Connection, evidence: Mapping[str, Suff
 
 
 def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
-    """If a user's statistics are damaged, mark their row so that it is never read again. Returns True if the statistics
-    are unreadable: damaged now, marked before, or of an unknown spec."""
+    """Set a user's statistics aside if they are damaged. Return True if they cannot be used: damaged now, set aside
+    before, or of an unknown spec."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     if row is None:
         return False
@@ -111,7 +112,7 @@ def grow_statistics(connection: sqlite3.Connection, user_id: str, spec: Spec, no
 
 
 def newest_prior(connection: sqlite3.Connection, spec: Spec, known: Prior, refused: set[int]) -> Prior:
-    """The newest intact prior of a spec; `known` if none is newer. Adds the versions of damaged priors to `refused`."""
+    """Find the newest intact prior of a spec, else return `known`. Add the versions of damaged priors to `refused`."""
     if not spec.pooled:
         return known  # it has no priors; a search would go through those of all other specs
     row = connection.execute(SELECT_NEWEST_VERSION, (spec.hash,)).fetchone()

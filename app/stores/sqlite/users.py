@@ -1,4 +1,4 @@
-"""Queries of the users in the event log: newest events, pages of users, search by prefix. Erases users."""
+"""Queries the users in the event log (newest events, pages of users, search by prefix), and erases users."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class SqliteUsers:
         return [user_id for (user_id,) in await self._database.rows(SELECT_ELIGIBLE, parameters)]
 
     async def newest_users(self, limit: int) -> list[str]:
-        """Up to `limit` of the users of the newest 20,000 events, each once, in no order."""
+        """Up to `limit` of the users of the newest 20,000 events, each once, in no particular order."""
         return [user_id for (user_id,) in await self._database.rows(SELECT_NEWEST_USERS, (limit,))]
 
     async def count_eligible(self, since_ms: int) -> int:
@@ -133,9 +133,9 @@ class SqliteUsers:
         """Delete all data of a user. Return the number of rows of each kind that were deleted.
 
         The events that would show that cached values are stale are deleted, too. So the same transaction records that
-        the deletion of the user's cache keys is owed, until the caller has made it, and makes every process clear its
-        local cache. It also advances the sequence number, so that the bytes of a value computed before the erasure
-        differ from those of any value computed afterwards.
+        the user's cache keys must be deleted, which the caller does next, and makes every process clear its local
+        cache. It also advances the sequence number, so that the bytes of a value computed before the erasure differ
+        from those of any value computed afterwards.
         """
 
         def work(connection: sqlite3.Connection) -> Holdings:
@@ -155,8 +155,8 @@ class SqliteUsers:
         """Delete the decisions that used cached values of an erased user. Call it after the keys were deleted.
 
         1. `erase` commits; 2. a request reads the old profile from the cache; 3. the keys are deleted; 4. the request
-        stores its decision. This call deletes that decision. If 4 comes later, the request stores nothing, because the
-        counter of erasures has changed.
+        stores its decision. This call deletes that decision. If step 4 comes after this call, the request stores
+        nothing, because the counter of erasures has changed.
         """
         await self._database.write(lambda connection: _erase_decisions(connection, user_id))
 

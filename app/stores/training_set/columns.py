@@ -1,4 +1,4 @@
-"""Columns of a training set. Each keeps the representation of its source and is converted to another on demand.
+"""Columns of a training set. Each column keeps the representation of its source and is converted to another on demand.
 
 Parquet columns are Arrow arrays, which preserves types. NDJSON columns are the bytes of each value, which preserves
 `1.10` as `1.10`. CSV columns are text. Computed features are JSON. Null is an empty field in CSV.

@@ -176,8 +176,8 @@ class ValkeyCache:
         return [reply == 1 for reply in await self._run_script("fill", SET_IF_EQUAL, calls, epoch)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """Delete the keys of these features, under the epoch of the connection that carries the DEL. Returns after the
-        server has confirmed it and every process has had time to notice which server is registered."""
+        """Delete the keys of these features, under the epoch of the connection that carries the DEL. Return only after
+        the server has confirmed it and every process has had time to notice which server is registered."""
         if not cells:
             return
         if self._registration is not None:

@@ -81,7 +81,8 @@ class Connections:
         raise CacheUnavailable("the connection was lost again and again")
 
     def epoch(self, connection: PipelinedConnection) -> str:
-        """The epoch in the keys sent on a connection. Raises `CacheRefused` if its server is not the registered one."""
+        """The epoch of keys sent on this connection. Raises `CacheRefused` if another server is the registered
+        cache."""
         if self._registration is None:
             generation = 0
         elif self._known == self._registration.current() and self._known[0] == connection.server:

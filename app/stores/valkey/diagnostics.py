@@ -1,6 +1,6 @@
 """Diagnoses the cache and the queue for `profiles doctor`. A cache may lose data, a queue must not.
 
-It writes keys to test the servers, and deletes them.
+The checks write test keys, and delete them.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ async def _snapshots(client: Any) -> bool | None:
 
 
 def diagnose_persistence(info: Info, snapshots: bool | None) -> Line:
-    """Report whether a restart of the queue's server loses jobs. `snapshots`: it takes snapshots; None if unknown."""
+    """Report whether a restart of the queue's server loses jobs. `snapshots`: whether it takes any; None if unknown."""
     failed = None
     if info.get("aof_enabled") and info.get("aof_last_write_status") == "err":
         failed = "the last write of the append-only file failed"

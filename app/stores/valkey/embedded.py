@@ -135,7 +135,7 @@ class EmbeddedServer:
             self._child.send_signal(number)
 
     def _send(self, command: bytes) -> bytes | None:
-        """The reply to a command; empty if there is none within a second, None if no server listens on the socket."""
+        """The reply to a command; empty if none comes within a second, None if no server listens on the socket."""
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(1)
             try:

@@ -31,13 +31,13 @@ class RegistrationRepository(Protocol):
     """The registration of the cache server in the database. `app.stores.sqlite.data_version` implements it."""
 
     def current(self) -> tuple[str | None, int]:
-        """The registered server and its generation, as of this process's last query. Does not query again."""
+        """The registered server and its generation, as of this process's last query, without a new query."""
 
     def query(self) -> tuple[str | None, int]:
         """Query the registered server and its generation. Raises `StoreUnavailable`."""
 
     async def register(self, server: str, after: int) -> None:
-        """Register `server` under the generation `after` + 1. Does nothing if the generation is no longer `after`."""
+        """Register `server` under the generation `after` + 1. Do nothing if the generation is no longer `after`."""
 
 
 class ServerRegistration:
@@ -63,7 +63,7 @@ class ServerRegistration:
         """The generation under which `server` is registered, as of the last query.
 
         Raises:
-            CacheRefused: another server is registered; this one will be registered in the background.
+            CacheRefused: another server is registered. `server` will be registered in the background.
         """
         registered, generation = self.current()
         if registered != server:  # another process may have registered it meanwhile
@@ -97,7 +97,7 @@ class ServerRegistration:
         self._note(generation)
 
     async def close(self) -> None:
-        """Wait until a registration in the background has ended."""
+        """Wait for the registration that runs in the background, if there is one."""
         if self._registering is not None:
             await asyncio.gather(self._registering, return_exceptions=True)
 

@@ -14,7 +14,7 @@ def framed(message: bytes) -> bytes:
 
 
 def read_frame(stream: BinaryIO) -> bytes | None:
-    """Read the next message, blocking. Returns None at the end of the stream, even if a message is incomplete."""
+    """Read the next message, blocking. Return None at the end of the stream, even if a message is incomplete."""
     head = stream.read(_LENGTH)
     if len(head) < _LENGTH:
         return None
@@ -24,7 +24,7 @@ def read_frame(stream: BinaryIO) -> bytes | None:
 
 
 async def next_frame(stream: StreamReader) -> bytes | None:
-    """Read the next message. Returns None at the end of the stream, even if a message is incomplete."""
+    """Read the next message. Return None at the end of the stream, even if a message is incomplete."""
     try:
         size = int.from_bytes(await stream.readexactly(_LENGTH), "little")
         return await stream.readexactly(size)

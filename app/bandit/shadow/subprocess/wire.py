@@ -1,7 +1,7 @@
 """Encodes decisions for the shadow subprocess, and the shadows or the error that it answers with.
 
-Invariant: decoding returns the encoded values, equal to the last bit. Arrays are sent as their bytes in memory, since
-both processes run on the same machine, and decoded without a copy. Encoding or decoding a decision takes microseconds.
+Arrays are sent as their bytes in memory, since both processes run on the same machine, and decoded without a copy.
+Encoding or decoding a decision takes microseconds. Invariant: decoded values equal the encoded ones to the last bit.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _answers = msgspec.msgpack.Decoder(_Answers | Failure).decode
 
 
 def encode_decisions(group: Sequence[Unshadowed]) -> bytes:
-    """Encode a question to the subprocess: the decisions whose shadows it shall compute."""
+    """Encode a question to the subprocess: the decisions whose shadows are wanted."""
     return _encode(
         [
             _Question(
