@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
+import hiredis
 import msgspec
 
 from app.api.middleware.edge import _rejection
@@ -22,7 +23,7 @@ from app.features.events import TipEvent
 from app.features.ids import id_problem
 from app.profiles.online.cache_protocol import FeatureMask, decode, encode, present
 from app.profiles.ports import Cell
-from app.stores.valkey.cache import key, keys_of
+from app.stores.valkey.cache import key, mget
 from tests.support.registry import REGISTRY
 
 NOW_MS = 1_777_000_000_000
@@ -111,7 +112,8 @@ def ids(raw: bytes) -> None:
         assert found.decode().isprintable()
         assert " " not in found.decode()
         assert (found.count(b"{"), found.count(b"}")) == (1, 1)
-        assert keys_of("0123abcd", [(user, [b"tip_volume_30d"])]) == [found]
+        packed = hiredis.pack_command((b"MGET", found, found))  # type: ignore[arg-type]  # it takes any number
+        assert mget("0123abcd", [(user, (b"tip_volume_30d",))] * 2) == packed
         _check_path(user)
     if len(valid) == 2:
         assert (made[0] == made[1]) == (one == other)

@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -71,18 +72,31 @@ def key(epoch: Epoch, cell: Cell) -> bytes:
     return _head(epoch, cell.user_id) + cell.feature.encode()
 
 
-def keys_of(epoch: Epoch, rows: Sequence[Row]) -> list[bytes]:
-    """The keys of all features in `rows`, row after row. A row is a user id with the names of features."""
-    keys: list[bytes] = []
+def mget(epoch: Epoch, rows: Sequence[Row]) -> bytes:
+    """An MGET of all features in `rows`, as sent. Each user is put into a template: this takes half of the time of
+    making the keys and packing them."""
+    arguments = 1
+    parts: list[bytes] = []
     for user_id, features in rows:
-        head = _head(epoch, user_id)
-        keys += [head + feature for feature in features]
-    return keys
+        user = _quoted(user_id).encode()
+        parts.append(_keys_template(epoch, tuple(features), len(user)) % ((user,) * len(features)))
+        arguments += len(features)
+    return b"*%d\r\n$4\r\nMGET\r\n%b" % (arguments, b"".join(parts))
+
+
+@lru_cache(maxsize=1_024)
+def _keys_template(epoch: Epoch, features: Sequence[bytes], user_bytes: int) -> bytes:
+    """The keys of one user's features as arguments of a command, with a `%b` in the place of each user."""
+    keys = [b"pf:%b:{%%b}:%b" % (epoch.encode(), feature) for feature in features]
+    return b"".join([b"$%d\r\n%b\r\n" % (len(key) - len(b"%b") + user_bytes, key) for key in keys])
 
 
 def _head(epoch: Epoch, user_id: str) -> bytes:
-    quoted = user_id if _PLAIN(user_id) else quote(user_id, safe=_SAFE_IN_KEY)
-    return f"pf:{epoch}:{{{quoted}}}:".encode()
+    return f"pf:{epoch}:{{{_quoted(user_id)}}}:".encode()
+
+
+def _quoted(user_id: str) -> str:
+    return user_id if _PLAIN(user_id) else quote(user_id, safe=_SAFE_IN_KEY)
 
 
 def _checked(replies: list[Any], allowed: tuple[str, ...] = ()) -> list[Any]:
@@ -139,7 +153,7 @@ class ValkeyCache:
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
         """Read all features of all users in `rows` with one MGET. Return the keys' epoch and the contents of each."""
-        epoch, (held,) = await self._send("read", Use.FRONT, lambda epoch: [(b"MGET", *keys_of(epoch, rows))])
+        epoch, (held,) = await self._send("read", Use.FRONT, lambda epoch: [mget(epoch, rows)])
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:

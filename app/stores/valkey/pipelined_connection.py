@@ -24,11 +24,12 @@ MAX_WAITING = 4_096
 _LAST_READ_S = 0.001
 _INCOMPLETE = object()
 
-Command = tuple[bytes | str | int, ...]
+# A command as its arguments, or as the bytes to send.
+Command = tuple[bytes | str | int, ...] | bytes
 Replies = asyncio.Future[list[Any]]
 
 # hiredis declares a tuple of one element, but takes any number.
-_pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
+_pack: Callable[[tuple[bytes | str | int, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
 class PipelinedConnection(asyncio.Protocol):
@@ -66,7 +67,8 @@ class PipelinedConnection(asyncio.Protocol):
         self._waiting.append((replies, len(commands), self._loop.time() + self._timeout_s))
         if self._watch is None:
             self._watch = self._loop.call_later(self._timeout_s, self._check_oldest)
-        self._transport.write(_pack(commands[0]) if len(commands) == 1 else b"".join(map(_pack, commands)))
+        packed = [command if isinstance(command, bytes) else _pack(command) for command in commands]
+        self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
         return replies
 
     def close(self, reason: str = "the connection was closed") -> None:
