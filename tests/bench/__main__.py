@@ -15,6 +15,7 @@ from app.telemetry import configure_logging
 from tests.bench import (
     busy_reads,
     cold,
+    expiry,
     history,
     hits,
     hostile,
@@ -36,6 +37,7 @@ MEASUREMENTS: dict[str, Callable[[Environment], Iterator[Comparison]]] = {
     "concurrency": warm.concurrency,
     "batch": warm.batch,
     "hits": hits.measure,
+    "expiry": expiry.measure,
     "cold": cold.measure,
     "keys": keys.measure,
     "rebuild": rebuild.measure,

@@ -28,14 +28,15 @@ Work = Callable[[], Awaitable[object]]
 
 
 class Comparison(NamedTuple):
-    """Two medians for the same unit of work, in seconds or bytes. `at_most` is the limit for their ratio, if any."""
+    """Two medians for the same unit of work, in seconds or bytes, or two shares. `at_most` is the limit for their
+    ratio, if any."""
 
     name: str
     against: str
     reference: float
     ours: float
     at_most: float | None = None
-    unit: Literal["s", "B"] = "s"
+    unit: Literal["s", "B", ""] = "s"
 
     @property
     def ratio(self) -> float:
@@ -112,7 +113,7 @@ def _ratio(value: float) -> str:
 def _figure(value: float, unit: str) -> str:
     if unit == "s":
         return f"{value * 1e6:,.1f} µs" if value < 1e-3 else f"{value * 1e3:,.2f} ms"
-    return f"{value:,.0f} {unit}"
+    return f"{value:,.0f} {unit}" if unit else f"{value:.2%}"
 
 
 def _processor() -> str:

@@ -8,6 +8,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +23,7 @@ from app.errors import SchemaMismatch, StoreUnavailable
 from app.migrations import configuration
 from app.stores.sqlite.database import SCHEMA_REVISION, Database
 from app.stores.sqlite.migrate import current, migrate
+from tests.support.waiting import eventually_sync
 
 STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 
@@ -249,3 +251,81 @@ def test_nothing_is_migrated_when_a_table_was_changed(before_actions: Path) -> N
     with pytest.raises(SchemaMismatch, match="tip_scores"):
         migrate(before_actions)
     assert schema(before_actions) == before
+
+
+OLD_KNOWN = "SELECT event_id, digest FROM event_log WHERE event_id IN (SELECT value FROM json_each(?))"
+OLD_INSERT = """
+INSERT INTO event_log
+    (seq, event_id, subject, user_id, digest, occurred_at_ms, claimed_at_ms, received_at_ms, consumed_at_ms, sent_by)
+VALUES (
+    (SELECT seq + 1 FROM sqlite_sequence WHERE name = 'event_log'), ?, 'signals.tip.served', ?, x'00', 1,
+    NULL, 1, 1, NULL
+)
+"""
+
+
+@pytest.fixture
+def before_versions(tmp_path: Path) -> Path:
+    """A database at revision 0006 whose newest events have been pruned."""
+    path = tmp_path / "profiles.db"
+    command.upgrade(configuration(path), "0006")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('event_log', 0)")
+        for number in range(1, 8):
+            connection.execute(OLD_INSERT, (f"e{number}", "ann" if number % 2 else "bob"))
+        connection.execute("DELETE FROM event_log WHERE seq > 5")
+    return path
+
+
+def log_rows(connection: sqlite3.Connection) -> list[tuple[int, str, str]]:
+    return connection.execute("SELECT seq, event_id, user_id FROM event_log ORDER BY seq").fetchall()
+
+
+def test_event_ids_are_unique_per_user_after_revision_0007(before_versions: Path) -> None:
+    with closing(sqlite3.connect(before_versions, isolation_level=None)) as connection:
+        before = log_rows(connection)
+        assert migrate(before_versions) == ("0006", SCHEMA_REVISION)
+        assert log_rows(connection) == before
+        connection.execute(OLD_INSERT, ("e1", "bob"))
+        assert log_rows(connection) == [*before, (8, "e1", "bob")], "numbers 6 and 7 were used"
+        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+            connection.execute(OLD_INSERT, ("e1", "ann"))
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        with pytest.raises(CommandError, match="several users have an event 'e1'"):
+            command.downgrade(configuration(before_versions), "0006")
+        connection.execute("DELETE FROM event_log WHERE seq = 8")
+        command.downgrade(configuration(before_versions), "0006")
+        connection.execute(OLD_INSERT, ("e9", "bob"))
+        assert log_rows(connection)[-1] == (9, "e9", "bob")
+
+
+def test_processes_of_the_release_before_go_on_when_the_log_is_copied(before_versions: Path) -> None:
+    stop, written = threading.Event(), []
+
+    def write() -> None:
+        with closing(sqlite3.connect(before_versions, isolation_level=None, timeout=30)) as connection:
+            number = 100
+            while not stop.is_set() or number < 110:
+                number += 1
+                assert connection.execute(OLD_KNOWN, (f'["e{number}"]',)).fetchall() == []
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute(OLD_INSERT, (f"e{number}", "cid"))
+                connection.execute("COMMIT")
+                written.append(f"e{number}")
+
+    with closing(sqlite3.connect(before_versions, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        before = log_rows(reader)
+        writer = threading.Thread(target=write)
+        writer.start()
+        eventually_sync(lambda: len(written) > 5)
+        migrate(before_versions)
+        reached = len(written)
+        eventually_sync(lambda: len(written) > reached + 5)
+        stop.set()
+        writer.join()
+        assert log_rows(reader) == before, "its snapshot is the one from before"
+        reader.execute("COMMIT")
+        rows = log_rows(reader)
+    assert [event_id for _, event_id, user_id in rows if user_id == "cid"] == written
+    assert [seq for seq, _, _ in rows] == [*range(1, 6), *range(8, 8 + len(written))]
