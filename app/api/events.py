@@ -23,7 +23,7 @@ from app.features.events import TipFeedback, TipServed
     description="Send one event, an array of up to 1,000, or newline-delimited JSON. Either all events are stored or "
     "none: one invalid event rejects the request, and `errors` names its index or line. After a 202 the events are "
     "durable, and every later read of these users, in any process, reflects them. Retrying is safe: an event with a "
-    "known `event_id` counts as a duplicate.",
+    "known `event_id` of the same user counts as a duplicate.",
     response_description="The events are stored; every later read reflects them.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
