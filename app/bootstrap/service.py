@@ -200,7 +200,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             await clear_caches()
 
         # 4. Decisions and events.
-        bandit = build_bandit(settings, database, reader.read_features, clock, metrics)
+        bandit = build_bandit(settings, database, reader.read_recorded, clock, metrics)
         stack.push_async_callback(bandit.scorer.close)
         ingestor = Ingestor(
             log=event_log,

@@ -156,16 +156,16 @@ class RequestBatching:
             wanted = request.wanted
             end = start + sum([masks[mask].width for mask in wanted.values()])
             hits = self._hits(wanted, held[start:end], at)
-            if hits is not None and request.plain:
-                request.answer(hits)
+            if hits is not None:
+                parts = self._parts(wanted, held, start)
+                request.answer(
+                    hits
+                    if request.plain
+                    else {user_id: self._found(user_id, mask, part, at, missing) for user_id, mask, part in parts}
+                )
                 if local_cache is not None:
                     for user_id, mask, part in self._parts(wanted, held, start):
                         local_cache.offer(mark, user_id, mask, part, hits[user_id])
-            elif hits is not None:
-                parts = self._parts(wanted, held, start)
-                request.answer(
-                    {user_id: self._found(user_id, mask, part, at, missing) for user_id, mask, part in parts}
-                )
             elif overloaded and not request.patient:
                 request.fail(Overloaded("reads"))
                 shed += end - start
