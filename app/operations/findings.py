@@ -112,6 +112,11 @@ COUNT_RULES = {
         lambda count: f"The audit found {_counted(count, 'wrong value', 'wrong values')} in the cache within the hour.",
         "They were dropped. The workers' logs describe each (consistency_violation): please report this.",
     ),
+    "decision_checks_violation": Rule(
+        lambda count: f"The audit found {_counted(count, 'decision', 'decisions')} with a wrong profile in the hour.",
+        "A training set with them is wrong. The workers' logs describe each value (decision_violation): please report "
+        "this.",
+    ),
 }
 
 

@@ -1,6 +1,6 @@
 """Reads profiles: hits come from the cache, misses are computed and stored in it.
 
-Reads that need no times (`read_values`, `read_recorded`) try the local cache of the process first. All other reads are batched
+Reads of values (`read_values`, `read_recorded`) try the local cache of the process first. All other reads are batched
 (`app.profiles.online.request_batching`). If the cache is unavailable, everything is computed. Invariant: a hit is
 served only while no invalidation is owed, which the trust gate decides.
 """
@@ -118,8 +118,8 @@ class ProfileReader:
         return {names[index]: _decode(value) for index, value in zip(indices(mask), values, strict=True)}
 
     async def read_recorded(self, user_id: str) -> tuple[dict[str, Scalar], ProfileRead]:
-        """Read one user's values by feature name, and how they were read: the version of each, and a moment at which all
-        of them are true. Raises as `read`."""
+        """Read one user's values by feature name, and how they were read: the version of each, and one moment at which
+        all are true. Raises as `read`."""
         wanted = {user_id: self._registry.full_mask}
         profile = self._local_profile(user_id) or (await self.read(wanted))[user_id]
         first_ms, last_ms = _true_within(profile)
