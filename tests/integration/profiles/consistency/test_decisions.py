@@ -70,13 +70,10 @@ async def random_step(
     kind = random.choices(["event", "read", "drain", "rebuild", "clock"], [4, 4, 4, 1, 6])[0]
     if kind == "event":
         age_ms = random.choice([0, 1, DAY_MS, MONTH_MS - 1, MONTH_MS - random.randint(1, 50), MONTH_MS + 1])
-        event = random.choice(
-            [
-                served(user, now_ms - age_ms),
-                feedback(user, now_ms - age_ms, "completed", dwell_ms=random.randint(1, 9_000)),
-                feedback(user, now_ms - age_ms, random.choice(["dismissed", "snoozed"]), offset_min=120),
-            ]
-        )
+        action = random.choice(["completed", "completed", "dismissed", "snoozed"])
+        event: TipEvent = served(user, now_ms - age_ms)
+        if random.random() < 0.6:
+            event = feedback(user, now_ms - age_ms, action, dwell_ms=random.randint(1, 9_000), offset_min=120)
         await service.send(event)
         sent.append(event)
         edges.append(now_ms - age_ms + MONTH_MS)
