@@ -52,6 +52,7 @@ class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             min_length=1,
             max_length=MAX_MOMENTS,
             description="Each row has either `user_id` and `as_of`, or `decision_id`.",
+            examples=[[{"user_id": "ada", "as_of": "2026-04-25T08:30:00+02:00"}]],
         ),
     ]
     features: FeatureNames | None = None
