@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -41,7 +41,9 @@ def audit(users: tuple[str, ...], repair: bool, decisions: int | None, as_json: 
     if decisions is not None:
         if users or repair:
             raise click.UsageError("--decisions checks stored decisions; it allows neither USERS nor --repair")
-        _audit_decisions(decisions, as_json)
+        found = run(_audit_decisions(decisions))
+        print_json(found) if as_json else _show_decisions(found)
+        sys.exit(1 if found["untrue"] else 0)
     for user in users:
         check_user(user)
     found = run(_audit(list(dict.fromkeys(users)), repair))
@@ -77,16 +79,7 @@ async def _walk(service: OpenService, users: list[str], repair: bool) -> dict[st
     return {"checked": counts.total(), "users": dict(counts), "untrue": untrue, "repaired": repaired}
 
 
-def _audit_decisions(count: int, as_json: bool) -> NoReturn:
-    found = run(_check_decisions(count))
-    if as_json:
-        print_json(found)
-    else:
-        _show_decisions(found)
-    sys.exit(1 if found["untrue"] else 0)
-
-
-async def _check_decisions(count: int) -> dict[str, Any]:
+async def _audit_decisions(count: int) -> dict[str, Any]:
     from app.bootstrap.service import open_service
     from app.profiles.consistency.decisions import Outcome, report
     from app.profiles.ports import END_OF_TIME_MS
@@ -130,17 +123,10 @@ def _plain_decision(check: DecisionCheck) -> list[dict[str, Any]]:
 def _show_decisions(found: dict[str, Any]) -> None:
     from app.features.ids import visible
 
-    decisions, values = found["decisions"], found["values"]
-    skipped = {name: count for name, count in decisions.items() if count and name not in ("consistent", "violation")}
-    click.echo(
-        f"{found['checked']} decisions: {decisions['consistent']} are consistent, {decisions['violation']} have wrong "
-        f"values, {sum(skipped.values())} were skipped{_counts(skipped)}"
-    )
-    left_out = {name: count for name, count in values.items() if count and name not in ("consistent", "violation")}
-    click.echo(
-        f"{values['consistent'] + values['violation']} values were compared, {sum(left_out.values())} were skipped"
-        f"{_counts(left_out)}"
-    )
+    for what in ("decisions", "values"):
+        counts = found[what]
+        listed = "".join(f"; {name}: {count}" for name, count in counts.items() if count)
+        click.echo(f"{what}: {sum(counts.values())}{listed}")
     for item in found["untrue"][:SHOWN]:
         click.echo(
             f"  {visible(item['decision_id'])}: {item['feature']} is wrong: logged {item['logged']}, computed "
@@ -148,10 +134,6 @@ def _show_decisions(found: dict[str, Any]) -> None:
         )
     if len(found["untrue"]) > SHOWN:
         say(f"and {len(found['untrue']) - SHOWN} more; --json lists all", before="  … ")
-
-
-def _counts(skipped: dict[str, int]) -> str:
-    return f" ({', '.join(f'{name}: {count}' for name, count in skipped.items())})" if skipped else ""
 
 
 def _plain(result: CheckResult) -> list[dict[str, Any]]:
