@@ -60,6 +60,7 @@ class ProfileReader:
         self._availability = computation.availability
         self._metrics = metrics
         self._registry = registry
+        self._definitions = [(entry.name, entry.fingerprint) for entry in registry]
         self._clock = clock
         self._batching = RequestBatching(
             cache=cache,
@@ -121,20 +122,29 @@ class ProfileReader:
         """Read one user's values by feature name, and how they were read: the version of each, and one moment at which
         all are true. Raises as `read`."""
         wanted = {user_id: self._registry.full_mask}
-        profile = self._local_profile(user_id) or (await self.read(wanted))[user_id]
-        first_ms, last_ms = _true_within(profile)
-        if first_ms > last_ms:
+        recorded = self._recorded(self._local_profile(user_id) or (await self.read(wanted))[user_id])
+        if recorded is None:
             # A value expired while another one was computed, or the clocks of two processes differ.
-            profile = (await self._computation.live(wanted))[user_id]
-            first_ms, last_ms = _true_within(profile)
-        features = {name: _decode(profile[index].json) for index, name in enumerate(self._registry.names)}
-        read = {
-            self._registry.names[index]: ValueRead(self._registry[index].fingerprint, value.version)
-            for index, value in profile.items()
-            if value.error is None
-        }
+            recorded = self._recorded((await self._computation.live(wanted))[user_id])
+            assert recorded is not None  # one statement has one moment
+        return recorded
+
+    def _recorded(self, profile: Profile) -> tuple[dict[str, Scalar], ProfileRead] | None:
+        """The values by feature name, and how they were read; None if they were not all true at one moment."""
+        features: dict[str, Scalar] = {}
+        read: dict[str, ValueRead] = {}
+        first_ms, last_ms = 0, LAST_EXPIRY_MS
+        for index, (name, fingerprint) in enumerate(self._definitions):
+            _, version, computed_at_ms, expires_at_ms, json, _, error = profile[index]
+            features[name] = _decode(json)
+            if error is None:
+                read[name] = ValueRead(fingerprint, version)
+                first_ms = max(first_ms, computed_at_ms)
+                # Without an expiry, a value is certain only for the moment of its computation.
+                last_ms = min(last_ms, computed_at_ms if expires_at_ms is None else expires_at_ms - 1)
         # Now, unless a value has expired since it was read, or its process's clock is ahead.
-        return features, ProfileRead(min(max(self._clock.now_ms(), first_ms), last_ms), read)
+        at_ms = min(max(self._clock.now_ms(), first_ms), last_ms)
+        return (features, ProfileRead(at_ms, read)) if first_ms <= last_ms else None
 
     def local_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
         """One user's values, as `read_values` returns them, if the local cache has them; else None."""
@@ -228,15 +238,6 @@ class ProfileReader:
     def _count_local(self, values: int) -> None:
         self._metrics.cache_hits.inc(values)
         self._metrics.near_hits.inc(values)
-
-
-def _true_within(profile: Profile) -> tuple[int, int]:
-    """The first and the last moment at which all values are true, in epoch ms; there is none if first > last. A value
-    without an expiry is certain only for the moment of its computation."""
-    values = [value for value in profile.values() if value.error is None]
-    first_ms = max((value.computed_at_ms for value in values), default=0)
-    ends = (value.expires_at_ms - 1 if value.expires_at_ms else value.computed_at_ms for value in values)
-    return first_ms, min(ends, default=LAST_EXPIRY_MS)
 
 
 def _without(wanted: Wanted, off: int) -> dict[str, int]:

@@ -117,7 +117,10 @@ def test_audit_of_decisions_finds_nothing_when_their_profiles_are_right(migrated
     assert done.json["values"]["consistent"] == len(USERS) * len(REGISTRY)
     newest = migrated("audit", "--decisions", "5")
     assert newest.code == 0
-    assert newest.out == f"decisions: 5; consistent: 4; not read: 1\nvalues: {4 * len(REGISTRY)}; consistent: {4 * len(REGISTRY)}\n"
+    assert (
+        newest.out
+        == f"decisions: 5; consistent: 4; not read: 1\nvalues: {4 * len(REGISTRY)}; consistent: {4 * len(REGISTRY)}\n"
+    )
 
 
 def test_audit_names_a_decision_whose_profile_is_wrong(migrated: Run, tmp_path: Path) -> None:
