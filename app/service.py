@@ -31,10 +31,12 @@ from app.operations.audit import AuditTrail
 from app.operations.component_states import ReadinessCheck
 from app.operations.samples import Gauges, SampleStore
 from app.profiles.consistency.checker import ConsistencyChecker
+from app.profiles.consistency.decisions import DecisionChecker
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Invalidator
 from app.profiles.online.reader import ProfileReader
+from app.profiles.ports import LoggedProfiles
 from app.profiles.quality.runs import DataQuality
 from app.profiles.rebuild.rebuilder import Rebuilder
 from app.profiles.rebuild.runs import RebuildRepository, RebuildRunner
@@ -82,6 +84,8 @@ class Service:
     clear_local_caches: Callable[[], Awaitable[None]]
     inspector: Inspector
     checker: ConsistencyChecker
+    decision_checker: DecisionChecker
+    logged_profiles: LoggedProfiles
     quality: DataQuality
 
     ingestor: Ingestor

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from litestar import MediaType, Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
+from msgspec import UNSET
 
 from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
 from app.api.openapi.document import UserId, problems
@@ -23,14 +24,17 @@ from app.api.schemas import (
     FeatureList,
     HistoryAnswer,
     HistoryRequest,
+    HistoryRequestRow,
     ProfileAnswer,
 )
 from app.errors import InvalidInput, Issue, Undecodable, UnknownFeature
 from app.features.clock import rfc3339, to_ms
 from app.features.export import catalogue_entry
+from app.features.ids import id_problem
+from app.profiles.history.decisions import ServedRow, served_row
 from app.profiles.history.validation import Moments
-from app.profiles.online.cache_protocol import failures
-from app.profiles.ports import ComputeRow
+from app.profiles.online.cache_protocol import Profile, failures
+from app.profiles.ports import ComputeRow, LoggedProfile
 from app.service import Service
 
 AS_OF_DETAIL = "Read the profile as of this time (RFC 3339): only events up to and including it count. Never cached."
@@ -71,7 +75,7 @@ async def get_profile(
     if as_of is not None:
         moment = moment_ms(as_of, "as_of")
         known = moment_ms(known_at, "known_at") if known_at is not None else None
-        if problem := _moment_problem(service, moment, known, mask):
+        if problem := _moments(service).problem(moment, known, mask):
             raise Undecodable(f"{problem.path} {problem.detail}", [problem])
         async with _cancelled_on_disconnect(request):
             (profile,) = await service.reader.read_as_of([ComputeRow(user_id, mask, moment, known)])
@@ -107,7 +111,9 @@ async def post_batch(request: HttpRequest) -> Response[bytes]:
     tags=["Profiles"],
     summary="Build a training set",
     description="Returns each row's features as of its own moment, computed by the same SQL as online reads. Events "
-    "at exactly that moment count. To exclude the event that a label is made of, set `as_of` one millisecond earlier.",
+    "at exactly that moment count. To exclude the event that a label is made of, set `as_of` one millisecond earlier. "
+    "A row with a `decision_id` instead has the values that the decision was made from; only features that it did not "
+    "read, or whose definition has changed, are computed.",
     responses={
         200: ResponseSpec(HistoryAnswer, generate_examples=False),
         **problems(400, 401, 403, 413, 415, 422, 503),
@@ -116,22 +122,27 @@ async def post_batch(request: HttpRequest) -> Response[bytes]:
 async def post_history(request: HttpRequest) -> Response[bytes]:
     service = service_of(request)
     wanted = await body_as(request, HistoryRequest)
-    check_ids([row.user_id for row in wanted.rows], "rows[{}].user_id")
     mask = selected(service.registry, wanted.features)
-    known_for_all = known_ms(wanted.known_at)
+    known: int | Literal["as_of"] | None = "as_of" if wanted.known_at == "as_of" else known_ms(wanted.known_at)
+    moments = _moments(service)
+    ids = [row.decision_id for row in wanted.rows if row.decision_id is not UNSET]
+    decisions = await service.logged_profiles.by_id(ids) if ids else {}
     asked: list[ComputeRow] = []
+    served: list[Profile] = []
     issues: list[Issue] = []
     for index, row in enumerate(wanted.rows):
-        moment = to_ms(row.as_of)
-        known = moment if wanted.known_at == "as_of" else known_for_all
-        if problem := _moment_problem(service, moment, known, mask):
-            path = f"rows[{index}].as_of" if problem.path == "as_of" else "known_at"
-            issues.append(Issue(path, problem.detail))
-        asked.append(ComputeRow(row.user_id, mask, moment, known))
+        try:
+            values, computed = _history_row(row, f"rows[{index}]", moments, mask, known, decisions)
+        except InvalidInput as error:
+            issues += error.issues
+        else:
+            asked.append(computed)
+            served.append(values)
     if issues:
-        raise InvalidInput("a moment is invalid", issues)
+        raise InvalidInput("a row is invalid", issues)
     async with _cancelled_on_disconnect(request):
-        profiles = await service.reader.read_as_of(asked)
+        computed_profiles = await service.reader.read_as_of(asked)
+    profiles = [one | other for one, other in zip(served, computed_profiles, strict=True)]
     render = renderer_of(request).values
     rows = [
         b'{"user_id":%b,"as_of":"%b","features":%b}'
@@ -141,6 +152,35 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
     failed = failures(service.registry, profiles)
     reasons = b',"failed":' + msgspec.json.encode(failed) if failed else b""
     return _json(b'{"rows":[' + b",".join(rows) + b"]" + reasons + b"}")
+
+
+def _history_row(
+    row: HistoryRequestRow,
+    place: str,
+    moments: Moments,
+    mask: int,
+    known: int | Literal["as_of"] | None,
+    decisions: Mapping[str, LoggedProfile],
+) -> ServedRow:
+    """The values that a row's decision was made from, and the features to compute. Raises `InvalidInput`."""
+    if row.decision_id is not UNSET:
+        given = [name for name in ("user_id", "as_of") if getattr(row, name) is not UNSET]
+        if given:
+            detail = "is not allowed together with decision_id"
+            raise InvalidInput("a row is invalid", [Issue(f"{place}.{name}", detail) for name in given])
+        return served_row(decisions.get(row.decision_id), f"{place}.decision_id", moments, mask)
+    if row.user_id is UNSET or row.as_of is UNSET:
+        missing = "user_id" if row.user_id is UNSET else "as_of"
+        detail = "missing; a row has user_id and as_of, or decision_id"
+        raise InvalidInput("a row is invalid", [Issue(f"{place}.{missing}", detail)])
+    if (id_issue := id_problem(row.user_id)) is not None:
+        raise InvalidInput("an id is invalid", [Issue(f"{place}.user_id", id_issue)])
+    at_ms = to_ms(row.as_of)
+    known_ms = at_ms if known == "as_of" else known
+    if problem := moments.problem(at_ms, known_ms, mask):
+        path = f"{place}.as_of" if problem.path == "as_of" else "known_at"
+        raise InvalidInput("a moment is invalid", [Issue(path, problem.detail)])
+    return ServedRow({}, ComputeRow(row.user_id, mask, at_ms, known_ms))
 
 
 @get(
@@ -168,8 +208,8 @@ def feature_entry(service: Service, index: int) -> FeatureEntry:
     )
 
 
-def _moment_problem(service: Service, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:
-    return Moments(service.registry, service.settings.retention_days, service.clock).problem(at_ms, known_at_ms, mask)
+def _moments(service: Service) -> Moments:
+    return Moments(service.registry, service.settings.retention_days, service.clock)
 
 
 @asynccontextmanager

@@ -13,6 +13,10 @@ from app.features.ids import Id
 MAX_USERS = 1_000
 MAX_NAMES = 1_000
 MAX_MOMENTS = 10_000
+ROW_KINDS = [
+    {"required": ["user_id", "as_of"], "maxProperties": 2},
+    {"required": ["decision_id"], "maxProperties": 1},
+]
 Moment = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with a UTC offset.", examples=["2026-04-25T08:30:00+02:00"])
 ]
@@ -32,23 +36,32 @@ class BatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class HistoryRequestRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A user, and the moment as of which to compute the features."""
+    """A user and the moment as of which to compute the features; or a decision, for the features it was made from."""
 
-    user_id: Id
-    as_of: Moment
+    user_id: Id | UnsetType = UNSET
+    as_of: Moment | UnsetType = UNSET
+    decision_id: Id | UnsetType = UNSET
 
 
 class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A training set: the users and moments whose features to compute."""
+    """A training set: the users and moments, or the decisions, whose features to return."""
 
-    rows: Annotated[list[HistoryRequestRow], Meta(min_length=1, max_length=MAX_MOMENTS)]
+    rows: Annotated[
+        list[Annotated[HistoryRequestRow, Meta(extra_json_schema={"oneOf": ROW_KINDS})]],
+        Meta(
+            min_length=1,
+            max_length=MAX_MOMENTS,
+            description="Each row has either `user_id` and `as_of`, or `decision_id`.",
+            examples=[[{"user_id": "ada", "as_of": "2026-04-25T08:30:00+02:00"}]],
+        ),
+    ]
     features: FeatureNames | None = None
     known_at: (
         Annotated[
             str,
             Meta(
                 description="Ignore events that arrived after this time (RFC 3339), or, if `as_of`, after each row's "
-                "own moment. Default: ignore none.",
+                "own moment. Default: ignore none. Rows with a `decision_id` are as served in any case.",
                 examples=["as_of"],
                 extra_json_schema={"anyOf": [{"const": "as_of"}, {"format": "date-time"}]},
             ),
@@ -85,7 +98,7 @@ class BatchAnswer(msgspec.Struct):
 
 
 class HistoryRow(msgspec.Struct):
-    """The features of a user at a moment, by name."""
+    """The features of a user at a moment, by name. For a decision, the moment is that of its read of the profile."""
 
     user_id: str
     as_of: str

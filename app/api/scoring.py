@@ -119,13 +119,21 @@ def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer
         policy=DecidingPolicy(
             decision.served_by, decision.role, decision.policy_hash, decision.state_version, decision.prior_version
         ),
-        profile=UsedProfile(
-            decision.origin, None if decision.profile is None else cast(dict[str, Value], dict(decision.profile))
-        ),
+        profile=_used_profile(decision),
         context=UsedContext(None if at is None else at.isoformat()),
         candidates=_explained(decision),
         shadow=_shadow(decision),
         outcome=_outcome(outcome),
+    )
+
+
+def _used_profile(decision: Decision) -> UsedProfile:
+    read = decision.profile_read
+    return UsedProfile(
+        decision.origin,
+        None if decision.profile is None else cast(dict[str, Value], dict(decision.profile)),
+        None if read is None else rfc3339(read.at_ms),
+        None if read is None else {name: value.version for name, value in read.values.items()},
     )
 
 

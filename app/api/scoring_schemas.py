@@ -120,6 +120,13 @@ class UsedProfile(msgspec.Struct):
 
     origin: Literal["request", "service", "absent"]
     features: dict[str, Value] | None
+    read_at: Annotated[
+        str | None, Meta(description="The moment at which all values were true; null unless the service read them.")
+    ]
+    versions: Annotated[
+        dict[str, int] | None,
+        Meta(description="For each value, the number of the user's newest event that it reflects; 0 if none."),
+    ]
 
 
 class UsedContext(msgspec.Struct):

@@ -15,6 +15,7 @@ from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.features.events import Action
+from app.features.profile_read import ProfileRead
 
 Origin = Literal["request", "service", "absent"]
 Role = Literal["champion", "challenger"]
@@ -69,7 +70,8 @@ class Decision:
     `chosen` is the index of the chosen candidate. `theta` (D,) is the posterior mean θ̂ of the weights of the policy
     that served, `phi` (D',) the input vector of the chosen candidate. `policy_hash` is the hash of the serving policy's
     spec, `spec_hash` the hash of the spec of `phi`, which may have more inputs. `state_version` is the number of the
-    user's decisions that were learned before this one. `profile` holds the profile features that the policy used.
+    user's decisions that were learned before this one. `profile` holds the profile features that the policy used,
+    `profile_read` how the service read them; it is None if the service did not, or a release before 0007 decided.
     `champion` and `challenger` are the rankings by the two policies; the ranking by the policy that did not serve is
     computed afterwards, and None until then.
     """
@@ -87,6 +89,7 @@ class Decision:
     prior_version: int
     origin: Origin
     profile: Profile
+    profile_read: ProfileRead | None
     profile_present: bool
     candidates: tuple[Candidate, ...]
     context: Context

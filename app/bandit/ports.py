@@ -11,9 +11,11 @@ from typing import NamedTuple, Protocol
 from app.bandit.decisions import Decision, DecisionOutcome, EventOutcome, Shadow, UserSnapshot
 from app.bandit.model.pooled_prior import Prior
 from app.features.events import LoggedEvent
+from app.features.profile_read import ProfileRead
 from app.features.registry import Scalar
 
-ReadProfile = Callable[[str], Awaitable[Mapping[str, Scalar]]]
+# Reads a user's profile: the values by feature name, and how they were read.
+ReadProfile = Callable[[str], Awaitable[tuple[Mapping[str, Scalar], ProfileRead]]]
 
 
 class UserQuery(NamedTuple):

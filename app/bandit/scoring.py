@@ -28,6 +28,7 @@ from app.bandit.shadow.scores import Unshadowed
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import Conflict, Issue, NotFound, Overloaded, StoreUnavailable
 from app.features.clock import Clock
+from app.features.profile_read import ProfileRead
 from app.telemetry import Metrics
 
 # A request that would wait longer for one of its two database round trips is shed.
@@ -106,12 +107,14 @@ class Scorer:
         if (erasures := self._erasures) is None:
             erasures = (await self._snapshots.submit(query)).erasures
         pending = self._snapshots.submit(query)
-        profile = await self._read_profile(request.user_id) if request.origin == "service" else request.profile
+        profile, read = request.profile, None
+        if request.origin == "service":
+            profile, read = await self._read_profile(request.user_id)
         snapshot = await pending
         self._erasures = snapshot.erasures
         if snapshot.stored is not None:
             return _repeated(snapshot.stored, request)
-        decision, unshadowed = self._decide(request, profile, snapshot, started)
+        decision, unshadowed = self._decide(request, profile, read, snapshot, started)
         recorded = await self._records.submit(ProposedDecision(decision, erasures))
         self._erasures = recorded.erasures
         if recorded.decision is None:
@@ -124,7 +127,12 @@ class Scorer:
         return decision
 
     def _decide(
-        self, request: ScoringRequest, profile: Profile, snapshot: UserSnapshot, started: float
+        self,
+        request: ScoringRequest,
+        profile: Profile,
+        read: ProfileRead | None,
+        snapshot: UserSnapshot,
+        started: float,
     ) -> tuple[Decision, Unshadowed]:
         statistics, spec = self._policies.grown(snapshot.statistics)
         role = self._role(request.user_id, snapshot.share)
@@ -150,6 +158,7 @@ class Scorer:
             prior_version=snapshot.prior.version,
             origin=request.origin,
             profile=profile,
+            profile_read=read,
             profile_present=profile is not None and any(profile.get(name) is not None for name in PROFILE_FEATURES),
             candidates=request.candidates,
             context=request.context,

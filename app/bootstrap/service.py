@@ -30,6 +30,7 @@ from app.features.plan import feature_of
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.checker import ConsistencyChecker
+from app.profiles.consistency.decisions import DecisionChecker
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.cache_protocol import Filler, TrustGate
 from app.profiles.online.compute import Computation
@@ -55,6 +56,7 @@ from app.stores.sqlite.dead_letters import SqliteDeadLetters
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.event_queries import SqliteEventQueries
 from app.stores.sqlite.feature_check import check_features
+from app.stores.sqlite.logged_profiles import SqliteLoggedProfiles
 from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations
 from app.stores.sqlite.quality_runs import SqliteQualityRepository
 from app.stores.sqlite.rebuilds import SqliteRebuildRepository
@@ -144,6 +146,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         stack.callback(owed.close)
         owed.any_owed()  # the first query also reads which features are disabled
         event_log, users = SqliteEventLog(database), SqliteUsers(database)
+        logged_profiles, cutoffs = SqliteLoggedProfiles(database), SqliteCutoffs(database)
         dead_letters, rebuild_runs = SqliteDeadLetters(database), SqliteRebuildRepository(database)
         registries = SqliteRegistries(database, owed.any_owed)
         availability = FeatureAvailability(registry, clock, owed.disabled)
@@ -200,7 +203,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             await clear_caches()
 
         # 4. Decisions and events.
-        bandit = build_bandit(settings, database, reader.read_features, clock, metrics)
+        bandit = build_bandit(settings, database, reader.read_recorded, clock, metrics)
         stack.push_async_callback(bandit.scorer.close)
         ingestor = Ingestor(
             log=event_log,
@@ -278,6 +281,13 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             clear_local_caches=clear_caches,
             inspector=inspector,
             checker=ConsistencyChecker(inspector=inspector, events=SqliteEventQueries(database), drop=drop),
+            decision_checker=DecisionChecker(
+                logged=logged_profiles,
+                computation=computation,
+                registry=registry,
+                pruned_before=partial(cutoffs.cutoff, "events"),
+            ),
+            logged_profiles=logged_profiles,
             quality=quality,
             event_log=event_log,
             ingestor=ingestor,
@@ -290,7 +300,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                     Kept("events", event_log, settings.retention_days),
                     Kept("decisions", bandit.decisions, settings.decision_retention_days),
                 ],
-                SqliteCutoffs(database),
+                cutoffs,
                 clock,
             ),
             users=users,

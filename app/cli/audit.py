@@ -1,18 +1,19 @@
-"""`profiles audit`: compare cached profiles with a recomputation."""
+"""`profiles audit`: compare cached profiles, or the profiles of decisions, with a recomputation."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from app.cli.common import check_user, json_option, print_json, run, say, settings_of_command, user_pages
+from app.cli.common import check_user, json_option, print_json, progress, run, say, settings_of_command, user_pages
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
     from app.profiles.consistency.checker import CheckResult
+    from app.profiles.consistency.decisions import DecisionCheck
 
 PAGE = 64
 SHOWN = 20
@@ -21,15 +22,28 @@ SHOWN = 20
 @click.command()
 @click.argument("users", nargs=-1)
 @click.option("--repair", is_flag=True, help="Delete wrong values; the next read computes them.")
+@click.option(
+    "--decisions",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Check the profiles that the newest N decisions were made from, instead of the cache.",
+)
 @json_option
-def audit(users: tuple[str, ...], repair: bool, as_json: bool) -> None:
+def audit(users: tuple[str, ...], repair: bool, decisions: int | None, as_json: bool) -> None:
     """Compare cached profiles with a recomputation.
 
-    Check USERS, or else every user with an event within the longest window of the features.
+    Check USERS, or else every user with an event within the longest window of the features. With --decisions, compute
+    the profiles of decisions again, from the events that each value was computed from.
 
     Exit code 1 if a wrong value remains in the cache, or a user could not be checked because the cache does not answer
-    or has yet to execute deletions.
+    or has yet to execute deletions. With --decisions: exit code 1 if the profile of a decision is wrong.
     """
+    if decisions is not None:
+        if users or repair:
+            raise click.UsageError("--decisions checks stored decisions; it allows neither USERS nor --repair")
+        found = run(_audit_decisions(decisions))
+        print_json(found) if as_json else _show_decisions(found)
+        sys.exit(1 if found["untrue"] else 0)
     for user in users:
         check_user(user)
     found = run(_audit(list(dict.fromkeys(users)), repair))
@@ -63,6 +77,63 @@ async def _walk(service: OpenService, users: list[str], repair: bool) -> dict[st
         if repair:
             repaired += await service.checker.repair(results)
     return {"checked": counts.total(), "users": dict(counts), "untrue": untrue, "repaired": repaired}
+
+
+async def _audit_decisions(count: int) -> dict[str, Any]:
+    from app.bootstrap.service import open_service
+    from app.profiles.consistency.decisions import Outcome, report
+    from app.profiles.ports import END_OF_TIME_MS
+
+    decisions, values = (Counter(dict.fromkeys(get_args(Outcome), 0)) for _ in range(2))
+    untrue: list[dict[str, Any]] = []
+    before = END_OF_TIME_MS
+    async with open_service(settings_of_command(), door="command") as service:
+        with progress("decisions") as bar:
+            task = bar.add_task("auditing", total=count)
+            while page := await service.logged_profiles.newest(min(PAGE, count - decisions.total()), before=before):
+                for check in await service.decision_checker.check(page):
+                    decisions[check.outcome] += 1
+                    values.update(check.values.values())
+                    untrue += _plain_decision(check)
+                    report(check, service.metrics)
+                before = page[-1].number
+                bar.update(task, completed=decisions.total())
+    return {"checked": decisions.total(), "decisions": dict(decisions), "values": dict(values), "untrue": untrue}
+
+
+def _plain_decision(check: DecisionCheck) -> list[dict[str, Any]]:
+    from app.features.clock import rfc3339
+
+    decision = check.decision
+    return [
+        {
+            "decision_id": decision.decision_id,
+            "user_id": decision.user_id,
+            "feature": item.feature,
+            "logged": item.logged.decode(),
+            "computed": item.computed.decode(),
+            "version": item.version,
+            "read_at": rfc3339(decision.read.at_ms),
+        }
+        for item in check.wrong
+        if decision.read is not None
+    ]
+
+
+def _show_decisions(found: dict[str, Any]) -> None:
+    from app.features.ids import visible
+
+    for what in ("decisions", "values"):
+        counts = found[what]
+        listed = "".join(f"; {name}: {count}" for name, count in counts.items() if count)
+        click.echo(f"{what}: {sum(counts.values())}{listed}")
+    for item in found["untrue"][:SHOWN]:
+        click.echo(
+            f"  {visible(item['decision_id'])}: {item['feature']} is wrong: logged {item['logged']}, computed "
+            f"{item['computed']} (event {item['version']}, read at {item['read_at']})"
+        )
+    if len(found["untrue"]) > SHOWN:
+        say(f"and {len(found['untrue']) - SHOWN} more; --json lists all", before="  … ")
 
 
 def _plain(result: CheckResult) -> list[dict[str, Any]]:

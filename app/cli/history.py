@@ -15,8 +15,10 @@ from app.errors import InvalidInput, Issue
 
 if TYPE_CHECKING:
     from app.features.registry import Feature
+    from app.profiles.history.decisions import ServedRow
     from app.profiles.history.validation import Moments
-    from app.profiles.ports import ComputeRow
+    from app.profiles.ports import ComputeRow, LoggedProfiles
+    from app.stores.training_set.columns import Column
     from app.stores.training_set.input import Block, Rows
     from app.stores.training_set.output import TrainingSetWriter
 
@@ -59,6 +61,10 @@ def history(file: Path, output: Path | None, features: tuple[str, ...], before: 
     after its as_of. FILE is CSV, newline-delimited JSON or Parquet; `-` is standard input. All columns and their order
     are kept.
 
+    If FILE has the column decision_id instead, each row gets the user_id of the decision, as as_of the time at which it
+    read the profile, and the values that it read. Only features that it did not read, or whose definition has changed,
+    are computed.
+
     In Parquet output, as_of is a timestamp. Other columns keep their types from Parquet; from CSV they are text, and
     from JSON numbers, booleans or text (mixed and nested values are text).
     """
@@ -90,10 +96,16 @@ async def _history(
 ) -> _Result:
     from app.bootstrap.service import open_service
     from app.features.registry import encode_value, indices
+    from app.profiles.history.decisions import ServedRow
     from app.profiles.history.validation import Moments
     from app.profiles.online.cache_protocol import failures
     from app.stores.training_set.columns import KINDS, NULL, JsonColumn
+    from app.stores.training_set.input import DECISION_KEY
 
+    by_decision = DECISION_KEY in rows.names
+    if by_decision and (options.before or options.known_at is not None):
+        name = "--before" if options.before else "--known-at"
+        raise InvalidInput("an option is not allowed", [Issue(name, "has no meaning for rows with decision_id")])
     count, failed = 0, dict[str, str]()
     async with open_service(settings_of_command(), door="command") as service:
         registry, reader = service.registry, service.reader
@@ -104,13 +116,18 @@ async def _history(
         late = _LateArrivals(tuple(encode_value(entry.dtype, entry.default) or NULL for entry in features.values()))
 
         for block in rows.blocks:
-            asked = _asked(block, mask, options, moments)
-            profiles = await reader.read_as_of(asked)
+            if by_decision:
+                wanted = await _served(block, mask, moments, service.logged_profiles)
+            else:
+                wanted = [ServedRow({}, row) for row in _asked(block, mask, options, moments)]
+            asked = [row.rest for row in wanted]
+            rest = await reader.read_as_of(asked)
+            profiles = [row.served | others for row, others in zip(wanted, rest, strict=True)]
             failed = failures(registry, profiles) | failed
             values = {index: [profile[index].json for profile in profiles] for index in features}
             late.note(asked, zip(*values.values(), strict=True))
             computed = {entry.name: JsonColumn(values[index], KINDS[entry.dtype]) for index, entry in features.items()}
-            writer.write({**block.columns, **computed})
+            writer.write({**block.columns, **(_decision_columns(asked) if by_decision else {}), **computed})
             on_progress(count := count + len(asked))
 
         profiles = await reader.read_as_of(late.sample())
@@ -129,7 +146,7 @@ def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list
     from app.profiles.ports import ComputeRow
 
     asked: list[ComputeRow] = []
-    for number, user, at in zip(block.numbers, block.user_ids, block.moments, strict=True):
+    for number, user, at in zip(block.numbers, block.keys["user_id"], block.keys["as_of"], strict=True):
         place = f"{block.place} {number}"
         if user is None or at is None:
             missing = "user_id" if user is None else "as_of"
@@ -145,6 +162,32 @@ def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list
                 place = f"{block.place} {number}, as_of" if problem.path == "as_of" else "--known-at"
                 raise InvalidInput("a time is invalid", [Issue(place, problem.detail)])
     return asked
+
+
+async def _served(block: Block, mask: int, moments: Moments, decisions: LoggedProfiles) -> list[ServedRow]:
+    """The values that the decisions of a block were made from. An invalid row raises `InvalidInput`."""
+    from app.profiles.history.decisions import served_row
+
+    ids = block.keys["decision_id"]
+    found = await decisions.by_id([decision_id for decision_id in ids if decision_id is not None])
+    rows: list[ServedRow] = []
+    for number, decision_id in zip(block.numbers, ids, strict=True):
+        place = f"{block.place} {number}, decision_id"
+        if decision_id is None:
+            raise InvalidInput("a row is invalid", [Issue(place, "is missing or not text")])
+        rows.append(served_row(found.get(decision_id), place, moments, mask))
+    return rows
+
+
+def _decision_columns(asked: Sequence[ComputeRow]) -> dict[str, Column]:
+    """The columns that rows with a `decision_id` get from their decisions."""
+    from app.features.clock import rfc3339
+    from app.stores.training_set.columns import TextColumn
+
+    return {
+        "user_id": TextColumn([row.user_id for row in asked]),
+        "as_of": TextColumn([rfc3339(row.now_ms or 0) for row in asked]),
+    }
 
 
 class _LateArrivals:

@@ -109,6 +109,7 @@ COMPUTED: dict[str, Callable[[Totals], float | None]] = {
     "lag_p50_ms": _percentile_ms("lag", 0.5),
     "lag_p99_ms": _percentile_ms("lag", 0.99),
     "consistent": _share("checks_consistent", "checks_violation"),
+    "decisions_consistent": _share("decision_checks_consistent", "decision_checks_violation"),
 }
 KINDS = (
     FigureKind("request_rate", "Requests", "per_s", "over all", "Reads and events answered, over all processes."),
@@ -136,6 +137,10 @@ KINDS = (
     FigureKind(
         *("consistent", "Consistent", "share", "over all"),
         "Share of correct profiles among the cached ones that the audit checks 1 s, 1 min and 5 min after an event.",
+    ),
+    FigureKind(
+        *("decisions_consistent", "Decisions consistent", "share", "over all"),
+        "Share of correct profiles among those logged with decisions that the audit computes again.",
     ),
     FigureKind("queue_depth", "Queue depth", "count", "highest", "Jobs waiting for a worker."),
     FigureKind("outbox_age_s", "Outbox age", "s", "highest", "How long the oldest event has waited to be consumed."),

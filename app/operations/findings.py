@@ -98,7 +98,18 @@ FIGURE_RULES = {
         "A clock was wrong when they were stored. They count as recent until that time has come.",
     ),
 }
-# Rules by the name of a count, applied to its sum over the last hour.
+# Rules by the name of a count, applied to its sum over the last hour. `AUDIT_RULES` are those of the workers' audit.
+AUDIT_RULES = {
+    "untrue": Rule(
+        lambda count: f"The audit found {_counted(count, 'wrong value', 'wrong values')} in the cache within the hour.",
+        "They were dropped. The workers' logs describe each (consistency_violation): please report this.",
+    ),
+    "decision_checks_violation": Rule(
+        lambda count: f"The audit found {_counted(count, 'decision', 'decisions')} with a wrong profile in the hour.",
+        "A training set with it is wrong. The workers' logs describe each value (decision_violation): please report "
+        "this.",
+    ),
+}
 COUNT_RULES = {
     "feature_errors": Rule(
         lambda count: f"{_counted(count, 'feature value', 'feature values')} could not be computed in the last hour.",
@@ -108,10 +119,7 @@ COUNT_RULES = {
         lambda count: f"The cache held {_counted(count, 'value', 'values')} older than an event within the last hour.",
         "They were dropped and not served. They should not have been in the cache: please report this.",
     ),
-    "untrue": Rule(
-        lambda count: f"The audit found {_counted(count, 'wrong value', 'wrong values')} in the cache within the hour.",
-        "They were dropped. The workers' logs describe each (consistency_violation): please report this.",
-    ),
+    **AUDIT_RULES,
 }
 
 

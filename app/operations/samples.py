@@ -36,6 +36,7 @@ COUNTERS = {
     "profiles_stale_values_dropped_total": ("stale_dropped", ""),
     "profiles_consistency_checks_total": ("checks", "outcome"),
     "profiles_consistency_violations_total": ("untrue", ""),
+    "profiles_decision_checks_total": ("decision_checks", "outcome"),
     "profiles_publish_failures_total": ("publish_failures", ""),
     "profiles_requests_shed_total": ("shed", ""),
     "profiles_generations_total": ("generations", "outcome"),

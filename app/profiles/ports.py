@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from app.features.profile_read import ProfileRead
+from app.features.registry import Scalar
+
 Epoch = str
 END_OF_TIME_MS = (1 << 63) - 1
 
@@ -180,3 +183,25 @@ class RecentEvents(Protocol):
 
     async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
         """Whether any event of the user with a sequence number above `after_seq` is still unconsumed."""
+
+
+class LoggedProfile(NamedTuple):
+    """The profile of a stored decision. `number` orders decisions by the time of storing. `origin` is `service` if the
+    service read the profile; only then is there a `read`, unless an old release decided."""
+
+    number: int
+    decision_id: str
+    user_id: str
+    origin: str
+    features: Mapping[str, Scalar]
+    read: ProfileRead | None
+
+
+class LoggedProfiles(Protocol):
+    """The profiles that are stored with decisions."""
+
+    async def newest(self, limit: int, *, after: int = 0, before: int = END_OF_TIME_MS) -> list[LoggedProfile]:
+        """Up to `limit` profiles with a number between `after` and `before`, both exclusive, newest first."""
+
+    async def by_id(self, decision_ids: Sequence[str]) -> Mapping[str, LoggedProfile]:
+        """The profiles of these decisions by decision id; unknown ids are left out."""

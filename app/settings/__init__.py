@@ -132,7 +132,8 @@ class Settings:
     audit_users: int = _setting(
         5,
         parsers.whole(0, 1_000),
-        "Users per second whose cached profile a worker checks three times after an event; 0: none.",
+        "Users per second whose cached profile a worker checks three times after an event, and decisions per second "
+        "whose logged profile it checks; 0: none.",
     )
     worker_metrics_port: int = _setting(
         8001, parsers.whole(0, 65535), "Port on PROFILES_HOST for the worker's metrics; 0: not served."

@@ -141,6 +141,9 @@ class Metrics:
         self.consistency_repairs = self._counter(
             "consistency_repairs_total", "Wrong cached values that the audit dropped."
         )
+        self.decision_checks = self._counter(
+            "decision_checks_total", "Decisions whose logged profile the audit computed again, by outcome.", "outcome"
+        )
         self.bandit = BanditMetrics(self.collectors)
         self.jobs = self._counter("worker_jobs_total", "Jobs by name and outcome.", "job", "outcome")
         self.generations = self._counter(

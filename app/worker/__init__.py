@@ -31,6 +31,7 @@ from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running
 from app.errors import InvalidInput, SettingsError
 from app.events.ports import Learner
+from app.profiles.consistency.decisions import DecisionMonitor
 from app.profiles.consistency.monitor import ROUND_S, ConsistencyMonitor
 from app.settings import Settings
 from app.stores.queue import client
@@ -206,6 +207,11 @@ def consistency_monitor(service: OpenService) -> ConsistencyMonitor:
     )
 
 
+def decision_monitor(service: OpenService) -> DecisionMonitor:
+    checker, per_round = service.decision_checker, service.settings.audit_users
+    return DecisionMonitor(checker, per_round, Random(), service.metrics)  # noqa: S311  # draws a sample
+
+
 async def work(
     settings: Settings,
     stop: asyncio.Event,
@@ -237,6 +243,7 @@ async def work(
         ]
         if settings.audit_users:
             periodic.append(repeat("audit", consistency_monitor(service).round, ROUND_S))
+            periodic.append(repeat("decision audit", decision_monitor(service).round, ROUND_S))
         await stack.enter_async_context(running(*periodic))
         ctx = context(service, pace)
         stack.push_async_callback(ctx["handover"].close, STOP_GRACE_S)

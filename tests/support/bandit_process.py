@@ -18,6 +18,7 @@ from app.bootstrap.bandit import bandit
 from app.errors import Unavailable
 from app.events.consume import SWEEP_AGE_MS, Consumer
 from app.features.events import TipEvent
+from app.features.profile_read import ProfileRead
 from app.features.registry import Scalar
 from app.settings import Settings
 from app.stores.sqlite.database import Database
@@ -104,10 +105,10 @@ class BanditProcess:
             metrics=self.metrics,
         )
 
-    async def _profile(self, user_id: str) -> Mapping[str, Scalar]:
+    async def _profile(self, user_id: str) -> tuple[Mapping[str, Scalar], ProfileRead]:
         if self.while_reading_profile is not None:
             await self.while_reading_profile()
-        return self.profiles.get(user_id, PROFILE)
+        return self.profiles.get(user_id, PROFILE), ProfileRead(self.clock.now_ms(), {})
 
     async def decide(self, user_id: str = "ann", **asked: Any) -> Decision:
         """A decision about `TIPS`; other fields of `ScoringRequest` by keyword."""

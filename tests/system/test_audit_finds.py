@@ -74,3 +74,22 @@ async def test_worker_finds_repairs_and_reports_a_violation(fleet: Fleet) -> Non
 
     await eventually_async(told, 30, 0.2)
     await connection.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+async def test_worker_checks_the_profiles_of_decisions(fleet: Fleet) -> None:
+    (api,) = await fleet.apis(1)
+    worker = fleet.worker()
+    connection = Connection(api.port)
+    candidate = {"id": "tip", "features": {"is_overdue": False, "task_age_days": 1, "priority": 1}}
+    request = {"user_id": "ada", "candidates": [candidate]}
+
+    async def checked() -> bool:
+        """What was decided before the worker's first look is not checked."""
+        assert (await connection.post("/score", request)).status == 200
+        return await counted(worker.port, "decision_checks_total", outcome="consistent") > 0
+
+    await eventually_async(checked, 30, 0.2)
+    assert await counted(worker.port, "decision_checks_total", outcome="violation") == 0
+    await connection.close()

@@ -11,6 +11,9 @@ from time import monotonic, monotonic_ns
 
 from redis.exceptions import RedisError
 
+from app.bootstrap.service import open_service
+from app.profiles.ports import END_OF_TIME_MS
+from app.settings import Settings
 from app.stores.queue.client import connect
 from tests.support.fleet import counted
 from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults
@@ -218,6 +221,7 @@ class _Run:
             for name in SHOWN:
                 self._record.metrics[name] += int(await counted(slot.port, name))
         self._check_database()
+        await self._check_profiles_of_decisions()
 
     def _judge_all(self) -> None:
         """Judge all users; a write whose outcome is still unknown may or may not have happened."""
@@ -265,6 +269,18 @@ class _Run:
         subject = UNREADABLE_JOB["subject"]
         if letters := rows("SELECT * FROM dead_letters WHERE instr(payload, ?) = 0 LIMIT 3", subject):
             violated(f"valid events became dead letters: {letters}")
+
+    async def _check_profiles_of_decisions(self) -> None:
+        """Every profile that a decision was made from equals a computation from the events that it saw."""
+        before, checked = END_OF_TIME_MS, 0
+        async with open_service(Settings(database=self._deployment.database), door="command") as service:
+            while page := await service.logged_profiles.newest(100, before=before):
+                for check in await service.decision_checker.check(page):
+                    checked += check.outcome == "consistent"
+                    if check.outcome not in ("consistent", "not read"):  # not read: every feature was failing
+                        self._record.violated(f"the profile of a decision: {check}")
+                before = page[-1].number
+        self._say(f"the profiles of {checked:,} decisions are what their events give")
 
     async def _report(self) -> None:
         before = 0

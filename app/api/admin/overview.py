@@ -39,7 +39,7 @@ GROUPS = (
         "Reads",
         ("request_rate", "hit_ratio", "latency_p50_ms", "latency_p99_ms", "failed_requests", "shed", "degraded_reads"),
     ),
-    ("Invalidation", ("lag_p50_ms", "lag_p99_ms", "fills_refused", "owed", "consistent")),
+    ("Invalidation", ("lag_p50_ms", "lag_p99_ms", "fills_refused", "owed", "consistent", "decisions_consistent")),
     ("Events", ("queue_depth", "outbox", "outbox_age_s", "dead_letters", "unreadable")),
 )
 

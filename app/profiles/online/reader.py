@@ -1,6 +1,6 @@
 """Reads profiles: hits come from the cache, misses are computed and stored in it.
 
-Reads that need only the values (`read_values`) try the local cache of the process first. All other reads are batched
+Reads of values (`read_values`, `read_recorded`) try the local cache of the process first. All other reads are batched
 (`app.profiles.online.request_batching`). If the cache is unavailable, everything is computed. Invariant: a hit is
 served only while no invalidation is owed, which the trust gate decides.
 """
@@ -16,10 +16,20 @@ import msgspec
 from app.concurrency.overload_queue import OverloadQueue
 from app.errors import Overloaded
 from app.features.clock import Clock
+from app.features.profile_read import ProfileRead, ValueRead
 from app.features.registry import Registry, Scalar, indices
-from app.profiles.online.cache_protocol import NULL, FeatureMasks, Filler, Profile, TrustGate, not_computed
+from app.profiles.online.cache_protocol import (
+    LAST_EXPIRY_MS,
+    NULL,
+    FeatureMasks,
+    FeatureValue,
+    Filler,
+    Profile,
+    TrustGate,
+    not_computed,
+)
 from app.profiles.online.compute import Computation
-from app.profiles.online.local_cache import LocalCache
+from app.profiles.online.local_cache import KeptProfile, LocalCache
 from app.profiles.online.request_batching import GROUP_CAP, RequestBatching, Wanted
 from app.profiles.ports import Cache, ComputeRow
 from app.telemetry import Metrics
@@ -50,6 +60,8 @@ class ProfileReader:
         self._availability = computation.availability
         self._metrics = metrics
         self._registry = registry
+        self._definitions = [(entry.name, entry.fingerprint) for entry in registry]
+        self._clock = clock
         self._batching = RequestBatching(
             cache=cache,
             gate=gate,
@@ -73,10 +85,8 @@ class ProfileReader:
         off = self._availability.disabled
         if not off:
             return await self._batched(wanted, plain=False, patient=patient)
+        nulls = self._nulls()  # before the read, during which a feature may be enabled
         found = await self._batched(_without(wanted, off), plain=False, patient=patient)
-        nulls = {
-            index: not_computed(item.at_ms, str(item)) for index, item in self._availability.disabled_features().items()
-        }
         return {
             user_id: found.get(user_id, {}) | {index: nulls[index] for index in indices(mask & off)}
             for user_id, mask in wanted.items()
@@ -108,16 +118,42 @@ class ProfileReader:
         names = self._registry.names
         return {names[index]: _decode(value) for index, value in zip(indices(mask), values, strict=True)}
 
+    async def read_recorded(self, user_id: str) -> tuple[dict[str, Scalar], ProfileRead]:
+        """Read one user's values by feature name, and how they were read: the version of each, and one moment at which
+        all are true. Raises as `read`."""
+        wanted = {user_id: self._registry.full_mask}
+        recorded = self._recorded(self._local_profile(user_id) or (await self.read(wanted))[user_id])
+        if recorded is None:
+            # A value expired while another one was computed, or the clocks of two processes differ.
+            recorded = self._recorded((await self._computation.live(wanted))[user_id])
+            assert recorded is not None  # one statement has one moment
+        return recorded
+
+    def _recorded(self, profile: Profile) -> tuple[dict[str, Scalar], ProfileRead] | None:
+        """The values by feature name, and how they were read; None if they were not all true at one moment."""
+        features: dict[str, Scalar] = {}
+        read: dict[str, ValueRead] = {}
+        first_ms, last_ms = 0, LAST_EXPIRY_MS
+        for index, (name, fingerprint) in enumerate(self._definitions):
+            _, version, computed_at_ms, expires_at_ms, json, _, error = profile[index]
+            features[name] = _decode(json)
+            if error is None:
+                read[name] = ValueRead(fingerprint, version)
+                first_ms = max(first_ms, computed_at_ms)
+                # Without an expiry, a value is certain only for the moment of its computation.
+                last_ms = min(last_ms, computed_at_ms if expires_at_ms is None else expires_at_ms - 1)
+        # Now, unless a value has expired since it was read, or its process's clock is ahead.
+        at_ms = min(max(self._clock.now_ms(), first_ms), last_ms)
+        return (features, ProfileRead(at_ms, read)) if first_ms <= last_ms else None
+
     def local_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
         """One user's values, as `read_values` returns them, if the local cache has them; else None."""
         off = mask & self._availability.disabled
         if off == mask:
             return [NULL] * mask.bit_count()
-        local_cache = self._trusted_local_cache()
-        kept = local_cache.find(user_id, mask & ~off) if local_cache is not None else None
+        kept = self._local_hit(user_id, mask & ~off)
         if kept is None:
             return None
-        self._count_local(len(kept.values))
         return _with_nulls(kept.values, mask, off) if off else kept.values
 
     async def read_as_of(self, asked: list[ComputeRow]) -> list[Profile]:
@@ -168,6 +204,31 @@ class ProfileReader:
         }
         self._count_local(sum(map(len, found.values())))
         return found
+
+    def _local_hit(self, user_id: str, mask: int) -> KeptProfile | None:
+        local_cache = self._trusted_local_cache()
+        kept = local_cache.find(user_id, mask) if local_cache is not None else None
+        if kept is not None:
+            self._count_local(len(kept.values))
+        return kept
+
+    def _local_profile(self, user_id: str) -> Profile | None:
+        """The values of all features, if the local cache has them; the times are those of the whole profile."""
+        mask = self._registry.full_mask & ~self._availability.disabled
+        nulls = self._nulls()
+        kept = self._local_hit(user_id, mask)
+        if kept is None:
+            return None
+        found = zip(indices(mask), kept.versions, kept.values, strict=True)
+        return nulls | {
+            index: FeatureValue(b"", version, kept.computed_at_ms, kept.expires_at_ms, json, cached=True)
+            for index, version, json in found
+        }
+
+    def _nulls(self) -> Profile:
+        """The values of the features that are disabled now."""
+        disabled = self._availability.disabled_features()
+        return {index: not_computed(item.at_ms, str(item)) for index, item in disabled.items()}
 
     def _trusted_local_cache(self) -> LocalCache | None:
         # One rule for all hits: if hits from the server would not be served, local ones are not served either.

@@ -22,6 +22,7 @@ from app.profiles.online.cache_protocol import (
     Present,
     Profile,
     TrustGate,
+    decode,
     not_computed,
     present,
 )
@@ -156,16 +157,14 @@ class RequestBatching:
             wanted = request.wanted
             end = start + sum([masks[mask].width for mask in wanted.values()])
             hits = self._hits(wanted, held[start:end], at)
-            if hits is not None and request.plain:
-                request.answer(hits)
+            if hits is not None:
+                parts = self._parts(wanted, held, start)
+                request.answer(
+                    hits if request.plain else {user_id: self._decoded(mask, part) for user_id, mask, part in parts}
+                )
                 if local_cache is not None:
                     for user_id, mask, part in self._parts(wanted, held, start):
                         local_cache.offer(mark, user_id, mask, part, hits[user_id])
-            elif hits is not None:
-                parts = self._parts(wanted, held, start)
-                request.answer(
-                    {user_id: self._found(user_id, mask, part, at, missing) for user_id, mask, part in parts}
-                )
             elif overloaded and not request.patient:
                 request.fail(Overloaded("reads"))
                 shed += end - start
@@ -199,6 +198,11 @@ class RequestBatching:
         """Each user with the mask and the contents of the user's keys, which are in `held` from `start` on."""
         for user_id, mask in wanted.items():
             yield user_id, mask, held[start : (start := start + self._masks[mask].width)]
+
+    def _decoded(self, mask: int, held: Sequence[bytes | None]) -> Profile:
+        """A user's profile from the contents of the keys, which are all hits."""
+        values = zip(self._masks[mask].indices, map(decode, held), strict=True)
+        return {index: value for index, value in values if value is not None}
 
     def _found(self, user_id: str, mask: int, held: Sequence[bytes | None], at: Present, missing: Held) -> Profile:
         """A user's profile from the contents of the keys: the hits, and nulls for paused features. The other misses are

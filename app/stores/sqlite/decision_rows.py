@@ -15,6 +15,7 @@ import numpy as np
 from app.bandit.decisions import Decision, DecisionOutcome, Ranking
 from app.bandit.model.inputs import STORED, Array, Candidate, Context, packed
 from app.features.events import stored_action
+from app.features.profile_read import ProfileRead
 
 NUMBER_BYTES = STORED.itemsize
 
@@ -38,6 +39,7 @@ class _StoredRequest(msgspec.Struct):
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_StoredRequest).decode
+_decode_read = msgspec.json.Decoder(ProfileRead).decode
 
 
 def array(stored: bytes) -> Array:
@@ -67,6 +69,7 @@ def row_of(decision: Decision) -> dict[str, object]:
         "state_version": decision.state_version,
         "prior_version": decision.prior_version,
         "profile_origin": decision.origin,
+        "profile_read": None if decision.profile_read is None else _encode(decision.profile_read).decode(),
         "profile_present": int(decision.profile_present),
         "chosen": decision.chosen,
         "chosen_id": decision.chosen_id,
@@ -98,6 +101,7 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
         prior_version=row["prior_version"],
         origin=row["profile_origin"],
         profile=request.profile,
+        profile_read=profile_read_of(row["profile_read"]),
         profile_present=bool(row["profile_present"]),
         candidates=tuple(
             Candidate(item.id, item.features.is_overdue, item.features.task_age_days, item.features.priority)
@@ -111,6 +115,11 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
         champion=_ranking(row["champion_scores"], row["champion_pi"]),
         challenger=_ranking(row["challenger_scores"], row["challenger_pi"]),
     )
+
+
+def profile_read_of(stored: str | None) -> ProfileRead | None:
+    """Decode the column `profile_read`."""
+    return None if stored is None else _decode_read(stored)
 
 
 def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int]) -> DecisionOutcome:

@@ -17,7 +17,7 @@ from app.errors import SchemaMismatch, StoreUnavailable
 from app.events.retention import next_cutoff
 from app.features.clock import DAY_MS
 from app.operations.doctor import Line, diagnose_features
-from app.operations.findings import waiting_to_be_pruned, wrong_decisions
+from app.operations.findings import AUDIT_RULES, waiting_to_be_pruned, wrong_decisions
 from app.operations.samples import Sample
 from app.profiles.availability import Disabled
 from app.stores.sqlite.backlog import AHEAD_MS, SELECT_AHEAD_COUNT, SELECT_BACKLOG, SELECT_UNKNOWN, Backlog
@@ -27,7 +27,7 @@ from app.stores.sqlite.database import check_schema
 from app.stores.sqlite.decisions import SELECT_OLDEST as SELECT_OLDEST_DECISION
 from app.stores.sqlite.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
 from app.stores.sqlite.integrity_check import full_findings, quick_findings
-from app.stores.sqlite.samples import running
+from app.stores.sqlite.samples import hour_counts, running
 from app.stores.sqlite.sufficient_statistics import damaged, damaged_priors
 
 SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
@@ -119,6 +119,7 @@ def _diagnose(
         _count("evidence", damaged(connection, whole=whole)),
         _count("priors", damaged_priors(connection)),
         _samples(first(SELECT_NEWEST_SAMPLE), now_ms),
+        _audit(hour_counts(connection, now_ms)),
         diagnose_features(samples, {row.feature: str(row) for row in disabled}),
         _retention(
             [
@@ -184,6 +185,14 @@ def _samples(newest_ms: int | None, now_ms: int) -> Line:
     text = "no process has ever stored a sample" if age_s is None else f"the newest sample is {age_s:,.0f} s old"
     remedy = "Start `profiles serve` and `profiles worker`, or find in their logs why they cannot write."
     return Line("samples", "warn", text, remedy)
+
+
+def _audit(counts: Mapping[str, int]) -> Line:
+    found = [(rule, counts[name]) for name, rule in AUDIT_RULES.items() if counts.get(name)]
+    if not found:
+        return Line("audit", "ok", "the workers' audit has found no wrong value in the last hour")
+    text = " ".join(rule.text(count) for rule, count in found)
+    return Line("audit", "bad", text, " ".join(rule.advice for rule, _ in found))
 
 
 def _retention(waiting: Sequence[str]) -> Line:

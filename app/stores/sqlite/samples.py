@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 import msgspec
 
 from app.operations.component_states import COMPONENTS, ComponentStatus, updated_statuses, worst_views
-from app.operations.samples import Record, Sample
+from app.operations.figures import HOUR_MS
+from app.operations.samples import Record, Sample, sum_samples
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.registries import UPDATE_SEEN
 
@@ -73,6 +74,12 @@ def running(connection: sqlite3.Connection, now_ms: int) -> list[Sample]:
     """The newest sample of each process that has neither stopped nor been silent for longer than `LATELY_MS`."""
     rows = connection.execute(SELECT_LATELY, (now_ms - LATELY_MS, now_ms + LATELY_MS)).fetchall()
     return [sample for sample in _samples(dict(rows).values()) if not sample.stopped]
+
+
+def hour_counts(connection: sqlite3.Connection, now_ms: int) -> Mapping[str, int]:
+    """The sum of each count in the samples of the last hour, by its name."""
+    rows = connection.execute(SELECT_SAMPLES, (now_ms - HOUR_MS,))
+    return sum_samples(_samples(body for (body,) in rows)).counts
 
 
 def _samples(bodies: Iterable[str]) -> list[Sample]:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -24,11 +24,16 @@ from app.errors import InvalidInput, Issue, StoreUnavailable, Undecodable
 from app.events.validation import TABLE, other_format
 from app.stores.training_set.columns import NULL, ArrowColumn, Column, JsonColumn, Kind, TextColumn, arrow_modules
 
-NEEDED = ("user_id", "as_of")
+# The columns that say what a row asks for: a user and a moment, or a decision.
+MOMENT_KEYS = ("user_id", "as_of")
+DECISION_KEY = "decision_id"
 BLOCK = 128
 BUFFER_BYTES = 1 << 16
 HEAD_BYTES = 1_000
-EXPECTED = "expected is CSV in UTF-8, newline-delimited JSON (one row a line) or Parquet, with user_id and as_of"
+EXPECTED = (
+    "expected is CSV in UTF-8, newline-delimited JSON (one row a line) or Parquet, with user_id and as_of, or with "
+    "decision_id"
+)
 _KINDS: dict[type, Kind] = {str: "text", bool: "bool", int: "int", float: "float", list: "text", dict: "text"}
 _DECODER = msgspec.json.Decoder()
 _RAW_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -38,14 +43,13 @@ class Block(NamedTuple):
     """Consecutive rows of a training set, stored by column.
 
     `numbers` locates each row for error messages: it counts lines or rows of the file, as `place` ("line" or "row")
-    says. `user_ids` and `moments` have the values of the columns `user_id` and `as_of`; None means missing or not text.
-    A moment is the text in the file, or milliseconds since 1970.
+    says. `keys` has the values of the columns `user_id` and `as_of`, or of `decision_id`; None means missing or not
+    text. A moment is the text in the file, or milliseconds since 1970.
     """
 
     place: str
     numbers: Sequence[int]
-    user_ids: Sequence[str | None]
-    moments: Sequence[str | int | None]
+    keys: Mapping[str, Sequence[Any]]
     columns: dict[str, Column]
 
 
@@ -107,10 +111,19 @@ def _rows(file: IO[bytes], shown: str) -> Rows:
 def _check(names: Sequence[str], shown: str) -> None:
     if not names:
         raise InvalidInput(f"{shown} is empty; {EXPECTED}")
-    issues = [Issue(name, f"missing; the columns are {', '.join(names)}") for name in NEEDED if name not in names]
+    if DECISION_KEY in names:
+        detail = "is added from the decision; remove the column, or rename decision_id"
+        issues = [Issue(name, detail) for name in MOMENT_KEYS if name in names]
+    else:
+        detail = f"missing; the columns are {', '.join(names)}"
+        issues = [Issue(name, detail) for name in MOMENT_KEYS if name not in names]
     issues += [Issue(name, f"the name of {count} columns") for name, count in Counter(names).items() if count > 1]
     if issues:
         raise InvalidInput(f"the columns of {shown} are invalid", issues)
+
+
+def _keys(names: Collection[str]) -> Sequence[str]:
+    return (DECISION_KEY,) if DECISION_KEY in names else MOMENT_KEYS
 
 
 def _at_least_one(blocks: Iterator[Block], shown: str) -> Iterator[Block]:
@@ -137,8 +150,7 @@ def _csv_blocks(records: Iterator[tuple[int, list[str]]], names: Sequence[str]) 
         yield Block(
             "line",
             [line for line, _ in piece],
-            [value or None for value in columns["user_id"]],
-            [value or None for value in columns["as_of"]],
+            {name: [value or None for value in columns[name]] for name in _keys(columns)},
             {name: TextColumn(values) for name, values in columns.items()},
         )
 
@@ -176,8 +188,7 @@ def _ndjson_blocks(lines: Iterator[tuple[int, bytes]], kinds: dict[str, Kind]) -
         yield Block(
             "line",
             [number for number, _ in piece],
-            _strings(columns["user_id"]),
-            _strings(columns["as_of"]),
+            {name: _strings(columns[name]) for name in _keys(columns)},
             {name: JsonColumn(columns[name], kind) for name, kind in kinds.items()},
         )
 
@@ -226,8 +237,7 @@ def _parquet_blocks(file: Any, shown: str) -> Iterator[Block]:
             yield Block(
                 "row",
                 range(first, first + len(batch)),
-                _arrow_texts(columns["user_id"], batch["user_id"].type, "user_id"),
-                columns["as_of"].moments_ms() or _arrow_texts(columns["as_of"], batch["as_of"].type, "as_of"),
+                {name: _arrow_key(columns[name], batch[name].type, name) for name in _keys(columns)},
                 dict(columns),
             )
             first += len(batch)
@@ -235,8 +245,10 @@ def _parquet_blocks(file: Any, shown: str) -> Iterator[Block]:
         raise Undecodable(f"{shown} is broken Parquet: {error}") from error
 
 
-def _arrow_texts(column: ArrowColumn, kind: Any, name: str) -> list[str | None]:
+def _arrow_key(column: ArrowColumn, kind: Any, name: str) -> Sequence[str | int | None]:
     pa, _ = arrow_modules()
+    if name == "as_of" and (moments := column.moments_ms()) is not None:
+        return moments
     value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type)):
         allowed = "text, or times with a time zone" if name == "as_of" else "text"

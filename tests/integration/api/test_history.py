@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.features.clock import DAY_MS, rfc3339
-from tests.support.events import local_time, served
+from tests.support.events import feedback, local_time, served
 from tests.support.live import Live, assert_refused, new_user, paths, problem
 
 
@@ -76,6 +76,50 @@ async def test_history_is_refused_when_its_body_is_invalid(site: Live) -> None:
     await assert_refused(site, "/profiles/history", bodies)
     answer = await site.client.post("/profiles/history", json={"rows": [{**sound, "as_of": future}] * 2})
     assert paths(problem(answer, 422)) == ["rows[0].as_of", "rows[1].as_of"]
+
+
+async def decided(site: Live, user: str, **fields: Any) -> dict[str, Any]:
+    tips = [{"id": "t", "features": {"is_overdue": False, "task_age_days": 1, "priority": 1}}]
+    made = await site.json("/score", "POST", json={"user_id": user, "candidates": tips, **fields})
+    found: dict[str, Any] = await site.json(f"/decisions/{made['decision_id']}")
+    return found
+
+
+async def test_decision_has_the_values_that_it_was_made_from(site: Live) -> None:
+    user = new_user()
+    await site.send(served(user, site.now_ms), feedback(user, site.now_ms))
+    made = [await decided(site, user)]
+    await site.send(served(user, site.now_ms))
+    made.append(await decided(site, user))
+    moment = rfc3339(site.now_ms - DAY_MS)
+    asked: list[dict[str, Any]] = [{"decision_id": one["decision_id"]} for one in (*made, made[0])]
+    found = await rows(site, {"rows": [*asked, {"user_id": user, "as_of": moment}], "known_at": "as_of"})
+    assert found[:3] == [
+        {"user_id": user, "as_of": one["profile"]["read_at"], "features": one["profile"]["features"]}
+        for one in (*made, made[0])
+    ]
+    assert [row["features"]["tip_volume_30d"] for row in found] == [1, 2, 1, 0]
+    (row,) = await rows(site, {"rows": asked[:1], "features": ["preferred_hour"]})
+    assert row["features"] == {"preferred_hour": made[0]["profile"]["features"]["preferred_hour"]}
+
+
+async def test_history_is_refused_when_a_decision_cannot_be_used(site: Live) -> None:
+    user = new_user()
+    known = (await decided(site, user))["decision_id"]
+    absent = (await decided(site, user, profile_features=None))["decision_id"]
+    old = (await decided(site, user))["decision_id"]
+    await site.service.database.execute("UPDATE tip_scores SET profile_read = NULL WHERE decision_id = ?", (old,))
+    moment = {"user_id": user, "as_of": rfc3339(site.now_ms - DAY_MS)}
+    sound = {"decision_id": known}
+    bodies = [
+        *(({"rows": [sound, {**sound, name: moment[name]}]}, f"rows[1].{name}") for name in moment),
+        *(({"rows": [sound, {"decision_id": wrong}]}, "rows[1].decision_id") for wrong in ("none", absent, old, "", 7)),
+        ({"rows": [sound, {}]}, "rows[1].user_id"),
+    ]
+    await assert_refused(site, "/profiles/history", bodies)
+    wrong = {"rows": [{"decision_id": "none"}, sound, {"decision_id": absent}, {"user_id": user}]}
+    answer = await site.client.post("/profiles/history", json=wrong)
+    assert paths(problem(answer, 422)) == ["rows[0].decision_id", "rows[2].decision_id", "rows[3].as_of"]
 
 
 async def test_history_is_served_when_it_has_the_largest_length(site: Live) -> None:

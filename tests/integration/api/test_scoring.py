@@ -14,6 +14,7 @@ from app.api.request_parsing import with_mirror
 from app.api.scoring_schemas import ScoreRequest
 from app.bandit.model.specs import SPEC_V1
 from app.errors import StoreFull
+from app.features.clock import rfc3339
 from tests.support.database import column
 from tests.support.events import feedback, served
 from tests.support.live import JSON, Live, assert_refused, new_user, paths, problem
@@ -104,6 +105,7 @@ async def test_events_of_a_decision_teach_the_model(own_site: Live) -> None:
 async def test_decision_is_explained(own_site: Live) -> None:
     site, user = own_site, new_user()
     await site.send(*(served(user, site.now_ms) for _ in range(3)))
+    sent_at = rfc3339(site.now_ms)
     request_id = new_user("request")
     found = await score(site, user_id=user, request_id=request_id, context={"at": AT})
     await site.service.bandit.scorer.close()
@@ -118,6 +120,9 @@ async def test_decision_is_explained(own_site: Live) -> None:
     assert told["profile"]["origin"] == "service"
     assert told["profile"]["features"] == await site.features(user)
     assert told["profile"]["features"]["tip_volume_30d"] == 3
+    (newest,) = await column(site.service.database, "SELECT MAX(seq) FROM event_log WHERE user_id = ?", user)
+    assert told["profile"]["versions"] == dict.fromkeys(REGISTRY.names, newest)
+    assert sent_at <= told["profile"]["read_at"] <= told["decided_at"]
     assert told["context"] == {"at": AT}
     assert [{"id": item["id"], "features": item["features"]} for item in told["candidates"]] == candidates()
     ranked = {item["id"]: item for item in found["ranking"]}
@@ -163,9 +168,11 @@ async def test_profile_features_of_the_request_are_used(site: Live) -> None:
     ):
         found = await score(site, profile_features={**used, "mood": [{"deep": 1}]})
         assert found["profile"] == {"origin": "request"}
-        assert (await decision(site, found["decision_id"]))["profile"] == {"origin": "request", "features": used}
+        told = (await decision(site, found["decision_id"]))["profile"]
+        assert told == {"origin": "request", "features": used, "read_at": None, "versions": None}
     found = await score(site, profile_features=None)
-    assert (await decision(site, found["decision_id"]))["profile"] == {"origin": "absent", "features": None}
+    told = (await decision(site, found["decision_id"]))["profile"]
+    assert told == {"origin": "absent", "features": None, "read_at": None, "versions": None}
 
 
 def request(**fields: Any) -> dict[str, Any]:

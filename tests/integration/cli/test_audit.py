@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from app.bandit.decisions import ScoringRequest
+from app.bandit.model.inputs import Candidate, Context
 from app.bootstrap.service import open_service
 from app.profiles.online.cache_protocol import FeatureValue, encode
 from app.profiles.ports import Cell
@@ -88,6 +93,58 @@ def test_audit_fails_when_nothing_could_be_checked(migrated: Run, tmp_path: Path
     asyncio.run(store())
     done = migrated("audit", "--json")
     assert (done.code, done.json["users"]["unchecked"]) == (1, 1)
+
+
+async def _decide(database: Path) -> list[str]:
+    """Decisions of some users, made with the profiles that the service reads; the ids, oldest first."""
+    settings = Settings(features=FEATURES, database=database, shadow=False)
+    async with open_service(settings, door="command") as service:
+        await service.ingestor.ingest([served(user, service.clock.now_ms()) for user in USERS])
+        candidates = (Candidate("tip", False, 1.0, 1.0),)
+        requests = [ScoringRequest(user_id=user, candidates=candidates, context=Context(None)) for user in USERS]
+        requests.append(dataclasses.replace(requests[0], origin="absent"))
+        return [(await service.bandit.scorer.score(request)).id for request in requests]
+
+
+def test_audit_of_decisions_finds_nothing_when_their_profiles_are_right(migrated: Run, tmp_path: Path) -> None:
+    asyncio.run(_decide(tmp_path / "var/profiles.db"))
+    done = migrated("audit", "--decisions", "100", "--json")
+    assert (done.code, done.json["checked"], done.json["untrue"]) == (0, len(USERS) + 1, [])
+    assert {name: count for name, count in done.json["decisions"].items() if count} == {
+        "consistent": len(USERS),
+        "not read": 1,
+    }
+    assert done.json["values"]["consistent"] == len(USERS) * len(REGISTRY)
+    newest = migrated("audit", "--decisions", "5")
+    assert newest.code == 0
+    assert (
+        newest.out
+        == f"decisions: 5; consistent: 4; not read: 1\nvalues: {4 * len(REGISTRY)}; consistent: {4 * len(REGISTRY)}\n"
+    )
+
+
+def test_audit_names_a_decision_whose_profile_is_wrong(migrated: Run, tmp_path: Path) -> None:
+    database = tmp_path / "var/profiles.db"
+    decision_id = asyncio.run(_decide(database))[1]
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute(
+            "UPDATE tip_scores SET request = json_set(request, '$.profile.tip_volume_30d', 77) WHERE decision_id = ?",
+            (decision_id,),
+        )
+    found = migrated("audit", "--decisions", "100", "--json")
+    assert (found.code, found.json["decisions"]["violation"], found.json["values"]["violation"]) == (1, 1, 1)
+    (item,) = found.json["untrue"]
+    assert (item["decision_id"], item["user_id"], item["feature"]) == (decision_id, "user-1", "tip_volume_30d")
+    assert (item["logged"], item["computed"], item["version"]) == ("77", "1", 2)
+    shown = migrated("audit", "--decisions", "100")
+    assert f"{decision_id}: tip_volume_30d is wrong: logged 77, computed 1 (event 2, read at " in shown.out
+
+
+def test_decisions_are_audited_without_users_or_repair(migrated: Run) -> None:
+    for arguments in (("ann",), ("--repair",)):
+        refused = migrated("audit", "--decisions", "1", *arguments)
+        assert refused.code == 2
+        assert "allows neither USERS nor --repair" in refused.err
 
 
 def test_user_is_refused_when_its_id_is_not_allowed(migrated: Run) -> None:

@@ -79,7 +79,7 @@ def test_all_checks_pass_when_nothing_is_wrong(deployment: Deployment) -> None:
     assert lines.keys() == {
         *("database", "integrity", "wal", "rights", "outbox", "invalidations", "event times", "decision ids"),
         *("dead letters", "evidence", "retention"),
-        *("priors", "samples", "features", "registry"),
+        *("priors", "samples", "audit", "features", "registry"),
         *("file system", "disk space", "sqlite", "open files"),
         *("cache", "cache writes", "cache clock", "cache memory"),
         *("queue", "queue writes", "queue clock", "queue eviction", "queue persistence", "worker", "separate"),
@@ -213,6 +213,22 @@ def test_features_of_running_processes_are_reported(deployment: Deployment, tmp_
         assert state == "bad"
         assert shown.startswith(f"it cannot be loaded: {text}")
     assert deployment.lines(database=tmp_path / "none.db")["registry"][0] == "ok"
+
+
+def test_findings_of_the_audit_are_reported(deployment: Deployment) -> None:
+    counts = {"untrue": 2, "decision_checks_violation": 1}
+    told = Sample(at_ms=now_ms(), process="two", role="worker", seconds=10.0, counts=counts)
+    deployment.execute(
+        "INSERT INTO samples (at_ms, process, body) VALUES (?, 'two', ?)",
+        told.at_ms,
+        msgspec.json.encode(told).decode(),
+    )
+    state, text = deployment.lines()["audit"]
+    assert state == "bad"
+    assert "2 wrong values in the cache" in text
+    assert "1 decision with a wrong profile" in text
+    deployment.execute("UPDATE samples SET at_ms = ?", now_ms() - 3_601_000)
+    assert deployment.lines()["audit"][0] == "ok"
 
 
 def test_full_check_finds_damaged_evidence(deployment: Deployment) -> None:

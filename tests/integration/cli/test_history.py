@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import gzip
 import json
@@ -23,9 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app.features.clock import DAY_MS, EPOCH, MILLISECOND, rfc3339
+from app.bandit.decisions import Decision, Origin, ScoringRequest
+from app.bandit.model.inputs import Candidate, Context
+from app.bootstrap.service import open_service
+from app.features.clock import DAY_MS, EPOCH, MILLISECOND, rfc3339, to_ms
 from app.features.registry import DTYPES
-from tests.integration.cli.conftest import Outcome, Run, write_events
+from app.settings import Settings
+from tests.integration.cli.conftest import Outcome, Run, default_database, write_events
 from tests.support.events import payload, served
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.traffic import now_ms
@@ -327,6 +332,58 @@ def test_history_is_refused_when_an_argument_is_wrong(migrated: Run, tmp_path: P
     ]:
         shown = migrated("history", *command.split())
         assert (shown.code, message in shown.err) == (code, True), (command, shown.err)
+
+
+# --- rows that are decisions
+
+
+async def _decide(directory: Path, user_id: str, *, origin: Origin = "service") -> Decision:
+    settings = Settings(features=FEATURES, database=default_database(directory), shadow=False)
+    async with open_service(settings, door="command") as service:
+        request = ScoringRequest(
+            user_id=user_id, candidates=(Candidate("tip", False, 1.0, 1.0),), context=Context(None), origin=origin
+        )
+        return await service.bandit.scorer.score(request)
+
+
+@pytest.mark.parametrize("source", [".csv", ".ndjson", ".parquet"])
+def test_decisions_get_the_values_that_they_were_made_from(lived_in: Run, tmp_path: Path, source: str) -> None:
+    made = [asyncio.run(_decide(tmp_path, user)) for user in ("ann", "bob", "ann")]
+    later = served("ann", now_ms())
+    lived_in("events", write_events(tmp_path / "later.ndjson", payload(later)))
+    rows = [{"label": str(number), "decision_id": decision.id} for number, decision in enumerate(made)]
+    WRITTEN[source](tmp_path / f"rows{source}", rows)
+    for target in (".csv", ".ndjson", ".parquet"):
+        shown = lived_in("history", f"rows{source}", "--output", f"set{target}")
+        assert shown.code == 0, shown.err
+        found = read(tmp_path / f"set{target}")
+        assert [list(row) for row in found] == [["label", "decision_id", "user_id", "as_of", *NAMES]] * 3
+        for row, decision, sent in zip(found, made, rows, strict=True):
+            assert {name: row[name] for name in sent} == sent
+            assert decision.profile_read is not None
+            assert decision.profile is not None
+            at = row["as_of"]
+            assert (at if isinstance(at, str) else rfc3339(to_ms(at))) == rfc3339(decision.profile_read.at_ms)
+            assert row["user_id"] == decision.user_id
+            assert {name: row[name] for name in NAMES} == {name: decision.profile[name] for name in NAMES}
+
+
+def test_decision_that_cannot_be_used_is_named(lived_in: Run, tmp_path: Path) -> None:
+    sound, absent = (asyncio.run(_decide(tmp_path, "ann", origin=origin)).id for origin in ("service", "absent"))
+    for text, message in [
+        (f"decision_id\n{sound}\nnone\n", "line 3, decision_id: there is no such decision"),
+        (f"decision_id,x\n{sound},1\n,2\n", "line 3, decision_id: is missing or not text"),
+        (f"decision_id\n{absent}\n", "line 2, decision_id: the service did not read its profile"),
+        (f"decision_id,user_id\n{sound},ann\n", "user_id: is added from the decision"),
+        ("x\n1\n", "user_id: missing; the columns are x"),
+    ]:
+        (tmp_path / "rows").write_text(text)
+        shown = lived_in("history", "rows")
+        assert (shown.code, message in shown.err) == (5, True), (message, shown.err)
+    (tmp_path / "rows").write_text(f"decision_id\n{sound}\n")
+    for arguments in (("--before",), ("--known-at", "as_of")):
+        shown = lived_in("history", "rows", *arguments)
+        assert (shown.code, f"{arguments[0]}: has no meaning" in shown.err) == (5, True), shown.err
 
 
 # --- which events count

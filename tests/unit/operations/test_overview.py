@@ -152,6 +152,11 @@ def test_request_figures_are_unknown_when_only_a_worker_runs() -> None:
         ("unreadable", {"gauges": Gauges(unreadable=1)}, "The learned state of 1 user is damaged"),
         ("feature_errors", {"counts": {"feature_errors": 3}, "at_ms": NOW_MS - 1_800_000}, "3 feature values"),
         ("stale_dropped", {"counts": {"stale_dropped": 1}, "at_ms": NOW_MS - 1_800_000}, "held 1 value older than"),
+        (
+            "decision_checks_violation",
+            {"counts": {"decision_checks_violation": 2, "decision_checks_consistent": 2}, "at_ms": NOW_MS - 1_800_000},
+            "found 2 decisions with a wrong profile",
+        ),
         ("untrue", {"counts": {"untrue": 1}, "at_ms": NOW_MS - 1_800_000}, "found 1 wrong value"),
     ],
 )
@@ -221,3 +226,5 @@ def test_share_of_consistent_checks_ignores_undecided_ones() -> None:
     counts = {"checks_consistent": 3, "checks_violation": 1, "checks_empty": 50, "checks_unchecked": 7}
     assert seen(sample(counts=counts)).figures["consistent"].now == 0.75
     assert seen(sample(counts={"checks_empty": 50})).figures["consistent"].now is None
+    counts = {"decision_checks_consistent": 1, "decision_checks_violation": 3, "decision_checks_not read": 9}
+    assert seen(sample(counts=counts)).figures["decisions_consistent"].now == 0.25

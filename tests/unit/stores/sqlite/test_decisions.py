@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from app.bandit.decisions import Decision, Ranking, Role
 from app.bandit.model.inputs import Candidate, Context
 from app.features.clock import DAY_MS
+from app.features.profile_read import ProfileRead, ValueRead
 from app.stores.sqlite.database import Database
 from app.stores.sqlite.decision_rows import decision_of, row_of
 from tests.support.bandit_process import BanditProcess
@@ -21,6 +22,9 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1
 values = st.one_of(st.none(), numbers, st.integers(-(10**30), 10**30), texts)
 zones = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 counts = st.integers(1, 5)
+reads = st.builds(
+    ProfileRead, st.integers(0, 2**50), st.dictionaries(texts, st.builds(ValueRead, texts, st.integers(0, 2**62)))
+)
 
 
 @st.composite
@@ -45,6 +49,7 @@ def any_decision(draw: st.DrawFn) -> Decision:
         prior_version=draw(st.integers(0, 2**40)),
         origin=draw(st.sampled_from(["request", "service", "absent"])),
         profile=draw(st.one_of(st.none(), st.dictionaries(texts, values, max_size=3))),
+        profile_read=draw(st.one_of(st.none(), reads)),
         profile_present=draw(st.booleans()),
         candidates=tuple(
             Candidate(str(number), draw(st.booleans()), abs(draw(numbers)), draw(numbers)) for number in range(count)

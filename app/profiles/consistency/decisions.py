@@ -1,0 +1,167 @@
+"""Checks the profiles that decisions were made from: does each value equal a computation from the same events?
+
+A decision stores the moment of its read, and the version of each value. So the read is computed again as of that
+moment, from the user's events up to that version. Invariant: a value is compared only if its definition is unchanged
+and everything that it was computed from is still stored. Otherwise it is skipped, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from random import Random
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from app.features.registry import Registry
+from app.profiles.online.cache_protocol import Profile
+from app.profiles.online.compute import Computation
+from app.profiles.ports import ComputeRow, LoggedProfile, LoggedProfiles
+from app.telemetry import Metrics, logger
+
+# Of a value, and of a decision: `violation` if one of its values is wrong, else `consistent` if one was compared, else
+# the reason why none was. `not read`: the profile was sent with the request, absent, or disabled as a whole.
+# `not recorded`: a release decided that did not store versions. `pruned`: the window reaches beyond the stored events.
+# `events deleted`: the user's newest events of that time are gone. `not computed`: the feature is disabled or fails.
+Outcome = Literal[
+    "consistent",
+    "violation",
+    "not read",
+    "not recorded",
+    "other definition",
+    "pruned",
+    "events deleted",
+    "not computed",
+]
+NEWEST = 200
+_encode = msgspec.json.Encoder().encode
+log = logger("profiles.consistency")
+
+
+class WrongValue(NamedTuple):
+    """A logged value that differs from the computed one; both as JSON."""
+
+    feature: str
+    version: int
+    logged: bytes
+    computed: bytes
+
+
+class DecisionCheck(NamedTuple):
+    """The result of checking a decision. `values` has the outcome of each recorded value, by feature name."""
+
+    decision: LoggedProfile
+    outcome: Outcome
+    values: Mapping[str, Outcome]
+    wrong: Sequence[WrongValue] = ()
+
+
+class DecisionChecker:
+    def __init__(
+        self,
+        *,
+        logged: LoggedProfiles,
+        computation: Computation,
+        registry: Registry,
+        pruned_before: Callable[[], Awaitable[int | None]],
+    ) -> None:
+        """`pruned_before` returns the time before which events have been pruned; None if none have been."""
+        self.logged = logged
+        self._computation = computation
+        self._registry = registry
+        self._pruned_before = pruned_before
+
+    async def check(self, decisions: Sequence[LoggedProfile]) -> list[DecisionCheck]:
+        """Check decisions; returns one result for each, in that order. Raises `StoreUnavailable`."""
+        rows = [self._rows(decision) for decision in decisions]
+        profiles = iter(await self._computation.moments([row for of_one in rows for row in of_one]))
+        # Read after the computation, so that it covers every event that was missing in it.
+        pruned_before_ms = await self._pruned_before() or 0
+        checks: list[DecisionCheck] = []
+        for decision, of_one in zip(decisions, rows, strict=True):
+            computed = {index: value for _ in of_one for index, value in next(profiles).items()}
+            checks.append(self._result(decision, computed, pruned_before_ms))
+        if wrong := [check.decision.decision_id for check in checks if check.wrong]:
+            # The user may have been erased, and have sent new events, since the decision was read.
+            stored = await self.logged.by_id(wrong)
+            gone = set(wrong) - stored.keys()
+            checks = [
+                DecisionCheck(check.decision, "events deleted", {}) if check.decision.decision_id in gone else check
+                for check in checks
+            ]
+        return checks
+
+    def _rows(self, decision: LoggedProfile) -> list[ComputeRow]:
+        """The computations that repeat a decision's read, one for each version."""
+        if decision.read is None:
+            return []
+        masks: dict[int, int] = {}
+        for name, (fingerprint, version) in decision.read.values.items():
+            bit = self._registry.known_mask([name])
+            if bit and self._registry.named(name).fingerprint == fingerprint:
+                masks[version] = masks.get(version, 0) | bit
+        at_ms = decision.read.at_ms
+        return [ComputeRow(decision.user_id, mask, at_ms, version=version) for version, mask in masks.items()]
+
+    def _result(self, decision: LoggedProfile, computed: Profile, pruned_before_ms: int) -> DecisionCheck:
+        read = decision.read
+        if read is None or not read.values:
+            recorded = read is not None or decision.origin != "service"
+            return DecisionCheck(decision, "not read" if recorded else "not recorded", {})
+        values: dict[str, Outcome] = dict.fromkeys(read.values, "other definition")
+        wrong: list[WrongValue] = []
+        for index, value in computed.items():
+            entry = self._registry[index]
+            version, logged = read.values[entry.name].version, _encode(decision.features.get(entry.name))
+            if value.error is not None:
+                values[entry.name] = "not computed"
+            elif value.version < version:
+                values[entry.name] = "events deleted"
+            elif read.at_ms - entry.window_ms < pruned_before_ms:
+                values[entry.name] = "pruned"
+            elif value.json == logged:
+                values[entry.name] = "consistent"
+            else:
+                values[entry.name] = "violation"
+                wrong.append(WrongValue(entry.name, version, logged, value.json))
+        found = values.values()
+        compared: Outcome = "violation" if wrong else "consistent"
+        return DecisionCheck(decision, compared if compared in found else next(iter(found)), values, wrong)
+
+
+def report(check: DecisionCheck, metrics: Metrics) -> None:
+    """Count the check of a decision, and log its wrong values. The log names the decision and not the user, who may be
+    erased later."""
+    metrics.decision_checks.labels(check.outcome).inc()
+    for item in check.wrong:
+        log.error(
+            "decision_violation",
+            decision_id=check.decision.decision_id,
+            feature=item.feature,
+            logged=item.logged.decode(),
+            computed=item.computed.decode(),
+            version=item.version,
+            read_at_ms=check.decision.read.at_ms if check.decision.read else None,
+        )
+
+
+class DecisionMonitor:
+    """Checks some of the newest decisions. Each worker has one instance and calls `round` once a second."""
+
+    def __init__(self, checker: DecisionChecker, per_round: int, random: Random, metrics: Metrics) -> None:
+        self._checker = checker
+        self._per_round = per_round
+        self._random = random
+        self._metrics = metrics
+        self._position: int | None = None
+
+    async def round(self) -> None:
+        """Check up to `per_round` of the decisions since the last call. Raises `StoreUnavailable`."""
+        newest = await self._checker.logged.newest(
+            NEWEST if self._position is not None else 1, after=self._position or 0
+        )
+        if self._position is not None:
+            chosen = self._random.sample(newest, min(self._per_round, len(newest)))
+            for check in await self._checker.check(chosen):
+                report(check, self._metrics)
+        self._position = newest[0].number if newest else self._position or 0

@@ -1,0 +1,59 @@
+"""Rows of a training set that are given by a decision: they have exactly the values that the decision was made from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from app.errors import InvalidInput, Issue
+from app.profiles.history.validation import Moments
+from app.profiles.online.cache_protocol import FeatureValue, Profile, not_computed
+from app.profiles.ports import ComputeRow, LoggedProfile
+
+
+class ServedRow(NamedTuple):
+    """The values that a decision was made from, and the computation of the features that it did not read."""
+
+    served: Profile
+    rest: ComputeRow
+
+
+def served_row(decision: LoggedProfile | None, place: str, moments: Moments, mask: int) -> ServedRow:
+    """The row of a decision for the features in the mask.
+
+    A feature whose definition has changed, or that did not exist, is computed as of the moment of the read, from the
+    user's events up to the highest version that was read. A feature that was read as null, because it was disabled or
+    failing, is null again.
+
+    Raises:
+        InvalidInput: there is no such decision (None), its read is not recorded, or events have been pruned that a
+            computation needs. The issue names `place`.
+    """
+    if decision is None or decision.read is None:
+        raise InvalidInput("a decision cannot be used", [Issue(place, _problem(decision))])
+    at_ms, values = decision.read.at_ms, decision.read.values
+    served: Profile = {}
+    rest = 0
+    for index, entry in enumerate(moments.registry):
+        if not mask >> index & 1:
+            continue
+        value = values.get(entry.name)
+        if value is not None and value.fingerprint == entry.fingerprint:
+            json = msgspec.json.encode(decision.features.get(entry.name))
+            served[index] = FeatureValue(value.fingerprint.encode(), value.version, at_ms, None, json)
+        elif value is None and entry.name in decision.features:
+            served[index] = not_computed(at_ms, "it was disabled or failing when a decision read it")
+        else:
+            rest |= 1 << index
+    if rest and (problem := moments.problem(at_ms, None, rest)) is not None:
+        raise InvalidInput("a decision cannot be used", [Issue(place, problem.detail)])
+    return ServedRow(served, ComputeRow(decision.user_id, rest, at_ms, version=decision.read.version))
+
+
+def _problem(decision: LoggedProfile | None) -> str:
+    if decision is None:
+        return "there is no such decision; it may have been pruned or erased"
+    if decision.origin == "service":
+        return "it was made by a release that did not record how the profile was read"
+    return "the service did not read its profile; it was sent with the request, or null"

@@ -1,0 +1,42 @@
+"""Reads the profiles that are stored with decisions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from app.profiles.ports import END_OF_TIME_MS, LoggedProfile
+from app.stores.sqlite.database import Database
+from app.stores.sqlite.decision_rows import profile_read_of
+
+_SELECT = """
+SELECT number, decision_id, user_id, profile_origin, request -> '$.profile', profile_read FROM tip_scores
+"""
+SELECT_NEWEST = f"{_SELECT} WHERE number > :after AND number < :before ORDER BY number DESC LIMIT :limit"
+SELECT_BY_IDS = f"{_SELECT} WHERE decision_id IN (SELECT value FROM json_each(?))"
+
+_decode = msgspec.json.Decoder(dict[str, Any] | None).decode
+
+
+class SqliteLoggedProfiles:
+    """The profiles of stored decisions. Implements `app.profiles.ports.LoggedProfiles`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def newest(self, limit: int, *, after: int = 0, before: int = END_OF_TIME_MS) -> list[LoggedProfile]:
+        rows = await self._database.rows(SELECT_NEWEST, {"after": after, "before": before, "limit": limit})
+        return [_logged(*row) for row in rows]
+
+    async def by_id(self, decision_ids: Sequence[str]) -> Mapping[str, LoggedProfile]:
+        rows = await self._database.rows(SELECT_BY_IDS, (json.dumps(decision_ids),))
+        return {found.decision_id: found for found in (_logged(*row) for row in rows)}
+
+
+def _logged(
+    number: int, decision_id: str, user_id: str, origin: str, features: str | None, read: str | None
+) -> LoggedProfile:
+    return LoggedProfile(number, decision_id, user_id, origin, _decode(features or "null") or {}, profile_read_of(read))
