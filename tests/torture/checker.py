@@ -1,17 +1,19 @@
-"""The checker: does some order of one user's writes explain every answer about that user?
+"""The checker: does some order of one user's writes explain every answer about that user, at some moment of the answer?
 
 The checker is pure and does not know the service. A history is explained if one total order of the user's writes
 satisfies three conditions for each feature of every answer:
   1. A write that was acknowledged before another write began comes before it. The order contains every acknowledged
      write. A write with an unknown outcome may be in the order or not.
   2. A receipt that said "new" or "known" is true at the place of its write.
-  3. The value is the value after some prefix of the order. This prefix contains every write that was acknowledged
-     before the read began, and no write that began after the read was answered.
+  3. The value is the value after some prefix of the order, at some moment. The prefix contains every write that was
+     acknowledged before the read began, and no write that began after the read was answered. The moment is not before
+     what the clock of the process that answered showed when the read began, and at most `SKEW_MS` after what it showed
+     when the read was answered.
 So a read is never older than the writes acknowledged before it, never newer than the writes begun before its answer,
 and all reads agree on one order. While a write is in progress, two reads may differ in whether they see it, whichever
 comes first. The service promises no more than that. For the same reason, features with different subjects are judged
 separately: after a feedback event is acknowledged, a read may still miss a tip that was stored earlier and is not yet
-acknowledged.
+acknowledged. Clocks may step, so a later read may be of an earlier moment.
 
 The search visits prefixes depth first and remembers the states it has visited. Few writes are concurrent, so the time
 is roughly proportional to the length of the history. The tests compare it with an oracle that tries every permutation.
@@ -27,6 +29,7 @@ from typing import NamedTuple
 from tests.torture.model import FEATURES, Event, Value, Values, values
 
 BUDGET = 100_000
+SKEW_MS = 1_000  # how far ahead the clock of a process may be that filled the cache
 OF_SERVED = 1 << FEATURES.index("tip_volume_30d")
 OF_FEEDBACK = (1 << len(FEATURES)) - 1 & ~OF_SERVED
 
@@ -45,18 +48,27 @@ class Write(NamedTuple):
     new: bool | None = None
 
 
+class Moments(NamedTuple):
+    """What a clock may have shown during a read: from `first_ms` to `last_ms`."""
+
+    first_ms: int
+    last_ms: int
+
+
 class Read(NamedTuple):
-    """An answer. `seen` has a place for each feature; only those in the bit mask `asked` count."""
+    """An answer. `seen` has a place for each feature; only those in the bit mask `asked` count. `moments` is what the
+    clock of the process that answered may have shown, more than one pair if it stepped meanwhile."""
 
     call: int
     answer: int
     asked: int
     seen: Sequence[Value]
+    moments: Sequence[Moments]
 
 
 @dataclass(slots=True)
 class History:
-    """All writes and reads of one user. Times are nanoseconds of one monotonic clock."""
+    """All writes and reads of one user. Their times are nanoseconds of one monotonic clock, except for `moments`."""
 
     events: list[Event] = field(default_factory=list)
     writes: list[Write] = field(default_factory=list)
@@ -64,7 +76,8 @@ class History:
 
 
 class Unexplained(NamedTuple):
-    """An answer that no order explains, with the state of the best attempt. The masks are over the writes."""
+    """An answer that no order explains, with the state of the best attempt: the masks are over the writes, and
+    `expected` has the values at the moments of the read."""
 
     read: Read
     feature: str
@@ -72,7 +85,7 @@ class Unexplained(NamedTuple):
     required: int
     allowed: int
     applied: int
-    expected: Value
+    expected: Sequence[Value]
 
 
 class Verdict(NamedTuple):
@@ -84,13 +97,23 @@ class Verdict(NamedTuple):
     unexplained: Unexplained | None = None
 
 
+class _Observation(NamedTuple):
+    """`bit` is its own. `in_window` has a mask of the events in the window for each moment of the read that differs."""
+
+    bit: int
+    feature: int
+    value: Value
+    in_window: Sequence[int]
+    first: Read
+
+
 class _Window(NamedTuple):
-    """Reads with the same required and allowed writes. An observation is (its bit, feature, value, first read)."""
+    """Reads with the same required and allowed writes."""
 
     required: int
     allowed: int
     bits: int
-    observed: Sequence[tuple[int, int, Value, Read]]
+    observed: Sequence[_Observation]
 
 
 class _State(NamedTuple):
@@ -178,10 +201,9 @@ class _Search:
                 self._note_unexplained(state, window, pending)
                 return None
             if not window.required & ~state.applied:
-                now = self._values_of(state.alive)
-                for bit, feature, value, _ in window.observed:
-                    if now[feature] == value:
-                        pending &= ~bit
+                for each in window.observed:
+                    if each.bit & pending and each.value in self._possible(state, each):
+                        pending &= ~each.bit
         return state._replace(pending=pending)
 
     def _after(self, state: _State, index: int) -> _State | None:
@@ -197,6 +219,10 @@ class _Search:
             return None  # the write would change nothing
         return _State(state.applied | bit, alive, state.pending)
 
+    def _possible(self, state: _State, observed: _Observation) -> list[Value]:
+        """The values of the feature at the moments of the read."""
+        return [self._values_of(state.alive & events)[observed.feature] for events in observed.in_window]
+
     def _values_of(self, alive: int) -> Values:
         found = self._known_values.get(alive)
         if found is None:
@@ -209,15 +235,15 @@ class _Search:
         if explained <= self._best:
             return
         self._best = explained
-        feature, value, read = next(item[1:] for item in window.observed if item[0] & pending)
+        observed = next(each for each in window.observed if each.bit & pending)
         self._unexplained = Unexplained(
-            read,
-            FEATURES[feature],
-            value,
+            observed.first,
+            FEATURES[observed.feature],
+            observed.value,
             window.required,
             window.allowed,
             state.applied,
-            self._values_of(state.alive)[feature],
+            self._possible(state, observed),
         )
 
 
@@ -268,23 +294,43 @@ def _running(indices: Iterable[int]) -> list[int]:
     return masks
 
 
+class _Departures:
+    """Which events are in the window at a moment. Between two departures, no value changes."""
+
+    def __init__(self, events: Sequence[Event], of_history: int) -> None:
+        leaving = sorted((event.leaves_ms, index) for index, event in enumerate(events) if of_history >> index & 1)
+        self._times = [leaves_ms for leaves_ms, _ in leaving]
+        self._left = _running(index for _, index in leaving)
+
+    def in_window(self, moments: Iterable[Moments]) -> tuple[int, ...]:
+        """For each span without a departure, the mask of the events in the window."""
+        counts: set[int] = set()
+        for first_ms, last_ms in moments:
+            first, last = bisect_right(self._times, first_ms), bisect_right(self._times, last_ms + SKEW_MS)
+            counts.add(first)
+            counts.update(bisect_right(self._times, leaves_ms) for leaves_ms in self._times[first:last])
+        return tuple(~self._left[count] for count in sorted(counts))
+
+
 def _windows(history: History, relevant: int) -> list[_Window]:
     """The distinct observations. Most reads of a user repeat what another read saw."""
     bounds = _Bounds(history.writes)
-    found: dict[tuple[int, int], dict[tuple[int, Value], Read]] = {}
+    of_history = 0
+    for write in history.writes:
+        of_history |= write.events
+    departures = _Departures(history.events, of_history)
+    found: dict[tuple[int, int], dict[tuple[int, Value, tuple[int, ...]], Read]] = {}
     for read in history.reads:
         between = (bounds.ended_before(read.call) & relevant, bounds.begun_by(read.answer) & relevant)
         window = found.setdefault(between, {})
+        in_window = departures.in_window(read.moments)
         for feature in range(len(FEATURES)):
             if read.asked >> feature & 1:
-                window.setdefault((feature, read.seen[feature]), read)
+                window.setdefault((feature, read.seen[feature], in_window), read)
     windows: list[_Window] = []
     number = 0
     for (required, allowed), observed in sorted(found.items(), key=lambda item: item[0][1].bit_count()):
-        items = [
-            (1 << number + place, feature, value, read)
-            for place, ((feature, value), read) in enumerate(observed.items())
-        ]
+        items = [_Observation(1 << number + place, *key, read) for place, (key, read) in enumerate(observed.items())]
         number += len(items)
-        windows.append(_Window(required, allowed, sum(item[0] for item in items), items))
+        windows.append(_Window(required, allowed, sum(item.bit for item in items), items))
     return windows

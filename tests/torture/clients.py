@@ -10,15 +10,15 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from random import Random
-from time import monotonic_ns, time
-from typing import Any
+from time import monotonic_ns, time_ns
+from typing import Any, NamedTuple
 
 from arq.connections import ArqRedis
 
 from app.stores.queue.client import TIP_EVENTS
 from app.stores.valkey.pool import AWAY
 from tests.support.http import Answer, Broken, Connection
-from tests.torture.checker import Read, Write
+from tests.torture.checker import Moments, Read, Write
 from tests.torture.deployment import KEY, Deployment, ProcessSlot
 from tests.torture.model import FEATURES, Event, draw
 from tests.torture.records import RunRecord, UserRecord
@@ -31,6 +31,21 @@ RESEND_AFTER_NS = 4_000_000_000
 MAX_BY_QUEUE = 3
 ERASABLE = 0.2
 MANY = 200
+
+
+class Reply(NamedTuple):
+    """The answer to a request, None if there was none; when it began and ended; and what the clock of the process may
+    have shown meanwhile. A beginning of 0 means that the request was not sent."""
+
+    answer: Answer | None
+    start: int
+    end: int
+    moments: Sequence[Moments]
+
+    @property
+    def good(self) -> Any:
+        """The JSON of an answer with the status 200; else None."""
+        return self.answer.json if self.answer is not None and self.answer.status == 200 else None
 
 
 class UserPool:
@@ -101,6 +116,7 @@ class Client:
             "batch": self._batch,
             "send": self._send,
             "send many": self._send_many,
+            "edge": self._edge,
             "publish": self._publish,
             "rebuild": self._rebuild,
             "rebuild several": self._rebuild_several,
@@ -123,25 +139,24 @@ class Client:
             path += "?features=" + ",".join(name for index, name in enumerate(FEATURES) if asked >> index & 1)
         elif form < 0.3:
             path += "?detail=true"
-        answer, call, end = await self._ask("read", "GET", path, [user], slot=slot)
-        if answer is not None and answer.status == 200:
-            _record_read(user, call, end, asked, answer.json["features"])
-            return True
-        return False
+        reply = await self._ask("read", "GET", path, [user], slot=slot)
+        if found := reply.good:
+            _record_read(user, [reply], asked, found["features"])
+        return bool(found)
 
     async def _batch(self) -> None:
         users = self._pool.pick_several(self._random, 12)
         body = {"user_ids": [user.user_id for user in users]}
-        answer, call, end = await self._ask("batch", "POST", "/profiles/batch", users, body)
-        if answer is not None and answer.status == 200:
-            for user, profile in zip(users, answer.json["profiles"], strict=True):
-                _record_read(user, call, end, ALL, profile["features"])
+        reply = await self._ask("batch", "POST", "/profiles/batch", users, body)
+        if found := reply.good:
+            for user, profile in zip(users, found["profiles"], strict=True):
+                _record_read(user, [reply], ALL, profile["features"])
 
     async def _rebuild(self) -> None:
         user = self._pool.pick(self._random)
-        answer, call, end = await self._ask("rebuild", "POST", f"/admin/users/{user.user_id}/rebuild", [user])
-        if answer is not None and answer.status == 200:
-            _record_read(user, call, end, ALL, answer.json["features"])
+        reply = await self._ask("rebuild", "POST", f"/admin/users/{user.user_id}/rebuild", [user])
+        if found := reply.good:
+            _record_read(user, [reply], ALL, found["features"])
 
     async def _rebuild_several(self) -> None:
         """Let a worker rebuild users. The answer has no values to judge, but the worker fills the cache."""
@@ -167,9 +182,21 @@ class Client:
         user = self._pool.pick(self._random)
         await self._send_until_acknowledged([(user, self._event()) for _ in range(MANY)])
 
-    def _event(self) -> Event:
+    async def _edge(self) -> None:
+        """Send an event that soon leaves the window, and read just before and just after it does."""
+        user, slot = self._pool.pick(self._random), self._random.choice(self._deployment.apis)
+        event = self._event(slot, self._random.randrange(50, 500))
+        await self._send_until_acknowledged([(user, event)])
+        await self.read(user, slot)
+        await asyncio.sleep(min(max(0, event.leaves_ms - slot.clock.now_ms() - 2) / 1000, 1))
+        for _ in range(6):
+            await self.read(user, slot)
+
+    def _event(self, slot: ProcessSlot | None = None, stays_ms: int | None = None) -> Event:
+        """An event; `slot` is the process by whose clock it leaves the window `stays_ms` from now."""
         number = self._pool.number()
-        return draw(self._random, f"{self._name}-{number}", number, int(time() * 1000))
+        slot = slot or self._random.choice(self._deployment.apis)
+        return draw(self._random, f"{self._name}-{number}", number, slot.clock.now_ms(), stays_ms)
 
     async def _send_until_acknowledged(self, events: Sequence[tuple[UserRecord, Event]]) -> None:
         for user, _ in events:
@@ -191,7 +218,7 @@ class Client:
         users = {user.user_id: user for user, _ in events}
         for user, event in events:
             masks[user.user_id] = masks.get(user.user_id, 0) | user.bit(event)
-        answer, start, end = await self._ask("send", "POST", "/events", list(users.values()), body)
+        answer, start, end, _ = await self._ask("send", "POST", "/events", list(users.values()), body)
         if start == 0:
             return False
         new: bool | None = None
@@ -239,7 +266,7 @@ class Client:
         user = self._pool.pick(self._random)
         if not user.erasable:
             return
-        answer, start, end = await self._ask("erase", "DELETE", f"/admin/users/{user.user_id}", [user])
+        answer, start, end, _ = await self._ask("erase", "DELETE", f"/admin/users/{user.user_id}", [user])
         if start:
             done = answer is not None and answer.status == 204
             user.history.writes.append(Write(start, end if done else None, 0, erases=True))
@@ -255,12 +282,16 @@ class Client:
             "request_id": f"{self._name}-{self._pool.number()}",
             "candidates": [{"id": name, "features": features} for name in self._random.choice([["tip"], ["tip", "b"]])],
         }
-        answers = [(await self._ask("score", "POST", "/score", [user], body))[0] for _ in range(2)]
-        found = {answer.body for answer in answers if answer is not None and answer.status == 200}
-        if len(found) > 1 and not user.erasable:
+        replies = [await self._ask("score", "POST", "/score", [user], body) for _ in range(2)]
+        found = {answer["decision_id"] for reply in replies if (answer := reply.good)}
+        if user.erasable:  # the decision may be gone, and the second one another
+            return
+        if len(found) > 1:
             self._run.violated(f"one request was answered with two decisions: {found}")
-        if found and not user.erasable:
-            self._run.decisions.update(json.loads(each)["decision_id"] for each in found)
+        self._run.decisions |= found
+        for decision_id in found:
+            if logged := (await self._ask("decision", "GET", f"/decisions/{decision_id}", [user])).good:
+                _record_read(user, replies, ALL, logged["profile"]["features"])  # which one of the requests has read
 
     async def _ask(
         self,
@@ -272,19 +303,19 @@ class Client:
         *,
         slot: ProcessSlot | None = None,
         allowed: Collection[int] = OK,
-    ) -> tuple[Answer | None, int, int]:
-        """The answer, and when the request began and ended. A beginning of 0 means that it was not sent."""
-        up = [each for each in self._deployment.apis if each.up] if slot is None else [slot]
+    ) -> Reply:
+        up = [slot] if slot is not None and slot.up else [each for each in self._deployment.apis if each.up]
         if not up:
             await asyncio.sleep(0.02)
-            return None, 0, 0
-        port = self._random.choice(up).port
+            return Reply(None, 0, 0, ())
+        slot = self._random.choice(up)
+        port = slot.port
         connection = self._connections.get(port)
         if connection is None:
             connection = self._connections[port] = Connection(port)
         for user in users:
             user.in_progress += 1
-        start = monotonic_ns()
+        began, start = time_ns(), monotonic_ns()
         try:
             answer = await connection.send(_request(method, path, body))
         except Broken:
@@ -293,17 +324,18 @@ class Client:
             self._run.operations[name] += 1
             if self.strict:
                 self._run.violated(f"{method} {path} was not answered")
-            return None, start, monotonic_ns()
+            return Reply(None, start, end := monotonic_ns(), slot.clock.shown((start, began), (end, time_ns())))
         finally:
             for user in users:
                 user.in_progress -= 1
         end = monotonic_ns()
+        moments = slot.clock.shown((start, began), (end, time_ns()))
         self._run.operations[name] += 1
         self._run.statuses[f"{name} {answer.status}"] += 1
         self._run.slowest_s = max(self._run.slowest_s, answer.seconds)
         if answer.status not in allowed and (self.strict or answer.status not in UNAVAILABLE):
             self._run.violated(f"{method} {path} was answered with {answer.status}: {answer.body[:500]!r}")
-        return answer, start, end
+        return Reply(answer, start, end, moments)
 
 
 def _request(method: str, path: str, body: Any) -> bytes:
@@ -314,7 +346,10 @@ def _request(method: str, path: str, body: Any) -> bytes:
     return f"{head}Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n".encode() + sent
 
 
-def _record_read(user: UserRecord, call: int, answer: int, asked: int, features: dict[str, Any]) -> None:
+def _record_read(user: UserRecord, replies: Sequence[Reply], asked: int, features: dict[str, Any]) -> None:
+    """Record what one of these requests has read."""
     shown = (features.get(name) for name in FEATURES)
     seen = tuple(item["value"] if isinstance(item, dict) else item for item in shown)  # a dict with `detail=true`
-    user.history.reads.append(Read(call, answer, asked, seen))
+    sent = [reply for reply in replies if reply.start]
+    moments = [each for reply in sent for each in reply.moments]
+    user.history.reads.append(Read(sent[0].start, max(reply.end for reply in sent), asked, seen, moments))

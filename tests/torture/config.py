@@ -12,7 +12,8 @@ from tests.torture.plan import Step, draw_plan
 
 # Operations of the clients, by weight.
 USUAL = {
-    "read": 62, "batch": 6, "send": 22, "publish": 4, "rebuild": 3, "rebuild several": 0.5, "erase": 1.5, "score": 3
+    "read": 62, "batch": 6, "send": 22, "edge": 3, "publish": 4, "rebuild": 3, "rebuild several": 0.5, "erase": 1.5,
+    "score": 3
 }  # fmt: skip
 INGEST = {"send": 60, "send many": 6, "read": 34}
 MIXED = {

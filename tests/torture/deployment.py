@@ -1,4 +1,4 @@
-"""The deployment under test: a cache server, a queue server, API processes, workers and the wall clock they share.
+"""The deployment under test: a cache server, a queue server, API processes and workers, each with its own wall clock.
 
 Clients and faults act on it. Every second process reaches the cache through a proxy that can fail.
 """
@@ -10,7 +10,9 @@ import shutil
 import sqlite3
 import tempfile
 import time
+from bisect import bisect_right
 from contextlib import closing, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from tests.support.processes import Program, environment_of, free_port
 from tests.support.proxy import Proxy
 from tests.support.servers import OPTIONS
 from tests.support.waiting import eventually_async
+from tests.torture.checker import Moments
 from tests.torture.launcher import set_clock
 
 LAUNCHER = "tests.torture.launcher"
@@ -31,6 +34,7 @@ TIMEOUT_MS = 100
 LEASE_MS = 400
 START_S = 60.0
 RESTART_AFTER_S = 0.2
+USUAL_SKEW_NS = 500_000_000  # of every second process
 
 
 class FaultyProxy(Proxy):
@@ -67,12 +71,43 @@ class FaultyProxy(Proxy):
             self._writers.discard(sink)
 
 
-class ProcessSlot:
-    """The place of one process, which keeps its role when the process is killed and started again."""
+class ProcessClock:
+    """The wall clock of one process: that of this machine and an offset, which the process reads from a file."""
 
-    def __init__(self, role: str, cache_url: str) -> None:
+    def __init__(self, file: Path, usual_ns: int) -> None:
+        """`usual_ns` is the offset while no fault has stepped the clock."""
+        self.file = file
+        self._usual_ns = usual_ns
+        self._offsets: list[tuple[int, int]] = []  # since when, on the monotonic clock
+        file.write_bytes(bytes(8))
+        self.step(0)
+
+    def step(self, ns: int) -> None:
+        """Step to this far from the usual time."""
+        set_clock(self.file, self._usual_ns + ns)
+        self._offsets.append((time.monotonic_ns(), self._usual_ns + ns))
+
+    def now_ms(self) -> int:
+        return (time.time_ns() + self._offsets[-1][1]) // 1_000_000
+
+    def shown(self, started: tuple[int, int], ended: tuple[int, int]) -> list[Moments]:
+        """What the clock may have shown between two moments; each is given on the monotonic clock and the wall clock of
+        this machine. If the clock stepped meanwhile, there is one pair for each offset."""
+        last = bisect_right(self._offsets, ended[0], key=itemgetter(0))
+        first = bisect_right(self._offsets, started[0], key=itemgetter(0)) - 1
+        return [
+            Moments((started[1] + offset) // 1_000_000, (ended[1] + offset) // 1_000_000)
+            for _, offset in self._offsets[first:last]
+        ]
+
+
+class ProcessSlot:
+    """The place of one process, which keeps its role and its clock when the process is killed and started again."""
+
+    def __init__(self, role: str, cache_url: str, clock: ProcessClock) -> None:
         self.role = role
         self.cache_url = cache_url
+        self.clock = clock
         self.program: Program | None = None
         self.port = 0
         self.lock = asyncio.Lock()  # held by the fault that stops, pauses or kills this process
@@ -91,7 +126,6 @@ class Deployment:
         self.directory = Path(tempfile.mkdtemp(prefix="pf-"))
         self.disk = disk
         self.database = (disk or self.directory) / "profiles.db"
-        self.clock = self.directory / "clock"
         self.cache = EmbeddedServer(self.directory / "cache", self.directory / "c.sock", OPTIONS)
         self.queue = EmbeddedServer(self.directory / "queue", self.directory / "q.sock", OPTIONS)
         self.proxy = FaultyProxy(self.cache.socket_path)
@@ -101,22 +135,25 @@ class Deployment:
         self.apis: list[ProcessSlot] = []
         self.workers: list[ProcessSlot] = []
         self._api_count = apis
-        self._torture = {"TORTURE_CLOCK": str(self.clock), "TORTURE_HESITATE": hesitate, "TORTURE_MUTANT": mutant or ""}
+        self._torture = {"TORTURE_HESITATE": hesitate, "TORTURE_MUTANT": mutant or ""}
         self._programs: list[Program] = []
         self._defects: list[str] = []
         self._redis: dict[Path, Redis] = {}
 
     async def open(self) -> None:
-        self.clock.write_bytes(bytes(8))
-        set_clock(self.clock, 0)
         migrate(self.database)
         for server in (self.cache, self.queue):
             await asyncio.to_thread(server.start)
         await self.proxy.open()
         urls = [self.cache.url, self.proxy.url]
-        self.apis = [ProcessSlot("serve", urls[number % 2]) for number in range(self._api_count)]
-        self.workers = [ProcessSlot("worker", url) for url in urls]  # the fault `second_worker` starts the second
+        self.apis = [self._slot("serve", number, urls[number % 2]) for number in range(self._api_count)]
+        # The fault `second_worker` starts the second.
+        self.workers = [self._slot("worker", number, url) for number, url in enumerate(urls)]
         await asyncio.gather(*(self.start(slot) for slot in [*self.apis, self.workers[0]]))
+
+    def _slot(self, role: str, number: int, cache_url: str) -> ProcessSlot:
+        clock = ProcessClock(self.directory / f"clock of {role} {number}", number % 2 * USUAL_SKEW_NS)
+        return ProcessSlot(role, cache_url, clock)
 
     async def start(self, slot: ProcessSlot) -> None:
         """Start a process, and return when it serves or works.
@@ -138,7 +175,8 @@ class Deployment:
             "port": port,
             "api_keys": f"torture:admin:{hash_key(KEY).hex()}",
         }
-        program = Program((LAUNCHER, slot.role), {**environment_of(**settings), **self._torture}, self.directory)
+        environment = {**environment_of(**settings), **self._torture, "TORTURE_CLOCK": str(slot.clock.file)}
+        program = Program((LAUNCHER, slot.role), environment, self.directory)
         self._programs.append(program)
         slot.program = program
 

@@ -21,7 +21,9 @@ from random import Random
 
 from tests.support.database import used_bytes
 from tests.torture.deployment import LEASE_MS, TIMEOUT_MS, Deployment, ProcessSlot
-from tests.torture.launcher import set_clock
+from tests.torture.model import MAX_STEP_MS
+
+STEPS_MS = (3_000, 3_600_000, MAX_STEP_MS)
 
 
 class Skipped(Exception):
@@ -352,24 +354,29 @@ def _limit(pid: int, size: int) -> None:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
 
 
-async def _stepped(deployment: Deployment, seconds: float, duration_s: float) -> AsyncIterator[None]:
-    set_clock(deployment.clock, int(seconds * 1e9))
+async def _stepped(deployment: Deployment, random: Random, direction: int) -> AsyncIterator[None]:
+    slots = [*deployment.apis, *deployment.workers]
+    clocks = [slot.clock for slot in (slots if random.random() < 0.4 else random.sample(slots, random.randint(1, 2)))]
+    ns = direction * int(random.uniform(0.1, 1) * random.choice(STEPS_MS)) * 1_000_000
+    for clock in clocks:
+        clock.step(ns)
     try:
-        await asyncio.sleep(duration_s)
+        await asyncio.sleep(random.uniform(0.2, 2.0))
         yield
     finally:
-        set_clock(deployment.clock, 0)
+        for clock in clocks:
+            clock.step(0)
 
 
 @fault
 async def clock_forward(deployment: Deployment, random: Random) -> AsyncIterator[None]:
-    """The wall clock steps forward by up to an hour, and back."""
-    async for _ in _stepped(deployment, random.uniform(1, 3600), random.uniform(0.2, 2.0)):
+    """Some or all wall clocks step forward by up to seconds, minutes or days, and back."""
+    async for _ in _stepped(deployment, random, +1):
         yield
 
 
 @fault
 async def clock_back(deployment: Deployment, random: Random) -> AsyncIterator[None]:
-    """The wall clock steps back by up to an hour, and forward."""
-    async for _ in _stepped(deployment, -random.uniform(1, 3600), random.uniform(0.2, 2.0)):
+    """Some or all wall clocks step back by up to seconds, minutes or days, and forward."""
+    async for _ in _stepped(deployment, random, -1):
         yield

@@ -2,7 +2,7 @@
 
 It is the real command with three changes, each controlled by an environment variable:
   TORTURE_CLOCK      A file of eight bytes, mapped into memory: nanoseconds that are added to `time.time` and
-                     `time.time_ns`. So the wall clock of all processes can be stepped while they run.
+                     `time.time_ns`. So the wall clock of a process can be stepped while it runs.
   TORTURE_HESITATE   `probability:seconds`: the protocol pauses between its steps with this probability, for at most
                      this time. A busy machine could cause each of the interleavings; this makes rare ones frequent.
   TORTURE_MUTANT     The name of a fault to build in (`tests.torture.mutants`), which the run must find.
@@ -31,7 +31,7 @@ def shift_clock(path: Path) -> None:
 
 
 def set_clock(path: Path, offset_ns: int) -> None:
-    """Set the offset for every process that maps the file."""
+    """Set the offset for the process that maps the file."""
     with path.open("r+b") as file:
         file.write(_OFFSET.pack(offset_ns))
 

@@ -1,8 +1,9 @@
 """Events of the torture run, and the checker's own computation of the five features from them.
 
 The values identify the events that were counted. Every dwell time occurs once in a run, so the mean identifies the set
-of feedback events, and each of the other features differs for most sets. Events are at least a day old and far from the
-end of the window, so that no step of a clock moves an event across an edge.
+of feedback events, and each of the other features differs for most sets. Some events leave the window within seconds.
+Others are so close to its end that a step of a clock moves them out of it or into it. All are so old that no clock that
+has been set back finds them in the future.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ Value = float | int | None
 Values = tuple[Value, Value, Value, Value, Value]
 ACTIONS = (None, None, "completed", "completed", "dismissed", "snoozed")
 OFFSETS_MIN = (-570, -180, 0, 120, 345)
+WINDOW_MS = 30 * DAY_MS
+MAX_STEP_MS = 3 * DAY_MS  # of a clock
 
 
 class Event(NamedTuple):
@@ -29,6 +32,11 @@ class Event(NamedTuple):
     dwell_ms: int | None
     at_ms: int
     offset_min: int
+
+    @property
+    def leaves_ms(self) -> int:
+        """The first moment at which the event is not in the window any more."""
+        return self.at_ms + WINDOW_MS
 
     @property
     def hour(self) -> int:
@@ -47,16 +55,21 @@ class Event(NamedTuple):
         return {"subject": "signals.tip.feedback", **common, "action": self.action, "dwell_ms": self.dwell_ms}
 
 
-def draw(random: Random, event_id: str, number: int, now_ms: int) -> Event:
-    """Draw an event. `number` must be unique in the run; the dwell time is derived from it."""
+def draw(random: Random, event_id: str, number: int, now_ms: int, stays_ms: int | None = None) -> Event:
+    """Draw an event. `number` must be unique in the run; the dwell time is derived from it. The event leaves the window
+    `stays_ms` after `now_ms`, by default after a random time."""
     action = random.choice(ACTIONS)
-    at_ms = now_ms - DAY_MS - random.randrange(9 * DAY_MS)
+    if stays_ms is None:
+        soon, after_a_step = random.randrange(-200, 2_000), random.randrange(MAX_STEP_MS)
+        later = random.randrange(MAX_STEP_MS, WINDOW_MS - MAX_STEP_MS - DAY_MS)
+        (stays_ms,) = random.choices([soon, after_a_step, later], weights=[1, 1, 3])
+    at_ms = now_ms + stays_ms - WINDOW_MS
     dwell_ms = None if action is None or random.random() < 0.1 else number % 86_000_000
     return Event(event_id, action, dwell_ms, at_ms, random.choice(OFFSETS_MIN))
 
 
 def values(events: Iterable[Event]) -> Values:
-    """The five features of a user with these events, in the order of `FEATURES`."""
+    """The five features of a user with these events in the window, in the order of `FEATURES`."""
     views = 0
     actions: list[str] = []
     dwells: list[int] = []

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tests.torture.checker import History, Unexplained, Verdict, Write, check
+from tests.torture.checker import History, Read, Unexplained, Verdict, Write, check
 from tests.torture.model import FEATURES, Event
 
 MAX_WRITES = 40
@@ -124,12 +124,13 @@ def explain(user: UserRecord, verdict: Verdict, spans: list[FaultSpan]) -> str:
     zero = unexplained.read.call
     lines = [
         f"{user.user_id}: {unexplained.feature} was answered as {unexplained.value!r}, and no order explains it.",
+        f"The clock of the process showed {_clock(unexplained.read)}.",
         f"Writes acknowledged before the read began: {_indices(unexplained.required)}; begun before it was answered: "
         f"{_indices(unexplained.allowed)}; applied in the best attempt: {_indices(unexplained.applied)}, "
-        f"which gives {unexplained.expected!r}.",
-        "Times in ms since the read began.",
+        f"which gives {' or '.join(map(repr, unexplained.expected))}.",
+        "Times in ms since the read began; events leave the window at these times of the clock of the process.",
     ]
-    rows = [*_writes_around(history, zero), *_reads_around(history, unexplained)]
+    rows = [*_writes_around(history, unexplained.read), *_reads_around(history, unexplained)]
     rows += [
         (span.start, f"fault     {_interval(span.start, span.end, zero)}  {span.name}")
         for span in spans
@@ -138,9 +139,13 @@ def explain(user: UserRecord, verdict: Verdict, spans: list[FaultSpan]) -> str:
     return "\n  ".join([*lines, *(text for _, text in sorted(rows))])
 
 
-def _writes_around(history: History, zero: int) -> list[tuple[int, str]]:
+def _writes_around(history: History, read: Read) -> list[tuple[int, str]]:
+    zero = read.call
     rows = [
-        (write.start, f"write {number:2d}  {_interval(write.start, write.end, zero)}  {_describe(history, write)}")
+        (
+            write.start,
+            f"write {number:2d}  {_interval(write.start, write.end, zero)}  {_describe(history, write, read)}",
+        )
         for number, write in enumerate(history.writes)
     ]
     return sorted(rows, key=lambda row: abs(row[0] - zero))[:CONTEXT_WRITES]
@@ -153,23 +158,34 @@ def _reads_around(history: History, unexplained: Unexplained) -> list[tuple[int,
         (
             read.call,
             f"read      {_interval(read.call, read.answer, zero)}  {read.seen[feature]!r}"
+            + f"  at {_clock(read, unexplained.read)}"
             + ("  <- this" if (read.call, read.answer) == unexplained.read[:2] else ""),
         )
         for read in sorted(asked, key=lambda read: abs(read.call - zero))[:CONTEXT_READS]
     ]
 
 
-def _describe(history: History, write: Write) -> str:
+def _describe(history: History, write: Write, read: Read) -> str:
     if write.erases:
         return "erase"
     events = [event for index, event in enumerate(history.events) if write.events >> index & 1]
-    text = ", ".join(f"{event.action or 'served'} {event.dwell_ms or ''}".strip() for event in events)
+    zero_ms = read.moments[0].first_ms
+    text = ", ".join(
+        f"{event.action or 'served'} {event.dwell_ms or ''}".strip() + f" leaves {event.leaves_ms - zero_ms:+,d}"
+        for event in events
+    )
     return f"{text}{'' if write.new is None else ' (new)' if write.new else ' (known)'}"
 
 
 def _interval(start: int, end: int | None, zero: int) -> str:
     shown = "?" if end is None else f"{(end - zero) / 1e6:.1f}"
     return f"[{(start - zero) / 1e6:.1f} … {shown}]"
+
+
+def _clock(read: Read, of: Read | None = None) -> str:
+    """What the clock may have shown, in ms since the first moment of the read `of`; without it, since 1970."""
+    zero_ms = of.moments[0].first_ms if of is not None else 0
+    return ", ".join(f"{first_ms - zero_ms:+,d} … {last_ms - zero_ms:+,d}" for first_ms, last_ms in read.moments)
 
 
 def _indices(mask: int) -> str:

@@ -54,11 +54,9 @@ class SoakClient(Client):
         await self._ask(name, "GET", path, [])
 
     async def _new_user(self) -> None:
-        answer, _, _ = await self._ask("new user", "GET", f"/profiles/new-{self._pool.number()}", [])
-        if answer is not None and answer.status == 200:
-            expected = dict(zip(FEATURES, values(()), strict=True))
-            if answer.json["features"] != expected:
-                self._run.violated(f"the profile of a new user is {answer.body!r}")
+        profile = (await self._ask("new user", "GET", f"/profiles/new-{self._pool.number()}", [])).good
+        if profile and profile["features"] != dict(zip(FEATURES, values(()), strict=True)):
+            self._run.violated(f"the profile of a new user is {profile!r}")
 
     async def _history(self) -> None:
         rows = [{"user_id": self._user(), "as_of": self._past()} for _ in range(HISTORY_ROWS)]

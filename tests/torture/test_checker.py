@@ -11,31 +11,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, feedback, served
 from tests.support.reference import profile
-from tests.torture.checker import History, Read, Write, check
-from tests.torture.model import FEATURES, Event, draw, values
+from tests.torture.checker import SKEW_MS, History, Moments, Read, Write, check
+from tests.torture.model import FEATURES, MAX_STEP_MS, WINDOW_MS, Event, draw, values
 
 ALL = (1 << len(FEATURES)) - 1
 VOLUME = 1 << FEATURES.index("tip_volume_30d")
 
 
-def view(name: str = "one") -> Event:
-    return Event(name, None, None, NOW_MS, 0)
+def view(name: str = "one", at_ms: int = NOW_MS) -> Event:
+    return Event(name, None, None, at_ms, 0)
 
 
-def volume(call: int, answer: int, count: int) -> Read:
-    return Read(call, answer, VOLUME, (None, None, None, None, count))
+NOW = (Moments(NOW_MS, NOW_MS),)
+
+
+def volume(call: int, answer: int, count: int, *moments: tuple[int, int]) -> Read:
+    """A read at the given moments, in ms since `NOW_MS`."""
+    shown = [Moments(NOW_MS + first, NOW_MS + last) for first, last in moments]
+    return Read(call, answer, VOLUME, (None, None, None, None, count), shown or NOW)
 
 
 def explains(history: History, order: Sequence[Write]) -> bool:
     """The rule of the checker, implemented literally for one order."""
     prefixes = [frozenset[Write]()]
     alive: set[int] = set()
-    states = [values([])]
+    states: list[set[int]] = [set()]
     for place, write in enumerate(order):
         if any(later.end is not None and later.end < write.start for later in order[place + 1 :]):
             return False
@@ -44,14 +48,19 @@ def explains(history: History, order: Sequence[Write]) -> bool:
             return False
         alive = set() if write.erases else alive | own
         prefixes.append(prefixes[-1] | {write})
-        states.append(values([history.events[index] for index in alive]))
+        states.append(alive)
     for read in history.reads:
         for feature in range(len(FEATURES)):
             if read.asked >> feature & 1 and not any(
                 all(write in prefix for write in order if write.end is not None and write.end < read.call)
                 and all(write.start <= read.answer for write in prefix)
-                and state[feature] == read.seen[feature]
+                and values(event for index in state if (event := history.events[index]).at_ms > at_ms - WINDOW_MS)[
+                    feature
+                ]
+                == read.seen[feature]
                 for prefix, state in zip(prefixes, states, strict=True)
+                for first_ms, last_ms in read.moments
+                for at_ms in range(first_ms, last_ms + SKEW_MS + 1, TICK_MS)
             ):
                 return False
     return True
@@ -83,11 +92,12 @@ def ordered(history: History) -> bool:
     return False
 
 
+TICK_MS = 500  # of the oracle's clock
 EVENTS = [
     view("a"),
-    view("b"),
-    Event("c", "completed", 7, NOW_MS, 0),
-    Event("d", "dismissed", 11, NOW_MS - 3_600_000, 0),
+    view("b", NOW_MS + 5 * TICK_MS - WINDOW_MS),
+    Event("c", "completed", 7, NOW_MS + 7 * TICK_MS - WINDOW_MS, 0),
+    Event("d", "dismissed", 11, NOW_MS + 5 * TICK_MS - WINDOW_MS, 0),
 ]
 moments = st.integers(0, 12)
 
@@ -114,8 +124,11 @@ def histories(draw_from: st.DrawFn) -> History:
                 mask |= write.events if write.start <= answer else 0
         else:
             mask = draw_from(st.integers(0, 15))
-        seen = values(event for index, event in enumerate(EVENTS) if mask >> index & 1)
-        reads.append(Read(call, answer, draw_from(st.integers(0, ALL)), seen))
+        ticks = draw_from(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=2))
+        shown = [Moments(NOW_MS + first * TICK_MS, NOW_MS + (first + more) * TICK_MS) for first, more in ticks]
+        at_ms = shown[0].last_ms + draw_from(st.sampled_from([0, 0, SKEW_MS, SKEW_MS + TICK_MS]))
+        seen = values(event for index, event in enumerate(EVENTS) if mask >> index & 1 and event.leaves_ms > at_ms)
+        reads.append(Read(call, answer, draw_from(st.integers(0, ALL)), seen, shown))
     return History(list(EVENTS), writes, reads)
 
 
@@ -126,13 +139,18 @@ def test_checker_agrees_with_the_oracle_when_histories_are_small(history: Histor
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.integers(0, 10_000), max_size=12), st.integers())
-def test_values_equal_the_reference_when_events_are_drawn(numbers: list[int], seed: int) -> None:
+@given(
+    st.lists(st.integers(0, 10_000), max_size=12),
+    st.integers(),
+    st.integers(0, 2_000) | st.integers(-MAX_STEP_MS, MAX_STEP_MS),
+)
+def test_values_equal_the_reference_when_events_are_drawn(numbers: list[int], seed: int, later_ms: int) -> None:
     random = Random(seed)
     events = [draw(random, f"event-{place}", number, NOW_MS) for place, number in enumerate(numbers)]
     stored = [admitted(_event(event)) for event in events]
-    expected = profile(stored, "ann", NOW_MS + DAY_MS)
-    assert dict(zip(FEATURES, values(events), strict=True)) == expected
+    expected = profile(stored, "ann", NOW_MS + later_ms)
+    in_window = [event for event in events if event.leaves_ms > NOW_MS + later_ms]
+    assert dict(zip(FEATURES, values(in_window), strict=True)) == expected
 
 
 def _event(event: Event) -> TipEvent:
@@ -181,8 +199,8 @@ def test_erased_event_is_a_violation_when_a_read_shows_it() -> None:
 def test_features_may_differ_in_time_when_two_writes_are_in_progress() -> None:
     events = [view(), Event("done", "completed", 7, NOW_MS, 0)]
     writes = [Write(10, 100, 1), Write(11, 100, 2)]
-    only_view = Read(20, 21, ALL, values(events[:1]))
-    only_done = Read(30, 31, ALL, values(events[1:]))
+    only_view = Read(20, 21, ALL, values(events[:1]), NOW)
+    only_done = Read(30, 31, ALL, values(events[1:]), NOW)
     assert check(History(events, writes, [only_view])).explained
     assert check(History(events, writes, [only_done])).explained
     # Each cell is filled separately, so the second answer is valid although it is no prefix as a whole.
@@ -193,17 +211,45 @@ def test_verdict_names_the_answer_when_nothing_explains_it() -> None:
     verdict = check(History([view()], [Write(10, 20, 1)], [volume(1, 2, 0), volume(21, 25, 0), volume(26, 27, 1)]))
     assert verdict.explained is False
     assert verdict.unexplained is not None
-    assert (verdict.unexplained.feature, verdict.unexplained.value, verdict.unexplained.expected) == (
-        "tip_volume_30d",
-        0,
-        1,
-    )
+    found = verdict.unexplained
+    assert (found.feature, found.value, found.expected) == ("tip_volume_30d", 0, [1])
+
+
+@pytest.mark.parametrize(
+    ("count", "moments", "explained"),
+    [
+        (1, [(4_000, 4_999)], True),
+        (1, [(4_000, 5_001)], True),  # it may have been read before the event left
+        (1, [(5_000, 5_001)], False),  # the event has left
+        (0, [(5_000, 5_001)], True),
+        (0, [(3_999, 4_000)], True),  # as the clock of the process shows that filled the cache
+        (0, [(3_998, 3_999)], False),  # no clock is so far ahead
+        (1, [(9_000, 9_001), (-9_000, -8_999)], True),  # the clock was set back during the read
+        (0, [(9_000, 9_001), (-9_000, -8_999)], True),
+    ],
+)
+def test_verdict_when_an_event_leaves_the_window(count: int, moments: list[tuple[int, int]], explained: bool) -> None:
+    leaving = view("leaving", NOW_MS + 5_000 - WINDOW_MS)
+    assert check(History([leaving], [Write(10, 20, 1)], [volume(21, 25, count, *moments)])).explained is explained
+
+
+def test_events_leave_together_when_their_times_are_equal() -> None:
+    pair = [view(name, NOW_MS + 5_000 - WINDOW_MS) for name in ("a", "b")]
+    for count, explained in ((2, True), (1, False), (0, True)):
+        history = History(pair, [Write(10, 20, 3)], [volume(21, 25, count, (4_000, 6_000))])
+        assert check(history).explained is explained
+
+
+def test_event_returns_when_the_clock_is_set_back() -> None:
+    leaving = view("leaving", NOW_MS + 5_000 - WINDOW_MS)
+    reads = [volume(21, 25, 1, (0, 1)), volume(31, 35, 0, (6_000, 6_001)), volume(41, 45, 1, (3_000, 3_001))]
+    assert check(History([leaving], [Write(10, 20, 1)], reads)).explained
 
 
 def busy(random: Random, writes: int, reads: int) -> History:
-    """A long valid history: writes overlap a little, some outcomes are unknown, each read shows a true state."""
+    """A long valid history: writes overlap a little, some outcomes are unknown, each read shows a true state. Events
+    leave the window meanwhile."""
     history = History()
-    states = [values([])]
     commits: list[int] = []
     now = 0
     for number in range(writes):
@@ -212,14 +258,15 @@ def busy(random: Random, writes: int, reads: int) -> History:
         commit = max(commit, commits[-1] + 1 if commits else 0)
         history.events.append(draw(random, f"event-{number}", number, NOW_MS))
         commits.append(commit)
-        states.append(values(history.events))
         history.writes.append(
             Write(start, None if random.random() < 0.05 else max(end, commit + 1), 1 << number, new=None)
         )
     for call in sorted(random.randrange(now + 300) for _ in range(reads)):
         at = call + random.randrange(20)
-        count = sum(commit <= at for commit in commits)
-        history.reads.append(Read(call, at + random.randrange(20), ALL, states[count]))
+        stored = history.events[: sum(commit <= at for commit in commits)]
+        shown = Moments(NOW_MS + call, NOW_MS + at)
+        seen = values(event for event in stored if event.leaves_ms > shown.first_ms)
+        history.reads.append(Read(call, at + random.randrange(20), ALL, seen, [shown]))
     return history
 
 
@@ -240,7 +287,7 @@ def test_one_stale_answer_among_thousands_is_found() -> None:
         random = Random(seed)
         late = [read for read in history.reads if read.call > history.writes[20].start + 300]
         chosen = random.choice(late)
-        stale = values(history.events[:5])
+        stale = values(event for event in history.events[:5] if event.leaves_ms > chosen.moments[0].first_ms)
         assert stale != chosen.seen
         history.reads[history.reads.index(chosen)] = chosen._replace(seen=stale)
         assert check(history).explained is False
