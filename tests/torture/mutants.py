@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
+from types import ModuleType
 from typing import Any
 
 from app.events.ingest import Ingestor
 from app.events.ports import Appended
+from app.features.clock import DAY_MS
 from app.features.events import KNOWN_SUBJECTS, subject_of
-from app.profiles.online.cache_protocol import Filler, TrustGate
+from app.profiles.online import cache_protocol, local_cache
+from app.profiles.online.cache_protocol import FeatureValue, Filler, TrustGate
 from app.profiles.online.invalidation import Invalidator
 from app.profiles.online.local_cache import LocalCache
-from app.profiles.ports import Epoch, Fill
+from app.profiles.ports import END_OF_TIME_MS, Epoch, Fill
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
 from app.stores.valkey.cache import ValkeyCache, key
@@ -120,6 +123,22 @@ def local_cache_unchecked() -> None:
     _replace(LocalCache, "_check", lambda self: True)
 
 
+def expiry_by_ttl() -> None:
+    """A value expires when its TTL is over, and not when an event leaves the window."""
+    _replace(SqliteSource, "_leaves_ms", lambda self, _: [END_OF_TIME_MS] * len(self._windows))
+
+
+def future_unnoticed() -> None:
+    """A value is a hit however far ahead the clock was by which it was computed."""
+    for owner in (cache_protocol, local_cache):
+        _replace(owner, "CLOCK_SKEW_MS", 100 * DAY_MS)
+
+
+def versions_ignored() -> None:
+    """The version of a value does not show that an event has made it stale."""
+    _replace(FeatureValue, "is_stale", lambda self, newest_event: False)
+
+
 def answer_before_commit() -> None:
     """Events are acknowledged half a second before their commit."""
     original: Any = Ingestor._commit
@@ -152,7 +171,7 @@ def leak() -> None:
     _replace(SqliteSource, "compute", compute)
 
 
-def _replace(owner: type, name: str, mutated: Callable[..., Any]) -> None:
+def _replace(owner: type | ModuleType, name: str, mutated: object) -> None:
     assert hasattr(owner, name), f"{owner.__name__}.{name} is gone: the mutant would change nothing"
     setattr(owner, name, mutated)
 
@@ -167,6 +186,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
         open_gate,
         no_hold_back,
         local_cache_unchecked,
+        expiry_by_ttl,
+        future_unnoticed,
+        versions_ignored,
         answer_before_commit,
         leak,
     )

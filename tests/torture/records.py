@@ -124,11 +124,11 @@ def explain(user: UserRecord, verdict: Verdict, spans: list[FaultSpan]) -> str:
     zero = unexplained.read.call
     lines = [
         f"{user.user_id}: {unexplained.feature} was answered as {unexplained.value!r}, and no order explains it.",
-        f"The clock of the process showed {_clock(unexplained.read)}.",
         f"Writes acknowledged before the read began: {_indices(unexplained.required)}; begun before it was answered: "
         f"{_indices(unexplained.allowed)}; applied in the best attempt: {_indices(unexplained.applied)}, "
-        f"which gives {' or '.join(map(repr, unexplained.expected))}.",
-        "Times in ms since the read began; events leave the window at these times of the clock of the process.",
+        f"which gives {' or '.join(map(repr, dict.fromkeys(unexplained.expected)))}.",
+        "Times in ms since the read began; the wall clock of its process showed the times after `at`, and events leave "
+        "the window at the times after `leaves`.",
     ]
     rows = [*_writes_around(history, unexplained.read), *_reads_around(history, unexplained)]
     rows += [
@@ -182,9 +182,9 @@ def _interval(start: int, end: int | None, zero: int) -> str:
     return f"[{(start - zero) / 1e6:.1f} … {shown}]"
 
 
-def _clock(read: Read, of: Read | None = None) -> str:
-    """What the clock may have shown, in ms since the first moment of the read `of`; without it, since 1970."""
-    zero_ms = of.moments[0].first_ms if of is not None else 0
+def _clock(read: Read, of: Read) -> str:
+    """What the clock may have shown, in ms since the first moment of the read `of`."""
+    zero_ms = of.moments[0].first_ms
     return ", ".join(f"{first_ms - zero_ms:+,d} … {last_ms - zero_ms:+,d}" for first_ms, last_ms in read.moments)
 
 

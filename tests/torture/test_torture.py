@@ -60,7 +60,12 @@ async def test_every_answer_is_explained_when_every_fault_happens() -> None:
 @pytest.mark.timeout(240)  # the run, and a slow start and end on a loaded machine
 @pytest.mark.parametrize("mutant", [name for name in MUTANTS if name not in OF_OTHER_MODES])
 async def test_violation_is_found_when_the_service_is_a_mutant(mutant: str) -> None:
-    faults = {"open_gate": ["partition"], "no_hold_back": ["partition"], "constant_epoch": ["restart_old"]}
+    faults = {
+        "open_gate": ["partition"],
+        "no_hold_back": ["partition"],
+        "constant_epoch": ["restart_old"],
+        "future_unnoticed": ["clock_forward"],
+    }
     config = Config(seed=7, seconds=60.0, faults=faults.get(mutant, []), mutant=mutant, stop_at_first=True, **CLOSE)
     run = await torture(config)
     found = [text for text in run.violations if "no order explains it" in text]
