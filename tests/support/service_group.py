@@ -96,8 +96,9 @@ class ServiceGroup:
         lease_ms: int = LEASE_MS,
         timeout_ms: int = TIMEOUT_MS,
         url: str | None = None,
+        clock: FakeClock | None = None,
     ) -> PausableService:
-        """One more process."""
+        """One more process, with the clock of the group or one of its own."""
         make = over(
             url or self.server.url,
             lease_ms=lease_ms,
@@ -106,7 +107,7 @@ class ServiceGroup:
             nonce=self._kind.nonce,
         )
         service = await self._stack.enter_async_context(
-            open_gated(self.path, make, self.clock, registry, self._kind.local_cache)
+            open_gated(self.path, make, clock or self.clock, registry, self._kind.local_cache)
         )
         self._services.append(service)
         return service
