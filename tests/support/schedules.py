@@ -73,6 +73,27 @@ async def fill_after_del_and_a_new_lease(group: ServiceGroup) -> None:
 
 
 @schedule(PLAIN_SET)
+async def fill_after_an_erasure(group: ServiceGroup) -> None:
+    """E commit, R1 token (a value without E), R1 snapshot, E DEL, E answer, erasure, R2 fill, R1 fill. Without an event
+    before and after, R2 computes what R1's token is, at the same time and with the same TTL."""
+    first, writer, rebuilder = await group.open(), await group.open(), await group.open()
+    await first.features(USER)
+    await first.drain()
+    sending = await group.stopped_at(writer.cache.before_drop, writer.send(served(USER)))
+    rebuilding = await group.stopped_at(rebuilder.source.after, rebuilder.rebuild(USER))
+    writer.cache.before_drop.go()
+    await sending
+    await writer.erase(USER)
+    second = await group.open()
+    await second.features(USER)
+    await second.drain()
+    rebuilder.source.after.go()
+    await rebuilding
+    await assert_true([first, writer, rebuilder, second], USER)
+    assert refused(rebuilder) >= len(REGISTRY)
+
+
+@schedule(PLAIN_SET)
 async def fill_after_flushall(group: ServiceGroup) -> None:
     """R token, R snapshot, E commit, E DEL, FLUSHALL, R fill: a design with a version counter would lose it here."""
     reader, writer = await group.open(), await group.open()

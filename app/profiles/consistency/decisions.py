@@ -115,7 +115,7 @@ class DecisionChecker:
             version, logged = read.values[entry.name].version, _encode(decision.features.get(entry.name))
             if value.error is not None:
                 values[entry.name] = "not computed"
-            elif value.version < version:
+            elif max(value.version, 0) < version:  # below 0, versions count erasures
                 values[entry.name] = "events deleted"
             elif read.at_ms - entry.window_ms < pruned_before_ms:
                 values[entry.name] = "pruned"

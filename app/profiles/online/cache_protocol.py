@@ -6,7 +6,8 @@ A key holds a value `V…` or a lease `L…`, as bytes:
 
 The version of a value is the sequence number of its user's newest event in the snapshot that computed it. Sequence
 numbers are never reused, so a value is stale if and only if its version is lower than the number of an event that
-invalidates it.
+invalidates it. Without an event, the version is minus the number of erasures so far, so that no version repeats when
+the user is erased.
 
 A reader that finds an empty key writes a lease, a random nonce, before it reads the database. The bytes that the key
 then holds are the reader's *token*: a computed value is stored by compare-and-set, only if the key still holds the
@@ -21,6 +22,8 @@ Interleavings prevented; R is a reader, E the ingest of an event:
   2. R token, E commit, R snapshot, E DEL, R fill       refused, although the value was right: harmless
   3. R token, R snapshot, E commit, R fill, E DEL       the fill lands and the DEL removes it
   4. R1 token, R1 snapshot, E commit, E DEL, R2 token, R1 fill     R2's lease has another nonce: refused
+  5. E commit, R1 token (a value without E), R1 snapshot, E DEL, erasure, R2 fill, R1 fill
+                                                        R2's value has another version than R1's token: refused
 
 Invariant of expiry: a value equals a computation at every moment from `computed_ms` until before `expires_ms`, unless
 an event invalidates it. It expires when its TTL is over, or when the oldest event in the feature's window leaves it,
@@ -64,7 +67,7 @@ HOLD_BACK_S = 0.100
 class FeatureValue(NamedTuple):
     """One feature of one user, as cached, computed and answered; the first five fields are what a key holds.
 
-    `version` is the sequence number of the user's newest event that the computation saw, 0 if there was none.
+    `version` is the sequence number of the user's newest event that the computation saw; at most 0 if there was none.
     `expires_at_ms` is None if the value must not be cached. `cached`: the value came from the cache. If the value could
     not be computed, `json` is null and `error` is the reason.
     """
@@ -152,7 +155,7 @@ class FeatureMask:
         self.features = tuple(registry.names[index].encode() for index in self.indices)
         self.width = len(self.indices)
         fingerprints = [re.escape(registry[index].fingerprint.encode()) for index in self.indices]
-        user = b"\0".join([rb"V%b:\d{1,19}:(\d{13}):(\d{13}):([^\0]+)" % fingerprint for fingerprint in fingerprints])
+        user = b"\0".join([rb"V%b:-?\d{1,19}:(\d{13}):(\d{13}):([^\0]+)" % fingerprint for fingerprint in fingerprints])
         self._match = re.compile(user).fullmatch
         self._find = re.compile(rb"(?<![^\0])%b\0" % user).findall
 

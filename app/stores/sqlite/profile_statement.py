@@ -43,9 +43,11 @@ _PAST_ROWS = """SELECT item.key AS place, item.value ->> 0 AS user_id, item.valu
 _PAST_BOUNDS = """WHERE user_id = asked.user_id
           AND occurred_at_ms > asked.now_ms - {window_ms} AND occurred_at_ms <= asked.until_ms
           AND received_at_ms <= asked.known_ms AND seq <= asked.version"""
+# Without an event, it is the number of erasures, negative: lower than any event's, and another after each erasure.
 _VERSION = "MAX({of_subjects}) AS version".format(
     of_subjects=", ".join(
-        f"COALESCE((SELECT MAX(seq) FROM event_log WHERE user_id = asked.user_id AND subject = '{subject}'), 0)"
+        f"""COALESCE((SELECT MAX(seq) FROM event_log WHERE user_id = asked.user_id AND subject = '{subject}'),
+            -(SELECT erasures FROM bandit_ledger))"""
         for subject in sorted(KNOWN_SUBJECTS)
     )
 )

@@ -86,7 +86,6 @@ DELETE_DECISIONS = (
 )
 # `erasures`: a request that has read data of the user then stores nothing. `changes`: the prior is pooled again.
 UPDATE_LEDGER = "UPDATE bandit_ledger SET changes = changes + 1, erasures = erasures + 1"
-UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'event_log'"
 
 
 class SqliteUsers:
@@ -134,8 +133,8 @@ class SqliteUsers:
 
         The events that would show that cached values are stale are deleted, too. So the same transaction records that
         the user's cache keys must be deleted, which the caller does next, and makes every process clear its local
-        cache. It also advances the sequence number, so that the bytes of a value computed before the erasure differ
-        from those of any value computed afterwards.
+        cache. It also counts the erasure, so that the bytes of a value computed before it differ from those of any
+        value computed afterwards.
         """
 
         def work(connection: sqlite3.Connection) -> Holdings:
@@ -143,7 +142,6 @@ class SqliteUsers:
             active = connection.execute(UPDATE_ACTIVE_RUNS, {"user": user_id}).rowcount
             letters = erase_letters(connection, user_id)
             decisions, learned = _erase_decisions(connection, user_id)
-            connection.execute(UPDATE_SEQ)
             connection.execute(INSERT_OWED, (now_ms, json.dumps([user_id])))
             connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
             views, feedback, _, ended = counts

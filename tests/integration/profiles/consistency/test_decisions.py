@@ -283,6 +283,13 @@ async def test_profile_is_skipped_when_the_events_of_the_user_are_deleted(servic
     assert [check.outcome for check in await checker.check([logged])] == ["events deleted"]
 
 
+async def test_profile_without_events_is_compared_when_another_user_was_erased(service: PausableService) -> None:
+    await score(service, "bob")
+    await service.send(served("ann"))
+    await service.erase("ann")
+    assert await outcomes(service) == ["consistent"]
+
+
 # --- the running audit
 
 
