@@ -175,9 +175,10 @@ class _Run:
             users = {event_id: user for user in self._pool.all() for event_id in user.by_queue}
             if not users:
                 continue
-            sql = """SELECT event_id FROM event_log
-                     WHERE consumed_at_ms IS NOT NULL AND event_id IN (SELECT value FROM json_each(?))"""
-            consumed = await asyncio.to_thread(self._deployment.rows, sql, json.dumps(list(users)))
+            sql = """SELECT event_id FROM event_log WHERE consumed_at_ms IS NOT NULL
+                     AND (user_id, event_id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))"""
+            keys = json.dumps([(user.user_id, event_id) for event_id, user in users.items()])
+            consumed = await asyncio.to_thread(self._deployment.rows, sql, keys)
             now = monotonic_ns()
             for (event_id,) in consumed:
                 user = users.pop(event_id)
