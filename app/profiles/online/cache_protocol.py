@@ -82,8 +82,8 @@ class FeatureValue(NamedTuple):
 
     def is_stale(self, newest_event: int) -> bool:
         """Whether the value was computed before the event with the sequence number `newest_event`. This must be the
-        user's newest event that invalidates the feature."""
-        return self.version < newest_event
+        user's newest event that invalidates the feature, or 0 if there is none."""
+        return max(self.version, 0) < newest_event
 
 
 # One user's values by feature index.

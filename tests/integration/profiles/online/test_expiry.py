@@ -127,3 +127,16 @@ async def test_value_of_the_previous_cache_protocol_is_a_miss(service: PausableS
     ask(group.server, "SET", key(epoch, cell), b"V1f3a9c07:12:%d:%d:7" % (NOW_MS, NOW_MS + 60_000))
     (read,) = (await service.profile(USER, REGISTRY.mask([VOLUME]))).values()
     assert (read.json, read.cached) == (b"0", False)
+
+
+async def test_value_without_events_is_no_fault_after_an_erasure(group: ServiceGroup) -> None:
+    """Its version is negative then."""
+    service = await group.open()
+    await service.send(served("bob"))
+    await service.erase("bob")
+    for _ in range(NEAR_AFTER + 2):  # the erasure clears the local cache once
+        await service.plain(USER)
+        await service.drain()
+    assert service.counted("near_hits") == len(REGISTRY)
+    cells = await service.inner.inspector.freshness([USER])
+    assert {cell.state for cell in cells} == {"fresh"}
