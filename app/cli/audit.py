@@ -127,13 +127,20 @@ def _show_decisions(found: dict[str, Any]) -> None:
         counts = found[what]
         listed = "".join(f"; {name}: {count}" for name, count in counts.items() if count)
         click.echo(f"{what}: {sum(counts.values())}{listed}")
-    for item in found["untrue"][:SHOWN]:
-        click.echo(
+    _show_first(
+        [
             f"  {visible(item['decision_id'])}: {item['feature']} is wrong: logged {item['logged']}, computed "
             f"{item['computed']} (event {item['version']}, read at {item['read_at']})"
-        )
-    if len(found["untrue"]) > SHOWN:
-        say(f"and {len(found['untrue']) - SHOWN} more; --json lists all", before="  … ")
+            for item in found["untrue"]
+        ]
+    )
+
+
+def _show_first(lines: list[str]) -> None:
+    for line in lines[:SHOWN]:
+        click.echo(line)
+    if len(lines) > SHOWN:
+        say(f"and {len(lines) - SHOWN} more; --json lists all", before="  … ")
 
 
 def _plain(result: CheckResult) -> list[dict[str, Any]]:
@@ -167,10 +174,10 @@ def _show(found: dict[str, Any]) -> None:
     if not found["untrue"]:
         return
     click.echo(f"{len(found['untrue'])} values are wrong; {found['repaired']} of them were deleted. Please report it.")
-    for item in found["untrue"][:SHOWN]:
-        click.echo(
+    _show_first(
+        [
             f"  {visible(item['user_id'])}: {item['feature']} is {item['fault']}: "
             f"cached {item['held']} (event {item['held_version']}), computed {item['computed']}"
-        )
-    if len(found["untrue"]) > SHOWN:
-        say(f"and {len(found['untrue']) - SHOWN} more; --json lists all", before="  … ")
+            for item in found["untrue"]
+        ]
+    )
