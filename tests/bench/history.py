@@ -55,7 +55,7 @@ def _runs(environment: Environment, count: int) -> tuple[Run, Run]:
     rows, theirs, ours = (directory / name for name in ("rows.csv", "theirs.csv", "ours.csv"))
     _write_rows(rows, count, environment)
     plan = directory / "plan.json"
-    plan.write_text(json.dumps([build(REGISTRY), REGISTRY.names, [entry.default for entry in REGISTRY]]))
+    plan.write_text(json.dumps([build(REGISTRY).past, REGISTRY.names, [entry.default for entry in REGISTRY]]))
     reference = _run(
         environment, "tests.bench.history_sqlite", str(rows), str(theirs), str(environment.settings.database), str(plan)
     )
