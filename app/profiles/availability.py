@@ -1,9 +1,9 @@
-"""Tracks which features can be computed and served now; the others are null, with the reason, and delay nothing.
+"""Tracks which features are disabled or paused; reads answer them as null, with the reason, and do not wait for them.
 
 A feature is *disabled* by an admin, in all processes. It is *paused* in one process when its SQL takes too long, or
-fails for `FAILED_USERS` users in a row. A paused feature is tried again in the background, after pauses that double,
-and only such an attempt ends the pause: a value whose computation began before the pause proves nothing about the user
-for whom the feature failed. Cached values of a paused feature are still served, since no event has made them stale.
+fails for `FAILED_USERS` users without a success in between. A paused feature is tried again in the background, after
+pauses that double. Only such an attempt ends the pause: a feature that fails for one user may still work for another.
+Cached values of a paused feature are still served, since no event has made them stale.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Disabled(NamedTuple):
 
 @dataclass(slots=True)
 class FeatureTrouble:
-    """A feature that fails in this process, with the reason of the last failure. `users` are the users for whom it
-    failed. While the feature is paused, `pause_s` is the length of the pause in seconds (else 0), and `until` is its
-    end on the monotonic clock. `user_id` is the user for whom the feature is tried next."""
+    """A feature that fails in this process. `reason` is that of the last failure, and `users` are the users for whom
+    the feature failed before it was paused. During a pause, `pause_s` is the length of the pause in seconds (else 0),
+    and `until` is the end of the pause on the monotonic clock. The next attempt is made with the user `user_id`."""
 
     feature: str
     since_ms: int
@@ -73,7 +73,7 @@ class FeatureAvailability:
 
     @property
     def disabled(self) -> int:
-        """The bit mask of the features that an admin has disabled. Cheap, because every read asks for it."""
+        """The bit mask of the features that an admin has disabled. Cheap enough for every read."""
         seen = self._switches()
         if seen != self._seen:
             known = {name: index for index, name in enumerate(self._registry.names)}
@@ -105,7 +105,7 @@ class FeatureAvailability:
         return [self._troubles[index] for index in sorted(self._troubles) if not off >> index & 1]
 
     def succeeded(self, index: int) -> None:
-        """Record that a read computed a value. If the feature is not paused, it counts as working again."""
+        """Record that a value was computed. The feature counts as working again, unless it is paused."""
         trouble = self._troubles.get(index)
         if trouble is not None and not trouble.pause_s:
             del self._troubles[index]
@@ -117,8 +117,8 @@ class FeatureAvailability:
         log.warning("feature_resumed", feature=self._registry.names[index])
 
     def failed(self, index: int, user_id: str, reason: str) -> None:
-        """Record that a feature could not be computed for a user. The feature is paused once it has failed for
-        `FAILED_USERS` users."""
+        """Record that a feature could not be computed for a user. The feature is paused when it has failed for
+        `FAILED_USERS` users without a success in between."""
         trouble = self._trouble(index, user_id, reason)
         trouble.users.add(user_id)
         if len(trouble.users) >= FAILED_USERS:
@@ -131,10 +131,10 @@ class FeatureAvailability:
         self._pause(index, trouble)
 
     def withheld(self, index: int, user_id: str) -> None:
-        """Record that a read asked for a paused feature of this user.
+        """Record that a read of this user asked for a paused feature.
 
-        The next attempt is made with this user, so one failing user cannot keep the feature paused for all. A slow
-        feature is tried with the user for whom it was slow, since resuming it too early would delay reads.
+        The next attempt is made with this user, so that one failing user cannot keep the feature paused for all. But a
+        slow feature is tried again with the user for whom it was slow, because resuming it too early would delay reads.
         """
         trouble = self._troubles.get(index)
         if trouble is not None and not trouble.slow:

@@ -38,21 +38,21 @@ class Fill(NamedTuple):
 
 
 class Cache(Protocol):
-    """The shared cache on Redis or Valkey, with one key per cell. Keys begin with an epoch, which changes if the server
-    or the database is replaced; so keys from before are not read."""
+    """The shared cache on Redis or Valkey, with one key per cell. Keys begin with an epoch. It changes if the server or
+    the database is replaced, so that keys from before the change are not read."""
 
     @property
     def available(self) -> bool:
         """False while the circuit breaker is open, after the server did not answer."""
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
-        """The contents of the cells, None for an empty one, and the epoch under which they were read."""
+        """The contents of the cells, None for an empty cell, and the epoch under which they were read."""
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """Read cells as `read` does, given by user; returns the contents in one list, row after row."""
+        """Like `read`, for several users with one row of cells each. The contents of all rows form one list."""
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Put a new lease into each empty cell; returns the contents of each cell afterwards."""
+        """Put a new lease into each empty cell; return the contents of each cell afterwards."""
 
     async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
         """Store each value if its cell still holds the `token` of its fill; return whether each was stored."""
@@ -61,22 +61,22 @@ class Cache(Protocol):
         """Delete the keys of cells, whatever they hold. Returns only when the server has confirmed it."""
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
-        """Delete each cell that still holds exactly the given bytes; returns how many were deleted."""
+        """Delete each cell that still holds exactly the given bytes; return how many were deleted."""
 
     async def drop_user(self, user_id: str) -> None:
         """Delete a user's keys under every epoch. Scans the whole key space."""
 
     async def check(self) -> None:
-        """Try every command of the cache protocol on a test key; raises an error if one fails."""
+        """Try every command of the cache protocol on a test key; raise an error if a command fails."""
 
 
 class ComputeRow(NamedTuple):
     """One row of a computation: a user, a bit mask of features, and a moment.
 
-    `now_ms` is the moment to compute as of, and later events are left out; None means now, a *live* computation, which
-    leaves out no event. If `known_ms` is given, events that arrived later are left out. If `version` is given, the row
-    repeats a live computation of the moment `now_ms`: it has the user's events with a sequence number up to `version`,
-    whatever their time.
+    `now_ms` is the moment to compute as of: events after `now_ms` are left out. None means now, a *live* computation,
+    which leaves out no event. If `known_ms` is given, events that arrived after `known_ms` are left out. If `version`
+    is given, the row repeats a live computation of the moment `now_ms`: it uses the user's events with a sequence
+    number up to `version`, whatever their time.
     """
 
     user_id: str
@@ -91,9 +91,9 @@ class Snapshot(NamedTuple):
 
     `rows` has one raw value per feature of the registry. `versions` has the sequence number of the user's newest event
     in the snapshot; if there is none, minus the number of erasures so far. `leaves_ms` has, for each feature, the
-    moment at which the oldest event leaves its window, so that the value may change; `END_OF_TIME_MS` if the window is
-    empty. It is empty for rows of a past moment. `errors` has the error text by (row, feature index) of the values
-    whose SQL failed; these values are None. `overdue` is the mask of the features that exceeded the deadline.
+    moment at which the oldest event leaves the window, so that the value may change; `END_OF_TIME_MS` if the window is
+    empty. `leaves_ms` is empty for rows of a past moment. `errors` has the error text by (row, feature index) of the
+    values whose SQL failed; these values are None. `overdue` is the mask of the features that exceeded the deadline.
     """
 
     rows: Sequence[Sequence[object]]
@@ -110,7 +110,7 @@ class Source(Protocol):
         """Compute all rows in one snapshot of the database. Rows without a moment are as of `clock_ms`."""
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
-        """How many rows, from the first on, one `compute` can do in some tens of milliseconds; at least 1."""
+        """How many of the rows, from the first on, one `compute` can do in some tens of milliseconds; at least 1."""
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """Compute rows as `compute` does, but on a connection of its own, for features that may take long."""
@@ -131,16 +131,16 @@ class OwedInvalidations(Protocol):
         """Record for each user that the cache keys must be deleted; it is committed when this returns."""
 
     async def pending(self, limit: int) -> tuple[list[OwedInvalidation], frozenset[str]]:
-        """Up to `limit` of the oldest rows, and the names of the features whose keys must be deleted. These are all
-        features that any process of this database caches."""
+        """Up to `limit` of the oldest rows, and the names of the features whose keys must be deleted: all features that
+        any process of this database caches."""
 
     async def settled(self, ids: Sequence[int]) -> None:
         """Delete rows by id, after the cache keys of their users have been deleted."""
 
 
 class ChangeFeed(Protocol):
-    """Names the users of new events in the event log, whichever process stored them. Both methods query the database on
-    the caller's thread."""
+    """Tells which users have new events in the event log, whichever process stored the events. Both methods query the
+    database on the caller's thread."""
 
     def changed_users(self) -> frozenset[str] | None:
         """Users of the events committed since the last call; None if the local cache must be cleared."""
@@ -187,7 +187,7 @@ class RecentEvents(Protocol):
 
 class LoggedProfile(NamedTuple):
     """The profile of a stored decision. `number` orders decisions by the time of storing. `origin` is `service` if the
-    service read the profile; only then is there a `read`, unless an old release decided."""
+    service read the profile. `read` is None for other origins, and if an old release made the decision."""
 
     number: int
     decision_id: str

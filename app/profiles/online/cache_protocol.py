@@ -4,36 +4,36 @@ A key holds a value `V…` or a lease `L…`, as bytes:
 
     V<fingerprint>:<version>:<computed_ms>:<expires_ms>:<JSON>      L<nonce>
 
-The version of a value is the sequence number of its user's newest event in the snapshot that computed it. Sequence
-numbers are never reused, so a value is stale if and only if its version is lower than the number of an event that
-invalidates it. Without an event, the version is minus the number of erasures so far, so that no version repeats when
-the user is erased.
+The version of a value is the sequence number of the user's newest event in the snapshot that the value was computed
+from. Sequence numbers are never reused, so a value is stale if and only if its version is lower than the number of an
+event that invalidates the value. If the user has no event, the version is minus the number of erasures so far, so that
+no version repeats when the user is erased.
 
 A reader that finds an empty key writes a lease, a random nonce, before it reads the database. The bytes that the key
 then holds are the reader's *token*: a computed value is stored by compare-and-set, only if the key still holds the
-token. A value that is to be replaced is its own token: values with the same bytes were computed from the same events at
-the same time, since the version and the time are part of them. The JSON comes last and verbatim, so a hit is answered
-without decoding it.
+token. A reader that replaces a value uses the bytes of that value as its token. Values with equal bytes were computed
+from the same events at the same time, since the version and the time are among the bytes. The JSON comes last and
+verbatim, so a hit is answered without decoding.
 
-Invariant of fills: every fill carries a token that was taken before the read of the store that computed the value. Each
-invalidation deletes the key after its commit, so a token that is still there proves that no event came in between.
+Invariant of fills: the token of a fill was taken before the snapshot that the value was computed from. Each
+invalidation deletes the key after the commit, so a token that is still in the key proves that no DEL came in between.
 Interleavings prevented; R is a reader, E the ingest of an event:
   1. R token, R snapshot, E commit, E DEL, R fill       the token is gone: refused
   2. R token, E commit, R snapshot, E DEL, R fill       refused, although the value was right: harmless
   3. R token, R snapshot, E commit, R fill, E DEL       the fill lands and the DEL removes it
   4. R1 token, R1 snapshot, E commit, E DEL, R2 token, R1 fill     R2's lease has another nonce: refused
-  5. E commit, R1 token (a value without E), R1 snapshot, E DEL, erasure, R2 fill, R1 fill
+  5. E commit, R1 token (a value from before E), R1 snapshot, E DEL, erasure, R2 fill, R1 fill
                                                         R2's value has another version than R1's token: refused
 
 Invariant of expiry: a value equals a computation at every moment from `computed_ms` until before `expires_ms`, unless
-an event invalidates it. It expires when its TTL is over, or when the oldest event in the feature's window leaves it,
-whichever comes first. A value is a hit only while the clock of this process is between these times. The clock of the
-process that computed it may be ahead of this one, so `computed_ms` may be up to `CLOCK_SKEW_MS` ahead.
+an event invalidates the value. A value expires when its TTL is over, or when the oldest event leaves the feature's
+window, whichever comes first. A value is a hit only while this process's clock is between the two times. As the clock
+of another process may be ahead, a value is also a hit if `computed_ms` lies up to `CLOCK_SKEW_MS` ahead.
 
 Invariant of hits: hits are served only while `TrustGate.holds` is True, that is, if a query for owed invalidations
-began at most `CHECK_VALID_S` before and found none. An invalidation is *owed* if the DEL could not be made: the request
-records that in the database, and is answered `HOLD_BACK_S` later. By then every query that missed the record has
-expired, in every process.
+began at most `CHECK_VALID_S` before and found none. An invalidation is *owed* if the DEL failed: the request that needs
+the DEL records this in the database, and is answered `HOLD_BACK_S` later. By then, every query that ran before the
+record is too old, in every process.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class FeatureValue(NamedTuple):
     error: str | None = None
 
     def is_stale(self, newest_event: int) -> bool:
-        """Whether the value was computed before the event with the sequence number `newest_event`. This must be the
-        user's newest event that invalidates the feature, or 0 if there is none."""
+        """Whether the value was computed before `newest_event`, the sequence number of the user's newest event that
+        invalidates the feature (0 if there is none)."""
         return max(self.version, 0) < newest_event
 
 
@@ -130,8 +130,8 @@ def decode(held: bytes | None) -> FeatureValue | None:
 
 
 class Present(NamedTuple):
-    """The moment at which hits are judged, by this process's clock, as the bytes that values hold. `latest` is
-    `CLOCK_SKEW_MS` later."""
+    """The time by this process's clock, as 13 digits, for comparison with the times in cached values. `latest` is
+    `CLOCK_SKEW_MS` after `now`: a value that was computed later is no hit."""
 
     now: bytes
     latest: bytes
@@ -142,10 +142,10 @@ def present(now_ms: int) -> Present:
 
 
 class FeatureMask:
-    """A bit mask of features, with everything precomputed that reading these features from the cache needs.
+    """A bit mask of features, with what is precomputed for reading these features from the cache.
 
     A regular expression matches the contents of many keys at once, joined by NUL, which JSON text cannot contain. It
-    takes the times and the JSON out of each value, and the times are compared as bytes.
+    captures the times and the JSON of each value. The times are compared as bytes.
     """
 
     __slots__ = ("_find", "_match", "features", "indices", "width")
@@ -170,7 +170,7 @@ class FeatureMask:
         return parts[2::3] if max(parts[::3]) <= at.latest and at.now < min(parts[1::3]) else None
 
     def rows(self, held: Sequence[bytes | None], at: Present) -> Sequence[Sequence[bytes]] | None:
-        """As `values`, for several users: a row for each, given the contents of their keys one after the other."""
+        """Like `values`, for several users: `held` has the contents of their keys, user by user; one row per user."""
         if None in held:
             return None
         contents = b"\0".join(held) + b"\0"  # type: ignore[arg-type]  # there is no None
@@ -199,7 +199,7 @@ class FeatureMasks(dict[int, FeatureMask]):
 
 
 class Filler:
-    """Takes tokens before a computation, and stores the computed values in the cache afterwards."""
+    """Takes the tokens of keys before a computation, and stores the computed values in the cache afterwards."""
 
     def __init__(self, cache: Cache, registry: Registry, metrics: Metrics) -> None:
         self._cache = cache
@@ -210,15 +210,16 @@ class Filler:
         self._storing: set[asyncio.Task[None]] = set()
 
     def hit(self, index: int, held: bytes | None, at: Present) -> FeatureValue | None:
-        """The value that a key holds, if it may be served: it was computed with this process's definition of the
-        feature, and it has not expired. Else None."""
+        """Decode the contents of a key; None unless a read may serve the value, which must have this process's
+        definition of the feature and must not have expired."""
         return decode(held) if self._masks[index].values([held], at) is not None else None
 
     async def tokens(self, epoch: Epoch, held: Mapping[str, Mapping[int, bytes | None]]) -> dict[str, dict[int, bytes]]:
-        """Take a token for each key, by user id and feature index.
+        """Take a token for each key, by user id and feature index: the bytes that a fill expects in the key.
 
-        `held` has the bytes that each key held, or None for an empty key, into which a lease is put. If another process
-        has filled an empty key meanwhile, the token is its value, which `hit` decodes.
+        `held` has the contents of each key, which are the token. If the key was empty (None), the token is a new lease.
+        If another reader has meanwhile written a lease or a value into the empty key, the token is what that reader
+        wrote.
         """
         empty = [
             Cell(user_id, self._names[index])
@@ -254,7 +255,7 @@ class Filler:
             task.add_done_callback(self._storing.discard)
 
     async def close(self) -> None:
-        """Wait until the values that are being stored in the background are stored."""
+        """Wait until no value is being stored in the background."""
         while self._storing:
             await asyncio.gather(*self._storing, return_exceptions=True)
 
@@ -270,7 +271,7 @@ class Filler:
             await self.store(epoch, of_epoch)
 
     async def store(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
-        """Store values by compare-and-set in one round trip; returns whether each value was stored. If the cache fails,
+        """Store values by compare-and-set in one round trip; return whether each value was stored. If the cache fails,
         no value is stored; the failure is counted as a metric and not raised."""
         if not fills:
             return []
@@ -288,8 +289,8 @@ class Filler:
 class TrustGate:
     """Decides whether cached values may be served: only while no invalidation is owed.
 
-    An invalidation is owed if the DEL of stale keys could not be made; the database has a record of it. `holds` queries
-    the database if the last query is too old. No timer does, because a busy event loop would delay it.
+    An invalidation is owed if the DEL of stale keys could not be made; the database has a record of it. If the last
+    query for such records is too old, `holds` repeats the query: a timer could be delayed by a busy event loop.
     """
 
     def __init__(self, any_owed: Callable[[], bool], clock: Clock, on_owed: Callable[[], None]) -> None:

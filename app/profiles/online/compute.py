@@ -1,8 +1,8 @@
-"""Computes what the cache does not hold, with few statements, each on a fresh snapshot of the database.
+"""Computes the values that the cache does not hold, with few statements, each on a fresh snapshot of the database.
 
 Requests that wait at the same time share a statement, of up to `CAP` users. A request joins only a statement that has
 not begun, so the snapshot is never older than the request. A larger request is split into slices that run one after the
-other, so that it does not occupy every reader.
+other, so that it does not occupy every read connection.
 
 Past moments run in slices of about equal work, each on its own snapshot. Requests take turns slice by slice, so a
 request waits for at most one slice of each other request.
@@ -56,7 +56,7 @@ class _Statement:
         return len(self.wanted) + len(wanted) <= CAP
 
     def add(self, wanted: Mapping[str, int]) -> int:
-        """Add to the statement the mask of features wanted for each user id; return how many users are new to it."""
+        """Add the wanted masks to the statement, by user id; return how many of the users were not in it before."""
         before = len(self.wanted)
         for user_id, mask in wanted.items():
             self.wanted[user_id] = self.wanted.get(user_id, 0) | mask
@@ -76,8 +76,8 @@ class Computation:
         random: Random,
         availability: FeatureAvailability | None = None,
     ) -> None:
-        """`width`: how many statements may run at once, which is the number of read connections. `random` shortens the
-        TTLs of cached values."""
+        """`width`: how many statements may run at once, which is the number of read connections. `random` draws by how
+        much each TTL is shortened."""
         self.availability = availability or FeatureAvailability(registry, clock)
         self._source = source
         self._registry = registry
@@ -189,8 +189,8 @@ class Computation:
         return self._waiting[-1].done
 
     def _pump(self) -> None:
-        """Start statements as long as readers are free. A statement begins in the next tick of the event loop, and
-        requests until then join it."""
+        """Start statements while read connections are free. A statement begins in the next tick of the event loop, and
+        the requests that arrive before that tick join the statement."""
         while len(self._waiting) > self._beginning and len(self._running) < self._width:
             self._beginning += 1
             task = self._loop.create_task(self._run())
@@ -221,8 +221,8 @@ class Computation:
                 statement.done.set_result(profiles)
 
     def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
-        """The trouble of a paused feature, which a read must answer as null; None if it can be computed. If the
-        feature's pause is over, this also starts an attempt to compute it in the background."""
+        """Return why a feature is paused, for a read of this user; None if it is not paused. If the pause is over, also
+        start an attempt to compute the feature in the background."""
         trouble = self.availability.paused(index)
         if trouble is not None:
             self.availability.withheld(index, user_id)
@@ -230,7 +230,7 @@ class Computation:
         return trouble
 
     def try_again(self) -> None:
-        """Start an attempt to compute a paused feature in the background, if the pause of one is over."""
+        """If the pause of a feature is over and no attempt runs, start one to compute it in the background."""
         if self._attempt is None or self._attempt.done():
             due = self.availability.due()
             if due is not None:
@@ -300,8 +300,8 @@ class Computation:
         return max(1, int(self._registry[index].ttl_ms * (1 - TTL_JITTER * self._random.random())))
 
     def _checked(self, index: int, raw: object, error: str | None, user_id: str) -> tuple[bytes, str | None]:
-        """Encode a value from the database as JSON; return it with None, or null with an error text. `error` is an
-        error of the SQL. It, or a value that is not of the feature's dtype, is counted and logged."""
+        """Encode a value from the database as JSON; return it with None, or null with an error text. An `error` of the
+        SQL is counted and logged, and so is a value that is not of the feature's dtype."""
         if raw is None and error is None:
             return self._defaults[index], None
         entry = self._registry[index]

@@ -1,12 +1,12 @@
 """Deletes the cache keys that an event made stale, or records in the database that the deletion is *owed*.
 
-Owed deletions are *settled*, that is made, as soon as the cache answers. While any is owed, no process serves cached
-values: before a hit, each process makes sure that it has queried for owed invalidations in the last 50 ms
+An owed deletion is *settled*, that is made, as soon as the cache answers. While a deletion is owed, no process serves
+cached values: a process serves a hit only if it has queried for owed invalidations in the last 50 ms
 (`app.profiles.online.cache_protocol.TrustGate`).
 
-Invariant: `invalidate` returns only when either the DEL was confirmed, or the owed invalidation is committed and every
-earlier query for owed invalidations has expired, in every process. So a client whose event was acknowledged never reads
-a value from before the event.
+Invariant: `invalidate` returns only when the DEL is confirmed, or when the owed invalidation is committed and every
+query that ran before the commit is too old, in every process. So a client whose event was acknowledged never reads a
+value from before the event.
 """
 
 from __future__ import annotations
@@ -49,12 +49,11 @@ class Invalidator:
         self._wake = asyncio.Event()
 
     async def invalidate(self, stale: Stale) -> bool:
-        """Delete cached values, after the commit that made them stale.
-
-        Returns True if the keys are deleted, False if the invalidation is recorded as owed.
+        """Delete cached values, after the commit that made them stale. Return True if the keys are deleted; False,
+        after `HOLD_BACK_S` seconds, if the cache does not answer and the invalidation is recorded as owed.
 
         Raises:
-            StoreUnavailable: neither could be done; the caller must not acknowledge.
+            StoreUnavailable: neither could be done, so the caller must not acknowledge its request.
         """
         if not stale:
             return True
@@ -71,8 +70,8 @@ class Invalidator:
         return True
 
     async def settle_now(self) -> bool:
-        """Settle the owed invalidations at once, for a caller that has just recorded one. Returns True if the keys are
-        deleted, False if the cache does not answer. Raises `StoreUnavailable`."""
+        """Settle all owed invalidations at once. Return True if the keys are deleted; False, after `HOLD_BACK_S`
+        seconds, if the cache does not answer. Raises `StoreUnavailable`."""
         try:
             self._require_cache()
             await self.settle()
@@ -94,9 +93,9 @@ class Invalidator:
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
         """Delete cached values that were computed before an event.
 
-        `stale` has the sequence number of the event by user id and feature name. The keys were deleted when the event
-        was stored, so a value that is older than the event is a fault: it is deleted, counted as a metric and logged. A
-        value that was computed after the event stays. Raises `CacheUnavailable`.
+        `stale` has the sequence number of the event by user id and feature name. The ingest of the event has deleted
+        the keys already, so an older value is a fault: it is deleted, counted as a metric and logged. A value that was
+        computed after the event stays. Raises `CacheUnavailable`.
         """
         cells = {Cell(user_id, name): seq for user_id, names in stale.items() for name, seq in names.items()}
         if not cells:
@@ -114,7 +113,7 @@ class Invalidator:
             log.warning("stale_values_dropped", values=dropped)
 
     async def settle(self) -> int:
-        """Delete the cache keys of all users with an owed invalidation; returns the number of settled rows. Raises
+        """Delete the cache keys of all users with an owed invalidation; return the number of settled rows. Raises
         `CacheUnavailable` or `StoreUnavailable`."""
         total = 0
         while True:

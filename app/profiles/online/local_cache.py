@@ -1,19 +1,19 @@
 """The local cache: profiles of the most frequently read users, in the memory of this process.
 
 A hit asks no server and is never stale, because each entry is checked against the event log, which all processes share.
-While nothing is committed, a check costs one PRAGMA. Below, "the cache" is the shared one, Redis or Valkey; a read
-*keeps* a profile if it stores it in the local cache, and *finds* it if it is answered from there.
+While nothing is committed, a check costs one PRAGMA. Below, "the cache" is the shared cache, Redis or Valkey. A read
+*keeps* a profile by storing it in the local cache, and *finds* a profile if the local cache answers the read.
 
 Invariant: a profile that a read finds reflects every event committed before the read began, and was read after the
 last rebuild or erasure, which clears the local caches of all processes. Interleavings prevented; R is a reader, E the
 ingest of an event, A an admin who rebuilds or erases:
   1. R reads the cache, E commit, E DEL, R keeps       the user's newest event is above the value's version: not kept
-  2. E commit, R checks, R reads the cache, R keeps    the same; E's DEL is still to come, but the log has the event
+  2. E commit, R checks, R reads the cache, R keeps    not kept either: E's DEL is to come, but the log has the event
   3. R keeps, E commit, E answer, R finds              the check before each find drops the user
   4. R reads the cache, A writes, A clears, R keeps    the check before keeping sees the clearing: not kept
   5. R1 checks, E commit, E answer, R2 finds           a check serves one tick of the event loop, and R2 comes after it
   6. E commit, A erases (E is not in the log any more), R reads the cache, R keeps; E DEL, E answer; A settles
-                                                       while a user is owed an invalidation, nothing is kept
+                                                       the erasure owes an invalidation until A settles: not kept
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROOFS_PER_TICK = 16
 
 class KeptProfile(NamedTuple):
     """A user's profile in the local cache: the JSON and the version of each feature of a mask. It may be served from
-    `computed_at_ms`, the newest of the values' times, until before `expires_at_ms`, the earliest of them."""
+    `computed_at_ms`, when its newest value was computed, until before `expires_at_ms`, when its first value expires."""
 
     values: Sequence[bytes]
     versions: Sequence[int]
@@ -44,8 +44,8 @@ class KeptProfile(NamedTuple):
 
 
 class LocalCache:
-    """Keeps the profiles of at most `capacity` users in memory. A user is kept only when the shared cache answers a
-    second read of the user, so that users who are read once do not push out others."""
+    """Keeps the profiles of at most `capacity` users in memory. A profile is kept only from the second read of the user
+    that the shared cache answers, so that users who are read once do not displace others."""
 
     def __init__(self, feed: ChangeFeed, registry: Registry, clock: Clock, capacity: int) -> None:
         self._feed = feed
@@ -68,8 +68,8 @@ class LocalCache:
         return kept if kept is not None and self._is_current(kept) else None
 
     def mark(self) -> int:
-        """The number of times that the local cache has been cleared. A read takes it before it reads the shared cache,
-        and passes it to `offer`, which refuses values if the local cache has been cleared in between."""
+        """How many times the local cache has been cleared. A read calls this before it reads the shared cache and
+        passes the result to `offer`, which keeps nothing if the local cache has been cleared in between."""
         return self._cleared
 
     def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
@@ -95,9 +95,9 @@ class LocalCache:
         return kept.computed_at_ms <= now_ms + CLOCK_SKEW_MS and now_ms < kept.expires_at_ms
 
     def _check(self) -> bool:
-        """Drop the entries of users with new events; return False if the database cannot be asked. Calls in one tick of
-        the event loop share a check. The end of the tick is scheduled before the check, so every call that shares it
-        belongs to a read that had begun before the check."""
+        """Drop the entries of users with new events; return False if the database does not answer. Calls in one tick of
+        the event loop share the result. The callback that discards the result is scheduled before the check, so no
+        request that arrives after the check uses it."""
         if self._checked is None:
             self._loop.call_soon(self._tick_over)
             self._checked = self._drop_changed()

@@ -93,8 +93,8 @@ class ProfileReader:
         }
 
     async def read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        """Read the JSON of each wanted feature, in registry order, by user id. Tries the local cache first. Raises as
-        `read`."""
+        """Read the JSON of each wanted feature, in registry order, by user id; from the local cache if it has them.
+        Raises the errors of `read`."""
         off = self._availability.disabled
         asked = _without(wanted, off) if off else wanted
         found = self._local_hits(asked)
@@ -104,14 +104,14 @@ class ProfileReader:
         return _all_with_nulls(found, wanted, off) if off else found
 
     async def read_shared_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        """Read values as `read_values` does, without trying the local cache first."""
+        """Read values like `read_values`, but not from the local cache."""
         off = self._availability.disabled
         if not off:
             return await self._batched(wanted, plain=True)
         return _all_with_nulls(await self._batched(_without(wanted, off), plain=True), wanted, off)
 
     async def read_features(self, user_id: str, mask: int | None = None) -> dict[str, Scalar]:
-        """Read one user's values by feature name; without a mask, of all features. Raises as `read`."""
+        """Read one user's values by feature name; without a mask, of all features. Raises the errors of `read`."""
         if mask is None:
             mask = self._registry.full_mask
         values = self.local_values(user_id, mask) or (await self.read_shared_values({user_id: mask}))[user_id]
@@ -119,8 +119,8 @@ class ProfileReader:
         return {names[index]: _decode(value) for index, value in zip(indices(mask), values, strict=True)}
 
     async def read_recorded(self, user_id: str) -> tuple[dict[str, Scalar], ProfileRead]:
-        """Read one user's values by feature name, and how they were read: the version of each, and one moment at which
-        all are true. Raises as `read`."""
+        """Read one user's values by feature name, and how they were read: the version of each value, and one moment as
+        of which every value is right. Raises the errors of `read`."""
         wanted = {user_id: self._registry.full_mask}
         recorded = self._recorded(self._local_profile(user_id) or (await self.read(wanted))[user_id])
         if recorded is None:
@@ -130,7 +130,7 @@ class ProfileReader:
         return recorded
 
     def _recorded(self, profile: Profile) -> tuple[dict[str, Scalar], ProfileRead] | None:
-        """The values by feature name, and how they were read; None if they were not all true at one moment."""
+        """The values by feature name, and how they were read; None if no moment exists as of which all are right."""
         features: dict[str, Scalar] = {}
         read: dict[str, ValueRead] = {}
         first_ms, last_ms = 0, LAST_EXPIRY_MS
@@ -213,7 +213,7 @@ class ProfileReader:
         return kept
 
     def _local_profile(self, user_id: str) -> Profile | None:
-        """The values of all features, if the local cache has them; the times are those of the whole profile."""
+        """The values of all features, if the local cache has them. Each value gets the times of the whole profile."""
         mask = self._registry.full_mask & ~self._availability.disabled
         nulls = self._nulls()
         kept = self._local_hit(user_id, mask)
@@ -241,7 +241,7 @@ class ProfileReader:
 
 
 def _without(wanted: Wanted, off: int) -> dict[str, int]:
-    """The wanted masks without the disabled features `off`; users without any other feature are left out."""
+    """The wanted masks without the disabled features `off`; users who want only disabled features are left out."""
     return {user_id: mask & ~off for user_id, mask in wanted.items() if mask & ~off}
 
 

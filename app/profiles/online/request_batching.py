@@ -1,11 +1,11 @@
 """Batches reads: the requests of one tick of the event loop form a group and share one MGET.
 
-The misses of a group share a statement with the misses of other groups that wait for a database connection. So
-concurrent requests for one user who is not cached cost at most as many statements as there are read connections, plus
-one. A request whose values are all cached is answered at once.
+The misses of a group share a statement with the misses of other groups that wait for a database connection. So with n
+read connections, concurrent requests for one user who is not cached run at most n + 1 statements. A request whose
+values are all cached is answered at once.
 
-Invariant: a hit is served only if no invalidation is owed (`TrustGate.holds`) when its group starts, after all requests
-of the group have arrived.
+Invariant: a hit is served only if no invalidation is owed (`TrustGate.holds`) when the group of the request starts,
+after all its requests have arrived.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class RequestBatching:
 
     def submit(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> asyncio.Future[dict[str, Any]]:
         """Read at most `GROUP_CAP` users, together with the other requests of this tick. The future gives, by user id,
-        the JSON of each feature if `plain`, else the profile. It raises `StoreUnavailable`; and `Overloaded` if a
-        request that is not `patient` needs a computation and too many wait already."""
+        the JSON of each feature if `plain`, else the profile. The future raises `StoreUnavailable`, or `Overloaded` if
+        values must be computed, too many requests wait already and this request is not `patient`."""
         request = _BatchedRead(wanted, plain, patient, self._loop.create_future())
         group = self._open
         if group is None or group.users + len(wanted) > GROUP_CAP:
@@ -144,8 +144,8 @@ class RequestBatching:
     def _answer_hits(
         self, requests: list[_BatchedRead], held: list[bytes | None], at: Present, mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
-        """Answer the requests whose values are all cached. Returns the other requests, with the profiles of their users
-        so far and the keys that they miss."""
+        """Answer the requests whose values are all cached. Return the requests that need a computation, the values
+        found so far by user id, and the contents of the keys whose values are missing."""
         local_cache, masks = self._local_cache, self._masks
         overloaded = self._computation.overloaded
         shed = 0
@@ -205,8 +205,8 @@ class RequestBatching:
         return {index: value for index, value in values if value is not None}
 
     def _found(self, user_id: str, mask: int, held: Sequence[bytes | None], at: Present, missing: Held) -> Profile:
-        """A user's profile from the contents of the keys: the hits, and nulls for paused features. The other misses are
-        added to `missing`."""
+        """A user's profile from the contents of the keys: the hits, and nulls for paused features. For every other
+        feature, the contents of its key are added to `missing`."""
         profile: Profile = {}
         for index, raw in zip(self._masks[mask].indices, held, strict=True):
             value = self._filler.hit(index, raw, at)
@@ -254,8 +254,8 @@ class RequestBatching:
         self._answer([request], profiles)
 
     async def _fill_in(self, epoch: Epoch, missing: Held, at: Present, profiles: dict[str, Profile]) -> None:
-        """Compute the missing values into `profiles`; they are stored in the cache after the answer. Tokens are taken
-        before the computation, as the cache protocol demands."""
+        """Compute the missing values, add them to `profiles`, and store them in the cache after the answer. Tokens are
+        taken before the computation, as the cache protocol demands."""
         # The users are counted while their tokens are taken. Interleaving prevented: 1. many groups check for overload;
         # 2. all are admitted, since no user waits yet; 3. all get their tokens and wait for statements at once.
         self._computation.coming(len(missing))
