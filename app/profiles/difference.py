@@ -80,8 +80,8 @@ async def compare(
 ) -> Difference:
     """Compute both definitions for up to `count` users, and compare the values.
 
-    The users are drawn at random from those with an event within the longer window. `source_of` makes the source that
-    computes a registry. `tell` is called with the number of users done. Raises `StoreUnavailable`.
+    The users are drawn at random from those with an event within the longer of the two windows. `source_of` returns a
+    `Source` for a registry. `tell` is called with the number of users done so far. Raises `StoreUnavailable`.
     """
     now_ms = clock.now_ms()
     since_ms = now_ms - max(before.window_ms, after.window_ms)

@@ -1,7 +1,7 @@
 """The consistency check: do the cached values of a user equal a recomputation?
 
-A *violation* is a wrong cached value that `Inspector` confirmed. Invariants: it was found while reads served cached
-values, both before and after; and no event that is still being ingested explains it. Only `repair` changes anything.
+A *violation* is a wrong cached value that `Inspector` confirmed. Invariants: reads served cached values both before and
+after the inspection; and no event still being ingested explains the value. Only `repair` changes the cache.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ log = logger("profiles.consistency")
 
 
 class CheckResult(NamedTuple):
-    """The result of checking one user. `inspection` is None if the user was not checked. `untrue` are the cells with a
-    wrong cached value, if the outcome is a violation; else it is empty."""
+    """The result of checking one user. `inspection` is None if the user was not checked. `untrue` has the features with
+    a wrong cached value if the outcome is `violation`, else it is empty."""
 
     user_id: str
     outcome: Outcome
@@ -45,13 +45,13 @@ class ConsistencyChecker:
         self._drop = drop
 
     async def check(self, user_ids: Sequence[str]) -> list[CheckResult]:
-        """Check some tens of users; returns one result per user, in that order. Raises `StoreUnavailable`."""
+        """Check some tens of users; return one result per user, in the same order. Raises `StoreUnavailable`."""
         if self._inspector.cache_state != "trusted":
             return [CheckResult(user_id, "unchecked") for user_id in user_ids]
         return [await self._result(inspection) for inspection in await self._inspector.inspect(user_ids)]
 
     async def repair(self, results: Sequence[CheckResult]) -> int:
-        """Delete the wrong cached values from the cache; returns how many there were. Raises `StoreUnavailable`."""
+        """Delete the wrong cached values from the cache; return their number. Raises `StoreUnavailable`."""
         stale = {result.user_id: [cell.entry.name for cell in result.untrue] for result in results if result.untrue}
         if stale:
             await self._drop(stale)
@@ -77,7 +77,7 @@ def report(result: CheckResult, metrics: Metrics, **context: object) -> None:
     """Count and log the wrong cached values of one user, with the facts that are needed to explain them.
 
     The log has a hash instead of the user id, because the user may be erased later. The sequence numbers of the newest
-    events lead to the user while the database holds these events.
+    events identify the user as long as the database holds these events.
     """
     for cell in result.untrue:
         assert cell.held is not None

@@ -1,8 +1,8 @@
 """Checks the profiles that decisions were made from: does each value equal a computation from the same events?
 
-A decision stores the moment of its read, and the version of each value. So the read is computed again as of that
-moment, from the user's events up to that version. Invariant: a value is compared only if its definition is unchanged
-and everything that it was computed from is still stored. Otherwise it is skipped, with the reason.
+A decision is stored with the moment at which its profile was read and with the version of each value. The check
+computes each value again as of that moment, from the user's events up to that version. Invariant: a value is compared
+only if its definition is unchanged and all its events are still stored. Otherwise its outcome says why it is skipped.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class DecisionChecker:
         self._pruned_before = pruned_before
 
     async def check(self, decisions: Sequence[LoggedProfile]) -> list[DecisionCheck]:
-        """Check decisions; returns one result for each, in that order. Raises `StoreUnavailable`."""
+        """Check decisions; return one result for each, in the same order. Raises `StoreUnavailable`."""
         rows = [self._rows(decision) for decision in decisions]
         profiles = iter(await self._computation.moments([row for of_one in rows for row in of_one]))
         # Read after the computation, so that it covers every event that was missing in it.
@@ -92,7 +92,7 @@ class DecisionChecker:
         return checks
 
     def _rows(self, decision: LoggedProfile) -> list[ComputeRow]:
-        """The computations that repeat a decision's read, one for each version."""
+        """The rows that compute a decision's values again, one for each version. Redefined features are left out."""
         if decision.read is None:
             return []
         masks: dict[int, int] = {}
@@ -130,8 +130,8 @@ class DecisionChecker:
 
 
 def report(check: DecisionCheck, metrics: Metrics) -> None:
-    """Count the check of a decision, and log its wrong values. The log names the decision and not the user, who may be
-    erased later."""
+    """Count the check of a decision, and log its wrong values. The log has the id of the decision and not of the user,
+    because the user may be erased later."""
     metrics.decision_checks.labels(check.outcome).inc()
     for item in check.wrong:
         log.error(
@@ -156,7 +156,7 @@ class DecisionMonitor:
         self._position: int | None = None
 
     async def round(self) -> None:
-        """Check up to `per_round` of the decisions since the last call. Raises `StoreUnavailable`."""
+        """Check up to `per_round` random decisions of those stored since the last call. Raises `StoreUnavailable`."""
         newest = await self._checker.logged.newest(
             NEWEST if self._position is not None else 1, after=self._position or 0
         )

@@ -1,8 +1,8 @@
 """Inspects users: compares their cached values with the event log and with a computation.
 
-An inspection writes nothing to the cache. Invariant: a value that is reported as stale or as unexplained held the same
-bytes before and after a pause of `PAUSE_S`. Between the commit of an event and its DEL, about a millisecond, a stale
-value is no fault.
+An inspection writes nothing to the cache. Invariant: a value is reported as stale or unexplained only if its key held
+the same bytes before and after a pause of `PAUSE_S`. So a stale value is not reported during the millisecond or so
+between the commit of an event and the DEL.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Fault = Literal["stale", "unexplained"]
 
 
 class InspectedCell(NamedTuple):
-    """One feature of a user, as cached and as computed. `feature` is its index.
+    """One feature of a user, as cached and as computed. `feature` is the index of the feature.
 
-    `state` and `holds` are None while the cache is unavailable. `held` is the cached value that a read would serve at
-    the time of `outcome`, the result of a computation. `difference` is the reason why `held` differs from a computation
-    at the same moment: an invalidation did not happen (`stale`), or there is none (`unexplained`). It is None if
-    nothing is held or nothing could be computed. `disabled`: an admin has disabled the feature, so reads answer null.
+    `held` is the cached value that a read would serve at the time of `outcome`, the result of a computation.
+    `difference` compares the two: `none` if they are equal, `stale` if they differ because an event did not delete the
+    cached value, `unexplained` if they differ for no known reason; None if there is no cached value or the computation
+    failed. `state` and `holds` are None while the cache is unavailable. `disabled`: an admin has disabled the feature.
     """
 
     feature: int
@@ -56,8 +56,8 @@ class InspectedCell(NamedTuple):
 class Inspection(NamedTuple):
     """The result of inspecting one user at the time `at_ms`, with one cell per feature.
 
-    `cache` is `trusted` if reads serve hits now. Otherwise reads compute, because invalidations are owed (`owed`) or
-    the cache is unavailable (`away`). `newest` has the sequence number of the user's newest event by subject.
+    `cache` is `trusted` if reads serve cached values now. Otherwise `cache` is `owed` if stale keys must still be
+    deleted, and `away` if no cache answers. `newest` has the sequence number of the user's newest event by subject.
     """
 
     user_id: str
@@ -98,7 +98,7 @@ class Inspector:
         clock: Clock,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`trusted` returns whether reads may serve hits now, as `TrustGate.holds`."""
+        """`trusted` returns whether reads may serve cached values now; see `TrustGate.holds`."""
         self._cache = cache
         self._hit = filler.hit
         self._trusted = trusted
@@ -110,11 +110,11 @@ class Inspector:
 
     @property
     def cache_state(self) -> CacheState:
-        """Whether reads serve hits now; if not, whether invalidations are owed or the cache is unavailable."""
+        """Whether reads serve cached values now; if not, whether invalidations are owed or the cache is unavailable."""
         return "away" if not self._cache.available else "trusted" if self._trusted() else "owed"
 
     async def inspect(self, user_ids: Sequence[str]) -> list[Inspection]:
-        """Inspect users; returns one inspection per user, in that order. Raises `StoreUnavailable`."""
+        """Inspect users; return one inspection per user, in the same order. Raises `StoreUnavailable`."""
         return await self._inspect(user_ids, self._registry.full_mask, compute=True)
 
     async def freshness(self, user_ids: Sequence[str], mask: int | None = None) -> list[CellFreshness]:
@@ -155,7 +155,7 @@ class Inspector:
     async def _unconfirmed(
         self, inspections: Sequence[Inspection], mask: int, found: dict[str, Inspection]
     ) -> list[str]:
-        """The users who must be inspected again, because a value at fault has changed after a pause."""
+        """After a pause, return the users who must be inspected again: a value at fault changed during the pause."""
         suspects = [one for one in inspections if any(cell.fault for cell in one.cells)]
         if not suspects:
             return []
@@ -194,7 +194,7 @@ class Inspector:
         return await self._computed_ahead(found)
 
     async def _held(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, bytes | None]] | None:
-        """The contents of each user's cells, by user id and feature index; None while the cache is unavailable."""
+        """The contents of each user's keys, by user id and feature index; None while the cache is unavailable."""
         wanted = indices(mask)
         cells = [Cell(user_id, self._registry.names[index]) for user_id in user_ids for index in wanted]
         try:
@@ -216,7 +216,7 @@ class Inspector:
         return InspectedCell(index, entry, "stale" if stale else "fresh", "value", value, outcome, difference, disabled)
 
     def _holds(self, index: int, raw: bytes | None) -> Holds:
-        """What a cached key holds instead of a value that a read would serve."""
+        """Classify the contents of a key that no read would serve."""
         if raw is None:
             return "nothing"
         value = decode(raw)
@@ -225,9 +225,9 @@ class Inspector:
         return "expired" if value.fingerprint == self._registry[index].fingerprint.encode() else "other definition"
 
     async def _computed_ahead(self, found: dict[str, Inspection]) -> dict[str, Inspection]:
-        """Judge values that a process computed whose clock is ahead of this one, by at most `CLOCK_SKEW_MS`: at the
-        moment of their computation, another event may have left the window. So they are compared with a computation as
-        of that moment."""
+        """Compare again each `unexplained` value that was computed after the inspection, by the clock of another
+        process. That clock is up to `CLOCK_SKEW_MS` ahead, so by it an event may have left the window already. If the
+        value equals a computation as of `computed_at_ms`, its difference becomes `none`."""
         ahead = [
             (one.user_id, cell.feature, cell.held)
             for one in found.values()
@@ -253,7 +253,7 @@ class Inspector:
 
 
 def _away(inspection: Inspection) -> Inspection:
-    """Remove every statement about the cache from an inspection, because the cache became unavailable."""
+    """Remove the cached values from an inspection, because the cache became unavailable."""
     cells = (cell._replace(state=None, holds=None, held=None, difference=None) for cell in inspection.cells)
     return inspection._replace(cache="away", cells=tuple(cells))
 

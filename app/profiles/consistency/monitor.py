@@ -1,7 +1,7 @@
 """The consistency monitor: a worker checks the users of some recent events 1 s, 1 min and 5 min after each event.
 
-Each second it chooses at most `users_per_s` users at random from the newest events, which also limits the number of
-scheduled checks. Checks lost when the worker stops are not repeated, since the monitor only samples.
+Each second, the monitor chooses at most `users_per_s` users at random from the newest events. This also limits the
+number of scheduled checks. If the worker stops, its scheduled checks are lost: the monitor only samples.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class ScheduledCheck(NamedTuple):
 
 
 class ConsistencyMonitor:
-    """Checks the users of some recent events. Each worker has one instance. The worker calls `round` every `ROUND_S`
-    seconds."""
+    """Samples users with recent events, and checks each of them after every delay in `DELAYS`. Each worker has one
+    instance and calls its `round` every `ROUND_S` seconds."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class ConsistencyMonitor:
         self._scheduled: list[ScheduledCheck] = []
 
     async def round(self) -> None:
-        """Schedule checks for some of the newest events, and run the checks that are due. Raises `StoreUnavailable`."""
+        """Choose users of new events, schedule their checks, and run those that are due. Raises `StoreUnavailable`."""
         if self._position is None:
             self._position = await self._events.newest_seq()
         newest = await self._events.since(self._position, NEWEST)

@@ -1,4 +1,4 @@
-"""Rows of a training set that are given by a decision: they have exactly the values that the decision was made from."""
+"""Rows of a training set that name a decision: they have exactly the values that the decision was made from."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from app.profiles.ports import ComputeRow, LoggedProfile
 
 
 class ServedRow(NamedTuple):
-    """The values that a decision was made from, and the computation of the features that it did not read."""
+    """The values that a decision was made from (`served`), and the row that computes the other features (`rest`)."""
 
     served: Profile
     rest: ComputeRow
 
 
 def served_row(decision: LoggedProfile | None, place: str, moments: Moments, mask: int) -> ServedRow:
-    """The row of a decision for the features in the mask.
+    """The row of a training set for a decision, with the features in the mask.
 
-    A feature whose definition has changed, or that did not exist, is computed as of the moment of the read, from the
-    user's events up to the highest version that was read. A feature that was read as null, because it was disabled or
-    failing, is null again.
+    Its values are those that the decision was made from. A feature whose definition has changed since, or that did not
+    exist then, is computed as of the moment of the read, from the user's events up to the highest version of the
+    values. A feature that was null, because it was disabled or failing, is null again.
 
     Raises:
-        InvalidInput: there is no such decision (None), its read is not recorded, or events have been pruned that a
-            computation needs. The issue names `place`.
+        InvalidInput: the decision does not exist (None), its read is not recorded, or events that a computation needs
+            have been pruned. The issue names `place`.
     """
     if decision is None or decision.read is None:
         raise InvalidInput("a decision cannot be used", [Issue(place, _problem(decision))])

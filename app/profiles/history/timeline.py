@@ -26,8 +26,8 @@ class Point(NamedTuple):
 
 
 def daily(moments: Moments, now_ms: int) -> list[tuple[int, int]]:
-    """The last `DAYS` moments a day apart, oldest first, ending now, as (milliseconds, mask of features). The mask has
-    the features that can be computed for the moment."""
+    """The last `DAYS` moments that are a day apart, up to now, oldest first, as (milliseconds, mask of features). The
+    mask has the features that can be computed as of the moment."""
     width = len(moments.registry)
     found: list[tuple[int, int]] = []
     for days_ago in range(DAYS - 1, -1, -1):
@@ -39,8 +39,8 @@ def daily(moments: Moments, now_ms: int) -> list[tuple[int, int]]:
 async def development(
     read_as_of: Callable[[list[ComputeRow]], Awaitable[list[Profile]]], moments: Moments, user_id: str, now_ms: int
 ) -> list[Point]:
-    """Compute the timeline of a user: one point a day. Raises `StoreUnavailable`. `read_as_of` computes past moments,
-    as `ProfileReader.read_as_of`."""
+    """Compute the timeline of a user: one point a day. Raises `StoreUnavailable`. `read_as_of` computes past moments;
+    see `ProfileReader.read_as_of`."""
     asked = [ComputeRow(user_id, mask, at_ms) for at_ms, mask in daily(moments, now_ms)]
     profiles = await read_as_of(asked)
     return [Point(row.now_ms or 0, profile) for row, profile in zip(asked, profiles, strict=True)]

@@ -1,6 +1,6 @@
-"""Decides which past moments may be asked for: not the future, and none whose window reaches beyond the retention.
+"""Decides which moments may be asked for: none in the future, none with a window from before the retention period.
 
-If only a part of a window's events is still stored, the value is plausible but wrong.
+If only a part of the events in a window is still stored, the value is plausible but wrong.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class CommonBin(msgspec.Struct, omit_defaults=True):
     """A bin of a feature's values, and how many users had a value in it now and before.
 
     A bin of kind `value` is one category, and `other` is every further category. A `range` includes `from` and excludes
-    `to`; the last range of floats includes both. `from` of the first range is null if values lie below it, and `to` of
-    the last range if values lie above it.
+    `to`; the last range of floats includes both. If the first or last range also counts values that lie outside it, its
+    outer edge is null.
     """
 
     now: int
@@ -66,7 +66,7 @@ def common_bins(dtype: Dtype, now: Counter[Scalar], before: Counter[Scalar]) -> 
 
 def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
     """The counts of the values that are numbers, by number. A number is counted as 0 if its absolute value is at most
-    `TINY`, and as `HUGE` or `-HUGE` if it lies beyond that."""
+    `TINY`, as `HUGE` if it is larger than `HUGE`, and as `-HUGE` if it is smaller than `-HUGE`."""
     counts: Counter[float] = Counter()
     for value, count in values.items():
         if isinstance(value, int | float):

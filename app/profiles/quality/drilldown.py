@@ -1,8 +1,8 @@
 """Finds the users behind a number of a quality report, by searching all eligible users in bounded steps.
 
 The report is as of its measurement and may be of a sample; the search is live. Each step is one request. Invariant: a
-user that a search passed over was not in the wanted state. So following `next_after` to its end finds every user that
-stays in it.
+user that the search passed over was not in the wanted state at that time. So following `next_after` to the end finds
+every user who is in the wanted state during the whole search.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Drilldown:
     async def find(self, feature: str, sought: Sought, after: str, limit: int) -> FoundUsers:
         """Find users whose cached value of a feature is in the state `sought`, in the order of their ids.
 
-        Looks at the eligible users with ids above `after`, until it has found `limit` users, has looked at
-        `MOST_SCANNED`, or `MOST_S` seconds are over.
+        Look at the eligible users with ids above `after`, until `limit` users are found, `MOST_SCANNED` users have been
+        looked at, or `MOST_S` seconds are over.
 
         Raises:
             UnknownFeature: the registry has no such feature.

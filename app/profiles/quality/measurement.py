@@ -83,7 +83,7 @@ class QualityMeasurement:
             return report(sample, self._registry, self._clock.now_ms())
 
     async def _draw(self) -> UserSample:
-        """Draw users for each of the two moments from the users with an event in the longest window before it."""
+        """Draw users for each of the two moments, from those with an event in the longest window before the moment."""
         now_ms = self._clock.now_ms()
         before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, self._registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))
@@ -108,7 +108,7 @@ class QualityMeasurement:
         self._count_values(sample, asked, snapshot, len(now))
 
     async def _count_held(self, sample: UserSample, user_ids: Sequence[str], *, first: bool) -> None:
-        """Count the cached values of users by state, age and value. If the cache is unavailable, this tries again up to
+        """Count the cached values of users by state, age and value. If the cache is unavailable, try again up to
         `TRIES` times, but not for the first page."""
         for attempt in range(1, TRIES + 1):
             try:

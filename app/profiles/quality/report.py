@@ -28,7 +28,7 @@ ShareInterval = Annotated[list[float], Meta(min_length=2, max_length=2, descript
 class Figures:
     """The counts of one feature during a measurement. `states` counts the users by the state of their cached value.
     `ages_ms` has the ages of the cached values, and `held` counts them by value. `now` and `before` count the values
-    computed as of each moment. `failed` values could not be computed; `failure` is the first reason."""
+    computed for the two moments. `failed` values could not be computed; `failure` is the first reason."""
 
     states: Counter[State] = field(default_factory=Counter)
     ages_ms: list[int] = field(default_factory=list)
@@ -217,8 +217,7 @@ def _drift(entry: Feature, sample: UserSample, figures: Figures) -> Drift:
 
 
 def _unreached(entry: Feature, sample: UserSample) -> str | None:
-    """The reason why a feature cannot be computed as of `before_ms`; None if it can. It cannot if the event log begins
-    within the feature's window."""
+    """Why a feature cannot be computed as of `before_ms`; None if it can: the event log holds the whole window."""
     oldest_ms = sample.oldest_event_ms
     if oldest_ms is not None and oldest_ms <= sample.before_ms - entry.window_ms:
         return None

@@ -23,10 +23,8 @@ State = Literal["queued", "running", "completed", "failed"]
 
 
 class QualityRun(NamedTuple):
-    """A run as stored.
-
-    `measured` is the number of users, 0 until the run is completed; `body` is the report as JSON.
-    """
+    """A run as stored. `measured` is the number of users, 0 until the run is completed; `body` is the report as
+    JSON."""
 
     id: int
     state: State
@@ -60,12 +58,12 @@ class QualityRepository(Protocol):
         included: that time was read from a clock that was ahead."""
 
     async def begin(self, run_id: int, now_ms: int) -> bool:
-        """Mark a run as running; returns False if the run has ended."""
+        """Mark a run as running; return False if the run has ended."""
 
     async def finish(
         self, run_id: int, state: State, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""
     ) -> bool:
-        """Set the final state of an active run and delete all but the last `KEPT` runs; False if it had ended."""
+        """Set the final state of a run and delete all but the last `KEPT` runs; return False if the run had ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +92,7 @@ class DataQuality:
 
 
 def readable_report(run: QualityRun) -> QualityReport | None:
-    """The report of a completed run; None if another release wrote it in a form that this one cannot read."""
+    """The report of a completed run; None if a release wrote it in a form that this release cannot read."""
     try:
         return msgspec.json.decode(run.body or "", type=QualityReport)
     except msgspec.MsgspecError as error:

@@ -1,9 +1,9 @@
 """Rebuilds cached values: computes them again and replaces them, while readers keep hitting the old ones.
 
-The held value is the token of the cache protocol, since its bytes carry its version. So no reader misses
-meanwhile, and if an event comes in between, the fill is refused, as every fill is. It is tried again with a fresh token
-and snapshot. Invariants: a rebuilt value that was stored was computed after the rebuild began. If it was not stored,
-because events kept coming or the cache is unavailable, no older value is left in the cache either.
+The token of a fill is the old cached value, which stays in the cache until the fill. If an event deletes the old value,
+the fill is refused, and the rebuild tries again with a fresh token and snapshot. Invariants: a rebuilt value that was
+stored was computed after the rebuild began. If a value could not be stored, because events kept coming or the cache is
+unavailable, the old value is invalidated.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Rebuilder:
         registry: Registry,
         invalidate: Callable[[Stale], Awaitable[bool]],
     ) -> None:
-        """`invalidate` deletes cached values, as `Invalidator.invalidate`."""
+        """`invalidate` deletes cached values; see `Invalidator.invalidate`."""
         self._cache = cache
         self._computation = computation
         self._filler = filler
@@ -50,10 +50,9 @@ class Rebuilder:
         return self._cache.available
 
     async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, Profile]:
-        """Compute the features in `mask` for each user and store them in the cache; returns the profiles.
+        """Compute the features in `mask` for each user, store them in the cache, and return the profiles.
 
-        Waits until the cache has answered. If the cache is unavailable, the old cached values are invalidated instead.
-        Raises `StoreUnavailable`.
+        If values cannot be stored, the old cached values are invalidated. Raises `StoreUnavailable`.
         """
         profiles: dict[str, Profile] = {}
         left: dict[str, int] = {}
@@ -71,8 +70,8 @@ class Rebuilder:
         return profiles
 
     async def _attempt(self, wanted: Mapping[str, int], profiles: dict[str, Profile]) -> dict[str, int]:
-        """Compute values into `profiles` and try once to store them. Returns the masks of the features whose values
-        were not stored, by user id."""
+        """Compute values into `profiles` and try once to store them. Return the masks of the features whose values were
+        not stored, by user id."""
         epoch, tokens = await self._tokens(wanted)
         computed = await self._computation.live(wanted)
         for user_id, mask in wanted.items():

@@ -28,7 +28,7 @@ class RebuildRun(NamedTuple):
     """A rebuild of many users, as stored, with its progress. `scope` says which users; see `scope_of`.
 
     `user_ids` is None if the run rebuilds all eligible users (`everyone`), or if the row was read without its list of
-    users. `position` is the id of the last user done; if the run has a list, it is the number of users done.
+    users. `position` is the id of the last user done or, if the run has a list, how many users of the list are done.
     """
 
     id: str
@@ -59,7 +59,7 @@ class RebuildRepository(Protocol):
     """Stores rebuild runs. Raises `StoreUnavailable`."""
 
     async def open(self, run: RebuildRun) -> RebuildRun | None:
-        """Store a new run and return None. If a run of the same scope is active, store nothing and return it."""
+        """Store a new run and return None. If a run of the same scope is active, store nothing and return that run."""
 
     async def get(self, run_id: str) -> RebuildRun | None: ...
 
@@ -71,10 +71,10 @@ class RebuildRepository(Protocol):
         included: that time was read from a clock that was ahead."""
 
     async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:
-        """Record the progress of a run. Returns its state, which may have become `cancelled`."""
+        """Record the progress of a run; return its state, which may have become `cancelled`."""
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
-        """Set the final state of an active run; returns False if the run had ended before."""
+        """Set the final state of an active run; return False if the run had ended before."""
 
 
 def scope_of(user_ids: Sequence[str] | None) -> str:
@@ -98,7 +98,7 @@ class RebuildRunner:
         return await self._users.count_eligible(self._since_ms(mask)) if user_ids is None else len(user_ids)
 
     async def run(self, run_id: str, budget_s: float) -> bool:
-        """Continue a run for about `budget_s` seconds; returns False if there is more to do.
+        """Continue a run for about `budget_s` seconds; return False if there is more to do.
 
         Raises:
             Unavailable: try again later; the run continues from its position.
