@@ -22,9 +22,9 @@ class Bounds(NamedTuple):
     """Limits of a batcher. `at_once` and `most` are sums of item sizes; by default each item has the size 1.
 
     `kind`: the name of the load in the error `Overloaded`.
-    `at_once`: the largest group, the items of one call. A larger item forms a group of its own.
-    `most`: the largest sum of waiting items; items beyond it are rejected.
-    `patience_s`: while more than `at_once` waits, an item is rejected if its estimated wait is longer, in seconds.
+    `at_once`: the largest group, that is the items of one call. A larger item forms a group of its own.
+    `most`: the largest sum of the waiting items; an item that would exceed `most` is rejected.
+    `patience_s`: while more than `at_once` waits, an item is rejected if its estimated wait exceeds this many seconds.
     `apart_s`: a group that is not full starts at least this many seconds after the start of the previous group.
     """
 
@@ -47,11 +47,11 @@ class Batcher(Generic[Item, Result]):
     `work` returns one result per item, in the same order. Guarantees:
 
       1. Order: items are worked on in the order of their submission, each exactly once, one group at a time.
-      2. Freshness: `work` is called after each of its items was submitted.
+      2. Freshness: each call of `work` begins after every item of its group was submitted.
       3. Latency: an idle batcher calls `work` in the next turn of the event loop, unless `apart_s` defers it.
-      4. Isolation: an exception of `work` is raised to the items of its group; later groups are not affected.
-      5. Cancellation: cancelling the future of an item cancels neither its work nor another item.
-      6. Bounded memory: the sizes of the waiting items never add up to more than `most`.
+      4. Isolation: if `work` raises, every future of that group raises the same exception, and no other future does.
+      5. Cancellation: cancelling the future of an item stops neither the work on that item nor on any other item.
+      6. Bounded memory: the sum of the sizes of all waiting items is at most `most`.
       7. After `close`, every future is done.
     """
 

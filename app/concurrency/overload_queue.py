@@ -28,10 +28,7 @@ PAUSE_MOST_S = 0.1
 
 
 class OverloadQueue:
-    """Delays requests during overload and releases them in groups.
-
-    There is one instance per process and kind of load.
-    """
+    """Delays requests during overload and releases them in groups. Each process has one instance per kind of load."""
 
     def __init__(
         self,

@@ -31,8 +31,8 @@ async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
 
 
 def fail(done: asyncio.Future[Any], error: BaseException) -> None:
-    """Set an error on a future, or cancel the future if the error is not an `Exception`, as a cancellation. Do nothing
-    if the future is done, for example because its caller has cancelled it."""
+    """Set an error on a future. If the error is not an `Exception` (such as `CancelledError`), cancel the future
+    instead. Do nothing if the future is done, for example because its caller has cancelled it."""
     if done.done():
         return
     if isinstance(error, Exception):

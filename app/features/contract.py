@@ -33,7 +33,7 @@ class Contract:
 
         Raises:
             RegistryError: the mirror declares other features, dtypes or descriptions than the registry.
-            SettingsError: events would be deleted within the longest window, or decisions before their rewards.
+            SettingsError: events could be deleted within a window, or decisions before their reward is known.
         """
         check_mirror(self.registry, self.mirror)
         settings.require_retention(self.registry.longest_window_ms())

@@ -8,17 +8,18 @@ import msgspec
 
 
 class ValueRead(NamedTuple):
-    """One value of a profile: the fingerprint of its definition, and the version that the computation saw."""
+    """A value of a profile: the fingerprint of its definition, and its version, the sequence number of the user's
+    newest event in the computation."""
 
     fingerprint: str
     version: int
 
 
 class ProfileRead(msgspec.Struct, frozen=True):
-    """A read of a profile, as stored with the decision that it was for.
+    """A read of a profile, as stored with the decision that was made from the profile.
 
-    Each value equals a computation as of `at_ms` from the user's events up to its version. `values` are by feature
-    name; features that were disabled or failing, and so read as null, are left out.
+    Each value equals a computation as of `at_ms` from the user's events up to the version of the value. `values` is by
+    feature name. Features that were disabled or failing, and so read as null, are left out.
     """
 
     at_ms: int

@@ -56,8 +56,8 @@ REGISTRY = Registry([{constant}])
 
 
 class _Sketch(NamedTuple):
-    """A template for a new feature: its SQL, description and default, and an example. `events` has the Python source of
-    the argument of each example event, oldest first. `value` is the value for these events."""
+    """The parts of a new feature, for one relation and dtype. `events` has the arguments of the example's events as
+    Python source, oldest first. `value` is the value of the feature for these events."""
 
     compute: str
     description: str
