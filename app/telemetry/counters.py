@@ -1,7 +1,8 @@
 """Counters and histograms without locks, for the request path.
 
-prometheus-client's own metrics take three locks per observation, a sixth of the cost of a warm read. Only the event
-loop's thread may write to these; any thread may read. A scrape may see the count of an observation and not yet its sum.
+The metrics of prometheus-client take three locks per observation, a sixth of the cost of a warm read. Those of this
+module may be written only by the event loop's thread, and read by any thread. A scrape may find an observation in
+the count of a histogram and not yet in its sum.
 """
 
 from __future__ import annotations

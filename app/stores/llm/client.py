@@ -4,9 +4,9 @@ Invariants:
 - At most `MOST_BYTES` of an answer are read. Compression is not accepted, because a small compressed body could expand
   to a large one.
 - A redirect is not followed: it would send prompt and key to another address.
-- The environment is ignored. A proxy variable or a `.netrc` made for other programs must not decide which server gets
-  the prompt and which key is sent. An operator who needs a proxy sets it as the endpoint.
-- The key is sent in one header only; `holds_key` tells whether an answer repeats it.
+- Proxy variables and `.netrc` are ignored: the settings of other programs must not decide which server gets the prompt
+  and which key is sent. An operator who needs a proxy sets the URL of the proxy as the endpoint.
+- The key is sent in one header only; `holds_key` tells whether an answer repeats the key.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class NotConnected(ModelFailed):
 
 class LlmClient:
     def __init__(self, url: str, key: str | None = None, *, connect_s: float = CONNECT_S) -> None:
-        """`/chat/completions` is appended to `url`, the base URL. `connect_s` limits connecting, in seconds."""
+        """`/chat/completions` is appended to `url`, the base URL. `connect_s`: seconds allowed for connecting."""
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
@@ -60,8 +60,8 @@ class LlmClient:
         """Send `body` as JSON and return the answer, whatever its status.
 
         Raises:
-            NotConnected: the connection failed, or broke before an answer began.
-            ModelFailed: the connection broke within the answer, or the answer is too long.
+            NotConnected: no connection was made, or it broke before an answer began.
+            ModelFailed: the connection broke within the answer, or the answer has more than `MOST_BYTES`.
         """
         begun = False
         try:
@@ -91,7 +91,7 @@ class LlmClient:
 
 
 async def _remove_location(response: httpx.Response) -> None:
-    """Remove the `Location` header: httpx parses it even if it follows no redirect, and fails if it is not a URL."""
+    """Remove the `Location` header: httpx, though it follows no redirect, fails if this header is not a URL."""
     response.headers.pop("location", None)
 
 

@@ -1,7 +1,7 @@
 """Extracts the tip's text from a chat completion.
 
-An answer that is not a completion counts as a failure of the endpoint. A completion whose content is not a tip counts
-only as a failure of that call. No error message quotes the answer, since it may contain the key or the prompt.
+An answer that is not a completion counts as a failure of the endpoint. A completion without a tip fails one call, and
+the endpoint stays in use. No error message quotes the answer, which may contain the key or the prompt.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def text_in(body: bytes) -> str:
 
 
 def _unfenced(content: str) -> str:
-    """Remove the Markdown fence that models without a schema often put around JSON. Not a regular expression: on an
-    answer that ends in thousands of spaces, its backtracking would take hours."""
+    """Remove the Markdown fence that models often put around JSON if the request has no schema. A regular expression
+    would backtrack for hours on an answer that ends in thousands of spaces."""
     text = content.strip()
     if len(text) < 2 * len(_FENCE) or not (text.startswith(_FENCE) and text.endswith(_FENCE)):
         return content

@@ -1,10 +1,10 @@
 """Writes tips with a model behind an OpenAI-compatible chat-completions endpoint.
 
-A request contains a model, two messages and a JSON schema for the answer. It has no other options, since each of them
-is refused by some endpoint.
+A request holds a model, two messages, `stream: false` and a JSON schema for the answer. Every other option is refused
+by some endpoint.
 
 Invariants: `write` ends within `patience_s`, whatever the endpoint does, including retries and pauses. A request is
-repeated at most once after 429, 5xx or a failed connection, and at most once without the schema, if that was refused.
+repeated at most once after 429, 5xx or a failed connection, and at most once without a schema that was refused.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class LlmWriter:
         patience_s: float = PATIENCE_S,
         least_s: float = LEAST_S,
     ) -> None:
-        """`new_mark` returns new unpredictable letters and digits. They delimit the user's task in a prompt.
+        """`new_mark` returns new unpredictable letters and digits, which delimit the user's task in a prompt.
 
-        `patience_s` limits a whole call of `write`. No retry begins if less than `least_s` would remain for its answer.
+        `patience_s`: time limit of one call of `write`. No retry begins with less than `least_s` of that time left.
         """
         self._client = client
         self._model = model
@@ -103,7 +103,7 @@ class LlmWriter:
     def _failure(self, reply: Reply) -> ModelFailed:
         """The error for an answer whose status is not 2xx.
 
-        400, 413 and 422 may be due to this prompt alone. Any other status counts as a failure of the endpoint.
+        400, 413 and 422 may be due to this prompt alone. All other statuses count as a failure of the endpoint.
         """
         detail = f"it answered {reply.status}"
         if reply.status == 429:

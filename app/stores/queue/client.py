@@ -1,8 +1,8 @@
 """The arq queue, as the API and the command line use it: enqueueing jobs and querying the queue's state.
 
 Publishing never raises and never blocks the caller. If a job is lost, the worker's periodic sweep finds its events in
-the event log. Jobs are encoded as msgpack. A job in another encoding or with an unknown name is decoded as a job that
-stores it as a dead letter. A pickle is never loaded.
+the event log. Jobs are encoded as msgpack. If a job is not msgpack or has an unknown name, the worker stores the job
+itself as a dead letter. A pickle is never loaded.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def serialize(job: dict[str, Any]) -> bytes:
 
 
 class _Job(msgspec.Struct):
-    """A job as arq encodes it. Other publishers may omit all fields but `f` and `a`. `f`: name of the function. `a`,
-    `k`: positional and keyword arguments. `t`: number of the try. `et`: time of enqueueing in milliseconds."""
+    """A job as arq encodes it. Publishers without arq may omit all fields but `f` and `a`. `f`: name of the function.
+    `a`, `k`: positional and keyword arguments. `t`: current try, from 1. `et`: time of enqueueing in milliseconds."""
 
     f: str
     a: list[Any]
@@ -67,7 +67,7 @@ class _Job(msgspec.Struct):
 
 
 def deserialize(raw: bytes) -> dict[str, Any]:
-    """Decode a job into the mapping that arq expects. An invalid one becomes a job that stores it as a dead letter.
+    """Decode a job into the mapping that arq expects; for an invalid job, return the `burial` of its content instead.
     Never raises: arq drops a job that it cannot deserialize, and a job with a field of a wrong type ends the worker."""
     try:
         found = msgspec.msgpack.decode(raw)
@@ -100,8 +100,9 @@ def burial(payload: object, reason: str) -> dict[str, Any]:
 def without_user(raw: bytes, user_id: str) -> bytes:
     """Remove a user from the bytes of a waiting job, and return the new bytes.
 
-    From a list of events, the user's events are removed. Any other argument that names the user becomes an empty list.
-    A job that names the user elsewhere, decodable or not, becomes a `tip_events` job without events.
+    An argument that is a list loses its items that name the user. An argument of any other type that names the user
+    becomes an empty list. If the user is named outside the arguments, or in bytes that cannot be decoded, the whole job
+    becomes a `tip_events` job without events.
     """
     if user_id.encode() not in raw:
         return raw
@@ -124,8 +125,8 @@ def _rest(argument: object, user_id: str) -> object:
 def connect(
     url: str, name: str = QUEUE, *, blocking_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS
 ) -> ArqRedis:
-    """A client of the queue `name`. It connects on first use. `blocking_s` limits connecting, each reply, and waiting
-    for one of the `connections` of the pool, in seconds."""
+    """A client of the queue `name`. It connects on first use, with up to `connections` connections. `blocking_s`: time
+    limit, in seconds, of connecting, of each reply, and of the wait for a free connection."""
     # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.
     pool = blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
     return ArqRedis(
@@ -144,8 +145,7 @@ def health_key(name: str) -> str:
 
 
 class Queue:
-    """A queue as the API and the command line use it: they publish events, start runs and query its state. Implements
-    `app.events.ports.Publisher`."""
+    """Publishes events, starts runs and queries the queue's state. Implements `app.events.ports.Publisher`."""
 
     def __init__(self, url: str, metrics: Metrics, name: str = QUEUE, bounds: Bounds = BOUNDS) -> None:
         self._name = name
@@ -155,8 +155,8 @@ class Queue:
         self._jobs: Batcher[Sequence[int], None] = Batcher(self._enqueue, time.monotonic, bounds, size=len)
 
     def publish(self, seqs: Sequence[int]) -> None:
-        """Return at once, and enqueue jobs that consume these events in the background. If too many events wait already
-        (`Bounds.most`), these are not published. The worker's periodic sweep finds them in the event log."""
+        """Return at once; jobs that consume the events are enqueued in the background. If too many events wait to be
+        enqueued (`Bounds.most`), the rest is left to the worker's periodic sweep of the event log."""
         with suppress(Overloaded):
             for start in range(0, len(seqs), self._at_once):
                 self._jobs.submit(seqs[start : start + self._at_once])
@@ -174,7 +174,7 @@ class Queue:
         return int(await self._ask("ZCARD", self._name))
 
     async def worker_alive(self) -> bool:
-        """Whether a worker has refreshed its health key within the last seconds. Raises `QueueUnavailable`."""
+        """Whether a worker has refreshed the health key in the last three seconds. Raises `QueueUnavailable`."""
         return int(await self._ask("EXISTS", health_key(self._name))) == 1
 
     async def show_database(self, database_id: str, now_ms: int) -> None:

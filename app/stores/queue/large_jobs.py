@@ -1,9 +1,9 @@
 """Jobs of many events, read from the queue in pieces.
 
 arq fetches and decodes a whole job at once: a million events took 800 MB. A `tip_events` job of more than `PIECE_BYTES`
-is therefore set aside before arq fetches it. Its bytes move to another key, and its own key gets a small job with a
-position in them, which is retried until no events are left. Invariant: the position moves only after all events before
-it are stored or dead letters, so after a worker is killed at most one piece is ingested again.
+is therefore set aside: before arq fetches the job, its bytes move to another key, and a small job takes its place. The
+small job holds a position in the bytes, and is retried until no events are left. Invariant: the position moves only
+after all events before it are stored or dead letters. So if a worker is killed, at most one piece is ingested again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ARRAY, _MAP = 0x90, 0x80
 
 class Position(NamedTuple):
     """The progress of a job that is read in pieces, stored as the arguments of its small job. `at`: byte offset of the
-    next event. `taken`: the number of events before it. `events`: the number of all events."""
+    next event. `taken`: the number of events read so far. `events`: the number of events in the whole job."""
 
     at: int
     taken: int
@@ -48,9 +48,9 @@ class Position(NamedTuple):
 
 
 async def set_aside(redis: ArqRedis, job_id: str) -> None:
-    """If a job has more than `PIECE_BYTES`, move its bytes to another key and leave a small job in its place.
+    """If a job has more than `PIECE_BYTES`, move its bytes to another key and put a small job in its place.
 
-    A job of more than `MAX_JOB_BYTES`, or one that is not a list of events, becomes a job that stores a dead letter.
+    If such a job has more than `MAX_JOB_BYTES`, or no list of events, replace it by a job that stores a dead letter.
     Raises `QueueUnavailable`.
     """
     key = job_key_prefix + job_id
@@ -145,7 +145,7 @@ def split(data: bytes, most: int) -> tuple[list[object], int]:
 
 
 def position_of(job: dict[str, Any]) -> Position | None:
-    """The position in a small job that `set_aside` has left; None if `job` is not one."""
+    """The position that a small job of `set_aside` holds; None for any other job."""
     return Position(*job["a"]) if job["f"] == LARGE_TIP_EVENTS else None
 
 

@@ -1,10 +1,10 @@
-"""Runs arq's worker, and starts another one after each loss of the connection to Redis, which ends arq's worker.
+"""Runs arq's worker. A lost connection to Redis ends the worker, and another one is then started.
 
 Invariant: when `keep_working` returns, no job runs in this process. arq retries interrupted jobs after the job timeout
 plus `ARQ_EXTRA_S`.
 
-arq waits for about thirty replies per job, which limits the throughput of a worker. Its connections are therefore lean
-(`_Lean`) and have no timeout per reply. A queue that does not reply is detected because the worker stops polling.
+arq waits for about thirty replies per job, which limits the throughput of a worker. To save CPU time, the worker's
+connections are of the class `_Lean`, without a timeout per reply. `_silence` detects a queue that does not reply.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Pace:
 
     @property
     def budget_s(self) -> float:
-        """The seconds of work after which one try of a long job stops."""
+        """The seconds of work after which a long job ends its current try. The next try continues the work."""
         return 0.5 * self.job_timeout_s
 
     @property
@@ -98,8 +98,8 @@ async def keep_working(
 
 
 class _Worker(Worker):
-    """arq's worker, which also counts its polls, and replaces large jobs by small ones before it fetches them. It
-    starts no further job once `allow_pick_jobs` is false."""
+    """arq's worker, changed in three ways: polls are counted, `set_aside` replaces a large job before arq fetches the
+    job, and no further job is started once `allow_pick_jobs` is false."""
 
     rounds = 0
 
@@ -115,7 +115,7 @@ class _Worker(Worker):
             await super().start_jobs([job_id])
 
     async def run_job(self, job_id: str, score: int) -> None:
-        """Run a job. If it is large, first replace it by a small one with `set_aside`: arq would fetch it whole."""
+        """Run a job. First let `set_aside` replace a large job, which arq would fetch as a whole."""
         await set_aside(self.pool, job_id)
         await super().run_job(job_id, score)
 
@@ -127,7 +127,7 @@ class _Worker(Worker):
 
 
 async def _silence(worker: _Worker) -> None:
-    """Wait until the worker has not finished a poll for `SILENT_S` seconds, because the queue does not reply."""
+    """Return when the worker has finished no poll for `SILENT_S` seconds: the queue does not reply."""
     seen = -1
     while worker.rounds != seen:
         seen = worker.rounds
@@ -135,8 +135,8 @@ async def _silence(worker: _Worker) -> None:
 
 
 class _Lean:
-    """Mixin that saves CPU time in redis-py's asyncio connections. hiredis packs the commands, as in redis-py's
-    blocking connections. Without it, Python code packs them."""
+    """Mixin that saves CPU time in redis-py's asyncio connections: commands are packed by hiredis, as in redis-py's
+    blocking connections, and not by Python code."""
 
     _packer: Any = HiredisRespSerializer()
     _reader: asyncio.StreamReader | None
@@ -146,8 +146,8 @@ class _Lean:
         return packed
 
     async def can_read_destructive(self) -> bool:
-        """Whether unread data is left. Raises if the connection is closed. Called whenever a connection leaves the
-        pool. redis-py's version starts a read and cancels it."""
+        """Whether unread data is left. Raises if the connection is closed. redis-py calls this method whenever a
+        connection leaves the pool. The overridden method is slower: it starts a read and cancels the read."""
         reader = self._reader
         if reader is not None and not reader.at_eof() and not reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
             return False
@@ -189,9 +189,9 @@ def _worker(
 
 
 async def _close(worker: _Worker, running: asyncio.Task[None]) -> None:
-    """Let jobs finish for up to `STOP_GRACE_S` seconds, cancel the others, and close. arq retries cancelled jobs. A
-    poll under way finishes first. Otherwise: 1. arq marks a job as taken; 2. the poll is cancelled before the job has
-    started, and the job stays hidden for its timeout plus `ARQ_EXTRA_S`, though nothing crashed."""
+    """Let jobs finish for up to `STOP_GRACE_S` seconds, cancel the remaining jobs, and close. arq retries cancelled
+    jobs. A poll that has begun ends first. Otherwise: 1. arq marks a job as taken; 2. the poll is cancelled before the
+    job has started. No worker would then run the job for its timeout plus `ARQ_EXTRA_S`."""
     worker.allow_pick_jobs = False
     worker.came_round.clear()
     round_over = asyncio.create_task(worker.came_round.wait())

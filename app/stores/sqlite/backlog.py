@@ -22,7 +22,7 @@ SELECT_UNKNOWN = "SELECT sent_by, events FROM unknown_decisions WHERE newest_ms 
 class Backlog(NamedTuple):
     """Counts of pending work.
 
-    `oldest_received_at_ms`: the arrival of the oldest unconsumed event; None if there is none. `owed`: deletions of
+    `oldest_received_at_ms`: the earliest arrival of an unconsumed event; None if there is none. `owed`: deletions of
     cache keys that failed and are still to be made. `unreadable`: users whose sufficient statistics were found damaged.
     """
 
@@ -45,9 +45,9 @@ async def events_ahead(database: Database, now_ms: int) -> int:
 
 
 async def unknown_decisions(database: Database, now_ms: int) -> list[tuple[str, int]]:
-    """Senders of events whose decision id does not exist for the event's user, each with the number of such events.
+    """Senders of events whose decision id is unknown for the event's user, each with the number of these events.
 
-    Only senders of such an event in the last day are returned. The count begins again after a day without one. Raises
+    A sender is left out after a day without such an event. The sender's count then restarts at 0. Raises
     `StoreUnavailable`.
     """
     return await database.rows(SELECT_UNKNOWN, (now_ms - DAY_MS,))

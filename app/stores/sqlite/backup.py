@@ -1,8 +1,8 @@
 """Backs up the database while processes write to it, restores backups, and gives copied files an id of their own.
 
-A backup gets a new id, and a restored database another new id and a higher sequence number. The id is part of the epoch
-in every cache key, so values cached from the replaced database are not read again. A backup keeps owner and mode of the
-database, and a restored database those of the file that it replaces.
+A backup gets a new id. A restored database gets another new id, and sequence numbers that continue a million higher.
+The id is part of every cache key, so values cached from the replaced database are not read again. A backup has owner
+and mode of the database, and a restored database has those of the file that it replaces.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _exclusive(database: Path) -> Iterator[sqlite3.Connection | None]:
 
 @contextmanager
 def _locked(database: Path) -> Iterator[None]:
-    """Hold SQLite's exclusive lock. Every connection in WAL mode holds a shared lock on the same bytes."""
+    """Lock the bytes on which any connection in WAL mode holds a shared lock. Raises `Conflict` if one is open."""
     with database.open("r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, LOCK_BYTES, LOCKED_FROM)

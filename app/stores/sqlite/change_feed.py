@@ -1,9 +1,9 @@
 """Tells a process which users have new events, and when it must clear its local cache of profiles in memory.
 
-The log is written in the order of its sequence numbers, so new events lie above the last one seen. The local cache
-epoch, a counter in the database, covers the changes that no event shows: a user was erased, values were rebuilt, or a
-deletion of cache keys was made late. It is advanced in the same transaction, or once the new values are in the cache.
-Every process then clears its local cache (`app.profiles.online.local_cache`).
+The log is written in the order of its sequence numbers, so new events have higher numbers than the last one seen. No
+event shows that a user was erased, that values were rebuilt, or that a deletion of cache keys succeeded after it had
+failed. Each of these advances the *local cache epoch*, a counter in the database, in its transaction or afterwards.
+Every process that sees a new epoch clears its local cache (`app.profiles.online.local_cache`).
 
 Invariant: a call of `changed_users` names the user of every event that was committed before the call began and that no
 earlier call has covered. If the event was erased meanwhile, the call returns None instead.

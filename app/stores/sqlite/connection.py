@@ -56,7 +56,7 @@ class ThreadConnection(aiosqlite.Connection):
 
         A statement of a read-only connection is interrupted after `timeout_s` seconds, when the caller is cancelled,
         and when the connection is closed. It then raises `sqlite3.OperationalError` (SQLITE_INTERRUPT). The connection
-        stays usable: the next call waits some ten milliseconds, until the interrupted one has returned.
+        stays usable: the next call waits some ten milliseconds, until the interrupted statement has ended.
 
         Raises:
             StoreUnavailable: the connection is closed.
@@ -82,7 +82,7 @@ class ThreadConnection(aiosqlite.Connection):
         return result
 
     def watch(self, connection: sqlite3.Connection) -> None:
-        """Interrupt later statements after their deadline. `connection` is the sqlite3 connection of this object."""
+        """Make `connection`, the sqlite3 connection of this object, interrupt statements as `run` describes."""
         connection.set_progress_handler(self._must_stop, INSTRUCTIONS_PER_CHECK)
 
     def _must_stop(self) -> bool:
@@ -98,8 +98,8 @@ class ThreadConnection(aiosqlite.Connection):
 def check_rights(path: Path) -> None:
     """Raise `StoreUnavailable` unless this process may write to the database, its directory and its logs.
 
-    Readers need the right, too: they create missing logs. If another account owned these, the owner of the database
-    could not write to it.
+    Readers need this right, too, because they create missing logs. If logs belonged to another account, the owner of
+    the database could not write to them.
     """
     effective = os.access in os.supports_effective_ids
     for file in (path, path.parent, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
@@ -128,7 +128,7 @@ def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT
     """Open an existing database file. On a full disk, delete the file of `keep_reserve` and try again.
 
     Raises:
-        StoreUnavailable: the file is missing, is no database, or cannot be opened.
+        StoreUnavailable: the file is missing or is no database, cannot be opened, or may not be written.
     """
     if sqlite3.sqlite_version_info < MIN_SQLITE:
         raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old; use SQLite 3.38 or later")
@@ -232,7 +232,7 @@ class Readers:
             raise unavailable(error) from error
 
     def interrupt(self) -> None:
-        """Interrupt running statements, and later ones that are long, because the process is stopping."""
+        """Interrupt running statements, and later ones after some ten milliseconds: the process is stopping."""
         for reader in self._all:
             reader.closing = True
 

@@ -1,7 +1,7 @@
-"""Queries on the event loop's thread that find out whether and what other connections have committed.
+"""Finds out whether other connections have committed, and reads the state that every process observes.
 
-A switch to another thread would cost more than these queries. While no other connection commits, a query costs one
-`PRAGMA data_version`. Invariant: a result was the committed state at some moment after the call began.
+Queries run on the event loop's thread: switching threads would cost more. While no other connection commits, `state`
+runs only `PRAGMA data_version`. Invariant: a result was the committed state at some moment after the call began.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class Database:
         return await self.read(lambda connection: connection.execute(statement, parameters).fetchall())
 
     async def row(self, statement: str, parameters: Parameters = ()) -> Any:
-        """Read the first row of one statement; None if there is none."""
+        """Read the first row of one statement; None if the result is empty."""
         return await self.read(lambda connection: connection.execute(statement, parameters).fetchone())
 
     async def execute(self, statement: str, parameters: Parameters = ()) -> int:
@@ -178,12 +178,12 @@ class Database:
         """Run `work` in one transaction, on the thread of the writing connection.
 
         A write that is not `durable` is committed without waiting for the disk. Until the next durable write, a crash
-        of the machine may undo it as a whole; a crash of the process never does.
+        of the machine may undo the whole write; a crash of the process never does.
 
         Raises:
-            StoreUnavailable: nothing was written; or another file has replaced the database, and the commit went to a
-                file that no process will open again.
-            StoreFull: the disk is full; nothing was written. Log lines report when this begins and ends.
+            StoreUnavailable: nothing was written; or another file has replaced the database, and the commit went to the
+                replaced file, which no process will open again.
+            StoreFull: the disk is full; nothing was written. The log reports when the disk fills up and has room again.
         """
         if self._writer is None:
             raise StoreUnavailable("the database is closed")
@@ -224,8 +224,8 @@ class Database:
             return str(stored["database_id"])
 
     def check_file(self) -> None:
-        """Raise `StoreUnavailable` unless the path still leads to the open file. It uses `stat` alone: opening and
-        closing the file would drop the locks of every connection of this process."""
+        """Raise `StoreUnavailable` unless the path still leads to the open file. Only `stat` is called, because opening
+        and closing the file would drop the locks of every connection of this process."""
         try:
             found = self.path.stat()
         except OSError:
@@ -251,7 +251,7 @@ class Database:
             self._wal = None
 
     def _set_full(self, *, full: bool, detail: str) -> None:
-        """Record whether the disk is full, and log that it has become full at most once a minute."""
+        """Record whether the disk is full, and log each change. A full disk is logged at most once a minute."""
         if not (full or self.full):
             return
         now = self._monotonic()

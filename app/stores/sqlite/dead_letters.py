@@ -46,7 +46,7 @@ UPDATE_PAYLOAD = "UPDATE dead_letters SET payload = ? WHERE id = ?"
 
 
 def letters_of(connection: sqlite3.Connection, user_id: str) -> dict[int, str | None]:
-    """The dead letters that name a user, by id: the payload without the user's events, or None if none remain."""
+    """The dead letters that name a user. Values, by letter id: the payload without the user's events; None if empty."""
     found: dict[int, str | None] = {}
     for letter_id, payload, owner in connection.execute(SELECT_POSSIBLY_THEIRS, (user_id,)):
         if owner is not None:
@@ -67,7 +67,7 @@ def letters_of(connection: sqlite3.Connection, user_id: str) -> dict[int, str | 
 
 def erase_letters(connection: sqlite3.Connection, user_id: str) -> int:
     """Remove a user from the dead letters. Return the number of letters that were deleted or changed. A letter with
-    events of several users keeps the events of the others."""
+    events of several users keeps those of the other users."""
     found = letters_of(connection, user_id)
     connection.execute(DELETE_LETTERS, (json.dumps([letter_id for letter_id, rest in found.items() if rest is None]),))
     connection.executemany(UPDATE_PAYLOAD, [(rest, letter_id) for letter_id, rest in found.items() if rest is not None])

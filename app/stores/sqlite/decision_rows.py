@@ -118,7 +118,6 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
 
 
 def profile_read_of(stored: str | None) -> ProfileRead | None:
-    """Decode the column `profile_read`."""
     return None if stored is None else _decode_read(stored)
 
 

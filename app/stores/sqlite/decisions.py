@@ -55,7 +55,7 @@ DELETE FROM bandit_priors WHERE version < (
 
 @lru_cache(maxsize=64)
 def update_shadows(count: int) -> str:
-    """The SQL that adds `count` shadows (the rankings of both policies) to their decisions."""
+    """The statement that stores `count` shadows in the rows of their decisions."""
     row = f"({', '.join('?' * (1 + len(_SHADOW)))})"
     return _UPDATE_SHADOWS.format(
         columns=", ".join(_SHADOW),
@@ -68,7 +68,7 @@ class SqliteDecisions:
     """The stored decisions. Implements `app.bandit.ports.DecisionRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec` is the longest list of model inputs. Priors are read for it, and users' statistics extended to it."""
+        """`spec`: the longest list of model inputs. Its prior is read, and users' statistics are extended to it."""
         self._database = database
         self._spec = spec
         self._prior = Prior.none(spec)
@@ -97,7 +97,7 @@ class SqliteDecisions:
         return await self._database.read(work)
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
-        """Store decisions in their order. The same transaction extends the users' statistics to the longest spec."""
+        """Store decisions in the given order, and extend their users' statistics to the longest spec."""
 
         def work(connection: sqlite3.Connection) -> list[RecordedDecision]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
@@ -106,8 +106,8 @@ class SqliteDecisions:
         return await self._database.write(work)
 
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
-        """Store shadows, the rankings of both policies that evaluate them, without waiting for the disk. If a crash of
-        the machine loses a shadow, its decision is only left out of the evaluation."""
+        """Store each shadow in the row of its decision, without waiting for the disk. A crash of the machine may lose
+        shadows; the evaluation of the challenger then leaves out their decisions."""
         values = [value for shadow in shadows for value in shadow]
         statement = update_shadows(len(shadows))
         await self._database.write(lambda connection: connection.execute(statement, values), durable=False)

@@ -82,7 +82,7 @@ def diagnose_database(
     path: Path, now_ms: int, days: Mapping[str, int], *, whole: bool
 ) -> tuple[list[Line], list[Sample]]:
     """Diagnose the file and its contents. Return the lines of the report, and the newest sample of each process.
-    `days`: the days of retention of `events` and of `decisions`. `whole`: check the integrity of the whole file."""
+    `days`: the retention of `events` and of `decisions`, in days. `whole`: check the integrity of the whole file."""
     try:
         with closing(connect(path, read_only=True)) as connection:
             check_schema(connection, path)
@@ -218,7 +218,7 @@ def diagnose_machine(path: Path) -> list[Line]:
 
 
 def diagnose_file_system(place: Path, mounts: Path = MOUNTS) -> Line:
-    """Report whether SQLite can use the file system of a path, and whether its files survive a restart."""
+    """Report whether SQLite can use the file system of a path, and whether that file system is persistent."""
     kind, mounted_at = _file_system(place, mounts)
     if kind in NETWORK or kind.startswith(NETWORK_FUSE):
         text = f"the database lies on a network file system ({kind} at {mounted_at})"

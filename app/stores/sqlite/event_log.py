@@ -1,7 +1,7 @@
 """Stores events in the event log and their contents in the fact tables.
 
 Invariants: an event is in `event_log` if and only if its row is in `tip_views` or `tip_feedback` under the same `seq`.
-`seq` rises with every commit and is never reused, even after pruning (AUTOINCREMENT keeps the high-water mark).
+A later commit has higher `seq`s. None is reused, even after pruning (AUTOINCREMENT keeps the high-water mark).
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def _features_by_subject(connection: sqlite3.Connection) -> dict[str, frozenset[
 def _append_all(
     connection: sqlite3.Connection, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None
 ) -> list[Appended | ClashingEvent]:
-    """Decide for each request whether its events are stored, then insert all rows. Few statements insert them, because
-    each statement waits for the GIL."""
+    """Find the new events of each request, then insert those of all requests together: every statement waits for the
+    GIL. A request stores nothing if one of its events reuses a known id with different content."""
     features = _features_by_subject(connection)
     keys = [_key(item) for events in requests for item in events]
     known: dict[_Key, bytes] = {
@@ -175,7 +175,7 @@ def _key(item: Admitted) -> _Key:
 
 
 def _fresh(events: Sequence[Admitted], known: Mapping[_Key, bytes]) -> list[Admitted] | ClashingEvent:
-    """The events of a request that are not stored yet, each once; or the first that reuses an id with other content."""
+    """The unstored events of a request, each once; or the first event that reuses a known id with different content."""
     own: dict[_Key, Admitted] = {}
     for index, item in enumerate(events):
         key = _key(item)

@@ -1,9 +1,9 @@
-"""Compiles the SQL of features, and finds out which relations each reads.
+"""Compiles the SQL of features, and finds out which of the relations `views` and `feedback` each feature reads.
 
-The SQL of each feature is compiled twice: first alone, against a scratch database with only `views` and `feedback`. It
-is rejected if it names an event table or a catalogue, has a parameter or a second statement, or calls a function that
-depends on more than its arguments. SQLite's authorizer tells which relations it reads. Then it is compiled as a part of
-the real statement, against the migrated schema, where its plan must search an index.
+The SQL of a feature is compiled twice. The first time, it is compiled alone, in a scratch database with only these
+relations. It is rejected if it names an event table or a catalogue, has a parameter or a second statement, or calls a
+function that depends on more than its arguments. SQLite's authorizer reports the relations that it reads. The second
+time, it is compiled in the real statement, against the migrated schema. The plan must search an index.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _relations_of(entry: Feature) -> set[str]:
 
 
 def _is_pure(name: str) -> bool:
-    """Whether a function of SQLite depends on nothing but its arguments or rows."""
+    """Whether the result of an SQLite function depends only on its arguments, or an aggregate only on its rows."""
     return name in _pure_functions() and name not in _DATE_FUNCTIONS
 
 

@@ -1,4 +1,4 @@
-"""Runs the examples of features: stores their events in an empty database and computes the values as for a read."""
+"""Runs the examples of features: stores their events in an empty database, and computes values like a live read."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Attributes events to decisions, and learns the rewards of decisions into the users' sufficient statistics.
+"""Attributes events to decisions, and adds the rewards of decisions to the users' sufficient statistics.
 
-Invariants: an event is in `decision_events` once it has been applied, and is never applied again. The state of a
-decision becomes `learned` in the transaction that adds its vector to the user's statistics, and only from `open` or
-`served`.
+Invariants: an event that has been applied to a decision is in `decision_events`, and is never applied again. The state
+of a decision becomes `learned` in the transaction that adds the decision's input vector to the user's statistics, and
+only from `open` or `served`.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ class SqliteLearning:
             raise
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
-        """Learn the default reward of served decisions whose reward window has closed, and let those that were not
-        served expire. A read looks for such decisions first: if there are none, no write lock is taken."""
+        """After the reward window, learn the default reward of decisions that were served and got no feedback, and mark
+        decisions that were not served as expired. The write lock is taken only if a read finds such decisions."""
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS}
         (any_closed,) = await self._database.row(SELECT_ANY_CLOSED, closed)
         if not any_closed:
@@ -152,7 +152,7 @@ class SqliteLearning:
 
 
 def _query(logged: LoggedEvent) -> tuple[str, ...]:
-    """An SQL statement and its parameters. It selects a row if the event may concern a decision."""
+    """An SQL statement, which selects a row if the event may concern a decision, and its parameters."""
     event = logged.event
     if event.decision_id is not None:
         return SELECT_IS_DECISION, event.decision_id, event.user_id
@@ -178,7 +178,8 @@ class _LearningTransaction:
         self._evidence: dict[str, SufficientStatistics] = {}
 
     def take(self, logged: LoggedEvent, rules: Rules) -> EventOutcome | None:
-        """Apply an event to its decision, and return the outcome; None if it has no decision or was applied before."""
+        """Apply an event to its decision. Return the outcome; None if the event concerns no decision or was applied
+        before."""
         row = self._decision(logged)
         if row is None:
             return None
@@ -192,8 +193,8 @@ class _LearningTransaction:
         return judgement.outcome
 
     def learn_default(self, logged: _LoggedVector, served_at_ms: int, reward: float) -> bool:
-        """Learn `reward` for a decision without feedback. If the decision or the user's statistics are damaged, set
-        that row aside, so that it is not read again, and return False."""
+        """Learn `reward` for a decision without feedback. If the decision or the user's statistics are damaged, return
+        False, and overwrite the spec hash of the damaged row, so that no process reads the row again."""
         try:
             self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
         except SpecMismatch as error:

@@ -38,8 +38,8 @@ class SqliteOwedInvalidations:
         return await self._database.read(work)
 
     async def settled(self, ids: Sequence[int]) -> None:
-        """Delete the rows of invalidations that have been made, and make every process clear its local cache. The
-        events of an erased user are gone, so only such a row shows that local caches are stale."""
+        """Delete rows after their users' cache keys were deleted, and make every process clear its local cache. For an
+        erased user, whose events are gone, the row was the only sign that values in local caches are stale."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(DELETE_OWED, (json.dumps(ids),))

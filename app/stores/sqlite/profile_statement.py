@@ -1,13 +1,13 @@
-"""Builds the SQL statement that computes features, for one user or many, now or at any past moment.
+"""Builds the SQL that computes features for one user or many: a statement for now, and one for any past moment.
 
-Each feature becomes a scalar subquery, correlated with the requested row. In it, `views` and `feedback` are common
-table expressions. They contain only events of that row's user within the feature's window. They are NOT MATERIALIZED,
-so that the bounds reach the covering index. The SQL of a feature has no time bounds, so one statement serves many
-moments. A feature is computed only if its bit is set in the row's mask.
+Each feature becomes a scalar subquery, correlated with the requested row. In the subquery, `views` and `feedback` are
+common table expressions that contain only events of the row's user within the feature's window. They are NOT
+MATERIALIZED, so that SQLite searches the covering index by user and time. The SQL of a feature has no time bounds, so
+one statement serves many moments. A feature is computed only if its bit is set in the row's mask.
 
-A live statement bounds event times only from below: an accepted event counts at once, even if the clock of this process
-is behind, and no event of one user moves the window of another. It also selects the version of the user, and the oldest
-event in each window, both by a seek in an index.
+The statement for now bounds event times only from below. So an accepted event counts at once, even if the clock of this
+process is behind, and an event of one user does not move the window of another user. Both statements select the user's
+version by a seek in an index; the statement for now selects the oldest event in each window in the same way.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ ORDER BY asked.place
 class Statements(NamedTuple):
     """The SQL that computes the features of a registry: `live` computes rows as of now, `past` rows of any moment.
 
-    Parameters: `:clock_ms`, and `:asked`, a JSON array of `ComputeRow`. The rows of the result are in the order of
-    `:asked`. Their columns are the user's version, for `live` the event time of the oldest event in each of `windows`,
-    and one value per feature. If a feature's SQL returns several rows for a user, the value is an empty blob, which is
-    invalid for every dtype.
+    Parameters: `:clock_ms`, and `:asked`, a JSON array of `ComputeRow`. The result has one row per row of `:asked`, in
+    the same order. The columns of `past` are the user's version (see `Snapshot`) and one value per feature. `live` has,
+    between these, the time of the oldest event in each of `windows`. If a feature's SQL returns several rows for one
+    user, the value is an empty blob, which is invalid for every dtype.
 
-    `windows` are the pairs of a relation and a window in milliseconds that the features have.
+    `windows`: the distinct pairs of a relation that a feature reads and that feature's window in milliseconds.
     """
 
     live: str

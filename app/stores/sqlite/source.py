@@ -72,8 +72,8 @@ class SqliteSource:
             return await reader.run(count)
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Compute the rows as `compute` does, but on a connection of its own. A feature whose SQL succeeds here is from
-        then on computed in one statement with the others again."""
+        """Compute the rows as `compute` does, but on a new connection, outside the limit `width`. A feature whose SQL
+        succeeds here is no longer computed separately."""
         async with self._readers.one(extra=True) as reader:
             snapshot = await self._compute(reader, clock_ms, asked)
         failed = {index for _, index in snapshot.errors}
@@ -114,8 +114,8 @@ class SqliteSource:
         )
 
     def _leaves_ms(self, oldest: Sequence[int | None]) -> Sequence[int]:
-        """For each feature, the moment at which the oldest event leaves its window. `oldest` has the event times of the
-        oldest events by window."""
+        """For each feature, the moment at which the oldest event in its window leaves the window. `oldest`: the time of
+        the oldest event in each of `Statements.windows`."""
         return [
             min(END_OF_TIME_MS if (ms := oldest[place]) is None else ms + window_ms for place in places)
             for places, window_ms in self._windows
@@ -124,8 +124,8 @@ class SqliteSource:
     async def _compute_separately(
         self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow], separate: int
     ) -> Snapshot:
-        """Compute the features in the bit mask `separate` one by one for each user, and the others in one statement.
-        Each feature in `separate` may take the time limit of one statement for all users together."""
+        """Compute the features in the bit mask `separate` with a statement per feature and user, and all other features
+        with one statement. The statements of one feature together may take `timeout_s`."""
         try:
             snapshot = await self._run(reader, clock_ms, [row._replace(mask=row.mask & ~separate) for row in asked])
         except sqlite3.Error as error:

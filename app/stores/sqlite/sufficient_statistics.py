@@ -73,8 +73,8 @@ def write_statistics(connection: sqlite3.Connection, evidence: Mapping[str, Suff
 
 
 def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
-    """Set a user's statistics aside if they are damaged. Return True if they cannot be used: damaged now, set aside
-    before, or of an unknown spec."""
+    """Set a user's statistics aside, as the module describes, if they are damaged. Return True if they cannot be used,
+    because they are damaged, were set aside before, or belong to an unknown spec."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     if row is None:
         return False
@@ -100,7 +100,7 @@ def damaged(connection: sqlite3.Connection, *, whole: bool) -> int:
 
 
 def grow_statistics(connection: sqlite3.Connection, user_id: str, spec: Spec, now_ms: int) -> None:
-    """Extend a user's statistics to `spec`, if they are intact and their spec's inputs are the first of `spec`."""
+    """Extend a user's statistics to `spec`, if they are intact and `spec` begins with the inputs of their spec."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     if row is None or row[0] == spec.hash or (own := SPECS.get(row[0])) is None or not own.prefix_of(spec):
         return
@@ -112,7 +112,7 @@ def grow_statistics(connection: sqlite3.Connection, user_id: str, spec: Spec, no
 
 
 def newest_prior(connection: sqlite3.Connection, spec: Spec, known: Prior, refused: set[int]) -> Prior:
-    """Find the newest intact prior of a spec, else return `known`. Add the versions of damaged priors to `refused`."""
+    """The newest intact prior of a spec; `known` if none is newer. Adds the versions of damaged priors to `refused`."""
     if not spec.pooled:
         return known  # it has no priors; a search would go through those of all other specs
     row = connection.execute(SELECT_NEWEST_VERSION, (spec.hash,)).fetchone()
@@ -148,7 +148,7 @@ class SqliteStates:
     """The statistics of all users, and the pooled priors. Implements `app.bandit.ports.StateRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec` is the longest spec. Users' statistics are extended to it, and priors are pooled for it."""
+        """`spec`: the longest list of model inputs. Users' statistics are extended to it, and its priors are pooled."""
         self._database = database
         self._spec = spec
         shorter = [item.hash for item in SPECS.values() if item != spec and item.prefix_of(spec)]
@@ -156,10 +156,10 @@ class SqliteStates:
         self._pooled_specs = {spec.hash, *shorter}
 
     async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
-        """Pool a prior from the statistics of all users, in one snapshot; None if they have not changed.
+        """Pool a prior from one snapshot of all users' statistics; None if nothing has changed since the newest prior.
 
-        The second value is the number of changes that the prior includes. Damaged statistics are left out, and set
-        aside afterwards.
+        The second value counts the changes of statistics that the prior includes. Damaged statistics are left out, and
+        set aside afterwards.
         """
         damaged: list[str] = []
 
@@ -226,8 +226,8 @@ class SqliteStates:
 
 
 def _add(pool: Pool, spec_hash: str, states: Sequence[tuple[str, bytes, int]]) -> list[str]:
-    """Add the intact statistics of users to the pool. Return the users whose statistics are damaged. `states`: user id,
-    packed statistics, and number of learned decisions."""
+    """Add the intact statistics of users to the pool. Return the ids of users with damaged statistics. `states`: user
+    id, packed statistics and number of learned decisions of each user."""
     users, blobs, decisions = zip(*states, strict=True)
     fits = sound(SPECS[spec_hash], blobs, decisions)
     learned = sum(count for count, well in zip(decisions, fits, strict=True) if well)

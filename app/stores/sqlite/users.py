@@ -129,12 +129,11 @@ class SqliteUsers:
         return await self._database.read(work)
 
     async def erase(self, user_id: str, now_ms: int) -> Holdings:
-        """Delete all data of a user. Return the number of rows of each kind that were deleted.
+        """Delete all data of a user. Return the number of deleted rows of each kind.
 
-        The events that would show that cached values are stale are deleted, too. So the same transaction records that
-        the user's cache keys must be deleted, which the caller does next, and makes every process clear its local
-        cache. It also counts the erasure, so that the bytes of a value computed before it differ from those of any
-        value computed afterwards.
+        Without events, nothing shows that cached values of the user are stale. So the transaction also records that the
+        user's cache keys must be deleted, which the caller does next, and makes every process clear its local cache.
+        It also advances the counter of erasures, so that no value computed later has the version of an earlier value.
         """
 
         def work(connection: sqlite3.Connection) -> Holdings:

@@ -46,7 +46,7 @@ class TextColumn:
 
 
 class JsonColumn:
-    """A column of JSON values. Kind `text` allows any value; one that is not a string becomes its JSON text."""
+    """A column of JSON values. Kind `text` allows any type: a value that is not a string is written as its JSON."""
 
     def __init__(self, values: Sequence[bytes], kind: Kind) -> None:
         self._values = list(values)
@@ -104,7 +104,7 @@ class ArrowColumn:
         return found
 
     def _moments(self) -> Any:
-        """The times as RFC 3339 text in UTC, with all digits of their unit; without `Z` if they have no time zone."""
+        """The times as RFC 3339 text in UTC, as precise as the column; without `Z` if the column has no time zone."""
         pa, pc = arrow_modules()
         kind = self._array.type
         if kind.tz is None:

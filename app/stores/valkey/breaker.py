@@ -1,7 +1,7 @@
 """The circuit breaker of the cache.
 
-Commands are sent while it is closed. It opens after `TRIP_AFTER` failures in a row: requests then no longer wait for
-timeouts, and a background task probes the server until it answers.
+Commands are sent while the circuit is closed. The circuit opens after `TRIP_AFTER` failures in a row. Requests then no
+longer wait for timeouts, and a background task probes the server. The first answer closes the circuit again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logger("stores.valkey")
 
 
 class CircuitBreaker:
-    """Takes the cache out of use after failures, and back into use when it answers. One per cache and process."""
+    """Takes a cache server out of use after failures, and back into use when the server answers."""
 
     def __init__(self, probe: Callable[[], Awaitable[None]], metrics: Metrics) -> None:
         """`probe` sends a command to the server, and must raise `CacheUnavailable` if there is no answer."""

@@ -1,9 +1,9 @@
 """The cache of profile features on Redis or Valkey ≥ 7.0.
 
 A *cell* is one feature of one user. Its key is `pf:<epoch>:{<user>}:<feature>`, with the user id percent-encoded; the
-braces are a Cluster hash tag. The epoch names database and server: see `app.stores.valkey.connections`. A command is
-sent only on a connection of the epoch that its keys were built for. A fill is a compare-and-set: `SET … IFEQ` if the
-server knows it, otherwise a Lua script. The first fill of an epoch tries `IFEQ`; server versions are not parsed.
+braces are a Cluster hash tag. The epoch identifies database and server: see `app.stores.valkey.connections`. A command
+is sent only on a connection that has the epoch in the command's keys. A fill, which stores a computed value, is a
+compare-and-set: `SET … IFEQ` if the server knows this option, otherwise a Lua script.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def key(epoch: Epoch, cell: Cell) -> bytes:
 
 
 def mget(epoch: Epoch, rows: Sequence[Row]) -> bytes:
-    """An MGET of all features in `rows`, as sent. Each user is put into a template: this takes half of the time of
-    making the keys and packing them."""
+    """An MGET of all features in `rows`, packed for sending. User ids are inserted into templates of packed keys, which
+    takes half as long as making and packing each key."""
     arguments = 1
     parts: list[bytes] = []
     for user_id, features in rows:
@@ -152,7 +152,7 @@ class ValkeyCache:
         return await self.read_rows([(cell.user_id, (cell.feature.encode(),)) for cell in cells])
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """Read all features of all users in `rows` with one MGET. Return the keys' epoch and the contents of each."""
+        """Read all features of all users in `rows` with one MGET. Return the epoch and the content of each key."""
         epoch, (held,) = await self._send("read", Use.FRONT, lambda epoch: [mget(epoch, rows)])
         return epoch, held
 
@@ -191,7 +191,7 @@ class ValkeyCache:
 
     async def drop(self, cells: Collection[Cell]) -> None:
         """Delete the keys of these features, under the epoch of the connection that carries the DEL. Return only after
-        the server has confirmed it and every process has had time to notice which server is registered."""
+        the server has confirmed the DEL and no process can still be reading from a server registered earlier."""
         if not cells:
             return
         if self._registration is not None:
@@ -263,9 +263,9 @@ class ValkeyCache:
         epoch: Epoch | None = None,
         allowed: tuple[str, ...] = (),
     ) -> tuple[Epoch, list[Any]]:
-        """Call `commands` with the connection's epoch, send the result, and return the epoch and the replies. If
-        `epoch` is given and is not the connection's, raise `CacheRefused` and send nothing. `what` labels the duration
-        in the metrics. Error replies that begin with one of `allowed` are returned, others are raised."""
+        """Send the commands that `commands` builds for the connection's epoch. Return that epoch and the replies. If
+        `epoch` is given and the connection has another, raise `CacheRefused` and send nothing. `what` labels the
+        duration in the metrics. Error replies that begin with one of `allowed` are returned, all others are raised."""
         started = self._clock.monotonic()
         try:
             connection = await self._connections.get(use)

@@ -44,7 +44,7 @@ class Connections:
     def __init__(
         self, url: str, database_id: str, timeout_s: float, registration: ServerRegistration | None = None
     ) -> None:
-        """Without a `registration` any server is accepted as the cache: for a single process or a fixed server."""
+        """Without a `registration` any server is the cache, which is safe for one process or one fixed server."""
         self._database_id = database_id
         self._registration = registration
         self._timeout_s = timeout_s
@@ -60,7 +60,7 @@ class Connections:
         )
 
     async def get(self, use: Use = Use.FRONT) -> PipelinedConnection:
-        """The connection for `use`, opened if necessary. It leads to the server that this process connected to last.
+        """The connection for `use`, opened if necessary, to the server that this process reached last.
 
         Raises:
             CacheUnavailable: no server answers in time.

@@ -51,7 +51,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._transport.set_protocol(self)
 
     def ask(self, commands: Sequence[Command]) -> Replies:
-        """Send commands. The future returns their replies; an error reply is a `hiredis.ReplyError` in its place.
+        """Send commands. The future resolves to one reply per command; an error reply is a `hiredis.ReplyError`.
 
         The future raises `CacheUnavailable` on a timeout or when the connection ends.
 

@@ -35,7 +35,7 @@ def public_reason(error: Exception) -> str:
 
 
 class _Master:
-    """Gives redis-py's Sentinel connections the address of the master. They use no other part of a Sentinel pool."""
+    """Stands in for a Sentinel pool: redis-py's Sentinel connections ask their pool only for the master's address."""
 
     is_master = True
     check_connection = False

@@ -1,9 +1,9 @@
-"""Registers the cache server. All processes must use the same server, or a DEL misses the server that is read.
+"""Records in the database which server is the cache: all processes must read from and delete on the same server.
 
 With a Sentinel group, a proxy or a DNS name, two processes can be connected to different servers: one still reads from
 the old master while the other deletes on the new one. The server's identity is therefore registered in the database
-under a *generation*, which is part of every key. A process that reaches another server does not use it, but registers
-it under the next generation, which has no keys yet.
+under a *generation*, a number that is part of every key. Before a process uses another server, it registers that server
+under the next generation, which has no keys yet.
 
 Interleavings prevented; R reads on the old server S, E ingests on the new server T:
   1. E registers T, E commits, E deletes on T, R hits on S    R's query of the registration is at most 50 ms old, and
@@ -31,10 +31,10 @@ class RegistrationRepository(Protocol):
     """The registration of the cache server in the database. `app.stores.sqlite.data_version` implements it."""
 
     def current(self) -> tuple[str | None, int]:
-        """The registered server and its generation, as of this process's last query, without a new query."""
+        """The registered server and its generation, as this process last read them from the database."""
 
     def query(self) -> tuple[str | None, int]:
-        """Query the registered server and its generation. Raises `StoreUnavailable`."""
+        """The registered server and its generation, as the database has them now. Raises `StoreUnavailable`."""
 
     async def register(self, server: str, after: int) -> None:
         """Register `server` under the generation `after` + 1. Do nothing if the generation is no longer `after`."""
@@ -75,14 +75,14 @@ class ServerRegistration:
         return generation
 
     def refresh(self) -> None:
-        """Query the registration, so that the next command is built for the current one. Raises `CacheRefused` if the
-        database does not answer."""
+        """Read the registration from the database, so that the next command has the current generation in its keys.
+        Raises `CacheRefused` if the database does not answer."""
         _, generation = self._query()
         self._note(generation)
 
     async def settle(self) -> None:
-        """Wait until `HOLD_BACK_S` after this process first saw the current generation of the registration. By then
-        every process has noticed it: see interleaving 1 of this module."""
+        """Wait until `HOLD_BACK_S` after this process first saw the current generation. By then no process reads keys
+        of an earlier generation: see interleaving 1 of this module."""
         remaining = HOLD_BACK_S - (self._clock.monotonic() - self._seen_at)
         if remaining > 0:
             await self._pause(remaining)
