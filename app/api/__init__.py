@@ -1,1 +1,1 @@
-"""The HTTP API, on Litestar. It imports no store; `app.asgi` puts the service into the application's state."""
+"""The HTTP API, on Litestar. It imports nothing from `app.stores`; `app.asgi` provides the service."""

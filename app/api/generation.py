@@ -108,8 +108,8 @@ async def post_generate(request: HttpRequest) -> GeneratedTip:
 
 
 async def _features(service: Service, asked: GenerateRequest) -> dict[str, Scalar] | None:
-    """The profile features from which the tip is written: the ones in the request, or else those of its user. None if
-    the request has neither, or the profile cannot be read within `PROFILE_S`."""
+    """The features from which the tip is written: `profile_features` if the request has the field, else the profile of
+    `user_id`. None if the request has neither, or the profile cannot be read within `PROFILE_S`."""
     sent = asked.profile_features
     if sent is None:
         return None

@@ -162,7 +162,7 @@ def _history_row(
     known: int | Literal["as_of"] | None,
     decisions: Mapping[str, LoggedProfile],
 ) -> ServedRow:
-    """The values that a row's decision was made from, and the features to compute. Raises `InvalidInput`."""
+    """The recorded values of the row's decision, if any, and the features to compute. Raises `InvalidInput`."""
     if row.decision_id is not UNSET:
         given = [name for name in ("user_id", "as_of") if getattr(row, name) is not UNSET]
         if given:

@@ -15,7 +15,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Templates(dict[int, bytes]):
-    """Cached templates of the response for one user, by bit mask of its features. `%b` stands for the id and values."""
+    """Response templates for one user, by bit mask of the features, with a `%b` for the user id and for each value."""
 
     def __init__(self, names: Sequence[bytes]) -> None:
         super().__init__()

@@ -55,8 +55,8 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
 
 @lru_cache(maxsize=16)
 def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
-    """A subclass of the struct `kind` whose field `profile_features` is a `mirror`, the typed Struct of the features.
-    If `kind` has no such field, `kind` itself."""
+    """A subclass of the struct `kind` in which the field `profile_features` has the type `mirror`, the typed Struct of
+    the features. If `kind` has no such field, return `kind`."""
     declared = {item.name: item.type for item in msgspec.structs.fields(kind)}.get(PROFILE_FEATURES)
     if declared is None:
         return kind
@@ -108,7 +108,7 @@ def issue_of(message: str) -> Issue:
 
 
 def check_ids(ids: Sequence[str], path: str) -> None:
-    """Raise `InvalidInput` with an issue for every invalid id. `path` is its place; `{}` in it becomes the index."""
+    """Raise `InvalidInput` with an issue for each invalid id. `path` is its place, with `{}` for the index."""
     issues = [Issue(path.format(index), problem) for index, value in enumerate(ids) if (problem := id_problem(value))]
     if issues:
         raise InvalidInput("an id is invalid", issues)
@@ -150,7 +150,7 @@ def _to_ms(text: str) -> int | None:
 
 async def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Litestar guard: reject a query parameter that the route does not declare, or that is repeated (400). It is a
-    coroutine function because Litestar runs other guards in a thread."""
+    coroutine function because Litestar runs synchronous guards in a thread."""
     if not connection.scope["query_string"]:
         return
     parameters = handler.parsed_fn_signature.parameters

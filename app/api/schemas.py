@@ -36,7 +36,7 @@ class BatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class HistoryRequestRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A user and the moment as of which to compute the features; or a decision, for the features it was made from."""
+    """A user and a moment, to compute the features as of then, or a decision, to return its recorded features."""
 
     user_id: Id | UnsetType = UNSET
     as_of: Moment | UnsetType = UNSET
@@ -44,7 +44,7 @@ class HistoryRequestRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A training set: the users and moments, or the decisions, whose features to return."""
+    """A request for a training set. Each row asks for the features of a user at a moment, or of a decision."""
 
     rows: Annotated[
         list[Annotated[HistoryRequestRow, Meta(extra_json_schema={"oneOf": ROW_KINDS})]],
@@ -98,7 +98,7 @@ class BatchAnswer(msgspec.Struct):
 
 
 class HistoryRow(msgspec.Struct):
-    """The features of a user at a moment, by name. For a decision, the moment is that of its read of the profile."""
+    """The features of a user at a moment, by name. For a decision, `as_of` is when its profile was read."""
 
     user_id: str
     as_of: str

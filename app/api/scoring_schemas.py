@@ -81,7 +81,7 @@ class Ranked(msgspec.Struct):
 
 
 class ServingPolicy(msgspec.Struct):
-    """The policy that decided. `state_version`: the number of the user's decisions that it had learned from."""
+    """The policy that decided. `state_version`: how many decisions of the user it had learned from."""
 
     id: str
     spec_hash: str
@@ -105,8 +105,8 @@ class ScoreAnswer(msgspec.Struct):
 
 
 class DecidingPolicy(msgspec.Struct):
-    """The policy that decided. `state_version`: the number of the user's decisions that it had learned from.
-    `prior_version`: the version of the prior, which is pooled over all users; 0 before the first."""
+    """The policy that decided. `state_version`: how many decisions of the user it had learned from.
+    `prior_version`: the version of the prior, which is pooled over all users; 0 if no prior existed."""
 
     id: str
     role: Literal["champion", "challenger"]
@@ -155,7 +155,7 @@ class ShadowShown(msgspec.Struct):
 
 
 class OutcomeShown(msgspec.Struct):
-    """What followed the decision. `late`, `repeated` and `other_tip` count events that were not learned from."""
+    """What happened after the decision. `late`, `repeated` and `other_tip` count the events that the policy ignored."""
 
     state: Annotated[
         Literal["open", "served", "learned", "expired"],

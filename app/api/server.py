@@ -1,9 +1,10 @@
 """Serves the ASGI application with granian, in this process and event loop, until a signal arrives.
 
 Invariants: `listen` returns at most `drain_s` + `STOP_GRACE_S` seconds after the signal, whatever clients do. Within
-that time, a request that a client has sent is answered; `_wind_down` describes how.
+that time, every request that arrived in full is answered; `_wind_down` describes how.
 
-granian cannot end a connection whose peer reads nothing or is gone. The kernel drops it after `UNTAKEN_S` seconds.
+granian cannot end a connection whose peer reads nothing or is gone. After `UNTAKEN_S` seconds, Linux drops such a
+connection.
 """
 
 from __future__ import annotations
@@ -62,9 +63,10 @@ async def listen(
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    `on_stop` is called at the signal. For `drain_s` seconds after it, requests are served as before, so that balancers
-    can see that `/readyz` answers 503. `on_overdue` is called `OVERDUE_S` after the drain if requests still run, to
-    interrupt them, so that they are answered. A connection without a complete head for `keep_alive_s` is closed.
+    `on_stop` is called at the signal; it must make `/readyz` answer 503. For `drain_s` seconds, requests are served as
+    before, so that load balancers can see this answer. If requests still run `OVERDUE_S` seconds later, `on_overdue` is
+    called; it must interrupt them, so that they are answered with an error before their connections are cut. A
+    connection is closed if it sends no complete request head within `keep_alive_s` seconds.
 
     Raises:
         SettingsError: the system does not allow this host or port.
@@ -176,7 +178,7 @@ class LastAnswers:
         await self._inner(scope, receive, send_last)
 
     async def quiet(self) -> None:
-        """Wait until no request begins for `QUIET_S`, at most `LINGER_S`."""
+        """Wait until no request has begun for `QUIET_S` seconds, but at most `LINGER_S` seconds."""
         loop = asyncio.get_running_loop()
         until, seen = loop.time() + LINGER_S, -1
         while seen != self._begun and loop.time() < until:
@@ -185,14 +187,15 @@ class LastAnswers:
 
 
 async def _wind_down(application: Litestar, listener: socket.socket, server: Server, drain_s: float) -> None:
-    """Stop in three steps after the drain, so that no request that was sent is lost.
+    """Stop in three steps after `drain_s` seconds, so that no request that was sent is lost.
 
     1. Close every connection after its next response. This prevents: (a) a client sends its next request; (b) we close
        the connection; (c) the client sees a reset and cannot know whether the request was carried out.
-    2. Drop new connections, and wait until the accept queue is empty and its clients have sent. This prevents: (a) a
-       client connects and sends; (b) we close the socket with its queue, or the accepted connection unread; (c) the
-       client sees a reset.
-    3. Close the socket. Clients are refused and connect elsewhere; those dropped in step 2 retry after a second.
+    2. Drop new connections, and wait until the accept queue is empty and no further request begins. This prevents:
+       (a) a client connects and sends a request; (b) we close the listening socket with its queue, or the accepted
+       connection before we read the request; (c) the client sees a reset.
+    3. Close the listening socket. From now on, clients are refused and connect elsewhere. Clients that were dropped in
+       step 2 retry after a second.
     """
     await asyncio.sleep(drain_s)
     last = LastAnswers(application.asgi_handler)

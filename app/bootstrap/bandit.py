@@ -41,7 +41,7 @@ def bandit(
     shadow_work: ShadowWork | None = None,
     new_id: Callable[[], str] | None = None,
 ) -> Bandit:
-    """Build the bandit. `shadow_work` replaces the subprocess that computes shadows, `new_id` the ids of decisions."""
+    """Build the bandit. `shadow_work` replaces the shadow subprocess, `new_id` the generator of decision ids."""
 
     def time_ordered_id() -> str:
         # Begins with the time, so that the newest decisions are neighbours in the index.

@@ -13,7 +13,7 @@ def load_contract(settings: Settings, source: str | None = None, *, own_mirror: 
     """Load and check a feature registry and its mirror, the Struct with one typed field per feature.
 
     The registry is the one at `source`, or else the one that the settings name, or else the built-in one. With
-    `own_mirror=False` the mirror is derived from the registry, because the one in its module may be out of date.
+    `own_mirror=False` the mirror is derived from the registry, because the declared mirror may be out of date.
 
     Raises:
         RegistryError: an entry breaks a rule, or the mirror does not match the registry.

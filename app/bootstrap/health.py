@@ -1,7 +1,7 @@
-"""Checks a process and its servers for `/readyz`, sets the gauges of waiting work, and samples both for the overview.
+"""Checks a process and its servers, sets the gauges of waiting work, and stores samples of checks and gauges.
 
-If a server does not answer, its check fails within the timeouts of its adapter; readiness and gauges raise nothing.
-`/readyz` needs no key, so the details of a check name no address and no path: those are logged.
+If a server does not answer, its check fails within the timeouts of the adapter; no check and no gauge raises an error.
+`/readyz` needs no key, so the details of a check contain no address and no path. Those are logged.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class HealthChecks:
         }
 
     async def refresh_gauges(self) -> Gauges:
-        """Count the waiting work (jobs, events, dead letters, owed invalidations) and set its Prometheus gauges. A
-        count is None if its server does not answer. Its gauge then keeps its value, but the queue depth becomes -1."""
+        """Count the waiting work (jobs, events, dead letters, owed invalidations) and set the Prometheus gauges. If a
+        server does not answer, its counts are None; their gauges keep their values, but the queue depth becomes -1."""
         metrics, found = self.metrics, await self._gauges()
         await self._refresh_rollout()
         metrics.queue_depth.set(found.queue_depth if found.queue_depth is not None else -1)

@@ -95,8 +95,8 @@ class OpenService(Service):
 class Edges:
     """Dependencies of a process that no setting names, such as the clock. Tests replace them.
 
-    `pause` waits for some seconds if the cache has not accepted an invalidation. `settles`: whether such owed
-    invalidations are repeated in the background; if not, the caller must repeat them.
+    `pause` replaces `asyncio.sleep` in the invalidator. `settles`: whether invalidations that the cache did not accept
+    are retried in the background; if not, the caller must retry them.
     """
 
     clock: Clock = field(default_factory=SystemClock)
@@ -322,7 +322,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
 
 async def _no_job(_: object) -> None:
-    """Do nothing, in place of the queue if none is set. A worker's sweep starts the runs that have no job."""
+    """Do nothing, in place of a method of the queue, if no queue is set. A worker's sweep enqueues the runs later."""
 
 
 async def _try_features(
@@ -338,7 +338,7 @@ async def _try_features(
     A feature that fails is paused if a process has served this definition before.
 
     Raises:
-        RegistryError: a feature fails whose definition no process has served before.
+        RegistryError: a feature fails, and no process has served this definition before.
     """
     users = await stored.newest_users(SAMPLE)
     served = {feature_of(item).fingerprint for known in await registries.announced() for item in known.definitions}

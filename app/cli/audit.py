@@ -32,11 +32,11 @@ SHOWN = 20
 def audit(users: tuple[str, ...], repair: bool, decisions: int | None, as_json: bool) -> None:
     """Compare cached profiles with a recomputation.
 
-    Check USERS, or else every user with an event within the longest window of the features. With --decisions, compute
-    the profiles of decisions again, from the events that each value was computed from.
+    Check USERS or, if none are given, every user with an event within the longest window of the features. With
+    --decisions, check the profiles of decisions: each value is computed again from the same events.
 
-    Exit code 1 if a wrong value remains in the cache, or a user could not be checked because the cache does not answer
-    or has yet to execute deletions. With --decisions: exit code 1 if the profile of a decision is wrong.
+    Exit code 1 if a wrong value remains in the cache, or if a user could not be checked because the cache does not
+    answer or deletions are pending. With --decisions: exit code 1 if the profile of a decision is wrong.
     """
     if decisions is not None:
         if users or repair:

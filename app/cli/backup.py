@@ -27,7 +27,7 @@ def backup(file: Path) -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.confirmation_option(prompt="This replaces the database. Continue?")
 def restore(file: Path) -> None:
-    """Replace the database by the backup FILE. Stop the service first.
+    """Replace the database with the backup FILE. Stop the service first.
 
     Values cached from the replaced database are never served afterwards, even if the cache is not emptied.
     """

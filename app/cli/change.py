@@ -58,11 +58,11 @@ INVALID = (InvalidInput, Undecodable, Conflict)
 def rebuild(
     users: tuple[str, ...], all_users: bool, features: tuple[str, ...], registry: str | None, rate: int, as_json: bool
 ) -> None:
-    """Compute and cache features now, of USERS or with --all.
+    """Compute and cache features now, for USERS or, with --all, for all users.
 
     To fill a new feature before a release that serves it, name its registry: `profiles rebuild --all --feature NAME
     --registry new.py:REGISTRY`. Running processes already invalidate its values. If they serve a feature of that name
-    with another definition, they also overwrite its values; a new name avoids that.
+    with another definition, they also overwrite its values; choose a new name to avoid that.
 
     Exit code 1 if a value could not be computed.
     """
@@ -83,7 +83,7 @@ def rebuild(
 async def _rebuild(
     users: list[str], features: tuple[str, ...], source: str | None, rate: int
 ) -> tuple[int, dict[str, tuple[int, str]]]:
-    """Rebuild at most `rate` users per second. Return their number and, by failed feature, (users, last reason)."""
+    """Rebuild at most `rate` users per second. Return how many and, by failed feature, (users, last reason)."""
     import asyncio
 
     from app.bootstrap.contract import load_contract
@@ -172,10 +172,10 @@ async def _load_file(file: Path, size: int | None, skip_bad: bool, ingest: Inges
 
 
 async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: bool, totals: dict[str, int]) -> None:
-    """Ingest the lines of one piece of the file together, and add the counts to `totals`.
+    """Ingest the lines of a piece of the file together, and add the counts to `totals`.
 
-    `first` is the line number of the first line. If a line is invalid, with `skip_bad` each line is ingested alone;
-    otherwise the error is printed and none is stored.
+    `first` is the line number of the first line. If a line is invalid and `skip_bad` is true, each line is ingested
+    alone. If `skip_bad` is false, the error is printed and no line of the piece is stored.
     """
     from app.events.validation import decode_lines
 
@@ -228,8 +228,8 @@ async def _load_lines(ingest: Ingest, piece: list[bytes], first: int, totals: di
 def demo(users: int, days: int, seed: int) -> None:
     """Load a demonstration set of users with different habits.
 
-    Loading it twice on the same day changes nothing. Its events count as known from their event time on, as with
-    `profiles events --historical`.
+    Loading the set twice on the same day changes nothing. As with `profiles events --historical`, a training set with
+    `--known-at` treats the events as if they had arrived when they occurred.
     """
     count = run(load_demo(settings_of_command(), users, days, seed))
     click.echo(f"{count} events stored for {users} users over {days} days")

@@ -27,11 +27,8 @@ class Child:
         self._start_at = 0.0
 
     def start(self) -> None:
-        """Start the process in a new session, so that Ctrl-C reaches only the parent.
-
-        The child gets this process's import path. `-P` keeps the working directory out of it, which may contain another
-        `app`.
-        """
+        """Start the process in a new session, so that Ctrl-C reaches only the parent. The child gets this process's
+        import path. `-P` excludes the working directory from that path, because it may contain another `app`."""
         self._started_at = time.monotonic()
         path = os.pathsep.join(map(os.path.abspath, sys.path))
         self._process = subprocess.Popen(  # noqa: S603  # our own program

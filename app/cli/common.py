@@ -158,7 +158,7 @@ def settings_from_environment() -> Settings:
 def settings_of_command() -> Settings:
     """Read the settings of a one-off command, and configure logging to write only warnings and errors.
 
-    If the URL of the cache or of the queue is not set, that of a running `profiles up` is used, if there is one.
+    If the URL of the cache or of the queue is not set, the URL of a running `profiles up` is used, if one runs.
     """
     from app.telemetry import configure_logging
 
@@ -170,7 +170,7 @@ def settings_of_command() -> Settings:
 
 
 def with_running_servers(settings: Settings) -> Settings:
-    """The settings, with the URLs of a running `profiles up`, if there is one, in place of those that are not set."""
+    """The settings, in which each server URL that is not set is replaced by that of a running `profiles up`, if any."""
     try:
         known = json.loads(running_servers(settings.database).read_text())
         os.kill(known["pid"], 0)

@@ -146,9 +146,10 @@ def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
 def plan(registry: str | None, as_json: bool) -> None:
     """Show what would change if the registry were served.
 
-    The registry is compared with that of the running processes, or else with the one served last: which features
-    change, for how many users they must be recomputed, and the cost. Nothing is written. Exit code 1 if callers or a
-    start would break: a feature is removed, its dtype changes, or its SQL fails for stored users.
+    The registry is compared with the one that processes serve or, if none is running, served last. Shown are the
+    features that change, for how many users they must be recomputed, and the cost. Nothing is written. Exit code 1 if
+    serving the registry would break callers (a feature is removed or its dtype changes) or if a process could not start
+    (the SQL of a feature fails for stored users).
     """
     settings = settings_of_command()
     found = run(_plan(settings, _contract(settings, registry)))
@@ -302,7 +303,7 @@ async def _diff(settings: Settings, contract: Contract, name: str, count: int, s
 def disable(name: str, reason: str) -> None:
     """Serve a feature as null.
 
-    Every process serves NAME as null within a second. Cached values are kept, and served again when it is enabled.
+    Every process serves NAME as null within a second. Cached values are kept, and served again when NAME is enabled.
     """
     run(_switch(name, reason, on=False))
     click.echo(f"{name} is disabled: it is served as null until `profiles features enable {name}`")

@@ -35,8 +35,8 @@ class _Options(NamedTuple):
 class _Result(NamedTuple):
     """The result of building a training set.
 
-    `failed`: for each feature that could not be computed for some rows, the reason. `late`: the share of rows whose
-    values are all missing because their events arrived after `--known-at`.
+    `failed`: by feature, the reason why it could not be computed for some rows. `late`: the estimated share of late
+    rows (`_LateArrivals`).
     """
 
     rows: int
@@ -57,16 +57,16 @@ class _Result(NamedTuple):
 def history(file: Path, output: Path | None, features: tuple[str, ...], before: bool, known_at: str | None) -> None:
     """Build a training set from the rows of FILE.
 
-    Add to each row the features of its user_id as of its as_of, computed by the SQL of online reads. No row sees events
-    after its as_of. FILE is CSV, newline-delimited JSON or Parquet; `-` is standard input. All columns and their order
-    are kept.
+    Add to each row the features of its user_id as of its as_of, computed by the SQL of online reads. Events after as_of
+    do not count. FILE is CSV, newline-delimited JSON or Parquet; `-` is standard input. The columns of FILE and their
+    order are kept.
 
-    If FILE has the column decision_id instead, each row gets the user_id of the decision, as as_of the time at which it
-    read the profile, and the values that it read. Only features that it did not read, or whose definition has changed,
-    are computed.
+    If FILE has the column decision_id instead, each row gets the user_id of the decision, an as_of (the time at which
+    the decision read the profile) and the values that were read. A feature is computed only if it was not read, or if
+    its definition has changed since.
 
-    In Parquet output, as_of is a timestamp. Other columns keep their types from Parquet; from CSV they are text, and
-    from JSON numbers, booleans or text (mixed and nested values are text).
+    In Parquet output, as_of is a timestamp. Other columns of Parquet input keep their types. Columns of CSV input are
+    text. Columns of JSON input are numbers, booleans or text; mixed and nested values become text.
     """
     from app.stores.training_set.input import open_rows
     from app.stores.training_set.output import writer_for
@@ -165,7 +165,7 @@ def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list
 
 
 async def _served(block: Block, mask: int, moments: Moments, decisions: LoggedProfiles) -> list[ServedRow]:
-    """The values that the decisions of a block were made from. An invalid row raises `InvalidInput`."""
+    """For each row, the recorded values of its decision and the features to compute. Raises `InvalidInput`."""
     from app.profiles.history.decisions import served_row
 
     ids = block.keys["decision_id"]
@@ -191,7 +191,7 @@ def _decision_columns(asked: Sequence[ComputeRow]) -> dict[str, Column]:
 
 
 class _LateArrivals:
-    """Estimates the share of rows that have no values only because their events arrived after `--known-at`.
+    """Estimates the share of *late* rows, which have no values only because their events arrived after `--known-at`.
 
     A sample of the rows without values is computed again as if all events had arrived in time.
     """
@@ -214,10 +214,10 @@ class _LateArrivals:
                 self._sample[place] = row
 
     def sample(self) -> list[ComputeRow]:
-        """Sampled rows without values, to compute without `--known-at`; empty unless they are most of the rows."""
+        """Up to `SAMPLE` rows without values, to compute without `--known-at`; none if at least half have values."""
         return [row._replace(known_ms=None) for row in self._sample] if self._empty * 2 > self._rows else []
 
     def share(self, values: Sequence[Values]) -> float:
-        """The estimated share of late rows in all rows. `values` are the computed values of the rows in `sample()`."""
+        """Estimate the share of late rows among all rows, from the computed `values` of the rows in `sample()`."""
         late = sum(found != self._defaults for found in values)
         return late / len(values) * self._empty / self._rows if late else 0.0

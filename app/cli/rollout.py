@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def rollout() -> None:
     """Show and change the stage of the challenger.
 
-    Run it with the settings of the service, which contain the limits and turn the challenger on or off.
+    Run it with the settings of the service, which contain the guardrails and turn the challenger on or off.
     """
 
 

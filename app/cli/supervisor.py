@@ -68,10 +68,8 @@ def supervise(settings: Settings) -> int:
 
 
 def _with_free_ports(settings: Settings, *, wait: bool) -> Settings:
-    """The settings with free ports instead of taken ones. A port that is set in the environment is not replaced.
-
-    With `wait`, no port is replaced, because processes of an earlier `up` are about to free theirs.
-    """
+    """The settings with free ports in place of taken ones. A port that is set in the environment is not replaced. With
+    `wait`, no port is replaced, because processes of an earlier `up` are about to free theirs."""
 
     def free(variable: str, port: int, excluded: int = 0) -> int:
         if wait or not port or PREFIX + variable in os.environ:
@@ -138,7 +136,7 @@ def _only_one(directory: Path) -> Iterator[None]:
 
 
 def _load_demo(settings: Settings, stop: threading.Event) -> bool:
-    """Create the database with the demonstration set, under another name until complete. Return False if stopped."""
+    """Create the database with the demonstration set, in a file that is renamed at the end. Return False if stopped."""
     from app.cli.change import load_demo
 
     say("loading the demonstration set: 1,000 users, 90 days ...")
@@ -218,7 +216,7 @@ def _api_answers(settings: Settings) -> bool:
 
 
 def _worker_answers(settings: Settings) -> bool:
-    """Whether the worker listens on its metrics port. Only then another `up` sees that the port is taken."""
+    """Whether the worker listens on its metrics port, or has none. From then on, another `up` avoids that port."""
     if not settings.worker_metrics_port:
         return True
     with suppress(OSError), closing(socket.create_connection((settings.host, settings.worker_metrics_port), 1)):

@@ -53,7 +53,7 @@ async def get_audit(
 
 
 async def _filters(service: Service, wanted: AuditFilter, before: int, more: int | None) -> dict[str, Any]:
-    """The page's variables: the choices of its filters, and links to newer and older entries."""
+    """The template variables of the page: the choices of each filter, and links to the newest and to older entries."""
     kept = {name: value for name, value in wanted._asdict().items() if value is not None}
     actors, actions = await service.audit_trail.actors(), await service.audit_trail.actions()
     return {

@@ -1,6 +1,6 @@
 """Records actions of callers in the audit trail, and reads the reason that a caller gives for an action.
 
-A reason comes in a form, in a JSON body or in the query.
+A reason is a field of a form, a field of a JSON body or a query parameter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Reason = Annotated[
 
 
 class ReasonRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The reason for a change. In a body, it stays out of the access logs of proxies."""
+    """The reason for a change. It is sent in the body so that access logs of proxies do not contain it."""
 
     reason: Annotated[
         str,
@@ -57,12 +57,12 @@ def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncCon
 
 
 async def reason_of(request: HttpRequest, from_query: str) -> str:
-    """The reason given in the form, the body or the query; empty if none is given.
+    """The reason in the form, the JSON body or the query parameter `from_query`; empty if there is none.
 
     Raises:
-        Undecodable: the reason in the query is not allowed.
-        InvalidInput: the reason in the form or the body is not allowed.
-        Conflict: query and body give different reasons.
+        Undecodable: `checked_reason` rejects the query parameter.
+        InvalidInput: `checked_reason` rejects the reason in the form or the body.
+        Conflict: the query parameter and the body contain different reasons.
     """
     if is_form(request):
         return checked_reason((await read_form(request)).get("reason"))

@@ -1,6 +1,6 @@
 """Routes to list, replay and discard dead letters.
 
-A payload may be about a user; the audit trail holds users as hashes only.
+A payload may contain user ids. In the audit trail, hashes replace them.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ async def _letter(service: Service, letter_id: int) -> DeadLetter:
 
 
 async def _replay(request: HttpRequest, letter_id: int) -> Replayed:
-    """Replay a letter and audit it. Raises `NotFound`, and `REFUSALS` if the payload is still no valid event."""
+    """Replay a dead letter, and record the outcome in the audit trail. Raises `NotFound` if the letter does not exist,
+    and one of `REFUSALS` if its payload is rejected again."""
     service = service_of(request)
     letter = await _letter(service, letter_id)
     async with audited(request, "replay", f"dead-letter:{letter_id}") as act:

@@ -32,7 +32,7 @@ Name = Annotated[str, PathParameter(description="The name of a feature.")]
 
 
 class ServedDefinition(msgspec.Struct):
-    """A definition of a feature that processes have served, and when they first and last did."""
+    """A definition that processes have served for a feature, and when a process first and last reported it."""
 
     fingerprint: str
     first_seen: str
@@ -56,7 +56,7 @@ class Export(msgspec.Struct):
 
 
 class Catalogue(msgspec.Struct):
-    """The registry that this service serves. `subjects`: by event subject, the features it invalidates."""
+    """The registry that this service serves. `subjects`: the invalidated features, by event subject."""
 
     registry: Annotated[str, Meta(description="The fingerprint of the whole registry.")]
     features: list[FeatureDefinition]

@@ -1,6 +1,6 @@
 """Routes of data quality: how fresh cached values are, how they are distributed, and whether they have drifted.
 
-A JSON request measures now, unless its `max_age_s` accepts an older report. The page shows the newest stored report
+A JSON request measures now, unless its `max_age_s` allows a stored report. The page shows the newest stored report
 with its age, however old it is.
 """
 
@@ -160,7 +160,7 @@ async def get_users_behind(
 
 
 def _sought_state(feature: str, state: str) -> Sought:
-    """The value of the parameter `state`. Raises `Undecodable`, which names each missing or unknown parameter."""
+    """Check both parameters, return `state`. Raises `Undecodable` if `feature` is empty or `state` not in `SOUGHT`."""
     issues = [] if feature else [Issue("feature", "missing; name a feature")]
     for known in SOUGHT:
         if state == known and not issues:
@@ -216,14 +216,14 @@ async def _refresh_status(service: Service, run: QualityRun) -> QualityRefresh:
 
 
 class DriftBadge(NamedTuple):
-    """The badge of a feature's drift on the page: its words, and its kind, which selects the colour."""
+    """The badge that shows a feature's drift on the page. `kind` selects the colour."""
 
     words: str
     kind: str
 
 
 class BinRow(NamedTuple):
-    """A bin of a feature's values, with its users now and 7 days before. Shares are None if there were no users."""
+    """The number and share of users in a bin, now and 7 days before. A share is None if there were no users then."""
 
     label: str
     now: int

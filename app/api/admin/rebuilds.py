@@ -36,7 +36,7 @@ SHOWN = 100
 
 @dataclass(slots=True)
 class Draft:
-    """The form to start a rebuild, as it was filled in. `active` is a run of the same scope that prevents the start."""
+    """A filled-in form to start a rebuild. `active`: an active run of the same scope, which prevents the start."""
 
     scope: str
     user_ids: str
@@ -113,8 +113,8 @@ async def cancel_from_page(request: HttpRequest, run_id: FromPath[str]) -> Respo
 async def _start(
     request: HttpRequest, user_ids: Sequence[str] | None, features: Sequence[str] | None
 ) -> tuple[RebuildRun, bool]:
-    """Start a rebuild of these users, or of every eligible user (None). Return the run and True, or the active run of
-    the same scope and False. Raises `UnknownFeature`."""
+    """Start a rebuild of `user_ids`; None means every eligible user. Return the new run and True or, if a run of the
+    same scope is active, that run and False. Raises `UnknownFeature`."""
     service = service_of(request)
     mask = selected(service.registry, features)
     users = list(dict.fromkeys(user_ids)) if user_ids is not None else None

@@ -105,9 +105,9 @@ async def _move_from_page(request: HttpRequest, move: Move) -> Response[Any]:
 
 
 async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> None:
-    """Raise `Conflict` if the roll-out has changed since the page was made. A button that is pressed twice would
-    otherwise take two steps. Two simultaneous presses may both pass; the second is then refused because too few
-    decisions were served at the new stage."""
+    """Raise `Conflict` if the roll-out has changed since the page was rendered; otherwise a second press of a button
+    would move the roll-out another step. Two simultaneous requests may both pass this check. The later move is then
+    refused, because too few decisions were served at the new stage."""
     state = await service_of(request).bandit.rollout.repository.state()
     if seen in ("", rfc3339(state.changed_at_ms) if state.changed_at_ms else UNCHANGED):
         return

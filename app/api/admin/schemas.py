@@ -13,7 +13,7 @@ from app.features.ids import Id
 
 
 class UsersFound(msgspec.Struct):
-    """User ids that begin with `prefix`, in the order of their UTF-8 bytes. `more`: there are further such ids."""
+    """User ids that begin with `prefix`, in the order of their UTF-8 bytes. `more`: further ids exist."""
 
     prefix: str
     user_ids: list[str]
@@ -177,7 +177,7 @@ class RebuildOfUsers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RebuildStatus(msgspec.Struct):
-    """A rebuild and its progress. `done` and `total` are users."""
+    """A rebuild and its progress. `done` and `total` are numbers of users."""
 
     id: str
     scope: Annotated[str, Meta(description="`all`, or `users:` and a hash of the list.")]
@@ -220,7 +220,7 @@ class QualityRefresh(msgspec.Struct):
 
 
 class UserBehind(msgspec.Struct):
-    """A user whose value of a feature is in the requested state. Value and times are null if none is cached."""
+    """A user whose value of the feature is in the requested state. Value and times are null if no value is cached."""
 
     user_id: str
     state: Literal["fresh", "missing", "stale"]
@@ -230,8 +230,8 @@ class UserBehind(msgspec.Struct):
 
 
 class UsersBehindList(msgspec.Struct):
-    """The users whose value of a feature is in a state at the time `at`, by id. One request scans a bounded number of
-    users: continue with `after=next_after`, even if `users` is empty."""
+    """The users whose value of `feature` is in the state `state` at the time `at`, in the order of their ids. A request
+    scans a bounded number of users: continue with `after=next_after`, even if `users` is empty."""
 
     feature: str
     state: Literal["fresh", "missing", "stale", "null"]

@@ -1,4 +1,4 @@
-"""Signing in and out: an API key is exchanged for a session. Attempts with a known key are audited."""
+"""Signing in and out: an API key is exchanged for a session. The audit trail records attempts with a known key."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def post_sign_in(request: HttpRequest) -> Response[Any]:
 
 @post("/admin/sign-out", status_code=200, opt={"scope": "admin", "form": True}, include_in_schema=False)
 async def post_sign_out(request: HttpRequest) -> Response[Any]:
-    """End the session on the server, so that copies of its cookie end as well."""
+    """End the session on the server, so that no copy of the session cookie is accepted any more."""
     visit = await visit_of(request)
     if not visit.session.signed_in:
         return await redirect(request, HOME)

@@ -91,8 +91,8 @@ def _course(index: int, points: Sequence[Point]) -> list[FeaturePoint]:
 
 
 def chart_context(body: UserDevelopment) -> dict[str, Any]:
-    """The variables from which the template of a user's page draws its charts. A feature whose values are texts has no
-    line chart: `courses` holds, for each such feature, the changes of value."""
+    """The template variables for the charts of a user's page. A feature whose values are texts has no line chart; its
+    changes of value are listed in `courses`."""
     texts = {
         name: points for name, points in body.features.items() if any(isinstance(point.value, str) for point in points)
     }

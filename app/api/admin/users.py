@@ -1,8 +1,8 @@
 """Routes to find, inspect, rebuild and erase users.
 
-An answer shows the contents that the cache had before the request. For a JSON answer the profile is read afterwards, as
-a recommender would, which fills the cache. The page does not fill the cache, so that loading it again shows the same
-state. Before a page erases a user, it shows what would be deleted and asks for the id.
+The view of a user shows what the cache held before the request. The JSON answer also contains the result of an ordinary
+read, which fills the cache. The page does not fill the cache, so that a reload shows the same state. Before the page
+erases a user, it shows what would be deleted and asks for the user's id.
 """
 
 from __future__ import annotations

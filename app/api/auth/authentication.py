@@ -77,11 +77,11 @@ class Authenticator:
         return caller is not None and scope in caller.scopes
 
     def named(self, name: str) -> Caller | None:
-        """The caller whose key has this name. Only for sessions, because their key was checked at sign-in."""
+        """The caller whose key has this name. Only for a session: its key was checked at sign-in."""
         return next((caller for _, caller in self._keys if caller.name == name), None)
 
     def name_of(self, key: str) -> str | None:
-        """The name of a configured key; None for any other."""
+        """The name of a key; None if the key is not configured."""
         caller = self._find(key)
         return caller.name if caller is not None and caller is not ANYONE else None
 
@@ -151,9 +151,9 @@ def names_this_machine(host: str | None) -> bool:
 def _reject_cross_site(connection: ASGIConnection[Any, Any, Any, Any], *, any_port: bool) -> None:
     """Raise `Forbidden` if headers that only browsers send show that a page of another site sent the request.
 
-    Browsers send `Sec-Fetch-Site` only to HTTPS and loopback addresses, and `Origin` to all. Proxies often drop the
-    port from `Host` (nginx's `$host`). With `any_port`, an origin on any port matches a `Host` without one. If keys are
-    configured, that is safe: the guard also requires the session's token, which a page on another port cannot read.
+    Browsers send `Sec-Fetch-Site` only to HTTPS and loopback addresses, but `Origin` to every address. Proxies often
+    drop the port from `Host` (nginx's `$host`). With `any_port`, the port of `Origin` is ignored if `Host` has none. If
+    keys are configured, this is safe: the guard also requires a token that a page on another port cannot read.
     """
     site = connection.headers.get("sec-fetch-site")
     if site is not None:

@@ -51,7 +51,7 @@ async def read_form(request: Request[Any, Any, Any]) -> Form:
 
     Raises:
         UnsupportedMedia: the body is not a form.
-        TooLarge: the form exceeds the limit for routes with, or without, a scope.
+        TooLarge: the form exceeds `MAX_BYTES`, or `MAX_BYTES_WITHOUT_SCOPE` on a route that requires no scope.
         Undecodable: the form is not UTF-8 or has more than `MAX_FIELDS` fields.
     """
     if not is_form(request):

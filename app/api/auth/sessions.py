@@ -1,9 +1,9 @@
 """Browser sessions: a signed cookie instead of a key in a header.
 
-The cookie holds the name of the key shown at sign-in, a random id and the time of expiry. It is signed with the
-database's secret *and* the digest of that key. So a session ends when it expires, when its visitor signs out, or when
-its key is removed from the settings, and forging a cookie takes both the database and the settings. A visitor who has
-not signed in has a session with an empty name, so that the sign-in form has a token, too.
+The cookie contains the name of the API key that was used to sign in, a random id and the time of expiry. It is signed
+with the database's secret *and* the digest of that API key. So a session ends when it expires, when the visitor signs
+out, or when the key is removed from the settings. Forging a cookie requires both the database and the settings. Before
+sign-in, a session has an empty name; it exists so that the sign-in form has a CSRF token, too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_COOKIE = 1_024
 
 
 class Session(NamedTuple):
-    """The contents of a session cookie. `name` is the name of the key shown at sign-in, or `NOT_SIGNED_IN`."""
+    """The contents of a session cookie. `name` is that of the API key used to sign in, or `NOT_SIGNED_IN`."""
 
     name: str
     id: str
@@ -42,7 +42,7 @@ class SessionRecords(Protocol):
     """Stores the signing secret and the ended sessions in the database. Its methods raise `StoreUnavailable`."""
 
     async def secret(self) -> str:
-        """The secret that was drawn when the database was created."""
+        """The secret that was generated when the database was created."""
 
     async def end(self, session_id: str, expires_at_ms: int, now_ms: int) -> None:
         """Record that the session has ended. The record is kept until the session would have expired."""
@@ -94,7 +94,7 @@ class Sessions:
         await self._records.end(session.id, session.expires_at_ms, self._clock.now_ms())
 
     async def sign(self, session: Session, text: str) -> str:
-        """Sign `text` so that only this session can read it back with `unsign`."""
+        """Sign `text` so that `unsign` returns it for this session only."""
         return str((await self._signer(session.name)).dumps([session.id, text]))
 
     async def unsign(self, session: Session, signed: str) -> str | None:

@@ -35,7 +35,7 @@ class Bodies:
 
 
 class Timer:
-    """Cancels the current task after some seconds. Costs a fraction of `asyncio.timeout`."""
+    """Cancels the current task after `seconds`. Takes a fraction of the time of `asyncio.timeout`."""
 
     __slots__ = ("_handle", "_task", "over")
 
@@ -72,7 +72,7 @@ class Body:
 
     @property
     def unread(self) -> bool:
-        """Whether the client is about to send a part of the body that has not been received yet."""
+        """Whether a part of the body has yet to arrive. False while the client waits for `100 Continue`."""
         return self._more and not self._waits
 
     async def receive(self) -> HTTPReceiveMessage:

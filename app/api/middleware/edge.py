@@ -2,12 +2,12 @@
 
 Litestar's router decodes paths leniently. The edge rejects bytes that are not UTF-8 and broken percent-escapes (400),
 an encoded `/`, which would split an id into two segments (422), and an empty segment, which the router would drop
-(404). It limits the cost of parsing a head: a longer path, query or header is rejected unparsed (414, 431), and only
-our own cookies are passed on, because Litestar unquotes cookies in quadratic time.
+(404). It limits the cost of parsing: a path, query string or header that is too long is rejected unparsed (414, 431),
+and only our own cookies are passed on, because Litestar unquotes cookies in quadratic time.
 
-Invariants: every response has an `X-Request-Id`; every request is counted once and logged without its headers. Before
-it answers, the edge reads the body up to a limit, because closing a connection with an unread body resets it, and the
-client would never see the response.
+Invariants: every response has an `X-Request-Id`; every request is counted once and logged without its headers. The edge
+reads the body up to a limit before it responds. If a connection were closed with an unread body, the client would
+receive a reset instead of the response.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def new_request_id() -> bytes:
 
 
 def request_id_of(scope: HTTPScope) -> bytes:
-    """The request id that the caller sent, else a new one."""
+    """The request id that the caller sent, if it is valid, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and (sent := valid_request_id(value)) is not None:
             return sent

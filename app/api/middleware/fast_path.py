@@ -1,8 +1,8 @@
 """The fast path: answers a plain `GET /profiles/{user_id}` or `POST /profiles/batch` without the framework.
 
-It answers 200 or nothing. A request that it does not recognise (an escape, an unusual id, a query other than
-`features=`, an unexpected body, a bad key) or that fails goes on to the documented route, together with the part of its
-body that was read. A request that the reader sheds goes no further than the edge.
+It sends only responses with status 200. A request that fails or is not plain (an escape, an unusual id, a query other
+than `features=`, an unexpected body, an invalid key) goes on to the documented route, with the part of its body that
+was read. If the reader sheds a request, the edge rejects the request.
 Invariant: the response is the one that the documented route would give, and it is counted and logged alike.
 `tests/integration/api/middleware/test_fast_path.py` sends the same generated requests to both.
 """
@@ -150,8 +150,8 @@ class FastPath:
         return mask
 
     def _admit(self, headers: Iterable[tuple[bytes, bytes]], *, with_body: bool) -> bytes | None:
-        """Check the headers and return the request id; None if the documented route must answer: a header is unusual,
-        the headers of a body are missing (`with_body`) or superfluous, or the key lacks the scope `read`."""
+        """Check the headers and return the request id. Return None if the documented route must answer: a header is
+        unusual, the key lacks the scope `read`, or headers of a body are missing (`with_body`) or not expected."""
         key: str | None = None
         request_id: bytes | None = None
         hosts = body_headers = 0

@@ -1,8 +1,8 @@
 """Load shedding: rejects requests that would wait too long.
 
-The core layers estimate the load (`app.concurrency.load_estimate`) of computed reads, past moments and events. Cache
-hits, probes and admins' requests are never shed. The decision is made from method and path alone, before the body is
-read and outside the framework, so that shedding is cheap.
+`Shedding` recognises events, scores and training sets by method and path alone, so that it can shed them cheaply:
+before the body is read, and outside the framework. Other requests are shed when the layer that serves them raises
+`Overloaded`. The load is estimated in `app.concurrency.load_estimate`.
 Invariant: a shed request is answered 503 with `Retry-After` and counted by kind.
 """
 
@@ -27,12 +27,12 @@ Checks = Mapping[tuple[str, str], tuple[str, Callable[[], bool]]]
 
 
 def mark(scope: HTTPScope, kind: str) -> None:
-    """Mark a request to be rejected because of this kind of load."""
+    """Mark a request as shed. `kind` is the kind of load, such as `events`."""
     cast(dict[str, Any], scope)[_MARK] = kind
 
 
 def mark_of(scope: HTTPScope) -> str | None:
-    """The kind of load because of which the request was marked to be rejected; None if it was not."""
+    """The `kind` with which the request was marked as shed; None if it was not marked."""
     return cast(str | None, scope.get(_MARK))
 
 

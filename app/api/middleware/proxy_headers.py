@@ -1,8 +1,8 @@
 """Requests through a reverse proxy: the root path, and the `X-Forwarded-…` headers.
 
-The headers count only if the connection comes from a trusted address, because any client can send them. granian sets
-client address and scheme (the client is the last address in `X-Forwarded-For` that is not a trusted proxy). `Forwarded`
-(RFC 7239) is ignored: nginx, Traefik and AWS do not set it, so they would pass on one that the client sent.
+The headers are used only if the connection comes from a trusted address, because any client can send them. granian
+sets the client address (the last one in `X-Forwarded-For` that is not a trusted proxy) and the scheme. `Forwarded`
+(RFC 7239) is ignored: nginx, Traefik and AWS do not set this header, so they would pass on what the client sent.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class BehindProxy:
     def _strip(self, scope: HTTPScope, *, stripped: bool) -> None:
         """Remove the root path from the request's path, unless the proxy already did (`stripped`).
 
-        If the service has a route that begins like the root path (`/profiles`), a path that the proxy stripped may
-        begin with it, too. The root path is then removed only if the rest is a path of the service and the proxy sent
-        no `X-Forwarded-Prefix`, the header of a proxy that strips.
+        If a route of the service begins like the root path (`/profiles`), a path may begin with the root path although
+        the proxy has removed it. In this case the root path is removed only if the rest is a path of the service and
+        the proxy did not send `X-Forwarded-Prefix`, which proxies send if they remove the root path.
         """
         raw = scope.get("raw_path") or scope["path"].encode()
         rest = raw.removeprefix(self._root)

@@ -1,7 +1,7 @@
 """Rate limit: a token bucket per key, in this process. Off unless `PROFILES_RATE_LIMIT` is set.
 
-Requests without a known key count by client address, so guessing keys is slow and takes nothing from callers with a
-key. Probes and `/metrics` are not limited. Responses carry the headers of draft-ietf-httpapi-ratelimit-headers-09.
+Requests without a known key use the bucket of their client address. So guessing keys is slow, and does not slow down
+callers with a key. Probes and `/metrics` are not limited. The headers follow draft-ietf-httpapi-ratelimit-headers-09.
 Invariants: over any period a caller gets at most the burst plus the rate times the period; a caller that waits for
 `Retry-After` is admitted, if no other client uses the same key.
 """

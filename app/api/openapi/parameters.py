@@ -1,10 +1,10 @@
-"""Schemas of parameters that a handler's signature cannot express, such as the names of the registry's features.
+"""Parameter schemas that a handler's signature cannot express, such as the enumeration of the registry's feature names.
 
-A route lists them in `opt["schemas"]`: a schema by parameter, or a function that makes it from the registry.
+`opt["schemas"]` of a route maps the name of a parameter to a schema, or to a function that makes one from the registry.
 `opt["required"]` lists parameters that a program must send. The signature makes them optional, because the same route
 also serves an HTML page that opens without them.
-Invariant: a value that its schema allows is rejected only for reasons that no schema can express (a moment too far in
-the past, two parameters that exclude each other).
+Invariant: a parameter that matches its schema is rejected only for reasons that no schema can express (a moment too far
+in the past, two parameters that exclude each other).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOMENT: Schema = {"type": "string", "format": "date-time", "examples": ["2026-04
 
 
 def rowid(least: int) -> Schema:
-    """The schema of a row id. Litestar would write the maximum as a float, which cannot represent it."""
+    """The schema of a row id. Litestar would convert the maximum to a float, which rounds it."""
     return {"type": "integer", "minimum": least, "maximum": MAX_ROWID}
 
 
@@ -41,7 +41,7 @@ def feature_names(registry: Registry) -> Schema:
 
 
 def describe(operation: dict[str, Any], opt: Mapping[str, Any], registry: Registry) -> None:
-    """Replace the schemas of an operation's parameters by those in `opt`, keeping defaults."""
+    """Replace the schemas of an operation's parameters with those in `opt`, but keep the defaults."""
     schemas: Schemas = opt.get("schemas", {})
     for parameter in operation.get("parameters", ()):
         found = schemas.get(parameter["name"])

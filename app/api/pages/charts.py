@@ -1,6 +1,6 @@
 """Charts as inline SVG: lines, bars, the small bars of a tile, and the graph of invalidations.
 
-The style sheets of the pages colour them by class, for the light and the dark scheme, because the content security
+The style sheets of the pages colour charts by class, for the light and the dark scheme, because the content security
 policy forbids inline styles. Each chart is an image with a name for screen readers. Each value has a `<title>`, which
 browsers show on hover.
 """

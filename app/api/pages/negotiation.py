@@ -1,10 +1,10 @@
 """Content negotiation: the admins' routes answer with a page to a browser, with JSON to any other client.
 
-`answer` returns a struct as JSON or renders a template with it. `page` renders a page that has no JSON form, such as a
-form to fill in. `redirect` is the answer to a form that was carried out. `ErrorPage` renders an error.
+`answer` returns a struct as JSON or renders a template with it. `page` renders a page that has no JSON equivalent, such
+as a form. `redirect` answers a submitted form: the next page shows the result. `ErrorPage` renders an error.
 
 Invariant: every page carries a content security policy that forbids inline scripts and requests to other sites, and no
-cache stores it. A browser that is not signed in is redirected to the sign-in page, and from it to the requested page.
+cache stores it. A browser that is not signed in is redirected to the sign-in page, then to the requested page.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ async def page(request: HttpRequest, template: str, *, status_code: int = 200, *
 
 
 async def redirect(request: HttpRequest, path: str, message: str = "", *, visit: Visit | None = None) -> Response[Any]:
-    """Redirect (303) to a page that shows `message` once. `path` must be quoted, and not include the root path."""
+    """Redirect (303) to a page that shows `message` once. `path` is percent-encoded, without the root path."""
     visit = visit or await visit_of(request)
     cookies = await cookies_of(request, visit)
     if message:
@@ -104,8 +104,8 @@ async def render(request: HttpRequest, template: str, **context: Any) -> str:
 class ErrorPage(Response[Any]):
     """A response that shows an error as a page. It needs neither the cache nor the database.
 
-    It sets no session cookie. A form sent by another site comes without the session cookie that the browser holds for
-    this service; a new cookie in the refusal would replace that one and sign the admin out.
+    It sets no session cookie. A browser does not send the session cookie with a form of another site, but would replace
+    that cookie with a new one from this response, which would sign the admin out.
 
     Litestar's exception handlers are not coroutines, but rendering is one. So the page is rendered when it is sent.
     """

@@ -66,7 +66,7 @@ def environment() -> Environment:
 
 
 def segment(text: str) -> str:
-    """An id, quoted as one segment of a path: `/admin/users/{{ id | segment }}`."""
+    """An id, percent-encoded as one segment of a path: `/admin/users/{{ id | segment }}`."""
     return quote(text, safe="")
 
 
