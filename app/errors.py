@@ -130,7 +130,7 @@ class Overloaded(Unavailable):
 
 
 class ModelFailed(Unavailable):
-    """The language model returned nothing usable. The message is for the log and contains neither key nor answer."""
+    """The language model returned no usable text. The message, for the log, contains neither API key nor answer."""
 
     def __init__(
         self, reason: FallbackReason, detail: str, *, well: bool = False, pause_s: float | None = None

@@ -61,7 +61,7 @@ class Service:
     """All services and repositories of one process.
 
     `process` is a random name, new at every start. `costs` maps the index of a feature to the microseconds that
-    computing it for one user took in a trial at start-up. `mirror` is a Struct with one typed field per feature.
+    computing it for one user took in a trial at start-up. `mirror` is the Struct type of a profile.
     """
 
     settings: Settings

@@ -27,9 +27,9 @@ MAX_CANDIDATES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringRequest:
-    """A request to rank candidates and choose one. If `origin` is "service", the scorer reads the user's profile.
-    Otherwise it uses `profile`: the one sent with the request, or None ("absent"). Without `explore` the candidate with
-    the highest score is chosen. A repeated request with the same `request_id` gets the same decision."""
+    """A request to rank candidates and choose one. `origin` is "service" if the scorer reads the user's profile,
+    "request" if `profile` came with the request, and "absent" if neither. Without `explore`, the candidate with the
+    highest score is chosen. A repeated request with the same `request_id` gets the same decision."""
 
     user_id: str
     candidates: tuple[Candidate, ...]
@@ -41,11 +41,11 @@ class ScoringRequest:
 
 
 class UserSnapshot(NamedTuple):
-    """All that a decision about one user needs from the database, read from one database snapshot.
+    """All that a decision about one user needs from the database.
 
-    `erasures` counts the users erased so far. It is read first, so it is never newer than the other fields. `share` is
-    the share of users, 0 to 1, that the challenger serves. `statistics` is None for a user without learned decisions.
-    `stored` is the earlier decision with the same request id; None if there is none.
+    `erasures` counts the users erased so far. It is read before the other fields, which may belong to later states of
+    the database. `share` is the share of users, 0 to 1, that the challenger serves. `statistics` is None for a user
+    without learned decisions. `stored` is the earlier decision with the same request id; None if there is none.
     """
 
     erasures: int
@@ -67,13 +67,13 @@ class Ranking(NamedTuple):
 class Decision:
     """The choice of one candidate for one user, as stored.
 
-    `chosen` is the index of the chosen candidate. `theta` (D,) is the posterior mean θ̂ of the weights of the policy
-    that served, `phi` (D',) the input vector of the chosen candidate. `policy_hash` is the hash of the serving policy's
-    spec, `spec_hash` the hash of the spec of `phi`, which may have more inputs. `state_version` is the number of the
-    user's decisions that were learned before this one. `profile` holds the profile features that the policy used,
-    `profile_read` how the service read them; it is None if the service did not, or a release before 0007 decided.
-    `champion` and `challenger` are the rankings by the two policies; the ranking by the policy that did not serve is
-    computed afterwards, and None until then.
+    `chosen` is the index of the chosen candidate, and `role` the role of the policy that chose it. `policy_hash` is the
+    hash of that policy's spec, and `theta` (D,) the posterior mean θ̂ of the policy's weights. `phi` (D',) is the input
+    vector of the chosen candidate. `spec_hash` is the hash of the spec of `phi`, which may have more inputs than the
+    policy's spec. `state_version` is the number of the user's decisions that were learned before this one. `profile`
+    holds the profile features that the policy used. `profile_read` tells how the service read them; it is None if the
+    service did not, or if the decision is older than database revision 0007. `champion` and `challenger` are the
+    rankings by the two policies. The ranking by the policy that did not choose is None until it has been computed.
     """
 
     id: str
@@ -102,7 +102,7 @@ class Decision:
 
     @property
     def ranking(self) -> Ranking:
-        """The ranking by the policy that served."""
+        """The ranking by the policy that chose the candidate."""
         served = self.champion if self.role == "champion" else self.challenger
         assert served is not None  # a decision is stored with the serving policy's ranking
         return served
@@ -125,7 +125,8 @@ class Decision:
 
 
 class DecisionOutcome(NamedTuple):
-    """The state of a decision, its reward once it is settled, and the number of events about it by their effect."""
+    """The state of a decision, and the number of events about it by outcome. `reward` and `source` are None until the
+    decision is learned, `settled_at_ms` is None until it is learned or expires."""
 
     state: DecisionState
     served_at_ms: int | None
@@ -137,7 +138,7 @@ class DecisionOutcome(NamedTuple):
 
 
 class Shadow(NamedTuple):
-    """Both policies' rankings of one decision, and the terms of the doubly robust estimate, as columns of its row.
+    """Both policies' rankings of a decision, and the terms of the doubly robust estimate, as columns of the decision.
 
     `*_scores` and `*_pi` hold the scores and the propensities π of all candidates as little-endian float64. `*_p` is
     π(chosen). With q(a) the reward that the decision's pooled prior predicts for candidate a, `q_logged` is q(chosen),

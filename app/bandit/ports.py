@@ -35,8 +35,8 @@ class ProposedDecision(NamedTuple):
 class RecordedDecision(NamedTuple):
     """The result of a `ProposedDecision`: the stored decision, which may be an earlier one with the same request id.
 
-    `decision` is None if a user, possibly this one, was erased meanwhile; then nothing was stored. `erasures` is the
-    current number of erased users.
+    `decision` is None, and nothing was stored, if any user was erased after the proposed `erasures` was read.
+    `erasures` is the current number of erased users.
     """
 
     decision: Decision | None
@@ -44,8 +44,8 @@ class RecordedDecision(NamedTuple):
 
 
 class SettleCounts(NamedTuple):
-    """Numbers of decisions whose reward window has closed: `learned`, if the tip was served; `expired`, if it was not;
-    `set_aside`, if the decision or its user's statistics are damaged."""
+    """Numbers of decisions whose reward window has closed. `learned`: the tip was served. `expired`: it was not served.
+    `set_aside`: the decision or the user's statistics are damaged, so nothing was learned."""
 
     learned: int
     expired: int
@@ -54,8 +54,8 @@ class SettleCounts(NamedTuple):
 
 class DecisionRepository(Protocol):
     async def snapshots(self, queries: Sequence[UserQuery]) -> list[UserSnapshot]:
-        """Read the data of each queried user, in the order of the queries, from one database snapshot. Statistics that
-        are damaged or of an unknown spec are logged, and `statistics` is None."""
+        """Read the data of each queried user, in the order of the queries. If statistics are damaged or of an unknown
+        spec, this is logged, and `statistics` is None."""
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
         """Store decisions in one durable commit; the results are in the same order."""
@@ -109,8 +109,8 @@ class StateRepository(Protocol):
         False, and store nothing, if a prior with at least as many changes is stored already."""
 
     async def grow(self, limit: int, now_ms: int) -> int:
-        """Extend the statistics of up to `limit` users to the longest spec, in one transaction; return their number.
-        Damaged statistics are set aside, so that they are not read again; they count in the number."""
+        """Extend the statistics of up to `limit` users to the longest spec, in one transaction; return the number of
+        users. Damaged statistics are marked, so that they are not read again; their users count in the number."""
 
     async def prior_version(self) -> int:
         """The version of the newest prior; 0 if there is none."""

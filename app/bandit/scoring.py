@@ -1,7 +1,7 @@
 """Scoring: turns a scoring request into a stored decision.
 
 Invariants: a decision is answered only after it is stored; two requests with the same id get the same decision; data of
-a user that was read before the user's erasure is never stored after it. For the last one, the database counts erasures:
+a user that was read before the user's erasure is never stored after it. For the third, the database counts erasures:
 
 1. A request takes the newest count that this process knew before the request began.
 2. It reads the user's profile and statistics.

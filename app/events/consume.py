@@ -1,8 +1,8 @@
 """Consumes stored events in a worker.
 
-For each event, in this order: delete cached values older than the event, let the learners learn, mark it as consumed. A
-crash at any point leaves the event unconsumed; the sweep, which looks for such events periodically, consumes it. The
-learners get many events at once, and one by one after a failure. A failure with a single event is counted, and the
+For each event, in this order: delete cached values older than the event, pass the event to the learners (such as the
+bandit), mark it as consumed. A crash at any point leaves the event unconsumed; a periodic sweep consumes such events.
+The learners get many events at once, and one by one after a failure. A failure with a single event is counted, and the
 event becomes a dead letter after `ATTEMPTS` failures. An unavailable cache, queue or database (`Unavailable`) counts
 against no event.
 
@@ -116,7 +116,7 @@ class Consumer:
         return len(consumed)
 
     async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
-        """Pass events to the learners, all at once or, after a failure, one by one. Return those learned from."""
+        """Pass events to the learners at once or, after a failure, one by one. Return the events without a failure."""
         if not events:
             return events
         try:

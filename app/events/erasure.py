@@ -16,8 +16,8 @@ log = logger("events.erasure")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erasure:
     """Erases users from the queue, the database and the cache. `erase_jobs` removes a user's events from waiting queue
-    jobs. `settle` deletes the user's cache keys: erasing the rows records in the database that they must be deleted.
-    `drop_cached` deletes the user's keys under every epoch, also those that no process reads any more."""
+    jobs. `settle` deletes the cache keys that the database records for deletion; erasing a user's rows records the
+    user's keys. `drop_cached` deletes the user's keys under every cache epoch, current or not."""
 
     users: UserRecords
     erase_jobs: Callable[[str], Awaitable[object]]

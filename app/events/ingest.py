@@ -8,7 +8,7 @@ serves cached values. The order is fixed:
   1. commit the events; 2. DEL the keys; 3. notify the workers; 4. answer.
 If DEL came before the commit, a reader could refill the cache from the old facts in between. If the answer came before
 DEL, the sender could read the old value. A sender that gets no answer retries. Its events are then duplicates, and step
-2 is repeated for them, because the first attempt may have failed before it.
+2 is repeated for them, because the first attempt may have failed between steps 1 and 2.
 
 Requests that wait at the same time share a commit and a DEL; each is stored as a whole or not at all.
 """
@@ -39,10 +39,10 @@ BOUNDS_OF = {
 
 
 class Receipt(NamedTuple):
-    """The result of storing one request's events. `seqs` has the sequence numbers of the new ones.
+    """The result of storing one request's events. `seqs` has the sequence numbers of the new events.
 
-    `invalidated` is False if the cache did not answer: deleting the stale keys is recorded as owed, and until it is
-    made, reads compute their values and do not use the cache.
+    `invalidated` is False if the cache did not answer. The database then records that the stale keys must be deleted;
+    until they are, reads compute their values and do not use the cache.
     """
 
     accepted: int
@@ -89,9 +89,9 @@ class Ingestor:
     async def ingest(self, events: Sequence[TipEvent], sent_by: str = "", *, historical: bool = False) -> Receipt:
         """Store all of these events, or none.
 
-        `sent_by` is recorded as their sender; by default, it is the entry point, such as `http` or `the queue`. With
-        `historical`, the events (duplicates included) count as known from their event time on in queries with
-        `known_at`. This is for imports by admins, since it changes what past queries return.
+        `sent_by` is recorded as their sender; by default, it is the entry point, such as `http` or `the queue`. If
+        `historical`, queries with `known_at` treat the events (duplicates included) as known since their event time,
+        not since their arrival. This is for imports by admins, since it changes what past queries return.
 
         Raises:
             InvalidInput: an event time is not allowed.

@@ -15,10 +15,10 @@ from app.features.events import LoggedEvent, TipEvent
 class Admitted(NamedTuple):
     """An event that has passed validation, with the facts that are stored beside it.
 
-    `occurred_at_ms` is the event time that features use. It is the producer's time, unless that lay ahead of the clock:
-    then it is the time of arrival, and `claimed_at_ms` keeps the producer's time (else None). `sent_by` names the API
-    key or the entry point, such as the queue. A `historical` event counts as known from its event time on, although it
-    arrived later. `digest` is a hash of the event, which tells a duplicate from a conflict.
+    `occurred_at_ms` is the event time that features use: the time that the producer claims or, if that is ahead of the
+    service's clock, the time of arrival. In the second case `claimed_at_ms` is the claimed time, otherwise None.
+    `sent_by` names the API key or the entry point, such as the queue. A `historical` event counts as known from its
+    event time on, although it arrived later. `digest` is a hash of the event, which tells a duplicate from a conflict.
     """
 
     event: TipEvent
@@ -32,8 +32,8 @@ class Admitted(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """The outcome of a request whose events are stored. `seqs` has the sequence numbers of the new ones. `stale` maps
-    each user id to the features that the events invalidate; events that were stored before (duplicates) count, too."""
+    """The outcome of a request whose events are stored. `seqs` has the sequence numbers of the new events. `stale` maps
+    each user id to the features that the events, new or duplicate, invalidate."""
 
     accepted: int
     duplicates: int
@@ -51,9 +51,8 @@ class ClashingEvent(NamedTuple):
 class TracedEvent(NamedTuple):
     """A stored event and its processing state, as admins see it.
 
-    `counted_at_ms` is the event time that features use. If the producer's time lay ahead of the clock, that is the time
-    of arrival, and `claimed_at_ms` is the producer's time; else `claimed_at_ms` is None. `consumed_at_ms` is None until
-    the event is consumed. `letter_id` is the id of the dead letter, if the event became one.
+    `counted_at_ms` is `Admitted.occurred_at_ms`, `claimed_at_ms` is `Admitted.claimed_at_ms`. `consumed_at_ms` is None
+    until the event is consumed. `letter_id` is the id of the dead letter, if the event became one.
     """
 
     logged: LoggedEvent
@@ -121,8 +120,8 @@ class EventLog(Protocol):
     async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None: ...
 
     async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
-        """The names of the features that events of each subject invalidate, by subject. They include the features of
-        every registry that a process has ever recorded in this database."""
+        """The names of the features that events of each subject (kind of event) invalidate, by subject. They include
+        the features of every registry that a process has ever recorded in this database."""
 
 
 class DeadLetters(Protocol):
@@ -152,8 +151,8 @@ class DeadLetters(Protocol):
         """Record that replays were rejected again. `reasons` maps the id of a dead letter to the reason."""
 
     async def revive(self, *letter_ids: int) -> int:
-        """Make the events of dead letters unconsumed again, and delete the letters; return how many letters. The
-        failures of the events count from 0 again."""
+        """Make the events of dead letters unconsumed again, with 0 failures, and delete the letters. Return the number
+        of letters deleted."""
 
 
 class UserEvents(Protocol):
@@ -211,5 +210,5 @@ class Learner(Protocol):
     """A model that is updated from consumed events; each event counts once."""
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
-        """Learn from all of these events, or raise and learn from none. Events are delivered at least once; an
-        implementation recognises repeats by `seq`. Most events concern no learner, so skipping one must be cheap."""
+        """Learn from all of these events, or raise and learn from none. Events are delivered at least once; `seq`
+        identifies repeats. Most events concern no learner, so skipping an event must be cheap."""

@@ -2,7 +2,7 @@
 
 Invariant: when `take_in` returns, every item of the payload is either stored as an event or is a dead letter. Events
 are stored first: storing is idempotent, and creating a dead letter is not. So if the payload is retried after a failure
-in between, each bad item still leaves one dead letter.
+between these steps, each rejected item still becomes one dead letter.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class QueueDoor:
     async def take_in(self, payload: object, first: int = 0) -> list[int]:
         """Store a payload, a list of events, and return the sequence numbers of the new events.
 
-        Items that are rejected become dead letters, and so does a payload that is not a list. `first` is the index of
-        the first item in the whole job, for messages.
+        Items that are rejected become dead letters, and so does a payload that is not a list. Messages count items from
+        `first`: the index, within the whole job, of the payload's first item.
 
         Raises:
             StoreUnavailable: the database does not answer; retry the whole payload.

@@ -79,7 +79,7 @@ class Replayer:
 
     async def replay_all(self, after: int) -> ReplaySummary:
         """Replay up to `MOST` dead letters with ids above `after`, several at once, so that they share commits. Letters
-        that are created meanwhile are skipped. Raises `StoreUnavailable`; finished replays stay."""
+        that are created meanwhile are skipped. If it raises `StoreUnavailable`, finished replays are not undone."""
         tally = ReplaySummary()
         newest = await self._letters.newest_id()
         for _ in range(0, MOST, AT_ONCE):

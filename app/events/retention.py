@@ -46,8 +46,8 @@ class Kept(NamedTuple):
 def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> int | None:
     """The cutoff of the next run, which deletes the rows before it; None if an admin must confirm the run.
 
-    `wanted_ms` follows from the clock and the setting, `done_ms` is the cutoff of the previous run. A cutoff moves back
-    as slowly as it moves forward, so it soon recovers from a night on which the clock was far behind.
+    `wanted_ms` is the current time minus the retention, `done_ms` the cutoff of the previous run. The cutoff moves
+    back, too, by at most `LARGEST_MOVE_MS`, so that it recovers soon after a night on which the clock was far behind.
     """
     if done_ms is not None:
         return max(done_ms - LARGEST_MOVE_MS, min(done_ms + LARGEST_MOVE_MS, wanted_ms))

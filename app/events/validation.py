@@ -96,7 +96,7 @@ def decode_json(body: bytes) -> Batch:
 
 def decode_lines(body: bytes, first: int = 1) -> Batch:
     """Decode newline-delimited JSON, one event per line; blank lines are ignored. Errors name lines by number, counted
-    from `first`. Raises as `decode_json`."""
+    from `first`. Raises the errors of `decode_json`."""
     if first == 1:
         body = body.removeprefix(BOM_UTF8)
         if (found := other_format(body[:_FORMAT_BYTES])) is not None:
@@ -180,7 +180,7 @@ def from_queue(payload: object, place: str) -> TipEvent:
 
 
 def _issue(place: str, message: str) -> Issue:
-    """Rewrite an error of msgspec: the path of the field, the reason, and the values that the field allows."""
+    """Make an issue from a message of msgspec: the path of the field, the reason, and the values that are allowed."""
     found = _AT.search(message)
     path = found["path"] if found else ""
     reason = _AT.sub("", message).replace("Invalid value", "unknown subject")  # msgspec says "value" only of the tag

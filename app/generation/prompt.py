@@ -1,9 +1,9 @@
 """Builds the prompt of the language model.
 
-Invariants: the task's text stands between two marks and cannot contain the closing one, since the marks are
-unpredictable and `<` and `>` are escaped between them. The prompt says nothing about the user but the traits, in words.
-Every change of the prompt needs a new `PROMPT_VERSION`, so that each text can be attributed to its prompt; a test
-fails if the prompt changes and the version does not.
+Invariants: the task's text stands between two marks and cannot contain the closing mark, since the marks are
+unpredictable and `<` and `>` in the text are escaped. The prompt says nothing about the user but the traits, in words.
+Every change of the prompt needs a new `PROMPT_VERSION`, so that each text can be attributed to its prompt; a test fails
+if the prompt changes and the version does not.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Prompt(NamedTuple):
 
 
 def prompt_for(request: TipRequest, mark: str) -> Prompt:
-    """Build the prompt for a request. `mark` encloses the text of the caller, so that it cannot pose as instructions.
-    It must consist of unpredictable letters and digits, new for each prompt."""
+    """Build the prompt for a request. The marks around the task's text contain `mark`, so that the text cannot pose as
+    instructions. `mark` must consist of unpredictable letters and digits, new for each prompt."""
     task, due = request.task, request.task.due_at
     now = request.now if due is None else request.now.astimezone(due.tzinfo)
     habits = described(request.traits) or "nothing is known"
@@ -85,7 +85,7 @@ def _language(locale: str) -> str:
 
 
 def _escaped(task: Task) -> str:
-    """The task's title and notes as JSON, with `<` and `>` as Unicode escapes, so that it cannot contain a mark."""
+    """The task's title and notes as JSON that contains no mark, since `<` and `>` are Unicode escapes."""
     shown = {"title": cleaned(task.title)}
     if task.notes is not None and (notes := cleaned(task.notes)):
         shown["notes"] = notes

@@ -52,7 +52,7 @@ def _opening(phrases: Phrases, task: Task, now: datetime) -> str:
 
 
 def _quoted(phrases: Phrases, text: str) -> str:
-    """Quote the text in the language's quotation marks. Marks inside it become `'`, so that they cannot end it."""
+    """Put the text in the language's quotation marks. Marks within it become `'`, so that none ends the quotation."""
     return _QUOTES.sub("'", text).join(phrases.quotes)
 
 

@@ -86,7 +86,7 @@ def final_stop(quoted: str) -> str:
 
 
 def text_problem(text: str, *, may_link: bool = False) -> str | None:
-    """The reason why a text cannot be shown as a tip, to follow a colon; None if it can be shown."""
+    """The reason why a text cannot be shown as a tip, such as `it has a link`; None if it can be shown."""
     if not _has_word(text):
         return "it contains no word"
     if len(text) > MAX_TEXT:

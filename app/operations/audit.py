@@ -70,7 +70,7 @@ class AuditTrail(Protocol):
 
 @dataclass(slots=True)
 class AuditedAction:
-    """An audited action in progress. At its end `outcome` is stored or, if that is None, `done` or the error."""
+    """An audited action in progress. At its end `outcome` is stored; None stands for `done` or the action's error."""
 
     outcome: str | None = None
 
@@ -80,7 +80,7 @@ async def audited(trail: AuditTrail, at_ms: int, actor: str, action: str, subjec
     """Record the action that the `async with` block performs, and its outcome. An error of the block is raised again.
 
     Raises:
-        StoreUnavailable: the intent cannot be stored; the action has not begun.
+        StoreUnavailable: the entry cannot be stored; the action has not begun.
     """
     entry_id = await trail.begin(at_ms, actor, action, subject)
     act = AuditedAction()

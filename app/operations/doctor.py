@@ -71,8 +71,8 @@ def diagnose_features(running: Sequence[Sample], disabled: Mapping[str, str]) ->
 
 
 def diagnose_registry(own: str, running: Sequence[Sample]) -> Line:
-    """Check that every running process serves the same feature registry as these settings, whose fingerprint is `own`.
-    `running` has the newest sample of each process."""
+    """Check that every running process serves the feature registry that this command's settings name. `own` is the
+    fingerprint of that registry. `running` has the newest sample of each process."""
     for finding in mixed_registries(running):
         return Line("registry", "warn", finding.text[0].lower() + finding.text[1:-1], finding.advice)
     served = {sample.registry for sample in running if sample.registry}

@@ -54,8 +54,8 @@ def percentile(buckets: Mapping[str, int], share: float) -> float | None:
     """Estimate the percentile `share`, 0 to 1, of a histogram, in seconds; None if there are no observations.
 
     `buckets` are counts of observations by the upper bound of their bucket, in seconds. Observations are assumed to lie
-    evenly within a bucket, so the result lies in the same bucket as the true percentile. If that is above the last
-    finite bound, the result is this bound.
+    evenly within a bucket, so the result lies in the same bucket as the true percentile. If the true percentile is
+    above the last finite bound, the result is this bound.
     """
     rank = share * sum(buckets.values())
     if not rank:

@@ -182,9 +182,8 @@ def waiting_to_be_pruned(kinds: Sequence[str]) -> list[Finding]:
 def failing_model(samples: Iterable[Sample], now_ms: int) -> list[Finding]:
     """A finding if the language model keeps failing, with the time of the first failure and the reasons.
 
-    The template replaces the model, so no request fails, and readiness does not show the problem. The model keeps
-    failing if in every minute since then most tips were worded by the template. Minutes without tips are ignored.
-    `samples` must come oldest first.
+    The model keeps failing if the template worded most tips in every minute since the first failure. Minutes without
+    tips are ignored. No request fails then, and readiness does not show the problem. `samples` must come oldest first.
     """
     began_ms: int | None = None
     newest_ms = 0

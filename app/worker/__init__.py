@@ -141,7 +141,7 @@ async def hourly_quality(ctx: JobContext) -> None:
 
 
 async def sweep(service: OpenService, pace: Pace) -> None:
-    """Consume events whose job was lost, and queue rebuilds and data-quality runs again. Raises `Unavailable`."""
+    """Consume events whose job was lost; queue stalled rebuilds and data-quality runs again. Raises `Unavailable`."""
     await service.consumer.sweep()
     if service.queue is None:
         return

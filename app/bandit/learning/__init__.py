@@ -1,1 +1,1 @@
-"""Learning: finds the decision that an event is about, and updates the user's sufficient statistics with its reward."""
+"""Learning: matches events to decisions, and updates users' sufficient statistics with the rewards of the decisions."""

@@ -4,11 +4,11 @@ Invariant: a decision is learned once, from the vector that was logged with it, 
 often it is delivered.
 
 `app.bandit.ports.LearningRepository` finds the decision of an event, and stores the changed decision and statistics in
-one transaction. The rules, in event time:
+one transaction. The rules refer to the times of events, not of their arrival:
   - A decision's reward window opens when its tip is served. Feedback without a served event counts as serving, too.
-  - The first feedback within the window is learned. Feedback that is late or about another tip is only counted.
+  - The first feedback within the window is learned. Feedback that is later or about a tip not chosen is only counted.
   - A served event that arrives after the feedback counts as `served` once, and changes nothing.
-  - A tip must be served within one window of the decision, or the decision expires and is not learned.
+  - If the tip is not served within one window length after the decision, the decision expires and is not learned.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ log = logger("bandit.learning")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The settings of attribution: the reward by outcome, as `outcome_rewards` returns it, and the reward window. The
-    reward window is the time after serving within which feedback is learned."""
+    """The settings of attribution. `rewards` is the reward by outcome (see `outcome_rewards`). `window_ms` is the
+    reward window: the time after serving within which feedback is learned."""
 
     rewards: Mapping[str, float]
     window_ms: int
@@ -53,8 +53,8 @@ class Rules:
 
 
 class Unsettled(NamedTuple):
-    """The fields of a stored decision that `judge` needs. `told_served`: a served event of the decision has been
-    counted. `source` is None until the decision is learned."""
+    """The fields of a stored decision that `judge` needs. `source` tells whether the learned reward came from feedback;
+    None until the decision is learned. `told_served`: an event about the decision was counted as `served` before."""
 
     chosen_id: str
     created_at_ms: int
@@ -65,7 +65,7 @@ class Unsettled(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The effect of an event on a decision: how the event is counted, and the decision's new state and serving time.
+    """The effect of an event on a decision: the decision's new state and serving time. `outcome` classifies the event.
     `reward` is the reward to learn; None if nothing is learned from the event."""
 
     outcome: EventOutcome
@@ -81,7 +81,7 @@ def happened_ms(event: LoggedEvent) -> int:
 
 
 def latest_made(event: LoggedEvent) -> int:
-    """For an event without a `decision_id`: the latest creation time, in epoch ms, of a decision it can be about."""
+    """The latest creation time, in epoch ms, of a decision that an event without a `decision_id` can be about."""
     return min(event.received_at_ms, happened_ms(event) + SKEW_MS)
 
 
@@ -89,7 +89,7 @@ def judge(decision: Unsettled, logged: LoggedEvent, rules: Rules) -> Judgement:
     """Apply the rules of attribution to one event and the decision that it is about.
 
     Raises:
-        InvalidInput: the rules have no reward for the event's action, since a later release stored the event.
+        InvalidInput: the event was stored by a later release, and `rules` has no reward for its action.
     """
     event, state, served = logged.event, decision.state, decision.served_at_ms
     # A tip cannot be served before the decision was made; an earlier time comes from a producer's clock that is behind.
@@ -124,8 +124,8 @@ class DecisionLearner:
         self._metrics = metrics
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
-        """Learn from the events that are about a decision, in one transaction, and ignore all others. Events that name
-        an unknown decision are recorded by sender, for the overview and `profiles doctor`."""
+        """Learn from the events that are about a decision, in one transaction, and ignore all others. Events with an
+        unknown `decision_id` are counted by sender, for the overview and `profiles doctor`."""
         concerned = await self._repository.concerned(events)
         concerned_seqs = {item.seq for item in concerned}
         unknown = [item for item in events if item.event.decision_id is not None and item.seq not in concerned_seqs]
@@ -139,8 +139,7 @@ class DecisionLearner:
                 self._metrics.bandit.events.labels(outcome).inc(count)
 
     async def settle(self) -> int:
-        """Settle all decisions whose reward window has closed without feedback, in small transactions; return their
-        number. If the tip was served, the reward of `NO_FEEDBACK` is learned; otherwise the decision expires."""
+        """Settle all due decisions (see `LearningRepository.settle`), in small transactions; return their number."""
         total = 0
         while True:
             counts = await self._repository.settle(self._clock.now_ms(), SETTLED_AT_ONCE)

@@ -1,8 +1,8 @@
 """Periodic work of a worker for the bandit.
 
-It settles decisions whose reward window has closed, extends users' statistics to the longest spec ("grows" them), and
-estimates the pooled prior from them. Each step is a small transaction of its own, so interrupted work continues where
-it stopped. Several workers may run it at once: each step skips the work that another worker has done.
+It settles decisions whose reward window has closed, extends ("grows") users' statistics to the spec with the most
+inputs, and estimates the pooled prior from the statistics. Each step is a small transaction, so interrupted work
+continues where it stopped. Several workers may run at the same time: each skips what another has done.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Maintenance:
             await self._count()
 
     async def grow(self) -> int:
-        """Extend every user's statistics to the spec with the most inputs. Return the number of users extended."""
+        """Extend all users' statistics to the longest spec (see `StateRepository.grow`). Return the number of users."""
         total = 0
         while grown := await self._states.grow(GROWN_AT_ONCE, self._clock.now_ms()):
             total += grown
@@ -67,8 +67,8 @@ class Maintenance:
         return total
 
     async def pool(self) -> bool:
-        """Estimate and store a new pooled prior, if a policy uses it and users' statistics have changed since the last.
-        Return whether a new prior was stored."""
+        """Estimate and store a new pooled prior, if a policy uses it and any user's statistics have changed since the
+        newest prior. Return whether a new prior was stored."""
         if not self._policies.longest.pooled:
             return False
         made = await self._states.pooled(self._clock.now_ms())

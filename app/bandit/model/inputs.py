@@ -73,7 +73,7 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class Context:
     """The circumstances of a request. `at` is the time at which the tip would be shown, with the user's UTC offset;
-    None if the request does not give it."""
+    None if the request contains no time."""
 
     at: datetime | None = None
 
@@ -152,11 +152,10 @@ def _log_share(amount: float, full: float) -> float:
 
 
 def _smoothed(rate: float | None, volume: float | None) -> float:
-    """The rate r, smoothed with one pseudo-count for each of the three actions: (n r + 1) / (n + 3) - 1/3.
+    """Smooth the rate r of one of the three actions in n feedback events: (n r + 1) / (n + 3) - 1/3.
 
-    The result is within [-1/3, 2/3]; 0 without a rate. n should be the number of feedback events, which the profile
-    does not contain; `volume`, the number of tips served, replaces it. If a producer sends feedback events only, there
-    is a rate although the volume is 0; n is then `USUAL_VOLUME`.
+    The result is within [-1/3, 2/3]; 0 without a rate. The profile does not contain n, so `volume`, the number of tips
+    served, replaces n. If `volume` is 0 or None, because a producer sends feedback events only, n is `USUAL_VOLUME`.
     """
     if rate is None:
         return 0.0

@@ -4,7 +4,7 @@
 
 A user's profile hardly varies, so the decisions of one user cannot show the effect of a profile feature; the decisions
 of all users can. Each prior has a version, which is stored with every decision made under it. The sums include the user
-whose weights the prior is for. So with very few users, that user's statistics count twice.
+whose weights the prior is for. So with very few users, a user's statistics shape both the prior and the posterior.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Prior:
 
 
 def can_be_pooled(mu: Array, decisions: int) -> bool:
-    """Whether a prior mean μ estimated from n = `decisions` decisions can have these values: every |μᵢ| ≤ √(n / 4λ).
+    """Whether μ can have been estimated from n = `decisions` decisions: every |μᵢ| ≤ √(n / 4λ), with λ = `SHRINKAGE`.
 
     Rewards are within [0, 1], so yᵀS⁻¹y ≤ n. For every eigenvalue s of S, s / (s + λ)² ≤ 1 / 4λ. Hence |μ|² ≤ n / 4λ.
     NaN and infinity fail the comparison.
@@ -64,12 +64,12 @@ class Pool:
         self.decisions = 0
 
     def add(self, spec_hash: str, blobs: Sequence[bytes], decisions: int) -> None:
-        """Add packed statistics of one spec, one blob per user; `decisions` is the total of these users.
+        """Add packed statistics of one spec, one blob per user, learned from `decisions` decisions in total.
 
-        If the spec is shorter than the pool's, the statistics are padded with zeros.
+        If the spec has fewer inputs than the pool's spec, the statistics are padded with zeros.
 
         Raises:
-            SpecMismatch: the pool's spec does not begin with the inputs of the spec, a blob has the wrong length, or
+            SpecMismatch: the pool's spec does not begin with the inputs of that spec, a blob has the wrong length, or
                 the sum is not finite.
         """
         spec = SPECS.get(spec_hash)

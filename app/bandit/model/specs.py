@@ -62,7 +62,7 @@ class Spec:
 
     @cached_property
     def precisions(self) -> Array:
-        """The prior precisions (D,), the diagonal of Λ. The prior covariance of the weights is v²Λ⁻¹."""
+        """The prior precisions (D,), the diagonal of Λ."""
         return np.array([entry.precision for entry in self.inputs])
 
     @cached_property
@@ -109,7 +109,7 @@ def least_precision(decisions: int) -> float:
     """The smallest prior precision λ with which v2's added inputs raise a score's standard deviation by at most 10 %.
 
     This holds for every user with at most n = `decisions` decisions, every candidate and every profile. Let x be the
-    inputs of v1 and z the added inputs. The condition √(xᵀ(I+S)⁻¹x + |z|²/λ) ≤ 1.1 √(xᵀ(I+S)⁻¹x) means
+    inputs of spec v1 and z those that v2 adds. The condition √(xᵀ(I+S)⁻¹x + |z|²/λ) ≤ 1.1 √(xᵀ(I+S)⁻¹x) means
     λ ≥ |z|² / (0.21 xᵀ(I+S)⁻¹x).
 
     1. Let xᵢ be the learned vectors, |xᵢ|² ≤ 5. By Cauchy-Schwarz, xᵀ(I+S)⁻¹x ≥ |x|⁴ / (|x|² + Σ(x·xᵢ)²) ≥ |x|²/(1+5n).

@@ -97,7 +97,7 @@ class SufficientStatistics:
         """Copies of S (size, size) and y (size,) for the first `size` inputs.
 
         Raises:
-            SpecMismatch: the statistics have fewer inputs.
+            SpecMismatch: the statistics have fewer than `size` inputs.
         """
         if size > self.size:
             raise SpecMismatch(f"{size} inputs requested, statistics of {self.size}")

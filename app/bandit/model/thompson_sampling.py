@@ -35,8 +35,8 @@ DIGITS: Final = 12  # decimals of an answered score; those after them are roundi
 
 
 class Posterior:
-    """The posterior distribution of the weights, N(θ̂, v²A⁻¹). It follows from S (D, D), y (D,), the prior precisions
-    diag Λ (D,) and the prior mean μ (D,), None for zeros."""
+    """The posterior distribution of the weights, N(θ̂, v²A⁻¹), given S (D, D), y (D,), the prior precisions diag Λ (D,)
+    and the prior mean μ (D,). If `mu` is None, the prior mean is 0."""
 
     def __init__(self, s: Array, y: Array, precisions: Array, mu: Array | None = None) -> None:
         a = s.copy()
@@ -82,14 +82,14 @@ class Policy:
     spec: Spec
 
     def decide(self, decision_id: str, statistics: SufficientStatistics, mu: Array | None, phi: Array) -> Scored:
-        """Compute the scores and propensities of K candidates with the input vectors φ (K, D).
+        """Compute the scores and propensities of the candidates. Each row of φ is the input vector of one candidate.
 
         φ and the statistics may belong to a longer spec that begins with the inputs of this policy's spec. `mu` is the
         mean of the pooled prior, None for zeros; a policy whose spec is not pooled ignores it.
 
         Raises:
             SpecMismatch: the statistics belong to a spec that does not begin with the inputs of this policy's spec, φ
-                has too few columns, or μ has another length.
+                has fewer columns than the policy's spec has inputs, or μ does not have one element per input.
         """
         posterior = self.posterior(statistics, mu)
         if phi.shape[1] < self.spec.size:
@@ -127,7 +127,7 @@ class Policy:
 
         Raises:
             SpecMismatch: the statistics belong to a spec that does not begin with the inputs of this policy's spec, or
-                μ has another length.
+                μ does not have one element per input.
         """
         if statistics.spec_hash not in self._readable:
             raise SpecMismatch(f"policy {self.id} cannot read statistics of spec {statistics.spec_hash[:12]}")

@@ -26,10 +26,10 @@ _INITIAL_ROWS = 1024
 class DecisionPage(NamedTuple):
     """A page of evaluated decisions, in columns of shape (n,) with one element per decision.
 
-    `pi_b` is the probability with which the chosen candidate was chosen; `pi_champion` and `pi_challenger` are its
-    probabilities under each policy. `q_logged` is the reward that the model predicts for it, `v_champion` and
-    `v_challenger` are the rewards that the model predicts for the policies (see `off_policy.dr`). `dismissed` is 1 if
-    the tip was dismissed, `agreed` is 1 if both policies rank the same candidate first, else 0.
+    `pi_b` is the probability with which the policy that served chose the candidate; `pi_champion` and `pi_challenger`
+    are the probabilities of the same choice under each policy. `q_logged` is the predicted reward of the chosen
+    candidate, `v_champion` and `v_challenger` are the predicted rewards of the policies (see `off_policy.dr`).
+    `dismissed` is 1 if the tip was dismissed, `agreed` is 1 if both policies rank the same candidate first, else 0.
     """
 
     users: list[str]

@@ -7,13 +7,13 @@ drawn. Figures that are bootstrapped together use the same draws.
 *Looks* are the interim analyses. They are made at 1,000, 2,000, 4,000, … evaluated decisions, whatever earlier looks
 have shown. Look k has the level α_k = α / (k (k + 1)); the levels sum to α, since 1 / (k (k + 1)) = 1/k - 1/(k + 1). By
 the union bound, the probability that the intervals of a figure miss its true value at any look is at most α, even if an
-admin stops at a favourable one.
+admin stops at a favourable look.
 
 *The interval* is the bootstrap-t (B. Efron, R. Tibshirani: An Introduction to the Bootstrap, 1993, section 12.5): the
-distance of each replicate from the estimate is divided by the replicate's own linearised standard error. It follows the
-skewness that importance weights cause; a percentile interval would be shifted to the wrong side. A quantile with fewer
-than `RESOLVED` replicates beyond it (a late look asks for 1 in 10,000) is extrapolated with the tail of a normal
-distribution.
+distance of each replicate from the estimate is divided by the replicate's own linearised standard error. A bootstrap-t
+follows the skewness that importance weights cause; a percentile interval would be shifted to the wrong side. A quantile
+with fewer than `RESOLVED` replicates beyond it (a late look asks for 1 in 10,000) is extrapolated with the tail of a
+normal distribution.
 
 The random generator is passed in. Memory is one chunk of replicates, whatever the number of users.
 """

@@ -1,6 +1,6 @@
 """Controls the roll-out: reports its status, moves it from stage to stage, and reports problems to admins.
 
-Invariant: every move is audited with actor and reason, and none is made on a state that has changed since it was read.
+Invariant: the audit trail has every move with actor and reason, and no move is made on a state that has since changed.
 The interim analyses ("looks") are made by `app.bandit.rollout.monitor`; reading the status never makes one.
 """
 

@@ -1,9 +1,9 @@
 """Periodic work of a worker for the roll-out: interim analyses ("looks") and automatic rollback.
 
-Looks are made at fixed numbers of decisions (`bootstrap_intervals`), each once, by any worker; a look made by two
-workers has the same result. Guardrails are checked at every call. If a guardrail breaks while the challenger serves
-users, the roll-out is rolled back. In the shadow stage no user is harmed, so a broken guardrail is only reported. A
-promotion, which an admin decided, is not undone.
+Looks are made at fixed numbers of decisions (`bootstrap_intervals`), by any worker. If two workers make the same look,
+the results are equal, and only one is stored. Guardrails are checked at every call. If a guardrail breaks while the
+challenger serves users, the roll-out is rolled back. In the shadow stage no user is harmed, so a broken guardrail is
+only reported. A promotion, which an admin decided, is not undone.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Protocol for the storage of the roll-out; `app.stores.sqlite.rollout` implements it.
 
-A decision is evaluated if it explored, is settled, and has both policies' propensities. Not evaluated:
-  - Expired decisions. Their tip was never shown, so they have no reward. This introduces no bias as long as being shown
-    does not depend on the choice; if it does, the mean weight of the others differs from 1, and the verdict is `hold`.
-  - Decisions whose shadow was dropped or lost. This depends on load alone.
+A decision is evaluated if it was made with exploration, is settled, and has both policies' propensities. Not evaluated:
+  - Expired decisions. Their tip was never shown, so they have no reward. This adds no bias unless being shown depends
+    on the choice; then the mean weight of the evaluated decisions differs from 1, and the verdict is `hold`.
+  - Decisions whose shadow (the ranking by the policy that did not choose) was lost through load or a crash.
   - Decisions made without a pooled prior. Without it, the challenger is practically the champion.
-  - Decisions newer than the oldest unsettled one; they wait. Feedback settles a decision at once, missing feedback only
-    when the reward window closes. Counting every settled decision would favour decisions with quick feedback.
+  - Decisions newer than the oldest unsettled one, until that is settled. Feedback settles a decision at once, missing
+    feedback when the reward window closes: counting all settled decisions would favour those with quick feedback.
 
 All methods raise `StoreUnavailable` if the database does not answer.
 """
@@ -39,9 +39,9 @@ class RolloutLook(msgspec.Struct, frozen=True):
 class Counts(NamedTuple):
     """Numbers of settled decisions since the roll-out began, by whether they can be evaluated.
 
-    `evaluated` counts the decisions that can; their sequence numbers are below `until`. `waiting` counts the decisions
-    that are newer than the oldest unsettled one, `unshadowed` those without one policy's propensities. `served` counts
-    the evaluated and waiting decisions that the challenger served since the stage began.
+    `evaluated` decisions have sequence numbers below `until`. `waiting` decisions are newer than the oldest unsettled
+    one. `unshadowed` decisions lack one policy's propensities. `served` counts the evaluated and waiting decisions that
+    the challenger served since the stage began.
     """
 
     until: int
@@ -54,8 +54,8 @@ class Counts(NamedTuple):
 class RecentDecisions(NamedTuple):
     """Recent decisions, settled or not, in columns of one element per decision.
 
-    `elapsed_ms` is the duration of the scoring request. `without_profile` is 1 if the policy had no profile feature,
-    `by_challenger` is 1 if the challenger served, else 0.
+    `elapsed_ms` is the duration of the scoring request. `without_profile` is 1 if every profile feature was missing or
+    null, `by_challenger` is 1 if the challenger served, else 0.
     """
 
     elapsed_ms: Floats
@@ -74,17 +74,17 @@ class RolloutRepository(Protocol):
         """The looks (interim analyses), oldest first. Looks in the unreadable format of another release are omitted."""
 
     async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
-        """Store an interim analysis. Return False if its number is stored or the roll-out has started anew."""
+        """Store an interim analysis. Return False if its number is taken or the roll-out started anew after `seen`."""
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
-        """Count the decisions. An unsettled decision made before `overdue_ms` makes no newer decision wait."""
+        """Count the decisions. No decision waits for an unsettled one that was made before `overdue_ms` (epoch ms)."""
 
     def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
         """Yield pages of the evaluated decisions whose sequence number is below `until`, oldest first."""
 
     async def shown(self, state: RolloutState, limit: int) -> DecisionPage:
-        """The newest decisions, up to `limit`, that explored, have a shadow, and whose tip was shown. Unsettled
-        decisions are included, with a reward of 0."""
+        """Up to `limit` of the newest decisions that were made with exploration, have a shadow, and whose tip was
+        shown. Unsettled decisions are included, with a reward of 0."""
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
         """The decisions made at or after `since_ms`; if there are more than `limit`, the newest of them."""

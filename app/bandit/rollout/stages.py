@@ -47,7 +47,7 @@ class RolloutState(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The stage and share that a move leads to. `anew`: the roll-out starts anew, and ignores all earlier decisions."""
+    """The stage and the challenger's share of users after a move. `anew`: the roll-out ignores earlier decisions."""
 
     stage: Stage
     share: float

@@ -72,8 +72,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def too_little(n: int, users: int | None = None) -> Verdict | None:
-    """The verdict `insufficient data` if n decisions, or the users who made them, are too few; None otherwise. The
-    number of users is not checked if it is None."""
+    """The verdict `insufficient data` if `n` decisions of `users` users are too few decisions or too few users; None
+    otherwise. If `users` is None, only the decisions are checked."""
     if n < FIRST_LOOK:
         return Verdict("insufficient data", f"{_decisions(n)} can be evaluated; the first look is at {FIRST_LOOK:,}.")
     if users is not None and users < FEWEST_USERS:

@@ -30,7 +30,7 @@ class ShadowWork(Protocol):
     """Computes the shadows of decisions outside the event loop."""
 
     async def shadows(self, group: Sequence[Unshadowed]) -> list[Shadow]:
-        """Compute the shadow of each decision; the results may come in another order. Must not be called concurrently.
+        """Compute the shadow of each decision; the results may come in any order. Must not be called concurrently.
 
         Raises:
             Unavailable: the shadows cannot be computed. The queue does not call again for the same decisions.

@@ -42,7 +42,7 @@ class Unshadowed(NamedTuple):
 
 def shadows_of(group: Sequence[Unshadowed], policies: Policies) -> list[Shadow]:
     """Compute the shadow of each decision: the rankings by champion and challenger, and the terms of the doubly robust
-    estimate. The results may come in another order than the decisions.
+    estimate. The results may come in any order.
 
     The reward model is the pooled prior of the decision, q(φ) = φᵀμ clipped to [0, 1]. It was fitted to rewards known
     before the decision.

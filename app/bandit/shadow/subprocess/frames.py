@@ -9,7 +9,7 @@ _LENGTH = 4
 
 
 def framed(message: bytes) -> bytes:
-    """The message with its length before it."""
+    """The message, preceded by its length as a four-byte little-endian integer."""
     return len(message).to_bytes(_LENGTH, "little") + message
 
 

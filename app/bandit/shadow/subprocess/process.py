@@ -51,7 +51,7 @@ class ShadowSubprocess:
         return None if self._running is None else self._running.process.pid
 
     async def shadows(self, group: Sequence[Unshadowed]) -> list[Shadow]:
-        """Compute the shadow of each decision; the results may come in another order. Must not be called concurrently.
+        """Compute the shadow of each decision; the results may come in any order. Must not be called concurrently.
 
         Raises:
             Unavailable: the subprocess cannot be started, died in each of `TRIES` attempts, is stuck, answered with an
