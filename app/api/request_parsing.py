@@ -108,7 +108,7 @@ def issue_of(message: str) -> Issue:
 
 
 def check_ids(ids: Sequence[str], path: str) -> None:
-    """Raise `InvalidInput` with an issue for each invalid id. `path` is its place, with `{}` for the index."""
+    """Raise `InvalidInput` with an issue for each invalid id. `path` is the place of an id, with `{}` for its index."""
     issues = [Issue(path.format(index), problem) for index, value in enumerate(ids) if (problem := id_problem(value))]
     if issues:
         raise InvalidInput("an id is invalid", issues)

@@ -322,7 +322,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
 
 async def _no_job(_: object) -> None:
-    """Do nothing, in place of a method of the queue, if no queue is set. A worker's sweep enqueues the runs later."""
+    """Do nothing, in place of enqueueing a run, if no queue is set. The run is stored, and a worker starts it later."""
 
 
 async def _try_features(

@@ -83,7 +83,8 @@ def rebuild(
 async def _rebuild(
     users: list[str], features: tuple[str, ...], source: str | None, rate: int
 ) -> tuple[int, dict[str, tuple[int, str]]]:
-    """Rebuild at most `rate` users per second. Return how many and, by failed feature, (users, last reason)."""
+    """Rebuild at most `rate` users per second. Return their number and, for each feature that failed, for how many
+    users, and the last reason."""
     import asyncio
 
     from app.bootstrap.contract import load_contract

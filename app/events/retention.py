@@ -76,7 +76,8 @@ class Retention:
     ) -> dict[str, int] | None:
         """Delete expired rows for about `budget_s` seconds. Return the number of deleted rows by kind, or None if the
         time was up before all expired rows were deleted. `go_on`: continue with the cutoff of the previous run, which
-        was cut short. `confirmed`: delete every row that is expired by the clock, however far the cutoff moves."""
+        was cut short. `confirmed`: delete every row that is expired by the clock. Otherwise the cutoff moves by at most
+        three days, and a first run that would move it further deletes nothing."""
         deadline = self._clock.monotonic() + budget_s
         gone: dict[str, int] = {}
         finished = True

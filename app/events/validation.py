@@ -261,8 +261,8 @@ class Admission:
 def digest(event: TipEvent) -> bytes:
     """A hash of 16 bytes by which a repeated event is recognised: equal events have equal hashes.
 
-    It covers what is stored: the event time in whole milliseconds. So an event that is read back from the log and sent
-    again is a duplicate.
+    The hash is of the event as stored, with its time rounded down to whole milliseconds. So an event that is read back
+    from the log and sent again is a duplicate.
     """
     if beyond := event.occurred_at.microsecond % 1000:
         event = msgspec.structs.replace(event, occurred_at=event.occurred_at - timedelta(microseconds=beyond))

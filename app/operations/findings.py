@@ -26,7 +26,7 @@ CONSEQUENCE = "circuit open"
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A problem that needs attention, and advice what to do. `subject` names a component, a figure or a count. `path`
+    """A problem that needs attention, with advice. `subject` names a component, or a figure of the overview. `path`
     links to the page that shows the problem."""
 
     state: State

@@ -201,7 +201,7 @@ class LoggedProfiles(Protocol):
     """The profiles that are stored with decisions."""
 
     async def newest(self, limit: int, *, after: int = 0, before: int = END_OF_TIME_MS) -> list[LoggedProfile]:
-        """Up to `limit` profiles with a number between `after` and `before`, both exclusive, newest first."""
+        """Up to `limit` profiles of decisions whose number is above `after` and below `before`, newest first."""
 
     async def by_id(self, decision_ids: Sequence[str]) -> Mapping[str, LoggedProfile]:
         """The profiles of these decisions by decision id; unknown ids are left out."""

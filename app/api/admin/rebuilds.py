@@ -113,8 +113,8 @@ async def cancel_from_page(request: HttpRequest, run_id: FromPath[str]) -> Respo
 async def _start(
     request: HttpRequest, user_ids: Sequence[str] | None, features: Sequence[str] | None
 ) -> tuple[RebuildRun, bool]:
-    """Start a rebuild of `user_ids`; None means every eligible user. Return the new run and True or, if a run of the
-    same scope is active, that run and False. Raises `UnknownFeature`."""
+    """Start a rebuild of `user_ids`, or of every user with an event in the longest window if it is None. Return the new
+    run and True or, if a run of the same scope is active, that run and False. Raises `UnknownFeature`."""
     service = service_of(request)
     mask = selected(service.registry, features)
     users = list(dict.fromkeys(user_ids)) if user_ids is not None else None

@@ -39,7 +39,7 @@ async def visit_of(request: HttpRequest) -> Visit:
 
 
 async def begin_visit(request: HttpRequest, name: str) -> Visit:
-    """Begin a session with a new id, for the key of that name; anonymous if `name` is empty."""
+    """Begin a session with a new id, for the API key `name`; if `name` is empty, the session is anonymous."""
     sessions = sessions_of(request)
     session = sessions.begin(name)
     visit = request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh=True)

@@ -45,10 +45,10 @@ class Prior:
 
 
 def can_be_pooled(mu: Array, decisions: int) -> bool:
-    """Whether μ can have been estimated from n = `decisions` decisions: every |μᵢ| ≤ √(n / 4λ), with λ = `SHRINKAGE`.
+    """Whether n = `decisions` decisions could give μ = (S + λI)⁻¹y, with λ = `SHRINKAGE`: every |μᵢ| ≤ √(n / 4λ).
 
-    Rewards are within [0, 1], so yᵀS⁻¹y ≤ n. For every eigenvalue s of S, s / (s + λ)² ≤ 1 / 4λ. Hence |μ|² ≤ n / 4λ.
-    NaN and infinity fail the comparison.
+    With S = ΦᵀΦ, y = Φᵀr and rewards r in [0, 1], yᵀS⁺y ≤ n. For every eigenvalue s of S, s / (s + λ)² ≤ 1 / 4λ. Hence
+    |μ|² ≤ n / 4λ. NaN and infinity fail the comparison.
     """
     return bool((np.abs(mu) <= (1 + 1e-9) * np.sqrt(decisions / (4 * SHRINKAGE))).all())
 

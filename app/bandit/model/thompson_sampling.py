@@ -84,7 +84,8 @@ class Policy:
     def decide(self, decision_id: str, statistics: SufficientStatistics, mu: Array | None, phi: Array) -> Scored:
         """Compute the scores and propensities of the candidates. Each row of φ is the input vector of one candidate.
 
-        φ and the statistics may belong to a longer spec that begins with the inputs of this policy's spec. `mu` is the
+        φ and the statistics may have more inputs than this policy's spec, its list of inputs, if they begin with these
+        inputs. `mu` is the
         mean of the pooled prior, None for zeros; a policy whose spec is not pooled ignores it.
 
         Raises:

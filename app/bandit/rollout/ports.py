@@ -77,7 +77,8 @@ class RolloutRepository(Protocol):
         """Store an interim analysis. Return False if its number is taken or the roll-out started anew after `seen`."""
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
-        """Count the decisions. No decision waits for an unsettled one that was made before `overdue_ms` (epoch ms)."""
+        """Count the decisions by state. Decisions are evaluated in their order, so an unsettled one delays all later
+        ones, unless it was made before `overdue_ms` (epoch ms): then it is skipped."""
 
     def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
         """Yield pages of the evaluated decisions whose sequence number is below `until`, oldest first."""

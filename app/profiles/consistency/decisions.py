@@ -92,7 +92,8 @@ class DecisionChecker:
         return checks
 
     def _rows(self, decision: LoggedProfile) -> list[ComputeRow]:
-        """The rows that compute a decision's values again, one for each version. Redefined features are left out."""
+        """The rows that compute a decision's values again: one for each version that some values have. Features that
+        were redefined since the decision are left out."""
         if decision.read is None:
             return []
         masks: dict[int, int] = {}

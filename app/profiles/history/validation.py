@@ -1,4 +1,4 @@
-"""Decides which moments may be asked for: none in the future, none with a window from before the retention period.
+"""Decides which moments may be asked for: none in the future, and none before which a window exceeds the retention.
 
 If only a part of the events in a window is still stored, the value is plausible but wrong.
 """

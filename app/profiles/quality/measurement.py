@@ -83,7 +83,8 @@ class QualityMeasurement:
             return report(sample, self._registry, self._clock.now_ms())
 
     async def _draw(self) -> UserSample:
-        """Draw users for each of the two moments, from those with an event in the longest window before the moment."""
+        """Draw users for two moments, now and `BEFORE_DAYS` ago, from those with an event in the longest window of any
+        feature before the moment."""
         now_ms = self._clock.now_ms()
         before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, self._registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))

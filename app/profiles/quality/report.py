@@ -49,8 +49,8 @@ class UserSample:
     """The users of a measurement, drawn at random for two moments, and the counts of their values.
 
     `now` are drawn from the `eligible` users at `now_ms`, and `before` from the `eligible_before` users at `before_ms`.
-    A user is eligible at a moment if an event lies in the longest window before it. `figures` is by feature name. The
-    event log begins at `oldest_event_ms`.
+    A user is eligible at a moment if an event lies in the longest window of any feature before it. `figures` is by
+    feature name. The event log begins at `oldest_event_ms`.
     """
 
     now_ms: int

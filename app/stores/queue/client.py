@@ -67,8 +67,8 @@ class _Job(msgspec.Struct):
 
 
 def deserialize(raw: bytes) -> dict[str, Any]:
-    """Decode a job into the mapping that arq expects; for an invalid job, return the `burial` of its content instead.
-    Never raises: arq drops a job that it cannot deserialize, and a job with a field of a wrong type ends the worker."""
+    """Decode a job into the mapping that arq expects. An invalid job becomes one that stores its content as a dead
+    letter. Never raises: arq drops a job that it cannot deserialize, and a field of a wrong type ends the worker."""
     try:
         found = msgspec.msgpack.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:

@@ -97,7 +97,7 @@ class SqliteDecisions:
         return await self._database.read(work)
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
-        """Store decisions in the given order, and extend their users' statistics to the longest spec."""
+        """Store decisions in the given order. Pad their users' statistics with zeros, as the longest spec demands."""
 
         def work(connection: sqlite3.Connection) -> list[RecordedDecision]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()

@@ -32,9 +32,9 @@ log = logger("stores.features")
 
 
 def compile_registry(registry: Registry) -> Registry:
-    """Compile the SQL of every entry alone, and complete the entries.
+    """Compile the SQL of each entry separately.
 
-    Each entry of the returned registry has the relations that its SQL reads, and the subjects of the events that change
+    Each entry of the returned registry also names the relations that its SQL reads, and the kinds of events that change
     these relations.
 
     Raises:

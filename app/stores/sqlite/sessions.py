@@ -19,7 +19,7 @@ DELETE FROM ended_sessions WHERE expires_at_ms <= MIN(
 
 
 class SqliteSessions:
-    """The secret and the signed-out sessions. Implements `app.api.auth.sessions.SessionRecords`."""
+    """The secret that signs cookies, and the signed-out sessions. Implements `app.api.auth.sessions.SessionRecords`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -190,8 +190,10 @@ class ValkeyCache:
         return [reply == 1 for reply in await self._run_script("fill", SET_IF_EQUAL, calls, epoch)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """Delete the keys of these features, under the epoch of the connection that carries the DEL. Return only after
-        the server has confirmed the DEL and no process can still be reading from a server registered earlier."""
+        """Delete the keys of these cells. The epoch in the keys is that of the connection that sends the DEL.
+
+        Return only after the server has confirmed it and no process can still be reading from a server registered
+        earlier."""
         if not cells:
             return
         if self._registration is not None:
