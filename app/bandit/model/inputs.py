@@ -14,15 +14,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+from app.bandit.numpy_on_demand import np
 
-Array: TypeAlias = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[np.float64]"
+Places: TypeAlias = "NDArray[np.intp]"
 Profile: TypeAlias = Mapping[str, float | int | str | None] | None
 
-STORED: Final = np.dtype("<f8")
+STORED: Final = "<f8"
+NUMBER_BYTES: Final = 8
 
 YEAR_DAYS: Final = 365
 DAY_MS: Final = 86_400_000

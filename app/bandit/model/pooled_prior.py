@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from app.bandit.model.inputs import Array
 from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
 
 SHRINKAGE: Final = 10.0  # λ, the diagonal of Λ₀

@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from app.bandit.model.inputs import (
     CANDIDATE_FACTORS,
     ONE,
@@ -26,9 +23,11 @@ from app.bandit.model.inputs import (
     Array,
     Candidate,
     Context,
+    Places,
     Profile,
     factors_of,
 )
+from app.bandit.numpy_on_demand import np
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class Spec:
         return by_candidate.take(candidate_places, axis=-1) * shared.take(shared_places, axis=-1)[..., None, :]
 
     @cached_property
-    def _places(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def _places(self) -> tuple[Places, Places]:
         candidate, shared = list(CANDIDATE_FACTORS), list(SHARED_FACTORS)
         return (
             np.array([candidate.index(entry.candidate) for entry in self.inputs]),

@@ -16,11 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-from numpy.typing import NDArray
-
-from app.bandit.model.inputs import STORED, Array, packed
+from app.bandit.model.inputs import NUMBER_BYTES, STORED, Array, Places, packed
 from app.bandit.model.specs import Spec
+from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
 
 _ROUNDING = 1e-9
@@ -140,10 +138,10 @@ class SufficientStatistics:
         return cls(spec.hash, spec.size, numbers, decisions)
 
 
-def _stored(spec: Spec, blobs: Sequence[bytes]) -> NDArray[np.float64]:
+def _stored(spec: Spec, blobs: Sequence[bytes]) -> Array:
     """The unpacked numbers (users, D(D+1)/2 + D), one row per blob; the array may be read-only."""
     length = _length(spec.size)
-    wanted = length * STORED.itemsize
+    wanted = length * NUMBER_BYTES
     for blob in blobs:
         if len(blob) != wanted:
             raise SpecMismatch(f"{len(blob)} bytes of statistics, spec {spec.id} {spec.version} has {wanted}")
@@ -158,7 +156,7 @@ def sound(spec: Spec, blobs: Sequence[bytes], decisions: Sequence[int]) -> list[
     """
     size = spec.size
     length = _length(size)
-    whole = [place for place, blob in enumerate(blobs) if len(blob) == length * STORED.itemsize]
+    whole = [place for place, blob in enumerate(blobs) if len(blob) == length * NUMBER_BYTES]
     numbers = np.frombuffer(b"".join([blobs[place] for place in whole]), STORED).reshape(-1, length)
     counts = np.array([decisions[place] for place in whole], np.float64)
     within = np.maximum(numbers.max(axis=1, initial=0), -numbers.min(axis=1, initial=0)) <= (1 + _ROUNDING) * counts
@@ -191,13 +189,13 @@ def _length(size: int) -> int:
 
 
 @lru_cache(maxsize=8)
-def _triangle(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _triangle(size: int) -> tuple[Places, Places]:
     rows, columns = np.tril_indices(size)
     return rows, columns
 
 
 @lru_cache(maxsize=8)
-def _square(size: int) -> NDArray[np.intp]:
+def _square(size: int) -> Places:
     """An index array (size, size): the place of each element of the symmetric matrix in the packed lower triangle."""
     rows, columns = _triangle(size)
     square = np.empty((size, size), np.intp)

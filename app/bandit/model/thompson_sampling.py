@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from app.bandit.decisions import Ranking
-from app.bandit.model import random_streams
 from app.bandit.model.inputs import Array
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
 
 EPSILON: Final = 0.1
@@ -151,6 +149,8 @@ CHALLENGER: Final = Policy("lints-v2", SPEC_V2)
 def noise(decision_id: str, size: int, draws: int = DRAWS) -> Array:
     """Standard normals (`size`, `draws`) for a decision, derived from its id. Row i belongs to input i, and is the same
     for every policy that has this input."""
+    from app.bandit.model import random_streams  # noqa: PLC0415  # it imports NumPy
+
     drawn = np.empty((size, draws))
     old = min(size, SPEC_V1.size)
     random_streams.fill_normal(drawn[:old], decision_id, random_streams.OLD)
@@ -173,6 +173,8 @@ def propensities(drawn: Array) -> Array:
 
 def sample(pi: Array, decision_id: str) -> int:
     """Sample the index of a candidate from π (K,). The same decision and π always give the same index."""
+    from app.bandit.model import random_streams  # noqa: PLC0415  # it imports NumPy
+
     draw = random_streams.uniform(decision_id, random_streams.ACTION)
     place = int(np.searchsorted(np.cumsum(pi), draw, side="right"))
     return min(place, len(pi) - 1)  # rounding may leave the sum of π below the draw

@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
+from app.bandit.numpy_on_demand import np
 from app.bandit.rollout.bootstrap_intervals import REPLICATES, Interval, bootstrap, standard_error
 from app.bandit.rollout.off_policy import Floats
 

@@ -24,8 +24,7 @@ import math
 from statistics import NormalDist
 from typing import NamedTuple
 
-import numpy as np
-
+from app.bandit.numpy_on_demand import np
 from app.bandit.rollout.off_policy import Floats
 
 ALPHA = 0.05

@@ -11,9 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
 from app.bandit.model.policies import Policies
+from app.bandit.numpy_on_demand import np
 from app.bandit.rollout.aggregates import DecisionPage, DecisionSums, Estimates
 from app.bandit.rollout.bootstrap_intervals import look_size
 from app.bandit.rollout.off_policy import Floats
@@ -81,16 +80,14 @@ class Rollout:
         growth: Callable[[], Awaitable[Growth]],
         audited: Audited,
         clock: Clock,
-        generator: Callable[[int], np.random.Generator] = np.random.default_rng,
     ) -> None:
         """Create a controller.
 
         `window_ms` is the length of the reward window. `growth` counts the users whose statistics have yet to be
-        extended to the challenger's spec. `generator` makes a random generator from a seed.
+        extended to the challenger's spec.
         """
         self.repository = repository
         self.limits = limits
-        self.generator = generator
         self._window_ms = window_ms
         self._policies = policies
         self._challenged = policies.challenger is not None
@@ -219,7 +216,7 @@ class Rollout:
         sums.add(page)
         if sums.n < FEWEST_RECENT or sums.users < FEWEST_USERS:
             return None
-        return sums.estimates(GUARDRAIL_LEVEL, self.generator(_SEED), GUARDRAIL_REPLICATES)
+        return sums.estimates(GUARDRAIL_LEVEL, np.random.default_rng(_SEED), GUARDRAIL_REPLICATES)
 
 
 def _p99(elapsed_ms: Floats) -> float | None:

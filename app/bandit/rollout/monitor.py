@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 
+from app.bandit.numpy_on_demand import np
 from app.bandit.rollout.aggregates import DecisionSums
 from app.bandit.rollout.bootstrap_intervals import due_look, look_level
 from app.bandit.rollout.controller import WORKER, Rollout
@@ -55,7 +56,7 @@ class RolloutMonitor:
         if sums.users < 2 or due_look(sums.n, number - 1) is None:
             return None
         level = look_level(number)
-        estimates = await asyncio.to_thread(sums.estimates, level, self._rollout.generator(number))
+        estimates = await asyncio.to_thread(sums.estimates, level, np.random.default_rng(number))
         said = verdict(estimates, await self._rollout.guardrails(state), self._rollout.limits)
         made = RolloutLook(number, self._clock.now_ms(), level, stage_label(state), estimates, said)
         if not await self._rollout.repository.add_look(made, state):

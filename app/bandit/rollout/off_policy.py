@@ -11,10 +11,14 @@ dimension, or contains NaN or infinity; if a probability is negative; or if `pi_
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, TypeAlias
 
-Floats = npt.NDArray[np.float64]
+from app.bandit.numpy_on_demand import np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Floats: TypeAlias = "npt.NDArray[np.float64]"
 
 
 def ips(rewards: npt.ArrayLike, pi_e: npt.ArrayLike, pi_b: npt.ArrayLike) -> float:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from app.bandit.decisions import Ranking, Role, Shadow
 from app.bandit.model.inputs import Array, Factors, packed
 from app.bandit.model.policies import Policies
 from app.bandit.model.specs import SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import ScoringCase, answered_ranking, best
+from app.bandit.numpy_on_demand import np
 
 SCORED_AT_ONCE = 8  # so that the arrays fit into the cache of a core
 

@@ -10,14 +10,12 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from app.bandit.decisions import Decision, DecisionOutcome, Ranking
 from app.bandit.model.inputs import STORED, Array, Candidate, Context, packed
+from app.bandit.numpy_on_demand import np
 from app.features.events import stored_action
 from app.features.profile_read import ProfileRead
-
-NUMBER_BYTES = STORED.itemsize
 
 
 class _Features(msgspec.Struct, array_like=False):

@@ -71,7 +71,7 @@ class SqliteDecisions:
         """`spec`: the longest list of model inputs. Its prior is read, and users' statistics are extended to it."""
         self._database = database
         self._spec = spec
-        self._prior = Prior.none(spec)
+        self._prior: Prior | None = None
         self._refused: set[int] = set()
         self._logged: set[str] = set()
 
@@ -82,7 +82,9 @@ class SqliteDecisions:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
             (share,) = connection.execute(SELECT_SHARE).fetchone()
             # Cached: it is the same for every user until a newer one is stored.
-            prior = self._prior = newest_prior(connection, self._spec, self._prior, self._refused)
+            prior = self._prior = newest_prior(
+                connection, self._spec, self._prior or Prior.none(self._spec), self._refused
+            )
             return [
                 UserSnapshot(
                     erasures,

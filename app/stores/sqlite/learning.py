@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from app.bandit.decisions import EventOutcome
 from app.bandit.learning.attribution import GRACE_MS, Judgement, Rules, Unsettled, judge, latest_made
 from app.bandit.learning.rewards import NO_FEEDBACK
+from app.bandit.model.inputs import NUMBER_BYTES
 from app.bandit.model.policies import Policies
 from app.bandit.model.specs import SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics
@@ -23,7 +24,7 @@ from app.bandit.ports import SettleCounts
 from app.errors import SpecMismatch
 from app.features.events import LoggedEvent
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import NUMBER_BYTES, array
+from app.stores.sqlite.decision_rows import array
 from app.stores.sqlite.sufficient_statistics import ASIDE, UPDATE_CHANGES, read_statistics, set_aside, write_statistics
 from app.telemetry import logger
 

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
+from app.bandit.numpy_on_demand import np
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.ports import Counts, RecentDecisions, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target

@@ -14,14 +14,14 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 
-from app.bandit.model.inputs import packed
+from app.bandit.model.inputs import NUMBER_BYTES, packed
 from app.bandit.model.pooled_prior import Pool, Prior, can_be_pooled
 from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
 from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import NUMBER_BYTES, array
+from app.stores.sqlite.decision_rows import array
 from app.stores.sqlite.rollout import begin_evaluation
 from app.telemetry import logger
 

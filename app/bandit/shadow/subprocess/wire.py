@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
 
 from app.bandit.decisions import Ranking, Role, Shadow
 from app.bandit.model.inputs import CANDIDATE_FACTORS, Array, Factors
 from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.numpy_on_demand import np
 from app.bandit.shadow.scores import Unshadowed
 
 

@@ -1,0 +1,24 @@
+"""Imports NumPy on the first use of `np`.
+
+Its 98 modules took an eighth of the start of a process, and 20 MB. Few processes score: no command but `rollout` does,
+and a service that only answers profiles does not.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+
+    class _OnDemand:
+        def __getattr__(self, name: str) -> Any:
+            found = getattr(import_module("numpy"), name)
+            setattr(self, name, found)  # the next use finds it without this call
+            return found
+
+    np = _OnDemand()
+
+__all__ = ["np"]
