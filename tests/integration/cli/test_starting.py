@@ -76,6 +76,26 @@ def test_process_imports_nothing_needless(program: str, unused: set[str]) -> Non
     assert not unused & {*shown.stdout.split()}
 
 
+@pytest.mark.parametrize("door", ["http", "queue", "command"])
+def test_open_service_has_not_imported_numpy(migrated: Run, tmp_path: Path, door: str) -> None:
+    program = f"""
+import asyncio, sys
+from app.bootstrap.service import open_service
+from app.settings import Settings
+
+async def main():
+    async with open_service(Settings(), door="{door}") as service:
+        await service.refresh_gauges()
+        await service.readiness()
+        print("numpy" in sys.modules)
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", program]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path)
+    assert shown.stdout == "False\n"
+
+
 def test_cycle_collector_is_on_after_a_refused_start(profiles: Run) -> None:
     assert profiles("serve").code == 2
     assert gc.isenabled()
