@@ -8,7 +8,8 @@ random order, so if time runs out, the users measured until then are a smaller u
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import math
+from collections.abc import Awaitable, Callable
 from random import Random
 
 import msgspec
@@ -18,19 +19,20 @@ from app.features.clock import DAY_MS, Clock
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.inspection import CellFreshness, Inspector
-from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents, Snapshot, Source
+from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents, Source
 from app.profiles.quality.report import Figures, QualityReport, UserSample, report
 from app.telemetry import logger
 
 BEFORE_DAYS = 7
 SAMPLE = 20_000
-# A larger statement holds a core for longer than the scheduler's time slice; see `app.profiles.rebuild.rebuilder`.
-PAGE = 16
-DRAW_PAGE = 500
-# After each page, the measurement pauses for up to this multiple of the page's time, if the budget allows. With 3, the
-# p99 of concurrent reads is 1.2 to 1.5 times that without a measurement; with 1, it is 1.8 times.
+# On a busy machine a read waits for a step of the measurement. With steps of half a millisecond, the p99 of reads is at
+# most 1.8 times that without a measurement; with steps of two (16 users, cached and computed values), it was 2.4 times.
+PAGE = 8
+DRAW_PAGE = 100
+# After each step, the measurement pauses for up to this multiple of the step's time, if the budget allows.
 REST = 3.0
-PACE = 0.9  # the share of the budget to plan with; the rest is for slow pages
+PACE = 0.9  # the share of the budget to plan with; the rest is for slow steps
+DRAW_SHARE = 0.4  # of the budget; after it, the draw does not pause any more, so that time is left to measure
 BUDGET_S = 30.0
 TRIES = 5
 TRY_AGAIN_S = 0.5
@@ -69,53 +71,46 @@ class QualityMeasurement:
         `StoreUnavailable`."""
         async with self._turn:
             begun = self._clock.monotonic()
-            sample = await self._draw()
+            sample = await self._draw(begun + DRAW_SHARE * budget_s)
+            drawn = self._clock.monotonic()
+            left_s = PACE * (begun + budget_s - drawn)
             users = max(len(sample.now), len(sample.before))
             for start in range(0, users, PAGE):
-                page_begun = self._clock.monotonic()
-                if start and page_begun - begun > budget_s:
+                if start and self._clock.monotonic() - begun > budget_s:
                     del sample.now[start:], sample.before[start:]
                     break
-                await self._page(sample, start)
-                ended = self._clock.monotonic()
-                spare_s = PACE * budget_s * (start + PAGE) / users - (ended - begun)
-                await self._pause(max(0.0, min(REST * (ended - page_begun), spare_s)))
+                for count in (self._count_held, self._count_values):
+                    step_begun = self._clock.monotonic()
+                    await count(sample, start)
+                    ended = self._clock.monotonic()
+                    spare_s = left_s * (start + PAGE) / users - (ended - drawn)
+                    await self._pause(max(0.0, min(REST * (ended - step_begun), spare_s)))
             return report(sample, self._registry, self._clock.now_ms())
 
-    async def _draw(self) -> UserSample:
+    async def _draw(self, rest_until: float) -> UserSample:
         """Draw users for two moments, now and `BEFORE_DAYS` ago, from those with an event in the longest window of any
-        feature before the moment."""
+        feature before the moment. Pause until the monotonic time `rest_until`."""
         now_ms = self._clock.now_ms()
         before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, self._registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))
         (eligible, now), (eligible_before, before) = [
-            await draw(self._users, span, self.sample, self._random, self._pause, self._clock) for span in spans
+            await draw(self._users, span, self.sample, self._random, self._pause, self._clock, rest_until)
+            for span in spans
         ]
         figures = {entry.name: Figures() for entry in self._registry}
         oldest_ms = await self._users.oldest_event_ms()
         return UserSample(now_ms, before_ms, oldest_ms, eligible, now, eligible_before, before, figures)
 
-    async def _page(self, sample: UserSample, start: int) -> None:
-        now, before = sample.now[start : start + PAGE], sample.before[start : start + PAGE]
-        if sample.cache_answers:
-            await self._count_held(sample, now, first=start == 0)
-        mask = self._registry.full_mask & ~self._availability.unavailable
-        asked = [ComputeRow(user_id, mask, sample.now_ms) for user_id in now]
-        asked += [ComputeRow(user_id, mask, sample.before_ms) for user_id in before]
-        snapshot = await self._source.compute(sample.now_ms, asked)
-        for (place, index), error in snapshot.errors.items():
-            if snapshot.overdue >> index & 1:
-                self._availability.pause(index, asked[place].user_id, error, slow=True)
-        self._count_values(sample, asked, snapshot, len(now))
-
-    async def _count_held(self, sample: UserSample, user_ids: Sequence[str], *, first: bool) -> None:
-        """Count the cached values of users by state, age and value. If the cache is unavailable, try again up to
-        `TRIES` times, but not for the first page."""
+    async def _count_held(self, sample: UserSample, start: int) -> None:
+        """Count the cached values of a page of users by state, age and value. If the cache is unavailable, try
+        again up to `TRIES` times, but not for the first page."""
+        if not sample.cache_answers:
+            return
         for attempt in range(1, TRIES + 1):
             try:
-                cells = await self._inspector.freshness(user_ids)
+                cells = await self._inspector.freshness(sample.now[start : start + PAGE])
             except CacheUnavailable as error:
-                if first or attempt == TRIES:
+                if start == 0 or attempt == TRIES:
                     log.warning("measured_without_cache", error=str(error))
                     sample.cache_answers = False
                     return
@@ -125,8 +120,16 @@ class QualityMeasurement:
                     _count_cell(sample.figures[self._registry.names[cell.feature]], cell, sample.now_ms)
                 return
 
-    def _count_values(self, sample: UserSample, asked: Sequence[ComputeRow], snapshot: Snapshot, now: int) -> None:
-        """Count computed values: the first `now` rows are as of the measurement, the others as of `before_ms`."""
+    async def _count_values(self, sample: UserSample, start: int) -> None:
+        """Compute and count the values of a page of users as of the measurement, and of one as of `before_ms`."""
+        mask = self._registry.full_mask & ~self._availability.unavailable
+        asked = [ComputeRow(user_id, mask, sample.now_ms) for user_id in sample.now[start : start + PAGE]]
+        now = len(asked)
+        asked += [ComputeRow(user_id, mask, sample.before_ms) for user_id in sample.before[start : start + PAGE]]
+        snapshot = await self._source.compute(sample.now_ms, asked)
+        for (place, index), reason in snapshot.errors.items():
+            if snapshot.overdue >> index & 1:
+                self._availability.pause(index, asked[place].user_id, reason, slow=True)
         for index, entry in enumerate(self._registry):
             figures = sample.figures[entry.name]
             for place, (row, raws) in enumerate(zip(asked, snapshot.rows, strict=True)):
@@ -148,13 +151,15 @@ async def draw(
     random: Random,
     pause: Callable[[float], Awaitable[None]],
     clock: Clock,
+    rest_until: float = math.inf,
 ) -> tuple[int, list[str]]:
     """Draw up to `size` users at random from the users with an event in `span`, (first, last) in milliseconds.
 
     Returns the number of users with an event in the span, and the drawn users, a uniform sample in random order.
 
-    J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985), page by page, with a pause after each page. One
-    statement that ranks all users took 0.2 s for 100,000 users, and reads on a busy machine waited for it.
+    J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985), page by page, with a pause after each page
+    until the monotonic time `rest_until`. One statement that ranks all users took 0.2 s for 100,000 users, and reads on
+    a busy machine waited for it.
     """
     drawn: list[str] = []
     seen, after, began = 0, "", clock.monotonic()
@@ -166,7 +171,8 @@ async def draw(
             elif (place := random.randrange(seen)) < size:
                 drawn[place] = user_id
         after = page[-1]
-        await pause(max(0.0, clock.monotonic() - began))
+        ended = clock.monotonic()
+        await pause(max(0.0, min(REST * (ended - began), rest_until - ended)))
         began = clock.monotonic()
     random.shuffle(drawn)
     return seen, drawn

@@ -311,6 +311,28 @@ async def test_measurement_pauses_after_each_page(fixture: QualityFixture, monke
     assert [pause for pause in fixture.pauses if pause] == pytest.approx([0.04 * module.REST] * 3)
 
 
+async def test_draw_pauses_for_its_share_of_the_budget(
+    fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fixture.service.send(*(served(f"user-{number}") for number in range(9)))
+    clock, eligible, compute = fixture.service.clock, fixture.users.eligible, fixture.service.source.compute
+
+    async def slow_page(*asked: object) -> object:
+        clock.advance(1_000)
+        return await eligible(*asked)  # type: ignore[arg-type]
+
+    async def slow(*asked: object) -> object:
+        clock.advance(40)
+        return await compute(*asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "DRAW_PAGE", 3)
+    monkeypatch.setattr(fixture.users, "eligible", slow_page)
+    monkeypatch.setattr(fixture.service.source, "compute", slow)
+    await fixture.measurement.measure(budget_s=4 / module.DRAW_SHARE)
+    # The time that the draw took does not shorten the pauses after it.
+    assert [pause for pause in fixture.pauses if pause] == pytest.approx([3, 2, 1, *[0.04 * module.REST] * 3])
+
+
 async def test_value_of_another_type_is_in_no_bin_and_counted(group: ServiceGroup) -> None:
     faulty = entry(name="faulty", compute="SELECT user_id, MAX(tip_id) AS value FROM views GROUP BY user_id")
     service = await group.open(Registry([faulty]))
