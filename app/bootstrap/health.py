@@ -29,6 +29,7 @@ from app.stores.sqlite.connection import check_rights
 from app.stores.sqlite.database import Database
 from app.telemetry import Metrics, logger
 
+FIRST_S = 0.5
 log = logger("health")
 
 
@@ -181,11 +182,17 @@ def sampler(service: Service, role: Role) -> Sampler:
 
 @asynccontextmanager
 async def sampling(service: Service, role: Role) -> AsyncIterator[None]:
-    """Store a sample of the process's metrics every `EVERY_S` seconds, and a last one when the block ends."""
+    """Store a sample of the process's metrics every `EVERY_S` seconds, and a last one when the block ends. The first
+    follows after `FIRST_S` seconds, so that the first requests do not wait for its checks."""
     own = sampler(service, role)
     log.info("sampling", role=role, process=service.process)
+
+    async def keep_sampling() -> None:
+        await asyncio.sleep(FIRST_S)
+        await repeat("sample", own.sample, EVERY_S)
+
     try:
-        async with running(repeat("sample", own.sample, EVERY_S)):
+        async with running(keep_sampling()):
             yield
     finally:
         await own.close()

@@ -1,33 +1,47 @@
-"""The command line `profiles`, on click. Commands import their dependencies when they run, so `--help` is fast."""
+"""The command line `profiles`, on click. A command is imported when it is used, and its dependencies when it runs."""
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from io import TextIOWrapper
 
 import click
 
 import app
-from app.cli.audit import audit
-from app.cli.backup import adopt, backup, restore
-from app.cli.change import demo, events, prune, rebuild
 from app.cli.common import EXIT_CODES, exit_code, fail
-from app.cli.doctor import doctor
-from app.cli.features import features
-from app.cli.history import history
-from app.cli.keys import keys
-from app.cli.profile import profile
-from app.cli.rollout import rollout
-from app.cli.run import migrate, serve, up, worker
 from app.errors import ProfilesError
 
 _EPILOG = "Exit codes: 0 success; 1 partial failure; " + "; ".join(
     f"{code} {text}" for code, text in EXIT_CODES.items()
 )
 
+# The module in `app.cli` of each command.
+COMMANDS = {
+    **dict.fromkeys(("up", "serve", "worker", "migrate"), "run"),
+    **dict.fromkeys(("demo", "events", "prune", "rebuild"), "change"),
+    **dict.fromkeys(("adopt", "backup", "restore"), "backup"),
+    **{name: name for name in ("audit", "doctor", "features", "history", "keys", "profile", "rollout")},
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EPILOG + ".")
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"app.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EPILOG + ".",
+)
 @click.version_option(app.__version__, prog_name="profiles")
 def cli() -> None:
     """User-profile features, served fresh.
@@ -35,15 +49,6 @@ def cli() -> None:
     Start with `profiles up`: it runs everything on this machine, with a demonstration set. Settings are environment
     variables PROFILES_…; docker/README.md lists them.
     """
-
-
-COMMANDS = (
-    *(up, serve, worker, migrate),
-    *(features, profile, history, rebuild, events, demo),
-    *(rollout, doctor, audit, prune, backup, restore, adopt, keys),
-)
-for command in COMMANDS:
-    cli.add_command(command)
 
 
 def _as_utf8(argument: str) -> str:
