@@ -111,7 +111,7 @@ def create_app(
         )
 
     application = Litestar(
-        route_handlers=[*options_of(ROUTES), *ROUTES, _assets(), pages_assets()],
+        route_handlers=[options_of(ROUTES), *ROUTES, _assets(), pages_assets()],
         lifespan=[lifespan],
         guards=[guard, check_query],
         exception_handlers={

@@ -7,8 +7,9 @@ something. `app.api.problems` maps each class to an HTTP status, and `app.cli.co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 FallbackReason = Literal[
     "timeout",
@@ -24,8 +25,7 @@ FallbackReason = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Issue:
+class Issue(msgspec.Struct, frozen=True):
     """One fault of an input: `path` is the place (`[3].occurred_at`, `line 7`), `detail` the reason."""
 
     path: str

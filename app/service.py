@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -56,8 +55,7 @@ class Bandit(NamedTuple):
     rollout: Rollout
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
+class Service(msgspec.Struct, frozen=True, kw_only=True):
     """All services and repositories of one process.
 
     `process` is a random name, new at every start. `costs` maps the index of a feature to the microseconds that

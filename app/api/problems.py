@@ -124,8 +124,10 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
     }
     headers: dict[str, str] = {}
     if error.headers and (allow := error.headers.get("allow")):
-        _, handler, *_ = request.app.asgi_router.handle_routing(path=request.scope["path"], method="OPTIONS")
-        headers["Allow"] = allow_of(handler, allow)
+        _, handler, _, _, template = request.app.asgi_router.handle_routing(
+            path=request.scope["path"], method="OPTIONS"
+        )
+        headers["Allow"] = allow_of(handler, template, allow)
     return _respond(request, status, details.get(status, error.detail), headers=headers)
 
 

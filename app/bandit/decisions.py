@@ -7,8 +7,9 @@ been learned since. Arrays are float64. This module imports neither storage nor 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import msgspec
 
 from app.bandit.model.inputs import Array, Candidate, Context, Profile
 from app.bandit.model.pooled_prior import Prior
@@ -25,8 +26,7 @@ EventOutcome = Literal["served", "learned", "repeated", "late", "other tip"]
 MAX_CANDIDATES = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoringRequest:
+class ScoringRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request to rank candidates and choose one. `origin` is "service" if the scorer reads the user's profile,
     "request" if `profile` came with the request, and "absent" if neither. Without `explore`, the candidate with the
     highest score is chosen. A repeated request with the same `request_id` gets the same decision."""
@@ -63,8 +63,7 @@ class Ranking(NamedTuple):
     pi: Array
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The choice of one candidate for one user, as stored.
 
     `chosen` is the index of the chosen candidate, and `role` the role of the policy that chose it. `policy_hash` is the

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+
+import msgspec
 
 from app.bandit.rollout.controller import Rollout
 from app.bandit.rollout.stages import STAGES
@@ -33,8 +34,7 @@ FIRST_S = 0.5
 log = logger("health")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HealthChecks:
+class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
     """Checks the database, the cache, the queue and the features of one process, and sets its gauges."""
 
     database: Database

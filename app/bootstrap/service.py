@@ -6,9 +6,10 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from random import Random
+
+import msgspec
 
 from app.bootstrap.bandit import bandit as build_bandit
 from app.bootstrap.contract import load_contract
@@ -75,8 +76,7 @@ log = logger("bootstrap")
 OpenCache = Callable[[Settings, Database, SqliteOwedInvalidations, Clock, Metrics], AbstractAsyncContextManager[Cache]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenService(Service):
+class OpenService(Service, frozen=True, kw_only=True):
     """A `Service` together with the adapters that it runs on, for entry points, commands and tests."""
 
     database: Database
@@ -91,16 +91,15 @@ class OpenService(Service):
     local_cache: LocalCache | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edges:
+class Edges(msgspec.Struct, frozen=True, kw_only=True):
     """Dependencies of a process that no setting names, such as the clock. Tests replace them.
 
     `pause` replaces `asyncio.sleep` in the invalidator. `settles`: whether invalidations that the cache did not accept
     are retried in the background; if not, the caller must retry them.
     """
 
-    clock: Clock = field(default_factory=SystemClock)
-    random: Random = field(default_factory=Random)
+    clock: Clock = msgspec.field(default_factory=SystemClock)
+    random: Random = msgspec.field(default_factory=Random)
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     open_cache: OpenCache = open_cache
     wrap_source: Callable[[Source], Source] = lambda source: source

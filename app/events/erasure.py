@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from app.errors import CacheUnavailable, QueueUnavailable
 from app.events.ports import Holdings, UserRecords
@@ -13,8 +14,7 @@ from app.telemetry import logger
 log = logger("events.erasure")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Erasure:
+class Erasure(msgspec.Struct, frozen=True, kw_only=True):
     """Erases users from the queue, the database and the cache. `erase_jobs` removes a user's events from waiting queue
     jobs. `settle` deletes the cache keys that the database records for deletion; erasing a user's rows records the
     user's keys. `drop_cached` deletes the user's keys under every cache epoch, current or not."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from app.errors import Conflict, InvalidInput, NotFound, Undecodable
 from app.events.ingest import Ingestor, Receipt
@@ -33,8 +34,7 @@ class ReplayResult(NamedTuple):
     revived: bool
 
 
-@dataclass(slots=True)
-class ReplaySummary:
+class ReplaySummary(msgspec.Struct):
     """The result of replaying many dead letters.
 
     `replayed` letters were deleted. Of their events, `accepted` are new, `duplicates` were stored before, and `revived`
@@ -46,7 +46,7 @@ class ReplaySummary:
     accepted: int = 0
     duplicates: int = 0
     revived: int = 0
-    failures: dict[int, str] = field(default_factory=dict)
+    failures: dict[int, str] = msgspec.field(default_factory=dict)
     next_after: int | None = None
 
 

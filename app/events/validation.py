@@ -9,7 +9,6 @@ import hashlib
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import msgspec
@@ -210,8 +209,7 @@ def _id_issues(event: TipEvent, place: str) -> list[Issue]:
     return issues
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True):
     """Checks event times: within the retention, and at most `FUTURE_TOLERANCE_MS` ahead of the clock."""
 
     retention_days: int

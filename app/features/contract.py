@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from traceback import walk_tb
@@ -21,8 +20,7 @@ from app.features.schema import ProfileFeatures, check_mirror
 from app.settings import Settings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contract:
+class Contract(msgspec.Struct, frozen=True, kw_only=True):
     """The features of a deployment: a compiled registry, and the msgspec Struct that mirrors it for consumers."""
 
     registry: Registry

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta, timezone
 
 import msgspec
@@ -17,8 +16,7 @@ from app.features.events import FEEDBACK, SERVED, TipEvent
 HOUR_MS = 3_600_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExampleEvent:
+class ExampleEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An event of an example, `ago` before the computation. `action` is None if the event is a served tip."""
 
     action: str | None
@@ -28,8 +26,7 @@ class ExampleEvent:
     dwell_ms: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
+class Example(msgspec.Struct, frozen=True, kw_only=True):
     """An example of a feature: events of one user, and the value that the feature must have for them. The value None
     means the feature's default, which is null if none is declared."""
 

@@ -5,15 +5,15 @@ A request contains only data that the tip may mention. It has no user id, so no 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
+
+import msgspec
 
 from app.generation.profile_traits import Traits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A to-do task as its owner wrote it: untrusted text. A higher `priority` means a more important task. `due_at` has
     a UTC offset."""
 
@@ -23,8 +23,7 @@ class Task:
     priority: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TipRequest:
+class TipRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request to word a tip about a task. `locale` is a BCP 47 tag, `now` the current time with a UTC offset."""
 
     task: Task

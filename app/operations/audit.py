@@ -15,8 +15,9 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from app.errors import ProfilesError, StoreUnavailable, Unavailable
 from app.telemetry import logger
@@ -68,8 +69,7 @@ class AuditTrail(Protocol):
         """The distinct actions of recent entries, to offer as filters."""
 
 
-@dataclass(slots=True)
-class AuditedAction:
+class AuditedAction(msgspec.Struct):
     """An audited action in progress. At its end `outcome` is stored; None stands for `done` or the action's error."""
 
     outcome: str | None = None

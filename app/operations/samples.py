@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -130,15 +129,14 @@ def read(metrics: Metrics) -> Counter[str]:
     return found
 
 
-@dataclass(slots=True)
-class Totals:
+class Totals(msgspec.Struct):
     """The sum of the samples of many processes within a period. `newest` and `highest` hold the newest and the highest
     value of each gauge, by name. `covered_s` is the time, in seconds, that samples of any process cover; `served_s` is
     the time that samples of API processes cover, to which request rates refer."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    newest: dict[str, float] = field(default_factory=dict)
-    highest: dict[str, float] = field(default_factory=dict)
+    counts: Counter[str] = msgspec.field(default_factory=Counter)
+    newest: dict[str, float] = msgspec.field(default_factory=dict)
+    highest: dict[str, float] = msgspec.field(default_factory=dict)
     covered_s: float = 0.0
     served_s: float = 0.0
 

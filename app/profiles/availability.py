@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -37,8 +36,7 @@ class Disabled(NamedTuple):
         return f"disabled by {self.disabled_by} at {rfc3339(self.at_ms)}{why}"
 
 
-@dataclass(slots=True)
-class FeatureTrouble:
+class FeatureTrouble(msgspec.Struct):
     """A feature that fails in this process. `reason` is that of the last failure, and `users` are the users for whom
     the feature failed before it was paused. During a pause, `pause_s` is the length of the pause in seconds (else 0),
     and `until` is the end of the pause on the monotonic clock. The next attempt is made with the user `user_id`."""
@@ -48,7 +46,7 @@ class FeatureTrouble:
     reason: str
     user_id: str = ""
     slow: bool = False
-    users: set[str] = field(default_factory=set)
+    users: set[str] = msgspec.field(default_factory=set)
     pause_s: float = 0.0
     until: float = 0.0
 

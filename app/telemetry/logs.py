@@ -12,8 +12,9 @@ import re
 import sys
 import time
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass
 from typing import Any, Literal, TextIO
+
+import msgspec
 
 from app.errors import StoreFull
 from app.telemetry.structlog_without_rich import structlog
@@ -44,8 +45,7 @@ REPEATED = frozenset(
 _KIND = ("event", "route", "status", "feature", "job", "what", "name")
 
 
-@dataclass(slots=True)
-class _Span:
+class _Span(msgspec.Struct):
     begun: float
     lines: int = 0
 

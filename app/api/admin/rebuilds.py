@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 from litestar import Response
 from litestar.params import FromPath
 
@@ -34,8 +34,7 @@ HOME = "/admin/rebuilds"
 SHOWN = 100
 
 
-@dataclass(slots=True)
-class Draft:
+class Draft(msgspec.Struct):
     """A filled-in form to start a rebuild. `active`: an active run of the same scope, which prevents the start."""
 
     scope: str

@@ -6,8 +6,7 @@ signed like the session, so that no other site can forge a message.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 from litestar.datastructures import Cookie
 
 from app.api.auth.sessions import PATH, Session
@@ -17,8 +16,7 @@ MESSAGE_LENGTH = 600
 _VISIT = "visit"
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(msgspec.Struct, frozen=True):
     """A browser's session and the CSRF token of its forms. `fresh`: the browser does not have the cookie yet."""
 
     session: Session

@@ -14,8 +14,9 @@ one transaction. The rules refer to the times of events, not of their arrival:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from app.bandit.decisions import DecisionState, EventOutcome, RewardSource
 from app.bandit.learning.rewards import outcome_rewards
@@ -34,8 +35,7 @@ SETTLED_AT_ONCE = 200
 log = logger("bandit.learning")
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(msgspec.Struct, frozen=True):
     """The settings of attribution. `rewards` is the reward by outcome (see `outcome_rewards`). `window_ms` is the
     reward window: the time after serving within which feedback is learned."""
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+import msgspec
 
 from app.bandit.numpy_on_demand import np
 
@@ -64,8 +65,7 @@ PROFILE_FEATURES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A tip that could be shown. The numbers are finite, and `task_age_days` is not negative."""
 
     id: str
@@ -74,8 +74,7 @@ class Candidate:
     priority: float
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(msgspec.Struct, frozen=True):
     """The circumstances of a request. `at` is the time at which the tip would be shown, with the user's UTC offset;
     None if the request contains no time."""
 

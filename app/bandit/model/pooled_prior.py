@@ -10,8 +10,9 @@ whose weights the prior is for. So with very few users, a user's statistics shap
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from app.bandit.model.inputs import Array
 from app.bandit.model.specs import SPECS, Spec
@@ -22,8 +23,7 @@ from app.errors import SpecMismatch
 SHRINKAGE: Final = 10.0  # λ, the diagonal of Λ₀
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prior:
+class Prior(msgspec.Struct, frozen=True, eq=False):
     """The mean `mu` (D,) from which a user's weights start, for the spec with `spec_hash`.
 
     `users` and `decisions` are the numbers of users and decisions it was estimated from. Version 0 stands for no

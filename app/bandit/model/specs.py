@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+import msgspec
+
 from app.bandit.model.inputs import (
     CANDIDATE_FACTORS,
     ONE,
@@ -30,8 +32,7 @@ from app.bandit.model.inputs import (
 from app.bandit.numpy_on_demand import np
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(msgspec.Struct, frozen=True):
     """One component of an input vector φ: the product of the factors with the names `candidate` and `shared`.
     `precision` is the prior precision λ of its weight."""
 

@@ -13,8 +13,9 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+
+import msgspec
 
 from app.bandit.model.inputs import NUMBER_BYTES, STORED, Array, Places, packed
 from app.bandit.model.specs import Spec
@@ -24,8 +25,7 @@ from app.errors import SpecMismatch
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SufficientStatistics:
+class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
     """The sums S = Σ φφᵀ (D, D) and y = Σ rφ (D,) over the learned decisions of a user, with the inputs φ of the chosen
     candidate and its reward r. They belong to the spec with `spec_hash`, which has D = `size` inputs.
 

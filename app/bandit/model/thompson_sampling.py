@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, NamedTuple
 
+import msgspec
+
 from app.bandit.decisions import Ranking
 from app.bandit.model.inputs import Array
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS, Spec
@@ -53,8 +55,7 @@ class Posterior:
         return np.asarray(np.linalg.solve(self._root, phi.T), np.float64)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Scored:
+class Scored(msgspec.Struct, frozen=True, eq=False):
     """A policy's result for one decision between K candidates. `means` (K,) are the posterior means of the candidates'
     rewards, `pi` (K,) their propensities, and `theta` (D,) is the posterior mean θ̂ of the weights."""
 

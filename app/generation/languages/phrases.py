@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from app.generation.profile_traits import Mood
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phrases:
+class Phrases(msgspec.Struct, frozen=True, kw_only=True):
     """The template's phrases in one language. The phrases from `today` to `on_date_of_year` replace the second `{}` of
     `due` and `was_due`."""
 

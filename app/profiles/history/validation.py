@@ -5,15 +5,14 @@ If only a part of the events in a window is still stored, the value is plausible
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from app.errors import Issue
 from app.features.clock import DAY_MS, Clock, rfc3339
 from app.features.registry import Registry
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
+class Moments(msgspec.Struct, frozen=True):
     """Checks whether features can be computed as of a past moment."""
 
     registry: Registry

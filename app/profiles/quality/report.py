@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -24,17 +23,16 @@ Z_95 = 1.96
 ShareInterval = Annotated[list[float], Meta(min_length=2, max_length=2, description="From and to, 95 % confidence.")]
 
 
-@dataclass(slots=True)
-class Figures:
+class Figures(msgspec.Struct):
     """The counts of one feature during a measurement. `states` counts the users by the state of their cached value.
     `ages_ms` has the ages of the cached values, and `held` counts them by value. `now` and `before` count the values
     computed for the two moments. `failed` values could not be computed; `failure` is the first reason."""
 
-    states: Counter[State] = field(default_factory=Counter)
-    ages_ms: list[int] = field(default_factory=list)
-    held: Counter[Scalar] = field(default_factory=Counter)
-    now: Counter[Scalar] = field(default_factory=Counter)
-    before: Counter[Scalar] = field(default_factory=Counter)
+    states: Counter[State] = msgspec.field(default_factory=Counter)
+    ages_ms: list[int] = msgspec.field(default_factory=list)
+    held: Counter[Scalar] = msgspec.field(default_factory=Counter)
+    now: Counter[Scalar] = msgspec.field(default_factory=Counter)
+    before: Counter[Scalar] = msgspec.field(default_factory=Counter)
     failed: int = 0
     failure: str = ""
 
@@ -44,8 +42,7 @@ class Figures:
         self.failure = self.failure or reason
 
 
-@dataclass(slots=True)
-class UserSample:
+class UserSample(msgspec.Struct):
     """The users of a measurement, drawn at random for two moments, and the counts of their values.
 
     `now` are drawn from the `eligible` users at `now_ms`, and `before` from the `eligible_before` users at `before_ms`.

@@ -6,7 +6,6 @@ At most one run is active. A run that a crash interrupted is measured again from
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -66,8 +65,7 @@ class QualityRepository(Protocol):
         """Set the final state of a run and delete all but the last `KEPT` runs; return False if the run had ended."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataQuality:
+class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
     """Measures data quality in runs, and finds the users behind the figures. `start` asks a worker to carry out a run.
     If that request is lost, a periodic job repeats it."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from app.bandit.decisions import ScoringRequest
@@ -101,7 +101,7 @@ async def _decide(database: Path) -> list[str]:
         await service.ingestor.ingest([served(user, service.clock.now_ms()) for user in USERS])
         candidates = (Candidate("tip", False, 1.0, 1.0),)
         requests = [ScoringRequest(user_id=user, candidates=candidates, context=Context(None)) for user in USERS]
-        requests.append(dataclasses.replace(requests[0], origin="absent"))
+        requests.append(msgspec.structs.replace(requests[0], origin="absent"))
         return [(await service.bandit.scorer.score(request)).id for request in requests]
 
 

@@ -25,7 +25,7 @@ from tests.support.waiting import eventually_async
 
 def same(left: Decision, right: Decision) -> bool:
     """Whether two decisions have the same bits, apart from shadow and duration."""
-    for name in Decision.__dataclass_fields__:
+    for name in Decision.__struct_fields__:
         one, other = getattr(left, name), getattr(right, name)
         if name in ("champion", "challenger", "elapsed_us"):
             continue

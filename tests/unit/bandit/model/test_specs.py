@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -109,7 +110,7 @@ def test_time_inputs_are_zero_without_a_time() -> None:
     [None, {}, dict.fromkeys(PROFILE_FEATURES), {"streak": 4}, {"completion_rate_30d": "high"}, {"x": 1, "y": None}],
 )
 def test_new_block_is_zero_without_a_known_feature(profile: Profile) -> None:
-    phi = SPEC_V2.phi([TIP, replace(TIP, is_overdue=False)], MORNING, profile)
+    phi = SPEC_V2.phi([TIP, msgspec.structs.replace(TIP, is_overdue=False)], MORNING, profile)
     assert not phi[:, OLD:].any()
     assert phi[:, :OLD].any()
 
@@ -174,7 +175,8 @@ def test_candidate_inputs_are_monotone(
     tip: Candidate, priorities: tuple[float, float], ages: tuple[float, float]
 ) -> None:
     less, more = (
-        replace(tip, priority=p, task_age_days=a) for p, a in zip(sorted(priorities), sorted(ages), strict=True)
+        msgspec.structs.replace(tip, priority=p, task_age_days=a)
+        for p, a in zip(sorted(priorities), sorted(ages), strict=True)
     )
     low, high = SPEC_V1.phi([less, more], Context(), None)
     assert (low <= high + 1e-15).all()  # up to rounding: 1 + p is rounded from 2^53 on

@@ -68,7 +68,7 @@ def any_decision(draw: st.DrawFn) -> Decision:
 @given(any_decision())
 def test_decoded_decision_equals_the_stored_one(decision: Decision) -> None:
     back = decision_of(row_of(decision))
-    for name in Decision.__dataclass_fields__:
+    for name in Decision.__struct_fields__:
         one, other = getattr(decision, name), getattr(back, name)
         if isinstance(one, Ranking):
             assert other is not None
