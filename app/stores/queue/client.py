@@ -11,11 +11,10 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from arq.connections import ArqRedis
-from arq.constants import default_queue_name, health_check_key_suffix, job_key_prefix
 
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import Overloaded, QueueUnavailable
@@ -23,8 +22,15 @@ from app.events.naming import names, not_naming
 from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
 from app.telemetry import Metrics, logger
 
-QUEUE = default_queue_name
-HEALTH_KEY = QUEUE + health_check_key_suffix
+if TYPE_CHECKING:
+    from arq.connections import ArqRedis
+    from redis.asyncio import BlockingConnectionPool
+
+# arq's own constants. arq is imported on first use, because it takes 5 ms of the start.
+QUEUE = "arq:queue"
+HEALTH_SUFFIX = ":health-check"
+JOB_PREFIX = "arq:job:"
+HEALTH_KEY = QUEUE + HEALTH_SUFFIX
 # A sorted set of the ids of the databases in which workers of this queue store events, by the time of the last report.
 DATABASES_SUFFIX = ":databases"
 SHOWN_MS = 15_000
@@ -127,8 +133,17 @@ def connect(
 ) -> ArqRedis:
     """A client of the queue `name`. It connects on first use, with up to `connections` connections. `blocking_s`: time
     limit, in seconds, of connecting, of each reply, and of the wait for a free connection."""
+    return _client(_pool(url, blocking_s, connections), name)
+
+
+def _pool(url: str, blocking_s: float, connections: int) -> BlockingConnectionPool:
     # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.
-    pool = blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
+    return blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
+
+
+def _client(pool: BlockingConnectionPool, name: str) -> ArqRedis:
+    from arq.connections import ArqRedis  # noqa: PLC0415
+
     return ArqRedis(
         connection_pool=pool, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=name
     )
@@ -141,7 +156,7 @@ def own_name(job: str, queue: str) -> str:
 
 def health_key(name: str) -> str:
     """The Redis key that the workers of a queue refresh while they are alive."""
-    return name + health_check_key_suffix
+    return name + HEALTH_SUFFIX
 
 
 class Queue:
@@ -149,10 +164,14 @@ class Queue:
 
     def __init__(self, url: str, metrics: Metrics, name: str = QUEUE, bounds: Bounds = BOUNDS) -> None:
         self._name = name
-        self._redis = connect(url, name)
+        self._pool = _pool(url, TIMEOUT_S, MAX_CONNECTIONS)
         self._metrics = metrics
         self._at_once = bounds.at_once
         self._jobs: Batcher[Sequence[int], None] = Batcher(self._enqueue, time.monotonic, bounds, size=len)
+
+    @cached_property
+    def _redis(self) -> ArqRedis:
+        return _client(self._pool, self._name)
 
     def publish(self, seqs: Sequence[int]) -> None:
         """Return at once; jobs that consume the events are enqueued in the background. If too many events wait to be
@@ -197,7 +216,7 @@ class Queue:
         for start in range(0, len(waiting), JOBS_AT_ONCE):
             ids = waiting[start : start + JOBS_AT_ONCE]
             await asyncio.gather(*(set_aside(self._redis, job_id) for job_id in ids))  # so that no job is large
-            keys = [job_key_prefix + job_id for job_id in ids]
+            keys = [JOB_PREFIX + job_id for job_id in ids]
             for job_id, key, raw in zip(ids, keys, await self._ask("MGET", *keys), strict=True):
                 if raw is not None and (position := position_of(deserialize(raw))) is not None:
                     touched += await LargeJob(self._redis, job_id).erase(user_id, position)
@@ -212,7 +231,7 @@ class Queue:
     async def close(self) -> None:
         """Publish pending events for up to `CLOSE_S` seconds, then close."""
         await self._jobs.close(CLOSE_S)
-        await self._redis.aclose(close_connection_pool=True)
+        await self._pool.disconnect()
 
     async def _start(self, job: str, run_id: str | int, job_id: str) -> None:
         try:

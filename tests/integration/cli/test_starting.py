@@ -28,7 +28,17 @@ TESTING = ("pytest", "httpx", "hypothesis", "faker", "polyfactory", "psutil", "t
 IMPORTED = {
     "serve": (
         "import app.cli, app.asgi, app.settings; app.asgi.create_app(app.settings.Settings())",
-        {*DRAWING, *MIGRATING, *SUPERVISING, *TESTING, "jinja2", "pyarrow", "app.worker", "app.stores.queue.worker"},
+        {
+            *DRAWING,
+            *MIGRATING,
+            *SUPERVISING,
+            *TESTING,
+            "arq",
+            "jinja2",
+            "pyarrow",
+            "app.worker",
+            "app.stores.queue.worker",
+        },
     ),
     "worker": (
         "import app.cli, app.worker",

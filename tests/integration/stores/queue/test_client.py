@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import uvloop
 from arq.connections import ArqRedis
-from arq.constants import job_key_prefix
+from arq.constants import default_queue_name, health_check_key_suffix, job_key_prefix
 from arq.jobs import deserialize_job_raw
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +31,11 @@ JOB: dict[str, Any] = {"t": None, "f": TIP_EVENTS, "a": ([{"subject": "…"}],),
 def packed(**changes: object) -> bytes:
     """A sound job, with fields replaced; a field set to `...` is left out."""
     return msgspec.msgpack.encode({name: value for name, value in {**JOB, **changes}.items() if value is not ...})
+
+
+def test_constants_are_those_of_arq() -> None:
+    theirs = (default_queue_name, health_check_key_suffix, job_key_prefix)
+    assert theirs == (queue.QUEUE, queue.HEALTH_SUFFIX, queue.JOB_PREFIX)
 
 
 def test_own_job_round_trips() -> None:
