@@ -20,7 +20,10 @@ def main() -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     os.nice(STARTING)
-    # Imported only now, because importing NumPy takes long enough to delay requests, or to be interrupted by a signal.
+    # Imported only now, because importing NumPy takes long enough to delay requests, or to be interrupted by a signal;
+    # and not on first use, when the priority is the lowest.
+    import numpy  # noqa: ICN001, F401, PLC0415
+
     from app.bandit.shadow.subprocess.work import work  # noqa: PLC0415
 
     _lower_priority()
