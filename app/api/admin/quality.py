@@ -48,7 +48,7 @@ REQUESTED = {
     PATH,
     opt={**ADMIN, "schemas": {"max_age_s": {"type": "integer", "minimum": 0, "maximum": YEAR_S}}},
     summary="Measure data quality",
-    description="Measures 10,000 eligible users drawn at random, or all if there are fewer. A user is eligible with "
+    description="Measures 20,000 eligible users drawn at random, or all if there are fewer. A user is eligible with "
     "any event within the longest window of the features. Per feature: how many values are fresh, missing or stale, "
     "with 95 % intervals of the shares, how old they are, how they are distributed, and whether the values have "
     "drifted within 7 days, or why they could not be computed. Measuring takes seconds. With `max_age_s` the newest "
