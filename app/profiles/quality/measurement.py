@@ -25,9 +25,9 @@ from app.telemetry import logger
 
 BEFORE_DAYS = 7
 SAMPLE = 20_000
-# On a busy machine a read waits for a step of the measurement. With pages of 8 users, the p99 of reads is at most twice
-# that without a measurement; with 16 users, and cached and computed values in one step of 2 ms, it was 3.5 times. With 4
-# users, a job has not enough time to pause between the steps.
+# On a busy machine a read waits for a step of the measurement. With pages of 8 users, the p99 of reads is at most
+# twice that without a measurement; with 16 users, and cached and computed values in one step of 2 ms, it was 3.5 times.
+# With 4 users, a job has not enough time to pause between the steps.
 PAGE = 8
 DRAW_PAGE = 100
 # After each step, the measurement pauses for up to this multiple of the step's time, if the budget allows.
