@@ -90,10 +90,11 @@ class Snapshot(NamedTuple):
     """The result of a computation, row by row.
 
     `rows` has one raw value per feature of the registry. `versions` has the sequence number of the user's newest event
-    in the snapshot; if there is none, minus the number of erasures so far. `leaves_ms` has, for each feature, the
-    moment at which the oldest event leaves the window, so that the value may change; `END_OF_TIME_MS` if the window is
-    empty. `leaves_ms` is empty for rows of a past moment. `errors` has the error text by (row, feature index) of the
-    values whose SQL failed; these values are None. `overdue` is the mask of the features that exceeded the deadline.
+    in the snapshot; if there is none, minus the number of erasures so far; and 0 if all rows are of past moments and
+    without a version. `leaves_ms` has, for each feature, the moment at which the oldest event leaves the window, so
+    that the value may change; `END_OF_TIME_MS` if the window is empty. It is empty for rows of a past moment. `errors`
+    has the error text by (row, feature index) of the values whose SQL failed; these values are None. `overdue` is the
+    mask of the features that exceeded the deadline.
     """
 
     rows: Sequence[Sequence[object]]

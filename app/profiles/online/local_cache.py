@@ -42,6 +42,9 @@ class KeptProfile(NamedTuple):
     computed_at_ms: int
     expires_at_ms: int
 
+    def is_current(self, now_ms: int) -> bool:
+        return self.computed_at_ms <= now_ms + CLOCK_SKEW_MS and now_ms < self.expires_at_ms
+
 
 class LocalCache:
     """Keeps the profiles of at most `capacity` users in memory. A profile is kept only from the second read of the user
@@ -59,13 +62,13 @@ class LocalCache:
         self._checked: bool | None = None
         self._proofs = 0
 
-    def find(self, user_id: str, mask: int) -> KeptProfile | None:
+    def find(self, user_id: str, mask: int, now_ms: int) -> KeptProfile | None:
         """The user's profile with exactly the features of the mask; None if it is not kept or has expired."""
         if self._checked is None and user_id not in self._kept:
             return None  # a miss costs no check of the change feed
         of_user = self._kept.get(user_id) if self._check() else None
         kept = of_user.get(mask) if of_user is not None else None
-        return kept if kept is not None and self._is_current(kept) else None
+        return kept if kept is not None and kept.is_current(now_ms) else None
 
     def mark(self) -> int:
         """How many times the local cache has been cleared. A read calls this before it reads the shared cache and
@@ -87,12 +90,8 @@ class LocalCache:
             kept = self._proved(user_id, mask, held, values)
         except StoreUnavailable:
             return
-        if kept is not None and self._is_current(kept):
+        if kept is not None and kept.is_current(self._clock.now_ms()):
             self._keep(user_id, mask, kept)
-
-    def _is_current(self, kept: KeptProfile) -> bool:
-        now_ms = self._clock.now_ms()
-        return kept.computed_at_ms <= now_ms + CLOCK_SKEW_MS and now_ms < kept.expires_at_ms
 
     def _check(self) -> bool:
         """Drop the entries of users with new events; return False if the database does not answer. Calls in one tick of

@@ -197,17 +197,18 @@ class ProfileReader:
         local_cache = self._trusted_local_cache()
         if local_cache is None:
             return {}
+        now_ms = self._clock.now_ms()
         found = {
             user_id: kept.values
             for user_id, mask in wanted.items()
-            if (kept := local_cache.find(user_id, mask)) is not None
+            if (kept := local_cache.find(user_id, mask, now_ms)) is not None
         }
         self._count_local(sum(map(len, found.values())))
         return found
 
     def _local_hit(self, user_id: str, mask: int) -> KeptProfile | None:
         local_cache = self._trusted_local_cache()
-        kept = local_cache.find(user_id, mask) if local_cache is not None else None
+        kept = local_cache.find(user_id, mask, self._clock.now_ms()) if local_cache is not None else None
         if kept is not None:
             self._count_local(len(kept.values))
         return kept

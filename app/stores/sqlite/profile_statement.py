@@ -35,12 +35,18 @@ _LIVE_ROWS = """SELECT item.key AS place, item.value ->> 0 AS user_id, item.valu
     FROM json_each(:asked) AS item"""
 _LIVE_BOUNDS = "WHERE user_id = asked.user_id AND occurred_at_ms > :clock_ms - {window_ms}"
 _PAST_ROWS = """SELECT item.key AS place, item.value ->> 0 AS user_id, item.value ->> 1 AS mask,
-           COALESCE(item.value ->> 2, :clock_ms) AS now_ms,
-           COALESCE(iif(item.value ->> 4 IS NULL, item.value ->> 2, NULL), 9223372036854775807) AS until_ms,
+           item.value ->> 2 AS now_ms, COALESCE(item.value ->> 3, 9223372036854775807) AS known_ms
+    FROM json_each(:asked) AS item"""
+_PAST_BOUNDS = """WHERE user_id = asked.user_id
+          AND occurred_at_ms > asked.now_ms - {window_ms} AND occurred_at_ms <= asked.now_ms
+          AND received_at_ms <= asked.known_ms"""
+_REPEATED_ROWS = """SELECT item.key AS place, item.value ->> 0 AS user_id, item.value ->> 1 AS mask,
+           item.value ->> 2 AS now_ms,
+           iif(item.value ->> 4 IS NULL, item.value ->> 2, 9223372036854775807) AS until_ms,
            COALESCE(item.value ->> 3, 9223372036854775807) AS known_ms,
            COALESCE(item.value ->> 4, 9223372036854775807) AS version
     FROM json_each(:asked) AS item"""
-_PAST_BOUNDS = """WHERE user_id = asked.user_id
+_REPEATED_BOUNDS = """WHERE user_id = asked.user_id
           AND occurred_at_ms > asked.now_ms - {window_ms} AND occurred_at_ms <= asked.until_ms
           AND received_at_ms <= asked.known_ms AND seq <= asked.version"""
 # Without an event, it is the number of erasures, negative: lower than any event's, and another after each erasure.
@@ -63,18 +69,20 @@ ORDER BY asked.place
 
 
 class Statements(NamedTuple):
-    """The SQL that computes the features of a registry: `live` computes rows as of now, `past` rows of any moment.
+    """The SQL that computes the features of a registry.
 
-    Parameters: `:clock_ms`, and `:asked`, a JSON array of `ComputeRow`. The result has one row per row of `:asked`, in
-    the same order. The columns of `past` are the user's version (see `Snapshot`) and one value per feature. `live` has,
-    between these, the time of the oldest event in each of `windows`. If a feature's SQL returns several rows for one
-    user, the value is an empty blob, which is invalid for every dtype.
+    `live` computes rows as of now, `past` rows of past moments, and `repeated` rows of past moments of which any has a
+    version. Parameters: `:clock_ms` for `live`, and `:asked`, a JSON array of `ComputeRow`. The rows of the result are
+    in the order of `:asked`. Their columns are the user's version (0 for `past`), for `live` the event time of the
+    oldest event in each of `windows`, and one value per feature. If a feature's SQL returns several rows for a user,
+    the value is an empty blob, which is invalid for every dtype.
 
-    `windows`: the distinct pairs of a relation that a feature reads and that feature's window in milliseconds.
+    `windows` are the pairs of a relation and a window in milliseconds that the features have.
     """
 
     live: str
     past: str
+    repeated: str
     windows: tuple[tuple[str, int], ...]
 
 
@@ -88,7 +96,8 @@ def build(registry: Registry) -> Statements:
     ]
     return Statements(
         _STATEMENT.format(rows=_LIVE_ROWS, columns=", ".join([_VERSION, *oldest, *_features(registry, _LIVE_BOUNDS)])),
-        _STATEMENT.format(rows=_PAST_ROWS, columns=", ".join([_VERSION, *_features(registry, _PAST_BOUNDS)])),
+        _STATEMENT.format(rows=_PAST_ROWS, columns=", ".join(["0", *_features(registry, _PAST_BOUNDS)])),
+        _STATEMENT.format(rows=_REPEATED_ROWS, columns=", ".join([_VERSION, *_features(registry, _REPEATED_BOUNDS)])),
         windows,
     )
 

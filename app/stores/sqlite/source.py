@@ -100,7 +100,12 @@ class SqliteSource:
         self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow], timeout_s: float | None = None
     ) -> Snapshot:
         live = all(row.now_ms is None for row in asked)
-        statement = self._statements.live if live else self._statements.past
+        if live:
+            statement = self._statements.live
+        elif any(row.version is not None for row in asked):
+            statement = self._statements.repeated
+        else:
+            statement = self._statements.past
         parameters = {"clock_ms": clock_ms, "asked": json.dumps([row[:2] for row in asked] if live else asked)}
         rows = await reader.run(
             lambda connection: connection.execute(statement, parameters).fetchall(), timeout_s or self._timeout_s

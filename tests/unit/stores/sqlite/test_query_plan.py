@@ -41,15 +41,15 @@ UNBOUNDED = Registry(
 )
 
 
-@pytest.mark.parametrize("statement", ["live", "past"])
+@pytest.mark.parametrize("statement", ["live", "past", "repeated"])
 @pytest.mark.parametrize("registry", [REGISTRY, UNBOUNDED], ids=["service", "without bounds of its own"])
 def test_profile_statement_searches_covering_indexes(database_path: Path, registry: Registry, statement: str) -> None:
     asked = json.dumps([["ann", registry.full_mask, None, None, None]])
     plan = query_plan(database_path, getattr(build(registry), statement), {"clock_ms": 0, "asked": asked})
     tables = [re.findall(r"\b(tip_views|tip_feedback|event_log)\b", line) for line in plan]
     reads = [(line, found[0]) for line, found in zip(plan, tables, strict=True) if found]
-    seeks = 2 + (2 if statement == "live" else 0)  # the version by subject, the oldest event by relation
-    assert len(reads) == seeks + len(registry), "each feature reads one relation"
+    seeks = {"live": 4, "past": 0, "repeated": 2}  # the version by subject, the oldest event by relation
+    assert len(reads) == seeks[statement] + len(registry), "each feature reads one relation"
     for line, table in reads:
         of_table = LIVE if statement == "live" else COVERED
         assert line == BY_USER if table == "event_log" else of_table.format(table=table)

@@ -42,7 +42,7 @@ async def test_rows_are_in_the_requested_order(database: Database, event_log: Sq
     snapshot = await SqliteSource(database, REGISTRY).compute(NOW_MS, asked)
     assert [row[4] for row in snapshot.rows] == [2, 3, None, 3, 1, None]
     assert {row[0] for row in snapshot.rows} == {None}  # not requested, so not computed
-    assert list(snapshot.versions) == [3, 3, 3, 3, 3, 0]
+    assert list(snapshot.versions) == [0] * 6  # no past moment needs it
     assert list(snapshot.leaves_ms) == [()] * 6  # nothing expires in the past
 
 
