@@ -16,7 +16,7 @@ from msgspec import UNSET
 from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
 from app.api.openapi.document import UserId, problems
 from app.api.openapi.parameters import MOMENT, feature_names
-from app.api.request_parsing import body_as, check_ids, known_ms, moment_ms
+from app.api.request_parsing import body_as, check_ids, known_ms, moment_ms, stale_if_error_s
 from app.api.schemas import (
     BatchAnswer,
     BatchRequest,
@@ -27,27 +27,34 @@ from app.api.schemas import (
     HistoryRequestRow,
     ProfileAnswer,
 )
-from app.errors import InvalidInput, Issue, Undecodable, UnknownFeature
+from app.errors import InvalidInput, Issue, StoreUnavailable, Undecodable, UnknownFeature
 from app.features.clock import rfc3339, to_ms
 from app.features.export import catalogue_entry
 from app.features.ids import id_problem
+from app.features.registry import indices
 from app.profiles.history.decisions import ServedRow, served_row
 from app.profiles.history.validation import Moments
 from app.profiles.online.cache_protocol import Profile, failures
 from app.profiles.ports import ComputeRow, LoggedProfile
 from app.service import Service
+from app.telemetry import logger
 
 AS_OF_DETAIL = "Read the profile as of this time (RFC 3339): only events up to and including it count. Never cached."
 KNOWN_AT_DETAIL = "Also ignore events that arrived after this time (RFC 3339). Allowed only together with `as_of`."
+log = logger("api")
 
 
-def _json(body: bytes) -> Response[bytes]:
-    return Response(body, media_type=MediaType.JSON)
+def _json(body: bytes, headers: Mapping[str, str] | None = None) -> Response[bytes]:
+    return Response(body, media_type=MediaType.JSON, headers=headers)
 
 
 @get(
     "/profiles/{user_id:str}",
-    opt={"scope": "read", "schemas": {"features": feature_names, "as_of": MOMENT, "known_at": MOMENT}},
+    opt={
+        "scope": "read",
+        "schemas": {"features": feature_names, "as_of": MOMENT, "known_at": MOMENT},
+        "stale_if_error": True,
+    },
     tags=["Profiles"],
     summary="Read one profile",
     description="Returns the user's features. They reflect every event acknowledged before the request. An unknown "
@@ -72,6 +79,7 @@ async def get_profile(
         mask = selected(service.registry, features.split(",") if features is not None else None)
     except UnknownFeature as error:
         raise Undecodable(str(error), error.issues) from error  # 400 for a value in the query
+    headers = None
     if as_of is not None:
         moment = moment_ms(as_of, "as_of")
         known = moment_ms(known_at, "known_at") if known_at is not None else None
@@ -82,14 +90,19 @@ async def get_profile(
     elif known_at is not None:
         raise Undecodable("known_at requires as_of", [Issue("known_at", "is allowed only together with as_of")])
     else:
-        profile = (await service.reader.read({user_id: mask}))[user_id]
-    return _json(renderer_of(request).profile(user_id, profile, mask, detail=detail))
+        wanted = {user_id: mask}
+        try:
+            found = await service.reader.read(wanted)
+        except StoreUnavailable as error:
+            found, headers = await _read_unproven(request, wanted, error)
+        profile = found[user_id]
+    return _json(renderer_of(request).profile(user_id, profile, mask, detail=detail), headers)
 
 
 @post(
     "/profiles/batch",
     status_code=200,
-    opt={"scope": "read", "body": [BatchRequest]},
+    opt={"scope": "read", "body": [BatchRequest], "stale_if_error": True},
     tags=["Profiles"],
     summary="Read many profiles",
     description="Returns the profiles of up to 1,000 users, in the order of `user_ids`; an id may repeat.",
@@ -100,8 +113,14 @@ async def post_batch(request: HttpRequest) -> Response[bytes]:
     asked = await body_as(request, BatchRequest)
     check_ids(asked.user_ids, "user_ids[{}]")
     mask = selected(service.registry, asked.features)
-    values = await service.reader.read_values(dict.fromkeys(asked.user_ids, mask))
-    return _json(renderer_of(request).batch(asked.user_ids, values, mask))
+    wanted = dict.fromkeys(asked.user_ids, mask)
+    headers = None
+    try:
+        values = await service.reader.read_values(wanted)
+    except StoreUnavailable as error:
+        found, headers = await _read_unproven(request, wanted, error)
+        values = {user_id: [profile[index].json for index in indices(mask)] for user_id, profile in found.items()}
+    return _json(renderer_of(request).batch(asked.user_ids, values, mask), headers)
 
 
 @post(
@@ -206,6 +225,21 @@ def feature_entry(service: Service, index: int) -> FeatureEntry:
         state="disabled" if availability.disabled >> index & 1 else "failing" if reason else "ok",
         reason=reason or None,
     )
+
+
+async def _read_unproven(
+    request: HttpRequest, wanted: Mapping[str, int], error: StoreUnavailable
+) -> tuple[dict[str, Profile], dict[str, str]]:
+    """Cached values for a read that failed with `error`, if the request allows them with `stale-if-error`, and the
+    headers that mark them. Raises `error` if the request does not allow them or a value is missing."""
+    service, max_age_s = service_of(request), stale_if_error_s(request)
+    found = await service.reader.read_unproven(wanted, max_age_s) if max_age_s is not None else None
+    if found is None:
+        raise error
+    log.warning("served_unproven", users=len(found), error=str(error))
+    oldest_ms = min(value.computed_at_ms for profile in found.values() for value in profile.values() if value.cached)
+    age_s = max(0, service.clock.now_ms() - oldest_ms) // 1000
+    return found, {"Cache-Status": "profiles; hit; detail=unproven", "Age": str(age_s)}
 
 
 def _moments(service: Service) -> Moments:

@@ -63,6 +63,6 @@ class Renderer:
             self._dtypes[index],
             rfc3339(value.computed_at_ms).encode(),
             expires,
-            b"cache" if value.cached else b"computed",
+            b"unproven" if value.unproven else b"cache" if value.cached else b"computed",
             error,
         )

@@ -26,6 +26,8 @@ NDJSON = "application/x-ndjson"
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"^Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 _SHOWN = 200
+_directives = re.compile(r'(?:[^,"]|"[^"]*")+').findall
+_MAX_DELTA_S = 2**31  # RFC 9111 takes a larger number of seconds for this one
 _Moment = Annotated[datetime, Meta(tz=True)]
 
 
@@ -139,6 +141,17 @@ def known_ms(text: str | None) -> int | None:
         reason = 'must be "as_of", or RFC 3339 with a UTC offset, such as 2026-04-25T08:30:00+02:00'
         raise InvalidInput("known_at is invalid", [Issue("known_at", reason)])
     return at_ms
+
+
+def stale_if_error_s(request: HttpRequest) -> int | None:
+    """The seconds of `Cache-Control: stale-if-error=N` (RFC 5861); None if the request has no such directive. Of
+    several, the first counts. An invalid number counts as no directive, because RFC 9111 has no error for it."""
+    for directive in _directives(",".join(request.headers.getall("cache-control", []))):
+        name, _, value = directive.partition("=")
+        if name.strip().lower() == "stale-if-error":
+            digits = value.strip().strip('"')
+            return int(min(float(digits), _MAX_DELTA_S)) if digits.isascii() and digits.isdigit() else None
+    return None
 
 
 def _to_ms(text: str) -> int | None:

@@ -122,7 +122,10 @@ class FeatureDetail(msgspec.Struct):
     dtype: Literal["float", "int", "str"]
     computed_at: str
     expires_at: Annotated[str | None, Meta(description="Null if the value is not cached.")]
-    origin: Literal["cache", "computed"]
+    origin: Annotated[
+        Literal["cache", "computed", "unproven"],
+        Meta(description="`unproven`: from the cache while the database did not answer; see `Cache-Control`."),
+    ]
     error: Annotated[
         str | UnsetType, Meta(description="Why the feature could not be computed; `value` is null then.")
     ] = UNSET

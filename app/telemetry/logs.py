@@ -37,6 +37,7 @@ REPEATED = frozenset(
         "not_answering",
         "publish_failed",
         "run_put_off",
+        "served_unproven",
         "unavailable",
         "unknown_decision",
     }

@@ -87,6 +87,9 @@ class Metrics:
         self.degraded_reads = self._counter(
             "degraded_reads_total", "Profiles computed because the cache did not answer or was not trusted.", "reason"
         )
+        self.unproven_reads = self._counter(
+            "unproven_reads_total", "Profiles served from the cache while the database could not be asked."
+        )
         self.cache_seconds = self._fast_histogram(
             "cache_round_trip_seconds", "Round trip to the cache, by command.", FAST, "command"
         )

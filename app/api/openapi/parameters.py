@@ -23,6 +23,26 @@ USER_ID: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH,
 USER_ID_OR_NONE: Schema = {"anyOf": [USER_ID, {"const": ""}]}
 ID_PREFIX: Schema = {"type": "string", "maxLength": MAX_ID_LENGTH, "pattern": r"^[^/\x00-\x1f\x7f-\x9f]*$"}
 MOMENT: Schema = {"type": "string", "format": "date-time", "examples": ["2026-04-25T08:30:00+02:00"]}
+CACHE_CONTROL: Schema = {
+    "name": "Cache-Control",
+    "in": "header",
+    "required": False,
+    "description": "With `stale-if-error=N` (RFC 5861), a request that would be answered 503 because the database does "
+    "not answer gets cached values, if all were computed at most N seconds ago and have not expired. They may lack "
+    "events of these N seconds, and the response says so in `Cache-Status`. Other directives are ignored.",
+    "schema": {"type": "string", "examples": ["stale-if-error=60"]},
+}
+UNPROVEN_HEADERS: Schema = {
+    "Cache-Status": {
+        "description": "`profiles; hit; detail=unproven` (RFC 9211) if the values come from the cache while the "
+        "database did not answer; otherwise absent.",
+        "schema": {"type": "string"},
+    },
+    "Age": {
+        "description": "Together with `Cache-Status`: the age of the oldest value in seconds.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+}
 
 
 def rowid(least: int) -> Schema:
@@ -41,7 +61,8 @@ def feature_names(registry: Registry) -> Schema:
 
 
 def describe(operation: dict[str, Any], opt: Mapping[str, Any], registry: Registry) -> None:
-    """Replace the schemas of an operation's parameters with those in `opt`, but keep the defaults."""
+    """Replace the schemas of an operation's parameters with those in `opt`, but keep the defaults. With
+    `opt["stale_if_error"]`, add the headers of `Cache-Control: stale-if-error`."""
     schemas: Schemas = opt.get("schemas", {})
     for parameter in operation.get("parameters", ()):
         found = schemas.get(parameter["name"])
@@ -53,6 +74,10 @@ def describe(operation: dict[str, Any], opt: Mapping[str, Any], registry: Regist
         if parameter["name"] in opt.get("required", ()):
             parameter["required"] = True
             parameter["schema"].pop("default", None)
+    if opt.get("stale_if_error"):
+        others = [parameter for parameter in operation.get("parameters", ()) if parameter["in"] != "header"]
+        operation["parameters"] = [*others, CACHE_CONTROL]  # not appended: Litestar keeps the document
+        operation["responses"]["200"]["headers"] = UNPROVEN_HEADERS
 
 
 def name_features(schema: Schema, registry: Registry) -> None:

@@ -69,7 +69,8 @@ class FeatureValue(NamedTuple):
 
     `version` is the sequence number of the user's newest event that the computation saw; at most 0 if there was none.
     `expires_at_ms` is None if the value must not be cached. `cached`: the value came from the cache. If the value could
-    not be computed, `json` is null and `error` is the reason.
+    not be computed, `json` is null and `error` is the reason. `unproven`: the cached value may be stale, because the
+    database could not be asked.
     """
 
     fingerprint: bytes
@@ -79,6 +80,7 @@ class FeatureValue(NamedTuple):
     json: bytes
     cached: bool = False
     error: str | None = None
+    unproven: bool = False
 
     def is_stale(self, newest_event: int) -> bool:
         """Whether the value was computed before `newest_event`, the sequence number of the user's newest event that
@@ -300,6 +302,7 @@ class TrustGate:
         self._on_owed = on_owed
         self._checked_at = float("-inf")
         self._clear = False
+        self._owed = True  # by the last query that the database answered
 
     def holds(self) -> bool:
         """Whether a read that begins now may serve values from the cache."""
@@ -307,9 +310,14 @@ class TrustGate:
         if not 0 <= now - self._checked_at <= CHECK_VALID_S:
             self._checked_at = now  # taken before the query, whose result is at least as new
             try:
-                self._clear = not self._any_owed()
+                self._owed = self._any_owed()
+                self._clear = not self._owed
             except StoreUnavailable:
                 self._clear = False
             if not self._clear:
                 self._on_owed()
         return self._clear
+
+    def allows_unproven(self) -> bool:
+        """Whether the database cannot be asked now, and nothing was owed when it was last asked."""
+        return not self.holds() and not self._owed

@@ -2,7 +2,7 @@
 
 Reads of values (`read_values`, `read_recorded`) try the local cache of the process first. All other reads are batched
 (`app.profiles.online.request_batching`). If the cache is unavailable, everything is computed. Invariant: a hit is
-served only while no invalidation is owed, which the trust gate decides.
+served only while no invalidation is owed, which the trust gate decides; `read_unproven` is the one exception.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from app.concurrency.overload_queue import OverloadQueue
-from app.errors import Overloaded
+from app.errors import CacheUnavailable, Overloaded
 from app.features.clock import Clock
 from app.features.profile_read import ProfileRead, ValueRead
 from app.features.registry import Registry, Scalar, indices
@@ -27,11 +27,12 @@ from app.profiles.online.cache_protocol import (
     Profile,
     TrustGate,
     not_computed,
+    present,
 )
 from app.profiles.online.compute import Computation
 from app.profiles.online.local_cache import KeptProfile, LocalCache
 from app.profiles.online.request_batching import GROUP_CAP, RequestBatching, Wanted
-from app.profiles.ports import Cache, ComputeRow
+from app.profiles.ports import Cache, Cell, ComputeRow
 from app.telemetry import Metrics
 
 WAIT_S = 1.0  # in the overload queue, before the cache's server is asked
@@ -54,6 +55,7 @@ class ProfileReader:
     ) -> None:
         self._cache = cache
         self._gate = gate
+        self._filler = filler
         self._local_cache = local_cache
         self._overload_queue = OverloadQueue(WAIT_S)
         self._computation = computation
@@ -110,6 +112,31 @@ class ProfileReader:
             return await self._batched(wanted, plain=True)
         return _all_with_nulls(await self._batched(_without(wanted, off), plain=True), wanted, off)
 
+    async def read_unproven(self, wanted: Wanted, max_age_s: int) -> dict[str, Profile] | None:
+        """Read profiles from the cache's server while the database cannot be asked whether they are stale.
+
+        Each value was computed at most `max_age_s` seconds ago and has not expired. It may lack an event acknowledged
+        since then, if the DEL failed, or was made on another server that has become the cache. Returns None if a value
+        is missing, the cache is unavailable, the database answers, or an invalidation was owed when it last answered.
+        """
+        if not self._gate.allows_unproven() or not self._cache.available:
+            return None
+        nulls = self._nulls()
+        profiles = {user_id: {i: nulls[i] for i in indices(mask) if i in nulls} for user_id, mask in wanted.items()}
+        cells = [(user_id, i) for user_id, mask in wanted.items() for i in indices(mask) if i not in nulls]
+        try:
+            _, held = await self._cache.read([Cell(user_id, self._registry.names[i]) for user_id, i in cells])
+        except CacheUnavailable:
+            return None
+        now_ms = self._clock.now_ms()
+        for (user_id, index), raw in zip(cells, held, strict=True):
+            value = self._filler.hit(index, raw, present(now_ms))
+            if value is None or value.computed_at_ms < now_ms - max_age_s * 1000:
+                return None
+            profiles[user_id][index] = value._replace(unproven=True)
+        self._metrics.unproven_reads.inc(len(profiles))
+        return profiles
+
     async def read_features(self, user_id: str, mask: int | None = None) -> dict[str, Scalar]:
         """Read one user's values by feature name; without a mask, of all features. Raises the errors of `read`."""
         if mask is None:
@@ -135,7 +162,7 @@ class ProfileReader:
         read: dict[str, ValueRead] = {}
         first_ms, last_ms = 0, LAST_EXPIRY_MS
         for index, (name, fingerprint) in enumerate(self._definitions):
-            _, version, computed_at_ms, expires_at_ms, json, _, error = profile[index]
+            _, version, computed_at_ms, expires_at_ms, json, _, error, _ = profile[index]
             features[name] = _decode(json)
             if error is None:
                 read[name] = ValueRead(fingerprint, version)

@@ -212,6 +212,21 @@ async def test_feature_is_documented_when_it_is_added(serve_site: ServeSite) -> 
         assert "probe" in (await site.client.get("/schema")).text
 
 
+async def test_stale_if_error_is_documented_where_it_counts(document: Document, keyed: Live) -> None:
+    again: Document = (await keyed.client.get("/schema/openapi.json")).json()
+    for found in (document, again):
+        with_header = {
+            path: operation["responses"]["200"]["headers"].keys()
+            for path, _, operation in operations(found)
+            for parameter in operation.get("parameters", ())
+            if (parameter["name"], parameter["in"]) == ("Cache-Control", "header")
+        }
+        assert with_header == {path: {"Cache-Status", "Age"} for path in ("/profiles/{user_id}", "/profiles/batch")}
+        parameters = [one for _, _, operation in operations(found) for one in operation.get("parameters", ())]
+        assert sum(parameter["in"] == "header" for parameter in parameters) == 2
+    assert "unproven" in document["components"]["schemas"]["FeatureDetail"]["properties"]["origin"]["enum"]
+
+
 async def test_page_loads_nothing_from_other_sites(site: Live) -> None:
     answer = await site.client.get("/schema")
     assert answer.headers["content-type"].startswith("text/html")

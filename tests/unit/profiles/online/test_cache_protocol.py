@@ -31,6 +31,7 @@ from tests.support.entries import entry
         json=st.binary(min_size=1),
         cached=st.just(True),
         error=st.none(),
+        unproven=st.just(False),
     )
 )
 def test_decode_gives_back_the_value_when_it_was_encoded(value: FeatureValue) -> None:

@@ -91,6 +91,30 @@ def test_gate_distrusts_when_the_look_fails(gate: TrustGate, ledger: Ledger, clo
     assert gate.holds()
 
 
+def test_unproven_values_are_allowed_only_when_the_look_fails(
+    gate: TrustGate, ledger: Ledger, clock: FakeClock
+) -> None:
+    assert not gate.allows_unproven(), "the look shows that nothing is owed"
+    ledger.failing = True
+    clock.advance(51)
+    assert gate.allows_unproven()
+    ledger.failing = False
+    clock.advance(51)
+    assert not gate.allows_unproven()
+
+
+@pytest.mark.parametrize("looked_before", [True, False])
+def test_unproven_values_are_refused_when_the_last_look_does_not_clear_them(
+    gate: TrustGate, ledger: Ledger, clock: FakeClock, *, looked_before: bool
+) -> None:
+    if looked_before:
+        ledger.owed = True
+        assert not gate.allows_unproven()
+        clock.advance(51)
+    ledger.failing = True
+    assert not gate.allows_unproven()
+
+
 def test_gate_looks_again_when_the_clock_went_backwards(gate: TrustGate, ledger: Ledger, clock: FakeClock) -> None:
     clock.advance(10_000)
     assert gate.holds()
