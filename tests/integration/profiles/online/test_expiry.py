@@ -37,10 +37,16 @@ async def batch(service: PausableService) -> Features:
 
 async def scoring(service: PausableService) -> Features:
     """As a scoring request reads its profile."""
+    features, _ = await service.reader.read_recorded(USER)
+    return dict(features)
+
+
+async def generating(service: PausableService) -> Features:
+    """As a request for a text reads its profile."""
     return dict(await service.reader.read_features(USER))
 
 
-READS: list[Callable[[PausableService], Awaitable[Features]]] = [single, local, batch, scoring]
+READS: list[Callable[[PausableService], Awaitable[Features]]] = [single, local, batch, scoring, generating]
 
 
 @pytest.mark.parametrize("read", READS)
