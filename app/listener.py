@@ -15,6 +15,7 @@ from contextlib import suppress
 from app.errors import SettingsError
 
 BACKLOG = 1024
+HAND_OVER_S = 30.0  # how long requests may go on in a process that hands over, before it is stopped as any other
 UNTAKEN_S = 30  # how long sent bytes may stay unacknowledged, or the peer's window closed
 _SO_ATTACH_FILTER = 26
 _TCP_INFO_UNACKED = 24  # the offset of a field of tcp_info; of a listening socket, the length of the accept queue

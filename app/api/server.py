@@ -25,7 +25,7 @@ from litestar import Litestar
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.concurrency.tasks import stop_signals
-from app.listener import BACKLOG, drop_new_connections, leave, queued
+from app.listener import BACKLOG, HAND_OVER_S, drop_new_connections, leave, queued
 from app.telemetry import logger
 
 # The most connections at once; more wait in the backlog. Higher than the number of requests that the edge admits, so
@@ -66,7 +66,8 @@ async def listen(
     it sends no complete request head within `keep_alive_s` seconds.
 
     If the socket is `shared` with other processes, SIGUSR2 makes this process hand over to them: it stops without
-    answering 503 (`on_stop(True)`). A process with a socket of its own ignores SIGUSR2.
+    answering 503 (`on_stop(True)`), and its requests have `HAND_OVER_S` seconds more. A process that has the socket to
+    itself ignores SIGUSR2.
     """
     with listener:
         loop = asyncio.get_running_loop()
@@ -77,11 +78,13 @@ async def listen(
         def stop(*, handing_over: bool = False) -> None:
             if not stopping:
                 on_stop(handing_over)
-                stopping.append(loop.call_later(drain_s + OVERDUE_S, on_overdue))
-                # granian waits for the last request without limit: for a client that stalls in its body, forever.
-                stopping.append(loop.call_later(drain_s + STOP_GRACE_S, serving.cancel))
                 steps = _hand_over if handing_over else partial(_wind_down, shared=shared)
                 stopping.append(loop.create_task(steps(application, listener, server, drain_s)))
+            # A later SIGTERM shortens a handing over.
+            wait_s = drain_s + (HAND_OVER_S if handing_over else 0)
+            stopping.append(loop.call_later(wait_s + OVERDUE_S, on_overdue))
+            # granian waits for the last request without limit: for a client that stalls in its body, forever.
+            stopping.append(loop.call_later(wait_s + STOP_GRACE_S, serving.cancel))
 
         def restart() -> None:
             if shared:

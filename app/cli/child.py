@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator
 
 from app.cli.common import say
+from app.listener import HAND_OVER_S
 
 RESTART_AFTER_S = (0.2, 1.0, 5.0)
 STABLE_S = 30.0
@@ -142,7 +143,7 @@ def replace_one_by_one(children: list[Child]) -> Generator[None, None, None]:
                 yield
             children[place], leaving = new, old
             old.ask_to_hand_over()
-            deadline = time.monotonic() + old.stop_s
+            deadline = time.monotonic() + HAND_OVER_S + old.stop_s
             while old.running() and time.monotonic() < deadline:
                 yield
         finally:

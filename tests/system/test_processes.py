@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -12,11 +13,14 @@ from typing import Any
 
 import pytest
 
+from app.api.server import STOP_GRACE_S
+from tests.support.events import payload, served
 from tests.support.fleet import Fleet, Member, counted
 from tests.support.http import Answer, Connection
 from tests.support.processes import free_port
 from tests.support.registry import own_entry, own_registry
 from tests.support.senders import Senders
+from tests.support.traffic import now_ms
 from tests.support.waiting import eventually, eventually_async
 
 PROCESSES = 3
@@ -131,6 +135,23 @@ async def test_no_request_fails_when_the_processes_are_replaced(fleet: Fleet) ->
     assert (senders.lost, senders.refused, statuses) == ([], 0, {200})
     assert fleet.stored() == senders.acknowledged
     assert "requests_cut_short" not in member.program.output
+
+
+async def test_slow_request_is_answered_when_its_process_is_replaced(fleet: Fleet) -> None:
+    member = await serve(fleet)
+    body = json.dumps(payload(served("ann", now_ms()))).encode()
+    head = f"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    lines = [await asyncio.open_connection("127.0.0.1", member.port) for _ in range(4 * PROCESSES)]
+    for _, writer in lines:
+        writer.write(f"{head}\r\n\r\n".encode() + body[:10])
+    told = monotonic()
+    member.program.send(signal.SIGUSR2)
+    await eventually(lambda: monotonic() > told + STOP_GRACE_S + 2)  # a process that stops would have cut them
+    for reader, writer in lines:
+        writer.write(body[10:])
+        assert (await reader.readline()).startswith(b"HTTP/1.1 202")
+        writer.close()
+    await is_said(member, f"replaced {PROCESSES} processes")
 
 
 async def test_old_processes_go_on_when_the_release_does_not_start(fleet: Fleet, tmp_path: Path) -> None:
