@@ -117,9 +117,12 @@ def _with_processes(processes: int | None) -> Settings:
 
 
 def _inherited(descriptor: int) -> socket.socket:
-    """The socket of this descriptor, which processes that this one starts do not inherit."""
+    """The socket of this descriptor, which processes that this one starts do not inherit. It must not block: of several
+    processes that see a connection, one gets it, and the others would wait in `accept` instead of serving."""
     os.set_inheritable(descriptor, False)
-    return socket.socket(fileno=descriptor)
+    listener = socket.socket(fileno=descriptor)
+    listener.setblocking(False)
+    return listener
 
 
 def _report_ready(pipe: int | None) -> None:
