@@ -186,7 +186,9 @@ def serve_metrics(metrics: Metrics, host: str, port: int, setting: str) -> Calla
             return start_http_server(port, addr=host, registry=metrics.collectors)[0]
         except OSError as error:
             if not again:
-                detail = f"another process serves on this port; {setting} sets it, 0 switches it off"
+                detail = (
+                    f"trying again every second; if another program keeps the port, set {setting} to another, or to 0"
+                )
                 logger("telemetry").error("metrics_not_served", host=host, port=port, error=str(error), detail=detail)
             return None
 

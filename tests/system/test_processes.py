@@ -216,9 +216,10 @@ async def test_processes_stop_when_their_supervisor_is_killed(fleet: Fleet) -> N
     await eventually(lambda: not member.program.family())
 
 
-async def test_single_process_ignores_a_restart_and_stops_on_hangup(fleet: Fleet) -> None:
+async def test_single_process_ignores_restarts_and_stops_on_hangup(fleet: Fleet) -> None:
     (api,) = await fleet.apis(1)
     api.program.send(signal.SIGUSR2)
     await is_said(api, "restart_ignored")
     assert (await ask(api.port)).status == 200
     assert api.program.stop(signal.SIGHUP) == 0
+    assert fleet.worker().program.stop(signal.SIGHUP) == 0
