@@ -1,12 +1,14 @@
 """The HTTP service: `create_app()` for any ASGI server, and `serve(settings)` on granian.
 
-One process runs one event loop. To use more cores, run more `profiles serve` behind a load balancer.
+One process runs one event loop. To use more cores, run more processes (`profiles serve --processes N`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import secrets
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -37,9 +39,10 @@ from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
 from app.errors import ProfilesError
 from app.features.contract import Contract
+from app.listener import listening_socket
 from app.settings import Settings
 from app.stores.sqlite.sessions import SqliteSessions
-from app.telemetry import Metrics, configure_logging, logger
+from app.telemetry import Metrics, configure_logging, logger, serve_metrics
 
 COLLECT_AFTER = 20_000
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -139,9 +142,10 @@ def create_app(
     return application
 
 
-def about_to_stop(application: Litestar) -> None:
-    """Begin the shutdown: from now on `/readyz` answers 503 and no language model is called."""
-    application.state[operations.STOPPING] = True
+def about_to_stop(application: Litestar, handing_over: bool = False) -> None:
+    """Begin the shutdown: from now on no language model is called and `/readyz` answers 503, unless the process is
+    `handing_over` to others on the same port."""
+    application.state[operations.STOPPING] = not handing_over
     if (tips := application.state.get("tips")) is not None:
         tips.stop()
 
@@ -169,8 +173,12 @@ def tune_collector() -> None:
     gc.enable()
 
 
-async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Serve until SIGTERM or SIGINT, then shut down as `app.api.server.listen` describes.
+async def serve(
+    settings: Settings, on_ready: Callable[[], None] = lambda: None, shared: socket.socket | None = None
+) -> None:
+    """Serve until SIGTERM, SIGINT or SIGHUP, then shut down as `app.api.server.listen` describes.
+
+    `shared` is a listening socket from which other processes accept, too. Without it, the process opens its own.
 
     Raises:
         ProfilesError: the service cannot start.
@@ -178,7 +186,9 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
     settings.require_safe_binding()
     settings.require_servers()
     settings.require_whole_model()
-    async with open_service(settings, door="http") as service, sampling(service, "api"):
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(open_service(settings, door="http"))
+        await stack.enter_async_context(sampling(service, "api"))
         application = create_app(settings, service=service)
         tune_collector()
         if not settings.api_keys:
@@ -187,20 +197,22 @@ async def serve(settings: Settings, on_ready: Callable[[], None] = lambda: None)
                 detail="every program on this machine can read, write and administer; set PROFILES_API_KEYS",
                 host=settings.host,
             )
+        stop_metrics = serve_metrics(service.metrics, settings.host, settings.metrics_port, "PROFILES_METRICS_PORT")
+        stack.push_async_callback(asyncio.to_thread, stop_metrics)
         log.info("serving", url=f"http://{settings.host}:{settings.port}", database=str(settings.database))
-        on_ready()
         await listen(
             application,
-            settings.host,
-            settings.port,
-            on_stop=lambda: about_to_stop(application),
+            shared or listening_socket(settings.host, settings.port),
+            shared=shared is not None,
+            on_ready=on_ready,
+            on_stop=lambda handing_over: about_to_stop(application, handing_over),
             on_overdue=lambda: _interrupt(service),
             drain_s=settings.drain_s,
             keep_alive_s=settings.keep_alive_s,
         )
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, on_ready: Callable[[], None] = lambda: None, shared: socket.socket | None = None) -> None:
     """Configure logging, then run `serve` in a uvloop event loop."""
     configure_logging(settings.log_format, settings.log_level)
-    uvloop.run(serve(settings))
+    uvloop.run(serve(settings, on_ready, shared))

@@ -3,20 +3,18 @@
 Invariants: `listen` returns at most `drain_s` + `STOP_GRACE_S` seconds after the signal, whatever clients do. Within
 that time, every request that arrived in full is answered; `_wind_down` describes how.
 
-granian cannot end a connection whose peer reads nothing or is gone. After `UNTAKEN_S` seconds, Linux drops such a
-connection.
+granian cannot end a connection whose peer reads nothing or is gone. Linux does (`app.listener.UNTAKEN_S`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from granian.constants import HTTPModes, Interfaces
@@ -26,10 +24,10 @@ from granian.server.embed import Server
 from litestar import Litestar
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import SettingsError
+from app.concurrency.tasks import stop_signals
+from app.listener import BACKLOG, HAND_OVER_S, drop_new_connections, leave, queued
 from app.telemetry import logger
 
-BACKLOG = 1024
 # The most connections at once; more wait in the backlog. Higher than the number of requests that the edge admits, so
 # that a probe or an admin can connect while clients hold idle connections.
 CONNECTIONS = 4096
@@ -37,7 +35,6 @@ FILES_LEFT = 128  # file descriptors for the database, the cache and the log
 # From the start of the connection, or the last response, to the end of the next head.
 KEEP_ALIVE_S = 75
 HEAD_BYTES = 64 * 1024  # granian rejects a head of twice this size with 431, and more than 100 headers
-UNTAKEN_S = 30  # how long sent bytes may stay unacknowledged, or the peer's window closed
 # Seconds after the drain: when running computations are interrupted, and when connections are cut. The other half
 # second of the promised five is for closing.
 OVERDUE_S = 3.0
@@ -46,51 +43,59 @@ STOP_GRACE_S = 4.5
 QUIET_S = 0.1
 LINGER_S = 1.0
 QUEUE_STEPS, QUEUE_STEP_S = 250, 0.002
-_SO_ATTACH_FILTER = 26
-_TCP_INFO_UNACKED = 24  # the offset of a field of tcp_info; of a listening socket, the length of the accept queue
 log = logger("api")
 
 
 async def listen(
     application: Litestar,
-    host: str,
-    port: int,
+    listener: socket.socket,
     *,
-    on_stop: Callable[[], None],
+    shared: bool,
+    on_ready: Callable[[], None],
+    on_stop: Callable[[bool], None],
     on_overdue: Callable[[], None],
     drain_s: float,
     keep_alive_s: float,
 ) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then close the socket.
 
-    `on_stop` is called at the signal; it must make `/readyz` answer 503. For `drain_s` seconds, requests are served as
-    before, so that load balancers can see this answer. If requests still run `OVERDUE_S` seconds later, `on_overdue` is
-    called; it must interrupt them, so that they are answered with an error before their connections are cut. A
-    connection is closed if it sends no complete request head within `keep_alive_s` seconds.
+    `on_ready` is called when signals no longer kill the process. `on_stop` is called at the signal; it must make
+    `/readyz` answer 503, unless it is given True. For `drain_s` seconds, requests are served as before, so that load
+    balancers can see this answer. If requests still run `OVERDUE_S` seconds later, `on_overdue` is called; it must
+    interrupt them, so that they are answered with an error before their connections are cut. A connection is closed if
+    it sends no complete request head within `keep_alive_s` seconds.
 
-    Raises:
-        SettingsError: the system does not allow this host or port.
+    If the socket is `shared` with other processes, SIGUSR2 makes this process hand over to them: it stops without
+    answering 503 (`on_stop(True)`), and its requests have `HAND_OVER_S` seconds more. A process that has the socket to
+    itself ignores SIGUSR2.
     """
-    try:
-        listener = listening_socket(host, port)
-    except OSError as error:
-        raise SettingsError("PROFILES_PORT", f"cannot serve on {host}:{port}: {error.strerror or error}") from None
     with listener:
         loop = asyncio.get_running_loop()
         server = GranianServer(application, listener, head_s=keep_alive_s)
         serving = loop.create_task(server.serve())
         stopping: list[asyncio.Task[None] | asyncio.TimerHandle] = []
 
-        def stop() -> None:
+        def stop(*, handing_over: bool = False) -> None:
             if not stopping:
-                on_stop()
-                stopping.append(loop.call_later(drain_s + OVERDUE_S, on_overdue))
-                # granian waits for the last request without limit: for a client that stalls in its body, forever.
-                stopping.append(loop.call_later(drain_s + STOP_GRACE_S, serving.cancel))
-                stopping.append(loop.create_task(_wind_down(application, listener, server, drain_s)))
+                on_stop(handing_over)
+                steps = _hand_over if handing_over else partial(_wind_down, shared=shared)
+                stopping.append(loop.create_task(steps(application, listener, server, drain_s)))
+            # A later SIGTERM shortens a handing over.
+            wait_s = drain_s + (HAND_OVER_S if handing_over else 0)
+            stopping.append(loop.call_later(wait_s + OVERDUE_S, on_overdue))
+            # granian waits for the last request without limit: for a client that stalls in its body, forever.
+            stopping.append(loop.call_later(wait_s + STOP_GRACE_S, serving.cancel))
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        def restart() -> None:
+            if shared:
+                stop(handing_over=True)
+            else:
+                log.warning("restart_ignored", detail="only `profiles serve` with several processes restarts them")
+
+        for number in stop_signals():
             loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(signal.SIGUSR2, restart)
+        on_ready()
         await asyncio.wait({serving})
         for step in stopping:
             step.cancel()
@@ -98,27 +103,6 @@ async def listen(
             log.warning("requests_cut_short", after_s=STOP_GRACE_S)
         else:
             serving.result()
-
-
-def listening_socket(host: str, port: int) -> socket.socket:
-    """Open a TCP socket that listens on the host and port. Raises `OSError`."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "SO_REUSEPORT"):
-            # A new process may listen before the old one has closed its socket.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # Accepted connections inherit these options.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if sys.platform == "linux":
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNTAKEN_S * 1000)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 _holder: Any = SocketHolder  # its type stub lacks the arguments
@@ -186,14 +170,17 @@ class LastAnswers:
             await asyncio.sleep(QUIET_S)
 
 
-async def _wind_down(application: Litestar, listener: socket.socket, server: Server, drain_s: float) -> None:
+async def _wind_down(
+    application: Litestar, listener: socket.socket, server: Server, drain_s: float, *, shared: bool
+) -> None:
     """Stop in three steps after `drain_s` seconds, so that no request that was sent is lost.
 
     1. Close every connection after its next response. This prevents: (a) a client sends its next request; (b) we close
        the connection; (c) the client sees a reset and cannot know whether the request was carried out.
     2. Drop new connections, and wait until the accept queue is empty and no further request begins. This prevents:
        (a) a client connects and sends a request; (b) we close the listening socket with its queue, or the accepted
-       connection before we read the request; (c) the client sees a reset.
+       connection before we read the request; (c) the client sees a reset. A shared socket is left instead: only the
+       supervisor knows whether the other processes stop, too, and drops new connections for all of them.
     3. Close the listening socket. From now on, clients are refused and connect elsewhere. Clients that were dropped in
        step 2 retry after a second.
     """
@@ -201,32 +188,25 @@ async def _wind_down(application: Litestar, listener: socket.socket, server: Ser
     last = LastAnswers(application.asgi_handler)
     application.asgi_handler = last
     await last.quiet()
-    if _drop_new_connections(listener):
+    if shared or drop_new_connections(listener):
         for _ in range(QUEUE_STEPS):
-            if not _queued(listener):
+            if not queued(listener):
                 break
             await asyncio.sleep(QUEUE_STEP_S)
+        if shared:
+            leave(listener)
         await last.quiet()
     listener.close()
     server.stop()  # type: ignore[no-untyped-call]  # granian is untyped
 
 
-def _drop_new_connections(listener: socket.socket) -> bool:
-    """Drop packets to the listening socket, but not to accepted connections. Return False if the system cannot."""
-    if sys.platform != "linux":
-        return False
-    drop = ctypes.create_string_buffer(
-        struct.pack("HBBI", 0x06, 0, 0, 0)
-    )  # one BPF instruction: return 0 bytes of the packet
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop)))
-    except OSError:
-        return False
-    return True
-
-
-def _queued(listener: socket.socket) -> int:
-    """The number of connections in the accept queue (Linux)."""
-    found = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_UNACKED + 4)
-    (queued,) = struct.unpack_from("I", found, _TCP_INFO_UNACKED)
-    return int(queued)
+async def _hand_over(application: Litestar, listener: socket.socket, server: Server, drain_s: float) -> None:
+    """Stop while other processes accept from the same socket. New connections are theirs at once. Connections that are
+    open get at least `LINGER_S` seconds, because there is no hurry: each is closed after its next response."""
+    leave(listener)
+    last = LastAnswers(application.asgi_handler)
+    application.asgi_handler = last
+    await asyncio.sleep(max(drain_s, LINGER_S))
+    await last.quiet()
+    listener.close()
+    server.stop()  # type: ignore[no-untyped-call]  # granian is untyped

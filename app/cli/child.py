@@ -1,27 +1,43 @@
-"""Starts, restarts and stops a child process of `profiles up`."""
+"""Starts, restarts, replaces and stops the child processes of `profiles up` and `profiles serve --processes N`."""
 
 from __future__ import annotations
 
 import os
+import select
+import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 
 from app.cli.common import say
+from app.listener import HAND_OVER_S
 
 RESTART_AFTER_S = (0.2, 1.0, 5.0)
 STABLE_S = 30.0
 STOP_S = 15.0
+READY_S = 60.0
 GIVE_UP_CODES = (2, 3)
 
 
 class Child:
-    """A process that runs the command `profiles NAME`. `check`, called regularly, restarts it if it has died."""
+    """A process that runs the command `profiles NAME`. `check`, called regularly, restarts it if it has died.
 
-    def __init__(self, name: str, environment: dict[str, str]) -> None:
+    With a `listener`, the process accepts connections from this socket, as its siblings do. A process that has not
+    stopped `stop_s` seconds after a signal is killed.
+    """
+
+    def __init__(
+        self, name: str, environment: dict[str, str], listener: socket.socket | None = None, stop_s: float = STOP_S
+    ) -> None:
         self.name = name
+        self.stop_s = stop_s
+        self.ready = False  # stays true after a restart
         self._environment = environment
+        self._listener = listener
         self._process: subprocess.Popen[bytes] | None = None
+        self._report: int | None = None  # the pipe on which the process reports that it is ready
         self._started_at = 0.0
         self._deaths = 0
         self._start_at = 0.0
@@ -30,24 +46,37 @@ class Child:
         """Start the process in a new session, so that Ctrl-C reaches only the parent. The child gets this process's
         import path. `-P` excludes the working directory from that path, because it may contain another `app`."""
         self._started_at = time.monotonic()
+        self._close_report()
         path = os.pathsep.join(map(os.path.abspath, sys.path))
-        self._process = subprocess.Popen(  # noqa: S603  # our own program
-            [sys.executable, "-P", "-m", "app", self.name, "--with-parent", str(os.getpid())],
-            env={**self._environment, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._report, theirs = os.pipe()
+        options = ["--with-parent", str(os.getpid()), "--ready-pipe", str(theirs)]
+        passed = [theirs]
+        if self._listener is not None:
+            options += ["--listener", str(self._listener.fileno())]
+            passed.append(self._listener.fileno())
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  # our own program
+                [sys.executable, "-P", "-m", "app", self.name, *options],
+                env={**self._environment, "PYTHONPATH": path},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=passed,
+            )
+        finally:
+            os.close(theirs)
 
     def check(self) -> int | None:
-        """Restart the process after a delay if it has died; return its exit code only if a restart cannot help."""
+        """Restart the process after a delay if it has died, and look whether it is ready. Return its exit code only if
+        a restart cannot help, because it has never been ready."""
         if self._process is None:
             if time.monotonic() >= self._start_at:
                 self.start()
             return None
+        self.check_ready()
         code = self._process.poll()
         if code is None:
             return None
-        if code in GIVE_UP_CODES:
+        if code in GIVE_UP_CODES and not self.ready:
             return code
         if time.monotonic() - self._started_at > STABLE_S:
             self._deaths = 0
@@ -57,16 +86,66 @@ class Child:
         say(f"{self.name} died with exit code {code}; restarting it in {delay:g} s", level="warning")
         return None
 
+    def check_ready(self) -> bool:
+        """Whether the process, or an earlier one in its place, has reported that it is ready."""
+        if self._report is not None and select.select([self._report], [], [], 0)[0]:
+            self.ready = bool(os.read(self._report, 1)) or self.ready  # nothing: it ended before it was ready
+            self._close_report()
+        return self.ready
+
+    def successor(self) -> Child:
+        """A new child of the same kind, which is not started yet."""
+        return Child(self.name, self._environment, self._listener, self.stop_s)
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def ask_to_hand_over(self) -> None:
+        """Ask the process to stop while others accept from its listener."""
+        self._signal(signal.SIGTERM if self._listener is None else signal.SIGUSR2)
+
     def ask_to_stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+        self._signal(signal.SIGTERM)
 
     def stop(self) -> None:
-        """Send SIGTERM, and SIGKILL if the process has not ended after `STOP_S` seconds."""
+        """Send SIGTERM, and SIGKILL if the process has not ended after `stop_s` seconds."""
         self.ask_to_stop()
         if self._process is not None:
             try:
-                self._process.wait(STOP_S)
+                self._process.wait(self.stop_s)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        self._close_report()
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None and self.running():
+            self._process.send_signal(number)
+
+    def _close_report(self) -> None:
+        if self._report is not None:
+            os.close(self._report)
+            self._report = None
+
+
+def replace_one_by_one(children: list[Child]) -> Generator[None, None, None]:
+    """Replace each child by a new one, in place; yield while waiting. Each old process runs until the new one is ready.
+    If a new process ends, or is not ready after `READY_S` seconds, it is stopped, and the remaining old ones stay."""
+    for place, old in enumerate(children):
+        new = leaving = old.successor()
+        try:
+            new.start()
+            deadline = time.monotonic() + READY_S
+            while not new.check_ready():
+                if not new.running() or time.monotonic() > deadline:
+                    say(f"the new {new.name} process is not ready; the old processes go on", level="error")
+                    return
+                yield
+            children[place], leaving = new, old
+            old.ask_to_hand_over()
+            deadline = time.monotonic() + HAND_OVER_S + old.stop_s
+            while old.running() and time.monotonic() < deadline:
+                yield
+        finally:
+            leaving.stop()
+    say(f"replaced {len(children)} processes")

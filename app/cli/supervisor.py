@@ -1,30 +1,38 @@
-"""`profiles up`: runs embedded servers, the API and a worker until Ctrl-C.
+"""`profiles up`: runs embedded servers, the API and a worker until Ctrl-C. `profiles serve --processes N`: runs N API
+processes on one port.
 
 It starts in the order lock, migration, servers, demonstration set, children, and stops in the reverse order, so that
 every process stops before the servers that it uses. Invariant: when `supervise` returns, nothing it started is running.
+
+The supervisor opens the listening socket, and the API processes accept from it. The kernel gives a connection to a
+process that accepts, so none waits for a process that is suspended, dead or leaving. With a socket for each process
+(`SO_REUSEPORT`), the kernel resets the connections in the queue of each socket that is closed.
 """
 
 from __future__ import annotations
 
 import fcntl
-import http.client
 import json
 import os
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
 
-from app.cli.child import Child
+from app.cli.child import STOP_S, Child, replace_one_by_one
 from app.cli.common import as_json_lines, fail, run, running_servers, say, with_running_servers
 from app.cli.port import next_free_port, require_free_port
+from app.concurrency.tasks import stop_signals
 from app.errors import CacheUnavailable, SettingsError, Unavailable
+from app.listener import drop_new_connections, listening_socket
 from app.settings import PREFIX, Settings
 from app.stores.sqlite.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
@@ -33,16 +41,13 @@ CHECK_S = 0.1
 CHILDREN_STOP_S = 20.0
 SERVER_RETRY_S = 2.0
 SOCKET_PATH_LIMIT = 100
-CHILDREN = ("serve", "worker")
 
 
 def supervise(settings: Settings) -> int:
     """Run the servers, the API and a worker until SIGINT, SIGTERM or SIGHUP (terminal closed); return the exit code."""
     settings.require_safe_binding()
     settings.require_whole_model()
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
+    stop, restart = _signals()
     with _only_one(settings.database.parent):
         killed = running_servers(settings.database).exists()  # an earlier `up` was killed; its children are stopping
         settings = _with_free_ports(settings, wait=killed)
@@ -64,7 +69,32 @@ def supervise(settings: Settings) -> int:
             with _announced(settings.database, cache_url, queue_url):
                 if with_demo and not _load_demo(settings, stop):
                     return 0
-                return _keep_running(settings, servers, environment, stop)
+                settings = replace(settings, drain_s=0)
+                greet = partial(_greet, settings)
+                return _keep_running(settings, environment, stop, restart, greet, others=["worker"], servers=servers)
+
+
+def supervise_api(settings: Settings) -> int:
+    """Run several API processes until SIGINT, SIGTERM or SIGHUP; return the exit code."""
+    settings.require_safe_binding()
+    settings.require_servers()
+    settings.require_whole_model()
+    stop, restart = _signals()
+    require_free_port(settings)
+
+    def greet() -> None:
+        say(f"{settings.processes} API processes are ready; `kill -USR2 {os.getpid()}` restarts them one by one")
+
+    return _keep_running(settings, dict(os.environ), stop, restart, greet)
+
+
+def _signals() -> tuple[threading.Event, threading.Event]:
+    """Events that are set by signals: stop (SIGINT, SIGTERM and SIGHUP) and restart (SIGUSR2)."""
+    stop, restart = threading.Event(), threading.Event()
+    for number in stop_signals():
+        signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGUSR2, lambda *_: restart.set())
+    return stop, restart
 
 
 def _with_free_ports(settings: Settings, *, wait: bool) -> Settings:
@@ -84,31 +114,69 @@ def _with_free_ports(settings: Settings, *, wait: bool) -> Settings:
 
 
 def _keep_running(
-    settings: Settings, servers: list[EmbeddedServer], environment: dict[str, str], stop: threading.Event
+    settings: Settings,
+    environment: dict[str, str],
+    stop: threading.Event,
+    restart: threading.Event,
+    greet: Callable[[], None],
+    *,
+    others: Sequence[str] = (),
+    servers: Sequence[EmbeddedServer] = (),
 ) -> int:
-    children = [Child(name, environment) for name in CHILDREN]
-    code, greeted = 0, False
-    try:
-        for child in children:
-            child.start()
-        while not stop.wait(CHECK_S):
-            for server in servers:
-                if not server.running():
-                    _restart(server, stop)
-            codes = [found for child in children if (found := child.check()) is not None]
-            if codes:
-                code = codes[0]
-                break
-            if not greeted and _api_answers(settings) and _worker_answers(settings):
-                greeted = True
-                _greet(settings)
-    finally:
-        for child in children:
-            child.ask_to_stop()
-        for child in children:
-            child.stop()
+    """Run the API processes, the `others` and the servers until `stop` is set; return the exit code.
+
+    The first process starts alone, so that an error that concerns all of them is printed once. `greet` is called when
+    all are ready. Whenever `restart` is set, the processes are replaced one by one.
+    """
+    with listening_socket(settings.host, settings.port) as listener:
+        children = [
+            Child("serve", {**environment, **_of_process(settings, place)}, listener, STOP_S + settings.drain_s)
+            for place in range(settings.processes)
+        ]
+        children += [Child(name, environment) for name in others]
+        replacing: Generator[None, None, None] | None = None
+        code, greeted = 0, False
+        try:
+            while not stop.wait(CHECK_S):
+                for server in servers:
+                    if not server.running():
+                        _restart(server, stop)
+                watched = children if children[0].ready else children[:1]
+                codes = [found for child in watched if (found := child.check()) is not None]
+                if codes:
+                    code = codes[0]
+                    break
+                if not greeted and all(child.ready for child in children):
+                    greeted = True
+                    greet()
+                if replacing is None and greeted and restart.is_set():
+                    restart.clear()
+                    replacing = replace_one_by_one(children)
+                if replacing is not None and next(replacing, True):
+                    replacing = None
+        finally:
+            _stop(children, listener, settings.drain_s)
+            if replacing is not None:
+                replacing.close()
     say("stopped")
     return code
+
+
+def _of_process(settings: Settings, place: int) -> dict[str, str]:
+    """The variables that differ between the API processes."""
+    port = settings.metrics_port and settings.metrics_port + place
+    return {PREFIX + "PROCESSES": "1", PREFIX + "METRICS_PORT": str(port)}
+
+
+def _stop(children: list[Child], listener: socket.socket, drain_s: float) -> None:
+    for child in children:
+        child.ask_to_stop()
+    drained = time.monotonic() + drain_s
+    while time.monotonic() < drained and any(child.running() for child in children):
+        time.sleep(CHECK_S)
+    drop_new_connections(listener)  # the processes still accept those that wait
+    for child in children:
+        child.stop()
 
 
 def _restart(server: EmbeddedServer, stop: threading.Event) -> None:
@@ -205,23 +273,6 @@ def _announced(database: Path, cache_url: str, queue_url: str) -> Iterator[None]
         yield
     finally:
         file.unlink(missing_ok=True)
-
-
-def _api_answers(settings: Settings) -> bool:
-    connection = http.client.HTTPConnection(settings.host, settings.port, timeout=1)
-    with suppress(OSError, http.client.HTTPException), closing(connection):
-        connection.request("GET", "/healthz")
-        return connection.getresponse().status == 200
-    return False
-
-
-def _worker_answers(settings: Settings) -> bool:
-    """Whether the worker listens on its metrics port, or has none. From then on, another `up` avoids that port."""
-    if not settings.worker_metrics_port:
-        return True
-    with suppress(OSError), closing(socket.create_connection((settings.host, settings.worker_metrics_port), 1)):
-        return True
-    return False
 
 
 def _greet(settings: Settings) -> None:

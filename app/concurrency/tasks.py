@@ -1,13 +1,20 @@
-"""Helpers for asyncio tasks and futures: run tasks until a block ends, cancel tasks, make a future fail."""
+"""Helpers: run tasks until a block ends, cancel tasks, make a future fail, and the signals that stop a process."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 CANCEL_AGAIN_S = 0.5
+
+
+def stop_signals() -> list[signal.Signals]:
+    """SIGINT, SIGTERM and SIGHUP, but not SIGHUP if it is ignored, as under `nohup`."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
 @asynccontextmanager

@@ -61,6 +61,9 @@ class Settings:
     )
     host: str = _setting("127.0.0.1", parsers.host, "Address to serve on. Any but loopback requires API keys.")
     port: int = _setting(8000, parsers.whole(1, 65535), "Port to serve on.")
+    processes: int = _setting(
+        1, parsers.whole(1, 64), "API processes of `profiles serve` and `profiles up`; all accept from the one port."
+    )
     root_path: str = _setting(
         "", parsers.root_path, "The path under which a proxy serves this service, such as /profiles, stripped or not."
     )
@@ -134,6 +137,12 @@ class Settings:
         parsers.whole(0, 1_000),
         "Users per second whose cached profile a worker checks three times after an event, and decisions per second "
         "whose logged profile it checks; 0: none.",
+    )
+    metrics_port: int = _setting(
+        0,
+        parsers.whole(0, 65535),
+        "Port on PROFILES_HOST for the metrics of the first API process, the next port for the second, and so on; "
+        "0: not served, only /metrics.",
     )
     worker_metrics_port: int = _setting(
         8001, parsers.whole(0, 65535), "Port on PROFILES_HOST for the worker's metrics; 0: not served."

@@ -6,7 +6,9 @@ Each attribute of `Metrics` and `BanditMetrics` is one Prometheus metric. Labels
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
@@ -14,6 +16,7 @@ from app.telemetry.counters import FastCounter, HistogramCollector
 from app.telemetry.logs import logger
 
 FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+METRICS_RETRY_S = 1.0
 SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
 
 
@@ -174,21 +177,37 @@ class Metrics:
         return generate_latest(self.collectors)
 
 
-def serve_metrics(metrics: Metrics, host: str, port: int) -> Callable[[], None]:
-    """Serve a worker's metrics over HTTP in a thread; the returned function stops it. Port 0: do nothing. If the port
-    is taken, for example by another worker on this machine, the error is logged and the worker goes on."""
+def serve_metrics(metrics: Metrics, host: str, port: int, setting: str) -> Callable[[], None]:
+    """Serve the metrics over HTTP in a thread; the returned function stops it. Port 0: do nothing. If the port is
+    taken, for example by the process that this one replaces, log the error, go on, and try again every second."""
     if port == 0:
         return lambda: None
-    try:
-        server, thread = start_http_server(port, addr=host, registry=metrics.collectors)
-    except OSError as error:
-        detail = "this worker serves no metrics; set PROFILES_WORKER_METRICS_PORT to a port of its own, or to 0"
-        logger("telemetry").error("metrics_not_served", host=host, port=port, error=str(error), detail=detail)
-        return lambda: None
+    stopped = threading.Event()
+
+    def begin(*, again: bool = False) -> WSGIServer | None:
+        try:
+            return start_http_server(port, addr=host, registry=metrics.collectors)[0]
+        except OSError as error:
+            if not again:
+                detail = (
+                    f"trying again every second; if another program keeps the port, set {setting} to another, or to 0"
+                )
+                logger("telemetry").error("metrics_not_served", host=host, port=port, error=str(error), detail=detail)
+            return None
+
+    def run(server: WSGIServer | None) -> None:
+        while server is None and not stopped.wait(METRICS_RETRY_S):
+            server = begin(again=True)
+        stopped.wait()
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+
+    running = threading.Thread(target=run, args=(begin(),), daemon=True, name="metrics")
+    running.start()
 
     def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        stopped.set()
+        running.join()
 
     return stop

@@ -8,7 +8,6 @@ runs while the queue is unavailable.
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -28,7 +27,7 @@ from app.bandit.rollout.monitor import RolloutMonitor
 from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
 from app.concurrency.periodic import repeat
-from app.concurrency.tasks import running
+from app.concurrency.tasks import running, stop_signals
 from app.errors import InvalidInput, SettingsError
 from app.events.ports import Learner
 from app.profiles.consistency.decisions import DecisionMonitor
@@ -233,7 +232,9 @@ async def work(
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(open_service(settings, door="queue", learners=learners))
         await stack.enter_async_context(sampling(service, "worker"))
-        stop_metrics = serve_metrics(service.metrics, settings.host, settings.worker_metrics_port)
+        stop_metrics = serve_metrics(
+            service.metrics, settings.host, settings.worker_metrics_port, "PROFILES_WORKER_METRICS_PORT"
+        )
         stack.push_async_callback(asyncio.to_thread, stop_metrics)
         rollout_monitor = RolloutMonitor(service.bandit.rollout, service.clock)
         periodic = [
@@ -261,15 +262,21 @@ async def work(
     log.info("worker_stopped")
 
 
-def run(settings: Settings, *, pace: Pace | None = None, learners: Sequence[Learner] = ()) -> None:
-    """Run a worker until SIGTERM or SIGINT."""
+def run(
+    settings: Settings,
+    *,
+    pace: Pace | None = None,
+    learners: Sequence[Learner] = (),
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Run a worker until SIGTERM, SIGINT or SIGHUP."""
     configure_logging(settings.log_format, settings.log_level)
 
     async def main() -> None:
         stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stop_signals():
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await work(settings, stop, pace=pace, learners=learners)
+        await work(settings, stop, pace=pace, learners=learners, on_ready=lambda _: on_ready())
 
     sys.setswitchinterval(0.0005)  # by default, a busy event loop makes the database's threads wait 5 ms at a time
     uvloop.run(main())

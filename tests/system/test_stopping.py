@@ -16,60 +16,16 @@ from tests.support.balancer import balancer
 from tests.support.chat_server import chat_server, is_silent
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet, Member
-from tests.support.http import Broken, Connection, Refused, serving
+from tests.support.http import Connection, serving
+from tests.support.senders import CLIENTS, Senders
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually, eventually_async
 
-CLIENTS = 8
 STOPS = 2
 ROLLS = 1
 ANSWERS_BEFORE = 60
 BACKLOG = 200
 WORKER_STOPS = 3
-
-
-class Senders:
-    """Clients that send an event and read its user, over and over. They try again where they were refused.
-
-    Half of them keep their connection; the others connect for each request, so that some wait to be let in whenever a
-    socket is closed. `lost` holds what was sent and not answered.
-    """
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.answers = 0
-        self.refused = 0
-        self.acknowledged: Counter[str] = Counter()
-        self.lost: list[str] = []
-        self.over = False
-
-    async def run(self, number: int) -> None:
-        connection = Connection(self.port)
-        user, sent = f"client-{number}", 0
-        while not self.over:
-            if connection.port != self.port or number % 2:
-                await connection.close()
-                connection = Connection(self.port)
-            event = payload(served(user, now_ms()), event_id=f"{number}-{sent}")
-            try:
-                if (await connection.post("/events", event)).status == 202:
-                    self.acknowledged[event["event_id"]] += 1
-                    sent += 1
-                shown = (await connection.get(f"/profiles/{user}")).json["features"]["tip_volume_30d"]
-                if shown != sent:
-                    self.lost.append(f"{user}: {shown} shown, {sent} sent")
-                self.answers += 2
-            except Refused:
-                self.refused += 1
-                await asyncio.sleep(0)
-            except Broken as error:
-                self.lost.append(str(error))
-        await connection.close()
-
-    async def answered(self, count: int) -> None:
-        """Return when so many more requests have been answered."""
-        enough = self.answers + count
-        await eventually(lambda: self.answers >= enough, 60)
 
 
 def ended_well(member: Member) -> bool:

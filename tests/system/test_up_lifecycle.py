@@ -61,6 +61,20 @@ def test_nothing_is_left_when_up_stops(programs: Programs, tmp_path: Path, numbe
     assert "Traceback" not in program.output
 
 
+def test_up_replaces_api_processes_and_worker(programs: Programs) -> None:
+    program = up(programs, free_port(), processes=2)
+    program.says("Up.")
+    before = {pid for pid, line in program.family().items() if "-m app" in line}
+    assert len(program.family()) == FAMILY + 1
+
+    program.send(signal.SIGUSR2)
+    program.says("replaced 3 processes")
+    assert len(program.family()) == FAMILY + 1
+    assert before & set(program.family()) == {program.pid}
+    assert program.stop() == 0
+    assert program.family() == {}
+
+
 @pytest.mark.parametrize("stop", [Program.stop, Program.kill])
 async def test_demo_set_is_completed_after_an_interruption(
     programs: Programs, tmp_path: Path, stop: Callable[[Program], object]

@@ -6,10 +6,11 @@ import asyncio
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from functools import partial
 from io import StringIO
@@ -676,8 +677,17 @@ async def test_metrics_are_served_when_a_port_is_set(settings: Settings, client:
         async with working(served_there) as (another, _):  # without metrics, but of use
             await service.event_log.append([[admitted(served("bob", now_ms()), now_ms())]])
             await eventually_async(lambda: all_consumed(another))
-    async with working(served_there):  # the port is free again
-        pass
+    with closing(socket.create_server(("127.0.0.1", port))) as taken:
+        async with working(served_there), httpx.AsyncClient(trust_env=False) as browser:
+            taken.close()  # as a process does that is replaced
+
+            async def answers() -> bool:
+                try:
+                    return (await browser.get(f"http://127.0.0.1:{port}/metrics")).status_code == 200
+                except httpx.ConnectError:
+                    return False
+
+            await eventually_async(answers)
 
 
 @pytest.mark.slow

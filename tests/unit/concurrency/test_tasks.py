@@ -1,10 +1,11 @@
-"""A task ends, even one that swallows its cancellation."""
+"""A task ends, even one that swallows its cancellation; and which signals stop a process."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 
-from app.concurrency.tasks import end
+from app.concurrency.tasks import end, stop_signals
 
 
 async def test_task_ends_when_it_swallows_a_cancellation() -> None:
@@ -36,3 +37,13 @@ async def test_nothing_is_raised_when_a_task_has_failed() -> None:
     task = asyncio.create_task(failing())
     await end([task])
     assert task.done()
+
+
+def test_hangup_stops_a_process_unless_it_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        assert set(stop_signals()) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert set(stop_signals()) == {signal.SIGINT, signal.SIGTERM}
+    finally:
+        signal.signal(signal.SIGHUP, before)

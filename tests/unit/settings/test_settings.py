@@ -29,6 +29,7 @@ GOOD: dict[str, dict[str, object]] = {
     "QUEUE_URL": {"": None, "redis://queue/1": "redis://queue/1"},
     "HOST": {"0.0.0.0": "0.0.0.0", "::1": "::1", "api.example.com": "api.example.com"},  # noqa: S104  # only parsed
     "PORT": {"1": 1, "65535": 65535},
+    "PROCESSES": {"1": 1, "64": 64},
     "ROOT_PATH": {"": "", "/": "", "/profiles": "/profiles", "/ml/user-profiles_v1.2~/": "/ml/user-profiles_v1.2~"},
     "TRUSTED_PROXIES": {
         "": (),
@@ -70,6 +71,7 @@ GOOD: dict[str, dict[str, object]] = {
     "DRAIN_S": {"300": 300},
     "SESSION_HOURS": {"1": 1, "720": 720},
     "AUDIT_USERS": {"0": 0, "1000": 1_000},
+    "METRICS_PORT": {"0": 0, "9100": 9100},
     "WORKER_METRICS_PORT": {"0": 0},
     "EMBEDDED_CACHE_MB": {"1": 1},
     "ROLLOUT_MARGIN": {"0": 0.0, ".005": 0.005},
@@ -150,6 +152,8 @@ BAD: dict[tuple[str, str], list[str]] = {
     ("NEAR_USERS", "from 0 to 10000000"): ["-1"],
     ("SESSION_HOURS", "from 1 to 720"): ["0"],
     ("AUDIT_USERS", "from 0 to 1000"): ["1001"],
+    ("PROCESSES", "from 1 to 64"): ["0", "65"],
+    ("METRICS_PORT", "from 0 to 65535"): ["65536"],
     ("WORKER_METRICS_PORT", "from 0 to 65535"): ["65536"],
     ("EMBEDDED_CACHE_MB", "from 1 to 1000000"): ["0"],
     ("MODEL_URL", "must start with http:// or https://"): ["models.example/v1", "ftp://models.example"],

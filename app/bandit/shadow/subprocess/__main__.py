@@ -16,8 +16,8 @@ WORKING = 19
 
 
 def main() -> None:
-    """Compute shadows until the socket is closed. SIGINT and SIGTERM are ignored."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):
+    """Compute shadows until the socket is closed. SIGINT, SIGTERM and SIGHUP are ignored."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     os.nice(STARTING)
     # Imported only now, because importing NumPy takes long enough to delay requests, or to be interrupted by a signal;
