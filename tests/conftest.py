@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Under `nohup` it is ignored, and every process that a test starts would inherit that.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # The quick tests write a thousand databases, which takes half the system time in memory.
     memory = Path("/dev/shm")  # pytest makes a directory of its own in it
     if config.option.markexpr == "not slow" and memory.is_dir() and shutil.disk_usage(memory).free > 2 << 30:

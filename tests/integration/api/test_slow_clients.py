@@ -12,7 +12,7 @@ import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
 import pytest_asyncio
 
-from app.api import server as listening
+from app import listener
 from app.api.middleware import body_limits
 from app.api.server import HEAD_BYTES
 from tests.support.live import Live
@@ -137,7 +137,7 @@ async def test_other_requests_are_answered_when_many_senders_hang(brisk: Live) -
 async def test_connection_is_closed_when_the_client_does_not_read(
     serve_site: ServeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listening, "UNTAKEN_S", 1)
+    monkeypatch.setattr(listener, "UNTAKEN_S", 1)
     target = b"GET /schema/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with serve_site() as site:
         size = len((await site.client.get("/schema/assets/swagger-ui-bundle.js")).content)
