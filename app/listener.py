@@ -60,7 +60,7 @@ def drop_new_connections(listener: socket.socket) -> bool:
     return True
 
 
-def leave(listener: socket.socket) -> None:
+def stop_accepting(listener: socket.socket) -> None:
     """Cease to accept connections in this process; other processes that share the socket go on. Linux only.
 
     granian owns descriptors of the socket and cannot give them up without ending its connections. So each descriptor of
@@ -79,7 +79,7 @@ def leave(listener: socket.socket) -> None:
                     os.dup2(idle.fileno(), descriptor, inheritable=False)
 
 
-def queued(listener: socket.socket) -> int:
+def accept_queue_length(listener: socket.socket) -> int:
     """The number of connections in the accept queue; 0 on systems other than Linux."""
     if sys.platform != "linux":
         return 0

@@ -25,7 +25,7 @@ from litestar import Litestar
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.concurrency.tasks import stop_signals
-from app.listener import BACKLOG, HAND_OVER_S, drop_new_connections, leave, queued
+from app.listener import BACKLOG, HAND_OVER_S, accept_queue_length, drop_new_connections, stop_accepting
 from app.telemetry import logger
 
 # The most connections at once; more wait in the backlog. Higher than the number of requests that the edge admits, so
@@ -190,11 +190,11 @@ async def _wind_down(
     await last.quiet()
     if shared or drop_new_connections(listener):
         for _ in range(QUEUE_STEPS):
-            if not queued(listener):
+            if not accept_queue_length(listener):
                 break
             await asyncio.sleep(QUEUE_STEP_S)
         if shared:
-            leave(listener)
+            stop_accepting(listener)
         await last.quiet()
     listener.close()
     server.stop()  # type: ignore[no-untyped-call]  # granian is untyped
@@ -203,7 +203,7 @@ async def _wind_down(
 async def _hand_over(application: Litestar, listener: socket.socket, server: Server, drain_s: float) -> None:
     """Stop while other processes accept from the same socket. New connections are theirs at once. Connections that are
     open get at least `LINGER_S` seconds, because there is no hurry: each is closed after its next response."""
-    leave(listener)
+    stop_accepting(listener)
     last = LastAnswers(application.asgi_handler)
     application.asgi_handler = last
     await asyncio.sleep(max(drain_s, LINGER_S))

@@ -6,7 +6,6 @@ a minute. Clock and events are simulated; cache and database are real.
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from random import Random
 import redis
 import uvloop
 
-from app.bootstrap.service import Edges, open_service
+from app.bootstrap.service import Edges, OpenService, open_service
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot, Source
@@ -26,6 +25,7 @@ from tests.bench.environment import Environment
 from tests.support.clock import FakeClock
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
+from tests.support.waiting import eventually
 
 EVENTS_A_DAY = (0.3, 10, 300)
 USERS = 20  # of each kind
@@ -77,7 +77,7 @@ async def _computed(settings: Settings, now_ms: int, *, exact: bool) -> dict[flo
     values: Counter[float] = Counter()
     computed: Counter[float] = Counter()
     async with open_service(settings, door="bench", edges=edges) as service:
-        sent = 0
+        sent = missed = 0
         for minute in range(MINUTES + 1):
             due = sent
             while due < len(events) and _time(events[due]) <= clock.now_ms():
@@ -86,12 +86,21 @@ async def _computed(settings: Settings, now_ms: int, *, exact: bool) -> dict[flo
                 await service.ingestor.ingest(events[start : min(due, start + AT_ONCE)])
             sent = due
             profiles = await service.reader.read(dict.fromkeys(users, REGISTRY.full_mask))
-            await asyncio.sleep(0.01)  # until the fills have landed
+            missed += sum(not value.cached for profile in profiles.values() for value in profile.values())
+            await eventually(lambda missed=missed: _fills(service) == missed)  # type: ignore[misc]  # bound now
             for user, profile in profiles.items() if minute else ():  # the first read fills the cache
                 values[users[user]] += len(profile)
                 computed[users[user]] += sum(not value.cached for value in profile.values())
             clock.advance(60_000)
     return {rate: computed[rate] / values[rate] for rate in EVENTS_A_DAY}
+
+
+def _fills(service: OpenService) -> float:
+    outcomes = ("stored", "refused", "failed")
+    return sum(
+        service.metrics.collectors.get_sample_value("profiles_cache_fills_total", {"outcome": outcome}) or 0.0
+        for outcome in outcomes
+    )
 
 
 def _events(user: str, rate: float, end_ms: int, random: Random) -> Iterator[TipEvent]:

@@ -21,7 +21,7 @@ from app.events.validation import Admission, decode_json, decode_lines, digest, 
 from app.features.clock import rfc3339
 from app.features.events import TipEvent
 from app.features.ids import id_problem
-from app.profiles.online.cache_protocol import FeatureMask, decode, encode, present
+from app.profiles.online.cache_protocol import FeatureMask, decode, encode, read_time
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key, mget
 from tests.support.registry import REGISTRY
@@ -42,7 +42,7 @@ def codec(raw: bytes) -> None:
     again = decode(encode(found))
     assert again == found
     known = encode(found._replace(fingerprint=REGISTRY[0].fingerprint.encode()))
-    at = present(found.computed_at_ms)
+    at = read_time(found.computed_at_ms)
     fast = _MASK.values([known], at)
     assert fast is None or list(fast) == [found.json]
     # A reader of several values does not mix them up.

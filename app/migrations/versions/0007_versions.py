@@ -1,6 +1,6 @@
 """Makes event ids unique per user, and adds to decisions how their profile was read.
 
-SQLite cannot drop a UNIQUE constraint, so the log is copied: about a minute for each ten million events, in one
+SQLite cannot drop a UNIQUE constraint, so the log is copied: about three seconds for each million events, in one
 transaction. Processes of the previous release may stay open. Meanwhile, their writes wait or answer 503, and their
 reads continue. Afterwards they still reject an event id that another user has used.
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from app.errors import CacheUnavailable
 from app.features.clock import Clock
 from app.features.registry import Feature, Registry, indices
-from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, decode, present
+from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, decode, read_time
 from app.profiles.online.compute import Computation
 from app.profiles.ports import Cache, Cell, ComputeRow, NewestEvents
 
@@ -137,7 +137,7 @@ class Inspector:
         """A user's cached value of each feature, in registry order; None for a feature without one. Returns None
         instead of the list while the cache is unavailable."""
         held = await self._held([user_id], self._registry.full_mask)
-        at = present(self._clock.now_ms())
+        at = read_time(self._clock.now_ms())
         return [self._hit(index, raw, at) for index, raw in held[user_id].items()] if held is not None else None
 
     async def _inspect(self, user_ids: Sequence[str], mask: int, *, compute: bool) -> list[Inspection]:
@@ -161,7 +161,7 @@ class Inspector:
             return []
         await self._pause(PAUSE_S)
         again = await self._held([one.user_id for one in suspects], mask)
-        at = present(self._clock.now_ms())
+        at = read_time(self._clock.now_ms())
         if again is None:
             found |= {one.user_id: _away(one) for one in suspects}
             return []
@@ -206,7 +206,7 @@ class Inspector:
     def _cell(self, index: int, raw: bytes | None, profile: Profile, newest: Mapping[str, int]) -> InspectedCell:
         entry, outcome = self._registry[index], profile[index]._replace(expires_at_ms=None)  # not cached
         disabled = bool(self._computation.availability.disabled >> index & 1)
-        value = self._hit(index, raw, present(outcome.computed_at_ms))
+        value = self._hit(index, raw, read_time(outcome.computed_at_ms))
         if value is None:
             return InspectedCell(index, entry, "missing", self._holds(index, raw), None, outcome, None, disabled)
         stale = value.is_stale(entry.newest_event(newest))

@@ -131,7 +131,7 @@ def decode(held: bytes | None) -> FeatureValue | None:
         return None
 
 
-class Present(NamedTuple):
+class ReadTime(NamedTuple):
     """The time by this process's clock, as 13 digits, for comparison with the times in cached values. `latest` is
     `CLOCK_SKEW_MS` after `now`: a value that was computed later is no hit."""
 
@@ -139,8 +139,8 @@ class Present(NamedTuple):
     latest: bytes
 
 
-def present(now_ms: int) -> Present:
-    return Present(b"%013d" % now_ms, b"%013d" % (now_ms + CLOCK_SKEW_MS))
+def read_time(now_ms: int) -> ReadTime:
+    return ReadTime(b"%013d" % now_ms, b"%013d" % (now_ms + CLOCK_SKEW_MS))
 
 
 class FeatureMask:
@@ -161,7 +161,7 @@ class FeatureMask:
         self._match = re.compile(user).fullmatch
         self._find = re.compile(rb"(?<![^\0])%b\0" % user).findall
 
-    def values(self, held: Sequence[bytes | None], at: Present) -> Sequence[bytes] | None:
+    def values(self, held: Sequence[bytes | None], at: ReadTime) -> Sequence[bytes] | None:
         """The JSON of each feature, given the contents of a user's keys; None unless all are hits."""
         if None in held:
             return None
@@ -171,7 +171,7 @@ class FeatureMask:
         parts = found.groups()
         return parts[2::3] if max(parts[::3]) <= at.latest and at.now < min(parts[1::3]) else None
 
-    def rows(self, held: Sequence[bytes | None], at: Present) -> Sequence[Sequence[bytes]] | None:
+    def rows(self, held: Sequence[bytes | None], at: ReadTime) -> Sequence[Sequence[bytes]] | None:
         """Like `values`, for several users: `held` has the contents of their keys, user by user; one row per user."""
         if None in held:
             return None
@@ -211,7 +211,7 @@ class Filler:
         self._later: list[tuple[Epoch, Mapping[str, Mapping[int, bytes]], Mapping[str, Profile]]] = []
         self._storing: set[asyncio.Task[None]] = set()
 
-    def hit(self, index: int, held: bytes | None, at: Present) -> FeatureValue | None:
+    def hit(self, index: int, held: bytes | None, at: ReadTime) -> FeatureValue | None:
         """Decode the contents of a key; None unless a read may serve the value, which must have this process's
         definition of the feature and must not have expired."""
         return decode(held) if self._masks[index].values([held], at) is not None else None

@@ -83,6 +83,9 @@ class LocalCache:
                 self._seen.clear()
             self._seen.add(user_id)
             return
+        kept = self._kept.get(user_id, {}).get(mask)
+        if kept is not None and kept.is_current(self._clock.now_ms()):
+            return  # every find checks it
         if not self._check() or mark != self._cleared or self._proofs >= PROOFS_PER_TICK:
             return
         self._proofs += 1

@@ -27,7 +27,7 @@ from app.profiles.online.cache_protocol import (
     Profile,
     TrustGate,
     not_computed,
-    present,
+    read_time,
 )
 from app.profiles.online.compute import Computation
 from app.profiles.online.local_cache import KeptProfile, LocalCache
@@ -129,9 +129,10 @@ class ProfileReader:
         except CacheUnavailable:
             return None
         now_ms = self._clock.now_ms()
+        at, oldest_ms = read_time(now_ms), now_ms - max_age_s * 1000
         for (user_id, index), raw in zip(cells, held, strict=True):
-            value = self._filler.hit(index, raw, present(now_ms))
-            if value is None or value.computed_at_ms < now_ms - max_age_s * 1000:
+            value = self._filler.hit(index, raw, at)
+            if value is None or value.computed_at_ms < oldest_ms:
                 return None
             profiles[user_id][index] = value._replace(unproven=True)
         self._metrics.unproven_reads.inc(len(profiles))
@@ -162,13 +163,13 @@ class ProfileReader:
         read: dict[str, ValueRead] = {}
         first_ms, last_ms = 0, LAST_EXPIRY_MS
         for index, (name, fingerprint) in enumerate(self._definitions):
-            _, version, computed_at_ms, expires_at_ms, json, _, error, _ = profile[index]
-            features[name] = _decode(json)
-            if error is None:
-                read[name] = ValueRead(fingerprint, version)
-                first_ms = max(first_ms, computed_at_ms)
+            value = profile[index]
+            features[name] = _decode(value.json)
+            if value.error is None:
+                read[name] = ValueRead(fingerprint, value.version)
+                first_ms = max(first_ms, value.computed_at_ms)
                 # Without an expiry, a value is certain only for the moment of its computation.
-                last_ms = min(last_ms, computed_at_ms if expires_at_ms is None else expires_at_ms - 1)
+                last_ms = min(last_ms, value.computed_at_ms if value.expires_at_ms is None else value.expires_at_ms - 1)
         # Now, unless a value has expired since it was read, or its process's clock is ahead.
         at_ms = min(max(self._clock.now_ms(), first_ms), last_ms)
         return (features, ProfileRead(at_ms, read)) if first_ms <= last_ms else None

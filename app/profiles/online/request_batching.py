@@ -19,12 +19,12 @@ from app.features.clock import Clock
 from app.profiles.online.cache_protocol import (
     FeatureMasks,
     Filler,
-    Present,
     Profile,
+    ReadTime,
     TrustGate,
     decode,
     not_computed,
-    present,
+    read_time,
 )
 from app.profiles.online.compute import Computation
 from app.profiles.online.local_cache import LocalCache
@@ -128,7 +128,7 @@ class RequestBatching:
                 epoch, held = await self._cache.read_rows(
                     [(user_id, masks[mask].features) for request in waiting for user_id, mask in request.wanted.items()]
                 )
-                at = present(self._clock.now_ms())
+                at = read_time(self._clock.now_ms())
                 waiting, profiles, missing = self._answer_hits(waiting, held, at, mark)
                 if missing:
                     await self._fill_in(epoch, missing, at, profiles)
@@ -142,7 +142,7 @@ class RequestBatching:
                 raise
 
     def _answer_hits(
-        self, requests: list[_BatchedRead], held: list[bytes | None], at: Present, mark: int
+        self, requests: list[_BatchedRead], held: list[bytes | None], at: ReadTime, mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
         """Answer the requests whose values are all cached. Return the requests that need a computation, the values
         found so far by user id, and the contents of the keys whose values are missing."""
@@ -179,7 +179,7 @@ class RequestBatching:
         self._metrics.cache_misses.inc(misses)
         return waiting, profiles, missing
 
-    def _hits(self, wanted: Wanted, held: Sequence[bytes | None], at: Present) -> dict[str, Sequence[bytes]] | None:
+    def _hits(self, wanted: Wanted, held: Sequence[bytes | None], at: ReadTime) -> dict[str, Sequence[bytes]] | None:
         """The JSON of each wanted feature by user id, given the contents of the keys; None unless all are hits."""
         answer: dict[str, Sequence[bytes]] = {}
         if len(wanted) > 1 and len(masks := set(wanted.values())) == 1:
@@ -204,7 +204,7 @@ class RequestBatching:
         values = zip(self._masks[mask].indices, map(decode, held), strict=True)
         return {index: value for index, value in values if value is not None}
 
-    def _found(self, user_id: str, mask: int, held: Sequence[bytes | None], at: Present, missing: Held) -> Profile:
+    def _found(self, user_id: str, mask: int, held: Sequence[bytes | None], at: ReadTime, missing: Held) -> Profile:
         """A user's profile from the contents of the keys: the hits, and nulls for paused features. For every other
         feature, the contents of its key are added to `missing`."""
         profile: Profile = {}
@@ -253,7 +253,7 @@ class RequestBatching:
             }
         self._answer([request], profiles)
 
-    async def _fill_in(self, epoch: Epoch, missing: Held, at: Present, profiles: dict[str, Profile]) -> None:
+    async def _fill_in(self, epoch: Epoch, missing: Held, at: ReadTime, profiles: dict[str, Profile]) -> None:
         """Compute the missing values, add them to `profiles`, and store them in the cache after the answer. Tokens are
         taken before the computation, as the cache protocol demands."""
         # The users are counted while their tokens are taken. Interleaving prevented: 1. many groups check for overload;

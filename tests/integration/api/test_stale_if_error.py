@@ -216,7 +216,7 @@ async def test_read_is_computed_when_only_the_proof_fails(site: Site) -> None:
 
 async def test_read_fails_when_an_invalidation_was_known_to_be_owed(site: Site) -> None:
     await site.cached("ann")
-    await site.live.service.owed.owe(["somebody else"], 1)
+    await site.live.service.owed.owe(["another-user"], 1)
     site.pass_check()
     assert not site.live.service.trust_gate.holds()
     with site.outage():

@@ -264,7 +264,7 @@ async def test_profile_is_answered_only_between_its_times(service: PausableServi
 async def test_local_cache_is_bypassed_when_the_cache_is_untrusted(service: PausableService, trouble: str) -> None:
     await kept(service, USER)
     if trouble == "owed":
-        await service.owed.owe(["somebody else"], 1)
+        await service.owed.owe(["another-user"], 1)
     else:
         service.owed.close()  # a look fails
     let_pass(service.clock, 0.051)

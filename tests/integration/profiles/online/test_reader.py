@@ -187,7 +187,7 @@ async def test_answer_stands_when_the_cache_dies_before_the_fill(fragile_world: 
 
 
 async def test_others_are_answered_when_one_of_a_degraded_statement_is_cancelled(service: PausableService) -> None:
-    await service.owed.owe(["somebody else"], 1)
+    await service.owed.owe(["another-user"], 1)
     let_pass(service.clock, 0.051)
     service.source.before.stop()
     first, second = (asyncio.get_running_loop().create_task(service.features(user)) for user in (USER, "bob"))
@@ -202,7 +202,7 @@ async def test_others_are_answered_when_one_of_a_degraded_statement_is_cancelled
 
 async def test_no_hit_is_served_when_something_is_owed(service: PausableService) -> None:
     await assert_true([service], USER)
-    await service.owed.owe(["somebody else"], 1)
+    await service.owed.owe(["another-user"], 1)
     service.clock.advance(51)
     statements = len(service.source.statements)
     service.cache.commands.clear()
