@@ -41,7 +41,7 @@ from app.errors import ProfilesError
 from app.features.contract import Contract
 from app.listener import listening_socket
 from app.settings import Settings
-from app.stores.sqlite.sessions import SqliteSessions
+from app.stores.sql.sessions import SqlSessions
 from app.telemetry import Metrics, configure_logging, logger, serve_metrics
 
 COLLECT_AFTER = 20_000
@@ -96,7 +96,7 @@ def create_app(
         application.state.renderer = Renderer(opened.registry)
         application.state.sessions = Sessions(
             keys=settings.api_keys,
-            records=SqliteSessions(opened.database),
+            records=SqlSessions(opened.database),
             clock=opened.clock,
             new_id=lambda: secrets.token_urlsafe(16),
             lifetime_hours=settings.session_hours,

@@ -22,12 +22,12 @@ from app.features.clock import Clock
 from app.operations.audit import AuditedAction, audited
 from app.service import Bandit
 from app.settings import Settings
-from app.stores.sqlite.audit_trail import SqliteAuditTrail
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.decisions import SqliteDecisions
-from app.stores.sqlite.learning import SqliteLearning
-from app.stores.sqlite.rollout import SqliteRollout
-from app.stores.sqlite.sufficient_statistics import SqliteStates
+from app.stores.sql.audit_trail import SqlAuditTrail
+from app.stores.sql.database import Database
+from app.stores.sql.decisions import SqlDecisions
+from app.stores.sql.learning import SqlLearning
+from app.stores.sql.rollout import SqlRollout
+from app.stores.sql.sufficient_statistics import SqlStates
 from app.telemetry import Metrics
 
 
@@ -48,9 +48,9 @@ def bandit(
         return f"{clock.now_ms():012x}{secrets.token_hex(10)}"
 
     policies = Policies.of(shadow=settings.shadow)
-    decisions = SqliteDecisions(database, policies.longest)
-    states = SqliteStates(database, policies.longest)
-    learner = DecisionLearner(SqliteLearning(database, policies, _rules(settings)), clock, metrics)
+    decisions = SqlDecisions(database, policies.longest)
+    states = SqlStates(database, policies.longest)
+    learner = DecisionLearner(SqlLearning(database, policies, _rules(settings)), clock, metrics)
     return Bandit(
         policies=policies,
         scorer=Scorer(
@@ -74,7 +74,7 @@ def bandit(
 def rollout(settings: Settings, database: Database, clock: Clock) -> Rollout:
     """Build the controller of the challenger's roll-out, which records each action in the audit trail."""
     policies = Policies.of(shadow=settings.shadow)
-    trail, states = SqliteAuditTrail(database), SqliteStates(database, policies.longest)
+    trail, states = SqlAuditTrail(database), SqlStates(database, policies.longest)
 
     async def growth() -> Growth:
         counts = await states.counts()
@@ -84,7 +84,7 @@ def rollout(settings: Settings, database: Database, clock: Clock) -> Rollout:
         return audited(trail, clock.now_ms(), actor, action, "rollout")
 
     return Rollout(
-        repository=SqliteRollout(database),
+        repository=SqlRollout(database),
         limits=Limits(margin=settings.rollout_margin, **asdict(settings.rollout_guardrails)),
         window_ms=_rules(settings).window_ms,
         policies=policies,

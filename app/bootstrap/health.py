@@ -25,9 +25,9 @@ from app.profiles.online.compute import Computation
 from app.profiles.ports import Cache
 from app.service import Service
 from app.stores.queue.client import Queue
-from app.stores.sqlite.backlog import backlog, events_ahead
+from app.stores.sql.backlog import backlog, events_ahead
 from app.stores.sqlite.connection import check_rights
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.telemetry import Metrics, logger
 
 FIRST_S = 0.5
@@ -37,7 +37,7 @@ log = logger("health")
 class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
     """Checks the database, the cache, the queue and the features of one process, and sets its gauges."""
 
-    database: Database
+    database: SqliteDatabase
     cache: Cache
     queue: Queue | None
     computation: Computation

@@ -48,23 +48,24 @@ from app.profiles.trial import SAMPLE, costs, try_features
 from app.service import Service
 from app.settings import Settings
 from app.stores.queue.client import Queue
-from app.stores.sqlite.audit_trail import SqliteAuditTrail
-from app.stores.sqlite.backlog import unknown_decisions
-from app.stores.sqlite.change_feed import SqliteChangeFeed, clear_local_caches
-from app.stores.sqlite.cutoffs import SqliteCutoffs
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sql.audit_trail import SqlAuditTrail
+from app.stores.sql.backlog import unknown_decisions
+from app.stores.sql.cutoffs import SqlCutoffs
+from app.stores.sql.dead_letters import SqlDeadLetters
+from app.stores.sql.event_queries import SqlEventQueries
+from app.stores.sql.local_cache_epoch import clear_local_caches
+from app.stores.sql.logged_profiles import SqlLoggedProfiles
+from app.stores.sql.owed_invalidations import SqlOwedInvalidations
+from app.stores.sql.quality_runs import SqlQualityRepository
+from app.stores.sql.rebuilds import SqlRebuildRepository
+from app.stores.sql.registries import SqlRegistries, announce
+from app.stores.sql.samples import SqlSamples
+from app.stores.sql.users import SqlUsers
+from app.stores.sqlite.change_feed import SqliteChangeFeed
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.event_queries import SqliteEventQueries
 from app.stores.sqlite.feature_check import check_features
-from app.stores.sqlite.logged_profiles import SqliteLoggedProfiles
-from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations
-from app.stores.sqlite.quality_runs import SqliteQualityRepository
-from app.stores.sqlite.rebuilds import SqliteRebuildRepository
-from app.stores.sqlite.registries import SqliteRegistries, announce
-from app.stores.sqlite.samples import SqliteSamples
 from app.stores.sqlite.source import SqliteSource
-from app.stores.sqlite.users import SqliteUsers
 from app.stores.system_clock import SystemClock
 from app.telemetry import Metrics, logger
 
@@ -73,20 +74,22 @@ from app.telemetry import Metrics, logger
 SERVING = ("http", "queue")
 log = logger("bootstrap")
 
-OpenCache = Callable[[Settings, Database, SqliteOwedInvalidations, Clock, Metrics], AbstractAsyncContextManager[Cache]]
+OpenCache = Callable[
+    [Settings, SqliteDatabase, SqlOwedInvalidations, Clock, Metrics], AbstractAsyncContextManager[Cache]
+]
 
 
 class OpenService(Service, frozen=True, kw_only=True):
     """A `Service` together with the adapters that it runs on, for entry points, commands and tests."""
 
-    database: Database
+    database: SqliteDatabase
     cache: Cache
     queue: Queue | None
-    owed: SqliteOwedInvalidations
+    owed: SqlOwedInvalidations
     event_log: SqliteEventLog
-    users: SqliteUsers
-    registries: SqliteRegistries
-    audit_trail: SqliteAuditTrail
+    users: SqlUsers
+    registries: SqlRegistries
+    audit_trail: SqlAuditTrail
     trust_gate: TrustGate
     local_cache: LocalCache | None
 
@@ -138,16 +141,16 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
     async with AsyncExitStack() as stack:
         # 1. The database.
-        database = await Database.open(settings.database, settings.readers)
+        database = await SqliteDatabase.open(settings.database, settings.readers)
         stack.push_async_callback(database.close)
         await database.read(lambda connection: check_features(registry, connection))
-        owed = SqliteOwedInvalidations(database)
+        owed = SqlOwedInvalidations(database)
         stack.callback(owed.close)
         owed.any_owed()  # the first query also reads which features are disabled
-        event_log, users = SqliteEventLog(database), SqliteUsers(database)
-        logged_profiles, cutoffs = SqliteLoggedProfiles(database), SqliteCutoffs(database)
-        dead_letters, rebuild_runs = SqliteDeadLetters(database), SqliteRebuildRepository(database)
-        registries = SqliteRegistries(database, owed.any_owed)
+        event_log, users = SqliteEventLog(database), SqlUsers(database)
+        logged_profiles, cutoffs = SqlLoggedProfiles(database), SqlCutoffs(database)
+        dead_letters, rebuild_runs = SqlDeadLetters(database), SqlRebuildRepository(database)
+        registries = SqlRegistries(database, owed.any_owed)
         availability = FeatureAvailability(registry, clock, owed.disabled)
         sqlite_source = SqliteSource(
             database, registry, width=settings.readers, timeout_s=settings.statement_timeout_ms / 1000
@@ -235,7 +238,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 clock=clock,
                 random=edges.random,
             ),
-            runs=SqliteQualityRepository(database),
+            runs=SqlQualityRepository(database),
             drilldown=Drilldown(inspector=inspector, users=users, registry=registry, clock=clock),
             clock=clock,
             start=queue.start_quality if queue is not None else _no_job,
@@ -279,7 +282,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             start_rebuild=queue.start_rebuild if queue is not None else _no_job,
             clear_local_caches=clear_caches,
             inspector=inspector,
-            checker=ConsistencyChecker(inspector=inspector, events=SqliteEventQueries(database), drop=drop),
+            checker=ConsistencyChecker(inspector=inspector, events=SqlEventQueries(database), drop=drop),
             decision_checker=DecisionChecker(
                 logged=logged_profiles,
                 computation=computation,
@@ -303,7 +306,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 clock,
             ),
             users=users,
-            user_events=SqliteEventQueries(database),
+            user_events=SqlEventQueries(database),
             erasure=Erasure(
                 users=users,
                 erase_jobs=queue.erase if queue is not None else _no_job,
@@ -312,8 +315,8 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 clock=clock,
             ),
             bandit=bandit,
-            audit_trail=SqliteAuditTrail(database),
-            samples=SqliteSamples(database),
+            audit_trail=SqlAuditTrail(database),
+            samples=SqlSamples(database),
             readiness=health.readiness,
             refresh_gauges=health.refresh_gauges,
             unknown_decisions=lambda: unknown_decisions(database, clock.now_ms()),
@@ -327,8 +330,8 @@ async def _no_job(_: object) -> None:
 async def _try_features(
     source: SqliteSource,
     registry: Registry,
-    stored: SqliteUsers,
-    registries: SqliteRegistries,
+    stored: SqlUsers,
+    registries: SqlRegistries,
     clock: Clock,
     availability: FeatureAvailability,
 ) -> Mapping[int, float]:

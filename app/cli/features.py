@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from app.features.plan import Announced, Change
     from app.profiles.difference import Difference
     from app.profiles.trial import Trial
-    from app.stores.sqlite.database import Database
+    from app.stores.sqlite.database import SqliteDatabase
 
 UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
 
@@ -164,9 +164,9 @@ async def _plan(settings: Settings, contract: Contract) -> dict[str, Any]:
     from app.features.clock import rfc3339
     from app.features.plan import changes, definitions_of
     from app.profiles.trial import SAMPLE, try_features
+    from app.stores.sql.users import SqlUsers
     from app.stores.sqlite.feature_check import check_features
     from app.stores.sqlite.source import SqliteSource
-    from app.stores.sqlite.users import SqliteUsers
     from app.stores.system_clock import SystemClock
 
     clock, registry = SystemClock(), contract.registry
@@ -176,7 +176,7 @@ async def _plan(settings: Settings, contract: Contract) -> dict[str, Any]:
         before = served[-1] if served else None
         found = changes(before.definitions if before else (), definitions_of(registry))
         recomputed = registry.known_mask(item.feature for item in found if item.recomputed)
-        users = SqliteUsers(database)
+        users = SqlUsers(database)
         source = SqliteSource(database, registry, timeout_s=settings.statement_timeout_ms / 1000)
         trials = {
             registry.names[trial.feature]: trial
@@ -264,9 +264,9 @@ async def _diff(settings: Settings, contract: Contract, name: str, count: int, s
     from app.features.plan import feature_of
     from app.features.registry import Registry
     from app.profiles.difference import compare
+    from app.stores.sql.users import SqlUsers
     from app.stores.sqlite.feature_check import check_features
     from app.stores.sqlite.source import SqliteSource
-    from app.stores.sqlite.users import SqliteUsers
     from app.stores.system_clock import SystemClock
 
     clock, entry = SystemClock(), contract.registry.named(name)
@@ -289,7 +289,7 @@ async def _diff(settings: Settings, contract: Contract, name: str, count: int, s
                 feature_of(before),
                 entry,
                 lambda one: SqliteSource(database, one, timeout_s=timeout_s),
-                SqliteUsers(database),
+                SqlUsers(database),
                 count=count,
                 random=Random(seed),  # noqa: S311  # a sample, no secret
                 clock=clock,
@@ -320,19 +320,19 @@ def enable(name: str, reason: str) -> None:
 
 async def _switch(name: str, reason: str, *, on: bool) -> None:
     from app.operations.audit import audited
-    from app.stores.sqlite.audit_trail import SqliteAuditTrail
-    from app.stores.sqlite.registries import SqliteRegistries
+    from app.stores.sql.audit_trail import SqlAuditTrail
+    from app.stores.sql.registries import SqlRegistries
     from app.stores.system_clock import SystemClock
 
     settings, now_ms = settings_of_command(), SystemClock().now_ms()
     async with _database(settings) as database:
-        registries = SqliteRegistries(database)
+        registries = SqlRegistries(database)
         # Served registries count first, so that a feature can be switched even if this command has another registry, or
         # one that cannot be loaded.
         if not any(item.name == name for known in await registries.announced() for item in known.definitions):
             _contract(settings, None).registry.mask([name])
         action = "enable feature" if on else "disable feature"
-        async with audited(SqliteAuditTrail(database), now_ms, ACTOR, action, name) as act:
+        async with audited(SqlAuditTrail(database), now_ms, ACTOR, action, name) as act:
             act.outcome = await registries.switch(name, ACTOR, reason, now_ms, on=on)
 
 
@@ -343,30 +343,30 @@ def _contract(settings: Settings, registry: str | None, *, own_mirror: bool = Tr
 
 
 @asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[Database]:
+async def _database(settings: Settings) -> AsyncIterator[SqliteDatabase]:
     """Open only the database: without cache and queue, and without recording that this process serves a registry."""
-    from app.stores.sqlite.database import Database
+    from app.stores.sqlite.database import SqliteDatabase
 
-    database = await Database.open(settings.database, settings.readers)
+    database = await SqliteDatabase.open(settings.database, settings.readers)
     try:
         yield database
     finally:
         await database.close()
 
 
-async def _served(database: Database, now_ms: int, *, every: bool = False) -> list[Announced]:
+async def _served(database: SqliteDatabase, now_ms: int, *, every: bool = False) -> list[Announced]:
     """The registries that running processes serve, the newest last; if none runs, the one that was served last.
 
     With `every`, all registries that any process ever served.
     """
     from app.operations.overview import ALIVE_MS
-    from app.stores.sqlite.registries import SqliteRegistries
-    from app.stores.sqlite.samples import SqliteSamples
+    from app.stores.sql.registries import SqlRegistries
+    from app.stores.sql.samples import SqlSamples
 
-    known = await SqliteRegistries(database).announced()
+    known = await SqlRegistries(database).announced()
     if every:
         return known
-    record = await SqliteSamples(database).since(now_ms - ALIVE_MS)
+    record = await SqlSamples(database).since(now_ms - ALIVE_MS)
     newest = {sample.process: sample for sample in record.samples}.values()
     running = {sample.registry for sample in newest if not sample.stopped}
     return [item for item in known if item.fingerprint in running] or known[-1:]

@@ -17,7 +17,7 @@ from app.events.validation import Admission
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import TipEvent, TipServed
 from app.stores.sqlite.connection import connect
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import INSERT_LOG, INSERT_VIEW
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment
@@ -63,7 +63,7 @@ async def _commit(environment: Environment) -> Comparison:
     file = os.open(environment.settings.database.with_name("pages"), os.O_WRONLY | os.O_CREAT)
     os.pwrite(file, bytes(PAGE * PAGES), 0)
     numbers = itertools.count(1)
-    database = await Database.open(environment.settings.database, readers=1)
+    database = await SqliteDatabase.open(environment.settings.database, readers=1)
 
     def write_page() -> None:
         os.pwrite(file, os.urandom(PAGE), next(numbers) % PAGES * PAGE)

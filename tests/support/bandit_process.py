@@ -21,11 +21,11 @@ from app.features.events import TipEvent
 from app.features.profile_read import ProfileRead
 from app.features.registry import Scalar
 from app.settings import Settings
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sql.dead_letters import SqlDeadLetters
+from app.stores.sql.sufficient_statistics import read_statistics
+from app.stores.sql.users import SqlUsers
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.sufficient_statistics import read_statistics
-from app.stores.sqlite.users import SqliteUsers
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
 from tests.support.consumption import RecordingInvalidator
@@ -77,7 +77,7 @@ def inject_failures(patch: pytest.MonkeyPatch, owner: type, method: str, failure
 class BanditProcess:
     """`while_reading_profile` is called whenever a profile is read."""
 
-    def __init__(self, database: Database, *, shadow: bool = True, clock: FakeClock | None = None) -> None:
+    def __init__(self, database: SqliteDatabase, *, shadow: bool = True, clock: FakeClock | None = None) -> None:
         self.database = database
         self.clock = clock or FakeClock()
         self.metrics = Metrics()
@@ -94,8 +94,8 @@ class BanditProcess:
             new_id=lambda: f"decision-{next(_numbers)}",
         )
         self.log = SqliteEventLog(database)
-        self.dead_letters = SqliteDeadLetters(database)
-        self.users = SqliteUsers(database)
+        self.dead_letters = SqlDeadLetters(database)
+        self.users = SqlUsers(database)
         self.consumer = Consumer(
             log=self.log,
             letters=self.dead_letters,
@@ -190,7 +190,7 @@ class BanditProcess:
         return await self.database.read(lambda connection: connection.execute(sql, parameters).fetchall())
 
     async def execute(self, sql: str, *parameters: object) -> None:
-        await self.database.write(lambda connection: connection.execute(sql, parameters))
+        await self.database.write(lambda connection: connection.execute(sql, parameters), of=())
 
     async def assert_learned_once(self) -> None:
         """The statistics of every user are the sums over the learned decisions, each from its logged vector."""

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from app.events.consume import Consumer
 from app.features.events import LoggedEvent, TipEvent
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sql.dead_letters import SqlDeadLetters
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
@@ -55,11 +55,11 @@ class RecordingLearner:
 
 
 class ConsumerFixture:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: SqliteDatabase) -> None:
         self.database = database
         self.clock = FakeClock()
         self.log = SqliteEventLog(database)
-        self.letters = SqliteDeadLetters(database)
+        self.letters = SqlDeadLetters(database)
         self.invalidator = RecordingInvalidator()
         self.learner = RecordingLearner()
         self.metrics = Metrics()

@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from app.stores.sqlite.database import Database, Parameters
+from app.stores.sql.database import Parameters
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.migrate import migrate
 
@@ -65,17 +66,17 @@ def used_bytes(wal: Path) -> int:
     return end
 
 
-async def wipe(database: Database) -> None:
+async def wipe(database: SqliteDatabase) -> None:
     """Delete every event, between the examples of a property test; sequence numbers continue."""
 
     def work(connection: sqlite3.Connection) -> None:
         for table in WIPED:
             connection.execute(f"DELETE FROM {table}")
 
-    await database.write(work)
+    await database.write(work, of=())
 
 
-async def column(database: Database, sql: str, *parameters: object) -> list[object]:
+async def column(database: SqliteDatabase, sql: str, *parameters: object) -> list[object]:
     """The first column of a statement's rows."""
     return [row[0] for row in await database.rows(sql, parameters)]
 
@@ -110,13 +111,13 @@ def database_path(migrated_template: Path, tmp_path: Path, request: pytest.Fixtu
 
 
 @pytest.fixture
-async def database(database_path: Path) -> AsyncIterator[Database]:
+async def database(database_path: Path) -> AsyncIterator[SqliteDatabase]:
     """`database_path`, opened with two readers."""
-    opened = await Database.open(database_path, readers=2)
+    opened = await SqliteDatabase.open(database_path, readers=2)
     yield opened
     await opened.close()
 
 
 @pytest.fixture
-def event_log(database: Database) -> SqliteEventLog:
+def event_log(database: SqliteDatabase) -> SqliteEventLog:
     return SqliteEventLog(database)

@@ -9,9 +9,9 @@ from pathlib import Path
 from app.bandit.rollout.stages import Target
 from app.settings import Settings
 from app.stores.queue.worker import Pace
-from app.stores.sqlite.audit_trail import SqliteAuditTrail
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.rollout import SqliteRollout
+from app.stores.sql.audit_trail import SqlAuditTrail
+from app.stores.sql.rollout import SqlRollout
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
 from tests.support.decisions import HOUR_MS, rows_of, some, write
@@ -20,9 +20,9 @@ from tests.support.waiting import eventually_async
 
 
 async def test_worker_rolls_back_by_itself(
-    database: Database, database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer
+    database: SqliteDatabase, database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer
 ) -> None:
-    now_ms, book = time.time_ns() // 1_000_000, SqliteRollout(database)
+    now_ms, book = time.time_ns() // 1_000_000, SqlRollout(database)
     await write(database, rows_of(some(1_000), made_ms=now_ms - 100 * HOUR_MS))
     slow = [{**row, "elapsed_us": 800_000} for row in rows_of(some(200, share=1.0), made_ms=now_ms - 60_000)]
     await write(database, slow)
@@ -43,6 +43,6 @@ async def test_worker_rolls_back_by_itself(
         await working
     (look,) = await book.looks()
     assert (look.number, look.estimates.n) == (1, 1_200)
-    (entry,) = await SqliteAuditTrail(database).newest(10)
+    (entry,) = await SqlAuditTrail(database).newest(10)
     assert (entry.actor, entry.action) == ("the worker", "roll back roll-out")
     assert "takes over 800 ms" in entry.outcome

@@ -1,4 +1,4 @@
-"""Protocol for the storage of the roll-out; `app.stores.sqlite.rollout` implements it.
+"""Protocol for the storage of the roll-out; `app.stores.sql.rollout` implements it.
 
 A decision is evaluated if it was made with exploration, is settled, and has both policies' propensities. Not evaluated:
   - Expired decisions. Their tip was never shown, so they have no reward. This adds no bias unless being shown depends

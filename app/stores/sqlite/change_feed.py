@@ -14,27 +14,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from app.features.events import KNOWN_SUBJECTS
+from app.stores.sql.event_log import SELECT_POSITION
+from app.stores.sql.local_cache_epoch import SELECT_LOCAL_CACHE_EPOCH
 from app.stores.sqlite.data_version import DataVersion
-from app.stores.sqlite.database import Database
 
 # With more events than this, clearing the local cache is cheaper than handling each on the event loop's thread.
 TAIL_CAP = 2_000
-SELECT_POSITION = "SELECT COALESCE(MAX(seq), 0) FROM event_log"
 SELECT_TAIL = "SELECT seq, user_id FROM event_log WHERE seq > ? ORDER BY seq LIMIT ?"
 _SUBJECTS = sorted(KNOWN_SUBJECTS)
 SELECT_NEWEST = "SELECT EXISTS (SELECT 1 FROM owed_invalidations WHERE user_id = :user), " + ", ".join(
     f"(SELECT MAX(seq) FROM event_log WHERE user_id = :user AND subject = '{subject}')" for subject in _SUBJECTS
 )
-SELECT_LOCAL_CACHE_EPOCH = "SELECT COALESCE((SELECT value FROM service WHERE name = 'recalls'), '0')"
-ADVANCE_LOCAL_CACHE_EPOCH = """
-INSERT INTO service (name, value) VALUES ('recalls', '1')
-ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT)
-"""
-
-
-async def clear_local_caches(database: Database) -> None:
-    """Make every process clear its local cache before it serves from it again. Raises `StoreUnavailable`."""
-    await database.execute(ADVANCE_LOCAL_CACHE_EPOCH)
 
 
 class SqliteChangeFeed:

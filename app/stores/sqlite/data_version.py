@@ -10,8 +10,9 @@ import sqlite3
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from app.stores.sql.database import Parameters
 from app.stores.sqlite.connection import connect, unavailable
-from app.stores.sqlite.database import Database, Parameters
+from app.stores.sqlite.database import SqliteDatabase
 
 BUSY_TIMEOUT_S = 0.02
 UPDATE_REGISTRATION = """
@@ -87,7 +88,7 @@ class SqliteRegistrationRepository:
     Implements `app.stores.valkey.server_registration.RegistrationRepository`.
     """
 
-    def __init__(self, database: Database, data_version: DataVersion) -> None:
+    def __init__(self, database: SqliteDatabase, data_version: DataVersion) -> None:
         self._database = database
         self._data_version = data_version
 

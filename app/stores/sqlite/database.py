@@ -1,7 +1,5 @@
 """The SQLite database of one process: a few read-only connections, one for writes, and one for checkpoints.
 
-Repositories run one statement with `rows`, `row` or `execute`, and several with `read` or `write`.
-
 Invariants: a write is one transaction on the writer's thread. It is committed when `write` returns, durably
 (`synchronous=FULL`) by default, and rolled back when `write` raises. A checkpoint runs only on the writer's thread, on
 a second connection, while the writer holds the write lock of the file, so that no process writes meanwhile.
@@ -14,11 +12,12 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from app.errors import SchemaMismatch, StoreFull, StoreUnavailable
+from app.stores.sql.database import Database, Scope
 from app.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
     Readers,
@@ -32,7 +31,6 @@ from app.stores.sqlite.integrity_check import quick_findings
 from app.telemetry import logger
 
 T = TypeVar("T")
-Parameters = Sequence[object] | Mapping[str, object]
 SCHEMA_REVISION = "0007"
 CHECKPOINT_FRAMES = 1_000  # a frame is a page: 4 MB
 WAL_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24  # https://sqlite.org/fileformat2.html#walformat
@@ -92,14 +90,11 @@ def check_integrity(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-class Database:
-    """A process's access to the database file. Open it with `Database.open`, and close it with `close`.
+class SqliteDatabase(Database):
+    """A process's access to the database file. Open it with `SqliteDatabase.open`, and close it with `close`.
 
-    Every method raises `StoreUnavailable` if SQLite fails.
-
-    `id` is part of every cache key, so values cached from another database are never read. A copy of the file gets a
-    new id when it is first opened. `full`: the last write failed for lack of room; reads continue. `links`: the number
-    of hard links at the last check. `checkpoints`: the number of checkpoints tried.
+    A copy of the file gets a new `id` when it is first opened. `links`: the number of hard links at the last check.
+    `checkpoints`: the number of checkpoints tried.
     """
 
     def __init__(self, path: Path, monotonic: Callable[[], float], checkpoint_frames: int) -> None:
@@ -130,7 +125,7 @@ class Database:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         checkpoint_frames: int = CHECKPOINT_FRAMES,
-    ) -> Database:
+    ) -> SqliteDatabase:
         """Open an existing, migrated database. A write checkpoints whenever the WAL has grown by `checkpoint_frames`.
 
         Raises:
@@ -157,34 +152,25 @@ class Database:
             raise
         return database
 
-    async def rows(self, statement: str, parameters: Parameters = ()) -> list[Any]:
-        """Read all rows of one statement."""
-        return await self.read(lambda connection: connection.execute(statement, parameters).fetchall())
+    async def read(self, work: Callable[[sqlite3.Connection], T], *, snapshot: bool = False) -> T:
+        def run(connection: sqlite3.Connection) -> T:
+            if not snapshot:
+                return self._from_open_file(work(connection))
+            connection.execute("BEGIN")
+            try:
+                return self._from_open_file(work(connection))
+            finally:
+                connection.execute("ROLLBACK")
 
-    async def row(self, statement: str, parameters: Parameters = ()) -> Any:
-        """Read the first row of one statement; None if the result is empty."""
-        return await self.read(lambda connection: connection.execute(statement, parameters).fetchone())
-
-    async def execute(self, statement: str, parameters: Parameters = ()) -> int:
-        """Run one statement in a durable transaction. Return the number of rows that it changed."""
-        return await self.write(lambda connection: connection.execute(statement, parameters).rowcount)
-
-    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` on the thread of a read-only connection. Its statements may see different snapshots."""
         async with self.readers.one() as reader:
-            return await reader.run(lambda connection: self._from_open_file(work(connection)))
+            return await reader.run(run)
 
-    async def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
-        """Run `work` in one transaction, on the thread of the writing connection.
-
-        A write that is not `durable` is committed without waiting for the disk. Until the next durable write, a crash
-        of the machine may undo the whole write; a crash of the process never does.
-
-        Raises:
-            StoreUnavailable: nothing was written; or another file has replaced the database, and the commit went to the
-                replaced file, which no process will open again.
-            StoreFull: the disk is full; nothing was written. The log reports when the disk fills up and has room again.
-        """
+    async def write(
+        self, work: Callable[[sqlite3.Connection], T], *, of: Collection[str] | Scope, durable: bool = True
+    ) -> T:
+        """There is one writer, so `of` locks nothing more. `StoreUnavailable` also means that another file has replaced
+        the database, and the commit went to the replaced file, which no process will open again. The log reports when
+        the disk fills up and has room again."""
         if self._writer is None:
             raise StoreUnavailable("the database is closed")
         async with self._write_lock:
@@ -217,7 +203,7 @@ class Database:
         if stored.get("inode") == inode:
             return str(stored["database_id"])
         try:
-            return await self.write(claim)
+            return await self.write(claim, of=())
         except StoreFull:
             if "inode" in stored:
                 raise

@@ -20,15 +20,15 @@ from app.operations.doctor import Line, diagnose_features
 from app.operations.findings import AUDIT_RULES, waiting_to_be_pruned, wrong_decisions
 from app.operations.samples import Sample
 from app.profiles.availability import Disabled
-from app.stores.sqlite.backlog import AHEAD_MS, SELECT_AHEAD_COUNT, SELECT_BACKLOG, SELECT_UNKNOWN, Backlog
+from app.stores.sql.backlog import AHEAD_MS, SELECT_AHEAD_COUNT, SELECT_BACKLOG, SELECT_UNKNOWN, Backlog
+from app.stores.sql.cutoffs import SELECT_CUTOFF
+from app.stores.sql.decisions import SELECT_OLDEST as SELECT_OLDEST_DECISION
+from app.stores.sql.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
+from app.stores.sql.samples import hour_counts, running
+from app.stores.sql.sufficient_statistics import damaged, damaged_priors
 from app.stores.sqlite.connection import connect, unavailable
-from app.stores.sqlite.cutoffs import SELECT_CUTOFF
 from app.stores.sqlite.database import check_schema
-from app.stores.sqlite.decisions import SELECT_OLDEST as SELECT_OLDEST_DECISION
-from app.stores.sqlite.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
 from app.stores.sqlite.integrity_check import full_findings, quick_findings
-from app.stores.sqlite.samples import hour_counts, running
-from app.stores.sqlite.sufficient_statistics import damaged, damaged_priors
 
 SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
 SELECT_DISABLED = "SELECT feature, disabled_by, reason, disabled_at_ms FROM disabled_features ORDER BY feature"

@@ -13,7 +13,7 @@ from app.events.validation import Admission
 from app.features.examples import events_of
 from app.features.registry import Feature, Registry, as_dtype, indices
 from app.profiles.ports import ComputeRow
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.feature_check import check_features
 from app.stores.sqlite.migrate import migrate
@@ -40,7 +40,7 @@ async def run_examples(registry: Registry, mask: int, timeout_s: float) -> list[
     with TemporaryDirectory(prefix="profiles-examples-") as directory:
         path = Path(directory) / "examples.db"
         migrate(path)
-        database = await Database.open(path, 1)
+        database = await SqliteDatabase.open(path, 1)
         try:
             await database.read(lambda connection: check_features(registry, connection))
             source = SqliteSource(database, registry, timeout_s=timeout_s)
@@ -49,7 +49,7 @@ async def run_examples(registry: Registry, mask: int, timeout_s: float) -> list[
             await database.close()
 
 
-async def _run(database: Database, source: SqliteSource, registry: Registry, index: int) -> ExamplesRun:
+async def _run(database: SqliteDatabase, source: SqliteSource, registry: Registry, index: int) -> ExamplesRun:
     entry = registry[index]
     failures = []
     for number, example in enumerate(entry.examples, start=1):

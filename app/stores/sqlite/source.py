@@ -17,7 +17,7 @@ from app.features.events import RELATIONS
 from app.features.registry import Registry, indices
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot
 from app.stores.sqlite.connection import ThreadConnection, error_name
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.profile_statement import build
 
 TIMEOUT_S = 2.0
@@ -37,7 +37,9 @@ _DATABASE_FAULTS = {"BUSY", "LOCKED", "NOMEM", "READONLY", "IOERR", "CORRUPT", "
 class SqliteSource:
     """Computes features, on at most `width` connections at the same time. Implements `app.profiles.ports.Source`."""
 
-    def __init__(self, database: Database, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, database: SqliteDatabase, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S
+    ) -> None:
         """`timeout_s` limits each statement, in seconds."""
         self._readers = database.readers
         self._statements = build(registry)

@@ -308,7 +308,7 @@ async def test_decision_is_refused_when_the_disk_is_full(own_site: Live, monkeyp
     stored = "SELECT request_id FROM tip_scores"
     with monkeypatch.context() as full:
 
-        async def write(*_: object) -> None:
+        async def write(*_: object, **__: object) -> None:
             raise StoreFull("the database has no room to write: database or disk is full")
 
         full.setattr(own_site.service.database, "write", write)

@@ -13,9 +13,9 @@ from app.bootstrap.health import sampling
 from app.bootstrap.service import open_service
 from app.errors import StoreUnavailable
 from app.settings import Settings
-from app.stores.sqlite.backlog import AHEAD_MS
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sql.backlog import AHEAD_MS
+from app.stores.sql.dead_letters import SqlDeadLetters
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
@@ -34,7 +34,7 @@ def settings(database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedSe
     )
 
 
-async def sampled(database: Database) -> None:
+async def sampled(database: SqliteDatabase) -> None:
 
     async def kept() -> list[object]:
         return await column(database, BODIES)
@@ -42,14 +42,14 @@ async def sampled(database: Database) -> None:
     await eventually_async(kept)
 
 
-async def test_application_takes_samples_while_it_runs(settings: Settings, database: Database) -> None:
+async def test_application_takes_samples_while_it_runs(settings: Settings, database: SqliteDatabase) -> None:
     application = create_app(settings)
     async with application.lifespan():
         await sampled(database)
     assert await column(database, BODIES) == ["api ", "api 1"]
 
 
-async def test_worker_takes_samples_while_it_runs(settings: Settings, database: Database) -> None:
+async def test_worker_takes_samples_while_it_runs(settings: Settings, database: SqliteDatabase) -> None:
     stop = asyncio.Event()
     working = asyncio.create_task(work(settings, stop))
     await sampled(database)
@@ -58,9 +58,9 @@ async def test_worker_takes_samples_while_it_runs(settings: Settings, database: 
     assert await column(database, BODIES) == ["worker ", "worker 1"]
 
 
-async def test_worker_gauges_are_right_after_a_sample(settings: Settings, database: Database) -> None:
+async def test_worker_gauges_are_right_after_a_sample(settings: Settings, database: SqliteDatabase) -> None:
     """Unlike an API's, they are not refreshed by a scrape."""
-    await SqliteDeadLetters(database).bury_payload("1", "no event", "", 1)
+    await SqlDeadLetters(database).bury_payload("1", "no event", "", 1)
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
         await sampled(database)
         seen = service.metrics.collectors.get_sample_value
@@ -94,11 +94,11 @@ async def test_readiness_fails_when_the_database_is_read_only(
             assert (check.ok, check.state) == (False, "degraded")
             assert check.detail == "the account of this process may not write to its files"
             with pytest.raises(StoreUnavailable, match="may not write to"):
-                await Database.open(path, readers=1)
+                await SqliteDatabase.open(path, readers=1)
         assert (await service.readiness())["database"].ok
 
 
-async def test_events_ahead_of_the_clock_are_counted(settings: Settings, database: Database) -> None:
+async def test_events_ahead_of_the_clock_are_counted(settings: Settings, database: SqliteDatabase) -> None:
     async with open_service(settings, door="queue") as service:
         now_ms = service.clock.now_ms()
         moments = (now_ms, now_ms + AHEAD_MS - 60_000, now_ms + AHEAD_MS + 60_000, now_ms + 40 * 86_400_000)
@@ -107,23 +107,23 @@ async def test_events_ahead_of_the_clock_are_counted(settings: Settings, databas
         assert service.metrics.collectors.get_sample_value("profiles_events_ahead") == 2
 
 
-async def test_rollout_gauges_are_kept_when_the_database_fails(settings: Settings, database: Database) -> None:
+async def test_rollout_gauges_are_kept_when_the_database_fails(settings: Settings, database: SqliteDatabase) -> None:
     async with open_service(settings, door="queue") as service:
-        await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'ramp', share = 0.25"))
+        await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'ramp', share = 0.25"), of=())
         await service.refresh_gauges()
-        await database.write(lambda c: c.execute("ALTER TABLE rollout RENAME TO rollout_away"))
+        await database.write(lambda c: c.execute("ALTER TABLE rollout RENAME TO rollout_away"), of=())
         await service.refresh_gauges()
         seen = service.metrics.collectors.get_sample_value
         assert seen("profiles_rollout_share_ratio") == 0.25
         assert [seen("profiles_rollout_stage", {"stage": stage}) for stage in ("shadow", "ramp")] == [0, 1]
         assert seen("profiles_dead_letters") == 0, "the others are told of all the same"
-        await database.write(lambda c: c.execute("ALTER TABLE rollout_away RENAME TO rollout"))
-        await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'rolled back', share = 0"))
+        await database.write(lambda c: c.execute("ALTER TABLE rollout_away RENAME TO rollout"), of=())
+        await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'rolled back', share = 0"), of=())
         await service.refresh_gauges()
         assert seen("profiles_rollout_stage", {"stage": "rolled back"}) == 1
 
 
-async def test_every_component_has_a_state_after_the_first_sample(settings: Settings, database: Database) -> None:
+async def test_every_component_has_a_state_after_the_first_sample(settings: Settings, database: SqliteDatabase) -> None:
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
         await sampled(database)
     found = await column(database, "SELECT component || ' ' || state FROM component_states ORDER BY component")

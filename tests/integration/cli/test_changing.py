@@ -24,7 +24,7 @@ from app.events.validation import decode_lines
 from app.features.clock import DAY_MS, to_ms
 from app.features.events import TipFeedback, TipServed
 from app.settings import Settings
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.cli.conftest import Run
@@ -339,7 +339,7 @@ def test_old_events_are_deleted_when_confirmed(migrated: Run, tmp_path: Path) ->
     database = tmp_path / "var/profiles.db"
 
     async def store() -> None:
-        opened = await Database.open(database, readers=1)
+        opened = await SqliteDatabase.open(database, readers=1)
         await SqliteEventLog(opened).append([[admitted(served("ann", moment)) for moment in (old_ms, now_ms())]])
         await opened.close()
 

@@ -23,8 +23,8 @@ from app.operations.component_states import ComponentView
 from app.operations.samples import Sample
 from app.settings import hash_key
 from app.stores.queue.client import HEALTH_KEY, health_key
+from app.stores.sql.sufficient_statistics import ASIDE
 from app.stores.sqlite.diagnostics import diagnose_file_system
-from app.stores.sqlite.sufficient_statistics import ASIDE
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.cli.conftest import Outcome, Run
 from tests.support.registry import own_entry, own_registry

@@ -17,9 +17,9 @@ from app.cli import common
 from app.features.plan import definitions_of
 from app.operations.samples import Sample
 from app.settings import Settings
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.registries import SqliteRegistries
-from app.stores.sqlite.samples import SqliteSamples
+from app.stores.sql.registries import SqlRegistries
+from app.stores.sql.samples import SqlSamples
+from app.stores.sqlite.database import SqliteDatabase
 from tests.integration.cli.conftest import Run
 from tests.support.events import payload
 from tests.support.events import served as tip_served
@@ -46,17 +46,17 @@ def serve(tmp_path: Path, *sources: str, running: bool = False) -> None:
     """Processes have served these registries, one after the other; or run now."""
 
     async def announce() -> None:
-        database = await Database.open(tmp_path / "var/profiles.db", 1)
+        database = await SqliteDatabase.open(tmp_path / "var/profiles.db", 1)
         try:
             for number, source in enumerate(sources):
                 registry = load_contract(Settings(features=source)).registry
                 at_ms = now_ms() - 5_000 + number
-                await SqliteRegistries(database).announce(registry, at_ms)
+                await SqlRegistries(database).announce(registry, at_ms)
                 if running:
                     sample = Sample(
                         at_ms=at_ms, process=f"p{number}", role="api", seconds=1.0, registry=registry.fingerprint
                     )
-                    await SqliteSamples(database).keep(sample)
+                    await SqlSamples(database).keep(sample)
         finally:
             await database.close()
 

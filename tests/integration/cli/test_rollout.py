@@ -11,15 +11,15 @@ import pytest
 from app.bandit.rollout.monitor import RolloutMonitor
 from app.bootstrap import bandit
 from app.settings import Settings
-from app.stores.sqlite.audit_trail import SqliteAuditTrail
-from app.stores.sqlite.database import Database
+from app.stores.sql.audit_trail import SqlAuditTrail
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.system_clock import SystemClock
 from tests.integration.cli.conftest import Run
 from tests.support.decisions import rows_of, some, write
 
 
 async def look(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    database, settings, clock = await Database.open(path, 1), Settings(), SystemClock()
+    database, settings, clock = await SqliteDatabase.open(path, 1), Settings(), SystemClock()
     await write(database, rows)
     rollout = bandit.rollout(settings, database, clock)
     await RolloutMonitor(rollout, clock).once()
@@ -28,8 +28,8 @@ async def look(path: Path, rows: Sequence[dict[str, object]]) -> None:
 
 async def outcomes(path: Path) -> list[tuple[str, str, str]]:
     """What the audit trail holds, oldest first."""
-    database = await Database.open(path, 1)
-    entries = await SqliteAuditTrail(database).newest(10)
+    database = await SqliteDatabase.open(path, 1)
+    entries = await SqlAuditTrail(database).newest(10)
     await database.close()
     return [(entry.actor, entry.action, entry.outcome) for entry in reversed(entries)]
 

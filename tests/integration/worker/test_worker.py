@@ -38,7 +38,7 @@ from app.stores.queue import client as queue
 from app.stores.queue import worker as queue_worker
 from app.stores.queue.client import HEALTH_KEY, QUEUE, TIP_EVENTS, connect
 from app.stores.queue.worker import ARQ_EXTRA_S, Pace
-from app.stores.sqlite.backlog import backlog
+from app.stores.sql.backlog import backlog
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import crons, work
 from app.worker.retry import UNEXPECTED_TRIES, JobContext, back_off, context
@@ -282,7 +282,7 @@ async def test_decisions_are_pruned_by_their_own_retention(service: OpenService)
     for user_id in ("ann", "bob"):
         await service.bandit.scorer.score(ScoringRequest(user_id=user_id, candidates=TIPS, context=Context()))
     await service.database.write(
-        lambda c: c.execute("UPDATE tip_scores SET created_at_ms = ? WHERE user_id = 'ann'", (old_ms,))
+        lambda c: c.execute("UPDATE tip_scores SET created_at_ms = ? WHERE user_id = 'ann'", (old_ms,)), of=()
     )
     await module.prune(job(service))
     rows = await service.database.read(lambda c: c.execute("SELECT user_id FROM tip_scores").fetchall())

@@ -16,8 +16,8 @@ from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, EPSILON, sa
 from app.bandit.scoring import BOUNDS
 from app.bandit.shadow.queue import BOUNDS as SHADOW_BOUNDS
 from app.errors import Conflict, NotFound, Overloaded, StoreUnavailable, Unavailable
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.decisions import SqliteDecisions
+from app.stores.sql.decisions import SqlDecisions
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import PROFILE, TIPS, BanditProcess, feedback_for, inject_failures
 from tests.support.events import served
 from tests.support.waiting import eventually_async
@@ -101,7 +101,7 @@ async def test_repeated_request_gets_the_stored_decision(process: BanditProcess)
     assert await process.stored() == 1
 
 
-async def test_one_decision_is_stored_when_a_request_is_sent_concurrently(database: Database) -> None:
+async def test_one_decision_is_stored_when_a_request_is_sent_concurrently(database: SqliteDatabase) -> None:
     """1. Both read and find nothing; 2. both decide; 3. one decision is stored and answers both."""
     processes = [BanditProcess(database), BanditProcess(database)]
     found = await asyncio.gather(*(process.decide(request_id="r") for process in processes for _ in range(5)))
@@ -115,13 +115,13 @@ async def test_concurrent_decisions_share_reads_and_commits(
 ) -> None:
     groups: dict[str, list[int]] = {"snapshots": [], "record": []}
     for name, noted in groups.items():
-        real = getattr(SqliteDecisions, name)
+        real = getattr(SqlDecisions, name)
 
         async def noting(book: Any, items: Any, real: Any = real, noted: list[int] = noted) -> Any:
             noted.append(len(items))
             return await real(book, items)
 
-        monkeypatch.setattr(SqliteDecisions, name, noting)
+        monkeypatch.setattr(SqlDecisions, name, noting)
     process = BanditProcess(process.database)
     await process.decide_at_once(50)
     assert await process.stored() == 50
@@ -267,7 +267,7 @@ async def test_shadow_is_computed_from_the_snapshot_of_its_decision(process: Ban
         statistics = await process.statistics()
 
 
-async def test_no_shadow_is_stored_without_a_challenger(database: Database) -> None:
+async def test_no_shadow_is_stored_without_a_challenger(database: SqliteDatabase) -> None:
     process = BanditProcess(database, shadow=False)
     decision = await process.decide()
     await process.set_share(1.0)
@@ -293,7 +293,7 @@ async def test_shadows_are_stored_later_when_the_database_does_not_answer(
     process: BanditProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.bandit.shadow.queue.RETRY_S", 0.01)
-    inject_failures(monkeypatch, SqliteDecisions, "add_shadows", [StoreUnavailable("locked")] * 3)
+    inject_failures(monkeypatch, SqlDecisions, "add_shadows", [StoreUnavailable("locked")] * 3)
     await process.decide()
 
     async def stored() -> bool:
@@ -331,7 +331,7 @@ async def test_closing_does_not_hang_when_shadows_take_too_long(
 async def test_closing_does_not_hang_when_the_database_does_not_answer(
     process: BanditProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inject_failures(monkeypatch, SqliteDecisions, "add_shadows", repeat(StoreUnavailable("locked")))
+    inject_failures(monkeypatch, SqlDecisions, "add_shadows", repeat(StoreUnavailable("locked")))
     await process.decide()
     await process.close()
     assert process.metric("shadows_total", outcome="lost") == 1
@@ -352,8 +352,10 @@ async def test_request_is_shed_when_too_many_wait(process: BanditProcess, monkey
     assert (await process.decide()).id
 
 
-async def test_no_decision_is_answered_that_was_not_stored(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    inject_failures(monkeypatch, SqliteDecisions, "record", [StoreUnavailable("locked")])
+async def test_no_decision_is_answered_that_was_not_stored(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject_failures(monkeypatch, SqlDecisions, "record", [StoreUnavailable("locked")])
     process = BanditProcess(database)
     with pytest.raises(StoreUnavailable):
         await process.decide()

@@ -10,7 +10,7 @@ from app.events.ingest import Ingestor, Receipt
 from app.events.ports import Admitted, Appended, ClashingEvent
 from app.events.validation import Admission
 from app.features.events import TipEvent
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
@@ -24,7 +24,7 @@ class Journal(list[str]):
 class RecordingLog(SqliteEventLog):
     """The real log, which notes its commits; waits before one while `open` is not set; `failure` comes instead."""
 
-    def __init__(self, database: Database, journal: Journal) -> None:
+    def __init__(self, database: SqliteDatabase, journal: Journal) -> None:
         super().__init__(database)
         self.journal = journal
         self.commits: list[list[int]] = []
@@ -82,7 +82,7 @@ class RecordingPublisher:
 
 
 class IngestFixture:
-    def __init__(self, database: Database, bounds: Bounds | None = None) -> None:
+    def __init__(self, database: SqliteDatabase, bounds: Bounds | None = None) -> None:
         self.database = database
         self.clock = FakeClock()
         self.journal = Journal()

@@ -11,8 +11,8 @@ from app.errors import CacheUnavailable, StoreUnavailable
 from app.events.consume import ATTEMPTS, SWEEP_AGE_MS
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, SERVED, LoggedEvent
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.registries import announce
+from app.stores.sql.registries import announce
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS
 from tests.support.consumption import ConsumerFixture, RecordingInvalidator, RecordingLearner
 from tests.support.database import column
@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture
-async def consumption(database: Database) -> ConsumerFixture:
+async def consumption(database: SqliteDatabase) -> ConsumerFixture:
     await announce(database, REGISTRY, NOW_MS)
     return ConsumerFixture(database)
 

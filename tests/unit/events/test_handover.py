@@ -10,8 +10,8 @@ from app.errors import CacheUnavailable
 from app.events.consume import SWEEP_AGE_MS
 from app.events.handover import BOUNDS, Handover
 from app.features.events import LoggedEvent
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.registries import announce
+from app.stores.sql.registries import announce
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS
 from tests.support.consumption import ConsumerFixture
 from tests.support.events import served
@@ -35,7 +35,7 @@ class Pause:
 
 
 @pytest.fixture
-async def consumption(database: Database) -> ConsumerFixture:
+async def consumption(database: SqliteDatabase) -> ConsumerFixture:
     await announce(database, REGISTRY, NOW_MS)
     return ConsumerFixture(database)
 

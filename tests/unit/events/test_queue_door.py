@@ -12,9 +12,9 @@ from app.events.ports import DeadLetter
 from app.events.queue_door import QueueDoor
 from app.events.validation import MAX_EVENTS
 from app.features.clock import DAY_MS
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.dead_letters import SqliteDeadLetters
-from app.stores.sqlite.registries import announce
+from app.stores.sql.dead_letters import SqlDeadLetters
+from app.stores.sql.registries import announce
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.events import feedback, payload, served
 from tests.support.registry import REGISTRY
@@ -24,9 +24,9 @@ from tests.unit.events.recorders import IngestFixture
 class Door:
     """A queue door over a real log and real letters."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: SqliteDatabase) -> None:
         self.fixture = IngestFixture(database)
-        self.letters = SqliteDeadLetters(database)
+        self.letters = SqlDeadLetters(database)
         self.door = QueueDoor(self.fixture.ingestor, self.letters, FakeClock(), self.fixture.metrics)
 
     async def take_in(self, *items: object) -> list[int]:
@@ -38,7 +38,7 @@ class Door:
 
 
 @pytest.fixture
-async def door(database: Database) -> Door:
+async def door(database: SqliteDatabase) -> Door:
     await announce(database, REGISTRY, NOW_MS)
     return Door(database)
 

@@ -13,8 +13,8 @@ from app.events.ingest import Ingestor
 from app.events.ports import DeadLetter
 from app.events.replay import Replayer, ReplayResult
 from app.events.validation import Admission
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sql.dead_letters import SqlDeadLetters
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock
@@ -25,9 +25,9 @@ from tests.unit.events.recorders import Journal, RecordingInvalidator
 class ReplayFixture:
     """Where letters are replayed, over a real log."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: SqliteDatabase) -> None:
         self.clock = FakeClock()
-        self.letters = SqliteDeadLetters(database)
+        self.letters = SqlDeadLetters(database)
         self.log = SqliteEventLog(database)
         self.ingestor = Ingestor(
             log=self.log,
@@ -55,7 +55,7 @@ class ReplayFixture:
 
 
 @pytest.fixture
-async def fixture(database: Database) -> ReplayFixture:
+async def fixture(database: SqliteDatabase) -> ReplayFixture:
     return ReplayFixture(database)
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from app.events.retention import LARGEST_MOVE_MS, STEP, Kept, Retention, next_cutoff
 from app.features.clock import DAY_MS
-from app.stores.sqlite.cutoffs import SqliteCutoffs
-from app.stores.sqlite.database import Database
+from app.stores.sql.cutoffs import SqlCutoffs
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS, no_pause
 from tests.support.consumption import ConsumerFixture
 from tests.support.database import column
@@ -20,13 +20,13 @@ OLDEST = NOW_MS - DAYS * DAY_MS
 
 
 @pytest.fixture
-def consumption(database: Database) -> ConsumerFixture:
+def consumption(database: SqliteDatabase) -> ConsumerFixture:
     return ConsumerFixture(database)
 
 
 @pytest.fixture
 def retention(consumption: ConsumerFixture) -> Retention:
-    return Retention([Kept("events", consumption.log, DAYS)], SqliteCutoffs(consumption.database), consumption.clock)
+    return Retention([Kept("events", consumption.log, DAYS)], SqlCutoffs(consumption.database), consumption.clock)
 
 
 async def ages(consumption: ConsumerFixture) -> list[object]:
@@ -85,9 +85,7 @@ async def test_wrong_clock_deletes_three_days_at_most(consumption: ConsumerFixtu
 async def test_longer_retention_keeps_later_events(consumption: ConsumerFixture, retention: Retention) -> None:
     await retention.prune(no_pause)
     await consumption.store(served("ann", OLDEST - 90 * DAY_MS))
-    longer = Retention(
-        [Kept("events", consumption.log, 2 * DAYS)], SqliteCutoffs(consumption.database), consumption.clock
-    )
+    longer = Retention([Kept("events", consumption.log, 2 * DAYS)], SqlCutoffs(consumption.database), consumption.clock)
     for _ in range(3):
         assert await longer.prune(no_pause) == {"events": 0}
 

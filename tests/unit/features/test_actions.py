@@ -14,8 +14,8 @@ import pytest
 
 import app
 from app.features.events import Action
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.event_queries import SqliteEventQueries
+from app.stores.sql.event_queries import SqlEventQueries
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.readme import sections
 from tests.unit.features.fourth_action import NAME
 
@@ -77,7 +77,7 @@ async def test_fourth_action_needs_one_line(extended: Path, database_path: Path)
     assert 0 < found["demo"][NAME] < min(count for name, count in found["demo"].items() if name != NAME)
 
     # The program with three actions is put back: what it does not know can still be read.
-    database = await Database.open(database_path, readers=1)
-    events = await SqliteEventQueries(database).newest_events("ann", 10)
+    database = await SqliteDatabase.open(database_path, readers=1)
+    events = await SqlEventQueries(database).newest_events("ann", 10)
     await database.close()
     assert [getattr(item.logged.event, "action", None) for item in events] == [NAME, None]

@@ -14,10 +14,10 @@ from app.features.events import Action
 from app.features.registry import Feature, Registry
 from app.features.schema import Str, check_mirror
 from app.profiles.online.compute import Computation
-from app.stores.sqlite.database import Database
+from app.stores.sql.registries import announce
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.feature_check import check_features, compile_registry
-from app.stores.sqlite.registries import announce
 from app.stores.sqlite.source import SqliteSource
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock
@@ -53,7 +53,7 @@ EXTENDED = compile_registry(Registry([*REGISTRY, FAVOURITE]))
 
 
 async def test_categorical_feature_needs_an_entry_and_a_mirror_line(
-    database: Database, event_log: SqliteEventLog
+    database: SqliteDatabase, event_log: SqliteEventLog
 ) -> None:
     check_mirror(EXTENDED, Extended)
     await database.read(lambda connection: check_features(EXTENDED, connection))

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from app.errors import CacheUnavailable, Conflict, NotFound, StoreUnavailable
 from app.features.ids import user_hash
 from app.operations.audit import MAX_OUTCOME, AuditEntry, AuditFilter, audited, state_of
-from app.stores.sqlite.audit_trail import NEWEST, SqliteAuditTrail
-from app.stores.sqlite.database import Database
+from app.stores.sql.audit_trail import NEWEST, SqlAuditTrail
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS
 
 
-class Breaking(SqliteAuditTrail):
+class Breaking(SqlAuditTrail):
     broken = False
 
     async def begin(self, at_ms: int, actor: str, action: str, subject: str, outcome: str = "begun") -> int:
@@ -33,17 +33,17 @@ class Breaking(SqliteAuditTrail):
 
 
 @pytest.fixture
-def trail(database: Database) -> Breaking:
+def trail(database: SqliteDatabase) -> Breaking:
     return Breaking(database)
 
 
-async def outcome(trail: SqliteAuditTrail) -> str:
+async def outcome(trail: SqlAuditTrail) -> str:
     (entry,) = await trail.newest(10)
     assert entry == AuditEntry(1, NOW_MS, "ann", "discard", "dead-letter:7", entry.outcome)
     return entry.outcome
 
 
-def discarding(trail: SqliteAuditTrail):  # type: ignore[no-untyped-def]  # a context manager
+def discarding(trail: SqlAuditTrail):  # type: ignore[no-untyped-def]  # a context manager
     return audited(trail, NOW_MS, "ann", "discard", "dead-letter:7")
 
 

@@ -13,10 +13,10 @@ from app.features.contract import Contract
 from app.features.registry import Feature, Registry
 from app.features.schema import mirror_of
 from app.settings import Settings
-from app.stores.sqlite.database import Database
+from app.stores.sql.registries import SqlRegistries
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.feature_check import compile_registry
-from app.stores.sqlite.registries import SqliteRegistries
 from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
 from tests.support.traffic import now_ms
@@ -40,22 +40,24 @@ def start(path: Path, *entries: Feature, door: str = "http") -> AbstractAsyncCon
 
 
 @pytest.fixture
-async def stored(database: Database, event_log: SqliteEventLog) -> Database:
+async def stored(database: SqliteDatabase, event_log: SqliteEventLog) -> SqliteDatabase:
     await event_log.append([[admitted(served("ann", now_ms())) for _ in range(2)]])
     return database
 
 
 @faults
-async def test_process_does_not_start_when_a_new_definition_fails(stored: Database, compute: str, reason: str) -> None:
+async def test_process_does_not_start_when_a_new_definition_fails(
+    stored: SqliteDatabase, compute: str, reason: str
+) -> None:
     with pytest.raises(RegistryError, match=f"feature 'faulty': a trial with 1 stored users failed: {reason}"):
         async with start(stored.path, entry(name="faulty", compute=compute)):
             pass
-    assert await SqliteRegistries(stored).announced() == []
+    assert await SqlRegistries(stored).announced() == []
 
 
 @faults
 async def test_process_starts_degraded_when_a_served_definition_fails(
-    database: Database, event_log: SqliteEventLog, compute: str, reason: str
+    database: SqliteDatabase, event_log: SqliteEventLog, compute: str, reason: str
 ) -> None:
     faulty = entry(name="faulty", compute=compute)
     async with start(database.path, faulty):
@@ -71,7 +73,9 @@ async def test_process_starts_degraded_when_a_served_definition_fails(
         assert (profile[1].json, reason in (profile[1].error or "")) == (b"null", True)
 
 
-async def test_feature_is_served_again_when_its_data_allow_it(database: Database, event_log: SqliteEventLog) -> None:
+async def test_feature_is_served_again_when_its_data_allow_it(
+    database: SqliteDatabase, event_log: SqliteEventLog
+) -> None:
     faulty = entry(name="faulty", compute=OVERFLOW)
     async with start(database.path, faulty):
         pass
@@ -92,25 +96,25 @@ async def test_feature_is_served_again_when_its_data_allow_it(database: Database
         assert (await service.readiness())["features"].ok
 
 
-async def test_costs_are_measured_when_users_are_stored(stored: Database) -> None:
+async def test_costs_are_measured_when_users_are_stored(stored: SqliteDatabase) -> None:
     async with start(stored.path, entry(name="faulty")) as service:
         assert service.costs.keys() == {0, 1}
         assert all(cost > 0 for cost in service.costs.values())
 
 
-async def test_nothing_is_measured_when_no_user_is_stored(database: Database) -> None:
+async def test_nothing_is_measured_when_no_user_is_stored(database: SqliteDatabase) -> None:
     async with start(database.path) as service:
         assert service.costs == {}
 
 
-async def test_disabled_feature_is_not_tried(stored: Database) -> None:
-    await SqliteRegistries(stored).switch("faulty", "ops", "", now_ms(), on=False)
+async def test_disabled_feature_is_not_tried(stored: SqliteDatabase) -> None:
+    await SqlRegistries(stored).switch("faulty", "ops", "", now_ms(), on=False)
     async with start(stored.path, entry(name="faulty", compute=ENDLESS)) as service:
         assert service.costs.keys() == {0}
         assert service.computation.availability.troubles() == []
 
 
-async def test_command_tries_nothing_and_announces_no_registry(stored: Database) -> None:
+async def test_command_tries_nothing_and_announces_no_registry(stored: SqliteDatabase) -> None:
     async with start(stored.path, entry(name="faulty", compute=ENDLESS), door="command") as service:
         assert service.costs == {}
         assert await service.registries.announced() == []

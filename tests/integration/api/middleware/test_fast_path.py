@@ -279,7 +279,7 @@ async def test_local_cache_is_not_stale_when_another_process_changes_a_user(pair
         assert (await admin.client.delete(f"/admin/users/{user}")).status_code == 204
     else:
         delete = "DELETE FROM tip_views WHERE user_id = ?"
-        await admin.service.database.write(lambda connection: connection.execute(delete, (user,)))
+        await admin.service.database.write(lambda connection: connection.execute(delete, (user,)), of=())
         assert b'"tip_volume_30d":1' in await near(site, user)
     if how == "rebuilt":
         assert (await admin.client.post(f"/admin/users/{user}/rebuild")).status_code == 200

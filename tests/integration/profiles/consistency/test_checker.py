@@ -13,7 +13,7 @@ from app.profiles.consistency import checker
 from app.profiles.consistency.checker import CheckResult, ConsistencyChecker
 from app.profiles.consistency.monitor import DELAYS, LATE_S, ConsistencyMonitor
 from app.profiles.online.invalidation import Stale
-from app.stores.sqlite.event_queries import SqliteEventQueries
+from app.stores.sql.event_queries import SqlEventQueries
 from tests.integration.profiles.consistency.test_inspection import inspector, put
 from tests.support.clock import NOW_MS, no_pause
 from tests.support.events import admitted, feedback, served
@@ -30,9 +30,7 @@ def auditor(service: PausableService, pause: Callable[[float], Awaitable[None]] 
         await service.invalidator.invalidate(stale)
         await service.inner.clear_local_caches()
 
-    return ConsistencyChecker(
-        inspector=inspector(service, pause), events=SqliteEventQueries(service.database), drop=drop
-    )
+    return ConsistencyChecker(inspector=inspector(service, pause), events=SqlEventQueries(service.database), drop=drop)
 
 
 async def consumed(service: PausableService) -> None:
@@ -210,7 +208,7 @@ async def test_late_check_is_skipped(service: PausableService) -> None:
 
 
 async def test_unconsumed_events_are_found_by_user(service: PausableService) -> None:
-    recent = SqliteEventQueries(service.database)
+    recent = SqlEventQueries(service.database)
     assert await recent.newest_seq() == 0
     await service.inner.event_log.append([[admitted(served("ann")), admitted(served("bob"))]])
     assert [item.seq for item in await recent.since(0, 1)] == [2]

@@ -55,7 +55,7 @@ async def tamper(service: PausableService, change: Callable[[dict[str, Any]], ob
             change(read := json.loads(stored))
             connection.execute("UPDATE tip_scores SET profile_read = ? WHERE number = ?", (json.dumps(read), number))
 
-    await service.database.write(work)
+    await service.database.write(work, of=())
 
 
 # --- what is logged is true

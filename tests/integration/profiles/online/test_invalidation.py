@@ -260,7 +260,8 @@ async def test_keys_of_another_release_are_settled_too(group: ServiceGroup) -> N
     await service.database.write(
         lambda connection: connection.execute(
             "INSERT INTO feature_keys VALUES ('signals.tip.served', 'of_tomorrow', 1)"
-        )
+        ),
+        of=(),
     )
     epoch, _ = await service.cache.read([Cell(USER, "of_tomorrow")])
     await service.cache.lease(epoch, [Cell(USER, "of_tomorrow")])

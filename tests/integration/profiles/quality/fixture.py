@@ -10,7 +10,7 @@ from app.profiles.online.cache_protocol import Filler
 from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
-from app.stores.sqlite.quality_runs import SqliteQualityRepository
+from app.stores.sql.quality_runs import SqlQualityRepository
 from app.telemetry import Metrics
 from tests.support.service import PausableService
 
@@ -45,7 +45,7 @@ class QualityFixture:
             pause=self._pause,
         )
         self.drilldown = Drilldown(inspector=self.inspector, users=self.users, registry=registry, clock=clock)
-        self.runs = SqliteQualityRepository(service.database)
+        self.runs = SqlQualityRepository(service.database)
         self.quality = DataQuality(
             measurement=self.measurement, runs=self.runs, drilldown=self.drilldown, clock=clock, start=self._start
         )

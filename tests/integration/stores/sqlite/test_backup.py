@@ -18,11 +18,11 @@ import pytest
 from app.bootstrap.service import open_service
 from app.errors import Conflict, InvalidInput, SchemaMismatch, StoreUnavailable
 from app.settings import Settings
+from app.stores.sql.users import SqlUsers
 from app.stores.sqlite.backup import adopt, backup, restore
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.integrity_check import full_findings
-from app.stores.sqlite.users import SqliteUsers
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, feedback, served
@@ -73,7 +73,7 @@ def test_restored_database_has_a_new_id(database_path: Path, tmp_path: Path) -> 
 
 
 async def opened_id(path: Path) -> str:
-    database = await Database.open(path, readers=1)
+    database = await SqliteDatabase.open(path, readers=1)
     await database.close()
     return database.id
 
@@ -97,7 +97,7 @@ async def test_adopted_database_has_only_a_new_id(database_path: Path) -> None:
     after = await opened_id(database_path)
     assert after not in {before, ""}
     assert query(database_path, "SELECT * FROM sqlite_schema") == content
-    running = await Database.open(database_path, readers=1)
+    running = await SqliteDatabase.open(database_path, readers=1)
     with pytest.raises(Conflict, match="in use"):
         adopt(database_path)
     await running.close()
@@ -224,8 +224,10 @@ def test_restore_is_refused_when_the_source_is_unusable(
     assert query(database_path, "SELECT COUNT(*) FROM event_log") == [(0,)]
 
 
-async def test_backup_contains_whole_commits_and_all_acknowledged_events(database: Database, tmp_path: Path) -> None:
-    log, users = SqliteEventLog(database), SqliteUsers(database)
+async def test_backup_contains_whole_commits_and_all_acknowledged_events(
+    database: SqliteDatabase, tmp_path: Path
+) -> None:
+    log, users = SqliteEventLog(database), SqlUsers(database)
     stop = asyncio.Event()
     acknowledged: list[str] = []
 
@@ -271,7 +273,7 @@ async def test_restore_replaces_a_damaged_database(database_path: Path, tmp_path
         del content[len(content) // 2 :]
     overwrite(database_path, bytes(content))
     restore(copy, database_path)
-    await (await Database.open(database_path, readers=1)).close()
+    await (await SqliteDatabase.open(database_path, readers=1)).close()
     assert damage(database_path) == []
 
 

@@ -13,8 +13,8 @@ import app.bootstrap.servers
 from app.bootstrap.service import OpenService, open_service
 from app.errors import CacheRefused
 from app.settings import Settings
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations
+from app.stores.sql.owed_invalidations import SqlOwedInvalidations
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.valkey.embedded import EmbeddedServer
 from app.stores.valkey.server_registration import HOLD_BACK_S, ServerRegistration
 from tests.support.clock import FakeClock
@@ -146,13 +146,13 @@ async def test_no_read_is_stale_when_processes_use_two_logical_databases(
 
 
 @pytest.fixture
-async def owed(database: Database) -> AsyncIterator[SqliteOwedInvalidations]:
-    opened = SqliteOwedInvalidations(database)
+async def owed(database: SqliteDatabase) -> AsyncIterator[SqlOwedInvalidations]:
+    opened = SqlOwedInvalidations(database)
     yield opened
     opened.close()
 
 
-async def test_one_of_two_wins_when_both_register(database: Database, owed: SqliteOwedInvalidations) -> None:
+async def test_one_of_two_wins_when_both_register(database: SqliteDatabase, owed: SqlOwedInvalidations) -> None:
     clock = FakeClock()
     first, second = ServerRegistration(owed.registration, clock), ServerRegistration(owed.registration, clock)
     await first.register("a" * 40)
@@ -162,7 +162,7 @@ async def test_one_of_two_wins_when_both_register(database: Database, owed: Sqli
     assert first.generation("a" * 40) == second.generation("a" * 40) == 1
 
 
-async def test_unregistered_server_is_refused_and_then_registered(owed: SqliteOwedInvalidations) -> None:
+async def test_unregistered_server_is_refused_and_then_registered(owed: SqlOwedInvalidations) -> None:
     clock = FakeClock()
     registration = ServerRegistration(owed.registration, clock)
     await registration.register("a" * 40)
@@ -173,7 +173,7 @@ async def test_unregistered_server_is_refused_and_then_registered(owed: SqliteOw
     await registration.close()
 
 
-async def test_settle_waits_until_older_queries_have_expired(owed: SqliteOwedInvalidations) -> None:
+async def test_settle_waits_until_older_queries_have_expired(owed: SqlOwedInvalidations) -> None:
     clock = FakeClock()
     pauses: list[float] = []
 

@@ -14,8 +14,8 @@ from itsdangerous import URLSafeSerializer
 from app.api.auth.sessions import HOUR_MS, MAX_COOKIE, Session, SessionRecords, Sessions
 from app.settings import hash_key
 from app.settings.parsers import ApiKey
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.sessions import INSERT_ENDED, KEPT, SqliteSessions
+from app.stores.sql.sessions import INSERT_ENDED, KEPT, SqlSessions
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import FakeClock
 
 ADA = ApiKey("ada", frozenset({"admin"}), hash_key("ada's key"))
@@ -147,8 +147,8 @@ async def test_token_and_message_are_valid_in_one_session() -> None:
     assert await here.unsign(one, await here.cookie(one)) is None
 
 
-async def test_ended_sessions_are_deleted_when_expired_and_many(database: Database) -> None:
-    records = SqliteSessions(database)
+async def test_ended_sessions_are_deleted_when_expired_and_many(database: SqliteDatabase) -> None:
+    records = SqlSessions(database)
     assert len(await records.secret()) == 64
     await records.end("a", expires_at_ms=100, now_ms=50)
     await records.end("a", expires_at_ms=100, now_ms=50)
@@ -157,7 +157,7 @@ async def test_ended_sessions_are_deleted_when_expired_and_many(database: Databa
     await records.end("b", expires_at_ms=300, now_ms=10**15)  # by a clock that is far ahead
     assert await records.has_ended("a")
     others = [(f"other {number}", 200 + number) for number in range(KEPT)]
-    await database.write(lambda connection: connection.executemany(INSERT_ENDED, others))
+    await database.write(lambda connection: connection.executemany(INSERT_ENDED, others), of=())
     await records.end("c", expires_at_ms=400, now_ms=150)
     assert not await records.has_ended("a")
     assert await records.has_ended("b")

@@ -14,9 +14,9 @@ from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.features.clock import DAY_MS
 from app.features.events import LoggedEvent, TipEvent
-from app.stores.sqlite.backlog import unknown_decisions
+from app.stores.sql.backlog import unknown_decisions
 from app.stores.sqlite.backup import backup, restore
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import TIPS, WINDOW_MS, BanditProcess, feedback_for, served_for
 from tests.support.clock import NOW_MS
 from tests.support.events import feedback, served
@@ -254,10 +254,10 @@ async def test_nothing_is_written_when_no_event_concerns_a_decision(
     seqs = await process.store(served("bob"), feedback("ann", tip_id="none of them"))
     events = await process.log.logged(seqs)
 
-    async def write(*_: object) -> None:
+    async def write(*_: object, **__: object) -> None:
         raise StoreUnavailable("read-only")
 
-    monkeypatch.setattr(Database, "write", write)
+    monkeypatch.setattr(SqliteDatabase, "write", write)
     await process.bandit.learner.learn(events)
     assert await process.bandit.learner.settle() == 0
 
@@ -288,7 +288,7 @@ async def test_learning_goes_on_after_a_backup_was_restored(process: BanditProce
     await process.feed_back(waiting, "dismissed")
     restore(tmp_path / "copy.db", tmp_path / "restored.db")
 
-    database = await Database.open(tmp_path / "restored.db", readers=1)
+    database = await SqliteDatabase.open(tmp_path / "restored.db", readers=1)
     try:
         restored = BanditProcess(database, clock=process.clock)
         assert await restored.states(waiting) == ["open"]
@@ -301,7 +301,7 @@ async def test_learning_goes_on_after_a_backup_was_restored(process: BanditProce
 
 
 async def test_decision_made_before_growth_is_learned_padded_with_zeros(
-    process: BanditProcess, database: Database
+    process: BanditProcess, database: SqliteDatabase
 ) -> None:
     plain = BanditProcess(database, shadow=False, clock=process.clock)
     first, second = await plain.decide(), await plain.decide()

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import app.stores.sqlite.learning as store
+import app.stores.sql.learning as store
 from app.bandit.decisions import Decision
 from app.bandit.learning.attribution import GRACE_MS
 from app.features.events import LoggedEvent
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess, feedback_for, served_for
 from tests.support.clock import NOW_MS
 from tests.support.database import wipe
@@ -67,7 +67,7 @@ deliveries = st.builds(
 
 
 @pytest.fixture
-async def workers(database: Database) -> list[BanditProcess]:
+async def workers(database: SqliteDatabase) -> list[BanditProcess]:
     """Two processes with one clock. One has no challenger, as during a rolling upgrade."""
     first = BanditProcess(database)
     return [first, BanditProcess(database, shadow=False, clock=first.clock)]
@@ -79,7 +79,9 @@ async def begin(
     """Five decisions made at the same time, and the logged events about them."""
     process = workers[0]
     await wipe(process.database)
-    await process.database.write(lambda connection: [connection.execute(f"DELETE FROM {table}") for table in TABLES])
+    await process.database.write(
+        lambda connection: [connection.execute(f"DELETE FROM {table}") for table in TABLES], of=()
+    )
     process.clock.step_to(NOW_MS)
     decisions = [await workers[number % 2].decide(USERS[number % 2]) for number in range(5)]
     process.clock.step_to(NOW_MS + 31 * HOUR_MS)

@@ -17,9 +17,9 @@ from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.concurrency.periodic import repeat
 from app.errors import StoreUnavailable
 from app.events.consume import ATTEMPTS
-from app.stores.sqlite.backlog import backlog
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.sufficient_statistics import SqliteStates, damaged, newest_prior, write_statistics
+from app.stores.sql.backlog import backlog
+from app.stores.sql.sufficient_statistics import SqlStates, damaged, newest_prior, write_statistics
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess, feedback_for, inject_failures
 from tests.support.clock import NOW_MS
 from tests.support.logs import Recorder
@@ -45,14 +45,14 @@ async def enroll(process: BanditProcess, users: int) -> list[SufficientStatistic
         write_statistics(connection, {f"user-{number:04d}": one for number, one in enumerate(states)}, 1)
         connection.execute("UPDATE bandit_ledger SET changes = changes + 1")
 
-    await process.database.write(work)
+    await process.database.write(work, of=())
     return states
 
 
 async def test_prior_is_pooled_over_all_users_whether_grown_or_not(
     process: BanditProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.stores.sqlite.sufficient_statistics.PAGE", 7)
+    monkeypatch.setattr("app.stores.sql.sufficient_statistics.PAGE", 7)
     states = await enroll(process, 40)
     assert await process.bandit.maintenance.pool()
     ((version, spec_hash, mu, users, decisions),) = await process.rows(
@@ -78,7 +78,7 @@ async def test_prior_is_pooled_again_only_when_something_was_learned_or_erased(p
     assert await process.rows("SELECT users, decisions FROM bandit_priors ORDER BY version") == [(1, 1), (2, 2), (1, 1)]
 
 
-async def test_one_prior_is_stored_when_two_workers_pool_at_once(database: Database) -> None:
+async def test_one_prior_is_stored_when_two_workers_pool_at_once(database: SqliteDatabase) -> None:
     workers = [BanditProcess(database), BanditProcess(database)]
     await workers[0].learn_one()
     assert sorted(await asyncio.gather(*(worker.bandit.maintenance.pool() for worker in workers))) == [False, True]
@@ -97,7 +97,7 @@ async def test_growth_continues_where_it_was_interrupted(
     monkeypatch.setattr("app.bandit.learning.maintenance.GROWN_AT_ONCE", 3)
     monkeypatch.setattr("app.bandit.learning.maintenance.REST_S", 0.0)
     states = await enroll(process, 20)
-    inject_failures(monkeypatch, SqliteStates, "grow", [None, None, StoreUnavailable("locked")])
+    inject_failures(monkeypatch, SqlStates, "grow", [None, None, StoreUnavailable("locked")])
     with pytest.raises(StoreUnavailable):
         await process.bandit.maintenance.grow()
     assert await process.bandit.states.counts() == {SPEC_V1.hash: 4, SPEC_V2.hash: 16}
@@ -114,7 +114,7 @@ async def test_growth_continues_where_it_was_interrupted(
     assert await process.bandit.maintenance.grow() == 0
 
 
-async def test_statistics_grow_when_they_are_read_for_a_decision(database: Database) -> None:
+async def test_statistics_grow_when_they_are_read_for_a_decision(database: SqliteDatabase) -> None:
     plain, process = BanditProcess(database, shadow=False), BanditProcess(database)
     await plain.learn_one()
     before = await plain.statistics()
@@ -141,7 +141,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """The log lines about statistics and priors."""
     recorder = Recorder()
     for module in ("sufficient_statistics", "learning", "decisions"):
-        monkeypatch.setattr(f"app.stores.sqlite.{module}.log", recorder)
+        monkeypatch.setattr(f"app.stores.sql.{module}.log", recorder)
     return recorder
 
 
@@ -305,7 +305,7 @@ async def test_champion_alone_reads_no_prior() -> None:
         assert newest_prior(nothing, SPEC_V1, known, set()) is known
 
 
-async def test_nothing_grows_without_a_challenger(database: Database) -> None:
+async def test_nothing_grows_without_a_challenger(database: SqliteDatabase) -> None:
     process = BanditProcess(database, shadow=False)
     await enroll(process, 4)
     assert await process.bandit.maintenance.grow() == 0
@@ -317,7 +317,7 @@ async def test_maintenance_continues_after_failures_and_sets_the_metrics(
     process: BanditProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await enroll(process, 4)
-    inject_failures(monkeypatch, SqliteStates, "grow", [StoreUnavailable("locked"), ValueError("a defect")])
+    inject_failures(monkeypatch, SqlStates, "grow", [StoreUnavailable("locked"), ValueError("a defect")])
     task = asyncio.create_task(repeat("maintenance", process.bandit.maintenance.once, 0.0))
     await eventually(lambda: process.metric("prior_version") == 1)
     assert (process.metric("learned_states"), process.metric("states_to_grow")) == (4, 0)

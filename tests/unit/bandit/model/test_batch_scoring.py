@@ -12,7 +12,7 @@ from app.bandit.model.specs import SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, Policy, ScoringCase, answered_ranking, best, choose
 from app.bandit.shadow.scores import Unshadowed, shadows_of
-from app.stores.sqlite.decision_rows import array
+from app.stores.sql.decision_rows import array
 from tests.support.score_requests import request_factors, request_of
 
 

@@ -19,10 +19,10 @@ from app.bandit.rollout.status import RolloutStatus
 from app.bootstrap import bandit
 from app.errors import Conflict, StoreUnavailable
 from app.settings import Settings
-from app.stores.sqlite.audit_trail import SqliteAuditTrail
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.rollout import SqliteRollout
-from app.stores.sqlite.sufficient_statistics import SqliteStates
+from app.stores.sql.audit_trail import SqlAuditTrail
+from app.stores.sql.rollout import SqlRollout
+from app.stores.sql.sufficient_statistics import SqlStates
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import inject_failures
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.decisions import HOUR_MS, rows_of, some, write
@@ -34,12 +34,12 @@ LATELY = NOW_MS - HOUR_MS // 2
 class RolloutFixture:
     """A roll-out on a database, its monitor, and a fake clock."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: SqliteDatabase) -> None:
         self.database = database
         self.clock = FakeClock()
         self.rollout = bandit.rollout(Settings(), database, self.clock)
         self.monitor = RolloutMonitor(self.rollout, self.clock)
-        self.states = SqliteStates(database, SPEC_V2)
+        self.states = SqlStates(database, SPEC_V2)
 
     async def store(self, rows: Sequence[dict[str, object]]) -> None:
         await write(self.database, rows)
@@ -60,7 +60,7 @@ class RolloutFixture:
         return await self.rollout.repository.looks()
 
     async def execute(self, sql: str, *values: object) -> None:
-        await self.database.write(lambda connection: connection.execute(sql, values))
+        await self.database.write(lambda connection: connection.execute(sql, values), of=())
 
     async def set_share(self, share: float) -> None:
         """Put the roll-out on a stage of the ramp, 90 hours ago."""
@@ -69,12 +69,12 @@ class RolloutFixture:
 
     async def audit_trail(self) -> list[tuple[str, str, str]]:
         """(actor, action, outcome), oldest first."""
-        entries = await SqliteAuditTrail(self.database).newest(100)
+        entries = await SqlAuditTrail(self.database).newest(100)
         return [(entry.actor, entry.action, entry.outcome) for entry in reversed(entries)]
 
 
 @pytest.fixture
-def fixture(database: Database) -> RolloutFixture:
+def fixture(database: SqliteDatabase) -> RolloutFixture:
     return RolloutFixture(database)
 
 
@@ -245,7 +245,7 @@ async def test_one_of_two_concurrent_moves_is_refused(fixture: RolloutFixture) -
 
 async def test_rollback_needs_no_figures(fixture: RolloutFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     for method in ("shown", "recent"):
-        inject_failures(monkeypatch, SqliteRollout, method, [StoreUnavailable("no figures now")])
+        inject_failures(monkeypatch, SqlRollout, method, [StoreUnavailable("no figures now")])
     assert (await fixture.rollout.move("rollback", "ann", "now")).stage == "rolled back"
 
 

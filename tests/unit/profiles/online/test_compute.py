@@ -16,7 +16,7 @@ from app.features.registry import Registry
 from app.profiles.online.cache_protocol import Profile
 from app.profiles.online.compute import CAP, MOMENTS_ALWAYS, Computation
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
 from app.telemetry import Metrics
@@ -249,7 +249,7 @@ FAULTS = {
 
 
 async def test_only_faulty_cells_are_null_with_real_sql(
-    database: Database, event_log: SqliteEventLog, metrics: Metrics
+    database: SqliteDatabase, event_log: SqliteEventLog, metrics: Metrics
 ) -> None:
     registry = Registry(
         [*REGISTRY, *(entry(name=name, dtype=dtype, compute=sql) for name, (dtype, sql, _) in FAULTS.items())]
@@ -279,7 +279,7 @@ def profile(registry: Registry, values: Profile) -> dict[str, object]:
     return {registry[index].name: msgspec.json.decode(value.json) for index, value in values.items()}
 
 
-async def test_event_ahead_of_the_clock_counts(database: Database, event_log: SqliteEventLog) -> None:
+async def test_event_ahead_of_the_clock_counts(database: SqliteDatabase, event_log: SqliteEventLog) -> None:
     ahead_ms = NOW_MS + 40 * DAY_MS
     await event_log.append([[admitted(served("ann")), admitted(served("bob")), admitted(served("bob", ahead_ms))]])
     live = Computation(SqliteSource(database, REGISTRY), REGISTRY, FakeClock(), Metrics(), 1, Random(1))

@@ -9,28 +9,29 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.features.events import FEEDBACK, SERVED
-from app.stores.sqlite.change_feed import TAIL_CAP, SqliteChangeFeed, clear_local_caches
+from app.stores.sql.local_cache_epoch import clear_local_caches
+from app.stores.sql.users import SqlUsers
+from app.stores.sqlite.change_feed import TAIL_CAP, SqliteChangeFeed
 from app.stores.sqlite.data_version import DataVersion
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.users import SqliteUsers
 from tests.support.events import admitted, feedback, served
 
 NONE: frozenset[str] = frozenset()
 
 
 @pytest.fixture
-def feed(database: Database) -> Iterator[SqliteChangeFeed]:
+def feed(database: SqliteDatabase) -> Iterator[SqliteChangeFeed]:
     data_version = DataVersion(database.path)
     yield SqliteChangeFeed(data_version)
     data_version.close()
 
 
-async def store(database: Database, *users: str) -> None:
+async def store(database: SqliteDatabase, *users: str) -> None:
     await SqliteEventLog(database).append([[admitted(served(user)) for user in users]])
 
 
-async def test_user_of_each_event_is_named_once(database: Database, feed: SqliteChangeFeed) -> None:
+async def test_user_of_each_event_is_named_once(database: SqliteDatabase, feed: SqliteChangeFeed) -> None:
     assert feed.changed_users() == NONE
     await store(database, "ann", "bob", "ann")
     assert feed.changed_users() == frozenset({"ann", "bob"})
@@ -40,18 +41,20 @@ async def test_user_of_each_event_is_named_once(database: Database, feed: Sqlite
     assert feed.changed_users() == frozenset({"cid", "dan"})
 
 
-async def test_no_user_is_named_when_the_events_are_older_than_the_feed(database: Database) -> None:
+async def test_no_user_is_named_when_the_events_are_older_than_the_feed(database: SqliteDatabase) -> None:
     await store(database, "ann")
     with closing(DataVersion(database.path)) as data_version:
         assert SqliteChangeFeed(data_version).changed_users() == NONE
 
 
-async def test_no_user_is_named_when_a_commit_stores_no_event(database: Database, feed: SqliteChangeFeed) -> None:
-    await database.write(lambda connection: connection.execute("UPDATE event_log SET attempts = attempts + 1"))
+async def test_no_user_is_named_when_a_commit_stores_no_event(database: SqliteDatabase, feed: SqliteChangeFeed) -> None:
+    await database.write(lambda connection: connection.execute("UPDATE event_log SET attempts = attempts + 1"), of=())
     assert feed.changed_users() == NONE
 
 
-async def test_changed_users_is_none_when_local_caches_are_cleared(database: Database, feed: SqliteChangeFeed) -> None:
+async def test_changed_users_is_none_when_local_caches_are_cleared(
+    database: SqliteDatabase, feed: SqliteChangeFeed
+) -> None:
     for _ in range(2):
         await clear_local_caches(database)
         await store(database, "ann")
@@ -59,7 +62,9 @@ async def test_changed_users_is_none_when_local_caches_are_cleared(database: Dat
         assert feed.changed_users() == NONE
 
 
-async def test_changed_users_is_none_when_there_are_too_many_events(database: Database, feed: SqliteChangeFeed) -> None:
+async def test_changed_users_is_none_when_there_are_too_many_events(
+    database: SqliteDatabase, feed: SqliteChangeFeed
+) -> None:
     await store(database, *(f"user {number}" for number in range(TAIL_CAP)))
     assert len(feed.changed_users() or ()) == TAIL_CAP
     await store(database, *(f"user {number}" for number in range(TAIL_CAP + 1)))
@@ -68,17 +73,17 @@ async def test_changed_users_is_none_when_there_are_too_many_events(database: Da
     assert feed.changed_users() == frozenset({"ann"})
 
 
-async def test_later_users_are_named_after_an_erasure(database: Database, feed: SqliteChangeFeed) -> None:
+async def test_later_users_are_named_after_an_erasure(database: SqliteDatabase, feed: SqliteChangeFeed) -> None:
     await store(database, "ann", "bob")
     assert feed.changed_users() == frozenset({"ann", "bob"})
-    await SqliteUsers(database).erase("bob", 1)
+    await SqlUsers(database).erase("bob", 1)
     await store(database, "cid")
     assert feed.changed_users() is None, "an erasure clears local caches"
     await store(database, "dan")
     assert feed.changed_users() == frozenset({"dan"})
 
 
-async def test_newest_events_are_given_by_subject(database: Database, feed: SqliteChangeFeed) -> None:
+async def test_newest_events_are_given_by_subject(database: SqliteDatabase, feed: SqliteChangeFeed) -> None:
     assert feed.newest("ann") == {}
     await store(database, "ann", "ann", "bob")
     assert feed.newest("ann") == {SERVED: 2}
@@ -86,7 +91,7 @@ async def test_newest_events_are_given_by_subject(database: Database, feed: Sqli
     assert feed.newest("ann") == {SERVED: 2, FEEDBACK: 4}
 
 
-async def test_feed_raises_when_the_database_does_not_answer(database: Database) -> None:
+async def test_feed_raises_when_the_database_does_not_answer(database: SqliteDatabase) -> None:
     data_version = DataVersion(database.path)
     feed = SqliteChangeFeed(data_version)
     data_version.close()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 import app.stores.sqlite.database as module
 from app.errors import StoreFull, StoreUnavailable
 from app.stores.sqlite.connection import KEPT_WAL_BYTES
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.database import column, used_bytes
@@ -54,7 +55,7 @@ def audit(connection: sqlite3.Connection, text: str) -> None:
     )
 
 
-async def audited(database: Database) -> list[object]:
+async def audited(database: SqliteDatabase) -> list[object]:
     return await column(database, "SELECT subject FROM audit_trail ORDER BY id")
 
 
@@ -89,33 +90,33 @@ def replace(path: Path) -> None:
     ("change", "what"), [(remove, "removed"), (replace, "replaced by another file")], ids=["removed", "replaced"]
 )
 async def test_reads_and_writes_fail_when_the_file_changed(
-    database: Database, change: Callable[[Path], None], what: str
+    database: SqliteDatabase, change: Callable[[Path], None], what: str
 ) -> None:
-    await database.write(lambda connection: audit(connection, "first"))
+    await database.write(lambda connection: audit(connection, "first"), of=())
     change(database.path)
     message = f"was {what} after this process opened it; restart"
     with pytest.raises(StoreUnavailable, match=message):
-        await database.write(lambda connection: audit(connection, "second"))
+        await database.write(lambda connection: audit(connection, "second"), of=())
     with pytest.raises(StoreUnavailable, match=message) as raised:
         await audited(database)
     assert str(database.path) not in f"{raised.value}{raised.value.public_reason}"
 
 
-async def test_file_is_used_again_when_it_returns(database: Database) -> None:
+async def test_file_is_used_again_when_it_returns(database: SqliteDatabase) -> None:
     remove(database.path)
     with pytest.raises(StoreUnavailable):
         await audited(database)
     database.path.with_name("away").rename(database.path)
-    await database.write(lambda connection: audit(connection, "first"))
+    await database.write(lambda connection: audit(connection, "first"), of=())
     assert await audited(database) == ["first"]
 
 
-async def test_hard_links_are_refused_at_open_and_counted_later(database: Database) -> None:
+async def test_hard_links_are_refused_at_open_and_counted_later(database: SqliteDatabase) -> None:
     second = database.path.with_name("second")
     second.hardlink_to(database.path)
     with pytest.raises(StoreUnavailable, match=r"has 2 names \(hard links\); remove all but one"):
-        await Database.open(second, readers=1)
-    await database.write(lambda connection: audit(connection, "first"))
+        await SqliteDatabase.open(second, readers=1)
+    await database.write(lambda connection: audit(connection, "first"), of=())
     assert database.links == 2
     second.unlink()
     assert (await audited(database), database.links) == (["first"], 1)
@@ -138,19 +139,19 @@ def fail_in_python(_: sqlite3.Connection) -> None:
     ids=["Python", "SQL", "constraint"],
 )
 async def test_write_is_rolled_back_when_it_fails(
-    database: Database, fault: Callable[[sqlite3.Connection], object], error: type[Exception]
+    database: SqliteDatabase, fault: Callable[[sqlite3.Connection], object], error: type[Exception]
 ) -> None:
     def work(connection: sqlite3.Connection) -> None:
         audit(connection, "first")
         fault(connection)
 
     with pytest.raises(error):
-        await database.write(work)
-    await database.write(lambda connection: audit(connection, "second"))
+        await database.write(work, of=())
+    await database.write(lambda connection: audit(connection, "second"), of=())
     assert await audited(database) == ["second"]
 
 
-async def test_only_a_write_that_is_not_durable_skips_the_sync(database: Database) -> None:
+async def test_only_a_write_that_is_not_durable_skips_the_sync(database: SqliteDatabase) -> None:
     full, normal = 2, 1
 
     def level(connection: sqlite3.Connection) -> int:
@@ -162,49 +163,49 @@ async def test_only_a_write_that_is_not_durable_skips_the_sync(database: Databas
         level(connection)
         raise ValueError("undone")
 
-    assert await database.write(level) == full
-    assert await database.write(level, durable=False) == normal
-    assert await database.write(level, durable=False) == normal
-    assert await database.write(level) == full
+    assert await database.write(level, of=()) == full
+    assert await database.write(level, durable=False, of=()) == normal
+    assert await database.write(level, durable=False, of=()) == normal
+    assert await database.write(level, of=()) == full
     with pytest.raises(ValueError, match="undone"):
-        await database.write(fails, durable=False)
-    assert await database.write(level) == full
+        await database.write(fails, durable=False, of=())
+    assert await database.write(level, of=()) == full
     assert await audited(database) == ["written"] * 5
 
 
-async def test_read_cannot_write(database: Database) -> None:
+async def test_read_cannot_write(database: SqliteDatabase) -> None:
     with pytest.raises(StoreUnavailable, match="readonly"):
         await database.read(lambda connection: audit(connection, "by a reader"))
 
 
-async def test_id_is_the_stored_id(database: Database) -> None:
+async def test_id_is_the_stored_id(database: SqliteDatabase) -> None:
     assert [database.id] == await column(database, "SELECT value FROM service WHERE name = 'database_id'")
 
 
-async def test_reads_wait_when_all_readers_are_busy(database: Database) -> None:
+async def test_reads_wait_when_all_readers_are_busy(database: SqliteDatabase) -> None:
     answers = await asyncio.gather(*(column(database, "SELECT ?", number) for number in range(50)))
     assert answers == [[number] for number in range(50)]
 
 
-async def test_write_fails_and_reads_continue_when_another_process_holds_the_lock(database: Database) -> None:
-    await database.write(lambda connection: connection.execute("PRAGMA busy_timeout = 50").fetchall())
+async def test_write_fails_and_reads_continue_when_another_process_holds_the_lock(database: SqliteDatabase) -> None:
+    await database.write(lambda connection: connection.execute("PRAGMA busy_timeout = 50").fetchall(), of=())
     with write_locked(database.path):
         with pytest.raises(StoreUnavailable, match="locked"):
-            await database.write(lambda connection: audit(connection, "refused"))
+            await database.write(lambda connection: audit(connection, "refused"), of=())
         assert await audited(database) == []
-    await database.write(lambda connection: audit(connection, "accepted"))
+    await database.write(lambda connection: audit(connection, "accepted"), of=())
     assert await audited(database) == ["accepted"]
 
 
-async def test_write_waits_when_another_process_holds_the_lock_briefly(database: Database) -> None:
+async def test_write_waits_when_another_process_holds_the_lock_briefly(database: SqliteDatabase) -> None:
     with write_locked(database.path):
-        writing = asyncio.create_task(database.write(lambda connection: audit(connection, "later")))
+        writing = asyncio.create_task(database.write(lambda connection: audit(connection, "later"), of=()))
         assert await audited(database) == []
     await writing
     assert await audited(database) == ["later"]
 
 
-async def test_write_is_committed_when_its_caller_is_cancelled(database: Database) -> None:
+async def test_write_is_committed_when_its_caller_is_cancelled(database: SqliteDatabase) -> None:
     begun = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -212,44 +213,44 @@ async def test_write_is_committed_when_its_caller_is_cancelled(database: Databas
         audit(connection, "orphan")
         loop.call_soon_threadsafe(begun.set)
 
-    writing = asyncio.create_task(database.write(work))
+    writing = asyncio.create_task(database.write(work, of=()))
     await begun.wait()
     writing.cancel()
-    await database.write(lambda connection: audit(connection, "next"))
+    await database.write(lambda connection: audit(connection, "next"), of=())
     assert await audited(database) == ["orphan", "next"]
 
 
-async def test_reads_and_writes_fail_when_the_database_is_closed(database: Database) -> None:
+async def test_reads_and_writes_fail_when_the_database_is_closed(database: SqliteDatabase) -> None:
     await database.close()
     await database.close()
-    for work in (database.read, database.write):
+    for work in (database.read, partial(database.write, of=())):
         with pytest.raises(StoreUnavailable, match="closed"):
             await work(lambda connection: connection.execute("SELECT 1"))
 
 
 @pytest.fixture
-async def small(database_path: Path) -> AsyncIterator[Database]:
+async def small(database_path: Path) -> AsyncIterator[SqliteDatabase]:
     """A database that checkpoints after a few writes of `write_much`."""
-    opened = await Database.open(database_path, readers=2, checkpoint_frames=CHECKPOINT_FRAMES)
+    opened = await SqliteDatabase.open(database_path, readers=2, checkpoint_frames=CHECKPOINT_FRAMES)
     yield opened
     await opened.close()
 
 
-def wal(database: Database) -> Path:
+def wal(database: SqliteDatabase) -> Path:
     return database.path.with_name(database.path.name + "-wal")
 
 
-async def write_much(*databases: Database, commits: int) -> int:
+async def write_much(*databases: SqliteDatabase, commits: int) -> int:
     """Commit some 20 kB each time, to one database after the other. Return the most bytes of the WAL in use."""
     largest = 0
     for database, _ in zip(itertools.cycle(databases), range(commits), strict=False):
-        await database.write(lambda connection: audit(connection, "x" * 20_000))
+        await database.write(lambda connection: audit(connection, "x" * 20_000), of=())
         largest = max(largest, used_bytes(wal(database)))
     return largest
 
 
-async def test_wal_stays_small_and_checkpoints_rare_when_there_are_many_writes(small: Database) -> None:
-    idle = await Database.open(small.path, readers=1)
+async def test_wal_stays_small_and_checkpoints_rare_when_there_are_many_writes(small: SqliteDatabase) -> None:
+    idle = await SqliteDatabase.open(small.path, readers=1)
     try:
         largest = await write_much(small, commits=120)  # some 3 MB
     finally:
@@ -259,17 +260,17 @@ async def test_wal_stays_small_and_checkpoints_rare_when_there_are_many_writes(s
     assert 5 <= small.checkpoints <= 15
 
 
-async def test_no_checkpoint_when_the_wal_is_large_but_hardly_used(small: Database) -> None:
-    await small.write(lambda connection: audit(connection, "x" * 4 * CHECKPOINT_BYTES))
+async def test_no_checkpoint_when_the_wal_is_large_but_hardly_used(small: SqliteDatabase) -> None:
+    await small.write(lambda connection: audit(connection, "x" * 4 * CHECKPOINT_BYTES), of=())
     assert small.checkpoints == 1
     for _ in range(10):
-        await small.write(lambda connection: audit(connection, "small"))
+        await small.write(lambda connection: audit(connection, "small"), of=())
     assert small.checkpoints == 1
     assert wal(small).stat().st_size > 4 * CHECKPOINT_BYTES
 
 
-async def test_wal_stays_small_when_several_databases_write_to_it(small: Database) -> None:
-    second = await Database.open(small.path, readers=1, checkpoint_frames=CHECKPOINT_FRAMES)
+async def test_wal_stays_small_when_several_databases_write_to_it(small: SqliteDatabase) -> None:
+    second = await SqliteDatabase.open(small.path, readers=1, checkpoint_frames=CHECKPOINT_FRAMES)
     try:
         assert await write_much(small, second, second, commits=120) < 1.5 * CHECKPOINT_BYTES
         assert 5 <= small.checkpoints + second.checkpoints <= 15
@@ -277,24 +278,24 @@ async def test_wal_stays_small_when_several_databases_write_to_it(small: Databas
         await second.close()
 
 
-async def test_frames_of_another_process_are_checkpointed(small: Database) -> None:
+async def test_frames_of_another_process_are_checkpointed(small: SqliteDatabase) -> None:
     subprocess.run([sys.executable, "-S", "-c", WRITE_MUCH, str(small.path)], check=True)  # noqa: ASYNC221
     assert used_bytes(wal(small)) > 4 * CHECKPOINT_BYTES
-    await small.write(lambda connection: audit(connection, "small"))
+    await small.write(lambda connection: audit(connection, "small"), of=())
     assert small.checkpoints == 1
-    await small.write(lambda connection: audit(connection, "small"))
+    await small.write(lambda connection: audit(connection, "small"), of=())
     assert used_bytes(wal(small)) < CHECKPOINT_BYTES
 
 
-async def test_wal_is_truncated_when_it_restarts_after_a_large_write(small: Database) -> None:
-    await small.write(lambda connection: audit(connection, "x" * 2 * KEPT_WAL_BYTES))
+async def test_wal_is_truncated_when_it_restarts_after_a_large_write(small: SqliteDatabase) -> None:
+    await small.write(lambda connection: audit(connection, "x" * 2 * KEPT_WAL_BYTES), of=())
     assert wal(small).stat().st_size > 2 * KEPT_WAL_BYTES
-    await small.write(lambda connection: audit(connection, "small"))
+    await small.write(lambda connection: audit(connection, "small"), of=())
     assert wal(small).stat().st_size == KEPT_WAL_BYTES
 
 
-async def test_locks_stay_when_another_database_of_the_process_closes(small: Database) -> None:
-    second = await Database.open(small.path, readers=1)
+async def test_locks_stay_when_another_database_of_the_process_closes(small: SqliteDatabase) -> None:
+    second = await SqliteDatabase.open(small.path, readers=1)
     await write_much(small, second, commits=2)
     await second.close()
     # To leave WAL mode takes a lock that excludes every other connection.
@@ -303,7 +304,7 @@ async def test_locks_stay_when_another_database_of_the_process_closes(small: Dat
     assert "database is locked" in left.stderr
 
 
-async def test_checkpoints_stay_rare_when_a_reader_keeps_the_wal_from_restarting(small: Database) -> None:
+async def test_checkpoints_stay_rare_when_a_reader_keeps_the_wal_from_restarting(small: SqliteDatabase) -> None:
     with closing(sqlite3.connect(small.path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM service").fetchall()
@@ -314,18 +315,18 @@ async def test_checkpoints_stay_rare_when_a_reader_keeps_the_wal_from_restarting
     assert used_bytes(wal(small)) < 1.5 * CHECKPOINT_BYTES
 
 
-async def test_checkpoints_stay_rare_when_a_reader_holds_a_large_write(small: Database) -> None:
+async def test_checkpoints_stay_rare_when_a_reader_holds_a_large_write(small: SqliteDatabase) -> None:
     with closing(sqlite3.connect(small.path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM service").fetchall()
-        await small.write(lambda connection: audit(connection, "x" * 20 * CHECKPOINT_BYTES))
+        await small.write(lambda connection: audit(connection, "x" * 20 * CHECKPOINT_BYTES), of=())
         assert small.checkpoints == 1
         for _ in range(10):
-            await small.write(lambda connection: audit(connection, "small"))
+            await small.write(lambda connection: audit(connection, "small"), of=())
         assert small.checkpoints == 1
 
 
-async def test_write_is_committed_when_the_checkpoint_after_it_fails(small: Database) -> None:
+async def test_write_is_committed_when_the_checkpoint_after_it_fails(small: SqliteDatabase) -> None:
     assert small._checkpointer is not None
     small._checkpointer.close()  # no fault of the file makes a passive checkpoint raise
     await write_much(small, commits=20)
@@ -340,11 +341,11 @@ def copy_without_checkpoint(source: Path, target: Path) -> None:
 
 
 async def test_events_survive_when_the_database_is_opened_after_a_crash(
-    database: Database, event_log: SqliteEventLog, tmp_path: Path
+    database: SqliteDatabase, event_log: SqliteEventLog, tmp_path: Path
 ) -> None:
     await event_log.append([[admitted(served(event_id="a"))]])
     copy_without_checkpoint(database.path, tmp_path / "crashed.db")
-    reopened = await Database.open(tmp_path / "crashed.db", readers=1)
+    reopened = await SqliteDatabase.open(tmp_path / "crashed.db", readers=1)
     try:
         assert [item.event.event_id for item in await SqliteEventLog(reopened).unconsumed(NOW_MS + 1, 9)] == ["a"]
     finally:
@@ -352,7 +353,7 @@ async def test_events_survive_when_the_database_is_opened_after_a_crash(
 
 
 async def test_every_commit_survives_a_crash_when_older_frames_follow_in_the_wal(
-    small: Database, tmp_path: Path
+    small: SqliteDatabase, tmp_path: Path
 ) -> None:
     commits = 0
     while commits < 40 or used_bytes(wal(small)) > CHECKPOINT_BYTES / 2:
@@ -365,26 +366,26 @@ async def test_every_commit_survives_a_crash_when_older_frames_follow_in_the_wal
         assert crashed.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-async def limit_size(database: Database, limited: bool) -> None:
+async def limit_size(database: SqliteDatabase, limited: bool) -> None:
     """Let the file grow no more, or let it grow again."""
     pages = 1 if limited else 2**30  # SQLite raises a limit below the number of pages to that number
-    await database.write(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}").fetchall())
+    await database.write(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}").fetchall(), of=())
 
 
-async def write_until_full(database: Database) -> int:
+async def write_until_full(database: SqliteDatabase) -> int:
     """The number of writes of some pages that found room."""
     for number in range(1_000):
         try:
-            await database.write(lambda connection: audit(connection, "x" * 20_000))
+            await database.write(lambda connection: audit(connection, "x" * 20_000), of=())
         except StoreFull:
             return number
     raise AssertionError("it is never full")
 
 
 @pytest.fixture
-async def clocked(database_path: Path, clock: FakeClock) -> AsyncIterator[Database]:
+async def clocked(database_path: Path, clock: FakeClock) -> AsyncIterator[SqliteDatabase]:
     """A database whose monotonic clock is the fixture `clock`."""
-    opened = await Database.open(database_path, readers=2, monotonic=clock.monotonic)
+    opened = await SqliteDatabase.open(database_path, readers=2, monotonic=clock.monotonic)
     yield opened
     await opened.close()
 
@@ -395,7 +396,7 @@ def clock() -> FakeClock:
 
 
 async def test_reads_continue_and_writes_are_rolled_back_when_the_disk_is_full(
-    clocked: Database, clock: FakeClock
+    clocked: SqliteDatabase, clock: FakeClock
 ) -> None:
     await limit_size(clocked, True)
     stored = await write_until_full(clocked)
@@ -407,19 +408,19 @@ async def test_reads_continue_and_writes_are_rolled_back_when_the_disk_is_full(
         audit(connection, "x" * 200_000)
 
     with pytest.raises(StoreFull, match="no room to write"):
-        await clocked.write(two)
+        await clocked.write(two, of=())
     assert len(await audited(clocked)) == stored
     await limit_size(clocked, False)
-    await clocked.write(two)
+    await clocked.write(two, of=())
     assert [clocked.full] == [True], "a write that succeeds at once may have been small"
     clock.advance(STILL_FULL_MS)
-    await clocked.write(two)
+    await clocked.write(two, of=())
     assert [clocked.full] == [False]
     assert len(await audited(clocked)) == stored + 4
 
 
 async def test_full_disk_is_logged_once_when_it_lasts(
-    clocked: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    clocked: SqliteDatabase, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
     monkeypatch.setattr(module, "log", recorder)
@@ -427,7 +428,7 @@ async def test_full_disk_is_logged_once_when_it_lasts(
     for _ in range(5):
         await write_until_full(clocked)  # small writes may find room in between
         clock.advance(STILL_FULL_MS)
-        await clocked.write(lambda _: None)
+        await clocked.write(lambda _: None, of=())
     assert [line["event"] for line in recorder.lines] == ["database_full", "database_has_room_again"]
     clock.advance(round(module.LOG_FULL_EVERY_S * 1000))
     await write_until_full(clocked)
@@ -438,7 +439,7 @@ ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELE
 
 
 async def test_endless_statement_is_interrupted_when_the_database_closes(database_path: Path) -> None:
-    database = await Database.open(database_path, 1)
+    database = await SqliteDatabase.open(database_path, 1)
     endless = asyncio.create_task(database.read(lambda connection: connection.execute(ENDLESS).fetchall()))
     await database.read(lambda connection: connection.execute("SELECT 1").fetchall())  # by the other reader
     async with asyncio.timeout(10):
@@ -447,7 +448,7 @@ async def test_endless_statement_is_interrupted_when_the_database_closes(databas
         await endless
 
 
-async def test_statement_is_interrupted_after_its_deadline_and_the_next_is_not(database: Database) -> None:
+async def test_statement_is_interrupted_after_its_deadline_and_the_next_is_not(database: SqliteDatabase) -> None:
     async with database.readers.one() as reader:
         with pytest.raises(sqlite3.OperationalError, match="interrupted"):
             await reader.run(lambda connection: connection.execute(ENDLESS).fetchall(), 0.05)

@@ -7,19 +7,19 @@ import pytest
 
 from app.events.ports import DeadLetter
 from app.features.events import TipEvent
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sql.dead_letters import SqlDeadLetters
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, feedback, served
 
 
 @pytest.fixture
-def letters(database: Database) -> SqliteDeadLetters:
-    return SqliteDeadLetters(database)
+def letters(database: SqliteDatabase) -> SqlDeadLetters:
+    return SqlDeadLetters(database)
 
 
-async def fail(letters: SqliteDeadLetters, seq: int, times: int, limit: int = 3) -> list[bool]:
+async def fail(letters: SqlDeadLetters, seq: int, times: int, limit: int = 3) -> list[bool]:
     """Fail an event `times` times, a millisecond apart."""
     return [
         await letters.failed(seq, f"error {number}", f"trace {number}", NOW_MS + number, limit)
@@ -27,7 +27,7 @@ async def fail(letters: SqliteDeadLetters, seq: int, times: int, limit: int = 3)
     ]
 
 
-async def test_event_becomes_a_dead_letter_at_the_limit(event_log: SqliteEventLog, letters: SqliteDeadLetters) -> None:
+async def test_event_becomes_a_dead_letter_at_the_limit(event_log: SqliteEventLog, letters: SqlDeadLetters) -> None:
     event = feedback("ann", dwell_ms=5, offset_min=120, decision_id="d")
     await event_log.append([[admitted(served()), admitted(event)]])
 
@@ -43,7 +43,7 @@ async def test_event_becomes_a_dead_letter_at_the_limit(event_log: SqliteEventLo
 
 
 async def test_failure_is_ignored_when_the_event_is_dead_or_deleted(
-    event_log: SqliteEventLog, letters: SqliteDeadLetters
+    event_log: SqliteEventLog, letters: SqlDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
@@ -56,7 +56,7 @@ async def test_failure_is_ignored_when_the_event_is_dead_or_deleted(
 
 
 async def test_revived_event_is_unconsumed_and_counts_from_zero(
-    event_log: SqliteEventLog, letters: SqliteDeadLetters
+    event_log: SqliteEventLog, letters: SqlDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
@@ -70,7 +70,7 @@ async def test_revived_event_is_unconsumed_and_counts_from_zero(
 
 
 async def test_event_stays_consumed_when_its_letter_is_discarded(
-    event_log: SqliteEventLog, letters: SqliteDeadLetters
+    event_log: SqliteEventLog, letters: SqlDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
@@ -81,7 +81,7 @@ async def test_event_stays_consumed_when_its_letter_is_discarded(
 
 
 async def test_revived_letter_is_deleted_when_its_event_was_pruned(
-    event_log: SqliteEventLog, letters: SqliteDeadLetters
+    event_log: SqliteEventLog, letters: SqlDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
@@ -91,7 +91,7 @@ async def test_revived_letter_is_deleted_when_its_event_was_pruned(
     assert await event_log.unconsumed(NOW_MS + 1, 10) == []
 
 
-async def test_payload_that_is_no_event_is_stored_unchanged(letters: SqliteDeadLetters) -> None:
+async def test_payload_that_is_no_event_is_stored_unchanged(letters: SqlDeadLetters) -> None:
     ids = [await letters.bury_payload(text, "why", "where", NOW_MS) for text in ('{"a": 1}', "\x00", "")]
     assert ids == [1, 2, 3]
     assert [(letter.payload, letter.source, letter.seq) for letter in await letters.list(0, 10)] == [

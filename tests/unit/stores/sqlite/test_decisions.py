@@ -12,8 +12,8 @@ from app.bandit.decisions import Decision, Ranking, Role
 from app.bandit.model.inputs import Candidate, Context
 from app.features.clock import DAY_MS
 from app.features.profile_read import ProfileRead, ValueRead
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import decision_of, row_of
+from app.stores.sql.decision_rows import decision_of, row_of
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import BanditProcess
 from tests.support.events import feedback
 
@@ -81,7 +81,7 @@ def test_decoded_decision_equals_the_stored_one(decision: Decision) -> None:
 
 
 async def test_pruning_deletes_old_decisions_and_the_priors_that_none_names(
-    database: Database,
+    database: SqliteDatabase,
 ) -> None:
     process = BanditProcess(database)
     kept: list[Decision] = []

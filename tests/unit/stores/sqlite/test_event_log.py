@@ -13,10 +13,10 @@ from app.events.validation import Admission, digest
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED, Action, TipEvent
 from app.features.registry import Registry
-from app.stores.sqlite.database import Database
+from app.stores.sql.registries import announce
+from app.stores.sql.users import SqlUsers
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.registries import announce
-from app.stores.sqlite.users import SqliteUsers
 from tests.support.clock import NOW_MS
 from tests.support.database import column
 from tests.support.entries import entry
@@ -30,14 +30,16 @@ async def append(log: SqliteEventLog, *events: TipEvent) -> Appended:
     return outcome
 
 
-async def stored_ids(database: Database) -> list[object]:
+async def stored_ids(database: SqliteDatabase) -> list[object]:
     """The ids of the logged events, in order. Checks that each has its fact."""
     facts = await column(database, "SELECT seq FROM tip_views UNION ALL SELECT seq FROM tip_feedback ORDER BY seq")
     assert facts == await column(database, "SELECT seq FROM event_log ORDER BY seq")
     return await column(database, "SELECT event_id FROM event_log ORDER BY seq")
 
 
-async def test_events_are_numbered_in_order_when_they_are_new(database: Database, event_log: SqliteEventLog) -> None:
+async def test_events_are_numbered_in_order_when_they_are_new(
+    database: SqliteDatabase, event_log: SqliteEventLog
+) -> None:
     first = await append(event_log, served(event_id="a"), feedback(event_id="b"))
     second = await append(event_log, served(event_id="c"))
     assert (first.accepted, first.duplicates, first.seqs) == (2, 0, (1, 2))
@@ -45,7 +47,7 @@ async def test_events_are_numbered_in_order_when_they_are_new(database: Database
     assert await stored_ids(database) == ["a", "b", "c"]
 
 
-async def test_event_is_a_duplicate_when_it_is_sent_again(database: Database, event_log: SqliteEventLog) -> None:
+async def test_event_is_a_duplicate_when_it_is_sent_again(database: SqliteDatabase, event_log: SqliteEventLog) -> None:
     event = feedback(event_id="a", dwell_ms=5)
     await announce(database, REGISTRY, NOW_MS)
     first = await append(event_log, event)
@@ -55,7 +57,9 @@ async def test_event_is_a_duplicate_when_it_is_sent_again(database: Database, ev
     assert await stored_ids(database) == ["a"]
 
 
-async def test_event_is_a_duplicate_when_a_request_repeats_it(database: Database, event_log: SqliteEventLog) -> None:
+async def test_event_is_a_duplicate_when_a_request_repeats_it(
+    database: SqliteDatabase, event_log: SqliteEventLog
+) -> None:
     event = served(event_id="a")
     outcome = await append(event_log, event, served(event_id="b"), event)
     assert (outcome.accepted, outcome.duplicates, outcome.seqs) == (2, 1, (1, 2))
@@ -63,7 +67,7 @@ async def test_event_is_a_duplicate_when_a_request_repeats_it(database: Database
 
 
 async def test_event_is_a_duplicate_when_the_same_commit_stores_it(
-    database: Database, event_log: SqliteEventLog
+    database: SqliteDatabase, event_log: SqliteEventLog
 ) -> None:
     event = admitted(served(event_id="a"))
     first, second = await event_log.append([[event], [event, admitted(served(event_id="b"))]])
@@ -73,7 +77,7 @@ async def test_event_is_a_duplicate_when_the_same_commit_stores_it(
 
 
 async def test_event_of_another_user_is_no_duplicate_when_its_id_is_the_same(
-    database: Database, event_log: SqliteEventLog
+    database: SqliteDatabase, event_log: SqliteEventLog
 ) -> None:
     outcome = await append(event_log, served("ann", event_id="a"), served("bob", event_id="a"))
     assert (outcome.accepted, outcome.duplicates, outcome.seqs) == (2, 0, (1, 2))
@@ -95,7 +99,7 @@ CHANGED: list[TipEvent] = [
 
 @pytest.mark.parametrize("changed", CHANGED, ids=range(len(CHANGED)))
 async def test_request_is_rejected_when_an_id_has_other_content(
-    database: Database, event_log: SqliteEventLog, changed: TipEvent
+    database: SqliteDatabase, event_log: SqliteEventLog, changed: TipEvent
 ) -> None:
     await append(event_log, feedback(event_id="a"))
     requests = [
@@ -111,13 +115,17 @@ async def test_request_is_rejected_when_an_id_has_other_content(
     assert before.seqs + after.seqs == (2, 3)
 
 
-async def test_request_is_rejected_when_it_contradicts_itself(database: Database, event_log: SqliteEventLog) -> None:
+async def test_request_is_rejected_when_it_contradicts_itself(
+    database: SqliteDatabase, event_log: SqliteEventLog
+) -> None:
     request = [admitted(feedback(event_id="a")), admitted(feedback(event_id="a", action="snoozed"))]
     assert await event_log.append([request]) == [ClashingEvent(1, "a")]
     assert await stored_ids(database) == []
 
 
-async def test_nothing_is_stored_when_one_row_cannot_be_written(database: Database, event_log: SqliteEventLog) -> None:
+async def test_nothing_is_stored_when_one_row_cannot_be_written(
+    database: SqliteDatabase, event_log: SqliteEventLog
+) -> None:
     broken = admitted(feedback(event_id="b", dwell_ms=-1))  # admission would reject it; here the schema does
     with pytest.raises(Exception, match="CHECK constraint"):
         await event_log.append([[admitted(served(event_id="a"))], [broken]])
@@ -127,15 +135,15 @@ async def test_nothing_is_stored_when_one_row_cannot_be_written(database: Databa
 
 @pytest.mark.parametrize("how", ["prune", "erase"])
 async def test_sequence_numbers_rise_after_events_were_deleted(
-    database: Database, event_log: SqliteEventLog, how: str
+    database: SqliteDatabase, event_log: SqliteEventLog, how: str
 ) -> None:
     assert (await append(event_log, served("ann"), feedback("ann"))).seqs == (1, 2)
     if how == "prune":
         assert await event_log.prune(NOW_MS + 1, limit=100) == 2
     else:
-        assert (await SqliteUsers(database).erase("ann", 1)).events == 2
+        assert (await SqlUsers(database).erase("ann", 1)).events == 2
     assert await stored_ids(database) == []
-    reopened = await Database.open(database.path, readers=1)
+    reopened = await SqliteDatabase.open(database.path, readers=1)
     try:
         (seq,) = (await append(SqliteEventLog(reopened), served("ann"))).seqs
     finally:
@@ -144,7 +152,7 @@ async def test_sequence_numbers_rise_after_events_were_deleted(
 
 
 async def test_stale_features_are_those_of_all_announced_registries(
-    database: Database, event_log: SqliteEventLog
+    database: SqliteDatabase, event_log: SqliteEventLog
 ) -> None:
     await announce(database, REGISTRY, NOW_MS)
     await announce(database, Registry([entry(name="of_the_next_release", invalidated_by=(SERVED,))]), NOW_MS)
@@ -186,7 +194,7 @@ async def test_events_stored_as_consumed_are_never_unconsumed(event_log: SqliteE
     assert await event_log.unconsumed(NOW_MS + 1, 10) == []
 
 
-async def test_pruning_deletes_the_oldest_events_first(database: Database, event_log: SqliteEventLog) -> None:
+async def test_pruning_deletes_the_oldest_events_first(database: SqliteDatabase, event_log: SqliteEventLog) -> None:
     ages = {"d": 4, "b": 2, "c": 3, "a": 1}  # days since 2026-04-20; out of order on purpose
     await append(event_log, *(feedback(event_id=name, at_ms=NOW_MS + day * DAY_MS) for name, day in ages.items()))
     before_ms = NOW_MS + 4 * DAY_MS
@@ -197,7 +205,7 @@ async def test_pruning_deletes_the_oldest_events_first(database: Database, event
     assert await stored_ids(database) == ["d"]  # it occurred exactly at the cutoff
 
 
-async def test_log_raises_when_the_database_is_closed(database: Database, event_log: SqliteEventLog) -> None:
+async def test_log_raises_when_the_database_is_closed(database: SqliteDatabase, event_log: SqliteEventLog) -> None:
     await database.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         await append(event_log, served())

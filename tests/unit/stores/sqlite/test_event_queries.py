@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from app.events.ports import ActivityCount, Admitted
 from app.features.clock import DAY_MS, to_ms
 from app.features.events import TipEvent, TipFeedback
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.dead_letters import SqliteDeadLetters
+from app.stores.sql.dead_letters import SqlDeadLetters
+from app.stores.sql.event_queries import SELECT_NEWEST_TRACED, SqlEventQueries
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.event_queries import SELECT_NEWEST_TRACED, SqliteEventQueries
 from tests.support.clock import NOW_MS
 from tests.support.database import steps, wipe
 from tests.support.events import admitted, feedback, served
@@ -26,19 +26,19 @@ from tests.unit.stores.sqlite.test_source_against_reference import facts
 
 
 @pytest.fixture
-def queries(database: Database) -> SqliteEventQueries:
-    return SqliteEventQueries(database)
+def queries(database: SqliteDatabase) -> SqlEventQueries:
+    return SqlEventQueries(database)
 
 
 async def test_newest_events_are_returned_with_their_state(
-    database: Database, event_log: SqliteEventLog, queries: SqliteEventQueries
+    database: SqliteDatabase, event_log: SqliteEventLog, queries: SqlEventQueries
 ) -> None:
     early = admitted(feedback("ann", NOW_MS + 60_000, dwell_ms=3, offset_min=330))
     corrected = early._replace(occurred_at_ms=NOW_MS, claimed_at_ms=NOW_MS + 60_000)
     events = [admitted(served("ann", NOW_MS - 5)), admitted(served("bob")), corrected, admitted(feedback("ann"))]
     await event_log.append([events])
     await event_log.mark_consumed([1], NOW_MS + 7)
-    await SqliteDeadLetters(database).failed(4, "it failed", "Traceback", NOW_MS + 9, 1)
+    await SqlDeadLetters(database).failed(4, "it failed", "Traceback", NOW_MS + 9, 1)
     newest = await queries.newest_events("ann", 50)
     assert [item.logged.seq for item in newest] == [4, 3, 1]
     assert [item.logged.event for item in newest] == [events[3].event, events[2].event, events[0].event]
@@ -77,7 +77,7 @@ property_settings = settings(max_examples=60, suppress_health_check=[HealthCheck
 @example(stored=[admitted(feedback("ann", NOW_MS + after, offset_min=330)) for after in (-1, 0, 1)])
 @given(stored=st.lists(facts(), max_size=30))
 async def test_activity_counts_each_event_of_the_window(
-    database: Database, event_log: SqliteEventLog, queries: SqliteEventQueries, stored: list[Admitted]
+    database: SqliteDatabase, event_log: SqliteEventLog, queries: SqlEventQueries, stored: list[Admitted]
 ) -> None:
     await wipe(database)
     await event_log.append([stored])

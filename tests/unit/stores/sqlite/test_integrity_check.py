@@ -11,7 +11,7 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.stores.sqlite.connection import connect
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.integrity_check import TAIL, full_findings, quick_findings
 from tests.support.events import admitted, feedback, served
@@ -23,7 +23,7 @@ NEWEST, OLD = EVENTS, 5
 @pytest.fixture
 async def filled(database_path: Path) -> Path:
     """A closed and checkpointed database with events."""
-    database = await Database.open(database_path, readers=1)
+    database = await SqliteDatabase.open(database_path, readers=1)
     made = [admitted((served if number % 2 else feedback)(f"user-{number % 9}")) for number in range(EVENTS)]
     await SqliteEventLog(database).append([made])
     await database.close()
@@ -78,7 +78,7 @@ def lose_index_entry(path: Path, index: str) -> None:
 
 async def test_no_damage_is_found_in_an_intact_database(filled: Path) -> None:
     assert quick(filled) == full(filled) == []
-    await (await Database.open(filled, readers=1)).close()
+    await (await SqliteDatabase.open(filled, readers=1)).close()
 
 
 Damage = Callable[[Path], None]
@@ -96,7 +96,7 @@ async def test_database_is_refused_when_the_newest_events_are_damaged(
     damage(filled)
     assert finding in quick(filled)[0]
     with pytest.raises(StoreUnavailable, match=f"is damaged: event .* {finding}"):
-        await Database.open(filled, readers=1)
+        await SqliteDatabase.open(filled, readers=1)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ async def test_database_is_refused_when_the_newest_events_are_damaged(
 async def test_database_is_refused_when_pages_are_damaged(filled: Path, damage: Damage) -> None:
     damage(filled)
     with pytest.raises(StoreUnavailable, match=r"damaged|malformed"):
-        await Database.open(filled, readers=1)
+        await SqliteDatabase.open(filled, readers=1)
 
 
 def test_only_the_full_check_finds_damage_of_old_events(filled: Path) -> None:

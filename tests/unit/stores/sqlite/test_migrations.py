@@ -18,10 +18,11 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 
+import app.stores.sql
 import app.stores.sqlite
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.migrations import configuration
-from app.stores.sqlite.database import SCHEMA_REVISION, Database
+from app.stores.sqlite.database import SCHEMA_REVISION, SqliteDatabase
 from app.stores.sqlite.migrate import current, migrate
 from tests.support.waiting import eventually_sync
 
@@ -36,9 +37,10 @@ class AnyParameter(dict[str, None]):
 
 
 def statements() -> Iterator[tuple[str, str]]:
-    """The SQL constants of the package, by module and name."""
-    for info in pkgutil.iter_modules(app.stores.sqlite.__path__):
-        module = importlib.import_module(f"app.stores.sqlite.{info.name}")
+    """The SQL constants of the repositories and of the engine, by module and name."""
+    packages = (app.stores.sql, app.stores.sqlite)
+    for package, info in ((package, info) for package in packages for info in pkgutil.iter_modules(package.__path__)):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, value in vars(module).items():
             texts = value if isinstance(value, tuple) else (value,)
             for text in texts:
@@ -116,7 +118,7 @@ def test_statements_compile_against_the_migrated_schema(migrated_template: Path)
 
 async def refused(path: Path, error: type[Exception]) -> str:
     with pytest.raises(error) as caught:
-        await Database.open(path, readers=1)
+        await SqliteDatabase.open(path, readers=1)
     assert str(path) in str(caught.value)
     return str(caught.value)
 

@@ -10,24 +10,24 @@ from contextlib import closing
 import pytest
 
 from app.errors import StoreFull, StoreUnavailable
+from app.stores.sql.owed_invalidations import SqlOwedInvalidations
+from app.stores.sql.registries import announce
 from app.stores.sqlite.connection import BUSY_TIMEOUT_S
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.owed_invalidations import SqliteOwedInvalidations
-from app.stores.sqlite.registries import announce
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, served
 from tests.support.registry import REGISTRY
 
 
 @pytest.fixture
-def owed(database: Database) -> Iterator[SqliteOwedInvalidations]:
-    opened = SqliteOwedInvalidations(database)
+def owed(database: SqliteDatabase) -> Iterator[SqlOwedInvalidations]:
+    opened = SqlOwedInvalidations(database)
     yield opened
     opened.close()
 
 
-async def test_owed_is_seen_at_once_when_this_process_owes(owed: SqliteOwedInvalidations) -> None:
+async def test_owed_is_seen_at_once_when_this_process_owes(owed: SqlOwedInvalidations) -> None:
     assert not owed.any_owed()
     await owed.owe(["ann"], NOW_MS)
     assert owed.any_owed()
@@ -37,7 +37,7 @@ async def test_owed_is_seen_at_once_when_this_process_owes(owed: SqliteOwedInval
 
 
 async def test_owed_is_seen_at_once_when_another_connection_commits(
-    database: Database, owed: SqliteOwedInvalidations
+    database: SqliteDatabase, owed: SqlOwedInvalidations
 ) -> None:
     assert not owed.any_owed()
     with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
@@ -51,24 +51,24 @@ async def test_owed_is_seen_at_once_when_another_connection_commits(
             assert not owed.any_owed()
 
 
-async def test_owed_is_seen_when_it_is_older_than_the_process(database: Database) -> None:
-    first = SqliteOwedInvalidations(database)
+async def test_owed_is_seen_when_it_is_older_than_the_process(database: SqliteDatabase) -> None:
+    first = SqlOwedInvalidations(database)
     await first.owe(["ann"], NOW_MS)
     first.close()
-    with closing(SqliteOwedInvalidations(database)) as second:
+    with closing(SqlOwedInvalidations(database)) as second:
         assert second.any_owed()
         assert second.any_owed()
 
 
 async def test_nothing_is_owed_when_only_events_are_committed(
-    event_log: SqliteEventLog, owed: SqliteOwedInvalidations
+    event_log: SqliteEventLog, owed: SqlOwedInvalidations
 ) -> None:
     for _ in range(3):
         await event_log.append([[admitted(served())]])
         assert not owed.any_owed()
 
 
-async def test_newer_rows_stay_when_older_ones_are_settled(owed: SqliteOwedInvalidations) -> None:
+async def test_newer_rows_stay_when_older_ones_are_settled(owed: SqlOwedInvalidations) -> None:
     await owed.owe({"bob", "ann"}, NOW_MS)
     rows, _ = await owed.pending(10)
     await owed.owe(["ann"], NOW_MS + 1)  # while the DELs of the first are under way
@@ -79,7 +79,7 @@ async def test_newer_rows_stay_when_older_ones_are_settled(owed: SqliteOwedInval
     assert left.id > max(row.id for row in rows)
 
 
-async def test_settled_ids_are_not_reused(owed: SqliteOwedInvalidations) -> None:
+async def test_settled_ids_are_not_reused(owed: SqlOwedInvalidations) -> None:
     await owed.owe(["ann"], NOW_MS)
     (first,), _ = await owed.pending(10)
     await owed.settled([first.id])
@@ -88,7 +88,7 @@ async def test_settled_ids_are_not_reused(owed: SqliteOwedInvalidations) -> None
     assert owed.any_owed()
 
 
-async def test_pending_returns_the_oldest_rows_first(database: Database, owed: SqliteOwedInvalidations) -> None:
+async def test_pending_returns_the_oldest_rows_first(database: SqliteDatabase, owed: SqlOwedInvalidations) -> None:
     await announce(database, REGISTRY, NOW_MS)
     for number in range(5):
         await owed.owe([f"user-{number}"], NOW_MS)
@@ -97,7 +97,7 @@ async def test_pending_returns_the_oldest_rows_first(database: Database, owed: S
     assert features == set(REGISTRY.names)
 
 
-async def test_query_raises_when_the_connection_is_closed(owed: SqliteOwedInvalidations) -> None:
+async def test_query_raises_when_the_connection_is_closed(owed: SqlOwedInvalidations) -> None:
     await owed.owe(["ann"], NOW_MS)
     assert owed.any_owed()
     owed.close()
@@ -105,7 +105,7 @@ async def test_query_raises_when_the_connection_is_closed(owed: SqliteOwedInvali
         owed.any_owed()
 
 
-async def test_announcing_needs_no_lock_when_nothing_is_new(database: Database) -> None:
+async def test_announcing_needs_no_lock_when_nothing_is_new(database: SqliteDatabase) -> None:
     await announce(database, REGISTRY, NOW_MS)
     with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -113,7 +113,7 @@ async def test_announcing_needs_no_lock_when_nothing_is_new(database: Database) 
             await announce(database, REGISTRY, NOW_MS)
 
 
-async def test_announcing_is_idempotent(database: Database, owed: SqliteOwedInvalidations) -> None:
+async def test_announcing_is_idempotent(database: SqliteDatabase, owed: SqlOwedInvalidations) -> None:
     for moment_ms in (NOW_MS, NOW_MS + 1):
         await announce(database, REGISTRY, moment_ms)
     _, features = await owed.pending(1)
@@ -121,9 +121,9 @@ async def test_announcing_is_idempotent(database: Database, owed: SqliteOwedInva
 
 
 async def test_announcing_needs_no_room_when_nothing_is_new(
-    database: Database, owed: SqliteOwedInvalidations, monkeypatch: pytest.MonkeyPatch
+    database: SqliteDatabase, owed: SqlOwedInvalidations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def full(_: object) -> None:
+    async def full(_: object, *, of: object) -> None:
         raise StoreFull("no room")
 
     with monkeypatch.context() as patch:

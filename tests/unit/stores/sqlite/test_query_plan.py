@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.features.registry import Registry
-from app.stores.sqlite import (
+from app.stores.sql import (
     decisions,
     event_log,
     event_queries,
@@ -20,7 +20,7 @@ from app.stores.sqlite import (
     sufficient_statistics,
     users,
 )
-from app.stores.sqlite.database import Parameters
+from app.stores.sql.database import Parameters
 from app.stores.sqlite.profile_statement import build
 from tests.support.database import query_plan
 from tests.support.entries import entry

@@ -12,12 +12,12 @@ from app.bandit.rollout.aggregates import DecisionPage, DecisionSums
 from app.bandit.rollout.ports import Counts, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target
 from app.bandit.rollout.verdict import Verdict
-from app.stores.sqlite import rollout as module
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.rollout import (
+from app.stores.sql import rollout as module
+from app.stores.sql.rollout import (
     NEWEST,
-    SqliteRollout,
+    SqlRollout,
 )
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 
@@ -25,8 +25,8 @@ LONG_AGO = NOW_MS - 72 * HOUR_MS
 
 
 @pytest.fixture
-def rollout(database: Database) -> SqliteRollout:
-    return SqliteRollout(database)
+def rollout(database: SqliteDatabase) -> SqlRollout:
+    return SqlRollout(database)
 
 
 def look(number: int) -> RolloutLook:
@@ -36,11 +36,11 @@ def look(number: int) -> RolloutLook:
     return RolloutLook(number, NOW_MS, 0.1, "shadow", estimates, Verdict("hold", "Wait."))
 
 
-async def all_of(rollout: SqliteRollout, state: RolloutState, until: int = NEWEST) -> list[DecisionPage]:
+async def all_of(rollout: SqlRollout, state: RolloutState, until: int = NEWEST) -> list[DecisionPage]:
     return [page async for page in rollout.pages(state, until)]
 
 
-async def test_rollout_begins_in_the_shadow_without_decisions(rollout: SqliteRollout) -> None:
+async def test_rollout_begins_in_the_shadow_without_decisions(rollout: SqlRollout) -> None:
     state = await rollout.state()
     assert (state.stage, state.share, state.evaluated_after) == ("shadow", 0.0, 0)
     assert await rollout.counts(state, LONG_AGO) == Counts(NEWEST, 0, 0, 0, 0)
@@ -50,7 +50,7 @@ async def test_rollout_begins_in_the_shadow_without_decisions(rollout: SqliteRol
 
 
 async def test_pages_contain_all_decisions_in_order(
-    rollout: SqliteRollout, database: Database, monkeypatch: pytest.MonkeyPatch
+    rollout: SqlRollout, database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = some(250, share=0.25)
     await write(database, rows_of(page))
@@ -69,7 +69,7 @@ async def test_pages_contain_all_decisions_in_order(
 
 
 async def test_shown_decisions_without_feedback_count_as_not_dismissed(
-    rollout: SqliteRollout, database: Database
+    rollout: SqlRollout, database: SqliteDatabase
 ) -> None:
     settled, waiting = some(20), some(5)
     await write(database, rows_of(settled))
@@ -85,7 +85,7 @@ async def test_shown_decisions_without_feedback_count_as_not_dismissed(
 
 
 async def test_only_settled_exploring_decisions_with_a_shadow_are_evaluated(
-    rollout: SqliteRollout, database: Database
+    rollout: SqlRollout, database: SqliteDatabase
 ) -> None:
     row = rows_of(some(1))[0]
     await write(
@@ -105,7 +105,9 @@ async def test_only_settled_exploring_decisions_with_a_shadow_are_evaluated(
     assert (page.pi_b == [row["champion_p"], row["challenger_p"]]).all()
 
 
-async def test_decisions_without_a_pooled_prior_are_not_evaluated(rollout: SqliteRollout, database: Database) -> None:
+async def test_decisions_without_a_pooled_prior_are_not_evaluated(
+    rollout: SqlRollout, database: SqliteDatabase
+) -> None:
     rows = rows_of(some(6))
     await write(database, [{**row, "prior_version": 0 if place < 2 else 1} for place, row in enumerate(rows)])
     (page,) = await all_of(rollout, await rollout.state())
@@ -114,7 +116,7 @@ async def test_decisions_without_a_pooled_prior_are_not_evaluated(rollout: Sqlit
 
 @pytest.mark.parametrize("unsettled", ["open", "served"])
 async def test_decisions_after_the_oldest_unsettled_one_wait(
-    rollout: SqliteRollout, database: Database, unsettled: str
+    rollout: SqlRollout, database: SqliteDatabase, unsettled: str
 ) -> None:
     rows = rows_of(some(6), made_ms=NOW_MS - 10 * HOUR_MS)
     rows[2] = {**rows[2], "state": unsettled, "reward": None}
@@ -129,7 +131,7 @@ async def test_decisions_after_the_oldest_unsettled_one_wait(
     assert (await rollout.counts(state, NOW_MS))[1:3] == (4, 0)
 
 
-async def test_move_is_refused_when_the_state_changed(rollout: SqliteRollout) -> None:
+async def test_move_is_refused_when_the_state_changed(rollout: SqlRollout) -> None:
     seen = await rollout.state()
     moved = await rollout.move(seen, Target("ramp", 0.05), "it is good", "ann", NOW_MS)
     assert moved == RolloutState("ramp", 0.05, "it is good", "ann", NOW_MS, 0) == await rollout.state()
@@ -137,7 +139,7 @@ async def test_move_is_refused_when_the_state_changed(rollout: SqliteRollout) ->
     assert await rollout.state() == moved
 
 
-async def test_restart_excludes_earlier_looks_and_decisions(rollout: SqliteRollout, database: Database) -> None:
+async def test_restart_excludes_earlier_looks_and_decisions(rollout: SqlRollout, database: SqliteDatabase) -> None:
     await write(database, rows_of(some(5)))
     first = await rollout.state()
     assert await rollout.add_look(look(1), first)
@@ -153,7 +155,7 @@ async def test_restart_excludes_earlier_looks_and_decisions(rollout: SqliteRollo
     assert (await rollout.counts(anew, LONG_AGO)).evaluated == 3
 
 
-async def test_served_is_counted_since_the_stage_began(rollout: SqliteRollout, database: Database) -> None:
+async def test_served_is_counted_since_the_stage_began(rollout: SqlRollout, database: SqliteDatabase) -> None:
     await write(database, rows_of(some(4), made_ms=NOW_MS - 5, role="challenger"))
     await write(database, rows_of(some(3), made_ms=NOW_MS, role="challenger"))
     await write(database, rows_of(some(2), made_ms=NOW_MS, role="champion"))
@@ -161,7 +163,7 @@ async def test_served_is_counted_since_the_stage_began(rollout: SqliteRollout, d
     assert (await rollout.counts(state, LONG_AGO)).served == 3
 
 
-async def test_looks_are_stored_once_unless_they_are_unreadable(rollout: SqliteRollout, database: Database) -> None:
+async def test_looks_are_stored_once_unless_they_are_unreadable(rollout: SqlRollout, database: SqliteDatabase) -> None:
     state, first = await rollout.state(), look(1)
     assert await rollout.add_look(first, state)
     assert not await rollout.add_look(msgspec.structs.replace(look(1), stage="25%"), state)
@@ -175,7 +177,7 @@ async def test_looks_are_stored_once_unless_they_are_unreadable(rollout: SqliteR
     assert not await rollout.add_look(look(2), state)
 
 
-async def test_recent_decisions_are_the_newest_first(rollout: SqliteRollout, database: Database) -> None:
+async def test_recent_decisions_are_the_newest_first(rollout: SqlRollout, database: SqliteDatabase) -> None:
     rows = rows_of(some(4), made_ms=NOW_MS - 3_000, every_ms=1_000)
     rows[3] = {**rows[3], "state": "open", "elapsed_us": 7_500, "profile_present": 0, "role": "challenger"}
     await write(database, rows)

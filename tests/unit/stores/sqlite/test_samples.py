@@ -10,12 +10,12 @@ import pytest
 
 from app.operations.component_states import COMPONENTS, OK, ComponentView
 from app.operations.samples import Gauges, Sample
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.samples import (
+from app.stores.sql.samples import (
     KEPT_MS,
     LATELY_MS,
-    SqliteSamples,
+    SqlSamples,
 )
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS
 from tests.support.database import column
 from tests.support.samples import sample
@@ -25,8 +25,8 @@ WELL = dict.fromkeys(COMPONENTS, OK)
 
 
 @pytest.fixture
-def samples(database: Database) -> SqliteSamples:
-    return SqliteSamples(database)
+def samples(database: SqliteDatabase) -> SqlSamples:
+    return SqlSamples(database)
 
 
 def at(seconds: float, **changes: object) -> Sample:
@@ -34,13 +34,13 @@ def at(seconds: float, **changes: object) -> Sample:
     return sample(at_ms=NOW_MS + round(seconds * 1000), **changes)
 
 
-async def cache(samples: SqliteSamples) -> tuple[str, float]:
+async def cache(samples: SqlSamples) -> tuple[str, float]:
     """The state of the cache, and since when, in seconds after `NOW_MS`."""
     found = (await samples.since(0)).statuses["cache"]
     return found.state, (found.since_ms - NOW_MS) / 1000
 
 
-async def test_samples_are_returned_as_stored(samples: SqliteSamples) -> None:
+async def test_samples_are_returned_as_stored(samples: SqlSamples) -> None:
     full = at(1, counts={"hits": 1, "latency_0.5": 2, "lag_+Inf": 1}, gauges=Gauges(owed=0, outbox=3), components=AWAY)
     await samples.keep(at(2, process="é", role="worker", stopped=True))
     await samples.keep(full)
@@ -48,7 +48,9 @@ async def test_samples_are_returned_as_stored(samples: SqliteSamples) -> None:
     assert len((await samples.since(NOW_MS + 1_001)).samples) == 1
 
 
-async def test_old_samples_and_samples_from_the_future_are_deleted(samples: SqliteSamples, database: Database) -> None:
+async def test_old_samples_and_samples_from_the_future_are_deleted(
+    samples: SqlSamples, database: SqliteDatabase
+) -> None:
     for number in range(5):
         await samples.keep(at(number))
     await samples.keep(at(3 + KEPT_MS / 1000))
@@ -61,7 +63,7 @@ async def test_old_samples_and_samples_from_the_future_are_deleted(samples: Sqli
     assert await column(database, "SELECT COUNT(*) FROM samples") == [1]
 
 
-async def test_state_changes_at_once_when_one_process_runs(samples: SqliteSamples) -> None:
+async def test_state_changes_at_once_when_one_process_runs(samples: SqlSamples) -> None:
     await samples.keep(at(0, components=WELL))
     await samples.keep(at(10, components=WELL))
     assert await cache(samples) == ("ok", 0)
@@ -72,7 +74,7 @@ async def test_state_changes_at_once_when_one_process_runs(samples: SqliteSample
     assert await cache(samples) == ("ok", 40)
 
 
-async def test_state_does_not_flap_when_two_processes_disagree(samples: SqliteSamples) -> None:
+async def test_state_does_not_flap_when_two_processes_disagree(samples: SqlSamples) -> None:
     for second in range(0, 100, 10):
         await samples.keep(at(second, components=AWAY))
         assert await cache(samples) == ("down", 0)
@@ -82,14 +84,14 @@ async def test_state_does_not_flap_when_two_processes_disagree(samples: SqliteSa
     assert await cache(samples) == ("ok", 100)
 
 
-async def test_stopped_process_does_not_count(samples: SqliteSamples) -> None:
+async def test_stopped_process_does_not_count(samples: SqlSamples) -> None:
     await samples.keep(at(0, components=AWAY))
     await samples.keep(at(1, components={}, stopped=True))
     await samples.keep(at(2, process="two", components=WELL))
     assert await cache(samples) == ("ok", 2)
 
 
-async def test_silent_process_does_not_count_after_a_while(samples: SqliteSamples) -> None:
+async def test_silent_process_does_not_count_after_a_while(samples: SqlSamples) -> None:
     await samples.keep(at(0, components=AWAY))
     await samples.keep(at(20, process="two", components=WELL))
     assert await cache(samples) == ("down", 0)
@@ -98,9 +100,7 @@ async def test_silent_process_does_not_count_after_a_while(samples: SqliteSample
 
 
 @pytest.mark.parametrize("body", ["nonsense", "{}", '{"at_ms": 1, "process": "one", "role": "prophet", "seconds": 1}'])
-async def test_sample_is_ignored_when_it_cannot_be_decoded(
-    samples: SqliteSamples, database_path: Path, body: str
-) -> None:
+async def test_sample_is_ignored_when_it_cannot_be_decoded(samples: SqlSamples, database_path: Path, body: str) -> None:
     with closing(sqlite3.connect(database_path, isolation_level=None)) as other:
         other.execute("INSERT INTO samples (at_ms, process, body) VALUES (?, 'other', ?)", (NOW_MS, body))
     await samples.keep(at(1, components=AWAY))
@@ -108,7 +108,7 @@ async def test_sample_is_ignored_when_it_cannot_be_decoded(
     assert await cache(samples) == ("down", 1)
 
 
-async def test_unknown_component_is_ignored(samples: SqliteSamples, database_path: Path) -> None:
+async def test_unknown_component_is_ignored(samples: SqlSamples, database_path: Path) -> None:
     with closing(sqlite3.connect(database_path, isolation_level=None)) as other:
         other.execute("INSERT INTO component_states VALUES ('bandit', 'ok', '', 0, 0)")
     assert (await samples.since(0)).statuses == {}

@@ -15,7 +15,7 @@ from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot
 from app.stores.sqlite import source as module
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
 from tests.support.clock import NOW_MS
@@ -34,7 +34,7 @@ SOUND = entry(name="sound")
 FAULTY = Registry([SOUND, OVERFLOW, TWO_ROWS])
 
 
-async def test_rows_are_in_the_requested_order(database: Database, event_log: SqliteEventLog) -> None:
+async def test_rows_are_in_the_requested_order(database: SqliteDatabase, event_log: SqliteEventLog) -> None:
     await event_log.append([[admitted(served("ann", NOW_MS - ago)) for ago in (0, 10, 20)]])
     volume = REGISTRY.mask(["tip_volume_30d"])
     moments = [NOW_MS - 10, NOW_MS, NOW_MS - 21, NOW_MS, NOW_MS - 20]
@@ -47,13 +47,15 @@ async def test_rows_are_in_the_requested_order(database: Database, event_log: Sq
 
 
 @pytest.mark.parametrize("user_id", ["123", "a'b", 'a"b', "…", "[]", "null", "😀", "a\\u0000b", "ann%"])
-async def test_user_id_may_contain_any_character(database: Database, event_log: SqliteEventLog, user_id: str) -> None:
+async def test_user_id_may_contain_any_character(
+    database: SqliteDatabase, event_log: SqliteEventLog, user_id: str
+) -> None:
     await event_log.append([[admitted(served(user_id)), admitted(served("other"))]])
     snapshot = await SqliteSource(database, Registry([SOUND])).compute(NOW_MS, [ComputeRow(user_id, 1)])
     assert snapshot.rows == [(1,)]
 
 
-async def test_version_is_the_newest_event_of_the_user(database: Database, event_log: SqliteEventLog) -> None:
+async def test_version_is_the_newest_event_of_the_user(database: SqliteDatabase, event_log: SqliteEventLog) -> None:
     source, users = SqliteSource(database, REGISTRY), [ComputeRow(user_id, 1) for user_id in ("ann", "bob", "cid")]
     assert list((await source.compute(NOW_MS, users)).versions) == [0, 0, 0]
     await event_log.append([[admitted(event) for event in (feedback("ann"), served("bob"), served("ann"))]])
@@ -63,7 +65,7 @@ async def test_version_is_the_newest_event_of_the_user(database: Database, event
     assert list((await source.compute(NOW_MS, users)).versions) == [0, 0, 4]  # no number is used again
 
 
-async def test_oldest_event_of_a_window_leaves_it_first(database: Database, event_log: SqliteEventLog) -> None:
+async def test_oldest_event_of_a_window_leaves_it_first(database: SqliteDatabase, event_log: SqliteEventLog) -> None:
     window_ms = 30 * DAY_MS
     views = [NOW_MS, NOW_MS - window_ms + 1, NOW_MS - window_ms, NOW_MS - window_ms - 1]
     stored: list[TipEvent] = [*(served("ann", at_ms) for at_ms in views), feedback("ann", NOW_MS - 7)]
@@ -75,7 +77,7 @@ async def test_oldest_event_of_a_window_leaves_it_first(database: Database, even
     assert list(snapshot.leaves_ms[1]) == [END_OF_TIME_MS] * 5
 
 
-async def test_version_repeats_a_live_computation(database: Database, event_log: SqliteEventLog) -> None:
+async def test_version_repeats_a_live_computation(database: SqliteDatabase, event_log: SqliteEventLog) -> None:
     ahead = NOW_MS + 500  # by the clock of another process
     stored: list[TipEvent] = [served("ann"), served("bob"), served("ann", ahead), served("ann")]
     await event_log.append([[admitted(event) for event in stored]])
@@ -86,7 +88,7 @@ async def test_version_repeats_a_live_computation(database: Database, event_log:
 
 
 async def test_only_one_cell_fails_when_the_sql_fails_for_one_user(
-    database: Database, event_log: SqliteEventLog
+    database: SqliteDatabase, event_log: SqliteEventLog
 ) -> None:
     events: list[TipEvent] = [feedback("ann"), feedback("bob"), feedback("bob"), served("bob"), served("ann")]
     await event_log.append([[admitted(event) for event in events]])
@@ -99,7 +101,7 @@ async def test_only_one_cell_fails_when_the_sql_fails_for_one_user(
 
 
 async def test_sql_reads_only_the_requested_user_when_it_does_not_group(
-    database: Database, event_log: SqliteEventLog
+    database: SqliteDatabase, event_log: SqliteEventLog
 ) -> None:
     registry = Registry(
         [
@@ -129,7 +131,7 @@ TIMEOUT_S = 0.2
 
 
 @pytest.fixture
-async def slow(database: Database, event_log: SqliteEventLog) -> SqliteSource:
+async def slow(database: SqliteDatabase, event_log: SqliteEventLog) -> SqliteSource:
     """A source with a feature that never ends for ann and bob, and is quick for cid without views."""
     events: list[TipEvent] = [served("ann"), served("bob"), feedback("ann"), feedback("cid")]
     await event_log.append([[admitted(event) for event in events]])
@@ -146,7 +148,7 @@ async def test_slow_feature_leaves_the_others_correct(slow: SqliteSource) -> Non
 
 
 async def test_users_of_a_statement_share_the_deadline_of_a_feature(
-    database: Database, event_log: SqliteEventLog
+    database: SqliteDatabase, event_log: SqliteEventLog
 ) -> None:
     # Some 30 ms for each user.
     laborious = entry(
@@ -179,7 +181,7 @@ async def test_slow_feature_delays_no_statement_without_it(slow: SqliteSource) -
 
 
 async def test_attempt_needs_no_idle_reader_and_ends_separate_computing(
-    database: Database, event_log: SqliteEventLog
+    database: SqliteDatabase, event_log: SqliteEventLog
 ) -> None:
     await event_log.append([[admitted(feedback("ann")), admitted(feedback("ann"))]])
     source = SqliteSource(database, FAULTY, width=1)
@@ -192,7 +194,7 @@ async def test_attempt_needs_no_idle_reader_and_ends_separate_computing(
 
 
 async def test_snapshot_is_one_when_features_are_computed_separately(
-    database: Database, event_log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+    database: SqliteDatabase, event_log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await event_log.append([[admitted(feedback("ann")), admitted(feedback("ann")), admitted(served("ann"))]])
     source, run = SqliteSource(database, FAULTY), SqliteSource._run
@@ -211,7 +213,7 @@ async def test_snapshot_is_one_when_features_are_computed_separately(
 
 
 async def test_long_statement_is_interrupted_when_the_process_stops(
-    database: Database, event_log: SqliteEventLog
+    database: SqliteDatabase, event_log: SqliteEventLog
 ) -> None:
     await event_log.append([[admitted(served("ann"))]])
     source = SqliteSource(database, Registry([ENDLESS]), timeout_s=600)
@@ -225,7 +227,7 @@ async def test_long_statement_is_interrupted_when_the_process_stops(
 
 @pytest.mark.parametrize("separate", [False, True])
 async def test_statement_is_interrupted_and_its_reader_usable_when_the_caller_is_cancelled(
-    database: Database, event_log: SqliteEventLog, *, separate: bool
+    database: SqliteDatabase, event_log: SqliteEventLog, *, separate: bool
 ) -> None:
     await event_log.append([[admitted(event) for event in (served("ann"), feedback("bob"), feedback("bob"))]])
     source = SqliteSource(database, Registry([SOUND, ENDLESS, OVERFLOW]), width=1, timeout_s=600)
@@ -244,7 +246,9 @@ async def test_statement_is_interrupted_and_its_reader_usable_when_the_caller_is
         assert (list(snapshot.rows[0]), snapshot.versions[0]) == ([1, None, None], 1)
 
 
-async def test_transaction_ends_whenever_the_caller_is_cancelled(database: Database, event_log: SqliteEventLog) -> None:
+async def test_transaction_ends_whenever_the_caller_is_cancelled(
+    database: SqliteDatabase, event_log: SqliteEventLog
+) -> None:
     await event_log.append([[admitted(event) for event in (served("ann"), feedback("bob"), feedback("bob"))]])
     source = SqliteSource(database, FAULTY, width=1)
     everything = [ComputeRow("bob", FAULTY.full_mask)]
@@ -261,7 +265,7 @@ async def test_transaction_ends_whenever_the_caller_is_cancelled(database: Datab
 
 
 async def test_slice_contains_as_many_rows_as_their_events_allow(
-    database: Database, event_log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+    database: SqliteDatabase, event_log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SLICE_EVENTS", 1_000)
     monkeypatch.setattr(module, "ROW_EVENTS", 10)
@@ -278,7 +282,9 @@ async def test_slice_contains_as_many_rows_as_their_events_allow(
     assert await source.fitting([heavy._replace(now_ms=NOW_MS + 31 * DAY_MS)] * 20) == 20, "nor older ones"
 
 
-async def test_source_raises_when_the_database_is_damaged(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_source_raises_when_the_database_is_damaged(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = SqliteSource(database, REGISTRY)
     calls: list[object] = []
 

@@ -15,7 +15,7 @@ from app.features.events import Action, TipFeedback, TipServed
 from app.features.registry import Registry, indices
 from app.profiles.online.compute import Computation
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow
-from app.stores.sqlite.database import Database
+from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.feature_check import compile_registry
 from app.stores.sqlite.source import SqliteSource
@@ -78,13 +78,13 @@ def same(left: dict[str, reference.Value], right: dict[str, reference.Value]) ->
     return left == right and [type(left[name]) for name in left] == [type(right[name]) for name in left]
 
 
-async def store(database: Database, stored: list[Admitted]) -> Computation:
+async def store(database: SqliteDatabase, stored: list[Admitted]) -> Computation:
     await wipe(database)
     await SqliteEventLog(database).append([stored])
     return Computation(SqliteSource(database, REGISTRY), REGISTRY, FakeClock(), Metrics(), 2, random.Random(1))
 
 
-async def assert_equal(database: Database, stored: list[Admitted], asked: list[ComputeRow]) -> None:
+async def assert_equal(database: SqliteDatabase, stored: list[Admitted], asked: list[ComputeRow]) -> None:
     """Assert that every row equals the reference."""
     computation = await store(database, stored)
     (first,) = await database.row("SELECT COALESCE(MIN(seq), 1) FROM event_log")
@@ -102,7 +102,7 @@ async def assert_equal(database: Database, stored: list[Admitted], asked: list[C
 @property_settings
 @given(stored=st.lists(facts(), max_size=25), asked=st.lists(rows, min_size=1, max_size=12))
 async def test_features_equal_the_reference_at_any_moments(
-    database: Database, stored: list[Admitted], asked: list[ComputeRow]
+    database: SqliteDatabase, stored: list[Admitted], asked: list[ComputeRow]
 ) -> None:
     await assert_equal(database, stored, asked)
 
@@ -111,7 +111,7 @@ async def test_features_equal_the_reference_at_any_moments(
 @given(stored=st.lists(facts(), max_size=20), asked=st.dictionaries(st.sampled_from(USERS), masks, min_size=1))
 @example(stored=[admitted(feedback("ann", NOW_MS + DAY_MS))], asked={"ann": REGISTRY.full_mask})
 async def test_live_features_equal_the_reference_when_events_lie_ahead(
-    database: Database, stored: list[Admitted], asked: dict[str, int]
+    database: SqliteDatabase, stored: list[Admitted], asked: dict[str, int]
 ) -> None:
     computation = await store(database, stored)
     computed = await computation.live(asked)
@@ -131,7 +131,7 @@ AHEAD = [admitted(feedback("ann", NOW_MS + 400))]  # stored by a process whose c
 @example(stored=LATE, at_ms=NOW_MS)
 @example(stored=SAME_MS, at_ms=NOW_MS)
 @example(stored=SAME_MS + AHEAD + LATE, at_ms=NOW_MS)
-async def test_value_is_right_until_it_expires(database: Database, stored: list[Admitted], at_ms: int) -> None:
+async def test_value_is_right_until_it_expires(database: SqliteDatabase, stored: list[Admitted], at_ms: int) -> None:
     """At every moment at which the reference's value can change before the expiry, and a millisecond around it."""
     await store(database, stored)
     source = SqliteSource(database, REGISTRY)
@@ -163,7 +163,7 @@ async def test_value_is_right_until_it_expires(database: Database, stored: list[
             )
 
 
-async def test_windows_of_features_are_apart(database: Database) -> None:
+async def test_windows_of_features_are_apart(database: SqliteDatabase) -> None:
     day = entry(
         name="day", compute="SELECT user_id, COUNT(*) AS value FROM views GROUP BY user_id", window=timedelta(1)
     )
@@ -188,7 +188,7 @@ def completed(at_ms: int, offset_min: int = 0) -> Admitted:
     return admitted(feedback("ann", at_ms, offset_min=offset_min))
 
 
-async def profile_of(database: Database, stored: list[Admitted], now_ms: int = NOW_MS) -> dict[str, object]:
+async def profile_of(database: SqliteDatabase, stored: list[Admitted], now_ms: int = NOW_MS) -> dict[str, object]:
     computation = await store(database, stored)
     (outcomes,) = await computation.moments([ComputeRow("ann", REGISTRY.full_mask, now_ms)])
     return {REGISTRY[index].name: msgspec.json.decode(value.json) for index, value in outcomes.items()}
@@ -198,7 +198,7 @@ async def profile_of(database: Database, stored: list[Admitted], now_ms: int = N
     ("delta_ms", "counted"),
     [(0, 1), (-1, 1), (1, 0), (-30 * DAY_MS, 0), (-30 * DAY_MS - 1, 0), (-30 * DAY_MS + 1, 1)],
 )
-async def test_window_is_exact_to_the_millisecond(database: Database, delta_ms: int, counted: int) -> None:
+async def test_window_is_exact_to_the_millisecond(database: SqliteDatabase, delta_ms: int, counted: int) -> None:
     at_ms = NOW_MS + delta_ms
     values = await profile_of(database, [admitted(served("ann", at_ms)), completed(at_ms)])
     assert values["tip_volume_30d"] == counted
@@ -209,7 +209,7 @@ async def test_window_is_exact_to_the_millisecond(database: Database, delta_ms: 
     ("offset_min", "hour"),
     [(0, 23), (60, 0), (30, 0), (29, 23), (-1410, 0), (345, 5), (330, 5), (-210, 20), (840, 13), (-720, 11)],
 )
-async def test_preferred_hour_is_local(database: Database, offset_min: int, hour: int) -> None:
+async def test_preferred_hour_is_local(database: SqliteDatabase, offset_min: int, hour: int) -> None:
     half_past_eleven = NOW_MS - 12 * HOUR_MS - HOUR_MS // 2  # 23:30 UTC of the day before
     assert (await profile_of(database, [completed(half_past_eleven, offset_min)]))["preferred_hour"] == hour
 
@@ -231,12 +231,12 @@ COMPLETIONS = {
 
 
 @pytest.mark.parametrize("reason", COMPLETIONS)
-async def test_preferred_hour_is_decided_by(database: Database, reason: str) -> None:
+async def test_preferred_hour_is_decided_by(database: SqliteDatabase, reason: str) -> None:
     stored, hour = COMPLETIONS[reason]
     assert (await profile_of(database, stored))["preferred_hour"] == hour
 
 
-async def test_profile_has_defaults_when_a_user_has_no_event(database: Database) -> None:
+async def test_profile_has_defaults_when_a_user_has_no_event(database: SqliteDatabase) -> None:
     assert await profile_of(database, []) == {
         "completion_rate_30d": None,
         "dismiss_rate_30d": None,
@@ -246,7 +246,7 @@ async def test_profile_has_defaults_when_a_user_has_no_event(database: Database)
     }
 
 
-async def test_mean_dwell_ignores_unknown_times(database: Database) -> None:
+async def test_mean_dwell_ignores_unknown_times(database: SqliteDatabase) -> None:
     stored = [admitted(feedback("ann", NOW_MS, "snoozed", dwell_ms=dwell)) for dwell in (None, 0, 5, None)]
     values = await profile_of(database, stored)
     assert values["mean_dwell_ms_30d"] == 2.5
@@ -256,7 +256,7 @@ async def test_mean_dwell_ignores_unknown_times(database: Database) -> None:
     assert (await profile_of(database, unknown))["mean_dwell_ms_30d"] is None
 
 
-async def test_late_event_counts_by_its_event_time(database: Database) -> None:
+async def test_late_event_counts_by_its_event_time(database: SqliteDatabase) -> None:
     late = admitted(feedback("ann", NOW_MS - 10 * DAY_MS, "dismissed"), received_at_ms=NOW_MS)
     computation = await store(database, [late])
     full, then = REGISTRY.full_mask, NOW_MS - 5 * DAY_MS
@@ -266,7 +266,7 @@ async def test_late_event_counts_by_its_event_time(database: Database) -> None:
 
 
 @pytest.mark.slow
-async def test_features_equal_the_reference_with_thousands_of_events(database: Database) -> None:
+async def test_features_equal_the_reference_with_thousands_of_events(database: SqliteDatabase) -> None:
     chance = random.Random(20260425)
     users = [f"user-{number}" for number in range(40)]
     stored: list[Admitted] = []

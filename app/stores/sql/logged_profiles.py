@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from app.profiles.ports import END_OF_TIME_MS, LoggedProfile
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import profile_read_of
+from app.stores.sql.database import Database
+from app.stores.sql.decision_rows import profile_read_of
 
 _SELECT = """
 SELECT number, decision_id, user_id, profile_origin, request -> '$.profile', profile_read FROM tip_scores
@@ -21,7 +21,7 @@ SELECT_BY_IDS = f"{_SELECT} WHERE decision_id IN (SELECT value FROM json_each(?)
 _decode = msgspec.json.Decoder(dict[str, Any] | None).decode
 
 
-class SqliteLoggedProfiles:
+class SqlLoggedProfiles:
     """The profiles of stored decisions. Implements `app.profiles.ports.LoggedProfiles`."""
 
     def __init__(self, database: Database) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from app.operations.audit import BEGUN, AuditEntry, AuditFilter
-from app.stores.sqlite.database import Database
+from app.stores.sql.database import Connection, Database
 
 NEWEST = 2**63 - 1
-INSERT_AUDIT = "INSERT INTO audit_trail (at_ms, actor, action, subject, outcome) VALUES (?, ?, ?, ?, ?)"
+INSERT_AUDIT = "INSERT INTO audit_trail (at_ms, actor, action, subject, outcome) VALUES (?, ?, ?, ?, ?) RETURNING id"
 UPDATE_OUTCOME = "UPDATE audit_trail SET outcome = ? WHERE id = ? AND outcome = 'begun'"
 # No index serves the filters: a filter that matches nothing scans a million entries in 0.1 s, and admins ask rarely.
 SELECT_AUDIT = """
@@ -28,17 +26,18 @@ SELECT DISTINCT action FROM (SELECT action FROM audit_trail ORDER BY id DESC LIM
 """
 
 
-class SqliteAuditTrail:
+class SqlAuditTrail:
     """The audit trail of admin actions. Implements `app.operations.audit.AuditTrail`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def begin(self, at_ms: int, actor: str, action: str, subject: str, outcome: str = BEGUN) -> int:
-        def work(connection: sqlite3.Connection) -> int:
-            return connection.execute(INSERT_AUDIT, (at_ms, actor, action, subject, outcome)).lastrowid or 0
+        def work(connection: Connection) -> int:
+            (entry_id,) = connection.execute(INSERT_AUDIT, (at_ms, actor, action, subject, outcome)).fetchone()
+            return int(entry_id)
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=())
 
     async def settle(self, entry_id: int, outcome: str) -> None:
         await self._database.execute(UPDATE_OUTCOME, (outcome, entry_id))

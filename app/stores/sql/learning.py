@@ -8,7 +8,6 @@ only from `open` or `served`.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,9 +22,9 @@ from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.ports import SettleCounts
 from app.errors import SpecMismatch
 from app.features.events import LoggedEvent
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import array
-from app.stores.sqlite.sufficient_statistics import ASIDE, UPDATE_CHANGES, read_statistics, set_aside, write_statistics
+from app.stores.sql.database import Connection, Database
+from app.stores.sql.decision_rows import array
+from app.stores.sql.sufficient_statistics import ASIDE, UPDATE_CHANGES, read_statistics, set_aside, write_statistics
 from app.telemetry import logger
 
 log = logger("stores.learning")
@@ -90,7 +89,7 @@ UPDATE tip_scores SET state = 'expired', settled_at_ms = :now WHERE number IN (
 """
 
 
-class SqliteLearning:
+class SqlLearning:
     """Learns from events, in write transactions. Implements `app.bandit.ports.LearningRepository`."""
 
     def __init__(self, database: Database, policies: Policies, rules: Rules) -> None:
@@ -101,34 +100,36 @@ class SqliteLearning:
     async def concerned(self, events: Sequence[LoggedEvent]) -> list[LoggedEvent]:
         queries = [_query(item) for item in events]
 
-        def work(connection: sqlite3.Connection) -> set[tuple[str, ...]]:
+        def work(connection: Connection) -> set[tuple[str, ...]]:
             return {query for query in set(queries) if connection.execute(query[0], query[1:]).fetchone() is not None}
 
         found = await self._database.read(work)
         return [item for item, query in zip(events, queries, strict=True) if query in found]
 
     async def note_unknown(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[str, int]:
-        def work(connection: sqlite3.Connection) -> Mapping[str, int]:
+        def work(connection: Connection) -> Mapping[str, int]:
             found = [connection.execute(SELECT_SENT_BY, (item.seq,)).fetchone() for item in events]
             counts = Counter(str(row[0]) for row in found if row is not None)
             connection.executemany(UPSERT_UNKNOWN, [(sent_by, count, now_ms) for sent_by, count in counts.items()])
             return counts
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=())
 
     async def learn(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[EventOutcome, int]:
-        def work(connection: sqlite3.Connection) -> Mapping[EventOutcome, int]:
+        def work(connection: Connection) -> Mapping[EventOutcome, int]:
             transaction = _LearningTransaction(connection, self._policies, now_ms)
             outcomes = [transaction.take(event, self._rules) for event in events]
             transaction.write()
             return Counter(outcome for outcome in outcomes if outcome is not None)
 
+        users = {item.event.user_id for item in events}
         try:
-            return await self._database.write(work)
+            return await self._database.write(work, of=users)
         except SpecMismatch:
             # The transaction was rolled back, so another one sets the damaged statistics aside and logs it.
-            users = {item.event.user_id for item in events}
-            await self._database.write(lambda connection: [set_aside(connection, user_id) for user_id in users])
+            await self._database.write(
+                lambda connection: [set_aside(connection, user_id) for user_id in users], of=users
+            )
             raise
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
@@ -139,17 +140,18 @@ class SqliteLearning:
         if not any_closed:
             return SettleCounts(0, 0, 0)
         parameters = {**closed, "now": now_ms, "limit": limit, "known": json.dumps(list(SPECS))}
+        users = {row[3] for row in await self._database.rows(SELECT_CLOSED, parameters)}
 
-        def work(connection: sqlite3.Connection) -> SettleCounts:
+        def work(connection: Connection) -> SettleCounts:
             transaction = _LearningTransaction(connection, self._policies, now_ms)
             reward = self._rules.rewards[NO_FEEDBACK]
-            rows = connection.execute(SELECT_CLOSED, parameters).fetchall()
+            rows = [row for row in connection.execute(SELECT_CLOSED, parameters).fetchall() if row[3] in users]
             learned = [transaction.learn_default(_LoggedVector(*row[:4]), row[4], reward) for row in rows]
             transaction.write()
             expired = connection.execute(UPDATE_EXPIRED, parameters).rowcount
             return SettleCounts(learned.count(True), expired, learned.count(False))
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=users)
 
 
 def _query(logged: LoggedEvent) -> tuple[str, ...]:
@@ -172,7 +174,7 @@ class _LoggedVector(NamedTuple):
 class _LearningTransaction:
     """Learning within one transaction: it reads each user's statistics once, and writes them once at the end."""
 
-    def __init__(self, connection: sqlite3.Connection, policies: Policies, now_ms: int) -> None:
+    def __init__(self, connection: Connection, policies: Policies, now_ms: int) -> None:
         self._connection = connection
         self._policies = policies
         self._now_ms = now_ms

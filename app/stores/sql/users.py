@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping, Sequence
 
 from app.events.ports import Holdings
 from app.features.events import KNOWN_SUBJECTS
 from app.profiles.ports import END_OF_TIME_MS
-from app.stores.sqlite.change_feed import ADVANCE_LOCAL_CACHE_EPOCH
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.dead_letters import erase_letters, letters_of
-from app.stores.sqlite.event_log import SELECT_OLDEST
-from app.stores.sqlite.owed_invalidations import INSERT_OWED
+from app.stores.sql.database import Connection, Database
+from app.stores.sql.dead_letters import erase_letters, letters_of
+from app.stores.sql.event_log import SELECT_OLDEST
+from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
+from app.stores.sql.owed_invalidations import INSERT_OWED
 
 SELECT_NEWEST = """
 SELECT user.value, subject.value,
@@ -88,7 +87,7 @@ DELETE_DECISIONS = (
 UPDATE_LEDGER = "UPDATE bandit_ledger SET changes = changes + 1, erasures = erasures + 1"
 
 
-class SqliteUsers:
+class SqlUsers:
     """Finds users by their events, and erases all data of a user. Implements `app.profiles.ports.NewestEvents` and
     `app.events.ports.UserRecords`."""
 
@@ -122,7 +121,7 @@ class SqliteUsers:
     async def holdings(self, user_id: str) -> Holdings:
         """Count the rows that `erase` would delete now, by kind."""
 
-        def work(connection: sqlite3.Connection) -> Holdings:
+        def work(connection: Connection) -> Holdings:
             views, feedback, *others = connection.execute(SELECT_HOLDINGS, {"user": user_id}).fetchone()
             return Holdings(views, feedback, len(letters_of(connection, user_id)), *others)
 
@@ -136,7 +135,7 @@ class SqliteUsers:
         It also advances the counter of erasures, so that no value computed later has the version of an earlier value.
         """
 
-        def work(connection: sqlite3.Connection) -> Holdings:
+        def work(connection: Connection) -> Holdings:
             counts = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_USER]
             active = connection.execute(UPDATE_ACTIVE_RUNS, {"user": user_id}).rowcount
             letters = erase_letters(connection, user_id)
@@ -146,7 +145,7 @@ class SqliteUsers:
             views, feedback, _, ended = counts
             return Holdings(views, feedback, letters, ended + active, decisions, learned)
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=[user_id])
 
     async def erase_decisions(self, user_id: str) -> None:
         """Delete the decisions that used cached values of an erased user. Call it after the keys were deleted.
@@ -155,10 +154,10 @@ class SqliteUsers:
         stores its decision. This call deletes that decision. If step 4 comes after this call, the request stores
         nothing, because the counter of erasures has changed.
         """
-        await self._database.write(lambda connection: _erase_decisions(connection, user_id))
+        await self._database.write(lambda connection: _erase_decisions(connection, user_id), of=[user_id])
 
 
-def _erase_decisions(connection: sqlite3.Connection, user_id: str) -> tuple[int, int]:
+def _erase_decisions(connection: Connection, user_id: str) -> tuple[int, int]:
     """Delete a user's decisions and sufficient statistics. Return the number of deleted decisions, and the number of
     decisions that the statistics had learned from."""
     (learned,) = connection.execute(SELECT_LEARNED, (user_id,)).fetchone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.stores.sqlite.database import Database
+from app.stores.sql.database import Database
 
 SELECT_CUTOFF = "SELECT value FROM service WHERE name = 'pruned ' || ?"
 UPSERT_CUTOFF = """
@@ -10,7 +10,7 @@ INSERT INTO service (name, value) VALUES ('pruned ' || ?, ?) ON CONFLICT (name) 
 """
 
 
-class SqliteCutoffs:
+class SqlCutoffs:
     """One stored moment for `events` and one for `decisions`. Implements `app.events.retention.Cutoffs`. Every method
     raises `StoreUnavailable`."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from app.features.clock import DAY_MS
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.sufficient_statistics import SELECT_ASIDE_COUNT
+from app.stores.sql.database import Database
+from app.stores.sql.sufficient_statistics import SELECT_ASIDE_COUNT
 
 SELECT_BACKLOG = f"""
 SELECT (SELECT COUNT(*) FROM event_log WHERE consumed_at_ms IS NULL),

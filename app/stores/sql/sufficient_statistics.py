@@ -11,7 +11,6 @@ by each process, and the newest intact prior is used instead.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping, Sequence
 
 from app.bandit.model.inputs import NUMBER_BYTES, packed
@@ -20,9 +19,9 @@ from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import array
-from app.stores.sqlite.rollout import begin_evaluation
+from app.stores.sql.database import SERVICE, Connection, Database
+from app.stores.sql.decision_rows import array
+from app.stores.sql.rollout import begin_evaluation
 from app.telemetry import logger
 
 PAGE = 256
@@ -39,9 +38,10 @@ ON CONFLICT (user_id) DO UPDATE SET
 """
 SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
 UPDATE_ASIDE = "UPDATE bandit_states SET spec_hash = ? WHERE user_id = ?"
-SELECT_TO_GROW = """
+SELECT_TO_GROW = "SELECT user_id FROM bandit_states WHERE spec_hash IN (SELECT value FROM json_each(?)) LIMIT ?"
+SELECT_GROWING = """
 SELECT user_id, spec_hash, evidence, decisions FROM bandit_states
-WHERE spec_hash IN (SELECT value FROM json_each(?)) LIMIT ?
+WHERE user_id IN (SELECT value FROM json_each(?)) AND spec_hash IN (SELECT value FROM json_each(?))
 """
 SELECT_COUNTS = "SELECT spec_hash, COUNT(*) FROM bandit_states GROUP BY spec_hash"
 # A range of the index by spec, so that only rows set aside are read.
@@ -60,19 +60,19 @@ INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_
 """
 
 
-def read_statistics(connection: sqlite3.Connection, user_id: str) -> SufficientStatistics | None:
+def read_statistics(connection: Connection, user_id: str) -> SufficientStatistics | None:
     """A user's statistics; None if there are none. Raises `SpecMismatch` if they are damaged or of an unknown spec."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     return None if row is None else _evidence(*row)
 
 
-def write_statistics(connection: sqlite3.Connection, evidence: Mapping[str, SufficientStatistics], now_ms: int) -> None:
+def write_statistics(connection: Connection, evidence: Mapping[str, SufficientStatistics], now_ms: int) -> None:
     """Replace the statistics of each user in `evidence`, a mapping by user id."""
     rows = [(user_id, item.spec_hash, item.pack(), item.decisions, now_ms) for user_id, item in evidence.items()]
     connection.executemany(UPSERT_STATE, rows)
 
 
-def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
+def set_aside(connection: Connection, user_id: str) -> bool:
     """Set a user's statistics aside, as the module describes, if they are damaged. Return True if they cannot be used,
     because they are damaged, were set aside before, or belong to an unknown spec."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
@@ -88,7 +88,7 @@ def set_aside(connection: sqlite3.Connection, user_id: str) -> bool:
     return False
 
 
-def damaged(connection: sqlite3.Connection, *, whole: bool) -> int:
+def damaged(connection: Connection, *, whole: bool) -> int:
     """The number of users whose statistics were found damaged. `whole` also checks all statistics for new damage."""
     (count,) = connection.execute(SELECT_ASIDE_COUNT).fetchone()
     cursor = connection.execute(SELECT_STATES)
@@ -99,7 +99,7 @@ def damaged(connection: sqlite3.Connection, *, whole: bool) -> int:
     return int(count)
 
 
-def grow_statistics(connection: sqlite3.Connection, user_id: str, spec: Spec, now_ms: int) -> None:
+def grow_statistics(connection: Connection, user_id: str, spec: Spec, now_ms: int) -> None:
     """Extend a user's statistics to `spec`, if they are intact and `spec` begins with the inputs of their spec."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     if row is None or row[0] == spec.hash or (own := SPECS.get(row[0])) is None or not own.prefix_of(spec):
@@ -111,7 +111,7 @@ def grow_statistics(connection: sqlite3.Connection, user_id: str, spec: Spec, no
     write_statistics(connection, {user_id: grown}, now_ms)
 
 
-def newest_prior(connection: sqlite3.Connection, spec: Spec, known: Prior, refused: set[int]) -> Prior:
+def newest_prior(connection: Connection, spec: Spec, known: Prior, refused: set[int]) -> Prior:
     """The newest intact prior of a spec; `known` if none is newer. Adds the versions of damaged priors to `refused`."""
     if not spec.pooled:
         return known  # it has no priors; a search would go through those of all other specs
@@ -131,7 +131,7 @@ def newest_prior(connection: sqlite3.Connection, spec: Spec, known: Prior, refus
     return known
 
 
-def damaged_priors(connection: sqlite3.Connection) -> int:
+def damaged_priors(connection: Connection) -> int:
     """The number of damaged priors of the specs that this release knows."""
     return sum(
         not _is_prior(spec, mu, decisions)
@@ -144,7 +144,7 @@ def _is_prior(spec: Spec, mu: bytes, decisions: int) -> bool:
     return len(mu) == NUMBER_BYTES * spec.size and can_be_pooled(array(mu), decisions)
 
 
-class SqliteStates:
+class SqlStates:
     """The statistics of all users, and the pooled priors. Implements `app.bandit.ports.StateRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
@@ -163,20 +163,15 @@ class SqliteStates:
         """
         damaged: list[str] = []
 
-        def work(connection: sqlite3.Connection) -> tuple[Prior, int] | None:
-            connection.execute("BEGIN")
-            try:
-                return self._pooled(connection, now_ms, damaged)
-            finally:
-                connection.execute("ROLLBACK")
-
-        found = await self._database.read(work)
+        found = await self._database.read(lambda connection: self._pooled(connection, now_ms, damaged), snapshot=True)
         if damaged:
-            await self._database.write(lambda connection: [set_aside(connection, user_id) for user_id in damaged])
+            await self._database.write(
+                lambda connection: [set_aside(connection, user_id) for user_id in damaged], of=damaged
+            )
         return found
 
     async def add_prior(self, prior: Prior, changes: int) -> bool:
-        def work(connection: sqlite3.Connection) -> bool:
+        def work(connection: Connection) -> bool:
             (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
             if seen is not None and seen >= changes:
                 return False
@@ -186,11 +181,13 @@ class SqliteStates:
                 begin_evaluation(connection)
             return True
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=SERVICE)
 
     async def grow(self, limit: int, now_ms: int) -> int:
-        def work(connection: sqlite3.Connection) -> int:
-            rows = connection.execute(SELECT_TO_GROW, (self._shorter, limit)).fetchall()
+        users = [user_id for (user_id,) in await self._database.rows(SELECT_TO_GROW, (self._shorter, limit))]
+
+        def work(connection: Connection) -> int:
+            rows = connection.execute(SELECT_GROWING, (json.dumps(users), self._shorter)).fetchall()
             grown: dict[str, SufficientStatistics] = {}
             for user_id, spec_hash, evidence, decisions in rows:
                 try:
@@ -200,7 +197,7 @@ class SqliteStates:
             write_statistics(connection, grown, now_ms)
             return len(rows)
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=users) if users else 0
 
     async def prior_version(self) -> int:
         row = await self._database.row(SELECT_NEWEST_VERSION, (self._spec.hash,))
@@ -209,7 +206,7 @@ class SqliteStates:
     async def counts(self) -> Mapping[str, int]:
         return dict(await self._database.rows(SELECT_COUNTS))
 
-    def _pooled(self, connection: sqlite3.Connection, now_ms: int, damaged: list[str]) -> tuple[Prior, int] | None:
+    def _pooled(self, connection: Connection, now_ms: int, damaged: list[str]) -> tuple[Prior, int] | None:
         (changes,) = connection.execute(SELECT_CHANGES).fetchone()
         (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
         if changes == (seen or 0):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 
 from app.profiles.rebuild.runs import ACTIVE, RebuildRun, State
-from app.stores.sqlite.change_feed import ADVANCE_LOCAL_CACHE_EPOCH
-from app.stores.sqlite.database import Database
+from app.stores.sql.database import SERVICE, Connection, Database
+from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 
 _COLUMNS = (
     "id, scope, user_ids, features, state, done, total, position, requested_by, "
@@ -35,7 +34,7 @@ WHERE id = ? AND state IN ('queued', 'running')
 """
 
 
-class SqliteRebuildRepository:
+class SqlRebuildRepository:
     """The rebuild runs. Implements `app.profiles.rebuild.runs.RebuildRepository`. The transaction that ends a run also
     makes every process clear its local cache."""
 
@@ -48,14 +47,14 @@ class SqliteRebuildRepository:
             features=json.dumps(run.features),  # type: ignore[arg-type]  # as columns: see `_run`
         )
 
-        def work(connection: sqlite3.Connection) -> RebuildRun | None:
+        def work(connection: Connection) -> RebuildRun | None:
             active = connection.execute(SELECT_ACTIVE, (run.scope,)).fetchone()
             if active is not None:
                 return _run(active)
             connection.execute(INSERT_RUN, row)
             return None
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=SERVICE)
 
     async def get(self, run_id: str) -> RebuildRun | None:
         row = await self._database.row(SELECT_RUN, (run_id,))
@@ -68,7 +67,7 @@ class SqliteRebuildRepository:
         return [run_id for (run_id,) in await self._database.rows(SELECT_UNTOUCHED, (before_ms, after_ms))]
 
     async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:
-        def work(connection: sqlite3.Connection) -> State:
+        def work(connection: Connection) -> State:
             connection.execute(UPDATE_PROGRESS, {"id": run_id, "done": done, "position": position, "now": now_ms})
             row: tuple[State] | None = connection.execute(SELECT_STATE, (run_id,)).fetchone()
             state: State = row[0] if row else "cancelled"
@@ -76,14 +75,14 @@ class SqliteRebuildRepository:
                 connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
             return state
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=())
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
-        def work(connection: sqlite3.Connection) -> bool:
+        def work(connection: Connection) -> bool:
             connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
             return connection.execute(UPDATE_FINISHED, (state, now_ms, now_ms, error, run_id)).rowcount > 0
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=())
 
 
 def _run(row: Sequence[object]) -> RebuildRun:

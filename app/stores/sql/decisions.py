@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from functools import lru_cache
@@ -16,9 +15,9 @@ from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.ports import ProposedDecision, RecordedDecision, UserQuery
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.decision_rows import decision_of, outcome_of, row_of
-from app.stores.sqlite.sufficient_statistics import grow_statistics, newest_prior, read_statistics
+from app.stores.sql.database import Connection, Database
+from app.stores.sql.decision_rows import decision_of, outcome_of, row_of
+from app.stores.sql.sufficient_statistics import grow_statistics, newest_prior, read_statistics
 from app.telemetry import logger
 
 HOUR_MS = 3_600_000
@@ -64,7 +63,7 @@ def update_shadows(count: int) -> str:
     )
 
 
-class SqliteDecisions:
+class SqlDecisions:
     """The stored decisions. Implements `app.bandit.ports.DecisionRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
@@ -78,7 +77,7 @@ class SqliteDecisions:
     async def snapshots(self, questions: Sequence[UserQuery]) -> list[UserSnapshot]:
         # 1. `erasures` is read before the user's data; 2. the user is erased; 3. `record` compares and stores nothing.
         # If it were read last, the erasure would go unnoticed.
-        def work(connection: sqlite3.Connection) -> list[UserSnapshot]:
+        def work(connection: Connection) -> list[UserSnapshot]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
             (share,) = connection.execute(SELECT_SHARE).fetchone()
             # Cached: it is the same for every user until a newer one is stored.
@@ -101,21 +100,21 @@ class SqliteDecisions:
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
         """Store decisions in the given order. Pad their users' statistics with zeros, as the longest spec demands."""
 
-        def work(connection: sqlite3.Connection) -> list[RecordedDecision]:
+        def work(connection: Connection) -> list[RecordedDecision]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
             return [RecordedDecision(self._record(connection, item, erasures), erasures) for item in proposed]
 
-        return await self._database.write(work)
+        return await self._database.write(work, of={item.decision.user_id for item in proposed})
 
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
         """Store each shadow in the row of its decision, without waiting for the disk. A crash of the machine may lose
         shadows; the evaluation of the challenger then leaves out their decisions."""
         values = [value for shadow in shadows for value in shadow]
         statement = update_shadows(len(shadows))
-        await self._database.write(lambda connection: connection.execute(statement, values), durable=False)
+        await self._database.write(lambda connection: connection.execute(statement, values), durable=False, of=())
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
-        def work(connection: sqlite3.Connection) -> tuple[Decision, DecisionOutcome] | None:
+        def work(connection: Connection) -> tuple[Decision, DecisionOutcome] | None:
             row = _named(connection, SELECT_BY_ID, decision_id)
             if row is None:
                 return None
@@ -128,16 +127,16 @@ class SqliteDecisions:
         return None if oldest_ms is None else int(oldest_ms)
 
     async def prune(self, before_ms: int, limit: int) -> int:
-        def work(connection: sqlite3.Connection) -> int:
+        def work(connection: Connection) -> int:
             numbers = [number for (number,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
             for statement in DELETE_DECISIONS:
                 connection.execute(statement, (json.dumps(numbers),))
             connection.execute(DELETE_PRIORS, {"before": before_ms, "hour": HOUR_MS})
             return len(numbers)
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=())
 
-    def _evidence_or_none(self, connection: sqlite3.Connection, user_id: str) -> SufficientStatistics | None:
+    def _evidence_or_none(self, connection: Connection, user_id: str) -> SufficientStatistics | None:
         try:
             return read_statistics(connection, user_id)
         except SpecMismatch as error:
@@ -146,7 +145,7 @@ class SqliteDecisions:
                 log.warning("statistics_refused", user=user_hash(user_id), error=str(error))
             return None
 
-    def _record(self, connection: sqlite3.Connection, proposed: ProposedDecision, erasures: int) -> Decision | None:
+    def _record(self, connection: Connection, proposed: ProposedDecision, erasures: int) -> Decision | None:
         decision = proposed.decision
         if proposed.erasures != erasures:
             return None
@@ -161,14 +160,14 @@ class SqliteDecisions:
         return decision
 
 
-def _by_request(connection: sqlite3.Connection, request_id: str | None) -> Decision | None:
+def _by_request(connection: Connection, request_id: str | None) -> Decision | None:
     if request_id is None:
         return None
     row = _named(connection, SELECT_BY_REQUEST, request_id)
     return None if row is None else decision_of(row)
 
 
-def _named(connection: sqlite3.Connection, statement: str, value: str) -> dict[str, Any] | None:
+def _named(connection: Connection, statement: str, value: str) -> dict[str, Any] | None:
     with closing(connection.execute(statement, (value,))) as cursor:
         row = cursor.fetchone()
         return None if row is None else dict(zip((column[0] for column in cursor.description), row, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
@@ -11,8 +10,8 @@ import msgspec
 from app.operations.component_states import COMPONENTS, ComponentStatus, updated_statuses, worst_views
 from app.operations.figures import HOUR_MS
 from app.operations.samples import Record, Sample, sum_samples
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.registries import UPDATE_SEEN
+from app.stores.sql.database import SERVICE, Connection, Database
+from app.stores.sql.registries import UPDATE_SEEN
 
 KEPT_MS = 70 * 60_000
 # Two sampling intervals and a little more. A process that was silent for longer does not count in the states.
@@ -33,7 +32,7 @@ ON CONFLICT (component) DO UPDATE SET
 _decode = msgspec.json.Decoder(Sample).decode
 
 
-class SqliteSamples:
+class SqlSamples:
     """Samples, kept for 70 minutes, and component statuses. Implements `app.operations.samples.SampleStore`."""
 
     def __init__(self, database: Database) -> None:
@@ -44,7 +43,7 @@ class SqliteSamples:
         process derives statuses while another adds a sample."""
         body = msgspec.json.encode(sample).decode()
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             now_ms = sample.at_ms
             connection.execute(INSERT_SAMPLE, (now_ms, sample.process, body))
             connection.execute(DELETE_OLD_SAMPLES, {"oldest": now_ms - KEPT_MS, "newest": now_ms + KEPT_MS})
@@ -52,31 +51,31 @@ class SqliteSamples:
             connection.executemany(UPSERT_STATUS, updated_statuses(_statuses(connection), seen, now_ms))
             connection.execute(UPDATE_SEEN, (now_ms, sample.registry))
 
-        await self._database.write(work)
+        await self._database.write(work, of=SERVICE)
 
     async def since(self, at_ms: int) -> Record:
         """The samples taken at or after `at_ms`, and the component statuses. They are decoded on the connection's
         thread, because an hour of samples takes some milliseconds."""
 
-        def work(connection: sqlite3.Connection) -> Record:
+        def work(connection: Connection) -> Record:
             rows = connection.execute(SELECT_SAMPLES, (at_ms,)).fetchall()
             return Record(_samples(body for (body,) in rows), _statuses(connection))
 
         return await self._database.read(work)
 
 
-def _statuses(connection: sqlite3.Connection) -> dict[str, ComponentStatus]:
+def _statuses(connection: Connection) -> dict[str, ComponentStatus]:
     found = [ComponentStatus(*row) for row in connection.execute(SELECT_STATUSES).fetchall()]
     return {status.component: status for status in found if status.component in COMPONENTS}
 
 
-def running(connection: sqlite3.Connection, now_ms: int) -> list[Sample]:
+def running(connection: Connection, now_ms: int) -> list[Sample]:
     """The newest sample of each process that has neither stopped nor been silent for longer than `LATELY_MS`."""
     rows = connection.execute(SELECT_LATELY, (now_ms - LATELY_MS, now_ms + LATELY_MS)).fetchall()
     return [sample for sample in _samples(dict(rows).values()) if not sample.stopped]
 
 
-def hour_counts(connection: sqlite3.Connection, now_ms: int) -> Mapping[str, int]:
+def hour_counts(connection: Connection, now_ms: int) -> Mapping[str, int]:
     """The sum of each count in the samples of the last hour, by its name."""
     rows = connection.execute(SELECT_SAMPLES, (now_ms - HOUR_MS,))
     return sum_samples(_samples(body for (body,) in rows)).counts

@@ -10,7 +10,7 @@ import msgspec
 from app.errors import Conflict, RegistryError, StoreUnavailable
 from app.features.plan import Announced, Definition, definitions_of
 from app.features.registry import Registry
-from app.stores.sqlite.database import Database
+from app.stores.sql.database import Database
 
 SELECT_FEATURE_KEYS = "SELECT subject, feature FROM feature_keys"
 INSERT_FEATURE_KEY = "INSERT OR IGNORE INTO feature_keys (subject, feature, announced_at_ms) VALUES (?, ?, ?)"
@@ -46,10 +46,10 @@ async def announce(database: Database, registry: Registry, now_ms: int) -> None:
     pairs = [(subject, entry.name) for entry in registry for subject in entry.invalidated_by]
     rows = [(*pair, now_ms) for pair in pairs if pair not in known]
     if rows:
-        await database.write(lambda connection: connection.executemany(INSERT_FEATURE_KEY, rows))
+        await database.write(lambda connection: connection.executemany(INSERT_FEATURE_KEY, rows), of=())
 
 
-class SqliteRegistries:
+class SqlRegistries:
     """The registries that processes have served, and the disabled features. All methods raise `StoreUnavailable`."""
 
     def __init__(self, database: Database, refresh: Callable[[], object] = lambda: None) -> None:

@@ -6,7 +6,6 @@ that stand before the arrays of a row, so that SQLite need not read the row's ov
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.ports import Counts, RecentDecisions, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target
 from app.features.events import Action
-from app.stores.sqlite.database import Database
+from app.stores.sql.database import SERVICE, Connection, Database
 from app.telemetry import logger
 
 PAGE = 2_000
@@ -75,7 +74,7 @@ WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 """
 
 
-def begin_evaluation(connection: sqlite3.Connection) -> None:
+def begin_evaluation(connection: Connection) -> None:
     """Restart the evaluation of the challenger, if the roll-out is in the shadow stage.
 
     Called when the first prior of a spec is stored: decisions made without a prior do not count. One interleaving
@@ -86,7 +85,7 @@ def begin_evaluation(connection: sqlite3.Connection) -> None:
         connection.execute(DELETE_LOOKS)
 
 
-class SqliteRollout:
+class SqlRollout:
     """The roll-out of the challenger. Implements `app.bandit.rollout.ports.RolloutRepository`."""
 
     def __init__(self, database: Database) -> None:
@@ -108,14 +107,14 @@ class SqliteRollout:
             "seen_at": seen.changed_at_ms,
         }
 
-        def work(connection: sqlite3.Connection) -> RolloutState | None:
+        def work(connection: Connection) -> RolloutState | None:
             if connection.execute(UPDATE_STATE, values).rowcount == 0:
                 return None
             if to.anew:
                 connection.execute(DELETE_LOOKS)
             return RolloutState(*connection.execute(SELECT_STATE).fetchone())
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=SERVICE)
 
     async def looks(self) -> list[RolloutLook]:
         rows = await self._database.rows(SELECT_LOOKS)
@@ -130,16 +129,16 @@ class SqliteRollout:
             "after": seen.evaluated_after,
         }
 
-        def work(connection: sqlite3.Connection) -> bool:
+        def work(connection: Connection) -> bool:
             stored = connection.execute(SELECT_LOOK, values).fetchone()
             if stored is not None and _look(*stored) is None:
                 connection.execute(DELETE_LOOK, values)
             return connection.execute(INSERT_LOOK, values).rowcount > 0
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=SERVICE)
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
-        def work(connection: sqlite3.Connection) -> Counts:
+        def work(connection: Connection) -> Counts:
             after = state.evaluated_after
             fresh = max(after, _first_since(connection, overdue_ms))
             oldest = connection.execute(SELECT_OLDEST_UNSETTLED, (fresh,)).fetchone()
@@ -169,7 +168,7 @@ class SqliteRollout:
         return RecentDecisions(elapsed, absent, challenger)
 
 
-def _first_since(connection: sqlite3.Connection, moment_ms: int) -> int:
+def _first_since(connection: Connection, moment_ms: int) -> int:
     row = connection.execute(SELECT_FIRST_SINCE, (moment_ms,)).fetchone()
     return NEWEST if row is None else int(row[0])
 

@@ -6,9 +6,8 @@ from app.events.ports import ActivityCount, TracedEvent
 from app.features.clock import DAY_MS
 from app.features.events import KNOWN_SUBJECTS
 from app.profiles.ports import RecentEvent
-from app.stores.sqlite.change_feed import SELECT_POSITION
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.event_log import EVENT_COLUMNS, EVENT_JOINS, logged_event
+from app.stores.sql.database import Database
+from app.stores.sql.event_log import EVENT_COLUMNS, EVENT_JOINS, SELECT_POSITION, logged_event
 
 # Each subject comes sorted from its index and stops at the LIMIT, however many events the user has.
 _NEWEST_SEQS = "\n    UNION ALL\n".join(
@@ -44,7 +43,7 @@ SELECT EXISTS (SELECT 1 FROM event_log WHERE user_id = ? AND seq > ? AND consume
 """
 
 
-class SqliteEventQueries:
+class SqlEventQueries:
     """Queries the event log. Implements `app.profiles.ports.RecentEvents` and `app.events.ports.UserEvents`."""
 
     def __init__(self, database: Database) -> None:

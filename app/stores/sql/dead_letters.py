@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 
 import msgspec
 
 from app.events.naming import names, not_naming
 from app.events.ports import DeadLetter
-from app.stores.sqlite.database import Database
-from app.stores.sqlite.event_log import SELECT_LOGGED, logged_events
+from app.stores.sql.database import Connection, Database
+from app.stores.sql.event_log import SELECT_LOGGED, logged_events
 
 _COLUMNS = "id, source, payload, error, traceback, attempts, seq, created_at_ms, last_failed_at_ms"
 INSERT_PAYLOAD = """
 INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms)
-VALUES ('queue', ?, ?, ?, 1, ?, ?)
+VALUES ('queue', ?, ?, ?, 1, ?, ?) RETURNING id
 """
 UPDATE_ATTEMPTS = (
     "UPDATE event_log SET attempts = attempts + 1 WHERE seq = ? AND consumed_at_ms IS NULL RETURNING attempts, user_id"
@@ -45,7 +44,7 @@ SELECT_POSSIBLY_THEIRS = "SELECT id, payload, user_id FROM dead_letters WHERE us
 UPDATE_PAYLOAD = "UPDATE dead_letters SET payload = ? WHERE id = ?"
 
 
-def letters_of(connection: sqlite3.Connection, user_id: str) -> dict[int, str | None]:
+def letters_of(connection: Connection, user_id: str) -> dict[int, str | None]:
     """The dead letters that name a user. Values, by letter id: the payload without the user's events; None if empty."""
     found: dict[int, str | None] = {}
     for letter_id, payload, owner in connection.execute(SELECT_POSSIBLY_THEIRS, (user_id,)):
@@ -65,7 +64,7 @@ def letters_of(connection: sqlite3.Connection, user_id: str) -> dict[int, str | 
     return found
 
 
-def erase_letters(connection: sqlite3.Connection, user_id: str) -> int:
+def erase_letters(connection: Connection, user_id: str) -> int:
     """Remove a user from the dead letters. Return the number of letters that were deleted or changed. A letter with
     events of several users keeps those of the other users."""
     found = letters_of(connection, user_id)
@@ -74,20 +73,21 @@ def erase_letters(connection: sqlite3.Connection, user_id: str) -> int:
     return len(found)
 
 
-class SqliteDeadLetters:
+class SqlDeadLetters:
     """Dead letters in the database. Implements `app.events.ports.DeadLetters`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def bury_payload(self, payload: str, error: str, traceback: str, now_ms: int) -> int:
-        def work(connection: sqlite3.Connection) -> int:
-            return connection.execute(INSERT_PAYLOAD, (payload, error, traceback, now_ms, now_ms)).lastrowid or 0
+        def work(connection: Connection) -> int:
+            (letter_id,) = connection.execute(INSERT_PAYLOAD, (payload, error, traceback, now_ms, now_ms)).fetchone()
+            return int(letter_id)
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=())
 
     async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
-        def work(connection: sqlite3.Connection) -> bool:
+        def work(connection: Connection) -> bool:
             row = connection.execute(UPDATE_ATTEMPTS, (seq,)).fetchone()
             if row is None or row[0] < limit:
                 return False
@@ -98,7 +98,7 @@ class SqliteDeadLetters:
             connection.execute(UPDATE_CONSUMED_ONE, (now_ms, seq))
             return True
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=())
 
     async def list(self, after: int, limit: int) -> list[DeadLetter]:
         return [DeadLetter(*row) for row in await self._database.rows(SELECT_LETTERS, (after, limit))]
@@ -120,12 +120,12 @@ class SqliteDeadLetters:
 
     async def refused(self, reasons: Mapping[int, str], now_ms: int) -> None:
         rows = [(reason, now_ms, letter_id) for letter_id, reason in reasons.items()]
-        await self._database.write(lambda connection: connection.executemany(UPDATE_REFUSED, rows))
+        await self._database.write(lambda connection: connection.executemany(UPDATE_REFUSED, rows), of=())
 
     async def revive(self, *letter_ids: int) -> int:
-        def work(connection: sqlite3.Connection) -> int:
+        def work(connection: Connection) -> int:
             deleted = connection.execute(f"{DELETE_LETTERS} RETURNING seq", (json.dumps(letter_ids),)).fetchall()
             connection.execute(UPDATE_REVIVED, (json.dumps([seq for (seq,) in deleted if seq is not None]),))
             return len(deleted)
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from app.profiles.quality.runs import KEPT, QualityRun, State
-from app.stores.sqlite.database import Database
+from app.stores.sql.database import SERVICE, Connection, Database
 
 _BEFORE_BODY = "id, state, requested_by, requested_at_ms, started_at_ms, finished_at_ms, done, "
 _COLUMNS = f"{_BEFORE_BODY}body, error"
@@ -13,6 +11,7 @@ _ACTIVE = "state IN ('queued', 'running')"
 SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM quality_reports WHERE {_ACTIVE}"
 INSERT_RUN = """
 INSERT INTO quality_reports (state, requested_by, requested_at_ms, touched_at_ms) VALUES ('queued', :by, :now, :now)
+RETURNING id
 """
 SELECT_RUN = f"SELECT {_COLUMNS} FROM quality_reports WHERE id = ?"
 SELECT_RUNS = f"SELECT {_BEFORE_BODY}NULL, error FROM quality_reports ORDER BY id DESC LIMIT ?"
@@ -35,21 +34,21 @@ WHERE state IN ('completed', 'failed')
 """
 
 
-class SqliteQualityRepository:
+class SqlQualityRepository:
     """The runs of the measurement. Implements `app.profiles.quality.runs.QualityRepository`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
-        def work(connection: sqlite3.Connection) -> tuple[QualityRun, bool]:
+        def work(connection: Connection) -> tuple[QualityRun, bool]:
             active = connection.execute(SELECT_ACTIVE).fetchone()
             if active is not None:
                 return QualityRun(*active), False
-            run_id = connection.execute(INSERT_RUN, {"by": requested_by, "now": now_ms}).lastrowid
+            (run_id,) = connection.execute(INSERT_RUN, {"by": requested_by, "now": now_ms}).fetchone()
             return QualityRun(*connection.execute(SELECT_RUN, (run_id,)).fetchone()), True
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=SERVICE)
 
     async def newest(self, limit: int) -> list[QualityRun]:
         return [QualityRun(*row) for row in await self._database.rows(SELECT_RUNS, (limit,))]
@@ -69,9 +68,9 @@ class SqliteQualityRepository:
     ) -> bool:
         values = {"id": run_id, "state": state, "now": now_ms, "measured": measured, "body": body, "error": error}
 
-        def work(connection: sqlite3.Connection) -> bool:
+        def work(connection: Connection) -> bool:
             ended = connection.execute(UPDATE_FINISHED, values).rowcount > 0
             connection.execute(DELETE_OLD, {"kept": KEPT})
             return ended
 
-        return await self._database.write(work)
+        return await self._database.write(work, of=())

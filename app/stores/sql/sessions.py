@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
-
-from app.stores.sqlite.database import Database
+from app.stores.sql.database import Connection, Database
 
 SELECT_SECRET = "SELECT value FROM service WHERE name = 'session_secret'"  # noqa: S105  # a statement
 SELECT_ENDED = "SELECT 1 FROM ended_sessions WHERE session_id = ?"
@@ -18,7 +16,7 @@ DELETE FROM ended_sessions WHERE expires_at_ms <= MIN(
 """
 
 
-class SqliteSessions:
+class SqlSessions:
     """The secret that signs cookies, and the signed-out sessions. Implements `app.api.auth.sessions.SessionRecords`."""
 
     def __init__(self, database: Database) -> None:
@@ -33,11 +31,11 @@ class SqliteSessions:
         return self._secret
 
     async def end(self, session_id: str, expires_at_ms: int, now_ms: int) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute(DELETE_EXPIRED, (now_ms,))
             connection.execute(INSERT_ENDED, (session_id, expires_at_ms))
 
-        await self._database.write(work)
+        await self._database.write(work, of=())
 
     async def has_ended(self, session_id: str) -> bool:
         return await self._database.row(SELECT_ENDED, (session_id,)) is not None

@@ -1,0 +1,86 @@
+"""A process's access to the database, as the repositories use it, whichever engine it is.
+
+Repositories run one statement with `rows`, `row` or `execute`, and several with `read` or `write`. Their SQL runs on
+every engine: parameters are written `?` or `:name`, and lists are passed as JSON.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any, Final, Protocol, TypeVar
+
+T = TypeVar("T")
+Parameters = Sequence[object] | Mapping[str, object]
+
+
+class Cursor(Protocol):
+    @property
+    def rowcount(self) -> int: ...
+    @property
+    def description(self) -> Any: ...
+    def fetchone(self) -> Any: ...
+    def fetchmany(self, size: int) -> list[Any]: ...
+    def fetchall(self) -> list[Any]: ...
+    def close(self) -> None: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Connection(Protocol):
+    """What `read` and `write` pass to their function. `sqlite3.Connection` is one."""
+
+    def execute(self, statement: str, parameters: Any = ..., /) -> Cursor: ...
+    def executemany(self, statement: str, rows: Iterable[Any], /) -> Cursor: ...
+
+
+class Scope(Enum):
+    """What a write locks besides the rows of users."""
+
+    SERVICE = "service"
+
+
+SERVICE: Final = Scope.SERVICE
+
+
+class Database(ABC):
+    """Every method raises `StoreUnavailable` if the database fails.
+
+    `id` is part of every cache key, so values cached from another database are never read. `full`: the last write
+    failed for lack of room; reads continue.
+    """
+
+    id: str
+    full: bool
+
+    @abstractmethod
+    async def read(self, work: Callable[[Connection], T], *, snapshot: bool = False) -> T:
+        """Run `work` on the thread of a read-only connection. Its statements see the same committed state if `snapshot`
+        is True; otherwise each may see a newer one."""
+
+    @abstractmethod
+    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope, durable: bool = True) -> T:
+        """Run `work` in one transaction, on the thread of a writing connection.
+
+        `of` names what the transaction locks first: the users with these ids, in sorted order, or the `SERVICE`. It
+        must cover every row that `work` reads and then writes. It is empty if each statement is atomic by itself.
+
+        A write that is not `durable` is committed without waiting for the disk. Until the next durable write, a crash
+        of the machine may undo the whole write; a crash of the process never does.
+
+        Raises:
+            StoreUnavailable: nothing was written, unless the engine says otherwise.
+            StoreFull: the disk is full; nothing was written.
+        """
+
+    async def rows(self, statement: str, parameters: Parameters = ()) -> list[Any]:
+        """Read all rows of one statement."""
+        return await self.read(lambda connection: connection.execute(statement, parameters).fetchall())
+
+    async def row(self, statement: str, parameters: Parameters = ()) -> Any:
+        """Read the first row of one statement; None if the result is empty."""
+        return await self.read(lambda connection: connection.execute(statement, parameters).fetchone())
+
+    async def execute(self, statement: str, parameters: Parameters = ()) -> int:
+        """Run one statement in a durable transaction. Return the number of rows that it changed."""
+        return await self.write(lambda connection: connection.execute(statement, parameters).rowcount, of=())

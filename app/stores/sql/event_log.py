@@ -1,0 +1,173 @@
+"""The log of all events: their contents, which ones no worker has consumed, and the pruning of old ones.
+
+Invariants: an event is in `event_log` if and only if its row is in `tip_views` or `tip_feedback` under the same `seq`.
+A later event of a user has a higher `seq`. None is reused, even after pruning.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta, timezone
+from typing import Any
+
+from app.events.ports import Admitted, Appended, ClashingEvent
+from app.features.clock import EPOCH, MILLISECOND
+from app.features.events import LoggedEvent, TipEvent, TipFeedback, TipServed, stored_action, subject_of
+from app.stores.sql.database import Connection, Database
+
+# An event's key: its user and its id, which is unique among the events of the user.
+_KEYS = "SELECT value ->> 0, value ->> 1 FROM json_each(?)"
+SELECT_KNOWN = f"SELECT user_id, event_id, digest FROM event_log WHERE (user_id, event_id) IN ({_KEYS})"
+SELECT_FEATURE_KEYS = "SELECT subject, json_group_array(feature) FROM feature_keys GROUP BY subject"
+EventKey = tuple[str, str]
+EVENT_COLUMNS = """log.seq, log.event_id, log.subject, log.user_id, COALESCE(log.claimed_at_ms, log.occurred_at_ms),
+       log.received_at_ms, log.attempts,
+       COALESCE(view.tip_id, feedback.tip_id), COALESCE(view.utc_offset_min, feedback.utc_offset_min),
+       COALESCE(view.decision_id, feedback.decision_id), feedback.action, feedback.dwell_ms"""
+EVENT_JOINS = """LEFT JOIN tip_views AS view ON view.seq = log.seq
+LEFT JOIN tip_feedback AS feedback ON feedback.seq = log.seq"""
+LOGGED = f"""
+SELECT {EVENT_COLUMNS}
+FROM event_log AS log
+{EVENT_JOINS}
+"""
+SELECT_UNCONSUMED = (
+    LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.received_at_ms < ? ORDER BY log.received_at_ms, log.seq LIMIT ?"
+)
+SELECT_UNCONSUMED_AHEAD = (
+    LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.received_at_ms > ? ORDER BY log.received_at_ms, log.seq LIMIT ?"
+)
+SELECT_LOGGED = (
+    LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.seq IN (SELECT value FROM json_each(?)) ORDER BY log.seq"
+)
+UPDATE_CONSUMED = """
+UPDATE event_log SET consumed_at_ms = ?
+WHERE consumed_at_ms IS NULL AND seq IN (SELECT value FROM json_each(?))
+"""
+# Only the facts change: features read from them when an event was known. The log keeps the real arrival, from which
+# lag and waiting times are measured.
+UPDATE_HISTORICAL = tuple(
+    f"""UPDATE {table} SET received_at_ms = occurred_at_ms WHERE received_at_ms > occurred_at_ms
+        AND seq IN (SELECT seq FROM event_log WHERE (user_id, event_id) IN ({_KEYS}))"""
+    for table in ("tip_views", "tip_feedback")
+)
+SELECT_POSITION = "SELECT COALESCE(MAX(seq), 0) FROM event_log"
+SELECT_OLDEST = "SELECT MIN(occurred_at_ms) FROM event_log"
+SELECT_PRUNABLE = "SELECT seq FROM event_log WHERE occurred_at_ms < ? ORDER BY occurred_at_ms LIMIT ?"
+DELETE_BY_SEQ = tuple(
+    f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))"
+    for table in ("tip_views", "tip_feedback", "event_log")
+)
+
+
+class SqlEventLog(ABC):
+    """The log of all events. Implements `app.events.ports.EventLog`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @abstractmethod
+    async def append(
+        self, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None = None
+    ) -> list[Appended | ClashingEvent]:
+        """Store the events of all requests in one transaction. If `consumed_at_ms` is given, they are stored as
+        consumed at that time, so that no worker consumes them."""
+
+    async def unconsumed(
+        self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
+    ) -> list[LoggedEvent]:
+        def work(connection: Connection) -> list[LoggedEvent]:
+            events = logged_events(connection, SELECT_UNCONSUMED, (received_before_ms, limit))
+            if or_after_ms is not None and len(events) < limit:
+                events += logged_events(connection, SELECT_UNCONSUMED_AHEAD, (or_after_ms, limit - len(events)))
+            return events
+
+        return await self._database.read(work)
+
+    async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
+        return await self._database.read(
+            lambda connection: logged_events(connection, SELECT_LOGGED, (json.dumps(seqs),))
+        )
+
+    async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None:
+        await self._database.execute(UPDATE_CONSUMED, (now_ms, json.dumps(seqs)))
+
+    async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
+        known = await self._database.read(features_by_subject)
+        return {subject: known.get(subject, frozenset()) for subject in subjects}
+
+    async def oldest_ms(self) -> int | None:
+        (oldest_ms,) = await self._database.row(SELECT_OLDEST)
+        return None if oldest_ms is None else int(oldest_ms)
+
+    async def prune(self, before_ms: int, limit: int) -> int:
+        def work(connection: Connection) -> int:
+            seqs = [seq for (seq,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
+            for statement in DELETE_BY_SEQ:
+                connection.execute(statement, (json.dumps(seqs),))
+            return len(seqs)
+
+        return await self._database.write(work, of=())
+
+
+def features_by_subject(connection: Connection) -> dict[str, frozenset[str]]:
+    rows = connection.execute(SELECT_FEATURE_KEYS).fetchall()
+    return {subject: frozenset(json.loads(features)) for subject, features in rows}
+
+
+def event_key(item: Admitted) -> EventKey:
+    return item.event.user_id, item.event.event_id
+
+
+def new_events(events: Sequence[Admitted], known: Mapping[EventKey, bytes]) -> list[Admitted] | ClashingEvent:
+    """The unstored events of a request, each once; or the first event that reuses a known id with different content."""
+    own: dict[EventKey, Admitted] = {}
+    for index, item in enumerate(events):
+        key = event_key(item)
+        stored = own[key].digest if key in own else known.get(key)
+        if stored is None:
+            own[key] = item
+        elif stored != item.digest:
+            return ClashingEvent(index, item.event.event_id)
+    return list(own.values())
+
+
+def stale_features(events: Sequence[Admitted], features: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    stale: dict[str, frozenset[str]] = {}
+    for item in events:
+        user_id = item.event.user_id
+        touched = features.get(subject_of(item.event), frozenset())
+        stale[user_id] = stale[user_id] | touched if user_id in stale else touched
+    return stale
+
+
+def logged_events(connection: Connection, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
+    """Run a statement that selects `EVENT_COLUMNS`, and decode its rows."""
+    return [logged_event(row) for row in connection.execute(statement, parameters).fetchall()]
+
+
+def logged_event(row: Sequence[Any]) -> LoggedEvent:
+    """Decode an event from a row of `EVENT_COLUMNS`."""
+    return LoggedEvent(row[0], _event(row), row[5], row[6])
+
+
+def _event(row: Sequence[object]) -> TipEvent:
+    _, event_id, subject, user_id, claimed_at_ms, _, _, tip_id, offset_min, decision_id, action, dwell_ms = row
+    zone = timezone(timedelta(minutes=_whole(offset_min)))
+    common = {
+        "event_id": event_id,
+        "user_id": user_id,
+        "tip_id": tip_id,
+        "occurred_at": (EPOCH + _whole(claimed_at_ms) * MILLISECOND).astimezone(zone),
+        "decision_id": decision_id,
+    }
+    if subject == "signals.tip.served":
+        return TipServed(**common)  # type: ignore[arg-type]  # columns of a STRICT table
+    return TipFeedback(**common, action=stored_action(str(action)), dwell_ms=dwell_ms)  # type: ignore[arg-type]
+
+
+def _whole(value: object) -> int:
+    assert isinstance(value, int)
+    return value
