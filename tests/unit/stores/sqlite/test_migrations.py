@@ -38,14 +38,14 @@ class AnyParameter(dict[str, None]):
 
 def statements() -> Iterator[tuple[str, str]]:
     """The SQL constants of the repositories and of the engine, by module and name."""
-    packages = (app.stores.sql, app.stores.sqlite)
-    for package, info in ((package, info) for package in packages for info in pkgutil.iter_modules(package.__path__)):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for name, value in vars(module).items():
-            texts = value if isinstance(value, tuple) else (value,)
-            for text in texts:
-                if isinstance(text, str) and STATEMENT.match(text):
-                    yield f"{info.name}.{name}", text
+    for package in (app.stores.sql, app.stores.sqlite):
+        for info in pkgutil.iter_modules(package.__path__):
+            module = importlib.import_module(f"{package.__name__}.{info.name}")
+            for name, value in vars(module).items():
+                texts = value if isinstance(value, tuple) else (value,)
+                for text in texts:
+                    if isinstance(text, str) and STATEMENT.match(text):
+                        yield f"{info.name}.{name}", text
 
 
 def schema(path: Path) -> list[tuple[str, str]]:
