@@ -1,7 +1,6 @@
-"""A process's access to the database, as the repositories use it, whichever engine it is.
+"""A process's access to the database, as the repositories use it. `app.stores.sqlite.database` implements it.
 
-Repositories run one statement with `rows`, `row` or `execute`, and several with `read` or `write`. Their SQL runs on
-every engine: parameters are written `?` or `:name`, and lists are passed as JSON.
+Repositories run one statement with `rows`, `row` or `execute`, and several with `read` or `write`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Connection(Protocol):
 
 
 class Scope(Enum):
-    """What a write locks besides the rows of users."""
+    """What a write may lock instead of users."""
 
     SERVICE = "service"
 
@@ -62,14 +61,15 @@ class Database(ABC):
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope, durable: bool = True) -> T:
         """Run `work` in one transaction, on the thread of a writing connection.
 
-        `of` names what the transaction locks first: the users with these ids, in sorted order, or the `SERVICE`. It
-        must cover every row that `work` reads and then writes. It is empty if each statement is atomic by itself.
+        `of` names what the transaction must lock first if the engine has several writers: the users with these ids, or
+        the `SERVICE`. It covers every row that `work` reads and then writes. It is empty if each statement is atomic by
+        itself.
 
         A write that is not `durable` is committed without waiting for the disk. Until the next durable write, a crash
         of the machine may undo the whole write; a crash of the process never does.
 
         Raises:
-            StoreUnavailable: nothing was written, unless the engine says otherwise.
+            StoreUnavailable: nothing was written; `app.stores.sqlite.database` names an exception.
             StoreFull: the disk is full; nothing was written.
         """
 

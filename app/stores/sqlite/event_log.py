@@ -1,4 +1,7 @@
-"""Stores events, in one transaction for many requests."""
+"""Stores the events of many requests in one transaction.
+
+Invariant: a later commit has higher `seq`s (AUTOINCREMENT keeps the high-water mark). The change feed relies on it.
+"""
 
 from __future__ import annotations
 
