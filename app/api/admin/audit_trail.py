@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 from litestar import Response
 from litestar.params import QueryParameter
@@ -19,11 +18,8 @@ from app.errors import InvalidInput, Issue
 from app.features.clock import rfc3339
 from app.features.ids import user_hash
 from app.operations.audit import AuditEntry, AuditFilter, state_of
-from app.service import Service
 
 ENTRIES_PER_PAGE = 50
-# Actions whose outcome is the id of a rebuild.
-_REBUILD_ACTIONS = ("start rebuild", "cancel rebuild")
 
 
 @admin_get(
@@ -48,26 +44,11 @@ async def get_audit(
     page = entries[:ENTRIES_PER_PAGE]
     more = page[-1].id if len(entries) > ENTRIES_PER_PAGE else None
     body = AuditPage([_line(entry) for entry in page], more)
-    context = await _filters(service, wanted, before, more) if prefers_page(request) else {}
-    return await answer(request, body, "audit.html", **context)
-
-
-async def _filters(service: Service, wanted: AuditFilter, before: int, more: int | None) -> dict[str, Any]:
-    """The template variables of the page: the choices of each filter, and links to the newest and to older entries."""
-    kept = {name: value for name, value in wanted._asdict().items() if value is not None}
+    if not prefers_page(request):
+        return await answer(request, body, "audit.html")
     actors, actions = await service.audit_trail.actors(), await service.audit_trail.actions()
-    return {
-        "wanted": wanted,
-        "actors": _including(actors, wanted.actor),
-        "actions": _including(actions, wanted.action),
-        "older": f"?{urlencode({**kept, 'before': more})}" if more is not None else None,
-        "newest": f"?{urlencode(kept)}" if before != MAX_ROWID else None,
-        "rebuild_actions": _REBUILD_ACTIONS,
-    }
-
-
-def _including(names: list[str], chosen: str | None) -> list[str]:
-    return names if chosen is None or chosen in names else sorted([*names, chosen])
+    first = before == MAX_ROWID
+    return await answer(request, body, "audit.html", wanted=wanted, actors=actors, actions=actions, first=first)
 
 
 def _subject(subject: str, user_id: str) -> str | None:

@@ -6,7 +6,7 @@ with its age, however old it is.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Response
@@ -22,11 +22,9 @@ from app.api.openapi.parameters import feature_name
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
-from app.features.registry import Registry
 from app.profiles.consistency.inspection import CellFreshness
-from app.profiles.quality.drift import CommonBin
 from app.profiles.quality.drilldown import Sought
-from app.profiles.quality.report import Drift, FeatureQuality, QualityReport
+from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, readable_report
 from app.service import Service
 
@@ -86,7 +84,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
         request,
         "data_quality.html",
         body=report,
-        cards=cards(report.features, service.registry) if report is not None else [],
+        entries={entry.name: entry for entry in service.registry},
         latest=latest,
         old=report is not None and report.measured_at < rfc3339(service.clock.now_ms() - OLD_MS),
         begun=begun,
@@ -213,109 +211,3 @@ async def _refresh_status(service: Service, run: QualityRun) -> QualityRefresh:
         run.error,
         waiting_for,
     )
-
-
-class DriftBadge(NamedTuple):
-    """The badge that shows a feature's drift on the page. `kind` selects the colour."""
-
-    words: str
-    kind: str
-
-
-class BinRow(NamedTuple):
-    """The number and share of users in a bin, now and 7 days before. A share is None if there were no users then."""
-
-    label: str
-    now: int
-    now_share: float | None
-    before: int
-    before_share: float | None
-
-
-class FeatureCard(NamedTuple):
-    """A feature on the page. `series`: percentages by bin, now and 7 days before. `spoken`: text for screen readers."""
-
-    name: str
-    description: str
-    figures: FeatureQuality
-    verdict: DriftBadge
-    bins: list[BinRow]
-    labels: list[str]
-    series: dict[str, list[float]]
-    spoken: str
-
-
-def cards(features: dict[str, FeatureQuality], registry: Registry) -> list[FeatureCard]:
-    """A card for each feature of a report. A feature that is not in the registry has no description."""
-    described = {entry.name: (entry.description, entry.dtype == "int") for entry in registry}
-    return [_card(name, *described.get(name, ("", False)), figures) for name, figures in features.items()]
-
-
-def _card(name: str, description: str, whole: bool, figures: FeatureQuality) -> FeatureCard:
-    bins = rows(figures.drift.bins, whole=whole)
-    series = {
-        "now": [round(100 * (row.now_share or 0), 2) for row in bins],
-        "7 days before": [round(100 * (row.before_share or 0), 2) for row in bins],
-    }
-    labels = [row.label for row in bins]
-    spoken = f"{name}, share of users by value: {_most(labels, series)}. The table below has every figure."
-    return FeatureCard(name, description, figures, verdict(figures.drift), bins, labels, series, spoken)
-
-
-def _most(labels: list[str], series: dict[str, list[float]]) -> str:
-    """A text with the most frequent bin now and 7 days before."""
-    parts = []
-    for when, shares in series.items():
-        top = max(shares, default=0)
-        parts.append(f"{when} most have {labels[shares.index(top)]} ({top:.0f}%)" if top else f"{when} there is none")
-    return ", ".join(parts)
-
-
-def verdict(drift: Drift) -> DriftBadge:
-    """The badge for the band (stable, moderate, major, failed) of a drift."""
-    if drift.band == "failed":
-        return DriftBadge("failed", "bad")
-    if drift.psi is None:
-        return DriftBadge("no figure", "none")
-    if drift.band == "stable":
-        return DriftBadge("stable", "good")
-    return DriftBadge("moderate drift", "warn") if drift.band == "moderate" else DriftBadge("major drift", "bad")
-
-
-def rows(bins: list[CommonBin], *, whole: bool) -> list[BinRow]:
-    """A row of the page's table for each bin. `whole`: the values are whole numbers."""
-    now, before = sum(part.now for part in bins), sum(part.before for part in bins)
-    return [
-        BinRow(
-            label(part, whole=whole),
-            part.now,
-            part.now / now if now else None,
-            part.before,
-            part.before / before if before else None,
-        )
-        for part in bins
-    ]
-
-
-def label(part: CommonBin, *, whole: bool) -> str:
-    """The label of a bin. A bin of whole numbers is labelled with its first and its last value."""
-    if part.kind in ("null", "other"):
-        return part.kind
-    if part.kind == "value":
-        return str(part.value) if isinstance(part.value, str) else _plain(part.value)
-    if part.start is None and part.end is None:
-        return "any"
-    if part.start is None:
-        return f"< {_plain(part.end)}"
-    if part.end is None:
-        return f"≥ {_plain(part.start)}"
-    end = part.end - 1 if whole else part.end
-    return _plain(part.start) if end == part.start else f"{_plain(part.start)}–{_plain(end)}"
-
-
-def _plain(number: float | None) -> str:
-    if number is None:
-        return ""
-    if number and abs(number) >= 1_000 and number % 100 == 0:
-        return f"{number / 1_000:.6g}k"
-    return f"{number:.6g}"

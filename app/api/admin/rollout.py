@@ -37,13 +37,12 @@ async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
         request,
         body,
         "rollout.html",
-        chart=_lift_by_look(body),
         steps=STEPS,
         unchanged=UNCHANGED,
         max_reason=MAX_REASON,
         newest_shown=NEWEST_SHOWN,
         served_needed=SERVED_BEFORE_MORE,
-        own_words=_own_words(body),
+        worker=WORKER,
     )
 
 
@@ -124,18 +123,3 @@ def _result(state: RolloutState) -> str:
     if state.stage == "promoted":
         return "The challenger is promoted."
     return "The challenger is rolled back. The champion now serves every user."
-
-
-def _own_words(body: RolloutStatus) -> bool:
-    """Whether the reason of the newest change was written by the service and not by an admin."""
-    return body.changed_by == WORKER or body.reason in [look.verdict.reason for look in body.looks]
-
-
-def _lift_by_look(body: RolloutStatus) -> dict[str, Any]:
-    series = {
-        "upper bound": [look.lift.high for look in body.looks],
-        "lift": [look.lift.value for look in body.looks],
-        "lower bound": [look.lift.low for look in body.looks],
-        "margin": [-body.margin for _ in body.looks],
-    }
-    return {"labels": [f"{look.decisions:,}".replace(",", "\u202f") for look in body.looks], "series": series}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
-from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -91,25 +89,12 @@ def _course(index: int, points: Sequence[Point]) -> list[FeaturePoint]:
 
 
 def chart_context(body: UserDevelopment) -> dict[str, Any]:
-    """The template variables for the charts of a user's page. A feature whose values are texts has no line chart; its
-    changes of value are listed in `courses`."""
-    texts = {
-        name: points for name, points in body.features.items() if any(isinstance(point.value, str) for point in points)
-    }
+    """The template variables for the charts of a user's page."""
     return {
         "kinds": KINDS,
-        "day_names": [f"{datetime.fromisoformat(day.end):%d %b}".lstrip("0") for day in body.days],
         "hour_names": [f"{hour.hour:02d}" for hour in body.hours],
         "day_reactions": _reactions(body.days),
         "hour_reactions": _reactions(body.hours),
-        "courses": {
-            name: [
-                (point.at, point.value)
-                for before, point in pairwise([None, *points])
-                if point is not None and (before is None or before.value != point.value)
-            ]
-            for name, points in texts.items()
-        },
     }
 
 
