@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
+import msgspec
 from litestar import Response
 from litestar.params import QueryParameter
+from msgspec import Meta
 
 from app.api.admin.handlers import ADMIN, admin_get
-from app.api.admin.schemas import AuditLine, AuditPage
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.openapi.parameters import MAX_ROWID, USER_ID_OR_NONE, rowid
 from app.api.pages.negotiation import answer, prefers_page
 from app.api.request_parsing import check_ids
+from app.api.schemas import view
 from app.errors import InvalidInput, Issue
-from app.features.clock import rfc3339
 from app.features.ids import user_hash
-from app.operations.audit import AuditEntry, AuditFilter, state_of
+from app.operations.audit import AuditFilter, state_of
 
 ENTRIES_PER_PAGE = 50
+
+
+class AuditLine(msgspec.Struct):
+    """An action of an admin and its outcome."""
+
+    id: int
+    at: str
+    actor: str
+    action: str
+    subject: Annotated[str, Meta(description="A user appears as a hash only.")]
+    state: Annotated[
+        Literal["done", "refused", "failed", "begun"],
+        Meta(description="`begun`: in progress, or its end could not be recorded."),
+    ]
+    outcome: str
+
+
+class AuditPage(msgspec.Struct):
+    """A page of the audit trail, newest first; continue with `before=next_before`."""
+
+    entries: list[AuditLine]
+    next_before: int | None
 
 
 @admin_get(
@@ -43,7 +66,7 @@ async def get_audit(
     entries = await service.audit_trail.page(wanted, before, ENTRIES_PER_PAGE + 1)
     page = entries[:ENTRIES_PER_PAGE]
     more = page[-1].id if len(entries) > ENTRIES_PER_PAGE else None
-    body = AuditPage([_line(entry) for entry in page], more)
+    body = AuditPage([view(AuditLine, entry, state=state_of(entry.outcome)) for entry in page], more)
     if not prefers_page(request):
         return await answer(request, body, "audit.html")
     actors, actions = await service.audit_trail.actors(), await service.audit_trail.actions()
@@ -58,8 +81,3 @@ def _subject(subject: str, user_id: str) -> str | None:
         raise InvalidInput("there are two subjects", [Issue("user_id", "give either user_id or subject")])
     check_ids([user_id], "user_id")
     return user_hash(user_id)
-
-
-def _line(entry: AuditEntry) -> AuditLine:
-    state: Any = state_of(entry.outcome)
-    return AuditLine(entry.id, rfc3339(entry.at_ms), entry.actor, entry.action, entry.subject, state, entry.outcome)

@@ -6,24 +6,24 @@ A payload may contain user ids. In the audit trail, hashes replace them.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Response
 from litestar.params import FromPath, QueryParameter
+from msgspec import Meta
 
 from app.api.admin.auditing import REASON_SCHEMA, Reason, audited, checked_reason
 from app.api.admin.handlers import ADMIN, admin_delete, admin_get, admin_post, form_post
-from app.api.admin.schemas import Letter, LetterFailure, LetterList, Replayed, ReplayedAll
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.openapi.parameters import MAX_ROWID, rowid
 from app.api.pages.negotiation import answer, prefers_page, redirect
+from app.api.schemas import view
 from app.errors import Conflict, NotFound, Undecodable
 from app.events.ports import DeadLetter
 from app.events.replay import MOST, REFUSALS, reason_of
-from app.features.clock import rfc3339
 from app.features.ids import id_problem, user_hash
 from app.service import Service
 
@@ -31,6 +31,57 @@ LETTERS_PER_ANSWER = 100
 LETTERS_PER_PAGE = 20
 HOME = "/admin/dead-letters"
 After = Annotated[int, QueryParameter(ge=0, le=MAX_ROWID, description="Only letters with a higher id.")]
+
+
+class Letter(msgspec.Struct):
+    """A dead letter: an event whose consumption failed repeatedly, or a queued payload that was rejected."""
+
+    id: int
+    source: Annotated[
+        Literal["queue", "consumption"],
+        Meta(description="`queue`: it was no valid event. `consumption`: an event that failed repeatedly."),
+    ]
+    payload: str
+    error: str
+    traceback: str
+    attempts: int
+    event_seq: int | None
+    created_at: str
+    last_failed_at: str
+
+
+class LetterList(msgspec.Struct):
+    """A page of dead letters by id; continue with `after=next_after`."""
+
+    dead_letters: list[Letter]
+    next_after: int | None
+
+
+class Replayed(msgspec.Struct):
+    """The result of replaying a dead letter."""
+
+    accepted: int
+    duplicates: int
+    revived: Annotated[bool, Meta(description="The event was stored already; a worker will consume it again.")]
+
+
+class LetterFailure(msgspec.Struct):
+    """A dead letter that could not be replayed, and why."""
+
+    id: int
+    reason: str
+
+
+class ReplayedAll(msgspec.Struct):
+    """The result of replaying dead letters. If `next_after` is not null, there are more letters above that id."""
+
+    replayed: Annotated[int, Meta(description="Letters that are deleted, because their events are stored.")]
+    accepted: int
+    duplicates: int
+    revived: Annotated[int, Meta(description="Events that were stored already; a worker will consume them again.")]
+    failed: int
+    failures: list[LetterFailure]
+    next_after: int | None
 
 
 @admin_get(
@@ -45,7 +96,7 @@ async def get_letters(request: HttpRequest, after: After = 0) -> Response[Letter
     limit = LETTERS_PER_PAGE if as_page else LETTERS_PER_ANSWER
     letters = await service.dead_letters.list(after, limit)
     more = letters[-1].id if len(letters) == limit else None
-    body = LetterList([_view(item) for item in letters], more)
+    body = LetterList([view(Letter, item, event_seq=item.seq) for item in letters], more)
     if not as_page:
         return await answer(request, body, "dead_letters.html")
     users = {item.id: _user_of(item) for item in letters}
@@ -61,7 +112,8 @@ async def get_letters(request: HttpRequest, after: After = 0) -> Response[Letter
 )
 async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Letter]:
     letter = await _letter(service_of(request), letter_id)
-    return await answer(request, _view(letter), "dead_letter.html", user=_user_of(letter))
+    body = view(Letter, letter, event_seq=letter.seq)
+    return await answer(request, body, "dead_letter.html", user=_user_of(letter))
 
 
 @admin_post(
@@ -77,10 +129,7 @@ async def replay_letters(request: HttpRequest, after: After = 0) -> Response[Rep
         tally = await service_of(request).replayer.replay_all(after)
         act.outcome = f"done: {tally.replayed} replayed, {len(tally.failures)} still fail"
     failures = [LetterFailure(letter_id, reason) for letter_id, reason in tally.failures.items()]
-    body = ReplayedAll(
-        tally.replayed, tally.accepted, tally.duplicates, tally.revived, len(failures), failures, tally.next_after
-    )
-    return await answer(request, body, "replayed.html")
+    return await answer(request, view(ReplayedAll, tally, failed=len(failures), failures=failures), "replayed.html")
 
 
 @admin_post(
@@ -162,21 +211,6 @@ async def _discard(request: HttpRequest, letter_id: int, reason: str) -> None:
         if not await service.dead_letters.discard(letter_id):
             raise NotFound(f"there is no dead letter {letter_id}")
         act.outcome = f"done: {_without_users(reason.strip(), letter)}" if reason.strip() else "done"
-
-
-def _view(item: DeadLetter) -> Letter:
-    source: Any = item.source
-    return Letter(
-        item.id,
-        source,
-        item.payload,
-        item.error,
-        item.traceback,
-        item.attempts,
-        item.seq,
-        rfc3339(item.created_at_ms),
-        rfc3339(item.last_failed_at_ms),
-    )
 
 
 def _user_of(letter: DeadLetter) -> str | None:

@@ -11,15 +11,16 @@ from typing import Annotated, Any, Literal
 import msgspec
 from litestar import Response
 from litestar.params import QueryParameter
+from msgspec import Meta
 
 from app.api.admin.auditing import audited, caller
 from app.api.admin.handlers import ADMIN, admin_get, admin_post
-from app.api.admin.schemas import QualityRefresh, UserBehind, UsersBehindList
 from app.api.auth.forms import is_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import problems
 from app.api.openapi.parameters import feature_name
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
+from app.api.schemas import Value, view
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
 from app.profiles.consistency.inspection import CellFreshness
@@ -40,6 +41,45 @@ REQUESTED = {
     "queue": "The measurement is requested. The queue does not answer: it starts when the queue is up again.",
     "worker": "The measurement is requested. No worker is running: it starts when one is up again.",
 }
+
+
+class QualityRefresh(msgspec.Struct):
+    """The progress of a data-quality measurement by a worker. `measured`: the number of users, once completed."""
+
+    id: int
+    state: Literal["queued", "running", "completed", "failed"]
+    measured: int
+    requested_by: str
+    requested_at: str
+    started_at: str | None
+    finished_at: str | None
+    error: str | None
+    waiting_for: Annotated[
+        Literal["queue", "worker"] | None,
+        Meta(description="What prevents progress: the queue does not answer, or no worker is running."),
+    ]
+
+
+class UserBehind(msgspec.Struct):
+    """A user whose value of the feature is in the requested state. Value and times are null if no value is cached."""
+
+    user_id: str
+    state: Literal["fresh", "missing", "stale"]
+    value: Value
+    computed_at: str | None
+    expires_at: str | None
+
+
+class UsersBehindList(msgspec.Struct):
+    """The users whose value of `feature` is in the state `state` at the time `at`, in the order of their ids. A request
+    scans a bounded number of users: continue with `after=next_after`, even if `users` is empty."""
+
+    feature: str
+    state: Literal["fresh", "missing", "stale", "null"]
+    at: str
+    users: Annotated[list[UserBehind] | None, Meta(description="Null if the cache does not answer.")]
+    scanned: Annotated[int, Meta(description="The number of eligible users that were examined.")]
+    next_after: str | None
 
 
 @admin_get(
@@ -64,10 +104,9 @@ async def get_quality(
     if max_age_s is not None:
         oldest = rfc3339(service.clock.now_ms() - 1000 * max_age_s)
         run = await service.quality.runs.newest_completed()
-        if run is not None:
-            stored = readable_report(run)
-            if stored is not None and stored.measured_at >= oldest:
-                return await answer(request, stored, "data_quality.html")
+        stored = readable_report(run) if run is not None else None
+        if stored is not None and stored.measured_at >= oldest:
+            return await answer(request, stored, "data_quality.html")
     return await answer(request, await service.quality.measurement.measure(), "data_quality.html")
 
 
@@ -169,16 +208,10 @@ def _sought_state(feature: str, state: str) -> Sought:
 
 
 def _user(item: CellFreshness) -> UserBehind:
-    value = item.value
-    if value is None:
-        return UserBehind(item.user_id, item.state, None, None, None)
-    return UserBehind(
-        item.user_id,
-        item.state,
-        msgspec.json.decode(value.json),
-        rfc3339(value.computed_at_ms),
-        rfc3339(value.expires_at_ms or 0),
-    )
+    if item.value is None:
+        return view(UserBehind, item, computed_at=None, expires_at=None)
+    value = msgspec.json.decode(item.value.json)
+    return view(UserBehind, item.value, user_id=item.user_id, state=item.state, value=value)
 
 
 async def _request_run(request: HttpRequest) -> QualityRun:
@@ -200,14 +233,4 @@ async def _refresh_status(service: Service, run: QualityRun) -> QualityRefresh:
             waiting_for = "queue"
         elif not checks["worker"].ok:
             waiting_for = "worker"
-    return QualityRefresh(
-        run.id,
-        run.state,
-        run.measured,
-        run.requested_by,
-        rfc3339(run.requested_at_ms),
-        rfc3339(run.started_at_ms) if run.started_at_ms is not None else None,
-        rfc3339(run.finished_at_ms) if run.finished_at_ms is not None else None,
-        run.error,
-        waiting_for,
-    )
+    return view(QualityRefresh, run, waiting_for=waiting_for)

@@ -7,31 +7,80 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import msgspec
 from litestar import Response
 from litestar.params import FromPath
+from msgspec import Meta
 
 from app.api.admin.auditing import audited, caller
 from app.api.admin.handlers import ADMIN, admin_delete, admin_get, admin_post, form_post
-from app.api.admin.schemas import RebuildList, RebuildOfAll, RebuildOfUsers, RebuildRequest, RebuildStatus
 from app.api.auth.forms import Form, is_form, read_form
 from app.api.dependencies import HttpRequest, selected, service_of
 from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, check_ids
-from app.api.schemas import MAX_USERS
+from app.api.schemas import MAX_USERS, FeatureNames, view
 from app.errors import Conflict, InvalidInput, Issue, NotFound
-from app.features.clock import rfc3339
-from app.features.ids import id_problem
+from app.features.ids import Id, id_problem
 from app.features.registry import indices
 from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.service import Service
 
 HOME = "/admin/rebuilds"
 SHOWN = 100
+
+
+class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A request to rebuild the features of every eligible user (`scope: all`), or of a list of users."""
+
+    scope: Literal["all"] | None = None
+    user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)] | None = None
+    features: FeatureNames | None = None
+
+
+class RebuildOfAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The first form of a `RebuildRequest`, for the OpenAPI document: every eligible user."""
+
+    scope: Literal["all"]
+    user_ids: None = None
+    features: FeatureNames | None = None
+
+
+class RebuildOfUsers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The second form of a `RebuildRequest`, for the OpenAPI document: a list of users."""
+
+    user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)]
+    scope: None = None
+    features: FeatureNames | None = None
+
+
+class RebuildStatus(msgspec.Struct):
+    """A rebuild and its progress. `done` and `total` are numbers of users."""
+
+    id: str
+    scope: Annotated[str, Meta(description="`all`, or `users:` and a hash of the list.")]
+    features: list[str]
+    state: Literal["queued", "running", "completed", "cancelled", "failed"]
+    done: int
+    total: int
+    rate_per_s: float | None
+    eta_s: float | None
+    requested_by: str
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    error: str | None
+    user_count: Annotated[int | None, Meta(description="Length of the list; null for every eligible user.")]
+    took_s: Annotated[float | None, Meta(description="From start to end; null before the end.")]
+
+
+class RebuildList(msgspec.Struct):
+    """The newest rebuilds, newest first."""
+
+    rebuilds: list[RebuildStatus]
 
 
 class Draft(msgspec.Struct):
@@ -219,22 +268,13 @@ def _status(service: Service, run: RebuildRun) -> RebuildStatus:
             eta = max(0, run.total - run.done) / rate
         if run.finished_at_ms is not None:
             took = (run.finished_at_ms - run.started_at_ms) / 1000
-    return RebuildStatus(
-        run.id,
-        run.scope,
-        run.features,
-        run.state,
-        run.done,
-        run.total,
-        round(rate, 1) if rate is not None else None,
-        round(eta, 1) if eta is not None else None,
-        run.requested_by,
-        rfc3339(run.created_at_ms),
-        rfc3339(run.started_at_ms) if run.started_at_ms is not None else None,
-        rfc3339(run.finished_at_ms) if run.finished_at_ms is not None else None,
-        run.error,
-        None if run.everyone else run.total,
-        took,
+    return view(
+        RebuildStatus,
+        run,
+        rate_per_s=round(rate, 1) if rate is not None else None,
+        eta_s=round(eta, 1) if eta is not None else None,
+        user_count=None if run.everyone else run.total,
+        took_s=took,
     )
 
 
