@@ -116,7 +116,7 @@ class HistoryRow(msgspec.Struct):
 
     user_id: str
     as_of: str
-    features: dict[str, Any]
+    features: Any
 
 
 class HistoryAnswer(msgspec.Struct):

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import MediaType, Response, get, post
-from litestar.openapi.datastructures import ResponseSpec
+from litestar import get, post
 from litestar.params import PathParameter
 from msgspec import UNSET, Meta, UnsetType
 
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
-from app.api.openapi.parameters import USER_ID
+from app.api.openapi.document import USER_ID, problems
 from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
 from app.api.schemas import Moment, Value, view
 from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
@@ -204,7 +202,6 @@ class DecisionAnswer(msgspec.Struct):
 DecisionId = Annotated[str, PathParameter(description="The `decision_id` that `POST /score` returned.")]
 # The most commas in a valid list of candidates, if no id contains a comma.
 _MAX_COMMAS = MAX_CANDIDATES * 5
-_encode = msgspec.json.Encoder().encode
 _candidate_decoder = msgspec.json.Decoder(ScoreCandidate)
 
 
@@ -223,15 +220,12 @@ class _RawCandidates(msgspec.Struct):
     "policy learns from them. Without `profile_features` the service reads the user's profile; unknown features are "
     "ignored.",
     response_description="The stored decision.",
-    responses={
-        200: ResponseSpec(ScoreAnswer, generate_examples=False),
-        **problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
-    },
+    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
-async def post_score(request: HttpRequest) -> Response[bytes]:
+async def post_score(request: HttpRequest) -> ScoreAnswer:
     service = service_of(request)
     decision = await service.bandit.scorer.score(await _scoring_request(request, service))
-    return Response(_encode(_answer(decision)), media_type=MediaType.JSON)
+    return _answer(decision)
 
 
 @get(
@@ -244,7 +238,6 @@ async def post_score(request: HttpRequest) -> Response[bytes]:
     responses=problems(400, 401, 403, 404, 422, 503),
 )
 async def get_decision(request: HttpRequest, decision_id: DecisionId) -> DecisionAnswer:
-    check_ids([decision_id], "decision_id")
     decision, outcome = await service_of(request).bandit.scorer.explain(decision_id)
     return _explanation(decision, outcome)
 

@@ -9,10 +9,9 @@ from litestar import Response
 from litestar.params import QueryParameter
 from msgspec import Meta
 
-from app.api.admin.handlers import ADMIN, admin_get
+from app.api.admin.handlers import admin_get
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
-from app.api.openapi.parameters import MAX_ROWID, USER_ID_OR_NONE, rowid
+from app.api.openapi.document import MAX_ROWID, USER_ID_OR_NONE, problems, rowid
 from app.api.pages.negotiation import answer, prefers_page
 from app.api.request_parsing import check_ids
 from app.api.schemas import view
@@ -47,7 +46,7 @@ class AuditPage(msgspec.Struct):
 
 @admin_get(
     "/admin/audit",
-    opt={**ADMIN, "schemas": {"before": rowid(1), "user_id": USER_ID_OR_NONE}},
+    schemas={"before": rowid(1), "user_id": USER_ID_OR_NONE},
     summary="Read the audit trail",
     description="Every action of an admin, newest first. The trail holds users as hashes only; `user_id` searches for "
     "the hash of a user. A page for a browser.",

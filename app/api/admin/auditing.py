@@ -12,7 +12,6 @@ import msgspec
 from litestar.params import QueryParameter
 from msgspec import Meta
 
-from app.api.admin.handlers import ADMIN
 from app.api.auth.authentication import Caller
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
@@ -36,13 +35,8 @@ class ReasonRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = ""
 
 
-# The `opt` of a route that takes a reason.
-WITH_REASON: dict[str, Any] = {
-    **ADMIN,
-    "schemas": {"reason": REASON_SCHEMA},
-    "body": [ReasonRequest],
-    "body_required": False,
-}
+# The options of a route that takes a reason.
+WITH_REASON: dict[str, Any] = {"schemas": {"reason": REASON_SCHEMA}, "body": [ReasonRequest], "body_required": False}
 
 
 def caller(request: HttpRequest) -> Caller:
@@ -65,7 +59,7 @@ async def reason_of(request: HttpRequest, from_query: str) -> str:
         Conflict: the query parameter and the body contain different reasons.
     """
     if is_form(request):
-        return checked_reason((await read_form(request)).get("reason"))
+        return checked_reason((await read_form(request)).get("reason", ""))
     checked_reason(from_query, Undecodable)
     if not await request.body():
         return from_query

@@ -14,14 +14,13 @@ from litestar.params import FromPath, QueryParameter
 from msgspec import Meta
 
 from app.api.admin.auditing import REASON_SCHEMA, Reason, audited, checked_reason
-from app.api.admin.handlers import ADMIN, admin_delete, admin_get, admin_post, form_post
+from app.api.admin.handlers import admin_delete, admin_get, admin_post, form_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
-from app.api.openapi.parameters import MAX_ROWID, rowid
+from app.api.openapi.document import MAX_ROWID, problems, rowid
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.api.schemas import view
-from app.errors import Conflict, NotFound, Undecodable
+from app.errors import Conflict, InvalidInput, Issue, NotFound, Undecodable
 from app.events.ports import DeadLetter
 from app.events.replay import MOST, REFUSALS, reason_of
 from app.features.ids import id_problem, user_hash
@@ -86,7 +85,7 @@ class ReplayedAll(msgspec.Struct):
 
 @admin_get(
     HOME,
-    opt={**ADMIN, "schemas": {"after": rowid(0)}},
+    schemas={"after": rowid(0)},
     summary="List dead letters",
     description="Lists dead letters by id, the oldest first. A page for a browser.",
 )
@@ -118,7 +117,7 @@ async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response
 
 @admin_post(
     f"{HOME}/replay",
-    opt={**ADMIN, "schemas": {"after": rowid(0)}},
+    schemas={"after": rowid(0)},
     summary="Replay dead letters",
     description=f"Replays the letters with an id above `after`, up to {MOST:,} at a time; continue with `next_after`. "
     "A letter that is still no valid event is kept, and `failures` says why.",
@@ -159,7 +158,7 @@ async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Respo
 
 @admin_delete(
     f"{HOME}/{{letter_id:int}}",
-    opt={**ADMIN, "schemas": {"reason": REASON_SCHEMA}},
+    schemas={"reason": REASON_SCHEMA},
     summary="Discard a dead letter",
     description="The audit trail keeps the reason, and not the payload.",
     responses=problems(400, 401, 403, 404, 503, 507),
@@ -170,7 +169,9 @@ async def discard_letter(request: HttpRequest, letter_id: FromPath[int], reason:
 
 @form_post(f"{HOME}/{{letter_id:int}}/discard")
 async def discard_from_page(request: HttpRequest, letter_id: FromPath[int]) -> Response[Any]:
-    reason = checked_reason((await read_form(request)).require("reason", "the reason"))
+    reason = checked_reason((await read_form(request)).get("reason", ""))
+    if not reason.strip():
+        raise InvalidInput("the reason is missing", [Issue("reason", "must not be empty")])
     try:
         await _discard(request, letter_id, reason)
     except NotFound:

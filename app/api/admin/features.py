@@ -13,8 +13,7 @@ from app.api.admin.auditing import WITH_REASON, Reason, audited, caller, reason_
 from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
-from app.api.openapi.parameters import feature_name
+from app.api.openapi.document import feature_name, problems
 from app.api.pages.negotiation import answer, redirect
 from app.api.profiles import feature_entry
 from app.api.schemas import FeatureEntry
@@ -108,7 +107,7 @@ def _definition(service: Service, index: int, announced: list[Announced]) -> Fea
 
 @admin_post(
     f"{HOME}/{{name:str}}/disable",
-    opt=OF_FEATURE,
+    **OF_FEATURE,
     summary="Serve a feature as null",
     description="Every process serves it as null within a second, until it is enabled; cached values are not served. "
     "409 if it is disabled already.",
@@ -120,7 +119,7 @@ async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "")
 
 @admin_post(
     f"{HOME}/{{name:str}}/enable",
-    opt=OF_FEATURE,
+    **OF_FEATURE,
     summary="Serve a feature again",
     description="409 if it is not disabled.",
     responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 503, 507),

@@ -6,7 +6,7 @@ with its age, however old it is.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from litestar import Response
@@ -14,11 +14,10 @@ from litestar.params import QueryParameter
 from msgspec import Meta
 
 from app.api.admin.auditing import audited, caller
-from app.api.admin.handlers import ADMIN, admin_get, admin_post
+from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
-from app.api.openapi.parameters import feature_name
+from app.api.openapi.document import feature_name, problems
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.schemas import Value, view
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
@@ -84,7 +83,7 @@ class UsersBehindList(msgspec.Struct):
 
 @admin_get(
     PATH,
-    opt={**ADMIN, "schemas": {"max_age_s": {"type": "integer", "minimum": 0, "maximum": YEAR_S}}},
+    schemas={"max_age_s": {"type": "integer", "minimum": 0, "maximum": YEAR_S}},
     summary="Measure data quality",
     description="Measures 20,000 eligible users drawn at random, or all if there are fewer. A user is eligible with "
     "any event within the longest window of the features. Per feature: how many values are fresh, missing or stale, "
@@ -164,11 +163,8 @@ async def get_refresh(request: HttpRequest) -> QualityRefresh:
 
 @admin_get(
     f"{PATH}/users",
-    opt={
-        **ADMIN,
-        "schemas": {"feature": feature_name, "state": {"type": "string", "enum": list(SOUGHT)}},
-        "required": ["feature", "state"],
-    },
+    schemas={"feature": feature_name, "state": {"type": "string", "enum": list(SOUGHT)}},
+    required=["feature", "state"],
     summary="List the users behind a number",
     description="Searches all eligible users now. A report has its own time and may cover only a sample, so numbers "
     "may differ. Each request scans a bounded number of users; continue with `after`.",
@@ -185,7 +181,12 @@ async def get_users_behind(
     choices: dict[str, Any] = {"names": service.registry.names, "states": SOUGHT, "limit": limit}
     if prefers_page(request) and not feature and not sought:
         return await page(request, USERS_PAGE, body=None, **choices)
-    state = _sought_state(feature, sought)
+    issues = [] if feature else [Issue("feature", "missing; name a feature")]
+    if sought not in SOUGHT:
+        issues.append(Issue("state", f"must be {', '.join(SOUGHT[:-1])} or {SOUGHT[-1]}"))
+    if issues:
+        raise Undecodable("the query is not allowed", issues)
+    state = cast(Sought, sought)
     try:
         service.registry.mask([feature])
     except UnknownFeature as error:
@@ -194,17 +195,6 @@ async def get_users_behind(
     users = [_user(item) for item in found.cells] if found.cells is not None else None
     body = UsersBehindList(feature, state, rfc3339(found.at_ms), users, found.scanned, found.next_after)
     return await answer(request, body, USERS_PAGE, **choices)
-
-
-def _sought_state(feature: str, state: str) -> Sought:
-    """Check both parameters, return `state`. Raises `Undecodable` if `feature` is empty or `state` not in `SOUGHT`."""
-    issues = [] if feature else [Issue("feature", "missing; name a feature")]
-    for known in SOUGHT:
-        if state == known and not issues:
-            return known
-    if state not in SOUGHT:
-        issues.append(Issue("state", f"must be {', '.join(SOUGHT[:-1])} or {SOUGHT[-1]}"))
-    raise Undecodable("the query is not allowed", issues)
 
 
 def _user(item: CellFreshness) -> UserBehind:

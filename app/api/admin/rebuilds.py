@@ -16,8 +16,8 @@ from litestar.params import FromPath
 from msgspec import Meta
 
 from app.api.admin.auditing import audited, caller
-from app.api.admin.handlers import ADMIN, admin_delete, admin_get, admin_post, form_post
-from app.api.auth.forms import Form, is_form, read_form
+from app.api.admin.handlers import admin_delete, admin_get, admin_post, form_post
+from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, selected, service_of
 from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
@@ -96,7 +96,7 @@ class Draft(msgspec.Struct):
 @admin_post(
     HOME,
     status_code=202,
-    opt={**ADMIN, "body": [RebuildOfAll, RebuildOfUsers]},
+    body=[RebuildOfAll, RebuildOfUsers],
     summary="Start a rebuild",
     description="Rebuilds every eligible user (`scope: all`), or up to 1,000 users. A worker carries it out; reads "
     "return the cached values meanwhile. 409 if a rebuild of the same scope is active.",
@@ -199,9 +199,9 @@ def _already_active(run: RebuildRun) -> str:
 
 async def _start_from_form(request: HttpRequest) -> Response[Any]:
     form = await read_form(request)
-    draft = Draft(form.get("scope"), form.get("user_ids"), form.all("features"))
+    draft = Draft(form.get("scope", ""), form.get("user_ids", ""), form.getall("features", []))
     try:
-        user_ids = _user_ids(form)
+        user_ids = _user_ids(draft)
         if not draft.features:
             raise InvalidInput("no feature", [Issue("features", "choose at least one")])
         run, new = await _start(request, user_ids, draft.features)
@@ -214,12 +214,12 @@ async def _start_from_form(request: HttpRequest) -> Response[Any]:
     return await redirect(request, f"{HOME}/{run.id}", "The rebuild is queued.")
 
 
-def _user_ids(form: Form) -> list[str] | None:
-    if form.get("scope") == "all":
+def _user_ids(draft: Draft) -> list[str] | None:
+    if draft.scope == "all":
         return None
-    if form.get("scope") != "users":
+    if draft.scope != "users":
         raise InvalidInput("the scope is unclear", [Issue("scope", "choose every eligible user, or a list of users")])
-    lines = [(number, line.strip()) for number, line in enumerate(form.get("user_ids").splitlines(), start=1)]
+    lines = [(number, line.strip()) for number, line in enumerate(draft.user_ids.splitlines(), start=1)]
     filled = [(number, line) for number, line in lines if line]
     issues = [Issue(f"line {number}", problem) for number, line in filled if (problem := id_problem(line))]
     if not filled:

@@ -48,7 +48,7 @@ async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
 
 @admin_post(
     f"{HOME}/ramp",
-    opt=WITH_REASON,
+    **WITH_REASON,
     summary="Let the challenger serve more users",
     description="One step: 5 %, 25 %, 100 % of the users. After a rollback it starts again in the shadow. 409 if the "
     "verdict is not `promote`, or too few decisions were served at the stage before; the answer says which.",
@@ -60,7 +60,7 @@ async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[Ro
 
 @admin_post(
     f"{HOME}/promote",
-    opt=WITH_REASON,
+    **WITH_REASON,
     summary="Let the challenger serve for good",
     description="409 unless it serves every user and an improvement is shown.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
@@ -71,7 +71,7 @@ async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Respo
 
 @admin_post(
     f"{HOME}/rollback",
-    opt=WITH_REASON,
+    **WITH_REASON,
     summary="Let the champion serve every user again",
     description="At any stage, with any verdict. Nothing that was learned is lost. 409 if it is rolled back already.",
     responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
@@ -96,7 +96,7 @@ async def _move_from_page(request: HttpRequest, move: Move) -> Response[Any]:
     form, reason = await read_form(request), await reason_of(request, "")
     try:
         if move != "rollback":  # a rollback is allowed on an outdated page
-            await _refuse_if_changed(request, move, form.get("seen"))
+            await _refuse_if_changed(request, move, form.get("seen", ""))
         message = _result(await service_of(request).bandit.rollout.move(move, caller(request).name, reason))
     except Conflict as error:
         message = f"Nothing was changed: {str(error).rstrip('.')}."

@@ -7,6 +7,7 @@ which fills the cache. The page does not fill the cache, so that a reload shows 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
@@ -19,9 +20,8 @@ from app.api.admin.handlers import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import UserId, problems
 from app.api.pages.negotiation import answer, prefers_page, redirect
-from app.api.request_parsing import check_ids
 from app.api.schemas import Value, view
-from app.events.ports import ActivityCount, TracedEvent
+from app.events.ports import TracedEvent
 from app.features.clock import DAY_MS, rfc3339, to_ms
 from app.features.events import Action, subject_of
 from app.features.registry import Registry
@@ -157,7 +157,6 @@ class UserDevelopment(msgspec.Struct):
 )
 async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
     service = service_of(request)
-    check_ids([user_id], "user_id")
     if prefers_page(request):
         return await _user_page(request, user_id)
     (inspection,) = await service.inspector.inspect([user_id])
@@ -252,7 +251,6 @@ def _stored_event(item: TracedEvent, registry: Registry) -> StoredEvent:
     responses=problems(400, 401, 403, 422, 503),
 )
 async def get_development(request: HttpRequest, user_id: UserId) -> Response[UserDevelopment]:
-    check_ids([user_id], "user_id")
     if prefers_page(request):
         return await redirect(request, f"/admin/users/{quote(user_id, safe='')}#activity")
     return await answer(request, await user_development(service_of(request), user_id), "user.html")
@@ -266,34 +264,21 @@ async def user_development(service: Service, user_id: str) -> UserDevelopment:
         service.user_events.activity(user_id, now_ms, DAYS),
         development(service.reader.read_as_of, moments, user_id, now_ms),
     )
+    by_day: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    by_hour: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    for item in counts:
+        if item.kind in KINDS:  # a newer release that was rolled back may have stored another kind
+            by_day[item.days_ago][item.kind] += item.events
+            by_hour[item.local_hour][item.kind] += item.events
+    ends = [now_ms - ago * DAY_MS for ago in range(DAYS)]
+    days = [Day(start=rfc3339(end - DAY_MS), end=rfc3339(end), **by_day[ago]) for ago, end in enumerate(ends)]
     return UserDevelopment(
         user_id,
         rfc3339(now_ms),
-        days(counts, now_ms),
-        hours(counts),
+        days[::-1],
+        [Hour(hour=hour, **by_hour[hour]) for hour in range(24)],
         {name: _course(index, points) for index, name in enumerate(service.registry.names)},
     )
-
-
-def days(counts: Sequence[ActivityCount], now_ms: int) -> list[Day]:
-    """A user's events counted by day and kind, oldest day first. Days are 24 hours that end at `now_ms`."""
-    found = [Day(start=rfc3339(now_ms - (ago + 1) * DAY_MS), end=rfc3339(now_ms - ago * DAY_MS)) for ago in range(DAYS)]
-    for item in counts:
-        _add(found[item.days_ago], item)
-    return found[::-1]
-
-
-def hours(counts: Sequence[ActivityCount]) -> list[Hour]:
-    """A user's events counted by local hour, 0 to 23, and kind."""
-    found = [Hour(hour=hour) for hour in range(24)]
-    for item in counts:
-        _add(found[item.local_hour], item)
-    return found
-
-
-def _add(counts: Day | Hour, item: ActivityCount) -> None:
-    if item.kind in KINDS:  # a newer release that was rolled back may have stored another kind
-        setattr(counts, item.kind, getattr(counts, item.kind) + item.events)
 
 
 def _course(index: int, points: Sequence[Point]) -> list[FeaturePoint]:
@@ -318,4 +303,4 @@ def chart_context(body: UserDevelopment) -> dict[str, Any]:
 
 
 def _reactions(counts: Sequence[Day | Hour]) -> dict[str, list[int]]:
-    return {action.value: [getattr(count, action) for count in counts] for action in Action}
+    return {kind: [getattr(count, kind) for count in counts] for kind in KINDS if kind != "served"}

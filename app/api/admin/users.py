@@ -10,18 +10,16 @@ from urllib.parse import quote
 
 import msgspec
 from litestar import MediaType, Response
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 from msgspec import Meta
 
 from app.api.admin.auditing import audited
-from app.api.admin.handlers import ADMIN, admin_delete, admin_get, admin_post, form_post
+from app.api.admin.handlers import admin_delete, admin_get, admin_post, form_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
-from app.api.openapi.document import UserId, problems
-from app.api.openapi.parameters import ID_PREFIX
+from app.api.openapi.document import ID_PREFIX, UserId, problems
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
-from app.api.request_parsing import body_as, check_ids, prefix_of
+from app.api.request_parsing import body_as, prefix_of
 from app.api.schemas import FeatureNames, ProfileAnswer
 from app.events.ports import Holdings
 from app.features.ids import id_problem, user_hash, visible
@@ -62,10 +60,7 @@ class UserHoldings(msgspec.Struct):
 
 @admin_get(
     HOME,
-    opt={
-        **ADMIN,
-        "schemas": {"prefix": ID_PREFIX, "limit": {"type": "integer", "minimum": 1, "maximum": FOUND_MOST}},
-    },
+    schemas={"prefix": ID_PREFIX, "limit": {"type": "integer", "minimum": 1, "maximum": FOUND_MOST}},
     summary="Find users",
     description="Users with any event whose id begins with `prefix`. It is not a pattern; case matters. A browser "
     "gets a page; if `prefix` is the whole id of a user, it gets the page of that user.",
@@ -87,17 +82,15 @@ async def get_users(
 
 @admin_post(
     f"{HOME}/{{user_id:str}}/rebuild",
-    opt={**ADMIN, "body": [UserRebuildRequest], "body_required": False},
+    body=[UserRebuildRequest],
+    body_required=False,
     summary="Rebuild a user now",
     description="Rebuilds every feature, or those that the body names. Reads return the cached values meanwhile.",
-    responses={
-        200: ResponseSpec(ProfileAnswer, generate_examples=False, description="The profile, as with `detail=true`."),
-        **problems(400, 401, 403, 413, 415, 422, 503, 507),
-    },
+    response_description="The profile, as with `detail=true`.",
+    responses=problems(400, 401, 403, 413, 415, 422, 503, 507),
 )
-async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[Any]:
+async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[ProfileAnswer]:
     service = service_of(request)
-    check_ids([user_id], "user_id")
     mask = selected(service.registry, await _features_to_rebuild(request))
     before = await service.inspector.live_values(user_id) if prefers_page(request) else None
     async with audited(request, "rebuild", user_hash(user_id)) as act:
@@ -106,7 +99,8 @@ async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[Any]:
         if mask != service.registry.full_mask:
             act.outcome = "done: " + ", ".join(service.registry.names[index] for index in indices(mask))
     if not prefers_page(request):
-        return Response(renderer_of(request).profile(user_id, profile, mask, detail=True), media_type=MediaType.JSON)
+        body: Any = renderer_of(request).profile(user_id, profile, mask, detail=True)
+        return Response(body, media_type=MediaType.JSON)
     rows = [
         (service.registry.names[index], before[index] if before is not None else None, profile[index])
         for index in indices(mask)
@@ -124,7 +118,7 @@ async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[Any]:
 
 async def _features_to_rebuild(request: HttpRequest) -> list[str] | None:
     if is_form(request):
-        return (await read_form(request)).all("features") or None
+        return (await read_form(request)).getall("features", None)
     return (await body_as(request, UserRebuildRequest)).features if await request.body() else None
 
 
@@ -135,14 +129,12 @@ async def _features_to_rebuild(request: HttpRequest) -> list[str] | None:
     responses=problems(400, 401, 403, 422, 503),
 )
 async def get_erasure(request: HttpRequest, user_id: UserId) -> Response[UserHoldings]:
-    check_ids([user_id], "user_id")
     return await answer(request, await _holdings(service_of(request), user_id), "user_erase.html", refusal=None)
 
 
 @form_post(f"{HOME}/{{user_id:str}}/erase")
 async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[Any]:
     """Erase a user if the form holds the id, which the admin types to confirm."""
-    check_ids([user_id], "user_id")
     if (await read_form(request)).get("confirm") not in (user_id, visible(user_id)):
         refusal = "Nothing was deleted: this is not the id of the user. Capitals and spaces matter."
         body = await _holdings(service_of(request), user_id)
@@ -159,7 +151,6 @@ async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[
     responses=problems(400, 401, 403, 422, 503, 507),
 )
 async def erase_user(request: HttpRequest, user_id: UserId) -> None:
-    check_ids([user_id], "user_id")
     await _erase(request, user_id)
 
 

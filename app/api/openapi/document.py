@@ -1,11 +1,18 @@
 """Completes the OpenAPI document that Litestar generates: problem responses, request bodies, the typed profile.
 
-Handlers decode bodies by hand and return encoded JSON, so their signatures do not show these types.
+Handlers decode bodies by hand and return encoded JSON, so their signatures do not show these types. Of a parameter they
+cannot show everything either, such as the names of the features. `opt["schemas"]` of a route maps the name of a
+parameter to a schema, or to a function that makes one from the registry. `opt["required"]` lists parameters that a
+program must send. The signature makes them optional, because the same route also serves an HTML page that opens without
+them.
+
+Invariant: a parameter that matches its schema is rejected only for reasons that no schema can express (a moment too far
+in the past, two parameters that exclude each other).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -15,16 +22,18 @@ from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Server, Tag
 from litestar.params import PathParameter
 from litestar.router import Router
+from msgspec import Meta
 
 import app
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.parameters import describe, name_features
 from app.api.problems import MEDIA_TYPE, Problem
 from app.api.request_parsing import with_mirror
 from app.api.schemas import FeatureDetail
+from app.events.validation import MAX_EVENTS
 from app.features.clock import DAY_MS, rfc3339
-from app.features.events import FEEDBACK, SERVED, TipServed
-from app.features.ids import MAX_ID_LENGTH
+from app.features.events import FEEDBACK, SERVED, TipEvent, TipServed
+from app.features.ids import ID_PATTERN, MAX_ID_LENGTH
+from app.features.registry import Registry
 
 ASSETS = "/schema/assets"
 _REF = "#/components/schemas/{name}"
@@ -66,6 +75,51 @@ FEEDBACK_EXAMPLE = {
     "action": "completed",
     "dwell_ms": 7200,
 }
+
+
+Schema = dict[str, Any]
+Schemas = Mapping[str, Schema | Callable[[Registry], Schema]]
+MAX_ROWID = 2**63 - 1
+
+USER_ID: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH, "pattern": ID_PATTERN}
+USER_ID_OR_NONE: Schema = {"anyOf": [USER_ID, {"const": ""}]}
+ID_PREFIX: Schema = {"type": "string", "maxLength": MAX_ID_LENGTH, "pattern": r"^[^/\x00-\x1f\x7f-\x9f]*$"}
+MOMENT: Schema = {"type": "string", "format": "date-time", "examples": ["2026-04-25T08:30:00+02:00"]}
+CACHE_CONTROL: Schema = {
+    "name": "Cache-Control",
+    "in": "header",
+    "required": False,
+    "description": "With `stale-if-error=N` (RFC 5861), a request that would be answered 503 because the database does "
+    "not answer gets cached values, if all were computed at most N seconds ago and have not expired. They may lack "
+    "events of these N seconds, and the response says so in `Cache-Status`. Other directives are ignored.",
+    "schema": {"type": "string", "examples": ["stale-if-error=60"]},
+}
+UNPROVEN_HEADERS: Schema = {
+    "Cache-Status": {
+        "description": "`profiles; hit; detail=unproven` (RFC 9211) if the values come from the cache while the "
+        "database did not answer; otherwise absent.",
+        "schema": {"type": "string"},
+    },
+    "Age": {
+        "description": "Together with `Cache-Status`: the age of the oldest value in seconds.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+}
+
+
+def rowid(least: int) -> Schema:
+    """The schema of a row id. Litestar would convert the maximum to a float, which rounds it."""
+    return {"type": "integer", "minimum": least, "maximum": MAX_ROWID}
+
+
+def feature_name(registry: Registry) -> Schema:
+    return {"type": "string", "enum": list(registry.names)}
+
+
+def feature_names(registry: Registry) -> Schema:
+    """The schema of comma-separated feature names."""
+    either = "|".join(registry.names)
+    return {"type": "string", "pattern": f"^({either})(,({either}))*$"}
 
 
 def problems(*statuses: int) -> dict[int, ResponseSpec]:
@@ -138,9 +192,9 @@ def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]
         elif name.endswith("HistoryRow"):
             schema["properties"]["features"] = reference
     for kind in kinds:
-        name_features(schemas[kind.__name__], registry)
+        _name_features(schemas[kind.__name__], registry)
     for operation, opt in operations:
-        describe(operation, opt, registry)
+        _describe(operation, opt, registry)
         problem = operation["responses"]["400"]
         if opt.get("rate_limited") and "scope" in opt:
             operation["responses"]["429"] = {**problem, "description": DESCRIPTIONS[429]}
@@ -177,6 +231,33 @@ def _body(kinds: Sequence[type[msgspec.Struct]], *, required: bool) -> dict[str,
     return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 
+def _describe(operation: dict[str, Any], opt: Mapping[str, Any], registry: Registry) -> None:
+    """Replace the schemas of an operation's parameters with those in `opt`, but keep the defaults. With
+    `opt["stale_if_error"]`, add the headers of `Cache-Control: stale-if-error`."""
+    schemas: Schemas = opt.get("schemas", {})
+    for parameter in operation.get("parameters", ()):
+        found = schemas.get(parameter["name"])
+        if parameter["in"] == "path" and parameter["name"] == "user_id":
+            found = USER_ID
+        if found is not None:
+            kept = {name: parameter["schema"][name] for name in ("default",) if name in parameter["schema"]}
+            parameter["schema"] = {**(found(registry) if callable(found) else found), **kept}
+        if parameter["name"] in opt.get("required", ()):
+            parameter["required"] = True
+            parameter["schema"].pop("default", None)
+    if opt.get("stale_if_error"):
+        others = [parameter for parameter in operation.get("parameters", ()) if parameter["in"] != "header"]
+        operation["parameters"] = [*others, CACHE_CONTROL]  # not appended: Litestar keeps the document
+        operation["responses"]["200"]["headers"] = UNPROVEN_HEADERS
+
+
+def _name_features(schema: Schema, registry: Registry) -> None:
+    """Restrict `features` in the schema of a request body to the names of the registry."""
+    for branch in schema.get("properties", {}).get("features", {}).get("anyOf", ()):
+        if branch.get("type") == "array":
+            branch["items"] = feature_name(registry)
+
+
 class _Json(JsonRenderPlugin):
     def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
         return msgspec.json.encode(_completed(request, openapi_schema))
@@ -192,16 +273,9 @@ class _Page(SwaggerRenderPlugin):
 
 
 def _events_body() -> dict[str, Any]:
-    one = {
-        "oneOf": [{"$ref": _REF.format(name="TipServed")}, {"$ref": _REF.format(name="TipFeedback")}],
-        "discriminator": {
-            "propertyName": "subject",
-            "mapping": {SERVED: _REF.format(name="TipServed"), FEEDBACK: _REF.format(name="TipFeedback")},
-        },
-    }
-    several = {"type": "array", "minItems": 1, "maxItems": 1000, "items": one}
-    many = {"anyOf": [one, several]}
-    lines = {**several, "description": "One event per line."}  # OpenAPI 3.1 has no schema for sequential media types
+    several = Annotated[list[TipEvent], Meta(min_length=1, max_length=MAX_EVENTS)]
+    (one, many), _ = msgspec.json.schema_components([TipEvent, several], ref_template=_REF)
+    lines = {**many, "description": "One event per line."}  # OpenAPI 3.1 has no schema for sequential media types
     examples = {
         "served": {"summary": "A tip was shown to a user", "value": SERVED_EXAMPLE},
         "feedback": {"summary": "The user gave feedback on a tip", "value": FEEDBACK_EXAMPLE},
@@ -211,7 +285,7 @@ def _events_body() -> dict[str, Any]:
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": many, "examples": examples},
+            "application/json": {"schema": {"anyOf": [one, many]}, "examples": examples},
             "application/x-ndjson": {"schema": lines, "example": ndjson},
         },
     }

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from urllib.parse import quote
 
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -54,7 +53,7 @@ def environment() -> Environment:
         auto_reload=False,
     )
     functions = (
-        *(segment, moment, exact, duration, number, percent, fixed, spelled, measured, pretty, shown, visible),
+        *(moment, exact, duration, number, percent, fixed, spelled, measured, pretty, shown, visible),
         *(percentages, bin_label, day),
     )
     made.filters |= {function.__name__: function for function in functions}
@@ -67,11 +66,6 @@ def environment() -> Environment:
         "summary": charts.summary,
     }
     return made
-
-
-def segment(text: str) -> str:
-    """An id, percent-encoded as one segment of a path: `/admin/users/{{ id | segment }}`."""
-    return quote(text, safe="")
 
 
 def visible(text: str, *, layout: bool = False) -> Markup:
