@@ -13,7 +13,7 @@ from litestar.params import QueryParameter
 from msgspec import UNSET
 
 from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
-from app.api.openapi.document import MOMENT, UserId, feature_names, problems
+from app.api.openapi.document import MOMENT, UserId
 from app.api.request_parsing import body_as, check_ids, known_ms, moment_ms, stale_if_error_s
 from app.api.schemas import (
     BatchAnswer,
@@ -49,16 +49,11 @@ def _json(body: bytes, headers: Mapping[str, str] | None = None) -> Response[Any
 
 @get(
     "/profiles/{user_id:str}",
-    opt={
-        "scope": "read",
-        "schemas": {"features": feature_names, "as_of": MOMENT, "known_at": MOMENT},
-        "stale_if_error": True,
-    },
+    opt={"scope": "read", "stale_if_error": True},
     tags=["Profiles"],
     summary="Read one profile",
     description="Returns the user's features. They reflect every event acknowledged before the request. An unknown "
     "user is not an error: the response is 200 with the default of each feature.",
-    responses=problems(400, 401, 403, 422, 503),
 )
 async def get_profile(
     request: HttpRequest,
@@ -69,8 +64,8 @@ async def get_profile(
     detail: Annotated[
         bool, QueryParameter(description="Return each feature's value, dtype, times and origin.")
     ] = False,
-    as_of: Annotated[str | None, QueryParameter(description=AS_OF_DETAIL)] = None,
-    known_at: Annotated[str | None, QueryParameter(description=KNOWN_AT_DETAIL)] = None,
+    as_of: Annotated[str | None, QueryParameter(description=AS_OF_DETAIL, schema_extra=MOMENT)] = None,
+    known_at: Annotated[str | None, QueryParameter(description=KNOWN_AT_DETAIL, schema_extra=MOMENT)] = None,
 ) -> Response[ProfileAnswer]:
     service = service_of(request)
     try:
@@ -104,7 +99,6 @@ async def get_profile(
     tags=["Profiles"],
     summary="Read many profiles",
     description="Returns the profiles of up to 1,000 users, in the order of `user_ids`; an id may repeat.",
-    responses=problems(400, 401, 403, 413, 415, 422, 503),
 )
 async def post_batch(request: HttpRequest) -> Response[BatchAnswer]:
     service = service_of(request)
@@ -131,7 +125,6 @@ async def post_batch(request: HttpRequest) -> Response[BatchAnswer]:
     "at exactly that moment count. To exclude the event that a label is made of, set `as_of` one millisecond earlier. "
     "A row with a `decision_id` instead has the values that the decision was made from; only features that it did not "
     "read, or whose definition has changed, are computed.",
-    responses=problems(400, 401, 403, 413, 415, 422, 503),
 )
 async def post_history(request: HttpRequest) -> HistoryAnswer:
     service = service_of(request)
@@ -199,7 +192,6 @@ def _history_row(
     opt={"scope": "read"},
     tags=["Profiles"],
     summary="List the features",
-    responses=problems(400, 401, 403),
 )
 async def get_features(request: HttpRequest) -> FeatureList:
     service = service_of(request)

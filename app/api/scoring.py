@@ -11,7 +11,7 @@ from litestar.params import PathParameter
 from msgspec import UNSET, Meta, UnsetType
 
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import USER_ID, problems
+from app.api.openapi.document import USER_ID
 from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
 from app.api.schemas import Moment, Value, view
 from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
@@ -199,7 +199,9 @@ class DecisionAnswer(msgspec.Struct):
     outcome: OutcomeShown
 
 
-DecisionId = Annotated[str, PathParameter(description="The `decision_id` that `POST /score` returned.")]
+DecisionId = Annotated[
+    str, PathParameter(description="The `decision_id` that `POST /score` returned.", schema_extra=USER_ID)
+]
 # The most commas in a valid list of candidates, if no id contains a comma.
 _MAX_COMMAS = MAX_CANDIDATES * 5
 _candidate_decoder = msgspec.json.Decoder(ScoreCandidate)
@@ -220,7 +222,7 @@ class _RawCandidates(msgspec.Struct):
     "policy learns from them. Without `profile_features` the service reads the user's profile; unknown features are "
     "ignored.",
     response_description="The stored decision.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
+    problems=[409, 507],
 )
 async def post_score(request: HttpRequest) -> ScoreAnswer:
     service = service_of(request)
@@ -230,12 +232,11 @@ async def post_score(request: HttpRequest) -> ScoreAnswer:
 
 @get(
     "/decisions/{decision_id:str}",
-    opt={"scope": "read", "schemas": {"decision_id": USER_ID}},
+    opt={"scope": "read"},
     tags=["Tips"],
     summary="Explain a decision",
     description="Returns the request, what each input contributed to each score, the probability of each candidate, "
     "the scores of the other policy, and the outcome.",
-    responses=problems(400, 401, 403, 404, 422, 503),
 )
 async def get_decision(request: HttpRequest, decision_id: DecisionId) -> DecisionAnswer:
     decision, outcome = await service_of(request).bandit.scorer.explain(decision_id)

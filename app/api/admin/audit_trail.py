@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from app.api.admin.handlers import admin_get
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import MAX_ROWID, USER_ID_OR_NONE, problems, rowid
+from app.api.openapi.document import MAX_ROWID, ROWID, USER_ID
 from app.api.pages.negotiation import answer, prefers_page
 from app.api.request_parsing import check_ids
 from app.api.schemas import view
@@ -46,19 +46,26 @@ class AuditPage(msgspec.Struct):
 
 @admin_get(
     "/admin/audit",
-    schemas={"before": rowid(1), "user_id": USER_ID_OR_NONE},
     summary="Read the audit trail",
     description="Every action of an admin, newest first. The trail holds users as hashes only; `user_id` searches for "
     "the hash of a user. A page for a browser.",
-    responses=problems(400, 401, 403, 422, 503),
+    problems=[422],
 )
 async def get_audit(
     request: HttpRequest,
-    before: Annotated[int, QueryParameter(ge=1, le=MAX_ROWID, description="Only entries with a lower id.")] = MAX_ROWID,
+    before: Annotated[
+        int, QueryParameter(ge=1, le=MAX_ROWID, description="Only entries with a lower id.", schema_extra=ROWID)
+    ] = MAX_ROWID,
     actor: Annotated[str, QueryParameter(description="Only actions of this actor.")] = "",
     action: Annotated[str, QueryParameter(description="Only this action.")] = "",
     subject: Annotated[str, QueryParameter(description="Only actions on this subject, as it is stored.")] = "",
-    user_id: Annotated[str, QueryParameter(description="Only actions on this user; instead of `subject`.")] = "",
+    user_id: Annotated[
+        str,
+        QueryParameter(
+            description="Only actions on this user; instead of `subject`.",
+            schema_extra={"anyOf": [USER_ID, {"const": ""}]},
+        ),
+    ] = "",
 ) -> Response[AuditPage]:
     service = service_of(request)
     wanted = AuditFilter(actor or None, action or None, _subject(subject, user_id))

@@ -20,9 +20,12 @@ from app.errors import Conflict, InvalidInput, Issue, Undecodable
 from app.operations import audit
 from app.operations.audit import MAX_REASON, reason_problem
 
-REASON_SCHEMA: dict[str, Any] = {"type": "string", "maxLength": MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
+REASON_SCHEMA = {"maxLength": MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
 Reason = Annotated[
-    str, QueryParameter(description=f"Why, for the audit trail; up to {MAX_REASON} characters, no user id.")
+    str,
+    QueryParameter(
+        description=f"Why, for the audit trail; up to {MAX_REASON} characters, no user id.", schema_extra=REASON_SCHEMA
+    ),
 ]
 
 
@@ -36,7 +39,7 @@ class ReasonRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 # The options of a route that takes a reason.
-WITH_REASON: dict[str, Any] = {"schemas": {"reason": REASON_SCHEMA}, "body": [ReasonRequest], "body_required": False}
+WITH_REASON: dict[str, Any] = {"body": [ReasonRequest], "body_required": False, "problems": [409]}
 
 
 def caller(request: HttpRequest) -> Caller:

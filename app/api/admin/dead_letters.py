@@ -13,11 +13,11 @@ from litestar import Response
 from litestar.params import FromPath, QueryParameter
 from msgspec import Meta
 
-from app.api.admin.auditing import REASON_SCHEMA, Reason, audited, checked_reason
+from app.api.admin.auditing import Reason, audited, checked_reason
 from app.api.admin.handlers import admin_delete, admin_get, admin_post, form_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import MAX_ROWID, problems, rowid
+from app.api.openapi.document import MAX_ROWID, ROWID
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.api.schemas import view
 from app.errors import Conflict, InvalidInput, Issue, NotFound, Undecodable
@@ -29,7 +29,9 @@ from app.service import Service
 LETTERS_PER_ANSWER = 100
 LETTERS_PER_PAGE = 20
 HOME = "/admin/dead-letters"
-After = Annotated[int, QueryParameter(ge=0, le=MAX_ROWID, description="Only letters with a higher id.")]
+After = Annotated[
+    int, QueryParameter(ge=0, le=MAX_ROWID, description="Only letters with a higher id.", schema_extra=ROWID)
+]
 
 
 class Letter(msgspec.Struct):
@@ -85,7 +87,6 @@ class ReplayedAll(msgspec.Struct):
 
 @admin_get(
     HOME,
-    schemas={"after": rowid(0)},
     summary="List dead letters",
     description="Lists dead letters by id, the oldest first. A page for a browser.",
 )
@@ -107,7 +108,6 @@ async def get_letters(request: HttpRequest, after: After = 0) -> Response[Letter
     f"{HOME}/{{letter_id:int}}",
     summary="Look at a dead letter",
     description="A page for a browser.",
-    responses=problems(400, 401, 403, 404, 503),
 )
 async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Letter]:
     letter = await _letter(service_of(request), letter_id)
@@ -117,11 +117,9 @@ async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response
 
 @admin_post(
     f"{HOME}/replay",
-    schemas={"after": rowid(0)},
     summary="Replay dead letters",
     description=f"Replays the letters with an id above `after`, up to {MOST:,} at a time; continue with `next_after`. "
     "A letter that is still no valid event is kept, and `failures` says why.",
-    responses=problems(400, 401, 403, 503, 507),
 )
 async def replay_letters(request: HttpRequest, after: After = 0) -> Response[ReplayedAll]:
     async with audited(request, "replay all", "dead-letters") as act:
@@ -136,7 +134,7 @@ async def replay_letters(request: HttpRequest, after: After = 0) -> Response[Rep
     summary="Replay a dead letter",
     description="Ingests the payload as an event, or gives a stored event to the workers again. A payload that is "
     "still no valid event is kept, and the answer says why.",
-    responses=problems(400, 401, 403, 404, 409, 422, 503, 507),
+    problems=[409, 422],
 )
 async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Replayed]:
     if not is_form(request):
@@ -158,10 +156,8 @@ async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Respo
 
 @admin_delete(
     f"{HOME}/{{letter_id:int}}",
-    schemas={"reason": REASON_SCHEMA},
     summary="Discard a dead letter",
     description="The audit trail keeps the reason, and not the payload.",
-    responses=problems(400, 401, 403, 404, 503, 507),
 )
 async def discard_letter(request: HttpRequest, letter_id: FromPath[int], reason: Reason = "") -> None:
     await _discard(request, letter_id, checked_reason(reason, Undecodable))

@@ -17,7 +17,6 @@ from app.api.admin.auditing import audited, caller
 from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import feature_name, problems
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.schemas import Value, view
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
@@ -83,7 +82,6 @@ class UsersBehindList(msgspec.Struct):
 
 @admin_get(
     PATH,
-    schemas={"max_age_s": {"type": "integer", "minimum": 0, "maximum": YEAR_S}},
     summary="Measure data quality",
     description="Measures 20,000 eligible users drawn at random, or all if there are fewer. A user is eligible with "
     "any event within the longest window of the features. Per feature: how many values are fresh, missing or stale, "
@@ -94,7 +92,13 @@ class UsersBehindList(msgspec.Struct):
 async def get_quality(
     request: HttpRequest,
     max_age_s: Annotated[
-        int | None, QueryParameter(ge=0, le=YEAR_S, description="The largest age of a stored report to answer with.")
+        int | None,
+        QueryParameter(
+            ge=0,
+            le=YEAR_S,
+            description="The largest age of a stored report to answer with.",
+            schema_extra={"minimum": 0},  # Litestar leaves a zero out
+        ),
     ] = None,
 ) -> Response[QualityReport]:
     service = service_of(request)
@@ -138,7 +142,6 @@ async def _page(request: HttpRequest) -> Response[Any]:
     status_code=202,
     summary="Have data quality measured by a worker",
     description="The report is stored. If a measurement is active, no new one starts, and the answer describes it.",
-    responses=problems(400, 401, 403, 503, 507),
 )
 async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
     status = await _refresh_status(service_of(request), await _request_run(request))
@@ -151,7 +154,7 @@ async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
     f"{PATH}/refresh",
     summary="Watch the newest measurement by a worker",
     description="404 if none was ever requested.",
-    responses=problems(400, 401, 403, 404, 503),
+    problems=[404],
 )
 async def get_refresh(request: HttpRequest) -> QualityRefresh:
     service = service_of(request)
@@ -163,7 +166,6 @@ async def get_refresh(request: HttpRequest) -> QualityRefresh:
 
 @admin_get(
     f"{PATH}/users",
-    schemas={"feature": feature_name, "state": {"type": "string", "enum": list(SOUGHT)}},
     required=["feature", "state"],
     summary="List the users behind a number",
     description="Searches all eligible users now. A report has its own time and may cover only a sample, so numbers "
@@ -173,7 +175,12 @@ async def get_users_behind(
     request: HttpRequest,
     feature: Annotated[str, QueryParameter(description="The name of a feature.")] = "",
     # Not named `state`: Litestar passes its own state to a parameter of that name.
-    sought: Annotated[str, QueryParameter(name="state", description="The state of the users to list.")] = "",
+    sought: Annotated[
+        str,
+        QueryParameter(
+            name="state", description="The state of the users to list.", schema_extra={"enum": list(SOUGHT)}
+        ),
+    ] = "",
     after: Annotated[str, QueryParameter(description="Only users with a higher id.")] = "",
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)] = LIMIT,
 ) -> Response[UsersBehindList]:

@@ -19,7 +19,6 @@ from app.api.admin.auditing import audited, caller
 from app.api.admin.handlers import admin_delete, admin_get, admin_post, form_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, selected, service_of
-from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, check_ids
 from app.api.schemas import MAX_USERS, FeatureNames, view
@@ -100,7 +99,7 @@ class Draft(msgspec.Struct):
     summary="Start a rebuild",
     description="Rebuilds every eligible user (`scope: all`), or up to 1,000 users. A worker carries it out; reads "
     "return the cached values meanwhile. 409 if a rebuild of the same scope is active.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
+    problems=[409],
 )
 async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:
     if is_form(request):
@@ -127,7 +126,6 @@ async def get_rebuilds(request: HttpRequest) -> Response[RebuildList]:
     f"{HOME}/{{run_id:str}}",
     summary="Watch a rebuild",
     description="A page for a browser, which shows the progress.",
-    responses=problems(400, 401, 403, 404, 503),
 )
 async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[RebuildStatus]:
     service = service_of(request)
@@ -141,7 +139,7 @@ async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[R
     status_code=200,
     summary="Cancel a rebuild",
     description="It stops after the current chunk of users. 409 if it has ended.",
-    responses=problems(400, 401, 403, 404, 409, 503, 507),
+    problems=[409],
 )
 async def cancel_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
     return _status(service_of(request), await _cancel(request, run_id))

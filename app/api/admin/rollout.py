@@ -10,7 +10,6 @@ from app.api.admin.auditing import WITH_REASON, Reason, audited, caller, reason_
 from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer, redirect
 from app.bandit.rollout.controller import ACTIONS, NEWEST_SHOWN, WORKER
 from app.bandit.rollout.stages import SERVED_BEFORE_MORE, STEPS, Move, RolloutState
@@ -52,7 +51,6 @@ async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
     summary="Let the challenger serve more users",
     description="One step: 5 %, 25 %, 100 % of the users. After a rollback it starts again in the shadow. 409 if the "
     "verdict is not `promote`, or too few decisions were served at the stage before; the answer says which.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
     return await _move(request, "ramp", reason)
@@ -63,7 +61,6 @@ async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[Ro
     **WITH_REASON,
     summary="Let the challenger serve for good",
     description="409 unless it serves every user and an improvement is shown.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
     return await _move(request, "promote", reason)
@@ -74,7 +71,6 @@ async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Respo
     **WITH_REASON,
     summary="Let the champion serve every user again",
     description="At any stage, with any verdict. Nothing that was learned is lost. 409 if it is rolled back already.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def roll_back(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
     return await _move(request, "rollback", reason)

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from app.api.admin.handlers import admin_get
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import UserId, problems
+from app.api.openapi.document import UserId
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.api.schemas import Value, view
 from app.events.ports import TracedEvent
@@ -153,7 +153,6 @@ class UserDevelopment(msgspec.Struct):
     summary="Look at a user",
     description="Each feature with its freshness and the result of a computation now, and the user's newest events. "
     "A page for a browser.",
-    responses=problems(400, 401, 403, 422, 503),
 )
 async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
     service = service_of(request)
@@ -248,7 +247,6 @@ def _stored_event(item: TracedEvent, registry: Registry) -> StoredEvent:
     description="Tips served and reactions by day and by the user's local hour, and each feature as of every day. Days "
     "are 24 hours that end now, so their sum is what a feature over 30 days counts. A browser is redirected to the "
     "page of the user.",
-    responses=problems(400, 401, 403, 422, 503),
 )
 async def get_development(request: HttpRequest, user_id: UserId) -> Response[UserDevelopment]:
     if prefers_page(request):

@@ -17,7 +17,7 @@ from app.api.admin.auditing import audited
 from app.api.admin.handlers import admin_delete, admin_get, admin_post, form_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
-from app.api.openapi.document import ID_PREFIX, UserId, problems
+from app.api.openapi.document import ID_PREFIX, UserId
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, prefix_of
 from app.api.schemas import FeatureNames, ProfileAnswer
@@ -60,14 +60,15 @@ class UserHoldings(msgspec.Struct):
 
 @admin_get(
     HOME,
-    schemas={"prefix": ID_PREFIX, "limit": {"type": "integer", "minimum": 1, "maximum": FOUND_MOST}},
     summary="Find users",
     description="Users with any event whose id begins with `prefix`. It is not a pattern; case matters. A browser "
     "gets a page; if `prefix` is the whole id of a user, it gets the page of that user.",
 )
 async def get_users(
     request: HttpRequest,
-    prefix: Annotated[str, QueryParameter(description="The beginning of the ids; empty for any.")] = "",
+    prefix: Annotated[
+        str, QueryParameter(description="The beginning of the ids; empty for any.", schema_extra=ID_PREFIX)
+    ] = "",
     limit: Annotated[
         int | None, QueryParameter(ge=1, le=FOUND_MOST, description=f"Default: {FOUND_BY_DEFAULT}.")
     ] = None,
@@ -87,7 +88,6 @@ async def get_users(
     summary="Rebuild a user now",
     description="Rebuilds every feature, or those that the body names. Reads return the cached values meanwhile.",
     response_description="The profile, as with `detail=true`.",
-    responses=problems(400, 401, 403, 413, 415, 422, 503, 507),
 )
 async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[ProfileAnswer]:
     service = service_of(request)
@@ -126,7 +126,6 @@ async def _features_to_rebuild(request: HttpRequest) -> list[str] | None:
     f"{HOME}/{{user_id:str}}/erase",
     summary="See what erasing a user would delete",
     description="This deletes nothing. `DELETE /admin/users/{user_id}` erases.",
-    responses=problems(400, 401, 403, 422, 503),
 )
 async def get_erasure(request: HttpRequest, user_id: UserId) -> Response[UserHoldings]:
     return await answer(request, await _holdings(service_of(request), user_id), "user_erase.html", refusal=None)
@@ -148,7 +147,6 @@ async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[
     summary="Erase a user",
     description="Deletes the user's events, decisions, learned state, dead letters and cached values for good, and "
     "their events in jobs that wait in the queue. The audit trail keeps a hash of the id.",
-    responses=problems(400, 401, 403, 422, 503, 507),
 )
 async def erase_user(request: HttpRequest, user_id: UserId) -> None:
     await _erase(request, user_id)
