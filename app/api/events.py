@@ -30,10 +30,7 @@ async def post_events(request: HttpRequest) -> EventsReceipt:
     kind = media_type(request, (JSON, NDJSON))
     body = await request.body()
     events = decode_lines(body) if kind == NDJSON else decode_json(body)
-    receipt = await service_of(request).ingestor.ingest(events, _sender(request))
+    known = caller(request)
+    sender = "a caller without a key" if known == ANYONE else f"the key {known.name}"
+    receipt = await service_of(request).ingestor.ingest(events, sender)
     return EventsReceipt(receipt.accepted, receipt.duplicates, receipt.invalidated)
-
-
-def _sender(request: HttpRequest) -> str:
-    sender = caller(request)
-    return "a caller without a key" if sender == ANYONE else f"the key {sender.name}"

@@ -227,7 +227,14 @@ class _RawCandidates(msgspec.Struct):
 async def post_score(request: HttpRequest) -> ScoreAnswer:
     service = service_of(request)
     decision = await service.bandit.scorer.score(await _scoring_request(request, service))
-    return _answer(decision)
+    return ScoreAnswer(
+        decision.id,
+        decision.chosen_id,
+        # Stable: ties keep the order of the request.
+        sorted(_ranked(decision, decision.ranking), key=lambda item: -item.score),
+        ServingPolicy(decision.served_by, decision.policy_hash, decision.state_version),
+        ProfileOrigin(decision.origin),
+    )
 
 
 @get(
@@ -241,17 +248,6 @@ async def post_score(request: HttpRequest) -> ScoreAnswer:
 async def get_decision(request: HttpRequest, decision_id: DecisionId) -> DecisionAnswer:
     decision, outcome = await service_of(request).bandit.scorer.explain(decision_id)
     return _explanation(decision, outcome)
-
-
-def _answer(decision: Decision) -> ScoreAnswer:
-    ranked = _ranked(decision, decision.ranking)
-    return ScoreAnswer(
-        decision.id,
-        decision.chosen_id,
-        sorted(ranked, key=lambda item: -item.score),  # stable: ties keep the order of the request
-        ServingPolicy(decision.served_by, decision.policy_hash, decision.state_version),
-        ProfileOrigin(decision.origin),
-    )
 
 
 def _ranked(decision: Decision, ranking: Ranking) -> list[Ranked]:

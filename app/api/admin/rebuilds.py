@@ -130,8 +130,8 @@ async def get_rebuilds(request: HttpRequest) -> Response[RebuildList]:
 async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[RebuildStatus]:
     service = service_of(request)
     run = await _run(service, run_id)
-    obstacles = await _obstacles(service) if run.active and prefers_page(request) else []
-    return await answer(request, _status(service, run), "rebuild.html", obstacles=obstacles)
+    checks = await service.readiness() if run.active and prefers_page(request) else None
+    return await answer(request, _status(service, run), "rebuild.html", checks=checks)
 
 
 @admin_delete(
@@ -285,21 +285,8 @@ async def _rebuilds_page(request: HttpRequest, draft: Draft, *, status_code: int
         body=await _newest(service),
         draft=draft,
         features=list(service.registry),
-        obstacles=await _obstacles(service),
+        checks=await service.readiness(),
         max_users=MAX_USERS,
         shown_at_most=SHOWN,
         window_ms=service.registry.longest_window_ms(),
     )
-
-
-async def _obstacles(service: Service) -> list[str]:
-    """Sentences for the page that say why rebuilds cannot make progress now; empty if rebuilds can."""
-    checks = await service.readiness()
-    found = []
-    if not checks["queue"].ok:
-        found.append("The queue does not answer. A rebuild starts when the queue is up again.")
-    elif not checks["worker"].ok:
-        found.append("No worker is running. A rebuild starts when one is (profiles worker).")
-    if "cache" in checks and not checks["cache"].ok:
-        found.append("The cache does not accept values. A rebuild waits until it does, since nothing would be kept.")
-    return found

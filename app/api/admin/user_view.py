@@ -178,7 +178,10 @@ async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
         holdings=holdings,
         retention_days=service.settings.retention_days,
         development=development,
-        **chart_context(development),
+        kinds=KINDS,
+        hour_names=[f"{hour:02d}" for hour in range(24)],
+        day_reactions=_reactions(development.days),
+        hour_reactions=_reactions(development.hours),
     )
 
 
@@ -288,16 +291,6 @@ def _course(index: int, points: Sequence[Point]) -> list[FeaturePoint]:
         )
         for point in points
     ]
-
-
-def chart_context(body: UserDevelopment) -> dict[str, Any]:
-    """The template variables for the charts of a user's page."""
-    return {
-        "kinds": KINDS,
-        "hour_names": [f"{hour.hour:02d}" for hour in body.hours],
-        "day_reactions": _reactions(body.days),
-        "hour_reactions": _reactions(body.hours),
-    }
 
 
 def _reactions(counts: Sequence[Day | Hour]) -> dict[str, list[int]]:
