@@ -15,9 +15,8 @@ from pathlib import Path
 
 import litestar_offline_docs
 import uvloop
-from litestar import Litestar, Router
+from litestar import Litestar
 from litestar.exceptions import HTTPException
-from litestar.static_files import create_static_files_router
 
 from app.api import events, generation, operations, profiles, scoring
 from app.api.admin.routes import ADMIN_ROUTES
@@ -29,10 +28,10 @@ from app.api.middleware.proxy_headers import behind_proxy
 from app.api.middleware.rate_limit import RateLimit
 from app.api.openapi.allowed_methods import options_of
 from app.api.openapi.document import ASSETS, openapi_config
-from app.api.pages.assets import pages_assets, plain_name
+from app.api.pages.assets import pages_assets, static_files
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.rendering import Renderer
-from app.api.request_parsing import check_query
+from app.api.request_parsing import check_parameters
 from app.api.server import listen
 from app.bootstrap.generation import open_tip_generator
 from app.bootstrap.health import sampling
@@ -45,6 +44,7 @@ from app.stores.sql.sessions import SqlSessions
 from app.telemetry import Metrics, configure_logging, logger, serve_metrics
 
 COLLECT_AFTER = 20_000
+DOCUMENTATION = Path(litestar_offline_docs.__file__).parent / "static"
 MAX_BODY_BYTES = 8 * 1024 * 1024
 log = logger("asgi")
 
@@ -114,9 +114,9 @@ def create_app(
         )
 
     application = Litestar(
-        route_handlers=[options_of(ROUTES), *ROUTES, _assets(), pages_assets()],
+        route_handlers=[options_of(ROUTES), *ROUTES, static_files(ASSETS, DOCUMENTATION), pages_assets()],
         lifespan=[lifespan],
-        guards=[guard, check_query],
+        guards=[guard, check_parameters],
         exception_handlers={
             ProfilesError: on_error,
             HTTPException: on_http_exception,
@@ -154,11 +154,6 @@ def _interrupt(service: OpenService) -> None:
     """Interrupt running database reads; their requests are answered with 503."""
     service.computation.stop_moments()
     service.database.readers.interrupt()
-
-
-def _assets() -> Router:
-    static = Path(litestar_offline_docs.__file__).parent / "static"
-    return create_static_files_router(path=ASSETS, directories=[static], include_in_schema=False, guards=[plain_name])
 
 
 def tune_collector() -> None:

@@ -7,9 +7,10 @@ something. `app.api.problems` maps each class to an HTTP status, and `app.cli.co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 FallbackReason = Literal[
     "timeout",
@@ -26,10 +27,10 @@ FallbackReason = Literal[
 
 
 class Issue(msgspec.Struct, frozen=True):
-    """One fault of an input: `path` is the place (`[3].occurred_at`, `line 7`), `detail` the reason."""
+    """One fault of an input: its place and the reason."""
 
-    path: str
-    detail: str
+    path: Annotated[str, Meta(description="The place in the input, such as `rows[3].as_of` or `line 7`.")]
+    detail: Annotated[str, Meta(description="The reason, and what is allowed.")]
 
 
 class ProfilesError(Exception):

@@ -7,7 +7,6 @@ from litestar import post
 from app.api.admin.auditing import caller
 from app.api.auth.authentication import ANYONE
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
 from app.api.request_parsing import JSON, NDJSON, media_type
 from app.api.schemas import EventsReceipt
 from app.events.validation import decode_json, decode_lines
@@ -25,16 +24,13 @@ from app.features.events import TipFeedback, TipServed
     "durable, and every later read of these users, in any process, reflects them. Retrying is safe: an event with a "
     "known `event_id` of the same user counts as a duplicate.",
     response_description="The events are stored; every later read reflects them.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
+    problems=[409],
 )
 async def post_events(request: HttpRequest) -> EventsReceipt:
     kind = media_type(request, (JSON, NDJSON))
     body = await request.body()
     events = decode_lines(body) if kind == NDJSON else decode_json(body)
-    receipt = await service_of(request).ingestor.ingest(events, _sender(request))
+    known = caller(request)
+    sender = "a caller without a key" if known == ANYONE else f"the key {known.name}"
+    receipt = await service_of(request).ingestor.ingest(events, sender)
     return EventsReceipt(receipt.accepted, receipt.duplicates, receipt.invalidated)
-
-
-def _sender(request: HttpRequest) -> str:
-    sender = caller(request)
-    return "a caller without a key" if sender == ANYONE else f"the key {sender.name}"

@@ -15,7 +15,6 @@ from litestar import post
 from msgspec import UNSET, Meta, UnsetType
 
 from app.api.dependencies import HttpRequest, service_of, tips_of
-from app.api.openapi.document import problems
 from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.api.schemas import Moment
 from app.errors import FallbackReason, InvalidInput, Issue, Unavailable
@@ -84,7 +83,6 @@ class GeneratedTip(msgspec.Struct, kw_only=True):
     description="Returns a text about a task that suits its user. The language model writes it if one is configured. "
     "If the model fails, a template is used, and `fallback_reason` says why. Without `profile_features` the service "
     "reads the profile of `user_id`; `null` means no profile. Unknown features are ignored.",
-    responses=problems(400, 401, 403, 413, 415, 422, 503),
 )
 async def post_generate(request: HttpRequest) -> GeneratedTip:
     service = service_of(request)

@@ -6,13 +6,12 @@ from litestar import MediaType, Response, get
 from litestar.openapi.datastructures import ResponseSpec
 
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
 from app.api.schemas import Health, Readiness
 
 STOPPING = "stopping"  # set in the application's state when the process is shutting down
 
 
-@get("/healthz", tags=["Operations"], summary="Check that the process is alive", responses=problems(400))
+@get("/healthz", tags=["Operations"], summary="Check that the process is alive")
 async def healthz(request: HttpRequest) -> Health:
     return Health("alive")
 
@@ -24,7 +23,6 @@ async def healthz(request: HttpRequest) -> Health:
     description="Answers 200 with `ready`, or with `degraded` if reads are correct but a dependency does not answer. "
     "Answers 503 with `unavailable` if reads cannot be served, and with `stopping` during shutdown.",
     responses={
-        **problems(400),
         503: ResponseSpec(
             Readiness,
             description="Reads cannot be served (`checks` has the reasons), or the process is shutting down.",
@@ -47,7 +45,6 @@ async def readyz(request: HttpRequest) -> Response[Readiness]:
     media_type=MediaType.TEXT,
     tags=["Operations"],
     summary="Get metrics in Prometheus' text format",
-    responses=problems(400),
 )
 async def metrics(request: HttpRequest) -> Response[bytes]:
     service = service_of(request)

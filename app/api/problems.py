@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
-from msgspec import Meta
 
 from app import errors
 from app.api.dependencies import HttpRequest, service_of
@@ -44,13 +43,6 @@ STATUSES: tuple[tuple[type[errors.ProfilesError], int], ...] = (
 )
 
 
-class ProblemIssue(msgspec.Struct):
-    """One fault of a request: its place and the reason."""
-
-    path: Annotated[str, Meta(description="The place in the request, such as `rows[3].as_of` or `line 7`.")]
-    detail: Annotated[str, Meta(description="The reason, and what is allowed.")]
-
-
 class Problem(msgspec.Struct, omit_defaults=True):
     """An error (RFC 9457). `errors` lists the faults of the request, if there are any."""
 
@@ -58,14 +50,14 @@ class Problem(msgspec.Struct, omit_defaults=True):
     title: str
     status: int
     detail: str
-    errors: list[ProblemIssue] | None = None
+    errors: list[Issue] | None = None
 
 
 def problem(status: int, detail: str, issues: Sequence[Issue] = ()) -> Problem:
     """The problem body for an HTTP status. Its `type` is a URN of this service, one per status."""
-    shown = [ProblemIssue(issue.path, issue.detail) for issue in issues[:MAX_ISSUES]]
+    shown = list(issues[:MAX_ISSUES])
     if len(issues) > MAX_ISSUES:
-        shown.append(ProblemIssue("…", f"and {len(issues) - MAX_ISSUES} more"))
+        shown.append(Issue("…", f"and {len(issues) - MAX_ISSUES} more"))
     phrase = PHRASES.get(status) or HTTPStatus(status).phrase
     return Problem(f"urn:profiles:problem:{phrase.lower().replace(' ', '-')}", phrase, status, detail, shown or None)
 
@@ -94,7 +86,8 @@ def _respond(
 ) -> Response[Any]:
     headers = {**headers_of(status), **(headers or {})}
     if prefers_page(request):
-        return ErrorPage(status, problem(status, detail).title, detail, issues[:MAX_ISSUES], headers)
+        title, said = problem(status, detail).title, detail[:1].upper() + detail[1:]
+        return ErrorPage(status, headers, title=title, detail=said, issues=issues[:MAX_ISSUES])
     return Response(encoded(status, detail, issues), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 

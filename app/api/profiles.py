@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import MediaType, Response, get, post
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 from msgspec import UNSET
 
 from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
-from app.api.openapi.document import UserId, problems
-from app.api.openapi.parameters import MOMENT, feature_names
+from app.api.openapi.document import MOMENT, UserId
 from app.api.request_parsing import body_as, check_ids, known_ms, moment_ms, stale_if_error_s
 from app.api.schemas import (
     BatchAnswer,
@@ -25,6 +23,7 @@ from app.api.schemas import (
     HistoryAnswer,
     HistoryRequest,
     HistoryRequestRow,
+    HistoryRow,
     ProfileAnswer,
 )
 from app.errors import InvalidInput, Issue, StoreUnavailable, Undecodable, UnknownFeature
@@ -44,22 +43,17 @@ KNOWN_AT_DETAIL = "Also ignore events that arrived after this time (RFC 3339). A
 log = logger("api")
 
 
-def _json(body: bytes, headers: Mapping[str, str] | None = None) -> Response[bytes]:
+def _json(body: bytes, headers: Mapping[str, str] | None = None) -> Response[Any]:
     return Response(body, media_type=MediaType.JSON, headers=headers)
 
 
 @get(
     "/profiles/{user_id:str}",
-    opt={
-        "scope": "read",
-        "schemas": {"features": feature_names, "as_of": MOMENT, "known_at": MOMENT},
-        "stale_if_error": True,
-    },
+    opt={"scope": "read", "stale_if_error": True},
     tags=["Profiles"],
     summary="Read one profile",
     description="Returns the user's features. They reflect every event acknowledged before the request. An unknown "
     "user is not an error: the response is 200 with the default of each feature.",
-    responses={200: ResponseSpec(ProfileAnswer, generate_examples=False), **problems(400, 401, 403, 422, 503)},
 )
 async def get_profile(
     request: HttpRequest,
@@ -70,11 +64,10 @@ async def get_profile(
     detail: Annotated[
         bool, QueryParameter(description="Return each feature's value, dtype, times and origin.")
     ] = False,
-    as_of: Annotated[str | None, QueryParameter(description=AS_OF_DETAIL)] = None,
-    known_at: Annotated[str | None, QueryParameter(description=KNOWN_AT_DETAIL)] = None,
-) -> Response[bytes]:
+    as_of: Annotated[str | None, QueryParameter(description=AS_OF_DETAIL, schema_extra=MOMENT)] = None,
+    known_at: Annotated[str | None, QueryParameter(description=KNOWN_AT_DETAIL, schema_extra=MOMENT)] = None,
+) -> Response[ProfileAnswer]:
     service = service_of(request)
-    check_ids([user_id], "user_id")
     try:
         mask = selected(service.registry, features.split(",") if features is not None else None)
     except UnknownFeature as error:
@@ -106,9 +99,8 @@ async def get_profile(
     tags=["Profiles"],
     summary="Read many profiles",
     description="Returns the profiles of up to 1,000 users, in the order of `user_ids`; an id may repeat.",
-    responses={200: ResponseSpec(BatchAnswer, generate_examples=False), **problems(400, 401, 403, 413, 415, 422, 503)},
 )
-async def post_batch(request: HttpRequest) -> Response[bytes]:
+async def post_batch(request: HttpRequest) -> Response[BatchAnswer]:
     service = service_of(request)
     asked = await body_as(request, BatchRequest)
     check_ids(asked.user_ids, "user_ids[{}]")
@@ -133,12 +125,8 @@ async def post_batch(request: HttpRequest) -> Response[bytes]:
     "at exactly that moment count. To exclude the event that a label is made of, set `as_of` one millisecond earlier. "
     "A row with a `decision_id` instead has the values that the decision was made from; only features that it did not "
     "read, or whose definition has changed, are computed.",
-    responses={
-        200: ResponseSpec(HistoryAnswer, generate_examples=False),
-        **problems(400, 401, 403, 413, 415, 422, 503),
-    },
 )
-async def post_history(request: HttpRequest) -> Response[bytes]:
+async def post_history(request: HttpRequest) -> HistoryAnswer:
     service = service_of(request)
     wanted = await body_as(request, HistoryRequest)
     mask = selected(service.registry, wanted.features)
@@ -164,13 +152,10 @@ async def post_history(request: HttpRequest) -> Response[bytes]:
     profiles = [one | other for one, other in zip(served, computed_profiles, strict=True)]
     render = renderer_of(request).values
     rows = [
-        b'{"user_id":%b,"as_of":"%b","features":%b}'
-        % (msgspec.json.encode(row.user_id), rfc3339(row.now_ms or 0).encode(), render(profile, mask))
+        HistoryRow(row.user_id, rfc3339(row.now_ms or 0), msgspec.Raw(render(profile, mask)))
         for row, profile in zip(asked, profiles, strict=True)
     ]
-    failed = failures(service.registry, profiles)
-    reasons = b',"failed":' + msgspec.json.encode(failed) if failed else b""
-    return _json(b'{"rows":[' + b",".join(rows) + b"]" + reasons + b"}")
+    return HistoryAnswer(rows, failures(service.registry, profiles) or UNSET)
 
 
 def _history_row(
@@ -207,7 +192,6 @@ def _history_row(
     opt={"scope": "read"},
     tags=["Profiles"],
     summary="List the features",
-    responses=problems(400, 401, 403),
 )
 async def get_features(request: HttpRequest) -> FeatureList:
     service = service_of(request)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
+from msgspec import UNSET
 
-from app.features.clock import rfc3339
+from app.api.schemas import FeatureDetail, view
 from app.features.registry import Registry, indices
 from app.profiles.online.cache_protocol import FeatureValue
 
@@ -31,18 +32,17 @@ class Templates(dict[int, bytes]):
 
 class Renderer:
     def __init__(self, registry: Registry) -> None:
+        self._registry = registry
         self._names = [_encode(name) + b":" for name in registry.names]
         self.templates = Templates(self._names)
-        self._dtypes = [entry.dtype.encode() for entry in registry]
 
     def values(self, profile: Mapping[int, FeatureValue], mask: int) -> bytes:
         """The JSON object `{name: value, …}` of the features in the mask, in the order of the registry."""
         return b"{" + b",".join([self._names[index] + profile[index].json for index in indices(mask)]) + b"}"
 
     def details(self, profile: Mapping[int, FeatureValue], mask: int) -> bytes:
-        """A JSON object `{name: {value, dtype, computed_at, expires_at, origin, error?}, …}` of the mask's features."""
-        details = [self._names[index] + self._detail(index, profile[index]) for index in indices(mask)]
-        return b"{" + b",".join(details) + b"}"
+        """The JSON object `{name: detail, …}` of the features in the mask; see `FeatureDetail`."""
+        return _encode({self._registry.names[index]: self._detail(index, profile[index]) for index in indices(mask)})
 
     def profile(self, user_id: str, profile: Mapping[int, FeatureValue], mask: int, *, detail: bool = False) -> bytes:
         """The JSON body for one user. With `detail`, each feature has its dtype, times and origin."""
@@ -55,14 +55,12 @@ class Renderer:
         rendered = {user_id: template % (_encode(user_id), *found) for user_id, found in values.items()}
         return b'{"profiles":[' + b",".join([rendered[user_id] for user_id in user_ids]) + b"]}"
 
-    def _detail(self, index: int, value: FeatureValue) -> bytes:
-        expires = b"null" if value.expires_at_ms is None else b'"' + rfc3339(value.expires_at_ms).encode() + b'"'
-        error = b"" if value.error is None else b',"error":' + _encode(value.error)
-        return b'{"value":%b,"dtype":"%b","computed_at":"%b","expires_at":%b,"origin":"%b"%b}' % (
-            value.json,
-            self._dtypes[index],
-            rfc3339(value.computed_at_ms).encode(),
-            expires,
-            b"unproven" if value.unproven else b"cache" if value.cached else b"computed",
-            error,
+    def _detail(self, index: int, value: FeatureValue) -> FeatureDetail:
+        return view(
+            FeatureDetail,
+            value,
+            value=msgspec.Raw(value.json),
+            dtype=self._registry[index].dtype,
+            origin="unproven" if value.unproven else "cache" if value.cached else "computed",
+            error=value.error if value.error is not None else UNSET,
         )

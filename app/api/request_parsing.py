@@ -161,11 +161,17 @@ def _to_ms(text: str) -> int | None:
         return None
 
 
-async def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Litestar guard: reject a query parameter that the route does not declare, or that is repeated (400). It is a
-    coroutine function because Litestar runs synchronous guards in a thread."""
-    if not connection.scope["query_string"]:
-        return
+async def check_parameters(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Litestar guard: reject a query parameter that the route does not declare, or that is repeated (400), and an
+    invalid id in the path (422). It is a coroutine function because Litestar runs synchronous guards in a thread."""
+    if connection.scope["query_string"]:
+        _check_query(connection, handler)
+    for name in ("user_id", "decision_id"):
+        if name in connection.path_params:
+            check_ids([connection.path_params[name]], name)
+
+
+def _check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     parameters = handler.parsed_fn_signature.parameters
     declared = {
         getattr(field.kwarg_definition, "name", None) or name: field.is_optional

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from app.features.clock import rfc3339
 from app.features.ids import Id
 
+T = TypeVar("T", bound=msgspec.Struct)
 MAX_USERS = 1_000
 MAX_NAMES = 1_000
 MAX_MOMENTS = 10_000
@@ -26,6 +28,18 @@ Value = float | str | None
 FeatureNames = Annotated[
     list[str], Meta(min_length=1, max_length=MAX_NAMES, description="Feature names. Default: all features.")
 ]
+
+
+def view(kind: type[T], source: object, **others: Any) -> T:
+    """A struct of an answer, made from an object of the core: fields of the same name are copied, and a field `x` for
+    which `source` has `x_ms` is that time as text. `others` are the other fields."""
+    for name in kind.__struct_fields__:
+        if name not in others and hasattr(source, f"{name}_ms"):
+            moment_ms = getattr(source, f"{name}_ms")
+            others[name] = None if moment_ms is None else rfc3339(moment_ms)
+        elif name not in others:
+            others[name] = getattr(source, name)
+    return kind(**others)
 
 
 class BatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -102,7 +116,7 @@ class HistoryRow(msgspec.Struct):
 
     user_id: str
     as_of: str
-    features: dict[str, Any]
+    features: Any
 
 
 class HistoryAnswer(msgspec.Struct):

@@ -3,46 +3,207 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, cast
+from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import MediaType, Response, get, post
-from litestar.openapi.datastructures import ResponseSpec
+from litestar import get, post
 from litestar.params import PathParameter
-from msgspec import UNSET
+from msgspec import UNSET, Meta, UnsetType
 
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
-from app.api.openapi.parameters import USER_ID
+from app.api.openapi.document import USER_ID
 from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
-from app.api.schemas import Value
-from app.api.scoring_schemas import (
-    CandidateFeatures,
-    DecidingPolicy,
-    DecisionAnswer,
-    Explained,
-    OutcomeShown,
-    ProfileOrigin,
-    Ranked,
-    ScoreAnswer,
-    ScoreCandidate,
-    ScoreRequest,
-    ServingPolicy,
-    ShadowShown,
-    UsedContext,
-    UsedProfile,
-)
-from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, ScoringRequest
-from app.bandit.model.inputs import Candidate, Context, Profile
+from app.api.schemas import Moment, Value, view
+from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
+from app.bandit.model.inputs import Candidate, Context
 from app.errors import InvalidInput, Issue
 from app.events.strict_json import decode
 from app.features.clock import rfc3339
+from app.features.events import Action
+from app.features.ids import Id
+from app.features.schema import ProfileFeatures
 from app.service import Service
 
-DecisionId = Annotated[str, PathParameter(description="The `decision_id` that `POST /score` returned.")]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+CANDIDATES_EXAMPLE = [
+    {"id": "t-1", "features": {"is_overdue": True, "task_age_days": 3.5, "priority": 2}},
+    {"id": "t-2", "features": {"is_overdue": False, "task_age_days": 12, "priority": 1}},
+]
+PROFILE_EXAMPLE = {"completion_rate_30d": 0.7, "preferred_hour": 9, "tip_volume_30d": 24}
+
+
+class CandidateFeatures(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The features of a candidate, from which the policy computes its score."""
+
+    is_overdue: bool
+    task_age_days: Annotated[float, Meta(ge=0, examples=[3.5])]
+    priority: Annotated[float, Meta(description="Higher matters more; any scale.", examples=[2])]
+
+
+class ScoreCandidate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A tip that may be shown, with its features."""
+
+    id: Id
+    features: CandidateFeatures
+
+
+class ScoreContext(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The circumstances of the decision. `at`: when the tip is shown, with the user's UTC offset."""
+
+    at: Moment | None = None
+
+
+class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A request to rank candidate tips for a user."""
+
+    user_id: Annotated[Id, Meta(examples=["ada"])]
+    candidates: Annotated[
+        list[ScoreCandidate],
+        Meta(
+            min_length=1,
+            max_length=MAX_CANDIDATES,
+            description="The ids must be unique.",
+            examples=[CANDIDATES_EXAMPLE],
+        ),
+    ]
+    request_id: Annotated[
+        Id | None, Meta(description="Idempotency key: a repeated request with the same id returns the stored decision.")
+    ] = None
+    context: ScoreContext | None = None
+    profile_features: Annotated[
+        ProfileFeatures | UnsetType | None,
+        Meta(
+            description="The user's profile. Not given: the service reads it. Null: score without a profile.",
+            examples=[PROFILE_EXAMPLE],
+        ),
+    ] = UNSET
+    explore: Annotated[
+        bool,
+        Meta(description="False: choose the candidate with the highest mean score; excluded from policy evaluation."),
+    ] = True
+
+
+class Ranked(msgspec.Struct):
+    """A candidate with its expected reward and the probability that the policy chooses it."""
+
+    id: str
+    score: float
+    probability: Probability
+
+
+class ServingPolicy(msgspec.Struct):
+    """The policy that decided. `state_version`: how many decisions of the user it had learned from."""
+
+    id: str
+    spec_hash: str
+    state_version: int
+
+
+class ProfileOrigin(msgspec.Struct):
+    """The origin of the profile. `request`: sent with the request. `service`: read by the service. `absent`: none."""
+
+    origin: Origin
+
+
+class ScoreAnswer(msgspec.Struct):
+    """A decision. The ranking is by score; the chosen candidate is not always the first."""
+
+    decision_id: str
+    chosen_id: str
+    ranking: list[Ranked]
+    policy: ServingPolicy
+    profile: ProfileOrigin
+
+
+class DecidingPolicy(msgspec.Struct):
+    """The policy that decided. `state_version`: how many decisions of the user it had learned from.
+    `prior_version`: the version of the prior, which is pooled over all users; 0 if no prior existed."""
+
+    id: str
+    role: Role
+    spec_hash: str
+    state_version: int
+    prior_version: int
+
+
+class UsedProfile(msgspec.Struct):
+    """The profile that the policy used: sent with the request, read by the service, or absent."""
+
+    origin: Origin
+    features: dict[str, Value] | None
+    read_at: Annotated[
+        str | None, Meta(description="The moment at which all values were true; null unless the service read them.")
+    ]
+    versions: Annotated[
+        dict[str, int] | None,
+        Meta(description="For each value, the number of the user's newest event that it reflects; 0 if none."),
+    ]
+
+
+class UsedContext(msgspec.Struct):
+    """The context of the scoring request. `at`: when the tip is shown."""
+
+    at: str | None
+
+
+class Explained(msgspec.Struct):
+    """A candidate of the request, and the contribution of each input of the policy to its score."""
+
+    id: str
+    features: CandidateFeatures
+    score: float
+    probability: Probability
+    contributions: Annotated[
+        dict[str, float] | None, Meta(description="They sum to the score. Null if a release with other inputs decided.")
+    ]
+
+
+class ShadowShown(msgspec.Struct):
+    """The candidates with the scores of the policy that did not serve, in the order of the request."""
+
+    role: Role
+    candidates: list[Ranked]
+
+
+class OutcomeShown(msgspec.Struct):
+    """What happened after the decision. `late`, `repeated` and `other_tip` count the events that the policy ignored."""
+
+    state: Annotated[
+        Literal["open", "served", "learned", "expired"],
+        Meta(description="`open`: not served yet. `served`: waiting for feedback. `expired`: never served."),
+    ]
+    served_at: str | None
+    reward: float | None
+    source: Annotated[Literal["feedback", "default"] | None, Meta(description="`default`: no feedback in time.")]
+    action: Action | None
+    settled_at: str | None
+    late: int
+    repeated: int
+    other_tip: int
+
+
+class DecisionAnswer(msgspec.Struct):
+    """A stored decision with its explanation and outcome."""
+
+    decision_id: str
+    decided_at: str
+    user_id: str
+    request_id: str | None
+    explore: bool
+    chosen_id: str
+    policy: DecidingPolicy
+    profile: UsedProfile
+    context: UsedContext
+    candidates: Annotated[list[Explained], Meta(description="In the order of the request.")]
+    shadow: Annotated[ShadowShown | None, Meta(description="Null until it is computed.")]
+    outcome: OutcomeShown
+
+
+DecisionId = Annotated[
+    str, PathParameter(description="The `decision_id` that `POST /score` returned.", schema_extra=USER_ID)
+]
 # The most commas in a valid list of candidates, if no id contains a comma.
 _MAX_COMMAS = MAX_CANDIDATES * 5
-_encode = msgspec.json.Encoder().encode
 _candidate_decoder = msgspec.json.Decoder(ScoreCandidate)
 
 
@@ -61,41 +222,32 @@ class _RawCandidates(msgspec.Struct):
     "policy learns from them. Without `profile_features` the service reads the user's profile; unknown features are "
     "ignored.",
     response_description="The stored decision.",
-    responses={
-        200: ResponseSpec(ScoreAnswer, generate_examples=False),
-        **problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
-    },
+    problems=[409, 507],
 )
-async def post_score(request: HttpRequest) -> Response[bytes]:
+async def post_score(request: HttpRequest) -> ScoreAnswer:
     service = service_of(request)
     decision = await service.bandit.scorer.score(await _scoring_request(request, service))
-    return Response(_encode(_answer(decision)), media_type=MediaType.JSON)
+    return ScoreAnswer(
+        decision.id,
+        decision.chosen_id,
+        # Stable: ties keep the order of the request.
+        sorted(_ranked(decision, decision.ranking), key=lambda item: -item.score),
+        ServingPolicy(decision.served_by, decision.policy_hash, decision.state_version),
+        ProfileOrigin(decision.origin),
+    )
 
 
 @get(
     "/decisions/{decision_id:str}",
-    opt={"scope": "read", "schemas": {"decision_id": USER_ID}},
+    opt={"scope": "read"},
     tags=["Tips"],
     summary="Explain a decision",
     description="Returns the request, what each input contributed to each score, the probability of each candidate, "
     "the scores of the other policy, and the outcome.",
-    responses=problems(400, 401, 403, 404, 422, 503),
 )
 async def get_decision(request: HttpRequest, decision_id: DecisionId) -> DecisionAnswer:
-    check_ids([decision_id], "decision_id")
     decision, outcome = await service_of(request).bandit.scorer.explain(decision_id)
     return _explanation(decision, outcome)
-
-
-def _answer(decision: Decision) -> ScoreAnswer:
-    ranked = _ranked(decision, decision.ranking)
-    return ScoreAnswer(
-        decision.id,
-        decision.chosen_id,
-        sorted(ranked, key=lambda item: -item.score),  # stable: ties keep the order of the request
-        ServingPolicy(decision.served_by, decision.policy_hash, decision.state_version),
-        ProfileOrigin(decision.origin),
-    )
 
 
 def _ranked(decision: Decision, ranking: Ranking) -> list[Ranked]:
@@ -108,32 +260,30 @@ def _ranked(decision: Decision, ranking: Ranking) -> list[Ranked]:
 
 
 def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer:
-    at = decision.context.at
-    return DecisionAnswer(
+    at, read, events = decision.context.at, decision.profile_read, outcome.events
+    given: Any = decision.profile
+    return view(
+        DecisionAnswer,
+        decision,
         decision_id=decision.id,
         decided_at=rfc3339(decision.created_at_ms),
-        user_id=decision.user_id,
-        request_id=decision.request_id,
-        explore=decision.explore,
-        chosen_id=decision.chosen_id,
-        policy=DecidingPolicy(
-            decision.served_by, decision.role, decision.policy_hash, decision.state_version, decision.prior_version
+        policy=view(DecidingPolicy, decision, id=decision.served_by, spec_hash=decision.policy_hash),
+        profile=UsedProfile(
+            decision.origin,
+            given,
+            rfc3339(read.at_ms) if read is not None else None,
+            {name: value.version for name, value in read.values.items()} if read is not None else None,
         ),
-        profile=_used_profile(decision),
-        context=UsedContext(None if at is None else at.isoformat()),
+        context=UsedContext(at.isoformat() if at is not None else None),
         candidates=_explained(decision),
         shadow=_shadow(decision),
-        outcome=_outcome(outcome),
-    )
-
-
-def _used_profile(decision: Decision) -> UsedProfile:
-    read = decision.profile_read
-    return UsedProfile(
-        decision.origin,
-        None if decision.profile is None else cast(dict[str, Value], dict(decision.profile)),
-        None if read is None else rfc3339(read.at_ms),
-        None if read is None else {name: value.version for name, value in read.values.items()},
+        outcome=view(
+            OutcomeShown,
+            outcome,
+            late=events.get("late", 0),
+            repeated=events.get("repeated", 0),
+            other_tip=events.get("other tip", 0),
+        ),
     )
 
 
@@ -143,7 +293,7 @@ def _explained(decision: Decision) -> list[Explained]:
     return [
         Explained(
             item.id,
-            CandidateFeatures(is_overdue=item.is_overdue, task_age_days=item.task_age_days, priority=item.priority),
+            view(CandidateFeatures, item),
             ranked[place].score,
             ranked[place].probability,
             contributions[place] if contributions is not None else None,
@@ -157,24 +307,6 @@ def _shadow(decision: Decision) -> ShadowShown | None:
     if other is None:
         return None
     return ShadowShown("challenger" if decision.role == "champion" else "champion", _ranked(decision, other))
-
-
-def _outcome(outcome: DecisionOutcome) -> OutcomeShown:
-    return OutcomeShown(
-        state=outcome.state,
-        served_at=_time(outcome.served_at_ms),
-        reward=outcome.reward,
-        source=outcome.source,
-        action=outcome.action,
-        settled_at=_time(outcome.settled_at_ms),
-        late=outcome.events.get("late", 0),
-        repeated=outcome.events.get("repeated", 0),
-        other_tip=outcome.events.get("other tip", 0),
-    )
-
-
-def _time(moment_ms: int | None) -> str | None:
-    return None if moment_ms is None else rfc3339(moment_ms)
 
 
 async def _scoring_request(request: HttpRequest, service: Service) -> ScoringRequest:
@@ -192,7 +324,7 @@ async def _scoring_request(request: HttpRequest, service: Service) -> ScoringReq
     check_ids(ids, "candidates[{}].id")
     if len(set(ids)) != len(ids):
         raise InvalidInput("several candidates have the same id", _repeated(ids))
-    origin, profile = _profile(service, sent)
+    given = sent.profile_features
     return ScoringRequest(
         user_id=sent.user_id,
         candidates=tuple(
@@ -200,21 +332,11 @@ async def _scoring_request(request: HttpRequest, service: Service) -> ScoringReq
             for item in sent.candidates
         ),
         context=Context(sent.context.at if sent.context is not None else None),
-        origin=origin,
-        profile=profile,
+        origin="service" if given is UNSET else "absent" if given is None else "request",
+        profile=msgspec.to_builtins(given) if given else None,
         explore=sent.explore,
         request_id=sent.request_id,
     )
-
-
-def _profile(service: Service, sent: ScoreRequest) -> tuple[Origin, Profile]:
-    features = sent.profile_features
-    if features is UNSET:
-        return "service", None
-    if features is None:
-        return "absent", None
-    given = {name: getattr(features, name) for name in service.registry.names}
-    return "request", {name: value for name, value in given.items() if value is not UNSET}
 
 
 def _candidate_issues(body: bytes) -> list[Issue]:

@@ -2,72 +2,82 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-from urllib.parse import urlencode
+from typing import Annotated, Literal
 
+import msgspec
 from litestar import Response
 from litestar.params import QueryParameter
+from msgspec import Meta
 
-from app.api.admin.handlers import ADMIN, admin_get
-from app.api.admin.schemas import AuditLine, AuditPage
+from app.api.admin.handlers import admin_get
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
-from app.api.openapi.parameters import MAX_ROWID, USER_ID_OR_NONE, rowid
+from app.api.openapi.document import MAX_ROWID, ROWID, USER_ID
 from app.api.pages.negotiation import answer, prefers_page
 from app.api.request_parsing import check_ids
+from app.api.schemas import view
 from app.errors import InvalidInput, Issue
-from app.features.clock import rfc3339
 from app.features.ids import user_hash
-from app.operations.audit import AuditEntry, AuditFilter, state_of
-from app.service import Service
+from app.operations.audit import AuditFilter, state_of
 
 ENTRIES_PER_PAGE = 50
-# Actions whose outcome is the id of a rebuild.
-_REBUILD_ACTIONS = ("start rebuild", "cancel rebuild")
+
+
+class AuditLine(msgspec.Struct):
+    """An action of an admin and its outcome."""
+
+    id: int
+    at: str
+    actor: str
+    action: str
+    subject: Annotated[str, Meta(description="A user appears as a hash only.")]
+    state: Annotated[
+        Literal["done", "refused", "failed", "begun"],
+        Meta(description="`begun`: in progress, or its end could not be recorded."),
+    ]
+    outcome: str
+
+
+class AuditPage(msgspec.Struct):
+    """A page of the audit trail, newest first; continue with `before=next_before`."""
+
+    entries: list[AuditLine]
+    next_before: int | None
 
 
 @admin_get(
     "/admin/audit",
-    opt={**ADMIN, "schemas": {"before": rowid(1), "user_id": USER_ID_OR_NONE}},
     summary="Read the audit trail",
     description="Every action of an admin, newest first. The trail holds users as hashes only; `user_id` searches for "
     "the hash of a user. A page for a browser.",
-    responses=problems(400, 401, 403, 422, 503),
+    problems=[422],
 )
 async def get_audit(
     request: HttpRequest,
-    before: Annotated[int, QueryParameter(ge=1, le=MAX_ROWID, description="Only entries with a lower id.")] = MAX_ROWID,
+    before: Annotated[
+        int, QueryParameter(ge=1, le=MAX_ROWID, description="Only entries with a lower id.", schema_extra=ROWID)
+    ] = MAX_ROWID,
     actor: Annotated[str, QueryParameter(description="Only actions of this actor.")] = "",
     action: Annotated[str, QueryParameter(description="Only this action.")] = "",
     subject: Annotated[str, QueryParameter(description="Only actions on this subject, as it is stored.")] = "",
-    user_id: Annotated[str, QueryParameter(description="Only actions on this user; instead of `subject`.")] = "",
+    user_id: Annotated[
+        str,
+        QueryParameter(
+            description="Only actions on this user; instead of `subject`.",
+            schema_extra={"anyOf": [USER_ID, {"const": ""}]},
+        ),
+    ] = "",
 ) -> Response[AuditPage]:
     service = service_of(request)
     wanted = AuditFilter(actor or None, action or None, _subject(subject, user_id))
     entries = await service.audit_trail.page(wanted, before, ENTRIES_PER_PAGE + 1)
     page = entries[:ENTRIES_PER_PAGE]
     more = page[-1].id if len(entries) > ENTRIES_PER_PAGE else None
-    body = AuditPage([_line(entry) for entry in page], more)
-    context = await _filters(service, wanted, before, more) if prefers_page(request) else {}
-    return await answer(request, body, "audit.html", **context)
-
-
-async def _filters(service: Service, wanted: AuditFilter, before: int, more: int | None) -> dict[str, Any]:
-    """The template variables of the page: the choices of each filter, and links to the newest and to older entries."""
-    kept = {name: value for name, value in wanted._asdict().items() if value is not None}
+    body = AuditPage([view(AuditLine, entry, state=state_of(entry.outcome)) for entry in page], more)
+    if not prefers_page(request):
+        return await answer(request, body, "audit.html")
     actors, actions = await service.audit_trail.actors(), await service.audit_trail.actions()
-    return {
-        "wanted": wanted,
-        "actors": _including(actors, wanted.actor),
-        "actions": _including(actions, wanted.action),
-        "older": f"?{urlencode({**kept, 'before': more})}" if more is not None else None,
-        "newest": f"?{urlencode(kept)}" if before != MAX_ROWID else None,
-        "rebuild_actions": _REBUILD_ACTIONS,
-    }
-
-
-def _including(names: list[str], chosen: str | None) -> list[str]:
-    return names if chosen is None or chosen in names else sorted([*names, chosen])
+    first = before == MAX_ROWID
+    return await answer(request, body, "audit.html", wanted=wanted, actors=actors, actions=actions, first=first)
 
 
 def _subject(subject: str, user_id: str) -> str | None:
@@ -77,8 +87,3 @@ def _subject(subject: str, user_id: str) -> str | None:
         raise InvalidInput("there are two subjects", [Issue("user_id", "give either user_id or subject")])
     check_ids([user_id], "user_id")
     return user_hash(user_id)
-
-
-def _line(entry: AuditEntry) -> AuditLine:
-    state: Any = state_of(entry.outcome)
-    return AuditLine(entry.id, rfc3339(entry.at_ms), entry.actor, entry.action, entry.subject, state, entry.outcome)

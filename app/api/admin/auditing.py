@@ -12,7 +12,6 @@ import msgspec
 from litestar.params import QueryParameter
 from msgspec import Meta
 
-from app.api.admin.handlers import ADMIN
 from app.api.auth.authentication import Caller
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
@@ -21,9 +20,12 @@ from app.errors import Conflict, InvalidInput, Issue, Undecodable
 from app.operations import audit
 from app.operations.audit import MAX_REASON, reason_problem
 
-REASON_SCHEMA: dict[str, Any] = {"type": "string", "maxLength": MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
+REASON_SCHEMA = {"maxLength": MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
 Reason = Annotated[
-    str, QueryParameter(description=f"Why, for the audit trail; up to {MAX_REASON} characters, no user id.")
+    str,
+    QueryParameter(
+        description=f"Why, for the audit trail; up to {MAX_REASON} characters, no user id.", schema_extra=REASON_SCHEMA
+    ),
 ]
 
 
@@ -36,13 +38,8 @@ class ReasonRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = ""
 
 
-# The `opt` of a route that takes a reason.
-WITH_REASON: dict[str, Any] = {
-    **ADMIN,
-    "schemas": {"reason": REASON_SCHEMA},
-    "body": [ReasonRequest],
-    "body_required": False,
-}
+# The options of a route that takes a reason.
+WITH_REASON: dict[str, Any] = {"body": [ReasonRequest], "body_required": False, "problems": [409]}
 
 
 def caller(request: HttpRequest) -> Caller:
@@ -65,7 +62,7 @@ async def reason_of(request: HttpRequest, from_query: str) -> str:
         Conflict: the query parameter and the body contain different reasons.
     """
     if is_form(request):
-        return checked_reason((await read_form(request)).get("reason"))
+        return checked_reason((await read_form(request)).get("reason", ""))
     checked_reason(from_query, Undecodable)
     if not await request.body():
         return from_query

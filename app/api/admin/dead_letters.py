@@ -6,36 +6,87 @@ A payload may contain user ids. In the audit trail, hashes replace them.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Response
 from litestar.params import FromPath, QueryParameter
+from msgspec import Meta
 
-from app.api.admin.auditing import REASON_SCHEMA, Reason, audited, checked_reason
-from app.api.admin.handlers import ADMIN, admin_delete, admin_get, admin_post, form_post
-from app.api.admin.schemas import Letter, LetterFailure, LetterList, Replayed, ReplayedAll
+from app.api.admin.auditing import Reason, audited, checked_reason
+from app.api.admin.handlers import admin_delete, admin_get, admin_post, form_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
-from app.api.openapi.parameters import MAX_ROWID, rowid
+from app.api.openapi.document import MAX_ROWID, ROWID
 from app.api.pages.negotiation import answer, prefers_page, redirect
-from app.errors import Conflict, NotFound, Undecodable
+from app.api.schemas import view
+from app.errors import Conflict, InvalidInput, Issue, NotFound, Undecodable
 from app.events.ports import DeadLetter
 from app.events.replay import MOST, REFUSALS, reason_of
-from app.features.clock import rfc3339
 from app.features.ids import id_problem, user_hash
 from app.service import Service
 
 LETTERS_PER_ANSWER = 100
 LETTERS_PER_PAGE = 20
 HOME = "/admin/dead-letters"
-After = Annotated[int, QueryParameter(ge=0, le=MAX_ROWID, description="Only letters with a higher id.")]
+After = Annotated[
+    int, QueryParameter(ge=0, le=MAX_ROWID, description="Only letters with a higher id.", schema_extra=ROWID)
+]
+
+
+class Letter(msgspec.Struct):
+    """A dead letter: an event whose consumption failed repeatedly, or a queued payload that was rejected."""
+
+    id: int
+    source: Annotated[
+        Literal["queue", "consumption"],
+        Meta(description="`queue`: it was no valid event. `consumption`: an event that failed repeatedly."),
+    ]
+    payload: str
+    error: str
+    traceback: str
+    attempts: int
+    event_seq: int | None
+    created_at: str
+    last_failed_at: str
+
+
+class LetterList(msgspec.Struct):
+    """A page of dead letters by id; continue with `after=next_after`."""
+
+    dead_letters: list[Letter]
+    next_after: int | None
+
+
+class Replayed(msgspec.Struct):
+    """The result of replaying a dead letter."""
+
+    accepted: int
+    duplicates: int
+    revived: Annotated[bool, Meta(description="The event was stored already; a worker will consume it again.")]
+
+
+class LetterFailure(msgspec.Struct):
+    """A dead letter that could not be replayed, and why."""
+
+    id: int
+    reason: str
+
+
+class ReplayedAll(msgspec.Struct):
+    """The result of replaying dead letters. If `next_after` is not null, there are more letters above that id."""
+
+    replayed: Annotated[int, Meta(description="Letters that are deleted, because their events are stored.")]
+    accepted: int
+    duplicates: int
+    revived: Annotated[int, Meta(description="Events that were stored already; a worker will consume them again.")]
+    failed: int
+    failures: list[LetterFailure]
+    next_after: int | None
 
 
 @admin_get(
     HOME,
-    opt={**ADMIN, "schemas": {"after": rowid(0)}},
     summary="List dead letters",
     description="Lists dead letters by id, the oldest first. A page for a browser.",
 )
@@ -45,7 +96,7 @@ async def get_letters(request: HttpRequest, after: After = 0) -> Response[Letter
     limit = LETTERS_PER_PAGE if as_page else LETTERS_PER_ANSWER
     letters = await service.dead_letters.list(after, limit)
     more = letters[-1].id if len(letters) == limit else None
-    body = LetterList([_view(item) for item in letters], more)
+    body = LetterList([view(Letter, item, event_seq=item.seq) for item in letters], more)
     if not as_page:
         return await answer(request, body, "dead_letters.html")
     users = {item.id: _user_of(item) for item in letters}
@@ -57,30 +108,25 @@ async def get_letters(request: HttpRequest, after: After = 0) -> Response[Letter
     f"{HOME}/{{letter_id:int}}",
     summary="Look at a dead letter",
     description="A page for a browser.",
-    responses=problems(400, 401, 403, 404, 503),
 )
 async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Letter]:
     letter = await _letter(service_of(request), letter_id)
-    return await answer(request, _view(letter), "dead_letter.html", user=_user_of(letter))
+    body = view(Letter, letter, event_seq=letter.seq)
+    return await answer(request, body, "dead_letter.html", user=_user_of(letter))
 
 
 @admin_post(
     f"{HOME}/replay",
-    opt={**ADMIN, "schemas": {"after": rowid(0)}},
     summary="Replay dead letters",
     description=f"Replays the letters with an id above `after`, up to {MOST:,} at a time; continue with `next_after`. "
     "A letter that is still no valid event is kept, and `failures` says why.",
-    responses=problems(400, 401, 403, 503, 507),
 )
 async def replay_letters(request: HttpRequest, after: After = 0) -> Response[ReplayedAll]:
     async with audited(request, "replay all", "dead-letters") as act:
         tally = await service_of(request).replayer.replay_all(after)
         act.outcome = f"done: {tally.replayed} replayed, {len(tally.failures)} still fail"
     failures = [LetterFailure(letter_id, reason) for letter_id, reason in tally.failures.items()]
-    body = ReplayedAll(
-        tally.replayed, tally.accepted, tally.duplicates, tally.revived, len(failures), failures, tally.next_after
-    )
-    return await answer(request, body, "replayed.html")
+    return await answer(request, view(ReplayedAll, tally, failed=len(failures), failures=failures), "replayed.html")
 
 
 @admin_post(
@@ -88,7 +134,7 @@ async def replay_letters(request: HttpRequest, after: After = 0) -> Response[Rep
     summary="Replay a dead letter",
     description="Ingests the payload as an event, or gives a stored event to the workers again. A payload that is "
     "still no valid event is kept, and the answer says why.",
-    responses=problems(400, 401, 403, 404, 409, 422, 503, 507),
+    problems=[409, 422],
 )
 async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Replayed]:
     if not is_form(request):
@@ -110,10 +156,8 @@ async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Respo
 
 @admin_delete(
     f"{HOME}/{{letter_id:int}}",
-    opt={**ADMIN, "schemas": {"reason": REASON_SCHEMA}},
     summary="Discard a dead letter",
     description="The audit trail keeps the reason, and not the payload.",
-    responses=problems(400, 401, 403, 404, 503, 507),
 )
 async def discard_letter(request: HttpRequest, letter_id: FromPath[int], reason: Reason = "") -> None:
     await _discard(request, letter_id, checked_reason(reason, Undecodable))
@@ -121,7 +165,9 @@ async def discard_letter(request: HttpRequest, letter_id: FromPath[int], reason:
 
 @form_post(f"{HOME}/{{letter_id:int}}/discard")
 async def discard_from_page(request: HttpRequest, letter_id: FromPath[int]) -> Response[Any]:
-    reason = checked_reason((await read_form(request)).require("reason", "the reason"))
+    reason = checked_reason((await read_form(request)).get("reason", ""))
+    if not reason.strip():
+        raise InvalidInput("the reason is missing", [Issue("reason", "must not be empty")])
     try:
         await _discard(request, letter_id, reason)
     except NotFound:
@@ -162,21 +208,6 @@ async def _discard(request: HttpRequest, letter_id: int, reason: str) -> None:
         if not await service.dead_letters.discard(letter_id):
             raise NotFound(f"there is no dead letter {letter_id}")
         act.outcome = f"done: {_without_users(reason.strip(), letter)}" if reason.strip() else "done"
-
-
-def _view(item: DeadLetter) -> Letter:
-    source: Any = item.source
-    return Letter(
-        item.id,
-        source,
-        item.payload,
-        item.error,
-        item.traceback,
-        item.attempts,
-        item.seq,
-        rfc3339(item.created_at_ms),
-        rfc3339(item.last_failed_at_ms),
-    )
 
 
 def _user_of(letter: DeadLetter) -> str | None:

@@ -13,8 +13,6 @@ from app.api.admin.auditing import WITH_REASON, Reason, audited, caller, reason_
 from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
-from app.api.openapi.parameters import feature_name
 from app.api.pages.negotiation import answer, redirect
 from app.api.profiles import feature_entry
 from app.api.schemas import FeatureEntry
@@ -27,7 +25,6 @@ from app.operations.audit import MAX_REASON
 from app.service import Service
 
 HOME = "/admin/features"
-OF_FEATURE = {**WITH_REASON, "schemas": {**WITH_REASON["schemas"], "name": feature_name}}
 Name = Annotated[str, PathParameter(description="The name of a feature.")]
 
 
@@ -108,11 +105,10 @@ def _definition(service: Service, index: int, announced: list[Announced]) -> Fea
 
 @admin_post(
     f"{HOME}/{{name:str}}/disable",
-    opt=OF_FEATURE,
+    **WITH_REASON,
     summary="Serve a feature as null",
     description="Every process serves it as null within a second, until it is enabled; cached values are not served. "
     "409 if it is disabled already.",
-    responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 503, 507),
 )
 async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[Switched]:
     return await _switch(request, name, reason, on=False)
@@ -120,10 +116,9 @@ async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "")
 
 @admin_post(
     f"{HOME}/{{name:str}}/enable",
-    opt=OF_FEATURE,
+    **WITH_REASON,
     summary="Serve a feature again",
     description="409 if it is not disabled.",
-    responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 503, 507),
 )
 async def enable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[Switched]:
     return await _switch(request, name, reason, on=True)

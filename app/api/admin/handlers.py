@@ -7,10 +7,8 @@ from typing import Any
 
 from litestar import delete, get, post
 
-from app.api.openapi.document import problems
-
 ADMIN: dict[str, Any] = {"scope": "admin"}
-admin_get = partial(get, opt=ADMIN, tags=["Admin"], responses=problems(400, 401, 403, 503))
+admin_get = partial(get, opt=ADMIN, tags=["Admin"])
 admin_post = partial(post, opt=ADMIN, tags=["Admin"], status_code=200)
 admin_delete = partial(delete, opt=ADMIN, tags=["Admin"])
 # Not documented: only the pages send it. Programs use another route for the same.

@@ -33,15 +33,6 @@ PLACES: Mapping[str, str] = {
     "registry": "/admin/features",
     "rollout": "/admin/rollout",
 }
-# The figures of each section of the page.
-GROUPS = (
-    (
-        "Reads",
-        ("request_rate", "hit_ratio", "latency_p50_ms", "latency_p99_ms", "failed_requests", "shed", "degraded_reads"),
-    ),
-    ("Invalidation", ("lag_p50_ms", "lag_p99_ms", "fills_refused", "owed", "consistent", "decisions_consistent")),
-    ("Events", ("queue_depth", "outbox", "outbox_age_s", "dead_letters", "unreadable")),
-)
 
 
 @admin_get(
@@ -61,7 +52,7 @@ async def get_overview(request: HttpRequest) -> Response[Overview]:
         for item in body.findings
     ]
     slot_names = [f"{start[11:16]} UTC" for start in body.slots]
-    return await answer(request, body, "overview.html", groups=GROUPS, places=PLACES, slot_names=slot_names)
+    return await answer(request, body, "overview.html", places=PLACES, slot_names=slot_names)
 
 
 async def _overview(service: Service) -> Overview:

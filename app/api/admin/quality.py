@@ -6,27 +6,24 @@ with its age, however old it is.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from litestar import Response
 from litestar.params import QueryParameter
+from msgspec import Meta
 
 from app.api.admin.auditing import audited, caller
-from app.api.admin.handlers import ADMIN, admin_get, admin_post
-from app.api.admin.schemas import QualityRefresh, UserBehind, UsersBehindList
+from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
-from app.api.openapi.parameters import feature_name
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
+from app.api.schemas import Value, view
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
-from app.features.registry import Registry
 from app.profiles.consistency.inspection import CellFreshness
-from app.profiles.quality.drift import CommonBin
 from app.profiles.quality.drilldown import Sought
-from app.profiles.quality.report import Drift, FeatureQuality, QualityReport
+from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, readable_report
 from app.service import Service
 
@@ -44,9 +41,47 @@ REQUESTED = {
 }
 
 
+class QualityRefresh(msgspec.Struct):
+    """The progress of a data-quality measurement by a worker. `measured`: the number of users, once completed."""
+
+    id: int
+    state: Literal["queued", "running", "completed", "failed"]
+    measured: int
+    requested_by: str
+    requested_at: str
+    started_at: str | None
+    finished_at: str | None
+    error: str | None
+    waiting_for: Annotated[
+        Literal["queue", "worker"] | None,
+        Meta(description="What prevents progress: the queue does not answer, or no worker is running."),
+    ]
+
+
+class UserBehind(msgspec.Struct):
+    """A user whose value of the feature is in the requested state. Value and times are null if no value is cached."""
+
+    user_id: str
+    state: Literal["fresh", "missing", "stale"]
+    value: Value
+    computed_at: str | None
+    expires_at: str | None
+
+
+class UsersBehindList(msgspec.Struct):
+    """The users whose value of `feature` is in the state `state` at the time `at`, in the order of their ids. A request
+    scans a bounded number of users: continue with `after=next_after`, even if `users` is empty."""
+
+    feature: str
+    state: Literal["fresh", "missing", "stale", "null"]
+    at: str
+    users: Annotated[list[UserBehind] | None, Meta(description="Null if the cache does not answer.")]
+    scanned: Annotated[int, Meta(description="The number of eligible users that were examined.")]
+    next_after: str | None
+
+
 @admin_get(
     PATH,
-    opt={**ADMIN, "schemas": {"max_age_s": {"type": "integer", "minimum": 0, "maximum": YEAR_S}}},
     summary="Measure data quality",
     description="Measures 20,000 eligible users drawn at random, or all if there are fewer. A user is eligible with "
     "any event within the longest window of the features. Per feature: how many values are fresh, missing or stale, "
@@ -57,7 +92,13 @@ REQUESTED = {
 async def get_quality(
     request: HttpRequest,
     max_age_s: Annotated[
-        int | None, QueryParameter(ge=0, le=YEAR_S, description="The largest age of a stored report to answer with.")
+        int | None,
+        QueryParameter(
+            ge=0,
+            le=YEAR_S,
+            description="The largest age of a stored report to answer with.",
+            schema_extra={"minimum": 0},  # Litestar leaves a zero out
+        ),
     ] = None,
 ) -> Response[QualityReport]:
     service = service_of(request)
@@ -66,10 +107,9 @@ async def get_quality(
     if max_age_s is not None:
         oldest = rfc3339(service.clock.now_ms() - 1000 * max_age_s)
         run = await service.quality.runs.newest_completed()
-        if run is not None:
-            stored = readable_report(run)
-            if stored is not None and stored.measured_at >= oldest:
-                return await answer(request, stored, "data_quality.html")
+        stored = readable_report(run) if run is not None else None
+        if stored is not None and stored.measured_at >= oldest:
+            return await answer(request, stored, "data_quality.html")
     return await answer(request, await service.quality.measurement.measure(), "data_quality.html")
 
 
@@ -86,7 +126,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
         request,
         "data_quality.html",
         body=report,
-        cards=cards(report.features, service.registry) if report is not None else [],
+        entries={entry.name: entry for entry in service.registry},
         latest=latest,
         old=report is not None and report.measured_at < rfc3339(service.clock.now_ms() - OLD_MS),
         begun=begun,
@@ -102,7 +142,6 @@ async def _page(request: HttpRequest) -> Response[Any]:
     status_code=202,
     summary="Have data quality measured by a worker",
     description="The report is stored. If a measurement is active, no new one starts, and the answer describes it.",
-    responses=problems(400, 401, 403, 503, 507),
 )
 async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
     status = await _refresh_status(service_of(request), await _request_run(request))
@@ -115,7 +154,7 @@ async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
     f"{PATH}/refresh",
     summary="Watch the newest measurement by a worker",
     description="404 if none was ever requested.",
-    responses=problems(400, 401, 403, 404, 503),
+    problems=[404],
 )
 async def get_refresh(request: HttpRequest) -> QualityRefresh:
     service = service_of(request)
@@ -127,11 +166,7 @@ async def get_refresh(request: HttpRequest) -> QualityRefresh:
 
 @admin_get(
     f"{PATH}/users",
-    opt={
-        **ADMIN,
-        "schemas": {"feature": feature_name, "state": {"type": "string", "enum": list(SOUGHT)}},
-        "required": ["feature", "state"],
-    },
+    required=["feature", "state"],
     summary="List the users behind a number",
     description="Searches all eligible users now. A report has its own time and may cover only a sample, so numbers "
     "may differ. Each request scans a bounded number of users; continue with `after`.",
@@ -140,7 +175,12 @@ async def get_users_behind(
     request: HttpRequest,
     feature: Annotated[str, QueryParameter(description="The name of a feature.")] = "",
     # Not named `state`: Litestar passes its own state to a parameter of that name.
-    sought: Annotated[str, QueryParameter(name="state", description="The state of the users to list.")] = "",
+    sought: Annotated[
+        str,
+        QueryParameter(
+            name="state", description="The state of the users to list.", schema_extra={"enum": list(SOUGHT)}
+        ),
+    ] = "",
     after: Annotated[str, QueryParameter(description="Only users with a higher id.")] = "",
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)] = LIMIT,
 ) -> Response[UsersBehindList]:
@@ -148,7 +188,12 @@ async def get_users_behind(
     choices: dict[str, Any] = {"names": service.registry.names, "states": SOUGHT, "limit": limit}
     if prefers_page(request) and not feature and not sought:
         return await page(request, USERS_PAGE, body=None, **choices)
-    state = _sought_state(feature, sought)
+    issues = [] if feature else [Issue("feature", "missing; name a feature")]
+    if sought not in SOUGHT:
+        issues.append(Issue("state", f"must be {', '.join(SOUGHT[:-1])} or {SOUGHT[-1]}"))
+    if issues:
+        raise Undecodable("the query is not allowed", issues)
+    state = cast(Sought, sought)
     try:
         service.registry.mask([feature])
     except UnknownFeature as error:
@@ -159,28 +204,11 @@ async def get_users_behind(
     return await answer(request, body, USERS_PAGE, **choices)
 
 
-def _sought_state(feature: str, state: str) -> Sought:
-    """Check both parameters, return `state`. Raises `Undecodable` if `feature` is empty or `state` not in `SOUGHT`."""
-    issues = [] if feature else [Issue("feature", "missing; name a feature")]
-    for known in SOUGHT:
-        if state == known and not issues:
-            return known
-    if state not in SOUGHT:
-        issues.append(Issue("state", f"must be {', '.join(SOUGHT[:-1])} or {SOUGHT[-1]}"))
-    raise Undecodable("the query is not allowed", issues)
-
-
 def _user(item: CellFreshness) -> UserBehind:
-    value = item.value
-    if value is None:
-        return UserBehind(item.user_id, item.state, None, None, None)
-    return UserBehind(
-        item.user_id,
-        item.state,
-        msgspec.json.decode(value.json),
-        rfc3339(value.computed_at_ms),
-        rfc3339(value.expires_at_ms or 0),
-    )
+    if item.value is None:
+        return view(UserBehind, item, computed_at=None, expires_at=None)
+    value = msgspec.json.decode(item.value.json)
+    return view(UserBehind, item.value, user_id=item.user_id, state=item.state, value=value)
 
 
 async def _request_run(request: HttpRequest) -> QualityRun:
@@ -202,120 +230,4 @@ async def _refresh_status(service: Service, run: QualityRun) -> QualityRefresh:
             waiting_for = "queue"
         elif not checks["worker"].ok:
             waiting_for = "worker"
-    return QualityRefresh(
-        run.id,
-        run.state,
-        run.measured,
-        run.requested_by,
-        rfc3339(run.requested_at_ms),
-        rfc3339(run.started_at_ms) if run.started_at_ms is not None else None,
-        rfc3339(run.finished_at_ms) if run.finished_at_ms is not None else None,
-        run.error,
-        waiting_for,
-    )
-
-
-class DriftBadge(NamedTuple):
-    """The badge that shows a feature's drift on the page. `kind` selects the colour."""
-
-    words: str
-    kind: str
-
-
-class BinRow(NamedTuple):
-    """The number and share of users in a bin, now and 7 days before. A share is None if there were no users then."""
-
-    label: str
-    now: int
-    now_share: float | None
-    before: int
-    before_share: float | None
-
-
-class FeatureCard(NamedTuple):
-    """A feature on the page. `series`: percentages by bin, now and 7 days before. `spoken`: text for screen readers."""
-
-    name: str
-    description: str
-    figures: FeatureQuality
-    verdict: DriftBadge
-    bins: list[BinRow]
-    labels: list[str]
-    series: dict[str, list[float]]
-    spoken: str
-
-
-def cards(features: dict[str, FeatureQuality], registry: Registry) -> list[FeatureCard]:
-    """A card for each feature of a report. A feature that is not in the registry has no description."""
-    described = {entry.name: (entry.description, entry.dtype == "int") for entry in registry}
-    return [_card(name, *described.get(name, ("", False)), figures) for name, figures in features.items()]
-
-
-def _card(name: str, description: str, whole: bool, figures: FeatureQuality) -> FeatureCard:
-    bins = rows(figures.drift.bins, whole=whole)
-    series = {
-        "now": [round(100 * (row.now_share or 0), 2) for row in bins],
-        "7 days before": [round(100 * (row.before_share or 0), 2) for row in bins],
-    }
-    labels = [row.label for row in bins]
-    spoken = f"{name}, share of users by value: {_most(labels, series)}. The table below has every figure."
-    return FeatureCard(name, description, figures, verdict(figures.drift), bins, labels, series, spoken)
-
-
-def _most(labels: list[str], series: dict[str, list[float]]) -> str:
-    """A text with the most frequent bin now and 7 days before."""
-    parts = []
-    for when, shares in series.items():
-        top = max(shares, default=0)
-        parts.append(f"{when} most have {labels[shares.index(top)]} ({top:.0f}%)" if top else f"{when} there is none")
-    return ", ".join(parts)
-
-
-def verdict(drift: Drift) -> DriftBadge:
-    """The badge for the band (stable, moderate, major, failed) of a drift."""
-    if drift.band == "failed":
-        return DriftBadge("failed", "bad")
-    if drift.psi is None:
-        return DriftBadge("no figure", "none")
-    if drift.band == "stable":
-        return DriftBadge("stable", "good")
-    return DriftBadge("moderate drift", "warn") if drift.band == "moderate" else DriftBadge("major drift", "bad")
-
-
-def rows(bins: list[CommonBin], *, whole: bool) -> list[BinRow]:
-    """A row of the page's table for each bin. `whole`: the values are whole numbers."""
-    now, before = sum(part.now for part in bins), sum(part.before for part in bins)
-    return [
-        BinRow(
-            label(part, whole=whole),
-            part.now,
-            part.now / now if now else None,
-            part.before,
-            part.before / before if before else None,
-        )
-        for part in bins
-    ]
-
-
-def label(part: CommonBin, *, whole: bool) -> str:
-    """The label of a bin. A bin of whole numbers is labelled with its first and its last value."""
-    if part.kind in ("null", "other"):
-        return part.kind
-    if part.kind == "value":
-        return str(part.value) if isinstance(part.value, str) else _plain(part.value)
-    if part.start is None and part.end is None:
-        return "any"
-    if part.start is None:
-        return f"< {_plain(part.end)}"
-    if part.end is None:
-        return f"≥ {_plain(part.start)}"
-    end = part.end - 1 if whole else part.end
-    return _plain(part.start) if end == part.start else f"{_plain(part.start)}–{_plain(end)}"
-
-
-def _plain(number: float | None) -> str:
-    if number is None:
-        return ""
-    if number and abs(number) >= 1_000 and number % 100 == 0:
-        return f"{number / 1_000:.6g}k"
-    return f"{number:.6g}"
+    return view(QualityRefresh, run, waiting_for=waiting_for)

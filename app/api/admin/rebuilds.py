@@ -7,31 +7,79 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import msgspec
 from litestar import Response
 from litestar.params import FromPath
+from msgspec import Meta
 
 from app.api.admin.auditing import audited, caller
-from app.api.admin.handlers import ADMIN, admin_delete, admin_get, admin_post, form_post
-from app.api.admin.schemas import RebuildList, RebuildOfAll, RebuildOfUsers, RebuildRequest, RebuildStatus
-from app.api.auth.forms import Form, is_form, read_form
+from app.api.admin.handlers import admin_delete, admin_get, admin_post, form_post
+from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, selected, service_of
-from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, check_ids
-from app.api.schemas import MAX_USERS
+from app.api.schemas import MAX_USERS, FeatureNames, view
 from app.errors import Conflict, InvalidInput, Issue, NotFound
-from app.features.clock import rfc3339
-from app.features.ids import id_problem
+from app.features.ids import Id, id_problem
 from app.features.registry import indices
 from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.service import Service
 
 HOME = "/admin/rebuilds"
 SHOWN = 100
+
+
+class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A request to rebuild the features of every eligible user (`scope: all`), or of a list of users."""
+
+    scope: Literal["all"] | None = None
+    user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)] | None = None
+    features: FeatureNames | None = None
+
+
+class RebuildOfAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The first form of a `RebuildRequest`, for the OpenAPI document: every eligible user."""
+
+    scope: Literal["all"]
+    user_ids: None = None
+    features: FeatureNames | None = None
+
+
+class RebuildOfUsers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The second form of a `RebuildRequest`, for the OpenAPI document: a list of users."""
+
+    user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)]
+    scope: None = None
+    features: FeatureNames | None = None
+
+
+class RebuildStatus(msgspec.Struct):
+    """A rebuild and its progress. `done` and `total` are numbers of users."""
+
+    id: str
+    scope: Annotated[str, Meta(description="`all`, or `users:` and a hash of the list.")]
+    features: list[str]
+    state: Literal["queued", "running", "completed", "cancelled", "failed"]
+    done: int
+    total: int
+    rate_per_s: float | None
+    eta_s: float | None
+    requested_by: str
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    error: str | None
+    user_count: Annotated[int | None, Meta(description="Length of the list; null for every eligible user.")]
+    took_s: Annotated[float | None, Meta(description="From start to end; null before the end.")]
+
+
+class RebuildList(msgspec.Struct):
+    """The newest rebuilds, newest first."""
+
+    rebuilds: list[RebuildStatus]
 
 
 class Draft(msgspec.Struct):
@@ -47,11 +95,11 @@ class Draft(msgspec.Struct):
 @admin_post(
     HOME,
     status_code=202,
-    opt={**ADMIN, "body": [RebuildOfAll, RebuildOfUsers]},
+    body=[RebuildOfAll, RebuildOfUsers],
     summary="Start a rebuild",
     description="Rebuilds every eligible user (`scope: all`), or up to 1,000 users. A worker carries it out; reads "
     "return the cached values meanwhile. 409 if a rebuild of the same scope is active.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
+    problems=[409],
 )
 async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:
     if is_form(request):
@@ -78,13 +126,12 @@ async def get_rebuilds(request: HttpRequest) -> Response[RebuildList]:
     f"{HOME}/{{run_id:str}}",
     summary="Watch a rebuild",
     description="A page for a browser, which shows the progress.",
-    responses=problems(400, 401, 403, 404, 503),
 )
 async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[RebuildStatus]:
     service = service_of(request)
     run = await _run(service, run_id)
-    obstacles = await _obstacles(service) if run.active and prefers_page(request) else []
-    return await answer(request, _status(service, run), "rebuild.html", obstacles=obstacles)
+    checks = await service.readiness() if run.active and prefers_page(request) else None
+    return await answer(request, _status(service, run), "rebuild.html", checks=checks)
 
 
 @admin_delete(
@@ -92,7 +139,7 @@ async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[R
     status_code=200,
     summary="Cancel a rebuild",
     description="It stops after the current chunk of users. 409 if it has ended.",
-    responses=problems(400, 401, 403, 404, 409, 503, 507),
+    problems=[409],
 )
 async def cancel_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
     return _status(service_of(request), await _cancel(request, run_id))
@@ -150,9 +197,9 @@ def _already_active(run: RebuildRun) -> str:
 
 async def _start_from_form(request: HttpRequest) -> Response[Any]:
     form = await read_form(request)
-    draft = Draft(form.get("scope"), form.get("user_ids"), form.all("features"))
+    draft = Draft(form.get("scope", ""), form.get("user_ids", ""), form.getall("features", []))
     try:
-        user_ids = _user_ids(form)
+        user_ids = _user_ids(draft)
         if not draft.features:
             raise InvalidInput("no feature", [Issue("features", "choose at least one")])
         run, new = await _start(request, user_ids, draft.features)
@@ -165,12 +212,12 @@ async def _start_from_form(request: HttpRequest) -> Response[Any]:
     return await redirect(request, f"{HOME}/{run.id}", "The rebuild is queued.")
 
 
-def _user_ids(form: Form) -> list[str] | None:
-    if form.get("scope") == "all":
+def _user_ids(draft: Draft) -> list[str] | None:
+    if draft.scope == "all":
         return None
-    if form.get("scope") != "users":
+    if draft.scope != "users":
         raise InvalidInput("the scope is unclear", [Issue("scope", "choose every eligible user, or a list of users")])
-    lines = [(number, line.strip()) for number, line in enumerate(form.get("user_ids").splitlines(), start=1)]
+    lines = [(number, line.strip()) for number, line in enumerate(draft.user_ids.splitlines(), start=1)]
     filled = [(number, line) for number, line in lines if line]
     issues = [Issue(f"line {number}", problem) for number, line in filled if (problem := id_problem(line))]
     if not filled:
@@ -219,22 +266,13 @@ def _status(service: Service, run: RebuildRun) -> RebuildStatus:
             eta = max(0, run.total - run.done) / rate
         if run.finished_at_ms is not None:
             took = (run.finished_at_ms - run.started_at_ms) / 1000
-    return RebuildStatus(
-        run.id,
-        run.scope,
-        run.features,
-        run.state,
-        run.done,
-        run.total,
-        round(rate, 1) if rate is not None else None,
-        round(eta, 1) if eta is not None else None,
-        run.requested_by,
-        rfc3339(run.created_at_ms),
-        rfc3339(run.started_at_ms) if run.started_at_ms is not None else None,
-        rfc3339(run.finished_at_ms) if run.finished_at_ms is not None else None,
-        run.error,
-        None if run.everyone else run.total,
-        took,
+    return view(
+        RebuildStatus,
+        run,
+        rate_per_s=round(rate, 1) if rate is not None else None,
+        eta_s=round(eta, 1) if eta is not None else None,
+        user_count=None if run.everyone else run.total,
+        took_s=took,
     )
 
 
@@ -247,21 +285,8 @@ async def _rebuilds_page(request: HttpRequest, draft: Draft, *, status_code: int
         body=await _newest(service),
         draft=draft,
         features=list(service.registry),
-        obstacles=await _obstacles(service),
+        checks=await service.readiness(),
         max_users=MAX_USERS,
         shown_at_most=SHOWN,
         window_ms=service.registry.longest_window_ms(),
     )
-
-
-async def _obstacles(service: Service) -> list[str]:
-    """Sentences for the page that say why rebuilds cannot make progress now; empty if rebuilds can."""
-    checks = await service.readiness()
-    found = []
-    if not checks["queue"].ok:
-        found.append("The queue does not answer. A rebuild starts when the queue is up again.")
-    elif not checks["worker"].ok:
-        found.append("No worker is running. A rebuild starts when one is (profiles worker).")
-    if "cache" in checks and not checks["cache"].ok:
-        found.append("The cache does not accept values. A rebuild waits until it does, since nothing would be kept.")
-    return found

@@ -10,7 +10,6 @@ from app.api.admin.auditing import WITH_REASON, Reason, audited, caller, reason_
 from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import problems
 from app.api.pages.negotiation import answer, redirect
 from app.bandit.rollout.controller import ACTIONS, NEWEST_SHOWN, WORKER
 from app.bandit.rollout.stages import SERVED_BEFORE_MORE, STEPS, Move, RolloutState
@@ -37,23 +36,21 @@ async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
         request,
         body,
         "rollout.html",
-        chart=_lift_by_look(body),
         steps=STEPS,
         unchanged=UNCHANGED,
         max_reason=MAX_REASON,
         newest_shown=NEWEST_SHOWN,
         served_needed=SERVED_BEFORE_MORE,
-        own_words=_own_words(body),
+        worker=WORKER,
     )
 
 
 @admin_post(
     f"{HOME}/ramp",
-    opt=WITH_REASON,
+    **WITH_REASON,
     summary="Let the challenger serve more users",
     description="One step: 5 %, 25 %, 100 % of the users. After a rollback it starts again in the shadow. 409 if the "
     "verdict is not `promote`, or too few decisions were served at the stage before; the answer says which.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
     return await _move(request, "ramp", reason)
@@ -61,10 +58,9 @@ async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[Ro
 
 @admin_post(
     f"{HOME}/promote",
-    opt=WITH_REASON,
+    **WITH_REASON,
     summary="Let the challenger serve for good",
     description="409 unless it serves every user and an improvement is shown.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
     return await _move(request, "promote", reason)
@@ -72,10 +68,9 @@ async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Respo
 
 @admin_post(
     f"{HOME}/rollback",
-    opt=WITH_REASON,
+    **WITH_REASON,
     summary="Let the champion serve every user again",
     description="At any stage, with any verdict. Nothing that was learned is lost. 409 if it is rolled back already.",
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
 )
 async def roll_back(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
     return await _move(request, "rollback", reason)
@@ -97,7 +92,7 @@ async def _move_from_page(request: HttpRequest, move: Move) -> Response[Any]:
     form, reason = await read_form(request), await reason_of(request, "")
     try:
         if move != "rollback":  # a rollback is allowed on an outdated page
-            await _refuse_if_changed(request, move, form.get("seen"))
+            await _refuse_if_changed(request, move, form.get("seen", ""))
         message = _result(await service_of(request).bandit.rollout.move(move, caller(request).name, reason))
     except Conflict as error:
         message = f"Nothing was changed: {str(error).rstrip('.')}."
@@ -124,18 +119,3 @@ def _result(state: RolloutState) -> str:
     if state.stage == "promoted":
         return "The challenger is promoted."
     return "The challenger is rolled back. The champion now serves every user."
-
-
-def _own_words(body: RolloutStatus) -> bool:
-    """Whether the reason of the newest change was written by the service and not by an admin."""
-    return body.changed_by == WORKER or body.reason in [look.verdict.reason for look in body.looks]
-
-
-def _lift_by_look(body: RolloutStatus) -> dict[str, Any]:
-    series = {
-        "upper bound": [look.lift.high for look in body.looks],
-        "lift": [look.lift.value for look in body.looks],
-        "lower bound": [look.lift.low for look in body.looks],
-        "margin": [-body.margin for _ in body.looks],
-    }
-    return {"labels": [f"{look.decisions:,}".replace(",", "\u202f") for look in body.looks], "series": series}

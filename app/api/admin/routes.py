@@ -13,11 +13,11 @@ from app.api.admin import (
     rebuilds,
     rollout,
     sign_in,
-    user_development,
+    user_view,
     users,
 )
 
-_MODULES = (overview, users, user_development, quality, rebuilds, rollout, dead_letters, features, audit_trail, sign_in)
+_MODULES = (overview, users, user_view, quality, rebuilds, rollout, dead_letters, features, audit_trail, sign_in)
 ADMIN_ROUTES = [
     handler for module in _MODULES for handler in vars(module).values() if isinstance(handler, HTTPRouteHandler)
 ]

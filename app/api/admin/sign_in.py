@@ -51,7 +51,7 @@ async def post_sign_in(request: HttpRequest) -> Response[Any]:
     next_path = safe_next(form.get("next", HOME))
     if authenticator.keyless:
         return await redirect(request, next_path, "Signing in is not needed: no API keys are configured.")
-    key = form.get("key").strip() or None
+    key = form.get("key", "").strip() or None
     try:
         name = authenticator.require(key, "admin").name
     except Unauthenticated:

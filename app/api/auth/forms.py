@@ -6,40 +6,21 @@ Before a handler runs, `app.api.auth.authentication.guard` has checked that the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
 from litestar import Request
 from litestar.connection import ASGIConnection
+from litestar.datastructures import MultiDict
 
-from app.errors import InvalidInput, Issue, TooLarge, Undecodable, UnsupportedMedia
+from app.errors import TooLarge, Undecodable, UnsupportedMedia
 
 MEDIA_TYPE = "application/x-www-form-urlencoded"
 TOKEN_FIELD = "csrf_token"  # noqa: S105  # the name of a field, not a secret
+Form = MultiDict[str]  # a field may occur several times (checkboxes)
 MAX_FIELDS = 2_000
 MAX_BYTES = 2 * 1024 * 1024  # room for 1,000 ids of the greatest length, percent-encoded
 MAX_BYTES_WITHOUT_SCOPE = 16 * 1024
-
-
-class Form:
-    """The fields of a form. A field may occur several times (checkboxes)."""
-
-    def __init__(self, fields: Mapping[str, list[str]]) -> None:
-        self._fields = fields
-
-    def get(self, name: str, default: str = "") -> str:
-        return self._fields.get(name, [default])[0]
-
-    def all(self, name: str) -> list[str]:
-        return self._fields.get(name, [])
-
-    def require(self, name: str, what: str) -> str:
-        """The first value, stripped. Raises `InvalidInput` if it is empty. `what` names the field in the message."""
-        value = self.get(name).strip()
-        if not value:
-            raise InvalidInput(f"{what} is missing", [Issue(name, "must not be empty")])
-        return value
 
 
 def is_form(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
@@ -65,10 +46,7 @@ async def read_form(request: Request[Any, Any, Any]) -> Form:
         pairs = _pairs(body) if len(body) <= MAX_BYTES_WITHOUT_SCOPE else await asyncio.to_thread(_pairs, body)
     except ValueError as error:  # includes UnicodeDecodeError
         raise Undecodable(f"the form cannot be decoded: {error}") from error
-    fields: dict[str, list[str]] = {}
-    for name, value in pairs:
-        fields.setdefault(name, []).append(value)
-    return Form(fields)
+    return Form(pairs)
 
 
 def _pairs(body: bytes) -> list[tuple[str, str]]:

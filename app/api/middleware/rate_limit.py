@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
@@ -24,16 +24,6 @@ NOT_LIMITED = frozenset({"/healthz", "/readyz", "/metrics"})
 _MARK = "rate_limited"
 
 
-class RateLimitDecision(NamedTuple):
-    """Whether a request is within the rate limit, and the state of its caller's bucket. `left`: whole tokens left.
-    `wait_s`: seconds until the next token. `full_s`: seconds until the bucket is full."""
-
-    allowed: bool
-    left: int
-    wait_s: float
-    full_s: float
-
-
 class TokenBuckets:
     """Token buckets, one per caller. A caller without one, or whose bucket was evicted, starts with a full bucket."""
 
@@ -43,8 +33,8 @@ class TokenBuckets:
         self._now = now
         self._held: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, name: str) -> RateLimitDecision:
-        """Take a token from a caller's bucket for one request, unless the bucket is empty."""
+    def take(self, name: str) -> tuple[bool, float]:
+        """Take a token from a caller's bucket for one request. Return whether it had one, and the tokens left."""
         now = self._now()
         tokens, at = self._held.pop(name, (float(self.burst), now))
         tokens = min(self.burst, tokens + max(0.0, now - at) * self.per_s)
@@ -54,8 +44,7 @@ class TokenBuckets:
         self._held[name] = tokens, now
         if len(self._held) > CALLERS:
             self._held.popitem(last=False)  # the least recently used
-        wait_s = max(0.0, (1 - tokens) / self.per_s)
-        return RateLimitDecision(allowed, int(tokens), wait_s, (self.burst - tokens) / self.per_s)
+        return allowed, tokens
 
 
 class RateLimit:
@@ -81,12 +70,13 @@ class RateLimit:
             return
         key = next((value for name, value in scope["headers"] if name == b"x-api-key"), None)
         name = self._name_of(key.decode("latin-1")) if key is not None else None
-        decision = self._buckets.take(f"key {name}" if name is not None else f"peer {_peer(scope)}")
-        headers = [self._policy, (b"ratelimit", b'"requests";r=%d;t=%d' % (decision.left, math.ceil(decision.full_s)))]
-        if not decision.allowed:
+        allowed, tokens = self._buckets.take(f"key {name}" if name is not None else f"peer {_peer(scope)}")
+        full_s = math.ceil((self._burst - tokens) / self._per_s)
+        headers = [self._policy, (b"ratelimit", b'"requests";r=%d;t=%d' % (int(tokens), full_s))]
+        if not allowed:
             self._limited.labels(name or "without a key").inc()
             cast(dict[str, Any], scope)[_MARK] = True
-            headers.append((b"retry-after", b"%d" % max(1, math.ceil(decision.wait_s))))
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil((1 - tokens) / self._per_s))))
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -94,7 +84,7 @@ class RateLimit:
             await send(message)
 
         # The edge answers requests over the limit: it reads the body, counts and logs.
-        await (self._inner if decision.allowed else self._refuse)(scope, receive, send_marked)
+        await (self._inner if allowed else self._refuse)(scope, receive, send_marked)
 
 
 def is_limited(scope: HTTPScope) -> bool:

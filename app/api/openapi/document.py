@@ -1,30 +1,37 @@
 """Completes the OpenAPI document that Litestar generates: problem responses, request bodies, the typed profile.
 
-Handlers decode bodies by hand and return encoded JSON, so their signatures do not show these types.
+Handlers decode bodies by hand and return encoded JSON, so their signatures show neither these types nor the names of
+the features. `opt["body"]` of a route lists the structs of its body. `opt["required"]` lists parameters that a program
+must send; the signature makes them optional, because the same route also serves an HTML page that opens without them.
+
+Invariant: a parameter that matches its schema is rejected only for reasons that no schema can express (a moment too far
+in the past, two parameters that exclude each other).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Server, Tag
 from litestar.params import PathParameter
 from litestar.router import Router
+from msgspec import Meta
 
 import app
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.parameters import describe, name_features
 from app.api.problems import MEDIA_TYPE, Problem
 from app.api.request_parsing import with_mirror
 from app.api.schemas import FeatureDetail
+from app.events.validation import MAX_EVENTS
 from app.features.clock import DAY_MS, rfc3339
-from app.features.events import FEEDBACK, SERVED, TipServed
-from app.features.ids import MAX_ID_LENGTH
+from app.features.events import FEEDBACK, SERVED, TipEvent, TipServed
+from app.features.ids import ID_PATTERN, MAX_ID_LENGTH
+from app.features.registry import Registry
 
 ASSETS = "/schema/assets"
 _REF = "#/components/schemas/{name}"
@@ -44,10 +51,6 @@ DESCRIPTIONS = {
     507: "The disk is full; nothing was stored. Retry after `Retry-After` seconds.",
 }
 
-
-UserId = Annotated[
-    str, PathParameter(description=f"1 to {MAX_ID_LENGTH} characters, percent-encoded; no `/`, and not `.` or `..`.")
-]
 # The date in every example of the document.
 EXAMPLE_DAY = b"2026-04-25T"
 SERVED_EXAMPLE = {
@@ -68,12 +71,39 @@ FEEDBACK_EXAMPLE = {
 }
 
 
-def problems(*statuses: int) -> dict[int, ResponseSpec]:
-    """The error responses of a route, for its decorator's `responses`."""
-    return {
-        status: ResponseSpec(Problem, description=DESCRIPTIONS[status], media_type=MEDIA_TYPE, generate_examples=False)
-        for status in statuses
-    }
+Schema = dict[str, Any]
+MAX_ROWID = 2**63 - 1
+ROWID: Schema = {"maximum": MAX_ROWID}  # Litestar would convert it to a float, which rounds it
+USER_ID: Schema = {"minLength": 1, "maxLength": MAX_ID_LENGTH, "pattern": ID_PATTERN}
+ID_PREFIX: Schema = {"maxLength": MAX_ID_LENGTH, "pattern": r"^[^/\x00-\x1f\x7f-\x9f]*$"}
+MOMENT: Schema = {"format": "date-time", "examples": ["2026-04-25T08:30:00+02:00"]}
+UserId = Annotated[
+    str,
+    PathParameter(
+        description=f"1 to {MAX_ID_LENGTH} characters, percent-encoded; no `/`, and not `.` or `..`.",
+        schema_extra=USER_ID,
+    ),
+]
+CACHE_CONTROL: Schema = {
+    "name": "Cache-Control",
+    "in": "header",
+    "required": False,
+    "description": "With `stale-if-error=N` (RFC 5861), a request that would be answered 503 because the database does "
+    "not answer gets cached values, if all were computed at most N seconds ago and have not expired. They may lack "
+    "events of these N seconds, and the response says so in `Cache-Status`. Other directives are ignored.",
+    "schema": {"type": "string", "examples": ["stale-if-error=60"]},
+}
+UNPROVEN_HEADERS: Schema = {
+    "Cache-Status": {
+        "description": "`profiles; hit; detail=unproven` (RFC 9211) if the values come from the cache while the "
+        "database did not answer; otherwise absent.",
+        "schema": {"type": "string"},
+    },
+    "Age": {
+        "description": "Together with `Cache-Status`: the age of the oldest value in seconds.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+}
 
 
 def openapi_config(*, keys_required: bool, root_path: str) -> OpenAPIConfig:
@@ -116,17 +146,16 @@ def openapi_config(*, keys_required: bool, root_path: str) -> OpenAPIConfig:
 
 
 def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]:
-    """The generated document with request bodies, the typed Struct of the features, and the responses 408 and 429.
-    Litestar does not know of these responses, because the middleware around it sends them."""
+    """The generated document with request bodies, the typed Struct of the features, and the problems of each route."""
     mirror, registry = service_of(request).mirror, service_of(request).registry
     operations = [
-        (document["paths"][route.path_format][method.lower()], handler.opt)
+        (route.path_format, method.lower(), document["paths"][route.path_format][method.lower()], handler.opt)
         for route in request.app.routes
         for method, (handler, _) in getattr(route, "route_handler_map", {}).items()
         if method.lower() in document["paths"].get(route.path_format, {})
     ]
-    kinds = [with_mirror(kind, mirror) for _, opt in operations for kind in opt.get("body", ())]
-    _, components = msgspec.json.schema_components([*kinds, mirror, FeatureDetail], ref_template=_REF)
+    kinds = [with_mirror(kind, mirror) for *_, opt in operations for kind in opt.get("body", ())]
+    _, components = msgspec.json.schema_components([*kinds, mirror, FeatureDetail, Problem], ref_template=_REF)
     schemas = {**document["components"]["schemas"], **components}
     _make_number_branches_exclusive(schemas)
     reference = {"$ref": _REF.format(name=mirror.__name__)}
@@ -138,14 +167,12 @@ def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]
         elif name.endswith("HistoryRow"):
             schema["properties"]["features"] = reference
     for kind in kinds:
-        name_features(schemas[kind.__name__], registry)
-    for operation, opt in operations:
-        describe(operation, opt, registry)
-        problem = operation["responses"]["400"]
-        if opt.get("rate_limited") and "scope" in opt:
-            operation["responses"]["429"] = {**problem, "description": DESCRIPTIONS[429]}
-        if "body" in opt:
-            operation["responses"]["408"] = {**problem, "description": DESCRIPTIONS[408]}
+        _name_features(schemas[kind.__name__], registry)
+    for path, method, operation, opt in operations:
+        _describe(operation, opt, registry)
+        content = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(name="Problem")}}}
+        for status in sorted(_errors(path, method, opt)):
+            operation["responses"][str(status)] = {"description": DESCRIPTIONS[status], "content": content}
         if "scope" not in opt:
             operation["security"] = []
         if kinds := opt.get("body"):
@@ -177,6 +204,52 @@ def _body(kinds: Sequence[type[msgspec.Struct]], *, required: bool) -> dict[str,
     return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 
+def _errors(path: str, method: str, opt: Mapping[str, Any]) -> set[int]:
+    """The statuses of the problems that a route may answer. They follow from its scope, body, path and method, except
+    those in `opt["problems"]`."""
+    scope, parameters = opt.get("scope"), set(re.findall(r"{(\w+)}", path))
+    found = {400, *opt.get("problems", ())}
+    if scope is not None:
+        found |= {401, 403, 429, 503} if opt.get("rate_limited") else {401, 403, 503}
+    if "body" in opt:
+        found |= {408, 413, 415, 422}
+    if parameters & {"user_id", "decision_id"}:
+        found.add(422)
+    if parameters - {"user_id"}:
+        found.add(404)
+    if method != "get" and scope in ("write", "admin"):
+        found.add(507)
+    return found
+
+
+def _describe(operation: dict[str, Any], opt: Mapping[str, Any], registry: Registry) -> None:
+    """Complete the parameters of an operation: the names of the features, and that none can be null. With
+    `opt["stale_if_error"]`, add the headers of `Cache-Control: stale-if-error`."""
+    for parameter in operation.get("parameters", ()):
+        schema = parameter["schema"]
+        if "oneOf" in schema:  # of a parameter and null; a parameter that is left out has no value
+            schema |= next(branch for branch in schema.pop("oneOf") if branch != {"type": "null"})
+        if parameter["name"] in ("feature", "name"):
+            schema["enum"] = list(registry.names)
+        elif parameter["name"] == "features":
+            either = "|".join(registry.names)
+            schema["pattern"] = f"^({either})(,({either}))*$"
+        if parameter["name"] in opt.get("required", ()):
+            parameter["required"] = True
+            schema.pop("default", None)
+    if opt.get("stale_if_error"):
+        others = [parameter for parameter in operation.get("parameters", ()) if parameter["in"] != "header"]
+        operation["parameters"] = [*others, CACHE_CONTROL]  # not appended: Litestar keeps the document
+        operation["responses"]["200"]["headers"] = UNPROVEN_HEADERS
+
+
+def _name_features(schema: Schema, registry: Registry) -> None:
+    """Restrict `features` in the schema of a request body to the names of the registry."""
+    for branch in schema.get("properties", {}).get("features", {}).get("anyOf", ()):
+        if branch.get("type") == "array":
+            branch["items"] = {"type": "string", "enum": list(registry.names)}
+
+
 class _Json(JsonRenderPlugin):
     def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
         return msgspec.json.encode(_completed(request, openapi_schema))
@@ -192,16 +265,9 @@ class _Page(SwaggerRenderPlugin):
 
 
 def _events_body() -> dict[str, Any]:
-    one = {
-        "oneOf": [{"$ref": _REF.format(name="TipServed")}, {"$ref": _REF.format(name="TipFeedback")}],
-        "discriminator": {
-            "propertyName": "subject",
-            "mapping": {SERVED: _REF.format(name="TipServed"), FEEDBACK: _REF.format(name="TipFeedback")},
-        },
-    }
-    several = {"type": "array", "minItems": 1, "maxItems": 1000, "items": one}
-    many = {"anyOf": [one, several]}
-    lines = {**several, "description": "One event per line."}  # OpenAPI 3.1 has no schema for sequential media types
+    several = Annotated[list[TipEvent], Meta(min_length=1, max_length=MAX_EVENTS)]
+    (one, many), _ = msgspec.json.schema_components([TipEvent, several], ref_template=_REF)
+    lines = {**many, "description": "One event per line."}  # OpenAPI 3.1 has no schema for sequential media types
     examples = {
         "served": {"summary": "A tip was shown to a user", "value": SERVED_EXAMPLE},
         "feedback": {"summary": "The user gave feedback on a tip", "value": FEEDBACK_EXAMPLE},
@@ -211,7 +277,7 @@ def _events_body() -> dict[str, Any]:
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": many, "examples": examples},
+            "application/json": {"schema": {"anyOf": [one, many]}, "examples": examples},
             "application/x-ndjson": {"schema": lines, "example": ndjson},
         },
     }

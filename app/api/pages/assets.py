@@ -23,12 +23,13 @@ def plain_name(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandl
         raise NotFoundException
 
 
-def pages_assets() -> Router:
-    """The router of the static files. Browsers cache them, but ask every time whether they have changed."""
+def static_files(path: str, directory: Path, **options: Any) -> Router:
+    """The router of a directory with files for browsers."""
     return create_static_files_router(
-        path=ASSETS,
-        directories=[Path(__file__).parent / "static"],
-        include_in_schema=False,
-        guards=[plain_name],
-        cache_control=CacheControlHeader(no_cache=True),
+        path=path, directories=[directory], include_in_schema=False, guards=[plain_name], **options
     )
+
+
+def pages_assets() -> Router:
+    """The router of the pages' files. Browsers cache them, but ask every time whether they have changed."""
+    return static_files(ASSETS, Path(__file__).parent / "static", cache_control=CacheControlHeader(no_cache=True))

@@ -10,7 +10,7 @@ cache stores it. A browser that is not signed in is redirected to the sign-in pa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -21,8 +21,8 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from app.api.auth.authentication import ANYONE
 from app.api.auth.sessions import PATH, Session
 from app.api.dependencies import HttpRequest, authenticator_of, service_of
-from app.api.pages.session_cookies import Visit, cookies_of, message_cookie, no_message, take_message, visit_of
-from app.errors import Issue, StoreUnavailable
+from app.api.pages.session_cookies import Visit, cookies_of, message_of, visit_of
+from app.errors import StoreUnavailable
 
 T = TypeVar("T", bound=msgspec.Struct)
 JSON, HTML = "application/json", "text/html"
@@ -66,20 +66,16 @@ async def answer(
 async def page(request: HttpRequest, template: str, *, status_code: int = 200, **context: Any) -> Response[Any]:
     """Render a page with the variables `context`. It shows the message that a redirect left in a cookie, once."""
     visit = await visit_of(request)
-    message = await take_message(request)
+    message = await message_of(request)
     html = await render(request, template, visit=visit, message=message, **context)
-    cookies = await cookies_of(request, visit)
-    if message is not None:
-        cookies.append(no_message(request))
+    cookies = await cookies_of(request, visit, None if message is None else "")
     return Response(html, status_code=status_code, media_type=HTML, headers=PAGE_HEADERS, cookies=cookies)
 
 
 async def redirect(request: HttpRequest, path: str, message: str = "", *, visit: Visit | None = None) -> Response[Any]:
     """Redirect (303) to a page that shows `message` once. `path` is percent-encoded, without the root path."""
     visit = visit or await visit_of(request)
-    cookies = await cookies_of(request, visit)
-    if message:
-        cookies.append(await message_cookie(request, visit, message))
+    cookies = await cookies_of(request, visit, message or None)
     location = service_of(request).settings.root_path + path
     return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": location}, cookies=cookies)
 
@@ -110,17 +106,11 @@ class ErrorPage(Response[Any]):
     Litestar's exception handlers are not coroutines, but rendering is one. So the page is rendered when it is sent.
     """
 
-    def __init__(
-        self, status: int, title: str, detail: str, issues: Sequence[Issue], headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, status: int, headers: Mapping[str, str], **error: Any) -> None:
+        """`error` are the variables of the template."""
         super().__init__(None, status_code=status)
-        self._error = {
-            "status": status,
-            "title": title,
-            "detail": detail[:1].upper() + detail[1:],
-            "issues": issues,
-        }
         self._more_headers = headers
+        self._error = {"status": status, **error}
 
     def to_asgi_response(self, app: Litestar | None, request: HttpRequest, **_: Any) -> ASGIApp:  # type: ignore[override]
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:

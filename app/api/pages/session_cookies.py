@@ -27,51 +27,42 @@ class Visit(msgspec.Struct, frozen=True):
 async def visit_of(request: HttpRequest) -> Visit:
     """The session of a request; a new anonymous one if the request has no valid session cookie."""
     known: Visit | None = request.state.get(_VISIT)
-    if known is None:
-        sessions = sessions_of(request)
-        session = await sessions.recognise(request.cookies.get(sessions.cookie_name))
-        fresh = session is None
-        session = session or sessions.begin()
-        known = request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh)
-    return known
+    if known is not None:
+        return known
+    sessions = sessions_of(request)
+    session = await sessions.recognise(request.cookies.get(sessions.cookie_name))
+    return await _enter(request, session or sessions.begin(), fresh=session is None)
 
 
 async def begin_visit(request: HttpRequest, name: str) -> Visit:
     """Begin a session with a new id, for the API key `name`; if `name` is empty, the session is anonymous."""
-    sessions = sessions_of(request)
-    session = sessions.begin(name)
-    visit = request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh=True)
+    return await _enter(request, sessions_of(request).begin(name), fresh=True)
+
+
+async def _enter(request: HttpRequest, session: Session, *, fresh: bool) -> Visit:
+    visit = request.state[_VISIT] = Visit(session, await sessions_of(request).form_token(session), fresh)
     return visit
 
 
-async def cookies_of(request: HttpRequest, visit: Visit) -> list[Cookie]:
-    """A list with the session cookie; empty if the browser has the cookie already."""
-    if not visit.fresh:
-        return []
+async def cookies_of(request: HttpRequest, visit: Visit, message: str | None) -> list[Cookie]:
+    """The session cookie, unless the browser has it already, and a signed cookie with a message that the next page
+    shows. An empty `message` deletes that cookie, None leaves it."""
     sessions = sessions_of(request)
-    lasts_s = max(0, visit.session.expires_at_ms - service_of(request).clock.now_ms()) // 1000
-    return [_cookie(request, sessions.cookie_name, await sessions.cookie(visit.session), lasts_s)]
+    cookies = []
+    if visit.fresh:
+        lasts_s = max(0, visit.session.expires_at_ms - service_of(request).clock.now_ms()) // 1000
+        cookies.append(_cookie(request, sessions.cookie_name, await sessions.cookie(visit.session), lasts_s))
+    if message is not None:
+        signed = await sessions.sign(visit.session, message[:MESSAGE_LENGTH]) if message else ""
+        cookies.append(_cookie(request, sessions.message_cookie_name, signed, 60 if message else 0))
+    return cookies
 
 
-async def message_cookie(request: HttpRequest, visit: Visit, text: str) -> Cookie:
-    """A signed cookie with a message that the next page shows."""
-    sessions = sessions_of(request)
-    signed = await sessions.sign(visit.session, text[:MESSAGE_LENGTH])
-    return _cookie(request, sessions.message_cookie_name, signed, 60)
-
-
-def no_message(request: HttpRequest) -> Cookie:
-    """A cookie that deletes the message, after a page has shown it."""
-    return _cookie(request, sessions_of(request).message_cookie_name, "", 0)
-
-
-async def take_message(request: HttpRequest) -> str | None:
+async def message_of(request: HttpRequest) -> str | None:
     """The message that this page should show; None if there is none or its signature is wrong."""
     sessions = sessions_of(request)
     cookie = request.cookies.get(sessions.message_cookie_name)
-    if cookie is None:
-        return None
-    return await sessions.unsign((await visit_of(request)).session, cookie)
+    return await sessions.unsign((await visit_of(request)).session, cookie) if cookie is not None else None
 
 
 def _cookie(request: HttpRequest, name: str, value: str, max_age_s: int) -> Cookie:

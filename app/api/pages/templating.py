@@ -1,4 +1,4 @@
-"""The template environment and its filters: times, numbers with units, paths, charts.
+"""The template environment and its filters: times, numbers with units, paths.
 
 Templates escape everything that they print, except markup that a function of this module built from escaped parts. An
 undefined name in a template is an error, not an empty string.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
+from datetime import datetime
 from functools import cache
 from pathlib import Path
-from urllib.parse import quote
 
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -22,6 +23,7 @@ from app.api.pages import charts
 from app.features import ids
 from app.features.clock import EPOCH, MILLISECOND, rfc3339, to_ms
 from app.features.registry import Scalar
+from app.profiles.quality.drift import CommonBin
 
 NAVIGATION = (
     ("/admin", "Overview"),
@@ -50,24 +52,20 @@ def environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    functions = (segment, moment, exact, duration, number, percent, fixed, spelled, measured, pretty, shown, visible)
+    functions = (
+        *(moment, exact, duration, number, percent, fixed, spelled, measured, pretty, shown, visible),
+        *(percentages, bin_label, day),
+    )
     made.filters |= {function.__name__: function for function in functions}
     made.filters |= {"visible_text": ids.visible, "decoded": msgspec.json.decode}
     made.tests["hidden"] = lambda text: ids.visible(text) != text
     made.globals |= {
         "navigation": NAVIGATION,
         "version": app.__version__,
-        "lines": charts.lines,
-        "bars": charts.bars,
-        "slots": charts.slots,
-        "invalidation_graph": charts.invalidation_graph,
+        "axes": charts.Axes,
+        "summary": charts.summary,
     }
     return made
-
-
-def segment(text: str) -> str:
-    """An id, percent-encoded as one segment of a path: `/admin/users/{{ id | segment }}`."""
-    return quote(text, safe="")
 
 
 def visible(text: str, *, layout: bool = False) -> Markup:
@@ -82,7 +80,7 @@ def _marked(code: re.Match[str]) -> str:
 
 def in_ms(when: str | int) -> int:
     """Convert a time to milliseconds since 1970. An int is returned as it is; a string must be RFC 3339."""
-    return when if isinstance(when, int) else to_ms(msgspec.convert(when, type=_DATETIME))
+    return when if isinstance(when, int) else to_ms(datetime.fromisoformat(when))
 
 
 def exact(when: str | int | None) -> str:
@@ -90,6 +88,11 @@ def exact(when: str | int | None) -> str:
     if when is None:
         return MISSING
     return (EPOCH + in_ms(when) * MILLISECOND).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def day(when: str) -> str:
+    """The day of a time, as `5 Apr`."""
+    return f"{datetime.fromisoformat(when):%d %b}".lstrip("0")
 
 
 def moment(when: str | int | None, now_ms: int) -> Markup:
@@ -186,4 +189,30 @@ def shown(value: Scalar) -> str:
     return visible(value) if isinstance(value, str) else number(value, digits=4)
 
 
-_DATETIME = type(EPOCH)
+def percentages(counts: Sequence[int]) -> list[float]:
+    """The percentage of each count in their sum."""
+    return [round(100 * count / (sum(counts) or 1), 2) for count in counts]
+
+
+def bin_label(part: CommonBin, *, whole: bool) -> str:
+    """The label of a bin of values. A bin of whole numbers is labelled with its first and its last value."""
+    if part.kind in ("null", "other"):
+        return part.kind
+    if part.kind == "value":
+        return str(part.value) if isinstance(part.value, str) else _plain(part.value)
+    if part.start is None and part.end is None:
+        return "any"
+    if part.start is None:
+        return f"< {_plain(part.end)}"
+    if part.end is None:
+        return f"≥ {_plain(part.start)}"
+    end = part.end - 1 if whole else part.end
+    return _plain(part.start) if end == part.start else f"{_plain(part.start)}–{_plain(end)}"
+
+
+def _plain(number: float | None) -> str:
+    if number is None:
+        return ""
+    if number and abs(number) >= 1_000 and number % 100 == 0:
+        return f"{number / 1_000:.6g}k"
+    return f"{number:.6g}"

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from app.api.request_parsing import with_mirror
-from app.api.scoring_schemas import ScoreRequest
+from app.api.scoring import ScoreRequest
 from app.bandit.model.specs import SPEC_V1
 from app.errors import StoreFull
 from app.features.clock import rfc3339

@@ -35,7 +35,7 @@ def test_requests_of_any_period_are_bounded_by_burst_and_rate(per_s: int, burst:
     let_in: list[float] = []
     for pause in pauses:
         now.s += pause
-        if buckets.take("one").allowed:
+        if buckets.take("one")[0]:
             let_in.append(now.s)
     for first, begin in enumerate(let_in):
         for last in range(first, len(let_in)):
@@ -48,37 +48,36 @@ def test_request_is_allowed_after_the_announced_wait(per_s: int, burst: int, pau
     buckets = TokenBuckets(per_s, burst, now)
     for pause in pauses:
         now.s += pause
-        verdict = buckets.take("one")
-        if not verdict.allowed:
-            now.s += verdict.wait_s + 1e-6
-            verdict = buckets.take("one")
-            assert verdict.allowed
-        assert 0 <= verdict.left < burst
-        for _ in range(verdict.left):
-            verdict = buckets.take("one")
-            assert verdict.allowed
-        assert not buckets.take("one").allowed
-        now.s += verdict.full_s + 1e-6
-        assert buckets.take("one").left == burst - 1
+        allowed, tokens = buckets.take("one")
+        if not allowed:
+            now.s += (1 - tokens) / per_s + 1e-6
+            allowed, tokens = buckets.take("one")
+            assert allowed
+        assert 0 <= tokens < burst
+        for _ in range(int(tokens)):
+            assert buckets.take("one")[0]
+        assert not buckets.take("one")[0]
+        now.s += burst / per_s + 1e-6
+        assert buckets.take("one") == (True, burst - 1)
 
 
 def test_bucket_does_not_fill_when_the_clock_goes_back() -> None:
     now = Now()
     buckets = TokenBuckets(5, 2, now)
-    assert [buckets.take("one").allowed for _ in range(3)] == [True, True, False]
-    assert buckets.take("two").left == 1
+    assert [buckets.take("one")[0] for _ in range(3)] == [True, True, False]
+    assert buckets.take("two") == (True, 1)
     now.s -= 100
-    assert not buckets.take("one").allowed
-    assert buckets.take("two").allowed, "a caller loses no token either"
+    assert not buckets.take("one")[0]
+    assert buckets.take("two")[0], "a caller loses no token either"
 
 
 def test_callers_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limit, "CALLERS", 3)
     buckets = TokenBuckets(1, 1, Now())
     for name in "abcd":
-        assert buckets.take(name).allowed
-    assert not buckets.take("d").allowed
-    assert buckets.take("a").allowed, "the oldest caller was forgotten"
+        assert buckets.take(name)[0]
+    assert not buckets.take("d")[0]
+    assert buckets.take("a")[0], "the oldest caller was forgotten"
 
 
 def left(answer: httpx.Response) -> int:

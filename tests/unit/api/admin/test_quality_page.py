@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.api.admin.quality import BinRow, label, rows, verdict
+from app.api.pages.templating import bin_label, environment, percentages
 from app.profiles.quality.drift import CommonBin
 from app.profiles.quality.report import Drift
 
@@ -26,15 +26,21 @@ from app.profiles.quality.report import Drift
     ],
 )
 def test_bin_is_labelled_with_its_values(part: CommonBin, whole: bool, name: str) -> None:
-    assert label(part, whole=whole) == name
+    assert bin_label(part, whole=whole) == name
 
 
-def test_share_is_none_when_the_population_is_empty() -> None:
-    bins = [CommonBin(1, 0, "value", 1), CommonBin(3, 0, "value", 2)]
-    assert rows(bins, whole=True) == [BinRow("1", 1, 0.25, 0, None), BinRow("2", 3, 0.75, 0, None)]
+def test_percentages_are_zero_when_the_population_is_empty() -> None:
+    assert percentages([0, 0]) == [0, 0]
+    assert percentages([1, 3]) == [25, 75]
 
 
 def test_drift_has_words_and_a_colour() -> None:
-    told = [verdict(Drift(0.05, "stable", None, [])), verdict(Drift(0.2, "moderate", None, []))]
-    told += [verdict(Drift(0.5, "major", None, [])), verdict(Drift(None, None, "too few", []))]
-    assert told == [("stable", "good"), ("moderate drift", "warn"), ("major drift", "bad"), ("no figure", "none")]
+    badge = environment().from_string('{% from "quality_macros.html" import drift_badge %}{{ drift_badge(drift) }}')
+    for drift, words, kind in (
+        (Drift(0.05, "stable", None, []), "stable", "good"),
+        (Drift(0.2, "moderate", None, []), "moderate drift", "warn"),
+        (Drift(0.5, "major", None, []), "major drift", "bad"),
+        (Drift(None, None, "too few", []), "no figure", "none"),
+        (Drift(None, "failed", "broken", [], 1), "failed", "bad"),
+    ):
+        assert badge.render(drift=drift) == f'<span class="badge {kind}">{words}</span>'

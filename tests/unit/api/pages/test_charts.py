@@ -12,8 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from app.api.pages.charts import LEAST_HEIGHT, SLOT, SLOT_GAP, SLOT_HEIGHT, bars, lines, slots
+from app.api.pages.templating import environment
 
+CHARTS = environment().get_template("charts.html").module
+lines, bars, slots = (getattr(CHARTS, name) for name in ("lines", "bars", "slots"))
+SLOT, SLOT_GAP, SLOT_HEIGHT, LEAST_HEIGHT = 4, 1, 40, 1.5
 NAMES = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 VALUES = st.lists(st.none() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False),
                   min_size=1, max_size=12)  # fmt: skip
@@ -113,9 +116,9 @@ def test_chart_has_an_accessible_name() -> None:
     assert name({"warm": [1, 2, 3]}, spoken="most have 3") == "most have 3"
 
 
-def small_bars(values: list[float | None], said: list[str] | None = None, title: str = "Requests") -> ET.Element:
+def small_bars(values: list[float | None], unit: str = "count", title: str = "Requests") -> ET.Element:
     labels = [f"12:{number:02d}" for number in range(len(values))]
-    return ET.fromstring(slots(title, labels, values, said or [str(value) for value in values]))
+    return ET.fromstring(slots(title, labels, values, unit))
 
 
 def places(values: list[float | None]) -> list[tuple[float, float, float]]:
@@ -148,9 +151,9 @@ def test_zero_differs_from_a_gap() -> None:
 
 def test_small_bars_have_width_name_and_escaped_text() -> None:
     hostile = "<script>\"'&"
-    root = small_bars([1.0, None, 4.0, None], ["1 /s", "–", hostile, "–"], title=hostile)
-    assert root.attrib["viewBox"] == f"0 0 {4 * SLOT - SLOT_GAP} {SLOT_HEIGHT}"
+    root = small_bars([1.0, None, 4.0, 2.0, None], "per_s", title=hostile)
+    assert root.attrib["viewBox"] == f"0 0 {5 * SLOT - SLOT_GAP} {SLOT_HEIGHT}"
     assert root.attrib["role"] == "img"
-    assert root.attrib["aria-label"] == f"{hostile}: latest {hostile}, highest {hostile}"
-    assert titles(root) == ["12:00: 1 /s", f"12:02: {hostile}"]
+    assert root.attrib["aria-label"] == f"{hostile}: latest 2 /s, highest 4 /s"
+    assert titles(root) == ["12:00: 1 /s", "12:02: 4 /s", "12:03: 2 /s"]
     assert small_bars([None]).attrib["aria-label"] == "Requests: no data yet"

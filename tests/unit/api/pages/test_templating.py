@@ -23,7 +23,6 @@ from app.api.pages.templating import (
     number,
     percent,
     pretty,
-    segment,
     shown,
     spelled,
 )
@@ -93,15 +92,6 @@ def test_sentence_has_its_numbers_formatted(sentence: str, text: str) -> None:
 def test_fixed_number_has_no_negative_zero() -> None:
     assert (fixed(0.12345, 4), fixed(-0.00001, 4)) == ("0.1235", "0.0000")
     assert (fixed(0.1, 4, sign=True), fixed(-0.00001, 4, sign=True)) == ("+0.1000", "+0.0000")
-
-
-@given(st.text(min_size=1))
-def test_segment_has_no_reserved_character(text: str) -> None:
-    try:
-        quoted = segment(text)
-    except UnicodeEncodeError:
-        return  # a lone surrogate, which is in no id
-    assert re.fullmatch(r"[A-Za-z0-9_.\-~%]+", quoted)
 
 
 @given(st.text())

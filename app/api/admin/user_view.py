@@ -1,0 +1,297 @@
+"""Routes that show one user: each feature and the newest events, and the last 30 days by day and by hour.
+
+The view shows what the cache held before the request. The JSON answer also contains the result of an ordinary read,
+which fills the cache. The page does not fill the cache, so that a reload shows the same state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
+
+import msgspec
+from litestar import Response
+from msgspec import Meta
+
+from app.api.admin.handlers import admin_get
+from app.api.dependencies import HttpRequest, service_of
+from app.api.openapi.document import UserId
+from app.api.pages.negotiation import answer, prefers_page, redirect
+from app.api.schemas import Value, view
+from app.events.ports import TracedEvent
+from app.features.clock import DAY_MS, rfc3339, to_ms
+from app.features.events import Action, subject_of
+from app.features.registry import Registry
+from app.profiles.consistency.inspection import InspectedCell, Inspection
+from app.profiles.history.timeline import DAYS, Point, development
+from app.profiles.history.validation import Moments
+from app.profiles.online.cache_protocol import FeatureValue, Profile
+from app.service import Service
+
+HOME = "/admin/users"
+NEWEST_EVENTS = 50
+
+
+class StoredEvent(msgspec.Struct):
+    """A stored event and the state of its consumption."""
+
+    seq: int
+    received_at: str
+    event: dict[str, Any]
+    counted_at: Annotated[str, Meta(description="The event time that features use.")]
+    time_corrected: Annotated[
+        bool, Meta(description="The producer's time lay ahead of the service's clock; the time of arrival is used.")
+    ]
+    arrival_lag_ms: Annotated[int, Meta(description="From the producer's `occurred_at` to the arrival.")]
+    invalidates: Annotated[list[str], Meta(description="The features that the event invalidated.")]
+    state: Annotated[
+        Literal["waiting", "consumed", "dead letter"],
+        Meta(description="`waiting`: no worker has consumed it yet. Features count it in any state."),
+    ]
+    consumed_at: str | None
+    attempts: Annotated[int, Meta(description="How often consuming it has failed.")]
+    dead_letter: Annotated[int | None, Meta(description="The id of its dead letter.")]
+
+
+class HeldValue(msgspec.Struct):
+    """A value in the cache that has not expired."""
+
+    value: Value
+    computed_at: str
+    expires_at: str
+    ttl_left_s: float
+    seq: Annotated[int, Meta(description="The user's newest event that its computation saw.")]
+
+
+class CellState(msgspec.Struct):
+    """A feature of a user: the result of a read, the cached value, and the result of a computation."""
+
+    value: Value
+    dtype: Literal["float", "int", "str"]
+    computed_at: str
+    expires_at: str | None
+    origin: Literal["cache", "computed"]
+    freshness: Annotated[
+        Literal["fresh", "stale", "missing"] | None,
+        Meta(description="State of the cached value before this request; null if the cache does not answer."),
+    ]
+    invalidated_by: list[str]
+    description: str
+    state: Annotated[
+        Literal["fresh", "stale", "missing", "degraded"],
+        Meta(description="As `freshness`; `degraded` if reads compute because the cache is down or not trusted."),
+    ]
+    ttl_s: float
+    holds: Annotated[
+        Literal["value", "expired", "other definition", "lease", "nothing"] | None,
+        Meta(description="Content of the key; `lease` while a reader computes the value."),
+    ]
+    held: Annotated[HeldValue | None, Meta(description="The value that the cache held before this request.")]
+    recomputed: Annotated[Value, Meta(description="The result of a computation now.")]
+    error: Annotated[str | None, Meta(description="Why it could not be computed, or who disabled it.")]
+    difference: Annotated[
+        Literal["none", "stale", "unexplained"] | None,
+        Meta(
+            description="Between `held` and `recomputed`. `stale`: an event arrived and the value was not deleted. "
+            "`unexplained`: no event explains it; a rebuild corrects it."
+        ),
+    ]
+    disabled: Annotated[bool, Meta(description="An admin has disabled the feature: it is served as null.")]
+
+
+class UserView(msgspec.Struct):
+    """A user: every feature, and the newest events."""
+
+    user_id: str
+    features: dict[str, CellState]
+    events: list[StoredEvent]
+
+
+KINDS = ("served", *(action.value for action in Action))
+if TYPE_CHECKING:
+    KindCounts = msgspec.Struct
+else:  # the number of tips served, and of each kind of reaction
+    KindCounts = msgspec.defstruct("KindCounts", [(kind, int, 0) for kind in KINDS])
+
+
+class Day(KindCounts, kw_only=True):
+    """A user's events in 24 hours, after `start` and up to `end`, counted by kind."""
+
+    start: str
+    end: str
+
+
+class Hour(KindCounts, kw_only=True):
+    """A user's events of the last 30 days in one hour of the local day, 0 to 23, counted by kind."""
+
+    hour: int
+
+
+class FeaturePoint(msgspec.Struct):
+    """The value of a feature as of a moment."""
+
+    at: str
+    value: Value
+    known: Annotated[bool, Meta(description="False if the window begins before the oldest kept event.")]
+
+
+class UserDevelopment(msgspec.Struct):
+    """The last 30 days of a user, in steps of 24 hours that end now, oldest first."""
+
+    user_id: str
+    at: str
+    days: list[Day]
+    hours: list[Hour]
+    features: dict[str, list[FeaturePoint]]
+
+
+@admin_get(
+    f"{HOME}/{{user_id:str}}",
+    summary="Look at a user",
+    description="Each feature with its freshness and the result of a computation now, and the user's newest events. "
+    "A page for a browser.",
+)
+async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
+    service = service_of(request)
+    if prefers_page(request):
+        return await _user_page(request, user_id)
+    (inspection,) = await service.inspector.inspect([user_id])
+    profile = _inspected(inspection)
+    if inspection.cache == "trusted":  # otherwise a read would only repeat the computation of the inspection
+        profile = (await service.reader.read({user_id: service.registry.full_mask}, patient=True))[user_id]
+    return await answer(request, await _user_view(service, inspection, profile), "user.html")
+
+
+async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
+    service = service_of(request)
+    (inspection,), holdings, development = await asyncio.gather(
+        service.inspector.inspect([user_id]), service.users.holdings(user_id), user_development(service, user_id)
+    )
+    return await answer(
+        request,
+        await _user_view(service, inspection, _inspected(inspection)),
+        "user.html",
+        cache=inspection.cache,
+        holdings=holdings,
+        retention_days=service.settings.retention_days,
+        development=development,
+        kinds=KINDS,
+        hour_names=[f"{hour:02d}" for hour in range(24)],
+        day_reactions=_reactions(development.days),
+        hour_reactions=_reactions(development.hours),
+    )
+
+
+def _inspected(inspection: Inspection) -> Profile:
+    """The profile that a read would return, without filling the cache."""
+    return {index: inspection.reading(index) for index in range(len(inspection.cells))}
+
+
+async def _user_view(service: Service, inspection: Inspection, profile: Profile) -> UserView:
+    events = await service.user_events.newest_events(inspection.user_id, NEWEST_EVENTS)
+    return UserView(
+        inspection.user_id,
+        {cell.entry.name: _cell_state(cell, profile[index], inspection) for index, cell in enumerate(inspection.cells)},
+        [_stored_event(item, service.registry) for item in events],
+    )
+
+
+def _cell_state(cell: InspectedCell, reading: FeatureValue, inspection: Inspection) -> CellState:
+    entry, held = cell.entry, cell.held
+    return view(
+        CellState,
+        reading,
+        value=msgspec.json.decode(reading.json),
+        dtype=entry.dtype,
+        origin="cache" if reading.cached else "computed",
+        freshness=cell.state,
+        invalidated_by=list(entry.invalidated_by),
+        description=entry.description,
+        state=cell.state if inspection.cache == "trusted" and cell.state is not None else "degraded",
+        ttl_s=entry.ttl_ms / 1000,
+        holds=cell.holds,
+        held=_held_value(held, inspection.at_ms) if held is not None else None,
+        recomputed=msgspec.json.decode(cell.outcome.json),
+        error=cell.outcome.error,
+        difference=cell.difference,
+        disabled=cell.disabled and cell.outcome.error is not None,
+    )
+
+
+def _held_value(held: FeatureValue, at_ms: int) -> HeldValue:
+    left_s = max(0, (held.expires_at_ms or 0) - at_ms) / 1000
+    return view(HeldValue, held, value=msgspec.json.decode(held.json), ttl_left_s=left_s, seq=held.version)
+
+
+def _stored_event(item: TracedEvent, registry: Registry) -> StoredEvent:
+    event, logged = item.logged.event, item.logged
+    consumed = "consumed" if item.consumed_at_ms is not None else "waiting"
+    return view(
+        StoredEvent,
+        item,
+        seq=logged.seq,
+        received_at=rfc3339(logged.received_at_ms),
+        event=msgspec.to_builtins(event),
+        time_corrected=item.claimed_at_ms is not None,
+        arrival_lag_ms=logged.received_at_ms - to_ms(event.occurred_at),
+        invalidates=[name for name in registry.names if name in registry.invalidated_by(subject_of(event))],
+        state="dead letter" if item.letter_id is not None else consumed,
+        attempts=logged.attempts,
+        dead_letter=item.letter_id,
+    )
+
+
+@admin_get(
+    f"{HOME}/{{user_id:str}}/development",
+    summary="Look at a user's last 30 days",
+    description="Tips served and reactions by day and by the user's local hour, and each feature as of every day. Days "
+    "are 24 hours that end now, so their sum is what a feature over 30 days counts. A browser is redirected to the "
+    "page of the user.",
+)
+async def get_development(request: HttpRequest, user_id: UserId) -> Response[UserDevelopment]:
+    if prefers_page(request):
+        return await redirect(request, f"/admin/users/{quote(user_id, safe='')}#activity")
+    return await answer(request, await user_development(service_of(request), user_id), "user.html")
+
+
+async def user_development(service: Service, user_id: str) -> UserDevelopment:
+    """A user's last 30 days before now: counts of events, and features as of each day."""
+    now_ms = service.clock.now_ms()
+    moments = Moments(service.registry, service.settings.retention_days, service.clock)
+    counts, points = await asyncio.gather(
+        service.user_events.activity(user_id, now_ms, DAYS),
+        development(service.reader.read_as_of, moments, user_id, now_ms),
+    )
+    by_day: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    by_hour: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    for item in counts:
+        if item.kind in KINDS:  # a newer release that was rolled back may have stored another kind
+            by_day[item.days_ago][item.kind] += item.events
+            by_hour[item.local_hour][item.kind] += item.events
+    ends = [now_ms - ago * DAY_MS for ago in range(DAYS)]
+    days = [Day(start=rfc3339(end - DAY_MS), end=rfc3339(end), **by_day[ago]) for ago, end in enumerate(ends)]
+    return UserDevelopment(
+        user_id,
+        rfc3339(now_ms),
+        days[::-1],
+        [Hour(hour=hour, **by_hour[hour]) for hour in range(24)],
+        {name: _course(index, points) for index, name in enumerate(service.registry.names)},
+    )
+
+
+def _course(index: int, points: Sequence[Point]) -> list[FeaturePoint]:
+    return [
+        FeaturePoint(
+            rfc3339(point.at_ms),
+            msgspec.json.decode(point.profile[index].json) if index in point.profile else None,
+            index in point.profile,
+        )
+        for point in points
+    ]
+
+
+def _reactions(counts: Sequence[Day | Hour]) -> dict[str, list[int]]:
+    return {kind: [getattr(count, kind) for count in counts] for kind in KINDS if kind != "served"}
