@@ -125,16 +125,11 @@ async def sweep(service: OpenService, pace: Pace) -> None:
         await service.quality.start(quality_id)
 
 
-FUNCTIONS = tuple(
-    func(cast(Any, each), name=name, max_tries=FOR_EVER)
-    for name, each in (
-        (jobs.TIP_EVENTS, tip_events),
-        (jobs.CONSUME, consume_events),
-        (jobs.REBUILD, run_rebuild),
-        (jobs.QUALITY, measure_quality),
-        (jobs.BURY, bury_job),
-    )
-)
+# arq names each by its function, as `app.stores.queue.jobs` does.
+FUNCTIONS = [
+    func(cast(Any, each), max_tries=FOR_EVER)
+    for each in (tip_events, consume_events, run_rebuild, measure_quality, bury_job)
+]
 
 
 def crons(pace: Pace, queue_name: str = client.QUEUE) -> list[CronJob]:
@@ -165,21 +160,6 @@ def __getattr__(name: str) -> type:
         "on_startup": refuse,
     }
     return type(name, (), attributes)
-
-
-def consistency_monitor(service: OpenService) -> ConsistencyMonitor:
-    return ConsistencyMonitor(
-        checker=service.checker,
-        users_per_s=service.settings.audit_users,
-        random=Random(),  # noqa: S311  # draws a sample
-        clock=service.clock,
-        metrics=service.metrics,
-    )
-
-
-def decision_monitor(service: OpenService) -> DecisionMonitor:
-    checker, per_round = service.decision_checker, service.settings.audit_users
-    return DecisionMonitor(checker, per_round, Random(), service.metrics)  # noqa: S311  # draws a sample
 
 
 async def work(
@@ -214,8 +194,17 @@ async def work(
             repeat("roll-out", rollout_monitor.once, monitor.EVERY_S),
         ]
         if settings.audit_users:
-            periodic.append(repeat("audit", consistency_monitor(service).round, ROUND_S))
-            periodic.append(repeat("decision audit", decision_monitor(service).round, ROUND_S))
+            sample, metrics = Random(), service.metrics  # noqa: S311  # draws a sample
+            profiles = ConsistencyMonitor(
+                checker=service.checker,
+                users_per_s=settings.audit_users,
+                random=sample,
+                clock=service.clock,
+                metrics=metrics,
+            )
+            decisions = DecisionMonitor(service.decision_checker, settings.audit_users, sample, metrics)
+            periodic.append(repeat("audit", profiles.round, ROUND_S))
+            periodic.append(repeat("decision audit", decisions.round, ROUND_S))
         await stack.enter_async_context(running(*periodic))
         ctx = context(service, pace)
         stack.push_async_callback(ctx["handover"].close, STOP_GRACE_S)
