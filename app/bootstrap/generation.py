@@ -22,8 +22,7 @@ async def open_tip_generator(settings: Settings, clock: Clock, metrics: Metrics)
         yield TipGenerator(None, clock, metrics)
         return
     # Imported here because most services have no model, and httpx takes a seventh of the start.
-    from app.stores.llm.client import LlmClient  # noqa: PLC0415
-    from app.stores.llm.writer import LlmWriter  # noqa: PLC0415
+    from app.stores.llm import LlmClient, LlmWriter  # noqa: PLC0415
 
     client = LlmClient(settings.model_url, settings.model_key)
     try:

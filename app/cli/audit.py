@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from app.cli.common import check_user, json_option, print_json, progress, run, say, settings_of_command, user_pages
+from app.cli.common import json_option, print_json, progress, say, user_pages, users_argument, with_service
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
@@ -20,7 +19,7 @@ SHOWN = 20
 
 
 @click.command()
-@click.argument("users", nargs=-1)
+@users_argument
 @click.option("--repair", is_flag=True, help="Delete wrong values; the next read computes them.")
 @click.option(
     "--decisions",
@@ -29,7 +28,8 @@ SHOWN = 20
     help="Check the profiles that the newest N decisions were made from, instead of the cache.",
 )
 @json_option
-def audit(users: tuple[str, ...], repair: bool, decisions: int | None, as_json: bool) -> None:
+@with_service
+async def audit(service: OpenService, users: list[str], repair: bool, decisions: int | None, as_json: bool) -> int:
     """Compare cached profiles with a recomputation.
 
     Check USERS or, if none are given, every user with an event within the longest window of the features. With
@@ -38,30 +38,22 @@ def audit(users: tuple[str, ...], repair: bool, decisions: int | None, as_json: 
     Exit code 1 if a wrong value remains in the cache, or if a user could not be checked because the cache does not
     answer or deletions are pending. With --decisions: exit code 1 if the profile of a decision is wrong.
     """
-    if decisions is not None:
-        if users or repair:
-            raise click.UsageError("--decisions checks stored decisions; it allows neither USERS nor --repair")
-        found = run(_audit_decisions(decisions))
-        print_json(found) if as_json else _show_decisions(found)
-        sys.exit(1 if found["untrue"] else 0)
-    for user in users:
-        check_user(user)
-    found = run(_audit(list(dict.fromkeys(users)), repair))
+    if decisions is None:
+        found = await _audit(service, users, repair)
+        failed = len(found["untrue"]) > found["repaired"] or found["users"]["unchecked"]
+    elif users or repair:
+        raise click.UsageError("--decisions checks stored decisions; it allows neither USERS nor --repair")
+    else:
+        found = await _audit_decisions(service, decisions)
+        failed = found["untrue"]
     if as_json:
         print_json(found)
     else:
-        _show(found)
-    sys.exit(1 if len(found["untrue"]) > found["repaired"] or found["users"]["unchecked"] else 0)
+        _show(found) if decisions is None else _show_decisions(found)
+    return 1 if failed else 0
 
 
-async def _audit(users: list[str], repair: bool) -> dict[str, Any]:
-    from app.bootstrap.service import open_service
-
-    async with open_service(settings_of_command(), door="command") as service:
-        return await _walk(service, users, repair)
-
-
-async def _walk(service: OpenService, users: list[str], repair: bool) -> dict[str, Any]:
+async def _audit(service: OpenService, users: list[str], repair: bool) -> dict[str, Any]:
     from app.profiles.consistency.checker import report
 
     since_ms = service.clock.now_ms() - service.registry.longest_window_ms()
@@ -79,25 +71,23 @@ async def _walk(service: OpenService, users: list[str], repair: bool) -> dict[st
     return {"checked": counts.total(), "users": dict(counts), "untrue": untrue, "repaired": repaired}
 
 
-async def _audit_decisions(count: int) -> dict[str, Any]:
-    from app.bootstrap.service import open_service
+async def _audit_decisions(service: OpenService, count: int) -> dict[str, Any]:
     from app.profiles.consistency.decisions import Outcome, report
     from app.profiles.ports import END_OF_TIME_MS
 
     decisions, values = (Counter(dict.fromkeys(get_args(Outcome), 0)) for _ in range(2))
     untrue: list[dict[str, Any]] = []
     before = END_OF_TIME_MS
-    async with open_service(settings_of_command(), door="command") as service:
-        with progress("decisions") as bar:
-            task = bar.add_task("auditing", total=count)
-            while page := await service.logged_profiles.newest(min(PAGE, count - decisions.total()), before=before):
-                for check in await service.decision_checker.check(page):
-                    decisions[check.outcome] += 1
-                    values.update(check.values.values())
-                    untrue += _plain_decision(check)
-                    report(check, service.metrics)
-                before = page[-1].number
-                bar.update(task, completed=decisions.total())
+    with progress("decisions") as bar:
+        task = bar.add_task("auditing", total=count)
+        while page := await service.logged_profiles.newest(min(PAGE, count - decisions.total()), before=before):
+            for check in await service.decision_checker.check(page):
+                decisions[check.outcome] += 1
+                values.update(check.values.values())
+                untrue += _plain_decision(check)
+                report(check, service.metrics)
+            before = page[-1].number
+            bar.update(task, completed=decisions.total())
     return {"checked": decisions.total(), "decisions": dict(decisions), "values": dict(values), "untrue": untrue}
 
 

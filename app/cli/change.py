@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from io import BufferedReader
 from itertools import islice
@@ -15,7 +17,6 @@ import click
 
 from app.cli.common import (
     ACTOR,
-    check_user,
     complain,
     fail,
     json_option,
@@ -26,10 +27,13 @@ from app.cli.common import (
     say,
     settings_of_command,
     user_pages,
+    users_argument,
+    with_service,
 )
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
 
 if TYPE_CHECKING:
+    from app.bootstrap.service import OpenService
     from app.events.ingest import Receipt
     from app.features.events import TipEvent
     from app.settings import Settings
@@ -45,7 +49,7 @@ INVALID = (InvalidInput, Undecodable, Conflict)
 
 
 @click.command()
-@click.argument("users", nargs=-1)
+@users_argument
 @click.option(
     "--all", "all_users", is_flag=True, help="Every user with an event within the longest window of the features."
 )
@@ -56,7 +60,7 @@ INVALID = (InvalidInput, Undecodable, Conflict)
 )
 @json_option
 def rebuild(
-    users: tuple[str, ...], all_users: bool, features: tuple[str, ...], registry: str | None, rate: int, as_json: bool
+    users: list[str], all_users: bool, features: tuple[str, ...], registry: str | None, rate: int, as_json: bool
 ) -> None:
     """Compute and cache features now, for USERS or, with --all, for all users.
 
@@ -68,9 +72,7 @@ def rebuild(
     """
     if bool(users) == all_users:
         raise click.UsageError("give either USERS or --all")
-    for user in users:
-        check_user(user)
-    count, failures = run(_rebuild(list(dict.fromkeys(users)), features, registry, rate))
+    count, failures = run(_rebuild(users, features, registry, rate))
     if as_json:
         print_json({"rebuilt": count, "failed": {name: reason for name, (_, reason) in failures.items()}})
     else:
@@ -120,7 +122,8 @@ async def _rebuild(
 @click.option("--skip-bad", is_flag=True, help="Report invalid lines and go on. Default: stop at the first.")
 @click.option("--historical", is_flag=True, help="Treat events as known from their event time on, for `--known-at`.")
 @json_option
-def events(file: Path, skip_bad: bool, historical: bool, as_json: bool) -> None:
+@with_service
+async def events(service: OpenService, file: Path, skip_bad: bool, historical: bool, as_json: bool) -> int:
     """Load tip events from FILE.
 
     FILE is newline-delimited JSON as for POST /events; `-` is standard input. Loading a file twice is safe.
@@ -128,36 +131,29 @@ def events(file: Path, skip_bad: bool, historical: bool, as_json: bool) -> None:
     With --historical, a training set with `--known-at` treats the events as if they had arrived when they occurred,
     including events that are stored already. Use it for imports. It cannot be undone, and the audit trail records it.
     """
-    size = file.stat().st_size if str(file) != "-" else None
-    totals = run(_load(file, size, skip_bad, historical))
+    from app.operations.audit import audited
+
+    async with AsyncExitStack() as stack:
+        act = None
+        if historical:
+            entry = (service.audit_trail, service.clock.now_ms(), ACTOR, "load historical events", "")
+            act = await stack.enter_async_context(audited(*entry))
+        totals = await _load_file(file, skip_bad, partial(service.ingestor.ingest, historical=historical))
+        if act is not None:
+            act.outcome = TOTALS.format(**totals)
     if as_json:
         print_json(totals)
     else:
         click.echo(TOTALS.format(**totals))
-    if totals["refused"]:
-        sys.exit(1 if skip_bad else 5)
+    return 0 if not totals["refused"] else 1 if skip_bad else 5
 
 
-async def _load(file: Path, size: int | None, skip_bad: bool, historical: bool) -> dict[str, int]:
-    from app.bootstrap.service import open_service
-    from app.operations.audit import audited
-
-    async with open_service(settings_of_command(), door="command") as service:
-        ingest = partial(service.ingestor.ingest, historical=historical)
-        if not historical:
-            return await _load_file(file, size, skip_bad, ingest)
-        async with audited(service.audit_trail, service.clock.now_ms(), ACTOR, "load historical events", "") as act:
-            totals = await _load_file(file, size, skip_bad, ingest)
-            act.outcome = TOTALS.format(**totals)
-            return totals
-
-
-async def _load_file(file: Path, size: int | None, skip_bad: bool, ingest: Ingest) -> dict[str, int]:
+async def _load_file(file: Path, skip_bad: bool, ingest: Ingest) -> dict[str, int]:
     from app.events.validation import LINES_EXPECTED, other_format
 
     totals = {"accepted": 0, "duplicates": 0, "refused": 0}
     with click.open_file(str(file), "rb") as lines, progress("bytes") as bar:
-        task = bar.add_task("loading", total=size)
+        task = bar.add_task("loading", total=None if str(file) == "-" else os.fstat(lines.fileno()).st_size)
         first = 1
         head = cast(BufferedReader, lines).peek(HEAD_BYTES).removeprefix(BOM_UTF8)
         if (found := other_format(head)) is not None:
@@ -261,30 +257,25 @@ async def load_demo(
 
 @click.command()
 @click.option("--confirm", is_flag=True, help="Delete everything older than the retention, however much it is.")
-def prune(confirm: bool) -> None:
+@with_service
+async def prune(service: OpenService, confirm: bool) -> int:
     """Delete events and decisions that are older than the retention.
 
     A worker prunes every night. Each run deletes at most three days more than the run before, so that a wrong clock
     cannot delete more. If a first run would delete more than three days, nothing is deleted without --confirm, and the
     exit code is 1.
     """
-    gone = run(_prune(confirm))
-    for what, count in gone.items():
-        click.echo(f"{count:,} {what} deleted")
-    if waiting := [what for what in ("events", "decisions") if what not in gone]:
-        click.echo(f"{' and '.join(waiting)} not deleted: more than three days; check the clock, then use --confirm")
-        sys.exit(1)
-
-
-async def _prune(confirm: bool) -> dict[str, int]:
     import asyncio
 
-    from app.bootstrap.service import open_service
     from app.operations.audit import audited
 
-    async with open_service(settings_of_command(), door="command") as service:
-        action = "prune everything too old" if confirm else "prune"
-        async with audited(service.audit_trail, service.clock.now_ms(), ACTOR, action, "") as act:
-            gone = await service.retention.prune(asyncio.sleep, confirmed=confirm) or {}
-            act.outcome = ", ".join(f"{count:,} {what}" for what, count in gone.items()) or "nothing"
-        return gone
+    action = "prune everything too old" if confirm else "prune"
+    async with audited(service.audit_trail, service.clock.now_ms(), ACTOR, action, "") as act:
+        gone = await service.retention.prune(asyncio.sleep, confirmed=confirm) or {}
+        lines = [f"{count:,} {what}" for what, count in gone.items()]
+        act.outcome = ", ".join(lines) or "nothing"
+    for line in lines:
+        click.echo(f"{line} deleted")
+    if waiting := [what for what in ("events", "decisions") if what not in gone]:
+        click.echo(f"{' and '.join(waiting)} not deleted: more than three days; check the clock, then use --confirm")
+    return 1 if waiting else 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Generator
+from contextlib import suppress
 
 from app.cli.common import say
 from app.listener import HAND_OVER_S
@@ -37,7 +37,7 @@ class Child:
         self._environment = environment
         self._listener = listener
         self._process: subprocess.Popen[bytes] | None = None
-        self._report: int | None = None  # the pipe on which the process reports that it is ready
+        self._link: socket.socket | None = None  # the process reports on it, and stops when it is closed
         self._started_at = 0.0
         self._deaths = 0
         self._start_at = 0.0
@@ -46,24 +46,22 @@ class Child:
         """Start the process in a new session, so that Ctrl-C reaches only the parent. The child gets this process's
         import path. `-P` excludes the working directory from that path, because it may contain another `app`."""
         self._started_at = time.monotonic()
-        self._close_report()
+        self._close_link()
         path = os.pathsep.join(map(os.path.abspath, sys.path))
-        self._report, theirs = os.pipe()
-        options = ["--with-parent", str(os.getpid()), "--ready-pipe", str(theirs)]
-        passed = [theirs]
+        self._link, theirs = socket.socketpair()
+        self._link.setblocking(False)
+        passed = {"--supervisor": theirs.fileno()}
         if self._listener is not None:
-            options += ["--listener", str(self._listener.fileno())]
-            passed.append(self._listener.fileno())
-        try:
+            passed["--listener"] = self._listener.fileno()
+        options = [f"{name}={number}" for name, number in passed.items()]
+        with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own program
                 [sys.executable, "-P", "-m", "app", self.name, *options],
                 env={**self._environment, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                pass_fds=passed,
+                pass_fds=tuple(passed.values()),
             )
-        finally:
-            os.close(theirs)
 
     def check(self) -> int | None:
         """Restart the process after a delay if it has died, and look whether it is ready. Return its exit code only if
@@ -88,9 +86,9 @@ class Child:
 
     def check_ready(self) -> bool:
         """Whether the process, or an earlier one in its place, has reported that it is ready."""
-        if self._report is not None and select.select([self._report], [], [], 0)[0]:
-            self.ready = bool(os.read(self._report, 1)) or self.ready  # nothing: it ended before it was ready
-            self._close_report()
+        if not self.ready and self._link is not None:
+            with suppress(BlockingIOError):
+                self.ready = bool(self._link.recv(1))  # nothing: it ended before it was ready
         return self.ready
 
     def successor(self) -> Child:
@@ -116,16 +114,15 @@ class Child:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        self._close_report()
+        self._close_link()
 
     def _signal(self, number: int) -> None:
         if self._process is not None and self.running():
             self._process.send_signal(number)
 
-    def _close_report(self) -> None:
-        if self._report is not None:
-            os.close(self._report)
-            self._report = None
+    def _close_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
 
 
 def replace_one_by_one(children: list[Child]) -> Generator[None, None, None]:

@@ -6,10 +6,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -76,6 +76,13 @@ def _reason(_: click.Context, __: click.Parameter, reason: str) -> str:
     return reason
 
 
+def _users(_: click.Context, __: click.Parameter, users: tuple[str, ...]) -> list[str]:
+    for user in users:
+        check_user(user)
+    return list(dict.fromkeys(users))
+
+
+users_argument = click.argument("users", nargs=-1, callback=_users)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 reason_option = click.option(
     "--reason", default="", callback=_reason, help="The reason for the audit trail; it must not contain a user id."
@@ -192,6 +199,22 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     import asyncio
 
     return asyncio.run(work)
+
+
+def with_service(command: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
+    """Make a command of a coroutine function whose first argument is an open service. Its result is the exit code."""
+
+    @wraps(command)
+    def run_command(*arguments: Any, **options: Any) -> None:
+        from app.bootstrap.service import open_service
+
+        async def work() -> int | None:
+            async with open_service(settings_of_command(), door="command") as service:
+                return await command(service, *arguments, **options)
+
+        sys.exit(run(work()))
+
+    return run_command
 
 
 def check_user(user: str, place: str = "user_id") -> None:

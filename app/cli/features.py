@@ -359,14 +359,12 @@ async def _served(database: SqliteDatabase, now_ms: int, *, every: bool = False)
 
     With `every`, all registries that any process ever served.
     """
-    from app.operations.overview import ALIVE_MS
     from app.stores.sql.registries import SqlRegistries
-    from app.stores.sql.samples import SqlSamples
+    from app.stores.sql.samples import running
 
     known = await SqlRegistries(database).announced()
     if every:
         return known
-    record = await SqlSamples(database).since(now_ms - ALIVE_MS)
-    newest = {sample.process: sample for sample in record.samples}.values()
-    running = {sample.registry for sample in newest if not sample.stopped}
-    return [item for item in known if item.fingerprint in running] or known[-1:]
+    samples = await database.read(lambda connection: running(connection, now_ms))
+    served = {sample.registry for sample in samples}
+    return [item for item in known if item.fingerprint in served] or known[-1:]

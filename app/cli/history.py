@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from app.cli.common import check_user, moment_ms, progress, run, say, settings_of_command, stop_on_sigterm
+from app.cli.common import check_user, moment_ms, progress, say, stop_on_sigterm, with_service
 from app.errors import InvalidInput, Issue
 
 if TYPE_CHECKING:
-    from app.features.registry import Feature
+    from app.bootstrap.service import OpenService
     from app.profiles.history.decisions import ServedRow
     from app.profiles.history.validation import Moments
+    from app.profiles.online.cache_protocol import Profile
+    from app.profiles.online.reader import ProfileReader
     from app.profiles.ports import ComputeRow, LoggedProfiles
     from app.stores.training_set.columns import Column
-    from app.stores.training_set.input import Block, Rows
-    from app.stores.training_set.output import TrainingSetWriter
+    from app.stores.training_set.input import Block
+
+    KnownAt = int | Literal["as_of"] | None
 
 SAMPLE = 1_000
-Values = tuple[bytes, ...]
-
-
-class _Options(NamedTuple):
-    features: Sequence[str]
-    before: bool
-    known_at: int | Literal["as_of"] | None
-
-
-class _Result(NamedTuple):
-    """The result of building a training set.
-
-    `failed`: by feature, the reason why it could not be computed for some rows. `late`: the estimated share of late
-    rows (`_LateArrivals`).
-    """
-
-    rows: int
-    failed: dict[str, str]
-    late: float
 
 
 @click.command()
@@ -54,7 +37,10 @@ class _Result(NamedTuple):
 @click.option("--features", multiple=True, metavar="A,B", help="Only these features. May be repeated.")
 @click.option("--before", is_flag=True, help="Exclude events at exactly as_of.")
 @click.option("--known-at", help="Exclude events that arrived after this time, or after each row's as_of if `as_of`.")
-def history(file: Path, output: Path | None, features: tuple[str, ...], before: bool, known_at: str | None) -> None:
+@with_service
+async def history(
+    service: OpenService, file: Path, output: Path | None, features: tuple[str, ...], before: bool, known_at: str | None
+) -> int:
     """Build a training set from the rows of FILE.
 
     Add to each row the features of its user_id as of its as_of, computed by the SQL of online reads. Events after as_of
@@ -68,79 +54,72 @@ def history(file: Path, output: Path | None, features: tuple[str, ...], before: 
     In Parquet output, as_of is a timestamp. Other columns of Parquet input keep their types. Columns of CSV input are
     text. Columns of JSON input are numbers, booleans or text; mixed and nested values become text.
     """
-    from app.stores.training_set.input import open_rows
-    from app.stores.training_set.output import writer_for
-
-    known = moment_ms(known_at, "--known-at") if known_at not in (None, "as_of") else known_at
-    options = _Options([name for names in features for name in names.split(",")], before, known)  # type: ignore[arg-type]
-    stop_on_sigterm()
-    with open_rows(file) as rows, writer_for(output) as writer, progress("rows", shown=output is not None) as bar:
-        task = bar.add_task("computing", total=None)
-        result = run(_history(rows, options, writer, lambda count: bar.update(task, completed=count)))
-    if output is not None:
-        say(f"{result.rows} rows written to {output}")
-    for name, reason in result.failed.items():
-        say(f"{name} is null in some rows: {reason}", level="warning", before="warning: ")
-    if result.late > 0.5:
-        say(
-            f"{result.late:.0%} of the rows have no values because every event up to their as_of arrived too late for "
-            "--known-at; load imported events with `profiles events --historical`, or omit --known-at",
-            level="warning",
-            before="warning: ",
-        )
-    sys.exit(1 if result.failed else 0)
-
-
-async def _history(
-    rows: Rows, options: _Options, writer: TrainingSetWriter, on_progress: Callable[[int], None]
-) -> _Result:
-    from app.bootstrap.service import open_service
     from app.features.registry import encode_value, indices
     from app.profiles.history.decisions import ServedRow
     from app.profiles.history.validation import Moments
     from app.profiles.online.cache_protocol import failures
     from app.stores.training_set.columns import KINDS, NULL, JsonColumn
-    from app.stores.training_set.input import DECISION_KEY
+    from app.stores.training_set.input import open_rows
+    from app.stores.training_set.output import writer_for
 
-    by_decision = DECISION_KEY in rows.names
-    if by_decision and (options.before or options.known_at is not None):
-        name = "--before" if options.before else "--known-at"
-        raise InvalidInput("an option is not allowed", [Issue(name, "has no meaning for rows with decision_id")])
-    count, failed = 0, dict[str, str]()
-    async with open_service(settings_of_command(), door="command") as service:
-        registry, reader = service.registry, service.reader
-        mask = registry.mask(options.features) if options.features else registry.full_mask
-        features = {index: registry[index] for index in indices(mask)}
-        _check_names(rows.names, features.values())
-        moments = Moments(registry, service.settings.retention_days, service.clock)
-        late = _LateArrivals(tuple(encode_value(entry.dtype, entry.default) or NULL for entry in features.values()))
-
+    registry, reader = service.registry, service.reader
+    known: KnownAt = (
+        "as_of" if known_at == "as_of" else moment_ms(known_at, "--known-at") if known_at is not None else None
+    )
+    names = [name for listed in features for name in listed.split(",")]
+    mask = registry.mask(names) if names else registry.full_mask
+    chosen = {index: registry[index] for index in indices(mask)}
+    moments = Moments(registry, service.settings.retention_days, service.clock)
+    late = _LateArrivals({index: encode_value(item.dtype, item.default) or NULL for index, item in chosen.items()})
+    failed: dict[str, str] = {}
+    stop_on_sigterm()
+    with open_rows(file) as rows, writer_for(output) as writer, progress("rows", shown=output is not None) as bar:
+        by_decision = _check_columns(rows.names, [item.name for item in chosen.values()], before, known)
+        task = bar.add_task("computing", total=None)
         for block in rows.blocks:
             if by_decision:
                 wanted = await _served(block, mask, moments, service.logged_profiles)
             else:
-                wanted = [ServedRow({}, row) for row in _asked(block, mask, options, moments)]
+                wanted = [ServedRow({}, row) for row in _asked(block, mask, before, known, moments)]
             asked = [row.rest for row in wanted]
             rest = await reader.read_as_of(asked)
             profiles = [row.served | others for row, others in zip(wanted, rest, strict=True)]
             failed = failures(registry, profiles) | failed
-            values = {index: [profile[index].json for profile in profiles] for index in features}
-            late.note(asked, zip(*values.values(), strict=True))
-            computed = {entry.name: JsonColumn(values[index], KINDS[entry.dtype]) for index, entry in features.items()}
+            late.note(asked, profiles)
+            computed = {
+                item.name: JsonColumn([profile[index].json for profile in profiles], KINDS[item.dtype])
+                for index, item in chosen.items()
+            }
             writer.write({**block.columns, **(_decision_columns(asked) if by_decision else {}), **computed})
-            on_progress(count := count + len(asked))
+            bar.update(task, completed=late.rows)
+    if output is not None:
+        say(f"{late.rows} rows written to {output}")
+    for name, reason in failed.items():
+        say(f"{name} is null in some rows: {reason}", level="warning", before="warning: ")
+    if (share := await late.share(reader)) > 0.5:
+        say(
+            f"{share:.0%} of the rows have no values because every event up to their as_of arrived too late for "
+            "--known-at; load imported events with `profiles events --historical`, or omit --known-at",
+            level="warning",
+            before="warning: ",
+        )
+    return 1 if failed else 0
 
-        profiles = await reader.read_as_of(late.sample())
-        return _Result(count, failed, late.share([tuple(row[index].json for index in features) for row in profiles]))
 
+def _check_columns(columns: Sequence[str], features: Iterable[str], before: bool, known: KnownAt) -> bool:
+    """Whether the rows are decisions. Raises `InvalidInput` if the columns do not go with the features or options."""
+    from app.stores.training_set.input import DECISION_KEY
 
-def _check_names(names: Sequence[str], features: Iterable[Feature]) -> None:
-    issues = [Issue(entry.name, "is also a feature; rename the column") for entry in features if entry.name in names]
-    if issues:
+    by_decision = DECISION_KEY in columns
+    if by_decision and (before or known is not None):
+        name = "--before" if before else "--known-at"
+        raise InvalidInput("an option is not allowed", [Issue(name, "has no meaning for rows with decision_id")])
+    if issues := [Issue(name, "is also a feature; rename the column") for name in features if name in columns]:
         raise InvalidInput("columns of the input have the names of features", issues)
+    return by_decision
 
 
-def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list[ComputeRow]:
+def _asked(block: Block, mask: int, before: bool, known: KnownAt, moments: Moments) -> list[ComputeRow]:
     """Convert a block of input rows to computations of the features in `mask`. An invalid row raises `InvalidInput`."""
     from app.features.ids import id_problem
     from app.profiles.ports import ComputeRow
@@ -153,8 +132,8 @@ def _asked(block: Block, mask: int, options: _Options, moments: Moments) -> list
             raise InvalidInput("a row is invalid", [Issue(f"{place}, {missing}", "is missing or not text")])
         if id_problem(user) is not None:  # `check_user` imports on each call, which is slow
             check_user(user, f"{place}, user_id")
-        at_ms = (moment_ms(at, f"{place}, as_of") if isinstance(at, str) else at) - options.before
-        asked.append(ComputeRow(user, mask, at_ms, at_ms if options.known_at == "as_of" else options.known_at))
+        at_ms = (moment_ms(at, f"{place}, as_of") if isinstance(at, str) else at) - before
+        asked.append(ComputeRow(user, mask, at_ms, at_ms if known == "as_of" else known))
     times = [row.now_ms or 0 for row in asked]
     if any(moments.problem(at_ms, asked[0].known_ms, mask) for at_ms in (min(times), max(times))):
         for number, row in zip(block.numbers, asked, strict=True):
@@ -196,16 +175,17 @@ class _LateArrivals:
     A sample of the rows without values is computed again as if all events had arrived in time.
     """
 
-    def __init__(self, defaults: Values) -> None:
+    def __init__(self, defaults: Mapping[int, bytes]) -> None:
+        self.rows = 0
         self._defaults = defaults
-        self._rows = self._empty = 0
+        self._empty = 0
         self._sample: list[ComputeRow] = []
         self._random = Random(1)  # noqa: S311  # a sample, not a secret
 
-    def note(self, asked: Sequence[ComputeRow], values: Iterable[Values]) -> None:
-        self._rows += len(asked)
-        for row, found in zip(asked, values, strict=True):
-            if row.known_ms is None or found != self._defaults:
+    def note(self, asked: Sequence[ComputeRow], profiles: Sequence[Profile]) -> None:
+        self.rows += len(asked)
+        for row, profile in zip(asked, profiles, strict=True):
+            if row.known_ms is None or not self._is_empty(profile):
                 continue
             self._empty += 1
             if len(self._sample) < SAMPLE:
@@ -213,11 +193,13 @@ class _LateArrivals:
             elif (place := self._random.randrange(self._empty)) < SAMPLE:
                 self._sample[place] = row
 
-    def sample(self) -> list[ComputeRow]:
-        """Up to `SAMPLE` rows without values, to compute without `--known-at`; none if at least half have values."""
-        return [row._replace(known_ms=None) for row in self._sample] if self._empty * 2 > self._rows else []
+    async def share(self, reader: ProfileReader) -> float:
+        """Estimate the share of late rows among all rows; 0 if at least half of the rows have values."""
+        if self._empty * 2 <= self.rows:
+            return 0.0
+        profiles = await reader.read_as_of([row._replace(known_ms=None) for row in self._sample])
+        late = sum(not self._is_empty(profile) for profile in profiles)
+        return late / len(profiles) * self._empty / self.rows
 
-    def share(self, values: Sequence[Values]) -> float:
-        """Estimate the share of late rows among all rows, from the computed `values` of the rows in `sample()`."""
-        late = sum(found != self._defaults for found in values)
-        return late / len(values) * self._empty / self._rows if late else 0.0
+    def _is_empty(self, profile: Profile) -> bool:
+        return all(profile[index].json == default for index, default in self._defaults.items())

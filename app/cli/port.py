@@ -21,7 +21,7 @@ def require_free_port(settings: Settings, wait_s: float = 0.0) -> None:
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            _bind(settings.host, settings.port)
+            _probe(settings.host, settings.port)
         except OSError as error:
             if time.monotonic() < deadline:
                 time.sleep(RETRY_S)
@@ -36,13 +36,11 @@ def next_free_port(host: str, port: int, excluded: int = 0) -> int:
     """The first free port from `port` on, except `excluded`; `port` itself if the next hundred are all taken."""
     for candidate in range(port, min(port + 100, 65_536)):
         with suppress(OSError):
-            _bind(host, candidate)
+            _probe(host, candidate)
             if candidate != excluded:
                 return candidate
     return port
 
 
-def _bind(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, port))
+def _probe(host: str, port: int) -> None:
+    socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.cli.common import ACTOR, json_option, out, plain, print_json, reason_option, run, settings_of_command
+from app.cli.common import ACTOR, json_option, out, plain, print_json, reason_option, with_service
 
 if TYPE_CHECKING:
     from app.bandit.rollout.stages import Move
     from app.bandit.rollout.status import IntervalView, RolloutStatus
+    from app.bootstrap.service import OpenService
 
 
 @click.group()
@@ -23,32 +24,25 @@ def rollout() -> None:
 
 @rollout.command()
 @json_option
-def status(as_json: bool) -> None:
+@with_service
+async def status(service: OpenService, as_json: bool) -> None:
     """Show the stage, the verdict and the figures of the newest look (interim analysis)."""
-    _show(run(_work(None, "")), as_json)
+    _show(await service.bandit.rollout.status(), as_json)
 
 
 def _add_command(move: Move, text: str) -> None:
     @rollout.command(move, help=text)
     @reason_option
     @json_option
-    def command(reason: str, as_json: bool) -> None:
-        _show(run(_work(move, reason)), as_json)
+    @with_service
+    async def command(service: OpenService, reason: str, as_json: bool) -> None:
+        await service.bandit.rollout.move(move, ACTOR, reason)
+        _show(await service.bandit.rollout.status(), as_json)
 
 
 _add_command("ramp", "Go one step up: 5 %, 25 %, 100 % of the users. After a rollback: back to the shadow stage.")
 _add_command("promote", "Let the challenger serve for good. It must serve all users already and be shown to be better.")
 _add_command("rollback", "Let the champion serve all users again. Possible at any stage.")
-
-
-async def _work(move: Move | None, reason: str) -> RolloutStatus:
-    from app.bootstrap.service import open_service
-
-    async with open_service(settings_of_command(), door="command") as service:
-        controller = service.bandit.rollout
-        if move is not None:
-            await controller.move(move, ACTOR, reason)
-        return await controller.status()
 
 
 def _show(found: RolloutStatus, as_json: bool) -> None:

@@ -8,10 +8,10 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 
 import click
 
@@ -19,15 +19,13 @@ from app.cli.common import json_option, print_json, say, settings_from_environme
 from app.cli.port import require_free_port
 from app.settings import Settings
 
-PARENT_CHECK_S = 0.2
-PARENT_GRACE_S = 15.0
+GRACE_S = 15.0
 
 
 processes_option = click.option(
     "--processes", type=click.IntRange(1, 64), help="API processes that share the port, instead of PROFILES_PROCESSES."
 )
-with_parent_option = click.option("--with-parent", type=int, hidden=True, help="Stop when this process is gone.")
-ready_option = click.option("--ready-pipe", type=int, hidden=True, help="The descriptor on which to report readiness.")
+supervisor_option = click.option("--supervisor", type=int, hidden=True, help="The descriptor of a socket to it.")
 
 
 @click.command()
@@ -47,9 +45,8 @@ def up(processes: int | None) -> None:
 @click.command()
 @processes_option
 @click.option("--listener", type=int, hidden=True, help="The descriptor of the listening socket of a supervisor.")
-@with_parent_option
-@ready_option
-def serve(processes: int | None, listener: int | None, with_parent: int | None, ready_pipe: int | None) -> None:
+@supervisor_option
+def serve(processes: int | None, listener: int | None, supervisor: int | None) -> None:
     """Serve the HTTP API in one or several processes on one port.
 
     Several processes are supervised: one that dies is replaced, and SIGUSR2 restarts them one by one without a failed
@@ -60,12 +57,12 @@ def serve(processes: int | None, listener: int | None, with_parent: int | None, 
         if settings.processes == 1:
             from app.asgi import run
 
-            _follow_parent(with_parent)
+            report_ready = _supervised(supervisor)
             if listener is None:
                 require_free_port(settings)
                 run(settings)
             else:
-                run(settings, partial(_report_ready, ready_pipe), _inherited(listener))
+                run(settings, report_ready, _inherited(listener))
             return
     from app.cli.supervisor import supervise_api
 
@@ -73,14 +70,12 @@ def serve(processes: int | None, listener: int | None, with_parent: int | None, 
 
 
 @click.command()
-@with_parent_option
-@ready_option
-def worker(with_parent: int | None, ready_pipe: int | None) -> None:
+@supervisor_option
+def worker(supervisor: int | None) -> None:
     """Run a worker: consume events, rebuild and check profiles, delete old data."""
     from app.worker import run
 
-    _follow_parent(with_parent)
-    run(settings_from_environment(), on_ready=partial(_report_ready, ready_pipe))
+    run(settings_from_environment(), on_ready=_supervised(supervisor))
 
 
 @click.command()
@@ -125,25 +120,23 @@ def _inherited(descriptor: int) -> socket.socket:
     return listener
 
 
-def _report_ready(pipe: int | None) -> None:
-    if pipe is not None:
-        with suppress(BrokenPipeError):  # the parent is gone, and this process is about to stop
-            os.write(pipe, b".")
-        os.close(pipe)
-
-
-def _follow_parent(parent: int | None) -> None:
-    """Send this process SIGTERM when the process with the id `parent` is gone; None: do nothing. The parent passes its
-    id on the command line, because `getppid()` would return another id if the parent is gone already."""
-    if parent is None:
-        return
+def _supervised(descriptor: int | None) -> Callable[[], None]:
+    """Send this process SIGTERM when its supervisor is gone, which closes the socket of this descriptor. Return the
+    function that reports to the supervisor that this process is ready. None: there is no supervisor."""
+    if descriptor is None:
+        return lambda: None
+    link = socket.socket(fileno=descriptor)
 
     def watch() -> None:
-        pause = threading.Event()
-        while os.getppid() == parent:
-            pause.wait(PARENT_CHECK_S)
+        with suppress(OSError):
+            link.recv(1)  # the supervisor sends nothing
         os.kill(os.getpid(), signal.SIGTERM)
-        pause.wait(PARENT_GRACE_S)
-        os._exit(1)  # no parent is left to kill us if we do not stop
+        time.sleep(GRACE_S)
+        os._exit(1)  # no supervisor is left to kill us if we do not stop
 
-    threading.Thread(target=watch, daemon=True, name="follow-parent").start()
+    def report_ready() -> None:
+        with suppress(OSError):  # the supervisor is gone, and this process is about to stop
+            link.send(b".")
+
+    threading.Thread(target=watch, daemon=True, name="supervised").start()
+    return report_ready

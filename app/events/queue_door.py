@@ -30,11 +30,10 @@ class QueueDoor:
         self._clock = clock
         self._metrics = metrics
 
-    async def take_in(self, payload: object, first: int = 0) -> list[int]:
+    async def take_in(self, payload: object) -> list[int]:
         """Store a payload, a list of events, and return the sequence numbers of the new events.
 
-        Items that are rejected become dead letters, and so does a payload that is not a list. Messages count items from
-        `first`: the index, within the whole job, of the payload's first item.
+        Items that are rejected become dead letters, and so does a payload that is not a list.
 
         Raises:
             StoreUnavailable: the database does not answer; retry the whole payload.
@@ -44,7 +43,7 @@ class QueueDoor:
             return []
         events: list[TipEvent] = []
         refused: list[tuple[object, str]] = []
-        for index, item in enumerate(payload, first):
+        for index, item in enumerate(payload):
             try:
                 events.append(from_queue(item, f"[{index}]"))
             except InvalidInput as error:

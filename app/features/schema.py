@@ -6,10 +6,10 @@ compare the mirror with the registry.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType, inspect
+from msgspec import UNSET, Meta, UnsetType
 
 from app.errors import RegistryError
 from app.features.registry import Dtype, Registry
@@ -60,13 +60,7 @@ def mirror_of(registry: Registry) -> type[msgspec.Struct]:
     return msgspec.defstruct(ProfileFeatures.__name__, fields, namespace=doc, kw_only=True, frozen=True)
 
 
-_DTYPE_OF = {inspect.FloatType: "float", inspect.IntType: "int", inspect.StrType: "str"}
-
-
-def _dtype(declared: inspect.Type) -> str | None:
-    members = declared.types if isinstance(declared, inspect.UnionType) else (declared,)
-    kinds = {type(member) for member in members} - {inspect.NoneType}
-    return _DTYPE_OF.get(kinds.pop()) if len(kinds) == 1 else None
+_JSON_TYPES: dict[Dtype, str] = {"float": "number", "int": "integer", "str": "string"}
 
 
 def check_mirror(registry: Registry, mirror: type[msgspec.Struct]) -> None:
@@ -75,20 +69,16 @@ def check_mirror(registry: Registry, mirror: type[msgspec.Struct]) -> None:
     Raises:
         RegistryError: one side lacks a feature, or its dtype or description differs. The message names it.
     """
-    described = inspect.type_info(mirror)
-    assert isinstance(described, inspect.StructType)
-    hints: dict[str, Any] = get_type_hints(mirror, include_extras=True)
-    fields = {item.encode_name: item for item in described.fields}
+    _, components = msgspec.json.schema_components([mirror], schema_hook=lambda _: {})
+    fields = components[mirror.__name__]["properties"]
     for name in fields.keys() - set(registry.names):
         raise RegistryError(name, f"it is in the mirror {mirror.__name__}, but not in the registry")
     for entry in registry:
-        if entry.name not in fields:
+        if (declared := fields.get(entry.name)) is None:
             raise RegistryError(entry.name, f"it is in the registry, but not in the mirror {mirror.__name__}")
-        declared = fields[entry.name].type
-        if isinstance(declared, inspect.Metadata):
-            declared = declared.type
-        if (dtype := _dtype(declared)) != entry.dtype:
-            raise RegistryError(entry.name, f"its dtype is {entry.dtype} in the registry, {dtype} in {mirror.__name__}")
-        texts = [meta.description for meta in getattr(hints[fields[entry.name].name], "__metadata__", ())]
-        if texts != [entry.description]:
+        types = {str(item.get("type")) for item in declared.get("anyOf", [declared])} - {"null"}
+        if types != {_JSON_TYPES[entry.dtype]}:
+            found = " or ".join(sorted(types))
+            raise RegistryError(entry.name, f"its dtype is {entry.dtype} in the registry, {found} in {mirror.__name__}")
+        if declared.get("description") != entry.description:
             raise RegistryError(entry.name, f"its description in {mirror.__name__} differs from the registry's")

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-from app.generation.languages import phrases_of
-from app.generation.languages.phrases import Phrases
+from app.generation.languages import Phrases, phrases_of
 from app.generation.ports import Task, TipRequest
 from app.generation.text_rules import cleaned, final_stop, first_sentence, is_readable, shortened
 
@@ -66,8 +65,8 @@ def _when(phrases: Phrases, due: datetime, now: datetime) -> str:
     if days == -1:
         return phrases.yesterday
     if 1 < days <= DAYS_NAMED:
-        return phrases.on_weekday.format(phrases.weekdays[due.weekday()])
-    month = phrases.months[due.month - 1]
+        return phrases.on_weekday.format(phrases.weekdays.split()[due.weekday()])
+    month = phrases.months.split()[due.month - 1]
     if due.year == now.astimezone(due.tzinfo).year:
         return phrases.on_date.format(due.day, month)
     return phrases.on_date_of_year.format(due.day, month, due.year)

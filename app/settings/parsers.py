@@ -93,6 +93,23 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def matching(pattern: str, allowed: str) -> Callable[[str], str]:
+    """A parser of texts that match a regular expression. `allowed` describes them."""
+
+    def parse(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {allowed}")
+        return value
+
+    return parse
+
+
+queue_name = matching(r"[A-Za-z0-9:_.\-]{1,100}", "1 to 100 of A-Z a-z 0-9 : _ . -")
+host = matching(r"[0-9A-Za-z.:\-]{1,253}", "an address or a host name")
+model_name = matching(r"[\x21-\x7e]{1,200}", "1 to 200 ASCII characters without spaces")
+secret = matching(r"[\x21-\x7e]{1,4096}", "1 to 4096 ASCII characters without spaces")  # fits in an HTTP header
+
+
 def switch(value: str) -> bool:
     if value not in ("0", "1"):
         raise ValueError("must be 0 or 1")
@@ -129,12 +146,6 @@ def redis_url(value: str) -> str:
     return value
 
 
-def queue_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9:_.\-]{1,100}", value):
-        raise ValueError("must be 1 to 100 of A-Z a-z 0-9 : _ . -")
-    return value
-
-
 def model_url(value: str) -> str:
     """The base URL of a chat-completions endpoint. A trailing `/chat/completions` is removed."""
     parts = _split_url(value, "https://host/v1")
@@ -145,25 +156,6 @@ def model_url(value: str) -> str:
     if "?" in value or "#" in value or not re.fullmatch(r"[\x21-\x7e]+", value):
         raise ValueError("must be ASCII without a query or a fragment, such as https://host/v1")
     return value.rstrip("/").removesuffix("/chat/completions")
-
-
-def model_name(value: str) -> str:
-    if not re.fullmatch(r"[\x21-\x7e]{1,200}", value):
-        raise ValueError("must be 1 to 200 ASCII characters without spaces")
-    return value
-
-
-def secret(value: str) -> str:
-    """Check that a secret can be sent in an HTTP header, and return it."""
-    if not re.fullmatch(r"[\x21-\x7e]{1,4096}", value):
-        raise ValueError("must be 1 to 4096 ASCII characters without spaces")
-    return value
-
-
-def host(value: str) -> str:
-    if not re.fullmatch(r"[0-9A-Za-z.:\-]{1,253}", value):
-        raise ValueError("must be an address or a host name")
-    return value
 
 
 def root_path(value: str) -> str:
@@ -208,48 +200,44 @@ def _items(value: str) -> Iterator[str]:
     return filter(None, (part.strip() for part in value.split(",")))
 
 
-def _assignments(value: str) -> Iterator[tuple[str, str]]:
-    """Yield (name, text) of comma-separated `name=text`. Raises `ValueError` if a name occurs twice."""
-    named: set[str] = set()
-    for part in _items(value):
-        name, _, text = part.partition("=")
-        if name in named:
-            raise ValueError(f"{name} is given twice")
-        named.add(name)
-        yield name, text
-
-
-def rewards(value: str) -> tuple[tuple[str, float], ...]:
-    """Parse comma-separated `outcome=reward`. `app.bandit.learning.rewards` checks the names of the outcomes."""
-    given: list[tuple[str, float]] = []
-    for name, text in _assignments(value):
-        try:
-            given.append((name, share(text)))
-        except ValueError as error:
-            raise ValueError(f"the reward of {name} {error}") from None
-    return tuple(given)
-
-
 def share(value: str) -> float:
     if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,9}", value) or not float(value) <= 1:
         raise ValueError("must be a number from 0 to 1")
     return float(value)
 
 
+def _milliseconds(value: str) -> float:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", value):
+        raise ValueError("must be a whole number of milliseconds from 1 to 999999")
+    return float(value)
+
+
+def _assignments(value: str, parse: Callable[[str, str], float], what: str = "") -> dict[str, float]:
+    """Parse comma-separated `name=text`. `parse` gets name and text. Errors name the part as `what` and its name."""
+    given: dict[str, float] = {}
+    for part in _items(value):
+        name, _, text = part.partition("=")
+        if name in given:
+            raise ValueError(f"{name} is given twice")
+        try:
+            given[name] = parse(name, text)
+        except ValueError as error:
+            raise ValueError(f"{what}{name} {error}") from None
+    return given
+
+
+def rewards(value: str) -> tuple[tuple[str, float], ...]:
+    """Parse comma-separated `outcome=reward`. `app.bandit.learning.rewards` checks the names of the outcomes."""
+    return tuple(_assignments(value, lambda _, text: share(text), "the reward of ").items())
+
+
 def rollout_rails(value: str) -> RolloutRails:
     """Parse comma-separated `guardrail=limit`; guardrails that are not named keep their defaults."""
     names = [item.name for item in fields(RolloutRails)]
-    given: dict[str, float] = {}
-    for name, text in _assignments(value):
+
+    def limit(name: str, text: str) -> float:
         if name not in names:
-            raise ValueError(f"must be guardrail=limit, comma-separated; guardrails are {', '.join(names)}")
-        if name == "p99_ms":
-            if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
-                raise ValueError(f"{name} must be a whole number of milliseconds from 1 to 999999")
-            given[name] = float(text)
-        else:
-            try:
-                given[name] = share(text)
-            except ValueError as error:
-                raise ValueError(f"{name} {error}") from None
-    return RolloutRails(**given)
+            raise ValueError(f"is unknown; guardrails are {', '.join(names)}")
+        return _milliseconds(text) if name == "p99_ms" else share(text)
+
+    return RolloutRails(**_assignments(value, limit))

@@ -17,7 +17,7 @@ from prometheus_client.utils import floatToGoString
 
 
 class FastCounter:
-    def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, name: str, text: str) -> None:
         self._name = name
         self._text = text
         self._total = 0
@@ -47,7 +47,7 @@ class FastHistogram:
 
 class HistogramCollector:
     def __init__(
-        self, name: str, text: str, bounds: Sequence[float], labels: Sequence[str], registry: CollectorRegistry
+        self, registry: CollectorRegistry, name: str, text: str, bounds: Sequence[float], labels: Sequence[str]
     ) -> None:
         self._name = name
         self._text = text

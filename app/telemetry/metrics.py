@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
@@ -23,8 +24,8 @@ SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300
 class LateGauge:
     """A gauge that is exported only after `set`, so that a process without the value exports no 0."""
 
-    def __init__(self, name: str, text: str, collectors: CollectorRegistry) -> None:
-        self._gauge = Gauge(name, text, registry=None)
+    def __init__(self, collectors: CollectorRegistry, name: str, text: str) -> None:
+        self._gauge = Gauge(name, text, namespace="profiles", registry=None)
         self._collectors = collectors
         self._registered = False
 
@@ -39,23 +40,19 @@ class BanditMetrics:
     """The metrics of scoring and learning."""
 
     def __init__(self, collectors: CollectorRegistry) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"profiles_{name}", text, labels, registry=collectors)
-
-        def gauge(name: str, text: str) -> LateGauge:
-            return LateGauge(f"profiles_{name}", text, collectors)
-
+        counter = partial(Counter, namespace="profiles", registry=collectors)
+        gauge = partial(LateGauge, collectors)
         self.decisions = counter(
-            "decisions_total", "Decisions stored, by serving policy and origin of the profile.", "policy", "profile"
+            "decisions_total", "Decisions stored, by serving policy and origin of the profile.", ["policy", "profile"]
         )
         self.shadows = counter(
-            "shadows_total", "Decisions whose shadow was stored, dropped (the queue was full) or lost.", "outcome"
+            "shadows_total", "Decisions whose shadow was stored, dropped (the queue was full) or lost.", ["outcome"]
         )
-        self.events = counter("decision_events_total", "Events about a decision, by outcome.", "outcome")
+        self.events = counter("decision_events_total", "Events about a decision, by outcome.", ["outcome"])
         self.settled = counter(
             "decisions_settled_total",
             "Decisions settled by the sweep: default (no feedback in time), expired, set aside (damaged).",
-            "outcome",
+            ["outcome"],
         )
         self.states = gauge("learned_states", "Users with learned statistics.")
         self.to_grow = gauge("states_to_grow", "Users whose statistics still have an older, smaller spec.")
@@ -64,113 +61,112 @@ class BanditMetrics:
         self.share = gauge("rollout_share_ratio", "Share of users that the challenger serves, 0 to 1.")
         self.late = (self.states, self.to_grow, self.prior, self.unreadable, self.share)
         self.stage = Gauge(
-            "profiles_rollout_stage",
+            "rollout_stage",
             "1 for the current stage of the roll-out, 0 for the others.",
             ("stage",),
+            namespace="profiles",
             registry=collectors,
         )
 
 
 class Metrics:
-    def __init__(self) -> None:
-        self.collectors = CollectorRegistry()
-        self.request_seconds = self._fast_histogram(
-            "http_request_duration_seconds", "Time to answer, by route and status.", FAST, "method", "route", "status"
+    def __init__(self) -> None:  # noqa: PLR0915  # a list of metrics
+        self.collectors = collectors = CollectorRegistry()
+        counter = partial(Counter, namespace="profiles", registry=collectors)
+        gauge = partial(Gauge, namespace="profiles", registry=collectors)
+        histogram = partial(Histogram, namespace="profiles", registry=collectors)
+        fast_counter = partial(FastCounter, collectors)
+        fast_histogram = partial(HistogramCollector, collectors)
+        self.request_seconds = fast_histogram(
+            "profiles_http_request_duration_seconds",
+            "Time to answer, by route and status.",
+            FAST,
+            ["method", "route", "status"],
         )
-        self.shed = self._counter("requests_shed_total", "Requests shed with 503, by kind of load.", "kind")
-        self.rate_limited = self._counter("rate_limited_total", "Requests rejected with 429, by key name.", "key")
-        self.cache_hits = self._fast_counter("cache_hits_total", "Feature values served from the cache.")
-        self.near_hits = self._fast_counter("near_hits_total", "Cache hits served from the local cache.")
-        self.cache_misses = self._fast_counter("cache_misses_total", "Feature values that the cache did not contain.")
-        self.fills = self._counter(
+        self.shed = counter("requests_shed_total", "Requests shed with 503, by kind of load.", ["kind"])
+        self.rate_limited = counter("rate_limited_total", "Requests rejected with 429, by key name.", ["key"])
+        self.cache_hits = fast_counter("profiles_cache_hits_total", "Feature values served from the cache.")
+        self.near_hits = fast_counter("profiles_near_hits_total", "Cache hits served from the local cache.")
+        self.cache_misses = fast_counter(
+            "profiles_cache_misses_total", "Feature values that the cache did not contain."
+        )
+        self.fills = counter(
             "cache_fills_total",
             "Fills by outcome: stored, refused (an invalidation or another fill was first), failed.",
-            "outcome",
+            ["outcome"],
         )
-        self.degraded_reads = self._counter(
-            "degraded_reads_total", "Profiles computed because the cache did not answer or was not trusted.", "reason"
+        self.degraded_reads = counter(
+            "degraded_reads_total", "Profiles computed because the cache did not answer or was not trusted.", ["reason"]
         )
-        self.unproven_reads = self._counter(
+        self.unproven_reads = counter(
             "unproven_reads_total", "Profiles served from the cache while the database could not be asked."
         )
-        self.cache_seconds = self._fast_histogram(
-            "cache_round_trip_seconds", "Round trip to the cache, by command.", FAST, "command"
+        self.cache_seconds = fast_histogram(
+            "profiles_cache_round_trip_seconds", "Round trip to the cache, by command.", FAST, ["command"]
         )
-        self.cache_errors = self._counter("cache_errors_total", "Cache commands that failed, by kind.", "kind")
-        self.cache_available = self._gauge("cache_available", "1 while the circuit to the cache is closed.")
-        self.computed_users = self._counter("computed_users_total", "Users whose features were computed.")
-        self.computation_seconds = self._histogram(
-            "computation_seconds", "Time of one statement that computes features, with its thread hop.", FAST
+        self.cache_errors = counter("cache_errors_total", "Cache commands that failed, by kind.", ["kind"])
+        self.cache_available = gauge("cache_available", "1 while the circuit to the cache is closed.")
+        self.computed_users = counter("computed_users_total", "Users whose features were computed.")
+        self.computation_seconds = histogram(
+            "computation_seconds", "Time of one statement that computes features, with its thread hop.", buckets=FAST
         )
-        self.computation_errors = self._counter(
-            "computation_errors_total", "Values that failed with a wrong type or an SQL error, by feature.", "feature"
+        self.computation_errors = counter(
+            "computation_errors_total", "Values that failed with a wrong type or an SQL error, by feature.", ["feature"]
         )
-        self.events = self._counter("events_total", "Events by door and outcome.", "door", "outcome")
-        self.commit_seconds = self._histogram("commit_seconds", "Time of one ingest transaction.", FAST)
-        self.commit_events = self._histogram(
-            "commit_events", "Events that shared one commit.", (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
+        self.events = counter("events_total", "Events by door and outcome.", ["door", "outcome"])
+        self.commit_seconds = histogram("commit_seconds", "Time of one ingest transaction.", buckets=FAST)
+        self.commit_events = histogram(
+            "commit_events", "Events that shared one commit.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
         )
-        self.invalidations = self._counter(
-            "invalidations_total", "Users whose keys were dropped, owed, or settled later.", "outcome"
+        self.invalidations = counter(
+            "invalidations_total", "Users whose keys were dropped, owed, or settled later.", ["outcome"]
         )
-        self.stale_dropped = self._counter(
+        self.stale_dropped = counter(
             "stale_values_dropped_total", "Cached values older than an event that a worker found and dropped."
         )
-        self.owed = self._gauge("owed_invalidations", "Invalidations owed to the cache at the last check.")
-        self.queue_depth = self._gauge("queue_depth", "Jobs waiting in the queue; -1 while it cannot be reached.")
-        self.oldest_unconsumed = self._gauge(
+        self.owed = gauge("owed_invalidations", "Invalidations owed to the cache at the last check.")
+        self.queue_depth = gauge("queue_depth", "Jobs waiting in the queue; -1 while it cannot be reached.")
+        self.oldest_unconsumed = gauge(
             "oldest_unconsumed_event_age_seconds", "Age of the oldest unconsumed event; 0 if there is none."
         )
-        self.unconsumed = self._gauge("unconsumed_events", "Events that no worker has consumed yet.")
-        self.dead_letters = self._gauge("dead_letters", "Dead letters that wait for an admin.")
-        self.events_ahead = self._gauge(
+        self.unconsumed = gauge("unconsumed_events", "Events that no worker has consumed yet.")
+        self.dead_letters = gauge("dead_letters", "Dead letters that wait for an admin.")
+        self.events_ahead = gauge(
             "events_ahead", "Events dated more than five minutes in the future, counted up to 10,000."
         )
-        self.publish_failures = self._counter(
+        self.publish_failures = counter(
             "publish_failures_total", "Jobs that the queue did not accept; the sweep consumes their events."
         )
-        self.invalidation_lag = self._histogram(
-            "invalidation_lag_seconds", "From an event's arrival until its keys are dropped or owed.", FAST, "door"
+        self.invalidation_lag = histogram(
+            "invalidation_lag_seconds",
+            "From an event's arrival until its keys are dropped or owed.",
+            ["door"],
+            buckets=FAST,
         )
-        self.queue_door_lag = self._histogram(
-            "queue_door_lag_seconds", "From a job's enqueueing until its events' keys are dropped or owed.", FAST
+        self.queue_door_lag = histogram(
+            "queue_door_lag_seconds",
+            "From a job's enqueueing until its events' keys are dropped or owed.",
+            buckets=FAST,
         )
-        self.consumption_lag = self._histogram(
-            "consumption_lag_seconds", "From an event's arrival until a worker has consumed it.", SLOW
+        self.consumption_lag = histogram(
+            "consumption_lag_seconds", "From an event's arrival until a worker has consumed it.", buckets=SLOW
         )
-        self.consistency_checks = self._counter(
-            "consistency_checks_total", "Users checked by the audit, by time after an event.", "after", "outcome"
+        self.consistency_checks = counter(
+            "consistency_checks_total", "Users checked by the audit, by time after an event.", ["after", "outcome"]
         )
-        self.consistency_violations = self._counter(
-            "consistency_violations_total", "Wrong cached values that the audit found.", "feature", "fault"
+        self.consistency_violations = counter(
+            "consistency_violations_total", "Wrong cached values that the audit found.", ["feature", "fault"]
         )
-        self.consistency_repairs = self._counter(
-            "consistency_repairs_total", "Wrong cached values that the audit dropped."
-        )
-        self.decision_checks = self._counter(
-            "decision_checks_total", "Decisions whose logged profile the audit computed again, by outcome.", "outcome"
+        self.consistency_repairs = counter("consistency_repairs_total", "Wrong cached values that the audit dropped.")
+        self.decision_checks = counter(
+            "decision_checks_total", "Decisions whose logged profile the audit computed again, by outcome.", ["outcome"]
         )
         self.bandit = BanditMetrics(self.collectors)
-        self.jobs = self._counter("worker_jobs_total", "Jobs by name and outcome.", "job", "outcome")
-        self.generations = self._counter(
-            "generations_total", "Tips written: by model, template or fallback reason.", "outcome"
+        self.jobs = counter("worker_jobs_total", "Jobs by name and outcome.", ["job", "outcome"])
+        self.generations = counter(
+            "generations_total", "Tips written: by model, template or fallback reason.", ["outcome"]
         )
-        self.model_seconds = self._histogram("model_seconds", "Time of calling the model, including retries.", SLOW)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"profiles_{name}", text, labels, registry=self.collectors)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"profiles_{name}", text, registry=self.collectors)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"profiles_{name}", text, labels, buckets=buckets, registry=self.collectors)
-
-    def _fast_counter(self, name: str, text: str) -> FastCounter:
-        return FastCounter(f"profiles_{name}", text, self.collectors)
-
-    def _fast_histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> HistogramCollector:
-        return HistogramCollector(f"profiles_{name}", text, buckets, labels, self.collectors)
+        self.model_seconds = histogram("model_seconds", "Time of calling the model, including retries.", buckets=SLOW)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -28,13 +28,12 @@ from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
 from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running, stop_signals
-from app.errors import InvalidInput, SettingsError
+from app.errors import SettingsError
 from app.events.ports import Learner
 from app.profiles.consistency.decisions import DecisionMonitor
 from app.profiles.consistency.monitor import ROUND_S, ConsistencyMonitor
 from app.settings import Settings
-from app.stores.queue import client
-from app.stores.queue.large_jobs import LargeJob, Position
+from app.stores.queue import client, jobs
 from app.stores.queue.worker import STOP_GRACE_S, Pace, keep_working
 from app.telemetry import configure_logging, logger, serve_metrics
 from app.worker.retry import JobContext, Unfinished, context, job
@@ -49,7 +48,7 @@ async def _bury_events(ctx: JobContext, reason: str, events: object) -> None:
     await ctx["service"].queue_door.bury(events, reason)
 
 
-@job(client.TIP_EVENTS, _bury_events)
+@job(jobs.TIP_EVENTS, _bury_events)
 async def tip_events(ctx: JobContext, events: object) -> None:
     """Job: store tip events. `events` should be a list of the payloads that `POST /events` accepts."""
     service = ctx["service"]
@@ -61,34 +60,7 @@ async def tip_events(ctx: JobContext, events: object) -> None:
     ctx["handover"].add(seqs)  # the job is done once its events are stored and invalidated
 
 
-async def _bury_large_job(ctx: JobContext, reason: str, _: int, taken: int, events: int) -> None:
-    payload = f"a job of {events} events; {taken} or more of them are stored"
-    await ctx["service"].queue_door.bury(payload, reason)
-    await LargeJob(ctx["redis"], str(ctx["job_id"])).forget()
-
-
-@job(client.LARGE_TIP_EVENTS, _bury_large_job)
-async def large_tip_events(ctx: JobContext, at: int, taken: int, events: int) -> None:
-    """Job: store the events of a large `tip_events` job piece by piece, in as many tries as it takes. `at` is the byte
-    offset of the next event in the stored job, `taken` the number of events before it."""
-    service = ctx["service"]
-    position, large = Position(at, taken, events), LargeJob(ctx["redis"], str(ctx["job_id"]))
-    until = service.clock.monotonic() + ctx["pace"].budget_s
-    while position.taken < position.events:
-        try:
-            piece, following = await large.read(position)
-        except InvalidInput as error:
-            await _bury_large_job(ctx, str(error), at, taken, events)
-            return
-        ctx["handover"].add(await service.queue_door.take_in(piece, position.taken))
-        position = following
-        await large.move(position)
-        if service.clock.monotonic() > until:
-            raise Unfinished
-    await large.forget()
-
-
-@job(client.CONSUME)
+@job(jobs.CONSUME)
 async def consume_events(ctx: JobContext, seqs: list[int]) -> None:
     """Job: consume the events with these sequence numbers, which an API process has stored."""
     await ctx["service"].consumer.consume(seqs)
@@ -99,20 +71,20 @@ async def _fail_rebuild(ctx: JobContext, reason: str, run_id: str) -> None:
     await service.rebuild_runs.finish(run_id, "failed", service.clock.now_ms(), reason)
 
 
-@job(client.REBUILD, _fail_rebuild)
+@job(jobs.REBUILD, _fail_rebuild)
 async def run_rebuild(ctx: JobContext, run_id: str) -> None:
     """Job: rebuild as many users of a run as one try has time for; the next try continues."""
     if not await ctx["service"].rebuild_runner.run(run_id, ctx["pace"].budget_s):
         raise Unfinished
 
 
-@job(client.BURY)
+@job(jobs.BURY)
 async def bury_job(ctx: JobContext, payload: object, reason: str) -> None:
     """Job: store as a dead letter a queued job that this service does not recognize."""
     await ctx["service"].queue_door.bury(payload, reason)
 
 
-@job(client.PRUNE)
+@job(jobs.PRUNE)
 async def prune(ctx: JobContext) -> None:
     """Nightly job: delete events and decisions older than their retention, as many as one try has time for."""
     again = int(ctx.get("job_try") or 1) > 1  # the cutoff moves once a night, at the first try
@@ -125,13 +97,13 @@ async def _fail_quality(ctx: JobContext, reason: str, run_id: int) -> None:
     await service.quality.runs.finish(run_id, "failed", service.clock.now_ms(), error=reason)
 
 
-@job(client.QUALITY, _fail_quality)
+@job(jobs.QUALITY, _fail_quality)
 async def measure_quality(ctx: JobContext, run_id: int) -> None:
     """Job: measure data quality for a requested run, and store the report."""
     await ctx["service"].quality.carry_out(run_id, 0.8 * ctx["pace"].work_s)
 
 
-@job(client.HOURLY_QUALITY)
+@job(jobs.HOURLY_QUALITY)
 async def hourly_quality(ctx: JobContext) -> None:
     """Hourly job: request a data-quality measurement, unless one is active."""
     service = ctx["service"]
@@ -153,22 +125,16 @@ async def sweep(service: OpenService, pace: Pace) -> None:
         await service.quality.start(quality_id)
 
 
-FUNCTIONS = tuple(
-    func(cast(Any, each), name=name, max_tries=FOR_EVER)
-    for name, each in (
-        (client.TIP_EVENTS, tip_events),
-        (client.LARGE_TIP_EVENTS, large_tip_events),
-        (client.CONSUME, consume_events),
-        (client.REBUILD, run_rebuild),
-        (client.QUALITY, measure_quality),
-        (client.BURY, bury_job),
-    )
-)
+# arq names each by its function, as `app.stores.queue.jobs` does.
+FUNCTIONS = [
+    func(cast(Any, each), max_tries=FOR_EVER)
+    for each in (tip_events, consume_events, run_rebuild, measure_quality, bury_job)
+]
 
 
 def crons(pace: Pace, queue_name: str = client.QUEUE) -> list[CronJob]:
     """The scheduled jobs: pruning at 3:17, before the day begins in Europe, and data quality every hour."""
-    nightly, hourly = (client.own_name(name, queue_name) for name in (client.PRUNE, client.HOURLY_QUALITY))
+    nightly, hourly = (client.own_name(name, queue_name) for name in (jobs.PRUNE, jobs.HOURLY_QUALITY))
     return [
         cron(prune, name=nightly, hour=3, minute=17, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
         cron(hourly_quality, name=hourly, minute=41, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
@@ -194,21 +160,6 @@ def __getattr__(name: str) -> type:
         "on_startup": refuse,
     }
     return type(name, (), attributes)
-
-
-def consistency_monitor(service: OpenService) -> ConsistencyMonitor:
-    return ConsistencyMonitor(
-        checker=service.checker,
-        users_per_s=service.settings.audit_users,
-        random=Random(),  # noqa: S311  # draws a sample
-        clock=service.clock,
-        metrics=service.metrics,
-    )
-
-
-def decision_monitor(service: OpenService) -> DecisionMonitor:
-    checker, per_round = service.decision_checker, service.settings.audit_users
-    return DecisionMonitor(checker, per_round, Random(), service.metrics)  # noqa: S311  # draws a sample
 
 
 async def work(
@@ -243,8 +194,17 @@ async def work(
             repeat("roll-out", rollout_monitor.once, monitor.EVERY_S),
         ]
         if settings.audit_users:
-            periodic.append(repeat("audit", consistency_monitor(service).round, ROUND_S))
-            periodic.append(repeat("decision audit", decision_monitor(service).round, ROUND_S))
+            sample, metrics = Random(), service.metrics  # noqa: S311  # draws a sample
+            profiles = ConsistencyMonitor(
+                checker=service.checker,
+                users_per_s=settings.audit_users,
+                random=sample,
+                clock=service.clock,
+                metrics=metrics,
+            )
+            decisions = DecisionMonitor(service.decision_checker, settings.audit_users, sample, metrics)
+            periodic.append(repeat("audit", profiles.round, ROUND_S))
+            periodic.append(repeat("decision audit", decisions.round, ROUND_S))
         await stack.enter_async_context(running(*periodic))
         ctx = context(service, pace)
         stack.push_async_callback(ctx["handover"].close, STOP_GRACE_S)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from app.stores.queue.client import TIP_EVENTS, connect
+from app.stores.queue.client import connect
+from app.stores.queue.jobs import TIP_EVENTS
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet, Member
 from tests.support.http import Connection

@@ -9,7 +9,8 @@ from time import monotonic
 import pytest
 
 from app.events.consume import SWEEP_AGE_MS
-from app.stores.queue.client import TIP_EVENTS, connect
+from app.stores.queue.client import connect
+from app.stores.queue.jobs import TIP_EVENTS
 from app.stores.queue.worker import ARQ_EXTRA_S
 from app.worker import SWEEP_EVERY_S
 from tests.support.events import payload, served

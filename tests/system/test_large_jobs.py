@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
 
-from app.stores.queue.client import QUEUE, TIP_EVENTS, connect
-from app.stores.queue.large_jobs import PIECE_EVENTS
-from tests.support.faulty_worker import JOB_TIMEOUT_S
+from app.stores.queue.client import QUEUE, connect
+from app.stores.queue.jobs import PIECE_EVENTS, TIP_EVENTS
+from app.stores.queue.worker import MAX_JOBS
 from tests.support.fleet import Fleet
 from tests.support.waiting import eventually_async
 
@@ -42,9 +42,9 @@ async def test_large_job_ends_when_a_worker_is_killed(fleet: Fleet, count: int) 
         return bool(fleet.rows("SELECT COUNT(*) FROM event_log")[0][0] >= least)
 
     await eventually_async(lambda: stored(count // 3), 60 + count / 2_000)
-    assert await queue.zcard(QUEUE) == 1
+    assert await queue.zcard(QUEUE) > 0
     worker.program.kill()
-    assert await queue.delete(f"arq:in-progress:{job.job_id}") == 1, f"else it comes back after {JOB_TIMEOUT_S + 10} s"
+    await queue.delete(*await queue.keys("arq:in-progress:*"))  # else they come back after the job timeout and 10 s
     worker = fleet.faulty_worker()
     process = psutil.Process(worker.program.pid)
 
@@ -56,12 +56,12 @@ async def test_large_job_ends_when_a_worker_is_killed(fleet: Fleet, count: int) 
     assert set(fleet.stored().values()) == {1}
     assert len(fleet.stored()) == count - count // 1_000
     letters = fleet.rows("SELECT COUNT(*), MIN(error) FROM dead_letters")
-    assert letters[0][0] in (count // 1_000, count // 1_000 + 1), "a piece may be taken in again after the kill"
+    assert 0 <= letters[0][0] - count // 1_000 <= MAX_JOBS, "a running job may be taken in again after the kill"
     assert "tip_id" in letters[0][1]
     assert highest - idle < GROWTH_MIB * MIB
-    assert await queue.keys("arq:large:*") + await queue.keys("arq:job:*") == []
+    assert await queue.keys("arq:job:*") == []
     assert worker.program.stop() == 0
-    # As the second worker wrote it down when it stopped: it went on, and did not begin anew.
+    # As the second worker recorded when it stopped: it took in again only the jobs that were running at the kill.
     known = fleet.rows("SELECT COALESCE(SUM(body ->> '$.counts.events_duplicate'), 0) FROM samples")
-    assert known[0][0] <= PIECE_EVENTS
+    assert known[0][0] <= MAX_JOBS * PIECE_EVENTS
     await queue.aclose(close_connection_pool=True)

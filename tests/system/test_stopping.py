@@ -11,7 +11,8 @@ from time import monotonic
 
 import pytest
 
-from app.stores.queue.client import QUEUE, TIP_EVENTS, connect
+from app.stores.queue.client import QUEUE, connect
+from app.stores.queue.jobs import TIP_EVENTS
 from tests.support.balancer import balancer
 from tests.support.chat_server import chat_server, is_silent
 from tests.support.events import payload, served

@@ -13,7 +13,8 @@ import pytest_asyncio
 from arq.connections import ArqRedis
 from arq.constants import job_key_prefix
 
-from app.stores.queue.client import QUEUE, TIP_EVENTS, connect
+from app.stores.queue.client import QUEUE, connect
+from app.stores.queue.jobs import TIP_EVENTS
 from tests.support.events import feedback, payload, served
 from tests.support.http import Broken, Connection, serving
 from tests.support.live import new_user

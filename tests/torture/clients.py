@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from arq.connections import ArqRedis
 
-from app.stores.queue.client import TIP_EVENTS
+from app.stores.queue.jobs import TIP_EVENTS
 from app.stores.valkey.pool import AWAY
 from tests.support.http import Answer, Broken, Connection
 from tests.torture.checker import Moments, Read, Write

@@ -12,7 +12,7 @@ from statistics import linear_regression
 from time import monotonic, time
 
 from app.features.clock import DAY_MS, rfc3339
-from app.stores.queue.client import TIP_EVENTS
+from app.stores.queue.jobs import TIP_EVENTS
 from tests.support.processes import resident_mib
 from tests.torture.clients import Client
 from tests.torture.deployment import Deployment

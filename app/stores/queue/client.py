@@ -1,24 +1,21 @@
 """The arq queue, as the API and the command line use it: enqueueing jobs and querying the queue's state.
 
 Publishing never raises and never blocks the caller. If a job is lost, the worker's periodic sweep finds its events in
-the event log. Jobs are encoded as msgpack. If a job is not msgpack or has an unknown name, the worker stores the job
-itself as a dead letter. A pickle is never loaded.
+the event log.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import Overloaded, QueueUnavailable
-from app.events.naming import names, not_naming
+from app.stores.queue.jobs import CONSUME, JOB_PREFIX, QUALITY, REBUILD, deserialize, serialize, split, without_user
 from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
 from app.telemetry import Metrics, logger
 
@@ -29,24 +26,10 @@ if TYPE_CHECKING:
 # arq's own constants. arq is imported on first use, because it takes 5 ms of the start.
 QUEUE = "arq:queue"
 HEALTH_SUFFIX = ":health-check"
-JOB_PREFIX = "arq:job:"
 HEALTH_KEY = QUEUE + HEALTH_SUFFIX
 # A sorted set of the ids of the databases in which workers of this queue store events, by the time of the last report.
 DATABASES_SUFFIX = ":databases"
 SHOWN_MS = 15_000
-CONSUME = "consume_events"
-TIP_EVENTS = "tip_events"
-LARGE_TIP_EVENTS = "large_tip_events"
-REBUILD = "run_rebuild"
-BURY = "bury_job"
-QUALITY = "measure_quality"
-PRUNE = "cron:prune"
-HOURLY_QUALITY = "cron:quality"
-JOBS = frozenset({CONSUME, TIP_EVENTS, LARGE_TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
-PICKLED = "the job is a pickle, the default of arq; publish with job_serializer=msgspec.msgpack.encode"
-_PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
-MOST_TRIES = 1_000
-YEAR_3000_MS = 32_503_680_000_000
 TIMEOUT_S = 1.0
 CLOSE_S = 2.0
 MAX_CONNECTIONS = 8
@@ -54,78 +37,6 @@ JOBS_AT_ONCE = 20
 # A job costs far more than an event, and no caller waits for it: the keys are deleted already.
 BOUNDS = Bounds(kind="publishing", at_once=1_000, most=100_000, apart_s=0.05)
 log = logger("stores.queue")
-
-
-def serialize(job: dict[str, Any]) -> bytes:
-    """Encode a job, or its result, as msgpack."""
-    return msgspec.msgpack.encode(job, enc_hook=repr)
-
-
-class _Job(msgspec.Struct):
-    """A job as arq encodes it. Publishers without arq may omit all fields but `f` and `a`. `f`: name of the function.
-    `a`, `k`: positional and keyword arguments. `t`: current try, from 1. `et`: time of enqueueing in milliseconds."""
-
-    f: str
-    a: list[Any]
-    k: dict[str, Any] = msgspec.field(default_factory=dict)
-    t: int | None = None
-    et: int = 0
-
-
-def deserialize(raw: bytes) -> dict[str, Any]:
-    """Decode a job into the mapping that arq expects. An invalid job becomes one that stores its content as a dead
-    letter. Never raises: arq drops a job that it cannot deserialize, and a field of a wrong type ends the worker."""
-    try:
-        found = msgspec.msgpack.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
-        reason = PICKLED if is_pickle(raw) and raw.endswith(b".") else f"the job is not msgpack: {error}"
-        return burial(raw.decode("utf-8", "backslashreplace"), reason)
-    try:
-        job = msgspec.convert(found, _Job)
-    except (msgspec.ValidationError, RecursionError) as error:
-        return burial(found, f"not a job: {error}")
-    if job.f not in JOBS and not job.f.startswith((PRUNE + ":", HOURLY_QUALITY + ":")):
-        return burial(found, f"unknown job {job.f!r}; publish events as {TIP_EVENTS}")
-    if job.f == TIP_EVENTS and (len(job.a) != 1 or job.k):
-        return burial(found, f"{TIP_EVENTS} takes one argument, a list of events")
-    tries = min(max(job.t or 1, 1), MOST_TRIES)
-    enqueued_at_ms = job.et if 0 <= job.et < YEAR_3000_MS else 0
-    return {"t": tries, "f": job.f, "a": job.a, "k": job.k, "et": enqueued_at_ms}
-
-
-def is_pickle(raw: bytes) -> bool:
-    """Whether the first bytes are those of a pickle of protocol 2 to 5."""
-    return raw.startswith(_PICKLE)
-
-
-def burial(payload: object, reason: str) -> dict[str, Any]:
-    """A job that stores `payload` as a dead letter with `reason` as its error."""
-    return {"t": 1, "f": BURY, "a": [payload, reason], "k": {}, "et": 0}
-
-
-def without_user(raw: bytes, user_id: str) -> bytes:
-    """Remove a user from the bytes of a waiting job, and return the new bytes.
-
-    An argument that is a list loses its items that name the user. An argument of any other type that names the user
-    becomes an empty list. If the user is named outside the arguments, or in bytes that cannot be decoded, the whole job
-    becomes a `tip_events` job without events.
-    """
-    if user_id.encode() not in raw:
-        return raw
-    try:
-        found = msgspec.msgpack.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
-        found = raw
-    if isinstance(found, dict) and isinstance(arguments := found.pop("a", None), list) and not names(found, user_id):
-        rest = [_rest(argument, user_id) for argument in arguments]
-        return raw if rest == arguments else serialize({**found, "a": rest})
-    return serialize({"f": TIP_EVENTS, "a": [[]]}) if names(found, user_id) else raw
-
-
-def _rest(argument: object, user_id: str) -> object:
-    if isinstance(argument, list):
-        return not_naming(argument, argument, user_id)
-    return [] if names(argument, user_id) else argument
 
 
 def connect(
@@ -209,24 +120,23 @@ class Queue:
 
     async def erase(self, user_id: str) -> int:
         """Remove a user's events from waiting jobs; return how many jobs changed. Raises `QueueUnavailable`."""
-        from app.stores.queue.large_jobs import LargeJob, position_of, set_aside  # noqa: PLC0415  # a cycle
-
         touched = 0
-        waiting = [job_id.decode() for job_id in await self._ask("ZRANGE", self._name, "0", "-1")]
-        for start in range(0, len(waiting), JOBS_AT_ONCE):
-            ids = waiting[start : start + JOBS_AT_ONCE]
-            await asyncio.gather(*(set_aside(self._redis, job_id) for job_id in ids))  # so that no job is large
+        async for ids in self._waiting():
+            with _answering():
+                await asyncio.gather(*(split(self._redis, job_id) for job_id in ids))
+        async for ids in self._waiting():
             keys = [JOB_PREFIX + job_id for job_id in ids]
-            for job_id, key, raw in zip(ids, keys, await self._ask("MGET", *keys), strict=True):
-                if raw is not None and (position := position_of(deserialize(raw))) is not None:
-                    touched += await LargeJob(self._redis, job_id).erase(user_id, position)
-                    continue
-                if raw is None or (rest := without_user(raw, user_id)) == raw:
-                    continue
+            for key, raw in zip(keys, await self._ask("MGET", *keys), strict=True):
                 # XX: a worker may have finished the job meanwhile, which must not be recreated.
-                await self._ask("SET", key, rest, "XX", "KEEPTTL")
-                touched += 1
+                if raw is not None and (rest := without_user(raw, user_id)) != raw:
+                    await self._ask("SET", key, rest, "XX", "KEEPTTL")
+                    touched += 1
         return touched
+
+    async def _waiting(self) -> AsyncIterator[list[str]]:
+        ids = [job_id.decode() for job_id in await self._ask("ZRANGE", self._name, "0", "-1")]
+        for start in range(0, len(ids), JOBS_AT_ONCE):
+            yield ids[start : start + JOBS_AT_ONCE]
 
     async def close(self) -> None:
         """Publish pending events for up to `CLOSE_S` seconds, then close."""
@@ -241,10 +151,8 @@ class Queue:
             log.warning("publish_failed", job=job, error=str(error))
 
     async def _ask(self, *command: str | bytes) -> Any:
-        try:
+        with _answering():
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
-        except AWAY as error:
-            raise QueueUnavailable(f"{type(error).__name__}: {error}", public_reason(error)) from error
 
     async def _enqueue(self, parts: Sequence[Sequence[int]]) -> list[None]:
         try:
@@ -253,3 +161,11 @@ class Queue:
             self._metrics.publish_failures.inc()
             log.warning("publish_failed", job=CONSUME, error=str(error))
         return [None] * len(parts)
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except AWAY as error:
+        raise QueueUnavailable(f"{type(error).__name__}: {error}", public_reason(error)) from error

@@ -22,8 +22,8 @@ from arq.worker import Function, Worker
 from redis.connection import HiredisRespSerializer
 
 from app.concurrency.tasks import end
-from app.stores.queue.client import connect, deserialize, health_key, serialize
-from app.stores.queue.large_jobs import set_aside
+from app.stores.queue.client import connect, health_key
+from app.stores.queue.jobs import deserialize, serialize, split
 from app.stores.valkey.pool import AWAY
 from app.telemetry import logger
 
@@ -98,8 +98,8 @@ async def keep_working(
 
 
 class _Worker(Worker):
-    """arq's worker, changed in three ways: polls are counted, `set_aside` replaces a large job before arq fetches the
-    job, and no further job is started once `allow_pick_jobs` is false."""
+    """arq's worker, changed in three ways: polls are counted, a large job is split before arq fetches it, and no more
+    jobs are started once `allow_pick_jobs` is false."""
 
     rounds = 0
 
@@ -115,8 +115,8 @@ class _Worker(Worker):
             await super().start_jobs([job_id])
 
     async def run_job(self, job_id: str, score: int) -> None:
-        """Run a job. First let `set_aside` replace a large job, which arq would fetch as a whole."""
-        await set_aside(self.pool, job_id)
+        """Run a job. First split a large job, which arq would fetch as a whole."""
+        await split(self.pool, job_id)
         await super().run_job(job_id, score)
 
     async def heart_beat(self) -> None:

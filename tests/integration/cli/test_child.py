@@ -26,3 +26,4 @@ def test_child_is_this_program_when_the_directory_shadows_it(tmp_path: Path, mon
 
     eventually_sync(ended)
     assert codes[-1] == 2  # ours refuses the setting
+    child.stop()

@@ -66,7 +66,7 @@ def test_each_command_has_help(profiles: Run) -> None:
         shown = profiles(*name.split(), "--help")
         assert shown.code == 0
         assert shown.out.startswith(f"Usage: profiles {name}")
-        assert "--with-parent" not in shown.out
+        assert "--supervisor" not in shown.out
         assert len(shown.out.splitlines()) > 5, name
 
 

@@ -34,9 +34,10 @@ from app.features.clock import DAY_MS
 from app.features.events import LoggedEvent
 from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.settings import Settings
-from app.stores.queue import client as queue
+from app.stores.queue import jobs as queue_jobs
 from app.stores.queue import worker as queue_worker
-from app.stores.queue.client import HEALTH_KEY, QUEUE, TIP_EVENTS, connect
+from app.stores.queue.client import HEALTH_KEY, QUEUE, connect
+from app.stores.queue.jobs import TIP_EVENTS
 from app.stores.queue.worker import ARQ_EXTRA_S, Pace
 from app.stores.sql.backlog import backlog
 from app.stores.valkey.embedded import EmbeddedServer
@@ -202,7 +203,7 @@ async def test_consumption_is_left_to_the_sweep_after_failures(
         with pytest.raises(Retry):
             await module.consume_events(ctx, [1])
     await module.consume_events(ctx, [1])
-    assert jobs(service, queue.CONSUME, "given up") == 1
+    assert jobs(service, queue_jobs.CONSUME, "given up") == 1
 
 
 async def test_rebuild_fails_after_its_attempts(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +261,7 @@ async def test_hourly_measurement_is_skipped_while_one_runs(service: OpenService
     await module.hourly_quality(job(service))
     (run,) = await service.quality.runs.newest(10)
     assert (run.state, run.requested_by) == ("queued", module.HOURLY)
-    assert {entry.name for entry in module.crons(PACE)} <= queue.JOBS
+    assert {entry.name for entry in module.crons(PACE)} <= queue_jobs.JOBS
 
 
 async def test_pruning_continues_in_pieces(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +273,7 @@ async def test_pruning_continues_in_pieces(service: OpenService, monkeypatch: py
         with pytest.raises(Retry) as caught:
             await module.prune(job(service))
     assert caught.value.defer_score == 0
-    assert jobs(service, queue.PRUNE, "continued") == 1
+    assert jobs(service, queue_jobs.PRUNE, "continued") == 1
     await module.prune(job(service, 2))
     assert (await backlog(service.database)).unconsumed == 0
 
@@ -406,9 +407,9 @@ async def test_worker_continues_when_the_queue_holds_garbage(settings: Settings,
     junk: dict[str, bytes] = {
         "pickle": pickle.dumps({"f": TIP_EVENTS}),
         "noise": os.urandom(64),
-        "wrong types": queue.serialize({"f": TIP_EVENTS, "a": [[]], "k": {}, "t": "x", "et": "y"}),
-        "huge": queue.serialize({"f": TIP_EVENTS, "a": ["no list"], "k": {}, "t": 2**60, "et": 2**60}),
-        "unknown": queue.serialize({"f": "drop_tables", "a": [], "k": {}}),
+        "wrong types": queue_jobs.serialize({"f": TIP_EVENTS, "a": [[]], "k": {}, "t": "x", "et": "y"}),
+        "huge": queue_jobs.serialize({"f": TIP_EVENTS, "a": ["no list"], "k": {}, "t": 2**60, "et": 2**60}),
+        "unknown": queue_jobs.serialize({"f": "drop_tables", "a": [], "k": {}}),
     }
     async with working(settings) as (service, _):
         for job_id, raw in junk.items():

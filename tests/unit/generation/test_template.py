@@ -157,7 +157,8 @@ def test_phrases_have_their_places_and_no_more(language: str) -> None:
         "good_hour": 1, "good_midnight": 0, "note": 2, "unnamed": 0,
     }  # fmt: skip
     assert {name: getattr(phrases, name).count("{}") for name in places} == places
-    assert len(phrases.weekdays) == len(set(phrases.weekdays)) == 7
-    assert len(phrases.months) == len(set(phrases.months)) == 12
+    weekdays, months = phrases.weekdays.split(), phrases.months.split()
+    assert len(weekdays) == len(set(weekdays)) == 7
+    assert len(months) == len(set(months)) == 12
     assert set(phrases.encouragement) == {"unknown", "wary", "finisher", "mixed", "hesitant"}
     assert phrases.quotes[0] != phrases.quotes[1]

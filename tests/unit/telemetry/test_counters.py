@@ -23,7 +23,7 @@ def said(registry: CollectorRegistry) -> list[str]:
 @given(st.lists(st.integers(0, 1_000_000)))
 def test_counter_agrees_with_prometheus(counted: list[int]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    tally = FastCounter("profiles_things_total", TEXT, ours)
+    tally = FastCounter(ours, "profiles_things_total", TEXT)
     counter = Counter("profiles_things_total", TEXT, registry=theirs)
     for by in counted:
         tally.inc(by)
@@ -34,7 +34,7 @@ def test_counter_agrees_with_prometheus(counted: list[int]) -> None:
 @given(st.lists(st.tuples(st.sampled_from(["/a", "/b"]), st.sampled_from([200, 404]), observed)))
 def test_histogram_agrees_with_prometheus(observations: list[tuple[str, int, float]]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    tally = HistogramCollector(NAME, TEXT, FAST, LABELS, ours)
+    tally = HistogramCollector(ours, NAME, TEXT, FAST, LABELS)
     histogram = Histogram(NAME, TEXT, LABELS, buckets=FAST, registry=theirs)
     for route, status, value in observations:
         tally.labels(route, status).observe(value)
@@ -44,4 +44,4 @@ def test_histogram_agrees_with_prometheus(observations: list[tuple[str, int, flo
 
 def test_histogram_refuses_wrong_labels() -> None:
     with pytest.raises(ValueError, match="route, status"):
-        HistogramCollector(NAME, TEXT, FAST, LABELS, CollectorRegistry()).labels("/a")
+        HistogramCollector(CollectorRegistry(), NAME, TEXT, FAST, LABELS).labels("/a")

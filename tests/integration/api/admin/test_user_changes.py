@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from arq.constants import job_key_prefix
 
-from app.stores.queue.client import QUEUE, TIP_EVENTS, serialize
+from app.stores.queue.client import QUEUE
+from app.stores.queue.jobs import TIP_EVENTS, serialize
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.api.admin.test_user_inspection import look
 from tests.integration.api.admin.test_users import put

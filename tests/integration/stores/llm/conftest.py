@@ -9,8 +9,7 @@ from itertools import count
 import pytest
 import pytest_asyncio
 
-from app.stores.llm.client import LlmClient
-from app.stores.llm.writer import LlmWriter
+from app.stores.llm import LlmClient, LlmWriter
 from app.stores.system_clock import SystemClock
 from tests.support.chat_server import ChatServer, chat_server
 

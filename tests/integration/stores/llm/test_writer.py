@@ -12,9 +12,8 @@ import pytest
 
 from app.errors import ModelFailed
 from app.generation.prompt import SYSTEM, prompt_for, tip_schema
-from app.stores.llm import writer as writers
-from app.stores.llm.parsing import text_in
-from app.stores.llm.writer import LlmWriter
+from app.stores import llm as writers
+from app.stores.llm import LlmWriter, text_in
 from tests.integration.stores.llm.conftest import KEY, OpenWriter
 from tests.support.chat_server import (
     ChatServer,

@@ -19,7 +19,9 @@ from redis.asyncio.connection import BlockingConnectionPool
 
 from app.errors import QueueUnavailable
 from app.stores.queue import client as queue
-from app.stores.queue.client import BURY, CONSUME, JOBS, REBUILD, TIP_EVENTS, Queue, connect, deserialize, serialize
+from app.stores.queue import jobs as jobs_module
+from app.stores.queue.client import Queue, connect
+from app.stores.queue.jobs import BURY, CONSUME, JOBS, REBUILD, TIP_EVENTS, deserialize, serialize
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.servers import ask
@@ -35,7 +37,7 @@ def packed(**changes: object) -> bytes:
 
 def test_constants_are_those_of_arq() -> None:
     theirs = (default_queue_name, health_check_key_suffix, job_key_prefix)
-    assert theirs == (queue.QUEUE, queue.HEALTH_SUFFIX, queue.JOB_PREFIX)
+    assert theirs == (queue.QUEUE, queue.HEALTH_SUFFIX, jobs_module.JOB_PREFIX)
 
 
 def test_own_job_round_trips() -> None:
@@ -51,12 +53,12 @@ def test_job_is_accepted_when_it_has_only_its_name_and_arguments() -> None:
 def test_times_and_tries_are_bounded() -> None:
     assert deserialize(packed(et=2**63))["et"] == 0
     assert deserialize(packed(et=-1))["et"] == 0
-    assert deserialize(packed(t=2**63))["t"] == queue.MOST_TRIES
+    assert deserialize(packed(t=2**63))["t"] == jobs_module.MOST_TRIES
     assert deserialize(packed(t=-5))["t"] == 1
 
 
 FOREIGN: dict[str, list[bytes]] = {
-    queue.PICKLED: [pickle.dumps(JOB, protocol) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)],
+    jobs_module.PICKLED: [pickle.dumps(JOB, protocol) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)],
     "the job is not msgpack": [b"", b"\xc1", b"\x91" * 50_000 + b"\x90", b"\xa1\xff"],
     "not a job": [
         msgspec.msgpack.encode([1, 2]),
@@ -106,8 +108,8 @@ def test_arq_continues_for_any_bytes(raw: bytes) -> None:
     assert name in JOBS
     assert isinstance(list(args), list)
     assert all(isinstance(key, str) for key in kwargs)
-    assert 1 <= tries <= queue.MOST_TRIES
-    assert 0 <= enqueued_at_ms < queue.YEAR_3000_MS
+    assert 1 <= tries <= jobs_module.MOST_TRIES
+    assert 0 <= enqueued_at_ms < jobs_module.YEAR_3000_MS
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Large jobs: set aside before arq fetches them, and read in pieces that are what was published."""
+"""Large jobs: split, before arq fetches them, into small ones that hold what was published."""
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC
@@ -14,10 +15,9 @@ from arq.constants import job_key_prefix
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import InvalidInput, QueueUnavailable
-from app.stores.queue import large_jobs as module
-from app.stores.queue.client import BURY, LARGE_TIP_EVENTS, PICKLED, TIP_EVENTS, Queue, connect, deserialize, serialize
-from app.stores.queue.large_jobs import LargeJob, Position, set_aside, split
+from app.stores.queue import jobs as module
+from app.stores.queue.client import QUEUE, Queue, connect
+from app.stores.queue.jobs import BURY, PICKLED, TIP_EVENTS, deserialize, leading, serialize, split
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.servers import ask
@@ -43,13 +43,13 @@ def test_values_are_split_where_they_end(values: list[Any], most: int, data: st.
     whole = b"".join(packed)
     cut = data.draw(st.integers(0, len(whole)))
     complete = [end for end in (len(b"".join(packed[: n + 1])) for n in range(len(packed))) if end <= cut][:most]
-    found, end = split(whole[:cut], most)
+    found, end = leading(whole[:cut], most)
     assert (found, end) == (values[: len(complete)], complete[-1] if complete else 0)
 
 
 @given(st.binary(max_size=200))
 def test_splitting_never_raises(raw: bytes) -> None:
-    values, end = split(raw, 10)
+    values, end = leading(raw, 10)
     assert (len(values) > 0) == (end > 0)
     assert end <= len(raw)
 
@@ -61,42 +61,84 @@ async def client(own_valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
     await connected.aclose(close_connection_pool=True)
 
 
-async def standing(client: ArqRedis) -> tuple[str, list[Any]]:
-    """Name and arguments of the job that stands under the id."""
-    raw = await client.get(KEY)
-    assert raw is not None
-    job = deserialize(raw)
-    return job["f"], job["a"]
+async def waiting(client: ArqRedis) -> list[tuple[str, list[Any]]]:
+    """Name and arguments of every job on the queue, in the order in which a worker takes them."""
+    ids = sorted(await client.zrange(QUEUE, 0, -1), key=lambda job_id: int(job_id.partition(b":")[2] or -1))
+    return [
+        (job["f"], job["a"]) for job in map(deserialize, await client.mget(job_key_prefix + i.decode() for i in ids))
+    ]
 
 
-async def test_large_job_continues_where_it_stopped(client: ArqRedis) -> None:
+async def test_large_job_is_split_into_small_ones(client: ArqRedis) -> None:
     await client.enqueue_job(TIP_EVENTS, EVENTS, _job_id="job")
+    ((_, published),) = await client.zrange(QUEUE, 0, -1, withscores=True)
     lives_ms = await client.pttl(KEY)
-    await set_aside(client, "job")
-    await set_aside(client, "job")  # what stands there now is small
-    name, arguments = await standing(client)
-    assert (name, arguments[1:]) == (LARGE_TIP_EVENTS, [0, len(EVENTS)])
-    assert lives_ms - 10_000 < await client.pttl(KEY) <= lives_ms
-    seen: list[object] = []
-    while (position := Position(*(await standing(client))[1])).taken < position.events:
-        job = LargeJob(client, "job")  # another one each time, as after a kill
-        piece, following = await job.read(position)
-        assert 0 < len(piece) <= module.PIECE_EVENTS
-        seen += piece
-        await job.move(following)
-    assert seen == EVENTS
-    assert 0 < await client.pttl(KEY) <= lives_ms
-    await LargeJob(client, "job").forget()
-    assert await client.keys("arq:large:*") == []
+    await asyncio.gather(*(split(client, "job") for _ in range(3)))
+    await split(client, "job")  # it is small now
+    (name, arguments), *pieces = await waiting(client)
+    assert (name, arguments) == (TIP_EVENTS, [[]])
+    assert {name for name, _ in pieces} == {TIP_EVENTS}
+    assert [event for _, (events,) in pieces for event in events] == EVENTS
+    assert all(0 < len(events) <= module.PIECE_EVENTS for _, (events,) in pieces)
+    for key in await client.keys(job_key_prefix + "*"):
+        assert lives_ms - 10_000 < await client.pttl(key) <= lives_ms
+        assert await client.strlen(key) <= module.PIECE_BYTES
+    assert {score for _, score in await client.zrange(QUEUE, 0, -1, withscores=True)} == {published}
+    raw = await client.get(job_key_prefix + "job:0")
+    assert raw is not None
+    assert deserialize(raw)["et"] == published, "the lag counts from the time of publishing"
+
+
+@pytest.mark.parametrize("done", [1, 5])
+async def test_no_event_is_lost_or_doubled_when_splitting_is_interrupted(
+    client: ArqRedis, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    await client.enqueue_job(TIP_EVENTS, EVENTS, _job_id="job")
+    left = iter(range(done))
+
+    def failing(job: dict[str, Any]) -> bytes:
+        next(left)
+        return serialize(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "serialize", failing)
+        with pytest.raises(RuntimeError):
+            await split(client, "job")
+    assert await waiting(client) == [(TIP_EVENTS, [EVENTS])]
+    await split(client, "job")
+    _, *pieces = await waiting(client)
+    assert [event for _, (events,) in pieces for event in events] == EVENTS
+
+
+async def test_splitting_ends_when_another_process_was_first(
+    client: ArqRedis, own_valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would enqueue events again that an erasure has removed meanwhile."""
+    await client.enqueue_job(TIP_EVENTS, EVENTS, _job_id="job")
+
+    def later(job: dict[str, Any]) -> bytes:
+        monkeypatch.setattr(module, "serialize", serialize)
+        ask(own_valkey, "SET", KEY, serialize({"f": TIP_EVENTS, "a": [[]]}))
+        return serialize(job)
+
+    monkeypatch.setattr(module, "serialize", later)
+    await split(client, "job")
+    assert await waiting(client) == [(TIP_EVENTS, [[]])]
+    assert await client.keys(job_key_prefix + "*") == [KEY.encode()]
 
 
 async def test_small_job_stays_as_it_is(client: ArqRedis) -> None:
     await client.enqueue_job(TIP_EVENTS, EVENTS[:100], _job_id="job")
     before = await client.get(KEY)
-    await set_aside(client, "job")
-    await set_aside(client, "no job")
+    await split(client, "job")
+    await split(client, "no job")
     assert await client.get(KEY) == before
     assert await client.exists(job_key_prefix + "no job") == 0
+
+
+async def published(client: ArqRedis, raw: bytes) -> None:
+    await client.set(KEY, raw)
+    await client.zadd(QUEUE, {"job": 1})
 
 
 def _job(**changes: object) -> bytes:
@@ -119,9 +161,9 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 async def test_large_foreign_job_becomes_a_small_burial(client: ArqRedis, case: str) -> None:
     make, reason = REFUSED[case]
     raw = make()
-    await client.set(KEY, raw)
-    await set_aside(client, "job")
-    name, (shown, said) = await standing(client)
+    await published(client, raw)
+    await split(client, "job")
+    ((name, (shown, said)),) = await waiting(client)
     assert name == BURY
     assert reason in said
     assert shown.endswith(f"… ({len(raw):,} bytes)")
@@ -131,65 +173,36 @@ async def test_large_foreign_job_becomes_a_small_burial(client: ArqRedis, case: 
 
 async def test_job_is_buried_when_it_is_larger_than_allowed(client: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_JOB_BYTES", 300_000)
-    await client.set(KEY, _job(a=[EVENTS * 3]))
-    await set_aside(client, "job")
-    name, (_, said) = await standing(client)
+    await published(client, _job(a=[EVENTS * 3]))
+    await split(client, "job")
+    ((name, (_, said)),) = await waiting(client)
     assert name == BURY
     assert "300,000" in said
-    assert await client.keys("arq:large:*") == []
 
 
-async def test_rest_is_refused_when_an_event_is_missing_or_too_large(client: ArqRedis) -> None:
-    raw = _job(a=[[{"a": 1}, "x" * module.PIECE_BYTES]])
-    await client.set(KEY, raw)
-    await set_aside(client, "job")
-    job, position = LargeJob(client, "job"), Position(*(await standing(client))[1])
-    piece, position = await job.read(position)
-    assert piece == [{"a": 1}]
-    with pytest.raises(InvalidInput, match=r"the event \[1\] of 2 is larger than 262,144 bytes"):
-        await job.read(position)
-    with pytest.raises(InvalidInput, match=r"the event \[2\] of 3 is missing"):
-        await job.read(Position(len(raw), 2, 3))
-
-
-async def test_nothing_is_lost_when_the_queue_is_away(client: ArqRedis, own_valkey: EmbeddedServer) -> None:
-    await client.enqueue_job(TIP_EVENTS, EVENTS, _job_id="job")
-    await set_aside(client, "job")
-    job, position = LargeJob(client, "job"), Position(*(await standing(client))[1])
-    ask(own_valkey, "CONFIG", "SET", "maxclients", "1000")
-    own_valkey.kill()
-    for asking in (job.read(position), job.move(position), job.forget()):
-        with pytest.raises(QueueUnavailable):
-            await asking
+async def test_rest_is_buried_when_an_event_is_missing_or_too_large(client: ArqRedis) -> None:
+    whole = _job(a=[[{"a": 1}, "x" * module.PIECE_BYTES]])
+    for raw, fault in (
+        (whole, "the event [1] of 2 is larger than 262,144 bytes; the rest cannot be read"),
+        (_job(a=[EVENTS])[:-100_000], "is missing; the rest cannot be read"),
+    ):
+        await published(client, raw)
+        await split(client, "job")
+        (name, (_, said)), (_, (first,)), *_ = await waiting(client)
+        assert name == BURY
+        assert said.endswith(fault)
+        assert first[0] in ({"a": 1}, EVENTS[0])
+        await client.flushall()
 
 
 async def test_erasing_removes_events_from_large_jobs(client: ArqRedis, own_valkey: EmbeddedServer) -> None:
-    def event(number: int, size: int) -> dict[str, str]:
-        return {"event_id": "x" * size, "user_id": "ann" if number % 3 == 0 else "annabel"}
-
-    sizes = [*range(200, 300), 65_400, 65_500, 65_600, *[100] * 3_000]
-    events = [event(number, size) for number, size in enumerate(sizes)]
-    await client.enqueue_job(TIP_EVENTS, events, _job_id="job")  # whole
-    await client.enqueue_job(TIP_EVENTS, events, _job_id="begun")
-    await set_aside(client, "begun")
-    job = LargeJob(client, "begun")
-    raw = await client.get(job_key_prefix + "begun")
-    assert raw is not None
-    _, begun = await job.read(Position(*deserialize(raw)["a"]))
-    await job.move(begun)
-
+    events = [{**event, "user_id": "ann" if number % 3 == 0 else "annabel"} for number, event in enumerate(EVENTS)]
+    await client.enqueue_job(TIP_EVENTS, events, _job_id="job")
     opened = Queue(own_valkey.url, Metrics())
-    assert await opened.erase("ann") == 2
+    assert await opened.erase("ann") > 1
     assert await opened.erase("ann") == 0
     await opened.close()
-    for job_id, expected in (("job", events), ("begun", events[begun.taken :])):
-        raw = await client.get(job_key_prefix + job_id)
-        assert raw is not None
-        position, left = Position(*deserialize(raw)["a"]), list[object]()
-        while position.taken < position.events:
-            piece, position = await LargeJob(client, job_id).read(position)
-            left += piece
-        assert left == [item for item in expected if item["user_id"] == "annabel"]
-    await job.forget()
-    assert not await job.erase("ann", begun)
-    assert await client.keys("arq:large:begun") == []
+    _, *pieces = await waiting(client)
+    assert [event for _, (left,) in pieces for event in left] == [
+        item for item in events if item["user_id"] == "annabel"
+    ]

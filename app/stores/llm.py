@@ -1,0 +1,279 @@
+"""Writes tips with a language model behind an OpenAI-compatible chat-completions endpoint.
+
+A request holds a model, two messages, `stream: false` and a JSON schema for the answer. Every other option is refused
+by some endpoint.
+
+Invariants:
+- `write` ends within `patience_s`, whatever the endpoint does, including retries and pauses. A request is repeated at
+  most once after 429, 5xx or a failed connection, and at most once without a schema that was refused.
+- At most `MOST_BYTES` of an answer are read. Compression is not accepted, because a small compressed body could expand
+  to a large one.
+- A redirect is not followed: it would send prompt and key to another address.
+- Proxy variables and `.netrc` are ignored: the settings of other programs must not decide which server gets the prompt
+  and which key is sent. An operator who needs a proxy sets the URL of the proxy as the endpoint.
+- The key is sent in one header only, and a text that repeats it is not used. No error message quotes the answer, which
+  may contain the key or the prompt.
+- An answer that is not a completion counts as a failure of the endpoint. A completion without a tip fails one call, and
+  the endpoint stays in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+import httpx
+import msgspec
+from msgspec import Meta
+
+from app.errors import ModelFailed
+from app.features.clock import Clock, to_ms
+from app.generation.ports import TipRequest
+from app.generation.prompt import Prompt, Tip, prompt_for
+
+CONNECT_S = 2.0
+MOST_BYTES = 64 * 1024
+SECRET_CHARS = 16  # shorter keys are placeholders for a local server that accepts any key
+_FENCE = "```"
+_CUT = frozenset({"length", "content_filter"})
+PATIENCE_S = 8.0
+RETRIES = 1
+PAUSE_S = 0.25  # before a retry, if the endpoint sends no Retry-After
+LEAST_S = 1.0  # no retry if less time than this remains for its answer
+PLAIN_FOR_S = 600.0  # an endpoint that refused the schema gets none for this long
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
+
+
+class Reply(NamedTuple):
+    """An HTTP answer, whatever its status. `retry_after` is the raw `Retry-After` header; None if it is missing."""
+
+    status: int
+    body: bytes
+    retry_after: str | None
+
+
+class NotConnected(ModelFailed):
+    """The connection failed before an answer began, so the request may be sent again."""
+
+
+class LlmClient:
+    def __init__(self, url: str, key: str | None = None, *, connect_s: float = CONNECT_S) -> None:
+        """`/chat/completions` is appended to `url`, the base URL. `connect_s`: seconds allowed for connecting."""
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        self._secret = key if key is not None and len(key) >= SECRET_CHARS else None
+        self._url = f"{url}/chat/completions"
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            # The caller has a deadline for the whole answer. A limit per read would never end a slow trickle.
+            timeout=httpx.Timeout(None, connect=connect_s),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
+            follow_redirects=False,
+            event_hooks={"response": [_remove_location]},
+            trust_env=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # cookies would accumulate
+            verify=_tls(url),
+        )
+
+    async def post(self, body: dict[str, Any]) -> Reply:
+        """Send `body` as JSON and return the answer, whatever its status.
+
+        Raises:
+            NotConnected: no connection was made, or it broke before an answer began.
+            ModelFailed: the connection broke within the answer, or the answer has more than `MOST_BYTES`.
+        """
+        begun = False
+        try:
+            async with self._client.stream("POST", self._url, json=body) as response:
+                begun = True
+                taken = bytearray()
+                async for piece in response.aiter_raw():
+                    taken += piece
+                    if len(taken) > MOST_BYTES:
+                        raise ModelFailed("invalid answer", f"the answer has more than {MOST_BYTES} bytes")
+                return Reply(response.status_code, bytes(taken), response.headers.get("retry-after"))
+        except httpx.ConnectTimeout:
+            raise NotConnected("timeout", "no connection in time") from None
+        except httpx.HTTPError as error:
+            # The type and not the text, which for invalid HTTP contains bytes of the answer.
+            kind = type(error).__name__
+            if begun:
+                raise ModelFailed("connection failed", f"the connection broke within the answer ({kind})") from None
+            raise NotConnected("connection failed", f"no answer began ({kind})") from None
+
+    def holds_key(self, text: str) -> bool:
+        """Whether a text contains the API key. False for a key of fewer than `SECRET_CHARS` characters, or none."""
+        return self._secret is not None and self._secret in text
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+async def _remove_location(response: httpx.Response) -> None:
+    """Remove the `Location` header: httpx, though it follows no redirect, fails if this header is not a URL."""
+    response.headers.pop("location", None)
+
+
+def _tls(url: str) -> ssl.SSLContext:
+    """A TLS context that trusts the public certificate authorities and those installed on the system."""
+    if not url.startswith("https:"):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused; loading certificates takes tens of milliseconds
+    context = httpx.create_ssl_context(trust_env=False)
+    context.load_default_certs()
+    return context
+
+
+class Message(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class Choice(msgspec.Struct):
+    message: Message
+    finish_reason: str | None = None
+
+
+class Completion(msgspec.Struct):
+    """A chat completion, reduced to the fields that this module reads."""
+
+    choices: Annotated[list[Choice], Meta(min_length=1)]
+
+
+_COMPLETION = msgspec.json.Decoder(Completion)
+_TIP = msgspec.json.Decoder(Tip)
+
+
+def text_in(body: bytes) -> str:
+    """Extract the text of the tip from the body of an answer.
+
+    Raises:
+        ModelFailed: the body is not a chat completion, or its content is not a tip.
+    """
+    try:
+        choice = _COMPLETION.decode(body).choices[0]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise ModelFailed("invalid answer", "it is no chat completion") from None
+    content = choice.message.content
+    if choice.message.refusal:
+        _no_tip("the model refused to answer")
+    if choice.finish_reason in _CUT:
+        _no_tip("it was cut short")
+    if not content:
+        _no_tip("it is empty")
+    try:
+        return _TIP.decode(_unfenced(content)).text
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        _no_tip("it is not the JSON that was asked for")
+
+
+def _unfenced(content: str) -> str:
+    """Remove the Markdown fence that models often put around JSON if the request has no schema. A regular expression
+    would backtrack for hours on an answer that ends in thousands of spaces."""
+    text = content.strip()
+    if len(text) < 2 * len(_FENCE) or not (text.startswith(_FENCE) and text.endswith(_FENCE)):
+        return content
+    inside = text[len(_FENCE) : -len(_FENCE)]
+    return (inside[4:] if inside[:4].lower() == "json" else inside).strip()
+
+
+def _no_tip(detail: str) -> NoReturn:
+    raise ModelFailed("invalid answer", detail, well=True) from None
+
+
+class LlmWriter:
+    """Writes tips with a language model. Implements `app.generation.ports.Writer`."""
+
+    def __init__(
+        self,
+        client: LlmClient,
+        model: str,
+        clock: Clock,
+        new_mark: Callable[[], str],
+        *,
+        patience_s: float = PATIENCE_S,
+        least_s: float = LEAST_S,
+    ) -> None:
+        """`new_mark` returns new unpredictable letters and digits, which delimit the user's task in a prompt.
+
+        `patience_s`: time limit of one call of `write`. No retry begins with less than `least_s` of that time left.
+        """
+        self._client = client
+        self._model = model
+        self._clock = clock
+        self._new_mark = new_mark
+        self._patience_s = patience_s
+        self._least_s = least_s
+        self._plain_until = float("-inf")
+
+    async def write(self, order: TipRequest) -> str:
+        until = self._clock.monotonic() + self._patience_s
+        try:
+            async with asyncio.timeout(self._patience_s):
+                return await self._ask(prompt_for(order, self._new_mark()), until)
+        except TimeoutError:
+            raise ModelFailed("timeout", f"no whole answer in {self._patience_s:g} s") from None
+
+    async def _ask(self, prompt: Prompt, until: float) -> str:
+        with_schema = self._clock.monotonic() >= self._plain_until
+        schema_refused, retries = False, RETRIES
+        while True:
+            try:
+                reply = await self._client.post(self._request(prompt, with_schema=with_schema))
+            except NotConnected as error:
+                failed: ModelFailed = error
+                temporary = True
+            else:
+                if 200 <= reply.status < 300:
+                    if schema_refused:
+                        self._plain_until = self._clock.monotonic() + PLAIN_FOR_S
+                    return self._checked(text_in(reply.body))
+                if with_schema and reply.status in (400, 422):
+                    with_schema, schema_refused = False, True
+                    continue
+                failed, temporary = self._failure(reply), reply.status == 429 or reply.status >= 500
+            pause_s = PAUSE_S if failed.pause_s is None else failed.pause_s
+            if not temporary or not retries or self._clock.monotonic() + pause_s + self._least_s > until:
+                raise failed
+            retries -= 1
+            await asyncio.sleep(pause_s)
+
+    def _checked(self, text: str) -> str:
+        if self._client.holds_key(text):
+            raise ModelFailed("invalid answer", "it repeats the key", well=True)
+        return text
+
+    def _request(self, prompt: Prompt, *, with_schema: bool) -> dict[str, Any]:
+        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
+        request: dict[str, Any] = {"model": self._model, "messages": messages, "stream": False}
+        if with_schema:
+            schema = {"name": "tip", "strict": True, "schema": prompt.schema}
+            request["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return request
+
+    def _failure(self, reply: Reply) -> ModelFailed:
+        """The error for an answer whose status is not 2xx.
+
+        400, 413 and 422 may be due to this prompt alone. All other statuses count as a failure of the endpoint.
+        """
+        detail = f"it answered {reply.status}"
+        if reply.status == 429:
+            return ModelFailed("rate limited", detail, pause_s=self._asked_pause_s(reply))
+        if reply.status >= 500:
+            return ModelFailed("server error", detail, pause_s=self._asked_pause_s(reply))
+        return ModelFailed("refused", detail, well=reply.status in (400, 413, 422))
+
+    def _asked_pause_s(self, reply: Reply) -> float | None:
+        """The pause in seconds that `Retry-After` asks for, as a number or a date; None if it is missing or invalid."""
+        value = (reply.retry_after or "").strip()
+        if _SECONDS.fullmatch(value):
+            return float(value)
+        try:
+            return max(0.0, (to_ms(parsedate_to_datetime(value)) - self._clock.now_ms()) / 1_000)
+        except (ValueError, TypeError, OverflowError):  # TypeError: a date without a zone
+            return None

@@ -1,1 +1,0 @@
-"""Client for a language model behind an OpenAI-compatible chat-completions endpoint."""

@@ -1,0 +1,224 @@
+"""The jobs of the queue: their names, their encoding as msgpack, and how a large job is split.
+
+If a job is not msgpack or has an unknown name, the worker stores the job itself as a dead letter. A pickle is never
+loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from redis.exceptions import WatchError
+
+from app.errors import InvalidInput
+from app.events.naming import names, not_naming
+
+if TYPE_CHECKING:
+    from arq.connections import ArqRedis
+
+JOB_PREFIX = "arq:job:"  # arq's own constant
+CONSUME = "consume_events"
+TIP_EVENTS = "tip_events"
+REBUILD = "run_rebuild"
+BURY = "bury_job"
+QUALITY = "measure_quality"
+PRUNE = "cron:prune"
+HOURLY_QUALITY = "cron:quality"
+JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
+PICKLED = "the job is a pickle, the default of arq; publish with job_serializer=msgspec.msgpack.encode"
+_PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+MOST_TRIES = 1_000
+YEAR_3000_MS = 32_503_680_000_000
+PIECE_BYTES = 256 * 1024
+PIECE_EVENTS = 250  # a worker runs 20 jobs at once, and all of them must be stored within the job timeout
+MAX_JOB_BYTES = 256 * 1024 * 1024
+_HEAD_BYTES = 1_000
+# The bytes of a `tip_events` job, as arq writes it, before its first event. They end with the number of events.
+_OPENING = re.compile(
+    rb"[\x82-\x85](?:\xa1t[\xc0\x00-\x7f])?\xa1f\xaatip_events\xa1a\x91(?:([\x90-\x9f])|\xdc(..)|\xdd(....))", re.DOTALL
+)
+# msgpack, by the first byte of a value: https://github.com/msgpack/msgpack/blob/master/spec.md
+_FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}  # nil, false, true, numbers
+_FIXED |= {0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8, 0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17}
+# Width of the length in bytes, and further bytes: binaries, extensions, strings.
+_SIZED = {0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1)}
+_SIZED |= {0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0)}
+_COUNTED = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # width of the count, values per item: arrays, maps
+
+
+def serialize(job: dict[str, Any]) -> bytes:
+    """Encode a job, or its result, as msgpack."""
+    return msgspec.msgpack.encode(job, enc_hook=repr)
+
+
+class _Job(msgspec.Struct):
+    """A job as arq encodes it. Publishers without arq may omit all fields but `f` and `a`. `f`: name of the function.
+    `a`, `k`: positional and keyword arguments. `t`: current try, from 1. `et`: time of enqueueing in milliseconds."""
+
+    f: str
+    a: list[Any]
+    k: dict[str, Any] = msgspec.field(default_factory=dict)
+    t: int | None = None
+    et: int = 0
+
+
+def deserialize(raw: bytes) -> dict[str, Any]:
+    """Decode a job into the mapping that arq expects. An invalid job becomes one that stores its content as a dead
+    letter. Never raises: arq drops a job that it cannot deserialize, and a field of a wrong type ends the worker."""
+    try:
+        found = msgspec.msgpack.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
+        reason = PICKLED if is_pickle(raw) and raw.endswith(b".") else f"the job is not msgpack: {error}"
+        return burial(raw.decode("utf-8", "backslashreplace"), reason)
+    try:
+        job = msgspec.convert(found, _Job)
+    except (msgspec.ValidationError, RecursionError) as error:
+        return burial(found, f"not a job: {error}")
+    if job.f not in JOBS and not job.f.startswith((PRUNE + ":", HOURLY_QUALITY + ":")):
+        return burial(found, f"unknown job {job.f!r}; publish events as {TIP_EVENTS}")
+    if job.f == TIP_EVENTS and (len(job.a) != 1 or job.k):
+        return burial(found, f"{TIP_EVENTS} takes one argument, a list of events")
+    tries = min(max(job.t or 1, 1), MOST_TRIES)
+    enqueued_at_ms = job.et if 0 <= job.et < YEAR_3000_MS else 0
+    return {"t": tries, "f": job.f, "a": job.a, "k": job.k, "et": enqueued_at_ms}
+
+
+def is_pickle(raw: bytes) -> bool:
+    """Whether the first bytes are those of a pickle of protocol 2 to 5."""
+    return raw.startswith(_PICKLE)
+
+
+def burial(payload: object, reason: str) -> dict[str, Any]:
+    """A job that stores `payload` as a dead letter with `reason` as its error."""
+    return {"t": 1, "f": BURY, "a": [payload, reason], "k": {}, "et": 0}
+
+
+def without_user(raw: bytes, user_id: str) -> bytes:
+    """Remove a user from the bytes of a waiting job, and return the new bytes.
+
+    An argument that is a list loses its items that name the user. An argument of any other type that names the user
+    becomes an empty list. If the user is named outside the arguments, or in bytes that cannot be decoded, the whole job
+    becomes a `tip_events` job without events.
+    """
+    if user_id.encode() not in raw:
+        return raw
+    try:
+        found = msgspec.msgpack.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
+        found = raw
+    if isinstance(found, dict) and isinstance(arguments := found.pop("a", None), list) and not names(found, user_id):
+        rest = [_rest(argument, user_id) for argument in arguments]
+        return raw if rest == arguments else serialize({**found, "a": rest})
+    return serialize({"f": TIP_EVENTS, "a": [[]]}) if names(found, user_id) else raw
+
+
+def _rest(argument: object, user_id: str) -> object:
+    if isinstance(argument, list):
+        return not_naming(argument, argument, user_id)
+    return [] if names(argument, user_id) else argument
+
+
+async def split(redis: ArqRedis, job_id: str) -> None:
+    """If a `tip_events` job has more than `PIECE_BYTES`, move its events to jobs of up to `PIECE_EVENTS` each.
+
+    arq fetches and decodes a whole job at once: a million events took 800 MB. A large job of another kind, or of more
+    than `MAX_JOB_BYTES`, is replaced by a job that stores a dead letter, and so is the rest of a job that cannot be
+    read. No event is run twice: the new jobs are on the queue only when the large one is empty.
+    """
+    key, queue = JOB_PREFIX + job_id, redis.default_queue_name
+    at, taken, events, pieces = 0, 0, 1, dict[str, float]()
+    while taken < events and await redis.strlen(key) > PIECE_BYTES:
+        async with redis.pipeline(transaction=True) as pipe:
+            # Without WATCH: 1. this reads a user's events; 2. an erasure splits the job and takes them out of the new
+            # jobs; 3. this stores them again.
+            await pipe.watch(key)
+            size, ttl_ms, score = await pipe.strlen(key), await pipe.pttl(key), await pipe.zscore(queue, job_id) or 0
+            head = await pipe.getrange(key, 0, _HEAD_BYTES - 1)
+            store = partial(pipe.set, px=ttl_ms if ttl_ms > 0 else None)
+            try:
+                if not taken:
+                    at, events = _first_event(head, size)
+                data = await pipe.getrange(key, at, at + PIECE_BYTES - 1)
+                piece, length = leading(data, min(PIECE_EVENTS, events - taken))
+                if not piece:
+                    fault = f"is larger than {PIECE_BYTES:,} bytes" if len(data) == PIECE_BYTES else "is missing"
+                    raise InvalidInput(f"the event [{taken}] of {events} {fault}; the rest cannot be read")
+                rest: dict[str, Any] = {"f": TIP_EVENTS, "a": [[]]}
+            except InvalidInput as error:
+                piece, length, events = [], 0, taken
+                rest = burial(f"{head.decode(errors='backslashreplace')}… ({size:,} bytes)", str(error))
+            pipe.multi()  # type: ignore[no-untyped-call]  # redis-py has no types
+            if piece:
+                pieces[f"{job_id}:{taken}"] = score
+                store(f"{key}:{taken}", serialize({"f": TIP_EVENTS, "a": [piece], "et": int(score)}))
+            at, taken = at + length, taken + len(piece)
+            if taken == events:
+                store(key, serialize(rest))
+                if pieces:
+                    pipe.zadd(queue, pieces)
+            with suppress(WatchError):  # the job has expired, or another process has split it
+                await pipe.execute()
+
+
+def _first_event(head: bytes, size: int) -> tuple[int, int]:
+    """The offset of the first event of a `tip_events` job, and the number of its events. `head` is the beginning of the
+    job's bytes. Raises `InvalidInput` for any other job."""
+    if size > MAX_JOB_BYTES:
+        raise InvalidInput(f"the job has {size:,} bytes, more than {MAX_JOB_BYTES:,}; send several jobs")
+    if is_pickle(head):
+        raise InvalidInput(PICKLED)
+    if (found := _OPENING.match(head)) is None:
+        wanted = f"{TIP_EVENTS} with one argument, a list of events, as arq writes it"
+        raise InvalidInput(f"a job of more than {PIECE_BYTES:,} bytes must be {wanted}")
+    few, many, most = found.groups()
+    return found.end(), few[0] & 0x0F if few else int.from_bytes(many or most)
+
+
+def leading(data: bytes, most: int) -> tuple[list[object], int]:
+    """Up to `most` complete values at the start of concatenated msgpack, and the offset at which the last one ends."""
+    values: list[object] = []
+    begin = 0
+    with suppress(IndexError):
+        while len(values) < most and (end := _end(data, begin)) <= len(data):
+            values.append(_decoded(data[begin:end]))
+            begin = end
+    return values, begin
+
+
+def _end(data: bytes, at: int) -> int:
+    """The offset at which the msgpack value that begins at `at` ends. If the value is incomplete, the offset is beyond
+    the end of `data`, or `IndexError` is raised."""
+    left = 1
+    while left:
+        code = data[at]
+        left -= 1
+        at += 1
+        if code <= 0x7F or code >= 0xE0:
+            continue
+        if code <= 0x8F:
+            left += 2 * (code & 0x0F)
+        elif code <= 0x9F:
+            left += code & 0x0F
+        elif code <= 0xBF:
+            at += code & 0x1F
+        elif code in _FIXED:
+            at += _FIXED[code]
+        elif code in _SIZED:
+            width, more = _SIZED[code]
+            at += width + more + int.from_bytes(data[at : at + width])
+        else:
+            width, values = _COUNTED.get(code, (0, 0))  # 0xC1 is invalid; decoding rejects it
+            left += values * int.from_bytes(data[at : at + width])
+            at += width
+    return at
+
+
+def _decoded(item: bytes) -> object:
+    try:
+        return msgspec.msgpack.decode(item)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
+        return item.decode("utf-8", "backslashreplace")  # not an event: it becomes a dead letter
