@@ -1,4 +1,4 @@
-"""Migrates a database file with Alembic, from an empty file to the schema that `app.stores` uses.
+"""Migrates a database file with Alembic, from an empty file to the schema that `app.stores.sqlite` uses.
 
 Importing Alembic takes longer than the rest of a start. So `app.stores.sqlite.migrate` imports this package only if the
 database is not at the newest revision.

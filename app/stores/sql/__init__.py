@@ -1,1 +1,1 @@
-"""The repositories, and the abstract database that they use. `app.stores.sqlite` is the engine."""
+"""Repositories whose SQL runs on every engine, and the protocol of a database that the engines implement."""

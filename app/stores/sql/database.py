@@ -1,6 +1,7 @@
-"""A process's access to the database, as the repositories use it. `app.stores.sqlite.database` implements it.
+"""A process's access to the database, as the repositories use it, whichever engine it is.
 
-Repositories run one statement with `rows`, `row` or `execute`, and several with `read` or `write`.
+Repositories run one statement with `rows`, `row` or `execute`, and several with `read` or `write`. Their SQL runs on
+every engine: parameters are written `?` or `:name`, and lists are passed as JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Connection(Protocol):
 
 
 class Scope(Enum):
-    """What a write may lock instead of users."""
+    """What a write locks besides the rows of users."""
 
     SERVICE = "service"
 
@@ -61,15 +62,14 @@ class Database(ABC):
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope, durable: bool = True) -> T:
         """Run `work` in one transaction, on the thread of a writing connection.
 
-        `of` names what the transaction must lock first if the engine has several writers: the users with these ids, or
-        the `SERVICE`. It covers every row that `work` reads and then writes. It is empty if each statement is atomic by
-        itself.
+        `of` names what the transaction locks first: the users with these ids, in sorted order, or the `SERVICE`. It
+        must cover every row that `work` reads and then writes. It is empty if each statement is atomic by itself.
 
         A write that is not `durable` is committed without waiting for the disk. Until the next durable write, a crash
         of the machine may undo the whole write; a crash of the process never does.
 
         Raises:
-            StoreUnavailable: nothing was written; `app.stores.sqlite.database` names an exception.
+            StoreUnavailable: nothing was written, unless the engine says otherwise.
             StoreFull: the disk is full; nothing was written.
         """
 

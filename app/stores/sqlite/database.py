@@ -168,9 +168,9 @@ class SqliteDatabase(Database):
     async def write(
         self, work: Callable[[sqlite3.Connection], T], *, of: Collection[str] | Scope, durable: bool = True
     ) -> T:
-        """SQLite has one writer, so every write is locked whatever `of` names. If another file has replaced the
-        database, `StoreUnavailable` is raised after the commit, which went to the replaced file. No process will open
-        that file again. The log reports when the disk fills up and has room again."""
+        """There is one writer, so `of` locks nothing more. `StoreUnavailable` also means that another file has replaced
+        the database, and the commit went to the replaced file, which no process will open again. The log reports when
+        the disk fills up and has room again."""
         if self._writer is None:
             raise StoreUnavailable("the database is closed")
         async with self._write_lock:

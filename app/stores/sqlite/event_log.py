@@ -1,7 +1,4 @@
-"""Stores the events of many requests in one transaction.
-
-Invariant: a later commit has higher `seq`s (AUTOINCREMENT keeps the high-water mark). The change feed relies on it.
-"""
+"""Stores events, in one transaction for many requests."""
 
 from __future__ import annotations
 
