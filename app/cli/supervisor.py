@@ -34,7 +34,7 @@ from app.concurrency.tasks import stop_signals
 from app.errors import CacheUnavailable, SettingsError, Unavailable
 from app.listener import drop_new_connections, listening_socket
 from app.settings import PREFIX, Settings
-from app.stores.sqlite.migrate import migrate
+from app.stores.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
 
 CHECK_S = 0.1

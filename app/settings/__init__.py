@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 
 from app.errors import SettingsError
 from app.settings import parsers
-from app.settings.parsers import ApiKey, Network, RolloutRails
+from app.settings.parsers import ApiKey, Network, PostgresUrl, RolloutRails
 
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
@@ -38,7 +38,12 @@ def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bo
 class Settings:
     """All settings of a process, immutable. Use `Settings.from_environment`, or keywords in a test."""
 
-    database: Path = _setting(Path("var/profiles.db"), parsers.path, "The SQLite file with the events.")
+    database: Path | PostgresUrl = _setting(
+        Path("var/profiles.db"),
+        parsers.database,
+        "The SQLite file with the events, or a PostgreSQL database: postgresql://user@host/name?sslmode=verify-full.",
+        secret=True,
+    )
     features: str | None = _setting(
         None,
         parsers.optional(parsers.registry_source),

@@ -11,7 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from enum import Enum
 from typing import Any, Final, Protocol, TypeVar
 
+from app.errors import SchemaMismatch
+
 T = TypeVar("T")
+SCHEMA_REVISION = "0008"
+SELECT_REVISION = "SELECT version_num FROM alembic_version"
 Parameters = Sequence[object] | Mapping[str, object]
 
 
@@ -41,6 +45,22 @@ class Scope(Enum):
 
 
 SERVICE: Final = Scope.SERVICE
+
+
+def check_revision(revision: str | None, database: object) -> None:
+    """Raise `SchemaMismatch` unless `revision`, None if there is none, is that of this program."""
+    if revision is None:
+        raise SchemaMismatch(f"the database at {database} is not migrated; run `profiles migrate`")
+    if revision > SCHEMA_REVISION:
+        raise SchemaMismatch(
+            f"the database at {database} is newer ({revision}) than this program ({SCHEMA_REVISION}); "
+            "upgrade the program"
+        )
+    if revision < SCHEMA_REVISION:
+        raise SchemaMismatch(
+            f"the database at {database} is at revision {revision}, this program needs {SCHEMA_REVISION}; "
+            "run `profiles migrate`"
+        )
 
 
 class Database(ABC):

@@ -22,8 +22,9 @@ import app.stores.sql
 import app.stores.sqlite
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.migrations import configuration
-from app.stores.sqlite.database import SCHEMA_REVISION, SqliteDatabase
-from app.stores.sqlite.migrate import current, migrate
+from app.stores.sql.database import SCHEMA_REVISION
+from app.stores.sqlite.database import SqliteDatabase
+from app.stores.migrate import current, migrate
 from tests.support.waiting import eventually_sync
 
 STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
@@ -75,7 +76,7 @@ def test_database_reaches_the_head_when_there_was_no_file(tmp_path: Path) -> Non
 
 def test_alembic_is_not_imported_when_there_is_nothing_to_migrate(database_path: Path) -> None:
     program = (
-        "import pathlib, sys; from app.stores.sqlite.migrate import migrate; "
+        "import pathlib, sys; from app.stores.migrate import migrate; "
         "print(*migrate(pathlib.Path(sys.argv[1])), 'alembic' in sys.modules)"
     )
     command = [sys.executable, "-c", program, str(database_path)]
@@ -286,7 +287,7 @@ def log_rows(connection: sqlite3.Connection) -> list[tuple[int, str, str]]:
 def test_event_ids_are_unique_per_user_after_revision_0007(before_versions: Path) -> None:
     with closing(sqlite3.connect(before_versions, isolation_level=None)) as connection:
         before = log_rows(connection)
-        assert migrate(before_versions) == ("0006", SCHEMA_REVISION)
+        command.upgrade(configuration(before_versions), "0007")
         assert log_rows(connection) == before
         connection.execute(OLD_INSERT, ("e1", "bob"))
         assert log_rows(connection) == [*before, (8, "e1", "bob")], "numbers 6 and 7 were used"
@@ -321,7 +322,7 @@ def test_processes_of_the_release_before_go_on_when_the_log_is_copied(before_ver
         writer = threading.Thread(target=write)
         writer.start()
         eventually_sync(lambda: len(written) > 5)
-        migrate(before_versions)
+        command.upgrade(configuration(before_versions), "0007")
         reached = len(written)
         eventually_sync(lambda: len(written) > reached + 5)
         stop.set()
