@@ -26,7 +26,7 @@ else:
     engine = create_engine("postgresql+psycopg://", creator=partial(connect, database.url), poolclass=NullPool)
     for earlier in context.script.walk_revisions("base", FIRST_ON_POSTGRES):
         if earlier.revision != FIRST_ON_POSTGRES:
-            earlier.module.upgrade = earlier.module.downgrade = lambda: None
+            vars(earlier.module).update(upgrade=lambda: None, downgrade=lambda: None)
 
 
 @event.listens_for(engine, "connect")

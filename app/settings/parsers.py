@@ -93,9 +93,7 @@ def postgres_url(value: str) -> PostgresUrl:
         from psycopg import ProgrammingError  # noqa: PLC0415  # optional
         from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
     except ImportError as error:
-        raise ValueError(
-            f"PostgreSQL needs the package psycopg: pip install 'profiles[postgres]' ({error})"
-        ) from None
+        raise ValueError(f"PostgreSQL needs the package psycopg: pip install 'profiles[postgres]' ({error})") from None
     try:
         given = {name: str(text) for name, text in conninfo_to_dict(value).items()}
     except ProgrammingError as error:

@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from app.stores.migrate import migrate
 from app.stores.sql.database import Parameters
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.migrate import migrate
 
 NOBODY = 65_534
 WIPED = ("tip_views", "tip_feedback", "event_log")

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-from app.settings import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.settings.parsers import postgres_url as parsed
 from app.stores.migrate import migrate
 from tests.support.processes import free_port
@@ -222,8 +222,8 @@ def start_postgres() -> Iterator[StartPostgres]:
         shutil.chown(root, name)
     started: list[PostgresServer] = []
 
-    def start(**options: str) -> PostgresServer:
-        server = PostgresServer(root, f"server{len(started)}", **options)
+    def start(prefix: tuple[str, ...] = (), **options: str) -> PostgresServer:
+        server = PostgresServer(root, f"server{len(started)}", prefix=prefix, **options)
         started.append(server)
         server.create()
         server.start()

@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import errors
 
-from app.errors import SchemaMismatch, StoreFull, StoreUnavailable
+from app.errors import StoreFull, StoreUnavailable
 from app.stores.postgres.connection import Connection, connect, unavailable
-from app.stores.sql.database import Database, Scope
-from app.stores.sqlite.database import SCHEMA_REVISION
+from app.stores.sql.database import SELECT_REVISION, Database, Scope, check_revision
 from app.telemetry import logger
 
 T = TypeVar("T")
@@ -28,7 +27,6 @@ ATTEMPTS = 5
 AGAIN = (errors.SerializationFailure, errors.DeadlockDetected)
 log = logger("stores.postgres")
 
-SELECT_REVISION = "SELECT version_num FROM alembic_version"
 # The timeline changes when a standby is promoted, the system identifier when the data come from another cluster.
 SELECT_ID = """
 SELECT (SELECT value FROM service WHERE name = 'database_id')
@@ -193,17 +191,7 @@ def check_schema(connection: Connection) -> None:
         row = connection.execute(SELECT_REVISION).fetchone()
     except errors.UndefinedTable:
         row = None
-    if row is None:
-        raise SchemaMismatch("the database is not migrated; run `profiles migrate`")
-    revision = str(row[0])
-    if revision > SCHEMA_REVISION:
-        raise SchemaMismatch(
-            f"the database is newer ({revision}) than this program ({SCHEMA_REVISION}); upgrade the program"
-        )
-    if revision < SCHEMA_REVISION:
-        raise SchemaMismatch(
-            f"the database is at revision {revision}, this program needs {SCHEMA_REVISION}; run `profiles migrate`"
-        )
+    check_revision(str(row[0]) if row is not None else None, connection.raw.info.dbname)
 
 
 def _transact(

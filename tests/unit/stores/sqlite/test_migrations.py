@@ -22,9 +22,9 @@ import app.stores.sql
 import app.stores.sqlite
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.migrations import configuration
+from app.stores.migrate import current, migrate
 from app.stores.sql.database import SCHEMA_REVISION
 from app.stores.sqlite.database import SqliteDatabase
-from app.stores.migrate import current, migrate
 from tests.support.waiting import eventually_sync
 
 STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
