@@ -63,7 +63,7 @@ class _RawCandidates(msgspec.Struct):
     response_description="The stored decision.",
     responses={
         200: ResponseSpec(ScoreAnswer, generate_examples=False),
-        **problems(400, 401, 403, 409, 413, 415, 422, 503, 507),
+        **problems(400, 401, 403, 413, 415, 422, 503, 507),
     },
 )
 async def post_score(request: HttpRequest) -> Response[bytes]:

@@ -56,7 +56,10 @@ class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         ),
     ]
     request_id: Annotated[
-        Id | None, Meta(description="Idempotency key: a repeated request with the same id returns the stored decision.")
+        Id | None,
+        Meta(
+            description="Idempotency key: a repeated request of the user with the same id returns the stored decision."
+        ),
     ] = None
     context: ScoreContext | None = None
     profile_features: Annotated[

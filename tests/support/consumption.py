@@ -79,4 +79,6 @@ class ConsumerFixture:
 
     async def unconsumed(self) -> list[object]:
         """The ids of the events that are not consumed."""
-        return await column(self.database, "SELECT event_id FROM event_log WHERE consumed_at_ms IS NULL ORDER BY seq")
+        return await column(
+            self.database, "SELECT event_id FROM outbox JOIN event_log USING (seq, user_id) ORDER BY seq"
+        )

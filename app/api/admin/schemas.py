@@ -34,9 +34,8 @@ class StoredEvent(msgspec.Struct):
     invalidates: Annotated[list[str], Meta(description="The features that the event invalidated.")]
     state: Annotated[
         Literal["waiting", "consumed", "dead letter"],
-        Meta(description="`waiting`: no worker has consumed it yet. Features count it in any state."),
+        Meta(description="`waiting` since `received_at`: no worker has consumed it. Features count it in any state."),
     ]
-    consumed_at: str | None
     attempts: Annotated[int, Meta(description="How often consuming it has failed.")]
     dead_letter: Annotated[int | None, Meta(description="The id of its dead letter.")]
 

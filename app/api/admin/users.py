@@ -164,8 +164,7 @@ def _stored_event(item: TracedEvent, registry: Registry) -> StoredEvent:
         item.claimed_at_ms is not None,
         received_at_ms - to_ms(event.occurred_at),
         [name for name in registry.names if name in registry.invalidated_by(subject_of(event))],
-        "dead letter" if item.letter_id is not None else "consumed" if item.consumed_at_ms is not None else "waiting",
-        rfc3339(item.consumed_at_ms) if item.consumed_at_ms is not None else None,
+        "dead letter" if item.letter_id is not None else "consumed" if item.consumed else "waiting",
         item.logged.attempts,
         item.letter_id,
     )

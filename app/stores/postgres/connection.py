@@ -1,7 +1,8 @@
 """Opens connections to PostgreSQL that run the SQL of the repositories, and names its errors.
 
 Every connection is in autocommit mode, with explicit transactions, and accepts parameters as SQLite does (`?` and
-`:name`). Whole numbers are always sent as `bigint`, so that a statement has one plan whatever the values are.
+`:name`). Whole numbers are always sent as `bigint`, so that a statement has one plan whatever the values are. JSON is
+text, as in SQLite: `json_each` has the elements of an array as its `value`, and `->>` takes text.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ _SESSION = {
 }
 NO_ROOM = (errors.DiskFull, errors.OutOfMemory)
 _TOKENS = re.compile(r"'(?:[^']|'')*'|--[^\n]*|::|:(\w+)|\?|%")
+_JSON = (
+    (re.compile(r"\bjson_each\(([^()]+)\)"), r"json_array_elements_text(CAST(\1 AS json))"),
+    (re.compile(r"([\w.]+)(?= ->>? )"), r"CAST(\1 AS json)"),
+)
 
 
 class _NumericLoader(Loader):
@@ -56,13 +61,15 @@ _CONTEXT.adapters.register_loader("numeric", _NumericLoader)
 
 @lru_cache(maxsize=1_024)
 def translated(statement: str) -> bytes:
-    """A statement with the placeholders of psycopg instead of `?` and `:name`."""
+    """The statement as psycopg and PostgreSQL expect it."""
 
     def replace(match: re.Match[str]) -> str:
         if match[1]:
             return f"%({match[1]})s"
         return "%s" if match[0] == "?" else match[0].replace("%", "%%")
 
+    for pattern, replacement in _JSON:
+        statement = pattern.sub(replacement, statement)
     return _TOKENS.sub(replace, statement).encode()
 
 

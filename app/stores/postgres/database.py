@@ -117,6 +117,8 @@ class Pool:
 class PostgresDatabase(Database):
     """A process's access to a database. Open it with `PostgresDatabase.open`, and close it with `close`."""
 
+    delete_lock = ("DELETE FROM users WHERE user_id = ?",)
+
     def __init__(self, url: str, readers: int) -> None:
         self.url = url
         self.id = ""

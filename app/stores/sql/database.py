@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from app.errors import SchemaMismatch
 
@@ -67,9 +67,11 @@ class Database(ABC):
     """Every method raises `StoreUnavailable` if the database fails.
 
     `id` is part of every cache key, so values cached from another database are never read. `full`: the last write
-    failed for lack of room; reads continue.
+    failed for lack of room; reads continue. `delete_lock`: statements that delete what `write` stores to lock a user,
+    given the user's id. An erasure ends with them.
     """
 
+    delete_lock: ClassVar[tuple[str, ...]] = ()
     id: str
     full: bool
 
@@ -84,6 +86,7 @@ class Database(ABC):
 
         `of` names what the transaction locks first: the users with these ids, in sorted order, or the `SERVICE`. It
         must cover every row that `work` reads and then writes. It is empty if each statement is atomic by itself.
+        `work` has no effects outside of the transaction, because it is done again after a deadlock.
 
         A write that is not `durable` is committed without waiting for the disk. Until the next durable write, a crash
         of the machine may undo the whole write; a crash of the process never does.

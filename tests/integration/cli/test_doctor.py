@@ -252,8 +252,8 @@ def test_missing_or_foreign_database_is_named(deployment: Deployment, tmp_path: 
 
 def test_damaged_database_is_named(deployment: Deployment) -> None:
     deployment.execute(
-        "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms, consumed_at_ms) "
-        "VALUES ('e', 'signals.tip.served', 'u', x'00', 0, 0, 0)"
+        "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
+        "VALUES ('e', 'signals.tip.served', 'u', x'00', 0, 0)"
     )
     assert deployment.lines()["integrity"] == ("bad", "it is damaged: event 1 has no fact")
     assert deployment.lines("--full")["integrity"] == ("bad", "it is damaged: event 1 has no fact")
@@ -352,9 +352,9 @@ def test_weak_key_is_named_but_not_shown(deployment: Deployment) -> None:
 def test_pruning_that_needs_confirmation_is_named(deployment: Deployment) -> None:
     old_ms = now_ms() - 200 * DAY_MS
     deployment.execute(
-        "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms, consumed_at_ms) "
-        "VALUES ('e', 'signals.tip.served', 'u', x'00', ?, ?, ?)",
-        *(old_ms, old_ms, old_ms),
+        "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
+        "VALUES ('e', 'signals.tip.served', 'u', x'00', ?, ?)",
+        *(old_ms, old_ms),
     )
     state, text = deployment.lines()["retention"]
     assert (state, "Old events are not deleted" in text) == ("warn", True)

@@ -15,7 +15,7 @@ from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, EPSILON, sample
 from app.bandit.scoring import BOUNDS
 from app.bandit.shadow.queue import BOUNDS as SHADOW_BOUNDS
-from app.errors import Conflict, NotFound, Overloaded, StoreUnavailable, Unavailable
+from app.errors import NotFound, Overloaded, StoreUnavailable, Unavailable
 from app.stores.sql.decisions import SqlDecisions
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import PROFILE, TIPS, BanditProcess, feedback_for, inject_failures
@@ -95,10 +95,8 @@ async def test_repeated_request_gets_the_stored_decision(process: BanditProcess)
     again = await process.decide(request_id="r", candidates=TIPS[:1], explore=False)
     assert same(again, first)
     assert await process.stored() == 1
-    with pytest.raises(Conflict, match="'r' was used for another user") as caught:
-        await process.decide("bob", request_id="r")
-    assert [issue.path for issue in caught.value.issues] == ["request_id"]
-    assert await process.stored() == 1
+    other = await process.decide("bob", request_id="r")
+    assert (other.user_id, await process.stored()) == ("bob", 2)
 
 
 async def test_one_decision_is_stored_when_a_request_is_sent_concurrently(database: SqliteDatabase) -> None:

@@ -103,7 +103,7 @@ async def test_no_attempt_is_counted_when_a_dependency_fails(
             await consumption.consumer.consume(seqs)
         with pytest.raises(type(error)):
             await consumption.consumer.sweep()
-    assert await column(consumption.database, "SELECT attempts FROM event_log") == [0]
+    assert await column(consumption.database, "SELECT attempts FROM outbox") == [0]
     assert await consumption.letters.list(0, 10) == []
     troubled.failure = None
     assert await consumption.consumer.consume(seqs) == 1

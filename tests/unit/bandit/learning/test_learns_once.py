@@ -115,7 +115,7 @@ async def deliver(worker: BanditProcess, events: Sequence[LoggedEvent], end: str
     else:
         await worker.bandit.learner.learn(events)
     if end != "lost":
-        await worker.log.mark_consumed([event.seq for event in events], worker.clock.now_ms())
+        await worker.log.mark_consumed([event.seq for event in events])
 
 
 async def assert_learned_once(

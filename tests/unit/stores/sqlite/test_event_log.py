@@ -183,14 +183,14 @@ async def test_unconsumed_events_are_ordered_by_arrival(
 
 async def test_consumed_events_are_not_unconsumed_again(event_log: SqliteEventLog) -> None:
     seqs = (await append(event_log, served(), served(), served())).seqs
-    await event_log.mark_consumed(seqs[:2], NOW_MS)
-    await event_log.mark_consumed([*seqs[:1], 999], NOW_MS + 1)
+    await event_log.mark_consumed(seqs[:2])
+    await event_log.mark_consumed([*seqs[:1], 999])
     assert [item.seq for item in await event_log.logged([3, 2, 1, 999])] == [3]
     assert [item.seq for item in await event_log.unconsumed(NOW_MS + 1, 10)] == [3]
 
 
 async def test_events_stored_as_consumed_are_never_unconsumed(event_log: SqliteEventLog) -> None:
-    await event_log.append([[admitted(served())]], consumed_at_ms=NOW_MS)
+    await event_log.append([[admitted(served())]], consumed=True)
     assert await event_log.unconsumed(NOW_MS + 1, 10) == []
 
 

@@ -96,8 +96,8 @@ async def test_holdings_equal_what_erasing_deletes(database: SqliteDatabase, eve
     assert before.events == 3
     assert await users.erase("ann", 1) == before
     assert await users.holdings("ann") == (0, 0, 0, 0, 0, 0)
-    assert await users.holdings("bob") == (1, 2, 1, 2, 0, 0)
-    assert events.execute("SELECT user_ids FROM rebuilds WHERE id = '4'").fetchone() == ('["","bob"]',)
+    assert await users.holdings("bob") == (1, 2, 1, 3, 0, 0)
+    assert events.execute("SELECT user_ids FROM rebuilds WHERE id = '4'").fetchone() == ('["", "bob"]',)
 
 
 # Few letters, so that prefixes match. Among them are the wildcards of LIKE and GLOB, letters that case folding would
