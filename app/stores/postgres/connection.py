@@ -33,6 +33,14 @@ _SESSION = {
     "idle_in_transaction_session_timeout": STATEMENT_TIMEOUT_MS,
     "default_transaction_isolation": "read committed",
 }
+_SET_SESSION = (
+    "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SESSION.items())
+).encode()
+_DEFAULTS: dict[str, Any] = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "target_session_attrs": "read-write",
+    "fallback_application_name": "profiles",
+}
 NO_ROOM = (errors.DiskFull, errors.OutOfMemory)
 _TOKENS = re.compile(r"'(?:[^']|'')*'|--[^\n]*|::|:(\w+)|\?|%")
 _JSON = (
@@ -90,19 +98,15 @@ class Connection:
 
 def connect(url: str) -> Connection:
     """Connect to the server that accepts writes. Raises `StoreUnavailable` if none does."""
-    options = " ".join(f"-c {name}={str(value).replace(' ', chr(92) + ' ')}" for name, value in _SESSION.items())
-    defaults: dict[str, Any] = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "target_session_attrs": "read-write",
-        "options": options,
-    }
     try:
         raw = psycopg.connect(
-            make_conninfo(**{**defaults, "fallback_application_name": "profiles", **conninfo_to_dict(url)}),
+            make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(url)}),
             autocommit=True,
             prepare_threshold=2,
             context=_CONTEXT,
         )
+        # Not with the option `options`, which a URL may have, and which PgBouncer refuses.
+        raw.execute(_SET_SESSION)
     except psycopg.Error as error:
         raise unavailable(error) from error
     return Connection(raw)
