@@ -134,7 +134,7 @@ class Settings:
         parsers.whole(50, 600_000),
         "Milliseconds that a statement computing features may run. A feature that takes longer is served as null.",
     )
-    readers: int = _setting(2, parsers.whole(1, 64), "SQLite connections for reading, with a thread each.")
+    readers: int = _setting(2, parsers.whole(1, 64), "Database connections for reading, with a thread each.")
     near_users: int = _setting(
         10_000, parsers.whole(0, 10_000_000), "Users in the local cache of an API process; 0: no local cache."
     )

@@ -8,14 +8,19 @@ from typing import Any
 
 import psycopg
 import pytest
+from alembic import command
 
+from app.migrations import configuration
 from app.operations.doctor import Line
 from app.settings import Settings
 from app.settings.database import PostgresUrl
 from app.settings.database import postgres_url as parsed
 from app.stores.migrate import migrate
 from app.stores.postgres.diagnostics import diagnose_connections, diagnose_database, diagnose_durability
-from tests.support.postgres import PgBouncer, PostgresServer, StartPostgres
+from app.stores.sql.database import SCHEMA_REVISION
+from tests.support.postgres import USER, PgBouncer, PostgresServer, StartPostgres
+from tests.support.processes import ROOT
+from tests.support.readme import blocks_of
 from tests.support.waiting import eventually_sync
 
 DAYS = {"events": 180, "decisions": 180}
@@ -84,6 +89,10 @@ def test_standbys_are_reported(start_postgres: StartPostgres) -> None:
     found = look(standby.url())["database"]
     assert found.state == "bad"
     assert "A standby takes no writes" in found.remedy
+    both = f"postgresql://{USER}@{standby.host}:{standby.port},{server.host}:{server.port}/postgres"
+    command.downgrade(configuration(parsed(both)), "base")
+    assert migrate(parsed(both)) == (None, SCHEMA_REVISION)
+    assert look(both)["database"].state == "ok"
     standby.stop()
     assert look(server.url())["standbys"].state == "bad"
 
@@ -105,6 +114,20 @@ def test_rights_are_reported(postgres_url: PostgresUrl) -> None:
     )
     assert look(reader)["rights"].state == "ok"
     execute(postgres_url, "DROP OWNED BY reader", "DROP ROLE reader")
+
+
+def test_rights_of_the_readme_suffice(start_postgres: StartPostgres) -> None:
+    server = start_postgres()
+    create, grant = (block.code for block in blocks_of(ROOT / "docker/README.md") if block.language == "sql")
+    for statement in create.strip().split("\n"):
+        server.execute(statement.replace("ROLE profiles", "ROLE owning").replace("OWNER profiles", "OWNER owning"))
+    owner = server.url("profiles").replace(f"{USER}@", "owning@")
+    migrate(parsed(owner))
+    server.execute("CREATE ROLE service LOGIN")
+    service = owner.replace("owning@", "service@")
+    assert look(service)["database"].state == "bad"
+    execute(parsed(owner), *grant.strip().split("\n"))
+    assert {look(url)["rights"].state for url in (owner, service)} == {"ok"}
 
 
 def test_clock_is_bad_when_it_is_wrong(postgres_url: PostgresUrl) -> None:
