@@ -18,7 +18,7 @@ from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import TipEvent, TipServed
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.event_log import INSERT_LOG, INSERT_VIEW
+from app.stores.sqlite.event_log import INSERT_LOG, INSERT_OUTBOX, INSERT_VIEW
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment
 
@@ -49,6 +49,7 @@ async def _ingest(environment: Environment) -> Comparison:
                 plain.execute("BEGIN IMMEDIATE")
                 plain.executemany(INSERT_LOG, [row[0] for row in rows])
                 plain.executemany(INSERT_VIEW, [row[1] for row in rows])
+                plain.executemany(INSERT_OUTBOX, [row[2] for row in rows])
                 plain.execute("COMMIT")
 
             async def ours() -> None:
@@ -98,9 +99,9 @@ def _batch(numbers: Iterator[int], now_ms: int) -> list[TipEvent]:
     ]
 
 
-def _row(seq: int, item: Admitted) -> tuple[tuple[object, ...], tuple[object, ...]]:
+def _row(seq: int, item: Admitted) -> tuple[tuple[object, ...], ...]:
     event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by, _ = item
     log = (seq, event.event_id, "signals.tip.served", event.user_id, digest, occurred_at_ms, claimed_at_ms,
-           received_at_ms, None, sent_by)  # fmt: skip
+           received_at_ms, sent_by)  # fmt: skip
     fact = (seq, event.user_id, event.tip_id, occurred_at_ms, offset_min, received_at_ms, event.decision_id)
-    return log, fact
+    return log, fact, (seq, event.user_id, received_at_ms)

@@ -75,10 +75,8 @@ SELECT EXISTS (SELECT 1 FROM tip_scores WHERE state = 'served' AND served_at_ms 
 SELECT_CLOSED = f"""
 SELECT number, spec_hash, phi, decision.user_id, served_at_ms
 {_DECISIONS} AND state = 'served' AND served_at_ms < :closed AND spec_hash IN (SELECT value FROM json_each(:known))
-    AND NOT EXISTS (
-        SELECT 1 FROM bandit_states AS learned WHERE learned.user_id = decision.user_id
-            AND learned.spec_hash NOT IN (SELECT value FROM json_each(:known))
-    )
+    AND COALESCE((SELECT spec_hash FROM bandit_states WHERE user_id = decision.user_id), decision.spec_hash)
+        IN (SELECT value FROM json_each(:known))
 ORDER BY served_at_ms LIMIT :limit
 """
 # The result matches the hash of no spec, so the decision is not selected again.

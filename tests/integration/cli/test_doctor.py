@@ -176,7 +176,7 @@ PRIORS = (
 DISABLED = "INSERT INTO disabled_features (feature, disabled_by, reason, disabled_at_ms) VALUES ('f', 'ann', 'slow', 0)"
 ROW_FAULTS = [
     (
-        f"INSERT INTO outbox VALUES (1, 'u', {OLD_MS}, 0)",
+        f"INSERT INTO outbox (seq, user_id, received_at_ms) VALUES (1, 'u', {OLD_MS})",
         "outbox",
         "warn",
         "1 events wait for a worker, the oldest for",
