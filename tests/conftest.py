@@ -17,6 +17,7 @@ from hypothesis import settings
 pytest_plugins = [
     "tests.support.database",
     "tests.support.processes",
+    "tests.support.postgres",
     "tests.support.servers",
     "tests.support.site",
 ]

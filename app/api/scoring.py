@@ -67,7 +67,7 @@ class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         ),
     ]
     request_id: Annotated[
-        Id | None, Meta(description="Idempotency key: a repeated request with the same id returns the stored decision.")
+        Id | None, Meta(description="Idempotency key: repeating it for the same user returns the stored decision.")
     ] = None
     context: ScoreContext | None = None
     profile_features: Annotated[
@@ -222,7 +222,7 @@ class _RawCandidates(msgspec.Struct):
     "policy learns from them. Without `profile_features` the service reads the user's profile; unknown features are "
     "ignored.",
     response_description="The stored decision.",
-    problems=[409, 507],
+    problems=[507],
 )
 async def post_score(request: HttpRequest) -> ScoreAnswer:
     service = service_of(request)

@@ -26,7 +26,7 @@ from app.bandit.ports import DecisionRepository, ProposedDecision, ReadProfile, 
 from app.bandit.shadow.queue import ShadowQueue
 from app.bandit.shadow.scores import Unshadowed
 from app.concurrency.batcher import Batcher, Bounds
-from app.errors import Conflict, Issue, NotFound, Overloaded, StoreUnavailable
+from app.errors import NotFound, Overloaded, StoreUnavailable
 from app.features.clock import Clock
 from app.features.profile_read import ProfileRead
 from app.telemetry import Metrics
@@ -69,10 +69,9 @@ class Scorer:
         return self._snapshots.overloaded or self._records.overloaded
 
     async def score(self, request: ScoringRequest) -> Decision:
-        """Make and store a decision, or return the stored decision with the same request id.
+        """Make and store a decision, or return the stored decision of the user with the same request id.
 
         Raises:
-            Conflict: the request id belongs to another user.
             Overloaded: too many requests wait; nothing was stored.
             StoreUnavailable: the database does not answer.
         """
@@ -113,14 +112,12 @@ class Scorer:
         snapshot = await pending
         self._erasures = snapshot.erasures
         if snapshot.stored is not None:
-            return _repeated(snapshot.stored, request)
+            return snapshot.stored
         decision, unshadowed = self._decide(request, profile, read, snapshot, started)
         recorded = await self._records.submit(ProposedDecision(decision, erasures))
         self._erasures = recorded.erasures
-        if recorded.decision is None:
-            return None
         if recorded.decision is not decision:
-            return _repeated(recorded.decision, request)
+            return recorded.decision
         self._metrics.bandit.decisions.labels(decision.served_by, decision.origin).inc()
         if self._shadows is not None:
             self._shadows.add(unshadowed._replace(elapsed_us=self._elapsed_us(started)))
@@ -180,10 +177,3 @@ class Scorer:
 
     def _elapsed_us(self, started: float) -> int:
         return round((self._clock.monotonic() - started) * 1e6)
-
-
-def _repeated(stored: Decision, request: ScoringRequest) -> Decision:
-    if stored.user_id != request.user_id:
-        reason = f"{request.request_id!r} was used for another user"
-        raise Conflict(f"nothing was decided: request_id {reason}", [Issue("request_id", reason)])
-    return stored

@@ -141,7 +141,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
     async with AsyncExitStack() as stack:
         # 1. The database.
-        database = await SqliteDatabase.open(settings.database, settings.readers)
+        database = await SqliteDatabase.open(settings.require_file(), settings.readers)
         stack.push_async_callback(database.close)
         await database.read(lambda connection: check_features(registry, connection))
         owed = SqlOwedInvalidations(database)

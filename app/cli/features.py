@@ -347,7 +347,7 @@ async def _database(settings: Settings) -> AsyncIterator[SqliteDatabase]:
     """Open only the database: without cache and queue, and without recording that this process serves a registry."""
     from app.stores.sqlite.database import SqliteDatabase
 
-    database = await SqliteDatabase.open(settings.database, settings.readers)
+    database = await SqliteDatabase.open(settings.require_file(), settings.readers)
     try:
         yield database
     finally:

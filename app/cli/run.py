@@ -82,7 +82,7 @@ def worker(supervisor: int | None) -> None:
 @json_option
 def migrate(as_json: bool) -> None:
     """Create the database, or migrate it to the schema revision of this program."""
-    from app.stores.sqlite.migrate import migrate as migrate_database
+    from app.stores.migrate import migrate as migrate_database
 
     settings = settings_from_environment()
     before, after = migrate_database(settings.database)

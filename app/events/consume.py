@@ -110,7 +110,7 @@ class Consumer:
         consumed = await self._learned(events)
         if consumed:
             now_ms = self._clock.now_ms()
-            await self._log.mark_consumed([item.seq for item in consumed], now_ms)
+            await self._log.mark_consumed([item.seq for item in consumed])
             for item in consumed:
                 self._metrics.consumption_lag.observe(max(0, now_ms - item.received_at_ms) / 1000)
         return len(consumed)

@@ -51,14 +51,14 @@ class ClashingEvent(NamedTuple):
 class TracedEvent(NamedTuple):
     """A stored event and its processing state, as admins see it.
 
-    `counted_at_ms` is `Admitted.occurred_at_ms`, `claimed_at_ms` is `Admitted.claimed_at_ms`. `consumed_at_ms` is None
-    until the event is consumed. `letter_id` is the id of the dead letter, if the event became one.
+    `counted_at_ms` is `Admitted.occurred_at_ms`, `claimed_at_ms` is `Admitted.claimed_at_ms`. `consumed`: no worker
+    has to consume the event any more. `letter_id` is the id of the dead letter, if the event became one.
     """
 
     logged: LoggedEvent
     counted_at_ms: int
     claimed_at_ms: int | None
-    consumed_at_ms: int | None
+    consumed: bool
     letter_id: int | None
 
 
@@ -117,7 +117,7 @@ class EventLog(Protocol):
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
         """The stored events with these sequence numbers, except those that are consumed already."""
 
-    async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None: ...
+    async def mark_consumed(self, seqs: Sequence[int]) -> None: ...
 
     async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
         """The names of the features that events of each subject (kind of event) invalidate, by subject. They include

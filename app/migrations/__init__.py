@@ -1,6 +1,6 @@
-"""Migrates a database file with Alembic, from an empty file to the schema that `app.stores.sqlite` uses.
+"""Migrates a database with Alembic, from an empty one to the schema that `app.stores` uses.
 
-Importing Alembic takes longer than the rest of a start. So `app.stores.sqlite.migrate` imports this package only if the
+Importing Alembic takes longer than the rest of a start. So `app.stores.migrate` imports this package only if the
 database is not at the newest revision.
 """
 
@@ -15,26 +15,26 @@ from alembic.util.exc import CommandError
 from sqlalchemy.exc import DatabaseError
 
 from app.errors import SchemaMismatch, StoreUnavailable
+from app.settings.database import PostgresUrl
 
 
-def configuration(path: Path) -> Config:
-    """An Alembic configuration that names the database file for `env.py`."""
-    config = Config()
+def configuration(database: Path | PostgresUrl) -> Config:
+    """An Alembic configuration that names the database for `env.py`."""
+    config = Config(attributes={"database": database})
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    config.set_main_option("database", str(path).replace("%", "%%"))
     return config
 
 
-def upgrade(path: Path) -> None:
-    """Migrate a database file to the newest revision. Create the file if it is missing.
+def upgrade(database: Path | PostgresUrl) -> None:
+    """Migrate a database to the newest revision. Create a SQLite file if it is missing.
 
     Raises:
         SchemaMismatch: the database is at a revision that this program does not know.
-        StoreUnavailable: the file cannot be written.
+        StoreUnavailable: the database cannot be written.
     """
     try:
-        command.upgrade(configuration(path), "head")
+        command.upgrade(configuration(database), "head")
     except CommandError as error:
-        raise SchemaMismatch(f"the database at {path} cannot be migrated by this program: {error}") from error
+        raise SchemaMismatch(f"the database at {database} cannot be migrated by this program: {error}") from error
     except (OSError, sqlite3.Error, DatabaseError) as error:
-        raise StoreUnavailable(f"cannot migrate the database at {path}: {error}") from error
+        raise StoreUnavailable(f"cannot migrate the database at {database}: {error}") from error

@@ -1,9 +1,10 @@
-"""Runs the migrations on one database file. Alembic executes this script for every command.
+"""Runs the migrations on one database. Alembic executes this script for every command.
 
-`app.migrations.upgrade` passes the path as the main option `database`. If Alembic's own command line is used, the path
-is that of PROFILES_DATABASE.
+`app.migrations` passes the database as an attribute of the configuration. If Alembic's own command line is used, it is
+that of PROFILES_DATABASE.
 """
 
+from functools import partial
 from pathlib import Path
 
 from alembic import context
@@ -12,23 +13,37 @@ from sqlalchemy.pool import NullPool
 
 from app.settings import Settings
 
-path = context.config.get_main_option("database") or str(Settings.from_environment().database)
-# Not a URL string: in a URL, `?` and `%` in the path would have a meaning.
-engine = create_engine(URL.create("sqlite", database=str(Path(path).absolute())), poolclass=NullPool)
+FIRST_ON_POSTGRES = "0008"  # creates the whole schema; the earlier revisions do nothing
+LOCK = 0x70726F66696C6573  # any number: two programs must not migrate at once
+
+database = context.config.attributes.get("database") or Settings.from_environment().database
+if isinstance(database, Path):
+    # Not a URL string: in a URL, `?` and `%` in the path would have a meaning.
+    engine = create_engine(URL.create("sqlite", database=str(database.absolute())), poolclass=NullPool)
+else:
+    from psycopg import connect
+
+    creator = partial(connect, database.url, target_session_attrs="read-write")
+    engine = create_engine("postgresql+psycopg://", creator=creator, poolclass=NullPool)
+    for earlier in context.script.walk_revisions("base", FIRST_ON_POSTGRES):
+        if earlier.revision != FIRST_ON_POSTGRES:
+            vars(earlier.module).update(upgrade=lambda: None, downgrade=lambda: None)
 
 
 @event.listens_for(engine, "connect")
 def _configure(connection, _record):  # type: ignore[no-untyped-def]
-    # Explicit transactions, so that a migration is atomic: the driver would commit before DDL.
-    connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA busy_timeout = 10000")
+    if isinstance(database, Path):
+        # Explicit transactions, so that a migration is atomic: the driver would commit before DDL.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA busy_timeout = 10000")
 
 
 @event.listens_for(engine, "begin")
 def _begin(connection):  # type: ignore[no-untyped-def]
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    lock = "BEGIN IMMEDIATE" if isinstance(database, Path) else f"SELECT pg_advisory_xact_lock({LOCK})"
+    connection.exec_driver_sql(lock)
 
 
 with engine.connect() as connection:

@@ -53,8 +53,6 @@ def path(value: str) -> Path:
     """A file path. `~` is expanded and a symbolic link resolved."""
     if not value or "\0" in value:
         raise ValueError("must be a file path")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", value):
-        raise ValueError("must be the path of a SQLite file; no other database is supported")
     try:
         found = Path(value).expanduser()
     except RuntimeError as error:

@@ -18,7 +18,7 @@ from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import TipEvent, TipServed
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.event_log import INSERT_LOG, INSERT_VIEW
+from app.stores.sqlite.event_log import INSERT_LOG, INSERT_OUTBOX, INSERT_VIEW
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment
 
@@ -36,8 +36,8 @@ def measure(environment: Environment) -> Iterator[Comparison]:
 
 
 async def _ingest(environment: Environment) -> Comparison:
-    copy = environment.settings.database.with_name("reference.db")
-    shutil.copyfile(environment.settings.database, copy)
+    copy = environment.settings.require_file().with_name("reference.db")
+    shutil.copyfile(environment.settings.require_file(), copy)
     now_ms = environment.now_ms
     numbers = itertools.count(1)
     seqs = itertools.count(1_000_000)
@@ -49,6 +49,7 @@ async def _ingest(environment: Environment) -> Comparison:
                 plain.execute("BEGIN IMMEDIATE")
                 plain.executemany(INSERT_LOG, [row[0] for row in rows])
                 plain.executemany(INSERT_VIEW, [row[1] for row in rows])
+                plain.executemany(INSERT_OUTBOX, [row[2] for row in rows])
                 plain.execute("COMMIT")
 
             async def ours() -> None:
@@ -60,10 +61,10 @@ async def _ingest(environment: Environment) -> Comparison:
 
 async def _commit(environment: Environment) -> Comparison:
     """The least that a durable commit can do is to overwrite a page of a file and to wait for the disk."""
-    file = os.open(environment.settings.database.with_name("pages"), os.O_WRONLY | os.O_CREAT)
+    file = os.open(environment.settings.require_file().with_name("pages"), os.O_WRONLY | os.O_CREAT)
     os.pwrite(file, bytes(PAGE * PAGES), 0)
     numbers = itertools.count(1)
-    database = await SqliteDatabase.open(environment.settings.database, readers=1)
+    database = await SqliteDatabase.open(environment.settings.require_file(), readers=1)
 
     def write_page() -> None:
         os.pwrite(file, os.urandom(PAGE), next(numbers) % PAGES * PAGE)
@@ -98,9 +99,9 @@ def _batch(numbers: Iterator[int], now_ms: int) -> list[TipEvent]:
     ]
 
 
-def _row(seq: int, item: Admitted) -> tuple[tuple[object, ...], tuple[object, ...]]:
+def _row(seq: int, item: Admitted) -> tuple[tuple[object, ...], ...]:
     event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by, _ = item
     log = (seq, event.event_id, "signals.tip.served", event.user_id, digest, occurred_at_ms, claimed_at_ms,
-           received_at_ms, None, sent_by)  # fmt: skip
+           received_at_ms, sent_by)  # fmt: skip
     fact = (seq, event.user_id, event.tip_id, occurred_at_ms, offset_min, received_at_ms, event.decision_id)
-    return log, fact
+    return log, fact, (seq, event.user_id, received_at_ms)

@@ -27,10 +27,10 @@ def measure(environment: Environment) -> Iterator[Comparison]:
 
 
 async def _measure(environment: Environment) -> Comparison:
-    users = add_users(environment.settings.database, "rebuilt", USERS, EVENTS, environment.now_ms)
+    users = add_users(environment.settings.require_file(), "rebuilt", USERS, EVENTS, environment.now_ms)
     statement = build(REGISTRY).live
     pages = [users[start : start + CHUNK] for start in range(0, USERS, CHUNK)]
-    with closing(connect(environment.settings.database, read_only=True)) as connection:
+    with closing(connect(environment.settings.require_file(), read_only=True)) as connection:
         async with open_service(environment.settings, door="bench") as service:
 
             async def reference() -> None:

@@ -34,7 +34,7 @@ def measure(environment: Environment) -> Iterator[Comparison]:
 
 
 async def _all(environment: Environment) -> list[Comparison]:
-    return [result async for result in _measure(environment.settings.database, environment.now_ms)]
+    return [result async for result in _measure(environment.settings.require_file(), environment.now_ms)]
 
 
 async def _measure(database: Path, now_ms: int) -> AsyncIterator[Comparison]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from app.stores.sqlite.migrate import migrate
+from app.stores.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
 from tests.fuzz.openapi import populate
 from tests.support.live import API_KEYS

@@ -18,10 +18,10 @@ made AS (
 )
 """
 _INSERTS = (
-    """INSERT INTO event_log (seq, event_id, subject, user_id, digest, occurred_at_ms, received_at_ms, consumed_at_ms)
+    """INSERT INTO event_log (seq, event_id, subject, user_id, digest, occurred_at_ms, received_at_ms)
     SELECT seq, user_id || '-' || place,
            CASE place % 2 WHEN 0 THEN 'signals.tip.served' ELSE 'signals.tip.feedback' END,
-           user_id, zeroblob(16), occurred_at_ms, occurred_at_ms, occurred_at_ms
+           user_id, zeroblob(16), occurred_at_ms, occurred_at_ms
     FROM made""",
     """INSERT INTO tip_views (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms)
     SELECT seq, user_id, 'tip-' || place / 2, occurred_at_ms, 0, occurred_at_ms FROM made WHERE place % 2 = 0""",

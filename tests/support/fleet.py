@@ -67,7 +67,7 @@ class Fleet:
         return Counter(event_id for (event_id,) in self.rows("SELECT event_id FROM event_log"))
 
     def unconsumed(self) -> int:
-        return int(self.rows("SELECT COUNT(*) FROM event_log WHERE consumed_at_ms IS NULL")[0][0])
+        return int(self.rows("SELECT COUNT(*) FROM outbox")[0][0])
 
     def _start(self, *arguments: str, module: str = "app", **settings: Any) -> Program:
         chosen: dict[str, Any] = {

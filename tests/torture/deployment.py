@@ -19,7 +19,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from app.settings import hash_key
-from app.stores.sqlite.migrate import migrate
+from app.stores.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.processes import Program, environment_of, free_port
 from tests.support.proxy import Proxy
@@ -264,8 +264,8 @@ class Deployment:
     def state(self) -> str:
         """Describe the state, for a run that does not settle."""
         (counts,) = self.rows(
-            """SELECT (SELECT COUNT(*) FROM event_log), (SELECT COUNT(*) FROM event_log WHERE consumed_at_ms IS NULL),
-                      (SELECT MAX(received_at_ms) FROM event_log WHERE consumed_at_ms IS NULL),
+            """SELECT (SELECT COUNT(*) FROM event_log), (SELECT COUNT(*) FROM outbox),
+                      (SELECT MAX(received_at_ms) FROM outbox),
                       (SELECT COUNT(*) FROM owed_invalidations)"""
         )
         lines = [f"events, unconsumed, newest of these, owed: {counts}; the clock says {time.time() * 1000:.0f}"]

@@ -175,7 +175,7 @@ class _Run:
             users = {event_id: user for user in self._pool.all() for event_id in user.by_queue}
             if not users:
                 continue
-            sql = """SELECT event_id FROM event_log WHERE consumed_at_ms IS NOT NULL
+            sql = """SELECT event_id FROM event_log WHERE seq NOT IN (SELECT seq FROM outbox)
                      AND (user_id, event_id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))"""
             keys = json.dumps([(user.user_id, event_id) for event_id, user in users.items()])
             consumed = await asyncio.to_thread(self._deployment.rows, sql, keys)
@@ -240,7 +240,7 @@ class _Run:
     async def _consumed(self) -> bool:
         rows = await asyncio.to_thread(
             self._deployment.rows,
-            """SELECT (SELECT COUNT(*) FROM event_log WHERE consumed_at_ms IS NULL),
+            """SELECT (SELECT COUNT(*) FROM outbox),
                       (SELECT COUNT(*) FROM owed_invalidations)""",
         )
         return rows == [(0, 0)]

@@ -49,9 +49,8 @@ class StoredEvent(msgspec.Struct):
     invalidates: Annotated[list[str], Meta(description="The features that the event invalidated.")]
     state: Annotated[
         Literal["waiting", "consumed", "dead letter"],
-        Meta(description="`waiting`: no worker has consumed it yet. Features count it in any state."),
+        Meta(description="`waiting` since `received_at`: no worker has consumed it. Features count it in any state."),
     ]
-    consumed_at: str | None
     attempts: Annotated[int, Meta(description="How often consuming it has failed.")]
     dead_letter: Annotated[int | None, Meta(description="The id of its dead letter.")]
 
@@ -228,7 +227,6 @@ def _held_value(held: FeatureValue, at_ms: int) -> HeldValue:
 
 def _stored_event(item: TracedEvent, registry: Registry) -> StoredEvent:
     event, logged = item.logged.event, item.logged
-    consumed = "consumed" if item.consumed_at_ms is not None else "waiting"
     return view(
         StoredEvent,
         item,
@@ -238,7 +236,7 @@ def _stored_event(item: TracedEvent, registry: Registry) -> StoredEvent:
         time_corrected=item.claimed_at_ms is not None,
         arrival_lag_ms=logged.received_at_ms - to_ms(event.occurred_at),
         invalidates=[name for name in registry.names if name in registry.invalidated_by(subject_of(event))],
-        state="dead letter" if item.letter_id is not None else consumed,
+        state="dead letter" if item.letter_id is not None else "consumed" if item.consumed else "waiting",
         attempts=logged.attempts,
         dead_letter=item.letter_id,
     )

@@ -1,7 +1,8 @@
 """Opens connections to PostgreSQL that run the SQL of the repositories, and names its errors.
 
 Every connection is in autocommit mode, with explicit transactions, and accepts parameters as SQLite does (`?` and
-`:name`). Whole numbers are always sent as `bigint`, so that a statement has one plan whatever the values are.
+`:name`). Whole numbers are always sent as `bigint`, so that a statement has one plan whatever the values are. JSON is
+text, as in SQLite: `json_each` has the elements of an array as its `value`, and `->>` takes text.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from psycopg import errors
 from psycopg.adapt import AdaptersMap, Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.numeric import Int8Dumper
+from psycopg.types.string import StrDumperUnknown
 
 from app.errors import StoreFull, StoreUnavailable
 from app.stores.sql.database import Parameters
@@ -32,8 +34,20 @@ _SESSION = {
     "idle_in_transaction_session_timeout": STATEMENT_TIMEOUT_MS,
     "default_transaction_isolation": "read committed",
 }
+_SET_SESSION = (
+    "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SESSION.items())
+).encode()
+_DEFAULTS: dict[str, Any] = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "target_session_attrs": "read-write",
+    "fallback_application_name": "profiles",
+}
 NO_ROOM = (errors.DiskFull, errors.OutOfMemory)
 _TOKENS = re.compile(r"'(?:[^']|'')*'|--[^\n]*|::|:(\w+)|\?|%")
+_JSON = (
+    (re.compile(r"\bjson_each\(([^()]+)\)"), r"json_array_elements_text(CAST(\1 AS json))"),
+    (re.compile(r"([\w.]+)(?= ->>? )"), r"CAST(\1 AS json)"),
+)
 
 
 class _NumericLoader(Loader):
@@ -44,6 +58,13 @@ class _NumericLoader(Loader):
         return int(text) if text.lstrip(b"-").isdigit() else float(text)
 
 
+class _TextDumper(StrDumperUnknown):
+    """NUL, which PostgreSQL cannot store, becomes U+FFFD. It may be part of an error message, but of no id."""
+
+    def dump(self, obj: str) -> bytes:
+        return obj.replace("\0", "\ufffd").encode()
+
+
 class _Context:
     connection = None
     adapters = AdaptersMap(psycopg.adapters)
@@ -51,18 +72,21 @@ class _Context:
 
 _CONTEXT = _Context()
 _CONTEXT.adapters.register_dumper(int, Int8Dumper)
+_CONTEXT.adapters.register_dumper(str, _TextDumper)
 _CONTEXT.adapters.register_loader("numeric", _NumericLoader)
 
 
 @lru_cache(maxsize=1_024)
 def translated(statement: str) -> bytes:
-    """A statement with the placeholders of psycopg instead of `?` and `:name`."""
+    """The statement as psycopg and PostgreSQL expect it."""
 
     def replace(match: re.Match[str]) -> str:
         if match[1]:
             return f"%({match[1]})s"
         return "%s" if match[0] == "?" else match[0].replace("%", "%%")
 
+    for pattern, replacement in _JSON:
+        statement = pattern.sub(replacement, statement)
     return _TOKENS.sub(replace, statement).encode()
 
 
@@ -83,19 +107,15 @@ class Connection:
 
 def connect(url: str) -> Connection:
     """Connect to the server that accepts writes. Raises `StoreUnavailable` if none does."""
-    options = " ".join(f"-c {name}={str(value).replace(' ', chr(92) + ' ')}" for name, value in _SESSION.items())
-    defaults: dict[str, Any] = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "target_session_attrs": "read-write",
-        "options": options,
-    }
     try:
         raw = psycopg.connect(
-            make_conninfo(**{**defaults, "fallback_application_name": "profiles", **conninfo_to_dict(url)}),
+            make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(url)}),
             autocommit=True,
             prepare_threshold=2,
             context=_CONTEXT,
         )
+        # Not with the option `options`, which a URL may have, and which PgBouncer refuses.
+        raw.execute(_SET_SESSION)
     except psycopg.Error as error:
         raise unavailable(error) from error
     return Connection(raw)

@@ -12,17 +12,17 @@ UPDATE_OUTCOME = "UPDATE audit_trail SET outcome = ? WHERE id = ? AND outcome = 
 SELECT_AUDIT = """
 SELECT id, at_ms, actor, action, subject, outcome FROM audit_trail
 WHERE id < :before
-    AND (:actor IS NULL OR actor = :actor)
-    AND (:action IS NULL OR action = :action)
-    AND (:subject IS NULL OR subject = :subject)
+    AND (CAST(:actor AS TEXT) IS NULL OR actor = :actor)
+    AND (CAST(:action AS TEXT) IS NULL OR action = :action)
+    AND (CAST(:subject AS TEXT) IS NULL OR subject = :subject)
 ORDER BY id DESC LIMIT :limit
 """
 # Among the newest entries only: 4 ms instead of 0.4 s with a million of them.
 SELECT_ACTORS = """
-SELECT DISTINCT actor FROM (SELECT actor FROM audit_trail ORDER BY id DESC LIMIT 10000) ORDER BY actor
+SELECT DISTINCT actor FROM (SELECT actor FROM audit_trail ORDER BY id DESC LIMIT 10000) AS newest ORDER BY actor
 """
 SELECT_ACTIONS = """
-SELECT DISTINCT action FROM (SELECT action FROM audit_trail ORDER BY id DESC LIMIT 10000) ORDER BY action
+SELECT DISTINCT action FROM (SELECT action FROM audit_trail ORDER BY id DESC LIMIT 10000) AS newest ORDER BY action
 """
 
 

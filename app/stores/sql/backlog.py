@@ -9,13 +9,13 @@ from app.stores.sql.database import Database
 from app.stores.sql.sufficient_statistics import SELECT_ASIDE_COUNT
 
 SELECT_BACKLOG = f"""
-SELECT (SELECT COUNT(*) FROM event_log WHERE consumed_at_ms IS NULL),
-       (SELECT MIN(received_at_ms) FROM event_log WHERE consumed_at_ms IS NULL),
+SELECT (SELECT COUNT(*) FROM outbox),
+       (SELECT MIN(received_at_ms) FROM outbox),
        (SELECT COUNT(*) FROM dead_letters), (SELECT COUNT(*) FROM owed_invalidations), ({SELECT_ASIDE_COUNT})
 """
 AHEAD_MS = 300_000
 # Counted up to a limit: after a day with a wrong clock there can be any number of them.
-SELECT_AHEAD_COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM event_log WHERE occurred_at_ms > ? LIMIT 10000)"
+SELECT_AHEAD_COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM event_log WHERE occurred_at_ms > ? LIMIT 10000) AS ahead"
 SELECT_UNKNOWN = "SELECT sent_by, events FROM unknown_decisions WHERE newest_ms >= ? ORDER BY sent_by"
 
 

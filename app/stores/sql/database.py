@@ -9,9 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
+
+from app.errors import SchemaMismatch
 
 T = TypeVar("T")
+SCHEMA_REVISION = "0008"
+SELECT_REVISION = "SELECT version_num FROM alembic_version"
 Parameters = Sequence[object] | Mapping[str, object]
 
 
@@ -43,13 +47,31 @@ class Scope(Enum):
 SERVICE: Final = Scope.SERVICE
 
 
+def check_revision(revision: str | None, database: object) -> None:
+    """Raise `SchemaMismatch` unless `revision`, None if there is none, is that of this program."""
+    if revision is None:
+        raise SchemaMismatch(f"the database at {database} is not migrated; run `profiles migrate`")
+    if revision > SCHEMA_REVISION:
+        raise SchemaMismatch(
+            f"the database at {database} is newer ({revision}) than this program ({SCHEMA_REVISION}); "
+            "upgrade the program"
+        )
+    if revision < SCHEMA_REVISION:
+        raise SchemaMismatch(
+            f"the database at {database} is at revision {revision}, this program needs {SCHEMA_REVISION}; "
+            "run `profiles migrate`"
+        )
+
+
 class Database(ABC):
     """Every method raises `StoreUnavailable` if the database fails.
 
     `id` is part of every cache key, so values cached from another database are never read. `full`: the last write
-    failed for lack of room; reads continue.
+    failed for lack of room; reads continue. `delete_lock`: statements that delete what `write` stores to lock a user,
+    given the user's id. An erasure ends with them.
     """
 
+    delete_lock: ClassVar[tuple[str, ...]] = ()
     id: str
     full: bool
 
@@ -64,6 +86,7 @@ class Database(ABC):
 
         `of` names what the transaction locks first: the users with these ids, in sorted order, or the `SERVICE`. It
         must cover every row that `work` reads and then writes. It is empty if each statement is atomic by itself.
+        `work` has no effects outside of the transaction, because it is done again after a deadlock.
 
         A write that is not `durable` is committed without waiting for the disk. Until the next durable write, a crash
         of the machine may undo the whole write; a crash of the process never does.
@@ -72,6 +95,9 @@ class Database(ABC):
             StoreUnavailable: nothing was written, unless the engine says otherwise.
             StoreFull: the disk is full; nothing was written.
         """
+
+    @abstractmethod
+    async def close(self) -> None: ...
 
     async def rows(self, statement: str, parameters: Parameters = ()) -> list[Any]:
         """Read all rows of one statement."""

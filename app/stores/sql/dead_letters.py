@@ -10,16 +10,14 @@ import msgspec
 from app.events.naming import names, not_naming
 from app.events.ports import DeadLetter
 from app.stores.sql.database import Connection, Database
-from app.stores.sql.event_log import SELECT_LOGGED, logged_events
+from app.stores.sql.event_log import DELETE_CONSUMED, SELECT_LOGGED, logged_events
 
 _COLUMNS = "id, source, payload, error, traceback, attempts, seq, created_at_ms, last_failed_at_ms"
 INSERT_PAYLOAD = """
 INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms)
 VALUES ('queue', ?, ?, ?, 1, ?, ?) RETURNING id
 """
-UPDATE_ATTEMPTS = (
-    "UPDATE event_log SET attempts = attempts + 1 WHERE seq = ? AND consumed_at_ms IS NULL RETURNING attempts, user_id"
-)
+UPDATE_ATTEMPTS = "UPDATE outbox SET attempts = attempts + 1 WHERE seq = ? RETURNING attempts, user_id"
 INSERT_EVENT = """
 INSERT INTO dead_letters
     (source, payload, error, traceback, attempts, seq, user_id, created_at_ms, last_failed_at_ms)
@@ -27,9 +25,9 @@ VALUES ('consumption', ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (seq) DO UPDATE SET error = excluded.error, traceback = excluded.traceback,
     attempts = dead_letters.attempts + excluded.attempts, last_failed_at_ms = excluded.last_failed_at_ms
 """
-UPDATE_CONSUMED_ONE = "UPDATE event_log SET consumed_at_ms = ? WHERE seq = ?"
-UPDATE_REVIVED = """
-UPDATE event_log SET consumed_at_ms = NULL, attempts = 0 WHERE seq IN (SELECT value FROM json_each(?))
+INSERT_REVIVED = """
+INSERT INTO outbox (seq, user_id, received_at_ms) SELECT seq, user_id, received_at_ms FROM event_log
+WHERE (user_id, seq) IN (SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) FROM json_each(?)) ON CONFLICT DO NOTHING
 """
 SELECT_LETTERS = f"SELECT {_COLUMNS} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
 SELECT_LETTER = f"SELECT {_COLUMNS} FROM dead_letters WHERE id = ?"
@@ -38,18 +36,22 @@ SELECT_NEWEST_ID = "SELECT COALESCE(MAX(id), 0) FROM dead_letters"
 UPDATE_REFUSED = """
 UPDATE dead_letters SET error = ?, attempts = attempts + 1, last_failed_at_ms = ? WHERE id = ? AND seq IS NULL
 """
-DELETE_LETTERS = "DELETE FROM dead_letters WHERE id IN (SELECT value FROM json_each(?))"
+_IDS = "id IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
+DELETE_LETTERS = f"DELETE FROM dead_letters WHERE {_IDS}"
+SELECT_OWNERS = f"SELECT DISTINCT user_id FROM dead_letters WHERE {_IDS} AND seq IS NOT NULL"
 # A letter without a `user_id` never became an event. Its payload may name the user.
 SELECT_POSSIBLY_THEIRS = "SELECT id, payload, user_id FROM dead_letters WHERE user_id = ? OR user_id IS NULL"
-UPDATE_PAYLOAD = "UPDATE dead_letters SET payload = ? WHERE id = ?"
+# Changes nothing if another user has been removed from the payload since it was read.
+UPDATE_PAYLOAD = "UPDATE dead_letters SET payload = ? WHERE id = ? AND payload = ?"
 
 
-def letters_of(connection: Connection, user_id: str) -> dict[int, str | None]:
-    """The dead letters that name a user. Values, by letter id: the payload without the user's events; None if empty."""
-    found: dict[int, str | None] = {}
+def letters_of(connection: Connection, user_id: str) -> dict[int, tuple[str, str | None]]:
+    """The dead letters that name a user. Values, by letter id: the payload, and the payload without the user's events,
+    or None if that is empty."""
+    found: dict[int, tuple[str, str | None]] = {}
     for letter_id, payload, owner in connection.execute(SELECT_POSSIBLY_THEIRS, (user_id,)):
         if owner is not None:
-            found[letter_id] = None
+            found[letter_id] = payload, None
             continue
         try:
             value = msgspec.json.decode(payload)
@@ -58,19 +60,24 @@ def letters_of(connection: Connection, user_id: str) -> dict[int, str | None]:
         if isinstance(value, list):
             rest = not_naming(msgspec.json.decode(payload, type=list[msgspec.Raw]), value, user_id)
             if len(rest) < len(value):
-                found[letter_id] = "[" + ",".join(bytes(item).decode() for item in rest) + "]" if rest else None
+                text = "[" + ",".join(bytes(item).decode() for item in rest) + "]"
+                found[letter_id] = payload, text if rest else None
         elif names(value, user_id):
-            found[letter_id] = None
+            found[letter_id] = payload, None
     return found
 
 
 def erase_letters(connection: Connection, user_id: str) -> int:
     """Remove a user from the dead letters. Return the number of letters that were deleted or changed. A letter with
     events of several users keeps those of the other users."""
-    found = letters_of(connection, user_id)
-    connection.execute(DELETE_LETTERS, (json.dumps([letter_id for letter_id, rest in found.items() if rest is None]),))
-    connection.executemany(UPDATE_PAYLOAD, [(rest, letter_id) for letter_id, rest in found.items() if rest is not None])
-    return len(found)
+    erased = set[int]()
+    while found := letters_of(connection, user_id):
+        erased |= found.keys()
+        empty = [letter_id for letter_id, (_, rest) in found.items() if rest is None]
+        connection.execute(DELETE_LETTERS, (json.dumps(empty),))
+        changed = [(rest, letter_id, payload) for letter_id, (payload, rest) in found.items() if rest is not None]
+        connection.executemany(UPDATE_PAYLOAD, changed)
+    return len(erased)
 
 
 class SqlDeadLetters:
@@ -95,7 +102,7 @@ class SqlDeadLetters:
             (event,) = logged_events(connection, SELECT_LOGGED, (f"[{seq}]",)) or (None,)
             payload = msgspec.json.encode(event.event).decode() if event else "null"
             connection.execute(INSERT_EVENT, (payload, error, traceback, attempts, seq, user_id, now_ms, now_ms))
-            connection.execute(UPDATE_CONSUMED_ONE, (now_ms, seq))
+            connection.execute(DELETE_CONSUMED, (f"[{seq}]",))
             return True
 
         return await self._database.write(work, of=())
@@ -124,8 +131,10 @@ class SqlDeadLetters:
 
     async def revive(self, *letter_ids: int) -> int:
         def work(connection: Connection) -> int:
-            deleted = connection.execute(f"{DELETE_LETTERS} RETURNING seq", (json.dumps(letter_ids),)).fetchall()
-            connection.execute(UPDATE_REVIVED, (json.dumps([seq for (seq,) in deleted if seq is not None]),))
-            return len(deleted)
+            deleted = connection.execute(f"{DELETE_LETTERS} RETURNING user_id, seq", (json.dumps(letter_ids),))
+            events = deleted.fetchall()
+            connection.execute(INSERT_REVIVED, (json.dumps(events),))
+            return len(events)
 
-        return await self._database.write(work, of=())
+        owners = await self._database.rows(SELECT_OWNERS, (json.dumps(letter_ids),))
+        return await self._database.write(work, of={user_id for (user_id,) in owners})

@@ -26,9 +26,11 @@ log = logger("stores.decisions")
 
 SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
 SELECT_SHARE = "SELECT share FROM rollout"
-SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE request_id = ?"
+SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE user_id = ? AND request_id = ?"
 SELECT_BY_ID = "SELECT * FROM tip_scores WHERE decision_id = ?"
-SELECT_EVENTS = "SELECT outcome, COUNT(*) FROM decision_events WHERE number = ? GROUP BY outcome"
+SELECT_EVENTS = """
+SELECT outcome, COUNT(*) FROM decision_events WHERE user_id = :user_id AND number = :number GROUP BY outcome
+"""
 # One statement for many decisions. Between two statements the thread would wait for the GIL, up to 5 ms while the event
 # loop is busy, and other writers would wait for this one.
 _SHADOW = Shadow._fields[1:]
@@ -39,7 +41,7 @@ UPDATE tip_scores SET {changes} FROM shadows WHERE tip_scores.decision_id = shad
 SELECT_OLDEST = "SELECT MIN(created_at_ms) FROM tip_scores"
 SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
 DELETE_DECISIONS = tuple(
-    f"DELETE FROM {table} WHERE number IN (SELECT value FROM json_each(?))"
+    f"DELETE FROM {table} WHERE number IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
     for table in ("decision_events", "tip_scores")
 )
 # A process uses a prior for a moment after another process has replaced it. So the prior that was current an hour
@@ -90,7 +92,7 @@ class SqlDecisions:
                     prior,
                     share,
                     self._evidence_or_none(connection, question.user_id),
-                    _by_request(connection, question.request_id),
+                    _by_request(connection, question.user_id, question.request_id),
                 )
                 for question in questions
             ]
@@ -109,7 +111,7 @@ class SqlDecisions:
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
         """Store each shadow in the row of its decision, without waiting for the disk. A crash of the machine may lose
         shadows; the evaluation of the challenger then leaves out their decisions."""
-        values = [value for shadow in shadows for value in shadow]
+        values = [int(value) if isinstance(value, bool) else value for shadow in shadows for value in shadow]
         statement = update_shadows(len(shadows))
         await self._database.write(lambda connection: connection.execute(statement, values), durable=False, of=())
 
@@ -118,7 +120,7 @@ class SqlDecisions:
             row = _named(connection, SELECT_BY_ID, decision_id)
             if row is None:
                 return None
-            return decision_of(row), outcome_of(row, dict(connection.execute(SELECT_EVENTS, (row["number"],))))
+            return decision_of(row), outcome_of(row, dict(connection.execute(SELECT_EVENTS, row).fetchall()))
 
         return await self._database.read(work)
 
@@ -150,7 +152,7 @@ class SqlDecisions:
         if proposed.erasures != erasures:
             return None
         # 1. Two requests with the same id find no decision; 2. both decide; 3. the second one finds the first's here.
-        stored = _by_request(connection, decision.request_id)
+        stored = _by_request(connection, decision.user_id, decision.request_id)
         if stored is not None:
             return stored
         row = row_of(decision)
@@ -160,14 +162,14 @@ class SqlDecisions:
         return decision
 
 
-def _by_request(connection: Connection, request_id: str | None) -> Decision | None:
+def _by_request(connection: Connection, user_id: str, request_id: str | None) -> Decision | None:
     if request_id is None:
         return None
-    row = _named(connection, SELECT_BY_REQUEST, request_id)
+    row = _named(connection, SELECT_BY_REQUEST, user_id, request_id)
     return None if row is None else decision_of(row)
 
 
-def _named(connection: Connection, statement: str, value: str) -> dict[str, Any] | None:
-    with closing(connection.execute(statement, (value,))) as cursor:
+def _named(connection: Connection, statement: str, *values: str) -> dict[str, Any] | None:
+    with closing(connection.execute(statement, values)) as cursor:
         row = cursor.fetchone()
         return None if row is None else dict(zip((column[0] for column in cursor.description), row, strict=True))

@@ -1,7 +1,8 @@
 """The log of all events: their contents, which ones no worker has consumed, and the pruning of old ones.
 
 Invariants: an event is in `event_log` if and only if its row is in `tip_views` or `tip_feedback` under the same `seq`.
-A later event of a user has a higher `seq`. None is reused, even after pruning.
+A later event of a user has a higher `seq`. None is reused, even after pruning. An event is in `outbox` until a worker
+has consumed it.
 """
 
 from __future__ import annotations
@@ -16,49 +17,35 @@ from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import LoggedEvent, TipEvent, TipFeedback, TipServed, stored_action, subject_of
 from app.stores.sql.database import Connection, Database
+from app.stores.sql.registries import SELECT_FEATURE_KEYS
 
 # An event's key: its user and its id, which is unique among the events of the user.
-_KEYS = "SELECT value ->> 0, value ->> 1 FROM json_each(?)"
-SELECT_KNOWN = f"SELECT user_id, event_id, digest FROM event_log WHERE (user_id, event_id) IN ({_KEYS})"
-SELECT_FEATURE_KEYS = "SELECT subject, json_group_array(feature) FROM feature_keys GROUP BY subject"
 EventKey = tuple[str, str]
 EVENT_COLUMNS = """log.seq, log.event_id, log.subject, log.user_id, COALESCE(log.claimed_at_ms, log.occurred_at_ms),
-       log.received_at_ms, log.attempts,
+       log.received_at_ms,
        COALESCE(view.tip_id, feedback.tip_id), COALESCE(view.utc_offset_min, feedback.utc_offset_min),
        COALESCE(view.decision_id, feedback.decision_id), feedback.action, feedback.dwell_ms"""
-EVENT_JOINS = """LEFT JOIN tip_views AS view ON view.seq = log.seq
-LEFT JOIN tip_feedback AS feedback ON feedback.seq = log.seq"""
+# Every join names the user, so that an event is found in one partition.
+EVENT_JOINS = """LEFT JOIN tip_views AS view ON view.user_id = log.user_id AND view.seq = log.seq
+LEFT JOIN tip_feedback AS feedback ON feedback.user_id = log.user_id AND feedback.seq = log.seq"""
 LOGGED = f"""
-SELECT {EVENT_COLUMNS}
-FROM event_log AS log
+SELECT {EVENT_COLUMNS}, outbox.attempts
+FROM outbox
+JOIN event_log AS log ON log.user_id = outbox.user_id AND log.seq = outbox.seq
 {EVENT_JOINS}
 """
-SELECT_UNCONSUMED = (
-    LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.received_at_ms < ? ORDER BY log.received_at_ms, log.seq LIMIT ?"
-)
-SELECT_UNCONSUMED_AHEAD = (
-    LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.received_at_ms > ? ORDER BY log.received_at_ms, log.seq LIMIT ?"
-)
-SELECT_LOGGED = (
-    LOGGED + "WHERE log.consumed_at_ms IS NULL AND log.seq IN (SELECT value FROM json_each(?)) ORDER BY log.seq"
-)
-UPDATE_CONSUMED = """
-UPDATE event_log SET consumed_at_ms = ?
-WHERE consumed_at_ms IS NULL AND seq IN (SELECT value FROM json_each(?))
-"""
-# Only the facts change: features read from them when an event was known. The log keeps the real arrival, from which
-# lag and waiting times are measured.
-UPDATE_HISTORICAL = tuple(
-    f"""UPDATE {table} SET received_at_ms = occurred_at_ms WHERE received_at_ms > occurred_at_ms
-        AND seq IN (SELECT seq FROM event_log WHERE (user_id, event_id) IN ({_KEYS}))"""
-    for table in ("tip_views", "tip_feedback")
-)
+_OLDEST_FIRST = "ORDER BY outbox.received_at_ms, outbox.seq LIMIT ?"
+SELECT_UNCONSUMED = f"{LOGGED} WHERE outbox.received_at_ms < ? {_OLDEST_FIRST}"
+SELECT_UNCONSUMED_AHEAD = f"{LOGGED} WHERE outbox.received_at_ms > ? {_OLDEST_FIRST}"
+_SEQS = "seq IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
+SELECT_LOGGED = f"{LOGGED} WHERE outbox.{_SEQS} ORDER BY outbox.seq"
+DELETE_CONSUMED = f"DELETE FROM outbox WHERE {_SEQS}"
 SELECT_POSITION = "SELECT COALESCE(MAX(seq), 0) FROM event_log"
 SELECT_OLDEST = "SELECT MIN(occurred_at_ms) FROM event_log"
-SELECT_PRUNABLE = "SELECT seq FROM event_log WHERE occurred_at_ms < ? ORDER BY occurred_at_ms LIMIT ?"
-DELETE_BY_SEQ = tuple(
-    f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))"
-    for table in ("tip_views", "tip_feedback", "event_log")
+SELECT_PRUNABLE = "SELECT user_id, seq FROM event_log WHERE occurred_at_ms < ? ORDER BY occurred_at_ms LIMIT ?"
+DELETE_EVENTS = tuple(
+    f"DELETE FROM {table} WHERE (user_id, seq) IN (SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) FROM json_each(?))"
+    for table in ("outbox", "tip_views", "tip_feedback", "event_log")
 )
 
 
@@ -70,10 +57,9 @@ class SqlEventLog(ABC):
 
     @abstractmethod
     async def append(
-        self, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None = None
+        self, requests: Sequence[Sequence[Admitted]], *, consumed: bool = False
     ) -> list[Appended | ClashingEvent]:
-        """Store the events of all requests in one transaction. If `consumed_at_ms` is given, they are stored as
-        consumed at that time, so that no worker consumes them."""
+        """Store the events of all requests in one transaction. If `consumed`, no worker consumes them."""
 
     async def unconsumed(
         self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
@@ -91,8 +77,8 @@ class SqlEventLog(ABC):
             lambda connection: logged_events(connection, SELECT_LOGGED, (json.dumps(seqs),))
         )
 
-    async def mark_consumed(self, seqs: Sequence[int], now_ms: int) -> None:
-        await self._database.execute(UPDATE_CONSUMED, (now_ms, json.dumps(seqs)))
+    async def mark_consumed(self, seqs: Sequence[int]) -> None:
+        await self._database.execute(DELETE_CONSUMED, (json.dumps(seqs),))
 
     async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
         known = await self._database.read(features_by_subject)
@@ -103,18 +89,20 @@ class SqlEventLog(ABC):
         return None if oldest_ms is None else int(oldest_ms)
 
     async def prune(self, before_ms: int, limit: int) -> int:
-        def work(connection: Connection) -> int:
-            seqs = [seq for (seq,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
-            for statement in DELETE_BY_SEQ:
-                connection.execute(statement, (json.dumps(seqs),))
-            return len(seqs)
+        events = await self._database.rows(SELECT_PRUNABLE, (before_ms, limit))
 
-        return await self._database.write(work, of=())
+        def work(connection: Connection) -> int:
+            counts = [connection.execute(statement, (json.dumps(events),)).rowcount for statement in DELETE_EVENTS]
+            return counts[-1]
+
+        return await self._database.write(work, of={user_id for user_id, _ in events})
 
 
 def features_by_subject(connection: Connection) -> dict[str, frozenset[str]]:
-    rows = connection.execute(SELECT_FEATURE_KEYS).fetchall()
-    return {subject: frozenset(json.loads(features)) for subject, features in rows}
+    found: dict[str, set[str]] = {}
+    for subject, feature in connection.execute(SELECT_FEATURE_KEYS).fetchall():
+        found.setdefault(subject, set()).add(feature)
+    return {subject: frozenset(features) for subject, features in found.items()}
 
 
 def event_key(item: Admitted) -> EventKey:
@@ -144,17 +132,17 @@ def stale_features(events: Sequence[Admitted], features: Mapping[str, frozenset[
 
 
 def logged_events(connection: Connection, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
-    """Run a statement that selects `EVENT_COLUMNS`, and decode its rows."""
+    """Run a statement like `LOGGED`, and decode its rows."""
     return [logged_event(row) for row in connection.execute(statement, parameters).fetchall()]
 
 
 def logged_event(row: Sequence[Any]) -> LoggedEvent:
-    """Decode an event from a row of `EVENT_COLUMNS`."""
-    return LoggedEvent(row[0], _event(row), row[5], row[6])
+    """Decode an event from a row of `EVENT_COLUMNS` and the number of attempts."""
+    return LoggedEvent(row[0], _event(row), row[5], row[11])
 
 
 def _event(row: Sequence[object]) -> TipEvent:
-    _, event_id, subject, user_id, claimed_at_ms, _, _, tip_id, offset_min, decision_id, action, dwell_ms = row
+    _, event_id, subject, user_id, claimed_at_ms, _, tip_id, offset_min, decision_id, action, dwell_ms, _ = row
     zone = timezone(timedelta(minutes=_whole(offset_min)))
     common = {
         "event_id": event_id,

@@ -13,17 +13,19 @@ from app.stores.sql.event_log import EVENT_COLUMNS, EVENT_JOINS, SELECT_POSITION
 _NEWEST_SEQS = "\n    UNION ALL\n".join(
     f"""    SELECT seq FROM (
         SELECT seq FROM event_log WHERE user_id = :user AND subject = '{subject}' ORDER BY seq DESC LIMIT :limit
-    )"""
+    ) AS newest"""
     for subject in sorted(KNOWN_SUBJECTS)
 )
 SELECT_NEWEST_TRACED = f"""
-SELECT {EVENT_COLUMNS}, log.occurred_at_ms, log.claimed_at_ms, log.consumed_at_ms, letter.id
+SELECT {EVENT_COLUMNS}, COALESCE(letter.attempts, outbox.attempts, 0),
+    log.occurred_at_ms, log.claimed_at_ms, outbox.seq IS NULL, letter.id
 FROM (
 {_NEWEST_SEQS}
     ORDER BY seq DESC LIMIT :limit
 ) AS newest
-CROSS JOIN event_log AS log ON log.seq = newest.seq
+JOIN event_log AS log ON log.user_id = :user AND log.seq = newest.seq
 {EVENT_JOINS}
+LEFT JOIN outbox ON outbox.user_id = log.user_id AND outbox.seq = log.seq
 LEFT JOIN dead_letters AS letter ON letter.seq = log.seq
 ORDER BY log.seq DESC
 """
@@ -38,9 +40,7 @@ UNION ALL
 SELECT {_PLACE}, action AS kind, COUNT(*) FROM tip_feedback WHERE {_WITHIN} GROUP BY days_ago, local_hour, kind
 """
 SELECT_RECENT = "SELECT seq, user_id, received_at_ms FROM event_log WHERE seq > ? ORDER BY seq DESC LIMIT ?"
-SELECT_ANY_UNCONSUMED = """
-SELECT EXISTS (SELECT 1 FROM event_log WHERE user_id = ? AND seq > ? AND consumed_at_ms IS NULL)
-"""
+SELECT_ANY_UNCONSUMED = "SELECT EXISTS (SELECT 1 FROM outbox WHERE user_id = ? AND seq > ?)"
 
 
 class SqlEventQueries:
@@ -51,7 +51,11 @@ class SqlEventQueries:
 
     async def newest_events(self, user_id: str, limit: int) -> list[TracedEvent]:
         rows = await self._database.rows(SELECT_NEWEST_TRACED, {"user": user_id, "limit": limit})
-        return [TracedEvent(logged_event(row[:-4]), *row[-4:]) for row in rows]
+        return [
+            TracedEvent(logged_event(row[:-4]), counted_at_ms, claimed_at_ms, bool(consumed), letter_id)
+            for row in rows
+            for counted_at_ms, claimed_at_ms, consumed, letter_id in [row[-4:]]
+        ]
 
     async def activity(self, user_id: str, until_ms: int, days: int) -> list[ActivityCount]:
         rows = await self._database.rows(SELECT_ACTIVITY, {"user": user_id, "until": until_ms, "days": days})

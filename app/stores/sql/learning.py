@@ -35,19 +35,20 @@ SELECT_IS_UNSETTLED = """
 SELECT 1 FROM tip_scores WHERE user_id = ? AND chosen_id = ? AND state IN ('open', 'served') LIMIT 1
 """
 SELECT_IS_DECISION = "SELECT 1 FROM tip_scores WHERE decision_id = ? AND user_id = ?"
-SELECT_SENT_BY = "SELECT COALESCE(sent_by, 'an earlier release') FROM event_log WHERE seq = ?"
+SELECT_SENT_BY = "SELECT COALESCE(sent_by, 'an earlier release') FROM event_log WHERE user_id = ? AND seq = ?"
 UPSERT_UNKNOWN = """
 INSERT INTO unknown_decisions (sent_by, events, newest_ms) VALUES (?, ?, ?)
 ON CONFLICT (sent_by) DO UPDATE SET newest_ms = excluded.newest_ms,
-    events = excluded.events + CASE WHEN newest_ms < excluded.newest_ms - 86400000 THEN 0 ELSE events END
+    events = excluded.events + CASE WHEN unknown_decisions.newest_ms < excluded.newest_ms - 86400000 THEN 0
+        ELSE unknown_decisions.events END
 """
 # The decision that an event is about, if the event has not been applied before.
 _DECISION = """
 SELECT number, spec_hash, phi, user_id, chosen_id, created_at_ms, state, served_at_ms, reward_source,
-    EXISTS (SELECT 1 FROM decision_events WHERE number = tip_scores.number AND outcome = 'served')
+    EXISTS (SELECT 1 FROM decision_events WHERE user_id = :user AND number = tip_scores.number AND outcome = 'served')
 FROM tip_scores
 """
-_NEW = "NOT EXISTS (SELECT 1 FROM decision_events WHERE seq = :seq)"
+_NEW = "NOT EXISTS (SELECT 1 FROM decision_events WHERE user_id = :user AND seq = :seq)"
 SELECT_NAMED = _DECISION + f"WHERE decision_id = :decision AND user_id = :user AND {_NEW}"
 SELECT_NEWEST = (
     _DECISION
@@ -56,36 +57,37 @@ WHERE user_id = :user AND chosen_id = :tip AND state IN ('open', 'served') AND c
 ORDER BY number DESC LIMIT 1
 """
 )
-INSERT_COUNTED = "INSERT INTO decision_events (seq, number, outcome) VALUES (?, ?, ?)"
-UPDATE_SERVED = "UPDATE tip_scores SET state = 'served', served_at_ms = ? WHERE number = ?"
+INSERT_COUNTED = "INSERT INTO decision_events (seq, user_id, number, outcome) VALUES (?, ?, ?, ?)"
+UPDATE_SERVED = "UPDATE tip_scores SET state = 'served', served_at_ms = ? WHERE user_id = ? AND number = ?"
 UPDATE_LEARNED = """
 UPDATE tip_scores SET state = 'learned', served_at_ms = ?, reward = ?, reward_source = ?, action = ?, settled_at_ms = ?
-WHERE number = ? AND state IN ('open', 'served')
+WHERE user_id = ? AND number = ? AND state IN ('open', 'served')
 """
-# Users with an unconsumed event, which may be the feedback.
-_AWAITED = "SELECT user_id FROM event_log INDEXED BY event_log_unconsumed WHERE consumed_at_ms IS NULL"
+# Without the users with an unconsumed event, which may be the feedback.
+_DECISIONS = """
+FROM tip_scores AS decision
+LEFT JOIN (SELECT DISTINCT user_id FROM outbox) AS awaited ON awaited.user_id = decision.user_id
+WHERE awaited.user_id IS NULL"""
 SELECT_ANY_CLOSED = """
 SELECT EXISTS (SELECT 1 FROM tip_scores WHERE state = 'served' AND served_at_ms < :closed)
     OR EXISTS (SELECT 1 FROM tip_scores WHERE state = 'open' AND created_at_ms < :closed)
 """
 SELECT_CLOSED = f"""
-SELECT number, spec_hash, phi, user_id, served_at_ms FROM tip_scores AS decision
-WHERE state = 'served' AND served_at_ms < :closed AND user_id NOT IN ({_AWAITED})
-    AND spec_hash IN (SELECT value FROM json_each(:known))
-    AND NOT EXISTS (
-        SELECT 1 FROM bandit_states AS learned WHERE learned.user_id = decision.user_id
-            AND learned.spec_hash NOT IN (SELECT value FROM json_each(:known))
-    )
+SELECT number, spec_hash, phi, decision.user_id, served_at_ms
+{_DECISIONS} AND state = 'served' AND served_at_ms < :closed AND spec_hash IN (SELECT value FROM json_each(:known))
+    AND COALESCE((SELECT spec_hash FROM bandit_states WHERE user_id = decision.user_id), decision.spec_hash)
+        IN (SELECT value FROM json_each(:known))
 ORDER BY served_at_ms LIMIT :limit
 """
 # The result matches the hash of no spec, so the decision is not selected again.
-UPDATE_ASIDE = f"UPDATE tip_scores SET spec_hash = '{ASIDE}' || spec_hash WHERE number = ?"
-UPDATE_EXPIRED = f"""
-UPDATE tip_scores SET state = 'expired', settled_at_ms = :now WHERE number IN (
-    SELECT number FROM tip_scores
-    WHERE state = 'open' AND created_at_ms < :closed AND user_id NOT IN ({_AWAITED})
-    ORDER BY created_at_ms LIMIT :limit
-)
+UPDATE_ASIDE = f"UPDATE tip_scores SET spec_hash = '{ASIDE}' || spec_hash WHERE user_id = ? AND number = ?"
+SELECT_UNSERVED = f"""
+SELECT decision.user_id, number {_DECISIONS} AND state = 'open' AND created_at_ms < :closed
+ORDER BY created_at_ms LIMIT :limit
+"""
+UPDATE_EXPIRED = """
+UPDATE tip_scores SET state = 'expired', settled_at_ms = :now WHERE state = 'open'
+    AND (user_id, number) IN (SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) FROM json_each(:expired))
 """
 
 
@@ -108,9 +110,9 @@ class SqlLearning:
 
     async def note_unknown(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[str, int]:
         def work(connection: Connection) -> Mapping[str, int]:
-            found = [connection.execute(SELECT_SENT_BY, (item.seq,)).fetchone() for item in events]
+            found = [connection.execute(SELECT_SENT_BY, (item.event.user_id, item.seq)).fetchone() for item in events]
             counts = Counter(str(row[0]) for row in found if row is not None)
-            connection.executemany(UPSERT_UNKNOWN, [(sent_by, count, now_ms) for sent_by, count in counts.items()])
+            connection.executemany(UPSERT_UNKNOWN, [(sent_by, counts[sent_by], now_ms) for sent_by in sorted(counts)])
             return counts
 
         return await self._database.write(work, of=())
@@ -141,14 +143,17 @@ class SqlLearning:
             return SettleCounts(0, 0, 0)
         parameters = {**closed, "now": now_ms, "limit": limit, "known": json.dumps(list(SPECS))}
         users = {row[3] for row in await self._database.rows(SELECT_CLOSED, parameters)}
+        users |= {row[0] for row in await self._database.rows(SELECT_UNSERVED, parameters)}
 
         def work(connection: Connection) -> SettleCounts:
             transaction = _LearningTransaction(connection, self._policies, now_ms)
             reward = self._rules.rewards[NO_FEEDBACK]
+            # Only of the locked users: a decision of another one may be changed by another worker.
             rows = [row for row in connection.execute(SELECT_CLOSED, parameters).fetchall() if row[3] in users]
             learned = [transaction.learn_default(_LoggedVector(*row[:4]), row[4], reward) for row in rows]
             transaction.write()
-            expired = connection.execute(UPDATE_EXPIRED, parameters).rowcount
+            unserved = [row for row in connection.execute(SELECT_UNSERVED, parameters).fetchall() if row[0] in users]
+            expired = connection.execute(UPDATE_EXPIRED, {"now": now_ms, "expired": json.dumps(unserved)}).rowcount
             return SettleCounts(learned.count(True), expired, learned.count(False))
 
         return await self._database.write(work, of=users)
@@ -189,10 +194,11 @@ class _LearningTransaction:
         vector = _LoggedVector(*row[:4])
         judgement = judge(Unsettled(*row[4:]), logged, rules)
         if judgement.outcome == "served" and judgement.state == "served":
-            self._connection.execute(UPDATE_SERVED, (judgement.served_at_ms, vector.number))
+            self._connection.execute(UPDATE_SERVED, (judgement.served_at_ms, vector.user_id, vector.number))
         elif judgement.outcome == "learned":
             self._learn(vector, judgement)
-        self._connection.execute(INSERT_COUNTED, (logged.seq, vector.number, judgement.outcome))
+        counted = (logged.seq, vector.user_id, vector.number, judgement.outcome)
+        self._connection.execute(INSERT_COUNTED, counted)
         return judgement.outcome
 
     def learn_default(self, logged: _LoggedVector, served_at_ms: int, reward: float) -> bool:
@@ -202,7 +208,7 @@ class _LearningTransaction:
             self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
         except SpecMismatch as error:
             if not set_aside(self._connection, logged.user_id):  # the statistics are readable, so the decision is not
-                self._connection.execute(UPDATE_ASIDE, (logged.number,))
+                self._connection.execute(UPDATE_ASIDE, (logged.user_id, logged.number))
                 log.warning("decision_set_aside", number=logged.number, error=str(error))
             return False
         return True
@@ -236,5 +242,5 @@ class _LearningTransaction:
         evidence, _ = self._policies.grown(known, spec)
         self._evidence[logged.user_id] = evidence.learned(array(logged.phi), judgement.reward)
         source = "feedback" if judgement.action is not None else "default"
-        values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self._now_ms, logged.number)
-        self._connection.execute(UPDATE_LEARNED, values)
+        values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self._now_ms)
+        self._connection.execute(UPDATE_LEARNED, (*values, logged.user_id, logged.number))

@@ -7,7 +7,7 @@ from app.stores.sql.database import Database
 SELECT_LOCAL_CACHE_EPOCH = "SELECT COALESCE((SELECT value FROM service WHERE name = 'recalls'), '0')"
 ADVANCE_LOCAL_CACHE_EPOCH = """
 INSERT INTO service (name, value) VALUES ('recalls', '1')
-ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(service.value AS INTEGER) + 1 AS TEXT)
+ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(service.value AS BIGINT) + 1 AS TEXT)
 """
 
 

@@ -13,7 +13,7 @@ from app.stores.sql.database import Database
 from app.stores.sql.decision_rows import profile_read_of
 
 _SELECT = """
-SELECT number, decision_id, user_id, profile_origin, request -> '$.profile', profile_read FROM tip_scores
+SELECT number, decision_id, user_id, profile_origin, request ->> 'profile', profile_read FROM tip_scores
 """
 SELECT_NEWEST = f"{_SELECT} WHERE number > :after AND number < :before ORDER BY number DESC LIMIT :limit"
 SELECT_BY_IDS = f"{_SELECT} WHERE decision_id IN (SELECT value FROM json_each(?))"

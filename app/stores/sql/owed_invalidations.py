@@ -14,7 +14,7 @@ from app.stores.sqlite.database import SqliteDatabase
 SELECT_OWED = "SELECT id, user_id FROM owed_invalidations ORDER BY id LIMIT ?"
 SELECT_FEATURES = "SELECT DISTINCT feature FROM feature_keys"
 INSERT_OWED = "INSERT INTO owed_invalidations (user_id, owed_at_ms) SELECT value, ? FROM json_each(?)"
-DELETE_OWED = "DELETE FROM owed_invalidations WHERE id IN (SELECT value FROM json_each(?))"
+DELETE_OWED = "DELETE FROM owed_invalidations WHERE id IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
 
 
 class SqlOwedInvalidations:

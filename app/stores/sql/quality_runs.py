@@ -30,7 +30,7 @@ DELETE_OLD = """
 DELETE FROM quality_reports
 WHERE state IN ('completed', 'failed')
     AND id NOT IN (SELECT id FROM quality_reports ORDER BY id DESC LIMIT :kept)
-    AND id IS NOT (SELECT MAX(id) FROM quality_reports WHERE state = 'completed')
+    AND id IS DISTINCT FROM (SELECT MAX(id) FROM quality_reports WHERE state = 'completed')
 """
 
 

@@ -79,8 +79,9 @@ class SqlRebuildRepository:
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
         def work(connection: Connection) -> bool:
+            finished = connection.execute(UPDATE_FINISHED, (state, now_ms, now_ms, error, run_id)).rowcount > 0
             connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
-            return connection.execute(UPDATE_FINISHED, (state, now_ms, now_ms, error, run_id)).rowcount > 0
+            return finished
 
         return await self._database.write(work, of=())
 

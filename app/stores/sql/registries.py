@@ -13,12 +13,14 @@ from app.features.registry import Registry
 from app.stores.sql.database import Database
 
 SELECT_FEATURE_KEYS = "SELECT subject, feature FROM feature_keys"
-INSERT_FEATURE_KEY = "INSERT OR IGNORE INTO feature_keys (subject, feature, announced_at_ms) VALUES (?, ?, ?)"
+INSERT_FEATURE_KEY = (
+    "INSERT INTO feature_keys (subject, feature, announced_at_ms) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+)
 UPSERT_REGISTRY = """
 INSERT INTO registries (fingerprint, definitions, first_seen_ms, last_seen_ms) VALUES (:fingerprint, :body, :now, :now)
 ON CONFLICT (fingerprint) DO UPDATE SET definitions = excluded.definitions, last_seen_ms = excluded.last_seen_ms
 """
-UPDATE_SEEN = "UPDATE registries SET last_seen_ms = MAX(last_seen_ms, ?) WHERE fingerprint = ?"
+UPDATE_SEEN = "UPDATE registries SET last_seen_ms = :now WHERE fingerprint = :fingerprint AND last_seen_ms < :now"
 SELECT_REGISTRIES = "SELECT fingerprint, definitions, first_seen_ms, last_seen_ms FROM registries ORDER BY last_seen_ms"
 INSERT_DISABLED = """
 INSERT INTO disabled_features (feature, disabled_by, reason, disabled_at_ms) VALUES (?, ?, ?, ?)

@@ -44,17 +44,18 @@ DELETE_LOOK = "DELETE FROM rollout_looks WHERE number = :number"
 # Older unsettled decisions will never be settled, so newer ones do not wait for them.
 SELECT_FIRST_SINCE = "SELECT number FROM tip_scores WHERE created_at_ms >= ? ORDER BY created_at_ms LIMIT 1"
 SELECT_OLDEST_UNSETTLED = """
-SELECT number FROM tip_scores INDEXED BY tip_scores_pending
+SELECT number FROM tip_scores
 WHERE state IN ('open', 'served') AND number >= ? ORDER BY number LIMIT 1
 """
-_SETTLED = "FROM tip_scores INDEXED BY tip_scores_evaluated WHERE state = 'learned' AND explore = 1 AND number > :after"
+_SETTLED = "FROM tip_scores WHERE state = 'learned' AND explore = 1 AND number > :after"
 SELECT_COUNTS = f"""
-SELECT TOTAL(champion_p IS NOT NULL AND number < :until), TOTAL(champion_p IS NOT NULL AND number >= :until),
-    TOTAL(champion_p IS NULL), TOTAL(champion_p IS NOT NULL AND role = 'challenger' AND number >= :stage)
+SELECT COUNT(champion_p) FILTER (WHERE number < :until), COUNT(champion_p) FILTER (WHERE number >= :until),
+    COUNT(*) FILTER (WHERE champion_p IS NULL),
+    COUNT(champion_p) FILTER (WHERE role = 'challenger' AND number >= :stage)
 {_SETTLED}
 """
 _COLUMNS = f"""number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged,
-    v_champion, v_challenger, action IS '{Action.DISMISSED}', agree"""
+    v_champion, v_challenger, action IS NOT DISTINCT FROM '{Action.DISMISSED}', agree"""
 # Without a pooled prior the challenger hardly differs from the champion. Few are excluded: see `begin_evaluation`.
 SELECT_PAGE = f"""
 SELECT {_COLUMNS} {_SETTLED} AND number < :until AND champion_p IS NOT NULL AND prior_version > 0
@@ -64,7 +65,9 @@ ORDER BY number LIMIT :limit
 AMONG = 20_000
 SELECT_SHOWN = f"""
 SELECT {_COLUMNS} FROM tip_scores
-WHERE number > MAX(:after, (SELECT MAX(number) FROM tip_scores) - {AMONG})
+WHERE number > (
+        SELECT MAX(number) FROM (SELECT :after AS number UNION ALL SELECT MAX(number) - {AMONG} FROM tip_scores) AS low
+    )
     AND explore = 1 AND state IN ('served', 'learned') AND champion_p IS NOT NULL
 ORDER BY number DESC LIMIT :limit
 """
@@ -145,7 +148,7 @@ class SqlRollout:
             until = NEWEST if oldest is None else int(oldest[0])
             stage = _first_since(connection, state.changed_at_ms)
             values = {"after": after, "until": until, "stage": stage}
-            return Counts(until, *map(int, connection.execute(SELECT_COUNTS, values).fetchone()))
+            return Counts(until, *connection.execute(SELECT_COUNTS, values).fetchone())
 
         return await self._database.read(work)
 

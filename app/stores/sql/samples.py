@@ -49,7 +49,7 @@ class SqlSamples:
             connection.execute(DELETE_OLD_SAMPLES, {"oldest": now_ms - KEPT_MS, "newest": now_ms + KEPT_MS})
             seen = worst_views(found.components for found in running(connection, now_ms))
             connection.executemany(UPSERT_STATUS, updated_statuses(_statuses(connection), seen, now_ms))
-            connection.execute(UPDATE_SEEN, (now_ms, sample.registry))
+            connection.execute(UPDATE_SEEN, {"now": now_ms, "fingerprint": sample.registry})
 
         await self._database.write(work, of=SERVICE)
 

@@ -6,12 +6,12 @@ from app.stores.sql.database import Connection, Database
 
 SELECT_SECRET = "SELECT value FROM service WHERE name = 'session_secret'"  # noqa: S105  # a statement
 SELECT_ENDED = "SELECT 1 FROM ended_sessions WHERE session_id = ?"
-INSERT_ENDED = "INSERT OR IGNORE INTO ended_sessions (session_id, expires_at_ms) VALUES (?, ?)"
+INSERT_ENDED = "INSERT INTO ended_sessions (session_id, expires_at_ms) VALUES (?, ?) ON CONFLICT DO NOTHING"
 KEPT = 10_000
 # The clock alone does not decide: if it were ahead for a moment, sessions that were signed out would be valid again.
 DELETE_EXPIRED = f"""
-DELETE FROM ended_sessions WHERE expires_at_ms <= MIN(
-    ?, (SELECT expires_at_ms FROM ended_sessions ORDER BY expires_at_ms DESC LIMIT 1 OFFSET {KEPT - 1})
+DELETE FROM ended_sessions WHERE expires_at_ms <= ? AND expires_at_ms <= (
+    SELECT expires_at_ms FROM ended_sessions ORDER BY expires_at_ms DESC LIMIT 1 OFFSET {KEPT - 1}
 )
 """
 

@@ -15,12 +15,12 @@ from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 from app.stores.sql.owed_invalidations import INSERT_OWED
 
 SELECT_NEWEST = """
-SELECT user.value, subject.value,
-       (SELECT MAX(seq) FROM event_log WHERE user_id = user.value AND subject = subject.value)
-FROM json_each(?) AS user, json_each(?) AS subject
+SELECT asked.value, kind.value,
+       (SELECT MAX(seq) FROM event_log WHERE user_id = asked.value AND subject = kind.value)
+FROM json_each(?) AS asked, json_each(?) AS kind
 """
 SELECT_NEWEST_USERS = """
-SELECT DISTINCT user_id FROM (SELECT user_id FROM event_log ORDER BY seq DESC LIMIT 20000) LIMIT ?
+SELECT DISTINCT user_id FROM (SELECT user_id FROM event_log ORDER BY seq DESC LIMIT 20000) AS newest LIMIT ?
 """
 # Each half comes sorted from its covering index and stops at its LIMIT. Without this, SQLite would sort all remaining
 # users for every page.
@@ -28,12 +28,12 @@ SELECT_ELIGIBLE = """
 SELECT user_id FROM (
     SELECT DISTINCT user_id FROM tip_views
     WHERE user_id > :after AND occurred_at_ms BETWEEN :since AND :until ORDER BY user_id LIMIT :limit
-)
+) AS viewers
 UNION
 SELECT user_id FROM (
     SELECT DISTINCT user_id FROM tip_feedback
     WHERE user_id > :after AND occurred_at_ms BETWEEN :since AND :until ORDER BY user_id LIMIT :limit
-)
+) AS answerers
 ORDER BY user_id LIMIT :limit
 """
 # Both halves come sorted from their covering indexes, so SQLite merges them without a temporary table.
@@ -42,7 +42,7 @@ SELECT COUNT(*) FROM (
     SELECT user_id FROM tip_views WHERE occurred_at_ms >= :since
     UNION SELECT user_id FROM tip_feedback WHERE occurred_at_ms >= :since
     ORDER BY user_id
-)
+) AS eligible
 """
 _NAMED_IN_LIST = "EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user)"
 SELECT_HOLDINGS = f"""
@@ -63,23 +63,18 @@ WITH RECURSIVE found (user_id, number) AS (
 )
 SELECT user_id FROM found WHERE substr(user_id, 1, length(:prefix)) = :prefix ORDER BY number
 """
-DELETE_USER = (
+DELETE_EVENTS = (
     "DELETE FROM tip_views WHERE user_id = :user",
     "DELETE FROM tip_feedback WHERE user_id = :user",
+    "DELETE FROM outbox WHERE user_id = :user AND seq IN (SELECT seq FROM event_log WHERE user_id = :user)",
     "DELETE FROM event_log WHERE user_id = :user",
-    f"UPDATE rebuilds SET user_ids = '[]' WHERE state NOT IN ('queued', 'running') AND {_NAMED_IN_LIST}",
 )
-# An active run stores its progress as a position in the list, so an erased user is replaced by an empty id.
-UPDATE_ACTIVE_RUNS = f"""
-UPDATE rebuilds SET user_ids = (
-    SELECT json_group_array(CASE WHEN item.value = :user THEN '' ELSE item.value END)
-    FROM json_each(rebuilds.user_ids) AS item
-)
-WHERE state IN ('queued', 'running') AND {_NAMED_IN_LIST}
-"""
+SELECT_RUN_NAMING = f"SELECT id, user_ids FROM rebuilds WHERE {_NAMED_IN_LIST} LIMIT 1"
+# Changes nothing if another user has been removed from the list since it was read.
+UPDATE_RUN = "UPDATE rebuilds SET user_ids = ? WHERE id = ? AND user_ids = ?"
 SELECT_LEARNED = "SELECT COALESCE(SUM(decisions), 0) FROM bandit_states WHERE user_id = ?"
 DELETE_DECISIONS = (
-    "DELETE FROM decision_events WHERE number IN (SELECT number FROM tip_scores WHERE user_id = :user)",
+    "DELETE FROM decision_events WHERE user_id = :user",
     "DELETE FROM bandit_states WHERE user_id = :user",
     "DELETE FROM tip_scores WHERE user_id = :user",
 )
@@ -136,14 +131,15 @@ class SqlUsers:
         """
 
         def work(connection: Connection) -> Holdings:
-            counts = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_USER]
-            active = connection.execute(UPDATE_ACTIVE_RUNS, {"user": user_id}).rowcount
+            views, feedback, *_ = [
+                connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_EVENTS
+            ]
+            runs = _erase_from_runs(connection, user_id)
             letters = erase_letters(connection, user_id)
-            decisions, learned = _erase_decisions(connection, user_id)
+            decisions, learned = self._erase_decisions(connection, user_id)
             connection.execute(INSERT_OWED, (now_ms, json.dumps([user_id])))
             connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
-            views, feedback, _, ended = counts
-            return Holdings(views, feedback, letters, ended + active, decisions, learned)
+            return Holdings(views, feedback, letters, runs, decisions, learned)
 
         return await self._database.write(work, of=[user_id])
 
@@ -154,13 +150,26 @@ class SqlUsers:
         stores its decision. This call deletes that decision. If step 4 comes after this call, the request stores
         nothing, because the counter of erasures has changed.
         """
-        await self._database.write(lambda connection: _erase_decisions(connection, user_id), of=[user_id])
+        await self._database.write(lambda connection: self._erase_decisions(connection, user_id), of=[user_id])
+
+    def _erase_decisions(self, connection: Connection, user_id: str) -> tuple[int, int]:
+        """Delete a user's decisions and sufficient statistics, and the row that `write` has locked. Return the number
+        of deleted decisions, and the number of decisions that the statistics had learned from."""
+        (learned,) = connection.execute(SELECT_LEARNED, (user_id,)).fetchone()
+        deleted = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_DECISIONS]
+        connection.execute(UPDATE_LEDGER)
+        for statement in self._database.delete_lock:
+            connection.execute(statement, (user_id,))
+        return deleted[-1], learned
 
 
-def _erase_decisions(connection: Connection, user_id: str) -> tuple[int, int]:
-    """Delete a user's decisions and sufficient statistics. Return the number of deleted decisions, and the number of
-    decisions that the statistics had learned from."""
-    (learned,) = connection.execute(SELECT_LEARNED, (user_id,)).fetchone()
-    deleted = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_DECISIONS]
-    connection.execute(UPDATE_LEDGER)
-    return deleted[-1], learned
+def _erase_from_runs(connection: Connection, user_id: str) -> int:
+    """Replace a user by an empty id in the lists of rebuild runs, because an active run stores its progress as a
+    position in its list. Return the number of lists that named the user."""
+    named = set[str]()
+    while (row := connection.execute(SELECT_RUN_NAMING, {"user": user_id}).fetchone()) is not None:
+        run_id, stored = row
+        named.add(run_id)
+        rest = ["" if item == user_id else item for item in json.loads(stored)]
+        connection.execute(UPDATE_RUN, (json.dumps(rest), run_id, stored))
+    return len(named)

@@ -24,7 +24,7 @@ import aiosqlite
 from app.errors import StoreFull, StoreUnavailable
 
 T = TypeVar("T")
-MIN_SQLITE = (3, 38, 0)
+MIN_SQLITE = (3, 40, 0)
 BUSY_TIMEOUT_S = 5.0
 # Virtual-machine instructions between two checks of a statement's deadline: about ten milliseconds. Each check needs
 # the GIL, which a busy event loop holds for up to five milliseconds.
@@ -131,7 +131,7 @@ def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT
         StoreUnavailable: the file is missing or is no database, cannot be opened, or may not be written.
     """
     if sqlite3.sqlite_version_info < MIN_SQLITE:
-        raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old; use SQLite 3.38 or later")
+        raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old; use SQLite 3.40 or later")
     if not path.is_file():
         raise StoreUnavailable(f"there is no database at {path}; run `profiles migrate` first")
     check_rights(path)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from app.errors import SchemaMismatch, StoreFull, StoreUnavailable
-from app.stores.sql.database import Database, Scope
+from app.errors import StoreFull, StoreUnavailable
+from app.stores.sql.database import SELECT_REVISION, Database, Scope, check_revision
 from app.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
     Readers,
@@ -31,14 +31,12 @@ from app.stores.sqlite.integrity_check import quick_findings
 from app.telemetry import logger
 
 T = TypeVar("T")
-SCHEMA_REVISION = "0007"
 CHECKPOINT_FRAMES = 1_000  # a frame is a page: 4 MB
 WAL_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24  # https://sqlite.org/fileformat2.html#walformat
 LOG_FULL_EVERY_S = 60.0
 STILL_FULL_S = 5.0
 log = logger("stores.sqlite")
 
-SELECT_REVISION = "SELECT version_num FROM alembic_version"
 SELECT_SERVICE = "SELECT name, value FROM service WHERE name IN ('database_id', 'inode')"
 UPDATE_DATABASE_ID = "UPDATE service SET value = ? WHERE name = 'database_id'"
 UPSERT_INODE = """
@@ -67,18 +65,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
         if "no such table" not in str(error):
             raise unavailable(error) from error
         row = None
-    if row is None:
-        raise SchemaMismatch(f"the database at {path} is not migrated; run `profiles migrate`")
-    revision = str(row[0])
-    if revision > SCHEMA_REVISION:
-        raise SchemaMismatch(
-            f"the database at {path} is newer ({revision}) than this program ({SCHEMA_REVISION}); upgrade the program"
-        )
-    if revision < SCHEMA_REVISION:
-        raise SchemaMismatch(
-            f"the database at {path} is at revision {revision}, this program needs {SCHEMA_REVISION}; "
-            "run `profiles migrate`"
-        )
+    check_revision(str(row[0]) if row is not None else None, path)
 
 
 def check_integrity(connection: sqlite3.Connection, path: Path) -> None:

@@ -10,8 +10,6 @@ from functools import cache
 from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.events import TipFeedback, subject_of
 from app.stores.sql.event_log import (
-    SELECT_KNOWN,
-    UPDATE_HISTORICAL,
     EventKey,
     SqlEventLog,
     event_key,
@@ -21,13 +19,15 @@ from app.stores.sql.event_log import (
 )
 from app.stores.sqlite.database import SqliteDatabase
 
+_KEYS = "SELECT value ->> 0, value ->> 1 FROM json_each(?)"
+SELECT_KNOWN = f"SELECT user_id, event_id, digest FROM event_log WHERE (user_id, event_id) IN ({_KEYS})"
 SELECT_LAST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'event_log'"
 INSERT_LOG = """
 INSERT INTO event_log
-    (seq, event_id, subject, user_id, digest, occurred_at_ms, claimed_at_ms, received_at_ms, consumed_at_ms,
-     sent_by)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    (seq, event_id, subject, user_id, digest, occurred_at_ms, claimed_at_ms, received_at_ms, sent_by)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+INSERT_OUTBOX = "INSERT INTO outbox (seq, user_id, received_at_ms) VALUES (?, ?, ?)"
 INSERT_VIEW = """
 INSERT INTO tip_views (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id)
 VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -37,6 +37,13 @@ INSERT INTO tip_feedback
     (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id, action, dwell_ms)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+# Only the facts change: features read from them when an event was known. The log keeps the real arrival, from which
+# lag and waiting times are measured.
+UPDATE_HISTORICAL = tuple(
+    f"""UPDATE {table} SET received_at_ms = occurred_at_ms WHERE received_at_ms > occurred_at_ms
+        AND seq IN (SELECT seq FROM event_log WHERE (user_id, event_id) IN ({_KEYS}))"""
+    for table in ("tip_views", "tip_feedback")
+)
 # Each size makes one statement, which stays in the connection's cache. SQLite allows 32,766 values in one statement.
 _ROWS_AT_ONCE = (256, 64, 16, 4, 1)
 
@@ -47,13 +54,13 @@ class SqliteEventLog(SqlEventLog):
     _database: SqliteDatabase
 
     async def append(
-        self, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None = None
+        self, requests: Sequence[Sequence[Admitted]], *, consumed: bool = False
     ) -> list[Appended | ClashingEvent]:
-        return await self._database.write(lambda connection: _append_all(connection, requests, consumed_at_ms), of=())
+        return await self._database.write(lambda connection: _append_all(connection, requests, consumed), of=())
 
 
 def _append_all(
-    connection: sqlite3.Connection, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None
+    connection: sqlite3.Connection, requests: Sequence[Sequence[Admitted]], consumed: bool
 ) -> list[Appended | ClashingEvent]:
     """Find the new events of each request, then insert those of all requests together: every statement waits for the
     GIL. A request stores nothing if one of its events reuses a known id with different content."""
@@ -80,30 +87,34 @@ def _append_all(
         fresh += own
         historical += [event_key(item) for item in events if item.historical]
     if fresh:
-        _insert(connection, first, fresh, consumed_at_ms)
+        _insert(connection, first, fresh, consumed)
     if historical:
         for statement in UPDATE_HISTORICAL:
             connection.execute(statement, (json.dumps(historical),))
     return outcomes
 
 
-def _insert(connection: sqlite3.Connection, first: int, fresh: Sequence[Admitted], consumed_at_ms: int | None) -> None:
+def _insert(connection: sqlite3.Connection, first: int, fresh: Sequence[Admitted], consumed: bool) -> None:
     log_rows: list[tuple[object, ...]] = []
+    waiting: list[tuple[object, ...]] = []
     views: list[tuple[object, ...]] = []
     feedback: list[tuple[object, ...]] = []
     for seq, item in enumerate(fresh, start=first):
         event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by, _ = item
         subject = subject_of(event)
-        times = (occurred_at_ms, claimed_at_ms, received_at_ms, consumed_at_ms)
+        times = (occurred_at_ms, claimed_at_ms, received_at_ms)
         log_rows.append((seq, event.event_id, subject, event.user_id, digest, *times, sent_by))
+        if not consumed:
+            waiting.append((seq, event.user_id, received_at_ms))
         fact = (seq, event.user_id, event.tip_id, occurred_at_ms, offset_min, received_at_ms, event.decision_id)
         if isinstance(event, TipFeedback):
             feedback.append((*fact, event.action, event.dwell_ms))
         else:
             views.append(fact)
-    for statement, rows in ((INSERT_LOG, log_rows), (INSERT_VIEW, views), (INSERT_FEEDBACK, feedback)):
-        if rows:
-            _insert_rows(connection, statement, rows)
+    _insert_rows(connection, INSERT_LOG, log_rows)
+    _insert_rows(connection, INSERT_OUTBOX, waiting)
+    _insert_rows(connection, INSERT_VIEW, views)
+    _insert_rows(connection, INSERT_FEEDBACK, feedback)
 
 
 def _insert_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:

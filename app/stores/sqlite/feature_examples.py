@@ -13,10 +13,10 @@ from app.events.validation import Admission
 from app.features.examples import events_of
 from app.features.registry import Feature, Registry, as_dtype, indices
 from app.profiles.ports import ComputeRow
+from app.stores.migrate import migrate
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.feature_check import check_features
-from app.stores.sqlite.migrate import migrate
 from app.stores.sqlite.source import SqliteSource
 
 NOW_MS = 1_777_118_400_000  # 2026-04-25T12:00:00Z: the results do not depend on the day of the run

@@ -15,7 +15,7 @@ import pytest
 import app
 from app.cli import COMMANDS
 from app.cli.supervisor import _socket_directory
-from app.stores.sqlite.database import SCHEMA_REVISION
+from app.stores.sql.database import SCHEMA_REVISION
 from tests.integration.cli.conftest import Run
 from tests.support.processes import free_port
 from tests.support.registry import own_entry, own_registry

@@ -34,13 +34,13 @@ class RecordingLog(SqliteEventLog):
         self.open.set()
 
     async def append(
-        self, requests: Sequence[Sequence[Admitted]], consumed_at_ms: int | None = None
+        self, requests: Sequence[Sequence[Admitted]], *, consumed: bool = False
     ) -> list[Appended | ClashingEvent]:
         self.begun = True
         await self.open.wait()
         if self.failure is not None:
             raise self.failure
-        outcomes = await super().append(requests, consumed_at_ms)
+        outcomes = await super().append(requests, consumed=consumed)
         self.commits.append([len(events) for events in requests])
         self.journal.append("commit")
         return outcomes

@@ -11,8 +11,8 @@ from app.errors import CacheUnavailable, StoreUnavailable
 from app.events.consume import ATTEMPTS, SWEEP_AGE_MS
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, SERVED, LoggedEvent
+from app.stores.sql.database import Database
 from app.stores.sql.registries import announce
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS
 from tests.support.consumption import ConsumerFixture, RecordingInvalidator, RecordingLearner
 from tests.support.database import column
@@ -20,9 +20,11 @@ from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.both_engines
+
 
 @pytest.fixture
-async def consumption(database: SqliteDatabase) -> ConsumerFixture:
+async def consumption(database: Database) -> ConsumerFixture:
     await announce(database, REGISTRY, NOW_MS)
     return ConsumerFixture(database)
 
@@ -103,7 +105,7 @@ async def test_no_attempt_is_counted_when_a_dependency_fails(
             await consumption.consumer.consume(seqs)
         with pytest.raises(type(error)):
             await consumption.consumer.sweep()
-    assert await column(consumption.database, "SELECT attempts FROM event_log") == [0]
+    assert await column(consumption.database, "SELECT attempts FROM outbox") == [0]
     assert await consumption.letters.list(0, 10) == []
     troubled.failure = None
     assert await consumption.consumer.consume(seqs) == 1

@@ -35,7 +35,7 @@ def auditor(service: PausableService, pause: Callable[[float], Awaitable[None]] 
 
 async def consumed(service: PausableService) -> None:
     log = service.inner.event_log
-    await log.mark_consumed([item.seq for item in await log.unconsumed(2**60, 1_000)], NOW_MS)
+    await log.mark_consumed([item.seq for item in await log.unconsumed(2**60, 1_000)])
 
 
 def outcomes(verdicts: list[CheckResult]) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from app.profiles.online.cache_protocol import LAST_EXPIRY_MS
 from app.profiles.online.local_cache import MASKS_PER_USER, PROOFS_PER_TICK, KeptProfile, LocalCache
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH, SELECT_LOCAL_CACHE_EPOCH
-from app.stores.sql.users import DELETE_USER
+from app.stores.sql.users import DELETE_EVENTS
 from app.stores.sqlite.change_feed import SELECT_TAIL, TAIL_CAP
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
@@ -193,7 +193,7 @@ async def test_event_is_seen_when_its_user_is_erased_between_looks(group: Servic
             self.seen.append(statement)
             if len(self.seen) == 3:  # the version, one of the two, and now the other
                 with sqlite3.connect(group.path) as hand:
-                    for erasing in (*DELETE_USER, ADVANCE_LOCAL_CACHE_EPOCH):
+                    for erasing in (*DELETE_EVENTS, ADVANCE_LOCAL_CACHE_EPOCH):
                         hand.execute(erasing, {"user": USER})
             return tail.execute(statement, *parameters)
 

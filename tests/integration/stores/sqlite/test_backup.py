@@ -241,7 +241,7 @@ async def test_backup_contains_whole_commits_and_all_acknowledged_events(
         while not stop.is_set():
             await log.append([[admitted(served("erased"))]])
             await users.erase("erased", NOW_MS)
-            await log.mark_consumed(list(range(1, len(acknowledged) + 1)), NOW_MS)
+            await log.mark_consumed(list(range(1, len(acknowledged) + 1)))
 
     writing = [asyncio.create_task(work) for work in (produce("ann"), produce("bob"), erase_and_consume())]
     for number in range(5):

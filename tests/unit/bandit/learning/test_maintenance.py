@@ -18,13 +18,15 @@ from app.concurrency.periodic import repeat
 from app.errors import StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.stores.sql.backlog import backlog
+from app.stores.sql.database import Connection, Database
 from app.stores.sql.sufficient_statistics import SqlStates, damaged, newest_prior, write_statistics
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess, feedback_for, inject_failures
 from tests.support.clock import NOW_MS
 from tests.support.logs import Recorder
 from tests.support.score_requests import pool_of
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.both_engines
 
 
 def statistics_of(seed: int, *, grown: bool) -> SufficientStatistics:
@@ -41,7 +43,7 @@ async def enroll(process: BanditProcess, users: int) -> list[SufficientStatistic
     """Store statistics of users, every second of them not grown."""
     states = [statistics_of(number, grown=number % 2 == 1) for number in range(users)]
 
-    def work(connection: sqlite3.Connection) -> None:
+    def work(connection: Connection) -> None:
         write_statistics(connection, {f"user-{number:04d}": one for number, one in enumerate(states)}, 1)
         connection.execute("UPDATE bandit_ledger SET changes = changes + 1")
 
@@ -78,7 +80,7 @@ async def test_prior_is_pooled_again_only_when_something_was_learned_or_erased(p
     assert await process.rows("SELECT users, decisions FROM bandit_priors ORDER BY version") == [(1, 1), (2, 2), (1, 1)]
 
 
-async def test_one_prior_is_stored_when_two_workers_pool_at_once(database: SqliteDatabase) -> None:
+async def test_one_prior_is_stored_when_two_workers_pool_at_once(database: Database) -> None:
     workers = [BanditProcess(database), BanditProcess(database)]
     await workers[0].learn_one()
     assert sorted(await asyncio.gather(*(worker.bandit.maintenance.pool() for worker in workers))) == [False, True]
@@ -86,7 +88,7 @@ async def test_one_prior_is_stored_when_two_workers_pool_at_once(database: Sqlit
 
 async def test_statistics_of_another_release_are_left_out_of_the_prior(process: BanditProcess) -> None:
     await process.learn_one()
-    await process.execute("INSERT INTO bandit_states VALUES ('bob', 'of another release', x'00', 5, 1)")
+    await process.execute("INSERT INTO bandit_states VALUES ('bob', 'of another release', ?, 5, 1)", b"\0")
     assert await process.bandit.maintenance.pool()
     assert await process.rows("SELECT users FROM bandit_priors") == [(1,)]
 
@@ -114,7 +116,7 @@ async def test_growth_continues_where_it_was_interrupted(
     assert await process.bandit.maintenance.grow() == 0
 
 
-async def test_statistics_grow_when_they_are_read_for_a_decision(database: SqliteDatabase) -> None:
+async def test_statistics_grow_when_they_are_read_for_a_decision(database: Database) -> None:
     plain, process = BanditProcess(database, shadow=False), BanditProcess(database)
     await plain.learn_one()
     before = await plain.statistics()
@@ -130,7 +132,7 @@ async def test_statistics_grow_when_they_are_read_for_a_decision(database: Sqlit
 
 async def test_unreadable_statistics_are_kept_and_fail_no_decision(process: BanditProcess) -> None:
     await enroll(process, 1)
-    await process.execute("UPDATE bandit_states SET evidence = x'00'")
+    await process.execute("UPDATE bandit_states SET evidence = ?", b"\0")
     decisions = await asyncio.gather(process.decide("user-0000"), process.decide("ann"))
     assert [item.state_version for item in decisions] == [0, 0]
     assert await process.rows("SELECT spec_hash, evidence FROM bandit_states") == [(SPEC_V1.hash, b"\0")]
@@ -305,7 +307,7 @@ async def test_champion_alone_reads_no_prior() -> None:
         assert newest_prior(nothing, SPEC_V1, known, set()) is known
 
 
-async def test_nothing_grows_without_a_challenger(database: SqliteDatabase) -> None:
+async def test_nothing_grows_without_a_challenger(database: Database) -> None:
     process = BanditProcess(database, shadow=False)
     await enroll(process, 4)
     assert await process.bandit.maintenance.grow() == 0

@@ -48,7 +48,7 @@ async def test_no_user_is_named_when_the_events_are_older_than_the_feed(database
 
 
 async def test_no_user_is_named_when_a_commit_stores_no_event(database: SqliteDatabase, feed: SqliteChangeFeed) -> None:
-    await database.write(lambda connection: connection.execute("UPDATE event_log SET attempts = attempts + 1"), of=())
+    await database.write(lambda connection: connection.execute("UPDATE outbox SET attempts = attempts + 1"), of=())
     assert feed.changed_users() == NONE
 
 

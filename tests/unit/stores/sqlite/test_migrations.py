@@ -18,12 +18,11 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 
-import app.stores.sql
-import app.stores.sqlite
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.migrations import configuration
-from app.stores.sqlite.database import SCHEMA_REVISION, SqliteDatabase
-from app.stores.sqlite.migrate import current, migrate
+from app.stores.migrate import current, migrate
+from app.stores.sql.database import SCHEMA_REVISION
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.waiting import eventually_sync
 
 STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
@@ -36,9 +35,9 @@ class AnyParameter(dict[str, None]):
         return None
 
 
-def statements() -> Iterator[tuple[str, str]]:
-    """The SQL constants of the repositories and of the engine, by module and name."""
-    for package in (app.stores.sql, app.stores.sqlite):
+def statements(*engines: str) -> Iterator[tuple[str, str]]:
+    """The SQL constants of packages in `app.stores`, by module and name."""
+    for package in map(importlib.import_module, (f"app.stores.{engine}" for engine in engines)):
         for info in pkgutil.iter_modules(package.__path__):
             module = importlib.import_module(f"{package.__name__}.{info.name}")
             for name, value in vars(module).items():
@@ -75,7 +74,7 @@ def test_database_reaches_the_head_when_there_was_no_file(tmp_path: Path) -> Non
 
 def test_alembic_is_not_imported_when_there_is_nothing_to_migrate(database_path: Path) -> None:
     program = (
-        "import pathlib, sys; from app.stores.sqlite.migrate import migrate; "
+        "import pathlib, sys; from app.stores.migrate import migrate; "
         "print(*migrate(pathlib.Path(sys.argv[1])), 'alembic' in sys.modules)"
     )
     command = [sys.executable, "-c", program, str(database_path)]
@@ -105,14 +104,14 @@ def test_each_new_database_has_its_own_id(tmp_path: Path) -> None:
 def test_statements_compile_against_the_migrated_schema(migrated_template: Path) -> None:
     names = set()
     with closing(sqlite3.connect(f"file:{migrated_template}?mode=ro", uri=True)) as connection:
-        for name, sql in statements():
+        for name, sql in statements("sql", "sqlite"):
             parameters: AnyParameter | tuple[None, ...] = AnyParameter() if "?" not in sql else (None,) * sql.count("?")
             try:
                 connection.execute("EXPLAIN " + sql, parameters)
             except sqlite3.Error as error:
                 raise AssertionError(f"{name}: {error}") from error
             names.add(name)
-    assert {"event_log.INSERT_LOG", "event_log.DELETE_BY_SEQ", "dead_letters.UPDATE_ATTEMPTS"} < names
+    assert {"event_log.INSERT_LOG", "event_log.DELETE_EVENTS", "dead_letters.UPDATE_ATTEMPTS"} < names
     assert {"users.SELECT_ELIGIBLE", "owed_invalidations.DELETE_OWED", "database.SELECT_REVISION"} < names
 
 
@@ -286,7 +285,7 @@ def log_rows(connection: sqlite3.Connection) -> list[tuple[int, str, str]]:
 def test_event_ids_are_unique_per_user_after_revision_0007(before_versions: Path) -> None:
     with closing(sqlite3.connect(before_versions, isolation_level=None)) as connection:
         before = log_rows(connection)
-        assert migrate(before_versions) == ("0006", SCHEMA_REVISION)
+        command.upgrade(configuration(before_versions), "0007")
         assert log_rows(connection) == before
         connection.execute(OLD_INSERT, ("e1", "bob"))
         assert log_rows(connection) == [*before, (8, "e1", "bob")], "numbers 6 and 7 were used"
@@ -321,7 +320,7 @@ def test_processes_of_the_release_before_go_on_when_the_log_is_copied(before_ver
         writer = threading.Thread(target=write)
         writer.start()
         eventually_sync(lambda: len(written) > 5)
-        migrate(before_versions)
+        command.upgrade(configuration(before_versions), "0007")
         reached = len(written)
         eventually_sync(lambda: len(written) > reached + 5)
         stop.set()
@@ -331,3 +330,56 @@ def test_processes_of_the_release_before_go_on_when_the_log_is_copied(before_ver
         rows = log_rows(reader)
     assert [event_id for _, event_id, user_id in rows if user_id == "cid"] == written
     assert [seq for seq, _, _ in rows] == [*range(1, 6), *range(8, 8 + len(written))]
+
+
+EVENT = """
+INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms, consumed_at_ms, attempts)
+VALUES (?, 'signals.tip.served', 'ann', x'00', 1, 2, ?, ?)
+"""
+DECISION = """
+INSERT INTO tip_scores (decision_id, request_id, user_id, created_at_ms, explore, role, served_by, policy_hash,
+    spec_hash, state_version, prior_version, profile_origin, profile_present, chosen, chosen_id, elapsed_us, theta, phi,
+    request)
+VALUES (?, ?, ?, 1, 1, 'champion', 'p', 'h', 's', 0, 0, 'absent', 0, 0, 'tip', 1, x'00', x'00', '{}')
+"""
+
+
+@pytest.fixture
+def before_outbox(tmp_path: Path) -> Path:
+    """A database at revision 0007 with a consumed event, two that wait, and a decision about the first."""
+    path = tmp_path / "profiles.db"
+    command.upgrade(configuration(path), "0007")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executemany(EVENT, [("e1", 9, 1), ("e2", None, 0), ("e3", None, 2)])
+        connection.execute(DECISION, ("d", "r", "ann"))
+        connection.execute("INSERT INTO decision_events VALUES (1, 1, 'served')")
+    return path
+
+
+def test_waiting_events_are_in_the_outbox_after_revision_0008(before_outbox: Path) -> None:
+    before = schema(before_outbox)
+    command.upgrade(configuration(before_outbox), "0008")
+    with closing(sqlite3.connect(before_outbox, isolation_level=None)) as connection:
+        assert connection.execute("SELECT * FROM outbox").fetchall() == [(2, "ann", 2, 0), (3, "ann", 2, 2)]
+        assert connection.execute("SELECT * FROM decision_events").fetchall() == [(1, "ann", 1, "served")]
+        assert [row[0] for row in log_rows(connection)] == [1, 2, 3]
+        connection.execute("DELETE FROM outbox WHERE seq = 2")
+        connection.execute("DELETE FROM event_log WHERE seq = 3")
+        command.downgrade(configuration(before_outbox), "0007")
+        rows = connection.execute("SELECT seq, consumed_at_ms IS NULL, attempts FROM event_log").fetchall()
+        assert rows == [(1, 0, 0), (2, 0, 0)]
+        connection.execute(EVENT, ("e4", None, 0))
+        assert log_rows(connection)[-1][0] == 4, "number 3 was used"
+    assert schema(before_outbox) == before
+
+
+def test_request_ids_are_unique_per_user_after_revision_0008(before_outbox: Path) -> None:
+    with closing(sqlite3.connect(before_outbox, isolation_level=None)) as connection:
+        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+            connection.execute(DECISION, ("d2", "r", "bob"))
+        command.upgrade(configuration(before_outbox), "0008")
+        connection.execute(DECISION, ("d2", "r", "bob"))
+        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+            connection.execute(DECISION, ("d3", "r", "ann"))
+        with pytest.raises(CommandError, match="several users have a request 'r'"):
+            command.downgrade(configuration(before_outbox), "0007")

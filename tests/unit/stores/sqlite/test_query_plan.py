@@ -21,6 +21,7 @@ from app.stores.sql import (
     users,
 )
 from app.stores.sql.database import Parameters
+from app.stores.sqlite import event_log as sqlite_log
 from app.stores.sqlite.profile_statement import build
 from tests.support.database import query_plan
 from tests.support.entries import entry
@@ -58,13 +59,13 @@ def test_profile_statement_searches_covering_indexes(database_path: Path, regist
 # Scans of arrays, of subqueries, and of indexes that contain little.
 SMALL_SCAN = re.compile(
     r"SCAN (.* VIRTUAL TABLE .*|.*CONSTANT ROWS?|shadows|found|newest|\(subquery-\d+\)"
-    r"|.* USING INDEX event_log_unconsumed|.* USING COVERING INDEX bandit_states_by_spec)"
+    r"|outbox|.* USING COVERING INDEX bandit_states_by_spec)"
 )
-SORTED = {"samples lately", "users by prefix", "activity", "newest traced"}
+SORTED = {"closed", "unserved", "samples lately", "users by prefix", "activity", "newest traced"}
 PAGE = {"after": 0, "until": 9, "limit": 9, "stage": 0, "since": 0}
 STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
-    "unconsumed": (event_log.SELECT_UNCONSUMED, (0, 1), "event_log_unconsumed (received_at_ms<?)"),
-    "unconsumed ahead": (event_log.SELECT_UNCONSUMED_AHEAD, (0, 1), "event_log_unconsumed (received_at_ms>?)"),
+    "unconsumed": (event_log.SELECT_UNCONSUMED, (0, 1), "outbox_by_time (received_at_ms<?)"),
+    "unconsumed ahead": (event_log.SELECT_UNCONSUMED_AHEAD, (0, 1), "outbox_by_time (received_at_ms>?)"),
     "logged": (event_log.SELECT_LOGGED, ("[1]",), "SEARCH log USING INTEGER PRIMARY KEY"),
     "newest logged profiles": (
         logged_profiles.SELECT_NEWEST,
@@ -72,8 +73,8 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
         "SEARCH tip_scores USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
     ),
     "logged profiles by id": (logged_profiles.SELECT_BY_IDS, ("[]",), "(decision_id=?)"),
-    "prunable events": (event_log.SELECT_PRUNABLE, (0, 1), "COVERING INDEX event_log_by_time"),
-    "known events": (event_log.SELECT_KNOWN, ("[]",), "event_log_by_id (user_id=? AND event_id=?)"),
+    "prunable events": (event_log.SELECT_PRUNABLE, (0, 1), "INDEX event_log_by_time (occurred_at_ms<?)"),
+    "known events": (sqlite_log.SELECT_KNOWN, ("[]",), "event_log_by_id (user_id=? AND event_id=?)"),
     "newest of users": (users.SELECT_NEWEST, ("[]", "[]"), "event_log_by_user (user_id=? AND subject=?)"),
     "users by prefix": (users.SELECT_BY_PREFIX, {"prefix": "a", "limit": 20}, "event_log_by_id (user_id>?)"),
     "activity": (
@@ -92,7 +93,7 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "state": (sufficient_statistics.SELECT_STATE, ("u",), "(user_id=?)"),
     "states to grow": (sufficient_statistics.SELECT_TO_GROW, ("[]", 1), "bandit_states_by_spec (spec_hash=?)"),
     "states by spec": (sufficient_statistics.SELECT_COUNTS, (), "COVERING INDEX bandit_states_by_spec"),
-    "decision by request": (decisions.SELECT_BY_REQUEST, ("r",), "(request_id=?)"),
+    "decision by request": (decisions.SELECT_BY_REQUEST, ("u", "r"), "(user_id=? AND request_id=?)"),
     "decision by id": (decisions.SELECT_BY_ID, ("d",), "(decision_id=?)"),
     "shadows": (decisions.update_shadows(3), (None,) * 36, "(decision_id=?)"),
     "prunable decisions": (decisions.SELECT_PRUNABLE, (1, 1), "COVERING INDEX tip_scores_by_time"),
@@ -106,7 +107,8 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     ),
     "any closed": (learning.SELECT_ANY_CLOSED, {"closed": 1}, "tip_scores_served (served_at_ms<?)"),
     "closed": (learning.SELECT_CLOSED, {"closed": 1, "known": "[]", "limit": 1}, "tip_scores_served (served_at_ms<?)"),
-    "expired": (learning.UPDATE_EXPIRED, {"closed": 1, "now": 1, "limit": 1}, "tip_scores_open (created_at_ms<?)"),
+    "unserved": (learning.SELECT_UNSERVED, {"closed": 1, "limit": 1}, "tip_scores_open (created_at_ms<?)"),
+    "expired": (learning.UPDATE_EXPIRED, {"now": 1, "expired": "[]"}, "INTEGER PRIMARY KEY (rowid=?)"),
     "counts": (rollout.SELECT_COUNTS, PAGE, "COVERING INDEX tip_scores_evaluated"),
     "page": (rollout.SELECT_PAGE, PAGE, "tip_scores_evaluated (number>? AND number<?)"),
     "shown": (rollout.SELECT_SHOWN, PAGE, "SEARCH tip_scores USING INTEGER PRIMARY KEY (rowid>?)"),

@@ -7,15 +7,17 @@ import pytest
 
 from app.events.ports import DeadLetter
 from app.features.events import TipEvent
+from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
-from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sql.event_log import SqlEventLog
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, feedback, served
 
+pytestmark = pytest.mark.both_engines
+
 
 @pytest.fixture
-def letters(database: SqliteDatabase) -> SqlDeadLetters:
+def letters(database: Database) -> SqlDeadLetters:
     return SqlDeadLetters(database)
 
 
@@ -27,7 +29,7 @@ async def fail(letters: SqlDeadLetters, seq: int, times: int, limit: int = 3) ->
     ]
 
 
-async def test_event_becomes_a_dead_letter_at_the_limit(event_log: SqliteEventLog, letters: SqlDeadLetters) -> None:
+async def test_event_becomes_a_dead_letter_at_the_limit(event_log: SqlEventLog, letters: SqlDeadLetters) -> None:
     event = feedback("ann", dwell_ms=5, offset_min=120, decision_id="d")
     await event_log.append([[admitted(served()), admitted(event)]])
 
@@ -43,7 +45,7 @@ async def test_event_becomes_a_dead_letter_at_the_limit(event_log: SqliteEventLo
 
 
 async def test_failure_is_ignored_when_the_event_is_dead_or_deleted(
-    event_log: SqliteEventLog, letters: SqlDeadLetters
+    event_log: SqlEventLog, letters: SqlDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
@@ -56,7 +58,7 @@ async def test_failure_is_ignored_when_the_event_is_dead_or_deleted(
 
 
 async def test_revived_event_is_unconsumed_and_counts_from_zero(
-    event_log: SqliteEventLog, letters: SqlDeadLetters
+    event_log: SqlEventLog, letters: SqlDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
@@ -70,7 +72,7 @@ async def test_revived_event_is_unconsumed_and_counts_from_zero(
 
 
 async def test_event_stays_consumed_when_its_letter_is_discarded(
-    event_log: SqliteEventLog, letters: SqlDeadLetters
+    event_log: SqlEventLog, letters: SqlDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
@@ -81,7 +83,7 @@ async def test_event_stays_consumed_when_its_letter_is_discarded(
 
 
 async def test_revived_letter_is_deleted_when_its_event_was_pruned(
-    event_log: SqliteEventLog, letters: SqlDeadLetters
+    event_log: SqlEventLog, letters: SqlDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
@@ -92,14 +94,14 @@ async def test_revived_letter_is_deleted_when_its_event_was_pruned(
 
 
 async def test_payload_that_is_no_event_is_stored_unchanged(letters: SqlDeadLetters) -> None:
-    ids = [await letters.bury_payload(text, "why", "where", NOW_MS) for text in ('{"a": 1}', "\x00", "")]
+    ids = [await letters.bury_payload(text, "why", "where", NOW_MS) for text in ('{"a": 1}', "\x01", "")]
     assert ids == [1, 2, 3]
     assert [(letter.payload, letter.source, letter.seq) for letter in await letters.list(0, 10)] == [
         ('{"a": 1}', "queue", None),
-        ("\x00", "queue", None),
+        ("\x01", "queue", None),
         ("", "queue", None),
     ]
     assert [letter.id for letter in await letters.list(after=1, limit=1)] == [2]
     await letters.revive(1)
     assert await letters.get(1) is None
-    assert (await letters.get(2)) == DeadLetter(2, "queue", "\x00", "why", "where", 1, None, NOW_MS, NOW_MS)
+    assert (await letters.get(2)) == DeadLetter(2, "queue", "\x01", "why", "where", 1, None, NOW_MS, NOW_MS)
