@@ -21,14 +21,14 @@ from app.features.events import TipEvent
 from app.features.profile_read import ProfileRead
 from app.features.registry import Scalar
 from app.settings import Settings
+from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
 from app.stores.sql.sufficient_statistics import read_statistics
 from app.stores.sql.users import SqlUsers
-from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.event_log import SqliteEventLog
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
 from tests.support.consumption import RecordingInvalidator
+from tests.support.database import log_of
 from tests.support.events import admitted, feedback, served
 from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults
 
@@ -77,7 +77,7 @@ def inject_failures(patch: pytest.MonkeyPatch, owner: type, method: str, failure
 class BanditProcess:
     """`while_reading_profile` is called whenever a profile is read."""
 
-    def __init__(self, database: SqliteDatabase, *, shadow: bool = True, clock: FakeClock | None = None) -> None:
+    def __init__(self, database: Database, *, shadow: bool = True, clock: FakeClock | None = None) -> None:
         self.database = database
         self.clock = clock or FakeClock()
         self.metrics = Metrics()
@@ -93,7 +93,7 @@ class BanditProcess:
             shadow_work=self.shadow_work,
             new_id=lambda: f"decision-{next(_numbers)}",
         )
-        self.log = SqliteEventLog(database)
+        self.log = log_of(database)
         self.dead_letters = SqlDeadLetters(database)
         self.users = SqlUsers(database)
         self.consumer = Consumer(

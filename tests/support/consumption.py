@@ -6,12 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 from app.events.consume import Consumer
 from app.features.events import LoggedEvent, TipEvent
+from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
-from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.event_log import SqliteEventLog
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
-from tests.support.database import column
+from tests.support.database import column, log_of
 from tests.support.events import admitted
 
 
@@ -55,10 +54,10 @@ class RecordingLearner:
 
 
 class ConsumerFixture:
-    def __init__(self, database: SqliteDatabase) -> None:
+    def __init__(self, database: Database) -> None:
         self.database = database
         self.clock = FakeClock()
-        self.log = SqliteEventLog(database)
+        self.log = log_of(database)
         self.letters = SqlDeadLetters(database)
         self.invalidator = RecordingInvalidator()
         self.learner = RecordingLearner()

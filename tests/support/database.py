@@ -1,4 +1,8 @@
-"""Databases for tests. One is migrated per session; each test gets a copy with an id of its own."""
+"""Databases for tests. One of each engine is migrated per session; each test gets a copy with an id of its own.
+
+A test of a module that is marked `both_engines` runs on SQLite and on PostgreSQL if it uses the fixture `database`, and
+on SQLite alone if it uses `database_path`. Without a server, PostgreSQL is deselected by `-m "not server"`.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,32 @@ import itertools
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
+from app.events.ports import Admitted, Appended, ClashingEvent
 from app.stores.migrate import migrate
-from app.stores.sql.database import Parameters
+from app.stores.postgres.database import PostgresDatabase
+from app.stores.sql.database import Connection, Database, Parameters
+from app.stores.sql.event_log import SqlEventLog
+from app.stores.sqlite import event_log as sqlite_log
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 
 NOBODY = 65_534
-WIPED = ("tip_views", "tip_feedback", "event_log")
+WIPED = ("tip_views", "tip_feedback", "outbox", "event_log")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    found = metafunc.fixturenames
+    if metafunc.definition.get_closest_marker("both_engines") and "database" in found and "database_path" not in found:
+        engines = ["sqlite", pytest.param("postgres", marks=pytest.mark.server)]
+        metafunc.parametrize("database", engines, indirect=True)
 
 
 def copy_database(template: Path, path: Path, database_id: str) -> Path:
@@ -66,17 +82,17 @@ def used_bytes(wal: Path) -> int:
     return end
 
 
-async def wipe(database: SqliteDatabase) -> None:
+async def wipe(database: Database) -> None:
     """Delete every event, between the examples of a property test; sequence numbers continue."""
 
-    def work(connection: sqlite3.Connection) -> None:
+    def work(connection: Connection) -> None:
         for table in WIPED:
             connection.execute(f"DELETE FROM {table}")
 
     await database.write(work, of=())
 
 
-async def column(database: SqliteDatabase, sql: str, *parameters: object) -> list[object]:
+async def column(database: Database, sql: str, *parameters: object) -> list[object]:
     """The first column of a statement's rows."""
     return [row[0] for row in await database.rows(sql, parameters)]
 
@@ -111,13 +127,53 @@ def database_path(migrated_template: Path, tmp_path: Path, request: pytest.Fixtu
 
 
 @pytest.fixture
-async def database(database_path: Path) -> AsyncIterator[SqliteDatabase]:
-    """`database_path`, opened with two readers."""
-    opened = await SqliteDatabase.open(database_path, readers=2)
+async def database(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+    """A migrated, empty database, opened with two readers."""
+    opened: SqliteDatabase | PostgresDatabase
+    if getattr(request, "param", "sqlite") == "postgres":
+        opened = await PostgresDatabase.open(request.getfixturevalue("postgres_url").url, readers=2)
+    else:
+        opened = await SqliteDatabase.open(request.getfixturevalue("database_path"), readers=2)
     yield opened
     await opened.close()
 
 
+def log_of(database: Database) -> SqlEventLog:
+    """The event log of a database."""
+    return SqliteEventLog(database) if isinstance(database, SqliteDatabase) else PlainEventLog(database)
+
+
+class PlainEventLog(SqlEventLog):
+    """Stores events in PostgreSQL by the statements of SQLite, with numbers of its own, for one process."""
+
+    async def append(
+        self, requests: Sequence[Sequence[Admitted]], *, consumed: bool = False
+    ) -> list[Appended | ClashingEvent]:
+        users = {item.event.user_id for request in requests for item in request}
+
+        def work(connection: Connection) -> list[Appended | ClashingEvent]:
+            outcomes = sqlite_log._append_all(_Numbered(connection), requests, consumed)  # type: ignore[arg-type]
+            last = max(
+                (seq for outcome in outcomes if isinstance(outcome, Appended) for seq in outcome.seqs), default=0
+            )
+            if last:
+                connection.execute("SELECT setval('event_seq', ?)", (last,))
+            return outcomes
+
+        return await self._database.write(work, of=users)
+
+
+class _Numbered:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, parameters: Parameters = ()) -> Any:
+        if statement == sqlite_log.SELECT_LAST_SEQ:
+            self._connection.execute("LOCK TABLE event_log IN EXCLUSIVE MODE")
+            statement = "SELECT last_value FROM event_seq WHERE is_called"
+        return self._connection.execute(statement, parameters)
+
+
 @pytest.fixture
-def event_log(database: SqliteDatabase) -> SqliteEventLog:
-    return SqliteEventLog(database)
+def event_log(database: Database) -> SqlEventLog:
+    return log_of(database)

@@ -10,7 +10,7 @@ import numpy as np
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.stages import Stage, Target
 from app.bootstrap.service import OpenService
-from app.stores.sqlite.database import SqliteDatabase
+from app.stores.sql.database import Database
 from tests.support.clock import NOW_MS
 from tests.support.decision_logs import logged_page, simulate
 
@@ -78,7 +78,7 @@ def rows_of(
     ]
 
 
-async def write(database: SqliteDatabase, rows: Sequence[Mapping[str, object]]) -> None:
+async def write(database: Database, rows: Sequence[Mapping[str, object]]) -> None:
     def work(connection: sqlite3.Connection) -> None:
         (made,) = connection.execute("SELECT COUNT(*) FROM tip_scores").fetchone()
         for number, row in enumerate(rows, start=made):

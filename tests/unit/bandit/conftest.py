@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from app.stores.sqlite.database import SqliteDatabase
+from app.stores.sql.database import Database
 from tests.support.bandit_process import BanditProcess
 
 
 @pytest.fixture
-async def process(database: SqliteDatabase) -> BanditProcess:
+async def process(database: Database) -> BanditProcess:
     """A process with a challenger."""
     return BanditProcess(database)

@@ -16,11 +16,13 @@ from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, EPSILON, sa
 from app.bandit.scoring import BOUNDS
 from app.bandit.shadow.queue import BOUNDS as SHADOW_BOUNDS
 from app.errors import NotFound, Overloaded, StoreUnavailable, Unavailable
+from app.stores.sql.database import Database
 from app.stores.sql.decisions import SqlDecisions
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import PROFILE, TIPS, BanditProcess, feedback_for, inject_failures
 from tests.support.events import served
 from tests.support.waiting import eventually_async
+
+pytestmark = pytest.mark.both_engines
 
 
 def same(left: Decision, right: Decision) -> bool:
@@ -99,7 +101,7 @@ async def test_repeated_request_gets_the_stored_decision(process: BanditProcess)
     assert (other.user_id, await process.stored()) == ("bob", 2)
 
 
-async def test_one_decision_is_stored_when_a_request_is_sent_concurrently(database: SqliteDatabase) -> None:
+async def test_one_decision_is_stored_when_a_request_is_sent_concurrently(database: Database) -> None:
     """1. Both read and find nothing; 2. both decide; 3. one decision is stored and answers both."""
     processes = [BanditProcess(database), BanditProcess(database)]
     found = await asyncio.gather(*(process.decide(request_id="r") for process in processes for _ in range(5)))
@@ -265,7 +267,7 @@ async def test_shadow_is_computed_from_the_snapshot_of_its_decision(process: Ban
         statistics = await process.statistics()
 
 
-async def test_no_shadow_is_stored_without_a_challenger(database: SqliteDatabase) -> None:
+async def test_no_shadow_is_stored_without_a_challenger(database: Database) -> None:
     process = BanditProcess(database, shadow=False)
     decision = await process.decide()
     await process.set_share(1.0)
@@ -350,9 +352,7 @@ async def test_request_is_shed_when_too_many_wait(process: BanditProcess, monkey
     assert (await process.decide()).id
 
 
-async def test_no_decision_is_answered_that_was_not_stored(
-    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_decision_is_answered_that_was_not_stored(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     inject_failures(monkeypatch, SqlDecisions, "record", [StoreUnavailable("locked")])
     process = BanditProcess(database)
     with pytest.raises(StoreUnavailable):

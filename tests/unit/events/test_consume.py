@@ -11,8 +11,8 @@ from app.errors import CacheUnavailable, StoreUnavailable
 from app.events.consume import ATTEMPTS, SWEEP_AGE_MS
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, SERVED, LoggedEvent
+from app.stores.sql.database import Database
 from app.stores.sql.registries import announce
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS
 from tests.support.consumption import ConsumerFixture, RecordingInvalidator, RecordingLearner
 from tests.support.database import column
@@ -20,9 +20,11 @@ from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.both_engines
+
 
 @pytest.fixture
-async def consumption(database: SqliteDatabase) -> ConsumerFixture:
+async def consumption(database: Database) -> ConsumerFixture:
     await announce(database, REGISTRY, NOW_MS)
     return ConsumerFixture(database)
 

@@ -13,22 +13,24 @@ from app.events.ingest import Ingestor
 from app.events.ports import DeadLetter
 from app.events.replay import Replayer, ReplayResult
 from app.events.validation import Admission
+from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
-from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.event_log import SqliteEventLog
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock
+from tests.support.database import log_of
 from tests.support.events import payload, served
 from tests.unit.events.recorders import Journal, RecordingInvalidator
+
+pytestmark = pytest.mark.both_engines
 
 
 class ReplayFixture:
     """Where letters are replayed, over a real log."""
 
-    def __init__(self, database: SqliteDatabase) -> None:
+    def __init__(self, database: Database) -> None:
         self.clock = FakeClock()
         self.letters = SqlDeadLetters(database)
-        self.log = SqliteEventLog(database)
+        self.log = log_of(database)
         self.ingestor = Ingestor(
             log=self.log,
             invalidator=RecordingInvalidator(Journal()),
@@ -55,7 +57,7 @@ class ReplayFixture:
 
 
 @pytest.fixture
-async def fixture(database: SqliteDatabase) -> ReplayFixture:
+async def fixture(database: Database) -> ReplayFixture:
     return ReplayFixture(database)
 
 

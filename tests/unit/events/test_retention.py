@@ -9,18 +9,20 @@ from hypothesis import strategies as st
 from app.events.retention import LARGEST_MOVE_MS, STEP, Kept, Retention, next_cutoff
 from app.features.clock import DAY_MS
 from app.stores.sql.cutoffs import SqlCutoffs
-from app.stores.sqlite.database import SqliteDatabase
+from app.stores.sql.database import Database
 from tests.support.clock import NOW_MS, no_pause
 from tests.support.consumption import ConsumerFixture
 from tests.support.database import column
 from tests.support.events import feedback, served
+
+pytestmark = pytest.mark.both_engines
 
 DAYS = 180
 OLDEST = NOW_MS - DAYS * DAY_MS
 
 
 @pytest.fixture
-def consumption(database: SqliteDatabase) -> ConsumerFixture:
+def consumption(database: Database) -> ConsumerFixture:
     return ConsumerFixture(database)
 
 

@@ -12,8 +12,10 @@ from app.errors import CacheUnavailable, Conflict, NotFound, StoreUnavailable
 from app.features.ids import user_hash
 from app.operations.audit import MAX_OUTCOME, AuditEntry, AuditFilter, audited, state_of
 from app.stores.sql.audit_trail import NEWEST, SqlAuditTrail
-from app.stores.sqlite.database import SqliteDatabase
+from app.stores.sql.database import Database
 from tests.support.clock import NOW_MS
+
+pytestmark = pytest.mark.both_engines
 
 
 class Breaking(SqlAuditTrail):
@@ -33,7 +35,7 @@ class Breaking(SqlAuditTrail):
 
 
 @pytest.fixture
-def trail(database: SqliteDatabase) -> Breaking:
+def trail(database: Database) -> Breaking:
     return Breaking(database)
 
 

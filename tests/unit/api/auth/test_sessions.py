@@ -14,9 +14,11 @@ from itsdangerous import URLSafeSerializer
 from app.api.auth.sessions import HOUR_MS, MAX_COOKIE, Session, SessionRecords, Sessions
 from app.settings import hash_key
 from app.settings.parsers import ApiKey
+from app.stores.sql.database import Database
 from app.stores.sql.sessions import INSERT_ENDED, KEPT, SqlSessions
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import FakeClock
+
+pytestmark = pytest.mark.both_engines
 
 ADA = ApiKey("ada", frozenset({"admin"}), hash_key("ada's key"))
 READER = ApiKey("reader", frozenset({"read"}), hash_key("reader's key"))
@@ -147,7 +149,7 @@ async def test_token_and_message_are_valid_in_one_session() -> None:
     assert await here.unsign(one, await here.cookie(one)) is None
 
 
-async def test_ended_sessions_are_deleted_when_expired_and_many(database: SqliteDatabase) -> None:
+async def test_ended_sessions_are_deleted_when_expired_and_many(database: Database) -> None:
     records = SqlSessions(database)
     assert len(await records.secret()) == 64
     await records.end("a", expires_at_ms=100, now_ms=50)

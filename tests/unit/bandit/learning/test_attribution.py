@@ -15,11 +15,13 @@ from app.events.consume import ATTEMPTS
 from app.features.clock import DAY_MS
 from app.features.events import LoggedEvent, TipEvent
 from app.stores.sql.backlog import unknown_decisions
+from app.stores.sql.database import Database
 from app.stores.sqlite.backup import backup, restore
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import TIPS, WINDOW_MS, BanditProcess, feedback_for, served_for
 from tests.support.clock import NOW_MS
 from tests.support.events import feedback, served
+
+pytestmark = pytest.mark.both_engines
 
 RULES = Rules.of((), WINDOW_MS // HOUR_MS)
 ONE_DAY = NOW_MS + WINDOW_MS
@@ -257,7 +259,7 @@ async def test_nothing_is_written_when_no_event_concerns_a_decision(
     async def write(*_: object, **__: object) -> None:
         raise StoreUnavailable("read-only")
 
-    monkeypatch.setattr(SqliteDatabase, "write", write)
+    monkeypatch.setattr(Database, "write", write)
     await process.bandit.learner.learn(events)
     assert await process.bandit.learner.settle() == 0
 
@@ -301,7 +303,7 @@ async def test_learning_goes_on_after_a_backup_was_restored(process: BanditProce
 
 
 async def test_decision_made_before_growth_is_learned_padded_with_zeros(
-    process: BanditProcess, database: SqliteDatabase
+    process: BanditProcess, database: Database
 ) -> None:
     plain = BanditProcess(database, shadow=False, clock=process.clock)
     first, second = await plain.decide(), await plain.decide()

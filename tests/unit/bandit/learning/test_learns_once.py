@@ -18,10 +18,12 @@ import app.stores.sql.learning as store
 from app.bandit.decisions import Decision
 from app.bandit.learning.attribution import GRACE_MS
 from app.features.events import LoggedEvent
-from app.stores.sqlite.database import SqliteDatabase
+from app.stores.sql.database import Database
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess, feedback_for, served_for
 from tests.support.clock import NOW_MS
 from tests.support.database import wipe
+
+pytestmark = pytest.mark.both_engines
 
 USERS = ("ann", "bob")
 TABLES = ("tip_scores", "decision_events", "bandit_states", "dead_letters")
@@ -67,7 +69,7 @@ deliveries = st.builds(
 
 
 @pytest.fixture
-async def workers(database: SqliteDatabase) -> list[BanditProcess]:
+async def workers(database: Database) -> list[BanditProcess]:
     """Two processes with one clock. One has no challenger, as during a rolling upgrade."""
     first = BanditProcess(database)
     return [first, BanditProcess(database, shadow=False, clock=first.clock)]

@@ -18,13 +18,15 @@ from app.concurrency.periodic import repeat
 from app.errors import StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.stores.sql.backlog import backlog
+from app.stores.sql.database import Database
 from app.stores.sql.sufficient_statistics import SqlStates, damaged, newest_prior, write_statistics
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess, feedback_for, inject_failures
 from tests.support.clock import NOW_MS
 from tests.support.logs import Recorder
 from tests.support.score_requests import pool_of
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.both_engines
 
 
 def statistics_of(seed: int, *, grown: bool) -> SufficientStatistics:
@@ -78,7 +80,7 @@ async def test_prior_is_pooled_again_only_when_something_was_learned_or_erased(p
     assert await process.rows("SELECT users, decisions FROM bandit_priors ORDER BY version") == [(1, 1), (2, 2), (1, 1)]
 
 
-async def test_one_prior_is_stored_when_two_workers_pool_at_once(database: SqliteDatabase) -> None:
+async def test_one_prior_is_stored_when_two_workers_pool_at_once(database: Database) -> None:
     workers = [BanditProcess(database), BanditProcess(database)]
     await workers[0].learn_one()
     assert sorted(await asyncio.gather(*(worker.bandit.maintenance.pool() for worker in workers))) == [False, True]
@@ -114,7 +116,7 @@ async def test_growth_continues_where_it_was_interrupted(
     assert await process.bandit.maintenance.grow() == 0
 
 
-async def test_statistics_grow_when_they_are_read_for_a_decision(database: SqliteDatabase) -> None:
+async def test_statistics_grow_when_they_are_read_for_a_decision(database: Database) -> None:
     plain, process = BanditProcess(database, shadow=False), BanditProcess(database)
     await plain.learn_one()
     before = await plain.statistics()
@@ -305,7 +307,7 @@ async def test_champion_alone_reads_no_prior() -> None:
         assert newest_prior(nothing, SPEC_V1, known, set()) is known
 
 
-async def test_nothing_grows_without_a_challenger(database: SqliteDatabase) -> None:
+async def test_nothing_grows_without_a_challenger(database: Database) -> None:
     process = BanditProcess(database, shadow=False)
     await enroll(process, 4)
     assert await process.bandit.maintenance.grow() == 0

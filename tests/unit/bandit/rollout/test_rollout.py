@@ -20,13 +20,15 @@ from app.bootstrap import bandit
 from app.errors import Conflict, StoreUnavailable
 from app.settings import Settings
 from app.stores.sql.audit_trail import SqlAuditTrail
+from app.stores.sql.database import Database
 from app.stores.sql.rollout import SqlRollout
 from app.stores.sql.sufficient_statistics import SqlStates
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import inject_failures
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 from tests.support.logs import Recorder
+
+pytestmark = pytest.mark.both_engines
 
 LATELY = NOW_MS - HOUR_MS // 2
 
@@ -34,7 +36,7 @@ LATELY = NOW_MS - HOUR_MS // 2
 class RolloutFixture:
     """A roll-out on a database, its monitor, and a fake clock."""
 
-    def __init__(self, database: SqliteDatabase) -> None:
+    def __init__(self, database: Database) -> None:
         self.database = database
         self.clock = FakeClock()
         self.rollout = bandit.rollout(Settings(), database, self.clock)
@@ -74,7 +76,7 @@ class RolloutFixture:
 
 
 @pytest.fixture
-def fixture(database: SqliteDatabase) -> RolloutFixture:
+def fixture(database: Database) -> RolloutFixture:
     return RolloutFixture(database)
 
 

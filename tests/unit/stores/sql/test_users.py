@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from app.events.ports import Holdings
 from app.profiles.ports import END_OF_TIME_MS
+from app.stores.sql.database import Database
 from app.stores.sql.users import SELECT_BY_PREFIX, SELECT_ELIGIBLE, SqlUsers
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.database import steps
+
+pytestmark = pytest.mark.both_engines
 
 VIEW = "INSERT INTO tip_views VALUES (NULL, ?, 'tip', ?, 0, ?, NULL)"
 FEEDBACK = "INSERT INTO tip_feedback VALUES (NULL, ?, 'tip', ?, 0, ?, NULL, 'completed', NULL)"
@@ -46,7 +48,7 @@ def log(connection: sqlite3.Connection, users: Iterable[str]) -> None:
 
 
 async def test_pages_contain_every_user_once(
-    database: SqliteDatabase, database_path: Path, events: sqlite3.Connection
+    database: Database, database_path: Path, events: sqlite3.Connection
 ) -> None:
     names = [f"user-{number:03d}" for number in range(60)]
     store(events, VIEW, names[:40])
@@ -73,7 +75,7 @@ def test_page_costs_the_same_when_there_are_more_users(events: sqlite3.Connectio
     assert cost() <= few + 1
 
 
-async def test_holdings_equal_what_erasing_deletes(database: SqliteDatabase, events: sqlite3.Connection) -> None:
+async def test_holdings_equal_what_erasing_deletes(database: Database, events: sqlite3.Connection) -> None:
     users = SqlUsers(database)
     store(events, VIEW, ["ann", "ann", "bob"])
     store(events, FEEDBACK, ["ann", "bob", "bob"])
@@ -120,7 +122,7 @@ def test_search_equals_a_comparison_of_prefixes(
     assert [user for (user,) in rows] == wanted[:limit]
 
 
-async def test_search_returns_an_id_before_longer_ones(database: SqliteDatabase, events: sqlite3.Connection) -> None:
+async def test_search_returns_an_id_before_longer_ones(database: Database, events: sqlite3.Connection) -> None:
     log(events, ["adam", "ada", "ad", "bea", "ada"])
     users = SqlUsers(database)
     assert await users.find("ada", 10) == ["ada", "adam"]

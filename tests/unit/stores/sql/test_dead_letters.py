@@ -7,15 +7,17 @@ import pytest
 
 from app.events.ports import DeadLetter
 from app.features.events import TipEvent
+from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
-from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.event_log import SqliteEventLog
+from app.stores.sql.event_log import SqlEventLog
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, feedback, served
 
+pytestmark = pytest.mark.both_engines
+
 
 @pytest.fixture
-def letters(database: SqliteDatabase) -> SqlDeadLetters:
+def letters(database: Database) -> SqlDeadLetters:
     return SqlDeadLetters(database)
 
 
@@ -27,7 +29,7 @@ async def fail(letters: SqlDeadLetters, seq: int, times: int, limit: int = 3) ->
     ]
 
 
-async def test_event_becomes_a_dead_letter_at_the_limit(event_log: SqliteEventLog, letters: SqlDeadLetters) -> None:
+async def test_event_becomes_a_dead_letter_at_the_limit(event_log: SqlEventLog, letters: SqlDeadLetters) -> None:
     event = feedback("ann", dwell_ms=5, offset_min=120, decision_id="d")
     await event_log.append([[admitted(served()), admitted(event)]])
 
@@ -43,7 +45,7 @@ async def test_event_becomes_a_dead_letter_at_the_limit(event_log: SqliteEventLo
 
 
 async def test_failure_is_ignored_when_the_event_is_dead_or_deleted(
-    event_log: SqliteEventLog, letters: SqlDeadLetters
+    event_log: SqlEventLog, letters: SqlDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
@@ -56,7 +58,7 @@ async def test_failure_is_ignored_when_the_event_is_dead_or_deleted(
 
 
 async def test_revived_event_is_unconsumed_and_counts_from_zero(
-    event_log: SqliteEventLog, letters: SqlDeadLetters
+    event_log: SqlEventLog, letters: SqlDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
@@ -70,7 +72,7 @@ async def test_revived_event_is_unconsumed_and_counts_from_zero(
 
 
 async def test_event_stays_consumed_when_its_letter_is_discarded(
-    event_log: SqliteEventLog, letters: SqlDeadLetters
+    event_log: SqlEventLog, letters: SqlDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)
@@ -81,7 +83,7 @@ async def test_event_stays_consumed_when_its_letter_is_discarded(
 
 
 async def test_revived_letter_is_deleted_when_its_event_was_pruned(
-    event_log: SqliteEventLog, letters: SqlDeadLetters
+    event_log: SqlEventLog, letters: SqlDeadLetters
 ) -> None:
     await event_log.append([[admitted(served())]])
     await fail(letters, seq=1, times=3)

@@ -13,19 +13,21 @@ from app.bandit.rollout.ports import Counts, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target
 from app.bandit.rollout.verdict import Verdict
 from app.stores.sql import rollout as module
+from app.stores.sql.database import Database
 from app.stores.sql.rollout import (
     NEWEST,
     SqlRollout,
 )
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS
 from tests.support.decisions import HOUR_MS, rows_of, some, write
+
+pytestmark = pytest.mark.both_engines
 
 LONG_AGO = NOW_MS - 72 * HOUR_MS
 
 
 @pytest.fixture
-def rollout(database: SqliteDatabase) -> SqlRollout:
+def rollout(database: Database) -> SqlRollout:
     return SqlRollout(database)
 
 
@@ -50,7 +52,7 @@ async def test_rollout_begins_in_the_shadow_without_decisions(rollout: SqlRollou
 
 
 async def test_pages_contain_all_decisions_in_order(
-    rollout: SqlRollout, database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+    rollout: SqlRollout, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = some(250, share=0.25)
     await write(database, rows_of(page))
@@ -68,9 +70,7 @@ async def test_pages_contain_all_decisions_in_order(
     assert (await rollout.shown(state, 7)).users == page.users[:-8:-1]
 
 
-async def test_shown_decisions_without_feedback_count_as_not_dismissed(
-    rollout: SqlRollout, database: SqliteDatabase
-) -> None:
+async def test_shown_decisions_without_feedback_count_as_not_dismissed(rollout: SqlRollout, database: Database) -> None:
     settled, waiting = some(20), some(5)
     await write(database, rows_of(settled))
     unanswered: dict[str, Any] = {"reward": None, "reward_source": None, "action": None}
@@ -85,7 +85,7 @@ async def test_shown_decisions_without_feedback_count_as_not_dismissed(
 
 
 async def test_only_settled_exploring_decisions_with_a_shadow_are_evaluated(
-    rollout: SqlRollout, database: SqliteDatabase
+    rollout: SqlRollout, database: Database
 ) -> None:
     row = rows_of(some(1))[0]
     await write(
@@ -105,9 +105,7 @@ async def test_only_settled_exploring_decisions_with_a_shadow_are_evaluated(
     assert (page.pi_b == [row["champion_p"], row["challenger_p"]]).all()
 
 
-async def test_decisions_without_a_pooled_prior_are_not_evaluated(
-    rollout: SqlRollout, database: SqliteDatabase
-) -> None:
+async def test_decisions_without_a_pooled_prior_are_not_evaluated(rollout: SqlRollout, database: Database) -> None:
     rows = rows_of(some(6))
     await write(database, [{**row, "prior_version": 0 if place < 2 else 1} for place, row in enumerate(rows)])
     (page,) = await all_of(rollout, await rollout.state())
@@ -116,7 +114,7 @@ async def test_decisions_without_a_pooled_prior_are_not_evaluated(
 
 @pytest.mark.parametrize("unsettled", ["open", "served"])
 async def test_decisions_after_the_oldest_unsettled_one_wait(
-    rollout: SqlRollout, database: SqliteDatabase, unsettled: str
+    rollout: SqlRollout, database: Database, unsettled: str
 ) -> None:
     rows = rows_of(some(6), made_ms=NOW_MS - 10 * HOUR_MS)
     rows[2] = {**rows[2], "state": unsettled, "reward": None}
@@ -139,7 +137,7 @@ async def test_move_is_refused_when_the_state_changed(rollout: SqlRollout) -> No
     assert await rollout.state() == moved
 
 
-async def test_restart_excludes_earlier_looks_and_decisions(rollout: SqlRollout, database: SqliteDatabase) -> None:
+async def test_restart_excludes_earlier_looks_and_decisions(rollout: SqlRollout, database: Database) -> None:
     await write(database, rows_of(some(5)))
     first = await rollout.state()
     assert await rollout.add_look(look(1), first)
@@ -155,7 +153,7 @@ async def test_restart_excludes_earlier_looks_and_decisions(rollout: SqlRollout,
     assert (await rollout.counts(anew, LONG_AGO)).evaluated == 3
 
 
-async def test_served_is_counted_since_the_stage_began(rollout: SqlRollout, database: SqliteDatabase) -> None:
+async def test_served_is_counted_since_the_stage_began(rollout: SqlRollout, database: Database) -> None:
     await write(database, rows_of(some(4), made_ms=NOW_MS - 5, role="challenger"))
     await write(database, rows_of(some(3), made_ms=NOW_MS, role="challenger"))
     await write(database, rows_of(some(2), made_ms=NOW_MS, role="champion"))
@@ -163,7 +161,7 @@ async def test_served_is_counted_since_the_stage_began(rollout: SqlRollout, data
     assert (await rollout.counts(state, LONG_AGO)).served == 3
 
 
-async def test_looks_are_stored_once_unless_they_are_unreadable(rollout: SqlRollout, database: SqliteDatabase) -> None:
+async def test_looks_are_stored_once_unless_they_are_unreadable(rollout: SqlRollout, database: Database) -> None:
     state, first = await rollout.state(), look(1)
     assert await rollout.add_look(first, state)
     assert not await rollout.add_look(msgspec.structs.replace(look(1), stage="25%"), state)
@@ -177,7 +175,7 @@ async def test_looks_are_stored_once_unless_they_are_unreadable(rollout: SqlRoll
     assert not await rollout.add_look(look(2), state)
 
 
-async def test_recent_decisions_are_the_newest_first(rollout: SqlRollout, database: SqliteDatabase) -> None:
+async def test_recent_decisions_are_the_newest_first(rollout: SqlRollout, database: Database) -> None:
     rows = rows_of(some(4), made_ms=NOW_MS - 3_000, every_ms=1_000)
     rows[3] = {**rows[3], "state": "open", "elapsed_us": 7_500, "profile_present": 0, "role": "challenger"}
     await write(database, rows)

@@ -10,22 +10,24 @@ import pytest
 
 from app.operations.component_states import COMPONENTS, OK, ComponentView
 from app.operations.samples import Gauges, Sample
+from app.stores.sql.database import Database
 from app.stores.sql.samples import (
     KEPT_MS,
     LATELY_MS,
     SqlSamples,
 )
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS
 from tests.support.database import column
 from tests.support.samples import sample
+
+pytestmark = pytest.mark.both_engines
 
 AWAY = {**dict.fromkeys(COMPONENTS, OK), "cache": ComponentView("down", "away")}
 WELL = dict.fromkeys(COMPONENTS, OK)
 
 
 @pytest.fixture
-def samples(database: SqliteDatabase) -> SqlSamples:
+def samples(database: Database) -> SqlSamples:
     return SqlSamples(database)
 
 
@@ -48,9 +50,7 @@ async def test_samples_are_returned_as_stored(samples: SqlSamples) -> None:
     assert len((await samples.since(NOW_MS + 1_001)).samples) == 1
 
 
-async def test_old_samples_and_samples_from_the_future_are_deleted(
-    samples: SqlSamples, database: SqliteDatabase
-) -> None:
+async def test_old_samples_and_samples_from_the_future_are_deleted(samples: SqlSamples, database: Database) -> None:
     for number in range(5):
         await samples.keep(at(number))
     await samples.keep(at(3 + KEPT_MS / 1000))

@@ -15,23 +15,25 @@ from hypothesis import strategies as st
 from app.events.ports import ActivityCount, Admitted
 from app.features.clock import DAY_MS, to_ms
 from app.features.events import TipEvent, TipFeedback
+from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
+from app.stores.sql.event_log import SqlEventLog
 from app.stores.sql.event_queries import SELECT_NEWEST_TRACED, SqlEventQueries
-from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.event_log import SqliteEventLog
 from tests.support.clock import NOW_MS
 from tests.support.database import steps, wipe
 from tests.support.events import admitted, feedback, served
 from tests.unit.stores.sqlite.test_source_against_reference import facts
 
+pytestmark = pytest.mark.both_engines
+
 
 @pytest.fixture
-def queries(database: SqliteDatabase) -> SqlEventQueries:
+def queries(database: Database) -> SqlEventQueries:
     return SqlEventQueries(database)
 
 
 async def test_newest_events_are_returned_with_their_state(
-    database: SqliteDatabase, event_log: SqliteEventLog, queries: SqlEventQueries
+    database: Database, event_log: SqlEventLog, queries: SqlEventQueries
 ) -> None:
     early = admitted(feedback("ann", NOW_MS + 60_000, dwell_ms=3, offset_min=330))
     corrected = early._replace(occurred_at_ms=NOW_MS, claimed_at_ms=NOW_MS + 60_000)
@@ -56,7 +58,7 @@ async def test_newest_events_are_returned_with_their_state(
     assert await queries.newest_events("bea", 50) == []
 
 
-async def test_newest_events_cost_the_same_when_there_are_more(database_path: Path, event_log: SqliteEventLog) -> None:
+async def test_newest_events_cost_the_same_when_there_are_more(database_path: Path, event_log: SqlEventLog) -> None:
     async def add(count: int) -> None:
         await event_log.append([[admitted(make("ann")) for make in makers for _ in range(count)]])
 
@@ -77,7 +79,7 @@ property_settings = settings(max_examples=60, suppress_health_check=[HealthCheck
 @example(stored=[admitted(feedback("ann", NOW_MS + after, offset_min=330)) for after in (-1, 0, 1)])
 @given(stored=st.lists(facts(), max_size=30))
 async def test_activity_counts_each_event_of_the_window(
-    database: SqliteDatabase, event_log: SqliteEventLog, queries: SqlEventQueries, stored: list[Admitted]
+    database: Database, event_log: SqlEventLog, queries: SqlEventQueries, stored: list[Admitted]
 ) -> None:
     await wipe(database)
     await event_log.append([stored])

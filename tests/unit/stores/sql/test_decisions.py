@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta, timezone
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,10 +13,12 @@ from app.bandit.decisions import Decision, Ranking, Role
 from app.bandit.model.inputs import Candidate, Context
 from app.features.clock import DAY_MS
 from app.features.profile_read import ProfileRead, ValueRead
+from app.stores.sql.database import Database
 from app.stores.sql.decision_rows import decision_of, row_of
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import BanditProcess
 from tests.support.events import feedback
+
+pytestmark = pytest.mark.both_engines
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1, max_size=8)
@@ -81,7 +84,7 @@ def test_decoded_decision_equals_the_stored_one(decision: Decision) -> None:
 
 
 async def test_pruning_deletes_old_decisions_and_the_priors_that_none_names(
-    database: SqliteDatabase,
+    database: Database,
 ) -> None:
     process = BanditProcess(database)
     kept: list[Decision] = []

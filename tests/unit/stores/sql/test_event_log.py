@@ -13,33 +13,33 @@ from app.events.validation import Admission, digest
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED, Action, TipEvent
 from app.features.registry import Registry
+from app.stores.sql.database import Database
+from app.stores.sql.event_log import SqlEventLog
 from app.stores.sql.registries import announce
 from app.stores.sql.users import SqlUsers
-from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.event_log import SqliteEventLog
 from tests.support.clock import NOW_MS
-from tests.support.database import column
+from tests.support.database import column, log_of
 from tests.support.entries import entry
 from tests.support.events import admitted, feedback, local_time, served
 from tests.support.registry import REGISTRY
 
+pytestmark = pytest.mark.both_engines
 
-async def append(log: SqliteEventLog, *events: TipEvent) -> Appended:
+
+async def append(log: SqlEventLog, *events: TipEvent) -> Appended:
     (outcome,) = await log.append([[admitted(event) for event in events]])
     assert isinstance(outcome, Appended)
     return outcome
 
 
-async def stored_ids(database: SqliteDatabase) -> list[object]:
+async def stored_ids(database: Database) -> list[object]:
     """The ids of the logged events, in order. Checks that each has its fact."""
     facts = await column(database, "SELECT seq FROM tip_views UNION ALL SELECT seq FROM tip_feedback ORDER BY seq")
     assert facts == await column(database, "SELECT seq FROM event_log ORDER BY seq")
     return await column(database, "SELECT event_id FROM event_log ORDER BY seq")
 
 
-async def test_events_are_numbered_in_order_when_they_are_new(
-    database: SqliteDatabase, event_log: SqliteEventLog
-) -> None:
+async def test_events_are_numbered_in_order_when_they_are_new(database: Database, event_log: SqlEventLog) -> None:
     first = await append(event_log, served(event_id="a"), feedback(event_id="b"))
     second = await append(event_log, served(event_id="c"))
     assert (first.accepted, first.duplicates, first.seqs) == (2, 0, (1, 2))
@@ -47,7 +47,7 @@ async def test_events_are_numbered_in_order_when_they_are_new(
     assert await stored_ids(database) == ["a", "b", "c"]
 
 
-async def test_event_is_a_duplicate_when_it_is_sent_again(database: SqliteDatabase, event_log: SqliteEventLog) -> None:
+async def test_event_is_a_duplicate_when_it_is_sent_again(database: Database, event_log: SqlEventLog) -> None:
     event = feedback(event_id="a", dwell_ms=5)
     await announce(database, REGISTRY, NOW_MS)
     first = await append(event_log, event)
@@ -57,18 +57,14 @@ async def test_event_is_a_duplicate_when_it_is_sent_again(database: SqliteDataba
     assert await stored_ids(database) == ["a"]
 
 
-async def test_event_is_a_duplicate_when_a_request_repeats_it(
-    database: SqliteDatabase, event_log: SqliteEventLog
-) -> None:
+async def test_event_is_a_duplicate_when_a_request_repeats_it(database: Database, event_log: SqlEventLog) -> None:
     event = served(event_id="a")
     outcome = await append(event_log, event, served(event_id="b"), event)
     assert (outcome.accepted, outcome.duplicates, outcome.seqs) == (2, 1, (1, 2))
     assert await stored_ids(database) == ["a", "b"]
 
 
-async def test_event_is_a_duplicate_when_the_same_commit_stores_it(
-    database: SqliteDatabase, event_log: SqliteEventLog
-) -> None:
+async def test_event_is_a_duplicate_when_the_same_commit_stores_it(database: Database, event_log: SqlEventLog) -> None:
     event = admitted(served(event_id="a"))
     first, second = await event_log.append([[event], [event, admitted(served(event_id="b"))]])
     assert isinstance(first, Appended)
@@ -77,7 +73,7 @@ async def test_event_is_a_duplicate_when_the_same_commit_stores_it(
 
 
 async def test_event_of_another_user_is_no_duplicate_when_its_id_is_the_same(
-    database: SqliteDatabase, event_log: SqliteEventLog
+    database: Database, event_log: SqlEventLog
 ) -> None:
     outcome = await append(event_log, served("ann", event_id="a"), served("bob", event_id="a"))
     assert (outcome.accepted, outcome.duplicates, outcome.seqs) == (2, 0, (1, 2))
@@ -99,7 +95,7 @@ CHANGED: list[TipEvent] = [
 
 @pytest.mark.parametrize("changed", CHANGED, ids=range(len(CHANGED)))
 async def test_request_is_rejected_when_an_id_has_other_content(
-    database: SqliteDatabase, event_log: SqliteEventLog, changed: TipEvent
+    database: Database, event_log: SqlEventLog, changed: TipEvent
 ) -> None:
     await append(event_log, feedback(event_id="a"))
     requests = [
@@ -115,17 +111,13 @@ async def test_request_is_rejected_when_an_id_has_other_content(
     assert before.seqs + after.seqs == (2, 3)
 
 
-async def test_request_is_rejected_when_it_contradicts_itself(
-    database: SqliteDatabase, event_log: SqliteEventLog
-) -> None:
+async def test_request_is_rejected_when_it_contradicts_itself(database: Database, event_log: SqlEventLog) -> None:
     request = [admitted(feedback(event_id="a")), admitted(feedback(event_id="a", action="snoozed"))]
     assert await event_log.append([request]) == [ClashingEvent(1, "a")]
     assert await stored_ids(database) == []
 
 
-async def test_nothing_is_stored_when_one_row_cannot_be_written(
-    database: SqliteDatabase, event_log: SqliteEventLog
-) -> None:
+async def test_nothing_is_stored_when_one_row_cannot_be_written(database: Database, event_log: SqlEventLog) -> None:
     broken = admitted(feedback(event_id="b", dwell_ms=-1))  # admission would reject it; here the schema does
     with pytest.raises(Exception, match="CHECK constraint"):
         await event_log.append([[admitted(served(event_id="a"))], [broken]])
@@ -135,7 +127,7 @@ async def test_nothing_is_stored_when_one_row_cannot_be_written(
 
 @pytest.mark.parametrize("how", ["prune", "erase"])
 async def test_sequence_numbers_rise_after_events_were_deleted(
-    database: SqliteDatabase, event_log: SqliteEventLog, how: str
+    database: Database, event_log: SqlEventLog, how: str
 ) -> None:
     assert (await append(event_log, served("ann"), feedback("ann"))).seqs == (1, 2)
     if how == "prune":
@@ -145,15 +137,13 @@ async def test_sequence_numbers_rise_after_events_were_deleted(
     assert await stored_ids(database) == []
     reopened = await SqliteDatabase.open(database.path, readers=1)
     try:
-        (seq,) = (await append(SqliteEventLog(reopened), served("ann"))).seqs
+        (seq,) = (await append(log_of(reopened), served("ann"))).seqs
     finally:
         await reopened.close()
     assert seq == 3
 
 
-async def test_stale_features_are_those_of_all_announced_registries(
-    database: SqliteDatabase, event_log: SqliteEventLog
-) -> None:
+async def test_stale_features_are_those_of_all_announced_registries(database: Database, event_log: SqlEventLog) -> None:
     await announce(database, REGISTRY, NOW_MS)
     await announce(database, Registry([entry(name="of_the_next_release", invalidated_by=(SERVED,))]), NOW_MS)
     outcome = await append(event_log, served("ann"), served("bob"), feedback("bob"))
@@ -166,12 +156,12 @@ async def test_stale_features_are_those_of_all_announced_registries(
     assert await event_log.stale_features(["signals.other"]) == {"signals.other": frozenset()}
 
 
-async def test_users_are_stale_when_no_feature_is_announced(event_log: SqliteEventLog) -> None:
+async def test_users_are_stale_when_no_feature_is_announced(event_log: SqlEventLog) -> None:
     assert (await append(event_log, served("ann"))).stale == {"ann": frozenset()}
 
 
 async def test_unconsumed_events_are_ordered_by_arrival(
-    event_log: SqliteEventLog,
+    event_log: SqlEventLog,
 ) -> None:
     arrivals = [("c", 3), ("a", 1), ("b", 2), ("late", 10)]
     await event_log.append([[admitted(served(event_id=name), NOW_MS + ms) for name, ms in arrivals]])
@@ -181,7 +171,7 @@ async def test_unconsumed_events_are_ordered_by_arrival(
     assert [item.event.event_id for item in await event_log.unconsumed(NOW_MS + 10, limit=2)] == ["a", "b"]
 
 
-async def test_consumed_events_are_not_unconsumed_again(event_log: SqliteEventLog) -> None:
+async def test_consumed_events_are_not_unconsumed_again(event_log: SqlEventLog) -> None:
     seqs = (await append(event_log, served(), served(), served())).seqs
     await event_log.mark_consumed(seqs[:2])
     await event_log.mark_consumed([*seqs[:1], 999])
@@ -189,12 +179,12 @@ async def test_consumed_events_are_not_unconsumed_again(event_log: SqliteEventLo
     assert [item.seq for item in await event_log.unconsumed(NOW_MS + 1, 10)] == [3]
 
 
-async def test_events_stored_as_consumed_are_never_unconsumed(event_log: SqliteEventLog) -> None:
+async def test_events_stored_as_consumed_are_never_unconsumed(event_log: SqlEventLog) -> None:
     await event_log.append([[admitted(served())]], consumed=True)
     assert await event_log.unconsumed(NOW_MS + 1, 10) == []
 
 
-async def test_pruning_deletes_the_oldest_events_first(database: SqliteDatabase, event_log: SqliteEventLog) -> None:
+async def test_pruning_deletes_the_oldest_events_first(database: Database, event_log: SqlEventLog) -> None:
     ages = {"d": 4, "b": 2, "c": 3, "a": 1}  # days since 2026-04-20; out of order on purpose
     await append(event_log, *(feedback(event_id=name, at_ms=NOW_MS + day * DAY_MS) for name, day in ages.items()))
     before_ms = NOW_MS + 4 * DAY_MS
@@ -205,7 +195,7 @@ async def test_pruning_deletes_the_oldest_events_first(database: SqliteDatabase,
     assert await stored_ids(database) == ["d"]  # it occurred exactly at the cutoff
 
 
-async def test_log_raises_when_the_database_is_closed(database: SqliteDatabase, event_log: SqliteEventLog) -> None:
+async def test_log_raises_when_the_database_is_closed(database: Database, event_log: SqlEventLog) -> None:
     await database.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         await append(event_log, served())
@@ -230,7 +220,7 @@ def sent_events(draw: st.DrawFn) -> TipEvent:
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(sent_events(), min_size=1, max_size=5))
-async def test_logged_event_equals_the_event_sent(event_log: SqliteEventLog, sent: list[TipEvent]) -> None:
+async def test_logged_event_equals_the_event_sent(event_log: SqlEventLog, sent: list[TipEvent]) -> None:
     seqs = (await append(event_log, *sent)).seqs
     logged = await event_log.logged(seqs)
     assert [item.event for item in logged] == sent
@@ -240,14 +230,14 @@ async def test_logged_event_equals_the_event_sent(event_log: SqliteEventLog, sen
     assert (again.accepted, again.duplicates) == (0, len(sent))
 
 
-async def test_logged_time_is_the_claimed_time_when_it_lies_ahead(event_log: SqliteEventLog) -> None:
+async def test_logged_time_is_the_claimed_time_when_it_lies_ahead(event_log: SqlEventLog) -> None:
     early = feedback(at_ms=NOW_MS + 4 * 60_000, offset_min=345)
     await event_log.append([Admission(retention_days=180).admit([early], NOW_MS)])
     (logged,) = await event_log.logged([1])
     assert logged.event == early
 
 
-async def test_times_are_compared_to_the_millisecond(event_log: SqliteEventLog) -> None:
+async def test_times_are_compared_to_the_millisecond(event_log: SqlEventLog) -> None:
     exact = served(event_id="a")
     finer = msgspec.structs.replace(exact, occurred_at=exact.occurred_at.replace(microsecond=999))
     assert digest(exact) == digest(finer)
