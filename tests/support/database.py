@@ -138,6 +138,14 @@ async def database(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
     await opened.close()
 
 
+async def open_again(database: Database) -> SqliteDatabase | PostgresDatabase:
+    """The same database, as another process opens it."""
+    if isinstance(database, PostgresDatabase):
+        return await PostgresDatabase.open(database.url, readers=1)
+    assert isinstance(database, SqliteDatabase)
+    return await SqliteDatabase.open(database.path, readers=1)
+
+
 def log_of(database: Database) -> SqlEventLog:
     """The event log of a database."""
     return SqliteEventLog(database) if isinstance(database, SqliteDatabase) else PlainEventLog(database)

@@ -17,6 +17,7 @@ from psycopg import errors
 from psycopg.adapt import AdaptersMap, Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.numeric import Int8Dumper
+from psycopg.types.string import StrDumperUnknown
 
 from app.errors import StoreFull, StoreUnavailable
 from app.stores.sql.database import Parameters
@@ -49,6 +50,13 @@ class _NumericLoader(Loader):
         return int(text) if text.lstrip(b"-").isdigit() else float(text)
 
 
+class _TextDumper(StrDumperUnknown):
+    """NUL, which PostgreSQL cannot store, becomes U+FFFD. It may be part of an error message, but of no id."""
+
+    def dump(self, obj: str) -> bytes:
+        return obj.replace("\0", "\ufffd").encode()
+
+
 class _Context:
     connection = None
     adapters = AdaptersMap(psycopg.adapters)
@@ -56,6 +64,7 @@ class _Context:
 
 _CONTEXT = _Context()
 _CONTEXT.adapters.register_dumper(int, Int8Dumper)
+_CONTEXT.adapters.register_dumper(str, _TextDumper)
 _CONTEXT.adapters.register_loader("numeric", _NumericLoader)
 
 

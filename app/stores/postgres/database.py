@@ -171,6 +171,8 @@ class PostgresDatabase(Database):
         users = sorted(of) if not isinstance(of, Scope) else None
         try:
             result = await self._writers.run(lambda connection: _transact(connection, work, users, durable, again))
+        except psycopg.IntegrityError:
+            raise
         except psycopg.Error as error:
             refused = unavailable(error)
             if isinstance(refused, StoreFull) and not self.full:

@@ -17,6 +17,7 @@ from app.features.events import LoggedEvent, TipEvent
 from app.stores.sql.backlog import unknown_decisions
 from app.stores.sql.database import Database
 from app.stores.sqlite.backup import backup, restore
+from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import TIPS, WINDOW_MS, BanditProcess, feedback_for, served_for
 from tests.support.clock import NOW_MS
 from tests.support.events import feedback, served
@@ -244,7 +245,7 @@ async def test_more_decisions_are_settled_than_one_transaction_takes(
             await process.serve(decision)
     process.clock.advance(WINDOW_MS + GRACE_MS + 1)
     assert await process.bandit.learner.settle() == 8
-    states = await process.rows("SELECT state, COUNT(*) FROM tip_scores GROUP BY state")
+    states = await process.rows("SELECT state, COUNT(*) FROM tip_scores GROUP BY state ORDER BY state")
     assert states == [("expired", 2), ("learned", 6)]
     await process.assert_learned_once()
 
@@ -267,7 +268,7 @@ async def test_nothing_is_written_when_no_event_concerns_a_decision(
 async def test_statistics_of_an_unknown_spec_are_never_added_to(process: BanditProcess) -> None:
     decision = await process.decide()
     await process.serve(decision)
-    await process.execute("INSERT INTO bandit_states VALUES ('ann', 'of another release', x'00', 5, 1)")
+    await process.execute("INSERT INTO bandit_states VALUES ('ann', 'of another release', ?, 5, 1)", b"\0")
     assert (await process.decide()).state_version == 0, "they were read"
     seqs = await process.store(feedback_for(decision, NOW_MS))
     with pytest.raises(SpecMismatch):
@@ -282,11 +283,13 @@ async def test_statistics_of_an_unknown_spec_are_never_added_to(process: BanditP
     assert await process.rows("SELECT evidence, decisions FROM bandit_states") == [(b"\0", 5)]
 
 
-async def test_learning_goes_on_after_a_backup_was_restored(process: BanditProcess, tmp_path: Path) -> None:
+async def test_learning_goes_on_after_a_backup_was_restored(
+    database_path: Path, process: BanditProcess, tmp_path: Path
+) -> None:
     for _ in range(3):
         await process.learn_one()
     waiting = await process.decide()
-    backup(process.database.path, tmp_path / "copy.db")
+    backup(database_path, tmp_path / "copy.db")
     await process.feed_back(waiting, "dismissed")
     restore(tmp_path / "copy.db", tmp_path / "restored.db")
 

@@ -88,7 +88,7 @@ async def test_one_prior_is_stored_when_two_workers_pool_at_once(database: Datab
 
 async def test_statistics_of_another_release_are_left_out_of_the_prior(process: BanditProcess) -> None:
     await process.learn_one()
-    await process.execute("INSERT INTO bandit_states VALUES ('bob', 'of another release', x'00', 5, 1)")
+    await process.execute("INSERT INTO bandit_states VALUES ('bob', 'of another release', ?, 5, 1)", b"\0")
     assert await process.bandit.maintenance.pool()
     assert await process.rows("SELECT users FROM bandit_priors") == [(1,)]
 
@@ -132,7 +132,7 @@ async def test_statistics_grow_when_they_are_read_for_a_decision(database: Datab
 
 async def test_unreadable_statistics_are_kept_and_fail_no_decision(process: BanditProcess) -> None:
     await enroll(process, 1)
-    await process.execute("UPDATE bandit_states SET evidence = x'00'")
+    await process.execute("UPDATE bandit_states SET evidence = ?", b"\0")
     decisions = await asyncio.gather(process.decide("user-0000"), process.decide("ann"))
     assert [item.state_version for item in decisions] == [0, 0]
     assert await process.rows("SELECT spec_hash, evidence FROM bandit_states") == [(SPEC_V1.hash, b"\0")]
