@@ -57,9 +57,7 @@ class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ]
     request_id: Annotated[
         Id | None,
-        Meta(
-            description="Idempotency key: a repeated request of the user with the same id returns the stored decision."
-        ),
+        Meta(description="Idempotency key: repeating it for the same user returns the stored decision."),
     ] = None
     context: ScoreContext | None = None
     profile_features: Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.stages import Stage, Target
 from app.bootstrap.service import OpenService
-from app.stores.sql.database import Database
+from app.stores.sql.database import Connection, Database
 from tests.support.clock import NOW_MS
 from tests.support.decision_logs import logged_page, simulate
 
@@ -79,7 +78,7 @@ def rows_of(
 
 
 async def write(database: Database, rows: Sequence[Mapping[str, object]]) -> None:
-    def work(connection: sqlite3.Connection) -> None:
+    def work(connection: Connection) -> None:
         (made,) = connection.execute("SELECT COUNT(*) FROM tip_scores").fetchone()
         for number, row in enumerate(rows, start=made):
             named = {"decision_id": f"d-{number}", **row}

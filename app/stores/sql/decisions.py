@@ -111,14 +111,16 @@ class SqlDecisions:
     async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
         """Store each shadow in the row of its decision, without waiting for the disk. A crash of the machine may lose
         shadows; the evaluation of the challenger then leaves out their decisions."""
-        values = [value for shadow in shadows for value in shadow._replace(agree=int(shadow.agree))]
+        values = [int(value) if isinstance(value, bool) else value for shadow in shadows for value in shadow]
         statement = update_shadows(len(shadows))
         await self._database.write(lambda connection: connection.execute(statement, values), durable=False, of=())
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
         def work(connection: Connection) -> tuple[Decision, DecisionOutcome] | None:
             row = _named(connection, SELECT_BY_ID, decision_id)
-            return row and (decision_of(row), outcome_of(row, dict(connection.execute(SELECT_EVENTS, row).fetchall())))
+            if row is None:
+                return None
+            return decision_of(row), outcome_of(row, dict(connection.execute(SELECT_EVENTS, row).fetchall()))
 
         return await self._database.read(work)
 

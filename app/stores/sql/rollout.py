@@ -66,7 +66,7 @@ AMONG = 20_000
 SELECT_SHOWN = f"""
 SELECT {_COLUMNS} FROM tip_scores
 WHERE number > (
-        SELECT MAX(number) FROM (SELECT :after AS number UNION ALL SELECT MAX(number) - {AMONG} FROM tip_scores) AS bounds
+        SELECT MAX(number) FROM (SELECT :after AS number UNION ALL SELECT MAX(number) - {AMONG} FROM tip_scores) AS low
     )
     AND explore = 1 AND state IN ('served', 'learned') AND champion_p IS NOT NULL
 ORDER BY number DESC LIMIT :limit

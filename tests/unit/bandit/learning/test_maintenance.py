@@ -18,7 +18,7 @@ from app.concurrency.periodic import repeat
 from app.errors import StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.stores.sql.backlog import backlog
-from app.stores.sql.database import Database
+from app.stores.sql.database import Connection, Database
 from app.stores.sql.sufficient_statistics import SqlStates, damaged, newest_prior, write_statistics
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess, feedback_for, inject_failures
 from tests.support.clock import NOW_MS
@@ -43,7 +43,7 @@ async def enroll(process: BanditProcess, users: int) -> list[SufficientStatistic
     """Store statistics of users, every second of them not grown."""
     states = [statistics_of(number, grown=number % 2 == 1) for number in range(users)]
 
-    def work(connection: sqlite3.Connection) -> None:
+    def work(connection: Connection) -> None:
         write_statistics(connection, {f"user-{number:04d}": one for number, one in enumerate(states)}, 1)
         connection.execute("UPDATE bandit_ledger SET changes = changes + 1")
 
