@@ -25,9 +25,13 @@ class Proxy:
         self._pumps: set[asyncio.Task[None]] = set()
 
     @property
-    def url(self) -> str:
+    def port(self) -> int:
         assert self._listener is not None
-        return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
 
     def cut(self) -> None:
         """Close all connections, and each new one at once, until `mend`."""
@@ -50,11 +54,12 @@ class Proxy:
     async def close(self) -> None:
         assert self._listener is not None
         self._listener.close()
+        writers = list(self._writers)
         self.cut()
         for pump in self._pumps:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
-        await asyncio.gather(*(writer.wait_closed() for writer in list(self._writers)), return_exceptions=True)
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refusing:

@@ -102,12 +102,14 @@ POSTGRES = (
     "CREATE UNIQUE INDEX event_log_by_id ON event_log (user_id, event_id)",
     "CREATE INDEX event_log_by_user ON event_log (user_id, subject, seq)",
     "CREATE INDEX event_log_by_time ON event_log (occurred_at_ms)",
+    # Finds the newest events of all users.
+    "CREATE INDEX event_log_by_seq ON event_log (seq)",
     """CREATE TABLE outbox (
         seq BIGINT NOT NULL,
         user_id TEXT NOT NULL,
         received_at_ms BIGINT NOT NULL,
         attempts BIGINT NOT NULL DEFAULT 0,
-        PRIMARY KEY (user_id, seq)
+        PRIMARY KEY (seq, user_id)
     )""",
     "CREATE INDEX outbox_by_time ON outbox (received_at_ms)",
     """CREATE TABLE tip_views (

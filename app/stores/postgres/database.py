@@ -34,9 +34,7 @@ SELECT (SELECT value FROM service WHERE name = 'database_id')
     || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
 """
 LOCK_SERVICE = "SELECT 1 FROM service WHERE name = 'database_id' FOR UPDATE"
-INSERT_USERS = """
-INSERT INTO users (user_id) SELECT unnest(CAST(? AS text[])) AS user_id ORDER BY user_id ON CONFLICT DO NOTHING
-"""
+INSERT_USERS = "INSERT INTO users (user_id) SELECT unnest(CAST(? AS text[])) ON CONFLICT DO NOTHING"
 LOCK_USERS = "SELECT 1 FROM users WHERE user_id = ANY(CAST(? AS text[])) ORDER BY user_id FOR UPDATE"
 
 
@@ -51,6 +49,7 @@ class Pool:
         self._idle: asyncio.LifoQueue[Connection | None] = asyncio.LifoQueue()
         for _ in range(size):
             self._idle.put_nowait(None)
+        self._abandoned: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def run(self, work: Callable[[Connection], T]) -> T:
@@ -65,14 +64,25 @@ class Pool:
         loop = asyncio.get_running_loop()
         holder = [connection]
         running = loop.run_in_executor(self._threads, self._run, holder, work)
-        running.add_done_callback(lambda _: self._idle.put_nowait(holder[0]))
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            if holder[0] is not None:
-                await asyncio.to_thread(_cancel, holder[0])
-            running.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved
+            if not running.done():
+                abandoned = asyncio.create_task(self._abandon(holder, running))
+                self._abandoned.add(abandoned)
+                abandoned.add_done_callback(self._abandoned.discard)
             raise
+        finally:
+            if running.done():
+                self._idle.put_nowait(holder[0])
+
+    async def _abandon(self, holder: list[Connection | None], running: asyncio.Future[Any]) -> None:
+        """Cancel the running statement. The connection is idle afterwards, so that no later statement is cancelled."""
+        if holder[0] is not None:
+            await asyncio.to_thread(_cancel, holder[0])
+        await asyncio.wait([running])
+        running.cancelled() or running.exception()  # retrieved
+        self._idle.put_nowait(holder[0])
 
     def _run(self, holder: list[Connection | None], work: Callable[[Connection], T]) -> T:
         reused = holder[0] is not None
@@ -109,6 +119,8 @@ class Pool:
         for connection in list(self._all):
             _cancel(connection)
         await asyncio.to_thread(self._threads.shutdown)
+        if self._abandoned:
+            await asyncio.wait(self._abandoned)
         for connection in self._all:
             connection.raw.close()
         self._all.clear()
@@ -168,7 +180,7 @@ class PostgresDatabase(Database):
         Raises:
             StoreUnavailable: nothing was written; or the outcome of the commit is unknown, as the message says.
         """
-        users = sorted(of) if not isinstance(of, Scope) else None
+        users = sorted(set(of)) if not isinstance(of, Scope) else None
         try:
             result = await self._writers.run(lambda connection: _transact(connection, work, users, durable, again))
         except psycopg.IntegrityError:

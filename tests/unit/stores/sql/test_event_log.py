@@ -119,7 +119,7 @@ async def test_request_is_rejected_when_it_contradicts_itself(database: Database
 
 async def test_nothing_is_stored_when_one_row_cannot_be_written(database: Database, event_log: SqlEventLog) -> None:
     broken = admitted(feedback(event_id="b", dwell_ms=-1))  # admission would reject it; here the schema does
-    with pytest.raises(Exception, match="(?i)check constraint"):
+    with pytest.raises(Exception, match=r"(?i)check constraint"):
         await event_log.append([[admitted(served(event_id="a"))], [broken]])
     assert await stored_ids(database) == []
     assert (await append(event_log, served(event_id="c"))).seqs == (1,)

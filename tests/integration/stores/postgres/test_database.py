@@ -1,0 +1,288 @@
+"""Transactions on PostgreSQL: locks, repetition, lost connections and cancelled statements."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from app.errors import StoreUnavailable
+from app.settings import PostgresUrl
+from app.stores.postgres.database import PostgresDatabase
+from app.stores.sql.database import SERVICE, Connection
+from app.stores.sql.users import SqlUsers
+from tests.support.postgres import PostgresServer
+from tests.support.proxy import proxy
+from tests.support.waiting import eventually, eventually_async
+
+COUNT_UP = "UPDATE service SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE name = ?"
+SELECT_RUNNING = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE ? AND {}"
+RUNNING = SELECT_RUNNING.format("state = 'active' AND pid <> pg_backend_pid()")
+WAITING = SELECT_RUNNING.format("wait_event_type = 'Lock'")
+# At the commit, the server ends the connection the first time. A number that was drawn is not rolled back.
+DIE_ONCE = (
+    "CREATE SEQUENCE deaths",
+    """CREATE FUNCTION die_once() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF nextval('deaths') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(10); END IF;
+        RETURN NULL;
+    END $$""",
+    """CREATE CONSTRAINT TRIGGER die_once AFTER INSERT ON ended_sessions DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION die_once()""",
+)
+INSERT = "INSERT INTO ended_sessions (session_id, expires_at_ms) VALUES (?, 0) ON CONFLICT DO NOTHING"
+
+
+@pytest.fixture
+async def database(postgres_url: PostgresUrl) -> AsyncIterator[PostgresDatabase]:
+    opened = await PostgresDatabase.open(postgres_url.url, readers=2)
+    yield opened
+    await opened.close()
+
+
+async def counters(database: PostgresDatabase, *names: str) -> None:
+    for name in names:
+        await database.execute("INSERT INTO service (name, value) VALUES (?, '0')", (name,))
+
+
+async def counted(database: PostgresDatabase, name: str) -> int:
+    return int((await database.row("SELECT value FROM service WHERE name = ?", (name,)))[0])
+
+
+async def sessions(database: PostgresDatabase) -> int:
+    return int((await database.row("SELECT COUNT(*) FROM ended_sessions"))[0])
+
+
+def read_then_write(connection: Connection, name: str) -> None:
+    """Count up, as a repository does that reads a row, computes, and writes it."""
+    (value,) = connection.execute("SELECT value FROM service WHERE name = ?", (name,)).fetchone()
+    connection.execute("SELECT pg_sleep(0.001)").fetchone()
+    connection.execute("UPDATE service SET value = ? WHERE name = ?", (str(int(value) + 1), name))
+
+
+@pytest.mark.parametrize("of", [["ann"], ["ann", "bob", "ann"], SERVICE], ids=["user", "users", "service"])
+async def test_no_update_is_lost_when_processes_write_at_once(database: PostgresDatabase, of: list[str]) -> None:
+    await counters(database, "hits")
+    others = [await PostgresDatabase.open(database.url, readers=1) for _ in range(3)]
+    try:
+        await asyncio.gather(
+            *(
+                one.write(lambda connection: read_then_write(connection, "hits"), of=of)
+                for one in (database, *others)
+                for _ in range(25)
+            )
+        )
+    finally:
+        for one in others:
+            await one.close()
+    assert await counted(database, "hits") == 100
+
+
+async def test_no_deadlock_when_sets_of_users_cross(database: PostgresDatabase) -> None:
+    """1. One write locks ann; 2. the other must not lock bob before ann."""
+    before = await database.row("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    await counters(database, "hits")
+    pairs = (["ann", "bob", "cid"], ["cid", "ann"], ["bob", "ann"], ["cid", "bob"])
+    await asyncio.gather(
+        *(database.write(lambda connection: connection.execute("SELECT 1"), of=pair) for pair in pairs * 25)
+    )
+    assert await database.row("SELECT COUNT(*) FROM users") == (3,)
+    assert await database.row("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == before
+
+
+async def test_deadlock_is_not_seen_by_a_caller(database: PostgresDatabase) -> None:
+    """1. One write updates a, the other b; 2. each waits for the other; 3. the server ends one, which is repeated."""
+    await counters(database, "a", "b")
+    both = threading.Barrier(2)
+    calls: list[str] = []
+
+    def work(connection: Connection, first: str, second: str) -> None:
+        calls.append(first)
+        connection.execute(COUNT_UP, (first,))
+        if len(calls) <= 2:
+            both.wait(10)
+        connection.execute(COUNT_UP, (second,))
+
+    await asyncio.gather(
+        database.write(lambda connection: work(connection, "a", "b"), of=()),
+        database.write(lambda connection: work(connection, "b", "a"), of=()),
+    )
+    assert len(calls) == 3
+    assert (await counted(database, "a"), await counted(database, "b")) == (2, 2)
+
+
+async def test_write_locks_a_user_that_is_erased_while_it_waits(database: PostgresDatabase) -> None:
+    """1. One write holds the lock and deletes its row; 2. another waits for it; 3. a third must wait for the second."""
+    erasing, inside, leave = threading.Event(), threading.Event(), threading.Event()
+
+    def erase(connection: Connection) -> None:
+        connection.execute("DELETE FROM users WHERE user_id = 'ann'")
+        erasing.wait(10)
+
+    def hold(connection: Connection) -> None:
+        inside.set()
+        leave.wait(10)
+
+    async def waiting() -> bool:
+        return await database.row(WAITING, ("%",)) == (1,)
+
+    first = asyncio.create_task(database.write(erase, of=["ann"]))
+    await eventually_async(lambda: running(database, "%pg_stat%", 0))
+    second = asyncio.create_task(database.write(hold, of=["ann"]))
+    await eventually_async(waiting)
+    erasing.set()
+    await first
+    await eventually(inside.is_set)
+    third = asyncio.create_task(database.write(lambda connection: connection.execute("SELECT 1"), of=["ann"]))
+    await eventually_async(waiting)
+    assert not third.done()
+    leave.set()
+    await asyncio.gather(second, third)
+    assert await database.rows("SELECT user_id FROM users") == [("ann",)]
+
+
+async def running(database: PostgresDatabase, query: str, count: int) -> bool:
+    return bool(await database.row(RUNNING, (query,)) == (count,))
+
+
+async def test_erasure_leaves_no_row_of_the_user(database: PostgresDatabase) -> None:
+    users = SqlUsers(database)
+    await database.write(lambda connection: connection.execute("SELECT 1"), of=["ann", "bob"])
+    await users.erase("ann", 1)
+    await users.erase_decisions("ann")
+    assert await database.rows("SELECT user_id FROM users") == [("bob",)]
+
+
+async def test_write_is_repeated_when_the_idle_connection_was_lost(database: PostgresDatabase) -> None:
+    await database.execute(INSERT, ("a",))
+    await database.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    await database.execute(INSERT, ("b",))
+    assert await sessions(database) == 2
+
+
+async def test_write_is_repeated_when_the_connection_is_lost_before_the_commit(database: PostgresDatabase) -> None:
+    await database.execute(INSERT, ("a",))
+    calls: list[int] = []
+
+    def work(connection: Connection) -> None:
+        calls.append(1)
+        connection.execute(INSERT, ("b",))
+        if len(calls) == 1:
+            connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    await database.write(work, of=["ann"])
+    assert (len(calls), await sessions(database)) == (2, 2)
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_lost_commit_is_repeated_only_when_asked(database: PostgresDatabase, again: bool) -> None:
+    await database.execute("SELECT 1")
+    for statement in DIE_ONCE:
+        await database.execute(statement)
+
+    def work(connection: Connection) -> None:
+        connection.execute(INSERT, ("a",))
+
+    if again:
+        await database.write(work, of=(), again=True)
+        assert await sessions(database) == 1
+        return
+    with pytest.raises(StoreUnavailable, match="which may have been made"):
+        await database.write(work, of=())
+    assert await sessions(database) == 0
+    await database.write(work, of=())
+    assert await sessions(database) == 1
+
+
+async def test_repeated_commit_stores_nothing_twice(postgres: PostgresServer, database: PostgresDatabase) -> None:
+    """1. The commit is made; 2. its answer is lost; 3. the work is done again, and finds its row."""
+    await database.execute(
+        """CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END'"""
+    )
+    await database.execute(
+        """CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON ended_sessions DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION slow()"""
+    )
+    socket = Path(str(postgres.data.parent)) / f".s.PGSQL.{postgres.port}"
+    name = urlsplit(database.url).path
+
+    async def committing() -> bool:
+        return await database.row(RUNNING, ("COMMIT",)) == (1,)
+
+    async with proxy(socket) as between:
+        remote = await PostgresDatabase.open(f"postgresql://profiles@127.0.0.1:{between.port}{name}", readers=1)
+        try:
+            await remote.execute("SELECT 1")
+            writing = asyncio.create_task(
+                remote.write(lambda connection: connection.execute(INSERT, ("a",)).rowcount, of=(), again=True)
+            )
+            await eventually_async(committing)
+            between.silence()
+            await eventually_async(lambda: stored(database))
+            between.cut()
+            between.mend()
+            assert await writing == 0
+        finally:
+            await remote.close()
+    assert await sessions(database) == 1
+
+
+async def stored(database: PostgresDatabase) -> bool:
+    return await sessions(database) == 1
+
+
+async def test_statement_is_cancelled_when_the_caller_is_cancelled(database: PostgresDatabase) -> None:
+    slow = [
+        asyncio.create_task(database.rows("SELECT pg_sleep(60)")),
+        asyncio.create_task(database.execute("SELECT pg_sleep(60)")),
+    ]
+    await eventually_async(lambda: running(database, "SELECT pg_sleep%", 2))
+    for task in slow:
+        task.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+    assert all(task.cancelled() for task in slow)
+    await eventually_async(lambda: running(database, "SELECT pg_sleep%", 0))
+    reads = [database.row("SELECT 1") for _ in range(20)]
+    writes = [database.execute(INSERT, (str(number),)) for number in range(20)]
+    assert await asyncio.gather(*reads, *writes) == [(1,)] * 20 + [1] * 20
+
+
+async def test_cancelling_never_stops_the_statement_of_another_caller(database: PostgresDatabase) -> None:
+    """1. A caller is cancelled; 2. its statement has just ended; 3. the connection must not run another one yet."""
+    for pause_s in [0.0, 0.001, 0.002] * 20:
+        cancelled = [asyncio.create_task(database.rows("SELECT pg_sleep(0.001)")) for _ in range(3)]
+        others = [asyncio.create_task(database.row("SELECT 1, pg_sleep(0.002)")) for _ in range(3)]
+        await asyncio.sleep(pause_s)
+        for task in cancelled:
+            task.cancel()
+        assert [row[0] for row in await asyncio.gather(*others)] == [1, 1, 1]
+
+
+async def test_waiting_callers_are_told_when_the_database_closes(postgres_url: PostgresUrl) -> None:
+    database = await PostgresDatabase.open(postgres_url.url, readers=1)
+    tasks = [asyncio.create_task(database.rows("SELECT pg_sleep(60)")) for _ in range(5)]
+    other = await PostgresDatabase.open(postgres_url.url, readers=1)
+    await eventually_async(lambda: running(other, "SELECT pg_sleep%", 2))
+    await database.close()
+    assert {type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)} == {StoreUnavailable}
+    await other.close()
+
+
+async def test_error_in_the_work_rolls_back_and_the_connection_stays_usable(database: PostgresDatabase) -> None:
+    def work(connection: Connection) -> None:
+        connection.execute(INSERT, ("a",))
+        raise KeyError("a fault")
+
+    with pytest.raises(KeyError):
+        await database.write(work, of=["ann"])
+    assert await sessions(database) == 0
+    assert await database.execute(INSERT, ("a",)) == 1
+
+
+async def test_nul_in_a_text_is_replaced(database: PostgresDatabase) -> None:
+    await database.execute(INSERT, ("a\0b",))
+    assert await database.rows("SELECT session_id FROM ended_sessions") == [("a\ufffdb",)]
