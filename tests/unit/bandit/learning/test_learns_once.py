@@ -21,7 +21,7 @@ from app.features.events import LoggedEvent
 from app.stores.sql.database import Database
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess, feedback_for, served_for
 from tests.support.clock import NOW_MS
-from tests.support.database import wipe
+from tests.support.database import open_again, wipe
 
 pytestmark = pytest.mark.both_engines
 
@@ -172,3 +172,21 @@ async def test_two_workers_learn_once_when_they_consume_the_same_events(workers:
     await asyncio.gather(*(worker.bandit.learner.learn(events) for worker in workers for _ in range(5)))
     await workers[0].assert_learned_once()
     assert sum((await workers[0].counted()).values()) == len(events)
+
+
+async def test_no_feedback_is_lost_when_processes_learn_from_one_user_at_once(database: Database) -> None:
+    others = [await open_again(database) for _ in range(3)]
+    try:
+        processes = [BanditProcess(one) for one in (database, *others)]
+        process = processes[0]
+        made = await asyncio.gather(*(process.decide() for _ in range(200)))
+        seqs = await process.store(*(feedback_for(decision, NOW_MS) for decision in made))
+        events = await process.log.logged(seqs)
+        await asyncio.gather(
+            *(processes[place % 4].bandit.learner.learn([event]) for place, event in enumerate(events))
+        )
+        assert (await process.statistics()).decisions == 200
+        await process.assert_learned_once()
+    finally:
+        for one in others:
+            await one.close()

@@ -18,8 +18,6 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 
-import app.stores.sql
-import app.stores.sqlite
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.migrations import configuration
 from app.stores.migrate import current, migrate
@@ -37,9 +35,9 @@ class AnyParameter(dict[str, None]):
         return None
 
 
-def statements() -> Iterator[tuple[str, str]]:
-    """The SQL constants of the repositories and of the engine, by module and name."""
-    for package in (app.stores.sql, app.stores.sqlite):
+def statements(*engines: str) -> Iterator[tuple[str, str]]:
+    """The SQL constants of packages in `app.stores`, by module and name."""
+    for package in map(importlib.import_module, (f"app.stores.{engine}" for engine in engines)):
         for info in pkgutil.iter_modules(package.__path__):
             module = importlib.import_module(f"{package.__name__}.{info.name}")
             for name, value in vars(module).items():
@@ -106,7 +104,7 @@ def test_each_new_database_has_its_own_id(tmp_path: Path) -> None:
 def test_statements_compile_against_the_migrated_schema(migrated_template: Path) -> None:
     names = set()
     with closing(sqlite3.connect(f"file:{migrated_template}?mode=ro", uri=True)) as connection:
-        for name, sql in statements():
+        for name, sql in statements("sql", "sqlite"):
             parameters: AnyParameter | tuple[None, ...] = AnyParameter() if "?" not in sql else (None,) * sql.count("?")
             try:
                 connection.execute("EXPLAIN " + sql, parameters)

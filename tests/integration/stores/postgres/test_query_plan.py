@@ -1,0 +1,160 @@
+"""On PostgreSQL, too, statements search an index; those about one user touch the partition of that user alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from psycopg import sql
+
+from app.settings.parsers import postgres_url as parsed
+from app.stores.postgres.connection import Connection, connect, translated
+from app.stores.sql import decisions, event_log, event_queries, learning, sufficient_statistics, users
+from app.stores.sql.database import Parameters
+from tests.support.postgres import TEMPLATE, PostgresServer
+from tests.unit.stores.sqlite.test_migrations import statements
+from tests.unit.stores.sqlite.test_query_plan import STATEMENTS
+
+PARTITIONED = ("event_log", "outbox", "tip_views", "tip_feedback", "bandit_states", "tip_scores", "decision_events")
+FILL = (
+    """INSERT INTO event_log (seq, event_id, subject, user_id, digest, occurred_at_ms, received_at_ms)
+    SELECT n, 'e' || n, CASE n % 2 WHEN 0 THEN 'signals.tip.served' ELSE 'signals.tip.feedback' END,
+        'user-' || n % 5000, '', n * 1000, n * 1000 FROM generate_series(1, 100000) AS n""",
+    "INSERT INTO outbox SELECT seq, user_id, received_at_ms, 0 FROM event_log WHERE seq > 98000",
+    """INSERT INTO tip_views SELECT seq, user_id, 'tip', occurred_at_ms, 0, received_at_ms, NULL FROM event_log
+    WHERE seq % 2 = 0""",
+    """INSERT INTO tip_feedback SELECT seq, user_id, 'tip', occurred_at_ms, 0, received_at_ms, NULL, 'completed', 1
+    FROM event_log WHERE seq % 2 = 1""",
+    "INSERT INTO bandit_states SELECT 'user-' || n, 'spec', '', 1, 1 FROM generate_series(0, 4999) AS n",
+    """INSERT INTO tip_scores (decision_id, request_id, user_id, created_at_ms, explore, role, served_by, policy_hash,
+        spec_hash, state_version, prior_version, profile_origin, profile_present, chosen, chosen_id, elapsed_us, state,
+        served_at_ms, champion_p, theta, phi, request)
+    SELECT 'd' || n, 'r' || n, 'user-' || n % 5000, n * 1000, 1, 'champion', 'p', 'p', 'spec', 1, 1, 'absent', 0, 0,
+        't' || n % 7, 1, CASE WHEN n > 95000 THEN 'served' WHEN n > 90000 THEN 'open' ELSE 'learned' END, n * 1000, 0.5,
+        '', '', '{"profile": null}' FROM generate_series(1, 100000) AS n""",
+    "INSERT INTO decision_events SELECT n, 'user-' || n % 5000, n, 'served' FROM generate_series(1, 100000) AS n",
+)
+USER = "user-77"
+# Statements of SQLite alone, one whose parameters are never NULL, and those that read every row of this data.
+OTHERS = {"known events", "shadows", "states to grow", "states by spec"}
+OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
+    "statistics": (sufficient_statistics.SELECT_STATE, (USER,)),
+    "decision by request": (decisions.SELECT_BY_REQUEST, (USER, "r77")),
+    "events of a decision": (decisions.SELECT_EVENTS, {"user_id": USER, "number": 77}),
+    "is unsettled": (learning.SELECT_IS_UNSETTLED, (USER, "t3")),
+    "is decision": (learning.SELECT_IS_DECISION, ("d77", USER)),
+    "sender": (learning.SELECT_SENT_BY, (USER, 77)),
+    "named decision": (learning.SELECT_NAMED, {"decision": "d77", "user": USER, "seq": 1}),
+    "newest decision": (learning.SELECT_NEWEST, {"user": USER, "tip": "t3", "latest": 10**9, "seq": 1}),
+    "served": (learning.UPDATE_SERVED, (1, USER, 77)),
+    "learned": (learning.UPDATE_LEARNED, (1, 0.5, "feedback", "completed", 1, USER, 77)),
+    "newest events": (event_queries.SELECT_NEWEST_TRACED, {"user": USER, "limit": 50}),
+    "activity": (event_queries.SELECT_ACTIVITY, {"user": USER, "until": 10**9, "days": 30}),
+    "newest of a user": (users.SELECT_NEWEST, (json.dumps([USER]), '["signals.tip.served"]')),
+}
+
+
+@contextmanager
+def filled(postgres: PostgresServer, partitions: int) -> Iterator[Connection]:
+    """A connection to a database with 100,000 events and decisions of 5,000 users. 0: without partitions."""
+    name = f"plans{partitions}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    opened = connect(parsed(postgres.url(name)).url)
+    opened.raw.prepare_threshold = None
+    for table in PARTITIONED if partitions else ():
+        opened.execute(f"ALTER TABLE {table} RENAME TO whole")
+        opened.execute(f"CREATE TABLE {table} (LIKE whole INCLUDING ALL) PARTITION BY HASH (user_id)")
+        opened.execute("DROP TABLE whole")
+        for number in range(partitions):
+            bounds = f"WITH (MODULUS {partitions}, REMAINDER {number})"
+            opened.execute(f"CREATE TABLE {table}_p{number} PARTITION OF {table} FOR VALUES {bounds}")
+    for statement in FILL:
+        opened.execute(statement)
+    opened.execute("VACUUM ANALYZE")
+    yield opened
+    opened.raw.close()
+    postgres.execute(f"DROP DATABASE {name}")
+
+
+@pytest.fixture(scope="module")
+def connection(postgres: PostgresServer) -> Iterator[Connection]:
+    with filled(postgres, 0) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def partitions(postgres: PostgresServer) -> Iterator[Connection]:
+    with filled(postgres, 8) as opened:
+        yield opened
+
+
+def scans(connection: Connection, statement: str, parameters: Parameters, options: str) -> list[dict[str, Any]]:
+    """The steps of the generic plan that read or write a table."""
+    values: list[object] = []
+
+    def place(match: re.Match[bytes]) -> bytes:
+        name = match[1].decode() if match[1] else len(values)
+        values.append(parameters[name])  # type: ignore[index,call-overload]
+        return b"$%d" % len(values)
+
+    text = re.sub(rb"%(?:\((\w+)\))?s", place, translated(statement)).replace(b"%%", b"%")
+    types = ", ".join("bigint" if isinstance(value, int) else "unknown" for value in values)
+    given = sql.SQL(", ").join(map(sql.Literal, values))
+    connection.raw.execute(f"PREPARE tried{f' ({types})' if types else ''} AS ".encode() + text)
+    connection.raw.execute("BEGIN")
+    try:
+        executed = sql.SQL("EXECUTE tried ({})").format(given) if values else sql.SQL("EXECUTE tried")
+        (plan,) = connection.raw.execute(sql.SQL(f"EXPLAIN ({options} FORMAT JSON) ") + executed).fetchone()  # type: ignore[misc]
+    finally:
+        connection.raw.execute("ROLLBACK")
+        connection.raw.execute("DEALLOCATE tried")
+    found, waiting = [], [plan[0]["Plan"]]
+    while waiting:
+        step = waiting.pop()
+        waiting += step.get("Plans", [])
+        if "Relation Name" in step:
+            found.append(step)
+    return found
+
+
+def whole_tables(steps: list[dict[str, Any]]) -> set[str]:
+    """The large tables that are read from beginning to end. The outbox is small."""
+    names = {re.sub(r"_p\d$", "", step["Relation Name"]) for step in steps if step["Node Type"] == "Seq Scan"}
+    return names & {*PARTITIONED} - {"outbox"}
+
+
+def test_every_statement_is_prepared(connection: Connection) -> None:
+    """Also with no type of any parameter given, as for NULL."""
+    names = set()
+    for name, statement in statements("sql"):
+        prepared = re.sub(rb"%(?:\((\w+)\))?s", b"NULL", translated(statement)).replace(b"%%", b"%")
+        connection.raw.execute(b"EXPLAIN " + prepared)
+        names.add(name)
+    assert {"users.SELECT_ELIGIBLE", "rollout.SELECT_SHOWN", "samples.UPSERT_STATUS"} < names
+
+
+@pytest.mark.parametrize("name", sorted(STATEMENTS.keys() - OTHERS))
+def test_statement_searches_an_index(connection: Connection, name: str) -> None:
+    statement, parameters, _ = STATEMENTS[name]
+    assert not whole_tables(scans(connection, statement, parameters, ""))
+
+
+@pytest.mark.parametrize("name", OF_ONE_USER)
+def test_statement_about_one_user_touches_one_partition(partitions: Connection, name: str) -> None:
+    statement, parameters = OF_ONE_USER[name]
+    steps = scans(partitions, statement, parameters, "ANALYZE,")
+    touched = {step["Relation Name"] for step in steps if step["Actual Loops"] and step["Node Type"] != "ModifyTable"}
+    assert len({name[-1] for name in touched if re.search(r"_p\d$", name)}) == 1, touched
+    assert not whole_tables([step for step in steps if step["Actual Loops"]])
+
+
+def test_consumed_events_are_found_in_the_partitions_of_their_users(partitions: Connection) -> None:
+    """A job names events by number. The numbers lead to the users, and these to the partitions."""
+    steps = scans(partitions, event_log.SELECT_LOGGED, ("[100000]",), "ANALYZE,")
+    of_users = [step["Relation Name"] for step in steps if step["Actual Loops"]]
+    assert len({name for name in of_users if name.startswith("event_log")}) == 1
+    assert len([name for name in of_users if name.startswith("outbox")]) == 8
