@@ -9,8 +9,8 @@ from app.errors import SettingsError
 from app.features.clock import Clock
 from app.settings import Settings
 from app.stores.queue.client import Queue
-from app.stores.sql.owed_invalidations import SqlOwedInvalidations
 from app.stores.sql.database import Database
+from app.stores.sql.owed_invalidations import SqlOwedInvalidations
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.null_cache import NullCache
 from app.stores.valkey.server_registration import ServerRegistration

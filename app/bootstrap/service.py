@@ -119,9 +119,9 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
     """Open all adapters and services of a process, and close them in the reverse order when the block ends.
 
     `door` is the entry point through which events come: `http`, `queue` or `command`. It labels the ingest metrics.
-    With `http` there is a local cache on SQLite; with `http` and `queue` the database records that this process serves the
-    registry. Without a cache URL, reads compute from the database and invalidations are stored until a cache accepts
-    them. Without a queue URL, events wait until a worker's sweep consumes them.
+    With `http` there is a local cache on SQLite; with `http` and `queue` the database records that this process serves
+    the registry. Without a cache URL, reads compute from the database and invalidations are stored until a cache
+    accepts them. Without a queue URL, events wait until a worker's sweep consumes them.
 
     Raises:
         SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process cannot start.

@@ -15,12 +15,12 @@ def backup(file: Path) -> None:
     """Copy the database to FILE. The service may be running; the copy is consistent."""
     from app.stores.sqlite import backup as store
 
-    settings = settings_from_environment()
+    database = settings_from_environment().require_file("back it up with pg_dump or pg_basebackup")
     stop_on_sigterm()
     with progress("pages") as bar:
         task = bar.add_task("copying", total=None)
-        store.backup(settings.database, file, lambda left, total: bar.update(task, total=total, completed=total - left))
-    say(f"{settings.database} backed up to {file}")
+        store.backup(database, file, lambda left, total: bar.update(task, total=total, completed=total - left))
+    say(f"{database} backed up to {file}")
 
 
 @click.command()
@@ -33,10 +33,10 @@ def restore(file: Path) -> None:
     """
     from app.stores.sqlite import backup as store
 
-    settings = settings_from_environment()
+    database = settings_from_environment().require_file("restore it with pg_restore or from a base backup")
     stop_on_sigterm()
-    store.restore(file, settings.database)
-    say(f"{settings.database} restored from {file}")
+    store.restore(file, database)
+    say(f"{database} restored from {file}")
 
 
 @click.command()
@@ -49,6 +49,8 @@ def adopt() -> None:
     """
     from app.stores.sqlite import backup as store
 
-    settings = settings_from_environment()
-    store.adopt(settings.database)
-    say(f"{settings.database} has a new id")
+    database = settings_from_environment().require_file(
+        "a server with another system identifier or timeline is noticed, and the service uses no value cached before"
+    )
+    store.adopt(database)
+    say(f"{database} has a new id")

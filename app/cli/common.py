@@ -141,9 +141,9 @@ def progress(unit: str, *, shown: bool = True) -> Progress:
     )
 
 
-def running_servers(database: Path) -> Path:
+def running_servers(settings: Settings) -> Path:
     """The file in which `profiles up` records its process id and the URLs of its servers."""
-    return database.parent / "run" / "servers.json"
+    return settings.directory / "run" / "servers.json"
 
 
 def settings_from_environment() -> Settings:
@@ -172,7 +172,7 @@ def settings_of_command() -> Settings:
 def with_running_servers(settings: Settings) -> Settings:
     """The settings, in which each server URL that is not set is replaced by that of a running `profiles up`, if any."""
     try:
-        known = json.loads(running_servers(settings.database).read_text())
+        known = json.loads(running_servers(settings).read_text())
         os.kill(known["pid"], 0)
         return replace(
             settings,

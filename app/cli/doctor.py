@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -41,20 +42,32 @@ def doctor(full: bool, strict: bool, as_json: bool) -> None:
 
 
 async def _diagnose(settings: Settings, full: bool) -> list[Line]:
-    from app.operations.doctor import diagnose_keys
-    from app.stores.sqlite.diagnostics import diagnose_database, diagnose_machine
-    from app.stores.system_clock import SystemClock
+    from app.operations.doctor import diagnose_keys, diagnose_open_files
     from app.stores.valkey.diagnostics import diagnose_servers
 
-    days = {"events": settings.retention_days, "decisions": settings.decision_retention_days}
-    lines, running = diagnose_database(settings.database, SystemClock().now_ms(), days, whole=full)
+    lines, running, disk = _database(settings, full)
     return [
         *lines,
         _registry(settings, running),
-        *diagnose_machine(settings.database),
+        *disk,
+        diagnose_open_files(),
         *await diagnose_servers(settings),
         *diagnose_keys(settings),
     ]
+
+
+def _database(settings: Settings, full: bool) -> tuple[list[Line], list[Sample], list[Line]]:
+    """The lines about the database, the newest sample of each process, and the lines about the disk of this machine."""
+    days = {"events": settings.retention_days, "decisions": settings.decision_retention_days}
+    if isinstance(settings.database, Path):
+        from app.stores.sqlite.diagnostics import diagnose_database, diagnose_machine
+        from app.stores.system_clock import SystemClock
+
+        file = settings.database
+        return (*diagnose_database(file, SystemClock().now_ms(), days, whole=full), diagnose_machine(file))
+    from app.stores.postgres import diagnostics
+
+    return (*diagnostics.diagnose_database(settings, settings.database, days, whole=full), [])
 
 
 def _registry(settings: Settings, running: Sequence[Sample]) -> Line:

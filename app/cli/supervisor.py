@@ -48,26 +48,26 @@ def supervise(settings: Settings) -> int:
     settings.require_safe_binding()
     settings.require_whole_model()
     stop, restart = _signals()
-    with _only_one(settings.database.parent):
-        killed = running_servers(settings.database).exists()  # an earlier `up` was killed; its children are stopping
+    with _only_one(settings.directory):
+        killed = running_servers(settings).exists()  # an earlier `up` was killed; its children are stopping
         settings = _with_free_ports(settings, wait=killed)
         require_free_port(settings, CHILDREN_STOP_S if killed else 0)
-        with_demo = settings.demo and not settings.database.exists()
-        if not with_demo:
+        file = settings.database if settings.demo and isinstance(settings.database, Path) else None
+        demo = file if file is not None and not file.exists() else None
+        if demo is None:
             migrate(settings.database)
         with _servers(settings) as (servers, cache_url, queue_url):
             # Children get the servers from the environment, commands from the file that `_announced` writes.
             environment = {
                 **os.environ,
-                PREFIX + "DATABASE": str(settings.database),
                 PREFIX + "PORT": str(settings.port),
                 PREFIX + "WORKER_METRICS_PORT": str(settings.worker_metrics_port),
                 PREFIX + "CACHE_URL": cache_url,
                 PREFIX + "QUEUE_URL": queue_url,
                 PREFIX + "DRAIN_S": "0",  # no balancer: Ctrl-C should stop at once
             }
-            with _announced(settings.database, cache_url, queue_url):
-                if with_demo and not _load_demo(settings, stop):
+            with _announced(settings, cache_url, queue_url):
+                if demo is not None and not _load_demo(settings, demo, stop):
                     return 0
                 settings = replace(settings, drain_s=0)
                 greet = partial(_greet, settings)
@@ -203,19 +203,19 @@ def _only_one(directory: Path) -> Iterator[None]:
         yield
 
 
-def _load_demo(settings: Settings, stop: threading.Event) -> bool:
+def _load_demo(settings: Settings, database: Path, stop: threading.Event) -> bool:
     """Create the database with the demonstration set, in a file that is renamed at the end. Return False if stopped."""
     from app.cli.change import load_demo
 
     say("loading the demonstration set: 1,000 users, 90 days ...")
-    part = settings.database.with_name(settings.database.name + ".part")
+    part = database.with_name(database.name + ".part")
     _delete(part)
     migrate(part)
     count = run(load_demo(with_running_servers(replace(settings, database=part)), 1_000, 90, 1, stop.is_set))
     if stop.is_set():
         say("stopped; the next `profiles up` starts loading again")
         return False
-    part.rename(settings.database)
+    part.rename(database)
     _delete(part)
     say(f"{count:,} events stored")
     return True
@@ -230,7 +230,7 @@ def _delete(part: Path) -> None:
 @contextmanager
 def _servers(settings: Settings) -> Iterator[tuple[list[EmbeddedServer], str, str]]:
     """Start a server for the cache or queue if its URL is not set; yield the started servers and the URLs of both."""
-    directory = settings.database.parent.resolve() / "run"
+    directory = settings.directory.resolve() / "run"
     directory.mkdir(parents=True, exist_ok=True)
     with _socket_directory(directory) as sockets:
         wanted: list[tuple[str, str | None, list[str]]] = [
@@ -266,8 +266,8 @@ def _socket_directory(preferred: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _announced(database: Path, cache_url: str, queue_url: str) -> Iterator[None]:
-    file = running_servers(database)
+def _announced(settings: Settings, cache_url: str, queue_url: str) -> Iterator[None]:
+    file = running_servers(settings)
     file.write_text(json.dumps({"pid": os.getpid(), "cache_url": cache_url, "queue_url": queue_url}))
     try:
         yield
@@ -281,7 +281,7 @@ def _greet(settings: Settings) -> None:
     if as_json_lines():
         say(f"Up. {base}")
         return
-    user = "user-0001" if settings.demo else "ada"
+    user = "user-0001" if settings.demo and isinstance(settings.database, Path) else "ada"
     names = ", ".join(f"{key.name} ({'/'.join(sorted(key.scopes))})" for key in settings.api_keys)
     intro = f"in another terminal, with KEY set to one of your keys: {names}" if names else "in another terminal"
     curl = """curl -H "X-API-Key: $KEY\"""" if names else "curl"

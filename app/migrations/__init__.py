@@ -15,7 +15,7 @@ from alembic.util.exc import CommandError
 from sqlalchemy.exc import DatabaseError
 
 from app.errors import SchemaMismatch, StoreUnavailable
-from app.settings.parsers import PostgresUrl
+from app.settings.database import PostgresUrl
 
 
 def configuration(database: Path | PostgresUrl) -> Config:

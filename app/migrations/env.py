@@ -23,7 +23,8 @@ if isinstance(database, Path):
 else:
     from psycopg import connect
 
-    engine = create_engine("postgresql+psycopg://", creator=partial(connect, database.url), poolclass=NullPool)
+    creator = partial(connect, database.url, target_session_attrs="read-write")
+    engine = create_engine("postgresql+psycopg://", creator=creator, poolclass=NullPool)
     for earlier in context.script.walk_revisions("base", FIRST_ON_POSTGRES):
         if earlier.revision != FIRST_ON_POSTGRES:
             vars(earlier.module).update(upgrade=lambda: None, downgrade=lambda: None)

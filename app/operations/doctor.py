@@ -1,10 +1,11 @@
-"""The report of `profiles doctor`, and its checks of the API keys, the features and the feature registry.
+"""The report of `profiles doctor`, and its checks of API keys, features, the feature registry, clocks and limits.
 
-The checks of the database and the servers are in `app.stores.sqlite.diagnostics` and `app.stores.valkey.diagnostics`.
+The checks of the database and the servers are in the modules `diagnostics` of `app.stores`.
 """
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -17,6 +18,9 @@ _WORDS = (
     "default demo dev development prod production read write reader writer profiles profile recommender worker "
     "changeme change-me letmein welcome hello qwerty abc123 123 1234 12345 123456 12345678 123456789"
 )
+SKEW_WARN_MS, SKEW_BAD_MS = 1_000, 30_000
+OPEN_FILES_WARN, OPEN_FILES_BAD = 4_096, 256
+NOT_MIGRATED = "Stop the service and run `profiles migrate`, or use the release that the database belongs to."
 COMMON_KEYS = ("", *_WORDS.split())
 WEAK_KEY = "Make a new one with `profiles keys new`, and remove this one from PROFILES_API_KEYS."
 
@@ -83,3 +87,28 @@ def diagnose_registry(own: str, running: Sequence[Sample]) -> Line:
         remedy = "This is expected before a release. Otherwise set PROFILES_FEATURES as for the running processes."
         return Line("registry", "warn", text, remedy)
     return Line("registry", "ok", f"every running process serves {own}, as these settings do")
+
+
+def diagnose_clock(name: str, before_s: float, theirs_s: float, after_s: float) -> Line:
+    """Report how far a server's clock, which was read at `theirs_s`, is from this machine's, which was read `before_s`
+    and `after_s` that."""
+    ahead_ms = round((theirs_s - (before_s + after_s) / 2) * 1000)
+    unsure_ms = round((after_s - before_s) * 500) + 1
+    off_ms = max(0, abs(ahead_ms) - unsure_ms)
+    if off_ms < SKEW_WARN_MS:
+        difference_ms = max(unsure_ms, abs(ahead_ms))
+        return Line(f"{name} clock", "ok", f"it differs from this machine's clock by at most {difference_ms} ms")
+    text = f"it is {off_ms / 1000:,.1f} s {'ahead of' if ahead_ms > 0 else 'behind'} this machine's clock"
+    remedy = "Synchronise both machines with NTP: events more than five minutes ahead are refused."
+    return Line(f"{name} clock", "bad" if off_ms >= SKEW_BAD_MS else "warn", text, remedy)
+
+
+def diagnose_open_files() -> Line:
+    """Report whether this process may open enough files."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = limit if limit != resource.RLIM_INFINITY else 2**31
+    text = f"a process started from here may open {limit:,} files; every connection needs one"
+    if limit >= OPEN_FILES_WARN:
+        return Line("open files", "ok", text)
+    remedy = "Raise the limit: ulimit -n 65536, LimitNOFILE= of systemd, or ulimits: of Compose."
+    return Line("open files", "bad" if limit < OPEN_FILES_BAD else "warn", text, remedy)

@@ -18,13 +18,14 @@ from typing import Any, Literal, cast
 
 from app.errors import SettingsError
 from app.settings import parsers
-from app.settings.parsers import ApiKey, Network, PostgresUrl, RolloutRails
+from app.settings.database import PostgresUrl
+from app.settings.database import database as parse_database
+from app.settings.parsers import ApiKey, Network, RolloutRails
 
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
 PREFIX = "PROFILES_"
 _SHOWN = 80
-_PASSWORD = re.compile(r"//[^/]*@")
 MIN_RETENTION_MARGIN_DAYS = 30
 MIN_DECISION_MARGIN_DAYS = 3
 
@@ -40,7 +41,7 @@ class Settings:
 
     database: Path | PostgresUrl = _setting(
         Path("var/profiles.db"),
-        parsers.database,
+        parse_database,
         "The SQLite file with the events, or a PostgreSQL database: postgresql://user@host/name?sslmode=verify-full.",
         secret=True,
     )
@@ -133,7 +134,7 @@ class Settings:
         parsers.whole(50, 600_000),
         "Milliseconds that a statement computing features may run. A feature that takes longer is served as null.",
     )
-    readers: int = _setting(2, parsers.whole(1, 64), "SQLite connections for reading, with a thread each.")
+    readers: int = _setting(2, parsers.whole(1, 64), "Database connections for reading, with a thread each.")
     near_users: int = _setting(
         10_000, parsers.whole(0, 10_000_000), "Users in the local cache of an API process; 0: no local cache."
     )
@@ -168,7 +169,7 @@ class Settings:
         None, parsers.optional(parsers.secret), "The API key for that endpoint, if it needs one.", secret=True
     )
     model_calls: int = _setting(16, parsers.whole(1, 1_000), "Concurrent calls of the model by one process.")
-    demo: bool = _setting(True, parsers.switch, "1: `profiles up` loads the demonstration set into a new database.")
+    demo: bool = _setting(True, parsers.switch, "1: `profiles up` loads the demonstration set into a new SQLite file.")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -187,9 +188,21 @@ class Settings:
             try:
                 values[item.name] = item.metadata["parse"](environ[name])
             except ValueError as error:
-                given = _PASSWORD.sub("//…@", environ[name])[:_SHOWN]
+                given = environ[name][:_SHOWN]
                 raise SettingsError(name, f"{error} (given: {given!r})" if item.repr else str(error)) from None
         return cls(**values)
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the SQLite file. With PostgreSQL, `var`, for the files of `profiles up`."""
+        return self.database.parent if isinstance(self.database, Path) else Path("var")
+
+    def require_file(self, instead: str = "this command needs a SQLite file") -> Path:
+        """The SQLite file. If the database is one of PostgreSQL, raise a `SettingsError` that says what to do
+        `instead`."""
+        if isinstance(self.database, Path):
+            return self.database
+        raise SettingsError("PROFILES_DATABASE", f"names a PostgreSQL database; {instead}")
 
     def require_retention(self, longest_window_ms: int) -> None:
         """Raise `SettingsError` if pruning could delete events inside a feature's window."""

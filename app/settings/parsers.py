@@ -8,8 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
-from itertools import zip_longest
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -17,11 +16,6 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 Parsed = TypeVar("Parsed")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SCOPES = ("read", "write", "admin")
-# A standby may lag behind: only the server that accepts writes can be asked.
-_POSTGRES_OPTIONS = {
-    "target_session_attrs": "read-write|primary",
-    "sslmode": "disable|allow|prefer|require|verify-ca|verify-full",
-}
 _URL_OPTIONS = ("db", "sentinel", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
@@ -50,17 +44,6 @@ class RolloutRails:
         return ",".join(f"{item.name}={getattr(self, item.name):g}" for item in fields(self))
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresUrl:
-    """A PostgreSQL database: a URL as libpq reads it, which may contain a password, and a text without one."""
-
-    url: str = field(repr=False)
-    shown: str
-
-    def __str__(self) -> str:
-        return self.shown
-
-
 def optional(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed | None]:
     """Wrap a parser so that it returns None for an empty text."""
     return lambda value: parse(value) if value else None
@@ -76,46 +59,6 @@ def path(value: str) -> Path:
         raise ValueError(f"must be a file path: {error}") from None
     # SQLite places its log beside the target of a link, not beside the link.
     return found.resolve() if found.is_symlink() else found
-
-
-def database(value: str) -> Path | PostgresUrl:
-    """The path of a SQLite file, or the URL of a PostgreSQL database."""
-    if value.startswith(("postgresql://", "postgres://")):
-        return postgres_url(value)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", value):
-        raise ValueError("must be the path of a SQLite file or postgresql://…; no other database is supported")
-    return path(value)
-
-
-def postgres_url(value: str) -> PostgresUrl:
-    """Check a URL of libpq: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS"""
-    try:
-        from psycopg import ProgrammingError  # noqa: PLC0415  # optional
-        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
-    except ImportError as error:
-        raise ValueError(f"PostgreSQL needs the package psycopg: pip install 'profiles[postgres]' ({error})") from None
-    try:
-        given = {name: str(text) for name, text in conninfo_to_dict(value).items()}
-    except ProgrammingError as error:
-        # The other messages of libpq may quote the password.
-        unknown = re.search(r"invalid URI query parameter: .*", str(error))
-        raise ValueError(
-            unknown[0] if unknown else "must be postgresql://user@host:port/name?option=value, with %XX for / @ : ? #"
-        ) from None
-    for name, allowed in _POSTGRES_OPTIONS.items():
-        if name in given and not re.fullmatch(allowed, given[name]):
-            raise ValueError(f"the option {name!r} must be one of {allowed.replace('|', ', ')}")
-    ports = given.get("port", "").split(",")
-    if not all(re.fullmatch(r"[0-9]{0,5}", port) and int(port or 1) in range(1, 65_536) for port in ports):
-        raise ValueError("each port must be a whole number from 1 to 65535")
-    if not re.fullmatch(r"[0-9]{0,3}", given.get("connect_timeout", "")):
-        raise ValueError("the option 'connect_timeout' must be a whole number of seconds")
-    if "passfile" in given and not Path(given["passfile"]).is_file():
-        raise ValueError("the option 'passfile' must name a file")  # libpq would go on without a password
-    hosts = given.get("hostaddr") or given.get("host", "")
-    places = [f"{host}:{port}".rstrip(":") for host, port in zip_longest(hosts.split(","), ports, fillvalue=ports[0])]
-    user = f"{given['user']}@" if "user" in given else ""
-    return PostgresUrl(value, f"postgresql://{user}{','.join(places)}/{given.get('dbname', '')}")
 
 
 def registry_source(value: str) -> str:

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from app.errors import StoreUnavailable
-from app.settings.parsers import PostgresUrl
+from app.settings.database import PostgresUrl
 from app.stores.sql.database import SCHEMA_REVISION, SELECT_REVISION
 from app.stores.sqlite.connection import check_rights
 
@@ -60,7 +60,7 @@ def _of_server(url: PostgresUrl) -> str | None:
     import psycopg  # noqa: PLC0415  # optional
 
     try:
-        with psycopg.connect(url.url, autocommit=True) as connection:
+        with psycopg.connect(url.url, autocommit=True, target_session_attrs="read-write") as connection:
             row = connection.execute(SELECT_REVISION).fetchone()
     except psycopg.errors.UndefinedTable:
         return None

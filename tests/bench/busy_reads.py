@@ -45,7 +45,7 @@ def while_rebuilding(environment: Environment) -> Iterator[Comparison]:
 
 def while_measuring(environment: Environment) -> Iterator[Comparison]:
     """Also prints how long one measurement takes on an idle machine."""
-    users = add_users(environment.settings.database, "measured", MEASURED, EVENTS, environment.now_ms)
+    users = add_users(environment.settings.require_file(), "measured", MEASURED, EVENTS, environment.now_ms)
     uvloop.run(_fill(environment, users))
     what = f"quality of a sample of {MEASURED:,} users being measured"
     yield from _compare(environment, measure_quality, what, 2)

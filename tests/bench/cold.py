@@ -14,8 +14,8 @@ from time import perf_counter
 
 import redis
 
-from app.stores.sqlite.connection import connect
 from app.stores.sql.profile_statement import build
+from app.stores.sqlite.connection import connect
 from app.stores.sqlite.source import DIALECT
 from tests.bench.comparison import Comparison
 from tests.bench.environment import Environment
@@ -31,7 +31,7 @@ LIMITS = {100: 8.0, 1_000: 3.0}
 
 def measure(environment: Environment) -> Iterator[Comparison]:
     """p50 of a read, by the events that the user has in the window."""
-    database, now_ms = environment.settings.database, environment.now_ms
+    database, now_ms = environment.settings.require_file(), environment.now_ms
     users = {events: add_users(database, f"cold-{events}", USERS, events, now_ms) for events in LIMITS}
     with service(environment.settings) as port, socket.create_connection(("127.0.0.1", port)) as connection:
         for events, limit in LIMITS.items():
@@ -51,7 +51,7 @@ def measure(environment: Environment) -> Iterator[Comparison]:
 def _by_sqlite(environment: Environment, users: list[str]) -> list[float]:
     statement = build(REGISTRY, DIALECT).live
     times: list[float] = []
-    with closing(connect(environment.settings.database, read_only=True)) as connection:
+    with closing(connect(environment.settings.require_file(), read_only=True)) as connection:
         for user in users:
             started = perf_counter()
             asked = json.dumps([[user, REGISTRY.full_mask, None, None]])

@@ -54,8 +54,8 @@ def measure(environment: Environment) -> Iterator[Comparison]:
     settings = environment.settings
     copies = []
     for name in ("ttl", "exact"):
-        copy = settings.database.with_name(f"{name}.db")
-        shutil.copyfile(settings.database, copy)
+        copy = settings.require_file().with_name(f"{name}.db")
+        shutil.copyfile(settings.require_file(), copy)
         copies.append(replace(settings, database=copy))
     computed: list[dict[float, float]] = []
     for own, exact in zip(copies, (False, True), strict=True):

@@ -52,13 +52,14 @@ def measure(environment: Environment) -> Iterator[Comparison]:
 
 def _runs(environment: Environment, count: int) -> tuple[Run, Run]:
     """The reference and ours; raises `AssertionError` if their files differ."""
-    directory = environment.settings.database.parent
+    directory = environment.settings.require_file().parent
     rows, theirs, ours = (directory / name for name in ("rows.csv", "theirs.csv", "ours.csv"))
     _write_rows(rows, count, environment)
     plan = directory / "plan.json"
     plan.write_text(json.dumps([build(REGISTRY, DIALECT).past, REGISTRY.names, [entry.default for entry in REGISTRY]]))
     reference = _run(
-        environment, "tests.bench.history_sqlite", str(rows), str(theirs), str(environment.settings.database), str(plan)
+        environment,
+        *("tests.bench.history_sqlite", str(rows), str(theirs), str(environment.settings.require_file()), str(plan)),
     )
     run = _run(environment, "app", "history", str(rows), "--output", str(ours))
     with theirs.open() as one, ours.open() as other:

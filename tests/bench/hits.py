@@ -29,7 +29,7 @@ TOLERANCE = 0.02
 
 
 def measure(environment: Environment) -> Iterator[Comparison]:
-    new = add_users(environment.settings.database, "new", NEW_USERS, EVENTS, environment.now_ms)
+    new = add_users(environment.settings.require_file(), "new", NEW_USERS, EVENTS, environment.now_ms)
     loads: dict[float, list[Load]] = {}
     with service(environment.settings) as port, redis.Redis.from_url(environment.cache_url) as cache:
         for share in SHARES:

@@ -36,8 +36,8 @@ def measure(environment: Environment) -> Iterator[Comparison]:
 
 
 async def _ingest(environment: Environment) -> Comparison:
-    copy = environment.settings.database.with_name("reference.db")
-    shutil.copyfile(environment.settings.database, copy)
+    copy = environment.settings.require_file().with_name("reference.db")
+    shutil.copyfile(environment.settings.require_file(), copy)
     now_ms = environment.now_ms
     numbers = itertools.count(1)
     seqs = itertools.count(1_000_000)
@@ -60,10 +60,10 @@ async def _ingest(environment: Environment) -> Comparison:
 
 async def _commit(environment: Environment) -> Comparison:
     """The least that a durable commit can do is to overwrite a page of a file and to wait for the disk."""
-    file = os.open(environment.settings.database.with_name("pages"), os.O_WRONLY | os.O_CREAT)
+    file = os.open(environment.settings.require_file().with_name("pages"), os.O_WRONLY | os.O_CREAT)
     os.pwrite(file, bytes(PAGE * PAGES), 0)
     numbers = itertools.count(1)
-    database = await SqliteDatabase.open(environment.settings.database, readers=1)
+    database = await SqliteDatabase.open(environment.settings.require_file(), readers=1)
 
     def write_page() -> None:
         os.pwrite(file, os.urandom(PAGE), next(numbers) % PAGES * PAGE)

@@ -69,7 +69,7 @@ class Run:
 
 def measure(environment: Environment) -> Iterator[Comparison]:
     """Cold reads, then events."""
-    cold = add_users(environment.settings.database, "overload", COLD_USERS, COLD_EVENTS, environment.now_ms)
+    cold = add_users(environment.settings.require_file(), "overload", COLD_USERS, COLD_EVENTS, environment.now_ms)
     numbers = itertools.count(1)
     kinds = (
         Kind("cold reads", lambda: singles(cold), "GET", "/profiles/{user_id}", "200"),

@@ -10,8 +10,8 @@ import uvloop
 
 from app.bootstrap.service import open_service
 from app.profiles.rebuild.runs import CHUNK
-from app.stores.sqlite.connection import connect
 from app.stores.sql.profile_statement import build
+from app.stores.sqlite.connection import connect
 from app.stores.sqlite.source import DIALECT
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment
@@ -28,10 +28,10 @@ def measure(environment: Environment) -> Iterator[Comparison]:
 
 
 async def _measure(environment: Environment) -> Comparison:
-    users = add_users(environment.settings.database, "rebuilt", USERS, EVENTS, environment.now_ms)
+    users = add_users(environment.settings.require_file(), "rebuilt", USERS, EVENTS, environment.now_ms)
     statement = build(REGISTRY, DIALECT).live
     pages = [users[start : start + CHUNK] for start in range(0, USERS, CHUNK)]
-    with closing(connect(environment.settings.database, read_only=True)) as connection:
+    with closing(connect(environment.settings.require_file(), read_only=True)) as connection:
         async with open_service(environment.settings, door="bench") as service:
 
             async def reference() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import uvloop
 
-from app.stores.sqlite.connection import connect
 from app.stores.sql.profile_statement import build
+from app.stores.sqlite.connection import connect
 from app.stores.sqlite.source import DIALECT
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment
@@ -35,7 +35,7 @@ def measure(environment: Environment) -> Iterator[Comparison]:
 
 
 async def _all(environment: Environment) -> list[Comparison]:
-    return [result async for result in _measure(environment.settings.database, environment.now_ms)]
+    return [result async for result in _measure(environment.settings.require_file(), environment.now_ms)]
 
 
 async def _measure(database: Path, now_ms: int) -> AsyncIterator[Comparison]:

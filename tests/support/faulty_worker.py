@@ -24,7 +24,7 @@ class FaultyLearner:
     """Learns nothing."""
 
     def __init__(self, settings: Settings, *, stuck: bool) -> None:
-        self._directory = settings.database.parent
+        self._directory = settings.require_file().parent
         self._stuck = stuck
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import psycopg
 import pytest
 
-from app.settings.parsers import PostgresUrl
-from app.settings.parsers import postgres_url as parsed
+from app.settings.database import PostgresUrl
+from app.settings.database import postgres_url as parsed
 from app.stores.migrate import migrate
 from tests.support.processes import free_port
 from tests.support.waiting import eventually_sync
@@ -47,9 +47,12 @@ def binaries() -> Path:
     """The directory of PostgreSQL's newest binaries. If it is missing, the test is skipped, or fails in CI."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     found = versions[-1] if versions else shutil.which("initdb")
-    if found is not None:
-        return Path(found).resolve().parent
-    reason = "PostgreSQL is missing: apt-get install postgresql"
+    if found is None:
+        missing("PostgreSQL is missing: apt-get install postgresql")
+    return Path(found).resolve().parent
+
+
+def missing(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -171,7 +174,7 @@ class PostgresServer:
                 os.kill(int(child), number)
 
     def standby(self, name: str, *, synchronous: bool = True) -> PostgresServer:
-        """A started standby. If it is synchronous, each commit of this server waits for it from now on."""
+        """A started standby. If it is synchronous, commits of this server wait for it from now on."""
         standby = PostgresServer(self._root, name, prefix=self._prefix, **self.options)
         standby.options.pop("synchronous_standby_names", None)
         source = f"{self.url()}?application_name={name}"
@@ -180,16 +183,21 @@ class PostgresServer:
         standby.start()
         eventually_sync(lambda: self._state(name) == "streaming", START_S)
         if synchronous:
-            self.options["synchronous_standby_names"] = name
-            self.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
-            self.execute("SELECT pg_reload_conf()")
-            eventually_sync(lambda: self._state(name, "sync_state") == "sync", START_S)
+            self.wait_for(name)
         return standby
+
+    def wait_for(self, name: str) -> None:
+        """Make each commit of this server wait for a standby; with an empty name, for none."""
+        self.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+        self.execute("SELECT pg_reload_conf()")
+        if name:
+            eventually_sync(lambda: self._state(name, "sync_state") == "sync", START_S)
 
     def promote(self) -> None:
         """Make this standby a primary, which waits for no standby."""
         self.execute("SELECT pg_promote()")
         eventually_sync(lambda: self.execute("SELECT pg_is_in_recovery()") == [(False,)], START_S)
+        self.wait_for("")
 
     def _state(self, name: str, column: str = "state") -> str | None:
         rows = self.execute(f"SELECT {column} FROM pg_stat_replication WHERE application_name = '{name}'")
@@ -207,6 +215,35 @@ class PostgresServer:
             self._child.send_signal(number)
             self._child.wait(START_S)
         self._child = None
+
+
+class PgBouncer:
+    """A PgBouncer in front of a server, from Debian's package."""
+
+    def __init__(self, server: PostgresServer, directory: Path, mode: str) -> None:
+        """`mode`: `session` or `transaction`."""
+        path = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+        if path is None:
+            missing("pgbouncer is missing: apt-get install pgbouncer")
+        self.port = free_port()
+        config = directory / f"pgbouncer{self.port}.ini"
+        config.write_text(
+            f"[databases]\n* = host={server.host} port={server.port} user={USER}\n[pgbouncer]\npool_mode = {mode}\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\nauth_type = any\n"
+        )
+        config.chmod(0o644)
+        log = config.with_suffix(".log").open("wb")
+        with log:
+            self._child = subprocess.Popen(
+                as_account(path, config), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{USER}@127.0.0.1:{self.port}/{database}"
+
+    def close(self) -> None:
+        self._child.kill()
+        self._child.wait()
 
 
 StartPostgres = Callable[..., PostgresServer]
@@ -256,3 +293,17 @@ def postgres_url(postgres: PostgresServer) -> Iterator[PostgresUrl]:
         connection.execute("UPDATE service SET value = %s WHERE name = 'database_id'", (name,))
     yield parsed(postgres.url(name))
     postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def pgbouncer(postgres: PostgresServer) -> Iterator[Callable[[str], PgBouncer]]:
+    """Starts PgBouncers in a mode, in front of `postgres`."""
+    started: list[PgBouncer] = []
+
+    def start(mode: str) -> PgBouncer:
+        started.append(PgBouncer(postgres, postgres.data.parent, mode))
+        return started[-1]
+
+    yield start
+    for bouncer in started:
+        bouncer.close()

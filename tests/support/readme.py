@@ -32,7 +32,7 @@ READMES = sorted(
 )
 FENCED = re.compile(r"^( *)```(.*)\n((?:.*\n)*?) *```$", re.MULTILINE)
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
-LANGUAGES = {"sh", "python", "json", "nginx"}
+LANGUAGES = {"sh", "python", "json", "nginx", "sql"}
 BY_CI = re.compile(r"(make|docker) ")  # CI runs these targets; docker/check.sh builds and starts the image
 FILE = re.compile(r"# (\w+\.py)\n")
 UP = "profiles up"

@@ -20,12 +20,13 @@ README = "\n".join(path.read_text() for path in READMES)
 BLOCKS = [block for path in READMES for block in blocks_of(path)]
 QUEUE = "app/events/README.md: Publishing on the queue"
 TRAINING = "app/cli/README.md: Training sets"
-# Followed by `test_readme_walk.py`, which starts a service of its own, by `features/test_actions.py`, and by
-# `tests/browser/test_behind_proxy.py`.
+# Followed by `test_readme_walk.py`, which starts a service of its own, by `features/test_actions.py`, by
+# `tests/browser/test_behind_proxy.py`, and by `tests/integration/stores/postgres/test_diagnostics.py`.
 ELSEWHERE = {
     "README.md: Adding a feature",
     "app/bandit/README.md: Adding a feedback action",
     "docker/README.md: Behind a proxy",
+    "docker/README.md: PostgreSQL",
 }
 SECTIONS = {name: blocks for name, blocks in sections().items() if name not in {QUEUE, TRAINING, *ELSEWHERE}}
 

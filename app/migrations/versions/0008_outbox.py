@@ -1,7 +1,7 @@
 """Moves unconsumed events to an outbox, so that the log is only appended to. PostgreSQL begins with this revision.
 
-On SQLite, the log is rewritten: about three seconds for each million events. Processes of the previous release answer
-503 to writes afterwards, so stop or replace them.
+On SQLite, the log is rewritten: about a second for each million events. Processes of the previous release answer 503
+to writes afterwards, so stop or replace them.
 
 On PostgreSQL, the unique keys of what a request or an event touches begin with `user_id`, so that these tables can be
 partitioned by it.

@@ -36,20 +36,26 @@ _SESSION = {
     "idle_in_transaction_session_timeout": STATEMENT_TIMEOUT_MS,
     "default_transaction_isolation": "read committed",
 }
-# A host that is silently gone is noticed within a few seconds.
-_SILENCE = {
-    "tcp_user_timeout": CONNECT_TIMEOUT_S * 1000,
-    "keepalives_idle": 2,
-    "keepalives_interval": 1,
-    "keepalives_count": 3,
-}
 # The timeline changes when a standby is promoted, the system identifier when the data come from another cluster, and
 # the table when a dump is restored.
 DATABASE_ID = """(SELECT value FROM service WHERE name = 'database_id')
     || ':' || (SELECT system_identifier FROM pg_control_system())
     || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
     || ':' || CAST(CAST('service' AS regclass) AS oid)"""
-SELECT_ID = f"SELECT {DATABASE_ID}"
+SELECT_ID = f"SELECT {DATABASE_ID}".encode()
+SET_SESSION = (
+    "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SESSION.items())
+).encode()
+_DEFAULTS: dict[str, Any] = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "target_session_attrs": "read-write",
+    "fallback_application_name": "profiles",
+    # A host that is silently gone is noticed within a few seconds.
+    "tcp_user_timeout": CONNECT_TIMEOUT_S * 1000,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+}
 NO_ROOM = (errors.DiskFull, errors.OutOfMemory)
 _TOKENS = re.compile(r"'(?:[^']|'')*'|--[^\n]*|::|:(\w+)|\?")
 _JSON = (
@@ -85,7 +91,7 @@ _CONTEXT.adapters.register_loader("numeric", _NumericLoader)
 
 
 class Translated(NamedTuple):
-    """A statement as PostgreSQL expects it, and the names of its parameters `$1`, `$2`, …; empty if they are numbered."""
+    """A statement as PostgreSQL expects it, and the names of its parameters `$1`, `$2`, …; none if they have none."""
 
     text: bytes
     names: tuple[str, ...]
@@ -115,11 +121,10 @@ def translated(statement: str) -> Translated:
 class Connection:
     """A connection of psycopg as `app.stores.sql.database.Connection`."""
 
-    def __init__(self, raw: psycopg.Connection[Any], server: str = "") -> None:
-        """`server` is the id of the database, as `SELECT_ID` selects it."""
+    def __init__(self, raw: psycopg.Connection[Any]) -> None:
         self.raw = raw
-        self.server = server
-        # Left after the COMMIT of the running transaction, such as a pipeline that sends the COMMIT with its statements.
+        self.server = ""  # the id of the database, as `SELECT_ID` selects it
+        # Left after the COMMIT of the running transaction, such as a pipeline that sends the COMMIT, too.
         self.ending = ExitStack()
 
     def execute(self, statement: str, parameters: Parameters = (), /) -> psycopg.Cursor[Any]:
@@ -133,16 +138,9 @@ class Connection:
 
 
 def connection_parameters(url: str) -> dict[str, Any]:
-    """The arguments of psycopg's `connect` for a connection to the server that accepts writes."""
-    options = " ".join(f"-c {name}={str(value).replace(' ', chr(92) + ' ')}" for name, value in _SESSION.items())
-    defaults: dict[str, Any] = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "target_session_attrs": "read-write",
-        "fallback_application_name": "profiles",
-        "options": options,
-        **_SILENCE,
-    }
-    conninfo = make_conninfo(**{**defaults, **conninfo_to_dict(url)})
+    """The arguments of psycopg's `connect` for a connection to the server that accepts writes. `SET_SESSION` must be
+    its first statement: not with the option `options`, which a URL may have, and which PgBouncer refuses."""
+    conninfo = make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(url)})
     return {"conninfo": conninfo, "autocommit": True, "prepare_threshold": 2, "context": _CONTEXT}
 
 
@@ -150,14 +148,10 @@ def connect(url: str) -> Connection:
     """Connect to the server that accepts writes. Raises `StoreUnavailable` if none does."""
     try:
         raw = psycopg.connect(**connection_parameters(url), cursor_factory=psycopg.RawCursor)
-        try:
-            row = raw.execute(SELECT_ID).fetchone()
-        except BaseException:
-            raw.close()
-            raise
+        raw.execute(SET_SESSION)
     except psycopg.Error as error:
         raise unavailable(error) from error
-    return Connection(raw, row[0] if row is not None else "")
+    return Connection(raw)
 
 
 def unavailable(error: psycopg.Error) -> StoreUnavailable:

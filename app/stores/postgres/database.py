@@ -17,7 +17,7 @@ import psycopg
 from psycopg import errors
 
 from app.errors import StoreFull, StoreUnavailable
-from app.stores.postgres.connection import Connection, connection_parameters, unavailable
+from app.stores.postgres.connection import Connection, connect, unavailable
 from app.stores.postgres.observed_state import PostgresState
 from app.stores.postgres.pool import Pool
 from app.stores.sql.database import SELECT_REVISION, Database, Scope, check_revision
@@ -44,6 +44,7 @@ class PostgresDatabase(Database):
     state: PostgresState
 
     def __init__(self, url: str, readers: int) -> None:
+        self.url = url
         self.full = False
         self.state = PostgresState(url)
         # One more than the features use at a time, so that a health check never waits for a slow feature.
@@ -58,7 +59,7 @@ class PostgresDatabase(Database):
             StoreUnavailable: no server that accepts writes answers.
             SchemaMismatch: the database is not migrated, or newer than this program.
         """
-        await asyncio.to_thread(check_schema, url)
+        await asyncio.to_thread(_check_schema, url)
         database = cls(url, readers)
         try:
             await database.state.query()
@@ -107,18 +108,23 @@ class PostgresDatabase(Database):
         await self.state.close()
 
 
-def check_schema(url: str) -> None:
+def check_schema(connection: Connection) -> None:
     """Raise `SchemaMismatch` unless the database is at the schema revision of this program."""
     try:
-        with psycopg.connect(**connection_parameters(url)) as connection:
-            row = connection.execute(SELECT_REVISION).fetchone()
-            name = connection.info.dbname
-    except errors.UndefinedTable as error:
-        check_revision(None, error)
+        row = connection.execute(SELECT_REVISION).fetchone()
+    except errors.UndefinedTable:
+        row = None
+    check_revision(str(row[0]) if row is not None else None, connection.raw.info.dbname)
+
+
+def _check_schema(url: str) -> None:
+    connection = connect(url)
+    try:
+        check_schema(connection)
     except psycopg.Error as error:
         raise unavailable(error) from error
-    else:
-        check_revision(str(row[0]) if row is not None else None, name)
+    finally:
+        connection.raw.close()
 
 
 def _transact(

@@ -9,7 +9,13 @@ import psycopg
 
 from app.errors import StoreUnavailable
 from app.profiles.ports import State
-from app.stores.postgres.connection import CONNECT_TIMEOUT_S, DATABASE_ID, connection_parameters, unavailable
+from app.stores.postgres.connection import (
+    CONNECT_TIMEOUT_S,
+    DATABASE_ID,
+    SET_SESSION,
+    connection_parameters,
+    unavailable,
+)
 
 TIMEOUT_S = 1.0
 SELECT_STATE = f"""
@@ -41,7 +47,7 @@ class PostgresState:
 
     def look(self) -> None:
         """A query takes a round trip, so it must be awaited."""
-        return None
+        return
 
     async def query(self) -> State:
         """The state at some moment after the call began. Concurrent callers share a query that has not begun.
@@ -81,6 +87,7 @@ class PostgresState:
             if self._connection is None:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     self._connection = await psycopg.AsyncConnection.connect(**connection_parameters(self._url))
+                    await self._connection.execute(SET_SESSION)
             async with asyncio.timeout(TIMEOUT_S):
                 row = await (await self._connection.execute(SELECT_STATE)).fetchone()
         except TimeoutError:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import psycopg
 
 from app.errors import StoreUnavailable
-from app.stores.postgres.connection import STATEMENT_TIMEOUT_MS, Connection, connect, unavailable
+from app.stores.postgres.connection import SELECT_ID, STATEMENT_TIMEOUT_MS, Connection, connect, unavailable
 from app.telemetry import logger
 
 T = TypeVar("T")
@@ -118,8 +118,11 @@ class PooledConnection:
                 raise StoreUnavailable("the database does not answer: two servers claim to be its primary")
 
     def _open(self) -> Connection:
-        self.connection = connect(self._pool.url)
-        return self.connection
+        self.connection = connection = connect(self._pool.url)
+        row = connection.raw.execute(SELECT_ID).fetchone()
+        assert row is not None
+        connection.server = str(row[0])
+        return connection
 
     async def _on_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         running = asyncio.get_running_loop().run_in_executor(self._pool.threads, call, *arguments)

@@ -127,9 +127,6 @@ class Database(ABC):
             StoreFull: the disk is full; nothing was written.
         """
 
-    @abstractmethod
-    async def close(self) -> None: ...
-
     async def rows(self, statement: str, parameters: Parameters = ()) -> list[Any]:
         """Read all rows of one statement."""
         return await self.read(lambda connection: connection.execute(statement, parameters).fetchall())

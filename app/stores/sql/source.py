@@ -19,6 +19,7 @@ from app.features.registry import Registry, indices
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot
 from app.stores.sql.database import Connection, Database, Reader
 from app.stores.sql.profile_statement import Dialect, build
+
 TIMEOUT_S = 2.0
 # The number of events that the features of one statement may read together, which takes some 50 ms. A row costs as
 # much as `ROW_EVENTS` more events.
@@ -38,9 +39,7 @@ class SqlSource(ABC):
     begin: ClassVar[str]  # a transaction in which all statements read one snapshot
     errors: ClassVar[type[Exception]]  # of the engine
 
-    def __init__(
-        self, database: Database, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S
-    ) -> None:
+    def __init__(self, database: Database, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S) -> None:
         """`timeout_s` limits each statement, in seconds."""
         self._readers = database.readers
         self._statements = build(registry, self.dialect)

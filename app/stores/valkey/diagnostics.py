@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from app.errors import CacheUnavailable
-from app.operations.doctor import Line
+from app.operations.doctor import Line, diagnose_clock
 from app.settings import Settings
 from app.stores.queue.client import DATABASES_SUFFIX, SHOWN_MS, health_key
 from app.stores.system_clock import SystemClock
@@ -26,7 +26,6 @@ from app.telemetry import Metrics
 TIMEOUT_S = 3.0
 PROBE_KEY = "profiles:doctor"
 LEAST_VERSION = (7, 0)
-SKEW_WARN_MS, SKEW_BAD_MS = 1_000, 30_000
 NO_EVICTION = "noeviction"
 UNTIL_THEN = {
     "cache": "Until then every read is computed: correct, but slower.",
@@ -131,15 +130,7 @@ async def _clock(name: str, client: Any, now_s: Now) -> Line:
     before_s = now_s()
     seconds, microseconds = await client.time()
     after_s = now_s()
-    ahead_ms = round((seconds + microseconds / 1e6 - (before_s + after_s) / 2) * 1000)
-    unsure_ms = round((after_s - before_s) * 500) + 1
-    off_ms = max(0, abs(ahead_ms) - unsure_ms)
-    if off_ms < SKEW_WARN_MS:
-        difference_ms = max(unsure_ms, abs(ahead_ms))
-        return Line(f"{name} clock", "ok", f"it differs from this machine's clock by at most {difference_ms} ms")
-    text = f"it is {off_ms / 1000:,.1f} s {'ahead of' if ahead_ms > 0 else 'behind'} this machine's clock"
-    remedy = "Synchronise both machines with NTP: events more than five minutes ahead are refused."
-    return Line(f"{name} clock", "bad" if off_ms >= SKEW_BAD_MS else "warn", text, remedy)
+    return diagnose_clock(name, before_s, seconds + microseconds / 1e6, after_s)
 
 
 def _policy(info: Info) -> str:

@@ -76,7 +76,7 @@ def migrated(profiles: Run, migrated_template: Path, tmp_path: Path) -> Run:
 
 def default_database(directory: Path) -> Path:
     """The path of `PROFILES_DATABASE`'s default under that directory, which is made."""
-    path = directory / Settings().database
+    path = directory / Settings().require_file()
     path.parent.mkdir(exist_ok=True)
     return path
 

@@ -161,6 +161,7 @@ EVENT = (
     "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
     "VALUES ('e', 'signals.tip.served', 'u', x'00', {}, {})"
 )
+WAITING = f"INSERT INTO outbox VALUES (1, 'u', {OLD_MS}, 0)"
 LETTER = (
     "INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms) "
     "VALUES ('queue', '{}', 'e', '', 1, 0, 0)"
@@ -174,7 +175,12 @@ PRIORS = (
 )
 DISABLED = "INSERT INTO disabled_features (feature, disabled_by, reason, disabled_at_ms) VALUES ('f', 'ann', 'slow', 0)"
 ROW_FAULTS = [
-    (EVENT.format(OLD_MS, OLD_MS), "outbox", "warn", "1 events wait for a worker, the oldest for"),
+    (
+        f"INSERT INTO outbox VALUES (1, 'u', {OLD_MS}, 0)",
+        "outbox",
+        "warn",
+        "1 events wait for a worker, the oldest for",
+    ),
     (UNKNOWN, "decision ids", "warn", "12 events sent by shop named no decision of the user."),
     (OWED, "invalidations", "warn", "owed to the cache: 1"),
     (EVENT.format(now_ms() + DAY_MS, 0), "event times", "warn", "in the future: 1"),

@@ -60,7 +60,7 @@ def test_tilde_is_the_home_directory(profiles: Run, tmp_path: Path, monkeypatch:
     assert (tmp_path / "home" / "p.db").is_file()
 
 
-@pytest.mark.parametrize("url", ["postgresql://h/db", "sqlite:///p.db", "POSTGRES://u:p@h/db"])
+@pytest.mark.parametrize("url", ["mysql://h/db", "sqlite:///p.db", "POSTGRES://u:p@h/db"])
 def test_url_is_refused(profiles: Run, tmp_path: Path, url: str) -> None:
     shown = profiles("migrate", database=url)
     assert shown.code == 2

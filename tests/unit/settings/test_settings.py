@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from app.errors import SettingsError
 from app.settings import Settings, described, hash_key, is_loopback, variable
+from app.settings.database import PostgresUrl
 from app.settings.parsers import ApiKey, RolloutRails
 from tests.support.registry import REGISTRY
 
@@ -91,6 +93,20 @@ GOOD: dict[str, dict[str, object]] = {
 # By setting and part of the message: the values that are refused.
 BAD: dict[tuple[str, str], list[str]] = {
     ("DATABASE", "must be a file path"): ["", "a\0b"],
+    ("DATABASE", "must be the path of a SQLite file or postgresql://…; no other"): ["mysql://host/db"],
+    ("DATABASE", "must be postgresql://user@host:port/name?option=value"): ["postgresql://[::1/db"],
+    ("DATABASE", 'invalid URI query parameter: "ssl"'): ["postgresql://host/db?ssl=1"],
+    ("DATABASE", "'sslmode' must be one of disable, allow"): ["postgresql://host/db?sslmode=on"],
+    ("DATABASE", "'target_session_attrs' must be one of read-write, primary"): [
+        *("postgresql://a,b/db?target_session_attrs=any", "postgresql://a,b/db?target_session_attrs=prefer-standby"),
+    ],
+    ("DATABASE", "'connect_timeout' must be a whole number of seconds"): ["postgresql://host/db?connect_timeout=1s"],
+    ("DATABASE", "each port must be"): [
+        "postgresql://host:0/db",
+        "postgresql://host:port/db",
+        "postgresql://a:1,b:-2/d",
+    ],
+    ("DATABASE", "the option 'passfile' must name a file"): ["postgresql://host/db?passfile=/none"],
     ("ROOT_PATH", "must be a path"): [
         *("profiles", "https://host/profiles", "/a//b", "//", "/a/../b", "/.", "/a b", '/"><script>', "/a\n"),
     ],
@@ -267,6 +283,14 @@ def test_kubernetes_service_variables_are_ignored() -> None:
         ("API_KEYS", ["top-secret", "a:top-secret:read", "a:read:top-secret", "a:read+top-secret:" + DIGEST]),
         ("CACHE_URL", ["redis://user:top-secret@cache:port", "redis://user:top-secret@[::1", "top-secret"]),
         ("MODEL_URL", ["https://me:top-secret@host", "https://host/?key=top-secret", "top-secret"]),
+        (
+            "DATABASE",
+            [
+                *("postgresql://me:top-secret@host/db?ssl=1", "postgresql://me:top-secret%@host/db"),
+                *("postgresql://me:1@top-secret@host/db", "postgresql://me:1/top-secret@host/db"),
+                *("postgresql://me:top-secret/1@host/db", "postgresql://h/db?password=top-secret&sslmode=on"),
+            ],
+        ),
         ("MODEL", ["top-secret of a model"]),
         ("MODEL_KEY", ["top-secret \n"]),
     ],
@@ -282,7 +306,6 @@ def test_message_shows_a_wrong_value_without_password() -> None:
     for name, text, shown in (
         ("PORT", "80O0", "(given: '80O0')"),
         ("HOST", "a b" * 100, f"(given: {('a b' * 100)[:80]!r})"),
-        ("DATABASE", "postgresql://me:top-secret@host/db", "(given: 'postgresql://…@host/db')"),
     ):
         assert str(refusal(name, text)).endswith(shown)
 
@@ -290,6 +313,35 @@ def test_message_shows_a_wrong_value_without_password() -> None:
 def test_settings_do_not_show_passwords_and_keys() -> None:
     urls = read(CACHE_URL="redis://:top-secret@host", MODEL_URL="https://host/top-secret")
     assert "top-secret" not in repr((urls, read(MODEL_KEY="top-secret")))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:top-secret@host/db", "postgresql://me@host/db"),
+        ("postgres://host:5433/db?user=me&password=top-secret", "postgresql://me@host:5433/db"),
+        ("postgresql://a:1,b:2/db?target_session_attrs=read-write&sslmode=verify-full", "postgresql://a:1,b:2/db"),
+        ("postgresql://a,b:2/db", "postgresql://a,b:2/db"),
+        ("postgresql:///db?host=a,b&port=5", "postgresql://a:5,b:5/db"),
+        ("postgresql:///db?host=/run/postgresql", "postgresql:///run/postgresql/db"),
+    ],
+)
+def test_database_is_shown_without_password_and_options(url: str, shown: str) -> None:
+    database = read(DATABASE=url).database
+    assert isinstance(database, PostgresUrl)
+    assert (database.url, str(database)) == (url, shown)
+    assert "top-secret" not in repr(database)
+
+
+def test_database_needs_psycopg_when_it_is_one_of_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    assert "pip install 'profiles[postgres]'" in str(refusal("DATABASE", "postgresql://host/db"))
+
+
+def test_file_is_required_when_the_database_is_one_of_postgresql() -> None:
+    assert read(DATABASE="var/a.db").require_file() == Path("var/a.db")
+    with pytest.raises(SettingsError, match="PROFILES_DATABASE: names a PostgreSQL database; use pg_dump"):
+        read(DATABASE="postgresql://host/db").require_file("use pg_dump")
 
 
 @pytest.mark.parametrize(

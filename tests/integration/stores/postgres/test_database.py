@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.errors import StoreUnavailable
-from app.settings import PostgresUrl
+from app.settings.database import PostgresUrl
 from app.stores.postgres.database import PostgresDatabase
 from app.stores.sql.database import SERVICE, Connection
 from app.stores.sql.users import SqlUsers
@@ -128,7 +128,7 @@ async def test_write_locks_a_user_that_is_erased_while_it_waits(database: Postgr
         leave.wait(10)
 
     async def waiting() -> bool:
-        return await database.row(WAITING, ("%",)) == (1,)
+        return bool(await database.row(WAITING, ("%",)) == (1,))
 
     first = asyncio.create_task(database.write(erase, of=["ann"]))
     await eventually_async(lambda: running(database, "%pg_stat%", 0))
@@ -211,7 +211,7 @@ async def test_repeated_commit_stores_nothing_twice(postgres: PostgresServer, da
     name = urlsplit(database.url).path
 
     async def committing() -> bool:
-        return await database.row(RUNNING, ("COMMIT",)) == (1,)
+        return bool(await database.row(RUNNING, ("COMMIT",)) == (1,))
 
     async with proxy(socket) as between:
         remote = await PostgresDatabase.open(f"postgresql://profiles@127.0.0.1:{between.port}{name}", readers=1)

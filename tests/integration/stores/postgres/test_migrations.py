@@ -19,8 +19,8 @@ from sqlalchemy.pool import NullPool
 
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.migrations import configuration
-from app.settings.parsers import PostgresUrl
-from app.settings.parsers import postgres_url as parsed
+from app.settings.database import PostgresUrl
+from app.settings.database import postgres_url as parsed
 from app.stores.migrate import current, migrate
 from app.stores.sql.database import SCHEMA_REVISION
 from tests.support.postgres import binaries
@@ -80,7 +80,7 @@ def schema(database: Path | PostgresUrl) -> Schema:
     for name in inspector.get_table_names():
         indexes = [index for index in inspector.get_indexes(name) if index["name"] != EXPRESSION]
         primary = tuple(inspector.get_pk_constraint(name)["constrained_columns"])
-        keys = [(primary, "")]
+        keys: list[tuple[tuple[str | None, ...], str]] = [(primary, "")]
         keys += [(tuple(key["column_names"]), "") for key in inspector.get_unique_constraints(name)]
         keys += [(tuple(index["column_names"]), condition(index)) for index in indexes if index["unique"]]
         tables[name] = {
@@ -97,7 +97,7 @@ def schema(database: Path | PostgresUrl) -> Schema:
 
 def dump(database: PostgresUrl) -> str:
     """The definition of a database, without comments."""
-    command = [binaries() / "pg_dump", "--schema-only", "-d", database.url]
+    command = [str(binaries() / "pg_dump"), "--schema-only", "-d", database.url]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return re.sub(r"^(--|\\).*\n", "", text, flags=re.MULTILINE)
 

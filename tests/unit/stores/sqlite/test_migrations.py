@@ -330,3 +330,56 @@ def test_processes_of_the_release_before_go_on_when_the_log_is_copied(before_ver
         rows = log_rows(reader)
     assert [event_id for _, event_id, user_id in rows if user_id == "cid"] == written
     assert [seq for seq, _, _ in rows] == [*range(1, 6), *range(8, 8 + len(written))]
+
+
+EVENT = """
+INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms, consumed_at_ms, attempts)
+VALUES (?, 'signals.tip.served', 'ann', x'00', 1, 2, ?, ?)
+"""
+DECISION = """
+INSERT INTO tip_scores (decision_id, request_id, user_id, created_at_ms, explore, role, served_by, policy_hash,
+    spec_hash, state_version, prior_version, profile_origin, profile_present, chosen, chosen_id, elapsed_us, theta, phi,
+    request)
+VALUES (?, ?, ?, 1, 1, 'champion', 'p', 'h', 's', 0, 0, 'absent', 0, 0, 'tip', 1, x'00', x'00', '{}')
+"""
+
+
+@pytest.fixture
+def before_outbox(tmp_path: Path) -> Path:
+    """A database at revision 0007 with a consumed event, two that wait, and a decision about the first."""
+    path = tmp_path / "profiles.db"
+    command.upgrade(configuration(path), "0007")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executemany(EVENT, [("e1", 9, 1), ("e2", None, 0), ("e3", None, 2)])
+        connection.execute(DECISION, ("d", "r", "ann"))
+        connection.execute("INSERT INTO decision_events VALUES (1, 1, 'served')")
+    return path
+
+
+def test_waiting_events_are_in_the_outbox_after_revision_0008(before_outbox: Path) -> None:
+    before = schema(before_outbox)
+    command.upgrade(configuration(before_outbox), "0008")
+    with closing(sqlite3.connect(before_outbox, isolation_level=None)) as connection:
+        assert connection.execute("SELECT * FROM outbox").fetchall() == [(2, "ann", 2, 0), (3, "ann", 2, 2)]
+        assert connection.execute("SELECT * FROM decision_events").fetchall() == [(1, "ann", 1, "served")]
+        assert [row[0] for row in log_rows(connection)] == [1, 2, 3]
+        connection.execute("DELETE FROM outbox WHERE seq = 2")
+        connection.execute("DELETE FROM event_log WHERE seq = 3")
+        command.downgrade(configuration(before_outbox), "0007")
+        rows = connection.execute("SELECT seq, consumed_at_ms IS NULL, attempts FROM event_log").fetchall()
+        assert rows == [(1, 0, 0), (2, 0, 0)]
+        connection.execute(EVENT, ("e4", None, 0))
+        assert log_rows(connection)[-1][0] == 4, "number 3 was used"
+    assert schema(before_outbox) == before
+
+
+def test_request_ids_are_unique_per_user_after_revision_0008(before_outbox: Path) -> None:
+    with closing(sqlite3.connect(before_outbox, isolation_level=None)) as connection:
+        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+            connection.execute(DECISION, ("d2", "r", "bob"))
+        command.upgrade(configuration(before_outbox), "0008")
+        connection.execute(DECISION, ("d2", "r", "bob"))
+        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+            connection.execute(DECISION, ("d3", "r", "ann"))
+        with pytest.raises(CommandError, match="several users have a request 'r'"):
+            command.downgrade(configuration(before_outbox), "0007")

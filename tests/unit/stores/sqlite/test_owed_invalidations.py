@@ -95,9 +95,7 @@ async def test_pending_returns_the_oldest_rows_first(database: SqliteDatabase, o
     assert features == set(REGISTRY.names)
 
 
-async def test_query_raises_when_the_connection_is_closed(
-    database: SqliteDatabase, owed: SqlOwedInvalidations
-) -> None:
+async def test_query_raises_when_the_connection_is_closed(database: SqliteDatabase, owed: SqlOwedInvalidations) -> None:
     await owed.owe(["ann"], NOW_MS)
     assert await owed.any_owed()
     database.state.close()

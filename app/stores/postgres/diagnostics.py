@@ -1,0 +1,235 @@
+"""Diagnoses a PostgreSQL database and its server for `profiles doctor`. It changes nothing."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import Any
+
+import psycopg
+
+from app.errors import SchemaMismatch, StoreUnavailable
+from app.operations.doctor import NOT_MIGRATED, Line, diagnose_clock
+from app.operations.samples import Sample
+from app.settings import Settings
+from app.settings.database import PostgresUrl
+from app.stores.postgres.connection import Connection, connect, unavailable
+from app.stores.postgres.database import WRITERS, check_schema
+from app.stores.sql.diagnostics import diagnose_contents
+
+LEAST_VERSION = 150_000
+MIB = 2**20
+POOLER_TRIES = 5
+FINDINGS = 10
+SELECT_PID = "SELECT pg_backend_pid()"
+SELECT_SETTINGS = """
+SELECT name, setting FROM pg_settings WHERE name IN (
+    'autovacuum', 'track_counts', 'fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_standby_names',
+    'server_encoding', 'server_version', 'server_version_num', 'max_connections', 'superuser_reserved_connections'
+)
+"""
+SELECT_ROLE = """
+SELECT pg_database_size(current_database()), rolname, rolsuper, NULLIF(rolconnlimit, -1), NULLIF(datconnlimit, -1)
+FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()
+"""
+# A role without the rights of pg_monitor sees the rows, but not their contents.
+SELECT_STANDBYS = """
+SELECT COUNT(*), COUNT(sync_state), COUNT(*) FILTER (WHERE sync_state IN ('sync', 'quorum')) FROM pg_stat_replication
+"""
+SELECT_DENIED = """
+SELECT relname FROM pg_class WHERE relnamespace = CAST(current_schema() AS regnamespace) AND CASE
+    WHEN relkind = 'S' THEN NOT has_sequence_privilege(oid, 'USAGE')
+    WHEN relname = 'alembic_version' THEN NOT has_table_privilege(oid, 'SELECT')
+    WHEN relkind IN ('r', 'p') THEN NOT (
+        has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
+        AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')
+    ) END
+ORDER BY relname
+"""
+SELECT_ALL_FAULTS = f"""
+SELECT seq, 'has no fact' FROM event_log AS log
+WHERE NOT EXISTS (SELECT 1 FROM tip_views AS view WHERE view.user_id = log.user_id AND view.seq = log.seq)
+    AND NOT EXISTS (SELECT 1 FROM tip_feedback AS told WHERE told.user_id = log.user_id AND told.seq = log.seq)
+UNION ALL
+SELECT seq, 'has no row in the log' FROM (
+    SELECT user_id, seq FROM tip_views UNION ALL SELECT user_id, seq FROM tip_feedback
+) AS facts
+WHERE NOT EXISTS (SELECT 1 FROM event_log AS log WHERE log.user_id = facts.user_id AND log.seq = facts.seq)
+LIMIT {FINDINGS}
+"""
+
+
+def diagnose_database(
+    settings: Settings,
+    url: PostgresUrl,
+    days: Mapping[str, int],
+    *,
+    whole: bool,
+    now_s: Callable[[], float] = time.time,
+) -> tuple[list[Line], list[Sample]]:
+    """Diagnose the server and the contents of the database. Return the lines of the report, and the newest sample of
+    each process. `days`: the retention of `events` and of `decisions`, in days. `whole`: also read every event."""
+    try:
+        connection = connect(url.url)
+        with closing(connection.raw):
+            connection.raw.prepare_threshold = None  # behind some poolers, prepared statements fail
+            check_schema(connection)
+            if whole:
+                connection.execute("SET statement_timeout = 0")
+            return _diagnose(connection, settings, url, days, whole=whole, now_s=now_s)
+    except SchemaMismatch as error:
+        return [Line("database", "bad", str(error), NOT_MIGRATED)], []
+    except (StoreUnavailable, psycopg.Error) as error:
+        text = str(unavailable(error) if isinstance(error, psycopg.Error) else error)
+        remedy = f"Start the server, or correct PROFILES_DATABASE ({url})."
+        if "read-only" in text or "hot standby" in text:
+            remedy = "Name the primary, or every server: postgresql://host1,host2/name. A standby takes no writes."
+        return [Line("database", "bad", text, remedy)], []
+
+
+def _diagnose(
+    connection: Connection,
+    settings: Settings,
+    url: PostgresUrl,
+    days: Mapping[str, int],
+    *,
+    whole: bool,
+    now_s: Callable[[], float],
+) -> tuple[list[Line], list[Sample]]:
+    server: dict[str, str] = dict(connection.execute(SELECT_SETTINGS).fetchall())
+    size, role, is_super, *limits = _row(connection, SELECT_ROLE)
+    before_s = now_s()
+    [theirs_s] = _row(connection, "SELECT EXTRACT(EPOCH FROM clock_timestamp())")
+    clock = diagnose_clock("database", before_s, float(theirs_s), now_s())
+    contents, running = diagnose_contents(connection, round(now_s() * 1000), days, whole=whole)
+    # One process more, for a release that is being replaced.
+    processes = max(settings.processes + 1, len(running)) + 1
+    lines = [
+        _release(server, f"{url} answers and is migrated ({size / MIB:,.1f} MiB)"),
+        diagnose_durability(server),
+        diagnose_standbys(server, *_row(connection, SELECT_STANDBYS)),
+        _autovacuum(server),
+        _encoding(server),
+        _rights(connection, role, is_super=is_super),
+        _encryption(connection),
+        _pooler(connection, url),
+        diagnose_connections(server, limits, processes, settings.readers + 1 + WRITERS + 1),
+        clock,
+    ]
+    return [*lines, *([_integrity(connection)] if whole else []), *contents], running
+
+
+def _row(connection: Connection, statement: str) -> Any:
+    return connection.execute(statement).fetchone()
+
+
+def _release(server: Mapping[str, str], text: str) -> Line:
+    if int(server["server_version_num"]) < LEAST_VERSION:
+        return Line("database", "bad", f"PostgreSQL {server['server_version']} is too old", "Run version 15 or later.")
+    return Line("database", "ok", f"{text}, PostgreSQL {server['server_version'].split(' ')[0]}")
+
+
+def diagnose_durability(server: Mapping[str, str]) -> Line:
+    """Report whether an acknowledged event survives a crash of the server. `server` holds its settings."""
+    if server["fsync"] == "off":
+        text = "fsync is off: a crash of the server's machine can damage the database beyond repair"
+        return Line("durability", "bad", text, "Set fsync = on.")
+    if server["synchronous_commit"] == "off":
+        text = "synchronous_commit is off: a crash of the server loses acknowledged events"
+        return Line("durability", "bad", text, "Set synchronous_commit = on, also for the role and the database.")
+    if server["full_page_writes"] == "off":
+        text = "full_page_writes is off: a crash can damage pages, unless the file system writes each page as a whole"
+        return Line("durability", "warn", text, "Set full_page_writes = on.")
+    return Line("durability", "ok", f"commits wait for the disk (synchronous_commit = {server['synchronous_commit']})")
+
+
+def diagnose_standbys(server: Mapping[str, str], connected: int, visible: int, synchronous: int) -> Line:
+    """Report whether commits wait for a standby, so that a failover loses no acknowledged event. `connected`: the
+    number of standbys, `visible`: those whose state the role may see, `synchronous`: those that commits wait for."""
+    names = server["synchronous_standby_names"].strip()
+    if not names and not connected:
+        return Line("standbys", "ok", "there is none, so nothing to fail over to")
+    if not names:
+        text = f"commits wait for none of {connected} standbys: a failover can lose acknowledged events"
+        return Line("standbys", "warn", text, "Name a standby in synchronous_standby_names.")
+    if server["synchronous_commit"] == "local":
+        text = "synchronous_commit is local, so commits do not wait for the synchronous standbys"
+        return Line("standbys", "warn", text, "Set synchronous_commit = on, also for the role and the database.")
+    if visible < connected:
+        remedy = "GRANT pg_monitor to the role, or look at pg_stat_replication as an administrator."
+        return Line("standbys", "warn", "the role may not see the state of the standbys", remedy)
+    found = re.match(r"(?:FIRST|ANY)?\s*(\d+)\s*\(", names, re.IGNORECASE)
+    wanted = int(found[1]) if found else 1
+    if synchronous < wanted:
+        text = f"{synchronous} of {wanted} synchronous standbys are connected ({names}): every commit waits"
+        return Line("standbys", "bad", text, "Start the standby, or take it out of synchronous_standby_names.")
+    return Line("standbys", "ok", f"commits wait for {wanted} of {synchronous} synchronous standbys ({names})")
+
+
+def _autovacuum(server: Mapping[str, str]) -> Line:
+    if off := [name for name in ("autovacuum", "track_counts") if server[name] == "off"]:
+        text = f"{' and '.join(off)} off: dead rows are never removed, and the outbox and statistics of users grow"
+        return Line("autovacuum", "bad", text, "Set autovacuum = on and track_counts = on.")
+    return Line("autovacuum", "ok", "it is on")
+
+
+def _encoding(server: Mapping[str, str]) -> Line:
+    if (encoding := server["server_encoding"]) != "UTF8":
+        text = f"the database has the encoding {encoding}, so some ids cannot be stored"
+        return Line("encoding", "bad", text, "Create a database with ENCODING 'UTF8', and migrate that one.")
+    return Line("encoding", "ok", "UTF8")
+
+
+def _rights(connection: Connection, role: str, *, is_super: bool) -> Line:
+    if denied := [name for (name,) in connection.execute(SELECT_DENIED).fetchall()]:
+        text = f"the role {role} lacks rights on {', '.join(denied[:FINDINGS])}"
+        remedy = "GRANT SELECT, INSERT, UPDATE, DELETE on the tables and USAGE on the sequences, or use their owner."
+        return Line("rights", "bad", text, remedy)
+    if is_super:
+        return Line("rights", "warn", f"the role {role} is a superuser", "Use a role that owns only this database.")
+    return Line("rights", "ok", f"the role {role} has the rights that it needs")
+
+
+def _encryption(connection: Connection) -> Line:
+    server = connection.raw.info
+    if connection.raw.pgconn.ssl_in_use:
+        return Line("encryption", "ok", "connections use TLS")
+    if server.host.startswith("/") or server.hostaddr in ("127.0.0.1", "::1"):
+        return Line("encryption", "ok", "connections do not leave this machine")
+    text = f"connections to {server.host} are not encrypted"
+    return Line("encryption", "warn", text, "Add ?sslmode=verify-full to PROFILES_DATABASE, and sslrootcert if needed.")
+
+
+def _pooler(connection: Connection, url: PostgresUrl) -> Line:
+    """A pooler answers the start of a connection itself, with a process id that is not that of PostgreSQL."""
+    if _row(connection, SELECT_PID)[0] == connection.raw.info.backend_pid:
+        return Line("pooler", "ok", "connections reach PostgreSQL directly")
+    other = connect(url.url)
+    other.raw.prepare_threshold = None
+    with closing(other.raw):
+        seen = {(_row(connection, SELECT_PID), _row(other, SELECT_PID)) for _ in range(POOLER_TRIES)}
+    if len(seen) == 1 and all(one != two for one, two in seen):
+        return Line("pooler", "ok", "a pooler keeps a server connection for each connection of the service")
+    text = "a pooler shares server connections between transactions, so session settings and prepared statements leak"
+    remedy = "Set pool_mode = session for this database in PgBouncer, or connect to PostgreSQL directly."
+    return Line("pooler", "bad", text, remedy)
+
+
+def diagnose_connections(server: Mapping[str, str], limits: list[int | None], processes: int, connections: int) -> Line:
+    """Report whether the server allows the connections of all processes. `limits`: those of the role and the
+    database, None for no limit. `connections`: the most that a process opens."""
+    total = int(server["max_connections"]) - int(server["superuser_reserved_connections"])
+    allowed = min([total, *(limit for limit in limits if limit is not None)])
+    text = f"{processes} processes open up to {processes * connections} connections, and the server allows {allowed}"
+    if processes * connections <= allowed:
+        return Line("connections", "ok", text)
+    return Line("connections", "warn", text, "Raise max_connections or the role's limit, or lower PROFILES_READERS.")
+
+
+def _integrity(connection: Connection) -> Line:
+    if found := [f"event {seq} {fault}" for seq, fault in connection.execute(SELECT_ALL_FAULTS).fetchall()]:
+        remedy = "Check the server with pg_amcheck, and restore a base backup if it finds damage."
+        return Line("integrity", "bad", f"it is damaged: {'; '.join(found)}", remedy)
+    return Line("integrity", "ok", "every event has its fact, and every fact its event")

@@ -1,0 +1,127 @@
+"""Diagnoses the contents of a database for `profiles doctor`, whichever engine it is. It changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from app.events.retention import next_cutoff
+from app.features.clock import DAY_MS
+from app.operations.doctor import Line, diagnose_features
+from app.operations.findings import AUDIT_RULES, waiting_to_be_pruned, wrong_decisions
+from app.operations.samples import Sample
+from app.profiles.availability import Disabled
+from app.stores.sql.backlog import AHEAD_MS, SELECT_AHEAD_COUNT, SELECT_BACKLOG, SELECT_UNKNOWN, Backlog
+from app.stores.sql.cutoffs import SELECT_CUTOFF
+from app.stores.sql.database import Connection
+from app.stores.sql.decisions import SELECT_OLDEST as SELECT_OLDEST_DECISION
+from app.stores.sql.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
+from app.stores.sql.samples import hour_counts, running
+from app.stores.sql.sufficient_statistics import damaged, damaged_priors
+
+SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
+SELECT_DISABLED = "SELECT feature, disabled_by, reason, disabled_at_ms FROM disabled_features ORDER BY feature"
+SELECT_OLDEST = {"events": SELECT_OLDEST_EVENT, "decisions": SELECT_OLDEST_DECISION}
+OUTBOX_OLD_S = 60.0
+SAMPLE_OLD_S = 60.0
+# For each check that counts faults: its state if the count is not 0, the name of the faults, and the remedy.
+COUNTS: dict[str, tuple[Literal["warn", "bad"], str, str]] = {
+    "invalidations": (
+        "warn",
+        "invalidations owed to the cache",
+        "Start the cache again. Until a process has made them, every read is computed.",
+    ),
+    "event times": (
+        "warn",
+        "events more than five minutes in the future",
+        "A clock was wrong when they arrived. Correct it if it still is. They count as recent until that time.",
+    ),
+    "dead letters": ("warn", "dead letters", "Replay or discard each: /admin/dead-letters."),
+    "evidence": (
+        "bad",
+        "users whose sufficient statistics are damaged",
+        "They are scored as new users. Restore their rows of bandit_states from a backup, or erase the users.",
+    ),
+    "priors": (
+        "bad",
+        "damaged pooled priors",
+        "Check the disk. Decisions use the newest intact prior, and a new one is pooled after the next learning.",
+    ),
+}
+
+
+def diagnose_contents(
+    connection: Connection, now_ms: int, days: Mapping[str, int], *, whole: bool
+) -> tuple[list[Line], list[Sample]]:
+    """Return the lines of the report, and the newest sample of each running process. `days`: the retention of `events`
+    and of `decisions`, in days. `whole`: also check the statistics of every user for new damage."""
+
+    def first(statement: str, *parameters: object) -> int | None:
+        row = connection.execute(statement, parameters).fetchone()
+        return None if row is None or row[0] is None else int(row[0])
+
+    samples = running(connection, now_ms)
+    work = Backlog(*connection.execute(SELECT_BACKLOG).fetchone())
+    disabled = [Disabled(*row) for row in connection.execute(SELECT_DISABLED)]
+    lines = [
+        _outbox(now_ms, work.unconsumed, work.oldest_received_at_ms),
+        _count("invalidations", work.owed),
+        _count("event times", first(SELECT_AHEAD_COUNT, now_ms + AHEAD_MS)),
+        _decision_ids(connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()),
+        _count("dead letters", work.dead_letters),
+        _count("evidence", damaged(connection, whole=whole)),
+        _count("priors", damaged_priors(connection)),
+        _samples(first(SELECT_NEWEST_SAMPLE), now_ms),
+        _audit(hour_counts(connection, now_ms)),
+        diagnose_features(samples, {row.feature: str(row) for row in disabled}),
+        _retention(
+            [
+                what
+                for what, kept in days.items()
+                if next_cutoff(now_ms - kept * DAY_MS, first(SELECT_CUTOFF, what), first(SELECT_OLDEST[what])) is None
+            ]
+        ),
+    ]
+    return lines, samples
+
+
+def _count(check: str, count: int | None) -> Line:
+    state, what, remedy = COUNTS[check]
+    return Line(check, state, f"{what}: {count:,}", remedy) if count else Line(check, "ok", f"{what}: none")
+
+
+def _outbox(now_ms: int, count: int, oldest_ms: int | None) -> Line:
+    age_s = 0.0 if oldest_ms is None else (now_ms - oldest_ms) / 1000
+    if age_s < OUTBOX_OLD_S:
+        return Line("outbox", "ok", f"{count:,} events wait for a worker")
+    text = f"{count:,} events wait for a worker, the oldest for {age_s:,.0f} s"
+    return Line("outbox", "warn", text, "Start `profiles worker`, or one more.")
+
+
+def _decision_ids(senders: Sequence[tuple[str, int]]) -> Line:
+    if not (wrong := wrong_decisions(senders)):
+        return Line("decision ids", "ok", "every decision id that was sent in the last day is known")
+    return Line("decision ids", "warn", " ".join(finding.text for finding in wrong), wrong[0].advice)
+
+
+def _samples(newest_ms: int | None, now_ms: int) -> Line:
+    age_s = None if newest_ms is None else (now_ms - newest_ms) / 1000
+    if age_s is not None and age_s <= SAMPLE_OLD_S:
+        return Line("samples", "ok", f"a process stored a sample of its metrics {max(0.0, age_s):,.0f} s ago")
+    text = "no process has ever stored a sample" if age_s is None else f"the newest sample is {age_s:,.0f} s old"
+    remedy = "Start `profiles serve` and `profiles worker`, or find in their logs why they cannot write."
+    return Line("samples", "warn", text, remedy)
+
+
+def _audit(counts: Mapping[str, int]) -> Line:
+    found = [(rule, counts[name]) for name, rule in AUDIT_RULES.items() if counts.get(name)]
+    if not found:
+        return Line("audit", "ok", "the workers' audit has found no wrong value in the last hour")
+    text = " ".join(rule.text(count) for rule, count in found)
+    return Line("audit", "bad", text, " ".join(rule.advice for rule, _ in found))
+
+
+def _retention(waiting: Sequence[str]) -> Line:
+    for finding in waiting_to_be_pruned(waiting):
+        return Line("retention", "warn", finding.text, finding.advice)
+    return Line("retention", "ok", "events and decisions past their retention are deleted every night")
