@@ -26,8 +26,7 @@ from app.profiles.ports import Cache
 from app.service import Service
 from app.stores.queue.client import Queue
 from app.stores.sql.backlog import backlog, events_ahead
-from app.stores.sqlite.connection import check_rights
-from app.stores.sqlite.database import SqliteDatabase
+from app.stores.sql.database import Database
 from app.telemetry import Metrics, logger
 
 FIRST_S = 0.5
@@ -37,7 +36,7 @@ log = logger("health")
 class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
     """Checks the database, the cache, the queue and the features of one process, and sets its gauges."""
 
-    database: SqliteDatabase
+    database: Database
     cache: Cache
     queue: Queue | None
     computation: Computation
@@ -68,16 +67,11 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     async def _database_problem(self) -> str | None:
-        if self.database.full:
-            return "the disk is full: events and decisions are rejected, reads continue"
-        if (links := self.database.links) > 1:
-            return f"its file has {links} names (hard links); remove all but one: each has its own write-ahead log"
         try:
-            await asyncio.to_thread(check_rights, self.database.path)
+            return await self.database.problem()
         except StoreUnavailable as error:
             log.warning("not_answering", what="database", error=str(error))
             return error.public_reason
-        return None
 
     async def _check_cache(self) -> ReadinessCheck:
         try:

@@ -9,8 +9,8 @@ from app.errors import SettingsError
 from app.features.clock import Clock
 from app.settings import Settings
 from app.stores.queue.client import Queue
+from app.stores.sql.database import Database
 from app.stores.sql.owed_invalidations import SqlOwedInvalidations
-from app.stores.sqlite.database import SqliteDatabase
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.null_cache import NullCache
 from app.stores.valkey.server_registration import ServerRegistration
@@ -35,7 +35,7 @@ async def open_queue(settings: Settings, metrics: Metrics) -> AsyncIterator[Queu
 
 @asynccontextmanager
 async def open_cache(
-    settings: Settings, database: SqliteDatabase, owed: SqlOwedInvalidations, clock: Clock, metrics: Metrics
+    settings: Settings, database: Database, owed: SqlOwedInvalidations, clock: Clock, metrics: Metrics
 ) -> AsyncIterator[ValkeyCache | NullCache]:
     """Open the cache, or yield a `NullCache` if the settings name none. An invalid URL raises `SettingsError`."""
     if settings.cache_url is None:

@@ -13,6 +13,7 @@ import msgspec
 
 from app.bootstrap.bandit import bandit as build_bandit
 from app.bootstrap.contract import load_contract
+from app.bootstrap.engines import open_engine
 from app.bootstrap.health import HealthChecks
 from app.bootstrap.servers import open_cache, open_queue
 from app.concurrency.tasks import running
@@ -51,7 +52,9 @@ from app.stores.queue.client import Queue
 from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sql.backlog import unknown_decisions
 from app.stores.sql.cutoffs import SqlCutoffs
+from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
+from app.stores.sql.event_log import SqlEventLog
 from app.stores.sql.event_queries import SqlEventQueries
 from app.stores.sql.local_cache_epoch import clear_local_caches
 from app.stores.sql.logged_profiles import SqlLoggedProfiles
@@ -61,11 +64,6 @@ from app.stores.sql.rebuilds import SqlRebuildRepository
 from app.stores.sql.registries import SqlRegistries, announce
 from app.stores.sql.samples import SqlSamples
 from app.stores.sql.users import SqlUsers
-from app.stores.sqlite.change_feed import SqliteChangeFeed
-from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.feature_check import check_features
-from app.stores.sqlite.source import SqliteSource
 from app.stores.system_clock import SystemClock
 from app.telemetry import Metrics, logger
 
@@ -74,19 +72,17 @@ from app.telemetry import Metrics, logger
 SERVING = ("http", "queue")
 log = logger("bootstrap")
 
-OpenCache = Callable[
-    [Settings, SqliteDatabase, SqlOwedInvalidations, Clock, Metrics], AbstractAsyncContextManager[Cache]
-]
+OpenCache = Callable[[Settings, Database, SqlOwedInvalidations, Clock, Metrics], AbstractAsyncContextManager[Cache]]
 
 
 class OpenService(Service, frozen=True, kw_only=True):
     """A `Service` together with the adapters that it runs on, for entry points, commands and tests."""
 
-    database: SqliteDatabase
+    database: Database
     cache: Cache
     queue: Queue | None
     owed: SqlOwedInvalidations
-    event_log: SqliteEventLog
+    event_log: SqlEventLog
     users: SqlUsers
     registries: SqlRegistries
     audit_trail: SqlAuditTrail
@@ -123,9 +119,9 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
     """Open all adapters and services of a process, and close them in the reverse order when the block ends.
 
     `door` is the entry point through which events come: `http`, `queue` or `command`. It labels the ingest metrics.
-    With `http` there is a local cache; with `http` and `queue` the database records that this process serves the
-    registry. Without a cache URL, reads compute from the database and invalidations are stored until a cache accepts
-    them. Without a queue URL, events wait until a worker's sweep consumes them.
+    With `http` there is a local cache on SQLite; with `http` and `queue` the database records that this process serves
+    the registry. Without a cache URL, reads compute from the database and invalidations are stored until a cache
+    accepts them. Without a queue URL, events wait until a worker's sweep consumes them.
 
     Raises:
         SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process cannot start.
@@ -141,23 +137,19 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
     async with AsyncExitStack() as stack:
         # 1. The database.
-        database = await SqliteDatabase.open(settings.require_file(), settings.readers)
-        stack.push_async_callback(database.close)
-        await database.read(lambda connection: check_features(registry, connection))
-        owed = SqlOwedInvalidations(database)
-        stack.callback(owed.close)
-        owed.any_owed()  # the first query also reads which features are disabled
-        event_log, users = SqliteEventLog(database), SqlUsers(database)
+        engine = await stack.enter_async_context(open_engine(settings))
+        database, event_log = engine.database, engine.event_log
+        await engine.check_features(registry)
+        await database.state.query()  # which features are disabled
+        owed, users = SqlOwedInvalidations(database), SqlUsers(database)
         logged_profiles, cutoffs = SqlLoggedProfiles(database), SqlCutoffs(database)
         dead_letters, rebuild_runs = SqlDeadLetters(database), SqlRebuildRepository(database)
-        registries = SqlRegistries(database, owed.any_owed)
-        availability = FeatureAvailability(registry, clock, owed.disabled)
-        sqlite_source = SqliteSource(
-            database, registry, width=settings.readers, timeout_s=settings.statement_timeout_ms / 1000
-        )
+        registries = SqlRegistries(database, database.state.query)
+        availability = FeatureAvailability(registry, clock, lambda: database.state.last.disabled)
+        sql_source = engine.source(registry, settings.readers)
         measured: Mapping[int, float] = {}
         if door in SERVING:
-            measured = await _try_features(sqlite_source, registry, users, registries, clock, availability)
+            measured = await _try_features(sql_source, registry, users, registries, clock, availability)
         await announce(database, registry, clock.now_ms())
         if door in SERVING:
             await registries.announce(registry, clock.now_ms())
@@ -167,14 +159,14 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         cache = await stack.enter_async_context(edges.open_cache(settings, database, owed, clock, metrics))
 
         # 3. Reads.
-        source = edges.wrap_source(sqlite_source)
+        source = edges.wrap_source(sql_source)
         invalidator = Invalidator(cache=cache, owed=owed, clock=clock, metrics=metrics, pause=edges.pause)
-        trust_gate = TrustGate(owed.any_owed, clock, invalidator.wake)
+        trust_gate = TrustGate(database.state, clock, invalidator.wake)
         computation = Computation(source, registry, clock, metrics, settings.readers, edges.random, availability)
         filler = Filler(cache, registry, metrics)
         local_cache = None
-        if door == "http" and settings.near_users:
-            local_cache = edges.local_cache(SqliteChangeFeed(owed.data_version), registry, clock, settings.near_users)
+        if door == "http" and settings.near_users and engine.change_feed is not None:
+            local_cache = edges.local_cache(engine.change_feed(), registry, clock, settings.near_users)
         reader = ProfileReader(
             cache=cache,
             gate=trust_gate,
@@ -328,7 +320,7 @@ async def _no_job(_: object) -> None:
 
 
 async def _try_features(
-    source: SqliteSource,
+    source: Source,
     registry: Registry,
     stored: SqlUsers,
     registries: SqlRegistries,

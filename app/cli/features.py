@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from app.features.plan import Announced, Change
     from app.profiles.difference import Difference
     from app.profiles.trial import Trial
-    from app.stores.sqlite.database import SqliteDatabase
+    from app.stores.sql.database import Database
 
 UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
 
@@ -161,23 +159,23 @@ def plan(registry: str | None, as_json: bool) -> None:
 
 
 async def _plan(settings: Settings, contract: Contract) -> dict[str, Any]:
+    from app.bootstrap.engines import open_engine
     from app.features.clock import rfc3339
     from app.features.plan import changes, definitions_of
     from app.profiles.trial import SAMPLE, try_features
     from app.stores.sql.users import SqlUsers
-    from app.stores.sqlite.feature_check import check_features
-    from app.stores.sqlite.source import SqliteSource
     from app.stores.system_clock import SystemClock
 
     clock, registry = SystemClock(), contract.registry
-    async with _database(settings) as database:
-        await database.read(lambda connection: check_features(registry, connection))
+    async with open_engine(settings) as engine:
+        database = engine.database
+        await engine.check_features(registry)
         served = await _served(database, clock.now_ms())
         before = served[-1] if served else None
         found = changes(before.definitions if before else (), definitions_of(registry))
         recomputed = registry.known_mask(item.feature for item in found if item.recomputed)
         users = SqlUsers(database)
-        source = SqliteSource(database, registry, timeout_s=settings.statement_timeout_ms / 1000)
+        source = engine.source(registry)
         trials = {
             registry.names[trial.feature]: trial
             for trial in await try_features(source, registry, recomputed, await users.newest_users(SAMPLE), clock)
@@ -260,35 +258,34 @@ def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) 
 async def _diff(settings: Settings, contract: Contract, name: str, count: int, seed: int) -> Difference:
     from random import Random
 
+    from app.bootstrap.engines import open_engine
     from app.errors import NotFound, RegistryError
     from app.features.plan import feature_of
     from app.features.registry import Registry
     from app.profiles.difference import compare
     from app.stores.sql.users import SqlUsers
-    from app.stores.sqlite.feature_check import check_features
-    from app.stores.sqlite.source import SqliteSource
     from app.stores.system_clock import SystemClock
 
     clock, entry = SystemClock(), contract.registry.named(name)
-    async with _database(settings) as database:
+    async with open_engine(settings) as engine:
+        database = engine.database
         served = await _served(database, clock.now_ms(), every=True)
         definitions = [item for known in reversed(served) for item in known.definitions if item.name == name]
         before = next((item for item in definitions if item.fingerprint != entry.fingerprint), None)
         if before is None:
             unchanged = f"{name} was never served with another definition"
             raise NotFound((unchanged if definitions else f"no process has served {name} yet") + "; nothing to compare")
-        await database.read(lambda connection: check_features(Registry([entry]), connection))
+        await engine.check_features(Registry([entry]))
         try:
-            await database.read(lambda connection: check_features(Registry([feature_of(before)]), connection))
+            await engine.check_features(Registry([feature_of(before)]))
         except RegistryError as error:
             raise NotFound(f"the last definition can no longer be computed: {error}") from error
-        timeout_s = settings.statement_timeout_ms / 1000
         with progress("users") as bar:
             task = bar.add_task("comparing", total=count)
             return await compare(
                 feature_of(before),
                 entry,
-                lambda one: SqliteSource(database, one, timeout_s=timeout_s),
+                engine.source,
                 SqlUsers(database),
                 count=count,
                 random=Random(seed),  # noqa: S311  # a sample, no secret
@@ -319,13 +316,15 @@ def enable(name: str, reason: str) -> None:
 
 
 async def _switch(name: str, reason: str, *, on: bool) -> None:
+    from app.bootstrap.engines import open_engine
     from app.operations.audit import audited
     from app.stores.sql.audit_trail import SqlAuditTrail
     from app.stores.sql.registries import SqlRegistries
     from app.stores.system_clock import SystemClock
 
     settings, now_ms = settings_of_command(), SystemClock().now_ms()
-    async with _database(settings) as database:
+    async with open_engine(settings) as engine:
+        database = engine.database
         registries = SqlRegistries(database)
         # Served registries count first, so that a feature can be switched even if this command has another registry, or
         # one that cannot be loaded.
@@ -342,19 +341,7 @@ def _contract(settings: Settings, registry: str | None, *, own_mirror: bool = Tr
     return load_contract(settings, registry, own_mirror=own_mirror)
 
 
-@asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[SqliteDatabase]:
-    """Open only the database: without cache and queue, and without recording that this process serves a registry."""
-    from app.stores.sqlite.database import SqliteDatabase
-
-    database = await SqliteDatabase.open(settings.require_file(), settings.readers)
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
-async def _served(database: SqliteDatabase, now_ms: int, *, every: bool = False) -> list[Announced]:
+async def _served(database: Database, now_ms: int, *, every: bool = False) -> list[Announced]:
     """The registries that running processes serve, the newest last; if none runs, the one that was served last.
 
     With `every`, all registries that any process ever served.

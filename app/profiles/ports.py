@@ -117,6 +117,37 @@ class Source(Protocol):
         """Compute rows as `compute` does, but on a connection of its own, for features that may take long."""
 
 
+class State(NamedTuple):
+    """The part of the database that every process observes, because another process may change it at any time.
+
+    `owed`: a deletion of cache keys has failed and is still to be made. `server`: the identity of the server that is
+    registered as the cache. `generation`: the number of this registration. `disabled`: the disabled features, as JSON
+    of `app.profiles.availability.Disabled`. `database_id` names the database, and is part of every cache key.
+    """
+
+    owed: bool = True
+    server: str | None = None
+    generation: int = 0
+    disabled: str = "[]"
+    database_id: str = ""
+
+    def has_keys_of(self, other: State) -> bool:
+        """Whether both states give a value the same key in the cache."""
+        return (self.server, self.generation, self.database_id) == (other.server, other.generation, other.database_id)
+
+
+class ObservedState(Protocol):
+    """Queries the state that every process observes."""
+
+    last: State  # by the last query
+
+    def look(self) -> State | None:
+        """Query the state on the caller's thread, if the database answers in microseconds; else return None."""
+
+    async def query(self) -> State:
+        """The state at some moment after the call began."""
+
+
 class OwedInvalidation(NamedTuple):
     id: int
     user_id: str
@@ -125,8 +156,8 @@ class OwedInvalidation(NamedTuple):
 class OwedInvalidations(Protocol):
     """The table of users whose cache keys must still be deleted, because the cache did not answer."""
 
-    def any_owed(self) -> bool:
-        """Whether any invalidation is owed. Queries the database on the caller's thread, in microseconds."""
+    async def any_owed(self) -> bool:
+        """Whether any invalidation is owed."""
 
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
         """Record for each user that the cache keys must be deleted; it is committed when this returns."""

@@ -14,8 +14,9 @@ from time import perf_counter
 
 import redis
 
+from app.stores.sql.profile_statement import build
 from app.stores.sqlite.connection import connect
-from app.stores.sqlite.profile_statement import build
+from app.stores.sqlite.source import DIALECT
 from tests.bench.comparison import Comparison
 from tests.bench.environment import Environment
 from tests.bench.load import get
@@ -48,7 +49,7 @@ def measure(environment: Environment) -> Iterator[Comparison]:
 
 
 def _by_sqlite(environment: Environment, users: list[str]) -> list[float]:
-    statement = build(REGISTRY).live
+    statement = build(REGISTRY, DIALECT).live
     times: list[float] = []
     with closing(connect(environment.settings.require_file(), read_only=True)) as connection:
         for user in users:

@@ -17,7 +17,8 @@ from time import perf_counter
 from typing import NamedTuple
 
 from app.features.clock import DAY_MS, rfc3339
-from app.stores.sqlite.profile_statement import build
+from app.stores.sql.profile_statement import build
+from app.stores.sqlite.source import DIALECT
 from tests.bench.comparison import Comparison
 from tests.bench.environment import DAYS, Environment
 from tests.bench.servers import process_environment
@@ -55,7 +56,7 @@ def _runs(environment: Environment, count: int) -> tuple[Run, Run]:
     rows, theirs, ours = (directory / name for name in ("rows.csv", "theirs.csv", "ours.csv"))
     _write_rows(rows, count, environment)
     plan = directory / "plan.json"
-    plan.write_text(json.dumps([build(REGISTRY).past, REGISTRY.names, [entry.default for entry in REGISTRY]]))
+    plan.write_text(json.dumps([build(REGISTRY, DIALECT).past, REGISTRY.names, [entry.default for entry in REGISTRY]]))
     reference = _run(
         environment,
         *("tests.bench.history_sqlite", str(rows), str(theirs), str(environment.settings.require_file()), str(plan)),

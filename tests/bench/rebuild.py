@@ -10,8 +10,9 @@ import uvloop
 
 from app.bootstrap.service import open_service
 from app.profiles.rebuild.runs import CHUNK
+from app.stores.sql.profile_statement import build
 from app.stores.sqlite.connection import connect
-from app.stores.sqlite.profile_statement import build
+from app.stores.sqlite.source import DIALECT
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment
 from tests.support.bulk_users import add_users
@@ -28,7 +29,7 @@ def measure(environment: Environment) -> Iterator[Comparison]:
 
 async def _measure(environment: Environment) -> Comparison:
     users = add_users(environment.settings.require_file(), "rebuilt", USERS, EVENTS, environment.now_ms)
-    statement = build(REGISTRY).live
+    statement = build(REGISTRY, DIALECT).live
     pages = [users[start : start + CHUNK] for start in range(0, USERS, CHUNK)]
     with closing(connect(environment.settings.require_file(), read_only=True)) as connection:
         async with open_service(environment.settings, door="bench") as service:

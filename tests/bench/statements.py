@@ -9,8 +9,9 @@ from pathlib import Path
 
 import uvloop
 
+from app.stores.sql.profile_statement import build
 from app.stores.sqlite.connection import connect
-from app.stores.sqlite.profile_statement import build
+from app.stores.sqlite.source import DIALECT
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment
 from tests.support.registry import REGISTRY
@@ -43,7 +44,7 @@ async def _measure(database: Path, now_ms: int) -> AsyncIterator[Comparison]:
         users = [user for (user,) in connection.execute("SELECT DISTINCT user_id FROM tip_views LIMIT 256")]
         arms = [f"SELECT '{entry.name}', user_id, value FROM ({entry.compute})" for entry in REGISTRY]
         set_based = _SET_BASED + " UNION ALL ".join(arms)
-        correlated = build(REGISTRY).past
+        correlated = build(REGISTRY, DIALECT).past
         for count in (1, 10, 100, 256):
             chosen = users[:count]
             _same(connection, set_based, correlated, chosen, now_ms)

@@ -331,7 +331,7 @@ class Machine(RuleBasedStateMachine):
     async def _recover(self) -> None:
         for service in self.services:
             await service.reconnected()
-        while self.services[0].owed.any_owed():
+        while await self.services[0].owed.any_owed():
             with suppress(CacheUnavailable):
                 await self.services[0].invalidator.settle()
         let_pass(self.clock, 0.051)

@@ -10,20 +10,18 @@ import itertools
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 
-from app.events.ports import Admitted, Appended, ClashingEvent
 from app.stores.migrate import migrate
 from app.stores.postgres.database import PostgresDatabase
+from app.stores.postgres.event_log import PostgresEventLog
 from app.stores.sql.database import Connection, Database, Parameters
 from app.stores.sql.event_log import SqlEventLog
-from app.stores.sqlite import event_log as sqlite_log
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 
@@ -148,38 +146,7 @@ async def open_again(database: Database) -> SqliteDatabase | PostgresDatabase:
 
 def log_of(database: Database) -> SqlEventLog:
     """The event log of a database."""
-    return SqliteEventLog(database) if isinstance(database, SqliteDatabase) else PlainEventLog(database)
-
-
-class PlainEventLog(SqlEventLog):
-    """Stores events in PostgreSQL by the statements of SQLite, with numbers of its own, for one process."""
-
-    async def append(
-        self, requests: Sequence[Sequence[Admitted]], *, consumed: bool = False
-    ) -> list[Appended | ClashingEvent]:
-        users = {item.event.user_id for request in requests for item in request}
-
-        def work(connection: Connection) -> list[Appended | ClashingEvent]:
-            outcomes = sqlite_log._append_all(_Numbered(connection), requests, consumed)  # type: ignore[arg-type]
-            last = max(
-                (seq for outcome in outcomes if isinstance(outcome, Appended) for seq in outcome.seqs), default=0
-            )
-            if last:
-                connection.execute("SELECT setval('event_seq', ?)", (last,))
-            return outcomes
-
-        return await self._database.write(work, of=users)
-
-
-class _Numbered:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def execute(self, statement: str, parameters: Parameters = ()) -> Any:
-        if statement == sqlite_log.SELECT_LAST_SEQ:
-            self._connection.execute("LOCK TABLE event_log IN EXCLUSIVE MODE")
-            statement = "SELECT last_value FROM event_seq WHERE is_called"
-        return self._connection.execute(statement, parameters)
+    return SqliteEventLog(database) if isinstance(database, SqliteDatabase) else PostgresEventLog(database)
 
 
 @pytest.fixture

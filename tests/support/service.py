@@ -29,8 +29,8 @@ from app.profiles.online.cache_protocol import FeatureValue, Profile, decode
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import Cell, ComputeRow, Source
 from app.settings import Settings
+from app.stores.sql.database import Database
 from app.stores.sql.owed_invalidations import SqlOwedInvalidations
-from app.stores.sqlite.database import SqliteDatabase
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.server_registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
 from app.stores.valkey.server_registration import REGISTER_EVERY_S, ServerRegistration
@@ -218,7 +218,7 @@ def over(
 
     @asynccontextmanager
     async def opened(
-        _: Settings, database: SqliteDatabase, owed: SqlOwedInvalidations, clock: Clock, metrics: Metrics
+        _: Settings, database: Database, owed: SqlOwedInvalidations, clock: Clock, metrics: Metrics
     ) -> AsyncIterator[PausableCache]:
         assert isinstance(clock, FakeClock)
 

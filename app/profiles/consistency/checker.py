@@ -46,7 +46,7 @@ class ConsistencyChecker:
 
     async def check(self, user_ids: Sequence[str]) -> list[CheckResult]:
         """Check some tens of users; return one result per user, in the same order. Raises `StoreUnavailable`."""
-        if self._inspector.cache_state != "trusted":
+        if await self._inspector.cache_state() != "trusted":
             return [CheckResult(user_id, "unchecked") for user_id in user_ids]
         return [await self._result(inspection) for inspection in await self._inspector.inspect(user_ids)]
 

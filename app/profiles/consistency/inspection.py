@@ -91,7 +91,7 @@ class Inspector:
         *,
         cache: Cache,
         filler: Filler,
-        trusted: Callable[[], bool],
+        trusted: Callable[[], Awaitable[bool]],
         users: NewestEvents,
         computation: Computation,
         registry: Registry,
@@ -108,10 +108,9 @@ class Inspector:
         self._clock = clock
         self._pause = pause
 
-    @property
-    def cache_state(self) -> CacheState:
+    async def cache_state(self) -> CacheState:
         """Whether reads serve cached values now; if not, whether invalidations are owed or the cache is unavailable."""
-        return "away" if not self._cache.available else "trusted" if self._trusted() else "owed"
+        return "away" if not self._cache.available else "trusted" if await self._trusted() else "owed"
 
     async def inspect(self, user_ids: Sequence[str]) -> list[Inspection]:
         """Inspect users; return one inspection per user, in the same order. Raises `StoreUnavailable`."""
@@ -149,7 +148,7 @@ class Inspector:
                 left = await self._unconfirmed([found[user_id] for user_id in left], mask, found)
         # A value that has changed each time is being replaced again and again, so it is reported as missing.
         found |= {user_id: _without_faults(found[user_id]) for user_id in left}
-        cache: CacheState = "trusted" if self._trusted() else "owed"
+        cache: CacheState = "trusted" if await self._trusted() else "owed"
         return [one if one.cache == "away" else one._replace(cache=cache) for one in map(found.__getitem__, user_ids)]
 
     async def _unconfirmed(

@@ -30,8 +30,8 @@ an event invalidates the value. A value expires when its TTL is over, or when th
 window, whichever comes first. A value is a hit only while this process's clock is between the two times. As the clock
 of another process may be ahead, a value is also a hit if `computed_ms` lies up to `CLOCK_SKEW_MS` ahead.
 
-Invariant of hits: hits are served only while `TrustGate.holds` is True, that is, if a query for owed invalidations
-began at most `CHECK_VALID_S` before and found none. An invalidation is *owed* if the DEL failed: the request that needs
+Invariant of hits: hits are served only if `TrustGate.check` is True, that is, if a query for owed invalidations began
+at most `CHECK_VALID_S` before and found none. An invalidation is *owed* if the DEL failed: the request that needs
 the DEL records this in the database, and is answered `HOLD_BACK_S` later. By then, every query that ran before the
 record is too old, in every process.
 """
@@ -46,7 +46,7 @@ from typing import NamedTuple
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import Clock
 from app.features.registry import Registry, indices
-from app.profiles.ports import Cache, Cell, Epoch, Fill
+from app.profiles.ports import Cache, Cell, Epoch, Fill, ObservedState, State
 from app.telemetry import Metrics
 
 VALUE = b"V"
@@ -292,32 +292,76 @@ class TrustGate:
     """Decides whether cached values may be served: only while no invalidation is owed.
 
     An invalidation is owed if the DEL of stale keys could not be made; the database has a record of it. If the last
-    query for such records is too old, `holds` repeats the query: a timer could be delayed by a busy event loop.
+    query for such records is too old, a check repeats the query: a timer could be delayed by a busy event loop. If the
+    query takes a round trip, reads share it, and send their MGET meanwhile.
     """
 
-    def __init__(self, any_owed: Callable[[], bool], clock: Clock, on_owed: Callable[[], None]) -> None:
-        """`any_owed` queries the database. `on_owed` is called if an invalidation is owed or the query fails."""
-        self._any_owed = any_owed
+    def __init__(self, state: ObservedState, clock: Clock, on_owed: Callable[[], None]) -> None:
+        """`on_owed` is called if an invalidation is owed or the query fails."""
+        self._state = state
         self._clock = clock
         self._on_owed = on_owed
-        self._checked_at = float("-inf")
+        self._checked_at = self._asked_at = float("-inf")
+        self._asking: asyncio.Task[State | None] | None = None
         self._clear = False
+        self._answered = False
         self._owed = True  # by the last query that the database answered
 
-    def holds(self) -> bool:
-        """Whether a read that begins now may serve values from the cache."""
+    def check(self) -> bool | PendingCheck:
+        """Whether a read that begins now may serve values from the cache; or a check that is awaited before it does."""
         now = self._clock.monotonic()
-        if not 0 <= now - self._checked_at <= CHECK_VALID_S:
-            self._checked_at = now  # taken before the query, whose result is at least as new
+        if 0 <= now - self._checked_at <= CHECK_VALID_S:
+            return self._clear
+        if self._asking is None or self._asking.done() or not 0 <= now - self._asked_at <= CHECK_VALID_S:
             try:
-                self._owed = self._any_owed()
-                self._clear = not self._owed
+                state = self._state.look()
             except StoreUnavailable:
-                self._clear = False
-            if not self._clear:
-                self._on_owed()
-        return self._clear
+                self._note(now, None)
+                return False
+            if state is not None:
+                self._note(now, state)
+                return self._clear
+            self._asked_at = now
+            self._asking = asyncio.get_running_loop().create_task(self._ask(now))
+        return PendingCheck(self._asking, self._state.last)
 
-    def allows_unproven(self) -> bool:
+    async def holds(self) -> bool:
+        """Whether a read that begins now may serve values from the cache."""
+        check = self.check()
+        return check if isinstance(check, bool) else await check.holds()
+
+    async def allows_unproven(self) -> bool:
         """Whether the database cannot be asked now, and nothing was owed when it was last asked."""
-        return not self.holds() and not self._owed
+        await self.holds()
+        return not self._answered and not self._owed
+
+    async def _ask(self, at: float) -> State | None:
+        try:
+            state = await self._state.query()
+        except StoreUnavailable:
+            self._note(at, None)
+            return None
+        self._note(at, state)
+        return state
+
+    def _note(self, at: float, state: State | None) -> None:
+        """Record the answer to a query that began at `at` or later; None if there was none."""
+        self._checked_at = at
+        self._answered = state is not None
+        if state is not None:
+            self._owed = state.owed
+        self._clear = self._answered and not self._owed
+        if not self._clear:
+            self._on_owed()
+
+
+class PendingCheck(NamedTuple):
+    """A query of the database that has not been answered yet, and the state by which keys are built meanwhile."""
+
+    asking: asyncio.Task[State | None]
+    before: State
+
+    async def holds(self) -> bool:
+        """Whether values that were read from the cache since the check may be served."""
+        state = await asyncio.shield(self.asking)
+        return state is not None and not state.owed and state.has_keys_of(self.before)

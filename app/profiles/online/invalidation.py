@@ -139,7 +139,7 @@ class Invalidator:
     async def _settle_if_owed(self) -> None:
         self._wake.clear()
         try:
-            owed = self._owed.any_owed()
+            owed = await self._owed.any_owed()
             self._metrics.owed.set(owed)
             if owed:
                 self._require_cache()

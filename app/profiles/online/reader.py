@@ -119,7 +119,7 @@ class ProfileReader:
         since then, if the DEL failed, or was made on another server that has become the cache. Returns None if a value
         is missing, the cache is unavailable, the database answers, or an invalidation was owed when it last answered.
         """
-        if not self._gate.allows_unproven() or not self._cache.available:
+        if not await self._gate.allows_unproven() or not self._cache.available:
             return None
         nulls = self._nulls()
         profiles = {user_id: {i: nulls[i] for i in indices(mask) if i in nulls} for user_id, mask in wanted.items()}
@@ -262,7 +262,7 @@ class ProfileReader:
     def _trusted_local_cache(self) -> LocalCache | None:
         # One rule for all hits: if hits from the server would not be served, local ones are not served either.
         local_cache = self._local_cache
-        return local_cache if local_cache is not None and self._cache.available and self._gate.holds() else None
+        return local_cache if local_cache is not None and self._cache.available and self._gate.check() is True else None
 
     def _count_local(self, values: int) -> None:
         self._metrics.cache_hits.inc(values)

@@ -4,8 +4,8 @@ The misses of a group share a statement with the misses of other groups that wai
 read connections, concurrent requests for one user who is not cached run at most n + 1 statements. A request whose
 values are all cached is answered at once.
 
-Invariant: a hit is served only if no invalidation is owed (`TrustGate.holds`) when the group of the request starts,
-after all its requests have arrived.
+Invariant: a hit is served only if no invalidation is owed (`TrustGate.check`) when the group of the request starts,
+after all its requests have arrived. On PostgreSQL, the answer to this question arrives while the cache is read.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class RequestBatching:
         try:
             if not self._cache.available:
                 await self._degrade(waiting, "unavailable")
-            elif not self._gate.holds():
+            elif not (check := self._gate.check()):
                 await self._degrade(waiting, "owed")
             else:
                 masks = self._masks
@@ -128,6 +128,9 @@ class RequestBatching:
                 epoch, held = await self._cache.read_rows(
                     [(user_id, masks[mask].features) for request in waiting for user_id, mask in request.wanted.items()]
                 )
+                if not isinstance(check, bool) and not await check.holds():
+                    await self._degrade(waiting, "owed")
+                    return
                 at = read_time(self._clock.now_ms())
                 waiting, profiles, missing = self._answer_hits(waiting, held, at, mark)
                 if missing:

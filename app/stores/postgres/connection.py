@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import errors
@@ -34,16 +36,28 @@ _SESSION = {
     "idle_in_transaction_session_timeout": STATEMENT_TIMEOUT_MS,
     "default_transaction_isolation": "read committed",
 }
-_SET_SESSION = (
+# The timeline changes when a standby is promoted, the system identifier when the data come from another cluster, and
+# the table when a dump is restored.
+DATABASE_ID = """(SELECT value FROM service WHERE name = 'database_id')
+    || ':' || (SELECT system_identifier FROM pg_control_system())
+    || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+    || ':' || CAST(CAST('service' AS regclass) AS oid)"""
+SELECT_ID = f"SELECT {DATABASE_ID}".encode()
+SET_SESSION = (
     "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SESSION.items())
 ).encode()
 _DEFAULTS: dict[str, Any] = {
     "connect_timeout": CONNECT_TIMEOUT_S,
     "target_session_attrs": "read-write",
     "fallback_application_name": "profiles",
+    # A host that is silently gone is noticed within a few seconds.
+    "tcp_user_timeout": CONNECT_TIMEOUT_S * 1000,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
 }
 NO_ROOM = (errors.DiskFull, errors.OutOfMemory)
-_TOKENS = re.compile(r"'(?:[^']|'')*'|--[^\n]*|::|:(\w+)|\?|%")
+_TOKENS = re.compile(r"'(?:[^']|'')*'|--[^\n]*|::|:(\w+)|\?")
 _JSON = (
     (re.compile(r"\bjson_each\(([^()]+)\)"), r"json_array_elements_text(CAST(\1 AS json))"),
     (re.compile(r"([\w.]+)(?= ->>? )"), r"CAST(\1 AS json)"),
@@ -76,18 +90,32 @@ _CONTEXT.adapters.register_dumper(str, _TextDumper)
 _CONTEXT.adapters.register_loader("numeric", _NumericLoader)
 
 
+class Translated(NamedTuple):
+    """A statement as PostgreSQL expects it, and the names of its parameters `$1`, `$2`, …; none if they have none."""
+
+    text: bytes
+    names: tuple[str, ...]
+
+    def arguments(self, parameters: Parameters) -> Sequence[object]:
+        if isinstance(parameters, Mapping):
+            return [parameters[name] for name in self.names]
+        return parameters
+
+
+# psycopg would parse each long statement again, which takes as long as running it.
 @lru_cache(maxsize=1_024)
-def translated(statement: str) -> bytes:
-    """The statement as psycopg and PostgreSQL expect it."""
+def translated(statement: str) -> Translated:
+    names: dict[str, int] = {}
+    places = count(1)
 
     def replace(match: re.Match[str]) -> str:
         if match[1]:
-            return f"%({match[1]})s"
-        return "%s" if match[0] == "?" else match[0].replace("%", "%%")
+            return f"${names.setdefault(match[1], len(names) + 1)}"
+        return f"${next(places)}" if match[0] == "?" else match[0]
 
     for pattern, replacement in _JSON:
         statement = pattern.sub(replacement, statement)
-    return _TOKENS.sub(replace, statement).encode()
+    return Translated(_TOKENS.sub(replace, statement).encode(), tuple(names))
 
 
 class Connection:
@@ -95,27 +123,32 @@ class Connection:
 
     def __init__(self, raw: psycopg.Connection[Any]) -> None:
         self.raw = raw
+        self.server = ""  # the id of the database, as `SELECT_ID` selects it
+        # Left after the COMMIT of the running transaction, such as a pipeline that sends the COMMIT, too.
+        self.ending = ExitStack()
 
     def execute(self, statement: str, parameters: Parameters = (), /) -> psycopg.Cursor[Any]:
-        return self.raw.execute(translated(statement), parameters)
+        found = translated(statement)
+        return self.raw.execute(found.text, found.arguments(parameters))
 
     def executemany(self, statement: str, rows: Iterable[Sequence[object] | Mapping[str, object]], /) -> Any:
-        cursor = self.raw.cursor()
-        cursor.executemany(translated(statement), rows)
+        cursor, found = self.raw.cursor(), translated(statement)
+        cursor.executemany(found.text, [found.arguments(row) for row in rows])
         return cursor
+
+
+def connection_parameters(url: str) -> dict[str, Any]:
+    """The arguments of psycopg's `connect` for a connection to the server that accepts writes. `SET_SESSION` must be
+    its first statement: not with the option `options`, which a URL may have, and which PgBouncer refuses."""
+    conninfo = make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(url)})
+    return {"conninfo": conninfo, "autocommit": True, "prepare_threshold": 2, "context": _CONTEXT}
 
 
 def connect(url: str) -> Connection:
     """Connect to the server that accepts writes. Raises `StoreUnavailable` if none does."""
     try:
-        raw = psycopg.connect(
-            make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(url)}),
-            autocommit=True,
-            prepare_threshold=2,
-            context=_CONTEXT,
-        )
-        # Not with the option `options`, which a URL may have, and which PgBouncer refuses.
-        raw.execute(_SET_SESSION)
+        raw = psycopg.connect(**connection_parameters(url), cursor_factory=psycopg.RawCursor)
+        raw.execute(SET_SESSION)
     except psycopg.Error as error:
         raise unavailable(error) from error
     return Connection(raw)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import psycopg
@@ -18,6 +18,8 @@ from psycopg import errors
 
 from app.errors import StoreFull, StoreUnavailable
 from app.stores.postgres.connection import Connection, connect, unavailable
+from app.stores.postgres.observed_state import PostgresState
+from app.stores.postgres.pool import Pool
 from app.stores.sql.database import SELECT_REVISION, Database, Scope, check_revision
 from app.telemetry import logger
 
@@ -27,103 +29,10 @@ ATTEMPTS = 5
 AGAIN = (errors.SerializationFailure, errors.DeadlockDetected)
 log = logger("stores.postgres")
 
-# The timeline changes when a standby is promoted, the system identifier when the data come from another cluster.
-SELECT_ID = """
-SELECT (SELECT value FROM service WHERE name = 'database_id')
-    || ':' || (SELECT system_identifier FROM pg_control_system())
-    || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
-"""
+BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 LOCK_SERVICE = "SELECT 1 FROM service WHERE name = 'database_id' FOR UPDATE"
 INSERT_USERS = "INSERT INTO users (user_id) SELECT unnest(CAST(? AS text[])) ON CONFLICT DO NOTHING"
 LOCK_USERS = "SELECT 1 FROM users WHERE user_id = ANY(CAST(? AS text[])) ORDER BY user_id FOR UPDATE"
-
-
-class Pool:
-    """A fixed number of connections, opened on first use, and as many threads. All methods raise `StoreUnavailable`."""
-
-    def __init__(self, url: str, size: int) -> None:
-        self._url = url
-        self._threads = ThreadPoolExecutor(size, "postgres")
-        self._all: set[Connection] = set()
-        # The connection used last has its plans and the server's caches warm. None stands for one to be opened.
-        self._idle: asyncio.LifoQueue[Connection | None] = asyncio.LifoQueue()
-        for _ in range(size):
-            self._idle.put_nowait(None)
-        self._abandoned: set[asyncio.Task[None]] = set()
-        self._closed = False
-
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        """Call `work` with an idle connection, on a thread. Cancelling the call cancels the running statement.
-
-        If the connection has been idle and turns out to be lost, `work` is called again with a new one.
-        """
-        connection = await self._idle.get()
-        if self._closed:
-            self._idle.put_nowait(connection)
-            raise StoreUnavailable("the database is closed")
-        loop = asyncio.get_running_loop()
-        holder = [connection]
-        running = loop.run_in_executor(self._threads, self._run, holder, work)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            if not running.done():
-                abandoned = asyncio.create_task(self._abandon(holder, running))
-                self._abandoned.add(abandoned)
-                abandoned.add_done_callback(self._abandoned.discard)
-            raise
-        finally:
-            if running.done():
-                self._idle.put_nowait(holder[0])
-
-    async def _abandon(self, holder: list[Connection | None], running: asyncio.Future[Any]) -> None:
-        """Cancel the running statement. The connection is idle afterwards, so that no later statement is cancelled."""
-        if holder[0] is not None:
-            await asyncio.to_thread(_cancel, holder[0])
-        await asyncio.wait([running])
-        running.cancelled() or running.exception()  # retrieved
-        self._idle.put_nowait(holder[0])
-
-    def _run(self, holder: list[Connection | None], work: Callable[[Connection], T]) -> T:
-        reused = holder[0] is not None
-        while True:
-            connection = holder[0] or self._open()
-            holder[0] = connection
-            try:
-                return work(connection)
-            except psycopg.Error:
-                if not connection.raw.closed:
-                    raise
-                if not reused:
-                    raise
-                reused = False  # it was lost while idle, or now: a new connection shows whether the server answers
-            finally:
-                if connection.raw.closed:
-                    self._all.discard(connection)
-                    holder[0] = None
-
-    def _open(self) -> Connection:
-        connection = connect(self._url)
-        self._all.add(connection)
-        if self._closed:
-            connection.raw.close()
-        return connection
-
-    def interrupt(self) -> None:
-        """Cancel the running statements: the process is stopping."""
-        for connection in list(self._all):
-            _cancel(connection)
-
-    async def close(self) -> None:
-        self._closed = True
-        for connection in list(self._all):
-            _cancel(connection)
-        await asyncio.to_thread(self._threads.shutdown)
-        if self._abandoned:
-            await asyncio.wait(self._abandoned)
-        for connection in self._all:
-            connection.raw.close()
-        self._all.clear()
 
 
 class PostgresDatabase(Database):
@@ -131,13 +40,16 @@ class PostgresDatabase(Database):
 
     delete_lock = ("DELETE FROM users WHERE user_id = ?",)
 
+    readers: Pool
+    state: PostgresState
+
     def __init__(self, url: str, readers: int) -> None:
         self.url = url
-        self.id = ""
         self.full = False
+        self.state = PostgresState(url)
         # One more than the features use at a time, so that a health check never waits for a slow feature.
-        self.readers = Pool(url, readers + 1)
-        self._writers = Pool(url, WRITERS)
+        self.readers = Pool(url, readers + 1, self.state)
+        self._writers = Pool(url, WRITERS, self.state)
 
     @classmethod
     async def open(cls, url: str, readers: int) -> PostgresDatabase:
@@ -147,10 +59,10 @@ class PostgresDatabase(Database):
             StoreUnavailable: no server that accepts writes answers.
             SchemaMismatch: the database is not migrated, or newer than this program.
         """
+        await asyncio.to_thread(_check_schema, url)
         database = cls(url, readers)
         try:
-            await database.read(check_schema)
-            (database.id,) = await database.row(SELECT_ID)
+            await database.state.query()
         except BaseException:
             await database.close()
             raise
@@ -160,16 +72,13 @@ class PostgresDatabase(Database):
         def run(connection: Connection) -> T:
             if not snapshot:
                 return work(connection)
-            connection.raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            connection.raw.execute(BEGIN_SNAPSHOT)
             try:
                 return work(connection)
             finally:
-                _roll_back(connection)
+                roll_back(connection)
 
-        try:
-            return await self.readers.run(run)
-        except psycopg.Error as error:
-            raise unavailable(error) from error
+        return await self.readers.run(run)
 
     async def write(
         self, work: Callable[[Connection], T], *, of: Collection[str] | Scope, durable: bool = True, again: bool = False
@@ -183,14 +92,11 @@ class PostgresDatabase(Database):
         users = sorted(set(of)) if not isinstance(of, Scope) else None
         try:
             result = await self._writers.run(lambda connection: _transact(connection, work, users, durable, again))
-        except psycopg.IntegrityError:
-            raise
-        except psycopg.Error as error:
-            refused = unavailable(error)
-            if isinstance(refused, StoreFull) and not self.full:
+        except StoreFull as error:
+            if not self.full:
                 self.full = True
                 log.error("database_full", error=str(error), reads="continue")
-            raise refused from error
+            raise
         if self.full:
             self.full = False
             log.warning("database_has_room_again")
@@ -199,6 +105,7 @@ class PostgresDatabase(Database):
     async def close(self) -> None:
         await self.readers.close()
         await self._writers.close()
+        await self.state.close()
 
 
 def check_schema(connection: Connection) -> None:
@@ -210,6 +117,16 @@ def check_schema(connection: Connection) -> None:
     check_revision(str(row[0]) if row is not None else None, connection.raw.info.dbname)
 
 
+def _check_schema(url: str) -> None:
+    connection = connect(url)
+    try:
+        check_schema(connection)
+    except psycopg.Error as error:
+        raise unavailable(error) from error
+    finally:
+        connection.raw.close()
+
+
 def _transact(
     connection: Connection, work: Callable[[Connection], T], users: list[str] | None, durable: bool, again: bool
 ) -> T:
@@ -217,12 +134,13 @@ def _transact(
         committing = False
         try:
             _begin(connection, users, durable)
-            result = work(connection)
-            committing = True
-            connection.raw.execute("COMMIT")
+            with ExitStack() as connection.ending:
+                result = work(connection)
+                committing = True
+                connection.raw.execute("COMMIT")
             return result
         except AGAIN as error:
-            _roll_back(connection)
+            roll_back(connection)
             if attempt == ATTEMPTS:
                 raise
             log.debug("transaction_repeated", error=type(error).__name__)
@@ -230,10 +148,10 @@ def _transact(
             if connection.raw.closed and committing and not again:
                 text = "the connection was lost during a commit, which may have been made"
                 raise StoreUnavailable(text) from error
-            _roll_back(connection)
+            roll_back(connection)
             raise
         except BaseException:
-            _roll_back(connection)
+            roll_back(connection)
             raise
     raise AssertionError("unreachable")
 
@@ -259,16 +177,9 @@ def _begin(connection: Connection, users: list[str] | None, durable: bool) -> No
         connection.raw.execute("ROLLBACK")
 
 
-def _roll_back(connection: Connection) -> None:
+def roll_back(connection: Connection) -> None:
     if not connection.raw.closed and connection.raw.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
         try:
             connection.raw.execute("ROLLBACK")
         except psycopg.Error:
             connection.raw.close()
-
-
-def _cancel(connection: Connection) -> None:
-    try:
-        connection.raw.cancel_safe(timeout=1.0)
-    except psycopg.Error as error:
-        log.debug("statement_not_cancelled", error=str(error))

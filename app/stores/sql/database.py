@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from enum import Enum
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from app.errors import SchemaMismatch
+from app.profiles.ports import ObservedState
 
 T = TypeVar("T")
 SCHEMA_REVISION = "0008"
@@ -36,6 +38,23 @@ class Connection(Protocol):
 
     def execute(self, statement: str, parameters: Any = ..., /) -> Cursor: ...
     def executemany(self, statement: str, rows: Iterable[Any], /) -> Cursor: ...
+
+
+class Reader(Protocol):
+    """A read-only connection with a thread of its own while it is used."""
+
+    async def run(self, work: Callable[[Any], T], timeout_s: float = ..., /) -> T:
+        """Call `work` with the connection, on its thread. Its statement is interrupted after `timeout_s` seconds, and
+        when the caller is cancelled."""
+
+
+class Readers(Protocol):
+    def one(self, *, extra: bool = False) -> AbstractAsyncContextManager[Reader]:
+        """Lend an idle connection for the block; with `extra`, open a new one and close it after the block. An error of
+        the engine that leaves the block becomes `StoreUnavailable`."""
+
+    def interrupt(self) -> None:
+        """Interrupt running statements, and later ones soon after they begin: the process is stopping."""
 
 
 class Scope(Enum):
@@ -72,8 +91,20 @@ class Database(ABC):
     """
 
     delete_lock: ClassVar[tuple[str, ...]] = ()
-    id: str
     full: bool
+    readers: Readers
+    state: ObservedState
+
+    @property
+    def id(self) -> str:
+        return self.state.last.database_id
+
+    async def problem(self) -> str | None:
+        """Why the database should not be used as it is, although it answers; None if all is well."""
+        return "the disk is full: events and decisions are rejected, reads continue" if self.full else None
+
+    @abstractmethod
+    async def close(self) -> None: ...
 
     @abstractmethod
     async def read(self, work: Callable[[Connection], T], *, snapshot: bool = False) -> T:
@@ -95,9 +126,6 @@ class Database(ABC):
             StoreUnavailable: nothing was written, unless the engine says otherwise.
             StoreFull: the disk is full; nothing was written.
         """
-
-    @abstractmethod
-    async def close(self) -> None: ...
 
     async def rows(self, statement: str, parameters: Parameters = ()) -> list[Any]:
         """Read all rows of one statement."""

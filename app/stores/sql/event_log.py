@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.clock import EPOCH, MILLISECOND
@@ -81,7 +81,7 @@ class SqlEventLog(ABC):
         await self._database.execute(DELETE_CONSUMED, (json.dumps(seqs),))
 
     async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
-        known = await self._database.read(features_by_subject)
+        known = features_by_subject(await self._database.rows(SELECT_FEATURE_KEYS))
         return {subject: known.get(subject, frozenset()) for subject in subjects}
 
     async def oldest_ms(self) -> int | None:
@@ -98,15 +98,48 @@ class SqlEventLog(ABC):
         return await self._database.write(work, of={user_id for user_id, _ in events})
 
 
-def features_by_subject(connection: Connection) -> dict[str, frozenset[str]]:
+def features_by_subject(rows: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:
+    """Group the rows of `SELECT_FEATURE_KEYS`."""
     found: dict[str, set[str]] = {}
-    for subject, feature in connection.execute(SELECT_FEATURE_KEYS).fetchall():
+    for subject, feature in rows:
         found.setdefault(subject, set()).add(feature)
     return {subject: frozenset(features) for subject, features in found.items()}
 
 
 def event_key(item: Admitted) -> EventKey:
     return item.event.user_id, item.event.event_id
+
+
+class Admission(NamedTuple):
+    """What a transaction stores: the outcome of each request, the new events with their sequence numbers, and the keys
+    of all historical events, known ones included."""
+
+    outcomes: list[Appended | ClashingEvent]
+    fresh: list[tuple[int, Admitted]]
+    historical: list[EventKey]
+
+
+def admit(
+    requests: Sequence[Sequence[Admitted]],
+    known: dict[EventKey, bytes],
+    features: Mapping[str, frozenset[str]],
+    number: Callable[[EventKey], int],
+) -> Admission:
+    """Sort the events of all requests. A request stores nothing if one of its events reuses a known id with different
+    content. `known` has the digests of stored events; the new ones are added. `number` draws a sequence number."""
+    found = Admission([], [], [])
+    for events in requests:
+        own = new_events(events, known)
+        if isinstance(own, ClashingEvent):
+            found.outcomes.append(own)
+            continue
+        known.update((event_key(item), item.digest) for item in own)
+        numbered = [(number(event_key(item)), item) for item in own]
+        seqs = tuple(seq for seq, _ in numbered)
+        found.outcomes.append(Appended(len(own), len(events) - len(own), seqs, stale_features(events, features)))
+        found.fresh.extend(numbered)
+        found.historical.extend(event_key(item) for item in events if item.historical)
+    return found
 
 
 def new_events(events: Sequence[Admitted], known: Mapping[EventKey, bytes]) -> list[Admitted] | ClashingEvent:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import msgspec
@@ -54,7 +54,7 @@ async def announce(database: Database, registry: Registry, now_ms: int) -> None:
 class SqlRegistries:
     """The registries that processes have served, and the disabled features. All methods raise `StoreUnavailable`."""
 
-    def __init__(self, database: Database, refresh: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, database: Database, refresh: Callable[[], Awaitable[object]] | None = None) -> None:
         """`refresh` is called after a change of the disabled features, so that this process sees it at once. Other
         processes see it within a second."""
         self._database = database
@@ -80,6 +80,7 @@ class SqlRegistries:
         outcome = "enabled" if on else "disabled"
         if not await self._database.execute(statement, row):
             raise Conflict(f"{feature} is {outcome} already")
-        with suppress(StoreUnavailable):  # the change is stored; the next query will show it
-            self._refresh()
+        if self._refresh is not None:
+            with suppress(StoreUnavailable):  # the change is stored; the next query will show it
+                await self._refresh()
         return outcome + (f": {reason}" if reason else "")

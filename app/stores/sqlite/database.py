@@ -17,16 +17,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from app.errors import StoreFull, StoreUnavailable
+from app.profiles.ports import State
 from app.stores.sql.database import SELECT_REVISION, Database, Scope, check_revision
 from app.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
     Readers,
     ThreadConnection,
+    check_rights,
     connect,
     keep_reserve,
     open_thread,
     unavailable,
 )
+from app.stores.sqlite.data_version import DataVersion
 from app.stores.sqlite.integrity_check import quick_findings
 from app.telemetry import logger
 
@@ -84,9 +87,11 @@ class SqliteDatabase(Database):
     `checkpoints`: the number of checkpoints tried.
     """
 
+    readers: Readers
+    state: DataVersion
+
     def __init__(self, path: Path, monotonic: Callable[[], float], checkpoint_frames: int) -> None:
         self.path = path
-        self.id = ""
         self.full = False
         self.links = 1
         self.checkpoints = 0
@@ -96,6 +101,7 @@ class SqliteDatabase(Database):
         self._logged_full = False
         self._refused_at = float("-inf")
         self.readers = Readers(path)
+        self.state = DataVersion(path)
         self._writer: ThreadConnection | None = None
         self._write_lock = asyncio.Lock()
         self._durable = True  # the writer's current setting of `synchronous`
@@ -132,7 +138,7 @@ class SqliteDatabase(Database):
             await database.readers.open(readers + 1)
             database._writer = await open_thread(path, read_only=False)
             database._checkpointer = connect(path, read_only=False)
-            database.id = await database._own_id()
+            database.state.last = State(database_id=await database._own_id())
             await asyncio.to_thread(keep_reserve, path)
         except BaseException:
             await database.close()
@@ -211,8 +217,15 @@ class SqliteDatabase(Database):
         self.check_file()
         return result
 
+    async def problem(self) -> str | None:
+        if self.links > 1:
+            return f"its file has {self.links} names (hard links); remove all but one: each has its own write-ahead log"
+        await asyncio.to_thread(check_rights, self.path)
+        return await super().problem()
+
     async def close(self) -> None:
         await self.readers.close()
+        self.state.close()
         if self._writer is not None:
             writer, self._writer = self._writer, None
             await writer.close()

@@ -6,17 +6,18 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from functools import cache
+from itertools import count
 
 from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.events import TipFeedback, subject_of
 from app.stores.sql.event_log import (
     EventKey,
     SqlEventLog,
+    admit,
     event_key,
     features_by_subject,
-    new_events,
-    stale_features,
 )
+from app.stores.sql.registries import SELECT_FEATURE_KEYS
 from app.stores.sqlite.database import SqliteDatabase
 
 _KEYS = "SELECT value ->> 0, value ->> 1 FROM json_each(?)"
@@ -63,8 +64,8 @@ def _append_all(
     connection: sqlite3.Connection, requests: Sequence[Sequence[Admitted]], consumed: bool
 ) -> list[Appended | ClashingEvent]:
     """Find the new events of each request, then insert those of all requests together: every statement waits for the
-    GIL. A request stores nothing if one of its events reuses a known id with different content."""
-    features = features_by_subject(connection)
+    GIL."""
+    features = features_by_subject(connection.execute(SELECT_FEATURE_KEYS))
     keys = [event_key(item) for events in requests for item in events]
     known: dict[EventKey, bytes] = {
         (user_id, event_id): digest
@@ -72,34 +73,22 @@ def _append_all(
     }
     # No other writer draws numbers: the write lock is held. AUTOINCREMENT records the highest explicit number.
     row = connection.execute(SELECT_LAST_SEQ).fetchone()
-    first = (row[0] if row else 0) + 1
-    fresh: list[Admitted] = []
-    historical: list[EventKey] = []
-    outcomes: list[Appended | ClashingEvent] = []
-    for events in requests:
-        own = new_events(events, known)
-        if isinstance(own, ClashingEvent):
-            outcomes.append(own)
-            continue
-        known.update((event_key(item), item.digest) for item in own)
-        seqs = tuple(range(first + len(fresh), first + len(fresh) + len(own)))
-        outcomes.append(Appended(len(own), len(events) - len(own), seqs, stale_features(events, features)))
-        fresh += own
-        historical += [event_key(item) for item in events if item.historical]
-    if fresh:
-        _insert(connection, first, fresh, consumed)
-    if historical:
+    numbers = count((row[0] if row else 0) + 1)
+    found = admit(requests, known, features, lambda _: next(numbers))
+    if found.fresh:
+        _insert(connection, found.fresh, consumed)
+    if found.historical:
         for statement in UPDATE_HISTORICAL:
-            connection.execute(statement, (json.dumps(historical),))
-    return outcomes
+            connection.execute(statement, (json.dumps(found.historical),))
+    return found.outcomes
 
 
-def _insert(connection: sqlite3.Connection, first: int, fresh: Sequence[Admitted], consumed: bool) -> None:
+def _insert(connection: sqlite3.Connection, fresh: Sequence[tuple[int, Admitted]], consumed: bool) -> None:
     log_rows: list[tuple[object, ...]] = []
     waiting: list[tuple[object, ...]] = []
     views: list[tuple[object, ...]] = []
     feedback: list[tuple[object, ...]] = []
-    for seq, item in enumerate(fresh, start=first):
+    for seq, item in fresh:
         event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by, _ = item
         subject = subject_of(event)
         times = (occurred_at_ms, claimed_at_ms, received_at_ms)

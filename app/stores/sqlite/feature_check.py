@@ -15,7 +15,8 @@ from functools import cache
 from app.errors import RegistryError
 from app.features.events import RELATIONS
 from app.features.registry import Feature, Registry
-from app.stores.sqlite.profile_statement import build
+from app.stores.sql.profile_statement import build
+from app.stores.sqlite.source import DIALECT
 from app.telemetry import logger
 
 _SCRATCH = """
@@ -61,7 +62,7 @@ def check_features(registry: Registry, connection: sqlite3.Connection) -> None:
     for entry in registry:
         if not entry.relations:  # it was not compiled alone
             _relations_of(entry)
-        statements, parameters = build(Registry([entry])), {"clock_ms": 0, "asked": "[]"}
+        statements, parameters = build(Registry([entry]), DIALECT), {"clock_ms": 0, "asked": "[]"}
         plan: list[tuple[object, ...]] = []
         try:
             for statement in (statements.live, statements.past):

@@ -1,186 +1,43 @@
-"""Computes features in SQLite, with one statement on one thread.
-
-If the statement takes too long, or fails because of one feature's SQL (an overflow, malformed JSON), each feature is
-computed separately for each user. Only the values with the fault then fail. A feature whose SQL has failed once is
-computed separately from then on, so that it does not make the statement of the other features fail.
-"""
+"""Computes features in SQLite."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sqlite3
-from collections.abc import Sequence
-from time import monotonic
+from typing import Any
 
-from app.features.events import RELATIONS
-from app.features.registry import Registry, indices
-from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot
+from app.features.events import KNOWN_SUBJECTS
+from app.stores.sql.profile_statement import Dialect
+from app.stores.sql.source import SqlSource
 from app.stores.sqlite.connection import ThreadConnection, error_name
-from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.profile_statement import build
 
-TIMEOUT_S = 2.0
-# The number of events that the features of one statement may read together, which takes some 50 ms. A row costs as
-# much as `ROW_EVENTS` more events.
-SLICE_EVENTS = 1_000_000
-ROW_EVENTS = 200
-_COUNT = """(SELECT COUNT(*) FROM (
-        SELECT 1 FROM {table} WHERE user_id = :user_id
-        AND occurred_at_ms > :at_ms - :window_ms AND occurred_at_ms <= :at_ms LIMIT :most
-    ))"""
-COUNT_EVENTS = f"SELECT {_COUNT.format(table='tip_views')} + {_COUNT.format(table='tip_feedback')}"
 # Primary result codes of faults of the database, not of the SQL: https://sqlite.org/rescode.html
 _DATABASE_FAULTS = {"BUSY", "LOCKED", "NOMEM", "READONLY", "IOERR", "CORRUPT", "FULL", "CANTOPEN", "NOTADB"}
+# The index of the log is by user and subject, so the newest event of each subject is sought.
+_NEWEST = """COALESCE((SELECT MAX(seq) FROM event_log WHERE user_id = asked.user_id AND subject = '{}'),
+            -(SELECT erasures FROM bandit_ledger))"""
+DIALECT = Dialect(
+    items="json_each(:asked) AS item",
+    # If a feature's SQL returns several rows for a user, the value is an empty blob, which is invalid for every dtype.
+    value="CASE COUNT(*) WHEN 1 THEN MAX(value) WHEN 0 THEN NULL ELSE x'' END",
+    version=f"MAX({', '.join(_NEWEST.format(subject) for subject in sorted(KNOWN_SUBJECTS))}) AS version",
+)
 
 
-class SqliteSource:
-    """Computes features, on at most `width` connections at the same time. Implements `app.profiles.ports.Source`."""
+class SqliteSource(SqlSource):
+    dialect = DIALECT
+    begin = "BEGIN"
+    errors = sqlite3.Error
 
-    def __init__(
-        self, database: SqliteDatabase, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S
-    ) -> None:
-        """`timeout_s` limits each statement, in seconds."""
-        self._readers = database.readers
-        self._statements = build(registry)
-        windows = self._statements.windows
-        # For each feature, the places in `windows` of its relations, and its window.
-        self._windows = [
-            (tuple(windows.index((name, entry.window_ms)) for name in entry.relations or RELATIONS), entry.window_ms)
-            for entry in registry
-        ]
-        self._window_ms = registry.longest_window_ms(registry.full_mask)
-        self._timeout_s = timeout_s
-        self._slots = asyncio.Semaphore(width)
-        self._separate = 0  # mask of the features that are computed separately
+    def fetch(self, connection: sqlite3.Connection, statement: str, parameters: dict[str, object]) -> list[Any]:
+        return connection.execute(statement, parameters).fetchall()
 
-    async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        async with self._slots, self._readers.one() as reader:
-            return await self._compute(reader, clock_ms, asked)
+    def end(self, connection: sqlite3.Connection) -> None:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
-    async def fitting(self, asked: Sequence[ComputeRow]) -> int:
-        def count(connection: sqlite3.Connection) -> int:
-            left = SLICE_EVENTS
-            for place, row in enumerate(asked):
-                features = row.mask.bit_count() or 1
-                bounds = {"at_ms": row.now_ms, "window_ms": self._window_ms, "most": left // features + 1}
-                (events,) = connection.execute(COUNT_EVENTS, {"user_id": row.user_id, **bounds}).fetchone()
-                left -= features * (events + ROW_EVENTS)
-                if left < 0:
-                    return max(1, place)
-            return len(asked)
+    def is_database_fault(self, error: Exception, reader: ThreadConnection) -> bool:
+        parts = error_name(error).split("_") if isinstance(error, sqlite3.Error) else []
+        return reader.closing or (len(parts) > 1 and parts[1] in _DATABASE_FAULTS)
 
-        async with self._slots, self._readers.one() as reader:
-            return await reader.run(count)
-
-    async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Compute the rows as `compute` does, but on a new connection, outside the limit `width`. A feature whose SQL
-        succeeds here is no longer computed separately."""
-        async with self._readers.one(extra=True) as reader:
-            snapshot = await self._compute(reader, clock_ms, asked)
-        failed = {index for _, index in snapshot.errors}
-        for index in indices(_union(asked)):
-            if index not in failed:
-                self._separate &= ~(1 << index)
-        return snapshot
-
-    async def _compute(self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        separate = _union(asked) & self._separate
-        if not separate:
-            try:
-                return await self._run(reader, clock_ms, asked)
-            except sqlite3.Error as error:
-                _raise_database_fault(error, reader)
-                separate = _union(asked)
-        try:
-            await reader.run(lambda connection: connection.execute("BEGIN"))  # one snapshot for all statements
-            return await self._compute_separately(reader, clock_ms, asked, separate)
-        finally:
-            await reader.run(_end_transaction)  # also if the BEGIN was queued when the caller was cancelled
-
-    async def _run(
-        self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow], timeout_s: float | None = None
-    ) -> Snapshot:
-        live = all(row.now_ms is None for row in asked)
-        if live:
-            statement = self._statements.live
-        elif any(row.version is not None for row in asked):
-            statement = self._statements.repeated
-        else:
-            statement = self._statements.past
-        parameters = {"clock_ms": clock_ms, "asked": json.dumps([row[:2] for row in asked] if live else asked)}
-        rows = await reader.run(
-            lambda connection: connection.execute(statement, parameters).fetchall(), timeout_s or self._timeout_s
-        )
-        values = 1 + len(self._statements.windows) if live else 1  # the first column of them
-        return Snapshot(
-            [row[values:] for row in rows],
-            [row[0] for row in rows],
-            [self._leaves_ms(row[1:values]) for row in rows] if live else [()] * len(rows),
-            {},
-        )
-
-    def _leaves_ms(self, oldest: Sequence[int | None]) -> Sequence[int]:
-        """For each feature, the moment at which the oldest event in its window leaves the window. `oldest`: the time of
-        the oldest event in each of `Statements.windows`."""
-        return [
-            min(END_OF_TIME_MS if (ms := oldest[place]) is None else ms + window_ms for place in places)
-            for places, window_ms in self._windows
-        ]
-
-    async def _compute_separately(
-        self, reader: ThreadConnection, clock_ms: int, asked: Sequence[ComputeRow], separate: int
-    ) -> Snapshot:
-        """Compute the features in the bit mask `separate` with a statement per feature and user, and all other features
-        with one statement. The statements of one feature together may take `timeout_s`."""
-        try:
-            snapshot = await self._run(reader, clock_ms, [row._replace(mask=row.mask & ~separate) for row in asked])
-        except sqlite3.Error as error:
-            _raise_database_fault(error, reader)
-            separate = _union(asked)
-            snapshot = await self._run(reader, clock_ms, [row._replace(mask=0) for row in asked])
-        rows = [list(row) for row in snapshot.rows]
-        errors: dict[tuple[int, int], str] = {}
-        overdue: dict[int, str] = {}
-        left_s = dict.fromkeys(indices(separate), self._timeout_s)
-        for place, row in enumerate(asked):
-            for index in indices(row.mask & separate):
-                if index in overdue:
-                    errors[place, index] = overdue[index]
-                    continue
-                started = monotonic()
-                try:
-                    alone = await self._run(reader, clock_ms, [row._replace(mask=1 << index)], left_s[index])
-                    rows[place][index] = alone.rows[0][index]
-                except sqlite3.Error as error:
-                    _raise_database_fault(error, reader)
-                    self._separate |= 1 << index
-                    errors[place, index] = f"the SQL failed: {error}"
-                    if error_name(error) == "SQLITE_INTERRUPT":
-                        users = sum(one.mask >> index & 1 for one in asked[: place + 1])
-                        overdue[index] = errors[place, index] = self._too_long(users)
-                left_s[index] = max(0.001, left_s[index] - (monotonic() - started))
-        return snapshot._replace(rows=rows, errors=errors, overdue=sum(1 << index for index in overdue))
-
-    def _too_long(self, users: int) -> str:
-        rows = "one user" if users == 1 else f"{users} users together"
-        return f"the SQL took longer than {self._timeout_s * 1000:,.0f} ms for {rows}"
-
-
-def _end_transaction(connection: sqlite3.Connection) -> None:
-    if connection.in_transaction:
-        connection.execute("ROLLBACK")
-
-
-def _union(asked: Sequence[ComputeRow]) -> int:
-    mask = 0
-    for row in asked:
-        mask |= row.mask
-    return mask
-
-
-def _raise_database_fault(error: sqlite3.Error, reader: ThreadConnection) -> None:
-    """Raise `error` if the database is at fault or the connection is closing; return if a feature's SQL caused it."""
-    parts = error_name(error).split("_")
-    if reader.closing or (len(parts) > 1 and parts[1] in _DATABASE_FAULTS):
-        raise error
+    def interrupted(self, error: Exception) -> bool:
+        return isinstance(error, sqlite3.Error) and error_name(error) == "SQLITE_INTERRUPT"

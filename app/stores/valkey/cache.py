@@ -197,7 +197,7 @@ class ValkeyCache:
         if not cells:
             return
         if self._registration is not None:
-            self._registration.refresh()  # after the commit that made the values stale
+            await self._registration.refresh()  # after the commit that made the values stale
 
         def deletions(epoch: Epoch) -> list[Command]:
             keys = [key(epoch, cell) for cell in cells]

@@ -23,6 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.concurrency.tasks import end
 from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
+from app.profiles.ports import State
 from app.stores.valkey.pipelined_connection import PipelinedConnection
 from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
 from app.stores.valkey.server_registration import ServerRegistration
@@ -50,7 +51,7 @@ class Connections:
         self._timeout_s = timeout_s
         self._newest = ""
         self._greeted: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
-        self._known: tuple[str, int] = ("", 0)
+        self._known: tuple[str, State | None] = ("", None)
         self._epoch = ""
         self._connections: dict[Use, PipelinedConnection] = {}
         self._opening: dict[Use, asyncio.Task[None]] = {}
@@ -83,16 +84,16 @@ class Connections:
     def epoch(self, connection: PipelinedConnection) -> str:
         """The epoch of keys sent on this connection. Raises `CacheRefused` if another server is the registered
         cache."""
-        if self._registration is None:
-            generation = 0
-        elif self._known == self._registration.current() and self._known[0] == connection.server:
+        state = self._registration.current() if self._registration is not None else None
+        server, known = self._known
+        if server == connection.server and known is state:
             return self._epoch  # nothing has changed since the last command
-        else:
-            generation = self._registration.generation(connection.server)
-        if self._known != (connection.server, generation):
-            identity = f"{self._database_id}:{connection.server}:{generation}"
-            self._epoch = hashlib.sha256(identity.encode()).hexdigest()[:12]
-            self._known = (connection.server, generation)
+        if self._registration is not None:
+            state = self._registration.require(connection.server)
+        database_id, generation = (state.database_id, state.generation) if state is not None else (self._database_id, 0)
+        identity = f"{database_id}:{connection.server}:{generation}"
+        self._epoch = hashlib.sha256(identity.encode()).hexdigest()[:12]
+        self._known = (connection.server, state)
         return self._epoch
 
     async def register(self) -> None:

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from app.errors import CacheRefused, StoreUnavailable
 from app.features.clock import Clock
+from app.profiles.ports import State
 from app.telemetry import logger, warn
 
 HOLD_BACK_S = 0.100
@@ -28,13 +29,13 @@ log = logger("stores.valkey")
 
 
 class RegistrationRepository(Protocol):
-    """The registration of the cache server in the database. `app.stores.sqlite.data_version` implements it."""
+    """The registration of the cache server in the database. `app.stores.sql.owed_invalidations` implements it."""
 
-    def current(self) -> tuple[str | None, int]:
-        """The registered server and its generation, as this process last read them from the database."""
+    def current(self) -> State:
+        """The registered server, its generation and the database's id, as this process last queried them."""
 
-    def query(self) -> tuple[str | None, int]:
-        """The registered server and its generation, as the database has them now. Raises `StoreUnavailable`."""
+    async def query(self) -> State:
+        """The same, at some moment after the call began. Raises `StoreUnavailable`."""
 
     async def register(self, server: str, after: int) -> None:
         """Register `server` under the generation `after` + 1. Do nothing if the generation is no longer `after`."""
@@ -54,62 +55,56 @@ class ServerRegistration:
         self.current = repository.current
         self._clock = clock
         self._pause = pause
-        self._seen: int | None = None
+        self._seen = State()
         self._seen_at = float("-inf")
         self._tried_at = float("-inf")
         self._registering: asyncio.Task[None] | None = None
 
-    def generation(self, server: str) -> int:
-        """The generation under which `server` is registered, as of the last query.
+    def require(self, server: str) -> State:
+        """The registration, as of the last query.
 
         Raises:
             CacheRefused: another server is registered. `server` will be registered in the background.
         """
-        registered, generation = self.current()
-        if registered != server:  # another process may have registered it meanwhile
-            registered, generation = self._query()
-        self._note(generation)
-        if registered != server:
+        state = self.current()
+        self._note(state)
+        if state.server != server:
             self._register_soon(server)
             raise CacheRefused("another server is registered as the cache; this one is being registered")
-        return generation
+        return state
 
-    def refresh(self) -> None:
-        """Read the registration from the database, so that the next command has the current generation in its keys.
-        Raises `CacheRefused` if the database does not answer."""
-        _, generation = self._query()
-        self._note(generation)
+    async def refresh(self) -> None:
+        """Query the registration, so that the next command has the current generation in its keys. Raises
+        `CacheRefused` if the database does not answer."""
+        try:
+            self._note(await self._repository.query())
+        except StoreUnavailable as error:
+            raise CacheRefused("the registered server is unknown, because the database does not answer") from error
 
     async def settle(self) -> None:
-        """Wait until `HOLD_BACK_S` after this process first saw the current generation. By then no process reads keys
-        of an earlier generation: see interleaving 1 of this module."""
+        """Wait until `HOLD_BACK_S` after this process first saw the current generation and database. By then no process
+        reads keys of an earlier one: see interleaving 1 of this module."""
         remaining = HOLD_BACK_S - (self._clock.monotonic() - self._seen_at)
         if remaining > 0:
             await self._pause(remaining)
 
     async def register(self, server: str) -> None:
         """Register `server` as the cache, unless it is registered. Raises `StoreUnavailable`."""
-        registered, generation = self._repository.query()
-        if registered != server:
-            await self._repository.register(server, generation)
-            _, generation = self._repository.query()
-            log.info("cache_registered", server=server[:12], generation=generation)
-        self._note(generation)
+        state = await self._repository.query()
+        if state.server != server:
+            await self._repository.register(server, state.generation)
+            state = await self._repository.query()
+            log.info("cache_registered", server=server[:12], generation=state.generation)
+        self._note(state)
 
     async def close(self) -> None:
         """Wait for the registration that runs in the background, if there is one."""
         if self._registering is not None:
             await asyncio.gather(self._registering, return_exceptions=True)
 
-    def _query(self) -> tuple[str | None, int]:
-        try:
-            return self._repository.query()
-        except StoreUnavailable as error:
-            raise CacheRefused("the registered server is unknown, because the database does not answer") from error
-
-    def _note(self, generation: int) -> None:
-        if generation != self._seen:
-            self._seen, self._seen_at = generation, self._clock.monotonic()
+    def _note(self, state: State) -> None:
+        if not state.has_keys_of(self._seen):
+            self._seen, self._seen_at = state, self._clock.monotonic()
 
     def _register_soon(self, server: str) -> None:
         now = self._clock.monotonic()

@@ -49,7 +49,7 @@ class Site(NamedTuple):
         """The database cannot be asked whether invalidations are owed, nor, unless `computing`, for anything else."""
         service = self.live.service
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(service.owed.data_version, "rows", fail)
+            patch.setattr(service.database.state, "rows", fail)
             if not computing:
                 patch.setattr(service.database.readers, "one", fail)
             self.pass_check()
@@ -218,7 +218,7 @@ async def test_read_fails_when_an_invalidation_was_known_to_be_owed(site: Site) 
     await site.cached("ann")
     await site.live.service.owed.owe(["another-user"], 1)
     site.pass_check()
-    assert not site.live.service.trust_gate.holds()
+    assert not await site.live.service.trust_gate.holds()
     with site.outage():
         assert_refused(await site.get("ann"))
 

@@ -197,7 +197,7 @@ async def test_other_process_is_right_when_one_is_cut_off(group: ServiceGroup, l
 async def test_stale_read_is_found_when_the_gate_always_trusts(
     group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.profiles.online.cache_protocol.TrustGate.holds", lambda gate: True)
+    monkeypatch.setattr("app.profiles.online.cache_protocol.TrustGate.check", lambda gate: True)
     with pytest.raises(AssertionError, match="differs from a recomputation"):
         await one_process_cut_off(group, Proxy.cut)
 
@@ -247,7 +247,7 @@ async def test_all_owed_rows_are_settled_when_there_are_many(service: PausableSe
     await service.drain()
     await service.owed.owe(users, 1)
     service.clock.advance(51)
-    assert not service.inner.trust_gate.holds()
+    assert not await service.inner.trust_gate.holds()
     assert await service.invalidator.settle() == len(users)
     assert await owed(service) == []
     assert service.cache.commands["drop"] == 3
@@ -299,7 +299,7 @@ class Books:
         self.failing = False
         self.looks = 0
 
-    def any_owed(self) -> bool:
+    async def any_owed(self) -> bool:
         self.looks += 1
         if self.failing:
             raise StoreUnavailable("locked")
@@ -319,7 +319,7 @@ async def test_settling_continues_after_failures(fragile_world: ServiceGroup, mo
     monkeypatch.setattr(service.owed, "any_owed", any_owed)
     fragile_world.server.signal(signal.SIGCONT)
     await eventually(lambda: service.metrics.collectors.get_sample_value("profiles_owed_invalidations") == 0)
-    assert not any_owed()
+    assert not await any_owed()
     keeping.cancel()
     with pytest.raises(asyncio.CancelledError):
         await keeping

@@ -14,6 +14,7 @@ from app.profiles.online.local_cache import MASKS_PER_USER, PROOFS_PER_TICK, Kep
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH, SELECT_LOCAL_CACHE_EPOCH
 from app.stores.sql.users import DELETE_EVENTS
 from app.stores.sqlite.change_feed import SELECT_TAIL, TAIL_CAP
+from app.stores.sqlite.data_version import DataVersion
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
@@ -181,7 +182,9 @@ async def test_event_is_seen_when_its_user_is_erased_between_looks(group: Servic
     await writer.send(served(USER))
     await kept(reader, USER)
     await writer.send(served(USER))
-    tail = reader.owed.data_version._connection
+    data_version = reader.inner.database.state
+    assert isinstance(data_version, DataVersion)
+    tail = data_version._connection
 
     class Between:
         """Erases before the second statement of a look."""
@@ -197,10 +200,10 @@ async def test_event_is_seen_when_its_user_is_erased_between_looks(group: Servic
                         hand.execute(erasing, {"user": USER})
             return tail.execute(statement, *parameters)
 
-    reader.owed.data_version._connection = between = Between()  # type: ignore[assignment]
+    data_version._connection = between = Between()  # type: ignore[assignment]
     assert (await reader.plain(USER))["tip_volume_30d"] in (0, 2)
     assert set(between.seen[1:3]) == {SELECT_TAIL, SELECT_LOCAL_CACHE_EPOCH}
-    reader.owed.data_version._connection = tail
+    data_version._connection = tail
     await admin.erase(USER)
 
 
@@ -261,13 +264,19 @@ async def test_profile_is_answered_only_between_its_times(service: PausableServi
         assert await is_near(service, USER) == near
 
 
+def lock_out(service: PausableService) -> None:
+    """Every later query of the observed state fails."""
+    assert isinstance(service.inner.database.state, DataVersion)
+    service.inner.database.state.close()
+
+
 @pytest.mark.parametrize("trouble", ["owed", "locked out"])
 async def test_local_cache_is_bypassed_when_the_cache_is_untrusted(service: PausableService, trouble: str) -> None:
     await kept(service, USER)
     if trouble == "owed":
         await service.owed.owe(["another-user"], 1)
     else:
-        service.owed.close()  # a look fails
+        lock_out(service)  # a look fails
     let_pass(service.clock, 0.051)
     hits = service.counted("near_hits")
     assert await service.plain(USER) == await service.recomputed(USER)
@@ -277,7 +286,7 @@ async def test_local_cache_is_bypassed_when_the_cache_is_untrusted(service: Paus
 
 async def test_reads_are_right_when_the_change_feed_fails(service: PausableService) -> None:
     await kept(service, USER)
-    service.owed.close()
+    lock_out(service)
     await service.send(served(USER))
     for _ in range(NEAR_AFTER + 1):
         assert (await service.plain(USER))["tip_volume_30d"] == 1

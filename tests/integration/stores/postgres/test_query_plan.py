@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from psycopg import sql
 
+from app.settings.database import postgres_url as parsed
 from app.stores.postgres.connection import Connection, connect, translated
 from app.stores.sql import decisions, event_log, event_queries, learning, sufficient_statistics, users
 from app.stores.sql.database import Parameters
@@ -62,7 +63,7 @@ def filled(postgres: PostgresServer, partitions: int) -> Iterator[Connection]:
     """A connection to a database with 100,000 events and decisions of 5,000 users. 0: without partitions."""
     name = f"plans{partitions}"
     postgres.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    opened = connect(postgres.url(name))
+    opened = connect(parsed(postgres.url(name)).url)
     opened.raw.prepare_threshold = None
     for table in PARTITIONED if partitions else ():
         opened.execute(f"ALTER TABLE {table} RENAME TO whole")
@@ -93,14 +94,8 @@ def partitions(postgres: PostgresServer) -> Iterator[Connection]:
 
 def scans(connection: Connection, statement: str, parameters: Parameters, options: str) -> list[dict[str, Any]]:
     """The steps of the generic plan that read or write a table."""
-    values: list[object] = []
-
-    def place(match: re.Match[bytes]) -> bytes:
-        name = match[1].decode() if match[1] else len(values)
-        values.append(parameters[name])  # type: ignore[index]
-        return b"$%d" % len(values)
-
-    text = re.sub(rb"%(?:\((\w+)\))?s", place, translated(statement)).replace(b"%%", b"%")
+    found = translated(statement)
+    text, values = found.text, found.arguments(parameters)
     types = ", ".join("bigint" if isinstance(value, int) else "unknown" for value in values)
     given = sql.SQL(", ").join(map(sql.Literal, values))
     connection.raw.execute(f"PREPARE tried{f' ({types})' if types else ''} AS ".encode() + text)
@@ -111,13 +106,14 @@ def scans(connection: Connection, statement: str, parameters: Parameters, option
     finally:
         connection.raw.execute("ROLLBACK")
         connection.raw.execute("DEALLOCATE tried")
-    found, waiting = [], [plan[0]["Plan"]]
+    steps: list[dict[str, Any]] = []
+    waiting = [plan[0]["Plan"]]
     while waiting:
         step = waiting.pop()
         waiting += step.get("Plans", [])
         if "Relation Name" in step:
-            found.append(step)
-    return found
+            steps.append(step)
+    return steps
 
 
 def whole_tables(steps: list[dict[str, Any]]) -> set[str]:
@@ -130,7 +126,7 @@ def test_every_statement_is_prepared(connection: Connection) -> None:
     """Also with no type of any parameter given, as for NULL."""
     names = set()
     for name, statement in statements("sql"):
-        prepared = re.sub(rb"%(?:\((\w+)\))?s", b"NULL", translated(statement)).replace(b"%%", b"%")
+        prepared = re.sub(rb"\$\d+", b"NULL", translated(statement).text)
         connection.raw.execute(b"EXPLAIN " + prepared)
         names.add(name)
     assert {"users.SELECT_ELIGIBLE", "rollout.SELECT_SHOWN", "samples.UPSERT_STATUS"} < names

@@ -146,10 +146,8 @@ async def test_no_read_is_stale_when_processes_use_two_logical_databases(
 
 
 @pytest.fixture
-async def owed(database: SqliteDatabase) -> AsyncIterator[SqlOwedInvalidations]:
-    opened = SqlOwedInvalidations(database)
-    yield opened
-    opened.close()
+def owed(database: SqliteDatabase) -> SqlOwedInvalidations:
+    return SqlOwedInvalidations(database)
 
 
 async def test_one_of_two_wins_when_both_register(database: SqliteDatabase, owed: SqlOwedInvalidations) -> None:
@@ -158,8 +156,9 @@ async def test_one_of_two_wins_when_both_register(database: SqliteDatabase, owed
     await first.register("a" * 40)
     await owed.registration.register("b" * 40, 0)  # after generation 0, but there is a generation 1
     await second.register("a" * 40)
-    assert owed.registration.query() == ("a" * 40, 1)
-    assert first.generation("a" * 40) == second.generation("a" * 40) == 1
+    state = await owed.registration.query()
+    assert (state.server, state.generation) == ("a" * 40, 1)
+    assert first.require("a" * 40) == second.require("a" * 40) == state
 
 
 async def test_unregistered_server_is_refused_and_then_registered(owed: SqlOwedInvalidations) -> None:
@@ -167,9 +166,9 @@ async def test_unregistered_server_is_refused_and_then_registered(owed: SqlOwedI
     registration = ServerRegistration(owed.registration, clock)
     await registration.register("a" * 40)
     with pytest.raises(CacheRefused):
-        registration.generation("b" * 40)
-    await eventually(lambda: owed.registration.query()[0] == "b" * 40)
-    assert registration.generation("b" * 40) == 2
+        registration.require("b" * 40)
+    await eventually(lambda: owed.registration.current().server == "b" * 40)
+    assert registration.require("b" * 40).generation == 2
     await registration.close()
 
 

@@ -1,34 +1,57 @@
-"""The trust gate: a look is good for 50 ms, and whatever is in doubt is not trusted."""
+"""The trust gate: a query is good for 50 ms, and whatever is in doubt is not trusted.
+
+On SQLite the query runs on the caller's thread; on PostgreSQL it is awaited.
+"""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 
 from app.errors import StoreUnavailable
-from app.profiles.online.cache_protocol import CHECK_VALID_S, HOLD_BACK_S, TrustGate
+from app.profiles.online.cache_protocol import CHECK_VALID_S, HOLD_BACK_S, PendingCheck, TrustGate
+from app.profiles.ports import State
 from tests.support.clock import FakeClock
 
+CLEAR = State(owed=False, server="a", generation=1)
 
-class Ledger:
-    def __init__(self) -> None:
-        self.owed = False
+
+class FakeState:
+    """An observed state that is queried on the caller's thread, or awaited if `takes` is given."""
+
+    def __init__(self, clock: FakeClock, *, awaited: bool) -> None:
+        self.last = State()
+        self.current = CLEAR
         self.failing = False
-        self.looks = 0
+        self.takes_ms = 0
+        self.queries = 0
         self.told = 0
+        self.answer = asyncio.Event()
+        self.answer.set()
+        self._clock = clock
+        self._awaited = awaited
 
-    def any_owed(self) -> bool:
-        self.looks += 1
-        if self.failing:
-            raise StoreUnavailable("locked")
-        return self.owed
+    def look(self) -> State | None:
+        return None if self._awaited else self._query()
+
+    async def query(self) -> State:
+        await self.answer.wait()
+        return self._query()
 
     def on_owed(self) -> None:
         self.told += 1
 
+    def _query(self) -> State:
+        self.queries += 1
+        if self.failing:
+            raise StoreUnavailable("locked")
+        self.last = self.current
+        self._clock.advance(self.takes_ms)
+        return self.last
 
-@pytest.fixture
-def ledger() -> Ledger:
-    return Ledger()
+    def owe(self) -> None:
+        self.current = self.current._replace(owed=True)
 
 
 @pytest.fixture
@@ -36,106 +59,148 @@ def clock() -> FakeClock:
     return FakeClock(monotonic_s=0.0)
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+async def state(clock: FakeClock, request: pytest.FixtureRequest) -> FakeState:
+    return FakeState(clock, awaited=request.param == "postgres")
+
+
 @pytest.fixture
-def gate(ledger: Ledger, clock: FakeClock) -> TrustGate:
-    return TrustGate(ledger.any_owed, clock, ledger.on_owed)
+async def gate(state: FakeState, clock: FakeClock) -> TrustGate:
+    """A gate that has queried once: its reads build keys by the state that it has seen."""
+    gate = TrustGate(state, clock, state.on_owed)
+    await gate.holds()
+    state.queries = state.told = 0
+    clock.advance(51)
+    return gate
 
 
-def test_hold_back_is_longer_than_any_look_is_valid() -> None:
+def test_hold_back_is_longer_than_any_query_is_valid() -> None:
     assert HOLD_BACK_S >= 2 * CHECK_VALID_S > 0
 
 
-def test_gate_looks_before_it_holds_when_it_is_new(gate: TrustGate, ledger: Ledger) -> None:
-    ledger.owed = True
-    assert not gate.holds()
-    assert ledger.looks == 1
+async def test_gate_queries_before_it_holds_when_it_is_new(state: FakeState, clock: FakeClock) -> None:
+    state.owe()
+    assert not await TrustGate(state, clock, state.on_owed).holds()
+    assert state.queries == 1
 
 
-@pytest.mark.parametrize(("age_ms", "looks"), [(0, 1), (49, 1), (51, 2), (60_000, 2)])
-def test_gate_looks_again_after_50_ms(
-    gate: TrustGate, ledger: Ledger, clock: FakeClock, age_ms: int, looks: int
+@pytest.mark.parametrize(("age_ms", "queries"), [(0, 1), (49, 1), (51, 2), (60_000, 2)])
+async def test_gate_queries_again_after_50_ms(
+    gate: TrustGate, state: FakeState, clock: FakeClock, age_ms: int, queries: int
 ) -> None:
-    assert gate.holds()
-    ledger.owed = True
+    assert await gate.holds()
+    state.owe()
     clock.advance(age_ms)
-    assert gate.holds() is (looks == 1)
-    assert ledger.looks == looks
+    assert await gate.holds() is (queries == 1)
+    assert state.queries == queries
 
 
-def test_no_look_outlives_the_hold_back(gate: TrustGate, ledger: Ledger, clock: FakeClock) -> None:
-    assert gate.holds()
-    ledger.owed = True
+async def test_no_query_outlives_the_hold_back(gate: TrustGate, state: FakeState, clock: FakeClock) -> None:
+    assert await gate.holds()
+    state.owe()
     clock.advance(round(HOLD_BACK_S * 1000))
-    assert not gate.holds()
+    assert not await gate.holds()
 
 
-def test_validity_counts_from_the_start_of_a_look(clock: FakeClock, ledger: Ledger) -> None:
-    def slow_look() -> bool:
-        owed = ledger.any_owed()
-        clock.advance(40)
-        return owed
-
-    gate = TrustGate(slow_look, clock, ledger.on_owed)
-    assert gate.holds()
+async def test_validity_counts_from_the_start_of_a_query(gate: TrustGate, state: FakeState, clock: FakeClock) -> None:
+    state.takes_ms = 40
+    assert await gate.holds()
     clock.advance(11)
-    ledger.owed = True
-    assert not gate.holds(), "the first look saw the table as it was 51 ms ago"
+    state.owe()
+    assert not await gate.holds(), "the first query saw the table as it was 51 ms ago"
 
 
-def test_gate_distrusts_when_the_look_fails(gate: TrustGate, ledger: Ledger, clock: FakeClock) -> None:
-    ledger.failing = True
-    assert not gate.holds()
-    ledger.failing = False
-    assert not gate.holds(), "not before the next look"
+async def test_gate_distrusts_when_the_query_fails(gate: TrustGate, state: FakeState, clock: FakeClock) -> None:
+    state.failing = True
+    assert not await gate.holds()
+    state.failing = False
+    assert not await gate.holds(), "not before the next query"
     clock.advance(51)
-    assert gate.holds()
+    assert await gate.holds()
 
 
-def test_unproven_values_are_allowed_only_when_the_look_fails(
-    gate: TrustGate, ledger: Ledger, clock: FakeClock
+async def test_unproven_values_are_allowed_only_when_the_query_fails(
+    gate: TrustGate, state: FakeState, clock: FakeClock
 ) -> None:
-    assert not gate.allows_unproven(), "the look shows that nothing is owed"
-    ledger.failing = True
+    assert not await gate.allows_unproven(), "the query shows that nothing is owed"
+    state.failing = True
     clock.advance(51)
-    assert gate.allows_unproven()
-    ledger.failing = False
+    assert await gate.allows_unproven()
+    state.failing = False
     clock.advance(51)
-    assert not gate.allows_unproven()
+    assert not await gate.allows_unproven()
 
 
-@pytest.mark.parametrize("looked_before", [True, False])
-def test_unproven_values_are_refused_when_the_last_look_does_not_clear_them(
-    gate: TrustGate, ledger: Ledger, clock: FakeClock, *, looked_before: bool
+@pytest.mark.parametrize("queried_before", [True, False])
+async def test_unproven_values_are_refused_when_the_last_query_does_not_clear_them(
+    state: FakeState, clock: FakeClock, *, queried_before: bool
 ) -> None:
-    if looked_before:
-        ledger.owed = True
-        assert not gate.allows_unproven()
+    gate = TrustGate(state, clock, state.on_owed)
+    if queried_before:
+        state.owe()
+        assert not await gate.allows_unproven()
         clock.advance(51)
-    ledger.failing = True
-    assert not gate.allows_unproven()
+    state.failing = True
+    assert not await gate.allows_unproven()
 
 
-def test_gate_looks_again_when_the_clock_went_backwards(gate: TrustGate, ledger: Ledger, clock: FakeClock) -> None:
+async def test_gate_queries_again_when_the_clock_went_backwards(
+    gate: TrustGate, state: FakeState, clock: FakeClock
+) -> None:
     clock.advance(10_000)
-    assert gate.holds()
-    ledger.owed = True
+    assert await gate.holds()
+    state.owe()
     clock._monotonic_s = 1.0
-    assert not gate.holds()
+    assert not await gate.holds()
 
 
-def test_gate_logs_owed_rows_once_a_look(gate: TrustGate, ledger: Ledger, clock: FakeClock) -> None:
-    assert gate.holds()
-    assert ledger.told == 0
-    ledger.owed = True
+async def test_owed_rows_are_reported_once_a_query(gate: TrustGate, state: FakeState, clock: FakeClock) -> None:
+    assert await gate.holds()
+    assert state.told == 0
+    state.owe()
     clock.advance(51)
-    gate.holds()
-    gate.holds()
-    assert ledger.told == 1
+    await gate.holds()
+    await gate.holds()
+    assert state.told == 1
 
 
-def test_gate_ignores_the_wall_clock(gate: TrustGate, ledger: Ledger, clock: FakeClock) -> None:
-    """The wall clock means nothing here, whichever way it steps."""
-    assert gate.holds()
+async def test_gate_ignores_the_wall_clock(gate: TrustGate, state: FakeState, clock: FakeClock) -> None:
+    assert await gate.holds()
     clock.step_to(0)
-    assert gate.holds()
-    assert ledger.looks == 1
+    assert await gate.holds()
+    assert state.queries == 1
+
+
+@pytest.fixture
+async def remote(clock: FakeClock) -> FakeState:
+    return FakeState(clock, awaited=True)
+
+
+async def test_reads_share_a_query_that_takes_a_round_trip(remote: FakeState, clock: FakeClock) -> None:
+    gate = TrustGate(remote, clock, remote.on_owed)
+    await gate.holds()
+    clock.advance(51)
+    remote.answer.clear()
+    checks = [gate.check() for _ in range(5)]
+    clock.advance(51)
+    late = gate.check()
+    remote.answer.set()
+    assert all([isinstance(check, PendingCheck) and await check.holds() for check in checks])
+    assert isinstance(late, PendingCheck)
+    assert await late.holds()
+    assert remote.queries == 3, "one before, one that five reads share, and one that began after the sixth"
+
+
+@pytest.mark.parametrize("change", [{"generation": 2}, {"server": "b"}, {"database_id": "promoted"}])
+async def test_values_are_not_served_when_their_keys_were_replaced_meanwhile(
+    remote: FakeState, clock: FakeClock, change: dict[str, object]
+) -> None:
+    gate = TrustGate(remote, clock, remote.on_owed)
+    await gate.holds()
+    clock.advance(51)
+    check = gate.check()  # the keys are built by the old state
+    remote.current = CLEAR._replace(**change)  # type: ignore[arg-type]
+    assert isinstance(check, PendingCheck)
+    assert not await check.holds()
+    assert gate.check() is True, "the next read builds its keys by the new state"
+    assert not await gate.allows_unproven()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -21,43 +20,42 @@ from tests.support.registry import REGISTRY
 
 
 @pytest.fixture
-def owed(database: SqliteDatabase) -> Iterator[SqlOwedInvalidations]:
-    opened = SqlOwedInvalidations(database)
-    yield opened
-    opened.close()
+def owed(database: SqliteDatabase) -> SqlOwedInvalidations:
+    return SqlOwedInvalidations(database)
 
 
 async def test_owed_is_seen_at_once_when_this_process_owes(owed: SqlOwedInvalidations) -> None:
-    assert not owed.any_owed()
+    assert not await owed.any_owed()
     await owed.owe(["ann"], NOW_MS)
-    assert owed.any_owed()
+    assert await owed.any_owed()
     (row,), _ = await owed.pending(10)
     await owed.settled([row.id])
-    assert not owed.any_owed()
+    assert not await owed.any_owed()
 
 
 async def test_owed_is_seen_at_once_when_another_connection_commits(
     database: SqliteDatabase, owed: SqlOwedInvalidations
 ) -> None:
-    assert not owed.any_owed()
+    assert not await owed.any_owed()
     with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
         for number in range(3):
             other.execute("BEGIN IMMEDIATE")
             other.execute("INSERT INTO owed_invalidations (user_id, owed_at_ms) VALUES ('ann', 0)")
-            assert not owed.any_owed(), number  # not committed yet
+            assert not await owed.any_owed(), number  # not committed yet
             other.execute("COMMIT")
-            assert owed.any_owed()
+            assert await owed.any_owed()
             other.execute("DELETE FROM owed_invalidations")
-            assert not owed.any_owed()
+            assert not await owed.any_owed()
 
 
 async def test_owed_is_seen_when_it_is_older_than_the_process(database: SqliteDatabase) -> None:
-    first = SqlOwedInvalidations(database)
-    await first.owe(["ann"], NOW_MS)
-    first.close()
-    with closing(SqlOwedInvalidations(database)) as second:
-        assert second.any_owed()
-        assert second.any_owed()
+    await SqlOwedInvalidations(database).owe(["ann"], NOW_MS)
+    second = await SqliteDatabase.open(database.path, readers=1)
+    try:
+        assert await SqlOwedInvalidations(second).any_owed()
+        assert await SqlOwedInvalidations(second).any_owed()
+    finally:
+        await second.close()
 
 
 async def test_nothing_is_owed_when_only_events_are_committed(
@@ -65,7 +63,7 @@ async def test_nothing_is_owed_when_only_events_are_committed(
 ) -> None:
     for _ in range(3):
         await event_log.append([[admitted(served())]])
-        assert not owed.any_owed()
+        assert not await owed.any_owed()
 
 
 async def test_newer_rows_stay_when_older_ones_are_settled(owed: SqlOwedInvalidations) -> None:
@@ -73,7 +71,7 @@ async def test_newer_rows_stay_when_older_ones_are_settled(owed: SqlOwedInvalida
     rows, _ = await owed.pending(10)
     await owed.owe(["ann"], NOW_MS + 1)  # while the DELs of the first are under way
     await owed.settled([row.id for row in rows])
-    assert owed.any_owed()
+    assert await owed.any_owed()
     (left,), _ = await owed.pending(10)
     assert left.user_id == "ann"
     assert left.id > max(row.id for row in rows)
@@ -85,7 +83,7 @@ async def test_settled_ids_are_not_reused(owed: SqlOwedInvalidations) -> None:
     await owed.settled([first.id])
     await owed.owe(["ann"], NOW_MS)
     await owed.settled([first.id])  # a second process settles the same row late
-    assert owed.any_owed()
+    assert await owed.any_owed()
 
 
 async def test_pending_returns_the_oldest_rows_first(database: SqliteDatabase, owed: SqlOwedInvalidations) -> None:
@@ -97,12 +95,12 @@ async def test_pending_returns_the_oldest_rows_first(database: SqliteDatabase, o
     assert features == set(REGISTRY.names)
 
 
-async def test_query_raises_when_the_connection_is_closed(owed: SqlOwedInvalidations) -> None:
+async def test_query_raises_when_the_connection_is_closed(database: SqliteDatabase, owed: SqlOwedInvalidations) -> None:
     await owed.owe(["ann"], NOW_MS)
-    assert owed.any_owed()
-    owed.close()
+    assert await owed.any_owed()
+    database.state.close()
     with pytest.raises(StoreUnavailable):
-        owed.any_owed()
+        await owed.any_owed()
 
 
 async def test_announcing_needs_no_lock_when_nothing_is_new(database: SqliteDatabase) -> None:

@@ -21,8 +21,9 @@ from app.stores.sql import (
     users,
 )
 from app.stores.sql.database import Parameters
+from app.stores.sql.profile_statement import build
 from app.stores.sqlite import event_log as sqlite_log
-from app.stores.sqlite.profile_statement import build
+from app.stores.sqlite.source import DIALECT
 from tests.support.database import query_plan
 from tests.support.entries import entry
 from tests.support.registry import REGISTRY
@@ -46,7 +47,7 @@ UNBOUNDED = Registry(
 @pytest.mark.parametrize("registry", [REGISTRY, UNBOUNDED], ids=["service", "without bounds of its own"])
 def test_profile_statement_searches_covering_indexes(database_path: Path, registry: Registry, statement: str) -> None:
     asked = json.dumps([["ann", registry.full_mask, None, None, None]])
-    plan = query_plan(database_path, getattr(build(registry), statement), {"clock_ms": 0, "asked": asked})
+    plan = query_plan(database_path, getattr(build(registry, DIALECT), statement), {"clock_ms": 0, "asked": asked})
     tables = [re.findall(r"\b(tip_views|tip_feedback|event_log)\b", line) for line in plan]
     reads = [(line, found[0]) for line, found in zip(plan, tables, strict=True) if found]
     seeks = {"live": 4, "past": 0, "repeated": 2}  # the version by subject, the oldest event by relation

@@ -14,7 +14,7 @@ from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot
-from app.stores.sqlite import source as module
+from app.stores.sql import source as module
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource

@@ -1,0 +1,75 @@
+"""Opens the database that the settings name, with the adapters of its engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from app.features.registry import Registry
+from app.profiles.ports import ChangeFeed
+from app.settings import Settings
+from app.stores.sql.database import Database
+from app.stores.sql.event_log import SqlEventLog
+from app.stores.sql.source import SqlSource
+
+
+class Engine(NamedTuple):
+    """A database and the adapters of its engine. `change_feed` makes the feed for a local cache; None if no feed is
+    cheap enough for one."""
+
+    database: Database
+    event_log: SqlEventLog
+    change_feed: Callable[[], ChangeFeed] | None
+    check: Callable[[Registry, Any], None]
+    source_type: type[SqlSource]
+    timeout_s: float
+
+    def source(self, registry: Registry, width: int = 2) -> SqlSource:
+        return self.source_type(self.database, registry, width=width, timeout_s=self.timeout_s)
+
+    async def check_features(self, registry: Registry) -> None:
+        """Compile the SQL of every entry against the database. Raises `RegistryError`."""
+        await self.database.read(lambda connection: self.check(registry, connection))
+
+
+@asynccontextmanager
+async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
+    """Open the database, and close it when the block ends. Raises `SchemaMismatch` or `StoreUnavailable`."""
+    timeout_s = settings.statement_timeout_ms / 1000
+    engine = await (_sqlite if isinstance(settings.database, Path) else _postgres)(settings, timeout_s)
+    try:
+        yield engine
+    finally:
+        await engine.database.close()
+
+
+async def _sqlite(settings: Settings, timeout_s: float) -> Engine:
+    from app.stores.sqlite.change_feed import SqliteChangeFeed  # noqa: PLC0415  # the other engine is not imported
+    from app.stores.sqlite.database import SqliteDatabase  # noqa: PLC0415
+    from app.stores.sqlite.event_log import SqliteEventLog  # noqa: PLC0415
+    from app.stores.sqlite.feature_check import check_features  # noqa: PLC0415
+    from app.stores.sqlite.source import SqliteSource  # noqa: PLC0415
+
+    assert isinstance(settings.database, Path)
+    database = await SqliteDatabase.open(settings.database, settings.readers)
+    return Engine(
+        database,
+        SqliteEventLog(database),
+        lambda: SqliteChangeFeed(database.state),
+        check_features,
+        SqliteSource,
+        timeout_s,
+    )
+
+
+async def _postgres(settings: Settings, timeout_s: float) -> Engine:
+    from app.stores.postgres.database import PostgresDatabase  # noqa: PLC0415  # psycopg is optional
+    from app.stores.postgres.event_log import PostgresEventLog  # noqa: PLC0415
+    from app.stores.postgres.feature_check import check_features  # noqa: PLC0415
+    from app.stores.postgres.source import PostgresSource  # noqa: PLC0415
+
+    assert not isinstance(settings.database, Path)
+    database = await PostgresDatabase.open(settings.database.url, settings.readers)
+    return Engine(database, PostgresEventLog(database), None, check_features, PostgresSource, timeout_s)

@@ -1,0 +1,105 @@
+"""Queries the state that every process observes, on a connection of its own, which the event loop serves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import psycopg
+
+from app.errors import StoreUnavailable
+from app.profiles.ports import State
+from app.stores.postgres.connection import (
+    CONNECT_TIMEOUT_S,
+    DATABASE_ID,
+    SET_SESSION,
+    connection_parameters,
+    unavailable,
+)
+
+TIMEOUT_S = 1.0
+SELECT_STATE = f"""
+SELECT EXISTS (SELECT 1 FROM owed_invalidations), server, generation,
+       (SELECT CAST(COALESCE(json_agg(json_build_array(feature, disabled_by, reason, disabled_at_ms) ORDER BY feature),
+                             '[]') AS text) FROM disabled_features),
+       {DATABASE_ID}
+FROM cache_registration
+""".encode()
+
+
+class PostgresState:
+    """The state that every process observes. Implements `app.profiles.ports.ObservedState`.
+
+    `database_id` changes when a standby is promoted or the database restored. Close the object when done.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._turn = asyncio.Lock()
+        self._waiting: asyncio.Task[State] | None = None
+        self._closed = False
+        self.last = State()
+
+    @property
+    def database_id(self) -> str:
+        return self.last.database_id
+
+    def look(self) -> None:
+        """A query takes a round trip, so it must be awaited."""
+        return
+
+    async def query(self) -> State:
+        """The state at some moment after the call began. Concurrent callers share a query that has not begun.
+
+        Raises:
+            StoreUnavailable: no server that accepts writes answers in time.
+        """
+        if self._waiting is None:
+            self._waiting = asyncio.get_running_loop().create_task(self._query())
+            self._waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved
+        return await asyncio.shield(self._waiting)
+
+    async def close(self) -> None:
+        self._closed = True
+        async with self._turn:
+            await self._disconnect()
+
+    async def _query(self) -> State:
+        async with self._turn:
+            self._waiting = None  # it begins now: whoever calls from here on waits for another one
+            if self._closed:
+                raise StoreUnavailable("the database is closed")
+            reused = self._connection is not None
+            try:
+                try:
+                    self.last = await self._ask()
+                except (psycopg.OperationalError, StoreUnavailable):
+                    if not reused:
+                        raise
+                    self.last = await self._ask()  # it was lost while it was idle: another server may be the primary
+            except psycopg.Error as error:
+                raise unavailable(error) from error
+            return self.last
+
+    async def _ask(self) -> State:
+        try:
+            if self._connection is None:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    self._connection = await psycopg.AsyncConnection.connect(**connection_parameters(self._url))
+                    await self._connection.execute(SET_SESSION)
+            async with asyncio.timeout(TIMEOUT_S):
+                row = await (await self._connection.execute(SELECT_STATE)).fetchone()
+        except TimeoutError:
+            await self._disconnect()
+            raise StoreUnavailable("the database does not answer in time") from None
+        except BaseException:
+            await self._disconnect()
+            raise
+        assert row is not None
+        return State(*row)
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()

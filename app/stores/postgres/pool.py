@@ -1,0 +1,237 @@
+"""Pools of connections to PostgreSQL, with a thread for each.
+
+Invariant: a connection is used only while the server that it leads to is the one that this process observes
+(`app.stores.postgres.observed_state`), whose id is part of every cache key. Interleaving prevented: 1. a standby is
+promoted while the old primary still runs; 2. the process observes the new primary; 3. a value is computed on the old
+one, and cached as current.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Protocol, TypeVar
+
+import psycopg
+
+from app.errors import StoreUnavailable
+from app.stores.postgres.connection import SELECT_ID, STATEMENT_TIMEOUT_MS, Connection, connect, unavailable
+from app.telemetry import logger
+
+T = TypeVar("T")
+WAIT_S = 5.0  # for an idle connection
+CANCEL_S = 1.0
+# Of a statement, if its caller sets no shorter one. The server's own limit is a little shorter.
+LONGEST_S = STATEMENT_TIMEOUT_MS / 1000 + 5
+STOPPING_S = 0.05
+log = logger("stores.postgres")
+
+
+class Observer(Protocol):
+    """Knows which server is the database. `database_id` names it; empty until the first query."""
+
+    @property
+    def database_id(self) -> str: ...
+
+    async def query(self) -> object: ...
+
+
+class PooledConnection:
+    """A connection of a pool while it is lent."""
+
+    def __init__(self, pool: Pool, connection: Connection | None) -> None:
+        self._pool = pool
+        self.connection = connection
+        self._reused = connection is not None
+        self._running: asyncio.Future[Any] | None = None
+        self._interrupting: asyncio.Task[None] | None = None
+
+    @property
+    def closing(self) -> bool:
+        return self._pool.stopping
+
+    @property
+    def busy(self) -> list[asyncio.Future[Any]]:
+        return [each for each in (self._running, self._interrupting) if each is not None and not each.done()]
+
+    async def run(self, work: Callable[[Connection], T], timeout_s: float = LONGEST_S) -> T:
+        """Call `work` with the connection, on a thread. Its statement is cancelled after `timeout_s` seconds, and when
+        the caller is cancelled. If the server does not answer to that either, the connection is given up.
+
+        If the connection was idle in the pool, and turns out to be lost, `work` is called again with a new one.
+
+        Raises:
+            StoreUnavailable: no connection can be opened.
+        """
+        if self.closing:
+            timeout_s = min(timeout_s, STOPPING_S)
+        try:
+            return await self._run(work, timeout_s)
+        except psycopg.Error:
+            if not self._reused or self.connection is not None:
+                raise
+            self._reused = False
+        return await self._run(work, timeout_s)
+
+    async def _run(self, work: Callable[[Connection], T], timeout_s: float) -> T:
+        await self._connect()
+        loop = asyncio.get_running_loop()
+        late = loop.call_later(timeout_s, self._interrupt)
+        try:
+            return await self._on_thread(self._work, work)
+        except asyncio.CancelledError:
+            self._interrupt()
+            raise
+        finally:
+            late.cancel()
+            if self.busy and self._running is not None and self._running.done():
+                await asyncio.wait(self.busy)  # or the cancellation could hit the next statement
+
+    def _work(self, work: Callable[[Connection], T]) -> T:
+        connection = self.connection
+        assert connection is not None
+        try:
+            return work(connection)
+        finally:
+            if connection.raw.closed:
+                self.connection = None
+
+    async def _connect(self) -> None:
+        if self._pool.closed:
+            raise StoreUnavailable("the database is closed")
+        observer = self._pool.observer
+        if self.connection is not None and self.connection.server != observer.database_id:
+            self.connection.raw.close()
+            self.connection = None
+        if self.connection is not None:
+            return
+        opened = await self._on_thread(self._open)
+        if opened.server != observer.database_id:
+            await observer.query()
+            if opened.server != observer.database_id:
+                opened.raw.close()
+                self.connection = None
+                raise StoreUnavailable("the database does not answer: two servers claim to be its primary")
+
+    def _open(self) -> Connection:
+        self.connection = connection = connect(self._pool.url)
+        row = connection.raw.execute(SELECT_ID).fetchone()
+        assert row is not None
+        connection.server = str(row[0])
+        return connection
+
+    async def _on_thread(self, call: Callable[..., T], *arguments: Any) -> T:
+        running = asyncio.get_running_loop().run_in_executor(self._pool.threads, call, *arguments)
+        self._running = running
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            running.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved
+            raise
+
+    def _interrupt(self) -> None:
+        if self.connection is not None and self.busy and (self._interrupting is None or self._interrupting.done()):
+            self._interrupting = asyncio.get_running_loop().create_task(self._interrupted(self.connection))
+
+    async def _interrupted(self, connection: Connection) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, cancel, connection)
+        if self._running is not None and not self._running.done():
+            await asyncio.wait([self._running], timeout=CANCEL_S)
+            if not self._running.done():
+                disconnect(connection)
+
+
+class Pool:
+    """A fixed number of connections, opened on first use. All methods raise `StoreUnavailable`."""
+
+    def __init__(self, url: str, size: int, observer: Observer) -> None:
+        self.url = url
+        self.observer = observer
+        self.threads = ThreadPoolExecutor(size + 1, "postgres")  # one more for an extra connection
+        self.stopping = False
+        self.closed = False
+        self._lent: set[PooledConnection] = set()
+        self._returning: set[asyncio.Task[None]] = set()
+        # The connection used last has its plans and the server's caches warm. None stands for one to be opened.
+        self._idle: asyncio.LifoQueue[Connection | None] = asyncio.LifoQueue()
+        for _ in range(size):
+            self._idle.put_nowait(None)
+
+    @asynccontextmanager
+    async def one(self, *, extra: bool = False) -> AsyncIterator[PooledConnection]:
+        """Lend an idle connection for the block; with `extra`, open a new one and close it after the block."""
+        lent = PooledConnection(self, None if extra else await self._take())
+        self._lent.add(lent)
+        try:
+            yield lent
+        except psycopg.IntegrityError:
+            raise
+        except psycopg.Error as error:
+            raise unavailable(error) from error
+        finally:
+            if lent.busy:  # the caller was cancelled
+                task = asyncio.get_running_loop().create_task(self._give_back_when_idle(lent, extra))
+                self._returning.add(task)
+                task.add_done_callback(self._returning.discard)
+            else:
+                self._give_back(lent, extra)
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        async with self.one() as connection:
+            return await connection.run(work)
+
+    def interrupt(self) -> None:
+        """Cancel running statements, and later ones after `STOPPING_S` seconds: the process is stopping."""
+        self.stopping = True
+        for lent in self._lent:
+            lent._interrupt()  # noqa: SLF001
+
+    async def close(self) -> None:
+        self.closed = True
+        self.interrupt()
+        if self._returning:
+            await asyncio.wait(self._returning)
+        while not self._idle.empty():
+            if (connection := self._idle.get_nowait()) is not None:
+                connection.raw.close()
+        self.threads.shutdown(wait=False)
+
+    async def _take(self) -> Connection | None:
+        if not self._idle.empty():
+            return self._idle.get_nowait()
+        try:
+            async with asyncio.timeout(WAIT_S):
+                return await self._idle.get()
+        except TimeoutError:
+            raise StoreUnavailable("the database does not answer: all connections are busy") from None
+
+    async def _give_back_when_idle(self, lent: PooledConnection, extra: bool) -> None:
+        while busy := lent.busy:
+            await asyncio.wait(busy)
+        self._give_back(lent, extra)
+
+    def _give_back(self, lent: PooledConnection, extra: bool) -> None:
+        self._lent.discard(lent)
+        if (extra or self.closed) and lent.connection is not None:
+            lent.connection.raw.close()
+            lent.connection = None
+        if not extra:
+            self._idle.put_nowait(lent.connection)
+
+
+def cancel(connection: Connection) -> None:
+    """Cancel the running statement of a connection that another thread uses."""
+    try:
+        connection.raw.cancel_safe(timeout=CANCEL_S)
+    except psycopg.Error as error:
+        log.debug("statement_not_cancelled", error=str(error))
+
+
+def disconnect(connection: Connection) -> None:
+    """Make a call that waits for the server on another thread fail at once."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.raw.fileno())) as copy:
+        copy.shutdown(socket.SHUT_RDWR)

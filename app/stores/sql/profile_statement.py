@@ -1,0 +1,137 @@
+"""Builds the SQL that computes features for one user or many: statements for now, and for any past moment.
+
+Each feature becomes a scalar subquery, correlated with the requested row. In the subquery, `views` and `feedback` are
+common table expressions that contain only events of the row's user within the feature's window. They are NOT
+MATERIALIZED, so that the engine searches the covering index by user and time. The SQL of a feature has no time bounds,
+so one statement serves many moments. A feature is computed only if its bit is set in the row's mask.
+
+The statement for now bounds event times only from below. So an accepted event counts at once, even if the clock of this
+process is behind, and an event of one user does not move the window of another user. The statements select the user's
+version by a seek in an index; the statement for now selects the oldest event in each window in the same way.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from app.features.events import RELATIONS
+from app.features.registry import Registry
+
+TABLES = {"views": "tip_views", "feedback": "tip_feedback"}
+_LOCAL_HOUR = "((occurred_at_ms + utc_offset_min * 60000) / 3600000) % 24 AS local_hour"
+_FEATURE = """
+    CASE WHEN asked.mask & {bit} <> 0 THEN (
+        WITH views AS NOT MATERIALIZED (
+        SELECT user_id, tip_id, occurred_at_ms, {local_hour}, decision_id FROM tip_views
+        {narrowed}),
+        feedback AS NOT MATERIALIZED (
+        SELECT user_id, tip_id, occurred_at_ms, {local_hour}, action, dwell_ms, decision_id FROM tip_feedback
+        {narrowed})
+        SELECT {value} FROM (
+{compute}
+        ) AS computed
+    ) END AS "{name}\""""
+_LIVE_ROWS = "item.key AS place, item.value ->> 0 AS user_id, CAST(item.value ->> 1 AS BIGINT) AS mask"
+_LIVE_BOUNDS = "WHERE user_id = asked.user_id AND occurred_at_ms > :clock_ms - {window_ms}"
+_PAST_ROWS = (
+    _LIVE_ROWS
+    + """, CAST(item.value ->> 2 AS BIGINT) AS now_ms,
+           COALESCE(CAST(item.value ->> 3 AS BIGINT), 9223372036854775807) AS known_ms"""
+)
+_PAST_BOUNDS = """WHERE user_id = asked.user_id
+          AND occurred_at_ms > asked.now_ms - {window_ms} AND occurred_at_ms <= asked.now_ms
+          AND received_at_ms <= asked.known_ms"""
+_REPEATED_ROWS = (
+    _PAST_ROWS
+    + """,
+           CASE WHEN item.value ->> 4 IS NULL THEN CAST(item.value ->> 2 AS BIGINT) ELSE 9223372036854775807 END
+               AS until_ms,
+           COALESCE(CAST(item.value ->> 4 AS BIGINT), 9223372036854775807) AS version"""
+)
+_REPEATED_BOUNDS = """WHERE user_id = asked.user_id
+          AND occurred_at_ms > asked.now_ms - {window_ms} AND occurred_at_ms <= asked.until_ms
+          AND received_at_ms <= asked.known_ms AND seq <= asked.version"""
+_OLDEST = "(SELECT MIN(occurred_at_ms) FROM {table} {bounds})"
+_STATEMENT = """
+WITH asked AS MATERIALIZED (
+    SELECT {rows}
+    FROM {items}
+)
+SELECT {columns}
+FROM asked
+ORDER BY asked.place
+"""
+
+
+class Dialect(NamedTuple):
+    """What differs between the engines.
+
+    `items` makes rows of `:asked`, a JSON array, with the columns `key` and `value`. `value` selects the value from the
+    rows of a feature's SQL. `version` is the user's version: the sequence number of the newest event or, without an
+    event, the number of erasures, negative: lower than any event's, and another after each erasure.
+    """
+
+    items: str
+    value: str
+    version: str
+
+
+class Statements(NamedTuple):
+    """The SQL that computes the features of a registry.
+
+    `live` computes rows as of now, `past` rows of past moments, and `repeated` rows of past moments of which any has a
+    version. Parameters: `:clock_ms` for `live`, and `:asked`, a JSON array of `ComputeRow`. The rows of the result are
+    in the order of `:asked`. Their columns are the user's version (0 for `past`), for `live` the event time of the
+    oldest event in each of `windows`, and one value per feature.
+
+    `one` is `live` for one user, given by the parameters `:user_id` and `:mask` instead of `:asked`: without a join, so
+    that a distributed engine sends it to the node of the user.
+
+    `windows` are the pairs of a relation and a window in milliseconds that the features have.
+    """
+
+    live: str
+    one: str
+    past: str
+    repeated: str
+    windows: tuple[tuple[str, int], ...]
+
+
+def build(registry: Registry, dialect: Dialect) -> Statements:
+    windows = tuple(
+        dict.fromkeys((relation, entry.window_ms) for entry in registry for relation in entry.relations or RELATIONS)
+    )
+    oldest = [
+        _OLDEST.format(table=TABLES[relation], bounds=_LIVE_BOUNDS.format(window_ms=window_ms))
+        for relation, window_ms in windows
+    ]
+
+    def columns(first: list[str], bounds: str, *, parameters: bool = False) -> str:
+        """The columns of a statement; with `parameters`, they depend on parameters and not on the row of `asked`."""
+
+        def form(text: str) -> str:
+            return text.replace("asked.", ":") if parameters else text
+
+        features = [
+            form(_FEATURE).format(
+                bit=1 << index,
+                name=entry.name,
+                local_hour=_LOCAL_HOUR,
+                narrowed=form(bounds).format(window_ms=entry.window_ms),
+                value=dialect.value,
+                compute=entry.compute,
+            )
+            for index, entry in enumerate(registry)
+        ]
+        return ", ".join([*map(form, first), *features])
+
+    def statement(rows: str, selected: str) -> str:
+        return _STATEMENT.format(rows=rows, items=dialect.items, columns=selected)
+
+    return Statements(
+        statement(_LIVE_ROWS, columns([dialect.version, *oldest], _LIVE_BOUNDS)),
+        "SELECT " + columns([dialect.version, *oldest], _LIVE_BOUNDS, parameters=True),
+        statement(_PAST_ROWS, columns(["0"], _PAST_BOUNDS)),
+        statement(_REPEATED_ROWS, columns([dialect.version], _REPEATED_BOUNDS)),
+        windows,
+    )
