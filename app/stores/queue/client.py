@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import Overloaded, QueueUnavailable
-from app.stores.queue.jobs import CONSUME, JOB_PREFIX, QUALITY, REBUILD, deserialize, serialize, split, without_user
+from app.stores.queue.jobs import (
+    CONSUME,
+    JOB_PREFIX,
+    QUALITY,
+    REBUILD,
+    deserialize,
+    serialize,
+    set_aside_key,
+    split,
+    without_user,
+)
 from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
 from app.telemetry import Metrics, logger
 
@@ -119,9 +129,15 @@ class Queue:
         return {item.decode() for item in found}
 
     async def erase(self, user_id: str) -> int:
-        """Remove a user's events from waiting jobs; return how many jobs changed. Raises `QueueUnavailable`."""
+        """Remove a user's events from waiting jobs; return how many jobs changed.
+
+        Raises:
+            QueueUnavailable: the queue does not answer, or a worker of an earlier release reads a large job.
+        """
         touched = 0
         async for ids in self._waiting():
+            if await self._ask("EXISTS", *map(set_aside_key, ids)):
+                raise QueueUnavailable("the queue has a large job that a worker of an earlier release has not finished")
             with _answering():
                 await asyncio.gather(*(split(self._redis, job_id) for job_id in ids))
         async for ids in self._waiting():

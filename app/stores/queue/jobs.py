@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from redis.exceptions import WatchError
+from redis.exceptions import ResponseError, WatchError
 
 from app.errors import InvalidInput
 from app.events.naming import names, not_naming
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 JOB_PREFIX = "arq:job:"  # arq's own constant
 CONSUME = "consume_events"
 TIP_EVENTS = "tip_events"
+LARGE_TIP_EVENTS = "large_tip_events"  # enqueued by workers of an earlier release
 REBUILD = "run_rebuild"
 BURY = "bury_job"
 QUALITY = "measure_quality"
 PRUNE = "cron:prune"
 HOURLY_QUALITY = "cron:quality"
-JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
+JOBS = frozenset({CONSUME, TIP_EVENTS, LARGE_TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
 PICKLED = "the job is a pickle, the default of arq; publish with job_serializer=msgspec.msgpack.encode"
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 MOST_TRIES = 1_000
@@ -137,6 +138,8 @@ async def split(redis: ArqRedis, job_id: str) -> None:
             # jobs; 3. this stores them again.
             await pipe.watch(key)
             size, ttl_ms, score = await pipe.strlen(key), await pipe.pttl(key), await pipe.zscore(queue, job_id) or 0
+            if size <= PIECE_BYTES:  # another process has split it since
+                return
             head = await pipe.getrange(key, 0, _HEAD_BYTES - 1)
             store = partial(pipe.set, px=ttl_ms if ttl_ms > 0 else None)
             try:
@@ -154,7 +157,9 @@ async def split(redis: ArqRedis, job_id: str) -> None:
             pipe.multi()  # type: ignore[no-untyped-call]  # redis-py has no types
             if piece:
                 pieces[f"{job_id}:{taken}"] = score
-                store(f"{key}:{taken}", serialize({"f": TIP_EVENTS, "a": [piece], "et": int(score)}))
+                # An earlier release erased events by overwriting them with a binary of zeros.
+                kept = [event for event in piece if not isinstance(event, bytes) or any(event)]
+                store(f"{key}:{taken}", serialize({"f": TIP_EVENTS, "a": [kept], "et": int(score)}))
             at, taken = at + length, taken + len(piece)
             if taken == events:
                 store(key, serialize(rest))
@@ -162,6 +167,18 @@ async def split(redis: ArqRedis, job_id: str) -> None:
                     pipe.zadd(queue, pieces)
             with suppress(WatchError):  # the job has expired, or another process has split it
                 await pipe.execute()
+
+
+def set_aside_key(job_id: str) -> str:
+    """The key to which a worker of an earlier release has moved the bytes of a large job."""
+    return f"arq:large:{job_id}"
+
+
+async def put_back(redis: ArqRedis, job_id: str) -> None:
+    """Make a job that a worker of an earlier release has set aside the large job that it was. Its first events may have
+    been stored, and are then duplicates."""
+    with suppress(ResponseError):  # it has expired
+        await redis.rename(set_aside_key(job_id), JOB_PREFIX + job_id)
 
 
 def _first_event(head: bytes, size: int) -> tuple[int, int]:

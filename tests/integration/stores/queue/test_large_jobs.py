@@ -127,6 +127,21 @@ async def test_splitting_ends_when_another_process_was_first(
     assert await client.keys(job_key_prefix + "*") == [KEY.encode()]
 
 
+async def test_job_that_was_split_before_it_is_read_stays_as_it_is(
+    client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.enqueue_job(TIP_EVENTS, EVENTS, _job_id="job")
+    small, size = serialize({"f": TIP_EVENTS, "a": [[]]}), await client.strlen(KEY)
+
+    async def strlen(key: str) -> int:
+        await client.set(key, small)
+        return size
+
+    monkeypatch.setattr(client, "strlen", strlen)
+    await split(client, "job")
+    assert await client.get(KEY) == small
+
+
 async def test_small_job_stays_as_it_is(client: ArqRedis) -> None:
     await client.enqueue_job(TIP_EVENTS, EVENTS[:100], _job_id="job")
     before = await client.get(KEY)
