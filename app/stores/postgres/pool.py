@@ -201,6 +201,8 @@ class Pool:
         self.threads.shutdown(wait=False)
 
     async def _take(self) -> Connection | None:
+        if self.closed:
+            raise StoreUnavailable("the database is closed")
         if not self._idle.empty():
             return self._idle.get_nowait()
         try:

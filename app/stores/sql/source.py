@@ -27,7 +27,7 @@ SLICE_EVENTS = 1_000_000
 ROW_EVENTS = 200
 _COUNT = """(SELECT COUNT(*) FROM (
         SELECT 1 FROM {table} WHERE user_id = :user_id
-        AND occurred_at_ms > :at_ms - :window_ms AND occurred_at_ms <= :at_ms LIMIT :most
+        AND occurred_at_ms > CAST(:at_ms AS BIGINT) - :window_ms AND occurred_at_ms <= :at_ms LIMIT :most
     ) AS counted)"""
 COUNT_EVENTS = f"SELECT {_COUNT.format(table='tip_views')} + {_COUNT.format(table='tip_feedback')}"
 
