@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict
+
+import msgspec
 
 from app.bandit.learning.attribution import DecisionLearner, Rules
 from app.bandit.learning.maintenance import Maintenance
@@ -85,7 +86,7 @@ def rollout(settings: Settings, database: Database, clock: Clock) -> Rollout:
 
     return Rollout(
         repository=SqlRollout(database),
-        limits=Limits(margin=settings.rollout_margin, **asdict(settings.rollout_guardrails)),
+        limits=Limits(margin=settings.rollout_margin, **msgspec.structs.asdict(settings.rollout_guardrails)),
         window_ms=_rules(settings).window_ms,
         policies=policies,
         growth=growth,

@@ -8,10 +8,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+import msgspec
 
 Parsed = TypeVar("Parsed")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -19,8 +20,7 @@ SCOPES = ("read", "write", "admin")
 _URL_OPTIONS = ("db", "sentinel", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
-@dataclass(frozen=True, slots=True)
-class ApiKey:
+class ApiKey(msgspec.Struct, frozen=True):
     """An API key as the settings hold it: its SHA-256 (32 bytes), never the key itself."""
 
     name: str
@@ -28,8 +28,7 @@ class ApiKey:
     sha256: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutRails:
+class RolloutRails(msgspec.Struct, frozen=True):
     """The guardrails of a roll-out: beyond these limits a challenger policy that serves users is rolled back.
 
     `dismissed`: the challenger's share of dismissed tips minus the champion's. `p99_ms`: the 99th percentile of the
@@ -41,7 +40,7 @@ class RolloutRails:
     no_profile: float = 0.5
 
     def __str__(self) -> str:
-        return ",".join(f"{item.name}={getattr(self, item.name):g}" for item in fields(self))
+        return ",".join(f"{item.name}={getattr(self, item.name):g}" for item in msgspec.structs.fields(self))
 
 
 def optional(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed | None]:
@@ -231,7 +230,7 @@ def rewards(value: str) -> tuple[tuple[str, float], ...]:
 
 def rollout_rails(value: str) -> RolloutRails:
     """Parse comma-separated `guardrail=limit`; guardrails that are not named keep their defaults."""
-    names = [item.name for item in fields(RolloutRails)]
+    names = [item.name for item in msgspec.structs.fields(RolloutRails)]
 
     def limit(name: str, text: str) -> float:
         if name not in names:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
@@ -42,8 +41,7 @@ class Input(msgspec.Struct, frozen=True):
     precision: float = 1.0
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(msgspec.Struct, frozen=True, dict=True):
     """An ordered list of inputs. `pooled`: the prior mean of the weights is the pooled prior; otherwise it is 0."""
 
     id: str

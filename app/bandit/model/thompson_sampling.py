@@ -14,7 +14,6 @@ random numbers. So its answers are bit for bit the same before and after the sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, NamedTuple
 
@@ -73,8 +72,7 @@ class ScoringCase(NamedTuple):
     phi: Array
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True, dict=True):
     """A policy that chooses tips: linear Thompson sampling over the inputs of one spec."""
 
     id: str

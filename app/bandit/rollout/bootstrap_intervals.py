@@ -21,7 +21,6 @@ The random generator is passed in. Memory is one chunk of replicates, whatever t
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 from typing import NamedTuple
 
 from app.bandit.numpy_on_demand import np
@@ -32,7 +31,6 @@ FIRST_LOOK = 1_000
 REPLICATES = 4_000
 RESOLVED = 20
 CHUNK = 1_000_000  # elements of one chunk: 8 MB for the draws, and 8 MB for their counts
-_NORMAL = NormalDist()
 
 
 class Interval(NamedTuple):
@@ -126,6 +124,9 @@ def _interval(value: float, error: float, distances: Floats, level: float) -> In
         return Interval(value, value, value)
     tail = level / 2
     read = max(tail, min(0.25, RESOLVED / len(known)))
-    stretch = _NORMAL.inv_cdf(tail) / _NORMAL.inv_cdf(read) if read > tail else 1.0
+    from statistics import NormalDist  # noqa: PLC0415  # takes a millisecond of the start
+
+    normal = NormalDist()
+    stretch = normal.inv_cdf(tail) / normal.inv_cdf(read) if read > tail else 1.0
     low, high = np.quantile(known, [read, 1 - read]) * stretch
     return Interval(value, value - max(float(high), 0.0) * error, value - min(float(low), 0.0) * error)

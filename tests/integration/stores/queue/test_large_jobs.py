@@ -131,7 +131,7 @@ async def test_job_that_was_split_before_it_is_read_stays_as_it_is(
     client: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.enqueue_job(TIP_EVENTS, EVENTS, _job_id="job")
-    small, size = serialize({"f": TIP_EVENTS, "a": [[]]}), await client.strlen(KEY)
+    small, size = serialize({"f": TIP_EVENTS, "a": [[]]}), int(await client.strlen(KEY))
 
     async def strlen(key: str) -> int:
         await client.set(key, small)

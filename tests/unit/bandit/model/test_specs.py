@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
@@ -47,14 +46,14 @@ def test_hashes_never_change() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        replace(SPEC_V1, id="others"),
-        replace(SPEC_V1, version=3),
-        replace(SPEC_V1, pooled=True),
-        replace(SPEC_V1, inputs=SPEC_V1.inputs[::-1]),
-        replace(SPEC_V1, inputs=SPEC_V1.inputs[:-1]),
-        replace(SPEC_V1, inputs=(Input("other"), *SPEC_V1.inputs[1:])),
-        replace(SPEC_V1, inputs=(Input("intercept", precision=2.0), *SPEC_V1.inputs[1:])),
-        replace(SPEC_V1, inputs=(Input("intercept", shared="dwell"), *SPEC_V1.inputs[1:])),
+        msgspec.structs.replace(SPEC_V1, id="others"),
+        msgspec.structs.replace(SPEC_V1, version=3),
+        msgspec.structs.replace(SPEC_V1, pooled=True),
+        msgspec.structs.replace(SPEC_V1, inputs=SPEC_V1.inputs[::-1]),
+        msgspec.structs.replace(SPEC_V1, inputs=SPEC_V1.inputs[:-1]),
+        msgspec.structs.replace(SPEC_V1, inputs=(Input("other"), *SPEC_V1.inputs[1:])),
+        msgspec.structs.replace(SPEC_V1, inputs=(Input("intercept", precision=2.0), *SPEC_V1.inputs[1:])),
+        msgspec.structs.replace(SPEC_V1, inputs=(Input("intercept", shared="dwell"), *SPEC_V1.inputs[1:])),
     ],
 )
 def test_hash_changes_with_any_part_of_the_spec(changed: Spec) -> None:
@@ -64,7 +63,7 @@ def test_hash_changes_with_any_part_of_the_spec(changed: Spec) -> None:
 @pytest.mark.parametrize(("factors", "name"), [("CANDIDATE_FACTORS", "priority"), ("SHARED_FACTORS", "hour_cos")])
 def test_hash_changes_with_a_formula(factors: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(specs, factors, {**getattr(specs, factors), name: "something else"})
-    assert replace(SPEC_V1).hash != SPEC_V1.hash
+    assert msgspec.structs.replace(SPEC_V1).hash != SPEC_V1.hash
 
 
 def test_phi_follows_the_formulas() -> None:

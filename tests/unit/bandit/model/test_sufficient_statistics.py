@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -195,7 +195,7 @@ def test_longer_vector_or_block_is_refused() -> None:
         SufficientStatistics.none(SPEC_V1).leading(25)
 
 
-@pytest.mark.parametrize("other", [SPEC_V2, replace(SPEC_V1, version=9)])
+@pytest.mark.parametrize("other", [SPEC_V2, msgspec.structs.replace(SPEC_V1, version=9)])
 def test_growth_is_refused_when_the_statistics_are_of_another_spec(other: Spec) -> None:
     with pytest.raises(SpecMismatch, match="statistics are of spec"):
         SufficientStatistics.none(other).grown(SPEC_V1, SPEC_V2)
@@ -205,8 +205,8 @@ def test_growth_is_refused_when_the_statistics_are_of_another_spec(other: Spec) 
     ("spec_from", "spec_to"),
     [
         (SPEC_V2, SPEC_V1),
-        (SPEC_V1, replace(SPEC_V2, inputs=SPEC_V2.inputs[1:])),
-        (replace(SPEC_V1, inputs=SPEC_V1.inputs[::-1]), SPEC_V2),
+        (SPEC_V1, msgspec.structs.replace(SPEC_V2, inputs=SPEC_V2.inputs[1:])),
+        (msgspec.structs.replace(SPEC_V1, inputs=SPEC_V1.inputs[::-1]), SPEC_V2),
     ],
 )
 def test_growth_is_refused_when_the_new_spec_does_not_begin_with_the_old(spec_from: Spec, spec_to: Spec) -> None:

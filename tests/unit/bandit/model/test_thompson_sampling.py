@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -303,7 +303,7 @@ def test_many_decisions_outweigh_the_prior() -> None:
     ("policy", "statistics"),
     [
         (CHALLENGER, SufficientStatistics.none(SPEC_V1)),
-        (CHAMPION, SufficientStatistics.none(replace(SPEC_V1, version=9))),
+        (CHAMPION, SufficientStatistics.none(msgspec.structs.replace(SPEC_V1, version=9))),
         (CHAMPION, SufficientStatistics.none(PLAIN_COLUMNS)),
     ],
 )
