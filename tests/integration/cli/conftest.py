@@ -19,6 +19,7 @@ from app.settings import Settings
 from tests.support.database import copy_database
 from tests.support.events import feedback, payload, served
 from tests.support.logs import logging_put_back
+from tests.support.processes import free_port
 from tests.support.registry import FEATURES
 from tests.support.traffic import now_ms
 
@@ -49,7 +50,8 @@ def profiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     def run(*arguments: str, **settings: object) -> Outcome:
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["profiles", *arguments])
-            for name, value in {"features": FEATURES, **settings}.items():
+            defaults = {"features": FEATURES, "port": free_port(), "worker_metrics_port": free_port()}
+            for name, value in {**defaults, **settings}.items():
                 patch.setenv(f"PROFILES_{name.upper()}", str(value))
             capsys.readouterr()
             code = 0

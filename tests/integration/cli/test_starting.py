@@ -162,7 +162,7 @@ def test_nothing_starts_when_exposed_without_keys(profiles: Run, tmp_path: Path,
 @pytest.mark.parametrize("command", ["serve", "worker", "profile", "rebuild"])
 def test_nothing_starts_when_there_is_no_database(profiles: Run, command: str) -> None:
     arguments = [command, "ann"] if command in ("profile", "rebuild") else [command]
-    shown = profiles(*arguments, worker_metrics_port=0, port=free_port(), **SERVERS)
+    shown = profiles(*arguments, **SERVERS)
     assert shown.code == 4
     assert shown.err.startswith("error: there is no database at var/profiles.db; run `profiles migrate` first")
 
@@ -171,7 +171,7 @@ def test_nothing_starts_when_there_is_no_database(profiles: Run, command: str) -
 def test_nothing_starts_when_the_database_is_newer(migrated: Run, tmp_path: Path, command: str) -> None:
     with closing(sqlite3.connect(tmp_path / "var/profiles.db", isolation_level=None)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    shown = migrated(command, worker_metrics_port=0, port=free_port(), **SERVERS)
+    shown = migrated(command, **SERVERS)
     assert shown.code == 3
     assert shown.err.startswith("error: the database at var/profiles.db ")
     assert "9999" in shown.err
@@ -190,7 +190,7 @@ def test_nothing_starts_when_database_features_or_retention_are_unfit(
         (2, "error: PROFILES_RETENTION_DAYS: must be at least 60", {"retention_days": 59}),
     ]
     for code, message, settings in cases:
-        shown = migrated(command, **settings, worker_metrics_port=0, port=free_port(), **SERVERS)
+        shown = migrated(command, **settings, **SERVERS)
         assert (shown.code, shown.err[: len(message)]) == (code, message)
 
 
