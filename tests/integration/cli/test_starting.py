@@ -17,7 +17,6 @@ from app.cli import COMMANDS
 from app.cli.supervisor import _socket_directory
 from app.stores.sql.database import SCHEMA_REVISION
 from tests.integration.cli.conftest import Run
-from tests.support.processes import free_port
 from tests.support.registry import own_entry, own_registry
 
 DRAWING = ("rich", "pygments", "markdown_it")
