@@ -131,8 +131,8 @@ def read(metrics: Metrics) -> Counter[str]:
 
 class Totals(msgspec.Struct):
     """The sum of the samples of many processes within a period. `newest` and `highest` hold the newest and the highest
-    value of each gauge, by name. `covered_s` is the time, in seconds, that samples of any process cover; `served_s` is
-    the time that samples of API processes cover, to which request rates refer."""
+    value of each gauge, by name. `covered_s` is the time, in seconds, that samples of any process cover. `served_s` is
+    the time that samples of API processes cover; divide numbers of requests by it."""
 
     counts: Counter[str] = msgspec.field(default_factory=Counter)
     newest: dict[str, float] = msgspec.field(default_factory=dict)

@@ -138,8 +138,8 @@ class Connection:
 
 
 def connection_parameters(url: str) -> dict[str, Any]:
-    """The arguments of psycopg's `connect` for a connection to the server that accepts writes. `SET_SESSION` must be
-    its first statement: not with the option `options`, which a URL may have, and which PgBouncer refuses."""
+    """The arguments of psycopg's `connect` for a connection to the server that accepts writes. Execute
+    `SET_SESSION` on it first. libpq's `options` could set the same parameters, but PgBouncer refuses it."""
     conninfo = make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(url)})
     return {"conninfo": conninfo, "autocommit": True, "prepare_threshold": 2, "context": _CONTEXT}
 
