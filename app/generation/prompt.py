@@ -85,7 +85,7 @@ def _language(locale: str) -> str:
 
 
 def _escaped(task: Task) -> str:
-    """The task's title and notes as JSON. `<` and `>` are escaped, so the text cannot end the element that contains it."""
+    """The task's title and notes as JSON, with `<` and `>` escaped, so that they cannot end the surrounding element."""
     shown = {"title": cleaned(task.title)}
     if task.notes is not None and (notes := cleaned(task.notes)):
         shown["notes"] = notes
