@@ -99,7 +99,9 @@ async def test_pruning_deletes_old_decisions_and_the_priors_that_none_names(
     before_ms = kept[3].created_at_ms
     prune = process.bandit.decisions.prune
     assert [await prune(before_ms, 2), await prune(before_ms, 2), await prune(before_ms, 2)] == [2, 1, 0]
-    assert await process.rows("SELECT decision_id FROM tip_scores ORDER BY created_at_ms") == [(item.id,) for item in kept[3:]]
+    assert await process.rows("SELECT decision_id FROM tip_scores ORDER BY created_at_ms") == [
+        (item.id,) for item in kept[3:]
+    ]
     assert await process.rows("SELECT COUNT(*) FROM decision_events") == [(3,)]
     assert [item.prior_version for item in kept] == [0, 1, 2, 3, 4, 5]
     assert await process.rows("SELECT version FROM bandit_priors ORDER BY version") == [(3,), (4,), (5,), (6,)]
