@@ -8,12 +8,15 @@ from typing import Any
 
 import msgspec
 
+from app.features.ids import id_problem
 from app.profiles.ports import END_OF_TIME_MS, LoggedProfile
 from app.stores.sql.database import Database
 from app.stores.sql.decision_rows import profile_read_of
 
+# Not `->>`, for which PostgreSQL would decode every string of the request, and fail if one contains NUL.
 _SELECT = """
-SELECT number, decision_id, user_id, profile_origin, request ->> 'profile', profile_read FROM tip_scores
+SELECT number, decision_id, user_id, profile_origin, CAST(request -> 'profile' AS TEXT), profile_read
+FROM tip_scores
 """
 SELECT_NEWEST = f"{_SELECT} WHERE number > :after AND number < :before ORDER BY number DESC LIMIT :limit"
 SELECT_BY_IDS = f"{_SELECT} WHERE decision_id IN (SELECT value FROM json_each(?))"
@@ -32,7 +35,8 @@ class SqlLoggedProfiles:
         return [_logged(*row) for row in rows]
 
     async def by_id(self, decision_ids: Sequence[str]) -> Mapping[str, LoggedProfile]:
-        rows = await self._database.rows(SELECT_BY_IDS, (json.dumps(decision_ids),))
+        possible = [one for one in decision_ids if id_problem(one) is None]  # PostgreSQL rejects NUL
+        rows = await self._database.rows(SELECT_BY_IDS, (json.dumps(possible),))
         return {found.decision_id: found for found in (_logged(*row) for row in rows)}
 
 
