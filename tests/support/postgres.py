@@ -284,15 +284,20 @@ def postgres(start_postgres: StartPostgres) -> PostgresServer:
 _names = count(1)
 
 
+def new_database(postgres: PostgresServer) -> PostgresUrl:
+    """A migrated, empty database."""
+    name = f"test{next(_names)}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    postgres.execute(f"UPDATE service SET value = '{name}' WHERE name = 'database_id'", name)
+    return parsed(postgres.url(name))
+
+
 @pytest.fixture
 def postgres_url(postgres: PostgresServer) -> Iterator[PostgresUrl]:
     """A migrated, empty database of one test."""
-    name = f"test{next(_names)}"
-    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    with closing(psycopg.connect(postgres.url(name), autocommit=True)) as connection:
-        connection.execute("UPDATE service SET value = %s WHERE name = 'database_id'", (name,))
-    yield parsed(postgres.url(name))
-    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    database = new_database(postgres)
+    yield database
+    postgres.execute(f"DROP DATABASE {psycopg.conninfo.conninfo_to_dict(database.url)['dbname']} WITH (FORCE)")
 
 
 @pytest.fixture

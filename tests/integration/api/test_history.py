@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from app.features.clock import DAY_MS, rfc3339
 from tests.support.events import feedback, local_time, served
 from tests.support.live import Live, assert_refused, new_user, paths, problem
+
+pytestmark = pytest.mark.both_engines
 
 
 async def rows(site: Live, body: dict[str, Any]) -> list[dict[str, Any]]:
