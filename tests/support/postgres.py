@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
@@ -249,9 +249,9 @@ class PgBouncer:
 StartPostgres = Callable[..., PostgresServer]
 
 
-@pytest.fixture(scope="session")
-def start_postgres() -> Iterator[StartPostgres]:
-    """Creates and starts servers. All are stopped at the end of the run."""
+@contextmanager
+def servers() -> Iterator[StartPostgres]:
+    """Creates and starts servers. All are stopped when the block ends."""
     binaries()
     root = Path(tempfile.mkdtemp(prefix="pf-pg-", dir="/tmp"))  # a socket's path holds 107 bytes
     root.chmod(0o755)
@@ -266,10 +266,18 @@ def start_postgres() -> Iterator[StartPostgres]:
         server.start()
         return server
 
-    yield start
-    for server in started:
-        server.close()
-    shutil.rmtree(root)
+    try:
+        yield start
+    finally:
+        for server in started:
+            server.close()
+        shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def start_postgres() -> Iterator[StartPostgres]:
+    with servers() as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
