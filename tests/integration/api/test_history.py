@@ -117,7 +117,10 @@ async def test_history_is_refused_when_a_decision_cannot_be_used(site: Live) -> 
     sound = {"decision_id": known}
     bodies = [
         *(({"rows": [sound, {**sound, name: moment[name]}]}, f"rows[1].{name}") for name in moment),
-        *(({"rows": [sound, {"decision_id": wrong}]}, "rows[1].decision_id") for wrong in ("none", absent, old, "", 7)),
+        *(
+            ({"rows": [sound, {"decision_id": wrong}]}, "rows[1].decision_id")
+            for wrong in ("none", absent, old, "", "a\0b", 7)
+        ),
         ({"rows": [sound, {}]}, "rows[1].user_id"),
     ]
     await assert_refused(site, "/profiles/history", bodies)

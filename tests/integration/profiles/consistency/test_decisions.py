@@ -211,6 +211,16 @@ async def test_violation_is_found_when_an_integer_is_logged_as_a_float(service: 
     assert await outcomes(service) == ["violation"]
 
 
+async def test_decision_is_checked_when_another_one_has_logged_nul(service: PausableService) -> None:
+    """PostgreSQL stores it in JSON, but does not decode it."""
+    await service.send(served("ann"))
+    await score(service)
+    await service.database.execute(
+        "UPDATE tip_scores SET request = REPLACE(request, 'null', :nul)", {"nul": '"\\u0000"'}
+    )
+    assert len(await service.inner.logged_profiles.newest(10)) == 1
+
+
 @pytest.mark.parametrize("by", [-1, 1])
 async def test_violation_is_found_when_a_version_is_wrong(service: PausableService, by: int) -> None:
     await service.send(served("ann"))
