@@ -25,6 +25,8 @@ FallbackReason = Literal[
     "internal error",
 ]
 
+NO_ANSWER = "it does not answer"
+
 
 class Issue(msgspec.Struct, frozen=True):
     """One fault of an input: its place and the reason."""
@@ -109,7 +111,7 @@ class Unavailable(ProfilesError):
     """A dependency does not answer; the same request may succeed later. `public_reason` is the reason without addresses
     and names, for any caller to read; the message is for the log."""
 
-    def __init__(self, detail: str = "", public_reason: str = "it does not answer") -> None:
+    def __init__(self, detail: str = "", public_reason: str = NO_ANSWER) -> None:
         super().__init__(detail)
         self.public_reason = public_reason
 

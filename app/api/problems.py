@@ -98,7 +98,10 @@ def on_error(request: HttpRequest, error: errors.ProfilesError) -> Response[Any]
                 mark(request.scope, error.kind)
             elif status == 503:
                 log.warning("unavailable", error=str(error))
-            return _respond(request, status, str(error), error.issues)
+            detail = str(error)
+            if isinstance(error, errors.StoreUnavailable) and error.public_reason != errors.NO_ANSWER:
+                detail = f"the database does not answer: {error.public_reason}"
+            return _respond(request, status, detail, error.issues)
     log.error("unexpected_error", error=repr(error))
     return _respond(request, 500, DEFECT)
 

@@ -59,11 +59,11 @@ def _of_file(path: Path) -> str | None:
 def _of_server(url: PostgresUrl) -> str | None:
     import psycopg  # noqa: PLC0415  # optional
 
+    from app.stores.postgres.connection import connect, revision_of  # noqa: PLC0415
+
     try:
-        with psycopg.connect(url.url, autocommit=True, target_session_attrs="read-write") as connection:
-            row = connection.execute(SELECT_REVISION).fetchone()
-    except psycopg.errors.UndefinedTable:
-        return None
-    except psycopg.Error as error:
+        connection = connect(url.url)
+        with closing(connection.raw):
+            return revision_of(connection)
+    except (psycopg.Error, StoreUnavailable) as error:
         raise StoreUnavailable(f"cannot migrate the database at {url}: {error}") from error
-    return str(row[0]) if row else None

@@ -1,7 +1,8 @@
 """Databases for tests. One of each engine is migrated per session; each test gets a copy with an id of its own.
 
-A test of a module that is marked `both_engines` runs on SQLite and on PostgreSQL if it uses the fixture `database`, and
-on SQLite alone if it uses `database_path`. Without a server, PostgreSQL is deselected by `-m "not server"`.
+A test of a module that is marked `both_engines` runs on SQLite and on PostgreSQL if it uses the fixture `store`, `site`
+or `keyed`, itself or by another fixture; and on SQLite alone if it uses `database_path`. Without a server, PostgreSQL
+is deselected by `-m "not server"`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from app.settings.database import PostgresUrl
+from app.settings.database import postgres_url as parsed
 from app.stores.migrate import migrate
+from app.stores.postgres.connection import connect
 from app.stores.postgres.database import PostgresDatabase
 from app.stores.postgres.event_log import PostgresEventLog
 from app.stores.sql.database import Connection, Database, Parameters
@@ -26,14 +30,17 @@ from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 
 NOBODY = 65_534
+PARAMETRIZED = ("store", "site", "keyed")
 WIPED = ("tip_views", "tip_feedback", "outbox", "event_log")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     found = metafunc.fixturenames
-    if metafunc.definition.get_closest_marker("both_engines") and "database" in found and "database_path" not in found:
+    asked = [name for name in PARAMETRIZED if name in found]
+    if metafunc.definition.get_closest_marker("both_engines") and asked and "database_path" not in found:
         engines = ["sqlite", pytest.param("postgres", marks=pytest.mark.server)]
-        metafunc.parametrize("database", engines, indirect=True)
+        (name,) = asked
+        metafunc.parametrize(name, engines, indirect=True)
 
 
 def copy_database(template: Path, path: Path, database_id: str) -> Path:
@@ -110,6 +117,21 @@ def steps(connection: sqlite3.Connection, sql: str, parameters: Parameters) -> i
     return next(taken)
 
 
+def contents(store: Path | PostgresUrl) -> str:
+    """Every row of a database."""
+    if isinstance(store, Path):
+        with closing(sqlite3.connect(store)) as file:
+            return "\n".join(file.iterdump())
+    with closing(connect(store.url).raw) as connection:
+        tables = connection.execute(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+        )
+        rows = [
+            connection.execute(f'SELECT CAST(found AS text) FROM "{name}" AS found').fetchall() for (name,) in tables
+        ]
+    return "\n".join(text for found in rows for (text,) in found)
+
+
 @pytest.fixture(scope="session")
 def migrated_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated database that is only copied."""
@@ -125,23 +147,31 @@ def database_path(migrated_template: Path, tmp_path: Path, request: pytest.Fixtu
 
 
 @pytest.fixture
-async def database(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+def store(request: pytest.FixtureRequest) -> Path | PostgresUrl:
+    """A migrated, empty database of one test, as `Settings.database` names it."""
+    on_postgres = getattr(request, "param", "sqlite") == "postgres"
+    found: Path | PostgresUrl = request.getfixturevalue("postgres_url" if on_postgres else "database_path")
+    return found
+
+
+@pytest.fixture
+async def database(store: Path | PostgresUrl) -> AsyncIterator[Database]:
     """A migrated, empty database, opened with two readers."""
-    opened: SqliteDatabase | PostgresDatabase
-    if getattr(request, "param", "sqlite") == "postgres":
-        opened = await PostgresDatabase.open(request.getfixturevalue("postgres_url").url, readers=2)
-    else:
-        opened = await SqliteDatabase.open(request.getfixturevalue("database_path"), readers=2)
+    opened = await open_database(store, readers=2)
     yield opened
     await opened.close()
 
 
+async def open_database(store: Path | PostgresUrl, readers: int) -> SqliteDatabase | PostgresDatabase:
+    if isinstance(store, Path):
+        return await SqliteDatabase.open(store, readers)
+    return await PostgresDatabase.open(store.url, readers)
+
+
 async def open_again(database: Database) -> SqliteDatabase | PostgresDatabase:
     """The same database, as another process opens it."""
-    if isinstance(database, PostgresDatabase):
-        return await PostgresDatabase.open(database.url, readers=1)
-    assert isinstance(database, SqliteDatabase)
-    return await SqliteDatabase.open(database.path, readers=1)
+    assert isinstance(database, SqliteDatabase | PostgresDatabase)
+    return await open_database(database.path if isinstance(database, SqliteDatabase) else parsed(database.url), 1)
 
 
 def log_of(database: Database) -> SqlEventLog:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.settings.database import PostgresUrl
+from app.stores.postgres.connection import connect
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.http import Connection, serving
 from tests.support.processes import Program, Programs, free_port
@@ -25,8 +27,10 @@ class Member(NamedTuple):
 class Fleet:
     """Starts processes, which the fixture `programs` ends."""
 
-    def __init__(self, programs: Programs, database: Path, cache: EmbeddedServer, queue: EmbeddedServer) -> None:
-        self.database = database
+    def __init__(
+        self, programs: Programs, store: Path | PostgresUrl, cache: EmbeddedServer, queue: EmbeddedServer
+    ) -> None:
+        self.store = store
         self.cache = cache
         self.queue = queue
         self._programs = programs
@@ -57,9 +61,18 @@ class Fleet:
         program.says("worker_started")
         return Member(program, port)
 
+    @property
+    def database(self) -> Path:
+        """The file of the database, on SQLite."""
+        assert isinstance(self.store, Path)
+        return self.store
+
     def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Query the database directly."""
-        with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10)) as connection:
+        if not isinstance(self.store, Path):
+            with closing(connect(self.store.url).raw) as server:
+                return server.execute(sql.encode(), parameters).fetchall()
+        with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True, timeout=10)) as connection:
             return connection.execute(sql, parameters).fetchall()
 
     def stored(self) -> Counter[str]:
@@ -71,7 +84,7 @@ class Fleet:
 
     def _start(self, *arguments: str, module: str = "app", **settings: Any) -> Program:
         chosen: dict[str, Any] = {
-            "database": self.database,
+            "database": self.store if isinstance(self.store, Path) else self.store.url,
             "cache_url": self.cache.url,
             "queue_url": self.queue.url,
             "worker_metrics_port": 0,

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
@@ -249,9 +249,9 @@ class PgBouncer:
 StartPostgres = Callable[..., PostgresServer]
 
 
-@pytest.fixture(scope="session")
-def start_postgres() -> Iterator[StartPostgres]:
-    """Creates and starts servers. All are stopped at the end of the run."""
+@contextmanager
+def servers() -> Iterator[StartPostgres]:
+    """Creates and starts servers. All are stopped when the block ends."""
     binaries()
     root = Path(tempfile.mkdtemp(prefix="pf-pg-", dir="/tmp"))  # a socket's path holds 107 bytes
     root.chmod(0o755)
@@ -266,10 +266,18 @@ def start_postgres() -> Iterator[StartPostgres]:
         server.start()
         return server
 
-    yield start
-    for server in started:
-        server.close()
-    shutil.rmtree(root)
+    try:
+        yield start
+    finally:
+        for server in started:
+            server.close()
+        shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def start_postgres() -> Iterator[StartPostgres]:
+    with servers() as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
@@ -284,15 +292,20 @@ def postgres(start_postgres: StartPostgres) -> PostgresServer:
 _names = count(1)
 
 
+def new_database(postgres: PostgresServer) -> PostgresUrl:
+    """A migrated, empty database."""
+    name = f"test{next(_names)}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    postgres.execute(f"UPDATE service SET value = '{name}' WHERE name = 'database_id'", name)
+    return parsed(postgres.url(name))
+
+
 @pytest.fixture
 def postgres_url(postgres: PostgresServer) -> Iterator[PostgresUrl]:
     """A migrated, empty database of one test."""
-    name = f"test{next(_names)}"
-    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    with closing(psycopg.connect(postgres.url(name), autocommit=True)) as connection:
-        connection.execute("UPDATE service SET value = %s WHERE name = 'database_id'", (name,))
-    yield parsed(postgres.url(name))
-    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    database = new_database(postgres)
+    yield database
+    postgres.execute(f"DROP DATABASE {psycopg.conninfo.conninfo_to_dict(database.url)['dbname']} WITH (FORCE)")
 
 
 @pytest.fixture

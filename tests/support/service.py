@@ -1,9 +1,9 @@
-"""One process of the service over a SQLite file and a cache, with gates that stop it at chosen places.
+"""One process of the service over a database and a cache, with gates that stop it at chosen places.
 
 `app.bootstrap` builds it; the tests replace its clock, its cache, its source of values and its randomness. Two of them
-over one file and one server behave as two processes: they share nothing else. Time passes only when a test says so, or
-during the wait after an owed invalidation. That is the hardest case for the trust gate: a check stays valid as long as
-possible. Owed invalidations are not settled in the background.
+over one database and one server behave as two processes: they share nothing else. Time passes only when a test says so,
+or during the wait after an owed invalidation. That is the hardest case for the trust gate: a check stays valid as long
+as possible. Owed invalidations are not settled in the background.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from app.profiles.online.cache_protocol import FeatureValue, Profile, decode
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import Cell, ComputeRow, Source
 from app.settings import Settings
+from app.settings.database import PostgresUrl
 from app.stores.sql.database import Database
 from app.stores.sql.owed_invalidations import SqlOwedInvalidations
 from app.stores.valkey.cache import ValkeyCache
@@ -61,7 +62,6 @@ class PausableService:
 
     def __init__(self, service: OpenService, clock: FakeClock, source: PausableSource, pauses: list[float]) -> None:
         assert isinstance(service.cache, PausableCache)
-        assert service.local_cache is not None
         self.inner = service
         self.clock = clock
         self.cache = service.cache
@@ -72,11 +72,19 @@ class PausableService:
         self.metrics = service.metrics
         self.registry = service.registry
         self.reader = service.reader
-        self.near = service.local_cache
         self.computation = service.computation
         self.invalidator = service.invalidator
         self.rebuilder = service.rebuilder
         self.ingestor = service.ingestor
+
+    @property
+    def caches_locally(self) -> bool:
+        return self.inner.local_cache is not None
+
+    @property
+    def near(self) -> LocalCache:
+        assert self.inner.local_cache is not None
+        return self.inner.local_cache
 
     async def profile(self, user_id: str, mask: int | None = None) -> Profile:
         return (await self.reader.read({user_id: mask or self.registry.full_mask}))[user_id]
@@ -166,7 +174,7 @@ class PausableService:
 
 @asynccontextmanager
 async def open_gated(
-    path: Path,
+    store: Path | PostgresUrl,
     open_cache: OpenCache,
     clock: FakeClock,
     registry: Registry = REGISTRY,
@@ -194,7 +202,7 @@ async def open_gated(
         local_cache=local_cache,
         settles=False,
     )
-    settings = Settings(database=path, readers=READERS, near_users=NEAR_USERS)
+    settings = Settings(database=store, readers=READERS, near_users=NEAR_USERS)
     contract = Contract(registry=registry, mirror=mirror_of(registry))
     async with open_service(settings, door="http", contract=contract, edges=edges) as service:
         opened = PausableService(service, clock, sources[0], pauses)

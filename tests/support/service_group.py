@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from app.features.registry import Registry
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import Epoch, Fill
+from app.settings.database import PostgresUrl
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.connections import Connections, Use
 from app.stores.valkey.embedded import EmbeddedServer
@@ -67,8 +68,8 @@ SAME_NONCE = Kind("same-nonce", nonce=lambda: b"same")
 class ServiceGroup:
     """Use as a context; on the way out every process is closed and every task ended."""
 
-    def __init__(self, path: Path, server: EmbeddedServer, kind: Kind = TRUE) -> None:
-        self.path = path
+    def __init__(self, store: Path | PostgresUrl, server: EmbeddedServer, kind: Kind = TRUE) -> None:
+        self.store = store
         self.server = server
         self.clock = FakeClock()
         self._kind = kind
@@ -107,7 +108,7 @@ class ServiceGroup:
             nonce=self._kind.nonce,
         )
         service = await self._stack.enter_async_context(
-            open_gated(self.path, make, clock or self.clock, registry, self._kind.local_cache)
+            open_gated(self.store, make, clock or self.clock, registry, self._kind.local_cache)
         )
         self._services.append(service)
         return service

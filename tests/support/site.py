@@ -13,9 +13,11 @@ from app.api.server import KEEP_ALIVE_S
 from app.features.clock import Clock
 from app.features.contract import Contract
 from app.settings import Settings
+from app.settings.database import PostgresUrl
 from app.stores.queue.client import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.live import API_KEYS, Live, fresh_database, live
+from tests.support.postgres import PostgresServer, new_database
 from tests.support.registry import FEATURES
 from tests.support.servers import VALKEY, StartServer, ask
 
@@ -59,24 +61,32 @@ def serve_site(
     return serve
 
 
+def _settings(request: pytest.FixtureRequest) -> dict[str, object]:
+    """A database on the engine that the test runs on: see `tests.support.database`."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return {}
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return {"database": new_database(server)}
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def site(serve_site: ServeSite) -> AsyncIterator[Live]:
+async def site(request: pytest.FixtureRequest, serve_site: ServeSite) -> AsyncIterator[Live]:
     """A site without keys: every caller has all scopes."""
-    async with serve_site() as served:
+    async with serve_site(**_settings(request)) as served:
         yield served
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def keyed(serve_site: ServeSite) -> AsyncIterator[Live]:
+async def keyed(request: pytest.FixtureRequest, serve_site: ServeSite) -> AsyncIterator[Live]:
     """A site with the keys of `tests.support.live.API_KEYS`."""
-    async with serve_site(api_keys=API_KEYS) as served:
+    async with serve_site(api_keys=API_KEYS, **_settings(request)) as served:
         yield served
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def own_site(serve_site: ServeSite) -> AsyncIterator[Live]:
+async def own_site(store: Path | PostgresUrl, serve_site: ServeSite) -> AsyncIterator[Live]:
     """A site for one test, without keys, over an empty database and the shared servers."""
-    async with serve_site() as served:
+    async with serve_site(database=store) as served:
         yield served
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from app.settings.database import PostgresUrl
 from tests.support.fleet import Fleet
-from tests.support.live import fresh_database
 from tests.support.processes import Programs
 from tests.support.servers import VALKEY, StartServer
 
 
 @pytest.fixture
-def fleet(programs: Programs, migrated_template: Path, tmp_path: Path, start_server: StartServer) -> Iterator[Fleet]:
+def fleet(programs: Programs, store: Path | PostgresUrl, start_server: StartServer) -> Iterator[Fleet]:
     """An empty database, a cache and a queue of this test's own; no process yet."""
     cache, queue = start_server(VALKEY), start_server(VALKEY, options=("--appendonly", "yes"))
-    yield Fleet(programs, fresh_database(migrated_template, tmp_path), cache, queue)
+    yield Fleet(programs, store, cache, queue)
     programs.close()  # before the servers, so that no process waits for them
     cache.kill()
     queue.kill()

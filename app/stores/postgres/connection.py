@@ -22,7 +22,7 @@ from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import StrDumperUnknown
 
 from app.errors import StoreFull, StoreUnavailable
-from app.stores.sql.database import Parameters
+from app.stores.sql.database import SELECT_REVISION, Parameters
 
 CONNECT_TIMEOUT_S = 3
 LOCK_TIMEOUT_MS = 5_000
@@ -154,9 +154,21 @@ def connect(url: str) -> Connection:
     return Connection(raw)
 
 
+def revision_of(connection: Connection) -> str | None:
+    """The schema revision of a database; None if it has none."""
+    try:
+        row = connection.execute(SELECT_REVISION).fetchone()
+    except errors.UndefinedTable:
+        return None
+    return None if row is None else str(row[0])
+
+
 def unavailable(error: psycopg.Error) -> StoreUnavailable:
     """The `StoreUnavailable` for an error of PostgreSQL: it cannot be reached, is full, locked or in recovery."""
     text = str(error).strip().partition("\n")[0]
     if isinstance(error, NO_ROOM):
         return StoreFull(f"the database has no room to write: {text}")
-    return StoreUnavailable(f"the database does not answer: {text}")
+    if error.sqlstate is not None:
+        return StoreUnavailable(f"the database does not answer: {text}")
+    # It may name the server's address and the account.
+    return StoreUnavailable(f"the database does not answer: {text}", "no server that accepts writes can be reached")

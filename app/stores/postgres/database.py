@@ -2,25 +2,25 @@
 
 Invariants: a write is one transaction, whose first statements lock the users that it names, in sorted order, or the
 service. It is committed when `write` returns, as durably as the server's `synchronous_commit` says, and rolled back
-when `write` raises, unless the error says that the outcome of the commit is unknown. A deadlock, a serialization
-failure and a connection that was lost before the commit do not reach the caller: the work is done again.
+when `write` raises, unless the error says that the outcome of the commit is unknown. The work is done again after a
+deadlock or a serialization failure, and once if the connection is lost before the commit.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors
 
 from app.errors import StoreFull, StoreUnavailable
-from app.stores.postgres.connection import Connection, connect, unavailable
+from app.stores.postgres.connection import Connection, connect, revision_of, unavailable
 from app.stores.postgres.observed_state import PostgresState
 from app.stores.postgres.pool import Pool
-from app.stores.sql.database import SELECT_REVISION, Database, Scope, check_revision
+from app.stores.sql.database import Database, Scope, check_revision
 from app.telemetry import logger
 
 T = TypeVar("T")
@@ -83,11 +83,11 @@ class PostgresDatabase(Database):
     async def write(
         self, work: Callable[[Connection], T], *, of: Collection[str] | Scope, durable: bool = True, again: bool = False
     ) -> T:
-        """If the connection is lost during the commit, nobody knows whether it was made. With `again`, the work is then
-        done once more, so it must notice what it has written before.
+        """If the connection is lost during the commit, the outcome is unknown. With `again`, the work is then done once
+        more, so it must notice what it has written before.
 
         Raises:
-            StoreUnavailable: nothing was written; or the outcome of the commit is unknown, as the message says.
+            StoreUnavailable: nothing was written; or the outcome of the commit is unknown.
         """
         users = sorted(set(of)) if not isinstance(of, Scope) else None
         try:
@@ -108,23 +108,14 @@ class PostgresDatabase(Database):
         await self.state.close()
 
 
-def check_schema(connection: Connection) -> None:
-    """Raise `SchemaMismatch` unless the database is at the schema revision of this program."""
-    try:
-        row = connection.execute(SELECT_REVISION).fetchone()
-    except errors.UndefinedTable:
-        row = None
-    check_revision(str(row[0]) if row is not None else None, connection.raw.info.dbname)
-
-
 def _check_schema(url: str) -> None:
     connection = connect(url)
-    try:
-        check_schema(connection)
-    except psycopg.Error as error:
-        raise unavailable(error) from error
-    finally:
-        connection.raw.close()
+    with closing(connection.raw):
+        try:
+            revision = revision_of(connection)
+        except psycopg.Error as error:
+            raise unavailable(error) from error
+        check_revision(revision, connection.raw.info.dbname)
 
 
 def _transact(

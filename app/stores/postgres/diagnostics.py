@@ -15,8 +15,9 @@ from app.operations.doctor import NOT_MIGRATED, Line, diagnose_clock
 from app.operations.samples import Sample
 from app.settings import Settings
 from app.settings.database import PostgresUrl
-from app.stores.postgres.connection import Connection, connect, unavailable
-from app.stores.postgres.database import WRITERS, check_schema
+from app.stores.postgres.connection import Connection, connect, revision_of, unavailable
+from app.stores.postgres.database import WRITERS
+from app.stores.sql.database import check_revision
 from app.stores.sql.diagnostics import diagnose_contents
 
 LEAST_VERSION = 150_000
@@ -75,7 +76,7 @@ def diagnose_database(
         connection = connect(url.url)
         with closing(connection.raw):
             connection.raw.prepare_threshold = None  # behind some poolers, prepared statements fail
-            check_schema(connection)
+            check_revision(revision_of(connection), connection.raw.info.dbname)
             if whole:
                 connection.execute("SET statement_timeout = 0")
             return _diagnose(connection, settings, url, days, whole=whole, now_s=now_s)

@@ -46,7 +46,7 @@ class PooledConnection:
     def __init__(self, pool: Pool, connection: Connection | None) -> None:
         self._pool = pool
         self.connection = connection
-        self._reused = connection is not None
+        self._used = False
         self._running: asyncio.Future[Any] | None = None
         self._interrupting: asyncio.Task[None] | None = None
 
@@ -62,19 +62,20 @@ class PooledConnection:
         """Call `work` with the connection, on a thread. Its statement is cancelled after `timeout_s` seconds, and when
         the caller is cancelled. If the server does not answer to that either, the connection is given up.
 
-        If the connection was idle in the pool, and turns out to be lost, `work` is called again with a new one.
+        If the connection is lost in the first call, `work` is called once again with a new one. A later call may depend
+        on the transaction that an earlier one has begun.
 
         Raises:
             StoreUnavailable: no connection can be opened.
         """
         if self.closing:
             timeout_s = min(timeout_s, STOPPING_S)
+        first, self._used = not self._used, True
         try:
             return await self._run(work, timeout_s)
         except psycopg.Error:
-            if not self._reused or self.connection is not None:
+            if not first or self.connection is not None or self._interrupting is not None:
                 raise
-            self._reused = False
         return await self._run(work, timeout_s)
 
     async def _run(self, work: Callable[[Connection], T], timeout_s: float) -> T:

@@ -8,17 +8,22 @@ from typing import Any
 
 import msgspec
 
+from app.features.ids import id_problem
 from app.profiles.ports import END_OF_TIME_MS, LoggedProfile
 from app.stores.sql.database import Database
 from app.stores.sql.decision_rows import profile_read_of
 
-_SELECT = """
-SELECT number, decision_id, user_id, profile_origin, request ->> 'profile', profile_read FROM tip_scores
-"""
+_SELECT = "SELECT number, decision_id, user_id, profile_origin, request, profile_read FROM tip_scores"
 SELECT_NEWEST = f"{_SELECT} WHERE number > :after AND number < :before ORDER BY number DESC LIMIT :limit"
 SELECT_BY_IDS = f"{_SELECT} WHERE decision_id IN (SELECT value FROM json_each(?))"
 
-_decode = msgspec.json.Decoder(dict[str, Any] | None).decode
+
+class _Request(msgspec.Struct):
+    profile: dict[str, Any] | None
+
+
+# Not with `->>`: PostgreSQL would decode every string of the request, and fail if one contains NUL.
+_decode = msgspec.json.Decoder(_Request).decode
 
 
 class SqlLoggedProfiles:
@@ -32,11 +37,10 @@ class SqlLoggedProfiles:
         return [_logged(*row) for row in rows]
 
     async def by_id(self, decision_ids: Sequence[str]) -> Mapping[str, LoggedProfile]:
-        rows = await self._database.rows(SELECT_BY_IDS, (json.dumps(decision_ids),))
+        possible = [one for one in decision_ids if id_problem(one) is None]  # PostgreSQL rejects NUL
+        rows = await self._database.rows(SELECT_BY_IDS, (json.dumps(possible),))
         return {found.decision_id: found for found in (_logged(*row) for row in rows)}
 
 
-def _logged(
-    number: int, decision_id: str, user_id: str, origin: str, features: str | None, read: str | None
-) -> LoggedProfile:
-    return LoggedProfile(number, decision_id, user_id, origin, _decode(features or "null") or {}, profile_read_of(read))
+def _logged(number: int, decision_id: str, user_id: str, origin: str, request: str, read: str | None) -> LoggedProfile:
+    return LoggedProfile(number, decision_id, user_id, origin, _decode(request).profile or {}, profile_read_of(read))

@@ -37,6 +37,7 @@ ON CONFLICT (user_id) DO UPDATE SET
     updated_at_ms = excluded.updated_at_ms
 """
 SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
+SELECT_STATES_AFTER = f"{SELECT_STATES} WHERE user_id > ? ORDER BY user_id LIMIT {PAGE}"
 UPDATE_ASIDE = "UPDATE bandit_states SET spec_hash = ? WHERE user_id = ?"
 SELECT_TO_GROW = "SELECT user_id FROM bandit_states WHERE spec_hash IN (SELECT value FROM json_each(?)) LIMIT ?"
 SELECT_GROWING = """
@@ -91,8 +92,10 @@ def set_aside(connection: Connection, user_id: str) -> bool:
 def damaged(connection: Connection, *, whole: bool) -> int:
     """The number of users whose statistics were found damaged. `whole` also checks all statistics for new damage."""
     (count,) = connection.execute(SELECT_ASIDE_COUNT).fetchone()
-    cursor = connection.execute(SELECT_STATES)
-    while whole and (page := cursor.fetchmany(PAGE)):
+    after = ""
+    # Page by page: PostgreSQL sends all rows of a statement at once.
+    while whole and (page := connection.execute(SELECT_STATES_AFTER, (after,)).fetchall()):
+        after = page[-1][0]
         for spec_hash in SPECS:
             states = [(evidence, decisions) for _, own, evidence, decisions in page if own == spec_hash]
             count += sound(SPECS[spec_hash], *zip(*states, strict=True)).count(False) if states else 0
@@ -212,7 +215,8 @@ class SqlStates:
         if changes == (seen or 0):
             return None
         pool = Pool(self._spec)
-        cursor = connection.execute(SELECT_STATES)
+        # In the same order on both engines, because sums of floats depend on it.
+        cursor = connection.execute(f"{SELECT_STATES} ORDER BY user_id")
         while page := cursor.fetchmany(PAGE):
             by_spec: dict[str, list[tuple[str, bytes, int]]] = {}
             for user_id, spec_hash, evidence, decisions in page:

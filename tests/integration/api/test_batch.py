@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.integration.api.test_profiles import COLD, active_user
 from tests.support.live import JSON, Live, assert_refused, new_user, paths, problem
+
+pytestmark = pytest.mark.both_engines
 
 
 async def batch(site: Live, body: dict[str, Any]) -> Any:

@@ -11,9 +11,10 @@ import pytest
 
 from app.errors import StoreFull, StoreUnavailable
 from app.features.clock import DAY_MS
-from app.stores.sqlite.event_log import SqliteEventLog
 from tests.support.events import body, feedback, local_time, payload, served
 from tests.support.live import JSON, NDJSON, Live, assert_refused, new_user, paths, problem
+
+pytestmark = pytest.mark.both_engines
 
 
 async def test_single_event_is_stored(site: Live) -> None:
@@ -164,7 +165,7 @@ async def test_events_are_refused_when_the_database_does_not_store_them(
     async def append(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(SqliteEventLog, "append", append)
+    monkeypatch.setattr(type(site.service.event_log), "append", append)
     answer = await site.client.post("/events", content=body(served(new_user(), site.now_ms)), headers=JSON)
     problem(answer, status)
     assert answer.headers["retry-after"] == retry_after

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from app.features.clock import DAY_MS, rfc3339
 from tests.support.events import feedback, local_time, served
 from tests.support.live import Live, assert_refused, new_user, paths, problem
+
+pytestmark = pytest.mark.both_engines
 
 
 async def rows(site: Live, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -113,7 +117,10 @@ async def test_history_is_refused_when_a_decision_cannot_be_used(site: Live) -> 
     sound = {"decision_id": known}
     bodies = [
         *(({"rows": [sound, {**sound, name: moment[name]}]}, f"rows[1].{name}") for name in moment),
-        *(({"rows": [sound, {"decision_id": wrong}]}, "rows[1].decision_id") for wrong in ("none", absent, old, "", 7)),
+        *(
+            ({"rows": [sound, {"decision_id": wrong}]}, "rows[1].decision_id")
+            for wrong in ("none", absent, old, "", "a\0b", 7)
+        ),
         ({"rows": [sound, {}]}, "rows[1].user_id"),
     ]
     await assert_refused(site, "/profiles/history", bodies)

@@ -16,6 +16,8 @@ from tests.support.live import JSON, Live, assert_refused, paths, problem
 from tests.support.servers import VALKEY, StartServer, keys
 from tests.support.site import ServeSite
 
+pytestmark = pytest.mark.both_engines
+
 VICTIM = "victim"
 QUOTES = ["' OR '1'='1", '" OR ""="', "victim' --", "'; DROP TABLE tip_views; --"]
 STATEMENTS = ["victim'; UPDATE event_log SET user_id = 'victim", "x' UNION SELECT value FROM service --"]

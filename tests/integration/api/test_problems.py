@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from app.errors import StoreUnavailable
+from app.features.clock import rfc3339
 from app.profiles.online.reader import ProfileReader
 from tests.support.live import Live, new_user, problem, raw_status
 
@@ -111,3 +113,13 @@ async def test_defect_is_logged_and_not_shown_when_a_route_fails(
     assert "RuntimeError: the secret inside" in logged
     assert "broken-one" in logged
     assert "Traceback" in logged
+
+
+async def test_address_of_the_database_is_not_told(site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read(*_: object, **__: object) -> None:
+        raise StoreUnavailable("connection to 10.0.0.7 failed", "no server can be reached")
+
+    monkeypatch.setattr(ProfileReader, "read_as_of", read)
+    row = {"user_id": new_user(), "as_of": rfc3339(site.now_ms)}
+    answer = await site.client.post("/profiles/history", json={"rows": [row]})
+    assert problem(answer, 503)["detail"] == "the database does not answer: no server can be reached"

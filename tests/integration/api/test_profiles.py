@@ -6,10 +6,14 @@ import re
 from datetime import datetime
 from urllib.parse import quote
 
+import pytest
+
 from app.features.clock import DAY_MS, rfc3339, to_ms
 from tests.support.events import feedback, local_time, served
 from tests.support.live import Live, new_user, paths, problem
 from tests.support.registry import REGISTRY
+
+pytestmark = pytest.mark.both_engines
 
 COLD = {
     "completion_rate_30d": None,

@@ -20,6 +20,8 @@ from tests.support.events import feedback, served
 from tests.support.live import JSON, Live, assert_refused, new_user, paths, problem
 from tests.support.registry import REGISTRY, ProfileFeatures
 
+pytestmark = pytest.mark.both_engines
+
 AT = "2026-04-25T08:30:00+02:00"
 
 

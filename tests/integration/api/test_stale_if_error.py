@@ -21,6 +21,8 @@ from tests.support.logs import Recorder
 from tests.support.registry import REGISTRY
 from tests.support.site import ServeSite
 
+pytestmark = pytest.mark.both_engines
+
 AGE_S = 60
 ACCEPTS = {"Cache-Control": f"stale-if-error={AGE_S}"}
 MARK = "profiles; hit; detail=unproven"

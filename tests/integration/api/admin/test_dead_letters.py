@@ -15,6 +15,8 @@ from app.features.ids import user_hash
 from tests.support.events import payload, served
 from tests.support.live import Live, new_user, paths, problem
 
+pytestmark = pytest.mark.both_engines
+
 
 async def bury(site: Live, text: object) -> int:
     letter = await site.service.dead_letters.bury_payload(json.dumps(text), "no event", "Traceback", site.now_ms)

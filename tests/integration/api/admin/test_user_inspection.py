@@ -7,6 +7,8 @@ import signal
 from typing import Any
 from urllib.parse import quote
 
+import pytest
+
 from app.features.clock import rfc3339
 from app.features.events import FEEDBACK
 from app.stores.valkey.embedded import EmbeddedServer
@@ -16,6 +18,8 @@ from tests.support.live import Live, new_user
 from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer
 from tests.support.site import ServeSite
+
+pytestmark = pytest.mark.both_engines
 
 NASTY = ["a?b=c&d", "100%", "%2F", "#top", "\"'><script>alert(1)<\\script>", "é 🎯", "+ +", "{x}", "a;b,c"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
-from contextlib import closing
+
+import pytest
 
 from app.features.clock import rfc3339
 from app.features.events import TipEvent
@@ -14,11 +14,14 @@ from app.profiles.online.cache_protocol import FeatureValue, decode, encode
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key
 from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.database import contents
 from tests.support.events import feedback, payload, served
 from tests.support.live import Live, new_user
 from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.site import ServeSite
+
+pytestmark = pytest.mark.both_engines
 
 
 async def states(site: Live, user: str) -> dict[str, str | None]:
@@ -171,8 +174,7 @@ async def test_database_does_not_contain_an_erased_user(own_site: Live) -> None:
     active = (await site.client.post("/admin/rebuilds", json={"user_ids": ["a", user, "b"]})).json()["id"]
     assert (await site.client.delete(f"/admin/users/{user}")).status_code == 204
 
-    with closing(sqlite3.connect(site.service.settings.require_file())) as connection:
-        assert user not in "\n".join(connection.iterdump())
+    assert user not in contents(site.service.settings.database)
     letters = (await site.client.get("/admin/dead-letters")).json()["dead_letters"]
     assert [item["payload"] for item in letters] == [
         '{"user_id": "another"}',

@@ -21,6 +21,8 @@ from tests.support.logs import Recorder
 from tests.support.service import PausableService
 from tests.support.service_group import ServiceGroup
 
+pytestmark = pytest.mark.both_engines
+
 VOLUME = "tip_volume_30d"
 
 

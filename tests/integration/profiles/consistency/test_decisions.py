@@ -25,6 +25,8 @@ from tests.support.registry import REGISTRY
 from tests.support.service import NEAR_AFTER, PausableService
 from tests.support.service_group import ServiceGroup
 
+pytestmark = pytest.mark.both_engines
+
 VOLUME = "tip_volume_30d"
 RATE = "completion_rate_30d"
 MONTH_MS = 30 * DAY_MS
@@ -123,7 +125,7 @@ async def test_cold_cached_and_local_reads_record_the_same_versions(service: Pau
         service.clock.advance(10)
         reads.append((await score(service)).profile_read)
         await service.drain()
-    assert service.counted("near_hits") == len(REGISTRY)
+    assert service.counted("near_hits") == (len(REGISTRY) if service.caches_locally else 0)
     assert [read.at_ms if read else None for read in reads] == [NOW_MS + 10 * place for place in (1, 2, 3, 4)]
     assert {tuple(value.version for value in read.values.values()) for read in reads if read} == {(2,) * len(REGISTRY)}
     await service.send(served("ann"))
@@ -177,7 +179,7 @@ async def test_features_read_as_null_have_no_version_when_disabled(service: Paus
         assert (decision.profile or {})[VOLUME] is None
         assert decision.profile_read is not None
         assert decision.profile_read.values.keys() == set(REGISTRY.names) - {VOLUME}
-    assert service.counted("near_hits") == len(REGISTRY) - 1
+    assert service.counted("near_hits") == (len(REGISTRY) - 1 if service.caches_locally else 0)
     await service.switch(VOLUME, on=True)
     assert await outcomes(service) == ["consistent"] * (NEAR_AFTER + 1)
 
@@ -185,12 +187,17 @@ async def test_features_read_as_null_have_no_version_when_disabled(service: Paus
 # --- what is wrong is found
 
 
+async def log_volume(service: PausableService, logged: str) -> None:
+    """Change the logged value of `tip_volume_30d`, which is 1, in every decision."""
+    statement = "UPDATE tip_scores SET request = REPLACE(request, :old, :new)"
+    changed = {"old": f'"{VOLUME}":1', "new": f'"{VOLUME}":{logged}'}
+    assert await service.database.execute(statement, changed) > 0
+
+
 async def test_violation_is_found_when_a_logged_value_is_changed(service: PausableService) -> None:
     await service.send(served("ann"), feedback("ann"))
     decision = await score(service)
-    await service.database.execute(
-        "UPDATE tip_scores SET request = json_set(request, '$.profile.tip_volume_30d', 7)", ()
-    )
+    await log_volume(service, "7")
     (check,) = await audited(service)
     assert (check.decision.decision_id, check.outcome) == (decision.id, "violation")
     assert [tuple(item) for item in check.wrong] == [(VOLUME, 2, b"7", b"1")]
@@ -200,10 +207,18 @@ async def test_violation_is_found_when_a_logged_value_is_changed(service: Pausab
 async def test_violation_is_found_when_an_integer_is_logged_as_a_float(service: PausableService) -> None:
     await service.send(served("ann"))
     await score(service)
-    await service.database.execute(
-        "UPDATE tip_scores SET request = json_set(request, '$.profile.tip_volume_30d', 1.0)", ()
-    )
+    await log_volume(service, "1.0")
     assert await outcomes(service) == ["violation"]
+
+
+async def test_decision_is_checked_when_another_one_has_logged_nul(service: PausableService) -> None:
+    """PostgreSQL stores it in JSON, but does not decode it."""
+    await service.send(served("ann"))
+    await score(service)
+    await service.database.execute(
+        "UPDATE tip_scores SET request = REPLACE(request, 'null', :nul)", {"nul": '"\\u0000"'}
+    )
+    assert len(await service.inner.logged_profiles.newest(10)) == 1
 
 
 @pytest.mark.parametrize("by", [-1, 1])
@@ -313,9 +328,7 @@ async def test_monitor_checks_a_sample_of_new_decisions(
     assert counted("consistent") == 3
     await service.send(served("ann"))
     decision = await score(service)
-    await service.database.execute(
-        "UPDATE tip_scores SET request = json_set(request, '$.profile.tip_volume_30d', 7)", ()
-    )
+    await log_volume(service, "7")
     await monitor.round()
     assert (counted("consistent"), counted("violation")) == (3, 1)
     (line,) = recorder.of("decision_violation")

@@ -26,6 +26,8 @@ from tests.support.servers import ask
 from tests.support.service import PausableService
 from tests.support.service_group import ServiceGroup
 
+pytestmark = pytest.mark.both_engines
+
 VOLUME = REGISTRY.names.index("tip_volume_30d")
 
 

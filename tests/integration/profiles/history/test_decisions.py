@@ -21,6 +21,8 @@ from tests.support.registry import REGISTRY
 from tests.support.service import PausableService
 from tests.support.service_group import ServiceGroup
 
+pytestmark = pytest.mark.both_engines
+
 VOLUME = "tip_volume_30d"
 RATE = "completion_rate_30d"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 
+import pytest
+
 from app.features.clock import DAY_MS
 from app.features.registry import Registry
 from app.profiles.history.timeline import DAYS, daily, development
@@ -13,6 +15,8 @@ from tests.support.clock import NOW_MS
 from tests.support.entries import entry
 from tests.support.events import served
 from tests.support.service import PausableService
+
+pytestmark = pytest.mark.both_engines
 
 
 async def test_each_point_is_the_value_of_that_day(service: PausableService) -> None:

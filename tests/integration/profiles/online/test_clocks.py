@@ -24,6 +24,8 @@ from tests.support.reference import THIRTY_DAYS_MS, profile
 from tests.support.service import NEAR_AFTER, Features, PausableService
 from tests.support.service_group import ServiceGroup
 
+pytestmark = pytest.mark.both_engines
+
 HALF_A_SECOND, THREE_SECONDS, AN_HOUR = 500, 3_000, 3_600_000
 USERS = ("ann", "bob")
 STEPS = 400
@@ -127,7 +129,9 @@ async def test_every_value_is_true_at_a_moment_of_the_clocks(
     services = [await group.open(clock=FakeClock(NOW_MS + ahead_ms)) for ahead_ms in (0, apart_ms)]
     await Walk(services, Random(apart_ms), apart_ms).run(STEPS, stepping=stepping)
     for service in services:
-        assert service.counted("cache_hits") > service.counted("near_hits") > 100, "a cache took no part"
+        assert service.counted("cache_hits") > 100, "the cache took no part"
+        if service.caches_locally:
+            assert service.counted("cache_hits") > service.counted("near_hits") > 100, "a cache took no part"
 
 
 @pytest.mark.parametrize(

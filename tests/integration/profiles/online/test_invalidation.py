@@ -22,6 +22,8 @@ from tests.support.service import PausableService, assert_reads, assert_true
 from tests.support.service_group import ServiceGroup
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.both_engines
+
 USER = "ann"
 HASTY_MS = 60
 

@@ -195,7 +195,7 @@ async def test_event_is_seen_when_its_user_is_erased_between_looks(group: Servic
         def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
             self.seen.append(statement)
             if len(self.seen) == 3:  # the version, one of the two, and now the other
-                with sqlite3.connect(group.path) as hand:
+                with sqlite3.connect(str(group.store)) as hand:
                     for erasing in (*DELETE_EVENTS, ADVANCE_LOCAL_CACHE_EPOCH):
                         hand.execute(erasing, {"user": USER})
             return tail.execute(statement, *parameters)

@@ -15,6 +15,8 @@ from tests.support.events import served
 from tests.support.service import PausableService
 from tests.support.service_group import ServiceGroup
 
+pytestmark = pytest.mark.both_engines
+
 USERS = [f"user-{number:02d}" for number in range(12)]
 
 

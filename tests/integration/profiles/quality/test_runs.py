@@ -10,6 +10,8 @@ from tests.support.clock import NOW_MS
 from tests.support.events import served
 from tests.support.service import PausableService
 
+pytestmark = pytest.mark.both_engines
+
 AMPLE_S = 60
 
 

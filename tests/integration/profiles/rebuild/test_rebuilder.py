@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 import pytest
 
 from app.errors import StoreUnavailable
@@ -14,6 +12,8 @@ from tests.support.registry import REGISTRY
 from tests.support.servers import ask
 from tests.support.service import PausableService, assert_true
 from tests.support.service_group import ServiceGroup
+
+pytestmark = pytest.mark.both_engines
 
 USER = "ann"
 
@@ -80,8 +80,7 @@ async def test_no_older_value_is_left_when_fills_fail(
     reader, admin = await fragile_world.open(), await fragile_world.open()
     await reader.send(served(USER))
     await assert_true([reader, admin], USER)
-    with sqlite3.connect(fragile_world.path) as hand:
-        hand.execute("DELETE FROM tip_views")
+    await admin.database.execute("DELETE FROM tip_views")
     if trouble == "full":
         ask(fragile_world.server, "CONFIG", "SET", "maxmemory-policy", "noeviction")
         ask(fragile_world.server, "CONFIG", "SET", "maxmemory", 1)

@@ -18,6 +18,8 @@ from tests.support.registry import REGISTRY
 from tests.support.service import PausableService
 from tests.support.service_group import ServiceGroup
 
+pytestmark = pytest.mark.both_engines
+
 FOR_EVER = 1e9
 
 

@@ -165,8 +165,12 @@ async def test_write_is_repeated_when_the_idle_connection_was_lost(database: Pos
     assert await sessions(database) == 2
 
 
-async def test_write_is_repeated_when_the_connection_is_lost_before_the_commit(database: PostgresDatabase) -> None:
-    await database.execute(INSERT, ("a",))
+@pytest.mark.parametrize("reused", [False, True])
+async def test_write_is_repeated_when_the_connection_is_lost_before_the_commit(
+    database: PostgresDatabase, reused: bool
+) -> None:
+    if reused:
+        await database.execute(INSERT, ("a",))
     calls: list[int] = []
 
     def work(connection: Connection) -> None:
@@ -176,7 +180,13 @@ async def test_write_is_repeated_when_the_connection_is_lost_before_the_commit(d
             connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
     await database.write(work, of=["ann"])
-    assert (len(calls), await sessions(database)) == (2, 2)
+    assert (len(calls), await sessions(database)) == (2, 1 + reused)
+
+
+async def test_callers_are_told_no_address_of_the_server() -> None:
+    with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1") as caught:
+        await PostgresDatabase.open("postgresql://nobody@127.0.0.1:1/x", readers=1)
+    assert caught.value.public_reason == "no server that accepts writes can be reached"
 
 
 @pytest.mark.parametrize("again", [False, True])

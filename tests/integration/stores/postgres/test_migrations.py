@@ -184,5 +184,8 @@ def test_database_is_migrated_by_alembic_itself(postgres_url: PostgresUrl) -> No
 
 
 def test_server_is_unavailable_when_none_listens(postgres_url: PostgresUrl) -> None:
-    with pytest.raises(StoreUnavailable, match=r"the database at postgresql://nobody@127.0.0.1:1/x: connection failed"):
+    with pytest.raises(
+        StoreUnavailable,
+        match=r"the database at postgresql://nobody@127.0.0.1:1/x: the database does not answer: connection",
+    ):
         migrate(parsed("postgresql://nobody:secret@127.0.0.1:1/x"))
