@@ -13,6 +13,7 @@ from app.stores.sql.dead_letters import erase_letters, letters_of
 from app.stores.sql.event_log import SELECT_OLDEST
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 from app.stores.sql.owed_invalidations import INSERT_OWED
+from app.stores.sql.sufficient_statistics import erase_sums
 
 SELECT_NEWEST = """
 SELECT asked.value, kind.value,
@@ -78,8 +79,8 @@ DELETE_DECISIONS = (
     "DELETE FROM bandit_states WHERE user_id = :user",
     "DELETE FROM tip_scores WHERE user_id = :user",
 )
-# `erasures`: a request that has read data of the user then stores nothing. `changes`: the prior is pooled again.
-UPDATE_LEDGER = "UPDATE bandit_ledger SET changes = changes + 1, erasures = erasures + 1"
+# A request that has read data of the user then stores nothing.
+UPDATE_LEDGER = "UPDATE bandit_ledger SET erasures = erasures + 1"
 
 
 class SqlUsers:
@@ -157,6 +158,8 @@ class SqlUsers:
         of deleted decisions, and the number of decisions that the statistics had learned from."""
         (learned,) = connection.execute(SELECT_LEARNED, (user_id,)).fetchone()
         deleted = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_DECISIONS]
+        if deleted[1]:
+            erase_sums(connection, user_id)
         connection.execute(UPDATE_LEDGER)
         for statement in self._database.delete_lock:
             connection.execute(statement, (user_id,))
