@@ -12,7 +12,8 @@ once: in each round, a worker claims a range, and sums it again if the numbers o
 of the stored sum. Learning raises the number of decisions, so it writes nothing to `pooled_ranges`, and no change is
 missed. If a worker dies, the ranges that it had claimed are summed in the next round. One interleaving: 1. a worker
 reads a user's statistics; 2. the user is erased, which deletes the sum and the claim; 3. the worker finds its claim
-gone, and stores nothing.
+gone, and stores nothing. A range that begins with an erased user is joined to the range before it, so that no erased
+user's id is kept.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ WHERE spec_hash = :spec AND first_user = :first AND claimed_at_ms = :now
 """
 _NO_SUM = "UPDATE pooled_ranges SET users = NULL, decisions = NULL, evidence = NULL"
 UPDATE_NO_SUM = f"{_NO_SUM} WHERE spec_hash = :spec AND first_user = :first"
+DELETE_ERASED_FIRST = "DELETE FROM pooled_ranges WHERE spec_hash = :spec AND first_user = :user RETURNING revision"
 UPDATE_ERASED_SUM = f"""
-{_NO_SUM}, claimed_at_ms = 0 WHERE spec_hash = :spec AND first_user = (
+{_NO_SUM}, claimed_at_ms = 0, revision = revision + :lost WHERE spec_hash = :spec AND first_user = (
     SELECT MAX(first_user) FROM pooled_ranges WHERE spec_hash = :spec AND first_user <= :user
 )
 """
@@ -136,7 +138,10 @@ def set_aside(connection: Connection, user_id: str) -> bool:
 
 def erase_sums(connection: Connection, user_id: str) -> None:
     """Delete the sums that include a user's statistics. Workers make them again from the remaining statistics."""
-    connection.executemany(UPDATE_ERASED_SUM, [{"spec": spec_hash, "user": user_id} for spec_hash in SPECS])
+    for spec_hash in SPECS:
+        erased = {"spec": spec_hash, "user": user_id}
+        joined = connection.execute(DELETE_ERASED_FIRST, erased).fetchone() or (0,)
+        connection.execute(UPDATE_ERASED_SUM, {**erased, "lost": joined[0]})
 
 
 def damaged(connection: Connection, *, whole: bool) -> int:

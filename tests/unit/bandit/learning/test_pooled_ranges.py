@@ -141,9 +141,10 @@ class RandomRun:
         while await self.states.sum_range(self.round_ms, self.now_ms):
             pass
         await self.pool()
+        kept = {first for (first,) in await self.database.rows("SELECT first_user FROM pooled_ranges")}
         one = pool_of(self.learned.values())
         found = self.prior or Prior.none(SPEC_V2)
-        faults = []
+        faults = [f"{first} is erased, and begins a range" for first in kept - self.learned.keys() - {""}]
         if (found.users, found.decisions) != (one.users, one.decisions):
             faults.append(f"{found.users} users and {found.decisions} decisions, not {one.users} and {one.decisions}")
         if not np.allclose(found.mu, one.mean(), rtol=0, atol=1e-12):
@@ -167,6 +168,7 @@ KNOWN = "(SELECT decisions FROM pooled_ranges WHERE first_user = :first)"
 FORGETFUL = {
     "learning": ("SELECT_LEARNED", module.SELECT_LEARNED.replace("SUM(decisions)", f"MAX({KNOWN})")),
     "an erasure": ("UPDATE_ERASED_SUM", module.UPDATE_ERASED_SUM.replace("WHERE", "WHERE FALSE AND")),
+    "the id of an erased user": ("DELETE_ERASED_FIRST", module.DELETE_ERASED_FIRST.replace("WHERE", "WHERE FALSE AND")),
     "an erasure during the sum": ("UPDATE_SUM", module.UPDATE_SUM.replace("AND claimed_at_ms = :now", "")),
 }
 

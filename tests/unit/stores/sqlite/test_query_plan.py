@@ -110,7 +110,7 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "end of a range": (sufficient_statistics.SELECT_END, RANGE, "(spec_hash=? AND first_user>?)"),
     "sum of an erased user": (
         sufficient_statistics.UPDATE_ERASED_SUM,
-        {"spec": "s", "user": "u"},
+        {"spec": "s", "user": "u", "lost": 0},
         "(spec_hash=? AND first_user<?)",
     ),
     "revision": (sufficient_statistics.SELECT_SUM_COUNTS, ("s",), "COVERING INDEX pooled_ranges_by_claim"),
