@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from app.events.ports import Holdings
 from app.features.events import KNOWN_SUBJECTS
-from app.profiles.ports import END_OF_TIME_MS
+from app.profiles.ports import COUNTED, END_OF_TIME_MS
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.dead_letters import erase_letters, letters_of
 from app.stores.sql.event_log import SELECT_OLDEST
@@ -37,14 +37,7 @@ SELECT user_id FROM (
 ) AS answerers
 ORDER BY user_id LIMIT :limit
 """
-# Both halves come sorted from their covering indexes, so SQLite merges them without a temporary table.
-SELECT_COUNT_ELIGIBLE = """
-SELECT COUNT(*) FROM (
-    SELECT user_id FROM tip_views WHERE occurred_at_ms >= :since
-    UNION SELECT user_id FROM tip_feedback WHERE occurred_at_ms >= :since
-    ORDER BY user_id
-) AS eligible
-"""
+SELECT_COUNT_ELIGIBLE = f"SELECT COUNT(*) FROM ({SELECT_ELIGIBLE}) AS eligible"
 _NAMED_IN_LIST = "EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user)"
 SELECT_HOLDINGS = f"""
 SELECT (SELECT COUNT(*) FROM tip_views WHERE user_id = :user),
@@ -103,7 +96,8 @@ class SqlUsers:
         return [user_id for (user_id,) in await self._database.rows(SELECT_NEWEST_USERS, (limit,))]
 
     async def count_eligible(self, since_ms: int) -> int:
-        (count,) = await self._database.row(SELECT_COUNT_ELIGIBLE, {"since": since_ms})
+        parameters = {"after": "", "since": since_ms, "until": END_OF_TIME_MS, "limit": COUNTED}
+        (count,) = await self._database.row(SELECT_COUNT_ELIGIBLE, parameters)
         return int(count)
 
     async def oldest_event_ms(self) -> int | None:
