@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from random import Random
 from typing import TypeVar
 
@@ -100,10 +101,8 @@ class RandomRun:
                 await self.step(depth + 1)
 
         worker = SqlStates(InterruptedDatabase(self.database, interrupt), SPEC_V2)
-        try:
+        with suppress(Killed):
             await worker.sum_range(self.round_ms, self.now_ms)
-        except Killed:
-            pass
 
     async def pool(self) -> None:
         found = await self.states.pooled(self.now_ms)
@@ -175,9 +174,7 @@ FORGETFUL = {
 
 @pytest.mark.usefixtures("small_ranges")
 @pytest.mark.parametrize("forgotten", FORGETFUL)
-async def test_forgotten_change_is_found(
-    database: Database, monkeypatch: pytest.MonkeyPatch, forgotten: str
-) -> None:
+async def test_forgotten_change_is_found(database: Database, monkeypatch: pytest.MonkeyPatch, forgotten: str) -> None:
     name, mutant = FORGETFUL[forgotten]
     assert mutant != getattr(module, name)
     monkeypatch.setattr(module, name, mutant)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any, TypeVar, cast
 
@@ -69,10 +70,8 @@ class Worker(Database):
         """The test closes the database."""
 
     async def run(self) -> None:
-        try:
+        with suppress(Killed):
             assert await self.runner.run("run", FOR_EVER)
-        except Killed:
-            pass
 
     async def _step(self) -> None:
         await asyncio.sleep(0)
@@ -96,7 +95,12 @@ async def open_run(database: Database, users: list[str] | None = None) -> SqlReb
     for table in ("rebuilds", "rebuild_parts"):
         await database.execute(f"DELETE FROM {table}")
     run: dict[str, Any] = {"id": "run", "scope": scope_of(users), "user_ids": users, "features": [*REGISTRY.names]}
-    times = {"created_at_ms": NOW_MS, "started_at_ms": None, "touched_at_ms": NOW_MS, "finished_at_ms": None}
+    times: dict[str, Any] = {
+        "created_at_ms": NOW_MS,
+        "started_at_ms": None,
+        "touched_at_ms": NOW_MS,
+        "finished_at_ms": None,
+    }
     repository = SqlRebuildRepository(database)
     assert not await repository.open(
         RebuildRun(**run, **times, state="queued", done=0, total=1, position="", requested_by="ann", error=None)
