@@ -197,6 +197,36 @@ async def test_each_range_is_summed_once_in_a_round_by_several_workers(database:
 
 
 @pytest.mark.usefixtures("small_ranges")
+async def test_prior_is_the_same_to_the_last_bit_when_workers_die(database: Database) -> None:
+    run, random = RandomRun(database, 1), Random(1)
+    for user_id in USERS:
+        await run.learn(user_id)
+    priors = []
+
+    async def killed() -> None:
+        await asyncio.sleep(0)
+        if random.random() < 0.2:
+            raise Killed
+
+    async def work() -> None:
+        states = SqlStates(InterruptedDatabase(database, killed), SPEC_V2)
+        with suppress(Killed):
+            while await states.sum_range(NOW_MS, NOW_MS):
+                pass
+
+    for workers in (0, 4):
+        await asyncio.gather(*(work() for _ in range(workers)))
+        while await run.states.sum_range(NOW_MS + 1, NOW_MS + 1):
+            pass
+        found = await run.states.pooled(NOW_MS)
+        assert found is not None
+        priors.append(found[0])
+        await database.execute("DELETE FROM pooled_ranges")
+    assert priors[0].mu.tobytes() == priors[1].mu.tobytes()
+    assert priors[0].users == priors[1].users == len(USERS)
+
+
+@pytest.mark.usefixtures("small_ranges")
 async def test_only_changed_ranges_are_summed_again(database: Database) -> None:
     run, process = RandomRun(database, 1), BanditProcess(database)
     for user_id in USERS:
