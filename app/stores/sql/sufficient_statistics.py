@@ -48,6 +48,7 @@ ON CONFLICT (user_id) DO UPDATE SET
     updated_at_ms = excluded.updated_at_ms
 """
 SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
+SELECT_STATES_AFTER = f"{SELECT_STATES} WHERE user_id > ? ORDER BY user_id LIMIT ?"
 _IN_RANGE = "user_id >= :first AND user_id < :end"
 SELECT_STATES_IN_RANGE = f"{SELECT_STATES} WHERE {_IN_RANGE} ORDER BY user_id"
 SELECT_NTH_USER = f"SELECT user_id FROM bandit_states WHERE {_IN_RANGE} ORDER BY user_id LIMIT 1 OFFSET :n"
@@ -147,8 +148,9 @@ def erase_sums(connection: Connection, user_id: str) -> None:
 def damaged(connection: Connection, *, whole: bool) -> int:
     """The number of users whose statistics were found damaged. `whole` also checks all statistics for new damage."""
     (count,) = connection.execute(SELECT_ASIDE_COUNT).fetchone()
-    cursor = connection.execute(SELECT_STATES)
-    while whole and (page := cursor.fetchmany(PAGE)):
+    after = ""
+    while whole and (page := connection.execute(SELECT_STATES_AFTER, (after, PAGE)).fetchall()):
+        after = page[-1][0]
         for spec_hash in SPECS:
             states = [(evidence, decisions) for _, own, evidence, decisions in page if own == spec_hash]
             count += sound(SPECS[spec_hash], *zip(*states, strict=True)).count(False) if states else 0
