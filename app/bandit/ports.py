@@ -95,18 +95,22 @@ class LearningRepository(Protocol):
 
 
 class StateRepository(Protocol):
-    """Storage of all users' sufficient statistics, and of the pooled priors estimated from them."""
+    """Storage of all users' sufficient statistics, their sums over ranges of users, and the priors made from these."""
+
+    async def sum_range(self, round_ms: int, now_ms: int) -> bool:
+        """Claim a range of users that no worker has claimed since `round_ms`, and sum its statistics again if they have
+        changed. Damaged statistics are left out, and set aside. Return False if no range is left."""
 
     async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
-        """Estimate a prior from the statistics of all users, read from one snapshot. Damaged statistics are left out.
+        """Estimate a prior from the sums of all ranges.
 
-        Return the prior and the number of changes that were made to users' statistics up to that snapshot. Return None
-        if there was no change since the newest stored prior.
+        Return the prior and its revision, the number of changes that were made to the sums. Return None if no sum has
+        changed since the newest stored prior, or if a range has no sum.
         """
 
-    async def add_prior(self, prior: Prior, changes: int) -> bool:
-        """Store a prior under the next version, with the number of changes that `pooled` returned with it. Return
-        False, and store nothing, if a prior with at least as many changes is stored already."""
+    async def add_prior(self, prior: Prior, revision: int) -> bool:
+        """Store a prior under the next version, with the revision that `pooled` returned with it. Return False, and
+        store nothing, if a prior of at least this revision is stored already."""
 
     async def grow(self, limit: int, now_ms: int) -> int:
         """Extend the statistics of up to `limit` users to the longest spec, in one transaction; return the number of
@@ -116,4 +120,4 @@ class StateRepository(Protocol):
         """The version of the newest prior; 0 if there is none."""
 
     async def counts(self) -> Mapping[str, int]:
-        """The number of users by the hash of the spec that their statistics belong to."""
+        """The number of users, up to 100,000, by the hash of the spec that their statistics belong to."""

@@ -252,4 +252,4 @@ async def user_pages(
         while page := users[done : done + size] if users else await service.users.eligible(after, since_ms, size):
             yield page
             after, done = page[-1], done + len(page)
-            bar.update(task, completed=done)
+            bar.update(task, completed=done, total=max(total, done))

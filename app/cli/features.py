@@ -22,6 +22,7 @@ from app.cli.common import (
     run,
     settings_of_command,
 )
+from app.profiles.ports import COUNTED
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -227,7 +228,8 @@ def _show_plan(found: dict[str, Any]) -> None:
             if item["total_s"] is not None:
                 total = f"about {item['total_s']:,g} s" if item["total_s"] >= 1 else "less than 1 s"
                 cost = f": {total} of computing, {item['us_per_user']:,g} µs each"
-            click.echo(f"  recomputed for up to {item['recomputed_users']:,} users{cost}")
+            bound = "at least" if item["recomputed_users"] == COUNTED else "up to"
+            click.echo(f"  recomputed for {bound} {item['recomputed_users']:,} users{cost}")
 
 
 @features.command()

@@ -14,6 +14,7 @@ from typing import Annotated
 from msgspec import Meta
 
 MAX_ID_LENGTH = 128
+AFTER_ALL_IDS = "\U0010ffff" * (MAX_ID_LENGTH + 1)  # in the order of UTF-8 bytes, which both databases use
 ID_PATTERN = r"^(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]+$"  # for JSON Schema; `id_problem` decides
 _FORBIDDEN = re.compile("[/\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # Unicode categories without a glyph, and letters, marks and a symbol that are drawn as nothing.

@@ -17,6 +17,7 @@ from app.features.registry import Scalar
 
 Epoch = str
 END_OF_TIME_MS = (1 << 63) - 1
+COUNTED = 100_000  # more users than this are not counted
 
 
 class Cell(NamedTuple):
@@ -192,7 +193,8 @@ class NewestEvents(Protocol):
         """Up to `limit` ids of users with an event between `since_ms` and `until_ms`. They are the ids above `after`,
         ascending."""
 
-    async def count_eligible(self, since_ms: int) -> int: ...
+    async def count_eligible(self, since_ms: int) -> int:
+        """The number of users with an event since `since_ms`, counted up to `COUNTED`."""
 
     async def oldest_event_ms(self) -> int | None:
         """Event time of the oldest stored event; None if there is none."""

@@ -40,6 +40,7 @@ from app.worker.retry import JobContext, Unfinished, context, job
 
 FOR_EVER = 1_000_000_000
 SWEEP_EVERY_S = 2.0
+SHARE_EVERY_S = 2.0
 HOURLY = "the worker, hourly"
 log = logger("worker")
 
@@ -197,6 +198,7 @@ async def work(
         rollout_monitor = RolloutMonitor(service.bandit.rollout, service.clock)
         periodic = [
             repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S),
+            repeat("rebuild", partial(service.rebuild_runner.share, pace.budget_s), SHARE_EVERY_S),
             repeat("bandit maintenance", service.bandit.maintenance.once, maintenance.EVERY_S),
             repeat("roll-out", rollout_monitor.once, monitor.EVERY_S),
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -157,6 +158,12 @@ class BanditProcess:
         decision = await self.decide(user_id)
         await self.feed_back(decision)
         return decision
+
+    async def pool(self) -> bool:
+        """Sum all ranges in a new round, and make a prior; return whether it was stored."""
+        self.clock.advance(1)
+        assert await self.bandit.maintenance.sum_ranges(self.clock.now_ms(), math.inf)
+        return await self.bandit.maintenance.pool()
 
     async def sweep(self) -> None:
         """Consume the events that are still unconsumed, a little later."""

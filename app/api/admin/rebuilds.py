@@ -25,6 +25,7 @@ from app.api.schemas import MAX_USERS, FeatureNames, view
 from app.errors import Conflict, InvalidInput, Issue, NotFound
 from app.features.ids import Id, id_problem
 from app.features.registry import indices
+from app.profiles.ports import COUNTED
 from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.service import Service
 
@@ -57,7 +58,8 @@ class RebuildOfUsers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RebuildStatus(msgspec.Struct):
-    """A rebuild and its progress. `done` and `total` are numbers of users."""
+    """A rebuild and its progress. `done` and `total` are numbers of users. Eligible users are counted up to 100,000; if
+    there are more, `total` rises with `done`, and `eta_s` is null."""
 
     id: str
     scope: Annotated[str, Meta(description="`all`, or `users:` and a hash of the list.")]
@@ -97,7 +99,7 @@ class Draft(msgspec.Struct):
     status_code=202,
     body=[RebuildOfAll, RebuildOfUsers],
     summary="Start a rebuild",
-    description="Rebuilds every eligible user (`scope: all`), or up to 1,000 users. A worker carries it out; reads "
+    description="Rebuilds every eligible user (`scope: all`), or up to 1,000 users. Workers carry it out; reads "
     "return the cached values meanwhile. 409 if a rebuild of the same scope is active.",
     problems=[409],
 )
@@ -262,13 +264,14 @@ def _status(service: Service, run: RebuildRun) -> RebuildStatus:
     if run.started_at_ms is not None:
         until_ms = run.finished_at_ms or service.clock.now_ms()
         rate = run.done / max(0.001, (until_ms - run.started_at_ms) / 1000)
-        if run.active and rate > 0:
+        if run.active and rate > 0 and run.total < COUNTED:
             eta = max(0, run.total - run.done) / rate
         if run.finished_at_ms is not None:
             took = (run.finished_at_ms - run.started_at_ms) / 1000
     return view(
         RebuildStatus,
         run,
+        total=max(run.total, run.done),
         rate_per_s=round(rate, 1) if rate is not None else None,
         eta_s=round(eta, 1) if eta is not None else None,
         user_count=None if run.everyone else run.total,

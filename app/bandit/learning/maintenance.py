@@ -3,6 +3,10 @@
 It settles decisions whose reward window has closed, extends ("grows") users' statistics to the spec with the most
 inputs, and estimates the pooled prior from the statistics. Each step is a small transaction, so interrupted work
 continues where it stopped. Several workers may run at the same time: each skips what another has done.
+
+The statistics are summed by ranges of users, in rounds that begin at the same times in all workers. A worker spends a
+limited time on this between two steps of the other work. Once it finds no range that nobody has claimed in the round,
+it makes a prior from the sums. So a worker that is late with its last range makes another one.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from app.features.clock import Clock
 from app.telemetry import Metrics, logger
 
 EVERY_S = 2.0
-POOL_EVERY_S = 180.0
+POOL_EVERY_MS = 180_000
+POOL_FOR_S = 0.5
 GROWN_AT_ONCE = 100
 REST_S = 0.05
 log = logger("bandit.maintenance")
@@ -40,20 +45,22 @@ class Maintenance:
         self._clock = clock
         self._metrics = metrics
         self._pause = pause
-        self._pool_at = float("-inf")
+        self._round_ms = self._ended_round_ms = 0
 
     async def once(self) -> None:
-        """Settle decisions and extend statistics; estimate the prior every `POOL_EVERY_S` seconds.
+        """Settle decisions, extend statistics, and sum some ranges; at the end of a round, estimate the prior.
 
         Raises:
             StoreUnavailable: the database does not answer.
         """
         await self._learner.settle()
         await self.grow()
-        if self._clock.monotonic() >= self._pool_at:
-            self._pool_at = self._clock.monotonic() + POOL_EVERY_S
+        if self._round_ms == self._ended_round_ms:
+            self._round_ms = self._clock.now_ms() // POOL_EVERY_MS * POOL_EVERY_MS
+        if self._round_ms != self._ended_round_ms and await self.sum_ranges(self._round_ms, POOL_FOR_S):
             await self.pool()
             await self._count()
+            self._ended_round_ms = self._round_ms
 
     async def grow(self) -> int:
         """Extend all users' statistics to the longest spec (see `StateRepository.grow`). Return the number of users."""
@@ -66,16 +73,25 @@ class Maintenance:
             await self._count()
         return total
 
+    async def sum_ranges(self, round_ms: int, for_s: float) -> bool:
+        """Sum ranges of users that no worker has claimed since `round_ms`, for about `for_s` seconds, if a policy uses
+        a pooled prior. Return whether none is left."""
+        until = self._clock.monotonic() + for_s
+        while self._policies.longest.pooled and await self._states.sum_range(round_ms, self._clock.now_ms()):
+            if self._clock.monotonic() >= until:
+                return False
+        return True
+
     async def pool(self) -> bool:
-        """Estimate and store a new pooled prior, if a policy uses it and any user's statistics have changed since the
+        """Estimate a pooled prior from the sums, and store it, if a policy uses it and any sum has changed since the
         newest prior. Return whether a new prior was stored."""
         if not self._policies.longest.pooled:
             return False
         made = await self._states.pooled(self._clock.now_ms())
         if made is None:
             return False
-        prior, changes = made
-        added = await self._states.add_prior(prior, changes)
+        prior, revision = made
+        added = await self._states.add_prior(prior, revision)
         if added:
             log.info("prior_pooled", users=prior.users, decisions=prior.decisions)
         return added

@@ -5,6 +5,9 @@
 A user's profile hardly varies, so the decisions of one user cannot show the effect of a profile feature; the decisions
 of all users can. Each prior has a version, which is stored with every decision made under it. The sums include the user
 whose weights the prior is for. So with very few users, a user's statistics shape both the prior and the posterior.
+
+The sums over ranges of users are stored, and a prior is made from these. It equals the prior of one sum over all users
+except for rounding, since floating-point addition depends on the order.
 """
 
 from __future__ import annotations
@@ -57,13 +60,13 @@ class Pool:
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
-        self._s = np.zeros((spec.size, spec.size))
-        self._y = np.zeros(spec.size)
+        self._numbers = SufficientStatistics.none(spec).numbers
         self.users = 0
         self.decisions = 0
 
-    def add(self, spec_hash: str, blobs: Sequence[bytes], decisions: int) -> None:
-        """Add packed statistics of one spec, one blob per user, learned from `decisions` decisions in total.
+    def add(self, spec_hash: str, blobs: Sequence[bytes], decisions: int, users: int | None = None) -> None:
+        """Add packed statistics of one spec, learned from `decisions` decisions in total. Each blob is of one user, or
+        together they are sums over `users` users.
 
         If the spec has fewer inputs than the pool's spec, the statistics are padded with zeros.
 
@@ -74,17 +77,21 @@ class Pool:
         spec = SPECS.get(spec_hash)
         if spec is None or not spec.prefix_of(self._spec):
             raise SpecMismatch(f"statistics of spec {spec_hash[:12]} do not belong to this pool")
-        total = SufficientStatistics.summed(spec, blobs, decisions)
-        self._s[: spec.size, : spec.size] += total.s
-        self._y[: spec.size] += total.y
-        self.users += len(blobs)
+        self._numbers = (
+            self._numbers + SufficientStatistics.summed(spec, blobs, decisions).grown(spec, self._spec).numbers
+        )
+        self.users += len(blobs) if users is None else users
         self.decisions += decisions
+
+    @property
+    def total(self) -> SufficientStatistics:
+        return SufficientStatistics(self._spec.hash, self._spec.size, self._numbers, self.decisions)
 
     def mean(self) -> Array:
         """The prior mean μ (D,), by the formula in the docstring of this module."""
-        a = self._s.copy()
+        a, y = self.total.leading(self._spec.size)
         a.flat[:: self._spec.size + 1] += SHRINKAGE
-        return np.asarray(np.linalg.solve(a, self._y), np.float64)
+        return np.asarray(np.linalg.solve(a, y), np.float64)
 
     def prior(self, version: int, now_ms: int) -> Prior:
         return Prior(version, self._spec.hash, self.mean(), self.users, self.decisions, now_ms)

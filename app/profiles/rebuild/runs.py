@@ -1,7 +1,10 @@
-"""Rebuilds of many users, as runs that a worker carries out chunk by chunk.
+"""Rebuilds of many users, as runs that workers carry out part by part, chunk by chunk.
 
-A run is a row with its scope (which users), position and state. Invariants: at most one run of a scope is queued or
-running. Any worker can continue a run after its last recorded position. A cancelled run stops at the next chunk.
+A run is a row with its scope (which users), position and state. A worker claims the next users as a part, which moves
+the position, and records its progress in the part after each chunk. Invariants: at most one run of a scope is queued or
+running. Several workers can work on a run, each on parts of its own. A part without progress for `STALE_MS` is claimed
+by another worker, which continues after the last recorded chunk. Every user is counted once. A cancelled run stops at
+the next chunk.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from app.profiles.rebuild.rebuilder import Rebuilder
 from app.telemetry import logger
 
 CHUNK = 128
+PART = 1_024
+STALE_MS = 35_000  # longer than a job runs
 log = logger("profiles.rebuild_runs")
 State = Literal["queued", "running", "completed", "cancelled", "failed"]
 ACTIVE = ("queued", "running")
@@ -28,7 +33,8 @@ class RebuildRun(NamedTuple):
     """A rebuild of many users, as stored, with its progress. `scope` says which users; see `scope_of`.
 
     `user_ids` is None if the run rebuilds all eligible users (`everyone`), or if the row was read without its list of
-    users. `position` is the id of the last user done or, if the run has a list, how many users of the list are done.
+    users. `position` is the place of the last user in a part: the user's id or, if the run has a list, how many users
+    of the list are in parts. `total` is counted up to `COUNTED`; `done` may become higher.
     """
 
     id: str
@@ -55,6 +61,15 @@ class RebuildRun(NamedTuple):
         return self.state in ACTIVE
 
 
+class Part(NamedTuple):
+    """What a worker has claimed of a run: the users at the places above `after`, up to `last`."""
+
+    run_id: str
+    last: str
+    after: str
+    claimed_at_ms: int
+
+
 class RebuildRepository(Protocol):
     """Stores rebuild runs. Raises `StoreUnavailable`."""
 
@@ -66,15 +81,31 @@ class RebuildRepository(Protocol):
     async def newest(self, limit: int) -> list[RebuildRun]:
         """Up to `limit` runs, newest first, without their lists of users."""
 
+    async def shared(self) -> list[str]:
+        """Ids of the running runs of all users."""
+
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
         """Ids of active runs that made no progress since `before_ms`. Runs with progress recorded after `after_ms` are
         included: that time was read from a clock that was ahead."""
 
-    async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:
-        """Record the progress of a run; return its state, which may have become `cancelled`."""
+    async def claim(self, run_id: str, after: str, last: str, now_ms: int) -> Part | None:
+        """Claim a new part, and move the run's position from `after` to `last`. Return None if the position has moved,
+        or if the run has ended."""
+
+    async def claim_again(self, run_id: str, now_ms: int) -> Part | None:
+        """Claim a part that was released, or has made no progress for `STALE_MS`; None if there is none, or if the run
+        has ended."""
+
+    async def advance(self, part: Part, users: int, after: str, now_ms: int) -> Part | None:
+        """Record that `users` more users of a part are done, up to the place `after`. Return the part as it is now, or
+        None if the run has ended or another worker has claimed the part."""
+
+    async def release(self, part: Part) -> None:
+        """Let any worker claim the rest of a part."""
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
-        """Set the final state of an active run; return False if the run had ended before."""
+        """Set the final state of an active run; return False if the run had ended before. A run with parts is not
+        completed."""
 
 
 def scope_of(user_ids: Sequence[str] | None) -> str:
@@ -93,47 +124,72 @@ class RebuildRunner:
         self._users = users
         self._registry = registry
         self._clock = clock
+        self._running: set[str] = set()
 
     async def total(self, user_ids: Sequence[str] | None, mask: int) -> int:
         return await self._users.count_eligible(self._since_ms(mask)) if user_ids is None else len(user_ids)
 
+    async def share(self, budget_s: float) -> None:
+        """Work on the runs of all users that other processes have begun, each for about `budget_s` seconds."""
+        for run_id in await self._runs.shared():
+            if run_id not in self._running:
+                await self.run(run_id, budget_s)
+
     async def run(self, run_id: str, budget_s: float) -> bool:
-        """Continue a run for about `budget_s` seconds; return False if there is more to do.
+        """Work on a run for about `budget_s` seconds; return False if there is more to do.
 
         Raises:
-            Unavailable: try again later; the run continues from its position.
+            Unavailable: try again later; the run continues where it stopped.
         """
-        run = await self._runs.get(run_id)
-        if run is None or not run.active:
-            return True
         deadline = self._clock.monotonic() + budget_s
-        done, position = run.done, run.position
-        mask = self._registry.known_mask(run.features)
-        if not mask:
-            reason = f"this release knows none of {', '.join(run.features)}"
-            await self._runs.finish(run_id, "failed", self._clock.now_ms(), reason)
-            return True
-        while page := await self._page(run, mask, position):
-            if await self._runs.advance(run_id, done, position, self._clock.now_ms()) not in ACTIVE:
-                return True
-            await self._rebuilder.rebuild([user for user in page if user], mask)  # an erased user left an empty id
-            if not self._rebuilder.keeps:
-                raise CacheUnavailable("the cache is unavailable; rebuilt values would not be kept")
-            done += len(page)
-            position = page[-1] if run.user_ids is None else str(done)
-            if await self._runs.advance(run_id, done, position, self._clock.now_ms()) not in ACTIVE:
-                return True
-            if self._clock.monotonic() > deadline:
-                return False
-        await self._runs.finish(run_id, "completed", self._clock.now_ms(), None)
-        log.info("rebuild_completed", rebuild=run_id, users=done)
+        self._running.add(run_id)
+        try:
+            while (run := await self._runs.get(run_id)) is not None and run.active:
+                mask = self._registry.known_mask(run.features)
+                if not mask:
+                    reason = f"this release knows none of {', '.join(run.features)}"
+                    await self._runs.finish(run_id, "failed", self._clock.now_ms(), reason)
+                    break
+                part = await self._runs.claim_again(run_id, self._clock.now_ms())
+                if part is None:
+                    users = await self._page(run, mask, run.position, PART)
+                    if not users:
+                        if await self._runs.finish(run_id, "completed", self._clock.now_ms(), None):
+                            log.info("rebuild_completed", rebuild=run_id, users=run.done)
+                        break
+                    part = await self._runs.claim(run_id, run.position, users[-1][0], self._clock.now_ms())
+                if part is not None and not await self._work_off(run, mask, part, deadline):
+                    return False
+        finally:
+            self._running.discard(run_id)
         return True
 
-    async def _page(self, run: RebuildRun, mask: int, position: str) -> list[str]:
+    async def _work_off(self, run: RebuildRun, mask: int, part: Part, deadline: float) -> bool:
+        """Rebuild the users of a part. Return False if the time was up before."""
+        try:
+            while part.after != part.last:
+                users = [item for item in await self._page(run, mask, part.after, CHUNK) if item[0] <= part.last]
+                await self._rebuilder.rebuild([user for _, user in users if user], mask)  # an erased one is empty
+                if not self._rebuilder.keeps:
+                    raise CacheUnavailable("the cache is unavailable; rebuilt values would not be kept")
+                after = users[-1][0] if len(users) == CHUNK else part.last
+                advanced = await self._runs.advance(part, len(users), after, self._clock.now_ms())
+                if advanced is None:
+                    return True
+                part = advanced
+                if self._clock.monotonic() > deadline:
+                    return False
+        finally:
+            if part.after != part.last:
+                await self._runs.release(part)
+        return True
+
+    async def _page(self, run: RebuildRun, mask: int, after: str, limit: int) -> list[tuple[str, str]]:
+        """Up to `limit` users above a place, each after its own place."""
         if run.user_ids is None:
-            return await self._users.eligible(position, self._since_ms(mask), CHUNK)
-        start = int(position or 0)
-        return run.user_ids[start : start + CHUNK]
+            return [(user, user) for user in await self._users.eligible(after, self._since_ms(mask), limit)]
+        start = int(after or 0)
+        return [(f"{place:04}", user) for place, user in enumerate(run.user_ids[start : start + limit], start + 1)]
 
     def _since_ms(self, mask: int) -> int:
         return self._clock.now_ms() - self._registry.longest_window_ms(mask)

@@ -24,7 +24,7 @@ from app.errors import SpecMismatch
 from app.features.events import LoggedEvent
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.decision_rows import array
-from app.stores.sql.sufficient_statistics import ASIDE, UPDATE_CHANGES, read_statistics, set_aside, write_statistics
+from app.stores.sql.sufficient_statistics import ASIDE, read_statistics, set_aside, write_statistics
 from app.telemetry import logger
 
 log = logger("stores.learning")
@@ -215,8 +215,6 @@ class _LearningTransaction:
 
     def write(self) -> None:
         write_statistics(self._connection, self._evidence, self._now_ms)
-        if self._evidence:
-            self._connection.execute(UPDATE_CHANGES)
 
     def _decision(self, logged: LoggedEvent) -> tuple[Any, ...] | None:
         event = logged.event

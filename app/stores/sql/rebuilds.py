@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from app.profiles.rebuild.runs import ACTIVE, RebuildRun, State
+from app.profiles.rebuild.runs import STALE_MS, Part, RebuildRun, State
 from app.stores.sql.database import SERVICE, Connection, Database
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 
@@ -21,16 +21,32 @@ SELECT_RUNS = f"SELECT {_COLUMNS.replace('user_ids', 'NULL')} FROM rebuilds ORDE
 SELECT_UNTOUCHED = (
     "SELECT id FROM rebuilds WHERE state IN ('queued', 'running') AND (touched_at_ms < ? OR touched_at_ms > ?)"
 )
-UPDATE_PROGRESS = """
-UPDATE rebuilds SET state = 'running', done = :done, position = :position, touched_at_ms = :now,
-    started_at_ms = COALESCE(started_at_ms, :now)
+SELECT_SHARED = "SELECT id FROM rebuilds WHERE scope = 'all' AND state = 'running'"
+# Locks the run, so that the statements after it see every change of its parts.
+UPDATE_TOUCHED = """
+UPDATE rebuilds SET state = 'running', touched_at_ms = :now, started_at_ms = COALESCE(started_at_ms, :now)
 WHERE id = :id AND state IN ('queued', 'running')
 """
-SELECT_STATE = "SELECT state FROM rebuilds WHERE id = ?"
-# The position is a user's id, so it is deleted as soon as the run does not need it.
+UPDATE_POSITION = "UPDATE rebuilds SET position = :last WHERE id = :id AND position = :after"
+UPDATE_DONE = "UPDATE rebuilds SET done = done + :users WHERE id = :id"
+INSERT_PART = (
+    "INSERT INTO rebuild_parts (run_id, last_user, after_user, claimed_at_ms) VALUES (:id, :last, :after, :now)"
+)
+SELECT_STALE_PART = """
+SELECT last_user, after_user FROM rebuild_parts
+WHERE run_id = :id AND claimed_at_ms NOT BETWEEN :now - :stale AND :now + :stale ORDER BY last_user LIMIT 1
+"""
+_PART = "WHERE run_id = :id AND last_user = :last"
+UPDATE_CLAIM = f"UPDATE rebuild_parts SET claimed_at_ms = :now {_PART}"
+UPDATE_PART = f"UPDATE rebuild_parts SET after_user = :after, claimed_at_ms = :now {_PART} AND claimed_at_ms = :claimed"
+UPDATE_RELEASED = f"UPDATE rebuild_parts SET claimed_at_ms = 0 {_PART} AND claimed_at_ms = :claimed"
+DELETE_PART = f"DELETE FROM rebuild_parts {_PART} AND claimed_at_ms = :claimed"
+SELECT_PART = "SELECT 1 FROM rebuild_parts WHERE run_id = :id LIMIT 1"
+DELETE_PARTS = "DELETE FROM rebuild_parts WHERE run_id = :id"
+# The position is a user's id, so it is deleted as soon as the run does not need it; so are the parts.
 UPDATE_FINISHED = """
-UPDATE rebuilds SET position = '', state = ?, finished_at_ms = ?, touched_at_ms = ?, error = ?
-WHERE id = ? AND state IN ('queued', 'running')
+UPDATE rebuilds SET position = '', state = :state, finished_at_ms = :now, touched_at_ms = :now, error = :error
+WHERE id = :id AND state IN ('queued', 'running')
 """
 
 
@@ -66,24 +82,74 @@ class SqlRebuildRepository:
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
         return [run_id for (run_id,) in await self._database.rows(SELECT_UNTOUCHED, (before_ms, after_ms))]
 
-    async def advance(self, run_id: str, done: int, position: str, now_ms: int) -> State:
-        def work(connection: Connection) -> State:
-            connection.execute(UPDATE_PROGRESS, {"id": run_id, "done": done, "position": position, "now": now_ms})
-            row: tuple[State] | None = connection.execute(SELECT_STATE, (run_id,)).fetchone()
-            state: State = row[0] if row else "cancelled"
-            if state not in ACTIVE:  # it was cancelled while a page was rebuilt
-                connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
-            return state
+    async def shared(self) -> list[str]:
+        return [run_id for (run_id,) in await self._database.rows(SELECT_SHARED)]
+
+    async def claim(self, run_id: str, after: str, last: str, now_ms: int) -> Part | None:
+        new = {"id": run_id, "after": after, "last": last, "now": now_ms}
+
+        def work(connection: Connection) -> Part | None:
+            if not connection.execute(UPDATE_TOUCHED, new).rowcount:
+                return None
+            if not connection.execute(UPDATE_POSITION, new).rowcount:
+                return None
+            connection.execute(INSERT_PART, new)
+            return Part(run_id, last, after, now_ms)
 
         return await self._database.write(work, of=())
 
+    async def claim_again(self, run_id: str, now_ms: int) -> Part | None:
+        stale = {"id": run_id, "now": now_ms, "stale": STALE_MS}
+
+        def work(connection: Connection) -> Part | None:
+            if not connection.execute(UPDATE_TOUCHED, stale).rowcount:
+                return None
+            row = connection.execute(SELECT_STALE_PART, stale).fetchone()
+            if row is None:
+                return None
+            last, after = row
+            connection.execute(UPDATE_CLAIM, {**stale, "last": last})
+            return Part(run_id, last, after, now_ms)
+
+        if await self._database.row(SELECT_STALE_PART, stale) is None:
+            return None
+        return await self._database.write(work, of=())
+
+    async def advance(self, part: Part, users: int, after: str, now_ms: int) -> Part | None:
+        done = {**_parameters(part), "after": after, "now": now_ms, "users": users}
+
+        def work(connection: Connection) -> Part | None:
+            if not connection.execute(UPDATE_TOUCHED, done).rowcount:
+                connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)  # the run was cancelled while a chunk was rebuilt
+                return None
+            if not connection.execute(DELETE_PART if after == part.last else UPDATE_PART, done).rowcount:
+                return None
+            connection.execute(UPDATE_DONE, done)
+            return part._replace(after=after, claimed_at_ms=now_ms)
+
+        return await self._database.write(work, of=())
+
+    async def release(self, part: Part) -> None:
+        await self._database.execute(UPDATE_RELEASED, _parameters(part))
+
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
+        end = {"id": run_id, "state": state, "now": now_ms, "error": error}
+
         def work(connection: Connection) -> bool:
-            finished = connection.execute(UPDATE_FINISHED, (state, now_ms, now_ms, error, run_id)).rowcount > 0
+            if state == "completed":
+                connection.execute(UPDATE_TOUCHED, end)
+                if connection.execute(SELECT_PART, end).fetchone() is not None:
+                    return False  # another worker rebuilds it, and completes the run
+            finished = connection.execute(UPDATE_FINISHED, end).rowcount > 0
+            connection.execute(DELETE_PARTS, end)
             connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
             return finished
 
         return await self._database.write(work, of=())
+
+
+def _parameters(part: Part) -> dict[str, object]:
+    return {"id": part.run_id, "last": part.last, "claimed": part.claimed_at_ms}
 
 
 def _run(row: Sequence[object]) -> RebuildRun:

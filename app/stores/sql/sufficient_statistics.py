@@ -1,4 +1,4 @@
-"""Stores each user's sufficient statistics, and the priors pooled from the statistics of all users.
+"""Stores each user's sufficient statistics, sums over ranges of users, and the priors pooled from these sums.
 
 Each row belongs to a spec, a list of model inputs, and holds the spec's hash. Invariants: rows of a spec that this
 release does not know are never read, added to or overwritten. Damaged statistics and damaged priors are never used.
@@ -6,25 +6,36 @@ release does not know are never read, added to or overwritten. Damaged statistic
 A process that finds a row of damaged statistics logs it and *sets it aside*: it overwrites the hash with a text that
 matches no spec, so that the row is kept but not read again. No other user is affected. A damaged prior is logged once
 by each process, and the newest intact prior is used instead.
+
+A range of users begins with its `first_user` and ends before that of the next range. Several workers may sum ranges at
+once: in each round, a worker claims a range, and sums it again if the numbers of its users and decisions are not those
+of the stored sum. Learning raises the number of decisions, so it writes nothing to `pooled_ranges`, and no change is
+missed. If a worker dies, the ranges that it had claimed are summed in the next round. One interleaving: 1. a worker
+reads a user's statistics; 2. the user is erased, which deletes the sum and the claim; 3. the worker finds its claim
+gone, and stores nothing. A range that begins with an erased user is joined to the range before it, so that no erased
+user's id is kept.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from app.bandit.model.inputs import NUMBER_BYTES, packed
 from app.bandit.model.pooled_prior import Pool, Prior, can_be_pooled
 from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.errors import SpecMismatch
-from app.features.ids import user_hash
+from app.features.ids import AFTER_ALL_IDS, user_hash
 from app.stores.sql.database import SERVICE, Connection, Database
 from app.stores.sql.decision_rows import array
 from app.stores.sql.rollout import begin_evaluation
 from app.telemetry import logger
 
 PAGE = 256
+RANGE_USERS = 2_048  # a range with more than twice as many is cut
+AHEAD_MS = 60_000
 # Put before the spec's hash in rows that are set aside.
 ASIDE = "unreadable "
 log = logger("stores.states")
@@ -37,18 +48,55 @@ ON CONFLICT (user_id) DO UPDATE SET
     updated_at_ms = excluded.updated_at_ms
 """
 SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
-SELECT_STATES_AFTER = f"{SELECT_STATES} WHERE user_id > ? ORDER BY user_id LIMIT {PAGE}"
+SELECT_STATES_AFTER = f"{SELECT_STATES} WHERE user_id > ? ORDER BY user_id LIMIT ?"
+_IN_RANGE = "user_id >= :first AND user_id < :end"
+SELECT_STATES_IN_RANGE = f"{SELECT_STATES} WHERE {_IN_RANGE} ORDER BY user_id"
+SELECT_NTH_USER = f"SELECT user_id FROM bandit_states WHERE {_IN_RANGE} ORDER BY user_id LIMIT 1 OFFSET :n"
+SELECT_LEARNED = f"""
+SELECT COUNT(*), CAST(COALESCE(SUM(decisions), 0) AS BIGINT) FROM bandit_states
+WHERE {_IN_RANGE} AND spec_hash IN (SELECT value FROM json_each(:specs))
+"""
+# The order of the claims is the order of the work. A claim from after `newest` was made by a clock that was ahead.
+SELECT_DUE = """
+SELECT first_user, claimed_at_ms, users, decisions FROM pooled_ranges
+WHERE spec_hash = :spec AND claimed_at_ms NOT BETWEEN :round AND :newest ORDER BY claimed_at_ms LIMIT 1
+"""
+# A range with no sum counts more revisions than the newest prior, so that the sum leads to a new prior.
+INSERT_FIRST_RANGE = """
+INSERT INTO pooled_ranges (spec_hash, first_user, claimed_at_ms, revision)
+SELECT :spec, '', 0, COALESCE(MAX(changes), 0) FROM bandit_priors WHERE spec_hash = :spec ON CONFLICT DO NOTHING
+"""
+INSERT_RANGE = "INSERT INTO pooled_ranges (spec_hash, first_user, claimed_at_ms, revision) VALUES (:spec, :end, 0, 0)"
+SELECT_END = "SELECT MIN(first_user) FROM pooled_ranges WHERE spec_hash = :spec AND first_user > :first"
+UPDATE_CLAIM = """
+UPDATE pooled_ranges SET claimed_at_ms = :now
+WHERE spec_hash = :spec AND first_user = :first AND claimed_at_ms = :claimed
+"""
+UPDATE_SUM = """
+UPDATE pooled_ranges SET users = :users, decisions = :decisions, evidence = :evidence, revision = revision + 1
+WHERE spec_hash = :spec AND first_user = :first AND claimed_at_ms = :now
+"""
+_NO_SUM = "UPDATE pooled_ranges SET users = NULL, decisions = NULL, evidence = NULL"
+UPDATE_NO_SUM = f"{_NO_SUM} WHERE spec_hash = :spec AND first_user = :first"
+DELETE_ERASED_FIRST = "DELETE FROM pooled_ranges WHERE spec_hash = :spec AND first_user = :user RETURNING revision"
+UPDATE_ERASED_SUM = f"""
+{_NO_SUM}, claimed_at_ms = 0, revision = revision + :lost WHERE spec_hash = :spec AND first_user = (
+    SELECT MAX(first_user) FROM pooled_ranges WHERE spec_hash = :spec AND first_user <= :user
+)
+"""
+SELECT_SUM_COUNTS = """
+SELECT CAST(COALESCE(SUM(revision), 0) AS BIGINT), COUNT(*) - COUNT(users) FROM pooled_ranges WHERE spec_hash = ?
+"""
+SELECT_SUMS = "SELECT first_user, users, decisions, evidence FROM pooled_ranges WHERE spec_hash = ? ORDER BY first_user"
 UPDATE_ASIDE = "UPDATE bandit_states SET spec_hash = ? WHERE user_id = ?"
 SELECT_TO_GROW = "SELECT user_id FROM bandit_states WHERE spec_hash IN (SELECT value FROM json_each(?)) LIMIT ?"
 SELECT_GROWING = """
 SELECT user_id, spec_hash, evidence, decisions FROM bandit_states
 WHERE user_id IN (SELECT value FROM json_each(?)) AND spec_hash IN (SELECT value FROM json_each(?))
 """
-SELECT_COUNTS = "SELECT spec_hash, COUNT(*) FROM bandit_states GROUP BY spec_hash"
+SELECT_COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM bandit_states WHERE spec_hash = ? LIMIT 100000) AS counted"
 # A range of the index by spec, so that only rows set aside are read.
 SELECT_ASIDE_COUNT = f"SELECT COUNT(*) FROM bandit_states WHERE spec_hash >= '{ASIDE}' AND spec_hash < '{ASIDE[:-1]}!'"
-SELECT_CHANGES = "SELECT changes FROM bandit_ledger"
-UPDATE_CHANGES = "UPDATE bandit_ledger SET changes = changes + 1"
 SELECT_CHANGES_SEEN = "SELECT MAX(changes) FROM bandit_priors WHERE spec_hash = ?"
 SELECT_NEWEST_VERSION = "SELECT version FROM bandit_priors WHERE spec_hash = ? ORDER BY version DESC LIMIT 1"
 SELECT_PRIOR_BELOW = """
@@ -89,12 +137,20 @@ def set_aside(connection: Connection, user_id: str) -> bool:
     return False
 
 
+def erase_sums(connection: Connection, user_id: str) -> None:
+    """Delete the sums that include a user's statistics. Workers make them again from the remaining statistics."""
+    for spec_hash in SPECS:
+        erased = {"spec": spec_hash, "user": user_id}
+        joined = connection.execute(DELETE_ERASED_FIRST, erased).fetchone() or (0,)
+        connection.execute(UPDATE_ERASED_SUM, {**erased, "lost": joined[0]})
+
+
 def damaged(connection: Connection, *, whole: bool) -> int:
     """The number of users whose statistics were found damaged. `whole` also checks all statistics for new damage."""
     (count,) = connection.execute(SELECT_ASIDE_COUNT).fetchone()
     after = ""
     # Page by page: PostgreSQL sends all rows of a statement at once.
-    while whole and (page := connection.execute(SELECT_STATES_AFTER, (after,)).fetchall()):
+    while whole and (page := connection.execute(SELECT_STATES_AFTER, (after, PAGE)).fetchall()):
         after = page[-1][0]
         for spec_hash in SPECS:
             states = [(evidence, decisions) for _, own, evidence, decisions in page if own == spec_hash]
@@ -147,6 +203,15 @@ def _is_prior(spec: Spec, mu: bytes, decisions: int) -> bool:
     return len(mu) == NUMBER_BYTES * spec.size and can_be_pooled(array(mu), decisions)
 
 
+class _Claim(NamedTuple):
+    """A range of users that this process has claimed, with the numbers of users and decisions in its sum, if any."""
+
+    first: str
+    end: str
+    users: int | None
+    decisions: int | None
+
+
 class SqlStates:
     """The statistics of all users, and the pooled priors. Implements `app.bandit.ports.StateRepository`."""
 
@@ -157,28 +222,61 @@ class SqlStates:
         shorter = [item.hash for item in SPECS.values() if item != spec and item.prefix_of(spec)]
         self._shorter = json.dumps(shorter)
         self._pooled_specs = {spec.hash, *shorter}
+        self._pooled_json = json.dumps(sorted(self._pooled_specs))
+
+    async def sum_range(self, round_ms: int, now_ms: int) -> bool:
+        now_ms = max(now_ms, round_ms)  # the clock may have been set back since the round began
+        due = {"spec": self._spec.hash, "round": round_ms, "newest": now_ms + AHEAD_MS, "now": now_ms}
+        if await self._database.row(SELECT_DUE, due) is None:
+            return await self._database.execute(INSERT_FIRST_RANGE, due) > 0
+        claim = await self._database.write(lambda connection: self._claim(connection, due), of=())
+        if claim is None:
+            return True  # another worker was faster
+        pool, damaged = await self._database.read(lambda connection: self._summed(connection, claim), snapshot=True)
+        if pool is None:
+            return True
+
+        def work(connection: Connection) -> None:
+            for user_id in damaged:
+                set_aside(connection, user_id)
+            found = {"users": pool.users, "decisions": pool.decisions, "evidence": pool.total.pack()}
+            connection.execute(UPDATE_SUM, {**due, **found, "first": claim.first})
+
+        await self._database.write(work, of=damaged)
+        return True
 
     async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
-        """Pool a prior from one snapshot of all users' statistics; None if nothing has changed since the newest prior.
-
-        The second value counts the changes of statistics that the prior includes. Damaged statistics are left out, and
-        set aside afterwards.
-        """
         damaged: list[str] = []
 
-        found = await self._database.read(lambda connection: self._pooled(connection, now_ms, damaged), snapshot=True)
-        if damaged:
-            await self._database.write(
-                lambda connection: [set_aside(connection, user_id) for user_id in damaged], of=damaged
-            )
+        def work(connection: Connection) -> tuple[Prior, int] | None:
+            revision, missing = connection.execute(SELECT_SUM_COUNTS, (self._spec.hash,)).fetchone()
+            (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
+            if missing or revision <= (seen or 0):
+                return None
+            pool = Pool(self._spec)
+            cursor = connection.execute(SELECT_SUMS, (self._spec.hash,))
+            while page := cursor.fetchmany(PAGE):
+                firsts, users, decisions, sums = zip(*page, strict=True)
+                fits = sound(self._spec, sums, decisions)
+                damaged.extend(first for first, well in zip(firsts, fits, strict=True) if not well)
+                if not damaged:
+                    pool.add(self._spec.hash, sums, sum(decisions), sum(users))
+            if damaged or (seen is None and not pool.users):
+                return None
+            return pool.prior(0, now_ms), revision
+
+        found = await self._database.read(work, snapshot=True)
+        for first in damaged:
+            log.warning("sum_refused", detail="the range is summed again")
+            await self._database.execute(UPDATE_NO_SUM, {"spec": self._spec.hash, "first": first})
         return found
 
-    async def add_prior(self, prior: Prior, changes: int) -> bool:
+    async def add_prior(self, prior: Prior, revision: int) -> bool:
         def work(connection: Connection) -> bool:
             (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
-            if seen is not None and seen >= changes:
+            if seen is not None and seen >= revision:
                 return False
-            row = (prior.spec_hash, packed(prior.mu), prior.users, prior.decisions, changes, prior.created_at_ms)
+            row = (prior.spec_hash, packed(prior.mu), prior.users, prior.decisions, revision, prior.created_at_ms)
             connection.execute(INSERT_PRIOR, row)
             if seen is None:
                 begin_evaluation(connection)
@@ -207,23 +305,44 @@ class SqlStates:
         return 0 if row is None else int(row[0])
 
     async def counts(self) -> Mapping[str, int]:
-        return dict(await self._database.rows(SELECT_COUNTS))
+        def work(connection: Connection) -> Mapping[str, int]:
+            counts = {spec_hash: connection.execute(SELECT_COUNT, (spec_hash,)).fetchone()[0] for spec_hash in SPECS}
+            return {spec_hash: count for spec_hash, count in counts.items() if count}
 
-    def _pooled(self, connection: Connection, now_ms: int, damaged: list[str]) -> tuple[Prior, int] | None:
-        (changes,) = connection.execute(SELECT_CHANGES).fetchone()
-        (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
-        if changes == (seen or 0):
+        return await self._database.read(work)
+
+    def _claim(self, connection: Connection, due: Mapping[str, object]) -> _Claim | None:
+        """Claim a range that is due, for a worker that sums it next. A range that has become too large is cut."""
+        row = connection.execute(SELECT_DUE, due).fetchone()
+        if row is None:
             return None
-        pool = Pool(self._spec)
-        # In the same order on both engines, because sums of floats depend on it.
-        cursor = connection.execute(f"{SELECT_STATES} ORDER BY user_id")
+        first, claimed_at_ms, users, decisions = row
+        claimed = {**due, "first": first, "claimed": claimed_at_ms}
+        if not connection.execute(UPDATE_CLAIM, claimed).rowcount:
+            return None
+        (end,) = connection.execute(SELECT_END, claimed).fetchone()
+        within = {"first": first, "end": end or AFTER_ALL_IDS}
+        if connection.execute(SELECT_NTH_USER, {**within, "n": 2 * RANGE_USERS}).fetchone() is not None:
+            (within["end"],) = connection.execute(SELECT_NTH_USER, {**within, "n": RANGE_USERS}).fetchone()
+            connection.execute(UPDATE_NO_SUM, claimed)
+            connection.execute(INSERT_RANGE, {**due, **within})
+            users = decisions = None
+        return _Claim(**within, users=users, decisions=decisions)
+
+    def _summed(self, connection: Connection, claim: _Claim) -> tuple[Pool | None, list[str]]:
+        """Sum the statistics in the range, and name the users with damaged ones. None if nothing has changed."""
+        within = {"first": claim.first, "end": claim.end, "specs": self._pooled_json}
+        if connection.execute(SELECT_LEARNED, within).fetchone() == (claim.users, claim.decisions):
+            return None, []
+        pool, damaged = Pool(self._spec), []
+        cursor = connection.execute(SELECT_STATES_IN_RANGE, within)
         while page := cursor.fetchmany(PAGE):
             by_spec: dict[str, list[tuple[str, bytes, int]]] = {}
             for user_id, spec_hash, evidence, decisions in page:
                 by_spec.setdefault(spec_hash, []).append((user_id, evidence, decisions))
             for spec_hash in by_spec.keys() & self._pooled_specs:
                 damaged += _add(pool, spec_hash, by_spec[spec_hash])
-        return pool.prior(0, now_ms), changes
+        return pool, damaged
 
 
 def _add(pool: Pool, spec_hash: str, states: Sequence[tuple[str, bytes, int]]) -> list[str]:

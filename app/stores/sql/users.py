@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from app.events.ports import Holdings
 from app.features.events import KNOWN_SUBJECTS
-from app.profiles.ports import END_OF_TIME_MS
+from app.profiles.ports import COUNTED, END_OF_TIME_MS
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.dead_letters import erase_letters, letters_of
 from app.stores.sql.event_log import SELECT_OLDEST
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 from app.stores.sql.owed_invalidations import INSERT_OWED
+from app.stores.sql.sufficient_statistics import erase_sums
 
 SELECT_NEWEST = """
 SELECT asked.value, kind.value,
@@ -36,14 +37,7 @@ SELECT user_id FROM (
 ) AS answerers
 ORDER BY user_id LIMIT :limit
 """
-# Both halves come sorted from their covering indexes, so SQLite merges them without a temporary table.
-SELECT_COUNT_ELIGIBLE = """
-SELECT COUNT(*) FROM (
-    SELECT user_id FROM tip_views WHERE occurred_at_ms >= :since
-    UNION SELECT user_id FROM tip_feedback WHERE occurred_at_ms >= :since
-    ORDER BY user_id
-) AS eligible
-"""
+SELECT_COUNT_ELIGIBLE = f"SELECT COUNT(*) FROM ({SELECT_ELIGIBLE}) AS eligible"
 _NAMED_IN_LIST = "EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user)"
 SELECT_HOLDINGS = f"""
 SELECT (SELECT COUNT(*) FROM tip_views WHERE user_id = :user),
@@ -78,8 +72,8 @@ DELETE_DECISIONS = (
     "DELETE FROM bandit_states WHERE user_id = :user",
     "DELETE FROM tip_scores WHERE user_id = :user",
 )
-# `erasures`: a request that has read data of the user then stores nothing. `changes`: the prior is pooled again.
-UPDATE_LEDGER = "UPDATE bandit_ledger SET changes = changes + 1, erasures = erasures + 1"
+# A request that has read data of the user then stores nothing.
+UPDATE_LEDGER = "UPDATE bandit_ledger SET erasures = erasures + 1"
 
 
 class SqlUsers:
@@ -102,7 +96,8 @@ class SqlUsers:
         return [user_id for (user_id,) in await self._database.rows(SELECT_NEWEST_USERS, (limit,))]
 
     async def count_eligible(self, since_ms: int) -> int:
-        (count,) = await self._database.row(SELECT_COUNT_ELIGIBLE, {"since": since_ms})
+        parameters = {"after": "", "since": since_ms, "until": END_OF_TIME_MS, "limit": COUNTED}
+        (count,) = await self._database.row(SELECT_COUNT_ELIGIBLE, parameters)
         return int(count)
 
     async def oldest_event_ms(self) -> int | None:
@@ -157,6 +152,8 @@ class SqlUsers:
         of deleted decisions, and the number of decisions that the statistics had learned from."""
         (learned,) = connection.execute(SELECT_LEARNED, (user_id,)).fetchone()
         deleted = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_DECISIONS]
+        if deleted[1]:
+            erase_sums(connection, user_id)
         connection.execute(UPDATE_LEDGER)
         for statement in self._database.delete_lock:
             connection.execute(statement, (user_id,))

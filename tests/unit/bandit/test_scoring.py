@@ -234,7 +234,7 @@ async def test_erasure_deletes_decisions_made_from_the_cached_profile(process: B
 async def test_shadow_is_computed_from_the_snapshot_of_its_decision(process: BanditProcess) -> None:
     for _ in range(4):
         await process.learn_one()
-    assert await process.bandit.maintenance.pool()
+    assert await process.pool()
     statistics = await process.statistics()
     for serving in (0.0, 1.0):
         await process.set_share(serving)

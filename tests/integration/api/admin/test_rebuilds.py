@@ -87,7 +87,9 @@ async def test_rebuild_of_all_covers_the_eligible_users(own_site: Live) -> None:
 
 async def test_rebuild_has_a_rate_when_it_is_running(site: Live, users: list[str]) -> None:
     run = await start(site, {"user_ids": users})
-    await site.service.rebuild_runs.advance(run["id"], 1, "1", site.now_ms)
+    part = await site.service.rebuild_runs.claim(run["id"], "", "0003", site.now_ms)
+    assert part is not None
+    await site.service.rebuild_runs.advance(part, 1, "0001", site.now_ms)
     running = await look(site, run["id"])
     assert (running["state"], running["done"]) == ("running", 1)
     assert running["rate_per_s"] > 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -11,6 +13,7 @@ import app.profiles.rebuild.runs as module
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.profiles.online.cache_protocol import decode
+from app.profiles.ports import Cell
 from app.profiles.rebuild.runs import RebuildRepository, RebuildRun, RebuildRunner, scope_of
 from tests.support.clock import NOW_MS
 from tests.support.events import served
@@ -69,6 +72,11 @@ class RunsFixture(NamedTuple):
         missing = {cell.user_id for cell, raw in held.items() if decode(raw) is None}
         return set(users) - missing
 
+    async def values(self, users: Collection[str]) -> dict[Cell, bytes | None]:
+        """The cached values as JSON."""
+        held = {cell: decode(raw) for cell, raw in (await self.service.held(*users)).items()}
+        return {cell: value.json if value is not None else None for cell, value in held.items()}
+
 
 @pytest.fixture
 async def fixture(service: PausableService) -> RunsFixture:
@@ -108,7 +116,7 @@ async def test_run_continues_where_another_worker_stopped(
     await fixture.opened()
     assert await fixture.runner.run("run", -1) is False  # a piece, and no time for more
     run = await fixture.look()
-    assert (run.state, run.done, run.position) == ("running", 3, users[2])
+    assert (run.state, run.done, run.position) == ("running", 3, users[7]), "one part, and three of its users"
     assert await fixture.live(users) == set(users[:3])
 
     other = await group.open()
@@ -116,6 +124,30 @@ async def test_run_continues_where_another_worker_stopped(
     assert (await fixture.look()).done == 8
     computed = [user for statement in other.source.statements for user, *_ in statement]
     assert computed == users[3:]
+
+
+async def test_values_equal_those_of_one_worker_when_a_worker_is_killed(
+    fixture: RunsFixture, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "PART", 4)
+    users = await fixture.eligible(10)
+    await fixture.opened()
+    fixture.service.source.before.stop()
+    killed = await group.started(fixture.runner.run("run", FOR_EVER))
+    await fixture.service.source.before.reached()
+    monkeypatch.setattr(type(fixture.book), "release", AsyncMock())  # it dies before it can release its part
+    killed.cancel()
+    others = [await group.open(), await group.open()]
+    await asyncio.gather(*(other.inner.rebuild_runner.run("run", FOR_EVER) for other in others))
+    assert ((await fixture.look()).state, (await fixture.look()).done) == ("running", 6)
+    group.clock.advance(module.STALE_MS + 1)
+    assert await others[0].inner.rebuild_runner.run("run", FOR_EVER) is True
+    assert ((await fixture.look()).state, (await fixture.look()).done) == ("completed", 10)
+    shared = await fixture.values(users)
+    fixture.service.go()
+    await fixture.service.rebuild(*users)
+    assert await fixture.values(users) == shared
 
 
 async def test_cancelled_run_stops_at_the_next_piece(fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from app.settings.database import PostgresUrl
 from app.stores.postgres.database import PostgresDatabase
 from app.stores.sql.database import SERVICE, Connection
 from app.stores.sql.users import SqlUsers
+from tests.support.bandit_process import BanditProcess
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import proxy
 from tests.support.waiting import eventually, eventually_async
@@ -297,3 +298,25 @@ async def test_error_in_the_work_rolls_back_and_the_connection_stays_usable(data
 async def test_nul_in_a_text_is_replaced(database: PostgresDatabase) -> None:
     await database.execute(INSERT, ("a\0b",))
     assert await database.rows("SELECT session_id FROM ended_sessions") == [("a\ufffdb",)]
+
+
+async def test_learning_waits_for_no_row_that_users_share(database: PostgresDatabase) -> None:
+    process, held, release = BanditProcess(database), threading.Event(), threading.Event()
+    await process.learn_one("ann")
+    assert await process.pool()
+
+    def hold(connection: Connection) -> None:
+        for table in ("bandit_ledger", "pooled_ranges", "bandit_priors", "rollout"):
+            connection.execute(f"SELECT 1 FROM {table} FOR UPDATE")
+        held.set()
+        release.wait(60)
+
+    holding = asyncio.create_task(database.write(hold, of=SERVICE))
+    try:
+        await eventually(held.is_set)
+        async with asyncio.timeout(30):
+            await process.learn_one("bob")
+    finally:
+        release.set()
+        await holding
+    assert await database.row("SELECT decisions FROM bandit_states WHERE user_id = 'bob'") == (1,)

@@ -10,7 +10,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from app.bandit.learning.maintenance import POOL_EVERY_S
+from app.bandit.learning.maintenance import POOL_EVERY_MS
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
@@ -45,7 +45,6 @@ async def enroll(process: BanditProcess, users: int) -> list[SufficientStatistic
 
     def work(connection: Connection) -> None:
         write_statistics(connection, {f"user-{number:04d}": one for number, one in enumerate(states)}, 1)
-        connection.execute("UPDATE bandit_ledger SET changes = changes + 1")
 
     await process.database.write(work, of=())
     return states
@@ -56,7 +55,7 @@ async def test_prior_is_pooled_over_all_users_whether_grown_or_not(
 ) -> None:
     monkeypatch.setattr("app.stores.sql.sufficient_statistics.PAGE", 7)
     states = await enroll(process, 40)
-    assert await process.bandit.maintenance.pool()
+    assert await process.pool()
     ((version, spec_hash, mu, users, decisions),) = await process.rows(
         "SELECT version, spec_hash, mu, users, decisions FROM bandit_priors"
     )
@@ -67,7 +66,7 @@ async def test_prior_is_pooled_over_all_users_whether_grown_or_not(
 
 
 async def test_prior_is_pooled_again_only_when_something_was_learned_or_erased(process: BanditProcess) -> None:
-    pool = process.bandit.maintenance.pool
+    pool = process.pool
     assert not await pool(), "there is nothing to pool"
     await process.learn_one()
     assert [await pool(), await pool()] == [True, False]
@@ -83,13 +82,13 @@ async def test_prior_is_pooled_again_only_when_something_was_learned_or_erased(p
 async def test_one_prior_is_stored_when_two_workers_pool_at_once(database: Database) -> None:
     workers = [BanditProcess(database), BanditProcess(database)]
     await workers[0].learn_one()
-    assert sorted(await asyncio.gather(*(worker.bandit.maintenance.pool() for worker in workers))) == [False, True]
+    assert sorted(await asyncio.gather(*(worker.pool() for worker in workers))) == [False, True]
 
 
 async def test_statistics_of_another_release_are_left_out_of_the_prior(process: BanditProcess) -> None:
     await process.learn_one()
     await process.execute("INSERT INTO bandit_states VALUES ('bob', 'of another release', ?, 5, 1)", b"\0")
-    assert await process.bandit.maintenance.pool()
+    assert await process.pool()
     assert await process.rows("SELECT users FROM bandit_priors") == [(1,)]
 
 
@@ -176,7 +175,7 @@ async def test_damaged_statistics_are_set_aside_and_other_users_are_not_affected
     states = await enroll(process, 8)
     bad = await damage(process, user_id, how)
     await process.bandit.maintenance.once()
-    process.clock.advance(int(POOL_EVERY_S * 1000))
+    process.clock.advance(POOL_EVERY_MS)
     await process.learn_one()
     await process.bandit.maintenance.once()
     ((spec_hash, kept),) = await process.rows(
@@ -265,7 +264,7 @@ async def test_newest_sound_prior_is_used_when_newer_ones_are_damaged(
 ) -> None:
     for user_id in ("ann", "bob", "cid"):
         await process.learn_one(user_id)
-        assert await process.bandit.maintenance.pool()
+        assert await process.pool()
     for version in (2, 3):
         await damage_prior(process, version, how)
     other = BanditProcess(process.database)  # a process that knows none of them
@@ -277,13 +276,13 @@ async def test_newest_sound_prior_is_used_when_newer_ones_are_damaged(
         ("prior_refused", "warning", 2),
     ], "each is logged once"
     await process.learn_one("dan")
-    assert await process.bandit.maintenance.pool()
+    assert await process.pool()
     assert (await other.decide()).prior_version == 4
 
 
 async def test_no_prior_is_used_when_the_only_one_is_damaged(process: BanditProcess, logged: Recorder) -> None:
     await process.learn_one()
-    assert await process.bandit.maintenance.pool()
+    assert await process.pool()
     await damage_prior(process, 1, PRIOR_DAMAGE["too short"])
     assert (await process.decide()).prior_version == 0
     assert len(logged.lines) == 1
@@ -291,10 +290,10 @@ async def test_no_prior_is_used_when_the_only_one_is_damaged(process: BanditProc
 
 async def test_cached_prior_is_used_when_a_newer_one_is_damaged(process: BanditProcess, logged: Recorder) -> None:
     await process.learn_one()
-    assert await process.bandit.maintenance.pool()
+    assert await process.pool()
     assert (await process.decide()).prior_version == 1
     await process.learn_one("bob")
-    assert await process.bandit.maintenance.pool()
+    assert await process.pool()
     await damage_prior(process, 2, PRIOR_DAMAGE["no number"])
     await damage_prior(process, 1, PRIOR_DAMAGE["no number"])
     assert (await process.decide()).prior_version == 1
@@ -312,7 +311,7 @@ async def test_nothing_grows_without_a_challenger(database: Database) -> None:
     await enroll(process, 4)
     assert await process.bandit.maintenance.grow() == 0
     assert await process.bandit.states.counts() == {SPEC_V1.hash: 2, SPEC_V2.hash: 2}
-    assert not await process.bandit.maintenance.pool(), "the champion has no use for it"
+    assert not await process.pool(), "the champion has no use for it"
 
 
 async def test_maintenance_continues_after_failures_and_sets_the_metrics(
@@ -324,6 +323,6 @@ async def test_maintenance_continues_after_failures_and_sets_the_metrics(
     await eventually(lambda: process.metric("prior_version") == 1)
     assert (process.metric("learned_states"), process.metric("states_to_grow")) == (4, 0)
     await process.learn_one()
-    process.clock.advance(int(POOL_EVERY_S * 1000))
+    process.clock.advance(POOL_EVERY_MS)
     await eventually(lambda: process.metric("prior_version") == 2)
     task.cancel()

@@ -93,7 +93,7 @@ async def test_pruning_deletes_old_decisions_and_the_priors_that_none_names(
         await process.consume(
             feedback("ann", process.clock.now_ms(), tip_id=decision.chosen_id, decision_id=decision.id)
         )
-        await process.bandit.maintenance.pool()
+        await process.pool()
         kept.append(decision)
         process.clock.advance(DAY_MS)
     before_ms = kept[3].created_at_ms

@@ -59,11 +59,12 @@ def test_profile_statement_searches_covering_indexes(database_path: Path, regist
 
 # Scans of arrays, of subqueries, and of indexes that contain little.
 SMALL_SCAN = re.compile(
-    r"SCAN (.* VIRTUAL TABLE .*|.*CONSTANT ROWS?|shadows|found|newest|\(subquery-\d+\)"
+    r"SCAN (.* VIRTUAL TABLE .*|.*CONSTANT ROWS?|shadows|found|newest|counted|\(subquery-\d+\)"
     r"|outbox|.* USING COVERING INDEX bandit_states_by_spec)"
 )
 SORTED = {"closed", "unserved", "samples lately", "users by prefix", "activity", "newest traced"}
 PAGE = {"after": 0, "until": 9, "limit": 9, "stage": 0, "since": 0}
+RANGE = {"spec": "s", "specs": "[]", "first": "a", "end": "b", "n": 9, "round": 1, "newest": 2}
 STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "unconsumed": (event_log.SELECT_UNCONSUMED, (0, 1), "outbox_by_time (received_at_ms<?)"),
     "unconsumed ahead": (event_log.SELECT_UNCONSUMED_AHEAD, (0, 1), "outbox_by_time (received_at_ms>?)"),
@@ -93,7 +94,26 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "samples lately": (samples.SELECT_LATELY, (1, 2), "samples_by_time (at_ms>? AND at_ms<?)"),
     "state": (sufficient_statistics.SELECT_STATE, ("u",), "(user_id=?)"),
     "states to grow": (sufficient_statistics.SELECT_TO_GROW, ("[]", 1), "bandit_states_by_spec (spec_hash=?)"),
-    "states by spec": (sufficient_statistics.SELECT_COUNTS, (), "COVERING INDEX bandit_states_by_spec"),
+    "states of a spec": (
+        sufficient_statistics.SELECT_COUNT,
+        ("s",),
+        "COVERING INDEX bandit_states_by_spec (spec_hash=?)",
+    ),
+    "learned in a range": (
+        sufficient_statistics.SELECT_LEARNED,
+        RANGE,
+        "COVERING INDEX bandit_states_by_spec (spec_hash=? AND user_id>? AND user_id<?)",
+    ),
+    "states in a range": (sufficient_statistics.SELECT_STATES_IN_RANGE, RANGE, "(user_id>? AND user_id<?)"),
+    "user in a range": (sufficient_statistics.SELECT_NTH_USER, RANGE, "(user_id>? AND user_id<?)"),
+    "due range": (sufficient_statistics.SELECT_DUE, RANGE, "pooled_ranges_by_claim (spec_hash=?)"),
+    "end of a range": (sufficient_statistics.SELECT_END, RANGE, "(spec_hash=? AND first_user>?)"),
+    "sum of an erased user": (
+        sufficient_statistics.UPDATE_ERASED_SUM,
+        {"spec": "s", "user": "u", "lost": 0},
+        "(spec_hash=? AND first_user<?)",
+    ),
+    "revision": (sufficient_statistics.SELECT_SUM_COUNTS, ("s",), "COVERING INDEX pooled_ranges_by_claim"),
     "decision by request": (decisions.SELECT_BY_REQUEST, ("u", "r"), "(user_id=? AND request_id=?)"),
     "decision by id": (decisions.SELECT_BY_ID, ("d",), "(decision_id=?)"),
     "shadows": (decisions.update_shadows(3), (None,) * 36, "(decision_id=?)"),

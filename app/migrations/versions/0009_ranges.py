@@ -1,0 +1,61 @@
+"""Adds what workers share when they work on ranges of users: sums of statistics, and the parts of a rebuild.
+
+`bandit_ledger.changes` is not used any more. It stays, so that processes of the previous release may stay open.
+
+Revision ID: 0009
+"""
+
+from functools import reduce
+
+from alembic import op
+from sqlalchemy import text
+
+revision = "0009"
+down_revision = "0008"
+branch_labels = None
+depends_on = None
+
+TABLES = (
+    # A range begins with `first_user` and ends before that of the next one. `evidence`, like in `bandit_states`, is the
+    # sum over the range. It and its counts are NULL until the range is summed. `revision` counts how often it was.
+    """CREATE TABLE pooled_ranges (
+        spec_hash TEXT NOT NULL,
+        first_user TEXT NOT NULL,
+        claimed_at_ms INTEGER NOT NULL,
+        revision INTEGER NOT NULL,
+        users INTEGER,
+        decisions INTEGER,
+        evidence BLOB,
+        PRIMARY KEY (spec_hash, first_user)
+    ) STRICT""",
+    # Covers the queries for the next range, and for whether a sum has changed or is missing.
+    "CREATE INDEX pooled_ranges_by_claim ON pooled_ranges (spec_hash, claimed_at_ms, revision, users)",
+    # What a worker has claimed of a run: the users above `after_user`, up to `last_user`.
+    """CREATE TABLE rebuild_parts (
+        run_id TEXT NOT NULL,
+        last_user TEXT NOT NULL,
+        after_user TEXT NOT NULL,
+        claimed_at_ms INTEGER NOT NULL,
+        PRIMARY KEY (run_id, last_user)
+    ) STRICT""",
+    "DROP INDEX bandit_states_by_spec",
+    # Also counts the users and decisions of a range.
+    "CREATE INDEX bandit_states_by_spec ON bandit_states (spec_hash, user_id, decisions)",
+)
+POSTGRES = {" TEXT": ' TEXT COLLATE "C"', " INTEGER": " BIGINT", " BLOB": " BYTEA", ") STRICT": ")"}
+
+
+def upgrade() -> None:
+    types = {} if op.get_context().dialect.name == "sqlite" else POSTGRES
+    for statement in TABLES:
+        op.execute(text(reduce(lambda typed, name: typed.replace(name, types[name]), types, statement)))
+
+
+def downgrade() -> None:
+    op.execute(text("DROP INDEX bandit_states_by_spec"))
+    op.execute(text("CREATE INDEX bandit_states_by_spec ON bandit_states (spec_hash)"))
+    op.execute(
+        text("UPDATE bandit_ledger SET changes = changes + (SELECT COALESCE(MAX(changes), 0) FROM bandit_priors)")
+    )
+    op.execute(text("DROP TABLE rebuild_parts"))
+    op.execute(text("DROP TABLE pooled_ranges"))
