@@ -151,7 +151,10 @@ class QueueUnavailable(Unavailable):
 
 
 class CacheUnavailable(Unavailable):
-    """The cache cannot be reached, or its values cannot be trusted at the moment."""
+    """The cache cannot be reached, or its values cannot be trusted at the moment. `slots`: the hash slots of the users
+    that this concerns; None if it concerns all."""
+
+    slots: frozenset[int] | None = None
 
 
 class CacheRefused(CacheUnavailable):

@@ -19,6 +19,7 @@ pytest_plugins = [
     "tests.support.processes",
     "tests.support.postgres",
     "tests.support.servers",
+    "tests.support.cluster",
     "tests.support.site",
 ]
 

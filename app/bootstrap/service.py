@@ -65,6 +65,7 @@ from app.stores.sql.registries import SqlRegistries, announce
 from app.stores.sql.samples import SqlSamples
 from app.stores.sql.users import SqlUsers
 from app.stores.system_clock import SystemClock
+from app.stores.valkey.slot_owners import replaced_slots
 from app.telemetry import Metrics, logger
 
 # The doors (entry points) of processes that serve a registry until they are stopped. A command ends soon, so it does
@@ -161,7 +162,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         # 3. Reads.
         source = edges.wrap_source(sql_source)
         invalidator = Invalidator(cache=cache, owed=owed, clock=clock, metrics=metrics, pause=edges.pause)
-        trust_gate = TrustGate(database.state, clock, invalidator.wake)
+        trust_gate = TrustGate(database.state, clock, invalidator.wake, replaced_slots)
         computation = Computation(source, registry, clock, metrics, settings.readers, edges.random, availability)
         filler = Filler(cache, registry, metrics)
         local_cache = None

@@ -9,13 +9,18 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from binascii import crc_hqx
+from functools import lru_cache
 from typing import Annotated
+from urllib.parse import quote
 
 from msgspec import Meta
 
 MAX_ID_LENGTH = 128
 AFTER_ALL_IDS = "\U0010ffff" * (MAX_ID_LENGTH + 1)  # in the order of UTF-8 bytes, which both databases use
+HASH_SLOTS = 16_384
 ID_PATTERN = r"^(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]+$"  # for JSON Schema; `id_problem` decides
+_PLAIN_IN_KEY = re.compile(r"[A-Za-z0-9\-._~@:]*").fullmatch
 _FORBIDDEN = re.compile("[/\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # Unicode categories without a glyph, and letters, marks and a symbol that are drawn as nothing.
 _HIDDEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"})
@@ -51,6 +56,17 @@ def id_problem(value: str) -> str | None:
 def user_hash(user_id: str) -> str:
     """A hash that names a user in the log and the audit trail, so that they hold no id after the user is erased."""
     return "user-sha256:" + hashlib.sha256(user_id.encode()).hexdigest()
+
+
+def quoted_in_key(user_id: str) -> str:
+    """The percent-encoded id, as it stands between braces in cache keys."""
+    return user_id if _PLAIN_IN_KEY(user_id) else quote(user_id, safe="-._~@:")
+
+
+@lru_cache(maxsize=1 << 16)
+def hash_slot(user_id: str) -> int:
+    """The hash slot that has the user's keys in a Redis or Valkey Cluster: the CRC-16 of their hash tag."""
+    return crc_hqx(quoted_in_key(user_id).encode(), 0) % HASH_SLOTS
 
 
 def visible(text: str, *, layout: bool = False) -> str:

@@ -16,6 +16,10 @@ from app.features.profile_read import ProfileRead
 from app.features.registry import Scalar
 
 Epoch = str
+EVERY_SLOT = -1  # in a set of hash slots
+# In place of the content of a cell whose node of a cluster does not answer. No cell holds it, so it is neither a hit
+# nor the token of a fill that could succeed.
+UNAVAILABLE = b"\0unavailable"
 END_OF_TIME_MS = (1 << 63) - 1
 COUNTED = 100_000  # more users than this are not counted
 
@@ -40,7 +44,11 @@ class Fill(NamedTuple):
 
 class Cache(Protocol):
     """The shared cache on Redis or Valkey, with one key per cell. Keys begin with an epoch. It changes if the server or
-    the database is replaced, so that keys from before the change are not read."""
+    the database is replaced, so that keys from before the change are not read.
+
+    If only some nodes of a cluster answer, `read`, `read_rows` and `lease` return `UNAVAILABLE` for the cells of the
+    other nodes, and `fill` stores nothing in them.
+    """
 
     @property
     def available(self) -> bool:
@@ -59,7 +67,8 @@ class Cache(Protocol):
         """Store each value if its cell still holds the `token` of its fill; return whether each was stored."""
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """Delete the keys of cells, whatever they hold. Returns only when the server has confirmed it."""
+        """Delete the keys of cells, whatever they hold. Returns only when every server has confirmed it. If only some
+        have, the error has the `slots` of the users whose keys were not deleted."""
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
         """Delete each cell that still holds exactly the given bytes; return how many were deleted."""
@@ -121,12 +130,13 @@ class Source(Protocol):
 class State(NamedTuple):
     """The part of the database that every process observes, because another process may change it at any time.
 
-    `owed`: a deletion of cache keys has failed and is still to be made. `server`: the identity of the server that is
-    registered as the cache. `generation`: the number of this registration. `disabled`: the disabled features, as JSON
-    of `app.profiles.availability.Disabled`. `database_id` names the database, and is part of every cache key.
+    `owed`: the hash slots of the users for whom a deletion of cache keys has failed and is still to be made. `server`:
+    the identity of the server that is registered as the cache; for a cluster, see `app.stores.valkey.slot_owners`.
+    `generation`: the number of this registration. `disabled`: the disabled features, as JSON of
+    `app.profiles.availability.Disabled`. `database_id` names the database, and is part of every cache key.
     """
 
-    owed: bool = True
+    owed: frozenset[int] = frozenset((EVERY_SLOT,))
     server: str | None = None
     generation: int = 0
     disabled: str = "[]"
@@ -150,8 +160,11 @@ class ObservedState(Protocol):
 
 
 class OwedInvalidation(NamedTuple):
+    """`slot` is the user's hash slot, or `EVERY_SLOT` if a process of an older release recorded the row."""
+
     id: int
     user_id: str
+    slot: int
 
 
 class OwedInvalidations(Protocol):
@@ -163,9 +176,9 @@ class OwedInvalidations(Protocol):
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
         """Record for each user that the cache keys must be deleted; it is committed when this returns."""
 
-    async def pending(self, limit: int) -> tuple[list[OwedInvalidation], frozenset[str]]:
-        """Up to `limit` of the oldest rows, and the names of the features whose keys must be deleted: all features that
-        any process of this database caches."""
+    async def pending(self, limit: int, without: Collection[int] = ()) -> tuple[list[OwedInvalidation], frozenset[str]]:
+        """Up to `limit` of the oldest rows, except those of the slots `without`; and the names of the features whose
+        keys must be deleted: all features that any process of this database caches."""
 
     async def settled(self, ids: Sequence[int]) -> None:
         """Delete rows by id, after the cache keys of their users have been deleted."""

@@ -52,13 +52,14 @@ class Settings:
     )
     cache_url: str | None = _setting(
         None,
-        parsers.optional(parsers.redis_url),
-        "Redis or Valkey for the cached features; it may evict. redis://, rediss:// or unix://.",
+        parsers.optional(parsers.cache_url),
+        "Redis or Valkey for the cached features; it may evict. redis://, rediss:// or unix://; for a cluster "
+        "redis+cluster:// or rediss+cluster://.",
         secret=True,
     )
     queue_url: str | None = _setting(
         None,
-        parsers.optional(parsers.redis_url),
+        parsers.optional(parsers.queue_url),
         "Redis or Valkey for the job queue; it must not evict. redis://, rediss:// or unix://.",
         secret=True,
     )

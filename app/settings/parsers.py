@@ -17,7 +17,9 @@ import msgspec
 Parsed = TypeVar("Parsed")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SCOPES = ("read", "write", "admin")
-_URL_OPTIONS = ("db", "sentinel", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_URL_OPTIONS = ("db", "sentinel", *_TLS_OPTIONS)
+_CLUSTERS = ("redis+cluster", "rediss+cluster")
 
 
 class ApiKey(msgspec.Struct, frozen=True):
@@ -116,31 +118,56 @@ def switch(value: str) -> bool:
 def _split_url(value: str, example: str) -> SplitResult:
     try:
         parts = urlsplit(value)
-        if parts.port != 0:  # raises `ValueError`, too
+        # A URL of Sentinels or of a cluster names several hosts, which `urlsplit` does not expect.
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        if all(urlsplit(f"//{host}").port != 0 for host in hosts):  # raises `ValueError`, too
             return parts
     except ValueError:
         pass
     raise ValueError(f"must be a URL with a port from 1 to 65535, such as {example}")
 
 
-def redis_url(value: str) -> str:
-    """Check the URL of a Redis or Valkey server, and return it."""
+def queue_url(value: str) -> str:
+    """Check the URL of the queue, and return it."""
     parts = _split_url(value, "redis://host:6379/0")
+    if parts.scheme in _CLUSTERS:
+        raise ValueError(
+            "must be one server or a Sentinel group, because arq uses several keys in one transaction, which a cluster "
+            "spreads over its nodes; it must start with redis://, rediss:// or unix://"
+        )
+    return _server_url(value, parts)
+
+
+def cache_url(value: str) -> str:
+    """Check the URL of the cache, and return it."""
+    parts = _split_url(value, "redis://host:6379/0")
+    if parts.scheme not in _CLUSTERS:
+        return _server_url(value, parts, ", or redis+cluster:// or rediss+cluster:// for a cluster")
+    if not parts.hostname or parts.path.strip("/") not in ("", "0"):
+        raise ValueError(f"must name nodes of the cluster and no database: {parts.scheme}://host1:6379,host2:6379/")
+    _check_options(parts, _TLS_OPTIONS)
+    return value
+
+
+def _server_url(value: str, parts: SplitResult, others: str = "") -> str:
     if parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("must start with redis://, rediss:// or unix://")
+        raise ValueError(f"must start with redis://, rediss:// or unix://{others}")
     if parts.scheme == "unix":
         if not parts.path:
             raise ValueError("must name a socket: unix:///path/to/socket")
     elif not parts.hostname or not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
         raise ValueError(f"must name a host, and may name a port and a database: {parts.scheme}://host:6379/0")
+    _check_options(parts, _URL_OPTIONS)
+    return value
+
+
+def _check_options(parts: SplitResult, allowed: tuple[str, ...]) -> None:
     for name, given in parse_qsl(parts.query, keep_blank_values=True):
         # Other options would change timeouts and encodings that the service relies on, or weaken TLS.
-        if name not in _URL_OPTIONS or not given:
-            known = ", ".join(_URL_OPTIONS)
-            raise ValueError(f"the option {name!r} is not allowed, or has no value; allowed are {known}")
+        if name not in allowed or not given:
+            raise ValueError(f"the option {name!r} is not allowed, or has no value; allowed are {', '.join(allowed)}")
         if name == "db" and not re.fullmatch(r"[0-9]{1,4}", given):
             raise ValueError("the option 'db' must be a number")
-    return value
 
 
 def model_url(value: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from app.telemetry import configure_logging
 from tests.bench import (
     busy_reads,
+    cluster,
     cold,
     expiry,
     history,
@@ -51,6 +52,7 @@ MEASUREMENTS: dict[str, Callable[[Environment], Iterator[Comparison]]] = {
     "hostile": hostile.measure,
     "lag": lag.measure,
     "statements": statements.measure,
+    "cluster": cluster.measure,
     "scoring": scoring.measure,
     "start": start.measure,
 }

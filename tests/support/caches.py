@@ -6,11 +6,14 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from app.features.ids import hash_slot
 from app.profiles.ports import Cache, Cell, Epoch
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.embedded import EmbeddedServer
+from app.stores.valkey.slot_owners import owners
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
+from tests.support.cluster import ClusterServers
 from tests.support.servers import ask
 
 LEASE_MS = 60_000
@@ -42,26 +45,26 @@ def valkey_cache(
 class ServerSubject:
     """A real server, for the contract tests of the cache."""
 
-    def __init__(self, server: EmbeddedServer) -> None:
+    def __init__(self, server: EmbeddedServer, url: str | None = None) -> None:
         self.server = server
+        self._url = url
         self._caches: list[ValkeyCache] = []
         self.cache: Cache = self.process()
 
     def process(self, database_id: str = "database") -> Cache:
         """The cache of another process, with its own connections."""
-        self._caches.append(valkey_cache(self.server, database_id=database_id))
+        self._caches.append(valkey_cache(self.server, database_id=database_id, url=self._url))
         return self._caches[-1]
 
     def put(self, epoch: Epoch, cell: Cell, raw: bytes, ttl_ms: int = LEASE_MS) -> None:
-        ask(self.server, "SET", key(epoch, cell), raw, "PX", ttl_ms)
+        self._ask("SET", epoch, cell, raw, "PX", ttl_ms)
 
     def pttl(self, epoch: Epoch, cell: Cell) -> int:
-        found: Any = ask(self.server, "PTTL", key(epoch, cell))
-        return int(found)
+        return int(self._ask("PTTL", epoch, cell))
 
     def expire(self, epoch: Epoch, cell: Cell) -> None:
         """Set the TTL to zero, which the server handles as an expiry."""
-        ask(self.server, "PEXPIRE", key(epoch, cell), 0)
+        self._ask("PEXPIRE", epoch, cell, 0)
 
     def flush(self) -> None:
         ask(self.server, "FLUSHALL")
@@ -72,6 +75,26 @@ class ServerSubject:
         self.server.kill()
         self.server.start()
 
+    def _ask(self, command: str, epoch: Epoch, cell: Cell, *arguments: bytes | str | int) -> Any:
+        return ask(self.server, command, key(epoch, cell), *arguments)
+
     async def close(self) -> None:
         for cache in self._caches:
             await cache.close()
+
+
+class ClusterSubject(ServerSubject):
+    """A cluster, for the same tests."""
+
+    def __init__(self, cluster: ClusterServers) -> None:
+        self._cluster = cluster
+        super().__init__(cluster.servers[0], cluster.url)
+
+    def flush(self) -> None:
+        self._cluster.flush()
+
+    def _ask(self, command: str, epoch: Epoch, cell: Cell, *arguments: bytes | str | int) -> Any:
+        slot = hash_slot(cell.user_id)
+        owner = owners(epoch)[slot]
+        assert owner is not None
+        return ask(self._cluster.owner(slot), command, key(owner.epoch, cell), *arguments)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,6 +21,8 @@ from redis import Redis
 
 from app.errors import CacheUnavailable
 from app.stores.valkey.embedded import EmbeddedServer, server_binary
+from tests.support.processes import free_port
+from tests.support.waiting import eventually_sync
 
 VALKEY = "valkey"
 REDIS = "redis"
@@ -96,6 +100,26 @@ def shared_servers(start_server: StartServer) -> Callable[[str], EmbeddedServer]
         return server
 
     return shared
+
+
+@pytest.fixture(scope="session")
+def shared_sentinel(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str]]:
+    """A master, and the URL of a sentinel that watches it. Both are shared by a whole run."""
+    master, port = start_server(REDIS, port=free_port()), free_port()
+    conf = tmp_path_factory.mktemp("sentinel") / "sentinel.conf"
+    conf.write_text(f"port {port}\nbind 127.0.0.1\nsentinel monitor profiles 127.0.0.1 {master.port} 1\n")
+    with subprocess.Popen([binary(REDIS), str(conf), "--sentinel"], stdout=subprocess.DEVNULL) as sentinel:
+        with closing(socket.socket()) as probe:
+            eventually_sync(lambda: probe.connect_ex(("127.0.0.1", port)) == 0)
+        yield master, f"redis://127.0.0.1:{port}/0?sentinel=profiles"
+        sentinel.kill()
+
+
+@pytest.fixture
+def sentinel_group(shared_sentinel: tuple[EmbeddedServer, str]) -> tuple[EmbeddedServer, str]:
+    """An empty master, and the URL of the sentinel that watches it."""
+    ask(shared_sentinel[0], "FLUSHALL")
+    return shared_sentinel
 
 
 @pytest.fixture(params=[VALKEY, pytest.param(REDIS, marks=pytest.mark.slow)])  # the quick tests use Valkey

@@ -16,7 +16,7 @@ from app.features.clock import Clock
 from app.features.registry import Feature, Registry, indices
 from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, decode, read_time
 from app.profiles.online.compute import Computation
-from app.profiles.ports import Cache, Cell, ComputeRow, NewestEvents
+from app.profiles.ports import UNAVAILABLE, Cache, Cell, ComputeRow, NewestEvents
 
 ATTEMPTS = 3
 PAUSE_S = 0.3
@@ -187,9 +187,8 @@ class Inspector:
             raws = held[user_id] if held is not None else dict.fromkeys(indices(mask))
             cells = tuple(self._cell(index, raw, profile, newest[user_id]) for index, raw in raws.items())
             at_ms = cells[0].outcome.computed_at_ms
-            found[user_id] = Inspection(user_id, at_ms, "trusted", newest[user_id], cells)
-        if held is None:
-            return {user_id: _away(one) for user_id, one in found.items()}
+            one = Inspection(user_id, at_ms, "trusted", newest[user_id], cells)
+            found[user_id] = _away(one) if held is None or UNAVAILABLE in raws.values() else one
         return await self._computed_ahead(found)
 
     async def _held(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, bytes | None]] | None:

@@ -30,10 +30,10 @@ an event invalidates the value. A value expires when its TTL is over, or when th
 window, whichever comes first. A value is a hit only while this process's clock is between the two times. As the clock
 of another process may be ahead, a value is also a hit if `computed_ms` lies up to `CLOCK_SKEW_MS` ahead.
 
-Invariant of hits: hits are served only if `TrustGate.check` is True, that is, if a query for owed invalidations began
-at most `CHECK_VALID_S` before and found none. An invalidation is *owed* if the DEL failed: the request that needs
-the DEL records this in the database, and is answered `HOLD_BACK_S` later. By then, every query that ran before the
-record is too old, in every process.
+Invariant of hits: a user's hits are served only if a query for owed invalidations began at most `CHECK_VALID_S` before
+and found none in the user's hash slot (`TrustGate.check`). An invalidation is *owed* if the DEL failed: the request
+that needs the DEL records this in the database, and is answered `HOLD_BACK_S` later. By then, every query that ran
+before the record is too old, in every process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from typing import NamedTuple
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import Clock
 from app.features.registry import Registry, indices
-from app.profiles.ports import Cache, Cell, Epoch, Fill, ObservedState, State
+from app.profiles.ports import EVERY_SLOT, Cache, Cell, Epoch, Fill, ObservedState, State
 from app.telemetry import Metrics
 
 VALUE = b"V"
@@ -62,6 +62,7 @@ FILL_AFTER_S = 0.002
 MASKS_CAP = 1_024
 CHECK_VALID_S = 0.050
 HOLD_BACK_S = 0.100
+_EVERYONE = frozenset((EVERY_SLOT,))
 
 
 class FeatureValue(NamedTuple):
@@ -289,46 +290,52 @@ class Filler:
 
 
 class TrustGate:
-    """Decides whether cached values may be served: only while no invalidation is owed.
+    """Decides whose cached values may be served: those of users in whose hash slot no invalidation is owed.
 
     An invalidation is owed if the DEL of stale keys could not be made; the database has a record of it. If the last
     query for such records is too old, a check repeats the query: a timer could be delayed by a busy event loop. If the
     query takes a round trip, reads share it, and send their MGET meanwhile.
     """
 
-    def __init__(self, state: ObservedState, clock: Clock, on_owed: Callable[[], None]) -> None:
-        """`on_owed` is called if an invalidation is owed or the query fails."""
+    def __init__(
+        self,
+        state: ObservedState,
+        clock: Clock,
+        on_owed: Callable[[], None],
+        replaced_slots: Callable[[State, State], frozenset[int]] = lambda *_: _EVERYONE,
+    ) -> None:
+        """`on_owed` is called if an invalidation is owed or the query fails. `replaced_slots` returns the hash slots
+        whose keys differ between two states."""
         self._state = state
         self._clock = clock
         self._on_owed = on_owed
+        self._replaced_slots = replaced_slots
         self._checked_at = self._asked_at = float("-inf")
         self._asking: asyncio.Task[State | None] | None = None
-        self._clear = False
+        self._distrusted = self._owed = _EVERYONE  # `_owed`: by the last query that the database answered
         self._answered = False
-        self._owed = True  # by the last query that the database answered
 
-    def check(self) -> bool | PendingCheck:
-        """Whether a read that begins now may serve values from the cache; or a check that is awaited before it does."""
+    def check(self) -> frozenset[int] | PendingCheck:
+        """The hash slots of users whose cached values a read that begins now must not serve; or a check that is awaited
+        before it serves any. `EVERY_SLOT` is among the slots if the database does not answer."""
         now = self._clock.monotonic()
         if 0 <= now - self._checked_at <= CHECK_VALID_S:
-            return self._clear
+            return self._distrusted
         if self._asking is None or self._asking.done() or not 0 <= now - self._asked_at <= CHECK_VALID_S:
             try:
                 state = self._state.look()
             except StoreUnavailable:
-                self._note(now, None)
-                return False
+                return self._note(now, None)
             if state is not None:
-                self._note(now, state)
-                return self._clear
+                return self._note(now, state)
             self._asked_at = now
             self._asking = asyncio.get_running_loop().create_task(self._ask(now))
-        return PendingCheck(self._asking, self._state.last)
+        return PendingCheck(self._asking, self._state.last, self._replaced_slots)
 
     async def holds(self) -> bool:
-        """Whether a read that begins now may serve values from the cache."""
+        """Whether a read that begins now may serve the cached values of all users."""
         check = self.check()
-        return check if isinstance(check, bool) else await check.holds()
+        return not (check if isinstance(check, frozenset) else await check.distrusted())
 
     async def allows_unproven(self) -> bool:
         """Whether the database cannot be asked now, and nothing was owed when it was last asked."""
@@ -344,15 +351,16 @@ class TrustGate:
         self._note(at, state)
         return state
 
-    def _note(self, at: float, state: State | None) -> None:
+    def _note(self, at: float, state: State | None) -> frozenset[int]:
         """Record the answer to a query that began at `at` or later; None if there was none."""
         self._checked_at = at
         self._answered = state is not None
         if state is not None:
             self._owed = state.owed
-        self._clear = self._answered and not self._owed
-        if not self._clear:
+        self._distrusted = self._owed if state is not None else _EVERYONE
+        if self._distrusted:
             self._on_owed()
+        return self._distrusted
 
 
 class PendingCheck(NamedTuple):
@@ -360,8 +368,11 @@ class PendingCheck(NamedTuple):
 
     asking: asyncio.Task[State | None]
     before: State
+    replaced_slots: Callable[[State, State], frozenset[int]]
 
-    async def holds(self) -> bool:
-        """Whether values that were read from the cache since the check may be served."""
+    async def distrusted(self) -> frozenset[int]:
+        """The hash slots of users whose values, read from the cache since the check, must not be served."""
         state = await asyncio.shield(self.asking)
-        return state is not None and not state.owed and state.has_keys_of(self.before)
+        if state is None:
+            return _EVERYONE
+        return state.owed if state.has_keys_of(self.before) else state.owed | self.replaced_slots(self.before, state)

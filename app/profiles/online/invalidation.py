@@ -1,8 +1,9 @@
 """Deletes the cache keys that an event made stale, or records in the database that the deletion is *owed*.
 
 An owed deletion is *settled*, that is made, as soon as the cache answers. While a deletion is owed, no process serves
-cached values: a process serves a hit only if it has queried for owed invalidations in the last 50 ms
-(`app.profiles.online.cache_protocol.TrustGate`).
+cached values of users in the same hash slot: a process serves a hit only if it has queried for owed invalidations in
+the last 50 ms (`app.profiles.online.cache_protocol.TrustGate`). If some nodes of a cluster do not answer, deletions are
+owed only to the users of these nodes.
 
 Invariant: `invalidate` returns only when the DEL is confirmed, or when the owed invalidation is committed and every
 query that ran before the commit is too old, in every process. So a client whose event was acknowledged never reads a
@@ -18,8 +19,9 @@ from contextlib import suppress
 from app.concurrency.periodic import repeat
 from app.errors import CacheUnavailable
 from app.features.clock import Clock
+from app.features.ids import hash_slot
 from app.profiles.online.cache_protocol import HOLD_BACK_S, decode
-from app.profiles.ports import Cache, Cell, OwedInvalidations
+from app.profiles.ports import UNAVAILABLE, Cache, Cell, OwedInvalidations
 from app.telemetry import Metrics, logger
 
 SETTLE_CHUNK = 200
@@ -61,9 +63,11 @@ class Invalidator:
             self._require_cache()
             await self._cache.drop([Cell(user_id, name) for user_id, names in stale.items() for name in names])
         except CacheUnavailable as error:
-            await self._owed.owe(stale.keys(), self._clock.now_ms())
-            self._metrics.invalidations.labels("owed").inc(len(stale))
-            log.warning("invalidation_owed", users=len(stale), error=str(error))
+            owed = [user_id for user_id in stale if error.slots is None or hash_slot(user_id) in error.slots]
+            await self._owed.owe(owed, self._clock.now_ms())
+            self._metrics.invalidations.labels("owed").inc(len(owed))
+            self._metrics.invalidations.labels("dropped").inc(len(stale) - len(owed))
+            log.warning("invalidation_owed", users=len(owed), error=str(error))
             await self._hold_back()
             return False
         self._metrics.invalidations.labels("dropped").inc(len(stale))
@@ -102,6 +106,8 @@ class Invalidator:
             return
         order = list(cells)
         epoch, held = await self._cache.read(order)
+        if UNAVAILABLE in held:
+            raise CacheUnavailable("some nodes of the cache do not answer")
         old = [
             (cell, raw)
             for cell, raw in zip(order, held, strict=True)
@@ -114,19 +120,32 @@ class Invalidator:
 
     async def settle(self) -> int:
         """Delete the cache keys of all users with an owed invalidation; return the number of settled rows. Raises
-        `CacheUnavailable` or `StoreUnavailable`."""
+        `StoreUnavailable`, or `CacheUnavailable` if rows are left."""
         total = 0
+        failure: CacheUnavailable | None = None
+        failed: frozenset[int] = frozenset()
         while True:
-            rows, features = await self._owed.pending(SETTLE_CHUNK)
+            rows, features = await self._owed.pending(SETTLE_CHUNK, failed)
             if not rows:
-                self._metrics.owed.set(0)
-                return total
+                break
             users = {row.user_id for row in rows}
             # Rows are deleted after the DEL and by id, so a row recorded meanwhile for the same user stays.
-            await self._cache.drop([Cell(user_id, name) for user_id in users for name in features])
+            try:
+                await self._cache.drop([Cell(user_id, name) for user_id in users for name in features])
+            except CacheUnavailable as error:
+                if error.slots is None:
+                    raise
+                failure, slots = error, error.slots
+                left = {row.slot for row in rows if hash_slot(row.user_id) in slots}
+                failed |= slots | left
+                rows = [row for row in rows if hash_slot(row.user_id) not in slots]
             await self._owed.settled([row.id for row in rows])
-            self._metrics.invalidations.labels("settled").inc(len(users))
+            self._metrics.invalidations.labels("settled").inc(len({row.user_id for row in rows}))
             total += len(rows)
+        if failure is not None:
+            raise failure
+        self._metrics.owed.set(0)
+        return total
 
     def wake(self) -> None:
         """Make `keep_settling` look for owed invalidations soon."""

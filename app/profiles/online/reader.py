@@ -2,7 +2,8 @@
 
 Reads of values (`read_values`, `read_recorded`) try the local cache of the process first. All other reads are batched
 (`app.profiles.online.request_batching`). If the cache is unavailable, everything is computed. Invariant: a hit is
-served only while no invalidation is owed, which the trust gate decides; `read_unproven` is the one exception.
+served only while no invalidation is owed in the user's hash slot, which the trust gate decides; `read_unproven` is the
+one exception.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 from app.concurrency.overload_queue import OverloadQueue
 from app.errors import CacheUnavailable, Overloaded
 from app.features.clock import Clock
+from app.features.ids import hash_slot
 from app.features.profile_read import ProfileRead, ValueRead
 from app.features.registry import Registry, Scalar, indices
 from app.profiles.online.cache_protocol import (
@@ -32,7 +34,7 @@ from app.profiles.online.cache_protocol import (
 from app.profiles.online.compute import Computation
 from app.profiles.online.local_cache import KeptProfile, LocalCache
 from app.profiles.online.request_batching import GROUP_CAP, RequestBatching, Wanted
-from app.profiles.ports import Cache, Cell, ComputeRow
+from app.profiles.ports import EVERY_SLOT, Cache, Cell, ComputeRow
 from app.telemetry import Metrics
 
 WAIT_S = 1.0  # in the overload queue, before the cache's server is asked
@@ -222,7 +224,7 @@ class ProfileReader:
         return answer
 
     def _local_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        local_cache = self._trusted_local_cache()
+        local_cache, distrusted = self._trusted_local_cache()
         if local_cache is None:
             return {}
         now_ms = self._clock.now_ms()
@@ -230,13 +232,16 @@ class ProfileReader:
             user_id: kept.values
             for user_id, mask in wanted.items()
             if (kept := local_cache.find(user_id, mask, now_ms)) is not None
+            and (not distrusted or hash_slot(user_id) not in distrusted)
         }
         self._count_local(sum(map(len, found.values())))
         return found
 
     def _local_hit(self, user_id: str, mask: int) -> KeptProfile | None:
-        local_cache = self._trusted_local_cache()
-        kept = local_cache.find(user_id, mask, self._clock.now_ms()) if local_cache is not None else None
+        local_cache, distrusted = self._trusted_local_cache()
+        if local_cache is None or (distrusted and hash_slot(user_id) in distrusted):
+            return None
+        kept = local_cache.find(user_id, mask, self._clock.now_ms())
         if kept is not None:
             self._count_local(len(kept.values))
         return kept
@@ -259,10 +264,14 @@ class ProfileReader:
         disabled = self._availability.disabled_features()
         return {index: not_computed(item.at_ms, str(item)) for index, item in disabled.items()}
 
-    def _trusted_local_cache(self) -> LocalCache | None:
+    def _trusted_local_cache(self) -> tuple[LocalCache | None, frozenset[int]]:
+        """The local cache if it may be used, and the hash slots of users for whom it may not."""
         # One rule for all hits: if hits from the server would not be served, local ones are not served either.
-        local_cache = self._local_cache
-        return local_cache if local_cache is not None and self._cache.available and self._gate.check() is True else None
+        if self._local_cache is not None and self._cache.available:
+            distrusted = self._gate.check()
+            if isinstance(distrusted, frozenset) and EVERY_SLOT not in distrusted:
+                return self._local_cache, distrusted
+        return None, frozenset()
 
     def _count_local(self, values: int) -> None:
         self._metrics.cache_hits.inc(values)

@@ -4,8 +4,9 @@ The misses of a group share a statement with the misses of other groups that wai
 read connections, concurrent requests for one user who is not cached run at most n + 1 statements. A request whose
 values are all cached is answered at once.
 
-Invariant: a hit is served only if no invalidation is owed (`TrustGate.check`) when the group of the request starts,
-after all its requests have arrived. On PostgreSQL, the answer to this question arrives while the cache is read.
+Invariant: a hit is served only if no invalidation is owed in the user's hash slot (`TrustGate.check`) when the group of
+the request starts, after all its requests have arrived. On PostgreSQL, the answer to this question arrives while the
+cache is read.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any, NamedTuple
 
 from app.errors import CacheUnavailable, Overloaded
 from app.features.clock import Clock
+from app.features.ids import hash_slot
 from app.profiles.online.cache_protocol import (
     FeatureMasks,
     Filler,
+    PendingCheck,
     Profile,
     ReadTime,
     TrustGate,
@@ -28,7 +31,7 @@ from app.profiles.online.cache_protocol import (
 )
 from app.profiles.online.compute import Computation
 from app.profiles.online.local_cache import LocalCache
-from app.profiles.ports import Cache, Epoch
+from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, Cache, Epoch
 from app.telemetry import Metrics
 
 GROUP_CAP = 256
@@ -120,29 +123,45 @@ class RequestBatching:
         try:
             if not self._cache.available:
                 await self._degrade(waiting, "unavailable")
-            elif not (check := self._gate.check()):
+            elif isinstance(check := self._gate.check(), frozenset) and EVERY_SLOT in check:
                 await self._degrade(waiting, "owed")
             else:
-                masks = self._masks
-                mark = self._local_cache.mark() if self._local_cache is not None else 0
-                epoch, held = await self._cache.read_rows(
-                    [(user_id, masks[mask].features) for request in waiting for user_id, mask in request.wanted.items()]
-                )
-                if not isinstance(check, bool) and not await check.holds():
-                    await self._degrade(waiting, "owed")
-                    return
-                at = read_time(self._clock.now_ms())
-                waiting, profiles, missing = self._answer_hits(waiting, held, at, mark)
-                if missing:
-                    await self._fill_in(epoch, missing, at, profiles)
-                self._answer(waiting, profiles)
+                await self._read_and_fill(waiting, check)
         except CacheUnavailable:
-            await self._degrade(waiting, "unavailable")
+            await self._degrade([request for request in waiting if not request.done.done()], "unavailable")
         except BaseException as error:
             for request in waiting:
                 request.fail(error)
             if not isinstance(error, Exception):
                 raise
+
+    async def _read_and_fill(self, waiting: list[_BatchedRead], check: frozenset[int] | PendingCheck) -> None:
+        masks = self._masks
+        mark = self._local_cache.mark() if self._local_cache is not None else 0
+        epoch, held = await self._cache.read_rows(
+            [(user_id, masks[mask].features) for request in waiting for user_id, mask in request.wanted.items()]
+        )
+        distrusted = check if isinstance(check, frozenset) else await check.distrusted()
+        if EVERY_SLOT in distrusted:
+            await self._degrade(waiting, "owed")
+            return
+        if distrusted:
+            held = self._without(distrusted, waiting, held)
+        at = read_time(self._clock.now_ms())
+        waiting, profiles, missing = self._answer_hits(waiting, held, at, mark)
+        if missing:
+            await self._fill_in(epoch, missing, at, profiles, distrusted)
+        self._answer(waiting, profiles)
+
+    def _without(
+        self, distrusted: frozenset[int], requests: list[_BatchedRead], held: list[bytes | None]
+    ) -> list[bytes | None]:
+        """The contents of the keys, with `UNAVAILABLE` for the users whose cached values must not be served."""
+        left: list[bytes | None] = []
+        for request in requests:
+            for user_id, _, part in self._parts(request.wanted, held, len(left)):
+                left += [UNAVAILABLE] * len(part) if hash_slot(user_id) in distrusted else part
+        return left
 
     def _answer_hits(
         self, requests: list[_BatchedRead], held: list[bytes | None], at: ReadTime, mark: int
@@ -256,9 +275,15 @@ class RequestBatching:
             }
         self._answer([request], profiles)
 
-    async def _fill_in(self, epoch: Epoch, missing: Held, at: ReadTime, profiles: dict[str, Profile]) -> None:
+    async def _fill_in(
+        self, epoch: Epoch, missing: Held, at: ReadTime, profiles: dict[str, Profile], distrusted: frozenset[int]
+    ) -> None:
         """Compute the missing values, add them to `profiles`, and store them in the cache after the answer. Tokens are
         taken before the computation, as the cache protocol demands."""
+        for user_id, cells in missing.items():
+            if UNAVAILABLE in cells.values():
+                reason = "owed" if hash_slot(user_id) in distrusted else "unavailable"
+                self._metrics.degraded_reads.labels(reason).inc()
         # The users are counted while their tokens are taken. Interleaving prevented: 1. many groups check for overload;
         # 2. all are admitted, since no user waits yet; 3. all get their tokens and wait for statements at once.
         self._computation.coming(len(missing))
@@ -278,6 +303,8 @@ class RequestBatching:
             return
         computed = await self._computation.live(wanted)
         for user_id in wanted:
-            for index in tokens[user_id]:
-                profiles[user_id][index] = computed[user_id][index]
+            for index, token in tokens[user_id].items():
+                value = computed[user_id][index]
+                # Without an expiry, a value is not stored, and the answer does not say that it is cached.
+                profiles[user_id][index] = value if token != UNAVAILABLE else value._replace(expires_at_ms=None)
         self._filler.store_later(epoch, tokens, profiles)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import psycopg
@@ -16,10 +17,12 @@ from app.stores.postgres.connection import (
     connection_parameters,
     unavailable,
 )
+from app.stores.sql.owed_invalidations import OWED_SLOTS
 
 TIMEOUT_S = 1.0
 SELECT_STATE = f"""
-SELECT EXISTS (SELECT 1 FROM owed_invalidations), server, generation,
+WITH RECURSIVE {OWED_SLOTS}
+SELECT (SELECT CAST(COALESCE(json_agg(slot), '[]') AS text) FROM owed WHERE slot IS NOT NULL), server, generation,
        (SELECT CAST(COALESCE(json_agg(json_build_array(feature, disabled_by, reason, disabled_at_ms) ORDER BY feature),
                              '[]') AS text) FROM disabled_features),
        {DATABASE_ID}
@@ -97,7 +100,7 @@ class PostgresState:
             await self._disconnect()
             raise
         assert row is not None
-        return State(*row)
+        return State(frozenset(json.loads(row[0])), *row[1:])
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -5,17 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 
+from app.features.ids import hash_slot
 from app.profiles.ports import OwedInvalidation, State
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 
-SELECT_OWED = "SELECT id, user_id FROM owed_invalidations ORDER BY id LIMIT ?"
+# Part of a statement: the slots of all rows. Each step seeks the next slot in the index, however many rows a slot has.
+OWED_SLOTS = """
+owed (slot) AS (
+    SELECT MIN(slot) FROM owed_invalidations
+    UNION ALL
+    SELECT (SELECT MIN(slot) FROM owed_invalidations WHERE slot > owed.slot) FROM owed WHERE slot IS NOT NULL
+)
+"""
+SELECT_OWED = """
+SELECT id, user_id, slot FROM owed_invalidations
+WHERE slot NOT IN (SELECT CAST(value AS BIGINT) FROM json_each(?)) ORDER BY id LIMIT ?
+"""
 SELECT_FEATURES = "SELECT DISTINCT feature FROM feature_keys"
-INSERT_OWED = "INSERT INTO owed_invalidations (user_id, owed_at_ms) SELECT value, ? FROM json_each(?)"
+INSERT_OWED = "INSERT INTO owed_invalidations (user_id, slot, owed_at_ms) VALUES (?, ?, ?)"
 DELETE_OWED = "DELETE FROM owed_invalidations WHERE id IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
 UPDATE_REGISTRATION = """
 UPDATE cache_registration SET server = ?, generation = generation + 1 WHERE generation = ?
 """
+
+
+def insert_owed(connection: Connection, user_ids: Collection[str], now_ms: int) -> None:
+    """Record that the cache keys of these users must be deleted."""
+    connection.executemany(INSERT_OWED, [(user_id, hash_slot(user_id), now_ms) for user_id in sorted(user_ids)])
 
 
 class SqlOwedInvalidations:
@@ -26,14 +43,16 @@ class SqlOwedInvalidations:
         self.registration = SqlRegistrationRepository(database)
 
     async def any_owed(self) -> bool:
-        return (await self._database.state.query()).owed
+        return bool((await self._database.state.query()).owed)
 
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
-        await self._database.execute(INSERT_OWED, (now_ms, json.dumps(sorted(user_ids))))
+        await self._database.write(lambda connection: insert_owed(connection, user_ids, now_ms), of=())
 
-    async def pending(self, limit: int) -> tuple[list[OwedInvalidation], frozenset[str]]:
+    async def pending(self, limit: int, without: Collection[int] = ()) -> tuple[list[OwedInvalidation], frozenset[str]]:
+        parameters = (json.dumps(sorted(without)), limit)
+
         def work(connection: Connection) -> tuple[list[OwedInvalidation], frozenset[str]]:
-            owed = [OwedInvalidation(*row) for row in connection.execute(SELECT_OWED, (limit,)).fetchall()]
+            owed = [OwedInvalidation(*row) for row in connection.execute(SELECT_OWED, parameters).fetchall()]
             return owed, frozenset(name for (name,) in connection.execute(SELECT_FEATURES).fetchall())
 
         return await self._database.read(work)

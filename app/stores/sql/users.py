@@ -12,7 +12,7 @@ from app.stores.sql.database import Connection, Database
 from app.stores.sql.dead_letters import erase_letters, letters_of
 from app.stores.sql.event_log import SELECT_OLDEST
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
-from app.stores.sql.owed_invalidations import INSERT_OWED
+from app.stores.sql.owed_invalidations import insert_owed
 from app.stores.sql.sufficient_statistics import erase_sums
 
 SELECT_NEWEST = """
@@ -132,7 +132,7 @@ class SqlUsers:
             runs = _erase_from_runs(connection, user_id)
             letters = erase_letters(connection, user_id)
             decisions, learned = self._erase_decisions(connection, user_id)
-            connection.execute(INSERT_OWED, (now_ms, json.dumps([user_id])))
+            insert_owed(connection, [user_id], now_ms)
             connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
             return Holdings(views, feedback, letters, runs, decisions, learned)
 

@@ -6,18 +6,21 @@ runs only `PRAGMA data_version`. Invariant: a result was the committed state at 
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 from app.profiles.ports import State
 from app.stores.sql.database import Parameters
+from app.stores.sql.owed_invalidations import OWED_SLOTS
 from app.stores.sqlite.connection import connect, unavailable
 
 BUSY_TIMEOUT_S = 0.02
 SELECT_DATA_VERSION = "PRAGMA data_version"
-SELECT_STATE = """
-SELECT EXISTS (SELECT 1 FROM owed_invalidations),
+SELECT_STATE = f"""
+WITH RECURSIVE {OWED_SLOTS}
+SELECT (SELECT json_group_array(slot) FROM owed WHERE slot IS NOT NULL),
        (SELECT server FROM cache_registration), (SELECT generation FROM cache_registration),
        (SELECT json_group_array(json_array(feature, disabled_by, reason, disabled_at_ms)) FROM disabled_features)
 """
@@ -37,7 +40,7 @@ class DataVersion:
         version = self.current()
         if version != self._version:
             owed, server, generation, disabled = self.row(SELECT_STATE)
-            self.last = State(bool(owed), server, generation, disabled, self.last.database_id)
+            self.last = State(frozenset(json.loads(owed)), server, generation, disabled, self.last.database_id)
             self._version = version
         return self.last
 

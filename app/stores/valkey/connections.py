@@ -2,8 +2,9 @@
 
 The epoch is a short hash of the database's id, the server's identity and the generation under which the server is
 registered. The identity is the server's `run_id`, which changes with every start, and the number of the logical
-database. A connection learns the identity before its first command, and keys are built only for the epoch of the
-connection that carries them. So no key is read again after a failover, or after a restart with old contents.
+database; for a node of a cluster, the replication id instead, which changes when the node becomes a master. A
+connection learns the identity before its first command, and keys are built only for the epoch of the connection that
+carries them. So no key is read again after a failover, or after a restart with old contents.
 
 There are two connections, so that the commands of requests never queue behind a thousand fills.
 """
@@ -25,11 +26,13 @@ from app.concurrency.tasks import end
 from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
 from app.profiles.ports import State
 from app.stores.valkey.pipelined_connection import PipelinedConnection
-from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
+from app.stores.valkey.pool import AWAY, IS_CLUSTER, IS_NO_CLUSTER, blocking_pool, public_reason
 from app.stores.valkey.server_registration import ServerRegistration
 
 _MOVES = 3
 _RUN_ID = re.compile(rb"run_id:([0-9a-f]+)")
+_REPLICATION_ID = re.compile(rb"master_replid:([0-9a-f]+)")
+_CLUSTER_MODE = re.compile(rb"(?:redis|server)_mode:cluster")
 
 
 class Use(Enum):
@@ -40,13 +43,20 @@ class Use(Enum):
 
 
 class Connections:
-    """The two connections of a process to its cache, opened on first use."""
+    """The two connections of a process to its cache, or to a node of a cluster, opened on first use."""
 
     def __init__(
-        self, url: str, database_id: str, timeout_s: float, registration: ServerRegistration | None = None
+        self,
+        url: str,
+        database_id: str,
+        timeout_s: float,
+        registration: ServerRegistration | None = None,
+        *,
+        in_cluster: bool = False,
     ) -> None:
         """Without a `registration` any server is the cache, which is safe for one process or one fixed server."""
         self._database_id = database_id
+        self._in_cluster = in_cluster
         self._registration = registration
         self._timeout_s = timeout_s
         self._newest = ""
@@ -69,8 +79,7 @@ class Connections:
         # 1. One connection reaches server S; 2. the address moves to T while S still runs; 3. the other connection
         # reaches T and sends a DEL; 4. a read on the first would hit the old value on S. So both use the newest server.
         for _ in range(_MOVES):
-            connection = self._connections.get(use)
-            if connection is not None and not connection.closed and connection.server == self._newest:
+            if (connection := self.ready(use)) is not None:
                 return connection
             opening = self._opening.get(use)
             if opening is None:
@@ -80,6 +89,12 @@ class Connections:
             # because the other connection may have reached another server meanwhile.
             await asyncio.shield(opening)
         raise CacheUnavailable("the connection was lost again and again")
+
+    def ready(self, use: Use) -> PipelinedConnection | None:
+        """The connection for `use` if it is open and leads to the server that this process reached last."""
+        connection = self._connections.get(use)
+        usable = connection is not None and not connection.closed and connection.server == self._newest
+        return connection if usable else None
 
     def epoch(self, connection: PipelinedConnection) -> str:
         """The epoch of keys sent on this connection. Raises `CacheRefused` if another server is the registered
@@ -136,11 +151,17 @@ class Connections:
 
     async def _greet(self, connection: AbstractConnection) -> None:
         await connection.on_connect()
-        await connection.send_command("INFO", "server")
+        await connection.send_command("INFO", "server", *(["replication"] if self._in_cluster else []))
         reply = await connection.read_response()
-        found = _RUN_ID.search(reply if isinstance(reply, bytes) else b"")
+        info = reply if isinstance(reply, bytes) else b""
+        found = _RUN_ID.search(info)
         if found is None:
             raise RedisConnectionError("the server does not report its run_id")
+        if (_CLUSTER_MODE.search(info) is not None) != self._in_cluster:
+            raise RedisConnectionError(IS_NO_CLUSTER if self._in_cluster else IS_CLUSTER)
+        if self._in_cluster and (replication := _REPLICATION_ID.search(info)) is not None:
+            self._newest = self._greeted[connection] = f"{found[1].decode()}:{replication[1].decode()}"
+            return
         # Each logical database is a separate cache: a DEL in one does not reach another. In database 0 the identity
         # is the bare run_id, as older releases register it.
         number = f"/{connection.db}" if connection.db else ""

@@ -5,9 +5,10 @@ The checks write test keys, and delete them.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,12 +16,14 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from app.errors import CacheUnavailable
+from app.features.ids import HASH_SLOTS
 from app.operations.doctor import Line, diagnose_clock
 from app.settings import Settings
 from app.stores.queue.client import DATABASES_SUFFIX, SHOWN_MS, health_key
 from app.stores.system_clock import SystemClock
 from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
+from app.stores.valkey.cluster import ClusterNode, parse_nodes
+from app.stores.valkey.pool import AWAY, blocking_pool, is_cluster, public_reason, split_cluster_url
 from app.telemetry import Metrics
 
 TIMEOUT_S = 3.0
@@ -52,7 +55,7 @@ async def diagnose_server(
         reason = f"{setting} is not set, and no `profiles up` runs here"
     else:
         try:
-            return await _answered(name, url, queue, now_s)
+            return await (_cluster(name, url, now_s) if is_cluster(url) else _answered(name, url, queue, now_s))
         except ValueError as error:
             reason = f"{setting}: {error}"
         except AWAY as error:
@@ -72,6 +75,72 @@ async def _answered(name: str, url: str, queue: str | None, now_s: Now) -> tuple
             return [*lines, _cache_memory(info)], info
         persistence = diagnose_persistence(info, await _snapshots(client))
         return [*lines, _queue_eviction(info), persistence, await _worker(client, queue, now_s)], info
+    finally:
+        await client.aclose(close_connection_pool=True)
+
+
+async def _cluster(name: str, url: str, now_s: Now) -> tuple[list[Line], Info]:
+    """Diagnose a cluster: its nodes as the first one that answers sees them, and each master that answers."""
+    node_url, seeds = split_cluster_url(url)
+    asked = await asyncio.gather(*(_nodes(node_url(seed)) for seed in seeds), return_exceptions=True)
+    nodes = next((found for found in asked if isinstance(found, list)), None)
+    if nodes is None:
+        raise asked[0] if isinstance(asked[0], AWAY) else ValueError(str(asked[0]))
+    addresses = [node.address for node in nodes if node.address]
+    reached = await asyncio.gather(*(_nodes(node_url(address)) for address in addresses), return_exceptions=True)
+    away = {address for address, found in zip(addresses, reached, strict=True) if not isinstance(found, list)}
+    masters = [node.address for node in nodes if node.ranges and node.address not in away | {""}]
+    if not masters:
+        return [diagnose_cluster(nodes, away)], {"run_id": ""}
+    answers = await asyncio.gather(*(_node(name, node_url(address), now_s) for address in masters))
+    severity = ("ok", "warn", "bad")
+    worst = [
+        max(zip(masters, same, strict=True), key=lambda pair: severity.index(pair[1].state))
+        for same in zip(*(lines for lines, _ in answers), strict=True)
+    ]
+    refusal = await _cache_refusal(url)
+    writes = _writes(name, {"role": "master"}, refusal)
+    shown = [line if line.state == "ok" else line._replace(text=f"{address}: {line.text}") for address, line in worst]
+    return [shown[0], diagnose_cluster(nodes, away), writes, *shown[1:]], answers[0][1]
+
+
+def diagnose_cluster(nodes: Sequence[ClusterNode], away: Collection[str]) -> Line:
+    """Report whether a cluster covers all slots, each master has a replica, and this machine reaches each node. `away`:
+    the addresses that do not answer this machine."""
+    failed = [node for node in nodes if node.address in {*away, ""} or "fail" in node.flags]
+    silent = f"these nodes do not answer: {', '.join(node.address or node.node for node in failed)}"
+    masters = [node for node in nodes if node.ranges]
+    covered = sum(last + 1 - first for node in masters if node not in failed for first, last in node.ranges)
+    if covered < HASH_SLOTS:
+        text = f"{HASH_SLOTS - covered} of {HASH_SLOTS} slots are not covered by a master that answers"
+        remedy = "Start the missing nodes, or assign their slots (CLUSTER ADDSLOTS). Reads of their users are computed."
+        return Line("cache cluster", "bad", f"{text}; {silent}" if failed else text, remedy)
+    if failed:
+        remedy = (
+            "Start them, or remove them (CLUSTER FORGET). This machine must reach the addresses that they announce."
+        )
+        return Line("cache cluster", "warn", silent, remedy)
+    copied = {node.master for node in nodes}
+    if alone := [node.address for node in masters if node.node not in copied]:
+        text = f"these masters have no replica: {', '.join(alone)}"
+        return Line("cache cluster", "warn", text, "Add one to each (CLUSTER REPLICATE), so that its slots survive it.")
+    return Line("cache cluster", "ok", f"{len(masters)} masters cover all slots, and each has a replica")
+
+
+async def _nodes(url: str) -> list[ClusterNode]:
+    client: Any = Redis(connection_pool=blocking_pool(url, TIMEOUT_S, 1, decode_responses=True))
+    client.response_callbacks.pop("CLUSTER NODES")  # redis-py keeps no config epochs
+    try:
+        return parse_nodes(await client.execute_command("CLUSTER NODES"))
+    finally:
+        await client.aclose(close_connection_pool=True)
+
+
+async def _node(name: str, url: str, now_s: Now) -> tuple[list[Line], Info]:
+    client: Any = Redis(connection_pool=blocking_pool(url, TIMEOUT_S, 1, decode_responses=True))
+    try:
+        info: Info = await client.info()
+        return [diagnose_release(name, info), await _clock(name, client, now_s), _cache_memory(info)], info
     finally:
         await client.aclose(close_connection_pool=True)
 

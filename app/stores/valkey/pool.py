@@ -2,6 +2,7 @@
 
     redis://host:6379/0        rediss://…        unix:///path/to/socket
     redis://sentinel1:26379,sentinel2:26379/0?sentinel=mymaster        (rediss:// for TLS to the master)
+    redis+cluster://node1:6379,node2:6379/        rediss+cluster://…   (a pool per node: `split_cluster_url`)
 
 All pools are `BlockingConnectionPool`s, because redis-py's plain pool holds its lock while it connects.
 """
@@ -9,6 +10,7 @@ All pools are `BlockingConnectionPool`s, because redis-py's plain pool holds its
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -16,10 +18,12 @@ from redis.asyncio.connection import BlockingConnectionPool
 from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
-SENTINEL_PORT = 26379
+PORT, SENTINEL_PORT = 6379, 26379
 # The errors of an unreachable server. uvloop raises RuntimeError for a write to a connection that was lost after
 # redis-py had checked it.
 AWAY: Final = (RedisError, OSError, TimeoutError, RuntimeError)
+IS_CLUSTER: Final = "it is a node of a cluster: write redis+cluster:// in the URL"
+IS_NO_CLUSTER: Final = "it is not a node of a cluster: write redis:// in the URL"
 
 
 def public_reason(error: Exception) -> str:
@@ -31,7 +35,7 @@ def public_reason(error: Exception) -> str:
         return "its user lacks permissions: grant the commands and keys (ACL SETUSER)"
     if "DB index is out of range" in text:
         return "it has no database of that number: correct the number in the URL, or raise `databases` on the server"
-    return "it does not answer"
+    return text if text in (IS_CLUSTER, IS_NO_CLUSTER) else "it does not answer"
 
 
 class _Master:
@@ -82,7 +86,9 @@ def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) 
     credentials, _, hosts = parts.netloc.rpartition("@")
     user, _, password = credentials.partition(":")
     sentinel = Sentinel(  # type: ignore[no-untyped-call]  # as redis-py left it
-        [_address(host) for host in hosts.split(",")], socket_timeout=timeout_s, socket_connect_timeout=timeout_s
+        [_address(host, SENTINEL_PORT) for host in hosts.split(",")],
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
     )
     return _GroupPool(
         sentinel,
@@ -97,8 +103,23 @@ def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) 
     )
 
 
-def _address(text: str) -> tuple[str, int]:
+def is_cluster(url: str) -> bool:
+    return urlsplit(url).scheme.endswith("+cluster")
+
+
+def split_cluster_url(url: str) -> tuple[Callable[[str], str], list[str]]:
+    """A function that makes the URL of the node at an address `host:port`, and the addresses in the URL. Raises
+    `ValueError`."""
+    parts = urlsplit(url)
+    credentials, at, hosts = parts.netloc.rpartition("@")
+    scheme = parts.scheme.removesuffix("+cluster")
+    pairs = [_address(host, PORT) for host in hosts.split(",")]
+    addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in pairs]
+    return lambda address: f"{scheme}://{credentials}{at}{address}/?{parts.query}", addresses
+
+
+def _address(text: str, default_port: int) -> tuple[str, int]:
     found = re.fullmatch(r"(?P<host>\[[0-9a-fA-F:]+\]|[^:\[\]]+)(?::(?P<port>\d+))?", text)
     if found is None:
         raise ValueError(f"{text!r} is not host:port")
-    return found["host"].strip("[]"), int(found["port"] or SENTINEL_PORT)
+    return found["host"].strip("[]"), int(found["port"] or default_port)

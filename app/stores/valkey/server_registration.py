@@ -41,6 +41,22 @@ class RegistrationRepository(Protocol):
         """Register `server` under the generation `after` + 1. Do nothing if the generation is no longer `after`."""
 
 
+class InMemoryRegistration:
+    """A registration that no other process sees, for a cache without a database."""
+
+    def __init__(self, database_id: str) -> None:
+        self._state = State(database_id=database_id)
+
+    def current(self) -> State:
+        return self._state
+
+    async def query(self) -> State:
+        return self._state
+
+    async def register(self, server: str, after: int) -> None:
+        self._state = self._state._replace(server=server, generation=after + 1)
+
+
 class ServerRegistration:
     """Registers the cache's server in the database, and notices when another server takes its place. One instance per
     cache and process."""
@@ -90,8 +106,13 @@ class ServerRegistration:
 
     async def register(self, server: str) -> None:
         """Register `server` as the cache, unless it is registered. Raises `StoreUnavailable`."""
+        await self.revise(lambda _: server)
+
+    async def revise(self, server_after: Callable[[State], str]) -> None:
+        """Register what `server_after` returns for the registered state, if it is another server or the masters of a
+        cluster have changed. Raises `StoreUnavailable`."""
         state = await self._repository.query()
-        if state.server != server:
+        if state.server != (server := server_after(state)):
             await self._repository.register(server, state.generation)
             state = await self._repository.query()
             log.info("cache_registered", server=server[:12], generation=state.generation)

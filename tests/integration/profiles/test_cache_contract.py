@@ -1,5 +1,5 @@
-"""What the cache promises on every server: embedded Valkey (`SET … IFEQ`) and Redis 7.0 (a Lua script) keep the same
-rules.
+"""What the cache promises on every server: embedded Valkey (`SET … IFEQ`), Redis 7.0 (a Lua script), the master of a
+Sentinel group and clusters of both keep the same rules.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import pytest
 from app.errors import CacheRefused, CacheUnavailable
 from app.profiles.ports import Cell, Fill
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.support.caches import LEASE_MS, ServerSubject
-from tests.support.servers import FLAVOURS, StartServer
+from tests.support.caches import LEASE_MS, ClusterSubject, ServerSubject
+from tests.support.cluster import ClusterServers
+from tests.support.servers import FLAVOURS, REDIS, VALKEY, StartServer
 
 CELL = Cell("ann", "tip_volume_30d")
 OTHER = Cell("bob", "tip_volume_30d")
@@ -24,11 +25,18 @@ ODD_IDS = [
 ]
 
 
-@pytest.fixture(params=FLAVOURS)
+@pytest.fixture(params=[*FLAVOURS, "sentinel", "cluster", pytest.param("redis cluster", marks=pytest.mark.slow)])
 async def subject(
-    request: pytest.FixtureRequest, shared_servers: Callable[[str], EmbeddedServer]
+    request: pytest.FixtureRequest,
+    shared_servers: Callable[[str], EmbeddedServer],
+    shared_clusters: Callable[[str], ClusterServers],
 ) -> AsyncIterator[ServerSubject]:
-    made = ServerSubject(shared_servers(request.param))
+    if request.param == "sentinel":
+        made = ServerSubject(*request.getfixturevalue("sentinel_group"))
+    elif "cluster" in request.param:
+        made = ClusterSubject(shared_clusters(REDIS if "redis" in request.param else VALKEY))
+    else:
+        made = ServerSubject(shared_servers(request.param))
     yield made
     await made.close()
 

@@ -199,7 +199,7 @@ async def test_other_process_is_right_when_one_is_cut_off(group: ServiceGroup, l
 async def test_stale_read_is_found_when_the_gate_always_trusts(
     group: ServiceGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.profiles.online.cache_protocol.TrustGate.check", lambda gate: True)
+    monkeypatch.setattr("app.profiles.online.cache_protocol.TrustGate.check", lambda gate: frozenset())
     with pytest.raises(AssertionError, match="differs from a recomputation"):
         await one_process_cut_off(group, Proxy.cut)
 

@@ -274,7 +274,7 @@ def lock_out(service: PausableService) -> None:
 async def test_local_cache_is_bypassed_when_the_cache_is_untrusted(service: PausableService, trouble: str) -> None:
     await kept(service, USER)
     if trouble == "owed":
-        await service.owed.owe(["another-user"], 1)
+        await service.owed.owe([USER], 1)
     else:
         lock_out(service)  # a look fails
     let_pass(service.clock, 0.051)

@@ -10,11 +10,12 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.features.clock import rfc3339
+from app.features.ids import hash_slot
 from app.features.registry import Registry
 from app.profiles.online.cache_protocol import CHECK_VALID_S, FeatureValue, decode, encode
 from app.profiles.online.compute import CAP, TTL_JITTER
 from app.profiles.online.request_batching import GROUP_CAP
-from app.profiles.ports import Cell, ComputeRow, Fill
+from app.profiles.ports import EVERY_SLOT, Cell, ComputeRow, Fill
 from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY, TIP_VOLUME
@@ -202,16 +203,26 @@ async def test_others_are_answered_when_one_of_a_degraded_statement_is_cancelled
     assert len(service.source.statements) == 1
 
 
-async def test_no_hit_is_served_when_something_is_owed(service: PausableService) -> None:
+@pytest.mark.parametrize("slot", [hash_slot(USER), EVERY_SLOT])
+async def test_no_hit_is_served_when_an_invalidation_is_owed(service: PausableService, slot: int) -> None:
+    await assert_true([service], USER)
+    await service.database.execute("INSERT INTO owed_invalidations VALUES (1, 'of an older release', 1, ?)", (slot,))
+    service.clock.advance(51)
+    statements = len(service.source.statements)
+    assert not any(value.cached or value.expires_at_ms for value in (await service.profile(USER)).values())
+    assert len(service.source.statements) == statements + 1
+    assert service.counted("degraded_reads", reason="owed") == 1
+
+
+async def test_hits_are_served_when_an_invalidation_of_another_slot_is_owed(service: PausableService) -> None:
     await assert_true([service], USER)
     await service.owed.owe(["another-user"], 1)
     service.clock.advance(51)
     statements = len(service.source.statements)
-    service.cache.commands.clear()
-    await service.features(USER)
-    assert len(service.source.statements) == statements + 1
-    # A query that takes a round trip is sent together with the read.
-    assert service.cache.commands == ({} if service.caches_locally else {"read": 1})
+    both = await service.reader.read(dict.fromkeys((USER, "another-user"), service.registry.full_mask))
+    assert all(value.cached for value in both[USER].values())
+    assert not any(value.cached for value in both["another-user"].values())
+    assert [[row.user_id for row in rows] for rows in service.source.statements[statements:]] == [["another-user"]]
     assert service.counted("degraded_reads", reason="owed") == 1
 
 

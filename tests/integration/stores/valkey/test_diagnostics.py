@@ -9,10 +9,12 @@ import pytest
 from app.errors import CacheUnavailable, QueueUnavailable
 from app.operations.doctor import Line
 from app.stores.queue.client import Queue
-from app.stores.valkey.diagnostics import diagnose_server
+from app.stores.valkey.cluster import parse_nodes
+from app.stores.valkey.diagnostics import diagnose_cluster, diagnose_server
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.integration.stores.valkey.conftest import OpenCache
+from tests.support.cluster import ClusterServers
 from tests.support.servers import VALKEY, ask
 
 
@@ -29,6 +31,40 @@ async def test_server_in_order_is_diagnosed_as_ok(server: EmbeddedServer, flavou
     assert found["cache writes"] == ("ok", "it takes writes")
     assert found["cache clock"][0] == "ok"
     assert ask(server, "DBSIZE") == 0
+
+
+def cluster_line(lines: list[Line]) -> tuple[str, str]:
+    return by_check(lines)["cache cluster"]
+
+
+async def test_cluster_is_diagnosed(cluster: ClusterServers) -> None:
+    lines, info = await diagnose_server("cache", cluster.url)
+    assert info is not None
+    found = by_check(lines)
+    assert found["cache cluster"] == ("ok", "3 masters cover all slots, and each has a replica")
+    assert found["cache writes"] == ("ok", "it takes writes")
+    assert {"cache", "cache clock", "cache memory"} < set(found)
+    master = cluster.masters()[0]
+    replica = cluster.replica_of(master)
+    replica.kill()
+    state, text = cluster_line((await diagnose_server("cache", cluster.url))[0])
+    assert (state, f"127.0.0.1:{replica.port}" in text) == ("warn", True), "a node does not answer"
+    slots = len(cluster.slots(master))
+    master.kill()
+    state, text = cluster_line((await diagnose_server("cache", cluster.url))[0])
+    assert state == "bad"
+    assert text.startswith(f"{slots} of 16384 slots are not covered")
+
+
+def test_master_without_replica_is_named() -> None:
+    nodes = parse_nodes(
+        "a 10.0.0.1:6379@1 master - 0 0 1 connected 0-8000\n"
+        "b 10.0.0.2:6379@1 master - 0 0 2 connected 8001-16383\n"
+        "c 10.0.0.3:6379@1 slave a 0 0 1 connected\n"
+    )
+    line = diagnose_cluster(nodes, ())
+    assert (line.state, line.text) == ("warn", "these masters have no replica: 10.0.0.2:6379")
+    assert "8001 of 16384 slots" in diagnose_cluster(nodes, {"10.0.0.1:6379"}).text
 
 
 @pytest.mark.parametrize(

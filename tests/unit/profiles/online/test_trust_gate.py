@@ -11,10 +11,10 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.profiles.online.cache_protocol import CHECK_VALID_S, HOLD_BACK_S, PendingCheck, TrustGate
-from app.profiles.ports import State
+from app.profiles.ports import EVERY_SLOT, State
 from tests.support.clock import FakeClock
 
-CLEAR = State(owed=False, server="a", generation=1)
+CLEAR = State(owed=frozenset(), server="a", generation=1)
 
 
 class FakeState:
@@ -51,7 +51,7 @@ class FakeState:
         return self.last
 
     def owe(self) -> None:
-        self.current = self.current._replace(owed=True)
+        self.current = self.current._replace(owed=frozenset({7}))
 
 
 @pytest.fixture
@@ -185,9 +185,9 @@ async def test_reads_share_a_query_that_takes_a_round_trip(remote: FakeState, cl
     clock.advance(51)
     late = gate.check()
     remote.answer.set()
-    assert all([isinstance(check, PendingCheck) and await check.holds() for check in checks])
+    assert not any([isinstance(check, frozenset) or await check.distrusted() for check in checks])
     assert isinstance(late, PendingCheck)
-    assert await late.holds()
+    assert not await late.distrusted()
     assert remote.queries == 3, "one before, one that five reads share, and one that began after the sixth"
 
 
@@ -201,6 +201,17 @@ async def test_values_are_not_served_when_their_keys_were_replaced_meanwhile(
     check = gate.check()  # the keys are built by the old state
     remote.current = CLEAR._replace(**change)  # type: ignore[arg-type]
     assert isinstance(check, PendingCheck)
-    assert not await check.holds()
-    assert gate.check() is True, "the next read builds its keys by the new state"
+    assert await check.distrusted() == {EVERY_SLOT}
+    assert gate.check() == frozenset(), "the next read builds its keys by the new state"
     assert not await gate.allows_unproven()
+
+
+async def test_gate_distrusts_only_the_owed_slots(gate: TrustGate, state: FakeState, clock: FakeClock) -> None:
+    state.owe()
+    clock.advance(51)
+    assert not await gate.holds()
+    assert gate.check() == frozenset({7})
+    state.failing = True
+    clock.advance(51)
+    assert not await gate.holds()
+    assert gate.check() == frozenset({EVERY_SLOT})
