@@ -76,6 +76,7 @@ inside() { b run --isolation chroot "$container" -- "$@"; }
 echo "== inside"
 [ "$(inside id -u)" = 10001 ] || fail "runs as another user"
 inside profiles --help >/dev/null || fail "profiles --help"
+inside python -c 'import psycopg; assert psycopg.pq.__impl__ == "binary"' || fail "no driver for PostgreSQL"
 inside sh -eu -c '
     for tool in gcc g++ cc c++ ld as make cmake rustc cargo go git curl wget pip pip3 uv; do
         if command -v "$tool" >/dev/null; then echo "has $tool" >&2; exit 1; fi

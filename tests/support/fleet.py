@@ -36,9 +36,9 @@ class Fleet:
         self._programs = programs
 
     def api(self, **settings: Any) -> Member:
-        """Start an API process; does not wait until it answers."""
-        port = free_port()
-        return Member(self._start("serve", port=port, **settings), port)
+        """Start an API process, on a free port or on the given `port`; does not wait until it answers."""
+        port = settings.setdefault("port", free_port())
+        return Member(self._start("serve", **settings), port)
 
     async def apis(self, count: int, **settings: Any) -> list[Member]:
         """Start API processes, and wait until they answer."""

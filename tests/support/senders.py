@@ -19,7 +19,7 @@ class Senders:
     """Clients that send an event and read its user, over and over. They try again where they were refused.
 
     Half of them keep their connection; the others connect for each request, so that some wait to be let in whenever a
-    socket is closed. `lost` holds what was sent and not answered.
+    socket is closed. `lost` holds what was sent and not answered, or not accepted.
     """
 
     def __init__(self, port: int) -> None:
@@ -39,9 +39,12 @@ class Senders:
                 connection = Connection(self.port)
             event = payload(served(user, now_ms()), event_id=f"{number}-{sent}")
             try:
-                if (await connection.post("/events", event)).status == 202:
+                answer = await connection.post("/events", event)
+                if answer.status == 202:
                     self.acknowledged[event["event_id"]] += 1
                     sent += 1
+                else:
+                    self.lost.append(f"{answer.status} for an event of {user}")
                 shown = (await connection.get(f"/profiles/{user}")).json["features"]["tip_volume_30d"]
                 if shown != sent:
                     self.lost.append(f"{user}: {shown} shown, {sent} sent")

@@ -1,0 +1,47 @@
+"""docker/valkey/create-cluster.sh with real servers, which run with the options of docker/compose.scale.yaml."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.postgres import missing
+from tests.support.processes import ROOT, free_port
+from tests.support.servers import VALKEY, StartServer, ask
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = yaml.safe_load((ROOT / "docker" / "compose.scale.yaml").read_text())["services"]["cache-1"]["command"][1:]
+SCRIPT = ROOT / "docker" / "valkey" / "create-cluster.sh"
+NODES = 6
+BUS = 10_000  # the cluster's own port is higher by this much
+
+
+def node_port() -> int:
+    while True:
+        port = free_port()
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port + BUS))
+            return port
+
+
+def test_script_creates_a_cluster_once(start_server: StartServer, tmp_path: Path) -> None:
+    client = shutil.which("redis-cli") or missing("redis-cli is missing: apt-get install redis-tools")
+    (tmp_path / "valkey-cli").symlink_to(client)
+    servers = [start_server(VALKEY, port=node_port(), options=(*OPTIONS, "--bind", "127.0.0.1")) for _ in range(NODES)]
+    command = ["/bin/sh", str(SCRIPT), *(f"127.0.0.1:{server.port}" for server in servers)]
+    for _ in range(2):  # every start of the compose project runs it
+        done = subprocess.run(
+            command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, timeout=90, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        for server in servers:
+            info = ask(server, "CLUSTER", "INFO").decode().split()
+            expected = {"cluster_state:ok", "cluster_size:3", "cluster_known_nodes:6", "cluster_slots_ok:16384"}
+            assert expected <= set(info)

@@ -1,0 +1,108 @@
+"""The compose files and Kubernetes manifests: valid by their schemas, known settings, no more rights than needed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from app.settings import Settings, hash_key
+from tests.support.processes import ROOT
+
+DOCKER = ROOT / "docker"
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((DOCKER / "compose.scale.yaml").read_text())["services"]
+MANIFESTS: list[dict[str, Any]] = [
+    manifest for path in sorted((DOCKER / "kubernetes").iterdir()) for manifest in yaml.safe_load_all(path.read_text())
+]
+PODS = {
+    manifest["metadata"]["name"]: manifest["spec"]["template"]["spec"]
+    for manifest in MANIFESTS
+    if manifest["kind"] in {"Deployment", "Job"}
+}
+KEYS = f"admin:admin:{hash_key('key').hex()}"
+# What the service takes to stop, after PROFILES_DRAIN_S.
+STOP_S = 5
+
+
+def settings(environment: dict[str, str]) -> Settings:
+    """The settings of an environment of compose.scale.yaml or of the ConfigMap."""
+    given = {name: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value) for name, value in environment.items()}
+    return Settings.from_environment({**given, "PROFILES_API_KEYS": KEYS})
+
+
+def manifest(kind: str, name: str) -> dict[str, Any]:
+    (found,) = (item for item in MANIFESTS if (item["kind"], item["metadata"]["name"]) == (kind, name))
+    return found
+
+
+def test_compose_files_are_valid() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    files = sorted(DOCKER.glob("compose*.yaml"))
+    assert len(files) == 2
+    done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+@pytest.mark.parametrize("item", MANIFESTS, ids=lambda item: f"{item['kind']}-{item['metadata']['name']}")
+def test_manifest_is_valid(item: dict[str, Any], version: str) -> None:
+    assert kubernetes_validate.validate(item, version, strict=True) == version
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_container_has_no_more_rights_than_it_needs(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"])
+    # These two images name an account themselves.
+    assert "user" in service or service["image"].startswith(("profiles:", "haproxy:"))
+    assert "ports" not in service or name == "balancer"
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_pod_has_no_more_rights_than_it_needs(name: str) -> None:
+    pod = PODS[name]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    rights = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    assert container["securityContext"] == rights
+    assert "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("name", ["api-1", "api-2", "api-3", "worker-1", "worker-2", "migrate"])
+def test_settings_of_service_are_valid_and_it_has_time_to_stop(name: str) -> None:
+    service, balancer = SERVICES[name], SERVICES["balancer"]
+    chosen = settings(service["environment"])
+    assert int(service["stop_grace_period"].removesuffix("s")) >= chosen.drain_s + STOP_S
+    (keep_alive,) = re.findall(r"timeout http-keep-alive (\d+)s", (DOCKER / "haproxy.cfg").read_text())
+    assert chosen.keep_alive_s > int(keep_alive)
+    assert str(chosen.trusted_proxies[0].network_address) == balancer["networks"]["inside"]["ipv4_address"]
+
+
+def test_settings_of_manifests_are_valid_and_pods_have_time_to_stop() -> None:
+    chosen = settings(manifest("ConfigMap", "profiles")["data"])
+    api = PODS["profiles-api"]
+    assert api["terminationGracePeriodSeconds"] >= chosen.drain_s + STOP_S
+    assert api["containers"][0]["ports"] == [{"name": "http", "containerPort": chosen.port}]
+    (port,) = PODS["profiles-worker"]["containers"][0]["ports"]
+    assert port["containerPort"] == chosen.worker_metrics_port
+
+
+def test_pods_are_replaced_without_an_interruption() -> None:
+    deployment = manifest("Deployment", "profiles-api")["spec"]
+    assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    (container,) = PODS["profiles-api"]["containers"]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"  # an outage of PostgreSQL restarts no pod
+    labels = deployment["template"]["metadata"]["labels"]
+    assert manifest("Service", "profiles-api")["spec"]["selector"] == labels
+    assert manifest("PodDisruptionBudget", "profiles-api")["spec"]["selector"]["matchLabels"] == labels
+    assert len({pod["containers"][0]["image"] for pod in PODS.values()}) == 1
