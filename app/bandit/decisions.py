@@ -73,6 +73,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     holds the profile features that the policy used. `profile_read` tells how the service read them; it is None if the
     service did not, or if the decision is older than database revision 0007. `champion` and `challenger` are the
     rankings by the two policies. The ranking by the policy that did not choose is None until it has been computed.
+    `elapsed_us` is the time that the decision took, without the commit that stores it.
     """
 
     id: str
@@ -141,19 +142,17 @@ class Shadow(NamedTuple):
 
     `*_scores` and `*_pi` hold the scores and the propensities π of all candidates as little-endian float64. `*_p` is
     π(chosen). With q(a) the reward that the decision's pooled prior predicts for candidate a, `q_logged` is q(chosen),
-    and `v_champion` and `v_challenger` are Σₐ π(a) q(a). `agree`: both policies rank the same candidate first.
-    `elapsed_us`: duration of the scoring request, including the commit.
+    and `v_champion` and `v_challenger` are Σₐ π(a) q(a). `agree` is 1 if both policies rank the same candidate first,
+    else 0.
     """
 
-    decision_id: str
     champion_scores: bytes
     champion_pi: bytes
     challenger_scores: bytes
     challenger_pi: bytes
     champion_p: float
     challenger_p: float
-    agree: bool
+    agree: int
     q_logged: float
     v_champion: float
     v_challenger: float
-    elapsed_us: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from app.bandit.decisions import Decision, DecisionOutcome, EventOutcome, Shadow, UserSnapshot
+from app.bandit.decisions import Decision, DecisionOutcome, EventOutcome, UserSnapshot
 from app.bandit.model.pooled_prior import Prior
 from app.features.events import LoggedEvent
 from app.features.profile_read import ProfileRead
@@ -26,7 +26,8 @@ class UserQuery(NamedTuple):
 
 
 class ProposedDecision(NamedTuple):
-    """A decision to store on the condition that the number of users erased so far still equals `erasures`."""
+    """A decision to store on the condition that the number of users erased so far still equals `erasures`, and that the
+    user's statistics still are those of the decision's `state_version`."""
 
     decision: Decision
     erasures: int
@@ -35,8 +36,8 @@ class ProposedDecision(NamedTuple):
 class RecordedDecision(NamedTuple):
     """The result of a `ProposedDecision`: the stored decision, which may be an earlier one with the same request id.
 
-    `decision` is None, and nothing was stored, if any user was erased after the proposed `erasures` was read.
-    `erasures` is the current number of erased users.
+    `decision` is None, and nothing was stored, if the condition was not met. `erasures` is the current number of erased
+    users.
     """
 
     decision: Decision | None
@@ -52,6 +53,13 @@ class SettleCounts(NamedTuple):
     set_aside: int
 
 
+class DecisionPlace(NamedTuple):
+    """A place in the order of the decisions by user, and by their sequence number."""
+
+    user: str = ""
+    number: int = 0
+
+
 class DecisionRepository(Protocol):
     async def snapshots(self, queries: Sequence[UserQuery]) -> list[UserSnapshot]:
         """Read the data of each queried user, in the order of the queries. If statistics are damaged or of an unknown
@@ -60,8 +68,10 @@ class DecisionRepository(Protocol):
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
         """Store decisions in one durable commit; the results are in the same order."""
 
-    async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
-        """Store each shadow in the row of its decision, if that still exists, in one commit."""
+    async def add_shadows(self, after: DecisionPlace, limit: int) -> DecisionPlace | None:
+        """Compute and store the missing shadows of up to `limit` unsettled decisions that come after a place, and that
+        were made from the present statistics of their user. Return the place of the last one; None if no more follow.
+        """
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None: ...
 

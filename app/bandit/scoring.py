@@ -8,10 +8,11 @@ a user that was read before the user's erasure is never stored after it. For the
 3. The user is erased; the same transaction increments the count.
 4. The decision is not stored, since the count differs from the count in step 1, and the request decides again.
 
-If the count taken in step 1 was out of date, the request only decides once more than necessary.
+If the count taken in step 1 was out of date, the request only decides once more than necessary. It also decides again
+if a worker has changed the user's statistics since step 2.
 
-Before the answer, only the ranking by the policy that serves is computed. The ranking by the other policy, the shadow
-of the decision, is computed later by `app.bandit.shadow`.
+Only the ranking by the policy that serves is computed. A worker computes the ranking by the other policy, the shadow of
+the decision, from what is stored (`app.bandit.shadow`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from app.bandit.decisions import Decision, DecisionOutcome, Role, ScoringRequest, UserSnapshot
-from app.bandit.model.inputs import PROFILE_FEATURES, Profile, factors_of
+from app.bandit.model.inputs import PROFILE_FEATURES, Profile
 from app.bandit.model.policies import Policies
 from app.bandit.model.thompson_sampling import answered_ranking, choose
 from app.bandit.ports import DecisionRepository, ProposedDecision, ReadProfile, RecordedDecision, UserQuery
-from app.bandit.shadow.queue import ShadowQueue
-from app.bandit.shadow.scores import Unshadowed
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import NotFound, Overloaded, StoreUnavailable
 from app.features.clock import Clock
@@ -44,18 +43,16 @@ class Scorer:
         read_profile: ReadProfile,
         policies: Policies,
         serves_challenger: Callable[[str, float], bool],
-        shadows: ShadowQueue | None,
         new_id: Callable[[], str],
         clock: Clock,
         metrics: Metrics,
     ) -> None:
         """Create a scorer. `serves_challenger` tells, from a user id and the challenger's share of users, whether the
-        challenger serves the user. `shadows` is None if no shadow is to be computed."""
+        challenger serves the user."""
         self._decisions = decisions
         self._read_profile = read_profile
         self._policies = policies
         self._serves_challenger = serves_challenger
-        self._shadows = shadows
         self._new_id = new_id
         self._clock = clock
         self._metrics = metrics
@@ -81,7 +78,7 @@ class Scorer:
         for _ in range(TRIES):
             if (decision := await self._try(request, started)) is not None:
                 return decision
-        raise StoreUnavailable(f"users were erased during each of {TRIES} attempts; nothing was stored")
+        raise StoreUnavailable(f"users' data was erased or learned during each of {TRIES} attempts; nothing was stored")
 
     async def explain(self, decision_id: str) -> tuple[Decision, DecisionOutcome]:
         """Find a decision and its outcome by the decision's id.
@@ -95,11 +92,9 @@ class Scorer:
         return found
 
     async def close(self) -> None:
-        """Finish the waiting requests, then compute and store the waiting shadows."""
+        """Finish the waiting requests."""
         await self._snapshots.close()
         await self._records.close()
-        if self._shadows is not None:
-            await self._shadows.close()
 
     async def _try(self, request: ScoringRequest, started: float) -> Decision | None:
         query = UserQuery(request.user_id, request.request_id)
@@ -113,14 +108,12 @@ class Scorer:
         self._erasures = snapshot.erasures
         if snapshot.stored is not None:
             return snapshot.stored
-        decision, unshadowed = self._decide(request, profile, read, snapshot, started)
+        decision = self._decide(request, profile, read, snapshot, started)
         recorded = await self._records.submit(ProposedDecision(decision, erasures))
         self._erasures = recorded.erasures
         if recorded.decision is not decision:
             return recorded.decision
         self._metrics.bandit.decisions.labels(decision.served_by, decision.origin).inc()
-        if self._shadows is not None:
-            self._shadows.add(unshadowed._replace(elapsed_us=self._elapsed_us(started)))
         return decision
 
     def _decide(
@@ -130,18 +123,17 @@ class Scorer:
         read: ProfileRead | None,
         snapshot: UserSnapshot,
         started: float,
-    ) -> tuple[Decision, Unshadowed]:
+    ) -> Decision:
         statistics, spec = self._policies.grown(snapshot.statistics)
         role = self._role(request.user_id, snapshot.share)
         policy = self._policies.policy(role)
-        factors = factors_of(request.candidates, request.context, profile)
+        # Includes the inputs that only the other policy reads.
+        phi = spec.phi(request.candidates, request.context, profile)
         decision_id = self._new_id()
-        scored = policy.decide(decision_id, statistics, snapshot.prior.mu, policy.spec.phi_from(*factors))
+        scored = policy.decide(decision_id, statistics, snapshot.prior.mu, phi)
         ranking = answered_ranking(scored.means, scored.pi, request.explore)
         chosen = choose(ranking, decision_id, request.explore)
-        # The logged vector includes the inputs that only the other policy reads.
-        (phi,) = spec.phi_from(factors.by_candidate[chosen : chosen + 1], factors.shared)
-        decision = Decision(
+        return Decision(
             id=decision_id,
             request_id=request.request_id,
             user_id=request.user_id,
@@ -160,20 +152,13 @@ class Scorer:
             candidates=request.candidates,
             context=request.context,
             chosen=chosen,
-            elapsed_us=self._elapsed_us(started),
+            elapsed_us=round((self._clock.monotonic() - started) * 1e6),
             theta=scored.theta,
-            phi=phi,
+            phi=phi[chosen],
             champion=ranking if role == "champion" else None,
             challenger=ranking if role == "challenger" else None,
-        )
-        elapsed_us, mu = decision.elapsed_us, snapshot.prior.mu
-        return decision, Unshadowed(
-            decision_id, role, request.explore, chosen, elapsed_us, ranking, statistics, mu, factors
         )
 
     def _role(self, user_id: str, share: float) -> Role:
         served = self._policies.challenger is not None and self._serves_challenger(user_id, share)
         return "challenger" if served else "champion"
-
-    def _elapsed_us(self, started: float) -> int:
-        return round((self._clock.monotonic() - started) * 1e6)

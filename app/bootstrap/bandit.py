@@ -17,8 +17,6 @@ from app.bandit.rollout.stages import serves_challenger
 from app.bandit.rollout.status import Growth
 from app.bandit.rollout.verdict import Limits
 from app.bandit.scoring import Scorer
-from app.bandit.shadow.queue import ShadowQueue, ShadowWork
-from app.bandit.shadow.subprocess.process import ShadowSubprocess
 from app.features.clock import Clock
 from app.operations.audit import AuditedAction, audited
 from app.service import Bandit
@@ -39,17 +37,16 @@ def bandit(
     clock: Clock,
     metrics: Metrics,
     *,
-    shadow_work: ShadowWork | None = None,
     new_id: Callable[[], str] | None = None,
 ) -> Bandit:
-    """Build the bandit. `shadow_work` replaces the shadow subprocess, `new_id` the generator of decision ids."""
+    """Build the bandit. `new_id` replaces the generator of decision ids."""
 
     def time_ordered_id() -> str:
         # Begins with the time, so that the newest decisions are neighbours in the index.
         return f"{clock.now_ms():012x}{secrets.token_hex(10)}"
 
     policies = Policies.of(shadow=settings.shadow)
-    decisions = SqlDecisions(database, policies.longest)
+    decisions = SqlDecisions(database, policies)
     states = SqlStates(database, policies.longest)
     learner = DecisionLearner(SqlLearning(database, policies, _rules(settings)), clock, metrics)
     return Bandit(
@@ -59,13 +56,19 @@ def bandit(
             read_profile=read_profile,
             policies=policies,
             serves_challenger=serves_challenger,
-            shadows=ShadowQueue(decisions, shadow_work or ShadowSubprocess(), metrics) if settings.shadow else None,
             new_id=new_id or time_ordered_id,
             clock=clock,
             metrics=metrics,
         ),
         learner=learner,
-        maintenance=Maintenance(learner=learner, states=states, policies=policies, clock=clock, metrics=metrics),
+        maintenance=Maintenance(
+            learner=learner,
+            states=states,
+            decisions=decisions,
+            policies=policies,
+            clock=clock,
+            metrics=metrics,
+        ),
         decisions=decisions,
         states=states,
         rollout=rollout(settings, database, clock),

@@ -45,9 +45,6 @@ class BanditMetrics:
         self.decisions = counter(
             "decisions_total", "Decisions stored, by serving policy and origin of the profile.", ["policy", "profile"]
         )
-        self.shadows = counter(
-            "shadows_total", "Decisions whose shadow was stored, dropped (the queue was full) or lost.", ["outcome"]
-        )
         self.events = counter("decision_events_total", "Events about a decision, by outcome.", ["outcome"])
         self.settled = counter(
             "decisions_settled_total",

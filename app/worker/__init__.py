@@ -200,6 +200,7 @@ async def work(
             repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S),
             repeat("rebuild", partial(service.rebuild_runner.share, pace.budget_s), SHARE_EVERY_S),
             repeat("bandit maintenance", service.bandit.maintenance.once, maintenance.EVERY_S),
+            repeat("shadows", service.bandit.maintenance.shadow, maintenance.EVERY_S),
             repeat("roll-out", rollout_monitor.once, monitor.EVERY_S),
         ]
         if settings.audit_users:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
 
-from app.bandit.decisions import Decision, DecisionOutcome, ScoringRequest, Shadow
+from app.bandit.decisions import Decision, DecisionOutcome, ScoringRequest
 from app.bandit.model.inputs import Candidate, Context
-from app.bandit.model.policies import Policies
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.shadow.scores import Unshadowed, shadows_of
 from app.bootstrap.bandit import bandit
-from app.errors import Unavailable
 from app.events.consume import SWEEP_AGE_MS, Consumer
 from app.features.events import TipEvent
 from app.features.profile_read import ProfileRead
@@ -31,36 +28,13 @@ from tests.support.clock import FakeClock
 from tests.support.consumption import RecordingInvalidator
 from tests.support.database import log_of
 from tests.support.events import admitted, feedback, served
-from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults
+from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults, shadow_faults
 
 HOUR_MS = 3_600_000
 WINDOW_MS = Settings().reward_window_hours * HOUR_MS
 PROFILE: Mapping[str, Scalar] = {"completion_rate_30d": 0.9, "tip_volume_30d": 40, "preferred_hour": 8}
 TIPS = tuple(Candidate(f"tip-{number}", number % 2 == 0, 3.0 * number, float(number)) for number in range(4))
 _numbers = itertools.count(1)
-
-
-class InlineShadowWork:
-    """Computes shadows on the event loop; a test of the subprocess compares its results with these.
-
-    Calls raise `failures` first. If `stuck`, they wait for `close`.
-    """
-
-    def __init__(self) -> None:
-        self.failures: list[Exception] = []
-        self.stuck = False
-        self._closed = asyncio.Event()
-
-    async def shadows(self, group: Sequence[Unshadowed]) -> list[Shadow]:
-        if self.stuck:
-            await self._closed.wait()
-            raise Unavailable("closed")
-        if self.failures:
-            raise self.failures.pop(0)
-        return shadows_of(group, Policies.of(shadow=True))
-
-    async def close(self) -> None:
-        self._closed.set()
 
 
 def inject_failures(patch: pytest.MonkeyPatch, owner: type, method: str, failures: Iterable[Exception | None]) -> None:
@@ -82,7 +56,6 @@ class BanditProcess:
         self.database = database
         self.clock = clock or FakeClock()
         self.metrics = Metrics()
-        self.shadow_work = InlineShadowWork()
         self.profiles: dict[str, Mapping[str, Scalar]] = {}
         self.while_reading_profile: Callable[[], Any] | None = None
         self.bandit = bandit(
@@ -91,7 +64,6 @@ class BanditProcess:
             self._profile,
             self.clock,
             self.metrics,
-            shadow_work=self.shadow_work,
             new_id=lambda: f"decision-{next(_numbers)}",
         )
         self.log = log_of(database)
@@ -202,6 +174,11 @@ class BanditProcess:
     async def assert_learned_once(self) -> None:
         """The statistics of every user are the sums over the learned decisions, each from its logged vector."""
         faults = learning_faults(await self.rows(SELECT_LEARNED), await self.rows(SELECT_STATES))
+        assert not faults, faults
+
+    async def assert_shadows(self) -> None:
+        """Every learned decision has a shadow, and every shadow is the one that a replay of the log computes."""
+        faults = await self.database.read(shadow_faults)
         assert not faults, faults
 
 

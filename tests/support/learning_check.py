@@ -1,4 +1,5 @@
-"""Checks that each decision was learned once: the statistics of each user equal the sum over the learned decisions."""
+"""Checks that each decision was learned once: the statistics of each user equal the sum over the learned decisions; and
+that each learned decision has a shadow, computed from the statistics before the user's later rewards."""
 
 from __future__ import annotations
 
@@ -7,9 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from app.bandit.model.specs import SPECS
+from app.bandit.model.specs import SPEC_V2, SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, answered_ranking, best
+from app.stores.sql.database import Connection
+from app.stores.sql.decision_rows import decision_of, named_rows
 
+# In the order in which each user's decisions were learned.
+SELECT_DECISIONS = """
+SELECT tip_scores.*, (SELECT MIN(seq) FROM decision_events WHERE decision_events.user_id = tip_scores.user_id
+    AND decision_events.number = tip_scores.number AND outcome = 'learned') AS learned_by
+FROM tip_scores ORDER BY settled_at_ms, learned_by
+"""
 SELECT_LEARNED = "SELECT user_id, phi, reward FROM tip_scores WHERE state = 'learned'"
 SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
 
@@ -35,4 +45,40 @@ def learning_faults(learned: Iterable[tuple[Any, ...]], states: Iterable[tuple[A
         f"{user_id}: {len(own)} decisions are learned, but there are no statistics"
         for user_id, own in decisions.items()
     ]
+    return faults
+
+
+def shadow_faults(connection: Connection) -> list[str]:
+    """One line for each learned decision without a shadow, and for each wrong shadow. The log is replayed: the
+    statistics that a decision was made from are the sum over the user's first `state_version` learned decisions."""
+    rows = named_rows(connection, SELECT_DECISIONS, ())
+    priors = {
+        row["version"]: np.frombuffer(row["mu"]) for row in named_rows(connection, "SELECT * FROM bandit_priors", ())
+    }
+    states: dict[str, list[SufficientStatistics]] = {
+        row["user_id"]: [SufficientStatistics.none(SPEC_V2)] for row in rows
+    }
+    for row in rows:
+        if row["state"] == "learned":
+            own = states[row["user_id"]]
+            own.append(own[-1].learned(np.frombuffer(row["phi"]), row["reward"]))
+    faults = []
+    for row in rows:
+        if row["champion_p"] is None:
+            faults += [f"{row['decision_id']}: learned without a shadow"] if row["state"] == "learned" else []
+            continue
+        decision, mu = decision_of(row), priors.get(row["prior_version"], np.zeros(SPEC_V2.size))
+        phi = SPEC_V2.phi(decision.candidates, decision.context, decision.profile)
+        terms = [float(np.clip(phi @ mu, 0, 1)[decision.chosen])]
+        expected = []
+        for policy, ranking in ((CHAMPION, decision.champion), (CHALLENGER, decision.challenger)):
+            scored = policy.decide(decision.id, states[decision.user_id][decision.state_version], mu, phi)
+            expected.append(answered_ranking(scored.means, scored.pi, decision.explore))
+            terms += [expected[-1].pi[decision.chosen], float(expected[-1].pi @ np.clip(phi @ mu, 0, 1))]
+            if ranking is None or not np.allclose(ranking, expected[-1], rtol=0, atol=1e-9):
+                faults.append(f"{decision.id}: the ranking by {policy.id} is not that of its statistics")
+        stored = [row[name] for name in ("q_logged", "champion_p", "v_champion", "challenger_p", "v_challenger")]
+        agree = best(expected[0].scores) == best(expected[1].scores)
+        if not np.allclose(stored, terms, rtol=0, atol=1e-9) or row["agree"] != agree:
+            faults.append(f"{decision.id}: the terms of the estimates are wrong")
     return faults

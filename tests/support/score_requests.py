@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import numpy as np
 from hypothesis import strategies as st
 
-from app.bandit.model.inputs import Array, Candidate, Context, Factors, factors_of
+from app.bandit.model.inputs import Array, Candidate, Context
 from app.bandit.model.pooled_prior import Pool
 from app.bandit.model.specs import SPEC_V2, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
@@ -58,11 +58,6 @@ PROFILE = {
 
 def request_of(seed: int, count: int = 20, spec: Spec = SPEC_V2, *, known: bool = True) -> Array:
     """φ (K, D) of a request with a random time of day, and with a random profile if `known`."""
-    return spec.phi_from(*request_factors(seed, count, known=known))
-
-
-def request_factors(seed: int, count: int = 20, *, known: bool = True) -> Factors:
-    """The factors of the request of `request_of`."""
     random = np.random.default_rng(seed)
     tips = [
         Candidate(str(n), bool(random.random() < 0.4), float(random.lognormal(2, 1.3)), float(random.integers(0, 5)))
@@ -76,7 +71,7 @@ def request_factors(seed: int, count: int = 20, *, known: bool = True) -> Factor
         "tip_volume_30d": int(random.integers(200)),
     }
     at = datetime(2026, 3, 2, tzinfo=UTC) + timedelta(hours=float(random.random() * 24))
-    return factors_of(tips, Context(at), profile if known else None)
+    return spec.phi(tips, Context(at), profile if known else None)
 
 
 def history_of(seed: int, decisions: int, spec: Spec = SPEC_V2) -> tuple[Array, Array]:

@@ -1,10 +1,13 @@
-"""kill -9 of APIs and workers while users are scored and learned about: no decision is lost, each is learned once."""
+"""kill -9 of APIs and workers while users are scored and learned about: no decision is lost, each is learned once
+and has its shadow."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ import pytest
 from tests.support.events import feedback, payload, served
 from tests.support.fleet import Fleet, Member
 from tests.support.http import Broken, Connection, serving
-from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults
+from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults, shadow_faults
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually
 
@@ -104,3 +107,5 @@ async def test_each_decision_is_kept_and_learned_once_when_processes_are_killed(
     states = fleet.rows(SELECT_STATES)
     assert [decisions for *_, decisions in states] == [ROUNDS] * CLIENTS
     assert learning_faults(fleet.rows(SELECT_LEARNED), states) == []
+    with closing(sqlite3.connect(fleet.database)) as connection:
+        assert shadow_faults(connection) == []

@@ -253,26 +253,6 @@ async def process_paused(deployment: Deployment, random: Random) -> AsyncIterato
             program.send(signal.SIGCONT)
 
 
-@fault
-async def shadow_killed(deployment: Deployment, random: Random) -> AsyncIterator[None]:
-    """The shadow subprocess of an API process is paused for a while and then killed."""
-    slot = random.choice(deployment.apis)
-    async with slot.lock:
-        program = slot.program
-        shadow = "app.bandit.shadow.subprocess"
-        if not slot.up or program is None or not (pid := await asyncio.to_thread(program.child, shadow)):
-            raise Skipped
-        _signal(pid, signal.SIGSTOP)
-        await asyncio.sleep(random.uniform(0.0, 0.5))
-        yield
-        _signal(pid, signal.SIGKILL)
-
-
-def _signal(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
 # The database and the clock.
 
 

@@ -267,6 +267,8 @@ class _Run:
             violated(f"{len(lost)} decisions that were answered are lost: {sorted(lost)[:5]}")
         for fault in learning_faults(rows(SELECT_LEARNED), rows(SELECT_STATES)):
             violated(fault)
+        if missing := rows("SELECT decision_id FROM tip_scores WHERE state = 'learned' AND champion_p IS NULL"):
+            violated(f"{len(missing)} learned decisions have no shadow: {missing[:5]}")
         subject = UNREADABLE_JOB["subject"]
         if letters := rows("SELECT * FROM dead_letters WHERE instr(payload, ?) = 0 LIMIT 3", subject):
             violated(f"valid events became dead letters: {letters}")

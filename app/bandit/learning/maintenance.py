@@ -1,8 +1,9 @@
 """Periodic work of a worker for the bandit.
 
 It settles decisions whose reward window has closed, extends ("grows") users' statistics to the spec with the most
-inputs, and estimates the pooled prior from the statistics. Each step is a small transaction, so interrupted work
-continues where it stopped. Several workers may run at the same time: each skips what another has done.
+inputs, estimates the pooled prior from the statistics, and computes the shadows of decisions. Each step is a small
+transaction, so interrupted work continues where it stopped. Several workers may run at the same time: each skips what
+another has done.
 
 The statistics are summed by ranges of users, in rounds that begin at the same times in all workers. A worker spends a
 limited time on this between two steps of the other work. Once it finds no range that nobody has claimed in the round,
@@ -16,7 +17,7 @@ from collections.abc import Awaitable, Callable
 
 from app.bandit.learning.attribution import DecisionLearner
 from app.bandit.model.policies import Policies
-from app.bandit.ports import StateRepository
+from app.bandit.ports import DecisionPlace, DecisionRepository, StateRepository
 from app.features.clock import Clock
 from app.telemetry import Metrics, logger
 
@@ -24,6 +25,7 @@ EVERY_S = 2.0
 POOL_EVERY_MS = 180_000
 POOL_FOR_S = 0.5
 GROWN_AT_ONCE = 100
+SHADOWS_AT_ONCE = 50  # so that storing them does not delay a decision for long
 REST_S = 0.05
 log = logger("bandit.maintenance")
 
@@ -34,6 +36,7 @@ class Maintenance:
         *,
         learner: DecisionLearner,
         states: StateRepository,
+        decisions: DecisionRepository,
         policies: Policies,
         clock: Clock,
         metrics: Metrics,
@@ -41,6 +44,7 @@ class Maintenance:
     ) -> None:
         self._learner = learner
         self._states = states
+        self._decisions = decisions
         self._policies = policies
         self._clock = clock
         self._metrics = metrics
@@ -81,6 +85,17 @@ class Maintenance:
             if self._clock.monotonic() >= until:
                 return False
         return True
+
+    async def shadow(self) -> None:
+        """Compute and store the missing shadows of all unsettled decisions, in the order of the users.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
+        after = DecisionPlace()
+        while (place := await self._decisions.add_shadows(after, SHADOWS_AT_ONCE)) is not None:
+            after = place
+            await self._pause(REST_S)
 
     async def pool(self) -> bool:
         """Estimate a pooled prior from the sums, and store it, if a policy uses it and any sum has changed since the

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
@@ -84,18 +84,6 @@ class Context(msgspec.Struct, frozen=True):
 def packed(array: Array) -> bytes:
     """The array's elements as little-endian float64, the form in which arrays are stored."""
     return array.astype(STORED, copy=False).tobytes()
-
-
-class Factors(NamedTuple):
-    """The factors of one request. A spec multiplies pairs of them to get its inputs. `by_candidate` (K, 4) has one row
-    per candidate, `shared` (10,) applies to all candidates."""
-
-    by_candidate: Array
-    shared: Array
-
-
-def factors_of(candidates: Sequence[Candidate], context: Context, profile: Profile) -> Factors:
-    return Factors(candidate_factors(candidates), shared_factors(context, profile))
 
 
 def candidate_factors(candidates: Sequence[Candidate]) -> Array:

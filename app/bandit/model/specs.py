@@ -26,7 +26,8 @@ from app.bandit.model.inputs import (
     Context,
     Places,
     Profile,
-    factors_of,
+    candidate_factors,
+    shared_factors,
 )
 from app.bandit.numpy_on_demand import np
 
@@ -74,10 +75,10 @@ class Spec(msgspec.Struct, frozen=True, dict=True):
 
     def phi(self, candidates: Sequence[Candidate], context: Context, profile: Profile) -> Array:
         """The input vectors φ (K, D), one row per candidate, with finite components within [-1, 1]."""
-        return self.phi_from(*factors_of(candidates, context, profile))
+        return self.phi_from(candidate_factors(candidates), shared_factors(context, profile))
 
     def phi_from(self, by_candidate: Array, shared: Array) -> Array:
-        """The input vectors φ (…, K, D), from the `Factors` of one request or, with a leading axis, of many."""
+        """The input vectors φ (…, K, D), from the factors of one request or, with a leading axis, of many."""
         candidate_places, shared_places = self._places
         return by_candidate.take(candidate_places, axis=-1) * shared.take(shared_places, axis=-1)[..., None, :]
 

@@ -13,9 +13,8 @@ random numbers. So its answers are bit for bit the same before and after the sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -63,15 +62,6 @@ class Scored(msgspec.Struct, frozen=True, eq=False):
     theta: Array
 
 
-class ScoringCase(NamedTuple):
-    """The arguments of `Policy.decide` for one decision."""
-
-    decision_id: str
-    statistics: SufficientStatistics
-    mu: Array
-    phi: Array
-
-
 class Policy(msgspec.Struct, frozen=True, dict=True):
     """A policy that chooses tips: linear Thompson sampling over the inputs of one spec."""
 
@@ -97,28 +87,6 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
         means = posterior.means(own)
         drawn = means[:, None] + SCALE * (posterior.roots(own).T @ noise(decision_id, self.spec.size))
         return Scored(means, propensities(drawn), posterior.theta)
-
-    def decide_batch(self, cases: Sequence[ScoringCase]) -> list[Ranking]:
-        """Compute the means and propensities that `decide` computes, up to rounding, for many decisions at once.
-
-        All cases must have the same number of candidates.
-
-        Faster than `decide`, because it solves L X = [φᵀ, Λμ + y] once per case, with A = LLᵀ. The first columns of X
-        are the roots R = L⁻¹φᵀ of the draws, and Rᵀ times the last column gives the means. θ̂ is not computed.
-        """
-        size, precisions = self.spec.size, self.spec.precisions
-        s, y = (np.stack(each) for each in zip(*(case.statistics.leading(size) for case in cases), strict=True))
-        phi = np.stack([case.phi[:, :size] for case in cases])
-        s[:, np.arange(size), np.arange(size)] += precisions
-        if self.spec.pooled:
-            y += precisions * np.stack([case.mu for case in cases])
-        solved = np.linalg.solve(np.linalg.cholesky(s), np.concatenate([phi.swapaxes(1, 2), y[..., None]], axis=2))
-        roots = np.ascontiguousarray(solved[..., :-1].swapaxes(1, 2))
-        means = np.matmul(roots, solved[..., -1:])[..., 0]
-        drawn = np.matmul(roots, np.stack([noise(case.decision_id, size) for case in cases]))
-        drawn *= SCALE
-        drawn += means[:, :, None]
-        return [Ranking(mean, propensities(scores)) for mean, scores in zip(means, drawn, strict=True)]
 
     def posterior(self, statistics: SufficientStatistics, mu: Array | None) -> Posterior:
         """The posterior of this policy's weights for a user's statistics.

@@ -3,7 +3,8 @@
 A decision is evaluated if it was made with exploration, is settled, and has both policies' propensities. Not evaluated:
   - Expired decisions. Their tip was never shown, so they have no reward. This adds no bias unless being shown depends
     on the choice; then the mean weight of the evaluated decisions differs from 1, and the verdict is `hold`.
-  - Decisions whose shadow (the ranking by the policy that did not choose) was lost through load or a crash.
+  - Decisions without a shadow (the ranking by the policy that did not choose), because there was no challenger or
+    something was damaged.
   - Decisions made without a pooled prior. Without it, the challenger is practically the champion.
   - Decisions newer than the oldest unsettled one, until that is settled. Feedback settles a decision at once, missing
     feedback when the reward window closes: counting all settled decisions would favour those with quick feedback.
@@ -54,8 +55,8 @@ class Counts(NamedTuple):
 class RecentDecisions(NamedTuple):
     """Recent decisions, settled or not, in columns of one element per decision.
 
-    `elapsed_ms` is the duration of the scoring request. `without_profile` is 1 if every profile feature was missing or
-    null, `by_challenger` is 1 if the challenger served, else 0.
+    `elapsed_ms` is the duration of the scoring request, without its commit. `without_profile` is 1 if every profile
+    feature was missing or null, `by_challenger` is 1 if the challenger served, else 0.
     """
 
     elapsed_ms: Floats

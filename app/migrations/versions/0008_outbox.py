@@ -20,6 +20,9 @@ down_revision = "0007"
 branch_labels = None
 depends_on = None
 
+# Finds the decisions whose shadow is missing, of one user or of all.
+UNSHADOWED = """CREATE INDEX tip_scores_unshadowed ON tip_scores (spec_hash, user_id, number)
+    WHERE champion_p IS NULL AND state IN ('open', 'served')"""
 SQLITE = (
     # What no worker has consumed. `attempts` counts how often consuming the event has failed.
     """CREATE TABLE outbox (
@@ -46,8 +49,10 @@ SQLITE = (
     "CREATE INDEX decision_events_by_decision ON decision_events (number)",
     "DROP INDEX tip_scores_by_request",
     "CREATE UNIQUE INDEX tip_scores_by_request ON tip_scores (user_id, request_id) WHERE request_id IS NOT NULL",
+    UNSHADOWED,
 )
 SQLITE_BEFORE = (
+    "DROP INDEX tip_scores_unshadowed",
     "DROP INDEX tip_scores_by_request",
     "CREATE UNIQUE INDEX tip_scores_by_request ON tip_scores (request_id) WHERE request_id IS NOT NULL",
     "ALTER TABLE decision_events DROP COLUMN user_id",
@@ -267,6 +272,7 @@ POSTGRES = (
     "CREATE INDEX tip_scores_pending ON tip_scores (number) WHERE state IN ('open', 'served')",
     """CREATE INDEX tip_scores_evaluated ON tip_scores (number, champion_p, role, state, explore)
         WHERE state = 'learned' AND explore = 1""",
+    UNSHADOWED,
     """CREATE TABLE decision_events (
         seq BIGINT NOT NULL,
         user_id TEXT NOT NULL,

@@ -80,9 +80,7 @@ class PostgresDatabase(Database):
 
         return await self.readers.run(run)
 
-    async def write(
-        self, work: Callable[[Connection], T], *, of: Collection[str] | Scope, durable: bool = True, again: bool = False
-    ) -> T:
+    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope, again: bool = False) -> T:
         """If the connection is lost during the commit, the outcome is unknown. With `again`, the work is then done once
         more, so it must notice what it has written before.
 
@@ -91,7 +89,7 @@ class PostgresDatabase(Database):
         """
         users = sorted(set(of)) if not isinstance(of, Scope) else None
         try:
-            result = await self._writers.run(lambda connection: _transact(connection, work, users, durable, again))
+            result = await self._writers.run(lambda connection: _transact(connection, work, users, again))
         except StoreFull as error:
             if not self.full:
                 self.full = True
@@ -118,13 +116,11 @@ def _check_schema(url: str) -> None:
         check_revision(revision, connection.raw.info.dbname)
 
 
-def _transact(
-    connection: Connection, work: Callable[[Connection], T], users: list[str] | None, durable: bool, again: bool
-) -> T:
+def _transact(connection: Connection, work: Callable[[Connection], T], users: list[str] | None, again: bool) -> T:
     for attempt in range(1, ATTEMPTS + 1):
         committing = False
         try:
-            _begin(connection, users, durable)
+            _begin(connection, users)
             with ExitStack() as connection.ending:
                 result = work(connection)
                 committing = True
@@ -147,13 +143,11 @@ def _transact(
     raise AssertionError("unreachable")
 
 
-def _begin(connection: Connection, users: list[str] | None, durable: bool) -> None:
+def _begin(connection: Connection, users: list[str] | None) -> None:
     """Begin a transaction and take its locks, in one round trip."""
     while True:
         with connection.raw.pipeline():
             connection.raw.execute("BEGIN")
-            if not durable:
-                connection.raw.execute("SET LOCAL synchronous_commit = off")
             if users is None:
                 connection.execute(LOCK_SERVICE)
                 locked: Any = None

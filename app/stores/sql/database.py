@@ -112,15 +112,12 @@ class Database(ABC):
         is True; otherwise each may see a newer one."""
 
     @abstractmethod
-    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope, durable: bool = True) -> T:
-        """Run `work` in one transaction, on the thread of a writing connection.
+    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope) -> T:
+        """Run `work` in one durable transaction, on the thread of a writing connection.
 
         `of` names what the transaction locks first: the users with these ids, in sorted order, or the `SERVICE`. It
         must cover every row that `work` reads and then writes. It is empty if each statement is atomic by itself.
         `work` has no effects outside of the transaction, because it is done again after a deadlock.
-
-        A write that is not `durable` is committed without waiting for the disk. Until the next durable write, a crash
-        of the machine may undo the whole write; a crash of the process never does.
 
         Raises:
             StoreUnavailable: nothing was written, unless the engine says otherwise.
@@ -136,5 +133,5 @@ class Database(ABC):
         return await self.read(lambda connection: connection.execute(statement, parameters).fetchone())
 
     async def execute(self, statement: str, parameters: Parameters = ()) -> int:
-        """Run one statement in a durable transaction. Return the number of rows that it changed."""
+        """Run one statement in a transaction. Return the number of rows that it changed."""
         return await self.write(lambda connection: connection.execute(statement, parameters).rowcount, of=())

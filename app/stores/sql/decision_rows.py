@@ -16,6 +16,7 @@ from app.bandit.model.inputs import STORED, Array, Candidate, Context, packed
 from app.bandit.numpy_on_demand import np
 from app.features.events import stored_action
 from app.features.profile_read import ProfileRead
+from app.stores.sql.database import Connection, Parameters
 
 
 class _Features(msgspec.Struct, array_like=False):
@@ -43,6 +44,13 @@ _decode_read = msgspec.json.Decoder(ProfileRead).decode
 def array(stored: bytes) -> Array:
     """Decode an array of little-endian float64."""
     return np.frombuffer(stored, STORED).astype(np.float64)
+
+
+def named_rows(connection: Connection, statement: str, values: Parameters) -> list[dict[str, Any]]:
+    """The rows of a statement, each as a mapping by column."""
+    cursor = connection.execute(statement, values)
+    columns = [column[0] for column in cursor.description]
+    return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
 
 
 def row_of(decision: Decision) -> dict[str, object]:

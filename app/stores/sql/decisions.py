@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import closing
-from functools import lru_cache
-from typing import Any
 
-from app.bandit.decisions import Decision, DecisionOutcome, Shadow, UserSnapshot
+from app.bandit.decisions import Decision, DecisionOutcome, UserSnapshot
+from app.bandit.model.policies import Policies
 from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.specs import Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.ports import ProposedDecision, RecordedDecision, UserQuery
+from app.bandit.ports import DecisionPlace, ProposedDecision, RecordedDecision, UserQuery
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
 from app.stores.sql.database import Connection, Database
-from app.stores.sql.decision_rows import decision_of, outcome_of, row_of
-from app.stores.sql.sufficient_statistics import grow_statistics, newest_prior, read_statistics
+from app.stores.sql.decision_rows import decision_of, named_rows, outcome_of, row_of
+from app.stores.sql.shadows import UPDATE_SHADOW, missing_shadows
+from app.stores.sql.sufficient_statistics import has_version, newest_prior, read_statistics
 from app.telemetry import logger
 
 HOUR_MS = 3_600_000
@@ -30,13 +28,6 @@ SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE user_id = ? AND request_id =
 SELECT_BY_ID = "SELECT * FROM tip_scores WHERE decision_id = ?"
 SELECT_EVENTS = """
 SELECT outcome, COUNT(*) FROM decision_events WHERE user_id = :user_id AND number = :number GROUP BY outcome
-"""
-# One statement for many decisions. Between two statements the thread would wait for the GIL, up to 5 ms while the event
-# loop is busy, and other writers would wait for this one.
-_SHADOW = Shadow._fields[1:]
-_UPDATE_SHADOWS = """
-WITH shadows (decision_id, {columns}) AS (VALUES {rows})
-UPDATE tip_scores SET {changes} FROM shadows WHERE tip_scores.decision_id = shadows.decision_id
 """
 SELECT_OLDEST = "SELECT MIN(created_at_ms) FROM tip_scores"
 SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
@@ -54,24 +45,13 @@ DELETE FROM bandit_priors WHERE version < (
 """
 
 
-@lru_cache(maxsize=64)
-def update_shadows(count: int) -> str:
-    """The statement that stores `count` shadows in the rows of their decisions."""
-    row = f"({', '.join('?' * (1 + len(_SHADOW)))})"
-    return _UPDATE_SHADOWS.format(
-        columns=", ".join(_SHADOW),
-        rows=", ".join([row] * count),
-        changes=", ".join(f"{column} = shadows.{column}" for column in _SHADOW),
-    )
-
-
 class SqlDecisions:
     """The stored decisions. Implements `app.bandit.ports.DecisionRepository`."""
 
-    def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec`: the longest list of model inputs. Its prior is read, and users' statistics are extended to it."""
+    def __init__(self, database: Database, policies: Policies) -> None:
         self._database = database
-        self._spec = spec
+        self._policies = policies
+        self._spec = policies.longest
         self._prior: Prior | None = None
         self._refused: set[int] = set()
         self._logged: set[str] = set()
@@ -100,27 +80,26 @@ class SqlDecisions:
         return await self._database.read(work)
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
-        """Store decisions in the given order. Pad their users' statistics with zeros, as the longest spec demands."""
-
         def work(connection: Connection) -> list[RecordedDecision]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
             return [RecordedDecision(self._record(connection, item, erasures), erasures) for item in proposed]
 
         return await self._database.write(work, of={item.decision.user_id for item in proposed})
 
-    async def add_shadows(self, shadows: Sequence[Shadow]) -> None:
-        """Store each shadow in the row of its decision, without waiting for the disk. A crash of the machine may lose
-        shadows; the evaluation of the challenger then leaves out their decisions."""
-        values = [int(value) if isinstance(value, bool) else value for shadow in shadows for value in shadow]
-        statement = update_shadows(len(shadows))
-        await self._database.write(lambda connection: connection.execute(statement, values), durable=False, of=())
+    async def add_shadows(self, after: DecisionPlace, limit: int) -> DecisionPlace | None:
+        # Computed from one snapshot, so that no lock is held meanwhile.
+        place, shadows = await self._database.read(
+            lambda connection: missing_shadows(connection, self._policies, after, limit), snapshot=True
+        )
+        if shadows:
+            await self._database.write(lambda connection: connection.executemany(UPDATE_SHADOW, shadows), of=())
+        return place
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
         def work(connection: Connection) -> tuple[Decision, DecisionOutcome] | None:
-            row = _named(connection, SELECT_BY_ID, decision_id)
-            if row is None:
-                return None
-            return decision_of(row), outcome_of(row, dict(connection.execute(SELECT_EVENTS, row).fetchall()))
+            for row in named_rows(connection, SELECT_BY_ID, (decision_id,)):
+                return decision_of(row), outcome_of(row, dict(connection.execute(SELECT_EVENTS, row).fetchall()))
+            return None
 
         return await self._database.read(work)
 
@@ -155,21 +134,18 @@ class SqlDecisions:
         stored = _by_request(connection, decision.user_id, decision.request_id)
         if stored is not None:
             return stored
+        # 1. A request reads statistics; 2. a worker changes them; 3. the decision is refused here and made again. If it
+        # were stored, the statistics that its shadow needs would be gone (`app.stores.sql.shadows`).
+        if not has_version(connection, decision.user_id, decision.state_version):
+            return None
         row = row_of(decision)
         placeholders = ", ".join(f":{column}" for column in row)
         connection.execute(f"INSERT INTO tip_scores ({', '.join(row)}) VALUES ({placeholders})", row)
-        grow_statistics(connection, decision.user_id, self._spec, decision.created_at_ms)
         return decision
 
 
 def _by_request(connection: Connection, user_id: str, request_id: str | None) -> Decision | None:
     if request_id is None:
         return None
-    row = _named(connection, SELECT_BY_REQUEST, user_id, request_id)
-    return None if row is None else decision_of(row)
-
-
-def _named(connection: Connection, statement: str, *values: str) -> dict[str, Any] | None:
-    with closing(connection.execute(statement, values)) as cursor:
-        row = cursor.fetchone()
-        return None if row is None else dict(zip((column[0] for column in cursor.description), row, strict=True))
+    rows = named_rows(connection, SELECT_BY_REQUEST, (user_id, request_id))
+    return decision_of(rows[0]) if rows else None

@@ -2,7 +2,7 @@
 
 Invariants: an event that has been applied to a decision is in `decision_events`, and is never applied again. The state
 of a decision becomes `learned` in the transaction that adds the decision's input vector to the user's statistics, and
-only from `open` or `served`.
+only from `open` or `served`. Before a user's statistics change, the missing shadows of the user's decisions are stored.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from app.errors import SpecMismatch
 from app.features.events import LoggedEvent
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.decision_rows import array
+from app.stores.sql.shadows import add_user_shadows
 from app.stores.sql.sufficient_statistics import ASIDE, read_statistics, set_aside, write_statistics
 from app.telemetry import logger
 
@@ -236,7 +237,10 @@ class _LearningTransaction:
                 f"the decision's vector has {len(logged.phi)} bytes, {spec.id} {spec.version} has {wanted}"
             )
         assert judgement.reward is not None
-        known = self._evidence.get(logged.user_id) or read_statistics(self._connection, logged.user_id)
+        known = self._evidence.get(logged.user_id)
+        if known is None:
+            known = read_statistics(self._connection, logged.user_id)
+            add_user_shadows(self._connection, self._policies, logged.user_id, known)
         evidence, _ = self._policies.grown(known, spec)
         self._evidence[logged.user_id] = evidence.learned(array(logged.phi), judgement.reward)
         source = "feedback" if judgement.action is not None else "default"

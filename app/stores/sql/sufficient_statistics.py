@@ -22,7 +22,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from app.bandit.model.inputs import NUMBER_BYTES, packed
+from app.bandit.model.inputs import NUMBER_BYTES, Array, packed
 from app.bandit.model.pooled_prior import Pool, Prior, can_be_pooled
 from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
@@ -41,6 +41,7 @@ ASIDE = "unreadable "
 log = logger("stores.states")
 
 SELECT_STATE = "SELECT spec_hash, evidence, decisions FROM bandit_states WHERE user_id = ?"
+SELECT_VERSION = "SELECT decisions FROM bandit_states WHERE user_id = ?"
 UPSERT_STATE = """
 INSERT INTO bandit_states (user_id, spec_hash, evidence, decisions, updated_at_ms) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (user_id) DO UPDATE SET
@@ -104,6 +105,7 @@ SELECT version, mu, users, decisions, created_at_ms FROM bandit_priors
 WHERE spec_hash = ? AND version < ? ORDER BY version DESC LIMIT 1
 """
 SELECT_PRIORS = "SELECT mu, decisions FROM bandit_priors WHERE spec_hash = ?"
+SELECT_PRIOR = f"{SELECT_PRIORS} AND version = ?"
 INSERT_PRIOR = """
 INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) VALUES (?, ?, ?, ?, ?, ?)
 """
@@ -158,16 +160,17 @@ def damaged(connection: Connection, *, whole: bool) -> int:
     return int(count)
 
 
-def grow_statistics(connection: Connection, user_id: str, spec: Spec, now_ms: int) -> None:
-    """Extend a user's statistics to `spec`, if they are intact and `spec` begins with the inputs of their spec."""
-    row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
-    if row is None or row[0] == spec.hash or (own := SPECS.get(row[0])) is None or not own.prefix_of(spec):
-        return
+def has_version(connection: Connection, user_id: str, version: int) -> bool:
+    """Whether a user's statistics were learned from `version` decisions; those that are missing or cannot be read
+    count as learned from none."""
+    row = connection.execute(SELECT_VERSION, (user_id,)).fetchone()
+    if version == (0 if row is None else row[0]):
+        return True
     try:
-        grown = _evidence(*row).grown(own, spec)
+        read_statistics(connection, user_id)
     except SpecMismatch:
-        return  # the next decision reports it; one user's damage must not fail the decisions of others
-    write_statistics(connection, {user_id: grown}, now_ms)
+        return version == 0
+    return False
 
 
 def newest_prior(connection: Connection, spec: Spec, known: Prior, refused: set[int]) -> Prior:
@@ -188,6 +191,17 @@ def newest_prior(connection: Connection, spec: Spec, known: Prior, refused: set[
             refused.add(version)
             log.warning("prior_refused", version=version)
     return known
+
+
+def prior_mean(connection: Connection, spec: Spec, version: int) -> Array:
+    """The mean of the prior with this version; zeros for version 0. Raises `SpecMismatch` if there is no intact prior
+    of the spec with this version."""
+    if version == 0:
+        return Prior.none(spec).mu
+    row = connection.execute(SELECT_PRIOR, (spec.hash, version)).fetchone()
+    if row is None or not _is_prior(spec, *row):
+        raise SpecMismatch(f"there is no intact prior {version} of {spec.id} {spec.version}")
+    return array(row[0])
 
 
 def damaged_priors(connection: Connection) -> int:

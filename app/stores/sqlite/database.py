@@ -104,7 +104,6 @@ class SqliteDatabase(Database):
         self.state = DataVersion(path)
         self._writer: ThreadConnection | None = None
         self._write_lock = asyncio.Lock()
-        self._durable = True  # the writer's current setting of `synchronous`
         self._checkpointer: sqlite3.Connection | None = None
         self._checkpoint_frames = self._checkpoint_at = checkpoint_frames
         self._wal: int | None = None  # a file descriptor
@@ -158,9 +157,7 @@ class SqliteDatabase(Database):
         async with self.readers.one() as reader:
             return await reader.run(run)
 
-    async def write(
-        self, work: Callable[[sqlite3.Connection], T], *, of: Collection[str] | Scope, durable: bool = True
-    ) -> T:
+    async def write(self, work: Callable[[sqlite3.Connection], T], *, of: Collection[str] | Scope) -> T:
         """There is one writer, so `of` locks nothing more. `StoreUnavailable` also means that another file has replaced
         the database, and the commit went to the replaced file, which no process will open again. The log reports when
         the disk fills up and has room again."""
@@ -169,7 +166,7 @@ class SqliteDatabase(Database):
         async with self._write_lock:
             try:
                 result = await self._writer.run(
-                    lambda connection: self._from_open_file(self._transact(connection, work, durable))
+                    lambda connection: self._from_open_file(self._transact(connection, work))
                 )
             except sqlite3.IntegrityError:
                 raise
@@ -253,11 +250,7 @@ class SqliteDatabase(Database):
             log.warning("database_has_room_again", database=str(self.path))
         self.full = full
 
-    def _transact(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], durable: bool) -> T:
-        if durable is not self._durable:
-            # Before the transaction: SQLite refuses this PRAGMA within one.
-            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self._durable = durable
+    def _transact(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
         connection.execute("BEGIN IMMEDIATE")
         try:
             result = work(connection)

@@ -108,7 +108,7 @@ async def test_decision_is_explained(own_site: Live) -> None:
     sent_at = rfc3339(site.now_ms)
     request_id = new_user("request")
     found = await score(site, user_id=user, request_id=request_id, context={"at": AT})
-    await site.service.bandit.scorer.close()
+    await site.service.bandit.maintenance.shadow()
     told = await decision(site, found["decision_id"])
     assert (told["user_id"], told["request_id"], told["explore"], told["chosen_id"]) == (
         user,

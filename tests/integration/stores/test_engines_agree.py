@@ -25,7 +25,7 @@ from app.settings import Settings
 from app.settings.database import PostgresUrl
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
-from tests.support.bandit_process import InlineShadowWork, feedback_for, served_for
+from tests.support.bandit_process import feedback_for, served_for
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.registry import REGISTRY
 
@@ -99,7 +99,6 @@ async def decided(service: OpenService, clock: FakeClock, users: Sequence[str]) 
         service.reader.read_recorded,
         clock,
         Metrics(),
-        shadow_work=InlineShadowWork(),
         new_id=lambda: f"decision-{next(numbers)}",
     )
     consumer = Consumer(
@@ -129,7 +128,7 @@ async def decided(service: OpenService, clock: FakeClock, users: Sequence[str]) 
         await own.maintenance.once()
         clock.advance(DAY_MS)
     await own.maintenance.once()
-    await own.scorer.close()
+    await own.maintenance.shadow()
     return [(await own.scorer.explain(decision_id))[1] for decision_id in made]
 
 

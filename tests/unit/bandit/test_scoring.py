@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,13 @@ import pytest
 from app.bandit.decisions import Decision
 from app.bandit.model.inputs import Candidate
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
-from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, EPSILON, sample
+from app.bandit.model.thompson_sampling import CHAMPION, EPSILON, sample
 from app.bandit.scoring import BOUNDS
-from app.bandit.shadow.queue import BOUNDS as SHADOW_BOUNDS
-from app.errors import NotFound, Overloaded, StoreUnavailable, Unavailable
+from app.errors import NotFound, Overloaded, StoreUnavailable
 from app.stores.sql.database import Database
 from app.stores.sql.decisions import SqlDecisions
 from tests.support.bandit_process import PROFILE, TIPS, BanditProcess, feedback_for, inject_failures
 from tests.support.events import served
-from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.both_engines
 
@@ -182,7 +179,6 @@ async def test_feedback_consumed_after_the_erasure_restores_nothing(process: Ban
     erased = await process.users.erase("ann", process.clock.now_ms())
     assert (erased.decisions, erased.learned) == (1, 0)
     await process.bandit.learner.learn(events)
-    await process.close()  # its shadow is written after the erasure
     assert await process.stored() == 0
     assert not await process.has_learned()
     with pytest.raises(NotFound):
@@ -228,115 +224,6 @@ async def test_erasure_deletes_decisions_made_from_the_cached_profile(process: B
     assert late.profile == {}
 
 
-# --- The shadow
-
-
-async def test_shadow_is_computed_from_the_snapshot_of_its_decision(process: BanditProcess) -> None:
-    for _ in range(4):
-        await process.learn_one()
-    assert await process.pool()
-    statistics = await process.statistics()
-    for serving in (0.0, 1.0):
-        await process.set_share(serving)
-        decision = await process.decide()
-        assert (decision.role, decision.prior_version) == ("challenger" if serving else "champion", 1)
-        # Learned before the shadow is computed, and not used by it.
-        await process.feed_back(decision)
-        await process.close()
-        found, _ = await process.bandit.scorer.explain(decision.id)
-        ((blob,),) = await process.rows("SELECT mu FROM bandit_priors")
-        mu, phi = np.frombuffer(blob), SPEC_V2.phi(TIPS, decision.context, PROFILE)
-        assert found.champion is not None
-        assert found.challenger is not None
-        for policy, ranking in ((CHAMPION, found.champion), (CHALLENGER, found.challenger)):
-            scored = policy.decide(decision.id, statistics, mu, phi)
-            np.testing.assert_allclose(ranking.scores, scored.means, atol=1e-11)
-            np.testing.assert_allclose(ranking.pi, scored.pi, atol=1e-12)
-        q = np.clip(phi @ mu, 0, 1)
-        ((p, other_p, agree, q_logged, v_champion, v_challenger),) = await process.rows(
-            "SELECT champion_p, challenger_p, agree, q_logged, v_champion, v_challenger FROM tip_scores"
-            " WHERE decision_id = ?",
-            decision.id,
-        )
-        assert (p, other_p) == (found.champion.pi[decision.chosen], found.challenger.pi[decision.chosen])
-        assert agree == (found.champion.scores.argmax() == found.challenger.scores.argmax())
-        np.testing.assert_allclose(
-            [q_logged, v_champion, v_challenger],
-            [q[decision.chosen], found.champion.pi @ q, found.challenger.pi @ q],
-        )
-        statistics = await process.statistics()
-
-
-async def test_no_shadow_is_stored_without_a_challenger(database: Database) -> None:
-    process = BanditProcess(database, shadow=False)
-    decision = await process.decide()
-    await process.set_share(1.0)
-    assert (await process.decide()).role == "champion"
-    await process.close()
-    found, _ = await process.bandit.scorer.explain(decision.id)
-    assert found.challenger is None
-    assert len(found.phi) == SPEC_V1.size
-
-
-async def test_shadow_is_dropped_and_counted_when_too_many_wait(
-    process: BanditProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.bandit.shadow.queue.BOUNDS", SHADOW_BOUNDS._replace(most=3))
-    process = BanditProcess(process.database)
-    await process.decide_at_once(10)
-    await process.close()
-    dropped = process.metric("shadows_total", outcome="dropped") or 0
-    assert await process.shadowed() == process.metric("shadows_total", outcome="stored") == 10 - dropped < 10
-
-
-async def test_shadows_are_stored_later_when_the_database_does_not_answer(
-    process: BanditProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.bandit.shadow.queue.RETRY_S", 0.01)
-    inject_failures(monkeypatch, SqlDecisions, "add_shadows", [StoreUnavailable("locked")] * 3)
-    await process.decide()
-
-    async def stored() -> bool:
-        return await process.shadowed() == 1
-
-    await eventually_async(stored)
-
-
-async def test_failure_loses_only_the_shadows_of_its_group(
-    process: BanditProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.bandit.shadow.queue.BOUNDS", SHADOW_BOUNDS._replace(at_once=2))
-    process = BanditProcess(process.database)
-    process.shadow_work.failures = [ValueError("a defect"), Unavailable("it died")]
-    monkeypatch.setattr("app.bandit.shadow.queue.RETRY_S", 0.01)
-    await process.decide_at_once(6)
-    await process.close()
-    assert await process.shadowed() == 2
-    assert process.metric("shadows_total", outcome="lost") == 4
-
-
-async def test_closing_does_not_hang_when_shadows_take_too_long(
-    process: BanditProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.bandit.shadow.queue.FINISH_S", 0.01)
-    monkeypatch.setattr("app.bandit.shadow.queue.BOUNDS", SHADOW_BOUNDS._replace(at_once=1))
-    process = BanditProcess(process.database)
-    process.shadow_work.stuck = True
-    await process.decide()
-    await process.decide()
-    await process.close()
-    assert process.metric("shadows_total", outcome="lost") == 2
-
-
-async def test_closing_does_not_hang_when_the_database_does_not_answer(
-    process: BanditProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inject_failures(monkeypatch, SqlDecisions, "add_shadows", repeat(StoreUnavailable("locked")))
-    await process.decide()
-    await process.close()
-    assert process.metric("shadows_total", outcome="lost") == 1
-
-
 # --- Overload
 
 
@@ -359,4 +246,3 @@ async def test_no_decision_is_answered_that_was_not_stored(database: Database, m
         await process.decide()
     await process.close()
     assert await process.stored() == 0
-    assert process.metric("shadows_total", outcome="stored") is process.metric("shadows_total", outcome="lost") is None

@@ -9,11 +9,9 @@ import pytest
 
 from app.bandit.rollout.monitor import RolloutMonitor
 from app.bandit.rollout.stages import serves_challenger
-from tests.support.database import column
 from tests.support.decisions import HOUR_MS, move_to, rows_of, some, write
 from tests.support.events import feedback
 from tests.support.live import JSON, Live, assert_refused, paths, problem
-from tests.support.waiting import eventually_async
 
 
 async def seen(site: Live) -> dict[str, Any]:
@@ -263,13 +261,8 @@ async def test_decisions_are_evaluated_and_the_share_selects_the_policy(
         body: dict[str, Any] = answer.json()
         return body
 
-    async def shadowed() -> bool:
-        counted = "SELECT COUNT(*) FROM tip_scores WHERE champion_p IS NULL"
-        return await column(own_site.service.database, counted) == [0]
-
     made = [(user, await score(user)) for user in [f"user-{number}" for number in range(10)] * 3]
     assert {body["policy"]["id"] for _, body in made} == {"lints-v1"}
-    await eventually_async(shadowed)
     for number, (user, body) in enumerate(made[:-1]):
         told = feedback(
             user, own_site.now_ms, tip_id=body["chosen_id"], event_id=f"e-{number}", decision_id=body["decision_id"]

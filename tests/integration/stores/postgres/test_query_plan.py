@@ -13,7 +13,7 @@ from psycopg import sql
 
 from app.settings.database import postgres_url as parsed
 from app.stores.postgres.connection import Connection, connect, translated
-from app.stores.sql import decisions, event_log, event_queries, learning, sufficient_statistics, users
+from app.stores.sql import decisions, event_log, event_queries, learning, shadows, sufficient_statistics, users
 from app.stores.sql.database import Parameters
 from tests.support.postgres import TEMPLATE, PostgresServer
 from tests.unit.stores.sqlite.test_migrations import statements
@@ -40,9 +40,10 @@ FILL = (
 )
 USER = "user-77"
 # Statements of SQLite alone, one whose parameters are never NULL, and those that read every row of this data.
-OTHERS = {"known events", "shadows", "states to grow", "states by spec"}
+OTHERS = {"known events", "states to grow", "states by spec"}
 OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "statistics": (sufficient_statistics.SELECT_STATE, (USER,)),
+    "version": (sufficient_statistics.SELECT_VERSION, (USER,)),
     "decision by request": (decisions.SELECT_BY_REQUEST, (USER, "r77")),
     "events of a decision": (decisions.SELECT_EVENTS, {"user_id": USER, "number": 77}),
     "is unsettled": (learning.SELECT_IS_UNSETTLED, (USER, "t3")),
@@ -52,6 +53,8 @@ OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "newest decision": (learning.SELECT_NEWEST, {"user": USER, "tip": "t3", "latest": 10**9, "seq": 1}),
     "served": (learning.UPDATE_SERVED, (1, USER, 77)),
     "learned": (learning.UPDATE_LEARNED, (1, 0.5, "feedback", "completed", 1, USER, 77)),
+    "missing shadows": (shadows.SELECT_OF_USER, {"spec": "spec", "user": USER, "version": 1}),
+    "shadow": (shadows.UPDATE_SHADOW, (b"", b"", b"", b"", 0.5, 0.5, 1, 0.5, 0.5, 0.5, USER, 77)),
     "newest events": (event_queries.SELECT_NEWEST_TRACED, {"user": USER, "limit": 50}),
     "activity": (event_queries.SELECT_ACTIVITY, {"user": USER, "until": 10**9, "days": 30}),
     "newest of a user": (users.SELECT_NEWEST, (json.dumps([USER]), '["signals.tip.served"]')),

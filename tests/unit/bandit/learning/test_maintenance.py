@@ -115,16 +115,17 @@ async def test_growth_continues_where_it_was_interrupted(
     assert await process.bandit.maintenance.grow() == 0
 
 
-async def test_statistics_grow_when_they_are_read_for_a_decision(database: Database) -> None:
+async def test_decision_reads_statistics_that_have_not_grown(database: Database) -> None:
     plain, process = BanditProcess(database, shadow=False), BanditProcess(database)
     await plain.learn_one()
     before = await plain.statistics()
-    await plain.decide()
-    assert await process.bandit.states.counts() == {SPEC_V1.hash: 1}, "there is nothing to grow to"
     decision = await process.decide()
+    assert (decision.spec_hash, decision.state_version) == (SPEC_V2.hash, 1)
+    await process.bandit.maintenance.grow()
     after = await process.statistics()
-    assert (after.spec_hash, after.decisions) == (SPEC_V2.hash, 1) == (decision.spec_hash, decision.state_version)
     assert after.pack() == before.grown(SPEC_V1, SPEC_V2).pack()
+    await process.bandit.maintenance.shadow()
+    assert await process.stored(f"decision_id = '{decision.id}' AND challenger_p IS NOT NULL") == 1
     await plain.decide()
     assert await process.bandit.states.counts() == {SPEC_V2.hash: 1}, "what has grown stays so"
 

@@ -62,9 +62,9 @@ class Worker(Database):
         await self._step()
         return await self._database.read(work, snapshot=snapshot)
 
-    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope, durable: bool = True) -> T:
+    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope) -> T:
         await self._step()
-        return await self._database.write(work, of=of, durable=durable)
+        return await self._database.write(work, of=of)
 
     async def close(self) -> None:
         """The test closes the database."""

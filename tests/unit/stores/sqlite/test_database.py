@@ -151,26 +151,10 @@ async def test_write_is_rolled_back_when_it_fails(
     assert await audited(database) == ["second"]
 
 
-async def test_only_a_write_that_is_not_durable_skips_the_sync(database: SqliteDatabase) -> None:
-    full, normal = 2, 1
-
-    def level(connection: sqlite3.Connection) -> int:
-        audit(connection, "written")
-        (found,) = connection.execute("PRAGMA synchronous").fetchone()
-        return int(found)
-
-    def fails(connection: sqlite3.Connection) -> int:
-        level(connection)
-        raise ValueError("undone")
-
-    assert await database.write(level, of=()) == full
-    assert await database.write(level, durable=False, of=()) == normal
-    assert await database.write(level, durable=False, of=()) == normal
-    assert await database.write(level, of=()) == full
-    with pytest.raises(ValueError, match="undone"):
-        await database.write(fails, durable=False, of=())
-    assert await database.write(level, of=()) == full
-    assert await audited(database) == ["written"] * 5
+async def test_write_waits_for_the_disk(database: SqliteDatabase) -> None:
+    full = 2
+    found = await database.write(lambda connection: connection.execute("PRAGMA synchronous").fetchone(), of=())
+    assert found == (full,)
 
 
 async def test_read_cannot_write(database: SqliteDatabase) -> None:

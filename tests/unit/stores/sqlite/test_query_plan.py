@@ -17,6 +17,7 @@ from app.stores.sql import (
     logged_profiles,
     rollout,
     samples,
+    shadows,
     sufficient_statistics,
     users,
 )
@@ -59,7 +60,7 @@ def test_profile_statement_searches_covering_indexes(database_path: Path, regist
 
 # Scans of arrays, of subqueries, and of indexes that contain little.
 SMALL_SCAN = re.compile(
-    r"SCAN (.* VIRTUAL TABLE .*|.*CONSTANT ROWS?|shadows|found|newest|counted|\(subquery-\d+\)"
+    r"SCAN (.* VIRTUAL TABLE .*|.*CONSTANT ROWS?|found|newest|counted|\(subquery-\d+\)"
     r"|outbox|.* USING COVERING INDEX bandit_states_by_spec)"
 )
 SORTED = {"closed", "unserved", "samples lately", "users by prefix", "activity", "newest traced"}
@@ -93,6 +94,7 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "samples": (samples.SELECT_SAMPLES, (1,), "samples_by_time (at_ms>?)"),
     "samples lately": (samples.SELECT_LATELY, (1, 2), "samples_by_time (at_ms>? AND at_ms<?)"),
     "state": (sufficient_statistics.SELECT_STATE, ("u",), "(user_id=?)"),
+    "version": (sufficient_statistics.SELECT_VERSION, ("u",), "(user_id=?)"),
     "states to grow": (sufficient_statistics.SELECT_TO_GROW, ("[]", 1), "bandit_states_by_spec (spec_hash=?)"),
     "states of a spec": (
         sufficient_statistics.SELECT_COUNT,
@@ -116,7 +118,17 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "revision": (sufficient_statistics.SELECT_SUM_COUNTS, ("s",), "COVERING INDEX pooled_ranges_by_claim"),
     "decision by request": (decisions.SELECT_BY_REQUEST, ("u", "r"), "(user_id=? AND request_id=?)"),
     "decision by id": (decisions.SELECT_BY_ID, ("d",), "(decision_id=?)"),
-    "shadows": (decisions.update_shadows(3), (None,) * 36, "(decision_id=?)"),
+    "missing shadows": (
+        shadows.SELECT_PAGE,
+        {"spec": "s", "user": "u", "number": 1, "limit": 9},
+        "tip_scores_unshadowed (spec_hash=? AND user_id>?)",
+    ),
+    "missing shadows of a user": (
+        shadows.SELECT_OF_USER,
+        {"spec": "s", "user": "u", "version": 1},
+        "tip_scores_unshadowed (spec_hash=? AND user_id=?)",
+    ),
+    "shadow": (shadows.UPDATE_SHADOW, (None,) * 12, "INTEGER PRIMARY KEY (rowid=?)"),
     "prunable decisions": (decisions.SELECT_PRUNABLE, (1, 1), "COVERING INDEX tip_scores_by_time"),
     "is unsettled": (learning.SELECT_IS_UNSETTLED, ("u", "t"), "(user_id=? AND chosen_id=?)"),
     "is decision": (learning.SELECT_IS_DECISION, ("d", "u"), "(decision_id=?)"),

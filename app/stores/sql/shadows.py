@@ -1,0 +1,95 @@
+"""Stores the shadows of decisions, each computed from the statistics that its decision was made from.
+
+Invariant: while an unsettled decision has no shadow, the user's statistics are the ones that it was made from.
+
+1. A decision is stored only if the user's statistics have not changed since they were read for it.
+2. A transaction that changes a user's statistics first stores the missing shadows of the user's decisions.
+
+Both lock the user. Usually a worker has stored the shadow before, within seconds after the decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
+from typing import Any
+
+import msgspec
+
+from app.bandit.decisions import Shadow
+from app.bandit.model.inputs import Array
+from app.bandit.model.policies import Policies
+from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.ports import DecisionPlace
+from app.bandit.shadow import shadow_of
+from app.errors import SpecMismatch
+from app.features.ids import user_hash
+from app.stores.sql.database import Connection
+from app.stores.sql.decision_rows import decision_of, named_rows
+from app.stores.sql.sufficient_statistics import prior_mean, read_statistics
+from app.telemetry import logger
+
+log = logger("stores.shadows")
+
+# Not those of another spec: the challenger of this release was not evaluated when they were made.
+_MISSING = "SELECT * FROM tip_scores WHERE champion_p IS NULL AND state IN ('open', 'served') AND spec_hash = :spec"
+SELECT_OF_USER = f"{_MISSING} AND user_id = :user AND state_version = :version"
+# A decision that a process of an earlier release has made or learned from may have another version; see the invariant.
+SELECT_PAGE = f"""
+{_MISSING} AND (user_id, number) > (:user, :number) AND state_version = COALESCE(
+    (SELECT decisions FROM bandit_states WHERE bandit_states.user_id = tip_scores.user_id), 0
+)
+ORDER BY user_id, number LIMIT :limit
+"""
+UPDATE_SHADOW = f"""
+UPDATE tip_scores SET {", ".join(f"{column} = ?" for column in Shadow._fields)}
+WHERE user_id = ? AND number = ? AND champion_p IS NULL
+"""
+
+
+def add_user_shadows(
+    connection: Connection, policies: Policies, user_id: str, statistics: SufficientStatistics | None
+) -> None:
+    """Store the missing shadows of a user's decisions, before the statistics change. The user must be locked."""
+    if policies.challenger is None:
+        return
+    version = 0 if statistics is None else statistics.decisions
+    rows = named_rows(connection, SELECT_OF_USER, {"spec": policies.longest.hash, "user": user_id, "version": version})
+    shadows = list(_shadows(connection, policies, rows, statistics))
+    if len(shadows) < len(rows):
+        log.warning("shadows_lost", user=user_hash(user_id), decisions=len(rows) - len(shadows))
+    connection.executemany(UPDATE_SHADOW, shadows)
+
+
+def missing_shadows(
+    connection: Connection, policies: Policies, after: DecisionPlace, limit: int
+) -> tuple[DecisionPlace | None, list[tuple[object, ...]]]:
+    """The parameters of `UPDATE_SHADOW` for a page of decisions, and its last place, None if no more follow."""
+    if policies.challenger is None:
+        return None, []
+    rows = named_rows(connection, SELECT_PAGE, {**after._asdict(), "spec": policies.longest.hash, "limit": limit})
+    shadows: list[tuple[object, ...]] = []
+    for user_id, own in groupby(rows, key=lambda row: str(row["user_id"])):
+        with suppress(SpecMismatch):  # the statistics are damaged
+            shadows += _shadows(connection, policies, list(own), read_statistics(connection, user_id))
+    return DecisionPlace(rows[-1]["user_id"], rows[-1]["number"]) if len(rows) == limit else None, shadows
+
+
+def _shadows(
+    connection: Connection,
+    policies: Policies,
+    rows: Sequence[Mapping[str, Any]],
+    statistics: SufficientStatistics | None,
+) -> Iterator[tuple[object, ...]]:
+    """The parameters of `UPDATE_SHADOW` for decisions made from these statistics; a damaged decision has none."""
+    means: dict[int, Array] = {}
+    for row in rows:
+        version = row["prior_version"]
+        try:
+            if version not in means:
+                means[version] = prior_mean(connection, policies.longest, version)
+            shadow = shadow_of(decision_of(row), statistics, means[version], policies)
+        except (SpecMismatch, msgspec.MsgspecError, ValueError):
+            continue
+        yield *shadow, row["user_id"], row["number"]
