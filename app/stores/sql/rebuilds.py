@@ -34,7 +34,8 @@ INSERT_PART = (
 )
 SELECT_STALE_PART = """
 SELECT last_user, after_user FROM rebuild_parts
-WHERE run_id = :id AND claimed_at_ms NOT BETWEEN :now - :stale AND :now + :stale ORDER BY last_user LIMIT 1
+WHERE run_id = :id AND claimed_at_ms NOT BETWEEN CAST(:now AS BIGINT) - :stale AND CAST(:now AS BIGINT) + :stale
+ORDER BY last_user LIMIT 1
 """
 _PART = "WHERE run_id = :id AND last_user = :last"
 UPDATE_CLAIM = f"UPDATE rebuild_parts SET claimed_at_ms = :now {_PART}"

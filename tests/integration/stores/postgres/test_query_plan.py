@@ -40,7 +40,7 @@ FILL = (
 )
 USER = "user-77"
 # Statements of SQLite alone, one whose parameters are never NULL, and those that read every row of this data.
-OTHERS = {"known events", "states to grow", "states by spec"}
+OTHERS = {"known events", "states to grow", "states of a spec"}
 OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "statistics": (sufficient_statistics.SELECT_STATE, (USER,)),
     "version": (sufficient_statistics.SELECT_VERSION, (USER,)),
