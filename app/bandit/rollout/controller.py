@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
+from app.bandit.model.inputs import Array
 from app.bandit.model.policies import Policies
 from app.bandit.numpy_on_demand import np
 from app.bandit.rollout.aggregates import DecisionPage, DecisionSums, Estimates
 from app.bandit.rollout.bootstrap_intervals import look_size
-from app.bandit.rollout.off_policy import Floats
 from app.bandit.rollout.ports import Counts, RolloutLook, RolloutRepository
 from app.bandit.rollout.stages import MOVES, Move, RolloutState, refusal, stage_label, target
 from app.bandit.rollout.status import (
@@ -219,5 +219,5 @@ class Rollout:
         return sums.estimates(GUARDRAIL_LEVEL, np.random.default_rng(_SEED), GUARDRAIL_REPLICATES)
 
 
-def _p99(elapsed_ms: Floats) -> float | None:
+def _p99(elapsed_ms: Array) -> float | None:
     return float(np.quantile(elapsed_ms, 0.99)) if len(elapsed_ms) >= FEWEST_RECENT else None
