@@ -36,11 +36,8 @@ class LoadEstimate:
         self._units += _WEIGHT * (units - self._units)
 
     @property
-    def wait_s(self) -> float:
-        """The estimated wait of the next request, in seconds."""
-        return self.waiting * self._seconds / self._units / self._lanes if self._units else 0.0
-
-    @property
     def full(self) -> bool:
         """Whether the next request should be rejected because it would wait too long."""
-        return self.waiting > self._always and self.wait_s > self._patience_s
+        if self.waiting <= self._always or not self._units:
+            return False
+        return self.waiting * self._seconds / self._units / self._lanes > self._patience_s

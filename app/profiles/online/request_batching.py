@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from app.concurrency.tasks import fail
 from app.errors import CacheUnavailable, Overloaded
 from app.features.clock import Clock
 from app.profiles.online.cache_protocol import (
@@ -51,10 +52,6 @@ class _BatchedRead(NamedTuple):
     def answer(self, answer: dict[str, Any]) -> None:
         if not self.done.done():
             self.done.set_result(answer)
-
-    def fail(self, error: BaseException) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
 
 
 class _Group:
@@ -140,7 +137,7 @@ class RequestBatching:
             await self._degrade(waiting, "unavailable")
         except BaseException as error:
             for request in waiting:
-                request.fail(error)
+                fail(request.done, error)
             if not isinstance(error, Exception):
                 raise
 
@@ -169,7 +166,7 @@ class RequestBatching:
                     for user_id, mask, part in self._parts(wanted, held, start):
                         local_cache.offer(mark, user_id, mask, part, hits[user_id])
             elif overloaded and not request.patient:
-                request.fail(Overloaded("reads"))
+                fail(request.done, Overloaded("reads"))
                 shed += end - start
             else:
                 waiting.append(request)
@@ -236,7 +233,7 @@ class RequestBatching:
         if self._computation.overloaded:
             for request in requests:
                 if not request.patient:
-                    request.fail(Overloaded("reads"))
+                    fail(request.done, Overloaded("reads"))
             requests = [request for request in requests if request.patient]
         await asyncio.gather(*(self._compute(request, reason) for request in requests))
 
@@ -247,7 +244,7 @@ class RequestBatching:
         try:
             profiles = await self._computation.live(wanted)
         except Exception as error:
-            request.fail(error)
+            fail(request.done, error)
             return
         if not request.plain:  # an expiry would say that the values are cached
             profiles = {
