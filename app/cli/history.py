@@ -54,11 +54,13 @@ async def history(
     In Parquet output, as_of is a timestamp. Other columns of Parquet input keep their types. Columns of CSV input are
     text. Columns of JSON input are numbers, booleans or text; mixed and nested values become text.
     """
-    from app.features.registry import encode_value, indices
+    import msgspec
+
+    from app.features.registry import indices
     from app.profiles.history.decisions import ServedRow
     from app.profiles.history.validation import Moments
     from app.profiles.online.cache_protocol import failures
-    from app.stores.training_set.columns import KINDS, NULL, JsonColumn
+    from app.stores.training_set.columns import KINDS, JsonColumn
     from app.stores.training_set.input import open_rows
     from app.stores.training_set.output import writer_for
 
@@ -70,7 +72,7 @@ async def history(
     mask = registry.mask(names) if names else registry.full_mask
     chosen = {index: registry[index] for index in indices(mask)}
     moments = Moments(registry, service.settings.retention_days, service.clock)
-    late = _LateArrivals({index: encode_value(item.dtype, item.default) or NULL for index, item in chosen.items()})
+    late = _LateArrivals({index: msgspec.json.encode(item.default) for index, item in chosen.items()})
     failed: dict[str, str] = {}
     stop_on_sigterm()
     with open_rows(file) as rows, writer_for(output) as writer, progress("rows", shown=output is not None) as bar:
