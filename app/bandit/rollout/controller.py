@@ -1,7 +1,12 @@
 """Controls the roll-out: reports its status, moves it from stage to stage, and reports problems to admins.
 
+A worker calls `Rollout.watch` periodically. It makes interim analyses ("looks") at fixed numbers of decisions
+(`bootstrap_intervals`); reading the status never makes one. If two workers make the same look, the results are equal,
+and only one is stored. If a guardrail breaks while the challenger serves users, the roll-out is rolled back. In the
+shadow stage no user is harmed, so a broken guardrail is only reported. A promotion, which an admin decided, is not
+undone.
+
 Invariant: the audit trail has every move with actor and reason, and no move is made on a state that has since changed.
-The interim analyses ("looks") are made by `app.bandit.rollout.monitor`; reading the status never makes one.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from app.bandit.model.inputs import Array
 from app.bandit.model.policies import Policies
 from app.bandit.numpy_on_demand import np
 from app.bandit.rollout.aggregates import DecisionPage, DecisionSums, Estimates
-from app.bandit.rollout.bootstrap_intervals import look_size
+from app.bandit.rollout.bootstrap_intervals import due_look, look_level, look_size
 from app.bandit.rollout.ports import Counts, RolloutLook, RolloutRepository
 from app.bandit.rollout.stages import MOVES, Move, RolloutState, refusal, stage_label, target
 from app.bandit.rollout.status import (
@@ -31,7 +36,9 @@ from app.bandit.rollout.status import (
 from app.bandit.rollout.verdict import FEWEST_USERS, Guardrails, Limits, Verdict, broken, too_little, verdict
 from app.errors import Conflict
 from app.features.clock import DAY_MS, Clock, rfc3339
+from app.telemetry import logger
 
+WATCH_EVERY_S = 20.0
 # Dismissals are measured on the newest tips shown, answer times and missing profiles on the decisions of the last hour.
 # A tip without feedback counts as not dismissed, for both policies alike. So a harmful challenger is noticed before the
 # reward window closes, though the harm may be underestimated.
@@ -50,6 +57,7 @@ REPORTED_FOR_MS = 7 * DAY_MS
 CACHED_S = 20.0
 # The names of moves in the audit trail.
 ACTIONS: dict[Move, str] = {"ramp": "ramp roll-out", "promote": "promote challenger", "rollback": "roll back roll-out"}
+log = logger("bandit.rollout")
 
 
 class RolloutAction(Protocol):
@@ -187,6 +195,47 @@ class Rollout:
         if said is not None and said.word == "roll back":
             return Alarm(f"The challenger serves {state.share:.0%} of the users. {said.reason}", "Roll it back.")
         return None
+
+    async def watch(self) -> None:
+        """Make the interim analysis if one is due, and check the guardrails. Do nothing once promoted or rolled back.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
+        state = await self.repository.state()
+        if not state.running:
+            return
+        await self.look(state, await self.counts(state))
+        if not state.share or not (found := broken(await self.guardrails(state), self.limits)):
+            return
+        reason = " ".join(found)
+        try:
+            await self.move("rollback", WORKER, reason)
+        except Conflict as error:  # another process moved it first
+            log.info("rollout_changed_meanwhile", detail=str(error))
+            return
+        log.warning("rolled_back", share=state.share, reason=reason)
+
+    async def look(self, state: RolloutState, counts: Counts) -> RolloutLook | None:
+        """Make and store the interim analysis that is due. Return None if none is due or another worker was first."""
+        looks = await self.repository.looks()
+        number = due_look(counts.evaluated, looks[-1].number if looks else 0)
+        if number is None:
+            return None
+        sums = DecisionSums()
+        async for page in self.repository.pages(state, counts.until):
+            sums.add(page)
+        # Users may have been erased since the decisions were counted.
+        if sums.users < 2 or due_look(sums.n, number - 1) is None:
+            return None
+        level = look_level(number)
+        estimates = await asyncio.to_thread(sums.estimates, level, np.random.default_rng(number))
+        said = verdict(estimates, await self.guardrails(state), self.limits)
+        made = RolloutLook(number, self._clock.now_ms(), level, stage_label(state), estimates, said)
+        if not await self.repository.add_look(made, state):
+            return None
+        log.info("rollout_look", number=number, decisions=estimates.n, verdict=said.word, reason=said.reason)
+        return made
 
     async def _broken_recently(self, state: RolloutState) -> list[str]:
         now = self._clock.monotonic()
