@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from app.bandit.model.inputs import Array
 from app.bandit.model.policies import Policies
 from app.bandit.numpy_on_demand import np
@@ -77,32 +79,22 @@ class Alarm(NamedTuple):
     advice: str
 
 
-class Rollout:
-    def __init__(
-        self,
-        *,
-        repository: RolloutRepository,
-        limits: Limits,
-        window_ms: int,
-        policies: Policies,
-        growth: Callable[[], Awaitable[Growth]],
-        audited: Audited,
-        clock: Clock,
-    ) -> None:
-        """Create a controller.
+class Rollout(msgspec.Struct, kw_only=True, eq=False):
+    """The roll-out of the challenger. `window_ms` is the length of the reward window. `growth` counts the users whose
+    statistics have yet to be extended to the challenger's spec."""
 
-        `window_ms` is the length of the reward window. `growth` counts the users whose statistics have yet to be
-        extended to the challenger's spec.
-        """
-        self.repository = repository
-        self.limits = limits
-        self._window_ms = window_ms
-        self._policies = policies
-        self._challenged = policies.challenger is not None
-        self._growth = growth
-        self._audited = audited
-        self._clock = clock
-        self._cached_broken: tuple[float, list[str]] | None = None
+    repository: RolloutRepository
+    limits: Limits
+    window_ms: int
+    policies: Policies
+    growth: Callable[[], Awaitable[Growth]]
+    audited: Audited
+    clock: Clock
+    _cached_broken: tuple[float, list[str]] | None = None
+
+    @property
+    def _challenged(self) -> bool:
+        return self.policies.challenger is not None
 
     async def status(self) -> RolloutStatus:
         state = await self.repository.state()
@@ -110,7 +102,7 @@ class Rollout:
         guardrails = await self.guardrails(state)
         said = self._verdict(looks, guardrails, counts)
         refusals = {move: refusal(move, state, said, counts.served, self._challenged) for move in MOVES}
-        champion, challenger = self._policies.champion, self._policies.challenger
+        champion, challenger = self.policies.champion, self.policies.challenger
         next_look_at = look_size((looks[-1].number if looks else 0) + 1)
         return RolloutStatus(
             stage=state.stage,
@@ -127,7 +119,7 @@ class Rollout:
             guardrails=GuardrailsView.of(guardrails, self.limits),
             looks=[LookView.of(look) for look in looks],
             moves=[MoveView(move, why_not is None, why_not) for move, why_not in refusals.items()],
-            states=await self._growth(),
+            states=await self.growth(),
         )
 
     async def counts(self, state: RolloutState) -> Counts:
@@ -136,11 +128,11 @@ class Rollout:
         An unsettled decision holds back all newer ones. A decision is served within one reward window or expires, and
         is settled within a second one. A decision still unsettled after three windows is stuck, and holds back nothing.
         """
-        return await self.repository.counts(state, self._clock.now_ms() - 3 * self._window_ms)
+        return await self.repository.counts(state, self.clock.now_ms() - 3 * self.window_ms)
 
     async def guardrails(self, state: RolloutState) -> Guardrails:
         """Measure dismissals, answer times and missing profiles on recent decisions."""
-        recent = await self.repository.recent(self._clock.now_ms() - RECENT_MS, RECENT)
+        recent = await self.repository.recent(self.clock.now_ms() - RECENT_MS, RECENT)
         # The limit is for the challenger's own answers, compared with the champion's. In the shadow stage the champion
         # serves all answers, so their time is shown but not judged.
         own, judged = recent.by_challenger > 0, self._challenged and state.stage != "shadow"
@@ -162,7 +154,7 @@ class Rollout:
         Raises:
             Conflict: the move is not allowed, or another process changed the roll-out meanwhile.
         """
-        async with self._audited(actor, ACTIONS[move]) as action:
+        async with self.audited(actor, ACTIONS[move]) as action:
             state = await self.repository.state()
             said, served = Verdict("hold", ""), 0
             if move != "rollback":  # a rollback needs no verdict
@@ -170,7 +162,7 @@ class Rollout:
                 said, served = self._verdict(looks, await self.guardrails(state), counts), counts.served
             to = target(move, state, said, served, self._challenged)
             why = reason.strip() or ("the shadow begins anew" if to.anew else said.reason) or "no reason was given"
-            moved = await self.repository.move(state, to, why, actor, self._clock.now_ms())
+            moved = await self.repository.move(state, to, why, actor, self.clock.now_ms())
             if moved is None:
                 raise Conflict("the roll-out was changed meanwhile by another process; read its status and try again")
             action.outcome = f"done: {stage_label(state)} to {stage_label(to)}: {why}"
@@ -179,7 +171,7 @@ class Rollout:
     async def alarm(self) -> Alarm | None:
         """The problem that needs attention now; None if there is none. Cheap, since every overview calls it."""
         state = await self.repository.state()
-        age_ms = self._clock.now_ms() - state.changed_at_ms
+        age_ms = self.clock.now_ms() - state.changed_at_ms
         if state.stage == "rolled back" and state.changed_by == WORKER and age_ms < REPORTED_FOR_MS:
             advice = "The champion serves every user again. Fix the cause; ramping then begins anew in the shadow."
             return Alarm(f"The roll-out was rolled back automatically. {state.reason}", advice)
@@ -231,14 +223,14 @@ class Rollout:
         level = look_level(number)
         estimates = await asyncio.to_thread(sums.estimates, level, np.random.default_rng(number))
         said = verdict(estimates, await self.guardrails(state), self.limits)
-        made = RolloutLook(number, self._clock.now_ms(), level, stage_label(state), estimates, said)
+        made = RolloutLook(number, self.clock.now_ms(), level, stage_label(state), estimates, said)
         if not await self.repository.add_look(made, state):
             return None
         log.info("rollout_look", number=number, decisions=estimates.n, verdict=said.word, reason=said.reason)
         return made
 
     async def _broken_recently(self, state: RolloutState) -> list[str]:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         if (cached := self._cached_broken) is None or now - cached[0] > CACHED_S:
             cached = self._cached_broken = now, broken(await self.guardrails(state), self.limits)
         return cached[1]

@@ -7,6 +7,7 @@ import pytest
 import app.profiles.quality.drilldown as module
 from app.errors import UnknownFeature
 from app.features.clock import DAY_MS
+from app.profiles.consistency.inspection import Inspector
 from app.profiles.quality.drilldown import Sought
 from tests.integration.profiles.quality.fixture import QualityFixture
 from tests.integration.profiles.quality.test_measurement import put
@@ -63,7 +64,7 @@ async def test_page_ends_when_its_time_is_over(fixture: QualityFixture, monkeypa
         fixture.service.clock.advance(700)
         return await inner(*asked)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fixture.inspector, "freshness", slow)
+    monkeypatch.setattr(Inspector, "freshness", lambda _, *asked: slow(*asked))
     piece = await fixture.drilldown.find("tip_volume_30d", "missing", "", 100)
     assert (piece.scanned, piece.next_after) == (10, USERS[9])
 

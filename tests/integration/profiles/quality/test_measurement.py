@@ -15,7 +15,7 @@ from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
-from app.profiles.consistency.inspection import CellFreshness
+from app.profiles.consistency.inspection import CellFreshness, Inspector
 from app.profiles.online.cache_protocol import FeatureValue, encode
 from app.profiles.ports import Cell, ComputeRow
 from app.profiles.quality.report import QualityReport
@@ -200,7 +200,7 @@ async def test_short_silence_of_the_cache_is_bridged(
         meanwhile = True
         return await inner(user_ids)
 
-    monkeypatch.setattr(fixture.inspector, "freshness", look)
+    monkeypatch.setattr(Inspector, "freshness", lambda _, user_ids: look(user_ids))
     found = await fixture.measurement.measure()
     assert (found.cache_answered, found.measured) == (answered, 8)
     ties_out(found)
