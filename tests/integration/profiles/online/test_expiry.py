@@ -43,7 +43,7 @@ async def scoring(service: PausableService) -> Features:
 
 async def generating(service: PausableService) -> Features:
     """As a request for a text reads its profile."""
-    return dict(await service.reader.read_features(USER))
+    return dict(await service.reader.read_features(USER, service.registry.full_mask))
 
 
 READS: list[Callable[[PausableService], Awaitable[Features]]] = [single, local, batch, scoring, generating]
