@@ -54,14 +54,6 @@ class _BatchedRead(NamedTuple):
             self.done.set_result(answer)
 
 
-class _Group:
-    """Requests that share one MGET, and the number of users in them."""
-
-    def __init__(self) -> None:
-        self.requests: list[_BatchedRead] = []
-        self.users = 0
-
-
 class RequestBatching:
     def __init__(
         self,
@@ -83,7 +75,8 @@ class RequestBatching:
         self._masks = masks
         self._metrics = metrics
         self._local_cache = local_cache
-        self._open: _Group | None = None
+        self._open: list[_BatchedRead] | None = None  # the group that still takes requests
+        self._open_users = 0
         # Cached: `get_running_loop()` makes a system call on Python 3.11.
         self._loop = asyncio.get_running_loop()
         self._serving: set[asyncio.Task[None]] = set()
@@ -100,20 +93,20 @@ class RequestBatching:
         values must be computed, too many requests wait already and this request is not `patient`."""
         request = _BatchedRead(wanted, plain, patient, self._loop.create_future())
         group = self._open
-        if group is None or group.users + len(wanted) > GROUP_CAP:
-            group = self._open = _Group()
+        if group is None or self._open_users + len(wanted) > GROUP_CAP:
+            group, self._open_users = [], 0
+            self._open = group
             # It starts in the next tick of the loop and includes the requests that arrive until then.
             task = self._loop.create_task(self._serve(group))
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
-        group.requests.append(request)
-        group.users += len(wanted)
+        group.append(request)
+        self._open_users += len(wanted)
         return request.done
 
-    async def _serve(self, group: _Group) -> None:
-        if self._open is group:
+    async def _serve(self, waiting: list[_BatchedRead]) -> None:
+        if self._open is waiting:
             self._open = None
-        waiting = group.requests
         try:
             if not self._cache.available:
                 await self._degrade(waiting, "unavailable")
