@@ -106,12 +106,6 @@ class Feature:
         the sequence number of the user's newest event by subject."""
         return max((newest.get(subject, 0) for subject in self.invalidated_by), default=0)
 
-    @property
-    def superfluous_subjects(self) -> tuple[str, ...]:
-        """Subjects in `invalidated_by` whose events cannot change the value. The entry must be compiled."""
-        needed = {RELATIONS[name] for name in self.relations}
-        return tuple(subject for subject in self.invalidated_by if subject not in needed)
-
 
 def as_dtype(dtype: Dtype, value: object) -> Scalar:
     """Convert `value` to `dtype`; None if it is not of that dtype. An int is accepted as a float, and an integral float
