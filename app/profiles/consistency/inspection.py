@@ -74,16 +74,6 @@ class Inspection(NamedTuple):
         return cell.held if self.cache == "trusted" and cell.held is not None and not cell.disabled else cell.outcome
 
 
-class CellFreshness(NamedTuple):
-    """The state of one feature of a user in the cache, where `feature` is an index. `value` is the cached value; None
-    if the state is `missing`."""
-
-    user_id: str
-    feature: int
-    state: State
-    value: FeatureValue | None
-
-
 class Inspector(msgspec.Struct, kw_only=True, eq=False):
     """Compares users' cached values with the event log and with a computation, for some tens of users at a time. If the
     cache does not answer, an inspection waits for at most one timeout. `trusted` returns whether reads may serve cached
@@ -106,21 +96,18 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         """Inspect users; return one inspection per user, in the same order. Raises `StoreUnavailable`."""
         return await self._inspect(user_ids, self.registry.full_mask, compute=True)
 
-    async def freshness(self, user_ids: Sequence[str], mask: int | None = None) -> list[CellFreshness]:
-        """The state of each user's features in the cache: the features in `mask`, or all. Computes nothing.
+    async def freshness(self, user_ids: Sequence[str], mask: int | None = None) -> list[Inspection]:
+        """Inspect the cached values of the features in `mask`, or of all; compute nothing. So each cell's `difference`
+        is None, and its `outcome` has no value.
 
         Raises:
             CacheUnavailable: the cache does not answer; raised at once while the circuit breaker is open.
             StoreUnavailable: the database does not answer.
         """
         found = await self._inspect(user_ids, self.registry.full_mask if mask is None else mask, compute=False)
-        cells: list[CellFreshness] = []
-        for inspection in found:
-            for cell in inspection.cells:
-                if cell.state is None:
-                    raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
-                cells.append(CellFreshness(inspection.user_id, cell.feature, cell.state, cell.held))
-        return cells
+        if any(inspection.cache == "away" for inspection in found):
+            raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
+        return found
 
     async def live_values(self, user_id: str) -> list[FeatureValue | None] | None:
         """A user's cached value of each feature, in registry order; None for a feature without one. Returns None

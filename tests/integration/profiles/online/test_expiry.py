@@ -144,5 +144,5 @@ async def test_value_without_events_is_no_fault_after_an_erasure(group: ServiceG
         await service.plain(USER)
         await service.drain()
     assert service.counted("near_hits") == len(REGISTRY)
-    cells = await service.inner.inspector.freshness([USER])
-    assert {cell.state for cell in cells} == {"fresh"}
+    (inspection,) = await service.inner.inspector.freshness([USER])
+    assert {cell.state for cell in inspection.cells} == {"fresh"}

@@ -36,9 +36,9 @@ async def found_in_pieces(fixture: QualityFixture, feature: str, sought: Sought,
     after: str | None = ""
     while after is not None:
         piece = await fixture.drilldown.find(feature, sought, after, limit)
-        assert piece.cells is not None
-        assert len(piece.cells) <= limit
-        found += [look.user_id for look in piece.cells]
+        assert piece.users is not None
+        assert len(piece.users) <= limit
+        found += [look.user_id for look in piece.users]
         after = piece.next_after
     return found
 
@@ -79,4 +79,4 @@ async def test_no_users_are_listed_when_the_cache_is_away(fragile_world: Service
     await service.send(served("ann"))
     fragile_world.server.kill()
     piece = await QualityFixture(service).drilldown.find("tip_volume_30d", "missing", "", 5)
-    assert (piece.cells, piece.next_after) == (None, None)
+    assert (piece.users, piece.next_after) == (None, None)

@@ -15,7 +15,7 @@ from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
-from app.profiles.consistency.inspection import CellFreshness, Inspector
+from app.profiles.consistency.inspection import Inspection, Inspector
 from app.profiles.online.cache_protocol import FeatureValue, encode
 from app.profiles.ports import Cell, ComputeRow
 from app.profiles.quality.report import QualityReport
@@ -192,7 +192,7 @@ async def test_short_silence_of_the_cache_is_bridged(
 
     meanwhile = False
 
-    async def look(user_ids: Sequence[str]) -> list[CellFreshness]:
+    async def look(user_ids: Sequence[str]) -> list[Inspection]:
         nonlocal left, meanwhile
         if meanwhile and left:
             left -= 1
