@@ -31,8 +31,8 @@ from app.features.clock import rfc3339, to_ms
 from app.features.export import catalogue_entry
 from app.features.ids import id_problem
 from app.features.registry import indices
-from app.profiles.history.decisions import ServedRow, served_row
-from app.profiles.history.validation import Moments
+from app.profiles.history.decisions import served_row
+from app.profiles.history.moments import Moments
 from app.profiles.online.cache_protocol import Profile, failures
 from app.profiles.ports import ComputeRow, LoggedProfile
 from app.service import Service
@@ -165,7 +165,7 @@ def _history_row(
     mask: int,
     known: int | Literal["as_of"] | None,
     decisions: Mapping[str, LoggedProfile],
-) -> ServedRow:
+) -> tuple[Profile, ComputeRow]:
     """The recorded values of the row's decision, if any, and the features to compute. Raises `InvalidInput`."""
     if row.decision_id is not UNSET:
         given = [name for name in ("user_id", "as_of") if getattr(row, name) is not UNSET]
@@ -184,7 +184,7 @@ def _history_row(
     if problem := moments.problem(at_ms, known_ms, mask):
         path = f"{place}.as_of" if problem.path == "as_of" else "known_at"
         raise InvalidInput("a moment is invalid", [Issue(path, problem.detail)])
-    return ServedRow({}, ComputeRow(row.user_id, mask, at_ms, known_ms))
+    return {}, ComputeRow(row.user_id, mask, at_ms, known_ms)
 
 
 @get(

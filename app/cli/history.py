@@ -14,8 +14,7 @@ from app.errors import InvalidInput, Issue
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
-    from app.profiles.history.decisions import ServedRow
-    from app.profiles.history.validation import Moments
+    from app.profiles.history.moments import Moments
     from app.profiles.online.cache_protocol import Profile
     from app.profiles.online.reader import ProfileReader
     from app.profiles.ports import ComputeRow, LoggedProfiles
@@ -54,11 +53,12 @@ async def history(
     In Parquet output, as_of is a timestamp. Other columns of Parquet input keep their types. Columns of CSV input are
     text. Columns of JSON input are numbers, booleans or text; mixed and nested values become text.
     """
-    from app.features.registry import encode_value, indices
-    from app.profiles.history.decisions import ServedRow
-    from app.profiles.history.validation import Moments
+    import msgspec
+
+    from app.features.registry import indices
+    from app.profiles.history.moments import Moments
     from app.profiles.online.cache_protocol import failures
-    from app.stores.training_set.columns import KINDS, NULL, JsonColumn
+    from app.stores.training_set.columns import KINDS, JsonColumn
     from app.stores.training_set.input import open_rows
     from app.stores.training_set.output import writer_for
 
@@ -70,7 +70,7 @@ async def history(
     mask = registry.mask(names) if names else registry.full_mask
     chosen = {index: registry[index] for index in indices(mask)}
     moments = Moments(registry, service.settings.retention_days, service.clock)
-    late = _LateArrivals({index: encode_value(item.dtype, item.default) or NULL for index, item in chosen.items()})
+    late = _LateArrivals({index: msgspec.json.encode(item.default) for index, item in chosen.items()})
     failed: dict[str, str] = {}
     stop_on_sigterm()
     with open_rows(file) as rows, writer_for(output) as writer, progress("rows", shown=output is not None) as bar:
@@ -80,10 +80,10 @@ async def history(
             if by_decision:
                 wanted = await _served(block, mask, moments, service.logged_profiles)
             else:
-                wanted = [ServedRow({}, row) for row in _asked(block, mask, before, known, moments)]
-            asked = [row.rest for row in wanted]
+                wanted = [({}, row) for row in _asked(block, mask, before, known, moments)]
+            asked = [row for _, row in wanted]
             rest = await reader.read_as_of(asked)
-            profiles = [row.served | others for row, others in zip(wanted, rest, strict=True)]
+            profiles = [served | others for (served, _), others in zip(wanted, rest, strict=True)]
             failed = failures(registry, profiles) | failed
             late.note(asked, profiles)
             computed = {
@@ -143,13 +143,15 @@ def _asked(block: Block, mask: int, before: bool, known: KnownAt, moments: Momen
     return asked
 
 
-async def _served(block: Block, mask: int, moments: Moments, decisions: LoggedProfiles) -> list[ServedRow]:
+async def _served(
+    block: Block, mask: int, moments: Moments, decisions: LoggedProfiles
+) -> list[tuple[Profile, ComputeRow]]:
     """For each row, the recorded values of its decision and the features to compute. Raises `InvalidInput`."""
     from app.profiles.history.decisions import served_row
 
     ids = block.keys["decision_id"]
     found = await decisions.by_id([decision_id for decision_id in ids if decision_id is not None])
-    rows: list[ServedRow] = []
+    rows: list[tuple[Profile, ComputeRow]] = []
     for number, decision_id in zip(block.numbers, ids, strict=True):
         place = f"{block.place} {number}, decision_id"
         if decision_id is None:

@@ -24,7 +24,7 @@ async def profile(service: OpenService, user: str, as_of: str | None, as_json: b
     """Show the profile of USER."""
     from rich.table import Column, Table
 
-    from app.profiles.history.validation import Moments
+    from app.profiles.history.moments import Moments
     from app.profiles.ports import ComputeRow
 
     check_user(user)

@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
+import msgspec
+
 AT_ONCE = 32
 # Turns of the event loop in which a group runs before its time is measured.
 LOOP_TURNS = 4
@@ -27,27 +29,21 @@ PAUSE_FACTOR = 9
 PAUSE_MOST_S = 0.1
 
 
-class OverloadQueue:
-    """Delays requests during overload and releases them in groups. Each process has one instance per kind of load."""
+class OverloadQueue(msgspec.Struct, eq=False):
+    """Delays requests during overload and releases them in groups. Each process has one instance per kind of load.
+    `most_s`: the longest wait before a request is shed, in seconds."""
 
-    def __init__(
-        self,
-        most_s: float,
-        now: Callable[[], float] = monotonic,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        """`most_s`: the longest wait before a request is shed, in seconds."""
-        self._most_s = most_s
-        self._now = now
-        self._pause = pause
-        self._waiting: deque[tuple[float, asyncio.Future[bool]]] = deque()
-        self._releasing: asyncio.Task[None] | None = None
+    most_s: float
+    now: Callable[[], float] = monotonic
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _waiting: deque[tuple[float, asyncio.Future[bool]]] = msgspec.field(default_factory=deque)
+    _releasing: asyncio.Task[None] | None = None
 
     async def wait(self) -> bool:
         """Wait until the request is released; return False if `most_s` passed first, so that it must be shed."""
         loop = asyncio.get_running_loop()
         released: asyncio.Future[bool] = loop.create_future()
-        self._waiting.append((self._now() + self._most_s, released))
+        self._waiting.append((self.now() + self.most_s, released))
         if self._releasing is None or self._releasing.done():
             self._releasing = loop.create_task(self._release())
         return await released
@@ -62,15 +58,15 @@ class OverloadQueue:
 
     async def _release(self) -> None:
         while self._waiting:
-            began = self._now()
+            began = self.now()
             while self._waiting and self._waiting[0][0] <= began:
                 _end(self._waiting.popleft()[1], in_time=False)
             for _ in range(min(AT_ONCE, len(self._waiting))):
                 _end(self._waiting.popleft()[1], in_time=True)
             for _ in range(LOOP_TURNS):
-                await self._pause(0)
+                await self.pause(0)
             if self._waiting:
-                await self._pause(min(PAUSE_MOST_S, PAUSE_FACTOR * (self._now() - began)))
+                await self.pause(min(PAUSE_MOST_S, PAUSE_FACTOR * (self.now() - began)))
 
 
 def _end(released: asyncio.Future[bool], *, in_time: bool) -> None:

@@ -20,8 +20,6 @@ from datetime import timedelta
 from textwrap import dedent
 from typing import Literal
 
-import msgspec
-
 from app.errors import Issue, RegistryError, UnknownFeature
 from app.features.clock import MILLISECOND
 from app.features.events import KNOWN_SUBJECTS, RELATIONS
@@ -34,7 +32,6 @@ CACHE_PROTOCOL = 2
 SHOWN = 80  # characters of an unknown name that an error repeats
 DTYPES: dict[str, type] = {"float": float, "int": int, "str": str}
 _INT64 = 1 << 63
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +105,6 @@ class Feature:
         """The sequence number of the user's newest event that invalidates the feature; 0 if there is none. `newest` has
         the sequence number of the user's newest event by subject."""
         return max((newest.get(subject, 0) for subject in self.invalidated_by), default=0)
-
-    @property
-    def superfluous_subjects(self) -> tuple[str, ...]:
-        """Subjects in `invalidated_by` whose events cannot change the value. The entry must be compiled."""
-        needed = {RELATIONS[name] for name in self.relations}
-        return tuple(subject for subject in self.invalidated_by if subject not in needed)
 
 
 def as_dtype(dtype: Dtype, value: object) -> Scalar:
@@ -246,9 +237,3 @@ class Registry(Sequence[Feature]):
 def indices(mask: int) -> list[int]:
     """The indices of the features in a bit mask, ascending."""
     return [index for index in range(mask.bit_length()) if mask >> index & 1]
-
-
-def encode_value(dtype: Dtype, value: object) -> bytes | None:
-    """Encode a value as JSON; None if it is not of the dtype."""
-    found = as_dtype(dtype, value)
-    return None if found is None else _encode(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from textwrap import indent
-from typing import NamedTuple, cast
+from typing import cast
 
 from app.features.clock import spoken
 from app.features.events import RELATIONS
@@ -55,52 +55,32 @@ REGISTRY = Registry([{constant}])
 '''
 
 
-class _Sketch(NamedTuple):
-    """The parts of a new feature, for one relation and dtype. `events` has the arguments of the example's events as
-    Python source, oldest first. `value` is the value of the feature for these events."""
-
-    compute: str
-    description: str
-    default: Scalar
-    events: tuple[str, ...]
-    value: Scalar
-
-
-_SKETCHES: dict[tuple[str, str], _Sketch] = {
-    ("feedback", "float"): _Sketch(
+# The arguments of the example's events as Python source, oldest first.
+_EVENTS = {"feedback": ('"completed"', '"dismissed"'), "views": ('tip_id="a"', 'tip_id="a"', 'tip_id="b"')}
+# By relation and dtype: the SQL and the description of a feature, and its value for the events.
+_SKETCHES: dict[tuple[str, str], tuple[str, str, Scalar]] = {
+    ("feedback", "float"): (
         "SELECT\n    user_id,\n    COUNT(*) FILTER (WHERE action = 'completed')\n"
         "        / CAST(COUNT(*) AS DOUBLE PRECISION) AS value\nFROM feedback\nGROUP BY user_id",
         "Share of the user's tip feedback of the last {window} that is 'completed', 0 to 1.",
-        None,
-        ('"completed"', '"dismissed"'),
         0.5,
     ),
-    ("feedback", "int"): _Sketch(
-        _COUNT, "How often the user reacted to a tip in the last {window}.", 0, ('"completed"', '"dismissed"'), 2
-    ),
-    ("feedback", "str"): _Sketch(
+    ("feedback", "int"): (_COUNT, "How often the user reacted to a tip in the last {window}.", 2),
+    ("feedback", "str"): (
         _LATEST.replace("{column}", "action"),
         "What the user did with a tip last, within {window}.",
-        None,
-        ('"completed"', '"dismissed"'),
         "dismissed",
     ),
-    ("views", "float"): _Sketch(
+    ("views", "float"): (
         "SELECT user_id, COUNT(*) / CAST(COUNT(DISTINCT tip_id) AS DOUBLE PRECISION) AS value\n"
         "FROM views\nGROUP BY user_id",
         "How often the user was served each tip, on average, in the last {window}.",
-        None,
-        ('tip_id="a"', 'tip_id="a"', 'tip_id="b"'),
         1.5,
     ),
-    ("views", "int"): _Sketch(
-        _COUNT, "How many tips the user was served in the last {window}.", 0, ('tip_id="a"', 'tip_id="b"'), 2
-    ),
-    ("views", "str"): _Sketch(
+    ("views", "int"): (_COUNT, "How many tips the user was served in the last {window}.", 3),
+    ("views", "str"): (
         _LATEST.replace("{column}", "tip_id"),
         "The tip that the user was served last, within {window}.",
-        None,
-        ('tip_id="a"', 'tip_id="b"'),
         "b",
     ),
 }
@@ -114,22 +94,22 @@ def scaffold(name: str, relation: str, dtype: str, window: timedelta, ttl: timed
     Raises:
         RegistryError: the name is not an identifier.
     """
-    sketch = _SKETCHES[relation, dtype]
+    compute, description, value = _SKETCHES[relation, dtype]
     entry = Feature(
         name=name,
         dtype=cast(Dtype, dtype),
         ttl=ttl,
         window=window,
-        description=sketch.description.format(window=spoken(window)),
-        compute=sketch.compute.format(relation=relation),
-        default=sketch.default,
+        description=description.format(window=spoken(window)),
+        compute=compute.format(relation=relation),
+        default=0 if dtype == "int" else None,
         invalidated_by=(RELATIONS[relation],),
     )
     Registry([entry])  # raises if a rule is broken
     event = "served" if relation == "views" else "feedback"
     events = [
         f"                {event}({argument}, ago={_code(window / (number + 2))}),"
-        for number, argument in enumerate(sketch.events)
+        for number, argument in enumerate(_EVENTS[relation])
     ]
     return _MODULE.format(
         event=event,
@@ -142,7 +122,7 @@ def scaffold(name: str, relation: str, dtype: str, window: timedelta, ttl: timed
         default="" if entry.default is None else f"    default={json.dumps(entry.default)},\n",
         compute=indent(entry.compute, " " * 8),
         events="\n".join(events),
-        value=json.dumps(sketch.value),
+        value=json.dumps(value),
         mirror=indent(mirror_line(entry), "#"),
     )
 

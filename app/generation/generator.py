@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
+import msgspec
+
 from app.errors import FallbackReason, ModelFailed
 from app.features.clock import Clock
 from app.generation.ports import TipRequest, Writer
@@ -45,24 +47,24 @@ class Model(NamedTuple):
     at_once: int
 
 
-class TipGenerator:
-    def __init__(self, model: Model | None, clock: Clock, metrics: Metrics) -> None:
-        """Create a generator. If `model` is None, the template writes every tip, which is not counted as a failure."""
-        self._model = model
-        self._clock = clock
-        self._metrics = metrics
-        self._failures = 0
-        self._skip_until = 0.0
-        self._under_way: set[asyncio.Timeout] = set()
-        self._stopping = False
+class TipGenerator(msgspec.Struct, eq=False):
+    """Writes tips. If `model` is None, the template writes every tip, which is not counted as a failure."""
+
+    model: Model | None
+    clock: Clock
+    metrics: Metrics
+    _failures: int = 0
+    _skip_until: float = 0.0
+    _under_way: set[asyncio.Timeout] = msgspec.field(default_factory=set)
+    _stopping: bool = False
 
     async def write(self, request: TipRequest) -> WrittenTip:
         """Generate a tip, with the template if the model fails; no error is raised."""
-        if self._model is None:
-            self._metrics.generations.labels("template").inc()
+        if self.model is None:
+            self.metrics.generations.labels("template").inc()
             return WrittenTip(template_tip(request), None, None)
         try:
-            tip = WrittenTip(await self._ask(self._model, request), self._model.name, None)
+            tip = WrittenTip(await self._ask(self.model, request), self.model.name, None)
         except ModelFailed as failed:
             # At the level info, requests that make no call would write one line each while the service is busy.
             write_log = log.debug if failed.reason in NOT_CALLED else log.info
@@ -71,7 +73,7 @@ class TipGenerator:
         except Exception:  # a defect of this service; the request gets a tip all the same
             log.exception("model_failed")
             tip = WrittenTip(template_tip(request), None, "internal error")
-        self._metrics.generations.labels(tip.reason or "model").inc()
+        self.metrics.generations.labels(tip.reason or "model").inc()
         return tip
 
     def stop(self) -> None:
@@ -87,7 +89,7 @@ class TipGenerator:
             raise ModelFailed("stopping", "the process is about to end", well=True)
         if len(self._under_way) >= model.at_once:
             raise ModelFailed("busy", f"{model.at_once} calls are in progress", well=True)
-        started = self._clock.monotonic()
+        started = self.clock.monotonic()
         if started < self._skip_until:
             raise ModelFailed("circuit open", "it failed several times in a row")
         try:
@@ -112,8 +114,8 @@ class TipGenerator:
         begins the next skip. If a call that began before a skip fails during it, the skip may become longer but not
         shorter.
         """
-        now = self._clock.monotonic()
-        self._metrics.model_seconds.observe(now - started)
+        now = self.clock.monotonic()
+        self.metrics.model_seconds.observe(now - started)
         self._failures = 0 if well else self._failures + 1
         if self._failures >= SKIP_AFTER:
             skip_s = min(LONGEST_SKIP_S, max(SKIP_S, pause_s or 0.0))

@@ -9,7 +9,7 @@ if the prompt changes and the version does not.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -43,21 +43,14 @@ class Tip(msgspec.Struct, forbid_unknown_fields=True):
     text: Annotated[str, Meta(description="The tip, in one paragraph of at most 240 characters.")]
 
 
-class Prompt(NamedTuple):
-    """A prompt: the system message, the user message, and the JSON schema of the model's answer."""
-
-    system: str
-    user: str
-    schema: dict[str, Any]
-
-
-def prompt_for(request: TipRequest, mark: str) -> Prompt:
-    """Build the prompt for a request. The marks around the task's text contain `mark`, so that the text cannot pose as
-    instructions. `mark` must consist of unpredictable letters and digits, new for each prompt."""
+def prompt_for(request: TipRequest, mark: str) -> str:
+    """Build the user message for a request; `SYSTEM` is the system message. The marks around the task's text contain
+    `mark`, so that the text cannot pose as instructions. `mark` must consist of unpredictable letters and digits, new
+    for each prompt."""
     task, due = request.task, request.task.due_at
     now = request.now if due is None else request.now.astimezone(due.tzinfo)
     habits = described(request.traits) or "nothing is known"
-    user = (
+    return (
         f"Language: {_language(request.locale)} (BCP 47)\n"
         f"Now: {now.isoformat(timespec='minutes')}\n"
         f"The reader's habits: {habits}\n"
@@ -67,7 +60,6 @@ def prompt_for(request: TipRequest, mark: str) -> Prompt:
         f"<task-{mark}>\n{_escaped(task)}\n</task-{mark}>\n"
         f"Now word the tip about this task, as JSON."
     )
-    return Prompt(SYSTEM, user, tip_schema())
 
 
 def tip_schema() -> dict[str, Any]:

@@ -54,27 +54,26 @@ class FeatureTrouble(msgspec.Struct):
 _decode_disabled = msgspec.json.Decoder(list[Disabled]).decode
 
 
-class FeatureAvailability:
+class FeatureAvailability(msgspec.Struct, eq=False):
     """Tracks which features are disabled or paused in this process. Sets of features are bit masks; a single feature is
-    given by its index in the registry."""
+    given by its index in the registry. `switches` returns the disabled features, at most a second old, as a JSON list
+    of `Disabled` rows."""
 
-    def __init__(self, registry: Registry, clock: Clock, switches: Callable[[], str] = lambda: "[]") -> None:
-        """`switches` returns the disabled features, at most a second old, as a JSON list of `Disabled` rows."""
-        self._registry = registry
-        self._clock = clock
-        self._switches = switches
-        self._seen = "[]"
-        self._disabled: dict[int, Disabled] = {}
-        self._disabled_mask = 0
-        self._troubles: dict[int, FeatureTrouble] = {}
-        self._paused_mask = 0
+    registry: Registry
+    clock: Clock
+    switches: Callable[[], str] = lambda: "[]"
+    _seen: str = "[]"
+    _disabled: dict[int, Disabled] = msgspec.field(default_factory=dict)
+    _disabled_mask: int = 0
+    _troubles: dict[int, FeatureTrouble] = msgspec.field(default_factory=dict)
+    _paused_mask: int = 0
 
     @property
     def disabled(self) -> int:
         """The bit mask of the features that an admin has disabled. Cheap enough for every read."""
-        seen = self._switches()
+        seen = self.switches()
         if seen != self._seen:
-            known = {name: index for index, name in enumerate(self._registry.names)}
+            known = {name: index for index, name in enumerate(self.registry.names)}
             self._disabled = {known[row.feature]: row for row in _decode_disabled(seen) if row.feature in known}
             self._disabled_mask = sum(1 << index for index in self._disabled)
             self._seen = seen
@@ -112,7 +111,7 @@ class FeatureAvailability:
         """End the pause of a feature, because an attempt to compute it succeeded."""
         del self._troubles[index]
         self._paused_mask &= ~(1 << index)
-        log.warning("feature_resumed", feature=self._registry.names[index])
+        log.warning("feature_resumed", feature=self.registry.names[index])
 
     def failed(self, index: int, user_id: str, reason: str) -> None:
         """Record that a feature could not be computed for a user. The feature is paused when it has failed for
@@ -141,7 +140,7 @@ class FeatureAvailability:
     def due(self) -> tuple[int, str] | None:
         """A paused feature to try again now, as (index, id of the user to try it with); None if there is none. The
         feature is not returned again until the attempt has ended."""
-        now, off = self._clock.monotonic(), self.disabled
+        now, off = self.clock.monotonic(), self.disabled
         for index, trouble in self._troubles.items():
             if trouble.pause_s and trouble.until <= now and not off >> index & 1:
                 trouble.until = math.inf
@@ -150,16 +149,16 @@ class FeatureAvailability:
 
     def _trouble(self, index: int, user_id: str, reason: str) -> FeatureTrouble:
         if index not in self._troubles:
-            self._troubles[index] = FeatureTrouble(self._registry.names[index], self._clock.now_ms(), reason)
+            self._troubles[index] = FeatureTrouble(self.registry.names[index], self.clock.now_ms(), reason)
         trouble = self._troubles[index]
         trouble.reason, trouble.user_id = reason, user_id
         return trouble
 
     def _pause(self, index: int, trouble: FeatureTrouble) -> None:
-        if self._clock.monotonic() < trouble.until < math.inf:
+        if self.clock.monotonic() < trouble.until < math.inf:
             return  # paused already by another value of the same statement
         trouble.users.clear()
         trouble.pause_s = min(LONGEST_PAUSE_S, trouble.pause_s * 2 or FIRST_PAUSE_S)
-        trouble.until = self._clock.monotonic() + trouble.pause_s
+        trouble.until = self.clock.monotonic() + trouble.pause_s
         self._paused_mask |= 1 << index
         log.error("feature_paused", feature=trouble.feature, reason=trouble.reason, try_again_s=trouble.pause_s)

@@ -34,7 +34,7 @@ from msgspec import Meta
 from app.errors import ModelFailed
 from app.features.clock import Clock, to_ms
 from app.generation.ports import TipRequest
-from app.generation.prompt import Prompt, Tip, prompt_for
+from app.generation.prompt import SYSTEM, Tip, prompt_for, tip_schema
 
 CONNECT_S = 2.0
 MOST_BYTES = 64 * 1024
@@ -219,7 +219,7 @@ class LlmWriter:
         except TimeoutError:
             raise ModelFailed("timeout", f"no whole answer in {self._patience_s:g} s") from None
 
-    async def _ask(self, prompt: Prompt, until: float) -> str:
+    async def _ask(self, prompt: str, until: float) -> str:
         with_schema = self._clock.monotonic() >= self._plain_until
         schema_refused, retries = False, RETRIES
         while True:
@@ -248,11 +248,11 @@ class LlmWriter:
             raise ModelFailed("invalid answer", "it repeats the key", well=True)
         return text
 
-    def _request(self, prompt: Prompt, *, with_schema: bool) -> dict[str, Any]:
-        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
+    def _request(self, prompt: str, *, with_schema: bool) -> dict[str, Any]:
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
         request: dict[str, Any] = {"model": self._model, "messages": messages, "stream": False}
         if with_schema:
-            schema = {"name": "tip", "strict": True, "schema": prompt.schema}
+            schema = {"name": "tip", "strict": True, "schema": tip_schema()}
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
         return request
 

@@ -22,8 +22,7 @@ from arq.cron import CronJob, cron
 from arq.worker import func
 
 from app.bandit.learning import maintenance
-from app.bandit.rollout import monitor
-from app.bandit.rollout.monitor import RolloutMonitor
+from app.bandit.rollout.controller import WATCH_EVERY_S
 from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
 from app.concurrency.periodic import repeat
@@ -195,13 +194,12 @@ async def work(
             service.metrics, settings.host, settings.worker_metrics_port, "PROFILES_WORKER_METRICS_PORT"
         )
         stack.push_async_callback(asyncio.to_thread, stop_metrics)
-        rollout_monitor = RolloutMonitor(service.bandit.rollout, service.clock)
         periodic = [
             repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S),
             repeat("rebuild", partial(service.rebuild_runner.share, pace.budget_s), SHARE_EVERY_S),
             repeat("bandit maintenance", service.bandit.maintenance.once, maintenance.EVERY_S),
             repeat("shadows", service.bandit.maintenance.shadow, maintenance.EVERY_S),
-            repeat("roll-out", rollout_monitor.once, monitor.EVERY_S),
+            repeat("roll-out", service.bandit.rollout.watch, WATCH_EVERY_S),
         ]
         if settings.audit_users:
             sample, metrics = Random(), service.metrics  # noqa: S311  # draws a sample

@@ -9,7 +9,6 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from app.api.pages.templating import spelled
-from app.bandit.rollout.monitor import RolloutMonitor
 from tests.support.browser import NARROW, WIDE, Scheme, looks, visiting
 from tests.support.decisions import HOUR_MS, move_to, rows_of, some, write
 from tests.support.live import API_KEYS, KEYS, Live
@@ -18,11 +17,10 @@ from tests.support.live import API_KEYS, KEYS, Live
 async def decide(site: Live, *sizes: int) -> None:
     """Store settled decisions of days ago, with a look after each number of them."""
     rows = rows_of(some(sum(sizes)), made_ms=site.now_ms - 100 * HOUR_MS)
-    watch = RolloutMonitor(site.service.bandit.rollout, site.service.clock)
     for size in sizes:
         await write(site.service.database, rows[:size])
         rows = rows[size:]
-        await watch.once()
+        await site.service.bandit.rollout.watch()
 
 
 async def press(page: Page, summary: str, button: str, reason: str = "") -> None:
@@ -179,7 +177,7 @@ async def test_step_is_refused_when_the_verdict_has_changed(own_site: Live, brow
 async def test_page_asks_for_an_improvement_when_only_that_is_missing(own_site: Live, browser: Browser) -> None:
     rows = rows_of(some(4_000, skill=0.0), made_ms=own_site.now_ms - 100 * HOUR_MS)
     await write(own_site.service.database, rows)
-    await RolloutMonitor(own_site.service.bandit.rollout, own_site.service.clock).once()
+    await own_site.service.bandit.rollout.watch()
     await move_to(own_site.service, "ramp", 1.0)
     await write(own_site.service.database, rows_of(some(250, share=1.0, seed=2), made_ms=own_site.now_ms - 1_000))
     async with visiting(browser, own_site) as visitor:

@@ -205,7 +205,7 @@ async def test_page_is_quick_when_the_cache_hangs(
 async def test_page_explains_that_the_cache_is_not_trusted(own_site: Live, browser: Browser) -> None:
     user = await lively(own_site)
     # As if another process owed an invalidation that is not settled yet.
-    own_site.service.inspector._trusted = AsyncMock(return_value=False)
+    own_site.service.inspector.trusted = AsyncMock(return_value=False)
     async with visiting(browser, own_site) as visitor:
         await visitor.go(address(user))
         assert "The cache is not trusted" in await visitor.text()

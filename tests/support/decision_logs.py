@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from app.bandit.model.inputs import Array
 from app.bandit.rollout.aggregates import DecisionPage
-from app.bandit.rollout.off_policy import Floats
 
 EPSILON = 0.1
 
@@ -17,9 +17,9 @@ class SimulatedLog(NamedTuple):
     """Decisions with the true mean reward of each candidate: one row per decision, one column per candidate."""
 
     users: npt.NDArray[np.int64]
-    champion: Floats
-    challenger: Floats
-    means: Floats  # expected reward
+    champion: Array
+    challenger: Array
+    means: Array  # expected reward
 
     @property
     def values(self) -> tuple[float, float]:
@@ -28,11 +28,11 @@ class SimulatedLog(NamedTuple):
         return champion, challenger
 
 
-def mixture(scores: Floats, sharpness: float) -> Floats:
+def mixture(scores: Array, sharpness: float) -> Array:
     """π (n, K): ε-uniform, else softmax of the scores."""
     weights = np.exp(sharpness * (scores - scores.max(axis=1, keepdims=True)))
     size = scores.shape[1]
-    mixed: Floats = (1 - EPSILON) * weights / weights.sum(axis=1, keepdims=True) + EPSILON / size
+    mixed: Array = (1 - EPSILON) * weights / weights.sum(axis=1, keepdims=True) + EPSILON / size
     return mixed
 
 

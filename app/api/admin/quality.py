@@ -21,7 +21,7 @@ from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.schemas import Value, view
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
-from app.profiles.consistency.inspection import CellFreshness
+from app.profiles.consistency.inspection import Inspection
 from app.profiles.quality.drilldown import Sought
 from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, readable_report
@@ -199,16 +199,17 @@ async def get_users_behind(
     except UnknownFeature as error:
         raise Undecodable(str(error), [Issue("feature", item.detail) for item in error.issues]) from error
     found = await service.quality.drilldown.find(feature, state, after, limit)
-    users = [_user(item) for item in found.cells] if found.cells is not None else None
+    users = [_user(item) for item in found.users] if found.users is not None else None
     body = UsersBehindList(feature, state, rfc3339(found.at_ms), users, found.scanned, found.next_after)
     return await answer(request, body, USERS_PAGE, **choices)
 
 
-def _user(item: CellFreshness) -> UserBehind:
-    if item.value is None:
-        return view(UserBehind, item, computed_at=None, expires_at=None)
-    value = msgspec.json.decode(item.value.json)
-    return view(UserBehind, item.value, user_id=item.user_id, state=item.state, value=value)
+def _user(item: Inspection) -> UserBehind:
+    (cell,) = item.cells
+    if cell.held is None:
+        return view(UserBehind, cell, user_id=item.user_id, value=None, computed_at=None, expires_at=None)
+    value = msgspec.json.decode(cell.held.json)
+    return view(UserBehind, cell.held, user_id=item.user_id, state=cell.state, value=value)
 
 
 async def _request_run(request: HttpRequest) -> QualityRun:

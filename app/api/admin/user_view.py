@@ -26,8 +26,7 @@ from app.features.clock import DAY_MS, rfc3339, to_ms
 from app.features.events import Action, subject_of
 from app.features.registry import Registry
 from app.profiles.consistency.inspection import InspectedCell, Inspection
-from app.profiles.history.timeline import DAYS, Point, development
-from app.profiles.history.validation import Moments
+from app.profiles.history.moments import DAYS, Moments, Point, development
 from app.profiles.online.cache_protocol import FeatureValue, Profile
 from app.service import Service
 

@@ -104,27 +104,21 @@ class Spec(msgspec.Struct, frozen=True, dict=True):
         return json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def least_precision(decisions: int) -> float:
-    """The smallest prior precision λ with which v2's added inputs raise a score's standard deviation by at most 10 %.
-
-    This holds for every user with at most n = `decisions` decisions, every candidate and every profile. Let x be the
-    inputs of spec v1 and z those that v2 adds. The condition √(xᵀ(I+S)⁻¹x + |z|²/λ) ≤ 1.1 √(xᵀ(I+S)⁻¹x) means
-    λ ≥ |z|² / (0.21 xᵀ(I+S)⁻¹x).
-
-    1. Let xᵢ be the learned vectors, |xᵢ|² ≤ 5. By Cauchy-Schwarz, xᵀ(I+S)⁻¹x ≥ |x|⁴ / (|x|² + Σ(x·xᵢ)²) ≥ |x|²/(1+5n).
-    2. Let c be the candidate's own factors, |c|² ≤ 3. With a time and a preferred hour, |x|² = 2 + |c|² and
-       |z|² ≤ 1 + p|c|² with p = 4/9 + 4/9 + 1/4 + 1/4 + 1. The ratio |z|²/|x|² is largest at |c|² = 3: 49/30.
-       Without a time or a preferred hour it is smaller.
-
-    A user who saw one candidate n times and sees it again reaches the bound.
-    """
-    return 49 / 30 * (1 + 5 * decisions) / 0.21
-
-
-# More decisions than most users make in a year. A high precision costs nothing: the pooled prior learns the effect of
-# a profile feature (`app.bandit.model.pooled_prior`), and the weights of v1's inputs learn a user's own deviation.
+# The prior precision λ of v2's added inputs: the smallest with which they raise a score's standard deviation by at most
+# 10 %, rounded up. This holds for every user with at most n = `GROWN_WITHIN` decisions, every candidate and every
+# profile. Let x be the inputs of spec v1 and z those that v2 adds. The condition √(xᵀ(I+S)⁻¹x + |z|²/λ) ≤
+# 1.1 √(xᵀ(I+S)⁻¹x) means λ ≥ |z|² / (0.21 xᵀ(I+S)⁻¹x), which is at most 49/30 (1 + 5n) / 0.21:
+#
+# 1. Let xᵢ be the learned vectors, |xᵢ|² ≤ 5. By Cauchy-Schwarz, xᵀ(I+S)⁻¹x ≥ |x|⁴ / (|x|² + Σ(x·xᵢ)²) ≥ |x|²/(1+5n).
+# 2. Let c be the candidate's own factors, |c|² ≤ 3. With a time and a preferred hour, |x|² = 2 + |c|² and
+#    |z|² ≤ 1 + p|c|² with p = 4/9 + 4/9 + 1/4 + 1/4 + 1. The ratio |z|²/|x|² is largest at |c|² = 3: 49/30.
+#    Without a time or a preferred hour it is smaller.
+#
+# A user who saw one candidate n times and sees it again reaches the bound. 1,000 is more decisions than most users make
+# in a year. A high precision costs nothing: the pooled prior learns the effect of a profile feature
+# (`app.bandit.model.pooled_prior`), and the weights of v1's inputs learn a user's own deviation.
 GROWN_WITHIN: Final = 1000
-NEW_PRECISION: Final = 39_000.0  # least_precision(GROWN_WITHIN), rounded up
+NEW_PRECISION: Final = 39_000.0
 
 _PLAIN = (
     Input("intercept"),

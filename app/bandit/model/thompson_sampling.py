@@ -43,10 +43,6 @@ class Posterior:
         theta = np.linalg.solve(a, y if mu is None else precisions * mu + y)
         self.theta: Array = np.asarray(theta, np.float64)
 
-    def means(self, phi: Array) -> Array:
-        """The expected rewards φθ̂ (K,), one for each row of φ (K, D)."""
-        return phi @ self.theta
-
     def roots(self, phi: Array) -> Array:
         """The matrix R = L⁻¹φᵀ (D, K), where A = LLᵀ. With standard normals e (D,), φθ̂ + vRᵀe (K,) is one draw of the
         scores."""
@@ -72,8 +68,7 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
         """Compute the scores and propensities of the candidates. Each row of φ is the input vector of one candidate.
 
         φ and the statistics may have more inputs than this policy's spec, its list of inputs, if they begin with these
-        inputs. `mu` is the
-        mean of the pooled prior, None for zeros; a policy whose spec is not pooled ignores it.
+        inputs. `mu` is the mean of the pooled prior, None for zeros; a policy whose spec is not pooled ignores it.
 
         Raises:
             SpecMismatch: the statistics belong to a spec that does not begin with the inputs of this policy's spec, φ
@@ -84,7 +79,7 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
             raise SpecMismatch(f"policy {self.id} has {self.spec.size} inputs, the vectors {phi.shape[1]}")
         # The memory layout of a φ that never had more columns, so that every result has the same bits.
         own = np.ascontiguousarray(phi[:, : self.spec.size])
-        means = posterior.means(own)
+        means = own @ posterior.theta
         drawn = means[:, None] + SCALE * (posterior.roots(own).T @ noise(decision_id, self.spec.size))
         return Scored(means, propensities(drawn), posterior.theta)
 

@@ -2,10 +2,20 @@
 
 Decisions come in pages, in any order, and are not kept. Memory is one row of sums per user.
 
-A decision has the importance weight w = π(chosen) / π_b(chosen) for each policy π, where π_b is the policy that served.
-The lift, challenger minus champion, is the mean difference of the policies' doubly robust terms on the same decisions,
-so common noise cancels. Since the propensities are exact, it is unbiased whatever the reward model predicts. If the
-reward model always predicts 0, it is the difference of the two IPS estimates.
+A decision with reward r has the importance weight w = π(chosen) / π_b(chosen) for each policy π, where π_b is the
+policy that served. The estimates of a policy's reward per decision, over n decisions:
+
+- IPS, inverse propensity scoring: (1/n) Σ w r. Unbiased, but may lie outside the range of the rewards. D. G. Horvitz,
+  D. J. Thompson: A generalization of sampling without replacement, JASA 47, 1952.
+- SNIPS, self-normalised: Σ w r / Σ w. Within the range of the rewards; the bias vanishes as n grows. A. Swaminathan,
+  T. Joachims: The self-normalized estimator for counterfactual learning, NIPS 2015.
+- DR, doubly robust: (1/n) Σ (v + w (r - q(chosen))), with the reward q(a) that a model predicts for candidate a, and
+  v = Σₐ π(a) q(a). Unbiased whatever the model predicts, since the propensities are exact; the better the model, the
+  smaller the variance. M. Dudík, J. Langford, L. Li: Doubly robust policy evaluation and learning, ICML 2011.
+
+The effective sample size is (Σ w)² / Σ w² (L. Kish: Survey Sampling, 1965). The lift, challenger minus champion, is the
+mean difference of the policies' doubly robust terms on the same decisions, so common noise cancels. If the reward model
+always predicts 0, it is the difference of the two IPS estimates.
 """
 
 from __future__ import annotations
@@ -14,9 +24,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from app.bandit.model.inputs import Array
 from app.bandit.numpy_on_demand import np
 from app.bandit.rollout.bootstrap_intervals import REPLICATES, Interval, bootstrap, standard_error
-from app.bandit.rollout.off_policy import Floats
 
 (_N, _W_CHAMPION, _W, _IPS, _DR, _CHAMPION, _LIFT, _DISMISSED_CHAMPION, _DISMISSED, _MORE_DISMISSED) = range(10)
 _COLUMNS = 10
@@ -28,26 +38,26 @@ class DecisionPage(NamedTuple):
 
     `pi_b` is the probability with which the policy that served chose the candidate; `pi_champion` and `pi_challenger`
     are the probabilities of the same choice under each policy. `q_logged` is the predicted reward of the chosen
-    candidate, `v_champion` and `v_challenger` are the predicted rewards of the policies (see `off_policy.dr`).
+    candidate, `v_champion` and `v_challenger` are the predicted rewards v of the policies.
     `dismissed` is 1 if the tip was dismissed, `agreed` is 1 if both policies rank the same candidate first, else 0.
     """
 
     users: list[str]
-    rewards: Floats
-    pi_b: Floats
-    pi_champion: Floats
-    pi_challenger: Floats
-    q_logged: Floats
-    v_champion: Floats
-    v_challenger: Floats
-    dismissed: Floats
-    agreed: Floats
+    rewards: Array
+    pi_b: Array
+    pi_champion: Array
+    pi_challenger: Array
+    q_logged: Array
+    v_champion: Array
+    v_challenger: Array
+    dismissed: Array
+    agreed: Array
 
 
 class Estimates(msgspec.Struct, frozen=True):
     """Off-policy estimates of both policies, from `n` decisions of `users` users.
 
-    `ips`, `snips` and `dr` estimate the challenger's reward per decision by the three methods of `off_policy`.
+    `ips`, `snips` and `dr` estimate the challenger's reward per decision by the three methods of this module.
     `champion` is the champion's reward by `dr`, and `lift` the challenger's minus the champion's. `mean_weight` and
     `ess` (effective sample size) describe the challenger's importance weights, `champion_…` the champion's; errors are
     standard errors. `agreement` is the share of decisions in which both rank the same candidate first. The dismissal

@@ -23,8 +23,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from app.bandit.model.inputs import Array
 from app.bandit.numpy_on_demand import np
-from app.bandit.rollout.off_policy import Floats
 
 ALPHA = 0.05
 FIRST_LOOK = 1_000
@@ -63,7 +63,7 @@ def due_look(evaluated: int, made: int) -> int | None:
 
 
 def bootstrap(
-    parts: Floats, wholes: Floats, level: float, generator: np.random.Generator, replicates: int = REPLICATES
+    parts: Array, wholes: Array, level: float, generator: np.random.Generator, replicates: int = REPLICATES
 ) -> list[Interval]:
     """Compute two-sided intervals for ratios of sums; each misses the true value with probability `level`.
 
@@ -86,7 +86,7 @@ def bootstrap(
     ]
 
 
-def standard_error(part: Floats, whole: Floats) -> float:
+def standard_error(part: Array, whole: Array) -> float:
     """The linearised standard error of the ratio Σ part / Σ whole; infinite for fewer than two users. `part` and
     `whole` (users,) hold one element per user."""
     if len(part) < 2:
@@ -95,7 +95,7 @@ def standard_error(part: Floats, whole: Floats) -> float:
     return float(np.sqrt(np.sum(residuals**2) * len(part) / (len(part) - 1)) / whole.sum())
 
 
-def _studentised(residuals: Floats, wholes: Floats, generator: np.random.Generator, replicates: int) -> Floats:
+def _studentised(residuals: Array, wholes: Array, generator: np.random.Generator, replicates: int) -> Array:
     """Each replicate's distance from the estimate, in units of its own standard error: (replicates, figures)."""
     users, figures = residuals.shape
     columns = np.hstack([residuals, wholes, residuals**2, residuals * wholes, wholes**2])
@@ -112,13 +112,13 @@ def _studentised(residuals: Floats, wholes: Floats, generator: np.random.Generat
     return found
 
 
-def _drawn(rows: int, users: int, generator: np.random.Generator) -> Floats:
+def _drawn(rows: int, users: int, generator: np.random.Generator) -> Array:
     """Bootstrap samples (rows, users): how often each user occurs in each sample of `users` draws with replacement."""
     places = generator.integers(0, users, (rows, users), dtype=np.uint32) + np.arange(rows)[:, None] * users
     return np.bincount(places.ravel(), minlength=rows * users).reshape(rows, users).astype(np.float64)
 
 
-def _interval(value: float, error: float, distances: Floats, level: float) -> Interval:
+def _interval(value: float, error: float, distances: Array, level: float) -> Interval:
     known = distances[np.isfinite(distances)]  # a replicate without variance, or with a denominator of 0, is left out
     if error == 0 or not len(known):
         return Interval(value, value, value)

@@ -1,7 +1,12 @@
 """Controls the roll-out: reports its status, moves it from stage to stage, and reports problems to admins.
 
+A worker calls `Rollout.watch` periodically. It makes interim analyses ("looks") at fixed numbers of decisions
+(`bootstrap_intervals`); reading the status never makes one. If two workers make the same look, the results are equal,
+and only one is stored. If a guardrail breaks while the challenger serves users, the roll-out is rolled back. In the
+shadow stage no user is harmed, so a broken guardrail is only reported. A promotion, which an admin decided, is not
+undone.
+
 Invariant: the audit trail has every move with actor and reason, and no move is made on a state that has since changed.
-The interim analyses ("looks") are made by `app.bandit.rollout.monitor`; reading the status never makes one.
 """
 
 from __future__ import annotations
@@ -11,11 +16,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
+import msgspec
+
+from app.bandit.model.inputs import Array
 from app.bandit.model.policies import Policies
 from app.bandit.numpy_on_demand import np
 from app.bandit.rollout.aggregates import DecisionPage, DecisionSums, Estimates
-from app.bandit.rollout.bootstrap_intervals import look_size
-from app.bandit.rollout.off_policy import Floats
+from app.bandit.rollout.bootstrap_intervals import due_look, look_level, look_size
 from app.bandit.rollout.ports import Counts, RolloutLook, RolloutRepository
 from app.bandit.rollout.stages import MOVES, Move, RolloutState, refusal, stage_label, target
 from app.bandit.rollout.status import (
@@ -31,7 +38,9 @@ from app.bandit.rollout.status import (
 from app.bandit.rollout.verdict import FEWEST_USERS, Guardrails, Limits, Verdict, broken, too_little, verdict
 from app.errors import Conflict
 from app.features.clock import DAY_MS, Clock, rfc3339
+from app.telemetry import logger
 
+WATCH_EVERY_S = 20.0
 # Dismissals are measured on the newest tips shown, answer times and missing profiles on the decisions of the last hour.
 # A tip without feedback counts as not dismissed, for both policies alike. So a harmful challenger is noticed before the
 # reward window closes, though the harm may be underestimated.
@@ -50,6 +59,7 @@ REPORTED_FOR_MS = 7 * DAY_MS
 CACHED_S = 20.0
 # The names of moves in the audit trail.
 ACTIONS: dict[Move, str] = {"ramp": "ramp roll-out", "promote": "promote challenger", "rollback": "roll back roll-out"}
+log = logger("bandit.rollout")
 
 
 class RolloutAction(Protocol):
@@ -69,32 +79,22 @@ class Alarm(NamedTuple):
     advice: str
 
 
-class Rollout:
-    def __init__(
-        self,
-        *,
-        repository: RolloutRepository,
-        limits: Limits,
-        window_ms: int,
-        policies: Policies,
-        growth: Callable[[], Awaitable[Growth]],
-        audited: Audited,
-        clock: Clock,
-    ) -> None:
-        """Create a controller.
+class Rollout(msgspec.Struct, kw_only=True, eq=False):
+    """The roll-out of the challenger. `window_ms` is the length of the reward window. `growth` counts the users whose
+    statistics have yet to be extended to the challenger's spec."""
 
-        `window_ms` is the length of the reward window. `growth` counts the users whose statistics have yet to be
-        extended to the challenger's spec.
-        """
-        self.repository = repository
-        self.limits = limits
-        self._window_ms = window_ms
-        self._policies = policies
-        self._challenged = policies.challenger is not None
-        self._growth = growth
-        self._audited = audited
-        self._clock = clock
-        self._cached_broken: tuple[float, list[str]] | None = None
+    repository: RolloutRepository
+    limits: Limits
+    window_ms: int
+    policies: Policies
+    growth: Callable[[], Awaitable[Growth]]
+    audited: Audited
+    clock: Clock
+    _cached_broken: tuple[float, list[str]] | None = None
+
+    @property
+    def _challenged(self) -> bool:
+        return self.policies.challenger is not None
 
     async def status(self) -> RolloutStatus:
         state = await self.repository.state()
@@ -102,7 +102,7 @@ class Rollout:
         guardrails = await self.guardrails(state)
         said = self._verdict(looks, guardrails, counts)
         refusals = {move: refusal(move, state, said, counts.served, self._challenged) for move in MOVES}
-        champion, challenger = self._policies.champion, self._policies.challenger
+        champion, challenger = self.policies.champion, self.policies.challenger
         next_look_at = look_size((looks[-1].number if looks else 0) + 1)
         return RolloutStatus(
             stage=state.stage,
@@ -119,7 +119,7 @@ class Rollout:
             guardrails=GuardrailsView.of(guardrails, self.limits),
             looks=[LookView.of(look) for look in looks],
             moves=[MoveView(move, why_not is None, why_not) for move, why_not in refusals.items()],
-            states=await self._growth(),
+            states=await self.growth(),
         )
 
     async def counts(self, state: RolloutState) -> Counts:
@@ -128,11 +128,11 @@ class Rollout:
         An unsettled decision holds back all newer ones. A decision is served within one reward window or expires, and
         is settled within a second one. A decision still unsettled after three windows is stuck, and holds back nothing.
         """
-        return await self.repository.counts(state, self._clock.now_ms() - 3 * self._window_ms)
+        return await self.repository.counts(state, self.clock.now_ms() - 3 * self.window_ms)
 
     async def guardrails(self, state: RolloutState) -> Guardrails:
         """Measure dismissals, answer times and missing profiles on recent decisions."""
-        recent = await self.repository.recent(self._clock.now_ms() - RECENT_MS, RECENT)
+        recent = await self.repository.recent(self.clock.now_ms() - RECENT_MS, RECENT)
         # The limit is for the challenger's own answers, compared with the champion's. In the shadow stage the champion
         # serves all answers, so their time is shown but not judged.
         own, judged = recent.by_challenger > 0, self._challenged and state.stage != "shadow"
@@ -154,7 +154,7 @@ class Rollout:
         Raises:
             Conflict: the move is not allowed, or another process changed the roll-out meanwhile.
         """
-        async with self._audited(actor, ACTIONS[move]) as action:
+        async with self.audited(actor, ACTIONS[move]) as action:
             state = await self.repository.state()
             said, served = Verdict("hold", ""), 0
             if move != "rollback":  # a rollback needs no verdict
@@ -162,7 +162,7 @@ class Rollout:
                 said, served = self._verdict(looks, await self.guardrails(state), counts), counts.served
             to = target(move, state, said, served, self._challenged)
             why = reason.strip() or ("the shadow begins anew" if to.anew else said.reason) or "no reason was given"
-            moved = await self.repository.move(state, to, why, actor, self._clock.now_ms())
+            moved = await self.repository.move(state, to, why, actor, self.clock.now_ms())
             if moved is None:
                 raise Conflict("the roll-out was changed meanwhile by another process; read its status and try again")
             action.outcome = f"done: {stage_label(state)} to {stage_label(to)}: {why}"
@@ -171,7 +171,7 @@ class Rollout:
     async def alarm(self) -> Alarm | None:
         """The problem that needs attention now; None if there is none. Cheap, since every overview calls it."""
         state = await self.repository.state()
-        age_ms = self._clock.now_ms() - state.changed_at_ms
+        age_ms = self.clock.now_ms() - state.changed_at_ms
         if state.stage == "rolled back" and state.changed_by == WORKER and age_ms < REPORTED_FOR_MS:
             advice = "The champion serves every user again. Fix the cause; ramping then begins anew in the shadow."
             return Alarm(f"The roll-out was rolled back automatically. {state.reason}", advice)
@@ -188,8 +188,49 @@ class Rollout:
             return Alarm(f"The challenger serves {state.share:.0%} of the users. {said.reason}", "Roll it back.")
         return None
 
+    async def watch(self) -> None:
+        """Make the interim analysis if one is due, and check the guardrails. Do nothing once promoted or rolled back.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
+        state = await self.repository.state()
+        if not state.running:
+            return
+        await self.look(state, await self.counts(state))
+        if not state.share or not (found := broken(await self.guardrails(state), self.limits)):
+            return
+        reason = " ".join(found)
+        try:
+            await self.move("rollback", WORKER, reason)
+        except Conflict as error:  # another process moved it first
+            log.info("rollout_changed_meanwhile", detail=str(error))
+            return
+        log.warning("rolled_back", share=state.share, reason=reason)
+
+    async def look(self, state: RolloutState, counts: Counts) -> RolloutLook | None:
+        """Make and store the interim analysis that is due. Return None if none is due or another worker was first."""
+        looks = await self.repository.looks()
+        number = due_look(counts.evaluated, looks[-1].number if looks else 0)
+        if number is None:
+            return None
+        sums = DecisionSums()
+        async for page in self.repository.pages(state, counts.until):
+            sums.add(page)
+        # Users may have been erased since the decisions were counted.
+        if sums.users < 2 or due_look(sums.n, number - 1) is None:
+            return None
+        level = look_level(number)
+        estimates = await asyncio.to_thread(sums.estimates, level, np.random.default_rng(number))
+        said = verdict(estimates, await self.guardrails(state), self.limits)
+        made = RolloutLook(number, self.clock.now_ms(), level, stage_label(state), estimates, said)
+        if not await self.repository.add_look(made, state):
+            return None
+        log.info("rollout_look", number=number, decisions=estimates.n, verdict=said.word, reason=said.reason)
+        return made
+
     async def _broken_recently(self, state: RolloutState) -> list[str]:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         if (cached := self._cached_broken) is None or now - cached[0] > CACHED_S:
             cached = self._cached_broken = now, broken(await self.guardrails(state), self.limits)
         return cached[1]
@@ -219,5 +260,5 @@ class Rollout:
         return sums.estimates(GUARDRAIL_LEVEL, np.random.default_rng(_SEED), GUARDRAIL_REPLICATES)
 
 
-def _p99(elapsed_ms: Floats) -> float | None:
+def _p99(elapsed_ms: Array) -> float | None:
     return float(np.quantile(elapsed_ms, 0.99)) if len(elapsed_ms) >= FEWEST_RECENT else None

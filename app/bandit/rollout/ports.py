@@ -19,8 +19,8 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from app.bandit.model.inputs import Array
 from app.bandit.rollout.aggregates import DecisionPage, Estimates
-from app.bandit.rollout.off_policy import Floats
 from app.bandit.rollout.stages import RolloutState, Target
 from app.bandit.rollout.verdict import Verdict
 
@@ -59,9 +59,9 @@ class RecentDecisions(NamedTuple):
     feature was missing or null, `by_challenger` is 1 if the challenger served, else 0.
     """
 
-    elapsed_ms: Floats
-    without_profile: Floats
-    by_challenger: Floats
+    elapsed_ms: Array
+    without_profile: Array
+    by_challenger: Array
 
 
 class RolloutRepository(Protocol):

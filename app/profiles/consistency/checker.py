@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from app.features.ids import user_hash
 from app.profiles.consistency.inspection import InspectedCell, Inspection, Inspector
 from app.profiles.online.invalidation import Stale
@@ -31,30 +33,24 @@ class CheckResult(NamedTuple):
     untrue: tuple[InspectedCell, ...] = ()
 
 
-class ConsistencyChecker:
-    def __init__(
-        self,
-        *,
-        inspector: Inspector,
-        events: RecentEvents,
-        drop: Callable[[Stale], Awaitable[None]],
-    ) -> None:
-        """`drop` deletes cached values and makes every process clear its local cache."""
-        self._inspector = inspector
-        self.events = events
-        self._drop = drop
+class ConsistencyChecker(msgspec.Struct, kw_only=True, eq=False):
+    """Checks the cached values of users. `drop` deletes cached values and makes every process clear its local cache."""
+
+    inspector: Inspector
+    events: RecentEvents
+    drop: Callable[[Stale], Awaitable[None]]
 
     async def check(self, user_ids: Sequence[str]) -> list[CheckResult]:
         """Check some tens of users; return one result per user, in the same order. Raises `StoreUnavailable`."""
-        if await self._inspector.cache_state() != "trusted":
+        if await self.inspector.cache_state() != "trusted":
             return [CheckResult(user_id, "unchecked") for user_id in user_ids]
-        return [await self._result(inspection) for inspection in await self._inspector.inspect(user_ids)]
+        return [await self._result(inspection) for inspection in await self.inspector.inspect(user_ids)]
 
     async def repair(self, results: Sequence[CheckResult]) -> int:
         """Delete the wrong cached values from the cache; return their number. Raises `StoreUnavailable`."""
         stale = {result.user_id: [cell.entry.name for cell in result.untrue] for result in results if result.untrue}
         if stale:
-            await self._drop(stale)
+            await self.drop(stale)
         return sum(map(len, stale.values()))
 
     async def _result(self, inspection: Inspection) -> CheckResult:

@@ -56,27 +56,21 @@ class DecisionCheck(NamedTuple):
     wrong: Sequence[WrongValue] = ()
 
 
-class DecisionChecker:
-    def __init__(
-        self,
-        *,
-        logged: LoggedProfiles,
-        computation: Computation,
-        registry: Registry,
-        pruned_before: Callable[[], Awaitable[int | None]],
-    ) -> None:
-        """`pruned_before` returns the time before which events have been pruned; None if none have been."""
-        self.logged = logged
-        self._computation = computation
-        self._registry = registry
-        self._pruned_before = pruned_before
+class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
+    """Checks decisions. `pruned_before` returns the time before which events have been pruned; None if none have
+    been."""
+
+    logged: LoggedProfiles
+    computation: Computation
+    registry: Registry
+    pruned_before: Callable[[], Awaitable[int | None]]
 
     async def check(self, decisions: Sequence[LoggedProfile]) -> list[DecisionCheck]:
         """Check decisions; return one result for each, in the same order. Raises `StoreUnavailable`."""
         rows = [self._rows(decision) for decision in decisions]
-        profiles = iter(await self._computation.moments([row for of_one in rows for row in of_one]))
+        profiles = iter(await self.computation.moments([row for of_one in rows for row in of_one]))
         # Read after the computation, so that it covers every event that was missing in it.
-        pruned_before_ms = await self._pruned_before() or 0
+        pruned_before_ms = await self.pruned_before() or 0
         checks: list[DecisionCheck] = []
         for decision, of_one in zip(decisions, rows, strict=True):
             computed = {index: value for _ in of_one for index, value in next(profiles).items()}
@@ -98,8 +92,8 @@ class DecisionChecker:
             return []
         masks: dict[int, int] = {}
         for name, (fingerprint, version) in decision.read.values.items():
-            bit = self._registry.known_mask([name])
-            if bit and self._registry.named(name).fingerprint == fingerprint:
+            bit = self.registry.known_mask([name])
+            if bit and self.registry.named(name).fingerprint == fingerprint:
                 masks[version] = masks.get(version, 0) | bit
         at_ms = decision.read.at_ms
         return [ComputeRow(decision.user_id, mask, at_ms, version=version) for version, mask in masks.items()]
@@ -112,7 +106,7 @@ class DecisionChecker:
         values: dict[str, Outcome] = dict.fromkeys(read.values, "other definition")
         wrong: list[WrongValue] = []
         for index, value in computed.items():
-            entry = self._registry[index]
+            entry = self.registry[index]
             version, logged = read.values[entry.name].version, _encode(decision.features.get(entry.name))
             if value.error is not None:
                 values[entry.name] = "not computed"
@@ -146,23 +140,22 @@ def report(check: DecisionCheck, metrics: Metrics) -> None:
         )
 
 
-class DecisionMonitor:
+class DecisionMonitor(msgspec.Struct, eq=False):
     """Checks some of the newest decisions. Each worker has one instance and calls `round` once a second."""
 
-    def __init__(self, checker: DecisionChecker, per_round: int, random: Random, metrics: Metrics) -> None:
-        self._checker = checker
-        self._per_round = per_round
-        self._random = random
-        self._metrics = metrics
-        self._position: int | None = None
+    checker: DecisionChecker
+    per_round: int
+    random: Random
+    metrics: Metrics
+    _position: int | None = None
 
     async def round(self) -> None:
         """Check up to `per_round` random decisions of those stored since the last call. Raises `StoreUnavailable`."""
-        newest = await self._checker.logged.newest(
+        newest = await self.checker.logged.newest(
             NEWEST if self._position is not None else 1, after=self._position or 0
         )
         if self._position is not None:
-            chosen = self._random.sample(newest, min(self._per_round, len(newest)))
-            for check in await self._checker.check(chosen):
-                report(check, self._metrics)
+            chosen = self.random.sample(newest, min(self.per_round, len(newest)))
+            for check in await self.checker.check(chosen):
+                report(check, self.metrics)
         self._position = newest[0].number if newest else self._position or 0

@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from app.errors import CacheUnavailable
 from app.features.clock import Clock
 from app.features.registry import Feature, Registry, indices
@@ -72,72 +74,47 @@ class Inspection(NamedTuple):
         return cell.held if self.cache == "trusted" and cell.held is not None and not cell.disabled else cell.outcome
 
 
-class CellFreshness(NamedTuple):
-    """The state of one feature of a user in the cache, where `feature` is an index. `value` is the cached value; None
-    if the state is `missing`."""
-
-    user_id: str
-    feature: int
-    state: State
-    value: FeatureValue | None
-
-
-class Inspector:
+class Inspector(msgspec.Struct, kw_only=True, eq=False):
     """Compares users' cached values with the event log and with a computation, for some tens of users at a time. If the
-    cache does not answer, an inspection waits for at most one timeout."""
+    cache does not answer, an inspection waits for at most one timeout. `trusted` returns whether reads may serve cached
+    values now; see `TrustGate.holds`."""
 
-    def __init__(
-        self,
-        *,
-        cache: Cache,
-        filler: Filler,
-        trusted: Callable[[], Awaitable[bool]],
-        users: NewestEvents,
-        computation: Computation,
-        registry: Registry,
-        clock: Clock,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        """`trusted` returns whether reads may serve cached values now; see `TrustGate.holds`."""
-        self._cache = cache
-        self._hit = filler.hit
-        self._trusted = trusted
-        self._users = users
-        self._computation = computation
-        self._registry = registry
-        self._clock = clock
-        self._pause = pause
+    cache: Cache
+    filler: Filler
+    trusted: Callable[[], Awaitable[bool]]
+    users: NewestEvents
+    computation: Computation
+    registry: Registry
+    clock: Clock
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def cache_state(self) -> CacheState:
         """Whether reads serve cached values now; if not, whether invalidations are owed or the cache is unavailable."""
-        return "away" if not self._cache.available else "trusted" if await self._trusted() else "owed"
+        return "away" if not self.cache.available else "trusted" if await self.trusted() else "owed"
 
     async def inspect(self, user_ids: Sequence[str]) -> list[Inspection]:
         """Inspect users; return one inspection per user, in the same order. Raises `StoreUnavailable`."""
-        return await self._inspect(user_ids, self._registry.full_mask, compute=True)
+        return await self._inspect(user_ids, self.registry.full_mask, compute=True)
 
-    async def freshness(self, user_ids: Sequence[str], mask: int | None = None) -> list[CellFreshness]:
-        """The state of each user's features in the cache: the features in `mask`, or all. Computes nothing.
+    async def freshness(self, user_ids: Sequence[str], mask: int | None = None) -> list[Inspection]:
+        """Inspect the cached values of the features in `mask`, or of all; compute nothing. So each cell's `difference`
+        is None, and its `outcome` has no value.
 
         Raises:
             CacheUnavailable: the cache does not answer; raised at once while the circuit breaker is open.
             StoreUnavailable: the database does not answer.
         """
-        found = await self._inspect(user_ids, self._registry.full_mask if mask is None else mask, compute=False)
-        cells: list[CellFreshness] = []
-        for inspection in found:
-            for cell in inspection.cells:
-                if cell.state is None:
-                    raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
-                cells.append(CellFreshness(inspection.user_id, cell.feature, cell.state, cell.held))
-        return cells
+        found = await self._inspect(user_ids, self.registry.full_mask if mask is None else mask, compute=False)
+        if any(inspection.cache == "away" for inspection in found):
+            raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
+        return found
 
     async def live_values(self, user_id: str) -> list[FeatureValue | None] | None:
         """A user's cached value of each feature, in registry order; None for a feature without one. Returns None
         instead of the list while the cache is unavailable."""
-        held = await self._held([user_id], self._registry.full_mask)
-        at = read_time(self._clock.now_ms())
-        return [self._hit(index, raw, at) for index, raw in held[user_id].items()] if held is not None else None
+        held = await self._held([user_id], self.registry.full_mask)
+        at = read_time(self.clock.now_ms())
+        return [self.filler.hit(index, raw, at) for index, raw in held[user_id].items()] if held is not None else None
 
     async def _inspect(self, user_ids: Sequence[str], mask: int, *, compute: bool) -> list[Inspection]:
         found: dict[str, Inspection] = {}
@@ -148,7 +125,7 @@ class Inspector:
                 left = await self._unconfirmed([found[user_id] for user_id in left], mask, found)
         # A value that has changed each time is being replaced again and again, so it is reported as missing.
         found |= {user_id: _without_faults(found[user_id]) for user_id in left}
-        cache: CacheState = "trusted" if await self._trusted() else "owed"
+        cache: CacheState = "trusted" if await self.trusted() else "owed"
         return [one if one.cache == "away" else one._replace(cache=cache) for one in map(found.__getitem__, user_ids)]
 
     async def _unconfirmed(
@@ -158,16 +135,18 @@ class Inspector:
         suspects = [one for one in inspections if any(cell.fault for cell in one.cells)]
         if not suspects:
             return []
-        await self._pause(PAUSE_S)
+        await self.pause(PAUSE_S)
         again = await self._held([one.user_id for one in suspects], mask)
-        at = read_time(self._clock.now_ms())
+        at = read_time(self.clock.now_ms())
         if again is None:
             found |= {one.user_id: _away(one) for one in suspects}
             return []
         return [
             one.user_id
             for one in suspects
-            if any(c.fault and self._hit(c.feature, again[one.user_id][c.feature], at) != c.held for c in one.cells)
+            if any(
+                c.fault and self.filler.hit(c.feature, again[one.user_id][c.feature], at) != c.held for c in one.cells
+            )
         ]
 
     async def _inspect_once(self, user_ids: Sequence[str], mask: int, *, compute: bool) -> dict[str, Inspection]:
@@ -175,11 +154,11 @@ class Inspector:
         # The log is read last, so it has every event that the computation saw: otherwise a difference that an event
         # made would be unexplained.
         held = await self._held(user_ids, mask)
-        computed = await self._computation.live(dict.fromkeys(user_ids, mask)) if compute else {}
+        computed = await self.computation.live(dict.fromkeys(user_ids, mask)) if compute else {}
         newest: dict[str, dict[str, int]] = {user_id: {} for user_id in user_ids}
-        for (user_id, subject), seq in (await self._users.newest(user_ids)).items():
+        for (user_id, subject), seq in (await self.users.newest(user_ids)).items():
             newest[user_id][subject] = seq
-        now_ms = self._clock.now_ms()
+        now_ms = self.clock.now_ms()
         not_computed = dict.fromkeys(indices(mask), FeatureValue(b"", 0, now_ms, None, NULL, error="not computed"))
         found: dict[str, Inspection] = {}
         for user_id in user_ids:
@@ -194,17 +173,17 @@ class Inspector:
     async def _held(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, bytes | None]] | None:
         """The contents of each user's keys, by user id and feature index; None while the cache is unavailable."""
         wanted = indices(mask)
-        cells = [Cell(user_id, self._registry.names[index]) for user_id in user_ids for index in wanted]
+        cells = [Cell(user_id, self.registry.names[index]) for user_id in user_ids for index in wanted]
         try:
-            held = iter((await self._cache.read(cells))[1]) if self._cache.available else None
+            held = iter((await self.cache.read(cells))[1]) if self.cache.available else None
         except CacheUnavailable:
             return None
         return {user_id: {index: next(held) for index in wanted} for user_id in user_ids} if held is not None else None
 
     def _cell(self, index: int, raw: bytes | None, profile: Profile, newest: Mapping[str, int]) -> InspectedCell:
-        entry, outcome = self._registry[index], profile[index]._replace(expires_at_ms=None)  # not cached
-        disabled = bool(self._computation.availability.disabled >> index & 1)
-        value = self._hit(index, raw, read_time(outcome.computed_at_ms))
+        entry, outcome = self.registry[index], profile[index]._replace(expires_at_ms=None)  # not cached
+        disabled = bool(self.computation.availability.disabled >> index & 1)
+        value = self.filler.hit(index, raw, read_time(outcome.computed_at_ms))
         if value is None:
             return InspectedCell(index, entry, "missing", self._holds(index, raw), None, outcome, None, disabled)
         stale = value.is_stale(entry.newest_event(newest))
@@ -220,7 +199,7 @@ class Inspector:
         value = decode(raw)
         if value is None:
             return "lease"
-        return "expired" if value.fingerprint == self._registry[index].fingerprint.encode() else "other definition"
+        return "expired" if value.fingerprint == self.registry[index].fingerprint.encode() else "other definition"
 
     async def _computed_ahead(self, found: dict[str, Inspection]) -> dict[str, Inspection]:
         """Compare again each `unexplained` value that was computed after the inspection, by the clock of another
@@ -238,7 +217,7 @@ class Inspector:
             ComputeRow(user_id, 1 << index, value.computed_at_ms, None, value.version)
             for user_id, index, value in ahead
         ]
-        outcomes = zip(ahead, await self._computation.moments(rows), strict=True)
+        outcomes = zip(ahead, await self.computation.moments(rows), strict=True)
         right = {(user_id, index) for (user_id, index, value), profile in outcomes if value.json == profile[index].json}
         return {
             user_id: one._replace(

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
+import msgspec
+
 from app.features.clock import Clock
 from app.profiles.consistency.checker import ConsistencyChecker, report
 from app.profiles.ports import RecentEvent
@@ -35,33 +37,23 @@ class ScheduledCheck(NamedTuple):
     seq: int
 
 
-class ConsistencyMonitor:
+class ConsistencyMonitor(msgspec.Struct, kw_only=True, eq=False):
     """Samples users with recent events, and checks each of them after every delay in `DELAYS`. Each worker has one
     instance and calls its `round` every `ROUND_S` seconds."""
 
-    def __init__(
-        self,
-        *,
-        checker: ConsistencyChecker,
-        users_per_s: int,
-        random: Random,
-        clock: Clock,
-        metrics: Metrics,
-    ) -> None:
-        self._checker = checker
-        self._events = checker.events
-        self._users_per_s = users_per_s
-        self._random = random
-        self._clock = clock
-        self._metrics = metrics
-        self._position: int | None = None
-        self._scheduled: list[ScheduledCheck] = []
+    checker: ConsistencyChecker
+    users_per_s: int
+    random: Random
+    clock: Clock
+    metrics: Metrics
+    _position: int | None = None
+    _scheduled: list[ScheduledCheck] = msgspec.field(default_factory=list)
 
     async def round(self) -> None:
         """Choose users of new events, schedule their checks, and run those that are due. Raises `StoreUnavailable`."""
         if self._position is None:
-            self._position = await self._events.newest_seq()
-        newest = await self._events.since(self._position, NEWEST)
+            self._position = await self.checker.events.newest_seq()
+        newest = await self.checker.events.since(self._position, NEWEST)
         if newest:
             self._position = newest[0].seq
             self._schedule(newest)
@@ -71,8 +63,8 @@ class ConsistencyMonitor:
 
     def _schedule(self, newest: Sequence[RecentEvent]) -> None:
         by_user = {item.user_id: item for item in reversed(newest)}  # the newest of each user
-        chosen = self._random.sample(list(by_user.values()), min(self._users_per_s, len(by_user)))
-        now_ms, now = self._clock.now_ms(), self._clock.monotonic()
+        chosen = self.random.sample(list(by_user.values()), min(self.users_per_s, len(by_user)))
+        now_ms, now = self.clock.now_ms(), self.clock.monotonic()
         for item in chosen:
             # Bounded, since rounds are a second apart and the wall clock may have been set meanwhile.
             age_s = min(max(0.0, (now_ms - item.received_at_ms) / 1000), ROUND_S)
@@ -80,25 +72,25 @@ class ConsistencyMonitor:
                 heapq.heappush(self._scheduled, ScheduledCheck(now - age_s + delay_s, after, item.user_id, item.seq))
 
     def _due(self) -> list[ScheduledCheck]:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         due = []
         while self._scheduled and self._scheduled[0].due <= now:
             check = heapq.heappop(self._scheduled)
             if now - check.due > LATE_S:
-                self._metrics.consistency_checks.labels(check.after, "unchecked").inc()
+                self.metrics.consistency_checks.labels(check.after, "unchecked").inc()
             else:
                 due.append(check)
         return due
 
     async def _check(self, checks: Sequence[ScheduledCheck]) -> None:
-        results = await self._checker.check(list(dict.fromkeys(check.user_id for check in checks)))
+        results = await self.checker.check(list(dict.fromkeys(check.user_id for check in checks)))
         by_user = {result.user_id: result for result in results}
         for check in checks:
-            self._metrics.consistency_checks.labels(check.after, by_user[check.user_id].outcome).inc()
+            self.metrics.consistency_checks.labels(check.after, by_user[check.user_id].outcome).inc()
         for result in results:
             if result.untrue:
                 check = next(check for check in checks if check.user_id == result.user_id)
-                report(result, self._metrics, after=check.after, event_seq=check.seq)
-        if repaired := await self._checker.repair(results):
-            self._metrics.consistency_repairs.inc(repaired)
+                report(result, self.metrics, after=check.after, event_seq=check.seq)
+        if repaired := await self.checker.repair(results):
+            self.metrics.consistency_repairs.inc(repaired)
             log.warning("untrue_values_dropped", values=repaired)

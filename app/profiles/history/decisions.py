@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import msgspec
 
 from app.errors import InvalidInput, Issue
-from app.profiles.history.validation import Moments
+from app.profiles.history.moments import Moments
 from app.profiles.online.cache_protocol import FeatureValue, Profile, not_computed
 from app.profiles.ports import ComputeRow, LoggedProfile
 
 
-class ServedRow(NamedTuple):
-    """The values that a decision was made from (`served`), and the row that computes the other features (`rest`)."""
+def served_row(decision: LoggedProfile | None, place: str, moments: Moments, mask: int) -> tuple[Profile, ComputeRow]:
+    """The row of a training set for a decision, with the features in the mask: the values that the decision was made
+    from, and the row that computes the other features.
 
-    served: Profile
-    rest: ComputeRow
-
-
-def served_row(decision: LoggedProfile | None, place: str, moments: Moments, mask: int) -> ServedRow:
-    """The row of a training set for a decision, with the features in the mask.
-
-    Its values are those that the decision was made from. A feature whose definition has changed since, or that did not
-    exist then, is computed as of the moment of the read, from the user's events up to the highest version of the
-    values. A feature that was null, because it was disabled or failing, is null again.
+    A feature whose definition has changed since, or that did not exist then, is computed as of the moment of the read,
+    from the user's events up to the highest version of the values. A feature that was null, because it was disabled or
+    failing, is null again.
 
     Raises:
         InvalidInput: the decision does not exist (None), its read is not recorded, or events that a computation needs
@@ -48,7 +40,7 @@ def served_row(decision: LoggedProfile | None, place: str, moments: Moments, mas
             rest |= 1 << index
     if rest and (problem := moments.problem(at_ms, None, rest)) is not None:
         raise InvalidInput("a decision cannot be used", [Issue(place, problem.detail)])
-    return ServedRow(served, ComputeRow(decision.user_id, rest, at_ms, version=decision.read.version))
+    return served, ComputeRow(decision.user_id, rest, at_ms, version=decision.read.version)
 
 
 def _problem(decision: LoggedProfile | None) -> str:

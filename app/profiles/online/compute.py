@@ -20,10 +20,13 @@ from itertools import islice
 from random import Random
 from typing import Any
 
+import msgspec
+
 from app.concurrency.load_estimate import LoadEstimate
+from app.concurrency.tasks import fail
 from app.errors import StoreUnavailable, Unavailable
 from app.features.clock import Clock
-from app.features.registry import Registry, encode_value, wrong_dtype
+from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability, FeatureTrouble
 from app.profiles.online.cache_protocol import (
     LAST_EXPIRY_MS,
@@ -42,6 +45,7 @@ TTL_JITTER = 0.1
 LIVE_PATIENCE_S, LIVE_ALWAYS = 0.5, 64
 # The same for past moments, counted in slices.
 MOMENTS_PATIENCE_S, MOMENTS_ALWAYS = 10.0, 80
+_encode = msgspec.json.Encoder().encode
 log = logger("profiles.computation")
 
 
@@ -51,9 +55,6 @@ class _Statement:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.wanted: dict[str, int] = {}
         self.done: asyncio.Future[dict[str, Profile]] = loop.create_future()
-
-    def takes(self, wanted: Mapping[str, int]) -> bool:
-        return len(self.wanted) + len(wanted) <= CAP
 
     def add(self, wanted: Mapping[str, int]) -> int:
         """Add the wanted masks to the statement, by user id; return how many of the users were not in it before."""
@@ -99,10 +100,6 @@ class Computation:
         self._stopping = False
         self._masks = FeatureMasks(registry)
         self._fingerprints = [entry.fingerprint.encode() for entry in registry]
-        self._defaults = [
-            encode_value(entry.dtype, entry.default) or NULL if entry.default is not None else NULL
-            for entry in registry
-        ]
 
     @property
     def overloaded(self) -> bool:
@@ -182,7 +179,7 @@ class Computation:
         return profiles
 
     def _join(self, wanted: Mapping[str, int]) -> asyncio.Future[dict[str, Profile]]:
-        if not self._waiting or not self._waiting[-1].takes(wanted):
+        if not self._waiting or len(self._waiting[-1].wanted) + len(wanted) > CAP:
             self._waiting.append(_Statement(self._loop))
             self._pump()
         self._live.waiting += self._waiting[-1].add(wanted)
@@ -210,9 +207,7 @@ class Computation:
         try:
             profiles = dict(zip(statement.wanted, await self._compute(asked), strict=True))
         except BaseException as error:
-            if not statement.done.done():
-                statement.done.set_exception(error)
-                statement.done.exception()  # retrieved, since every caller may be gone
+            fail(statement.done, error)
             if not isinstance(error, Exception):
                 raise
         else:
@@ -302,14 +297,11 @@ class Computation:
     def _checked(self, index: int, raw: object, error: str | None, user_id: str) -> tuple[bytes, str | None]:
         """Encode a value from the database as JSON; return it with None, or null with an error text. An `error` of the
         SQL is counted and logged, and so is a value that is not of the feature's dtype."""
-        if raw is None and error is None:
-            return self._defaults[index], None
         entry = self._registry[index]
+        value, wrong = entry.value_of(raw)
+        error = error or wrong
         if error is None:
-            encoded = encode_value(entry.dtype, raw)
-            if encoded is not None:
-                return encoded, None
-            error = wrong_dtype(raw, entry.dtype)
+            return _encode(value), None
         self._metrics.computation_errors.labels(entry.name).inc()
         log.error("computation_failed", feature=entry.name, user_id=user_id, error=error)
         return NULL, error

@@ -22,6 +22,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from app.errors import StoreUnavailable
 from app.features.clock import Clock
 from app.features.registry import Registry, indices
@@ -46,21 +48,20 @@ class KeptProfile(NamedTuple):
         return self.computed_at_ms <= now_ms + CLOCK_SKEW_MS and now_ms < self.expires_at_ms
 
 
-class LocalCache:
+class LocalCache(msgspec.Struct, eq=False):
     """Keeps the profiles of at most `capacity` users in memory. A profile is kept only from the second read of the user
     that the shared cache answers, so that users who are read once do not displace others."""
 
-    def __init__(self, feed: ChangeFeed, registry: Registry, clock: Clock, capacity: int) -> None:
-        self._feed = feed
-        self._registry = registry
-        self._clock = clock
-        self._capacity = capacity
-        self._kept: dict[str, dict[int, KeptProfile]] = {}
-        self._seen: set[str] = set()
-        self._cleared = 0  # how many times
-        self._loop = asyncio.get_running_loop()
-        self._checked: bool | None = None
-        self._proofs = 0
+    feed: ChangeFeed
+    registry: Registry
+    clock: Clock
+    capacity: int
+    _kept: dict[str, dict[int, KeptProfile]] = msgspec.field(default_factory=dict)
+    _seen: set[str] = msgspec.field(default_factory=set)
+    _cleared: int = 0  # how many times
+    _loop: asyncio.AbstractEventLoop = msgspec.field(default_factory=asyncio.get_running_loop)
+    _checked: bool | None = None
+    _proofs: int = 0
 
     def find(self, user_id: str, mask: int, now_ms: int) -> KeptProfile | None:
         """The user's profile with exactly the features of the mask; None if it is not kept or has expired."""
@@ -79,12 +80,12 @@ class LocalCache:
         """Keep a user's profile if the event log proves that it is current. `mark` is the result of `mark()` before the
         shared cache was read. `held` has the contents of the user's keys, `values` the JSON in them."""
         if user_id not in self._seen:
-            if len(self._seen) >= self._capacity:
+            if len(self._seen) >= self.capacity:
                 self._seen.clear()
             self._seen.add(user_id)
             return
         kept = self._kept.get(user_id, {}).get(mask)
-        if kept is not None and kept.is_current(self._clock.now_ms()):
+        if kept is not None and kept.is_current(self.clock.now_ms()):
             return  # every find checks it
         if not self._check() or mark != self._cleared or self._proofs >= PROOFS_PER_TICK:
             return
@@ -93,7 +94,7 @@ class LocalCache:
             kept = self._proved(user_id, mask, held, values)
         except StoreUnavailable:
             return
-        if kept is not None and kept.is_current(self._clock.now_ms()):
+        if kept is not None and kept.is_current(self.clock.now_ms()):
             self._keep(user_id, mask, kept)
 
     def _check(self) -> bool:
@@ -107,7 +108,7 @@ class LocalCache:
 
     def _drop_changed(self) -> bool:
         try:
-            changed = self._feed.changed_users()
+            changed = self.feed.changed_users()
         except StoreUnavailable:
             return False
         if changed is None:
@@ -126,13 +127,13 @@ class LocalCache:
         self, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]
     ) -> KeptProfile | None:
         """The entry to be kept; None if a value is stale or nothing proves that it is current."""
-        newest = self._feed.newest(user_id)
+        newest = self.feed.newest(user_id)
         if newest is None:
             return None
         found: list[FeatureValue] = []
         for index, raw in zip(indices(mask), held, strict=True):
             value = decode(raw)
-            if value is None or value.is_stale(self._registry[index].newest_event(newest)):
+            if value is None or value.is_stale(self.registry[index].newest_event(newest)):
                 return None
             found.append(value)
         return KeptProfile(
@@ -146,7 +147,7 @@ class LocalCache:
         of_user = self._kept.pop(user_id, {})
         if len(of_user) >= MASKS_PER_USER:
             of_user.clear()
-        if len(self._kept) >= self._capacity:
+        if len(self._kept) >= self.capacity:
             del self._kept[next(iter(self._kept))]
         of_user[mask] = kept
         self._kept[user_id] = of_user  # at the end: the first one is evicted next

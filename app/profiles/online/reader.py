@@ -140,10 +140,8 @@ class ProfileReader:
         self._metrics.unproven_reads.inc(len(profiles))
         return profiles
 
-    async def read_features(self, user_id: str, mask: int | None = None) -> dict[str, Scalar]:
-        """Read one user's values by feature name; without a mask, of all features. Raises the errors of `read`."""
-        if mask is None:
-            mask = self._registry.full_mask
+    async def read_features(self, user_id: str, mask: int) -> dict[str, Scalar]:
+        """Read one user's values by feature name, of the features in the mask. Raises the errors of `read`."""
         values = self.local_values(user_id, mask) or (await self.read_shared_values({user_id: mask}))[user_id]
         names = self._registry.names
         return {names[index]: _decode(value) for index, value in zip(indices(mask), values, strict=True)}

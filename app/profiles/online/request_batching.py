@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from app.concurrency.tasks import fail
 from app.errors import CacheUnavailable, Overloaded
 from app.features.clock import Clock
 from app.features.ids import hash_slot
@@ -55,18 +56,6 @@ class _BatchedRead(NamedTuple):
         if not self.done.done():
             self.done.set_result(answer)
 
-    def fail(self, error: BaseException) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
-
-class _Group:
-    """Requests that share one MGET, and the number of users in them."""
-
-    def __init__(self) -> None:
-        self.requests: list[_BatchedRead] = []
-        self.users = 0
-
 
 class RequestBatching:
     def __init__(
@@ -89,7 +78,8 @@ class RequestBatching:
         self._masks = masks
         self._metrics = metrics
         self._local_cache = local_cache
-        self._open: _Group | None = None
+        self._open: list[_BatchedRead] | None = None  # the group that still takes requests
+        self._open_users = 0
         # Cached: `get_running_loop()` makes a system call on Python 3.11.
         self._loop = asyncio.get_running_loop()
         self._serving: set[asyncio.Task[None]] = set()
@@ -106,20 +96,20 @@ class RequestBatching:
         values must be computed, too many requests wait already and this request is not `patient`."""
         request = _BatchedRead(wanted, plain, patient, self._loop.create_future())
         group = self._open
-        if group is None or group.users + len(wanted) > GROUP_CAP:
-            group = self._open = _Group()
+        if group is None or self._open_users + len(wanted) > GROUP_CAP:
+            group, self._open_users = [], 0
+            self._open = group
             # It starts in the next tick of the loop and includes the requests that arrive until then.
             task = self._loop.create_task(self._serve(group))
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
-        group.requests.append(request)
-        group.users += len(wanted)
+        group.append(request)
+        self._open_users += len(wanted)
         return request.done
 
-    async def _serve(self, group: _Group) -> None:
-        if self._open is group:
+    async def _serve(self, waiting: list[_BatchedRead]) -> None:
+        if self._open is waiting:
             self._open = None
-        waiting = group.requests
         try:
             if not self._cache.available:
                 await self._degrade(waiting, "unavailable")
@@ -131,7 +121,7 @@ class RequestBatching:
             await self._degrade([request for request in waiting if not request.done.done()], "unavailable")
         except BaseException as error:
             for request in waiting:
-                request.fail(error)
+                fail(request.done, error)
             if not isinstance(error, Exception):
                 raise
 
@@ -188,7 +178,7 @@ class RequestBatching:
                     for user_id, mask, part in self._parts(wanted, held, start):
                         local_cache.offer(mark, user_id, mask, part, hits[user_id])
             elif overloaded and not request.patient:
-                request.fail(Overloaded("reads"))
+                fail(request.done, Overloaded("reads"))
                 shed += end - start
             else:
                 waiting.append(request)
@@ -255,7 +245,7 @@ class RequestBatching:
         if self._computation.overloaded:
             for request in requests:
                 if not request.patient:
-                    request.fail(Overloaded("reads"))
+                    fail(request.done, Overloaded("reads"))
             requests = [request for request in requests if request.patient]
         await asyncio.gather(*(self._compute(request, reason) for request in requests))
 
@@ -266,7 +256,7 @@ class RequestBatching:
         try:
             profiles = await self._computation.live(wanted)
         except Exception as error:
-            request.fail(error)
+            fail(request.done, error)
             return
         if not request.plain:  # an expiry would say that the values are cached
             profiles = {

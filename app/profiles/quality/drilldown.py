@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from app.errors import CacheUnavailable
 from app.features.clock import Clock
 from app.features.registry import Registry
-from app.profiles.consistency.inspection import CellFreshness, Inspector
+from app.profiles.consistency.inspection import InspectedCell, Inspection, Inspector
 from app.profiles.online.cache_protocol import NULL
 from app.profiles.ports import NewestEvents
 
@@ -23,12 +23,12 @@ Sought = Literal["fresh", "missing", "stale", "null"]
 
 
 class FoundUsers(NamedTuple):
-    """The result of one step of a search. `cells` has the cached feature of each user found; None if the cache is
-    unavailable. `scanned` is the number of users that were looked at. The next step begins after the user id
+    """The result of one step of a search. `users` has one inspection per user found, with one cell; None if the cache
+    is unavailable. `scanned` is the number of users that were looked at. The next step begins after the user id
     `next_after`, which is None if all users have been looked at."""
 
     at_ms: int
-    cells: list[CellFreshness] | None
+    users: list[Inspection] | None
     scanned: int
     next_after: str | None
 
@@ -53,19 +53,19 @@ class Drilldown:
         mask = self._registry.mask([feature])
         now_ms = self._clock.now_ms()
         deadline = self._clock.monotonic() + MOST_S
-        found: list[CellFreshness] = []
+        found: list[Inspection] = []
         scanned = 0
         while scanned < MOST_SCANNED and self._clock.monotonic() <= deadline:
             page = await self._users.eligible(after, now_ms - self._registry.longest_window_ms(), PAGE)
             try:
-                cells = await self._inspector.freshness(page, mask) if page else []
+                inspections = await self._inspector.freshness(page, mask) if page else []
             except CacheUnavailable:
                 return FoundUsers(now_ms, None, scanned, None)
-            for cell in cells:
+            for inspection in inspections:
                 scanned += 1
-                after = cell.user_id
-                if _is(cell, sought):
-                    found.append(cell)
+                after = inspection.user_id
+                if _is(inspection.cells[0], sought):
+                    found.append(inspection)
                     if len(found) == limit:
                         return FoundUsers(now_ms, found, scanned, after)
             if len(page) < PAGE:
@@ -73,7 +73,7 @@ class Drilldown:
         return FoundUsers(now_ms, found, scanned, after)
 
 
-def _is(cell: CellFreshness, sought: Sought) -> bool:
+def _is(cell: InspectedCell, sought: Sought) -> bool:
     if sought == "null":
-        return cell.value is not None and cell.value.json == NULL
+        return cell.held is not None and cell.held.json == NULL
     return cell.state == sought

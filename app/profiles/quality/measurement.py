@@ -18,7 +18,7 @@ from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS, Clock
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
-from app.profiles.consistency.inspection import CellFreshness, Inspector
+from app.profiles.consistency.inspection import Inspector
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents, Source
 from app.profiles.quality.report import Figures, QualityReport, UserSample, report
 from app.telemetry import logger
@@ -109,7 +109,7 @@ class QualityMeasurement:
             return
         for attempt in range(1, TRIES + 1):
             try:
-                cells = await self._inspector.freshness(sample.now[start : start + PAGE])
+                inspections = await self._inspector.freshness(sample.now[start : start + PAGE])
             except CacheUnavailable as error:
                 if start == 0 or attempt == TRIES:
                     log.warning("measured_without_cache", error=str(error))
@@ -117,8 +117,12 @@ class QualityMeasurement:
                     return
                 await self._pause(TRY_AGAIN_S)
             else:
-                for cell in cells:
-                    _count_cell(sample.figures[self._registry.names[cell.feature]], cell, sample.now_ms)
+                for cell in (cell for inspection in inspections for cell in inspection.cells):
+                    figures = sample.figures[cell.entry.name]
+                    figures.states[cell.state] += 1
+                    if cell.held is not None:
+                        figures.ages_ms.append(max(0, sample.now_ms - cell.held.computed_at_ms))
+                        figures.held[msgspec.json.decode(cell.held.json)] += 1
                 return
 
     async def _count_values(self, sample: UserSample, start: int) -> None:
@@ -177,10 +181,3 @@ async def draw(
         began = clock.monotonic()
     random.shuffle(drawn)
     return seen, drawn
-
-
-def _count_cell(figures: Figures, cell: CellFreshness, now_ms: int) -> None:
-    figures.states[cell.state] += 1
-    if cell.value is not None:
-        figures.ages_ms.append(max(0, now_ms - cell.value.computed_at_ms))
-        figures.held[msgspec.json.decode(cell.value.json)] += 1

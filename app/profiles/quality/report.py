@@ -28,7 +28,7 @@ class Figures(msgspec.Struct):
     `ages_ms` has the ages of the cached values, and `held` counts them by value. `now` and `before` count the values
     computed for the two moments. `failed` values could not be computed; `failure` is the first reason."""
 
-    states: Counter[State] = msgspec.field(default_factory=Counter)
+    states: Counter[State | None] = msgspec.field(default_factory=Counter)
     ages_ms: list[int] = msgspec.field(default_factory=list)
     held: Counter[Scalar] = msgspec.field(default_factory=Counter)
     now: Counter[Scalar] = msgspec.field(default_factory=Counter)

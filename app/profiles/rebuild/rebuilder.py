@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import msgspec
+
 from app.errors import CacheUnavailable
 from app.features.registry import Registry, indices
 from app.profiles.online.cache_protocol import Filler, Profile
@@ -25,29 +27,20 @@ USERS_AT_ONCE = 16
 log = logger("profiles.rebuild")
 
 
-class Rebuilder:
-    """Computes features of users again and replaces their cached values."""
+class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
+    """Computes features of users again and replaces their cached values. `invalidate` deletes cached values; see
+    `Invalidator.invalidate`."""
 
-    def __init__(
-        self,
-        *,
-        cache: Cache,
-        computation: Computation,
-        filler: Filler,
-        registry: Registry,
-        invalidate: Callable[[Stale], Awaitable[bool]],
-    ) -> None:
-        """`invalidate` deletes cached values; see `Invalidator.invalidate`."""
-        self._cache = cache
-        self._computation = computation
-        self._filler = filler
-        self._registry = registry
-        self._invalidate = invalidate
+    cache: Cache
+    computation: Computation
+    filler: Filler
+    registry: Registry
+    invalidate: Callable[[Stale], Awaitable[bool]]
 
     @property
     def keeps(self) -> bool:
         """Whether the cache is available, so that rebuilt values are kept."""
-        return self._cache.available
+        return self.cache.available
 
     async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, Profile]:
         """Compute the features in `mask` for each user, store them in the cache, and return the profiles.
@@ -65,15 +58,15 @@ class Rebuilder:
             left |= wanted
         if left:
             log.info("rebuild_not_kept", users=len(left), detail="the next read computes")
-            names = self._registry.names
-            await self._invalidate({user: [names[index] for index in indices(mask)] for user, mask in left.items()})
+            names = self.registry.names
+            await self.invalidate({user: [names[index] for index in indices(mask)] for user, mask in left.items()})
         return profiles
 
     async def _attempt(self, wanted: Mapping[str, int], profiles: dict[str, Profile]) -> dict[str, int]:
         """Compute values into `profiles` and try once to store them. Return the masks of the features whose values were
         not stored, by user id."""
         epoch, tokens = await self._tokens(wanted)
-        computed = await self._computation.live(wanted)
+        computed = await self.computation.live(wanted)
         for user_id, mask in wanted.items():
             profile = profiles.setdefault(user_id, {})
             for index in indices(mask):
@@ -81,24 +74,24 @@ class Rebuilder:
                 profile[index] = value if tokens else value._replace(expires_at_ms=None)
         if not tokens:
             return dict(wanted)
-        fills = self._filler.fills(tokens, profiles)
+        fills = self.filler.fills(tokens, profiles)
         refused: dict[str, int] = {}
-        for fill, landed in zip(fills, await self._filler.store(epoch, fills), strict=True):
+        for fill, landed in zip(fills, await self.filler.store(epoch, fills), strict=True):
             if not landed:
                 user_id, feature = fill.cell
-                refused[user_id] = refused.get(user_id, 0) | self._registry.mask([feature])
+                refused[user_id] = refused.get(user_id, 0) | self.registry.mask([feature])
         return refused
 
     async def _tokens(self, wanted: Mapping[str, int]) -> tuple[Epoch, dict[str, dict[int, bytes]]]:
         """Take a token for each cell, by user id and feature index; none if the cache is unavailable."""
-        if not self._cache.available:
+        if not self.cache.available:
             return "", {}
-        names = self._registry.names
+        names = self.registry.names
         cells = [Cell(user_id, names[index]) for user_id, mask in wanted.items() for index in indices(mask)]
         try:
-            epoch, raws = await self._cache.read(cells)
+            epoch, raws = await self.cache.read(cells)
             held = iter(raws)
-            return epoch, await self._filler.tokens(
+            return epoch, await self.filler.tokens(
                 epoch, {user_id: {index: next(held) for index in indices(mask)} for user_id, mask in wanted.items()}
             )
         except CacheUnavailable:

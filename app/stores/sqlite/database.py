@@ -13,6 +13,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Collection
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -125,12 +126,9 @@ class SqliteDatabase(Database):
             SchemaMismatch: the database is not migrated, or newer than this program.
         """
         check_links(path)
-        first = connect(path, read_only=True)
-        try:
+        with closing(connect(path, read_only=True)) as first:
             check_schema(first, path)
             check_integrity(first, path)
-        finally:
-            first.close()
         database = cls(path, monotonic, checkpoint_frames)
         try:
             # One more than the features use at a time, so that a health check never waits for a slow feature.

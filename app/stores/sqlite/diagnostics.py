@@ -45,27 +45,21 @@ def diagnose_database(
     try:
         with closing(connect(path, read_only=True)) as connection:
             check_schema(connection, path)
-            return _diagnose(connection, path, now_ms, days, whole=whole)
+            file = path.stat()
+            contents, running = diagnose_contents(connection, now_ms, days, whole=whole)
+            lines = [
+                Line("database", "ok", f"{path} answers and is migrated ({file.st_size / MIB:,.1f} MiB)"),
+                _integrity(connection, whole=whole),
+                _wal(path),
+                _rights(file),
+            ]
+            return [*lines, *contents], running
     except SchemaMismatch as error:
         return [Line("database", "bad", str(error), NOT_MIGRATED)], []
     except (StoreUnavailable, sqlite3.Error) as error:
         remedy = "Run `profiles migrate` to create a database, or `profiles restore` to restore a backup."
         text = str(unavailable(error) if isinstance(error, sqlite3.Error) else error)
         return [Line("database", "bad", text, remedy)], []
-
-
-def _diagnose(
-    connection: sqlite3.Connection, path: Path, now_ms: int, days: Mapping[str, int], *, whole: bool
-) -> tuple[list[Line], list[Sample]]:
-    file = path.stat()
-    contents, running = diagnose_contents(connection, now_ms, days, whole=whole)
-    lines = [
-        Line("database", "ok", f"{path} answers and is migrated ({file.st_size / MIB:,.1f} MiB)"),
-        _integrity(connection, whole=whole),
-        _wal(path),
-        _rights(file),
-    ]
-    return [*lines, *contents], running
 
 
 def _integrity(connection: sqlite3.Connection, *, whole: bool) -> Line:

@@ -43,7 +43,7 @@ def compile_registry(registry: Registry) -> Registry:
     """
     compiled = Registry(entry.compiled(_relations_of(entry)) for entry in registry)
     for entry in compiled:
-        for subject in entry.superfluous_subjects:
+        for subject in sorted(set(entry.invalidated_by) - {RELATIONS[name] for name in entry.relations}):
             log.warning(
                 "superfluous_subject",
                 feature=entry.name,

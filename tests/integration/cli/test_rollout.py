@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from app.bandit.rollout.monitor import RolloutMonitor
 from app.bootstrap import bandit
 from app.settings import Settings
 from app.stores.sql.audit_trail import SqlAuditTrail
@@ -22,7 +21,7 @@ async def look(path: Path, rows: Sequence[dict[str, object]]) -> None:
     database, settings, clock = await SqliteDatabase.open(path, 1), Settings(), SystemClock()
     await write(database, rows)
     rollout = bandit.rollout(settings, database, clock)
-    await RolloutMonitor(rollout, clock).once()
+    await rollout.watch()
     await database.close()
 
 

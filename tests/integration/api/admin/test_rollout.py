@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from app.bandit.rollout.monitor import RolloutMonitor
 from app.bandit.rollout.stages import serves_challenger
 from tests.support.decisions import HOUR_MS, move_to, rows_of, some, write
 from tests.support.events import feedback
@@ -23,7 +22,7 @@ async def decide(site: Live, decisions: int, *, share: float = 0.0, seed: int = 
     """Store settled decisions of days ago (or of `late_ms` ago), and run the worker's monitor once."""
     made_ms = site.now_ms - (late_ms or 100 * HOUR_MS)
     await write(site.service.database, rows_of(some(decisions, share=share, seed=seed), made_ms=made_ms))
-    await RolloutMonitor(site.service.bandit.rollout, site.service.clock).once()
+    await site.service.bandit.rollout.watch()
 
 
 async def test_rollout_begins_in_the_shadow(own_site: Live) -> None:
@@ -201,7 +200,7 @@ async def test_overview_reports_an_automatic_rollback(own_site: Live) -> None:
     await move_to(own_site.service, "ramp", 0.25)
     slow = [{**row, "elapsed_us": 400_000} for row in rows_of(some(200, share=1.0), made_ms=own_site.now_ms - 5_000)]
     await write(own_site.service.database, slow)
-    await RolloutMonitor(own_site.service.bandit.rollout, own_site.service.clock).once()
+    await own_site.service.bandit.rollout.watch()
     (told,) = await found()
     assert told["text"].startswith(
         "The roll-out was rolled back automatically. One answer in a hundred takes over 400 ms"
@@ -218,7 +217,7 @@ async def test_overview_reports_a_challenger_that_loses(own_site: Live) -> None:
     worse = some(4_000, skill=-1.5)
     await write(own_site.service.database, rows_of(worse))
     await move_to(own_site.service, "ramp", 0.05)
-    await RolloutMonitor(own_site.service.bandit.rollout, own_site.service.clock).once()
+    await own_site.service.bandit.rollout.watch()
     assert (await seen(own_site))["verdict"]["verdict"] == "roll back"
     findings = (await own_site.client.get("/admin")).json()["findings"]
     (told,) = [item for item in findings if item["subject"] == "rollout"]
@@ -230,7 +229,7 @@ async def test_overview_reports_a_guardrail_broken_after_promotion(own_site: Liv
     await move_to(own_site.service, "promoted", 1.0)
     rows = rows_of(some(200, share=1.0), made_ms=own_site.now_ms - 5_000, profile_present=0)
     await write(own_site.service.database, rows)
-    await RolloutMonitor(own_site.service.bandit.rollout, own_site.service.clock).once()
+    await own_site.service.bandit.rollout.watch()
     assert (await seen(own_site))["stage"] == "promoted", "nothing is done by itself"
     findings = (await own_site.client.get("/admin")).json()["findings"]
     (told,) = [item for item in findings if item["subject"] == "rollout"]

@@ -291,18 +291,18 @@ async def test_freshness_of_many_users_is_counted(service: PausableService, grou
     statements = len(service.source.statements)
     looks = await inspector(service).freshness(users)
     assert len(service.source.statements) == statements
-    assert [(look.user_id, look.feature) for look in looks] == [
-        (user, index) for user in users for index in range(len(REGISTRY))
+    assert [(look.user_id, [cell.feature for cell in look.cells]) for look in looks] == [
+        (user, list(range(len(REGISTRY)))) for user in users
     ]
-    assert all((look.value is None) == (look.state == "missing") for look in looks)
-    volumes = [look for look in looks if look.feature == VOLUME]
-    assert [look.state for look in volumes] == ["fresh", "fresh", "stale", "missing"]
-    assert [look.value.json for look in volumes if look.value] == [b"1", b"1", b"1"]
+    assert all((cell.held is None) == (cell.state == "missing") for look in looks for cell in look.cells)
+    volumes = [look.cells[VOLUME] for look in looks]
+    assert [cell.state for cell in volumes] == ["fresh", "fresh", "stale", "missing"]
+    assert [cell.held.json for cell in volumes if cell.held] == [b"1", b"1", b"1"]
 
 
 async def test_only_the_features_asked_for_are_read(service: PausableService) -> None:
     looks = await inspector(service).freshness(["ann"], REGISTRY.mask(["preferred_hour"]))
-    assert [(look.feature, look.state) for look in looks] == [(3, "missing")]
+    assert [(cell.feature, cell.state) for look in looks for cell in look.cells] == [(3, "missing")]
     assert await inspector(service).freshness([]) == []
 
 

@@ -11,7 +11,7 @@ from app.errors import InvalidInput
 from app.features.clock import DAY_MS
 from app.features.registry import Registry
 from app.profiles.history.decisions import served_row
-from app.profiles.history.validation import Moments
+from app.profiles.history.moments import Moments
 from app.profiles.ports import LoggedProfile
 from tests.integration.profiles.consistency.test_decisions import score
 from tests.support.clock import NOW_MS
@@ -38,9 +38,9 @@ async def newest(service: PausableService) -> LoggedProfile:
 
 async def history(service: PausableService, decision: LoggedProfile) -> tuple[dict[str, Any], list[str]]:
     """The features of the row, and the names of those that are computed."""
-    row = served_row(decision, "row", moments(service), service.registry.full_mask)
-    (rest,) = await service.reader.read_as_of([row.rest])
-    profile = row.served | rest
+    values, row = served_row(decision, "row", moments(service), service.registry.full_mask)
+    (rest,) = await service.reader.read_as_of([row])
+    profile = values | rest
     assert profile.keys() == set(range(len(service.registry)))
     return service.decoded(profile), [service.registry.names[index] for index in rest]
 
@@ -68,8 +68,8 @@ async def test_feature_that_was_disabled_is_null_again(service: PausableService)
     decision = await newest(service)
     features, computed = await history(service, decision)
     assert (features[VOLUME], computed) == (None, [])
-    row = served_row(decision, "row", moments(service), service.registry.mask([VOLUME]))
-    ((index, value),) = row.served.items()
+    values, _ = served_row(decision, "row", moments(service), service.registry.mask([VOLUME]))
+    ((index, value),) = values.items()
     assert (service.registry.names[index], value.error is not None) == (VOLUME, True)
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from app.features.clock import DAY_MS
 from app.features.registry import Registry
-from app.profiles.history.timeline import DAYS, daily, development
-from app.profiles.history.validation import Moments
+from app.profiles.history.moments import DAYS, Moments, development
 from tests.support.clock import NOW_MS
 from tests.support.entries import entry
 from tests.support.events import served
@@ -32,5 +31,5 @@ async def test_each_point_is_the_value_of_that_day(service: PausableService) -> 
 
 async def test_point_is_missing_before_kept_history(service: PausableService) -> None:
     registry = Registry([entry(name="wide", window=timedelta(days=40)), entry(name="narrow")])
-    masks = [mask for _, mask in daily(Moments(registry, 60, service.clock), NOW_MS)]
+    masks = [mask for _, mask in Moments(registry, 60, service.clock).daily(NOW_MS)]
     assert masks == [0b10] * 9 + [0b11] * 21

@@ -74,7 +74,7 @@ class Walk:
             elif form == "values":
                 found = {user_id: await service.plain(user_id)}
             else:
-                found = {user_id: dict(await service.reader.read_features(user_id))}
+                found = {user_id: dict(await service.reader.read_features(user_id, service.registry.full_mask))}
             self.judge(service, found)
             if self.random.random() < 0.8:
                 await service.drain()

@@ -45,7 +45,7 @@ async def scoring(service: PausableService) -> Features:
 
 async def generating(service: PausableService) -> Features:
     """As a request for a text reads its profile."""
-    return dict(await service.reader.read_features(USER))
+    return dict(await service.reader.read_features(USER, service.registry.full_mask))
 
 
 READS: list[Callable[[PausableService], Awaitable[Features]]] = [single, local, batch, scoring, generating]
@@ -146,5 +146,5 @@ async def test_value_without_events_is_no_fault_after_an_erasure(group: ServiceG
         await service.plain(USER)
         await service.drain()
     assert service.counted("near_hits") == (len(REGISTRY) if service.caches_locally else 0)
-    cells = await service.inner.inspector.freshness([USER])
-    assert {cell.state for cell in cells} == {"fresh"}
+    (inspection,) = await service.inner.inspector.freshness([USER])
+    assert {cell.state for cell in inspection.cells} == {"fresh"}

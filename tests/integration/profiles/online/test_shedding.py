@@ -94,7 +94,7 @@ async def test_admitted_batch_is_finished_under_overload(
 
 
 class Late(OverloadQueue):
-    asked = 0
+    asked: int = 0
 
     async def wait(self) -> bool:
         self.asked += 1

@@ -7,6 +7,7 @@ import pytest
 import app.profiles.quality.drilldown as module
 from app.errors import UnknownFeature
 from app.features.clock import DAY_MS
+from app.profiles.consistency.inspection import Inspector
 from app.profiles.quality.drilldown import Sought
 from tests.integration.profiles.quality.fixture import QualityFixture
 from tests.integration.profiles.quality.test_measurement import put
@@ -37,9 +38,9 @@ async def found_in_pieces(fixture: QualityFixture, feature: str, sought: Sought,
     after: str | None = ""
     while after is not None:
         piece = await fixture.drilldown.find(feature, sought, after, limit)
-        assert piece.cells is not None
-        assert len(piece.cells) <= limit
-        found += [look.user_id for look in piece.cells]
+        assert piece.users is not None
+        assert len(piece.users) <= limit
+        found += [look.user_id for look in piece.users]
         after = piece.next_after
     return found
 
@@ -65,7 +66,7 @@ async def test_page_ends_when_its_time_is_over(fixture: QualityFixture, monkeypa
         fixture.service.clock.advance(700)
         return await inner(*asked)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fixture.inspector, "freshness", slow)
+    monkeypatch.setattr(Inspector, "freshness", lambda _, *asked: slow(*asked))
     piece = await fixture.drilldown.find("tip_volume_30d", "missing", "", 100)
     assert (piece.scanned, piece.next_after) == (10, USERS[9])
 
@@ -80,4 +81,4 @@ async def test_no_users_are_listed_when_the_cache_is_away(fragile_world: Service
     await service.send(served("ann"))
     fragile_world.server.kill()
     piece = await QualityFixture(service).drilldown.find("tip_volume_30d", "missing", "", 5)
-    assert (piece.cells, piece.next_after) == (None, None)
+    assert (piece.users, piece.next_after) == (None, None)

@@ -15,7 +15,7 @@ from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
-from app.profiles.consistency.inspection import CellFreshness
+from app.profiles.consistency.inspection import Inspection, Inspector
 from app.profiles.online.cache_protocol import FeatureValue, encode
 from app.profiles.ports import Cell, ComputeRow
 from app.profiles.quality.report import QualityReport
@@ -197,7 +197,7 @@ async def test_short_silence_of_the_cache_is_bridged(
 
     meanwhile = False
 
-    async def look(user_ids: Sequence[str]) -> list[CellFreshness]:
+    async def look(user_ids: Sequence[str]) -> list[Inspection]:
         nonlocal left, meanwhile
         if meanwhile and left:
             left -= 1
@@ -205,7 +205,7 @@ async def test_short_silence_of_the_cache_is_bridged(
         meanwhile = True
         return await inner(user_ids)
 
-    monkeypatch.setattr(fixture.inspector, "freshness", look)
+    monkeypatch.setattr(Inspector, "freshness", lambda _, user_ids: look(user_ids))
     found = await fixture.measurement.measure()
     assert (found.cache_answered, found.measured) == (answered, 8)
     ties_out(found)

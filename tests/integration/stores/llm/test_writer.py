@@ -67,7 +67,7 @@ async def test_request_has_model_messages_and_schema_only(endpoint: ChatServer, 
         "stream": False,
         "messages": [
             {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": prompt_for(REQUEST, "mark0").user},
+            {"role": "user", "content": prompt_for(REQUEST, "mark0")},
         ],
         "response_format": {
             "type": "json_schema",

@@ -44,7 +44,7 @@ def test_draws_are_distributed_as_those_of_lin_ts() -> None:
     for row in ASKED[:4]:
         theirs = expectations("LinTS", np.tile(row, (draws, 1)), alpha=SCALE)
         one = row[None]
-        ours = posterior.means(one)[0] + SCALE * (posterior.roots(one).T @ noise("d", SPEC_V1.size, draws))[0]
+        ours = (one @ posterior.theta)[0] + SCALE * (posterior.roots(one).T @ noise("d", SPEC_V1.size, draws))[0]
         deviation = SCALE * np.sqrt(variances(CHAMPION, STATISTICS, None, one)[0])
         assert ours.mean() == pytest.approx(theirs.mean(), abs=6 * deviation / np.sqrt(draws))
         assert ours.std() == pytest.approx(theirs.std(), rel=6 / np.sqrt(draws))

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.bandit.model.inputs import Array
 from app.bandit.rollout import bootstrap_intervals
 from app.bandit.rollout.aggregates import DecisionSums
 from app.bandit.rollout.bootstrap_intervals import Interval, bootstrap, due_look, look_level, look_size, standard_error
-from app.bandit.rollout.off_policy import Floats
 from tests.support.decision_logs import logged_page, page_slice, simulate
 
 
@@ -78,7 +78,7 @@ def test_interval_is_that_of_a_plain_loop_over_replicates() -> None:
     parts = wholes * random.random(25) + random.exponential(1, 25)
     value, draws = parts.sum() / wholes.sum(), np.random.default_rng(1)
 
-    def error(part: Floats, whole: Floats) -> float:
+    def error(part: Array, whole: Array) -> float:
         return math.sqrt(sum((a - part.sum() / whole.sum() * b) ** 2 for a, b in zip(part, whole, strict=True)))
 
     distances = []

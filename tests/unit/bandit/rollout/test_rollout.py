@@ -12,7 +12,6 @@ from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import SPEC_V2
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.controller import FEWEST_RECENT, GUARDRAIL_LEVEL, GUARDRAIL_REPLICATES
-from app.bandit.rollout.monitor import RolloutMonitor
 from app.bandit.rollout.ports import RecentDecisions, RolloutLook
 from app.bandit.rollout.stages import Move, RolloutState
 from app.bandit.rollout.status import RolloutStatus
@@ -34,13 +33,12 @@ LATELY = NOW_MS - HOUR_MS // 2
 
 
 class RolloutFixture:
-    """A roll-out on a database, its monitor, and a fake clock."""
+    """A roll-out on a database, and a fake clock."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.clock = FakeClock()
         self.rollout = bandit.rollout(Settings(), database, self.clock)
-        self.monitor = RolloutMonitor(self.rollout, self.clock)
         self.states = SqlStates(database, SPEC_V2)
 
     async def store(self, rows: Sequence[dict[str, object]]) -> None:
@@ -50,9 +48,9 @@ class RolloutFixture:
         """Store the decisions of a page, with some columns changed."""
         await self.store(rows_of(page, **changed))
 
-    async def monitored(self) -> RolloutStatus:
-        """The status after a call of the monitor."""
-        await self.monitor.once()
+    async def watched(self) -> RolloutStatus:
+        """The status after a call of `watch`."""
+        await self.rollout.watch()
         return await self.rollout.status()
 
     async def state(self) -> RolloutState:
@@ -83,7 +81,7 @@ def fixture(database: Database) -> RolloutFixture:
 @pytest.fixture
 def logs(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    monkeypatch.setattr("app.bandit.rollout.monitor.log", recorder)
+    monkeypatch.setattr("app.bandit.rollout.controller.log", recorder)
     return recorder
 
 
@@ -99,7 +97,7 @@ def dismissing(page: DecisionPage) -> DecisionPage:
 
 
 async def test_verdict_is_insufficient_data_without_decisions(fixture: RolloutFixture) -> None:
-    found = await fixture.monitored()
+    found = await fixture.watched()
     assert (found.verdict.verdict, found.decisions.next_look_at, list(found.looks)) == ("insufficient data", 1_000, [])
     assert found.verdict.reason == "0 decisions can be evaluated; the first look is at 1,000."
     assert why_not(found, "ramp") == f"insufficient data: {found.verdict.reason}"
@@ -109,19 +107,19 @@ async def test_verdict_is_insufficient_data_without_decisions(fixture: RolloutFi
 async def test_looks_are_made_once_when_they_are_due(fixture: RolloutFixture, logs: Recorder) -> None:
     rows = rows_of(some(4_500))
     await fixture.store(rows[:999])
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
     assert await fixture.looks() == []
     await fixture.store(rows[999:1_100])
     assert "The first look is due" in (await fixture.rollout.status()).verdict.reason
-    await fixture.monitor.once()
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
+    await fixture.rollout.watch()
     (line,) = logs.of("rollout_look")
     (first,) = await fixture.looks()
     assert (first.number, first.estimates.n, first.level, first.stage) == (1, 1_100, 0.025, "shadow")
     assert (line["number"], line["verdict"]) == (1, first.verdict.word)
     # Several looks are due at once: only the last one is made.
     await fixture.store(rows[1_100:])
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
     assert [item.number for item in await fixture.looks()] == [1, 3]
     found = await fixture.rollout.status()
     assert (found.looks[-1].decisions, found.decisions.next_look_at) == (4_500, 8_000)
@@ -131,7 +129,7 @@ async def test_looks_are_made_once_when_they_are_due(fixture: RolloutFixture, lo
 async def test_no_look_is_made_when_no_decision_had_a_pooled_prior(fixture: RolloutFixture) -> None:
     """Such a challenger is practically the champion, and would be found to be no worse."""
     await fixture.write(some(4_000, skill=0.0), prior_version=0)
-    found = await fixture.monitored()
+    found = await fixture.watched()
     assert (list(found.looks), found.verdict.verdict) == ([], "insufficient data")
     assert "a prior has been pooled" in found.verdict.reason
 
@@ -151,7 +149,7 @@ async def test_evaluation_begins_with_the_first_prior_and_continues_with_later_o
 async def test_first_prior_deletes_earlier_looks(fixture: RolloutFixture) -> None:
     """Looks of another spec, or of a release that evaluated decisions without a prior."""
     await fixture.write(some(1_000))
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
     assert len(await fixture.looks()) == 1
     assert await fixture.states.add_prior(Prior.none(SPEC_V2), 1)
     assert await fixture.looks() == []
@@ -169,19 +167,19 @@ async def test_look_has_the_same_result_in_every_worker(fixture: RolloutFixture)
     await fixture.write(some(1_000))
     state = await fixture.state()
     counts = await fixture.rollout.counts(state)
-    monitors = [RolloutMonitor(fixture.rollout, FakeClock()) for _ in range(2)]
-    made = await asyncio.gather(*(item.look(state, counts) for item in monitors))
+    workers = [bandit.rollout(Settings(), fixture.database, FakeClock()) for _ in range(2)]
+    made = await asyncio.gather(*(item.look(state, counts) for item in workers))
     assert sorted(item is not None for item in made) == [False, True]
     kept = await fixture.looks()
     await fixture.execute("DELETE FROM rollout_looks")
-    assert await monitors[0].look(state, counts) == kept[0]
+    assert await workers[0].look(state, counts) == kept[0]
 
 
 async def test_no_look_is_made_when_decisions_were_erased_meanwhile(fixture: RolloutFixture) -> None:
     await fixture.write(some(999))
     state = await fixture.state()
     counts = (await fixture.rollout.counts(state))._replace(evaluated=1_000)
-    assert await RolloutMonitor(fixture.rollout, FakeClock()).look(state, counts) is None
+    assert await fixture.rollout.look(state, counts) is None
     assert await fixture.looks() == []
 
 
@@ -197,14 +195,14 @@ async def test_verdict_says_how_many_decisions_wait_for_an_unsettled_one(fixture
     rows = rows_of(some(1_500), made_ms=NOW_MS - 10 * HOUR_MS)
     rows[400] = {**rows[400], "state": "served", "reward": None}
     await fixture.store(rows)
-    found = await fixture.monitored()
+    found = await fixture.watched()
     assert (found.decisions.evaluated, found.decisions.waiting, list(found.looks)) == (400, 1_099, [])
     assert "1,099 more are settled, and count once all decisions made before" in found.verdict.reason
 
 
 async def test_challenger_is_ramped_step_by_step_with_an_audit_trail(fixture: RolloutFixture) -> None:
     await fixture.write(some(4_000))
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
     shares = []
     for _ in range(3):
         shares.append((await fixture.rollout.move("ramp", "ann", "looks good")).share)
@@ -264,11 +262,11 @@ async def test_broken_guardrail_rolls_back_automatically(
     rows = [{**row, **column} for row in rows_of(some(FEWEST_RECENT, share=1.0), made_ms=LATELY)]
     await fixture.store(rows[:-1])
     await fixture.set_share(0.25)
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
     assert (await fixture.state()).share == 0.25, "one decision too few"
     await fixture.store(rows[-1:])
-    await fixture.monitor.once()
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
+    await fixture.rollout.watch()
     state = await fixture.state()
     assert (state.stage, state.share, state.changed_by) == ("rolled back", 0.0, "the worker")
     assert reason in state.reason
@@ -282,7 +280,7 @@ async def test_broken_guardrail_rolls_back_automatically(
 async def test_challenger_is_rolled_back_when_its_tips_are_dismissed(fixture: RolloutFixture) -> None:
     await fixture.write(dismissing(some(3_000, share=0.25)))
     await fixture.set_share(0.25)
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
     state = await fixture.state()
     assert state.stage == "rolled back"
     assert "The challenger's tips are dismissed more often" in state.reason
@@ -294,17 +292,17 @@ async def test_dismissals_count_although_an_older_decision_is_not_settled(fixtur
     await fixture.store([{**first, "state": "served", "reward": None, "action": None}, *rows])
     await fixture.set_share(0.25)
     assert (await fixture.rollout.status()).decisions.evaluated == 0
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
     assert (await fixture.state()).stage == "rolled back"
 
 
 async def test_broken_guardrail_is_only_reported_in_the_shadow_and_after_promotion(fixture: RolloutFixture) -> None:
     await fixture.write(dismissing(some(3_000)))
-    found = await fixture.monitored()
+    found = await fixture.watched()
     assert (found.stage, found.verdict.verdict) == ("shadow", "roll back")
     assert (why_not(found, "ramp") or "").startswith("roll back: The challenger's tips are dismissed")
     await fixture.execute("UPDATE rollout SET stage = 'promoted', share = 1")
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
     assert (await fixture.state()).stage == "promoted"
 
 
@@ -312,7 +310,7 @@ async def test_slow_answers_break_no_guardrail_in_the_shadow(fixture: RolloutFix
     """All answers are the champion's; the challenger is computed after the answer."""
     await fixture.write(some(4_000))
     await fixture.write(some(FEWEST_RECENT, seed=2), made_ms=LATELY, elapsed_us=900_000)
-    found = await fixture.monitored()
+    found = await fixture.watched()
     assert found.guardrails.p99_ms.value == pytest.approx(900), "it is shown all the same"
     assert found.guardrails.broken == []
     assert (found.verdict.verdict, found.looks[-1].verdict.verdict) == ("promote", "promote")
@@ -329,7 +327,7 @@ async def test_slow_challenger_is_rolled_back_only_when_the_champion_is_faster(
     page = some(FEWEST_RECENT)
     await fixture.write(page, made_ms=LATELY + 1_000, elapsed_us=challenger_ms * 1_000, role="challenger")
     await fixture.set_share(0.05)
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
     assert (await fixture.state()).stage == stage
     if stage == "ramp":
         assert (await fixture.rollout.status()).guardrails.p99_ms.value == pytest.approx(challenger_ms)
@@ -339,7 +337,7 @@ async def test_wrong_propensities_hold_the_roll_out(fixture: RolloutFixture) -> 
     page = some(2_000)
     wrong = page._replace(pi_challenger=page.pi_challenger * 1.3)
     await fixture.write(wrong)
-    found = await fixture.monitored()
+    found = await fixture.watched()
     assert found.verdict.verdict == "hold"
     with pytest.raises(Conflict, match="not credible"):
         await fixture.rollout.move("ramp", "ann")
@@ -353,7 +351,7 @@ async def test_ramp_is_refused_without_a_challenger(fixture: RolloutFixture) -> 
 async def test_alarm_is_raised_only_with_a_challenger(fixture: RolloutFixture) -> None:
     await fixture.write(some(4_000, skill=-1.5))
     await fixture.set_share(0.25)
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
     alarm = await fixture.rollout.alarm()
     assert alarm is not None
     assert alarm.text.startswith("The challenger serves 25% of the users. Over 4,000 decisions")
@@ -364,7 +362,7 @@ async def test_alarm_is_raised_only_with_a_challenger(fixture: RolloutFixture) -
 async def test_alarm_ignores_a_guardrail_broken_at_the_time_of_the_look(fixture: RolloutFixture) -> None:
     await fixture.write(some(4_000))
     await fixture.write(some(FEWEST_RECENT, seed=2), made_ms=LATELY, profile_present=0)
-    await fixture.monitor.once()
+    await fixture.rollout.watch()
     assert (await fixture.rollout.status()).verdict.verdict == "roll back"
     fixture.clock.advance(2 * HOUR_MS)
     await fixture.rollout.move("ramp", "ann")
