@@ -25,7 +25,7 @@ from app.profiles.online.compute import Computation
 from app.profiles.ports import Cache
 from app.service import Service
 from app.stores.queue.client import Queue
-from app.stores.sql.backlog import backlog, events_ahead
+from app.stores.sql.backlog import backlog
 from app.stores.sql.database import Database
 from app.telemetry import Metrics, logger
 
@@ -51,7 +51,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
 
     async def _check_database(self) -> dict[str, ReadinessCheck]:
         try:
-            owed = (await backlog(self.database)).owed
+            owed = (await backlog(self.database, self.clock.now_ms())).owed
         except StoreUnavailable as error:
             return {
                 "database": _unanswered("database", f"{error.public_reason}; nothing can be served", error, vital=True)
@@ -130,21 +130,11 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             with suppress(QueueUnavailable):  # readiness logs it
                 depth = await self.queue.depth()
         try:
-            state = await backlog(self.database)
-            ahead = await events_ahead(self.database, self.clock.now_ms())
+            found = await backlog(self.database, self.clock.now_ms())
         except StoreUnavailable as error:
             log.warning("gauges_not_refreshed", error=str(error))
-            return Gauges(queue_depth=depth)
-        oldest = state.oldest_received_at_ms
-        return Gauges(
-            queue_depth=depth,
-            outbox=state.unconsumed,
-            outbox_age_s=max(0, self.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0,
-            dead_letters=state.dead_letters,
-            owed=state.owed,
-            events_ahead=ahead,
-            unreadable=state.unreadable,
-        )
+            found = Gauges()
+        return msgspec.structs.replace(found, queue_depth=depth)
 
     async def _refresh_rollout(self) -> None:
         try:

@@ -56,7 +56,8 @@ class Process(NamedTuple):
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Gauges of the whole service, such as the number of jobs in the queue; None if a value could not be read."""
+    """Gauges of the whole service; None if a value could not be read. `outbox`: unconsumed events. `owed`: deletions of
+    cache keys that are still to be made. `unreadable`: users whose sufficient statistics are damaged."""
 
     queue_depth: int | None = None
     outbox: int | None = None
