@@ -40,7 +40,6 @@ from app.profiles.online.invalidation import Invalidator, Stale
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.reader import ProfileReader
 from app.profiles.ports import Cache, Source
-from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
 from app.profiles.rebuild.rebuilder import Rebuilder
@@ -231,7 +230,9 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 random=edges.random,
             ),
             runs=SqlQualityRepository(database),
-            drilldown=Drilldown(inspector=inspector, users=users, registry=registry, clock=clock),
+            inspector=inspector,
+            users=users,
+            registry=registry,
             clock=clock,
             start=queue.start_quality if queue is not None else _no_job,
         )
