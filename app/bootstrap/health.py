@@ -20,7 +20,7 @@ from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUn
 from app.features.clock import Clock, rfc3339
 from app.operations.component_states import ReadinessCheck, State
 from app.operations.sampler import EVERY_S, Sampler
-from app.operations.samples import Gauges, Process, Role
+from app.operations.samples import Gauges, Role
 from app.profiles.online.compute import Computation
 from app.profiles.ports import Cache
 from app.service import Service
@@ -155,7 +155,9 @@ def _unanswered(
 
 def sampler(service: Service, role: Role) -> Sampler:
     return Sampler(
-        process=Process(role, service.process, service.registry.fingerprint),
+        role=role,
+        process=service.process,
+        registry=service.registry.fingerprint,
         metrics=service.metrics,
         store=service.samples,
         ask_gauges=service.refresh_gauges,  # a scrape of a worker's metrics does not refresh them

@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import msgspec
+
 from app.errors import Unavailable
 from app.events.ports import DeadLetters, EventLog, Invalidates, Learner
 from app.features.clock import Clock
@@ -28,24 +30,14 @@ SWEEP_CHUNK = 500
 log = logger("events.consume")
 
 
-class Consumer:
-    def __init__(
-        self,
-        *,
-        log: EventLog,
-        letters: DeadLetters,
-        invalidator: Invalidates,
-        learners: Sequence[Learner],
-        clock: Clock,
-        metrics: Metrics,
-    ) -> None:
-        self._log = log
-        self._letters = letters
-        self._invalidator = invalidator
-        self._learners = learners
-        self._clock = clock
-        self._metrics = metrics
-        self._in_hand: set[int] = set()
+class Consumer(msgspec.Struct, kw_only=True, dict=True):
+    log: EventLog
+    letters: DeadLetters
+    invalidator: Invalidates
+    learners: Sequence[Learner]
+    clock: Clock
+    metrics: Metrics
+    _in_hand: set[int] = msgspec.field(default_factory=set)
 
     async def consume(self, seqs: Sequence[int]) -> int:
         """Consume events, by sequence number; return how many were consumed.
@@ -57,18 +49,18 @@ class Consumer:
             Unavailable: the cache or the database does not answer. The events stay unconsumed; try again.
         """
         with self._taken(seqs) as mine:
-            events = await self._log.logged(mine)
-            await self._invalidator.drop_older(await self._newest_per_cell(events))
+            events = await self.log.logged(mine)
+            await self.invalidator.drop_older(await self._newest_per_cell(events))
             return await self._learn(events)
 
     async def sweep(self) -> int:
         """Consume events that have been unconsumed for `SWEEP_AGE_MS`; return how many were consumed. The process that
         stored them may have died before it deleted the stale cache keys, so the sweep deletes these first."""
         swept = 0
-        before_ms = self._clock.now_ms() - SWEEP_AGE_MS
+        before_ms = self.clock.now_ms() - SWEEP_AGE_MS
         # If the clock was set back, events that arrived before have a time ahead of it. They are swept at once.
-        while events := await self._log.unconsumed(
-            before_ms, SWEEP_CHUNK, or_after_ms=self._clock.now_ms() + SWEEP_AGE_MS
+        while events := await self.log.unconsumed(
+            before_ms, SWEEP_CHUNK, or_after_ms=self.clock.now_ms() + SWEEP_AGE_MS
         ):
             consumed = await self._sweep([item.seq for item in events])
             swept += consumed
@@ -82,10 +74,10 @@ class Consumer:
         with self._taken(seqs) as mine:
             # 1. The sweep sees an unconsumed event; 2. a job consumes it and marks it; 3. the sweep learns it again.
             # Hence the second query, now that nothing else in this process can consume it.
-            if not (events := await self._log.logged(mine)):
+            if not (events := await self.log.logged(mine)):
                 return 0
             stale = {user: cells.keys() for user, cells in (await self._newest_per_cell(events)).items()}
-            await self._invalidator.invalidate(stale)
+            await self.invalidator.invalidate(stale)
             return await self._learn(events)
 
     @contextmanager
@@ -99,7 +91,7 @@ class Consumer:
             self._in_hand.difference_update(mine)
 
     async def _newest_per_cell(self, events: Sequence[LoggedEvent]) -> dict[str, dict[str, int]]:
-        features = await self._log.stale_features(KNOWN_SUBJECTS)
+        features = await self.log.stale_features(KNOWN_SUBJECTS)
         newest: dict[str, dict[str, int]] = {}
         for item in sorted(events, key=lambda item: item.seq):
             cells = newest.setdefault(item.event.user_id, {})
@@ -109,10 +101,10 @@ class Consumer:
     async def _learn(self, events: Sequence[LoggedEvent]) -> int:
         consumed = await self._learned(events)
         if consumed:
-            now_ms = self._clock.now_ms()
-            await self._log.mark_consumed([item.seq for item in consumed])
+            now_ms = self.clock.now_ms()
+            await self.log.mark_consumed([item.seq for item in consumed])
             for item in consumed:
-                self._metrics.consumption_lag.observe(max(0, now_ms - item.received_at_ms) / 1000)
+                self.metrics.consumption_lag.observe(max(0, now_ms - item.received_at_ms) / 1000)
         return len(consumed)
 
     async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
@@ -128,13 +120,11 @@ class Consumer:
                 return [item for event in events for item in await self._learned([event])]
             (item,) = events
             reason = f"{type(error).__name__}: {error}"
-            buried = await self._letters.failed(
-                item.seq, reason, traceback.format_exc(), self._clock.now_ms(), ATTEMPTS
-            )
+            buried = await self.letters.failed(item.seq, reason, traceback.format_exc(), self.clock.now_ms(), ATTEMPTS)
             log.warning("event_failed", event_id=item.event.event_id, error=reason, buried=buried)
             return []
         return events
 
     async def _teach(self, events: Sequence[LoggedEvent]) -> None:
-        for learner in self._learners:
+        for learner in self.learners:
             await learner.learn(events)

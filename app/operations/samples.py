@@ -47,14 +47,6 @@ BUCKETS = {
 }
 
 
-class Process(NamedTuple):
-    """A process: its role, its name (random, new at every start), and the fingerprint of its registry."""
-
-    role: Role
-    name: str
-    registry: str
-
-
 class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Gauges of the whole service; None if a value could not be read. `outbox`: unconsumed events. `owed`: deletions of
     cache keys that are still to be made. `unreadable`: users whose sufficient statistics are damaged."""
