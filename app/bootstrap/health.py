@@ -19,8 +19,7 @@ from app.concurrency.tasks import running
 from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
 from app.features.clock import Clock, rfc3339
 from app.operations.component_states import ReadinessCheck, State
-from app.operations.sampler import EVERY_S, Sampler
-from app.operations.samples import Gauges, Role
+from app.operations.samples import EVERY_S, Gauges, Role, Sampler
 from app.profiles.online.compute import Computation
 from app.profiles.ports import Cache
 from app.service import Service
