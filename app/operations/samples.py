@@ -35,18 +35,14 @@ UNTIMED_ROUTE = "/generate"
 # For each metric: the name of the count, and the label whose value is appended to that name ("" for none).
 COUNTERS = {
     "profiles_cache_hits_total": ("hits", ""),
-    "profiles_near_hits_total": ("near_hits", ""),
     "profiles_cache_misses_total": ("misses", ""),
     "profiles_cache_fills_total": ("fills", "outcome"),
     "profiles_degraded_reads_total": ("degraded_reads", ""),
-    "profiles_events_total": ("events", "outcome"),
-    "profiles_invalidations_total": ("invalidations", "outcome"),
     "profiles_computation_errors_total": ("feature_errors", ""),
     "profiles_stale_values_dropped_total": ("stale_dropped", ""),
     "profiles_consistency_checks_total": ("checks", "outcome"),
     "profiles_consistency_violations_total": ("untrue", ""),
     "profiles_decision_checks_total": ("decision_checks", "outcome"),
-    "profiles_publish_failures_total": ("publish_failures", ""),
     "profiles_requests_shed_total": ("shed", ""),
     "profiles_generations_total": ("generations", "outcome"),
 }
