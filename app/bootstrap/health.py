@@ -52,10 +52,13 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
         try:
             owed = (await backlog(self.database, self.clock.now_ms())).owed
         except StoreUnavailable as error:
-            return {
-                "database": _unanswered("database", f"{error.public_reason}; nothing can be served", error, vital=True)
-            }
-        problem = await self._database_problem()
+            detail = f"{error.public_reason}; nothing can be served"
+            return {"database": _unanswered("database", detail, error, vital=True)}
+        try:
+            problem = await self.database.problem()
+        except StoreUnavailable as error:
+            log.warning("not_answering", what="database", error=str(error))
+            problem = error.public_reason
         return {
             "database": ReadinessCheck(problem is None, problem or "", state="degraded"),
             "invalidations": ReadinessCheck(
@@ -64,13 +67,6 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
                 state="degraded",
             ),
         }
-
-    async def _database_problem(self) -> str | None:
-        try:
-            return await self.database.problem()
-        except StoreUnavailable as error:
-            log.warning("not_answering", what="database", error=str(error))
-            return error.public_reason
 
     async def _check_cache(self) -> ReadinessCheck:
         try:
