@@ -106,7 +106,9 @@ class Ingestor:
         outcome, invalidating = await self._commits.submit(admitted)
         if isinstance(outcome, ClashingEvent):
             self._metrics.events.labels(self._door, "conflict").inc(len(events))
-            raise _conflict(outcome, events)
+            problem = f"{outcome.event_id!r} is known with other content"
+            path = path_to(events, outcome.position, "event_id")
+            raise Conflict(f"nothing was stored: event_id {problem}", [Issue(path, problem)])
         # Shielded, because a sender that disconnects cancels what it waits for, and others wait for the same task.
         return Receipt(outcome.accepted, outcome.duplicates, await asyncio.shield(invalidating), outcome.seqs)
 
@@ -151,10 +153,3 @@ class Ingestor:
             self._metrics.events.labels(self._door, "accepted").inc(outcome.accepted)
             self._metrics.events.labels(self._door, "duplicate").inc(outcome.duplicates)
         return invalidated
-
-
-def _conflict(clash: ClashingEvent, sent: Sequence[TipEvent]) -> Conflict:
-    return Conflict(
-        f"nothing was stored: event_id {clash.event_id!r} is known with other content",
-        [Issue(path_to(sent, clash.position, "event_id"), f"{clash.event_id!r} is known with other content")],
-    )
