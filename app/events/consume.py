@@ -39,7 +39,7 @@ BOUNDS = Bounds(kind="consumption", at_once=500, most=100_000, apart_s=0.2)
 log = logger("events.consume")
 
 
-class Consumer(msgspec.Struct, kw_only=True, dict=True):
+class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
     log: EventLog
     letters: DeadLetters
     invalidator: Invalidates

@@ -164,7 +164,7 @@ def _union_s(spans: Sequence[tuple[float, float]]) -> float:
     return covered
 
 
-class Sampler(msgspec.Struct, kw_only=True):
+class Sampler(msgspec.Struct, kw_only=True, eq=False):
     """`process` is a random name, new at every start; `registry` is the fingerprint of the registry that is served."""
 
     role: Role

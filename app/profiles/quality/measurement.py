@@ -40,7 +40,7 @@ TRY_AGAIN_S = 0.5
 log = logger("profiles.quality")
 
 
-class QualityMeasurement(msgspec.Struct, kw_only=True):
+class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
     """Measures data quality, one measurement at a time. `sample` is the largest number of users that are drawn for each
     of the two moments that are compared."""
 
