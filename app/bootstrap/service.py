@@ -230,9 +230,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 random=edges.random,
             ),
             runs=SqlQualityRepository(database),
-            inspector=inspector,
-            users=users,
-            registry=registry,
             clock=clock,
             start=queue.start_quality if queue is not None else _no_job,
         )

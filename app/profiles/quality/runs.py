@@ -17,10 +17,8 @@ import msgspec
 
 from app.errors import CacheUnavailable
 from app.features.clock import Clock
-from app.features.registry import Registry
-from app.profiles.consistency.inspection import CellFreshness, Inspector
+from app.profiles.consistency.inspection import CellFreshness
 from app.profiles.online.cache_protocol import NULL
-from app.profiles.ports import NewestEvents
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.report import QualityReport
 from app.telemetry import logger
@@ -95,9 +93,6 @@ class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
 
     measurement: QualityMeasurement
     runs: QualityRepository
-    inspector: Inspector
-    users: NewestEvents
-    registry: Registry
     clock: Clock
     start: Callable[[int], Awaitable[None]]
 
@@ -124,15 +119,16 @@ class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
             UnknownFeature: the registry has no such feature.
             StoreUnavailable: the database does not answer.
         """
-        mask = self.registry.mask([feature])
+        users, inspector, registry = self.measurement.users, self.measurement.inspector, self.measurement.registry
+        mask = registry.mask([feature])
         now_ms = self.clock.now_ms()
         deadline = self.clock.monotonic() + MOST_S
         found: list[CellFreshness] = []
         scanned = 0
         while scanned < MOST_SCANNED and self.clock.monotonic() <= deadline:
-            page = await self.users.eligible(after, now_ms - self.registry.longest_window_ms(), PAGE)
+            page = await users.eligible(after, now_ms - registry.longest_window_ms(), PAGE)
             try:
-                cells = await self.inspector.freshness(page, mask) if page else []
+                cells = await inspector.freshness(page, mask) if page else []
             except CacheUnavailable:
                 return FoundUsers(now_ms, None, scanned, None)
             for cell in cells:

@@ -47,9 +47,6 @@ class QualityFixture:
         self.quality = DataQuality(
             measurement=self.measurement,
             runs=self.runs,
-            inspector=self.inspector,
-            users=self.users,
-            registry=registry,
             clock=clock,
             start=self._start,
         )
