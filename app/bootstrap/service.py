@@ -202,7 +202,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             log=event_log,
             invalidator=invalidator,
             # A worker consumes the events of its own jobs, so it publishes nothing.
-            publisher=None if door == "queue" else queue,
+            publish=queue.publish if queue is not None and door != "queue" else None,
             admission=Admission(settings.retention_days),
             clock=clock,
             metrics=metrics,

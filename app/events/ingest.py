@@ -16,12 +16,12 @@ Requests that wait at the same time share a commit and a DEL; each is stored as 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import Conflict, Issue
-from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates, Publisher
+from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates
 from app.events.validation import Admission, path_to
 from app.features.clock import Clock
 from app.features.events import TipEvent
@@ -60,16 +60,17 @@ class Ingestor:
         *,
         log: EventLog,
         invalidator: Invalidates,
-        publisher: Publisher | None,
+        publish: Callable[[Sequence[int]], None] | None,
         admission: Admission,
         clock: Clock,
         metrics: Metrics,
         door: str,
         bounds: Bounds | None = None,
     ) -> None:
+        """`publish` asks the workers to consume stored events, by sequence number; it never raises and never blocks."""
         self._log = log
         self._invalidator = invalidator
-        self._publisher = publisher
+        self._publish = publish
         self._admission = admission
         self._clock = clock
         self._metrics = metrics
@@ -144,8 +145,8 @@ class Ingestor:
             for user_id, features in outcome.stale.items():
                 stale[user_id] = stale.get(user_id, frozenset()) | features
         invalidated = await self._invalidator.invalidate(stale)
-        if self._publisher is not None:
-            self._publisher.publish([seq for _, outcome in stored for seq in outcome.seqs])
+        if self._publish is not None:
+            self._publish([seq for _, outcome in stored for seq in outcome.seqs])
         now_ms = self._clock.now_ms()
         for events, outcome in stored:
             lag_ms = max(0, now_ms - events[0].received_at_ms)

@@ -34,7 +34,7 @@ class ReplayFixture:
         self.ingestor = Ingestor(
             log=self.log,
             invalidator=RecordingInvalidator(Journal()),
-            publisher=None,
+            publish=None,
             admission=Admission(180),
             clock=self.clock,
             metrics=Metrics(),
