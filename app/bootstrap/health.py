@@ -104,9 +104,18 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
     async def refresh_gauges(self) -> Gauges:
         """Count the waiting work (jobs, events, dead letters, owed invalidations) and set the Prometheus gauges. If a
         server does not answer, its counts are None; their gauges keep their values, but the queue depth becomes -1."""
-        metrics, found = self.metrics, await self._gauges()
+        depth: int | None = None
+        if self.queue is not None:
+            with suppress(QueueUnavailable):  # readiness logs it
+                depth = await self.queue.depth()
+        try:
+            found = await backlog(self.database, self.clock.now_ms())
+        except StoreUnavailable as error:
+            log.warning("gauges_not_refreshed", error=str(error))
+            found = Gauges()
         await self._refresh_rollout()
-        metrics.queue_depth.set(found.queue_depth if found.queue_depth is not None else -1)
+        metrics = self.metrics
+        metrics.queue_depth.set(depth if depth is not None else -1)
         for gauge, value in (
             (metrics.oldest_unconsumed, found.outbox_age_s),
             (metrics.unconsumed, found.outbox),
@@ -117,24 +126,12 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
         ):
             if value is not None:
                 gauge.set(value)
-        return found
-
-    async def _gauges(self) -> Gauges:
-        depth: int | None = None
-        if self.queue is not None:
-            with suppress(QueueUnavailable):  # readiness logs it
-                depth = await self.queue.depth()
-        try:
-            found = await backlog(self.database, self.clock.now_ms())
-        except StoreUnavailable as error:
-            log.warning("gauges_not_refreshed", error=str(error))
-            found = Gauges()
         return msgspec.structs.replace(found, queue_depth=depth)
 
     async def _refresh_rollout(self) -> None:
         try:
             state = await self.rollout.repository.state()
-        except StoreUnavailable:  # `_gauges` logs it
+        except StoreUnavailable:  # `refresh_gauges` logs it
             return
         self.metrics.bandit.share.set(state.share)
         for stage in STAGES:
