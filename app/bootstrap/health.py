@@ -19,13 +19,12 @@ from app.concurrency.tasks import running
 from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
 from app.features.clock import Clock, rfc3339
 from app.operations.component_states import ReadinessCheck, State
-from app.operations.sampler import EVERY_S, Sampler
-from app.operations.samples import Gauges, Process, Role
+from app.operations.samples import EVERY_S, Gauges, Role, Sampler
 from app.profiles.online.compute import Computation
 from app.profiles.ports import Cache
 from app.service import Service
 from app.stores.queue.client import Queue
-from app.stores.sql.backlog import backlog, events_ahead
+from app.stores.sql.backlog import backlog
 from app.stores.sql.database import Database
 from app.telemetry import Metrics, logger
 
@@ -51,12 +50,15 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
 
     async def _check_database(self) -> dict[str, ReadinessCheck]:
         try:
-            owed = (await backlog(self.database)).owed
+            owed = (await backlog(self.database, self.clock.now_ms())).owed
         except StoreUnavailable as error:
-            return {
-                "database": _unanswered("database", f"{error.public_reason}; nothing can be served", error, vital=True)
-            }
-        problem = await self._database_problem()
+            detail = f"{error.public_reason}; nothing can be served"
+            return {"database": _unanswered("database", detail, error, vital=True)}
+        try:
+            problem = await self.database.problem()
+        except StoreUnavailable as error:
+            log.warning("not_answering", what="database", error=str(error))
+            problem = error.public_reason
         return {
             "database": ReadinessCheck(problem is None, problem or "", state="degraded"),
             "invalidations": ReadinessCheck(
@@ -65,13 +67,6 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
                 state="degraded",
             ),
         }
-
-    async def _database_problem(self) -> str | None:
-        try:
-            return await self.database.problem()
-        except StoreUnavailable as error:
-            log.warning("not_answering", what="database", error=str(error))
-            return error.public_reason
 
     async def _check_cache(self) -> ReadinessCheck:
         try:
@@ -109,9 +104,18 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
     async def refresh_gauges(self) -> Gauges:
         """Count the waiting work (jobs, events, dead letters, owed invalidations) and set the Prometheus gauges. If a
         server does not answer, its counts are None; their gauges keep their values, but the queue depth becomes -1."""
-        metrics, found = self.metrics, await self._gauges()
+        depth: int | None = None
+        if self.queue is not None:
+            with suppress(QueueUnavailable):  # readiness logs it
+                depth = await self.queue.depth()
+        try:
+            found = await backlog(self.database, self.clock.now_ms())
+        except StoreUnavailable as error:
+            log.warning("gauges_not_refreshed", error=str(error))
+            found = Gauges()
         await self._refresh_rollout()
-        metrics.queue_depth.set(found.queue_depth if found.queue_depth is not None else -1)
+        metrics = self.metrics
+        metrics.queue_depth.set(depth if depth is not None else -1)
         for gauge, value in (
             (metrics.oldest_unconsumed, found.outbox_age_s),
             (metrics.unconsumed, found.outbox),
@@ -122,34 +126,12 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
         ):
             if value is not None:
                 gauge.set(value)
-        return found
-
-    async def _gauges(self) -> Gauges:
-        depth: int | None = None
-        if self.queue is not None:
-            with suppress(QueueUnavailable):  # readiness logs it
-                depth = await self.queue.depth()
-        try:
-            state = await backlog(self.database)
-            ahead = await events_ahead(self.database, self.clock.now_ms())
-        except StoreUnavailable as error:
-            log.warning("gauges_not_refreshed", error=str(error))
-            return Gauges(queue_depth=depth)
-        oldest = state.oldest_received_at_ms
-        return Gauges(
-            queue_depth=depth,
-            outbox=state.unconsumed,
-            outbox_age_s=max(0, self.clock.now_ms() - oldest) / 1000 if oldest is not None else 0.0,
-            dead_letters=state.dead_letters,
-            owed=state.owed,
-            events_ahead=ahead,
-            unreadable=state.unreadable,
-        )
+        return msgspec.structs.replace(found, queue_depth=depth)
 
     async def _refresh_rollout(self) -> None:
         try:
             state = await self.rollout.repository.state()
-        except StoreUnavailable:  # `_gauges` logs it
+        except StoreUnavailable:  # `refresh_gauges` logs it
             return
         self.metrics.bandit.share.set(state.share)
         for stage in STAGES:
@@ -165,7 +147,9 @@ def _unanswered(
 
 def sampler(service: Service, role: Role) -> Sampler:
     return Sampler(
-        process=Process(role, service.process, service.registry.fingerprint),
+        role=role,
+        process=service.process,
+        registry=service.registry.fingerprint,
         metrics=service.metrics,
         store=service.samples,
         ask_gauges=service.refresh_gauges,  # a scrape of a worker's metrics does not refresh them

@@ -40,7 +40,6 @@ from app.profiles.online.invalidation import Invalidator, Stale
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.reader import ProfileReader
 from app.profiles.ports import Cache, Source
-from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
 from app.profiles.rebuild.rebuilder import Rebuilder
@@ -204,7 +203,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             log=event_log,
             invalidator=invalidator,
             # A worker consumes the events of its own jobs, so it publishes nothing.
-            publisher=None if door == "queue" else queue,
+            publish=queue.publish if queue is not None and door != "queue" else None,
             admission=Admission(settings.retention_days),
             clock=clock,
             metrics=metrics,
@@ -232,7 +231,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 random=edges.random,
             ),
             runs=SqlQualityRepository(database),
-            drilldown=Drilldown(inspector=inspector, users=users, registry=registry, clock=clock),
             clock=clock,
             start=queue.start_quality if queue is not None else _no_job,
         )

@@ -8,44 +8,45 @@ against no event.
 
 Within one process, a job and the sweep never consume the same event at the same time, so it is not learned twice
 concurrently.
+
+A queue job is done when its events are durable and their cache keys deleted, so it does not wait for consumption but
+hands its events over. Consuming the events of many jobs together takes one query of the log, one of the cache and one
+commit. If a batch fails, is cut short or overflows, nothing is lost: the sweep consumes every event that is not marked
+as consumed.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
-from app.errors import Unavailable
+import msgspec
+
+from app.concurrency.batcher import Batcher, Bounds
+from app.errors import Overloaded, Unavailable
 from app.events.ports import DeadLetters, EventLog, Invalidates, Learner
 from app.features.clock import Clock
 from app.features.events import KNOWN_SUBJECTS, LoggedEvent, subject_of
-from app.telemetry import Metrics, logger
+from app.telemetry import Metrics, logger, warn
 
 ATTEMPTS = 5
 SWEEP_AGE_MS = 2_000
 SWEEP_CHUNK = 500
+BOUNDS = Bounds(kind="consumption", at_once=500, most=100_000, apart_s=0.2)
 log = logger("events.consume")
 
 
-class Consumer:
-    def __init__(
-        self,
-        *,
-        log: EventLog,
-        letters: DeadLetters,
-        invalidator: Invalidates,
-        learners: Sequence[Learner],
-        clock: Clock,
-        metrics: Metrics,
-    ) -> None:
-        self._log = log
-        self._letters = letters
-        self._invalidator = invalidator
-        self._learners = learners
-        self._clock = clock
-        self._metrics = metrics
-        self._in_hand: set[int] = set()
+class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
+    log: EventLog
+    letters: DeadLetters
+    invalidator: Invalidates
+    learners: Sequence[Learner]
+    clock: Clock
+    metrics: Metrics
+    _in_hand: set[int] = msgspec.field(default_factory=set)
 
     async def consume(self, seqs: Sequence[int]) -> int:
         """Consume events, by sequence number; return how many were consumed.
@@ -57,18 +58,18 @@ class Consumer:
             Unavailable: the cache or the database does not answer. The events stay unconsumed; try again.
         """
         with self._taken(seqs) as mine:
-            events = await self._log.logged(mine)
-            await self._invalidator.drop_older(await self._newest_per_cell(events))
+            events = await self.log.logged(mine)
+            await self.invalidator.drop_older(await self._newest_per_cell(events))
             return await self._learn(events)
 
     async def sweep(self) -> int:
         """Consume events that have been unconsumed for `SWEEP_AGE_MS`; return how many were consumed. The process that
         stored them may have died before it deleted the stale cache keys, so the sweep deletes these first."""
         swept = 0
-        before_ms = self._clock.now_ms() - SWEEP_AGE_MS
+        before_ms = self.clock.now_ms() - SWEEP_AGE_MS
         # If the clock was set back, events that arrived before have a time ahead of it. They are swept at once.
-        while events := await self._log.unconsumed(
-            before_ms, SWEEP_CHUNK, or_after_ms=self._clock.now_ms() + SWEEP_AGE_MS
+        while events := await self.log.unconsumed(
+            before_ms, SWEEP_CHUNK, or_after_ms=self.clock.now_ms() + SWEEP_AGE_MS
         ):
             consumed = await self._sweep([item.seq for item in events])
             swept += consumed
@@ -82,10 +83,10 @@ class Consumer:
         with self._taken(seqs) as mine:
             # 1. The sweep sees an unconsumed event; 2. a job consumes it and marks it; 3. the sweep learns it again.
             # Hence the second query, now that nothing else in this process can consume it.
-            if not (events := await self._log.logged(mine)):
+            if not (events := await self.log.logged(mine)):
                 return 0
             stale = {user: cells.keys() for user, cells in (await self._newest_per_cell(events)).items()}
-            await self._invalidator.invalidate(stale)
+            await self.invalidator.invalidate(stale)
             return await self._learn(events)
 
     @contextmanager
@@ -99,7 +100,7 @@ class Consumer:
             self._in_hand.difference_update(mine)
 
     async def _newest_per_cell(self, events: Sequence[LoggedEvent]) -> dict[str, dict[str, int]]:
-        features = await self._log.stale_features(KNOWN_SUBJECTS)
+        features = await self.log.stale_features(KNOWN_SUBJECTS)
         newest: dict[str, dict[str, int]] = {}
         for item in sorted(events, key=lambda item: item.seq):
             cells = newest.setdefault(item.event.user_id, {})
@@ -109,10 +110,10 @@ class Consumer:
     async def _learn(self, events: Sequence[LoggedEvent]) -> int:
         consumed = await self._learned(events)
         if consumed:
-            now_ms = self._clock.now_ms()
-            await self._log.mark_consumed([item.seq for item in consumed])
+            now_ms = self.clock.now_ms()
+            await self.log.mark_consumed([item.seq for item in consumed])
             for item in consumed:
-                self._metrics.consumption_lag.observe(max(0, now_ms - item.received_at_ms) / 1000)
+                self.metrics.consumption_lag.observe(max(0, now_ms - item.received_at_ms) / 1000)
         return len(consumed)
 
     async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
@@ -128,13 +129,53 @@ class Consumer:
                 return [item for event in events for item in await self._learned([event])]
             (item,) = events
             reason = f"{type(error).__name__}: {error}"
-            buried = await self._letters.failed(
-                item.seq, reason, traceback.format_exc(), self._clock.now_ms(), ATTEMPTS
-            )
+            buried = await self.letters.failed(item.seq, reason, traceback.format_exc(), self.clock.now_ms(), ATTEMPTS)
             log.warning("event_failed", event_id=item.event.event_id, error=reason, buried=buried)
             return []
         return events
 
     async def _teach(self, events: Sequence[LoggedEvent]) -> None:
-        for learner in self._learners:
+        for learner in self.learners:
             await learner.learn(events)
+
+
+class Handover:
+    """Collects stored events and has the consumer consume them in batches, in the background. There is one instance per
+    worker process."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        within_s: float,
+        bounds: Bounds = BOUNDS,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`within_s`: the time limit of one batch, in seconds."""
+        self._consumer = consumer
+        self._within_s = within_s
+        self._at_once = bounds.at_once
+        self._batches: Batcher[Sequence[int], None] = Batcher(
+            self._consume, time.monotonic, bounds, size=len, pause=pause
+        )
+
+    def add(self, seqs: Sequence[int]) -> None:
+        """Add stored events, by sequence number, to be consumed soon in the background. The cache keys that the events
+        make stale must have been deleted, or recorded for deletion."""
+        with suppress(Overloaded):
+            for start in range(0, len(seqs), self._at_once):
+                self._batches.submit(seqs[start : start + self._at_once])
+
+    async def close(self, grace_s: float) -> None:
+        """Consume pending events for up to `grace_s` seconds. No events may be added afterwards."""
+        await self._batches.close(grace_s)
+
+    async def _consume(self, parts: Sequence[Sequence[int]]) -> list[None]:
+        seqs = [seq for part in parts for seq in part]
+        try:
+            async with asyncio.timeout(self._within_s):
+                await self._consumer.consume(seqs)
+        except (Unavailable, TimeoutError) as error:
+            warn(log, error)("left_to_the_sweep", events=len(seqs), error=str(error) or type(error).__name__)
+        except Exception:
+            log.exception("left_to_the_sweep", events=len(seqs))
+        return [None] * len(parts)

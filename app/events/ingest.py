@@ -16,13 +16,12 @@ Requests that wait at the same time share a commit and a DEL; each is stored as 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from app.concurrency.batcher import Batcher, Bounds
-from app.concurrency.tasks import fail
 from app.errors import Conflict, Issue
-from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates, Publisher
+from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates
 from app.events.validation import Admission, path_to
 from app.features.clock import Clock
 from app.features.events import TipEvent
@@ -51,9 +50,8 @@ class Receipt(NamedTuple):
     seqs: tuple[int, ...]
 
 
-# The outcome of one request, and a future for its `Receipt.invalidated`. Each request has a future of its own, because
-# a sender that disconnects cancels the future that it waits for.
-_Committed = tuple[Appended | ClashingEvent, asyncio.Future[bool]]
+# The outcome of one request, and the task that deletes the stale keys of its group. It returns `Receipt.invalidated`.
+_Committed = tuple[Appended | ClashingEvent, asyncio.Task[bool]]
 
 
 class Ingestor:
@@ -62,16 +60,17 @@ class Ingestor:
         *,
         log: EventLog,
         invalidator: Invalidates,
-        publisher: Publisher | None,
+        publish: Callable[[Sequence[int]], None] | None,
         admission: Admission,
         clock: Clock,
         metrics: Metrics,
         door: str,
         bounds: Bounds | None = None,
     ) -> None:
+        """`publish` asks the workers to consume stored events, by sequence number; it never raises and never blocks."""
         self._log = log
         self._invalidator = invalidator
-        self._publisher = publisher
+        self._publish = publish
         self._admission = admission
         self._clock = clock
         self._metrics = metrics
@@ -79,7 +78,7 @@ class Ingestor:
         self._commits: Batcher[Sequence[Admitted], _Committed] = Batcher(
             self._commit, clock.monotonic, bounds or BOUNDS_OF.get(door, BOUNDS), size=len
         )
-        self._invalidating: set[asyncio.Task[None]] = set()
+        self._invalidating: set[asyncio.Task[bool]] = set()
 
     @property
     def overloaded(self) -> bool:
@@ -105,11 +104,14 @@ class Ingestor:
         except Exception:
             self._metrics.events.labels(self._door, "refused").inc(len(events))
             raise
-        outcome, invalidated = await self._commits.submit(admitted)
+        outcome, invalidating = await self._commits.submit(admitted)
         if isinstance(outcome, ClashingEvent):
             self._metrics.events.labels(self._door, "conflict").inc(len(events))
-            raise _conflict(outcome, events)
-        return Receipt(outcome.accepted, outcome.duplicates, await invalidated, outcome.seqs)
+            problem = f"{outcome.event_id!r} is known with other content"
+            path = path_to(events, outcome.position, "event_id")
+            raise Conflict(f"nothing was stored: event_id {problem}", [Issue(path, problem)])
+        # Shielded, because a sender that disconnects cancels what it waits for, and others wait for the same task.
+        return Receipt(outcome.accepted, outcome.duplicates, await asyncio.shield(invalidating), outcome.seqs)
 
     async def close(self) -> None:
         """Wait until all submitted events are committed and the cache keys that they made stale are deleted."""
@@ -124,46 +126,31 @@ class Ingestor:
         outcomes = await self._log.append(group)
         self._metrics.commit_seconds.observe(self._clock.monotonic() - started)
         self._metrics.commit_events.observe(sum(map(len, group)))
-        loop = asyncio.get_running_loop()
-        committed = [(outcome, loop.create_future()) for outcome in outcomes]
-        task = loop.create_task(self._invalidate(group, committed))
+        task = asyncio.get_running_loop().create_task(self._invalidate(group, outcomes))
         self._invalidating.add(task)
         task.add_done_callback(self._invalidating.discard)
-        return committed
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved: its senders may be gone
+        return [(outcome, task) for outcome in outcomes]
 
-    async def _invalidate(self, group: Sequence[Sequence[Admitted]], committed: Sequence[_Committed]) -> None:
-        """Delete the cache keys that committed events made stale, then notify the workers, then complete the future of
-        each request: True if the keys are deleted, False if the deletion has yet to be made."""
+    async def _invalidate(
+        self, group: Sequence[Sequence[Admitted]], outcomes: Sequence[Appended | ClashingEvent]
+    ) -> bool:
+        """Delete the cache keys that committed events made stale, then notify the workers. Return True if the keys are
+        deleted, False if the deletion has yet to be made."""
         stored = [
-            (events, outcome)
-            for events, (outcome, _) in zip(group, committed, strict=True)
-            if isinstance(outcome, Appended)
+            (events, outcome) for events, outcome in zip(group, outcomes, strict=True) if isinstance(outcome, Appended)
         ]
         stale: dict[str, frozenset[str]] = {}
         for _, outcome in stored:
             for user_id, features in outcome.stale.items():
                 stale[user_id] = stale.get(user_id, frozenset()) | features
-        try:
-            invalidated = await self._invalidator.invalidate(stale)
-        except Exception as error:
-            for _, done in committed:
-                fail(done, error)
-            return
-        if self._publisher is not None:
-            self._publisher.publish([seq for _, outcome in stored for seq in outcome.seqs])
+        invalidated = await self._invalidator.invalidate(stale)
+        if self._publish is not None:
+            self._publish([seq for _, outcome in stored for seq in outcome.seqs])
         now_ms = self._clock.now_ms()
         for events, outcome in stored:
             lag_ms = max(0, now_ms - events[0].received_at_ms)
             self._metrics.invalidation_lag.labels(self._door).observe(lag_ms / 1000)
             self._metrics.events.labels(self._door, "accepted").inc(outcome.accepted)
             self._metrics.events.labels(self._door, "duplicate").inc(outcome.duplicates)
-        for _, done in committed:
-            if not done.done():
-                done.set_result(invalidated)
-
-
-def _conflict(clash: ClashingEvent, sent: Sequence[TipEvent]) -> Conflict:
-    return Conflict(
-        f"nothing was stored: event_id {clash.event_id!r} is known with other content",
-        [Issue(path_to(sent, clash.position, "event_id"), f"{clash.event_id!r} is known with other content")],
-    )
+        return invalidated

@@ -198,14 +198,6 @@ class Invalidates(Protocol):
         id and feature name. The keys were deleted when the event was stored, so normally no such value exists."""
 
 
-class Publisher(Protocol):
-    """Notifies workers of stored events. Never raises and never blocks."""
-
-    def publish(self, seqs: Sequence[int]) -> None:
-        """Announce stored events, by sequence number, to be consumed by a worker. The cache keys that the events make
-        stale must have been deleted, or recorded for deletion."""
-
-
 class Learner(Protocol):
     """A model that is updated from consumed events; each event counts once."""
 

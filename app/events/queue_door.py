@@ -15,6 +15,7 @@ import msgspec
 from app.errors import Conflict, InvalidInput
 from app.events.ingest import Ingestor
 from app.events.ports import DeadLetters
+from app.events.replay import reason_of
 from app.events.validation import MAX_EVENTS, from_queue
 from app.features.clock import Clock
 from app.features.events import TipEvent
@@ -47,7 +48,7 @@ class QueueDoor:
             try:
                 events.append(from_queue(item, f"[{index}]"))
             except InvalidInput as error:
-                refused.append((item, _reason(error)))
+                refused.append((item, reason_of(error)))
         seqs: list[int] = []
         for start in range(0, len(events), MAX_EVENTS):
             seqs.extend(await self._store(events[start : start + MAX_EVENTS], refused))
@@ -74,13 +75,9 @@ class QueueDoor:
         seqs: list[int] = []
         for event, outcome in zip(events, outcomes, strict=True):
             if isinstance(outcome, (InvalidInput, Conflict)):
-                refused.append((msgspec.to_builtins(event), _reason(outcome)))
+                refused.append((msgspec.to_builtins(event), reason_of(outcome)))
             elif isinstance(outcome, BaseException):
                 raise outcome
             else:
                 seqs.extend(outcome.seqs)
         return seqs
-
-
-def _reason(error: InvalidInput | Conflict) -> str:
-    return "; ".join(f"{issue.path}: {issue.detail}" for issue in error.issues) or str(error)

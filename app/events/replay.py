@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from app.errors import Conflict, InvalidInput, NotFound, Undecodable
 from app.events.ingest import Ingestor, Receipt
@@ -25,29 +26,31 @@ MAX_REASON = 1_000
 REFUSALS = (Undecodable, InvalidInput, Conflict)
 
 
-class ReplayResult(NamedTuple):
-    """The result of replaying one dead letter: how many events were accepted, and how many are duplicates. `revived`:
-    the event was stored before and will be consumed again; nothing was ingested."""
+class Replayed(msgspec.Struct):
+    """The result of replaying a dead letter."""
 
     accepted: int
     duplicates: int
-    revived: bool
+    revived: Annotated[bool, Meta(description="The event was stored already; a worker will consume it again.")]
 
 
-class ReplaySummary(msgspec.Struct):
-    """The result of replaying many dead letters.
+class LetterFailure(msgspec.Struct):
+    """A dead letter that could not be replayed, and why."""
 
-    `replayed` letters were deleted. Of their events, `accepted` are new, `duplicates` were stored before, and `revived`
-    were stored before and will be consumed again. `failures` maps the id of each letter that was kept to the reason.
-    `next_after` is the id of the letter to continue after; None at the end.
-    """
+    id: int
+    reason: str
 
-    replayed: int = 0
-    accepted: int = 0
-    duplicates: int = 0
-    revived: int = 0
-    failures: dict[int, str] = msgspec.field(default_factory=dict)
-    next_after: int | None = None
+
+class ReplayedAll(msgspec.Struct, kw_only=True):
+    """The result of replaying dead letters. If `next_after` is not null, there are more letters above that id."""
+
+    replayed: Annotated[int, Meta(description="Letters that are deleted, because their events are stored.")]
+    accepted: int
+    duplicates: int
+    revived: Annotated[int, Meta(description="Events that were stored already; a worker will consume them again.")]
+    failed: int
+    failures: list[LetterFailure]
+    next_after: int | None
 
 
 class Replayer:
@@ -56,7 +59,7 @@ class Replayer:
         self._letters = letters
         self._clock = clock
 
-    async def replay(self, letter: DeadLetter) -> ReplayResult:
+    async def replay(self, letter: DeadLetter) -> Replayed:
         """Replay one dead letter; it is deleted if that succeeds.
 
         Raises:
@@ -67,7 +70,7 @@ class Replayer:
         if letter.seq is not None:
             if not await self._letters.revive(letter.id):
                 raise NotFound(f"dead letter {letter.id} is gone: it was replayed or discarded meanwhile")
-            return ReplayResult(0, 0, True)
+            return Replayed(0, 0, True)
         try:
             receipt = await self._take_in(letter)
         except REFUSALS as error:
@@ -75,12 +78,12 @@ class Replayer:
             raise
         # 1. The event is stored; 2. the letter is deleted. After a crash in between, another replay finds a duplicate.
         await self._letters.discard(letter.id)
-        return ReplayResult(receipt.accepted, receipt.duplicates, False)
+        return Replayed(receipt.accepted, receipt.duplicates, False)
 
-    async def replay_all(self, after: int) -> ReplaySummary:
+    async def replay_all(self, after: int) -> ReplayedAll:
         """Replay up to `MOST` dead letters with ids above `after`, several at once, so that they share commits. Letters
         that are created meanwhile are skipped. If it raises `StoreUnavailable`, finished replays are not undone."""
-        tally = ReplaySummary()
+        tally = ReplayedAll(replayed=0, accepted=0, duplicates=0, revived=0, failed=0, failures=[], next_after=None)
         newest = await self._letters.newest_id()
         for _ in range(0, MOST, AT_ONCE):
             page = [letter for letter in await self._letters.list(after, AT_ONCE) if letter.id <= newest]
@@ -91,7 +94,7 @@ class Replayer:
         tally.next_after = after
         return tally
 
-    async def _replay_page(self, page: Sequence[DeadLetter], tally: ReplaySummary) -> None:
+    async def _replay_page(self, page: Sequence[DeadLetter], tally: ReplayedAll) -> None:
         revived = [letter.id for letter in page if letter.seq is not None]
         others = [letter for letter in page if letter.seq is None]
         failures: dict[int, str] = {}
@@ -114,7 +117,8 @@ class Replayer:
             tally.replayed += await self._letters.discard(*stored)
         if failures:
             await self._letters.refused(failures, self._clock.now_ms())
-        tally.failures.update(failures)
+        tally.failed += len(failures)
+        tally.failures += [LetterFailure(letter_id, reason) for letter_id, reason in failures.items()]
 
     async def _take_in(self, letter: DeadLetter) -> Receipt:
         return await self._ingestor.ingest(decode_json(letter.payload.encode()))

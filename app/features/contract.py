@@ -35,7 +35,6 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
         """
         check_mirror(self.registry, self.mirror)
         settings.require_retention(self.registry.longest_window_ms())
-        settings.require_decision_retention()
 
 
 def import_registry(source: str, setting: str) -> tuple[Registry, type[msgspec.Struct] | None]:

@@ -20,6 +20,13 @@ SEVERITY: Mapping[State, int] = {"unknown": 0, "ok": 1, "degraded": 2, "down": 3
 UNSEEN_MS = 60_000
 
 
+class ComponentView(msgspec.Struct, frozen=True, array_like=True):
+    """The state of a component as one process sees it."""
+
+    state: State
+    detail: str
+
+
 class ReadinessCheck(NamedTuple):
     """The result of one check of `/readyz`. `state` is the component's state if the check is not `ok`. If a `vital`
     check fails, the service cannot serve reads. Any other failed check only degrades the service."""
@@ -29,12 +36,9 @@ class ReadinessCheck(NamedTuple):
     vital: bool = False
     state: State = "down"
 
-
-class ComponentView(msgspec.Struct, frozen=True, array_like=True):
-    """The state of a component as one process sees it."""
-
-    state: State
-    detail: str
+    @property
+    def view(self) -> ComponentView:
+        return OK if self.ok else ComponentView(self.state, self.detail)
 
 
 class ComponentStatus(NamedTuple):
@@ -48,6 +52,7 @@ class ComponentStatus(NamedTuple):
 
 
 OK = ComponentView("ok", "")
+UNASKED = ReadinessCheck(False, "it was not asked", state="unknown")
 
 
 def component_views(checks: Mapping[str, ReadinessCheck]) -> dict[str, ComponentView]:
@@ -56,17 +61,9 @@ def component_views(checks: Mapping[str, ReadinessCheck]) -> dict[str, Component
     A component without a check is `unknown`. If the check `invalidations` fails, since cache keys have yet to be
     deleted, the cache has that check's state.
     """
-
-    def view(name: str) -> ComponentView:
-        check = checks.get(name)
-        if check is None:
-            return ComponentView("unknown", "it was not asked")
-        return OK if check.ok else ComponentView(check.state, check.detail)
-
-    found = {name: view(name) for name in COMPONENTS if name != "service"}
-    owed = checks.get("invalidations")
-    if found["cache"] == OK and owed is not None and not owed.ok:
-        found["cache"] = ComponentView(owed.state, owed.detail)
+    found = {name: checks.get(name, UNASKED).view for name in COMPONENTS if name != "service"}
+    if found["cache"] == OK and "invalidations" in checks:
+        found["cache"] = checks["invalidations"].view
     affected = [name for name, item in found.items() if item.state != "ok"]
     if any(check.vital and not check.ok for check in checks.values()):
         service = ComponentView("down", "it cannot serve reads")

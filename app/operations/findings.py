@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -183,41 +183,30 @@ def failing_model(samples: Iterable[Sample], now_ms: int) -> list[Finding]:
     """A finding if the language model keeps failing, with the time of the first failure and the reasons.
 
     The model keeps failing if the template worded most tips in every minute since the first failure. Minutes without
-    tips are ignored. No request fails then, and readiness does not show the problem. `samples` must come oldest first.
+    tips are ignored. No request fails then, and readiness does not show the problem.
     """
-    began_ms: int | None = None
-    newest_ms = 0
+    minutes: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    for sample in samples:
+        for name, count in sample.counts.items():
+            outcome = name.removeprefix(GENERATIONS)
+            if outcome != name and outcome not in NO_MODEL_ASKED:
+                minutes[sample.at_ms // MINUTE_MS][outcome] += count
+    failing: list[int] = []
     reasons: Counter[str] = Counter()
-    for at_ms, outcomes in _model_outcomes_by_minute(samples):
-        successes = outcomes.pop(BY_MODEL, 0)
-        if outcomes.total() > successes:
-            began_ms, newest_ms = began_ms or at_ms, at_ms
-            reasons += outcomes
+    for minute in sorted(minutes):
+        successes = minutes[minute].pop(BY_MODEL, 0)
+        if minutes[minute].total() > successes:
+            failing.append(minute)
+            reasons += minutes[minute]
         else:
-            began_ms, reasons = None, Counter()
-    if began_ms is None or reasons.total() < MIN_FAILURES or now_ms - newest_ms > RECENT_MS:
+            failing, reasons = [], Counter()
+    if not failing or reasons.total() < MIN_FAILURES or now_ms - failing[-1] * MINUTE_MS > RECENT_MS:
         return []
     ordered = sorted(reasons.items(), key=lambda item: (item[0] == CONSEQUENCE, -item[1]))
     why = ", ".join(f"{reason} ({count:,})" for reason, count in ordered)
-    text = f"The language model has kept failing since {rfc3339(began_ms)[11:16]} UTC: {why}."
+    text = f"The language model has kept failing since {rfc3339(failing[0] * MINUTE_MS)[11:16]} UTC: {why}."
     advice = (
         "Tips are worded by the template meanwhile, and no request fails. app/generation/README.md explains each "
         "reason; the log has the details (model_failed). Check PROFILES_MODEL_URL, its key and its limits."
     )
     return [Finding("degraded", "model", text, advice)]
-
-
-def _model_outcomes_by_minute(samples: Iterable[Sample]) -> list[tuple[int, Counter[str]]]:
-    """For each minute with tips that the model should word, in order: the minute's beginning, and the tips by outcome.
-    The beginning (epoch ms) is the start of the minute's first sample with such tips."""
-    found: dict[int, tuple[int, Counter[str]]] = {}
-    for sample in samples:
-        outcomes = {
-            outcome: count
-            for name, count in sample.counts.items()
-            if name.startswith(GENERATIONS) and (outcome := name.removeprefix(GENERATIONS)) not in NO_MODEL_ASKED
-        }
-        if outcomes:
-            start_ms = sample.at_ms - round(sample.seconds * 1000)
-            found.setdefault(sample.at_ms // MINUTE_MS, (start_ms, Counter()))[1].update(outcomes)
-    return [found[minute] for minute in sorted(found)]

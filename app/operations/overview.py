@@ -7,8 +7,8 @@ If the database does not answer, there are no figures, and the states are the on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Annotated, NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -24,18 +24,11 @@ from app.operations.component_states import (
 )
 from app.operations.figures import SLOT_MS, Figure, compute_figures, slot_starts
 from app.operations.findings import Finding, failing_model, findings, mixed_registries
-from app.operations.samples import Gauges, Record, Role, Sample
+from app.operations.samples import Record, Role, Sample
 
 # A little more than the ten seconds between two samples of a process.
 CURRENT_MS = 12_000
 ALIVE_MS = 30_000
-
-
-class OwnView(NamedTuple):
-    """The component states that this process sees now, by component, and the gauges that it has read now."""
-
-    components: Mapping[str, ComponentView]
-    gauges: Gauges
 
 
 class Component(msgspec.Struct):
@@ -73,18 +66,15 @@ class Overview(msgspec.Struct, kw_only=True):
     figures: dict[str, Figure]
 
 
-def build_overview(
-    record: Record, own: OwnView | None, process: str, now_ms: int, more_findings: Sequence[Finding] = ()
-) -> Overview:
-    """Build the overview as of `now_ms`, from the stored samples and statuses in `record`. `own` is the view of this
-    process, which has the name `process`; None if its checks did not end in time."""
+def build_overview(record: Record, own: Sample | None, now_ms: int, more_findings: Sequence[Finding] = ()) -> Overview:
+    """Build the overview as of `now_ms`, from the stored samples and statuses in `record`. `own` has the gauges and
+    component states that this process sees now, and no counts; None if its checks did not end in time."""
     # A sample from the future was taken before the clock was set back. It would count as the newest for a long time.
     record = record._replace(samples=[item for item in record.samples if item.at_ms <= now_ms + CURRENT_MS])
-    statuses = _statuses(record, own.components if own is not None else None, process, now_ms)
+    statuses = _statuses(record, own, now_ms)
     starts_ms = slot_starts(now_ms)
-    samples = [*record.samples]
-    if own is not None:  # current gauges, so that a dead letter that was just replayed does not count as waiting
-        samples.append(Sample(at_ms=now_ms, process=process, role="api", seconds=0.0, gauges=own.gauges))
+    # With current gauges, so that a dead letter that was just replayed does not count as waiting.
+    samples = record.samples if own is None else [*record.samples, own]
     figures, counts = compute_figures(samples, starts_ms, now_ms)
     alive = [item for item in _newest(record.samples) if now_ms - item.at_ms <= ALIVE_MS]
     found = [
@@ -114,17 +104,15 @@ def build_overview(
     )
 
 
-def _statuses(
-    record: Record, own: Mapping[str, ComponentView] | None, process: str, now_ms: int
-) -> list[ComponentStatus]:
+def _statuses(record: Record, own: Sample | None, now_ms: int) -> list[ComponentStatus]:
     found = dict(record.statuses)
     if own is not None:
         others = [
             {name: _reported(view, sample) for name, view in sample.components.items()}
             for sample in _newest(record.samples)
-            if sample.process != process and not sample.stopped and abs(now_ms - sample.at_ms) <= CURRENT_MS
+            if sample.process != own.process and not sample.stopped and abs(now_ms - sample.at_ms) <= CURRENT_MS
         ]
-        views = worst_views([own, *others])
+        views = worst_views([own.components, *others])
         found |= {item.component: item for item in updated_statuses(record.statuses, views, now_ms)}
     unknown = "no process has reported it yet"
     return [found.get(name) or ComponentStatus(name, "unknown", unknown, now_ms, now_ms) for name in COMPONENTS]

@@ -1,22 +1,32 @@
-"""Samples of a process's metrics over some seconds: how they are read, stored, and summed over processes.
+"""Samples of a process's metrics over some seconds: how they are taken, read, stored, and summed over processes.
 
 A sample is the difference between two readings of a process's `Metrics`, so a restart, which resets the counters, loses
 nothing. Counts and histogram buckets of several processes are added. A gauge describes the whole service, so its newest
 value is used. If no sample covers a time, the values of that time are unknown, not zero.
+
+Invariants: counts that could not be stored are part of the next sample, and nothing is counted twice; a component's
+state becomes worse only after a check has failed twice, a second apart.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from app.operations.component_states import ComponentStatus, ComponentView
+from app.errors import Unavailable
+from app.features.clock import Clock
+from app.operations.component_states import ComponentStatus, ComponentView, ReadinessCheck, component_views
 from app.telemetry import Metrics
 
 Role = Literal["api", "worker"]
+EVERY_S = 10.0
+LAST_S = 0.3
+ASK_AGAIN_S = 1.0
 # Pages and probes do not count as requests: an admin's page may take seconds, and no recommender waits for it.
 UNCOUNTED_ROUTES = ("/admin", "/schema", "/healthz", "/readyz", "/metrics")
 UNMATCHED = ("unmatched", "/")
@@ -25,18 +35,14 @@ UNTIMED_ROUTE = "/generate"
 # For each metric: the name of the count, and the label whose value is appended to that name ("" for none).
 COUNTERS = {
     "profiles_cache_hits_total": ("hits", ""),
-    "profiles_near_hits_total": ("near_hits", ""),
     "profiles_cache_misses_total": ("misses", ""),
     "profiles_cache_fills_total": ("fills", "outcome"),
     "profiles_degraded_reads_total": ("degraded_reads", ""),
-    "profiles_events_total": ("events", "outcome"),
-    "profiles_invalidations_total": ("invalidations", "outcome"),
     "profiles_computation_errors_total": ("feature_errors", ""),
     "profiles_stale_values_dropped_total": ("stale_dropped", ""),
     "profiles_consistency_checks_total": ("checks", "outcome"),
     "profiles_consistency_violations_total": ("untrue", ""),
     "profiles_decision_checks_total": ("decision_checks", "outcome"),
-    "profiles_publish_failures_total": ("publish_failures", ""),
     "profiles_requests_shed_total": ("shed", ""),
     "profiles_generations_total": ("generations", "outcome"),
 }
@@ -47,16 +53,9 @@ BUCKETS = {
 }
 
 
-class Process(NamedTuple):
-    """A process: its role, its name (random, new at every start), and the fingerprint of its registry."""
-
-    role: Role
-    name: str
-    registry: str
-
-
 class Gauges(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Gauges of the whole service, such as the number of jobs in the queue; None if a value could not be read."""
+    """Gauges of the whole service; None if a value could not be read. `outbox`: unconsumed events. `owed`: deletions of
+    cache keys that are still to be made. `unreadable`: users whose sufficient statistics are damaged."""
 
     queue_depth: int | None = None
     outbox: int | None = None
@@ -163,3 +162,74 @@ def _union_s(spans: Sequence[tuple[float, float]]) -> float:
         covered += max(0.0, end - max(start, until))
         until = max(until, end)
     return covered
+
+
+class Sampler(msgspec.Struct, kw_only=True, eq=False):
+    """`process` is a random name, new at every start; `registry` is the fingerprint of the registry that is served."""
+
+    role: Role
+    process: str
+    registry: str
+    metrics: Metrics
+    store: SampleStore
+    ask_gauges: Callable[[], Awaitable[Gauges]]
+    ask_readiness: Callable[[], Awaitable[Mapping[str, ReadinessCheck]]]
+    clock: Clock
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _failing: frozenset[str] = frozenset()
+    _last: Counter[str] = msgspec.field(default_factory=Counter)
+    _last_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._last, self._last_at = read(self.metrics), self.clock.monotonic()
+
+    async def sample(self) -> None:
+        """Take a sample and store it; called every `EVERY_S` seconds.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
+        checks = await self._confirmed_readiness()
+        await self._keep(await self.ask_gauges(), checks)
+
+    async def close(self) -> None:
+        """Store the last sample, with counts only, within `LAST_S` seconds. Failures to store it are ignored."""
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(LAST_S):
+                await self._keep(Gauges(), None)
+
+    async def _confirmed_readiness(self) -> Mapping[str, ReadinessCheck]:
+        """Run the readiness checks, and repeat them after `ASK_AGAIN_S` seconds if one fails that passed before."""
+        checks = await self.ask_readiness()
+        if not _failing(checks) <= self._failing:
+            await self.pause(ASK_AGAIN_S)
+            checks = await self.ask_readiness()
+        self._failing = _failing(checks)
+        return checks
+
+    async def _keep(self, gauges: Gauges, checks: Mapping[str, ReadinessCheck] | None) -> None:
+        reading, at = read(self.metrics), self.clock.monotonic()
+        counted, seconds = reading - self._last, at - self._last_at
+        before = self._last, self._last_at
+        # Set before the write: if the write is cancelled, it may have been committed, and must not be counted twice.
+        self._last, self._last_at = reading, at
+        sample = Sample(
+            at_ms=self.clock.now_ms(),
+            process=self.process,
+            role=self.role,
+            seconds=round(seconds, 3),
+            counts=dict(counted),
+            gauges=gauges,
+            components=component_views(checks) if checks is not None else {},
+            stopped=checks is None,
+            registry=self.registry,
+        )
+        try:
+            await self.store.keep(sample)
+        except Exception:
+            self._last, self._last_at = before
+            raise
+
+
+def _failing(checks: Mapping[str, ReadinessCheck]) -> frozenset[str]:
+    return frozenset(name for name, check in checks.items() if not check.ok)

@@ -26,8 +26,6 @@ from app.settings.parsers import ApiKey, Network, RolloutRails
 _SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
 PREFIX = "PROFILES_"
 _SHOWN = 80
-MIN_RETENTION_MARGIN_DAYS = 30
-MIN_DECISION_MARGIN_DAYS = 3
 
 
 def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
@@ -206,25 +204,12 @@ class Settings:
         raise SettingsError("PROFILES_DATABASE", f"names a PostgreSQL database; {instead}")
 
     def require_retention(self, longest_window_ms: int) -> None:
-        """Raise `SettingsError` if pruning could delete events inside a feature's window."""
-        window_days = -(-longest_window_ms // 86_400_000)
-        least = window_days + MIN_RETENTION_MARGIN_DAYS
-        if self.retention_days < least:
-            raise SettingsError(
-                "PROFILES_RETENTION_DAYS",
-                f"must be at least {least}: the longest feature window of {window_days} days plus a margin of "
-                f"{MIN_RETENTION_MARGIN_DAYS} days",
-            )
-
-    def require_decision_retention(self) -> None:
-        """Raise `SettingsError` if a decision could be pruned before its reward is known."""
-        least = -(-self.reward_window_hours // 24) + MIN_DECISION_MARGIN_DAYS
-        if self.decision_retention_days < least:
-            raise SettingsError(
-                "PROFILES_DECISION_RETENTION_DAYS",
-                f"must be at least {least}: the reward window of {self.reward_window_hours} hours plus a margin of "
-                f"{MIN_DECISION_MARGIN_DAYS} days",
-            )
+        """Raise `SettingsError` if pruning could delete events inside a feature's window, or a decision before its
+        reward is known."""
+        window_days, hours = -(-longest_window_ms // 86_400_000), self.reward_window_hours
+        window, rewards = f"longest feature window of {window_days} days", f"reward window of {hours} hours"
+        _require_days("PROFILES_RETENTION_DAYS", self.retention_days, window_days, 30, window)
+        _require_days("PROFILES_DECISION_RETENTION_DAYS", self.decision_retention_days, -(-hours // 24), 3, rewards)
 
     def require_servers(self) -> None:
         """Raise `SettingsError` if cache or queue is not set."""
@@ -250,6 +235,11 @@ class Settings:
             f"must hold at least one key when {cause}: without keys the service binds only to a loopback address and "
             "trusts no proxy (`profiles keys new` makes a key)",
         )
+
+
+def _require_days(name: str, days: int, needed: int, margin: int, span: str) -> None:
+    if days < needed + margin:
+        raise SettingsError(name, f"must be at least {needed + margin}: the {span} plus a margin of {margin} days")
 
 
 def variable(item: Field[Any]) -> str:

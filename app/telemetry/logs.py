@@ -102,38 +102,32 @@ def _shown(character: str) -> str:
     return character if plain else character.encode("unicode_escape").decode()
 
 
-# Before `configure_logging`: structlog's default traceback would print local variables, which may be keys.
+_CONTEXT: list[structlog.typing.Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+
+def _lines(*, colors: bool) -> list[structlog.typing.Processor]:
+    # Other tracebacks print local variables, which may be keys.
+    plain = structlog.dev.plain_traceback
+    return [_printable, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+
+
+# Before `configure_logging`.
 structlog.configure(
-    processors=[
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        _censor,
-        _printable,
-        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
-    ],
+    processors=[*_CONTEXT, structlog.processors.format_exc_info, _censor, *_lines(colors=False)],
     logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
 )
 
 
 def configure_logging(log_format: Literal["console", "json"], level: str, stream: TextIO | None = None) -> None:
     """Send every log line of the process, including those of libraries, through structlog to `stream` or stderr."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
     on_screen = sys.stderr is not None and sys.stderr.isatty()
-    plain = structlog.dev.plain_traceback  # others print local variables, which may be keys
-    rendering: list[structlog.typing.Processor] = (
-        [structlog.processors.JSONRenderer()]
-        if log_format == "json"
-        else [_printable, structlog.dev.ConsoleRenderer(colors=on_screen, exception_formatter=plain)]
-    )
+    rendering = [structlog.processors.JSONRenderer()] if log_format == "json" else _lines(colors=on_screen)
     structlog.configure(
-        processors=[RepeatedLines(), *shared[:2], shared[3], structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[RepeatedLines(), *_CONTEXT, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
@@ -141,7 +135,7 @@ def configure_logging(log_format: Literal["console", "json"], level: str, stream
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[*_CONTEXT, structlog.stdlib.ExtraAdder()],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,

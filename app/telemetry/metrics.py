@@ -56,7 +56,6 @@ class BanditMetrics:
         self.prior = gauge("prior_version", "Version of the newest pooled prior; 0 before the first.")
         self.unreadable = gauge("unreadable_states", "Users whose statistics are damaged and set aside.")
         self.share = gauge("rollout_share_ratio", "Share of users that the challenger serves, 0 to 1.")
-        self.late = (self.states, self.to_grow, self.prior, self.unreadable, self.share)
         self.stage = Gauge(
             "rollout_stage",
             "1 for the current stage of the roll-out, 0 for the others.",

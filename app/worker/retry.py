@@ -18,7 +18,7 @@ from arq.worker import Retry
 
 from app.bootstrap.service import OpenService
 from app.errors import Unavailable
-from app.events.handover import Handover
+from app.events.consume import Handover
 from app.stores.queue.worker import Pace
 from app.telemetry import logger, warn
 

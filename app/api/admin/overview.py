@@ -16,8 +16,8 @@ from app.errors import StoreUnavailable
 from app.operations.component_states import component_views
 from app.operations.figures import HOUR_MS, SLOT_MS
 from app.operations.findings import Finding, waiting_to_be_pruned, wrong_decisions
-from app.operations.overview import Overview, OwnView, build_overview
-from app.operations.samples import Record
+from app.operations.overview import Overview, build_overview
+from app.operations.samples import Record, Sample
 from app.service import Service
 from app.telemetry import logger
 
@@ -64,9 +64,7 @@ async def _overview(service: Service) -> Overview:
         _in_time("findings", _more_findings(service)),
     )
     # On a thread: adding up an hour of samples takes some milliseconds, and would delay concurrent reads.
-    return await asyncio.to_thread(
-        build_overview, record or Record([], {}), own, service.process, service.clock.now_ms(), more or ()
-    )
+    return await asyncio.to_thread(build_overview, record or Record([], {}), own, service.clock.now_ms(), more or ())
 
 
 async def _in_time(part: str, asked: Awaitable[T]) -> T | None:
@@ -78,9 +76,10 @@ async def _in_time(part: str, asked: Awaitable[T]) -> T | None:
         return None
 
 
-async def _own_view(service: Service) -> OwnView:
+async def _own_view(service: Service) -> Sample:
     checks, gauges = await asyncio.gather(service.readiness(), service.refresh_gauges())
-    return OwnView(component_views(checks), gauges)
+    at_ms, components = service.clock.now_ms(), component_views(checks)
+    return Sample(at_ms=at_ms, process=service.process, role="api", seconds=0.0, gauges=gauges, components=components)
 
 
 async def _more_findings(service: Service) -> list[Finding]:

@@ -22,9 +22,8 @@ from app.api.schemas import Value, view
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
 from app.profiles.consistency.inspection import Inspection
-from app.profiles.quality.drilldown import Sought
 from app.profiles.quality.report import QualityReport
-from app.profiles.quality.runs import QualityRun, readable_report
+from app.profiles.quality.runs import QualityRun, Sought, readable_report
 from app.service import Service
 
 SOUGHT: tuple[Sought, ...] = ("fresh", "missing", "stale", "null")
@@ -198,7 +197,7 @@ async def get_users_behind(
         service.registry.mask([feature])
     except UnknownFeature as error:
         raise Undecodable(str(error), [Issue("feature", item.detail) for item in error.issues]) from error
-    found = await service.quality.drilldown.find(feature, state, after, limit)
+    found = await service.quality.find_users(feature, state, after, limit)
     users = [_user(item) for item in found.users] if found.users is not None else None
     body = UsersBehindList(feature, state, rfc3339(found.at_ms), users, found.scanned, found.next_after)
     return await answer(request, body, USERS_PAGE, **choices)

@@ -24,6 +24,7 @@ import msgspec
 
 from app.bandit.rollout.aggregates import Estimates
 from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, Interval
+from app.settings.parsers import RolloutRails
 
 FEWEST_USERS = 30
 FEWEST_EFFECTIVE = 1_000
@@ -33,17 +34,11 @@ SLOWER = 1.5
 Word = Literal["insufficient data", "hold", "promote", "roll back"]
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """The limits that the estimates and the guardrails are compared with.
-
-    `margin` is the tolerated loss in reward per decision. `dismissed`, the tolerated increase of dismissals, and
-    `no_profile` are shares of decisions; `p99_ms` is the tolerated 99th percentile of answer times.
-    """
+class Limits(RolloutRails, frozen=True):
+    """The limits that the estimates and the guardrails are compared with. `margin` is the tolerated loss in reward per
+    decision."""
 
     margin: float = 0.02
-    dismissed: float = 0.03
-    p99_ms: float = 100.0
-    no_profile: float = 0.5
 
 
 class Guardrails(msgspec.Struct, frozen=True):

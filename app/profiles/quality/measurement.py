@@ -40,66 +40,53 @@ TRY_AGAIN_S = 0.5
 log = logger("profiles.quality")
 
 
-class QualityMeasurement:
+class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
     """Measures data quality, one measurement at a time. `sample` is the largest number of users that are drawn for each
     of the two moments that are compared."""
 
-    def __init__(
-        self,
-        *,
-        inspector: Inspector,
-        users: NewestEvents,
-        source: Source,
-        registry: Registry,
-        availability: FeatureAvailability,
-        clock: Clock,
-        random: Random,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self.sample = SAMPLE
-        self._inspector = inspector
-        self._users = users
-        self._source = source
-        self._registry = registry
-        self._availability = availability
-        self._clock = clock
-        self._random = random
-        self._pause = pause
-        self._turn = asyncio.Lock()
+    inspector: Inspector
+    users: NewestEvents
+    source: Source
+    registry: Registry
+    availability: FeatureAvailability
+    clock: Clock
+    random: Random
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    sample: int = SAMPLE
+    _turn: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
 
     async def measure(self, budget_s: float = BUDGET_S) -> QualityReport:
         """Draw users and measure as many as `budget_s` seconds allow, at least one page of `PAGE` users. Raises
         `StoreUnavailable`."""
         async with self._turn:
-            begun = self._clock.monotonic()
+            begun = self.clock.monotonic()
             sample = await self._draw(begun + DRAW_SHARE * budget_s)
-            drawn = self._clock.monotonic()
+            drawn = self.clock.monotonic()
             left_s = PACE * (begun + budget_s - drawn)
             users = max(len(sample.now), len(sample.before))
             for start in range(0, users, PAGE):
-                if start and self._clock.monotonic() - begun > budget_s:
+                if start and self.clock.monotonic() - begun > budget_s:
                     del sample.now[start:], sample.before[start:]
                     break
                 for count in (self._count_held, self._count_values):
-                    step_begun = self._clock.monotonic()
+                    step_begun = self.clock.monotonic()
                     await count(sample, start)
-                    ended = self._clock.monotonic()
+                    ended = self.clock.monotonic()
                     spare_s = left_s * (start + PAGE) / users - (ended - drawn)
-                    await self._pause(max(0.0, min(REST * (ended - step_begun), spare_s)))
-            return report(sample, self._registry, self._clock.now_ms())
+                    await self.pause(max(0.0, min(REST * (ended - step_begun), spare_s)))
+            return report(sample, self.registry, self.clock.now_ms())
 
     async def _draw(self, rest_until: float) -> UserSample:
         """Draw users for two moments, now and `BEFORE_DAYS` ago, from those with an event in the longest window of any
         feature before the moment. Pause until the monotonic time `rest_until`."""
-        now_ms = self._clock.now_ms()
-        before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, self._registry.longest_window_ms()
+        now_ms = self.clock.now_ms()
+        before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, self.registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))
         (eligible, now), (eligible_before, before) = [
-            await draw(self._users, span, self.sample, self._random, self._pause, self._clock, rest_until)
-            for span in spans
+            await draw(self.users, span, self.sample, self.random, self.pause, self.clock, rest_until) for span in spans
         ]
-        figures = {entry.name: Figures() for entry in self._registry}
-        oldest_ms = await self._users.oldest_event_ms()
+        figures = {entry.name: Figures() for entry in self.registry}
+        oldest_ms = await self.users.oldest_event_ms()
         return UserSample(now_ms, before_ms, oldest_ms, eligible, now, eligible_before, before, figures)
 
     async def _count_held(self, sample: UserSample, start: int) -> None:
@@ -109,13 +96,13 @@ class QualityMeasurement:
             return
         for attempt in range(1, TRIES + 1):
             try:
-                inspections = await self._inspector.freshness(sample.now[start : start + PAGE])
+                inspections = await self.inspector.freshness(sample.now[start : start + PAGE])
             except CacheUnavailable as error:
                 if start == 0 or attempt == TRIES:
                     log.warning("measured_without_cache", error=str(error))
                     sample.cache_answers = False
                     return
-                await self._pause(TRY_AGAIN_S)
+                await self.pause(TRY_AGAIN_S)
             else:
                 for cell in (cell for inspection in inspections for cell in inspection.cells):
                     figures = sample.figures[cell.entry.name]
@@ -127,19 +114,19 @@ class QualityMeasurement:
 
     async def _count_values(self, sample: UserSample, start: int) -> None:
         """Compute and count the values of a page of users as of the measurement, and of one as of `before_ms`."""
-        mask = self._registry.full_mask & ~self._availability.unavailable
+        mask = self.registry.full_mask & ~self.availability.unavailable
         asked = [ComputeRow(user_id, mask, sample.now_ms) for user_id in sample.now[start : start + PAGE]]
         now = len(asked)
         asked += [ComputeRow(user_id, mask, sample.before_ms) for user_id in sample.before[start : start + PAGE]]
-        snapshot = await self._source.compute(sample.now_ms, asked)
+        snapshot = await self.source.compute(sample.now_ms, asked)
         for (place, index), reason in snapshot.errors.items():
             if snapshot.overdue >> index & 1:
-                self._availability.pause(index, asked[place].user_id, reason, slow=True)
-        for index, entry in enumerate(self._registry):
+                self.availability.pause(index, asked[place].user_id, reason, slow=True)
+        for index, entry in enumerate(self.registry):
             figures = sample.figures[entry.name]
             for place, (row, raws) in enumerate(zip(asked, snapshot.rows, strict=True)):
                 if not row.mask >> index & 1:
-                    figures.fail(self._availability.reason(index))
+                    figures.fail(self.availability.reason(index))
                     continue
                 value, error = entry.value_of(raws[index])
                 error = snapshot.errors.get((place, index), error)

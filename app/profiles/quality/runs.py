@@ -1,6 +1,11 @@
-"""Runs of the data quality measurement. An admin requests a run, and a worker carries it out as one job.
+"""Runs of the data quality measurement, and the search for the users behind a number of a report.
 
-At most one run is active. A run that a crash interrupted is measured again from the beginning.
+An admin requests a run, and a worker carries it out as one job. At most one run is active. A run that a crash
+interrupted is measured again from the beginning.
+
+A report is as of its measurement and may be of a sample; the search is live. It goes through all eligible users in
+bounded steps, one per request. Invariant: a user that the search passed over was not in the wanted state at that time.
+So following `next_after` to the end finds every user who is in the wanted state during the whole search.
 """
 
 from __future__ import annotations
@@ -10,15 +15,21 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
+from app.errors import CacheUnavailable
 from app.features.clock import Clock
-from app.profiles.quality.drilldown import Drilldown
+from app.profiles.consistency.inspection import InspectedCell, Inspection
+from app.profiles.online.cache_protocol import NULL
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.report import QualityReport
 from app.telemetry import logger
 
 KEPT = 10
+PAGE = 200
+MOST_SCANNED = 5_000
+MOST_S = 1.0
 log = logger("profiles.quality")
 State = Literal["queued", "running", "completed", "failed"]
+Sought = Literal["fresh", "missing", "stale", "null"]
 
 
 class QualityRun(NamedTuple):
@@ -65,13 +76,23 @@ class QualityRepository(Protocol):
         """Set the final state of a run and delete all but the last `KEPT` runs; return False if the run had ended."""
 
 
+class FoundUsers(NamedTuple):
+    """The result of one step of a search. `users` has one inspection per user found, with one cell; None if the cache
+    is unavailable. `scanned` is the number of users that were looked at. The next step begins after the user id
+    `next_after`, which is None if all users have been looked at."""
+
+    at_ms: int
+    users: list[Inspection] | None
+    scanned: int
+    next_after: str | None
+
+
 class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
     """Measures data quality in runs, and finds the users behind the figures. `start` asks a worker to carry out a run.
     If that request is lost, a periodic job repeats it."""
 
     measurement: QualityMeasurement
     runs: QualityRepository
-    drilldown: Drilldown
     clock: Clock
     start: Callable[[int], Awaitable[None]]
 
@@ -87,6 +108,45 @@ class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
         body = msgspec.json.encode(report).decode()
         await self.runs.finish(run_id, "completed", self.clock.now_ms(), measured=report.measured, body=body)
         log.info("quality_measured", run=run_id, eligible=report.eligible, measured=report.measured)
+
+    async def find_users(self, feature: str, sought: Sought, after: str, limit: int) -> FoundUsers:
+        """Find users whose cached value of a feature is in the state `sought`, in the order of their ids.
+
+        Look at the eligible users with ids above `after`, until `limit` users are found, `MOST_SCANNED` users have been
+        looked at, or `MOST_S` seconds are over.
+
+        Raises:
+            UnknownFeature: the registry has no such feature.
+            StoreUnavailable: the database does not answer.
+        """
+        users, inspector, registry = self.measurement.users, self.measurement.inspector, self.measurement.registry
+        mask = registry.mask([feature])
+        now_ms = self.clock.now_ms()
+        deadline = self.clock.monotonic() + MOST_S
+        found: list[Inspection] = []
+        scanned = 0
+        while scanned < MOST_SCANNED and self.clock.monotonic() <= deadline:
+            page = await users.eligible(after, now_ms - registry.longest_window_ms(), PAGE)
+            try:
+                inspections = await inspector.freshness(page, mask) if page else []
+            except CacheUnavailable:
+                return FoundUsers(now_ms, None, scanned, None)
+            for inspection in inspections:
+                scanned += 1
+                after = inspection.user_id
+                if _is(inspection.cells[0], sought):
+                    found.append(inspection)
+                    if len(found) == limit:
+                        return FoundUsers(now_ms, found, scanned, after)
+            if len(page) < PAGE:
+                return FoundUsers(now_ms, found, scanned, None)
+        return FoundUsers(now_ms, found, scanned, after)
+
+
+def _is(cell: InspectedCell, sought: Sought) -> bool:
+    if sought == "null":
+        return cell.held is not None and cell.held.json == NULL
+    return cell.state == sought
 
 
 def readable_report(run: QualityRun) -> QualityReport | None:

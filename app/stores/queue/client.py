@@ -81,7 +81,7 @@ def health_key(name: str) -> str:
 
 
 class Queue:
-    """Publishes events, starts runs and queries the queue's state. Implements `app.events.ports.Publisher`."""
+    """Publishes events, starts runs and queries the queue's state."""
 
     def __init__(self, url: str, metrics: Metrics, name: str = QUEUE, bounds: Bounds = BOUNDS) -> None:
         self._name = name

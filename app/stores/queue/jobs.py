@@ -15,7 +15,7 @@ import msgspec
 from redis.exceptions import ResponseError, WatchError
 
 from app.errors import InvalidInput
-from app.events.naming import names, not_naming
+from app.events.erasure import names, not_naming
 
 if TYPE_CHECKING:
     from arq.connections import ArqRedis

@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from app.features.clock import DAY_MS
+from app.operations.samples import Gauges
 from app.stores.sql.database import Database
 from app.stores.sql.sufficient_statistics import SELECT_ASIDE_COUNT
 
+# Events ahead are counted up to a limit: after a day with a wrong clock there can be any number of them.
 SELECT_BACKLOG = f"""
 SELECT (SELECT COUNT(*) FROM outbox),
        (SELECT MIN(received_at_ms) FROM outbox),
-       (SELECT COUNT(*) FROM dead_letters), (SELECT COUNT(*) FROM owed_invalidations), ({SELECT_ASIDE_COUNT})
+       (SELECT COUNT(*) FROM dead_letters), (SELECT COUNT(*) FROM owed_invalidations), ({SELECT_ASIDE_COUNT}),
+       (SELECT COUNT(*) FROM (SELECT 1 FROM event_log WHERE occurred_at_ms > ? LIMIT 10000) AS ahead)
 """
 AHEAD_MS = 300_000
-# Counted up to a limit: after a day with a wrong clock there can be any number of them.
-SELECT_AHEAD_COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM event_log WHERE occurred_at_ms > ? LIMIT 10000) AS ahead"
 SELECT_UNKNOWN = "SELECT sent_by, events FROM unknown_decisions WHERE newest_ms >= ? ORDER BY sent_by"
 
 
-class Backlog(NamedTuple):
-    """Counts of pending work.
-
-    `oldest_received_at_ms`: the earliest arrival of an unconsumed event; None if there is none. `owed`: deletions of
-    cache keys that failed and are still to be made. `unreadable`: users whose sufficient statistics were found damaged.
-    """
-
-    unconsumed: int
-    oldest_received_at_ms: int | None
-    dead_letters: int
-    owed: int
-    unreadable: int
+async def backlog(database: Database, now_ms: int) -> Gauges:
+    """Count the pending work and the faults in the database. Raises `StoreUnavailable`."""
+    return backlog_of(await database.row(SELECT_BACKLOG, (now_ms + AHEAD_MS,)), now_ms)
 
 
-async def backlog(database: Database) -> Backlog:
-    """Count the pending work. Raises `StoreUnavailable`."""
-    return Backlog(*await database.row(SELECT_BACKLOG))
-
-
-async def events_ahead(database: Database, now_ms: int) -> int:
-    """The number of events with a time more than `AHEAD_MS` after `now_ms`, at most 10,000."""
-    (count,) = await database.row(SELECT_AHEAD_COUNT, (now_ms + AHEAD_MS,))
-    return int(count)
+def backlog_of(row: Sequence[Any], now_ms: int) -> Gauges:
+    outbox, oldest_ms, dead_letters, owed, unreadable, ahead = row
+    return Gauges(
+        outbox=outbox,
+        outbox_age_s=max(0, now_ms - oldest_ms) / 1000 if oldest_ms is not None else 0.0,
+        dead_letters=dead_letters,
+        owed=owed,
+        events_ahead=ahead,
+        unreadable=unreadable,
+    )
 
 
 async def unknown_decisions(database: Database, now_ms: int) -> list[tuple[str, int]]:

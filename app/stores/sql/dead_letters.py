@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from app.events.naming import names, not_naming
+from app.events.erasure import names, not_naming
 from app.events.ports import DeadLetter
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.event_log import DELETE_CONSUMED, SELECT_LOGGED, logged_events

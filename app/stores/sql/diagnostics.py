@@ -11,7 +11,7 @@ from app.operations.doctor import Line, diagnose_features
 from app.operations.findings import AUDIT_RULES, waiting_to_be_pruned, wrong_decisions
 from app.operations.samples import Sample
 from app.profiles.availability import Disabled
-from app.stores.sql.backlog import AHEAD_MS, SELECT_AHEAD_COUNT, SELECT_BACKLOG, SELECT_UNKNOWN, Backlog
+from app.stores.sql.backlog import AHEAD_MS, SELECT_BACKLOG, SELECT_UNKNOWN, backlog_of
 from app.stores.sql.cutoffs import SELECT_CUTOFF
 from app.stores.sql.database import Connection
 from app.stores.sql.decisions import SELECT_OLDEST as SELECT_OLDEST_DECISION
@@ -62,12 +62,12 @@ def diagnose_contents(
         return None if row is None or row[0] is None else int(row[0])
 
     samples = running(connection, now_ms)
-    work = Backlog(*connection.execute(SELECT_BACKLOG).fetchone())
+    work = backlog_of(connection.execute(SELECT_BACKLOG, (now_ms + AHEAD_MS,)).fetchone(), now_ms)
     disabled = [Disabled(*row) for row in connection.execute(SELECT_DISABLED)]
     lines = [
-        _outbox(now_ms, work.unconsumed, work.oldest_received_at_ms),
+        _outbox(work.outbox or 0, work.outbox_age_s or 0.0),
         _count("invalidations", work.owed),
-        _count("event times", first(SELECT_AHEAD_COUNT, now_ms + AHEAD_MS)),
+        _count("event times", work.events_ahead),
         _decision_ids(connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()),
         _count("dead letters", work.dead_letters),
         _count("evidence", damaged(connection, whole=whole)),
@@ -91,8 +91,7 @@ def _count(check: str, count: int | None) -> Line:
     return Line(check, state, f"{what}: {count:,}", remedy) if count else Line(check, "ok", f"{what}: none")
 
 
-def _outbox(now_ms: int, count: int, oldest_ms: int | None) -> Line:
-    age_s = 0.0 if oldest_ms is None else (now_ms - oldest_ms) / 1000
+def _outbox(count: int, age_s: float) -> Line:
     if age_s < OUTBOX_OLD_S:
         return Line("outbox", "ok", f"{count:,} events wait for a worker")
     text = f"{count:,} events wait for a worker, the oldest for {age_s:,.0f} s"

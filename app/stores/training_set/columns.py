@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,16 +18,6 @@ NULL = b"null"
 Kind = Literal["text", "int", "float", "bool"]
 KINDS: dict[str, Kind] = {"float": "float", "int": "int", "str": "text"}  # by a feature's dtype
 _LISTS: dict[Kind, Any] = {"int": list[int | None], "float": list[float | None], "bool": list[bool | None]}
-
-
-class Column(Protocol):
-    """The values of one column in consecutive rows. The methods return them as CSV fields, JSON or an Arrow array."""
-
-    def text(self) -> list[str]: ...
-
-    def json(self) -> list[bytes]: ...
-
-    def arrow(self) -> Any: ...
 
 
 class TextColumn:
@@ -110,6 +100,10 @@ class ArrowColumn:
         if kind.tz is None:
             return pc.strftime(self._array, "%Y-%m-%dT%H:%M:%S")
         return pc.strftime(self._array.cast(pa.timestamp(kind.unit, "UTC")), "%Y-%m-%dT%H:%M:%SZ")
+
+
+# The values of one column in consecutive rows, as CSV fields (`text`), JSON or an Arrow array.
+Column = TextColumn | JsonColumn | ArrowColumn
 
 
 def arrow_modules() -> tuple[Any, Any]:

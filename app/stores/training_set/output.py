@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from io import StringIO
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import msgspec
 
@@ -19,18 +20,21 @@ from app.stores.training_set.columns import ArrowColumn, Column, arrow_modules
 ROW_GROUP = 10_000
 
 
-class TrainingSetWriter(Protocol):
+class TrainingSetWriter(ABC):
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    @abstractmethod
     def write(self, columns: Mapping[str, Column]) -> None:
         """Write some rows. `columns` maps names to values, and must have the same names in every call."""
 
     def close(self) -> None:
         """Write the buffered rows. The file stays open."""
+        self._file.flush()
 
 
-class CsvWriter:
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._begun = False
+class CsvWriter(TrainingSetWriter):
+    _begun = False
 
     def write(self, columns: Mapping[str, Column]) -> None:
         rows = list(zip(*(column.text() for column in columns.values()), strict=True))
@@ -41,29 +45,20 @@ class CsvWriter:
         # An unquoted carriage return within a field would end the row; the csv module quotes it from Python 3.13 on.
         self._file.write((_csv(rows, csv.QUOTE_ALL) if "\r" in text else text).encode())
 
-    def close(self) -> None:
-        self._file.flush()
 
-
-class NdjsonWriter:
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
+class NdjsonWriter(TrainingSetWriter):
     def write(self, columns: Mapping[str, Column]) -> None:
         members = [msgspec.json.encode(name).replace(b"%", b"%%") + b":%b" for name in columns]
         line = b"{" + b",".join(members) + b"}\n"
         values = zip(*(column.json() for column in columns.values()), strict=True)
         self._file.writelines(line % row for row in values)
 
-    def close(self) -> None:
-        self._file.flush()
 
-
-class ParquetWriter:
+class ParquetWriter(TrainingSetWriter):
     """Writes Parquet in row groups of at least `ROW_GROUP` rows. The column `as_of` always has the type timestamp."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+        super().__init__(file)
         self._pending: list[Any] = []
         self._rows = 0
         self._writer: Any = None
@@ -108,11 +103,7 @@ def _times(column: Column) -> Any:
     return pa.array([datetime.fromisoformat(moment) for moment in column.text()], pa.timestamp("us", "UTC"))
 
 
-WRITERS: dict[str, Callable[[IO[bytes]], TrainingSetWriter]] = {
-    ".csv": CsvWriter,
-    ".ndjson": NdjsonWriter,
-    ".parquet": ParquetWriter,
-}
+WRITERS: dict[str, type[TrainingSetWriter]] = {".csv": CsvWriter, ".ndjson": NdjsonWriter, ".parquet": ParquetWriter}
 
 
 @contextmanager

@@ -150,7 +150,7 @@ async def test_job_is_retried_while_a_dependency_fails(
             await module.tip_events({**ctx, "job_try": tries}, [event("a")])
         assert caught.value.defer_score == int(back_off(tries) * 1000)
     assert jobs(service, TIP_EVENTS, "retried") == 4 * UNEXPECTED_TRIES - 1
-    assert (await backlog(service.database)).dead_letters == 0
+    assert (await backlog(service.database, service.clock.now_ms())).dead_letters == 0
 
 
 async def test_payload_is_buried_after_its_attempts(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ async def test_payload_is_buried_after_its_attempts(service: OpenService, monkey
     for tries in range(1, UNEXPECTED_TRIES):
         with pytest.raises(Retry):
             await module.tip_events({**ctx, "job_try": 50 + tries}, [event("a")])
-        assert (await backlog(service.database)).dead_letters == 0
+        assert (await backlog(service.database, service.clock.now_ms())).dead_letters == 0
     with monkeypatch.context() as patch:  # the last failure, and burying fails too
         patch.setattr(service.queue_door, "bury", failing(StoreUnavailable("locked")))
         with pytest.raises(Retry):
@@ -189,8 +189,8 @@ async def test_payload_is_stored_once_when_consumption_fails(
     ctx = job(service)
     await module.tip_events(ctx, [event("a"), "bad"])
     await ctx["handover"].close(5)
-    state = await backlog(service.database)
-    assert (state.unconsumed, state.dead_letters) == (1, 1)
+    state = await backlog(service.database, service.clock.now_ms())
+    assert (state.outbox, state.dead_letters) == (1, 1)
     assert jobs(service, TIP_EVENTS, "done") == 1
 
 
@@ -275,7 +275,7 @@ async def test_pruning_continues_in_pieces(service: OpenService, monkeypatch: py
     assert caught.value.defer_score == 0
     assert jobs(service, queue_jobs.PRUNE, "continued") == 1
     await module.prune(job(service, 2))
-    assert (await backlog(service.database)).unconsumed == 0
+    assert (await backlog(service.database, service.clock.now_ms())).outbox == 0
 
 
 async def test_decisions_are_pruned_by_their_own_retention(service: OpenService) -> None:
@@ -332,7 +332,7 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def all_consumed(service: OpenService) -> bool:
-    return (await backlog(service.database)).unconsumed == 0
+    return (await backlog(service.database, service.clock.now_ms())).outbox == 0
 
 
 async def stored(service: OpenService) -> int:
@@ -390,7 +390,7 @@ async def test_poison_event_becomes_a_dead_letter(settings: Settings, client: Ar
         await client.enqueue_job(TIP_EVENTS, [event("a"), event("bad", tip_id="poison"), event("c")])
 
         async def buried() -> bool:
-            return (await backlog(service.database)).dead_letters == 1
+            return (await backlog(service.database, service.clock.now_ms())).dead_letters == 1
 
         await eventually_async(buried, 10)
         assert sorted(learner.learned) == ["a", "c"]
@@ -418,7 +418,7 @@ async def test_worker_continues_when_the_queue_holds_garbage(settings: Settings,
         await client.zadd(QUEUE, {"without a body": now_ms()})
 
         async def buried() -> bool:
-            return (await backlog(service.database)).dead_letters == len(junk)
+            return (await backlog(service.database, service.clock.now_ms())).dead_letters == len(junk)
 
         await eventually_async(buried, 10)
         await client.enqueue_job(TIP_EVENTS, [event("a")])
@@ -587,7 +587,7 @@ async def test_job_is_done_when_its_events_are_stored(
         await client.enqueue_job(TIP_EVENTS, [event("a", tip_id="gate")])
         await eventually(lambda: learner.waiting)
         await eventually_async(lambda: emptied(client))
-        assert (await backlog(service.database)).unconsumed == 1
+        assert (await backlog(service.database, service.clock.now_ms())).outbox == 1
     assert learner.learned == []
     learner.gate.set()
     async with working(settings, learner) as (service, _):  # the sweep takes it up

@@ -70,8 +70,6 @@ class RecordingInvalidator:
 
 
 class RecordingPublisher:
-    """Implements `Publisher`."""
-
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.published: list[list[int]] = []
@@ -93,7 +91,7 @@ class IngestFixture:
         self.ingestor = Ingestor(
             log=self.log,
             invalidator=self.invalidator,
-            publisher=self.publisher,
+            publish=self.publisher.publish,
             admission=Admission(retention_days=180),
             clock=self.clock,
             metrics=self.metrics,

@@ -7,8 +7,7 @@ import asyncio
 import pytest
 
 from app.errors import CacheUnavailable
-from app.events.consume import SWEEP_AGE_MS
-from app.events.handover import BOUNDS, Handover
+from app.events.consume import BOUNDS, SWEEP_AGE_MS, Handover
 from app.features.events import LoggedEvent
 from app.stores.sql.registries import announce
 from app.stores.sqlite.database import SqliteDatabase

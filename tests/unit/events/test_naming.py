@@ -11,7 +11,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.events.naming import names
+from app.events.erasure import names
 
 USER = "user-7"
 

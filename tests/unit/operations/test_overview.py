@@ -11,7 +11,7 @@ from app.features.clock import rfc3339, to_ms
 from app.operations.component_states import COMPONENTS, OK, ComponentStatus
 from app.operations.component_states import ComponentView as View
 from app.operations.figures import HOUR_MS, SLOT_MS, SLOTS
-from app.operations.overview import ALIVE_MS, CURRENT_MS, Overview, OwnView, build_overview
+from app.operations.overview import ALIVE_MS, CURRENT_MS, Overview, build_overview
 from app.operations.samples import Gauges, Record, Sample
 from tests.support.clock import NOW_MS
 from tests.support.samples import sample
@@ -24,8 +24,9 @@ AWAY = {**WELL, "cache": View("down", "away")}
 def seen(*samples: Sample, **changes: Any) -> Overview:
     """The overview of samples while all components are ok; `changes` replace arguments."""
     live = changes.pop("live", WELL)
-    own = OwnView(live, changes.pop("gauges", Gauges())) if live is not None else None
-    arguments = {"record": Record([*samples], STANDINGS), "own": own, "process": "one", "now_ms": NOW_MS, **changes}
+    process, gauges = changes.pop("process", "one"), changes.pop("gauges", Gauges())
+    own = sample(process=process, seconds=0.0, gauges=gauges, components=live) if live is not None else None
+    arguments = {"record": Record([*samples], STANDINGS), "own": own, "now_ms": NOW_MS, **changes}
     return build_overview(**arguments)
 
 

@@ -9,8 +9,7 @@ import pytest
 from app.concurrency.periodic import repeat
 from app.errors import StoreUnavailable
 from app.operations.component_states import ReadinessCheck
-from app.operations.sampler import ASK_AGAIN_S, EVERY_S, LAST_S, Sampler
-from app.operations.samples import Gauges, Process, Record, Sample
+from app.operations.samples import ASK_AGAIN_S, EVERY_S, LAST_S, Gauges, Record, Sample, Sampler
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.waiting import eventually
@@ -47,7 +46,9 @@ class Watched:
         self.rounds = 0
         self.done = asyncio.Event()
         self.sampler = Sampler(
-            process=Process("api", "one", "abc"),
+            role="api",
+            process="one",
+            registry="abc",
             metrics=self.metrics,
             store=self.store,
             ask_gauges=self._gauges,

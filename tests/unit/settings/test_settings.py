@@ -400,11 +400,11 @@ def test_retention_is_refused_when_shorter_than_windows() -> None:
 
 
 def test_retention_of_decisions_must_leave_time_for_their_rewards() -> None:
-    Settings(decision_retention_days=4).require_decision_retention()
-    Settings(decision_retention_days=33, reward_window_hours=720).require_decision_retention()
+    Settings(decision_retention_days=4).require_retention(0)
+    Settings(decision_retention_days=33, reward_window_hours=720).require_retention(0)
     for days, hours in ((3, 24), (4, 25), (32, 720)):
         with pytest.raises(SettingsError, match=f"PROFILES_DECISION_RETENTION_DAYS: must be at least {days + 1}"):
-            Settings(decision_retention_days=days, reward_window_hours=hours).require_decision_retention()
+            Settings(decision_retention_days=days, reward_window_hours=hours).require_retention(0)
 
 
 def test_settings_never_change() -> None:

@@ -7,7 +7,6 @@ from random import Random
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.cache_protocol import Filler
-from app.profiles.quality.drilldown import Drilldown
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
 from app.stores.sql.quality_runs import SqlQualityRepository
@@ -44,10 +43,12 @@ class QualityFixture:
             random=Random(seed),
             pause=self._pause,
         )
-        self.drilldown = Drilldown(inspector=self.inspector, users=self.users, registry=registry, clock=clock)
         self.runs = SqlQualityRepository(service.database)
         self.quality = DataQuality(
-            measurement=self.measurement, runs=self.runs, drilldown=self.drilldown, clock=clock, start=self._start
+            measurement=self.measurement,
+            runs=self.runs,
+            clock=clock,
+            start=self._start,
         )
 
     async def _at_once(self, _: float) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-import app.profiles.quality.drilldown as module
+import app.profiles.quality.runs as module
 from app.errors import UnknownFeature
 from app.features.clock import DAY_MS
 from app.profiles.consistency.inspection import Inspector
-from app.profiles.quality.drilldown import Sought
+from app.profiles.quality.runs import Sought
 from tests.integration.profiles.quality.fixture import QualityFixture
 from tests.integration.profiles.quality.test_measurement import put
 from tests.support.clock import NOW_MS
@@ -37,7 +37,7 @@ async def found_in_pieces(fixture: QualityFixture, feature: str, sought: Sought,
     found: list[str] = []
     after: str | None = ""
     while after is not None:
-        piece = await fixture.drilldown.find(feature, sought, after, limit)
+        piece = await fixture.quality.find_users(feature, sought, after, limit)
         assert piece.users is not None
         assert len(piece.users) <= limit
         found += [look.user_id for look in piece.users]
@@ -67,18 +67,18 @@ async def test_page_ends_when_its_time_is_over(fixture: QualityFixture, monkeypa
         return await inner(*asked)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Inspector, "freshness", lambda _, *asked: slow(*asked))
-    piece = await fixture.drilldown.find("tip_volume_30d", "missing", "", 100)
+    piece = await fixture.quality.find_users("tip_volume_30d", "missing", "", 100)
     assert (piece.scanned, piece.next_after) == (10, USERS[9])
 
 
 async def test_unknown_feature_is_refused(fixture: QualityFixture) -> None:
     with pytest.raises(UnknownFeature):
-        await fixture.drilldown.find("nope", "fresh", "", 5)
+        await fixture.quality.find_users("nope", "fresh", "", 5)
 
 
 async def test_no_users_are_listed_when_the_cache_is_away(fragile_world: ServiceGroup) -> None:
     service = await fragile_world.open()
     await service.send(served("ann"))
     fragile_world.server.kill()
-    piece = await QualityFixture(service).drilldown.find("tip_volume_30d", "missing", "", 5)
+    piece = await QualityFixture(service).quality.find_users("tip_volume_30d", "missing", "", 5)
     assert (piece.users, piece.next_after) == (None, None)

@@ -388,7 +388,7 @@ async def test_sample_is_uniform_among_eligible_users(fixture: QualityFixture, m
     await fixture.service.send(*(feedback(name, NOW_MS - DAY_MS) for name in names[3:]))
     await fixture.service.send(served("too-old", NOW_MS - 3 * DAY_MS), served("too-new", NOW_MS))
     monkeypatch.setattr(module, "DRAW_PAGE", 3)
-    span, pause, clock = (NOW_MS - 2 * DAY_MS, NOW_MS - 1), fixture.measurement._pause, fixture.service.clock
+    span, pause, clock = (NOW_MS - 2 * DAY_MS, NOW_MS - 1), fixture.measurement.pause, fixture.service.clock
     random, times, first = Random(7), Counter[str](), Counter[str]()
     for _ in range(400):
         total, drawn = await module.draw(fixture.users, span, 3, random, pause, clock)

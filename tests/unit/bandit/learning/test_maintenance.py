@@ -183,7 +183,7 @@ async def test_damaged_statistics_are_set_aside_and_other_users_are_not_affected
         "SELECT spec_hash, evidence FROM bandit_states WHERE user_id = ?", user_id
     )
     assert (spec_hash[:11], kept) == ("unreadable ", bad), "the row is kept, under the name of no spec"
-    assert (await backlog(process.database)).unreadable == 1
+    assert (await backlog(process.database, NOW_MS)).unreadable == 1
     assert (await process.bandit.states.counts())[SPEC_V2.hash] == 8, "the seven others have grown, and there is ann"
     rows = await process.rows("SELECT users, decisions FROM bandit_priors ORDER BY version")
     others = sum(item.decisions for item in states) - states[int(user_id[-1])].decisions
