@@ -177,14 +177,20 @@ class PostgresServer:
         """A started standby. If it is synchronous, commits of this server wait for it from now on."""
         standby = PostgresServer(self._root, name, prefix=self._prefix, **self.options)
         standby.options.pop("synchronous_standby_names", None)
-        source = f"{self.url()}?application_name={name}"
-        self._run("pg_basebackup", "-D", standby.data, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", source)
         self._standbys.append(standby)
-        standby.start()
-        eventually_sync(lambda: self._state(name) == "streaming", START_S)
-        if synchronous:
-            self.wait_for(name)
+        standby.follow(self, self.url(), synchronous=synchronous)
         return standby
+
+    def follow(self, primary: PostgresServer, url: str, *, synchronous: bool = True) -> None:
+        """Copy the data of a primary, which this server reaches at `url`, and start as its standby."""
+        name = self.data.name
+        shutil.rmtree(self.data, ignore_errors=True)
+        source = f"{url}?application_name={name}"
+        self._run("pg_basebackup", "-D", self.data, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", source)
+        self.start()
+        eventually_sync(lambda: primary._state(name) == "streaming", START_S)
+        if synchronous:
+            primary.wait_for(name)
 
     def wait_for(self, name: str) -> None:
         """Make each commit of this server wait for a standby; with an empty name, for none."""

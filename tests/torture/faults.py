@@ -32,6 +32,8 @@ class Skipped(Exception):
 
 Fault = Callable[[Deployment, Random], AbstractAsyncContextManager[None]]
 FAULTS: dict[str, Fault] = {}
+# Those that need the proxy, or the file of SQLite.
+ON_ONE_HOST = {"connection_cut", "replies_delayed", "partition", "database_locked", "disk_full"}
 
 
 def fault(begins: Callable[[Deployment, Random], AsyncIterator[None]]) -> Fault:

@@ -20,6 +20,11 @@ from app.profiles.online.cache_protocol import FeatureValue, Filler, TrustGate
 from app.profiles.online.invalidation import Invalidator
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import END_OF_TIME_MS, Epoch, Fill
+from app.stores.postgres.connection import connect
+from app.stores.postgres.database import PostgresDatabase
+from app.stores.postgres.event_log import PostgresEventLog
+from app.stores.postgres.pool import Pool, PooledConnection
+from app.stores.postgres.source import PostgresSource
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
 from app.stores.valkey.cache import ValkeyCache, key
@@ -45,8 +50,10 @@ def hesitate(random: Random, probability: float, seconds: float) -> None:
 
         setattr(owner, name, slowly)
 
-    around(SqliteSource, "compute")
-    around(SqliteEventLog, "append")
+    for source in (SqliteSource, PostgresSource):
+        around(source, "compute")
+    for event_log in (SqliteEventLog, PostgresEventLog):
+        around(event_log, "append")
     for name in ("read_rows", "lease", "fill", "drop"):
         around(ValkeyCache, name)
 
@@ -159,6 +166,26 @@ def answer_before_commit() -> None:
     _replace(Ingestor, "_commit", commit)
 
 
+def standby_read() -> None:
+    """Reads go to the standby, which may not have replayed an acknowledged event yet."""
+    create: Any = PostgresDatabase.__init__
+    open_primary: Any = PooledConnection._open
+
+    def __init__(self: Any, url: str, readers: int) -> None:  # noqa: N807
+        create(self, url, readers)
+        self.readers = Pool(f"{url}?target_session_attrs=prefer-standby", readers + 1, self.state)
+
+    def _open(self: Any) -> Any:
+        if "prefer-standby" not in self._pool.url:
+            return open_primary(self)
+        self.connection = connect(self._pool.url)
+        self.connection.server = self._pool.observer.database_id
+        return self.connection
+
+    _replace(PostgresDatabase, "__init__", __init__)
+    _replace(PooledConnection, "_open", _open)
+
+
 def leak() -> None:
     """Each statement leaves 100 kB behind."""
     original: Any = SqliteSource.compute
@@ -190,6 +217,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         future_unnoticed,
         versions_ignored,
         answer_before_commit,
+        standby_read,
         leak,
     )
 }
