@@ -129,6 +129,9 @@ def _transact(
                 result = work(connection)
                 committing = True
                 connection.raw.execute("COMMIT")
+            if connection.unconfirmed:
+                connection.unconfirmed = False
+                raise StoreUnavailable("no standby has confirmed a commit in time, which may have been made")
             return result
         except AGAIN as error:
             roll_back(connection)

@@ -297,3 +297,22 @@ async def test_error_in_the_work_rolls_back_and_the_connection_stays_usable(data
 async def test_nul_in_a_text_is_replaced(database: PostgresDatabase) -> None:
     await database.execute(INSERT, ("a\0b",))
     assert await database.rows("SELECT session_id FROM ended_sessions") == [("a\ufffdb",)]
+
+
+async def test_write_raises_when_a_standby_does_not_confirm_the_commit(
+    database: PostgresDatabase, postgres: PostgresServer
+) -> None:
+    """A cancelled COMMIT does not wait for the standby any more, and the server reports it as made."""
+    postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'missing'")
+    postgres.execute("SELECT pg_reload_conf()")
+    try:
+        writing = asyncio.create_task(database.execute(INSERT, ("first",)))
+        cancelled = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        await eventually(lambda: postgres.execute(cancelled) == [(True,)])
+        with pytest.raises(StoreUnavailable, match="no standby has confirmed"):
+            await writing
+    finally:
+        postgres.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        postgres.execute("SELECT pg_reload_conf()")
+    await database.execute(INSERT, ("second",))
+    assert await sessions(database) == 2
