@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--disk", type=Path, help="an empty small file system for the database, which will be filled")
     parser.add_argument("--plan", action="store_true", help="print the plan of faults and exit")
     parser.add_argument("--postgres", action="store_true", help="several hosts, which share PostgreSQL")
+    parser.add_argument("--cluster", action="store_true", help="with --postgres: the cache is a cluster")
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     mode, only_plan = given.pop("mode"), given.pop("plan")
     if "minutes" in given:
@@ -49,6 +50,8 @@ def main() -> int:
     if only_plan:
         print(listing(config.plan()))
         return 0
+    if config.cluster and not config.postgres:
+        parser.error("--cluster needs --postgres")
     if config.postgres:
         if (why := obstacle()) is not None:
             print(f"cannot run: {why}", file=sys.stderr)

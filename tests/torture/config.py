@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from tests.torture.deployment import Deployment
-from tests.torture.faults import FAULTS, ON_ONE_HOST
+from tests.torture.faults import FAULTS, ON_ONE_CACHE, ON_ONE_HOST
 from tests.torture.plan import Step, draw_plan
 
 # Operations of the clients, by weight.
@@ -33,7 +33,7 @@ class Config:
     pause of a client between operations. Without `faults`, all of the deployment happen. `operations` and `kills` end
     the run early, after so many operations or kills of an API process. With `memory_limit_mib`, the memory of the
     processes is watched, and a growth beyond the limit is a violation. With `postgres`, the processes run on three
-    hosts, and `apis` and `disk` have no effect.
+    hosts, and `apis` and `disk` have no effect; with `cluster`, the cache is a cluster, too.
     """
 
     seed: int = 5
@@ -53,14 +53,17 @@ class Config:
     kills: int = 0
     memory_limit_mib: float = 0.0
     postgres: bool = False
+    cluster: bool = False
 
     def available(self) -> Mapping[str, Callable[[Any, Random], AbstractAsyncContextManager[None]]]:
         """The faults of the deployment, by name."""
         if not self.postgres:
             return FAULTS
-        from tests.torture.host_faults import HOST_FAULTS  # noqa: PLC0415  # psycopg is optional
+        from tests.torture.host_faults import CLUSTER_FAULTS, HOST_FAULTS  # noqa: PLC0415  # psycopg is optional
 
-        return {name: fault for name, fault in FAULTS.items() if name not in ON_ONE_HOST} | HOST_FAULTS
+        excluded = ON_ONE_HOST | ON_ONE_CACHE if self.cluster else ON_ONE_HOST
+        common = {name: fault for name, fault in FAULTS.items() if name not in excluded}
+        return common | HOST_FAULTS | (CLUSTER_FAULTS if self.cluster else {})
 
     def plan(self) -> list[Step]:
         faults = list(self.available()) if self.faults is None else self.faults
@@ -71,7 +74,7 @@ class Config:
             return Deployment(apis=self.apis, mutant=self.mutant, hesitate=self.hesitate, disk=self.disk)
         from tests.torture.hosts import HostsDeployment  # noqa: PLC0415  # psycopg is optional
 
-        return HostsDeployment(mutant=self.mutant, hesitate=self.hesitate)
+        return HostsDeployment(cluster=self.cluster, mutant=self.mutant, hesitate=self.hesitate)
 
 
 MODES: Mapping[str, Mapping[str, Any]] = {

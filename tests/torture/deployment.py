@@ -14,6 +14,7 @@ from bisect import bisect_right
 from contextlib import closing, suppress
 from operator import itemgetter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from redis.asyncio import Redis
@@ -243,6 +244,10 @@ class Deployment:
             for number, slot in enumerate(slots, start=1)
             if slot.program is not None
         }
+
+    def a_cache(self, random: Random) -> EmbeddedServer:
+        """The server that a fault of the cache is to happen to."""
+        return self.cache
 
     async def ask(self, server: EmbeddedServer, *command: Any) -> Any:
         """Send a command directly to a server."""

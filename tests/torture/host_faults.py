@@ -4,25 +4,41 @@ cache, a queue and processes."""
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from random import Random
 
 import psycopg
+from redis.exceptions import RedisError, ResponseError
 
+from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.cluster import ClusterServers, address
+from tests.support.servers import ask
+from tests.support.waiting import eventually_sync
 from tests.torture.faults import Skipped
-from tests.torture.hosts import DATABASE, HostsDeployment
+from tests.torture.hosts import DATABASE, HostsDeployment, HostServer
 from tests.torture.network import BOTH, DROP, IN, OUT, RESET, SUBNET
+
+WHOLE_S = 30.0
 
 HostFault = Callable[[HostsDeployment, Random], AbstractAsyncContextManager[None]]
 HOST_FAULTS: dict[str, HostFault] = {}
+CLUSTER_FAULTS: dict[str, HostFault] = {}
 
 
 def fault(begins: Callable[[HostsDeployment, Random], AsyncIterator[None]]) -> HostFault:
     """Register a fault under the name of its function, as in `tests.torture.faults`."""
     made = asynccontextmanager(begins)
     HOST_FAULTS[begins.__name__] = made
+    return made
+
+
+def cluster_fault(begins: Callable[[HostsDeployment, Random], AsyncIterator[None]]) -> HostFault:
+    """The same for a fault of a cluster."""
+    made = asynccontextmanager(begins)
+    CLUSTER_FAULTS[begins.__name__] = made
     return made
 
 
@@ -152,3 +168,128 @@ async def users_locked(deployment: HostsDeployment, random: Random) -> AsyncIter
     except psycopg.Error:
         raise Skipped from None
     yield
+
+
+# The cluster. One fault at a time changes which node owns a slot, besides what the cluster decides itself.
+
+
+@asynccontextmanager
+async def _a_master(deployment: HostsDeployment, random: Random) -> AsyncIterator[tuple[ClusterServers, HostServer]]:
+    """A master to change in the block. Afterwards all nodes run, and the cluster becomes whole again."""
+    cluster = deployment.cluster
+    assert cluster is not None
+    async with deployment.cache_lock:
+        master = random.choice(await asyncio.to_thread(cluster.masters))
+        assert isinstance(master, HostServer)
+        try:
+            yield cluster, master
+        finally:
+            for node in cluster.servers:
+                node.signal(signal.SIGCONT)
+                if not node.running():
+                    await asyncio.to_thread(node.start)
+            await asyncio.to_thread(eventually_sync, lambda: _whole(cluster), WHOLE_S)
+
+
+def _whole(cluster: ClusterServers) -> bool:
+    try:
+        return cluster.whole()
+    except (RedisError, OSError):
+        return False
+
+
+@cluster_fault
+async def master_failed_over(deployment: HostsDeployment, random: Random) -> AsyncIterator[None]:
+    """A master dies, and its replica takes over without what the master did last. Then the master comes back, empty."""
+    async with _a_master(deployment, random) as (cluster, master):
+        replica = await asyncio.to_thread(cluster.lose_writes, master)
+        await asyncio.sleep(random.uniform(0.05, 1.0))
+        master.kill()
+        await asyncio.to_thread(cluster.take_over, replica)
+        await asyncio.sleep(random.uniform(0.0, 0.5))
+        yield
+
+
+@cluster_fault
+async def master_restarted_old(deployment: HostsDeployment, random: Random) -> AsyncIterator[None]:
+    """A master dies and starts with its contents of some time ago, before its replica takes over."""
+    async with _a_master(deployment, random) as (_, master):
+        await deployment.ask(master, "SAVE")
+        dump = master.directory / "old.rdb"
+        shutil.copyfile(master.directory / "dump.rdb", dump)
+        await asyncio.sleep(random.uniform(0.1, 2.0))
+        await deployment.restart(master, dump)
+        yield
+
+
+@cluster_fault
+async def master_cut_off(deployment: HostsDeployment, random: Random) -> AsyncIterator[None]:
+    """A master does not reach the other nodes, but hosts reach it. After a second, its replica takes over."""
+    async with _a_master(deployment, random) as (cluster, master):
+        others = [address(node)[0] for node in cluster.servers if node is not master]
+        with master.host.apart(*others):
+            await asyncio.sleep(random.uniform(0.5, 4.0))
+            yield
+
+
+@cluster_fault
+async def master_paused_beyond_failover(deployment: HostsDeployment, random: Random) -> AsyncIterator[None]:
+    """A master is paused until its replica has taken over, and continues as if nothing had happened."""
+    async with _a_master(deployment, random) as (_, master):
+        master.signal(signal.SIGSTOP)
+        await asyncio.sleep(random.uniform(1.5, 4.0))
+        master.signal(signal.SIGCONT)
+        yield
+
+
+@cluster_fault
+async def master_and_replica_changed(deployment: HostsDeployment, random: Random) -> AsyncIterator[None]:
+    """An operator lets a replica take over, which loses nothing, and back."""
+    async with _a_master(deployment, random) as (cluster, master):
+        replica = await asyncio.to_thread(cluster.replica_of, master)
+        for node in (replica, master):
+            with suppress(ResponseError):  # it is the master
+                await asyncio.to_thread(ask, node, "CLUSTER", "FAILOVER", *random.choice([(), ("TAKEOVER",)]))
+            await asyncio.sleep(random.uniform(0.1, 1.5))
+        yield
+
+
+@cluster_fault
+async def slots_moved(deployment: HostsDeployment, random: Random) -> AsyncIterator[None]:
+    """Slots with keys are moved to another master, and some of them back."""
+    async with _a_master(deployment, random) as (cluster, master):
+        others = [node for node in await asyncio.to_thread(cluster.masters) if node is not master]
+        if not others:
+            raise Skipped
+        for _ in range(random.randint(1, 4)):
+            key = await deployment.ask(master, "RANDOMKEY")
+            if key is None:
+                raise Skipped
+            slot = int(await deployment.ask(master, "CLUSTER", "KEYSLOT", key))
+            to = random.choice(others)
+            await _move(cluster, slot, to, random)
+            if random.random() < 0.5:
+                await asyncio.sleep(random.uniform(0.0, 0.5))
+                await _move(cluster, slot, master, random)
+        yield
+
+
+async def _move(cluster: ClusterServers, slot: int, to: EmbeddedServer, random: Random) -> None:
+    source = await asyncio.to_thread(cluster.begin_move, slot, to)
+    await asyncio.sleep(random.uniform(0.0, 0.5))
+
+    def moved() -> bool:
+        try:
+            cluster.move_keys(slot, source, to)
+            cluster.end_move(slot, source, to)
+        except (RedisError, OSError):
+            with suppress(RedisError, OSError):  # keys that cannot be moved would keep the slot here
+                for key in ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 10_000):
+                    ask(source, "DEL", key)
+            return False
+        return True
+
+    with suppress(RedisError):
+        await asyncio.to_thread(cluster.move_keys, slot, source, to, random.randint(1, 3))
+    await asyncio.sleep(random.uniform(0.0, 0.5))
+    await asyncio.to_thread(eventually_sync, moved, WHOLE_S)

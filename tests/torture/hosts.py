@@ -1,6 +1,7 @@
 """The deployment on several hosts: API processes and workers on some, and each server on a host of its own.
 
-The database is PostgreSQL, with a synchronous standby.
+The database is PostgreSQL, with a synchronous standby. The cache is one server, or a cluster of three masters with a
+replica each.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psycopg
@@ -21,9 +23,10 @@ from app.settings.database import postgres_url as parsed
 from app.stores.migrate import migrate
 from app.stores.postgres.connection import Connection, connect
 from app.stores.valkey.embedded import EmbeddedServer, server_binary
+from tests.support.cluster import ClusterServers, address
 from tests.support.postgres import USER, PostgresServer, account
 from tests.support.processes import free_port
-from tests.support.servers import OPTIONS
+from tests.support.servers import OPTIONS, VALKEY
 from tests.torture.deployment import USUAL_SKEW_NS, Deployment, ProcessClock, ProcessSlot
 from tests.torture.network import SUBNET, Host, Network
 
@@ -120,23 +123,35 @@ class PostgresPair:
 class HostsDeployment(Deployment):
     """Servers and processes on hosts of a network."""
 
-    def __init__(self, *, mutant: str | None = None, hesitate: str = "") -> None:
+    def __init__(self, *, cluster: bool = False, mutant: str | None = None, hesitate: str = "") -> None:
         self.network = Network()
         super().__init__(mutant=mutant, hesitate=hesitate)
         self.hosts = [self.network.host(name) for name in HOSTS]
         self.postgres = PostgresPair(self.network)
         self.postgres_lock = asyncio.Lock()
+        self.caches = [self.cache]
+        self.cluster: ClusterServers | None = None
+        self._clustered = cluster
         self._connection: Connection | None = None
         self._connection_lock = threading.Lock()
 
     def _server(self, name: str) -> EmbeddedServer:
         return HostServer(self.network.host(name), self.directory / name)
 
+    def _start_node(self, _: str, *, port: int, options: tuple[str, ...]) -> EmbeddedServer:
+        host = self.network.host(f"cache{len(self.caches) + 1}")
+        node = HostServer(host, self.directory / host.name, (*OPTIONS, *options), port=port)
+        node.start()
+        self.caches.append(node)
+        return node
+
+    def a_cache(self, random: Random) -> EmbeddedServer:
+        return random.choice(self.caches)
+
     @property
     def servers(self) -> list[str]:
         """The addresses of the servers that processes use."""
-        caches = [server.host for server in (self.cache, self.queue) if isinstance(server, HostServer)]
-        return [host.address for host in (*caches, *self.postgres.hosts.values())]
+        return [*(address(server)[0] for server in (*self.caches, self.queue)), *(s.host for s in self.postgres.hosts)]
 
     @property
     def store(self) -> PostgresUrl:
@@ -145,8 +160,12 @@ class HostsDeployment(Deployment):
     async def open(self) -> None:
         await asyncio.to_thread(self.postgres.start)
         await asyncio.to_thread(migrate, self.store)
-        for server in (self.cache, self.queue):
-            await asyncio.to_thread(server.start)
+        await asyncio.to_thread(self.queue.start)
+        if self._clustered:
+            self.caches.clear()
+            self.cluster = await asyncio.to_thread(ClusterServers, self._start_node, VALKEY)
+        else:
+            await asyncio.to_thread(self.cache.start)
         clocks = [
             ProcessClock(self.directory / f"clock of {host.name}", number % 2 * USUAL_SKEW_NS)
             for number, host in enumerate(self.hosts)
@@ -157,7 +176,8 @@ class HostsDeployment(Deployment):
         await asyncio.gather(*(self.start(slot) for slot in [*self.apis, self.workers[0]]))
 
     def _place(self, role: str, host: Host, clock: ProcessClock) -> ProcessSlot:
-        return ProcessSlot(role, self.cache.url, clock, host.address, host.prefix)
+        url = self.cache.url if self.cluster is None else self.cluster.url
+        return ProcessSlot(role, url, clock, host.address, host.prefix)
 
     def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Query the primary directly; wait if it is down."""
@@ -185,6 +205,8 @@ class HostsDeployment(Deployment):
 
     async def close(self) -> None:
         await super().close()
+        for server in self.caches:
+            server.kill()
         if self._connection is not None:
             self._connection.raw.close()
         await asyncio.to_thread(self.postgres.close)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from random import Random
 from types import ModuleType
 from typing import Any
@@ -27,6 +29,7 @@ from app.stores.postgres.pool import Pool, PooledConnection
 from app.stores.postgres.source import PostgresSource
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
+from app.stores.valkey import cluster, slot_owners
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.connections import Connections, Use
 from app.stores.valkey.pipelined_connection import Command
@@ -186,6 +189,19 @@ def standby_read() -> None:
     _replace(PooledConnection, "_open", _open)
 
 
+def one_generation() -> None:
+    """The keys of a cluster do not depend on which master owns their slot."""
+    original: Any = slot_owners.owners
+
+    @lru_cache(maxsize=16)
+    def owners(epoch: Epoch) -> Any:
+        database_id = epoch.partition("|")[0].encode().hex()
+        return [owner and replace(owner, epoch=database_id) for owner in original(epoch)]
+
+    for module in (slot_owners, cluster):
+        _replace(module, "owners", owners)
+
+
 def leak() -> None:
     """Each statement leaves 100 kB behind."""
     original: Any = SqliteSource.compute
@@ -218,6 +234,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         versions_ignored,
         answer_before_commit,
         standby_read,
+        one_generation,
         leak,
     )
 }
