@@ -43,13 +43,16 @@ OPTIONS = {
 }
 
 
-def binaries() -> Path:
-    """The directory of PostgreSQL's newest binaries. If it is missing, the test is skipped, or fails in CI."""
+def found_binaries() -> Path | None:
+    """The directory of PostgreSQL's newest binaries; None if it is missing."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     found = versions[-1] if versions else shutil.which("initdb")
-    if found is None:
-        missing("PostgreSQL is missing: apt-get install postgresql")
-    return Path(found).resolve().parent
+    return Path(found).resolve().parent if found is not None else None
+
+
+def binaries() -> Path:
+    """The same. If it is missing, the test is skipped, or fails in CI."""
+    return found_binaries() or missing("PostgreSQL is missing: apt-get install postgresql")
 
 
 def missing(reason: str) -> NoReturn:

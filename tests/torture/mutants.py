@@ -23,7 +23,6 @@ from app.profiles.online.invalidation import Invalidator
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import END_OF_TIME_MS, Epoch, Fill
 from app.stores.postgres.connection import connect
-from app.stores.postgres.database import PostgresDatabase
 from app.stores.postgres.event_log import PostgresEventLog
 from app.stores.postgres.pool import Pool, PooledConnection
 from app.stores.postgres.source import PostgresSource
@@ -170,13 +169,13 @@ def answer_before_commit() -> None:
 
 
 def standby_read() -> None:
-    """Reads go to the standby, which may not have replayed an acknowledged event yet."""
-    create: Any = PostgresDatabase.__init__
+    """Features are computed on the standby, which may not have replayed an acknowledged event yet."""
+    create: Any = PostgresSource.__init__
     open_primary: Any = PooledConnection._open
 
-    def __init__(self: Any, url: str, readers: int) -> None:  # noqa: N807
-        create(self, url, readers)
-        self.readers = Pool(f"{url}?target_session_attrs=prefer-standby", readers + 1, self.state)
+    def __init__(self: Any, database: Any, *arguments: Any, **named: Any) -> None:  # noqa: N807
+        create(self, database, *arguments, **named)
+        self._readers = Pool(f"{database.url}?target_session_attrs=prefer-standby", 4, database.state)
 
     def _open(self: Any) -> Any:
         if "prefer-standby" not in self._pool.url:
@@ -185,7 +184,7 @@ def standby_read() -> None:
         self.connection.server = self._pool.observer.database_id
         return self.connection
 
-    _replace(PostgresDatabase, "__init__", __init__)
+    _replace(PostgresSource, "__init__", __init__)
     _replace(PooledConnection, "_open", _open)
 
 

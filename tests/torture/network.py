@@ -13,6 +13,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
+from tests.support.postgres import found_binaries
+
+INSTALL = "apt-get install"
 PACKAGES = {"unshare": "util-linux", "setpriv": "util-linux", "ip": "iproute2", "iptables": "iptables"}
 ISOLATE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 ISOLATED = "TORTURE_ISOLATED"
@@ -33,7 +36,9 @@ def obstacle() -> str | None:
         return "several hosts need root, for network namespaces"
     for program, package in PACKAGES.items():
         if shutil.which(program) is None:
-            return f"several hosts need the program {program}: apt-get install {package}"
+            return f"several hosts need the program {program}: {INSTALL} {package}"
+    if found_binaries() is None:
+        return f"several hosts need PostgreSQL: {INSTALL} postgresql"
     attempt = "mount -t tmpfs tmpfs /run && ip link add bridge type bridge && iptables -A INPUT -j DROP"
     done = subprocess.run([*ISOLATE, "sh", "-c", attempt], capture_output=True, text=True, check=False)
     return f"several hosts need network namespaces: {done.stderr.strip()}" if done.returncode else None
