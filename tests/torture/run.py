@@ -86,14 +86,15 @@ class _Run:
         clients = [asyncio.create_task(client.run(config.weights, config.pause_s)) for client in self._clients]
         try:
             await self._wait_for_end([*background, *clients])
+            self._say(f"ended after {monotonic() - self._started:.1f} s")
             self._record.stop.set()
             injecting.cancel()
             await asyncio.gather(*clients)
-            if self._running_faults:
-                await asyncio.wait(self._running_faults, timeout=SETTLE_S)
             if config.stop_at_first:
                 self._judge_all()  # a mutant may never settle, and the first violation is enough
             else:
+                if self._running_faults:
+                    await asyncio.wait(self._running_faults, timeout=SETTLE_S)
                 await self._settle()
         finally:
             for task in [*background, *clients, *self._running_faults]:
