@@ -122,7 +122,7 @@ def _transact(
     connection: Connection, work: Callable[[Connection], T], users: list[str] | None, durable: bool, again: bool
 ) -> T:
     for attempt in range(1, ATTEMPTS + 1):
-        committing = False
+        committing = connection.unconfirmed = False
         try:
             _begin(connection, users, durable)
             with ExitStack() as connection.ending:
@@ -130,7 +130,6 @@ def _transact(
                 committing = True
                 connection.raw.execute("COMMIT")
             if connection.unconfirmed:
-                connection.unconfirmed = False
                 raise StoreUnavailable("no standby has confirmed a commit in time, which may have been made")
             return result
         except AGAIN as error:
