@@ -34,6 +34,7 @@ DATABASE = "profiles"
 HOSTS = ("host1", "host2", "host3")
 WORKERS = 2
 ROWS_S = 60.0
+STANDBY_S = 60.0
 # A server that is gone without a trace is noticed within seconds.
 POSTGRES = {
     "max_connections": "150",
@@ -107,7 +108,16 @@ class PostgresPair:
         self.primary, self.standby = self.standby, self.primary
 
     def replace_standby(self) -> None:
-        self.standby.follow(self.primary, self.primary.url(tcp=True))
+        """Make the old primary the standby of the new one. Another fault may cut the two off meanwhile."""
+        deadline = time.monotonic() + STANDBY_S
+        while True:
+            try:
+                self.standby.follow(self.primary, self.primary.url(tcp=True))
+                return
+            except (AssertionError, psycopg.Error):
+                self.standby.kill()
+                if time.monotonic() > deadline:
+                    raise
 
     def wait_for_standby(self) -> None:
         """Wait until the standby has what the primary shows. A primary that recovers shows commits which the standby
