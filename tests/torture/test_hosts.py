@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,22 +18,22 @@ from tests.support.processes import ROOT
 from tests.torture.config import Config
 from tests.torture.network import INSTALL, obstacle
 
-pytestmark = pytest.mark.slow
+RUN_S = 220.0
 CLOSE = "--users 6 --clients 8 --hesitate 0.3:0.03 --rate 2 --seed 7 --minutes 1.5"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _hosts() -> None:
+@pytest.fixture(scope="module")
+def hosts() -> None:
     if (why := obstacle()) is not None:
         missing(why) if INSTALL in why else pytest.skip(why)
 
 
-def run(arguments: str, timeout_s: float = 220.0) -> tuple[int, str]:
+def run(arguments: str, **environment: str) -> tuple[int, str]:
     """The exit code of a run, and what it prints."""
     command = [sys.executable, "-m", "tests.torture", "--postgres", *arguments.split()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=RUN_S, check=False
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -50,6 +51,14 @@ def test_faults_of_a_deployment_are_those_that_it_can_have() -> None:
     assert "restart_old" not in on_a_cluster
 
 
+def test_program_says_what_it_lacks_when_it_cannot_make_hosts(tmp_path: Path) -> None:
+    code, output = run("", PATH=str(tmp_path))
+    assert code == 2
+    assert re.fullmatch(r"cannot run: several hosts need .*\n", output)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("hosts")
 @pytest.mark.timeout(240)
 def test_every_answer_is_explained_when_hosts_and_servers_fail() -> None:
     code, output = run("--cluster --minutes 0.4 --rate 1.6 --users 12 --clients 8")
@@ -57,6 +66,8 @@ def test_every_answer_is_explained_when_hosts_and_servers_fail() -> None:
     assert operations(output) > 500, output
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("hosts")
 @pytest.mark.timeout(240)
 def test_read_on_one_host_reflects_the_event_on_another() -> None:
     code, output = run("--cluster --mode relay --operations 2000")
@@ -64,6 +75,8 @@ def test_read_on_one_host_reflects_the_event_on_another() -> None:
     assert operations(output) >= 2_000, output
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("hosts")
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "mutant",
