@@ -153,7 +153,7 @@ class _Run:
             self._record.skipped[step.fault] += 1
             return
         except Exception as error:
-            self._record.violated(f"the harness failed at {step}: {error}")
+            self._record.violated(f"the harness failed at {step}: {type(error).__name__}: {error}")
             return
         self._record.faults[step.fault] += 1
         self._record.spans.append(FaultSpan(start, monotonic_ns(), step.fault))
