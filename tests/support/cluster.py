@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
+from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
@@ -39,6 +40,12 @@ def raw(server: EmbeddedServer, *command: str) -> bytes:
         return bytes(client.execute_command(*command))  # type: ignore[no-untyped-call]
 
 
+def address(server: EmbeddedServer) -> tuple[str, int]:
+    """The host and port of a server."""
+    parts = urlsplit(server.url)
+    return str(parts.hostname), int(parts.port or 0)
+
+
 class ClusterServers:
     """The six servers; the first three began as masters."""
 
@@ -56,7 +63,7 @@ class ClusterServers:
             first, last = number * HASH_SLOTS // MASTERS, (number + 1) * HASH_SLOTS // MASTERS - 1
             ask(server, "CLUSTER", "ADDSLOTSRANGE", first, last)
         for server, (_, bus) in zip(self.servers[1:], extra[1:], strict=True):
-            ask(masters[0], "CLUSTER", "MEET", "127.0.0.1", server.port, bus)
+            ask(masters[0], "CLUSTER", "MEET", *address(server), bus)
         eventually_sync(lambda: all("known_nodes:6" in self._info(server) for server in self.servers))
         for master, replica in zip(masters, replicas, strict=True):
             eventually_sync(partial(self._replicate, replica, master))
@@ -64,7 +71,8 @@ class ClusterServers:
 
     @property
     def url(self) -> str:
-        return f"redis+cluster://{','.join(f'127.0.0.1:{server.port}' for server in self.servers[:MASTERS])}/"
+        nodes = (f"{host}:{port}" for host, port in map(address, self.servers[:MASTERS]))
+        return f"redis+cluster://{','.join(nodes)}/"
 
     def whole(self) -> bool:
         """Whether every node sees all slots served, and every replica is connected to its master."""
@@ -134,7 +142,7 @@ class ClusterServers:
     def move_keys(self, slot: int, source: EmbeddedServer, to: EmbeddedServer, count: int = 10_000) -> None:
         keys = ask(source, "CLUSTER", "GETKEYSINSLOT", slot, count)
         if keys:
-            ask(source, "MIGRATE", "127.0.0.1", to.port, "", 0, 5_000, "KEYS", *keys)
+            ask(source, "MIGRATE", *address(to), "", 0, 5_000, "KEYS", *keys)
 
     def end_move(self, slot: int, source: EmbeddedServer, to: EmbeddedServer) -> None:
         for server in (to, source, *self.masters()):

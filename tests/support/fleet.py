@@ -93,9 +93,9 @@ class Fleet:
         return self._programs.start(*arguments, module=module, **chosen)
 
 
-async def counted(port: int, name: str, **labels: str) -> float:
+async def counted(port: int, name: str, *, host: str = "127.0.0.1", **labels: str) -> float:
     """The sum of the samples of a metric with these labels, from /metrics."""
-    connection = Connection(port)
+    connection = Connection(port, host=host)
     try:
         text = (await connection.get("/metrics")).body.decode()
     finally:

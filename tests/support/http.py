@@ -33,7 +33,8 @@ class Answer(NamedTuple):
 class Connection:
     """Sends requests one after the other to one port. Connects when needed, also after the connection broke."""
 
-    def __init__(self, port: int, key: str | None = None) -> None:
+    def __init__(self, port: int, key: str | None = None, *, host: str = "127.0.0.1") -> None:
+        self.host = host
         self.port = port
         self._key = f"X-API-Key: {key}\r\n" if key is not None else ""
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -81,7 +82,7 @@ class Connection:
 
     async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
-            return await asyncio.open_connection("127.0.0.1", self.port)
+            return await asyncio.open_connection(self.host, self.port)
         except ConnectionRefusedError as error:
             raise Refused(f"connection refused on port {self.port}") from error
 

@@ -43,13 +43,16 @@ OPTIONS = {
 }
 
 
-def binaries() -> Path:
-    """The directory of PostgreSQL's newest binaries. If it is missing, the test is skipped, or fails in CI."""
+def found_binaries() -> Path | None:
+    """The directory of PostgreSQL's newest binaries; None if it is missing."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     found = versions[-1] if versions else shutil.which("initdb")
-    if found is None:
-        missing("PostgreSQL is missing: apt-get install postgresql")
-    return Path(found).resolve().parent
+    return Path(found).resolve().parent if found is not None else None
+
+
+def binaries() -> Path:
+    """The same. If it is missing, the test is skipped, or fails in CI."""
+    return found_binaries() or missing("PostgreSQL is missing: apt-get install postgresql")
 
 
 def missing(reason: str) -> NoReturn:
@@ -177,14 +180,20 @@ class PostgresServer:
         """A started standby. If it is synchronous, commits of this server wait for it from now on."""
         standby = PostgresServer(self._root, name, prefix=self._prefix, **self.options)
         standby.options.pop("synchronous_standby_names", None)
-        source = f"{self.url()}?application_name={name}"
-        self._run("pg_basebackup", "-D", standby.data, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", source)
         self._standbys.append(standby)
-        standby.start()
-        eventually_sync(lambda: self._state(name) == "streaming", START_S)
-        if synchronous:
-            self.wait_for(name)
+        standby.follow(self, self.url(), synchronous=synchronous)
         return standby
+
+    def follow(self, primary: PostgresServer, url: str, *, synchronous: bool = True) -> None:
+        """Copy the data of a primary, which this server reaches at `url`, and start as its standby."""
+        name = self.data.name
+        shutil.rmtree(self.data, ignore_errors=True)
+        source = f"{url}?application_name={name}"
+        self._run("pg_basebackup", "-D", self.data, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", source)
+        self.start()
+        eventually_sync(lambda: primary._state(name) == "streaming", START_S)
+        if synchronous:
+            primary.wait_for(name)
 
     def wait_for(self, name: str) -> None:
         """Make each commit of this server wait for a standby; with an empty name, for none."""

@@ -59,14 +59,21 @@ def resident_mib(pid: int) -> float:
 class Program:
     """One `python -m …` in a session of its own."""
 
-    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str], directory: Path) -> None:
+    def __init__(
+        self,
+        arguments: tuple[str, ...],
+        environment: dict[str, str],
+        directory: Path,
+        prefix: tuple[str, ...] = (),
+    ) -> None:
+        """`prefix` is run before Python, and replaces itself by it, such as `ip netns exec …`."""
         self.name = " ".join(arguments)
         self.mark = uuid.uuid4().hex
         self.directory = directory
         self._log = directory / f"{self.mark}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                [*prefix, sys.executable, "-m", *arguments],
                 cwd=directory,
                 env={**environment, MARK: self.mark},
                 stdin=subprocess.DEVNULL,

@@ -15,6 +15,7 @@ import uvloop
 
 from tests.torture.config import MODES, Config
 from tests.torture.mutants import MUTANTS
+from tests.torture.network import isolate, obstacle
 from tests.torture.plan import listing
 from tests.torture.records import RunRecord
 from tests.torture.run import torture
@@ -37,6 +38,8 @@ def main() -> int:
     parser.add_argument("--mutant", choices=sorted(MUTANTS), help="build a fault into the service")
     parser.add_argument("--disk", type=Path, help="an empty small file system for the database, which will be filled")
     parser.add_argument("--plan", action="store_true", help="print the plan of faults and exit")
+    parser.add_argument("--postgres", action="store_true", help="several hosts, which share PostgreSQL")
+    parser.add_argument("--cluster", action="store_true", help="with --postgres: the cache is a cluster")
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     mode, only_plan = given.pop("mode"), given.pop("plan")
     if "minutes" in given:
@@ -47,6 +50,13 @@ def main() -> int:
     if only_plan:
         print(listing(config.plan()))
         return 0
+    if config.cluster and not config.postgres:
+        parser.error("--cluster needs --postgres")
+    if config.postgres:
+        if (why := obstacle()) is not None:
+            print(f"cannot run: {why}", file=sys.stderr)
+            return 2
+        isolate()
     print(config, flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes of the run are ended
     record = RunRecord()

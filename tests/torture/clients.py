@@ -100,7 +100,7 @@ class Client:
         self._random = Random(f"client/{pool.seed}/{name}")
         self._name = f"{pool.seed}-{name}"
         self._queue = queue
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[tuple[str, int], Connection] = {}
 
     async def run(self, weights: Mapping[str, float], pause_s: float) -> None:
         """Choose operations by weight until the run stops, with a pause of `pause_s` on average between them."""
@@ -116,6 +116,7 @@ class Client:
             "batch": self._batch,
             "send": self._send,
             "send many": self._send_many,
+            "relay": self._relay,
             "edge": self._edge,
             "publish": self._publish,
             "rebuild": self._rebuild,
@@ -182,6 +183,13 @@ class Client:
         user = self._pool.pick(self._random)
         await self._send_until_acknowledged([(user, self._event()) for _ in range(MANY)])
 
+    async def _relay(self) -> None:
+        """Send an event to one process, and read from another at once."""
+        user = self._pool.pick(self._random)
+        first, second = self._random.sample(self._deployment.apis, 2)
+        if await self.send([(user, self._event(first))], first):
+            await self.read(user, second)
+
     async def _edge(self) -> None:
         """Send an event that soon leaves the window, and read just before and just after it does."""
         user, slot = self._pool.pick(self._random), self._random.choice(self._deployment.apis)
@@ -210,7 +218,7 @@ class Client:
             for user, _ in events:
                 user.in_progress -= 1
 
-    async def send(self, events: Sequence[tuple[UserRecord, Event]]) -> bool:
+    async def send(self, events: Sequence[tuple[UserRecord, Event]], slot: ProcessSlot | None = None) -> bool:
         """Send events in one request; True if they were acknowledged."""
         body = [event.payload(user.user_id) for user, event in events]
         self._run.sent.update(event.event_id for _, event in events)
@@ -218,7 +226,7 @@ class Client:
         users = {user.user_id: user for user, _ in events}
         for user, event in events:
             masks[user.user_id] = masks.get(user.user_id, 0) | user.bit(event)
-        answer, start, end, _ = await self._ask("send", "POST", "/events", list(users.values()), body)
+        answer, start, end, _ = await self._ask("send", "POST", "/events", list(users.values()), body, slot=slot)
         if start == 0:
             return False
         new: bool | None = None
@@ -309,17 +317,17 @@ class Client:
             await asyncio.sleep(0.02)
             return Reply(None, 0, 0, ())
         slot = self._random.choice(up)
-        port = slot.port
-        connection = self._connections.get(port)
+        place = slot.host, slot.port
+        connection = self._connections.get(place)
         if connection is None:
-            connection = self._connections[port] = Connection(port)
+            connection = self._connections[place] = Connection(slot.port, host=slot.host)
         for user in users:
             user.in_progress += 1
         began, start = time_ns(), monotonic_ns()
         try:
             answer = await connection.send(_request(method, path, body))
         except Broken:
-            self._connections.pop(port, None)
+            self._connections.pop(place, None)
             self._run.unanswered[name] += 1
             self._run.operations[name] += 1
             if self.strict:

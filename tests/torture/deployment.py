@@ -14,11 +14,13 @@ from bisect import bisect_right
 from contextlib import closing, suppress
 from operator import itemgetter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from redis.asyncio import Redis
 
 from app.settings import hash_key
+from app.settings.database import PostgresUrl
 from app.stores.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.processes import Program, environment_of, free_port
@@ -104,11 +106,16 @@ class ProcessClock:
 class ProcessSlot:
     """The place of one process, which keeps its role and its clock when the process is killed and started again."""
 
-    def __init__(self, role: str, cache_url: str, clock: ProcessClock) -> None:
+    def __init__(
+        self, role: str, cache_url: str, clock: ProcessClock, host: str = "127.0.0.1", prefix: tuple[str, ...] = ()
+    ) -> None:
         self.role = role
         self.cache_url = cache_url
         self.clock = clock
+        self.host = host
+        self.prefix = prefix  # of the command
         self.program: Program | None = None
+        self.refusal = ""  # the output of the last attempt to start that failed
         self.port = 0
         self.lock = asyncio.Lock()  # held by the fault that stops, pauses or kills this process
 
@@ -126,8 +133,8 @@ class Deployment:
         self.directory = Path(tempfile.mkdtemp(prefix="pf-"))
         self.disk = disk
         self.database = (disk or self.directory) / "profiles.db"
-        self.cache = EmbeddedServer(self.directory / "cache", self.directory / "c.sock", OPTIONS)
-        self.queue = EmbeddedServer(self.directory / "queue", self.directory / "q.sock", OPTIONS)
+        self.cache = self._server("cache")
+        self.queue = self._server("queue")
         self.proxy = FaultyProxy(self.cache.socket_path)
         self.dumps: list[Path] = []
         self.cache_lock = asyncio.Lock()
@@ -140,8 +147,12 @@ class Deployment:
         self._defects: list[str] = []
         self._redis: dict[Path, Redis] = {}
 
+    @property
+    def store(self) -> Path | PostgresUrl:
+        return self.database
+
     async def open(self) -> None:
-        migrate(self.database)
+        migrate(self.store)
         for server in (self.cache, self.queue):
             await asyncio.to_thread(server.start)
         await self.proxy.open()
@@ -150,6 +161,9 @@ class Deployment:
         # The fault `second_worker` starts the second.
         self.workers = [self._slot("worker", number, url) for number, url in enumerate(urls)]
         await asyncio.gather(*(self.start(slot) for slot in [*self.apis, self.workers[0]]))
+
+    def _server(self, name: str) -> EmbeddedServer:
+        return EmbeddedServer(self.directory / name, self.directory / f"{name}.sock", OPTIONS)
 
     def _slot(self, role: str, number: int, cache_url: str) -> ProcessSlot:
         clock = ProcessClock(self.directory / f"clock of {role} {number}", number % 2 * USUAL_SKEW_NS)
@@ -160,12 +174,16 @@ class Deployment:
 
         If it refuses to start (the disk is full, the database locked), it is started again, as a supervisor would do.
         """
-        await eventually_async(lambda: self._try_to_start(slot), START_S, RESTART_AFTER_S)
+        try:
+            await eventually_async(lambda: self._try_to_start(slot), START_S, RESTART_AFTER_S)
+        except AssertionError:
+            raise AssertionError(f"a {slot.role} did not start within {START_S:.0f} s:\n{slot.refusal}") from None
 
     async def _try_to_start(self, slot: ProcessSlot) -> bool:
         port = free_port()
         settings: dict[str, Any] = {
-            "database": self.database,
+            "database": self.store.url if isinstance(self.store, PostgresUrl) else self.store,
+            "host": slot.host,
             "cache_url": slot.cache_url,
             "queue_url": self.queue.url,
             "cache_timeout_ms": TIMEOUT_MS,
@@ -176,17 +194,18 @@ class Deployment:
             "api_keys": f"torture:admin:{hash_key(KEY).hex()}",
         }
         environment = {**environment_of(**settings), **self._torture, "TORTURE_CLOCK": str(slot.clock.file)}
-        program = Program((LAUNCHER, slot.role), environment, self.directory)
+        program = Program((LAUNCHER, slot.role), environment, self.directory, slot.prefix)
         self._programs.append(program)
         slot.program = program
 
         async def started_or_ended() -> bool:
-            ready = await _listening(port) if slot.role == "serve" else "worker_started" in program.output
+            ready = await _listening(slot.host, port) if slot.role == "serve" else "worker_started" in program.output
             return ready or not program.running
 
         await eventually_async(started_or_ended, START_S)
         if not program.running:
             slot.program = None
+            slot.refusal = program.output[-3000:]
             self._forget(program)
             return False
         slot.port = port
@@ -226,6 +245,10 @@ class Deployment:
             if slot.program is not None
         }
 
+    def a_cache(self, random: Random) -> EmbeddedServer:
+        """The server that a fault of the cache is to happen to."""
+        return self.cache
+
     async def ask(self, server: EmbeddedServer, *command: Any) -> Any:
         """Send a command directly to a server."""
         client = self._redis.get(server.socket_path)
@@ -260,6 +283,10 @@ class Deployment:
         """Query the database directly."""
         with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10)) as connection:
             return connection.execute(sql, parameters).fetchall()
+
+    def damage(self) -> list[str]:
+        """The findings of the database's own check of its files."""
+        return [str(row) for row in self.rows("PRAGMA integrity_check") if row != ("ok",)][:5]
 
     def state(self) -> str:
         """Describe the state, for a run that does not settle."""
@@ -305,9 +332,9 @@ def _traceback(program: Program) -> str:
     return ""
 
 
-async def _listening(port: int) -> bool:
+async def _listening(host: str, port: int) -> bool:
     try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        _, writer = await asyncio.open_connection(host, port)
     except OSError:
         return False
     writer.close()

@@ -19,6 +19,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from random import Random
 
+from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.database import used_bytes
 from tests.torture.deployment import LEASE_MS, TIMEOUT_MS, Deployment, ProcessSlot
 from tests.torture.model import MAX_STEP_MS
@@ -32,6 +33,9 @@ class Skipped(Exception):
 
 Fault = Callable[[Deployment, Random], AbstractAsyncContextManager[None]]
 FAULTS: dict[str, Fault] = {}
+# Those that need the proxy, or the file of SQLite.
+ON_ONE_HOST = {"connection_cut", "replies_delayed", "partition", "database_locked", "disk_full"}
+ON_ONE_CACHE = {"restart_old"}
 
 
 def fault(begins: Callable[[Deployment, Random], AsyncIterator[None]]) -> Fault:
@@ -47,17 +51,18 @@ def fault(begins: Callable[[Deployment, Random], AsyncIterator[None]]) -> Fault:
 @fault
 async def flushall(deployment: Deployment, random: Random) -> AsyncIterator[None]:
     """All keys are deleted, leases too."""
-    await deployment.ask(deployment.cache, "FLUSHALL")
+    await deployment.ask(deployment.a_cache(random), "FLUSHALL")
     yield
 
 
 @fault
 async def del_keys(deployment: Deployment, random: Random) -> AsyncIterator[None]:
     """Random keys are deleted."""
+    cache = deployment.a_cache(random)
     for _ in range(random.randint(5, 40)):
-        key = await deployment.ask(deployment.cache, "RANDOMKEY")
+        key = await deployment.ask(cache, "RANDOMKEY")
         if key is not None:
-            await deployment.ask(deployment.cache, "DEL", key)
+            await deployment.ask(cache, "DEL", key)
     yield
 
 
@@ -65,7 +70,7 @@ async def del_keys(deployment: Deployment, random: Random) -> AsyncIterator[None
 async def restart_empty(deployment: Deployment, random: Random) -> AsyncIterator[None]:
     """The cache is killed and starts empty."""
     async with deployment.cache_lock:
-        await deployment.restart(deployment.cache)
+        await deployment.restart(deployment.a_cache(random))
         yield
 
 
@@ -82,7 +87,7 @@ async def restart_old(deployment: Deployment, random: Random) -> AsyncIterator[N
 @fault
 async def out_of_memory(deployment: Deployment, random: Random) -> AsyncIterator[None]:
     """The cache is full and does not evict: it rejects leases and fills, but deletes."""
-    async with _configured(deployment, maxmemory="1mb", policy="noeviction"):
+    async with _configured(deployment, deployment.a_cache(random), maxmemory="1mb", policy="noeviction"):
         await asyncio.sleep(random.uniform(0.2, 1.0))
         yield
 
@@ -90,50 +95,52 @@ async def out_of_memory(deployment: Deployment, random: Random) -> AsyncIterator
 @fault
 async def evicting(deployment: Deployment, random: Random) -> AsyncIterator[None]:
     """The cache is full and evicts random keys, leases too."""
-    async with _configured(deployment, maxmemory="1mb", policy="allkeys-random"):
+    async with _configured(deployment, deployment.a_cache(random), maxmemory="1mb", policy="allkeys-random"):
         await asyncio.sleep(random.uniform(0.2, 1.0))
         yield
 
 
 @asynccontextmanager
-async def _configured(deployment: Deployment, *, maxmemory: str, policy: str) -> AsyncIterator[None]:
-    await deployment.ask(deployment.cache, "CONFIG", "SET", "maxmemory", maxmemory, "maxmemory-policy", policy)
+async def _configured(
+    deployment: Deployment, cache: EmbeddedServer, *, maxmemory: str, policy: str
+) -> AsyncIterator[None]:
+    await deployment.ask(cache, "CONFIG", "SET", "maxmemory", maxmemory, "maxmemory-policy", policy)
     try:
         yield
     finally:
         with suppress(Exception):  # a restarted server has its original configuration
-            await deployment.ask(deployment.cache, "CONFIG", "SET", "maxmemory", "0", "maxmemory-policy", "noeviction")
+            await deployment.ask(cache, "CONFIG", "SET", "maxmemory", "0", "maxmemory-policy", "noeviction")
 
 
 # Pauses of the cache.
 
 
-async def _paused(deployment: Deployment, seconds: float) -> None:
-    deployment.cache.signal(signal.SIGSTOP)
+async def _paused(cache: EmbeddedServer, seconds: float) -> None:
+    cache.signal(signal.SIGSTOP)
     try:
         await asyncio.sleep(seconds)
     finally:
-        deployment.cache.signal(signal.SIGCONT)
+        cache.signal(signal.SIGCONT)
 
 
 @fault
 async def cache_paused_briefly(deployment: Deployment, random: Random) -> AsyncIterator[None]:
     """The cache is paused for less than the timeout of a command."""
-    await _paused(deployment, random.uniform(0.01, 0.8 * TIMEOUT_MS / 1000))
+    await _paused(deployment.a_cache(random), random.uniform(0.01, 0.8 * TIMEOUT_MS / 1000))
     yield
 
 
 @fault
 async def cache_paused_beyond_timeouts(deployment: Deployment, random: Random) -> AsyncIterator[None]:
     """Commands time out, but the cache executes them after the pause; leases have not expired."""
-    await _paused(deployment, random.uniform(1.2 * TIMEOUT_MS / 1000, 0.9 * LEASE_MS / 1000))
+    await _paused(deployment.a_cache(random), random.uniform(1.2 * TIMEOUT_MS / 1000, 0.9 * LEASE_MS / 1000))
     yield
 
 
 @fault
 async def cache_paused_beyond_leases(deployment: Deployment, random: Random) -> AsyncIterator[None]:
     """Commands time out, and leases have expired when the cache continues."""
-    await _paused(deployment, random.uniform(1.2 * LEASE_MS / 1000, 3 * LEASE_MS / 1000))
+    await _paused(deployment.a_cache(random), random.uniform(1.2 * LEASE_MS / 1000, 3 * LEASE_MS / 1000))
     yield
 
 

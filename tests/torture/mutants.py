@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from random import Random
 from types import ModuleType
 from typing import Any
@@ -20,8 +22,13 @@ from app.profiles.online.cache_protocol import FeatureValue, Filler, TrustGate
 from app.profiles.online.invalidation import Invalidator
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import END_OF_TIME_MS, Epoch, Fill
+from app.stores.postgres.connection import connect
+from app.stores.postgres.event_log import PostgresEventLog
+from app.stores.postgres.pool import Pool, PooledConnection
+from app.stores.postgres.source import PostgresSource
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
+from app.stores.valkey import cluster, slot_owners
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.connections import Connections, Use
 from app.stores.valkey.pipelined_connection import Command
@@ -45,8 +52,10 @@ def hesitate(random: Random, probability: float, seconds: float) -> None:
 
         setattr(owner, name, slowly)
 
-    around(SqliteSource, "compute")
-    around(SqliteEventLog, "append")
+    for source in (SqliteSource, PostgresSource):
+        around(source, "compute")
+    for event_log in (SqliteEventLog, PostgresEventLog):
+        around(event_log, "append")
     for name in ("read_rows", "lease", "fill", "drop"):
         around(ValkeyCache, name)
 
@@ -159,6 +168,39 @@ def answer_before_commit() -> None:
     _replace(Ingestor, "_commit", commit)
 
 
+def standby_read() -> None:
+    """Features are computed on the standby, which may not have replayed an acknowledged event yet."""
+    create: Any = PostgresSource.__init__
+    open_primary: Any = PooledConnection._open
+
+    def __init__(self: Any, database: Any, *arguments: Any, **named: Any) -> None:  # noqa: N807
+        create(self, database, *arguments, **named)
+        self._readers = Pool(f"{database.url}?target_session_attrs=prefer-standby", 4, database.state)
+
+    def _open(self: Any) -> Any:
+        if "prefer-standby" not in self._pool.url:
+            return open_primary(self)
+        self.connection = connect(self._pool.url)
+        self.connection.server = self._pool.observer.database_id
+        return self.connection
+
+    _replace(PostgresSource, "__init__", __init__)
+    _replace(PooledConnection, "_open", _open)
+
+
+def one_generation() -> None:
+    """The keys of a cluster do not depend on which master owns their slot."""
+    original: Any = slot_owners.owners
+
+    @lru_cache(maxsize=16)
+    def owners(epoch: Epoch) -> Any:
+        database_id = epoch.partition("|")[0].encode().hex()
+        return [owner and replace(owner, epoch=database_id) for owner in original(epoch)]
+
+    for module in (slot_owners, cluster):
+        _replace(module, "owners", owners)
+
+
 def leak() -> None:
     """Each statement leaves 100 kB behind."""
     original: Any = SqliteSource.compute
@@ -190,6 +232,8 @@ MUTANTS: dict[str, Callable[[], None]] = {
         future_unnoticed,
         versions_ignored,
         answer_before_commit,
+        standby_read,
+        one_generation,
         leak,
     )
 }

@@ -21,7 +21,7 @@ from tests.support.waiting import eventually_async
 from tests.torture.clients import ERASABLE, RESEND_AFTER_NS, Client, UserPool
 from tests.torture.config import Config
 from tests.torture.deployment import Deployment
-from tests.torture.faults import FAULTS, Skipped
+from tests.torture.faults import Skipped
 from tests.torture.plan import Step
 from tests.torture.records import FaultSpan, RunRecord
 from tests.torture.soak import UNREADABLE_JOB, SoakClient, watch
@@ -37,7 +37,7 @@ SELECT seq FROM event_log WHERE subject = 'signals.tip.served' AND seq NOT IN (S
 UNION ALL
 SELECT seq FROM event_log WHERE subject = 'signals.tip.feedback' AND seq NOT IN (SELECT seq FROM tip_feedback)
 UNION ALL
-SELECT seq FROM (SELECT seq FROM tip_views UNION ALL SELECT seq FROM tip_feedback)
+SELECT seq FROM (SELECT seq FROM tip_views UNION ALL SELECT seq FROM tip_feedback) AS fact
 WHERE seq NOT IN (SELECT seq FROM event_log)
 """
 
@@ -48,7 +48,7 @@ async def torture(
     """Run, and return the record. A record that is passed in is filled even if the run itself fails."""
     record = record or RunRecord()
     record.stop_at_first = config.stop_at_first
-    deployment = Deployment(apis=config.apis, mutant=config.mutant, hesitate=config.hesitate, disk=config.disk)
+    deployment = config.deployment()
     try:
         await deployment.open()
         await _Run(config, deployment, record, say).run()
@@ -78,7 +78,7 @@ class _Run:
         background = [injecting] + [
             asyncio.create_task(work()) for work in (self._watch_queue, self._judge_leaving_users, self._report)
         ]
-        if "restart_old" in config.faults:
+        if any(step.fault == "restart_old" for step in config.plan()):
             background.append(asyncio.create_task(self._save_dumps()))
         memory = await watch(self._deployment) if config.memory_limit_mib else None
         if memory is not None:
@@ -86,14 +86,15 @@ class _Run:
         clients = [asyncio.create_task(client.run(config.weights, config.pause_s)) for client in self._clients]
         try:
             await self._wait_for_end([*background, *clients])
+            self._say(f"ended after {monotonic() - self._started:.1f} s")
             self._record.stop.set()
             injecting.cancel()
             await asyncio.gather(*clients)
-            if self._running_faults:
-                await asyncio.wait(self._running_faults, timeout=SETTLE_S)
             if config.stop_at_first:
                 self._judge_all()  # a mutant may never settle, and the first violation is enough
             else:
+                if self._running_faults:
+                    await asyncio.wait(self._running_faults, timeout=SETTLE_S)
                 await self._settle()
         finally:
             for task in [*background, *clients, *self._running_faults]:
@@ -146,13 +147,13 @@ class _Run:
     async def _run_fault(self, step: Step) -> None:
         start = monotonic_ns()
         try:
-            async with FAULTS[step.fault](self._deployment, Random(step.seed)):
+            async with self._config.available()[step.fault](self._deployment, Random(step.seed)):
                 pass
         except (Skipped, RedisError, OSError):
             self._record.skipped[step.fault] += 1
             return
         except Exception as error:
-            self._record.violated(f"the harness failed at {step}: {error!r}")
+            self._record.violated(f"the harness failed at {step}: {type(error).__name__}: {error}")
             return
         self._record.faults[step.fault] += 1
         self._record.spans.append(FaultSpan(start, monotonic_ns(), step.fault))
@@ -218,9 +219,9 @@ class _Run:
                     if not (await self._judge.read(user, slot) or await self._judge.read(user, slot)):
                         self._record.violated(f"a read of {user.user_id} failed after the last fault")
         self._judge_all()
-        for slot in self._deployment.apis:
+        for slot in (slot for slot in self._deployment.apis if slot.up):
             for name in SHOWN:
-                self._record.metrics[name] += int(await counted(slot.port, name))
+                self._record.metrics[name] += int(await counted(slot.port, name, host=slot.host))
         self._check_database()
         await self._check_profiles_of_decisions()
 
@@ -260,8 +261,8 @@ class _Run:
             violated(f"{len(stored) - len(set(stored))} events are stored twice")
         if halves := rows(HALF_STORED):
             violated(f"{len(halves)} events are stored by half: {halves[:5]}")
-        if (damage := rows("PRAGMA integrity_check")) != [("ok",)]:
-            violated(f"the database is damaged: {damage[:5]}")
+        if damage := self._deployment.damage():
+            violated(f"the database is damaged: {damage}")
         decisions = {decision_id for (decision_id,) in rows("SELECT decision_id FROM tip_scores")}
         if lost := self._record.decisions - decisions:
             violated(f"{len(lost)} decisions that were answered are lost: {sorted(lost)[:5]}")
@@ -270,13 +271,13 @@ class _Run:
         if missing := rows("SELECT decision_id FROM tip_scores WHERE state = 'learned' AND champion_p IS NULL"):
             violated(f"{len(missing)} learned decisions have no shadow: {missing[:5]}")
         subject = UNREADABLE_JOB["subject"]
-        if letters := rows("SELECT * FROM dead_letters WHERE instr(payload, ?) = 0 LIMIT 3", subject):
+        if letters := rows("SELECT * FROM dead_letters WHERE payload NOT LIKE ? LIMIT 3", f"%{subject}%"):
             violated(f"valid events became dead letters: {letters}")
 
     async def _check_profiles_of_decisions(self) -> None:
         """Every profile that a decision was made from equals a computation from the events that it saw."""
         before, checked = END_OF_TIME_MS, 0
-        async with open_service(Settings(database=self._deployment.database), door="command") as service:
+        async with open_service(Settings(database=self._deployment.store), door="command") as service:
             while page := await service.logged_profiles.newest(100, before=before):
                 for check in await service.decision_checker.check(page):
                     checked += check.outcome == "consistent"

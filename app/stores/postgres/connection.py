@@ -126,6 +126,12 @@ class Connection:
         self.server = ""  # the id of the database, as `SELECT_ID` selects it
         # Left after the COMMIT of the running transaction, such as a pipeline that sends the COMMIT, too.
         self.ending = ExitStack()
+        self.unconfirmed = False  # the last COMMIT was cancelled while it waited for a standby
+        raw.add_notice_handler(self._note)
+
+    def _note(self, notice: psycopg.errors.Diagnostic) -> None:
+        # The server reports such a COMMIT as made, with a warning: it is made on this server alone.
+        self.unconfirmed |= notice.source_function == "SyncRepWaitForLSN"
 
     def execute(self, statement: str, parameters: Parameters = (), /) -> psycopg.Cursor[Any]:
         found = translated(statement)

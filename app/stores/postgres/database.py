@@ -118,13 +118,15 @@ def _check_schema(url: str) -> None:
 
 def _transact(connection: Connection, work: Callable[[Connection], T], users: list[str] | None, again: bool) -> T:
     for attempt in range(1, ATTEMPTS + 1):
-        committing = False
+        committing = connection.unconfirmed = False
         try:
             _begin(connection, users)
             with ExitStack() as connection.ending:
                 result = work(connection)
                 committing = True
                 connection.raw.execute("COMMIT")
+            if connection.unconfirmed:
+                raise StoreUnavailable("no standby has confirmed a commit in time, which may have been made")
             return result
         except AGAIN as error:
             roll_back(connection)

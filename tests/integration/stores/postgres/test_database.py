@@ -320,3 +320,22 @@ async def test_learning_waits_for_no_row_that_users_share(database: PostgresData
         release.set()
         await holding
     assert await database.row("SELECT decisions FROM bandit_states WHERE user_id = 'bob'") == (1,)
+
+
+async def test_write_raises_when_a_standby_does_not_confirm_the_commit(
+    database: PostgresDatabase, postgres: PostgresServer
+) -> None:
+    """A cancelled COMMIT does not wait for the standby any more, and the server reports it as made."""
+    postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'missing'")
+    postgres.execute("SELECT pg_reload_conf()")
+    try:
+        writing = asyncio.create_task(database.execute(INSERT, ("first",)))
+        cancelled = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        await eventually(lambda: postgres.execute(cancelled) == [(True,)])
+        with pytest.raises(StoreUnavailable, match="no standby has confirmed"):
+            await writing
+    finally:
+        postgres.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        postgres.execute("SELECT pg_reload_conf()")
+    await database.execute(INSERT, ("second",))
+    assert await sessions(database) == 2
