@@ -38,6 +38,7 @@ COUNTERS = {
     "profiles_cache_misses_total": ("misses", ""),
     "profiles_cache_fills_total": ("fills", "outcome"),
     "profiles_degraded_reads_total": ("degraded_reads", ""),
+    "profiles_events_total": ("events", "outcome"),
     "profiles_computation_errors_total": ("feature_errors", ""),
     "profiles_stale_values_dropped_total": ("stale_dropped", ""),
     "profiles_consistency_checks_total": ("checks", "outcome"),

@@ -3,23 +3,28 @@ that each learned decision has a shadow, computed from the statistics before the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from app.bandit.decisions import Decision
+from app.bandit.model.inputs import Array
 from app.bandit.model.specs import SPEC_V2, SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, answered_ranking, best
 from app.stores.sql.database import Connection
 from app.stores.sql.decision_rows import decision_of, named_rows
 
-# In the order in which each user's decisions were learned.
+# In the order in which each user's decisions were learned, except for those that workers learned at the same time: each
+# takes the time before it waits for the user's lock.
 SELECT_DECISIONS = """
 SELECT tip_scores.*, (SELECT MIN(seq) FROM decision_events WHERE decision_events.user_id = tip_scores.user_id
     AND decision_events.number = tip_scores.number AND outcome = 'learned') AS learned_by
 FROM tip_scores ORDER BY settled_at_ms, learned_by
 """
+NEAR = 3
 SELECT_LEARNED = "SELECT user_id, phi, reward FROM tip_scores WHERE state = 'learned'"
 SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
 
@@ -50,35 +55,48 @@ def learning_faults(learned: Iterable[tuple[Any, ...]], states: Iterable[tuple[A
 
 def shadow_faults(connection: Connection) -> list[str]:
     """One line for each learned decision without a shadow, and for each wrong shadow. The log is replayed: the
-    statistics that a decision was made from are the sum over the user's first `state_version` learned decisions."""
+    statistics that a decision was made from are the sum over the user's first `state_version` learned decisions. The
+    last and next `NEAR` of them may have been learned in another order."""
     rows = named_rows(connection, SELECT_DECISIONS, ())
     priors = {
         row["version"]: np.frombuffer(row["mu"]) for row in named_rows(connection, "SELECT * FROM bandit_priors", ())
     }
-    states: dict[str, list[SufficientStatistics]] = {
-        row["user_id"]: [SufficientStatistics.none(SPEC_V2)] for row in rows
-    }
+    learned: dict[str, list[tuple[Any, float]]] = {row["user_id"]: [] for row in rows}
     for row in rows:
         if row["state"] == "learned":
-            own = states[row["user_id"]]
-            own.append(own[-1].learned(np.frombuffer(row["phi"]), row["reward"]))
+            learned[row["user_id"]].append((np.frombuffer(row["phi"]), row["reward"]))
     faults = []
     for row in rows:
         if row["champion_p"] is None:
             faults += [f"{row['decision_id']}: learned without a shadow"] if row["state"] == "learned" else []
             continue
         decision, mu = decision_of(row), priors.get(row["prior_version"], np.zeros(SPEC_V2.size))
-        phi = SPEC_V2.phi(decision.candidates, decision.context, decision.profile)
-        terms = [float(np.clip(phi @ mu, 0, 1)[decision.chosen])]
-        expected = []
-        for policy, ranking in ((CHAMPION, decision.champion), (CHALLENGER, decision.challenger)):
-            scored = policy.decide(decision.id, states[decision.user_id][decision.state_version], mu, phi)
-            expected.append(answered_ranking(scored.means, scored.pi, decision.explore))
-            terms += [expected[-1].pi[decision.chosen], float(expected[-1].pi @ np.clip(phi @ mu, 0, 1))]
-            if ranking is None or not np.allclose(ranking, expected[-1], rtol=0, atol=1e-9):
-                faults.append(f"{decision.id}: the ranking by {policy.id} is not that of its statistics")
-        stored = [row[name] for name in ("q_logged", "champion_p", "v_champion", "challenger_p", "v_challenger")]
-        agree = best(expected[0].scores) == best(expected[1].scores)
-        if not np.allclose(stored, terms, rtol=0, atol=1e-9) or row["agree"] != agree:
-            faults.append(f"{decision.id}: the terms of the estimates are wrong")
+        possible = _possible_statistics(learned[decision.user_id], decision.state_version)
+        if not any(_is_shadow(row, decision, statistics, mu) for statistics in possible):
+            faults.append(f"{decision.id}: the shadow is not that of its statistics")
     return faults
+
+
+def _possible_statistics(learned: Sequence[tuple[Any, float]], version: int) -> Iterator[SufficientStatistics]:
+    begin = max(0, version - NEAR)
+    for chosen in combinations(learned[begin : version + NEAR], version - begin):
+        statistics = SufficientStatistics.none(SPEC_V2)
+        for phi, reward in (*learned[:begin], *chosen):
+            statistics = statistics.learned(phi, reward)
+        yield statistics
+
+
+def _is_shadow(row: Mapping[str, Any], decision: Decision, statistics: SufficientStatistics, mu: Array) -> bool:
+    """Whether the stored rankings and terms of the estimates are those of a decision made from these statistics."""
+    phi = SPEC_V2.phi(decision.candidates, decision.context, decision.profile)
+    terms = [float(np.clip(phi @ mu, 0, 1)[decision.chosen])]
+    expected = []
+    for policy, ranking in ((CHAMPION, decision.champion), (CHALLENGER, decision.challenger)):
+        scored = policy.decide(decision.id, statistics, mu, phi)
+        expected.append(answered_ranking(scored.means, scored.pi, decision.explore))
+        terms += [expected[-1].pi[decision.chosen], float(expected[-1].pi @ np.clip(phi @ mu, 0, 1))]
+        if ranking is None or not np.allclose(ranking, expected[-1], rtol=0, atol=1e-9):
+            return False
+    stored = [row[name] for name in ("q_logged", "champion_p", "v_champion", "challenger_p", "v_challenger")]
+    agree = best(expected[0].scores) == best(expected[1].scores)
+    return np.allclose(stored, terms, rtol=0, atol=1e-9) and row["agree"] == agree

@@ -45,6 +45,7 @@ ONCE = {
     "fills_stored": 3,
     "fills_refused": 1,
     "degraded_reads": 3,
+    "events_accepted": 5,
     "feature_errors": 1,
     "stale_dropped": 1,
     "checks_consistent": 5,
