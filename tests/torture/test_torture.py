@@ -16,7 +16,7 @@ from tests.torture.soak import growth_mib
 
 # Few users and many pauses between the steps of the protocol make rare interleavings frequent.
 CLOSE: dict[str, Any] = {"users": 6, "clients": 8, "hesitate": "0.3:0.03", "rate_per_s": 2.0}
-OF_OTHER_MODES = ("answer_before_commit", "leak")
+OF_OTHER_MODES = ("answer_before_commit", "leak", "standby_read", "one_generation")
 KILLS = 20
 
 
