@@ -1,4 +1,4 @@
-"""Protocols for the storage of the bandit; `app.stores.sqlite` implements them.
+"""Protocols for the storage of the bandit; `app.stores.sql` implements them.
 
 All methods raise `StoreUnavailable` if the database does not answer.
 """

@@ -3,7 +3,7 @@
 A feature's *index* is its position in the registry. A *mask* is a set of features as an int, in which `1 << index` is
 the feature's bit.
 
-Invariant: a `Registry` object meets every rule that can be checked without SQL. `app.stores.sqlite.feature_check`
+Invariant: a `Registry` object meets every rule that can be checked without SQL. The store's `feature_check`
 *compiles* the entries: it checks the other rules, and derives which relations each entry reads and which subjects, that
 is kinds of events, invalidate it.
 """

@@ -70,7 +70,7 @@ class PostgresState:
 
     async def _query(self) -> State:
         async with self._turn:
-            self._waiting = None  # it begins now: whoever calls from here on waits for another one
+            self._waiting = None  # it begins now: later callers wait for another query
             if self._closed:
                 raise StoreUnavailable("the database is closed")
             reused = self._connection is not None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from arq.connections import ArqRedis
     from redis.asyncio import BlockingConnectionPool
 
-# arq's own constants. arq is imported on first use, because it takes 5 ms of the start.
+# As in arq, which is imported on first use, because it takes 5 ms of the start.
 QUEUE = "arq:queue"
 HEALTH_SUFFIX = ":health-check"
 HEALTH_KEY = QUEUE + HEALTH_SUFFIX
