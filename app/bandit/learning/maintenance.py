@@ -6,8 +6,8 @@ transaction, so interrupted work continues where it stopped. Several workers may
 another has done.
 
 The statistics are summed by ranges of users, in rounds that begin at the same times in all workers. A worker spends a
-limited time on this between two steps of the other work. When all ranges of the round are claimed, it makes a prior from
-the sums. A worker that sums its last range after that makes another prior.
+limited time on this between two steps of the other work. When all ranges of the round are claimed, it makes a prior
+from the sums. A worker that sums its last range after that makes another prior.
 """
 
 from __future__ import annotations
