@@ -28,7 +28,7 @@ up: $(STAMP) ## Run everything on this machine: cache, queue, API and worker (Ct
 	@exec $(BIN)/profiles up
 
 unit: $(STAMP) ## Run the tests that need no server: pure code and SQLite
-	@$(BIN)/python -m pytest -q -m "not slow and not server" --hypothesis-profile quick -n 2 --dist worksteal tests/unit $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not slow" --hypothesis-profile quick -n 2 --dist worksteal tests/unit $(ARGS)
 
 quick: $(STAMP) ## Run the fast tests: unit and integration
 	@$(BIN)/python -m pytest -q -m "not slow" --hypothesis-profile quick -n 4 --dist worksteal tests/unit tests/integration $(ARGS)

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import settings
 
 pytest_plugins = [
-    "tests.support.database",
     "tests.support.processes",
     "tests.support.postgres",
+    "tests.support.database",
     "tests.support.servers",
     "tests.support.cluster",
     "tests.support.site",
@@ -32,6 +32,14 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 # A full collection over all imported modules costs 0.1 s; with the default thresholds, collecting the tests makes 25.
 gc.set_threshold(50_000, 10, 10)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The quick tests use SQLite and a single Valkey: processes and databases of the others cost twice their time.
+    for item in items:
+        if {"start_postgres", "cluster"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
 
 
 def pytest_collection_finish() -> None:

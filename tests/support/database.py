@@ -1,8 +1,8 @@
 """Databases for tests. One of each engine is migrated per session; each test gets a copy with an id of its own.
 
 A test of a module that is marked `both_engines` runs on SQLite and on PostgreSQL if it uses the fixture `store`, `site`
-or `keyed`, itself or by another fixture; and on SQLite alone if it uses `database_path`. Without a server, PostgreSQL
-is deselected by `-m "not server"`.
+or `keyed`, itself or by another fixture; and on SQLite alone if it uses `database_path`. PostgreSQL's turn is part of
+`make test` only.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from app.stores.sql.database import Connection, Database, Parameters
 from app.stores.sql.event_log import SqlEventLog
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
+from tests.support.postgres import TABLES, ReusedDatabase
 
 NOBODY = 65_534
 PARAMETRIZED = ("store", "site", "keyed")
@@ -38,7 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     found = metafunc.fixturenames
     asked = [name for name in PARAMETRIZED if name in found]
     if metafunc.definition.get_closest_marker("both_engines") and asked and "database_path" not in found:
-        engines = ["sqlite", pytest.param("postgres", marks=pytest.mark.server)]
+        engines = ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)]
         (name,) = asked
         metafunc.parametrize(name, engines, indirect=True)
 
@@ -123,9 +124,7 @@ def contents(store: Path | PostgresUrl) -> str:
         with closing(sqlite3.connect(store)) as file:
             return "\n".join(file.iterdump())
     with closing(connect(store.url).raw) as connection:
-        tables = connection.execute(
-            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
-        )
+        tables = connection.execute(TABLES)
         rows = [
             connection.execute(f'SELECT CAST(found AS text) FROM "{name}" AS found').fetchall() for (name,) in tables
         ]
@@ -149,9 +148,11 @@ def database_path(migrated_template: Path, tmp_path: Path, request: pytest.Fixtu
 @pytest.fixture
 def store(request: pytest.FixtureRequest) -> Path | PostgresUrl:
     """A migrated, empty database of one test, as `Settings.database` names it."""
-    on_postgres = getattr(request, "param", "sqlite") == "postgres"
-    found: Path | PostgresUrl = request.getfixturevalue("postgres_url" if on_postgres else "database_path")
-    return found
+    if getattr(request, "param", "sqlite") == "postgres":
+        reused: ReusedDatabase = request.getfixturevalue("reused_database")
+        return reused.emptied()
+    path: Path = request.getfixturevalue("database_path")
+    return path
 
 
 @pytest.fixture

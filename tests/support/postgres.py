@@ -31,6 +31,9 @@ USER = "profiles"
 ACCOUNTS = ("postgres", "nobody")
 START_S = 30.0
 TEMPLATE = "profiles_template"
+TABLES = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+DISCONNECT_OTHERS = """SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 # Small, and not durable: a crash of the machine may damage it.
 OPTIONS = {
     "fsync": "off",
@@ -315,6 +318,41 @@ def postgres_url(postgres: PostgresServer) -> Iterator[PostgresUrl]:
     database = new_database(postgres)
     yield database
     postgres.execute(f"DROP DATABASE {psycopg.conninfo.conninfo_to_dict(database.url)['dbname']} WITH (FORCE)")
+
+
+class ReusedDatabase:
+    """A database for many tests, one after another: to empty it takes a tenth of the time that a new one does."""
+
+    def __init__(self, postgres: PostgresServer) -> None:
+        self._url = new_database(postgres)
+        with closing(psycopg.connect(self._url.url, autocommit=True)) as connection:
+            self._tables = [str(name) for (name,) in connection.execute(TABLES)]
+            self._sequences = [str(name) for (name,) in connection.execute("SELECT sequencename FROM pg_sequences")]
+            self._migrated = {table: self._copied(connection, table) for table in self._tables}
+
+    @staticmethod
+    def _copied(connection: psycopg.Connection[Any], table: str) -> bytes:
+        with connection.cursor().copy(f"COPY {table} TO STDOUT".encode()) as copied:
+            return b"".join(map(bytes, copied))
+
+    def emptied(self) -> PostgresUrl:
+        """The database as migration left it, with a new id and no other connection."""
+        with closing(psycopg.connect(self._url.url)) as connection:
+            connection.execute(DISCONNECT_OTHERS)
+            connection.execute("; ".join(f"DELETE FROM {table}" for table in self._tables).encode())
+            for table, rows in self._migrated.items():
+                if rows:
+                    with connection.cursor().copy(f"COPY {table} FROM STDIN".encode()) as copy:
+                        copy.write(rows)
+            connection.execute("; ".join(f"ALTER SEQUENCE {name} RESTART" for name in self._sequences).encode())
+            connection.execute("UPDATE service SET value = %s WHERE name = 'database_id'", (f"test{next(_names)}",))
+            connection.commit()
+        return self._url
+
+
+@pytest.fixture(scope="session")
+def reused_database(postgres: PostgresServer) -> ReusedDatabase:
+    return ReusedDatabase(postgres)
 
 
 @pytest.fixture

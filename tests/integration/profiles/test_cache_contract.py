@@ -25,7 +25,14 @@ ODD_IDS = [
 ]
 
 
-@pytest.fixture(params=[*FLAVOURS, "sentinel", "cluster", pytest.param("redis cluster", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=[
+        *FLAVOURS,
+        "sentinel",
+        pytest.param("cluster", marks=pytest.mark.slow),
+        pytest.param("redis cluster", marks=pytest.mark.slow),
+    ]
+)
 async def subject(
     request: pytest.FixtureRequest,
     shared_servers: Callable[[str], EmbeddedServer],

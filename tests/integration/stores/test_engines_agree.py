@@ -132,7 +132,7 @@ async def decided(service: OpenService, clock: FakeClock, users: Sequence[str]) 
     return [(await own.scorer.explain(decision_id))[1] for decision_id in made]
 
 
-@pytest.mark.server
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "users",
     [

@@ -28,7 +28,7 @@ from tests.support.servers import VALKEY, StartServer
 from tests.support.waiting import eventually
 
 VOLUME = 4
-both_engines = pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.server)])
+both_engines = pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 
 
 class Shards:
