@@ -143,7 +143,7 @@ def create_app(
 
 
 def about_to_stop(application: Litestar, handing_over: bool = False) -> None:
-    """Begin the shutdown: from now on no language model is called and `/readyz` answers 503, unless the process is
+    """Begin the shutdown: from now on no language model is called. `/readyz` answers 503, unless the process is
     `handing_over` to others on the same port."""
     application.state[operations.STOPPING] = not handing_over
     if (tips := application.state.get("tips")) is not None:

@@ -69,9 +69,9 @@ class DecisionRepository(Protocol):
         """Store decisions in one durable commit; the results are in the same order."""
 
     async def add_shadows(self, after: DecisionPlace, limit: int) -> DecisionPlace | None:
-        """Compute and store the missing shadows of up to `limit` unsettled decisions that come after a place, and that
-        were made from the present statistics of their user. Return the place of the last one; None if no more follow.
-        """
+        """Compute and store missing shadows (both policies' rankings) of up to `limit` unsettled decisions, in the
+        order of `DecisionPlace`, after `after`. A decision is left out if its user's statistics have changed since.
+        Return the place of the last one; None if no more follow."""
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None: ...
 

@@ -161,7 +161,8 @@ def sampler(service: Service, role: Role) -> Sampler:
 @asynccontextmanager
 async def sampling(service: Service, role: Role) -> AsyncIterator[None]:
     """Store a sample of the process's metrics every `EVERY_S` seconds, and a last one when the block ends. The first
-    follows after `FIRST_S` seconds, so that the first requests do not wait for its checks."""
+    is taken after `FIRST_S` seconds, because a sample includes the checks of readiness, which would delay the first
+    requests."""
     own = sampler(service, role)
     log.info("sampling", role=role, process=service.process)
 

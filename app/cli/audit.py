@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -73,11 +74,10 @@ async def _audit(service: OpenService, users: list[str], repair: bool) -> dict[s
 
 async def _audit_decisions(service: OpenService, count: int) -> dict[str, Any]:
     from app.profiles.consistency.decisions import Outcome, report
-    from app.profiles.ports import END_OF_TIME_MS
 
     decisions, values = (Counter(dict.fromkeys(get_args(Outcome), 0)) for _ in range(2))
     untrue: list[dict[str, Any]] = []
-    before = END_OF_TIME_MS
+    before = sys.maxsize
     with progress("decisions") as bar:
         task = bar.add_task("auditing", total=count)
         while page := await service.logged_profiles.newest(min(PAGE, count - decisions.total()), before=before):

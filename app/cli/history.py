@@ -196,7 +196,8 @@ class _LateArrivals:
                 self._sample[place] = row
 
     async def share(self, reader: ProfileReader) -> float:
-        """Estimate the share of late rows among all rows; 0 if at least half of the rows have values."""
+        """Estimate the share of late rows among all rows; 0 if at least half of the rows have values, because then no
+        warning is due."""
         if self._empty * 2 <= self.rows:
             return 0.0
         profiles = await reader.read_as_of([row._replace(known_ms=None) for row in self._sample])

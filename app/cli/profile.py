@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @json_option
 @with_service
 async def profile(service: OpenService, user: str, as_of: str | None, as_json: bool) -> None:
-    """Show the profile of USER."""
+    """Show the features of USER with their values, now or at an earlier time."""
     from rich.table import Column, Table
 
     from app.profiles.history.moments import Moments

@@ -1,8 +1,9 @@
 """`profiles up`: runs embedded servers, the API and a worker until Ctrl-C. `profiles serve --processes N`: runs N API
 processes on one port.
 
-It starts in the order lock, migration, servers, demonstration set, children, and stops in the reverse order, so that
-every process stops before the servers that it uses. Invariant: when `supervise` returns, nothing it started is running.
+The supervisor locks the data directory, migrates the database, starts the servers, stores the demonstration events and
+starts the child processes, in this order. It stops them in the reverse order, so that every process stops before the
+servers that it uses. Invariant: when `supervise` returns, nothing it started is running.
 
 The supervisor opens the listening socket, and the API processes accept from it. The kernel gives a connection to a
 process that accepts, so none waits for a process that is suspended, dead or leaving. With a socket for each process

@@ -51,7 +51,8 @@ class ClashingEvent(NamedTuple):
 class TracedEvent(NamedTuple):
     """A stored event and its processing state, as admins see it.
 
-    `counted_at_ms` is `Admitted.occurred_at_ms`, `claimed_at_ms` is `Admitted.claimed_at_ms`. `consumed`: no worker
+    `counted_at_ms`: the time at which features count the event. `claimed_at_ms`: the time that its sender gave, if the
+    service replaced it because it was ahead of the clock. `consumed`: no worker
     has to consume the event any more. `letter_id` is the id of the dead letter, if the event became one.
     """
 

@@ -63,7 +63,7 @@ class Retention:
         self._clock = clock
 
     async def waiting(self) -> list[str]:
-        """The kinds of rows whose first run waits for an admin's confirmation."""
+        """The kinds of rows that are not deleted because their first deletion waits for an admin's confirmation."""
         return [kept.what for kept in self._kept if await self._next(kept, go_on=False) is None]
 
     async def prune(

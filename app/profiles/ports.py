@@ -9,6 +9,7 @@ not answer in time and `CacheRefused` if it refuses the command. The methods of 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -200,7 +201,7 @@ class NewestEvents(Protocol):
     """Queries of the event log for users with events in a time span, and for their newest events."""
 
     async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
-        """The sequence number of each user's newest event of each subject, by (user id, subject)."""
+        """The sequence number of each user's newest event of each kind, by (user id, event subject)."""
 
     async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = END_OF_TIME_MS) -> list[str]:
         """Up to `limit` ids of users with an event between `since_ms` and `until_ms`. They are the ids above `after`,
@@ -247,8 +248,8 @@ class LoggedProfile(NamedTuple):
 class LoggedProfiles(Protocol):
     """The profiles that are stored with decisions."""
 
-    async def newest(self, limit: int, *, after: int = 0, before: int = END_OF_TIME_MS) -> list[LoggedProfile]:
-        """Up to `limit` profiles of decisions whose number is above `after` and below `before`, newest first."""
+    async def newest(self, limit: int, *, after: int = 0, before: int = sys.maxsize) -> list[LoggedProfile]:
+        """Up to `limit` logged profiles with a `number` above `after` and below `before`, newest first."""
 
     async def by_id(self, decision_ids: Sequence[str]) -> Mapping[str, LoggedProfile]:
         """The profiles of these decisions by decision id; unknown ids are left out."""

@@ -53,7 +53,8 @@ class Export(msgspec.Struct):
 
 
 class Catalogue(msgspec.Struct):
-    """The registry that this service serves. `subjects`: the invalidated features, by event subject."""
+    """The registry that this service serves. `subjects`: for each event subject, the features that its events
+    invalidate."""
 
     registry: Annotated[str, Meta(description="The fingerprint of the whole registry.")]
     features: list[FeatureDefinition]

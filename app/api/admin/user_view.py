@@ -137,7 +137,8 @@ class FeaturePoint(msgspec.Struct):
 
 
 class UserDevelopment(msgspec.Struct):
-    """The last 30 days of a user, in steps of 24 hours that end now, oldest first."""
+    """A user's events and feature values during the last 30 days, in steps of 24 hours, oldest first. The last step
+    ends now. `hours`: the events by hour of the local day."""
 
     user_id: str
     at: str

@@ -96,7 +96,9 @@ def standard_error(part: Array, whole: Array) -> float:
 
 
 def _studentised(residuals: Array, wholes: Array, generator: np.random.Generator, replicates: int) -> Array:
-    """Each replicate's distance from the estimate, in units of its own standard error: (replicates, figures)."""
+    """Bootstrap t statistics, of shape (replicates, estimates): how far each replicate is from the estimate, in units
+    of the replicate's own standard error. `wholes`, of shape (users, estimates), holds each user's part of the
+    denominators."""
     users, figures = residuals.shape
     columns = np.hstack([residuals, wholes, residuals**2, residuals * wholes, wholes**2])
     chunk = max(1, min(replicates, CHUNK // users))

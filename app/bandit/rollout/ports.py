@@ -85,8 +85,9 @@ class RolloutRepository(Protocol):
         """Yield pages of the evaluated decisions whose sequence number is below `until`, oldest first."""
 
     async def shown(self, state: RolloutState, limit: int) -> DecisionPage:
-        """Up to `limit` of the newest decisions that were made with exploration, have a shadow, and whose tip was
-        shown. Unsettled decisions are included, with a reward of 0."""
+        """Up to `limit` decisions of the evaluation `state`, newest first: those that were made with exploration, for
+        which both policies' rankings are stored, and whose tip was shown. Unsettled decisions are included, with a
+        reward of 0."""
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
         """The decisions made at or after `since_ms`; if there are more than `limit`, the newest of them."""

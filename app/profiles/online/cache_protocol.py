@@ -364,7 +364,8 @@ class TrustGate:
 
 
 class PendingCheck(NamedTuple):
-    """A query of the database that has not been answered yet, and the state by which keys are built meanwhile."""
+    """A running query of the shared `State` (registered server, owed invalidations), and the state that was known
+    before: until the answer comes, keys are built from it."""
 
     asking: asyncio.Task[State | None]
     before: State

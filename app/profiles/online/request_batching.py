@@ -156,8 +156,9 @@ class RequestBatching:
     def _answer_hits(
         self, requests: list[_BatchedRead], held: list[bytes | None], at: ReadTime, mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
-        """Answer the requests whose values are all cached. Return the requests that need a computation, the values
-        found so far by user id, and the contents of the keys whose values are missing."""
+        """Answer the requests whose values are all cached. Return the requests that need a computation, the cached
+        values of their users, and what their keys without a valid value held, by which a fill is compared. `mark`: the
+        local cache's, from before the cache was read."""
         local_cache, masks = self._local_cache, self._masks
         overloaded = self._computation.overloaded
         shed = 0

@@ -77,8 +77,9 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
             return report(sample, self.registry, self.clock.now_ms())
 
     async def _draw(self, rest_until: float) -> UserSample:
-        """Draw users for two moments, now and `BEFORE_DAYS` ago, from those with an event in the longest window of any
-        feature before the moment. Pause until the monotonic time `rest_until`."""
+        """Draw one sample of users for now, and one for `BEFORE_DAYS` ago. For each moment, users are eligible if they
+        had an event in the window before it (the longest window of any feature). Scan slowly, with pauses, until the
+        monotonic time `rest_until`."""
         now_ms = self.clock.now_ms()
         before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, self.registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))
@@ -90,8 +91,8 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
         return UserSample(now_ms, before_ms, oldest_ms, eligible, now, eligible_before, before, figures)
 
     async def _count_held(self, sample: UserSample, start: int) -> None:
-        """Count the cached values of a page of users by state, age and value. If the cache is unavailable, try
-        again up to `TRIES` times, but not for the first page."""
+        """Count the cached values of the page of users that begins at index `start`, by state, age and value. If the
+        cache is unavailable, give up at once on the first page, and after `TRIES` attempts on later ones."""
         if not sample.cache_answers:
             return
         for attempt in range(1, TRIES + 1):

@@ -224,7 +224,8 @@ def _unreached(entry: Feature, sample: UserSample) -> str | None:
 
 
 def distribution(entry: Feature, held: Counter[Scalar]) -> list[dict[str, object]]:
-    """Count the values that are not null: in ten equal bins for floats and wide ints, else by value. A bin is `{"from",
+    """Count the values that are not null: in ten bins of equal width for floats, and for ints with more than
+    `MAX_CATEGORIES` different values; else by value. A bin is `{"from",
     "to", "count"}`, and only the last one includes `to`. A category is `{"value", "count"}`."""
     if entry.dtype == "str":
         ranked = [(value, count) for value, count in held.most_common() if value is not None]

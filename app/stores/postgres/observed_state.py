@@ -1,4 +1,5 @@
-"""Queries the state that every process observes, on a connection of its own, which the event loop serves."""
+"""Queries the `State` that all processes share (registered cache server, owed invalidations), on a connection of its
+own. The event loop serves the connection, so a query waits for no thread and no other statement."""
 
 from __future__ import annotations
 

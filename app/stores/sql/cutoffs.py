@@ -11,8 +11,8 @@ INSERT INTO service (name, value) VALUES ('pruned ' || ?, ?) ON CONFLICT (name) 
 
 
 class SqlCutoffs:
-    """One stored moment for `events` and one for `decisions`. Implements `app.events.retention.Cutoffs`. Every method
-    raises `StoreUnavailable`."""
+    """Stores, for `events` and for `decisions`, the moment before which old rows are deleted. Implements
+    `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

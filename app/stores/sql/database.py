@@ -83,11 +83,11 @@ def check_revision(revision: str | None, database: object) -> None:
 
 
 class Database(ABC):
-    """Every method raises `StoreUnavailable` if the database fails.
+    """A SQLite or PostgreSQL database. Every method raises `StoreUnavailable` if the database fails.
 
     `id` is part of every cache key, so values cached from another database are never read. `full`: the last write
-    failed for lack of room; reads continue. `delete_lock`: statements that delete what `write` stores to lock a user,
-    given the user's id. An erasure ends with them.
+    failed for lack of room; reads continue. `delete_lock`: `write` may store a row to lock a user; these statements,
+    which take the user's id, delete it. An erasure runs them last, so that nothing of the user remains.
     """
 
     delete_lock: ClassVar[tuple[str, ...]] = ()

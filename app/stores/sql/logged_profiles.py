@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from app.features.ids import id_problem
-from app.profiles.ports import END_OF_TIME_MS, LoggedProfile
+from app.profiles.ports import LoggedProfile
 from app.stores.sql.database import Database
 from app.stores.sql.decision_rows import profile_read_of
 
@@ -32,7 +33,7 @@ class SqlLoggedProfiles:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def newest(self, limit: int, *, after: int = 0, before: int = END_OF_TIME_MS) -> list[LoggedProfile]:
+    async def newest(self, limit: int, *, after: int = 0, before: int = sys.maxsize) -> list[LoggedProfile]:
         rows = await self._database.rows(SELECT_NEWEST, {"after": after, "before": before, "limit": limit})
         return [_logged(*row) for row in rows]
 

@@ -80,9 +80,8 @@ WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 def begin_evaluation(connection: Connection) -> None:
     """Restart the evaluation of the challenger, if the roll-out is in the shadow stage.
 
-    Called when the first prior of a spec is stored: decisions made without a prior do not count. One interleaving
-    remains: 1. a process finds no prior; 2. another process stores the first prior; 3. the first process stores its
-    decision. `SELECT_PAGE` leaves that decision out.
+    Called when the first pooled prior is stored, because decisions made without a prior do not count. A process that
+    found no prior may still store its decision after this restart; `SELECT_PAGE` leaves such a decision out.
     """
     if connection.execute(UPDATE_FIRST_PRIOR).rowcount:
         connection.execute(DELETE_LOOKS)

@@ -81,7 +81,8 @@ def parse_nodes(text: str) -> list[ClusterNode]:
 
 
 class _Batch(NamedTuple):
-    """The commands of a call for one master, and the places of their users in the call."""
+    """The commands that a call sends to one master. `places`: the index of each command's user among the users of the
+    call, by which replies are put back in order."""
 
     node: str
     connection: PipelinedConnection

@@ -29,13 +29,17 @@ log = logger("stores.valkey")
 
 
 class RegistrationRepository(Protocol):
-    """The registration of the cache server in the database. `app.stores.sql.owed_invalidations` implements it."""
+    """Stores in the database which cache server the processes use, and its generation.
+
+    `app.stores.sql.owed_invalidations` implements it.
+    """
 
     def current(self) -> State:
         """The registered server, its generation and the database's id, as this process last queried them."""
 
     async def query(self) -> State:
-        """The same, at some moment after the call began. Raises `StoreUnavailable`."""
+        """Query the registered server, its generation and the database's id after this call began. Raises
+        `StoreUnavailable`."""
 
     async def register(self, server: str, after: int) -> None:
         """Register `server` under the generation `after` + 1. Do nothing if the generation is no longer `after`."""
