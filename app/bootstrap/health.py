@@ -22,6 +22,8 @@ from app.operations.component_states import ReadinessCheck, State
 from app.operations.samples import EVERY_S, Gauges, Role, Sampler
 from app.profiles.online.compute import Computation
 from app.profiles.ports import Cache
+from app.profiles.quality.report import QualityReport
+from app.profiles.quality.runs import DataQuality
 from app.service import Service
 from app.stores.queue.client import Queue
 from app.stores.sql.backlog import backlog
@@ -40,6 +42,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
     queue: Queue | None
     computation: Computation
     rollout: Rollout
+    quality: DataQuality
     clock: Clock
     metrics: Metrics
 
@@ -103,7 +106,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
 
     async def refresh_gauges(self) -> Gauges:
         """Count the waiting work (jobs, events, dead letters, owed invalidations) and set the Prometheus gauges. If a
-        server does not answer, its counts are None; their gauges keep their values, but the queue depth becomes -1."""
+        server does not answer, its counts are None, and their gauges are not exported."""
         depth: int | None = None
         if self.queue is not None:
             with suppress(QueueUnavailable):  # readiness logs it
@@ -113,10 +116,12 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
         except StoreUnavailable as error:
             log.warning("gauges_not_refreshed", error=str(error))
             found = Gauges()
-        await self._refresh_rollout()
+        for refresh in (self._refresh_rollout, self._refresh_quality):
+            with suppress(StoreUnavailable):  # logged above, unless only this table fails
+                await refresh()
         metrics = self.metrics
-        metrics.queue_depth.set(depth if depth is not None else -1)
         for gauge, value in (
+            (metrics.queue_depth, depth),
             (metrics.oldest_unconsumed, found.outbox_age_s),
             (metrics.unconsumed, found.outbox),
             (metrics.dead_letters, found.dead_letters),
@@ -124,18 +129,33 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             (metrics.events_ahead, found.events_ahead),
             (metrics.bandit.unreadable, found.unreadable),
         ):
-            if value is not None:
-                gauge.set(value)
+            gauge.set(value)
         return msgspec.structs.replace(found, queue_depth=depth)
 
     async def _refresh_rollout(self) -> None:
-        try:
-            state = await self.rollout.repository.state()
-        except StoreUnavailable:  # `refresh_gauges` logs it
-            return
+        state = await self.rollout.repository.state()
         self.metrics.bandit.share.set(state.share)
         for stage in STAGES:
             self.metrics.bandit.stage.labels(stage).set(stage == state.stage)
+
+    async def _refresh_quality(self) -> None:
+        run = await self.quality.runs.newest_completed()
+        if run is None:
+            return
+        with suppress(msgspec.MsgspecError):  # another release wrote it
+            features = msgspec.json.decode(run.body or "", type=QualityReport).features
+            self.metrics.quality_measured.set((run.finished_at_ms or 0) / 1000)
+            for name, found in features.items():
+                for gauge, value in (
+                    (self.metrics.feature_psi, found.drift.psi),
+                    (self.metrics.feature_null, found.null_share),
+                    (self.metrics.feature_missing, found.missing and found.missing / found.measured),
+                    (self.metrics.feature_stale, found.stale and found.stale / found.measured),
+                ):
+                    if value is None:
+                        gauge.remove(name)
+                    else:
+                        gauge.labels(name).set(value)
 
 
 def _unanswered(

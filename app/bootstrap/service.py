@@ -240,6 +240,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             queue=queue,
             computation=computation,
             rollout=bandit.rollout,
+            quality=quality,
             clock=clock,
             metrics=metrics,
         )

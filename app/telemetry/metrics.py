@@ -11,8 +11,18 @@ from collections.abc import Callable
 from functools import partial
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+    start_http_server,
+)
 
+import app
 from app.telemetry.counters import FastCounter, HistogramCollector
 from app.telemetry.logs import logger
 
@@ -21,19 +31,22 @@ METRICS_RETRY_S = 1.0
 SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
 
 
-class LateGauge:
-    """A gauge that is exported only after `set`, so that a process without the value exports no 0."""
+class OptionalGauge:
+    """A gauge that is exported only while its value is known: before the first `set`, and after `set(None)`, it is
+    absent."""
 
     def __init__(self, collectors: CollectorRegistry, name: str, text: str) -> None:
         self._gauge = Gauge(name, text, namespace="profiles", registry=None)
         self._collectors = collectors
         self._registered = False
 
-    def set(self, value: float) -> None:
-        self._gauge.set(value)
-        if not self._registered:
-            self._registered = True
-            self._collectors.register(self._gauge)
+    def set(self, value: float | None) -> None:
+        if value is not None:
+            self._gauge.set(value)
+        if self._registered != (value is not None):
+            self._registered = not self._registered
+            change = self._collectors.register if self._registered else self._collectors.unregister
+            change(self._gauge)
 
 
 class BanditMetrics:
@@ -41,7 +54,7 @@ class BanditMetrics:
 
     def __init__(self, collectors: CollectorRegistry) -> None:
         counter = partial(Counter, namespace="profiles", registry=collectors)
-        gauge = partial(LateGauge, collectors)
+        gauge = partial(OptionalGauge, collectors)
         self.decisions = counter(
             "decisions_total", "Decisions stored, by serving policy and origin of the profile.", ["policy", "profile"]
         )
@@ -71,6 +84,8 @@ class Metrics:
         counter = partial(Counter, namespace="profiles", registry=collectors)
         gauge = partial(Gauge, namespace="profiles", registry=collectors)
         histogram = partial(Histogram, namespace="profiles", registry=collectors)
+        optional = partial(OptionalGauge, collectors)
+        of_feature = partial(gauge, labelnames=["feature"])
         fast_counter = partial(FastCounter, collectors)
         fast_histogram = partial(HistogramCollector, collectors)
         self.request_seconds = fast_histogram(
@@ -120,14 +135,14 @@ class Metrics:
         self.stale_dropped = counter(
             "stale_values_dropped_total", "Cached values older than an event that a worker found and dropped."
         )
-        self.owed = gauge("owed_invalidations", "Invalidations owed to the cache at the last check.")
-        self.queue_depth = gauge("queue_depth", "Jobs waiting in the queue; -1 while it cannot be reached.")
-        self.oldest_unconsumed = gauge(
+        self.owed = optional("owed_invalidations", "Invalidations owed to the cache at the last check.")
+        self.queue_depth = optional("queue_depth", "Jobs waiting in the queue.")
+        self.oldest_unconsumed = optional(
             "oldest_unconsumed_event_age_seconds", "Age of the oldest unconsumed event; 0 if there is none."
         )
-        self.unconsumed = gauge("unconsumed_events", "Events that no worker has consumed yet.")
-        self.dead_letters = gauge("dead_letters", "Dead letters that wait for an admin.")
-        self.events_ahead = gauge(
+        self.unconsumed = optional("unconsumed_events", "Events that no worker has consumed yet.")
+        self.dead_letters = optional("dead_letters", "Dead letters that wait for an admin.")
+        self.events_ahead = optional(
             "events_ahead", "Events dated more than five minutes in the future, counted up to 10,000."
         )
         self.publish_failures = counter(
@@ -157,11 +172,22 @@ class Metrics:
         self.decision_checks = counter(
             "decision_checks_total", "Decisions whose logged profile the audit computed again, by outcome.", ["outcome"]
         )
+        self.quality_measured = optional(
+            "quality_measured_timestamp_seconds", "When data quality was measured last, in seconds since 1970."
+        )
+        self.feature_psi = of_feature(
+            "feature_psi_ratio", "Population stability index of the values against those of 7 days earlier."
+        )
+        self.feature_null = of_feature("feature_null_ratio", "Share of the cached values that are null.")
+        self.feature_missing = of_feature("feature_missing_ratio", "Share of the users without a cached value.")
+        self.feature_stale = of_feature("feature_stale_ratio", "Share of the users with a stale cached value.")
         self.bandit = BanditMetrics(self.collectors)
         self.jobs = counter("worker_jobs_total", "Jobs by name and outcome.", ["job", "outcome"])
         self.generations = counter(
             "generations_total", "Tips written: by model, template or fallback reason.", ["outcome"]
         )
+        Info("build", "The release.", namespace="profiles", registry=collectors).info({"version": app.__version__})
+        ProcessCollector(registry=collectors)
         self.model_seconds = histogram("model_seconds", "Time of calling the model, including retries.", buckets=SLOW)
 
     def exposition(self) -> bytes:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+import app
 from tests.support.decisions import move_to
 from tests.support.events import feedback, payload, served
 from tests.support.live import Live, new_user
@@ -103,6 +105,29 @@ async def test_metrics_of_workers_are_missing_in_an_api_process(own_site: Live) 
     assert seen.value("unreadable_states") == 0
 
 
+async def test_metrics_show_the_release_and_the_process(own_site: Live) -> None:
+    seen = await scrape(own_site)
+    assert seen.value("build_info", version=app.__version__) == 1
+    assert {"process_resident_memory_bytes", "process_cpu_seconds", "process_open_fds"} <= seen.documented().keys()
+
+
+async def test_metrics_show_data_quality_after_a_measurement(own_site: Live) -> None:
+    site, (cached, missing) = own_site, (new_user(), new_user())
+    assert "profiles_quality_measured_timestamp_seconds" not in (await scrape(site)).documented()
+    await site.send(served(cached, site.now_ms), served(missing, site.now_ms))
+    await site.features(cached)
+    await site.filled()
+    run, _ = await site.service.quality.runs.open("test", site.now_ms)
+    await site.service.quality.carry_out(run.id, 60)
+    seen = await scrape(site)
+    assert seen.value("quality_measured_timestamp_seconds") == pytest.approx(site.now_ms / 1000, abs=60)
+    assert seen.value("feature_missing_ratio", feature="tip_volume_30d") == 0.5
+    assert seen.value("feature_stale_ratio", feature="tip_volume_30d") == 0
+    assert seen.value("feature_null_ratio", feature="completion_rate_30d") == 1
+    drifting = {item.labels["feature"] for item in seen.samples() if item.name == "profiles_feature_psi_ratio"}
+    assert not drifting  # too few users
+
+
 async def test_metrics_show_the_stage_of_the_rollout(own_site: Live) -> None:
     def stage(found: Scrape) -> dict[str, float]:
         return {item.labels["stage"]: item.value for item in found.samples() if item.name == "profiles_rollout_stage"}
@@ -121,7 +146,7 @@ async def test_metrics_show_the_stage_of_the_rollout(own_site: Live) -> None:
 
 async def test_every_metric_has_the_prefix_and_an_explanation(site: Live) -> None:
     documented = (await scrape(site)).documented()
-    assert all(name.startswith("profiles_") for name in documented)
+    assert all(name.startswith(("profiles_", "process_")) for name in documented)
     assert all(text.endswith(".") for text in documented.values()), documented
 
 
@@ -175,6 +200,6 @@ async def test_metrics_show_an_outage_when_cache_and_queue_are_down(
     assert seen.value("degraded_reads_total", reason="unavailable") == 4
     assert seen.value("cache_available") == 0
     assert seen.total("cache_errors_total") >= 3
-    assert seen.value("queue_depth") == -1
+    assert "profiles_queue_depth" not in seen.documented()
     assert seen.value("invalidations_total", outcome="owed") == 1
     assert seen.value("owed_invalidations") == 1

@@ -159,7 +159,7 @@ def test_processes_do_not_share_metrics() -> None:
 
 def test_metrics_are_named_with_base_units_and_explained() -> None:
     for family in Metrics().collectors.collect():
-        assert family.name.startswith("profiles_")
+        assert family.name.startswith(("profiles_", "process_"))
         assert not family.name.endswith(("_ms", "_millis", "_kb", "_mb", "_minutes"))
         assert family.documentation.endswith(".")
         if family.type == "histogram" and family.name != "profiles_commit_events":
