@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from random import Random
+from typing import get_args
 
 import msgspec
 
@@ -33,7 +34,7 @@ from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.decisions import DecisionChecker
-from app.profiles.consistency.inspection import Inspector
+from app.profiles.consistency.inspection import Fault, Inspector
 from app.profiles.online.cache_protocol import Filler, TrustGate
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Invalidator, Stale
@@ -132,6 +133,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         contract.check(settings)
     registry = contract.registry
     metrics = metrics or Metrics()
+    metrics.export_faults_as_zero(registry.names, get_args(Fault))
     edges = edges or Edges()
     clock = edges.clock
 

@@ -7,7 +7,7 @@ Each attribute of `Metrics` and `BanditMetrics` is one Prometheus metric. Labels
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from wsgiref.simple_server import WSGIServer
 
@@ -189,6 +189,14 @@ class Metrics:
         Info("build", "The release.", namespace="profiles", registry=collectors).info({"version": app.__version__})
         ProcessCollector(registry=collectors)
         self.model_seconds = histogram("model_seconds", "Time of calling the model, including retries.", buckets=SLOW)
+
+    def export_faults_as_zero(self, features: Iterable[str], faults: Iterable[str]) -> None:
+        """Export the counters of faults before the first fault: Prometheus' `increase` needs a value to start from."""
+        self.decision_checks.labels("violation")
+        for feature in features:
+            self.computation_errors.labels(feature)
+            for fault in faults:
+                self.consistency_violations.labels(feature, fault)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""

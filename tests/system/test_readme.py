@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import described
-from app.telemetry import Metrics
-from app.telemetry.metrics import OptionalGauge
+from tests.support.metrics import metric_names
 from tests.support.readme import LANGUAGES, READMES, ROOT, Reader, blocks_of, sections
 from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually_sync
@@ -42,15 +41,6 @@ def test_readme_describes_every_setting_as_the_code_does() -> None:
 def test_readme_names_only_settings(path: Path) -> None:
     known = {name for name, _, _ in described()}
     assert set(re.findall(r"PROFILES_[A-Z_]+[A-Z]", path.read_text())) <= known
-
-
-def metric_names() -> set[str]:
-    metrics = Metrics()
-    for metric in (*vars(metrics).values(), *vars(metrics.bandit).values()):
-        if isinstance(metric, OptionalGauge):
-            metric.set(0)
-    endings = {"counter": "_total", "info": "_info"}
-    return {family.name + endings.get(family.type, "") for family in metrics.collectors.collect()}
 
 
 def test_readme_names_every_metric() -> None:
