@@ -34,7 +34,7 @@ from app.cli.port import next_free_port, require_free_port
 from app.concurrency.tasks import stop_signals
 from app.errors import CacheUnavailable, SettingsError, Unavailable
 from app.listener import drop_new_connections, listening_socket
-from app.settings import PREFIX, Settings
+from app.settings import FILE, PREFIX, Settings
 from app.stores.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
 
@@ -59,14 +59,15 @@ def supervise(settings: Settings) -> int:
             migrate(settings.database)
         with _servers(settings) as (servers, cache_url, queue_url):
             # Children get the servers from the environment, commands from the file that `_announced` writes.
-            environment = {
-                **os.environ,
+            changed = {
                 PREFIX + "PORT": str(settings.port),
                 PREFIX + "WORKER_METRICS_PORT": str(settings.worker_metrics_port),
                 PREFIX + "CACHE_URL": cache_url,
                 PREFIX + "QUEUE_URL": queue_url,
                 PREFIX + "DRAIN_S": "0",  # no balancer: Ctrl-C should stop at once
             }
+            kept = {name: value for name, value in os.environ.items() if name.removesuffix(FILE) not in changed}
+            environment = {**kept, **changed}
             with _announced(settings, cache_url, queue_url):
                 if demo is not None and not _load_demo(settings, demo, stop):
                     return 0

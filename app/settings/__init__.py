@@ -1,7 +1,8 @@
 """The settings: environment variables, read and validated once at start-up.
 
 Each field of `Settings` is the variable `PROFILES_<FIELD>`; its metadata holds the parser and a description. An unknown
-`PROFILES_…` variable is an error, so that a typo does not silently select a default.
+`PROFILES_…` variable is an error, so that a typo does not silently select a default. `PROFILES_<FIELD>_FILE` names a
+file with the value, such as a Docker or Kubernetes secret.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,6 +26,7 @@ from app.settings.parsers import ApiKey, Network, RolloutRails
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
 PREFIX = "PROFILES_"
+FILE = "_FILE"
 _SHOWN = 80
 
 
@@ -175,6 +177,7 @@ class Settings:
         """Read and validate `PROFILES_…` variables. Raises `SettingsError` for the first that is invalid."""
         environ = _own(os.environ if environ is None else environ)
         known = {variable(item): item for item in fields(cls)}
+        environ = _with_files(environ, known)
         for name in sorted(environ):
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
@@ -270,6 +273,22 @@ def is_loopback(host: str) -> bool:
 def hash_key(key: str) -> bytes:
     """The SHA-256 of an API key, as in `ApiKey.sha256`."""
     return hashlib.sha256(key.encode()).digest()
+
+
+def _with_files(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
+    """The variables with `<setting>_FILE` replaced by `<setting>` and the content of the file."""
+    values = dict(environ)
+    for name in environ:
+        setting = name.removesuffix(FILE)
+        if setting == name or setting not in known:
+            continue
+        if setting in environ:
+            raise SettingsError(name, f"cannot be combined with {setting}; set one of them")
+        try:
+            values[setting] = Path(values.pop(name)).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(name, f"names a file that cannot be read: {error}") from None
+    return values
 
 
 def _own(environ: Mapping[str, str]) -> dict[str, str]:

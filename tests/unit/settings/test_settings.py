@@ -258,6 +258,34 @@ def test_unknown_setting_is_refused_with_a_hint(name: str, hint: str) -> None:
     assert hint in str(caught.value)
 
 
+def test_value_is_read_from_a_file(tmp_path: Path) -> None:
+    keys, url = tmp_path / "keys", tmp_path / "url"
+    keys.write_text(f"reader:read:{DIGEST}\n")
+    url.write_text("redis://:top-secret@cache:6379/0\r\n")
+    found = Settings.from_environment({"PROFILES_API_KEYS_FILE": str(keys), "PROFILES_CACHE_URL_FILE": str(url)})
+    assert (found.api_keys[0].name, found.cache_url) == ("reader", "redis://:top-secret@cache:6379/0")
+
+
+@pytest.mark.parametrize(
+    ("content", "others", "reason"),
+    [
+        (None, {}, "PROFILES_MODEL_KEY_FILE: names a file that cannot be read: .*No such file"),
+        (b"\xff", {}, "PROFILES_MODEL_KEY_FILE: names a file that cannot be read: .*utf-8"),
+        (b"x", {"PROFILES_MODEL_KEY": "y"}, "PROFILES_MODEL_KEY_FILE: cannot be combined with PROFILES_MODEL_KEY"),
+        (b"x", {"PROFILES_MODEL_KEYS_FILE": "y"}, "PROFILES_MODEL_KEYS_FILE: unknown setting"),
+        (b"top secret\n", {}, "PROFILES_MODEL_KEY: (?!.*top)"),
+    ],
+)
+def test_file_is_refused_when_it_gives_no_value(
+    tmp_path: Path, content: bytes | None, others: dict[str, str], reason: str
+) -> None:
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError, match=reason):
+        Settings.from_environment({"PROFILES_MODEL_KEY_FILE": str(path), **others})
+
+
 # What `kubectl exec … env` shows in a pod beside two Services, `profiles` and `profiles-cache`.
 SERVICE_LINKS = {
     "KUBERNETES_SERVICE_HOST": "10.96.0.1",
