@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -12,6 +15,7 @@ import pytest
 import yaml
 
 from app.settings import Settings, hash_key
+from tests.support.postgres import missing
 from tests.support.processes import ROOT
 
 DOCKER = ROOT / "docker"
@@ -46,6 +50,23 @@ def test_compose_files_are_valid() -> None:
     assert len(files) == 2
     done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_systemd_units_are_valid(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze") or missing("systemd-analyze is missing: apt-get install systemd")
+    for unit in (DOCKER / "systemd").iterdir():
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/profiles/bin/profiles", sys.executable))
+    command = [program, "verify", "--recursive-errors=no", *tmp_path.iterdir()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unit", ["profiles-api.service", "profiles-worker@.service"])
+def test_systemd_waits_for_processes_that_stop(unit: str) -> None:
+    found = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "systemd" / unit).read_text(), re.MULTILINE))
+    assert int(found["TimeoutStopSec"]) >= Settings().drain_s + STOP_S
+    command = shlex.split(found["ExecStart"])[1:]
+    assert subprocess.run([sys.executable, "-m", "app", *command, "--help"], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
