@@ -56,7 +56,7 @@ def test_systemd_units_are_valid(tmp_path: Path) -> None:
     program = shutil.which("systemd-analyze") or missing("systemd-analyze is missing: apt-get install systemd")
     for unit in (DOCKER / "systemd").iterdir():
         (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/profiles/bin/profiles", sys.executable))
-    command = [program, "verify", "--recursive-errors=no", *tmp_path.iterdir()]
+    command = [program, "verify", "--recursive-errors=no", *map(str, tmp_path.iterdir())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
