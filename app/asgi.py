@@ -11,6 +11,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import litestar_offline_docs
@@ -36,10 +37,15 @@ from app.api.server import listen
 from app.bootstrap.generation import open_tip_generator
 from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
+from app.concurrency.periodic import repeat
+from app.concurrency.tasks import running
 from app.errors import ProfilesError
+from app.features.clock import Clock
 from app.features.contract import Contract
 from app.listener import listening_socket
+from app.operations.samples import EVERY_S
 from app.settings import Settings
+from app.stores.sql.key_uses import SqlKeyUses
 from app.stores.sql.sessions import SqlSessions
 from app.telemetry import Metrics, configure_logging, logger, serve_metrics
 
@@ -88,11 +94,15 @@ def create_app(
             tips = open_tip_generator(settings, opened.clock, metrics)
             application.state.tips = await stack.enter_async_context(tips)
             begin(application, opened)
+            await stack.enter_async_context(running(repeat("key_uses", application.state.note_key_uses, EVERY_S)))
             yield
 
     def begin(application: Litestar, opened: OpenService) -> None:
         application.state.service = opened
         application.state.authenticator = authenticator
+        application.state.api_keys = settings.api_keys
+        application.state.key_uses = key_uses = SqlKeyUses(opened.database)
+        application.state.note_key_uses = partial(note_key_uses, authenticator, key_uses, opened.clock)
         application.state.renderer = Renderer(opened.registry)
         application.state.sessions = Sessions(
             keys=settings.api_keys,
@@ -140,6 +150,12 @@ def create_app(
         own={route.path.split("/")[1] for route in application.routes},
     )
     return application
+
+
+async def note_key_uses(authenticator: Authenticator, uses: SqlKeyUses, clock: Clock) -> None:
+    """Store which keys callers have used since the last call. Raises `StoreUnavailable`."""
+    names, authenticator.used = authenticator.used, set()
+    await uses.note(names, clock.now_ms())
 
 
 def about_to_stop(application: Litestar, handing_over: bool = False) -> None:

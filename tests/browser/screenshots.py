@@ -34,6 +34,7 @@ PAGES = {
     "rollout": "/admin/rollout",
     "dead-letters": "/admin/dead-letters",
     "features": "/admin/features",
+    "keys": "/admin/keys",
     "audit": "/admin/audit",
     "sign-in": "/admin/sign-in",
     "error": "/admin/nowhere",

@@ -25,6 +25,7 @@ PAGES = (
     "/admin/rollout",
     "/admin/dead-letters",
     "/admin/features",
+    "/admin/keys",
     "/admin/audit",
     "/admin/users?prefix=a",
     "/admin/users/ada",

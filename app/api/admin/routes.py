@@ -8,6 +8,7 @@ from app.api.admin import (
     audit_trail,
     dead_letters,
     features,
+    keys,
     overview,
     quality,
     rebuilds,
@@ -17,7 +18,7 @@ from app.api.admin import (
     users,
 )
 
-_MODULES = (overview, users, user_view, quality, rebuilds, rollout, dead_letters, features, audit_trail, sign_in)
+_MODULES = (overview, users, user_view, quality, rebuilds, rollout, dead_letters, features, keys, audit_trail, sign_in)
 ADMIN_ROUTES = [
     handler for module in _MODULES for handler in vars(module).values() if isinstance(handler, HTTPRouteHandler)
 ]

@@ -45,9 +45,13 @@ ANYONE = Caller("anyone", frozenset({"read", "write", "admin"}))
 
 
 class Authenticator:
-    """Finds the caller that an API key belongs to. If no keys are configured, every caller is `ANYONE`."""
+    """Finds the caller that an API key belongs to. If no keys are configured, every caller is `ANYONE`.
+
+    `used`: the names of the keys that were used, also by sessions, since the set was last replaced.
+    """
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
+        self.used: set[str] = set()
         self._keys = tuple((key.sha256, _caller(key)) for key in keys)
 
     @property
@@ -78,7 +82,10 @@ class Authenticator:
 
     def named(self, name: str) -> Caller | None:
         """The caller whose key has this name. Only for a session: its key was checked at sign-in."""
-        return next((caller for _, caller in self._keys if caller.name == name), None)
+        found = next((caller for _, caller in self._keys if caller.name == name), None)
+        if found is not None:
+            self.used.add(name)
+        return found
 
     def name_of(self, key: str) -> str | None:
         """The name of a key; None if the key is not configured."""
@@ -95,6 +102,8 @@ class Authenticator:
         for known, caller in self._keys:
             if hmac.compare_digest(known, digest):
                 found = caller
+        if found is not None:
+            self.used.add(found.name)
         return found
 
 

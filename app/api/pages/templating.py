@@ -32,6 +32,7 @@ NAVIGATION = (
     ("/admin/rollout", "Roll-out"),
     ("/admin/dead-letters", "Dead letters"),
     ("/admin/features", "Features"),
+    ("/admin/keys", "Keys"),
     ("/admin/audit", "Audit trail"),
 )
 _STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
