@@ -76,7 +76,10 @@ async def test_no_page_hides_a_character(own_site: Live) -> None:
     await site.service.rebuild_runs.finish(run, "failed", site.now_ms, f"cannot compute {ODD}")
     pages = {
         **{path: path for path in ("/admin", "/admin/data-quality", "/admin/rebuilds", "/admin/rollout")},
-        **{path: path for path in ("/admin/dead-letters", "/admin/features", "/admin/audit", "/admin/sign-in")},
+        **{
+            path: path
+            for path in ("/admin/dead-letters", "/admin/features", "/admin/keys", "/admin/audit", "/admin/sign-in")
+        },
         "/admin/users": f"/admin/users?prefix={quote(ODD[:3])}",
         "/admin/users/{user_id}": f"/admin/users/{user}",
         "/admin/users/{user_id}/erase": f"/admin/users/{user}/erase",

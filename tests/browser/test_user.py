@@ -19,7 +19,7 @@ from app.features.schema import Int, Str
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.api.admin.test_user_inspection import NASTY
 from tests.integration.api.admin.test_users import put
-from tests.support.browser import Scheme, Visitor, looks, visiting
+from tests.support.browser import NARROW, WIDE, Scheme, Visitor, looks, visiting
 from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user
@@ -59,8 +59,11 @@ async def test_page_is_sound_when_there_are_many_events(
     user = await lively(site)
     async with visiting(browser, site, scheme=scheme, width=width) as visitor:
         await visitor.go(address(user))
-        for summary in await visitor.page.locator("main > details > summary").all():
-            await summary.click()
+        folded = visitor.page.locator("main > details:not([open]) > summary")
+        while await folded.count():
+            await folded.first.click()
+        assert await visitor.page.locator("table.events tbody tr:visible").count() == (10 if width == WIDE else 6)
+        await visitor.page.get_by_text("Show all 49").click()
         await visitor.page.locator("table.events summary").first.click()
         await visitor.assert_sound()
         await expect(visitor.page.get_by_role("heading", level=1)).to_have_text(f"User {user}")
@@ -74,7 +77,26 @@ async def test_page_is_sound_when_there_are_many_events(
             share = float(await left.get_attribute("value") or 0) / known.ttl.total_seconds()
             assert 0.85 < share <= 1
         assert await visitor.page.locator("figure svg").count() == 4 + len(REGISTRY)
-        assert await visitor.page.locator("table.events tbody tr").count() == 49
+        assert await visitor.page.locator("table.events tbody tr:visible").count() == 49
+
+
+async def test_page_is_short_on_a_telephone(site: Live, browser: Browser) -> None:
+    user = await lively(site)
+    async with visiting(browser, site, width=NARROW) as visitor:
+        await visitor.go(address(user))
+        assert await visitor.page.evaluate("document.documentElement.scrollHeight") < 4_000
+
+
+async def test_times_are_shown_in_the_zone_of_the_browser(site: Live, browser: Browser) -> None:
+    user = await lively(site)
+    async with visiting(browser, site, zone="Asia/Kolkata") as visitor:
+        await visitor.go(address(user))
+        shown = await visitor.page.locator("footer time").inner_text()
+        (utc, here) = re.findall(r"(\d+):(\d\d):\d\d", shown)
+        assert (int(here[1]) - int(utc[1])) % 60 == 30
+        assert shown.endswith(" here)")
+        assert " here" in (await visitor.page.locator("td.when time").first.get_attribute("title") or "")
+        await visitor.assert_sound()
 
 
 async def test_charts_equal_the_tables(site: Live, browser: Browser) -> None:

@@ -116,7 +116,13 @@ class Visitor:
 
 @asynccontextmanager
 async def visiting(
-    browser: Browser, site: Site, *, scheme: Scheme = "light", width: int = WIDE, scripts: bool = True
+    browser: Browser,
+    site: Site,
+    *,
+    scheme: Scheme = "light",
+    width: int = WIDE,
+    scripts: bool = True,
+    zone: str = "UTC",
 ) -> AsyncIterator[Visitor]:
     """A visitor with a new profile. When the block ends, no error and no request to another site may be recorded."""
     context = await browser.new_context(
@@ -124,6 +130,7 @@ async def visiting(
         viewport={"width": width, "height": 900},
         java_script_enabled=scripts,
         locale="en-GB",
+        timezone_id=zone,
         ignore_https_errors=True,  # for self-signed certificates of tests
     )
     context.set_default_timeout(15_000)

@@ -64,7 +64,8 @@
       if (!fresh) throw new Error(`no overview: status ${answer.status}`);
       swap(fresh);
       document.title = page.title;
-      stamp.textContent = page.querySelector("#freshness span").textContent;
+      stamp.replaceChildren(...page.querySelector("#freshness span").childNodes);
+      enhance(stamp);
       stamp.className = "";
       last = Date.now();
     } catch {

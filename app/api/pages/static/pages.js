@@ -104,11 +104,24 @@ function aging() {
   });
 }
 
+// Adds the browser's time to times in UTC, on hover if the time is relative.
+function local(element) {
+  const at = new Date(element.dateTime);
+  if (Number.isNaN(at.getTime()) || at.getTimezoneOffset() === 0 || element.dataset.local) return;
+  const here = at.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  element.dataset.local = here;
+  if (element.title) element.title += `, ${here} here`;
+  else element.textContent += ` (${here} here)`;
+}
+
 function enhance(root) {
+  root.querySelectorAll("time[datetime]").forEach(local);
   root.querySelectorAll("table.sortable").forEach(sortable);
   root.querySelectorAll("[data-copy]").forEach(copying);
 }
 
 enhance(document);
+// On a narrow screen, charts are drawn on demand, so that the page stays short.
+if (matchMedia("(max-width: 700px)").matches) document.querySelectorAll("details.fold").forEach((part) => (part.open = false));
 document.querySelectorAll("input[data-complete]").forEach(completing);
 setInterval(aging, 5000);
