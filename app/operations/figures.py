@@ -6,7 +6,7 @@ A number is None if there is no sample, or no observation to compute a share or 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -15,9 +15,11 @@ from msgspec import Meta
 from app.operations.samples import Sample, Totals, sum_samples
 from app.telemetry import FAST
 
-SLOT_MS = 60_000
-SLOTS = 60
-HOUR_MS = SLOT_MS * SLOTS
+HOUR_MS = 3_600_000
+Period = Literal["hour", "day", "month"]
+# The length and the number of the slots of a period.
+SLOTS: dict[Period, tuple[int, int]] = {"hour": (60_000, 60), "day": (HOUR_MS // 2, 48), "month": (12 * HOUR_MS, 60)}
+SLOT_MS = SLOTS["hour"][0]
 # One minute and half the interval between samples, so that six samples of each process are within it.
 NOW_MS = 65_000
 Unit = Literal["share", "per_s", "ms", "s", "count"]
@@ -158,42 +160,51 @@ KINDS = (
 )
 
 
-def compute_figures(
-    samples: Sequence[Sample], starts_ms: Sequence[int], now_ms: int
-) -> tuple[dict[str, Figure], Mapping[str, int]]:
+def compute_figures(samples: Sequence[Sample], now_ms: int) -> tuple[dict[str, Figure], Mapping[str, int]]:
     """Compute every figure, by its name, and the sum of every count over the last hour, by its name. `samples` must
-    come oldest first. `starts_ms` are the beginnings of the minutes of the last hour, see `slot_starts`."""
-    slots: dict[int, list[Sample]] = {start: [] for start in starts_ms}
-    for item in samples:
-        if (slot := slots.get(item.at_ms - item.at_ms % SLOT_MS)) is not None:
-            slot.append(item)
+    come oldest first."""
     latest = sum_samples(item for item in samples if item.at_ms > now_ms - NOW_MS)
-    hour = sum_samples(item for slot in slots.values() for item in slot)
-    by_slot = [sum_samples(slot) if slot else None for slot in slots.values()]
+    (oldest_ms, *_) = slot_starts(now_ms)
+    hour = sum_samples(item for item in samples if item.at_ms >= oldest_ms)
+    by_name = series(samples, now_ms)
     figures = {
         kind.name: Figure(
             kind.title,
             kind.explanation,
             kind.unit,
-            _value(kind, latest),
-            hour.highest.get(kind.name) if kind.hour_is == "highest" else _value(kind, hour),
+            _value(kind, latest, newest=True),
+            _value(kind, hour),
             kind.hour_is,
-            [_value(kind, totals) if totals is not None else None for totals in by_slot],
+            by_name[kind.name],
         )
         for kind in KINDS
     }
     return figures, hour.counts
 
 
-def _value(kind: FigureKind, totals: Totals) -> float | None:
+def _value(kind: FigureKind, totals: Totals, *, newest: bool = False) -> float | None:
     if kind.name in COMPUTED:
         return COMPUTED[kind.name](totals)
     if kind.hour_is == "highest":
-        return totals.newest.get(kind.name)
+        return (totals.newest if newest else totals.highest).get(kind.name)
     return totals.counts[kind.name] if totals.covered_s else None
 
 
-def slot_starts(now_ms: int) -> list[int]:
-    """The beginnings, in epoch ms, of the last 60 clock minutes, the current one included."""
-    last = now_ms - now_ms % SLOT_MS
-    return [last - number * SLOT_MS for number in reversed(range(SLOTS))]
+def series(samples: Iterable[Sample], now_ms: int, period: Period = "hour") -> dict[str, list[float | None]]:
+    """The values of every figure in the slots of a period, by its name; of a gauge, the highest. `samples` must come
+    oldest first."""
+    slots: dict[int, list[Sample]] = {start: [] for start in slot_starts(now_ms, period)}
+    slot_ms, _ = SLOTS[period]
+    for item in samples:
+        if (slot := slots.get(item.at_ms - item.at_ms % slot_ms)) is not None:
+            slot.append(item)
+    totals = [sum_samples(slot) if slot else None for slot in slots.values()]
+    return {kind.name: [_value(kind, total) if total is not None else None for total in totals] for kind in KINDS}
+
+
+def slot_starts(now_ms: int, period: Period = "hour") -> list[int]:
+    """The beginnings, in epoch ms, of the slots of a period (the last 60 minutes, 48 half hours or 60 half days), the
+    current one included."""
+    slot_ms, count = SLOTS[period]
+    last = now_ms - now_ms % slot_ms
+    return [last - number * slot_ms for number in reversed(range(count))]

@@ -22,7 +22,7 @@ from app.operations.component_states import (
     updated_statuses,
     worst_views,
 )
-from app.operations.figures import SLOT_MS, Figure, compute_figures, slot_starts
+from app.operations.figures import SLOTS, Figure, Period, compute_figures, series, slot_starts
 from app.operations.findings import Finding, failing_model, findings, mixed_registries
 from app.operations.samples import Record, Role, Sample
 
@@ -61,21 +61,33 @@ class Overview(msgspec.Struct, kw_only=True):
     components: list[Component]
     processes: list[ProcessView]
     sampled: Annotated[bool, Meta(description="Whether a process has stored a sample within the last hour.")]
+    period: Annotated[Period, Meta(description="What `series` covers: the last hour, day (48 half hours) or month.")]
     slot_s: int
     slots: Annotated[list[str], Meta(description="When each slot of `series` begins.")]
     figures: dict[str, Figure]
 
 
-def build_overview(record: Record, own: Sample | None, now_ms: int, more_findings: Sequence[Finding] = ()) -> Overview:
+def build_overview(
+    record: Record,
+    own: Sample | None,
+    now_ms: int,
+    more_findings: Sequence[Finding] = (),
+    history: tuple[Period, Sequence[Sample]] | None = None,
+) -> Overview:
     """Build the overview as of `now_ms`, from the stored samples and statuses in `record`. `own` has the gauges and
-    component states that this process sees now, and no counts; None if its checks did not end in time."""
+    component states that this process sees now, and no counts; None if its checks did not end in time. `history`: show
+    a longer period than an hour, from these summaries."""
     # A sample from the future was taken before the clock was set back. It would count as the newest for a long time.
     record = record._replace(samples=[item for item in record.samples if item.at_ms <= now_ms + CURRENT_MS])
     statuses = _statuses(record, own, now_ms)
-    starts_ms = slot_starts(now_ms)
     # With current gauges, so that a dead letter that was just replayed does not count as waiting.
     samples = record.samples if own is None else [*record.samples, own]
-    figures, counts = compute_figures(samples, starts_ms, now_ms)
+    figures, counts = compute_figures(samples, now_ms)
+    period: Period = "hour"
+    if history is not None:
+        period, summaries = history
+        for name, values in series(summaries, now_ms, period).items():
+            figures[name].series = values
     alive = [item for item in _newest(record.samples) if now_ms - item.at_ms <= ALIVE_MS]
     found = [
         *findings(statuses, figures, counts),
@@ -98,8 +110,9 @@ def build_overview(record: Record, own: Sample | None, now_ms: int, more_finding
             for item in sorted(alive, key=lambda item: (item.role, item.process))
         ],
         sampled=sampled,
-        slot_s=SLOT_MS // 1000,
-        slots=[rfc3339(start) for start in starts_ms],
+        period=period,
+        slot_s=SLOTS[period][0] // 1000,
+        slots=[rfc3339(start) for start in slot_starts(now_ms, period)],
         figures=figures,
     )
 

@@ -25,6 +25,7 @@ from app.telemetry import Metrics
 
 Role = Literal["api", "worker"]
 EVERY_S = 10.0
+SUMMARY_MS = 30 * 60_000
 LAST_S = 0.3
 ASK_AGAIN_S = 1.0
 # Pages and probes do not count as requests: an admin's page may take seconds, and no recommender waits for it.
@@ -107,6 +108,10 @@ class SampleStore(Protocol):
     async def since(self, at_ms: int) -> Record:
         """Read the samples taken at or after `at_ms`, and the current statuses."""
 
+    async def summaries(self, since_ms: int) -> list[Sample]:
+        """Read the summaries of the periods that ended at or after `since_ms`, for up to 31 days, and the samples that
+        no summary contains yet, oldest first."""
+
 
 def read(metrics: Metrics) -> Counter[str]:
     """The counts and histogram buckets of this process since its start, by the names that samples use. Requests of
@@ -126,6 +131,23 @@ def read(metrics: Metrics) -> Counter[str]:
             below = 0.0 if bound == "+Inf" else value
             if counted and route != UNTIMED_ROUTE:
                 found[f"{BUCKETS[name]}_{bound}"] += count
+    return found
+
+
+def summaries(samples: Iterable[Sample]) -> list[Sample]:
+    """Add up samples, which must come oldest first, by role and by period of `SUMMARY_MS`. A summary has the highest
+    value of each gauge, and the last millisecond of its period as its time."""
+    parts: dict[tuple[int, Role], list[Sample]] = {}
+    for sample in samples:
+        parts.setdefault((sample.at_ms // SUMMARY_MS, sample.role), []).append(sample)
+    found = []
+    for (period, role), part in parts.items():
+        totals, end_ms = sum_samples(part), (period + 1) * SUMMARY_MS - 1
+        gauges = msgspec.convert(totals.highest, Gauges)
+        counts = dict(totals.counts)
+        found.append(
+            Sample(at_ms=end_ms, process="", role=role, seconds=totals.covered_s, counts=counts, gauges=gauges)
+        )
     return found
 
 

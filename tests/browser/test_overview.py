@@ -208,3 +208,20 @@ async def test_page_shows_that_cache_and_queue_are_down(
             await expect(findings).to_contain_text("The queue is down")
             await expect(visitor.page.locator(".states li").nth(3)).to_contain_text("unknown")
             await visitor.assert_sound()
+
+
+async def test_figures_of_the_last_days_are_shown(own_site: Live, browser: Browser) -> None:
+    site = own_site
+    for days in range(29, 1, -1):
+        for later_ms in (0, 3_600_000):  # the second ends the period of the first
+            at_ms = site.now_ms - days * 86_400_000 + later_ms
+            await site.service.samples.keep(sample(at_ms=at_ms, counts={"shed": 3}))
+    await site.service.samples.keep(sample(at_ms=site.now_ms))
+    async with visiting(browser, site) as visitor:
+        await visitor.go("/admin")
+        await visitor.page.get_by_role("link", name="Last 30 days").click()
+        await expect(visitor.page.get_by_text("each bar is half a day of the last 30 days")).to_be_visible()
+        assert await visitor.page.get_by_role("img", name=re.compile("Shed requests")).locator("rect").count() > 20
+        await visitor.assert_sound()
+        await visitor.page.get_by_role("link", name="Last day").click()
+        await expect(visitor.page.get_by_text("each bar is half an hour")).to_be_visible()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Annotated, TypeVar
 
 import msgspec
 from litestar import Response
+from litestar.params import QueryParameter
 
 from app.api.admin.handlers import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
 from app.operations.component_states import component_views
-from app.operations.figures import HOUR_MS, SLOT_MS
+from app.operations.figures import HOUR_MS, SLOT_MS, Period, slot_starts
 from app.operations.findings import Finding, waiting_to_be_pruned, wrong_decisions
 from app.operations.overview import Overview, build_overview
 from app.operations.samples import Record, Sample
@@ -35,36 +37,53 @@ PLACES: Mapping[str, str] = {
 }
 
 
+SLOT_NAMES: Mapping[Period, Callable[[datetime], str]] = {
+    "hour": "{:%H:%M} UTC".format,
+    "day": "{:%a %H:%M} UTC".format,
+    "month": "{:%d %b %H:%M} UTC".format,
+}
+
+
 @admin_get(
     "/admin",
     summary="The state of the service",
     description="The state of the service and of each component, and since when; figures of the last minute, of "
-    "the last hour and of each minute in it, summed over all processes; and findings, with what to do about each. "
-    "Each process stores a sample every ten seconds; null means that nothing is known. A page for a browser.",
+    "the last hour and of each minute in it, or of a longer period, summed over all processes; and findings, with what "
+    "to do about each. Each process stores a sample every ten seconds; null means that nothing is known. A page for a "
+    "browser.",
 )
-async def get_overview(request: HttpRequest) -> Response[Overview]:
+async def get_overview(
+    request: HttpRequest,
+    period: Annotated[Period, QueryParameter(description="What `series` shows: the last hour, day or month.")] = "hour",
+) -> Response[Overview]:
     service = service_of(request)
-    body = await _overview(service)
+    body = await _overview(service, period)
     body.findings = [
         msgspec.structs.replace(item, path=service.settings.root_path + PLACES[item.subject])
         if item.subject in PLACES
         else item
         for item in body.findings
     ]
-    slot_names = [f"{start[11:16]} UTC" for start in body.slots]
-    return await answer(request, body, "overview.html", places=PLACES, slot_names=slot_names)
+    slot_names = [SLOT_NAMES[period](datetime.fromisoformat(start)) for start in body.slots]
+    return await answer(request, body, "overview.html", places=PLACES, slot_names=slot_names, periods=SLOT_NAMES)
 
 
-async def _overview(service: Service) -> Overview:
+async def _overview(service: Service, period: Period) -> Overview:
     """Build the overview. Parts that cannot be read within `TIMEOUT_S` are left out."""
-    oldest_ms = service.clock.now_ms() - HOUR_MS - SLOT_MS
-    own, record, more = await asyncio.gather(
+    now_ms = service.clock.now_ms()
+    own, record, more, summaries = await asyncio.gather(
         _in_time("readiness", _own_view(service)),
-        _in_time("samples", service.samples.since(oldest_ms)),
+        _in_time("samples", service.samples.since(now_ms - HOUR_MS - SLOT_MS)),
         _in_time("findings", _more_findings(service)),
+        _in_time("history", _history(service, slot_starts(now_ms, period)[0], period)),
     )
     # On a thread: adding up an hour of samples takes some milliseconds, and would delay concurrent reads.
-    return await asyncio.to_thread(build_overview, record or Record([], {}), own, service.clock.now_ms(), more or ())
+    now_ms, history = service.clock.now_ms(), (period, summaries) if summaries is not None else None
+    return await asyncio.to_thread(build_overview, record or Record([], {}), own, now_ms, more or (), history)
+
+
+async def _history(service: Service, since_ms: int, period: Period) -> list[Sample] | None:
+    return await service.samples.summaries(since_ms) if period != "hour" else None
 
 
 async def _in_time(part: str, asked: Awaitable[T]) -> T | None:

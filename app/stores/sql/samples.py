@@ -1,4 +1,4 @@
-"""Stores metric samples of every process, and the component statuses that are derived from them."""
+"""Stores metric samples of every process, summaries of them for 30 days, and the component statuses that follow."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from contextlib import suppress
 
 import msgspec
 
+from app.features.clock import DAY_MS
 from app.operations.component_states import COMPONENTS, ComponentStatus, updated_statuses, worst_views
 from app.operations.figures import HOUR_MS
-from app.operations.samples import Record, Sample, sum_samples
+from app.operations.samples import SUMMARY_MS, Record, Sample, sum_samples, summaries
 from app.stores.sql.database import SERVICE, Connection, Database
 from app.stores.sql.registries import UPDATE_SEEN
 
 KEPT_MS = 70 * 60_000
+SUMMARIES_KEPT_MS = 31 * DAY_MS
+# Samples of a period are stored a little later than they are taken.
+SUMMARY_DELAY_MS = 60_000
 # Two sampling intervals and a little more. A process that was silent for longer does not count in the states.
 LATELY_MS = 25_000
 
@@ -21,6 +25,16 @@ INSERT_SAMPLE = "INSERT INTO samples (at_ms, process, body) VALUES (?, ?, ?)"
 # A sample from the future was taken before the clock was set back.
 DELETE_OLD_SAMPLES = "DELETE FROM samples WHERE at_ms < :oldest OR at_ms > :newest"
 SELECT_SAMPLES = "SELECT body FROM samples WHERE at_ms >= ? ORDER BY at_ms, id"
+SELECT_SUMMARIES = """
+SELECT body FROM sample_summaries WHERE at_ms >= :since UNION ALL
+SELECT body FROM samples WHERE at_ms > (SELECT COALESCE(MAX(at_ms), 0) FROM sample_summaries)
+"""
+SELECT_UNSUMMARISED = """
+SELECT body FROM samples
+WHERE at_ms > (SELECT COALESCE(MAX(at_ms), 0) FROM sample_summaries) AND at_ms < :end ORDER BY at_ms, id
+"""
+INSERT_SUMMARY = "INSERT INTO sample_summaries (at_ms, role, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+DELETE_OLD_SUMMARIES = "DELETE FROM sample_summaries WHERE at_ms < :oldest OR at_ms > :newest"
 SELECT_LATELY = "SELECT process, body FROM samples WHERE at_ms BETWEEN ? AND ? ORDER BY id"
 SELECT_STATUSES = "SELECT component, state, detail, since_ms, seen_ms FROM component_states"
 UPSERT_STATUS = """
@@ -33,7 +47,10 @@ _decode = msgspec.json.Decoder(Sample).decode
 
 
 class SqlSamples:
-    """Samples, kept for 70 minutes, and component statuses. Implements `app.operations.samples.SampleStore`."""
+    """Samples, kept for 70 minutes, summaries of them, kept for 31 days, and component statuses.
+
+    Implements `app.operations.samples.SampleStore`.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -46,6 +63,7 @@ class SqlSamples:
         def work(connection: Connection) -> None:
             now_ms = sample.at_ms
             connection.execute(INSERT_SAMPLE, (now_ms, sample.process, body))
+            _summarise(connection, now_ms)
             connection.execute(DELETE_OLD_SAMPLES, {"oldest": now_ms - KEPT_MS, "newest": now_ms + KEPT_MS})
             seen = worst_views(found.components for found in running(connection, now_ms))
             connection.executemany(UPSERT_STATUS, updated_statuses(_statuses(connection), seen, now_ms))
@@ -62,6 +80,25 @@ class SqlSamples:
             return Record(_samples(body for (body,) in rows), _statuses(connection))
 
         return await self._database.read(work)
+
+    async def summaries(self, since_ms: int) -> list[Sample]:
+        def work(connection: Connection) -> list[Sample]:
+            rows = connection.execute(SELECT_SUMMARIES, {"since": since_ms}).fetchall()
+            return sorted(_samples(body for (body,) in rows), key=lambda sample: sample.at_ms)
+
+        return await self._database.read(work)
+
+
+def _summarise(connection: Connection, now_ms: int) -> None:
+    """Store a summary of each ended period for each role, unless it is stored, and delete old summaries."""
+    end_ms = (now_ms - SUMMARY_DELAY_MS) // SUMMARY_MS * SUMMARY_MS
+    rows = connection.execute(SELECT_UNSUMMARISED, {"end": end_ms}).fetchall()
+    for summary in summaries(_samples(body for (body,) in rows)):
+        body = msgspec.json.encode(summary).decode()
+        connection.execute(INSERT_SUMMARY, (summary.at_ms, summary.role, body))
+    if rows:
+        limits = {"oldest": now_ms - SUMMARIES_KEPT_MS, "newest": now_ms + KEPT_MS}
+        connection.execute(DELETE_OLD_SUMMARIES, limits)
 
 
 def _statuses(connection: Connection) -> dict[str, ComponentStatus]:

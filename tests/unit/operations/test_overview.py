@@ -10,9 +10,9 @@ import pytest
 from app.features.clock import rfc3339, to_ms
 from app.operations.component_states import COMPONENTS, OK, ComponentStatus
 from app.operations.component_states import ComponentView as View
-from app.operations.figures import HOUR_MS, SLOT_MS, SLOTS
+from app.operations.figures import HOUR_MS, SLOT_MS
 from app.operations.overview import ALIVE_MS, CURRENT_MS, Overview, build_overview
-from app.operations.samples import Gauges, Record, Sample
+from app.operations.samples import SUMMARY_MS, Gauges, Record, Sample
 from tests.support.clock import NOW_MS
 from tests.support.samples import sample
 
@@ -49,7 +49,7 @@ def test_figures_are_empty_when_there_is_no_sample() -> None:
     assert not found.sampled
     for figure in found.figures.values():
         assert (figure.now, figure.hour) == (None, None)
-        assert figure.series == [None] * SLOTS
+        assert figure.series == [None] * 60
     assert state_of(found, "cache") == ("ok", "", 0)
     assert found.state == "ok"
     assert "no figures yet" in found.verdict
@@ -128,9 +128,9 @@ def test_series_has_a_gap_when_samples_are_missing() -> None:
         sample(at_ms=NOW_MS - HOUR_MS - 2 * SLOT_MS, counts={"fills_refused": 9}),
     )
     assert found.figures["fills_refused"].series[-4:] == [1, None, 0, 2]
-    assert found.figures["fills_refused"].series[:-4] == [None] * (SLOTS - 4)
-    assert found.figures["hit_ratio"].series == [None] * SLOTS
-    assert (found.slots[-1], len(found.slots)) == (rfc3339(start), SLOTS)
+    assert found.figures["fills_refused"].series[:-4] == [None] * (60 - 4)
+    assert found.figures["hit_ratio"].series == [None] * 60
+    assert (found.slots[-1], len(found.slots)) == (rfc3339(start), 60)
 
 
 def test_request_figures_are_unknown_when_only_a_worker_runs() -> None:
@@ -229,3 +229,18 @@ def test_share_of_consistent_checks_ignores_undecided_ones() -> None:
     assert seen(sample(counts={"checks_empty": 50})).figures["consistent"].now is None
     counts = {"decision_checks_consistent": 1, "decision_checks_violation": 3, "decision_checks_not read": 9}
     assert seen(sample(counts=counts)).figures["decisions_consistent"].now == 0.25
+
+
+def test_series_covers_a_longer_period_when_asked() -> None:
+    half_hours = [NOW_MS - number * SUMMARY_MS for number in range(60, 0, -1)]
+    past = [sample(at_ms=at_ms, seconds=1_800.0, counts={"shed": 2}, gauges=Gauges(owed=3)) for at_ms in half_hours]
+    recent = sample(counts={"shed": 1}, gauges=Gauges(owed=0))
+    found = seen(recent, history=("day", [*past, recent]))
+    assert (found.period, found.slot_s, len(found.slots)) == ("day", 1_800, 48)
+    assert found.figures["shed"].series == [2.0] * 47 + [1.0]
+    assert found.figures["owed"].series == [3] * 47 + [0]
+    assert (found.figures["shed"].now, found.figures["shed"].hour) == (1, 1)
+    found = seen(recent, history=("month", [*past, recent]))
+    assert (found.slot_s, len(found.slots)) == (12 * 3_600, 60)
+    assert sum(filter(None, found.figures["shed"].series)) == 2 * 60 + 1
+    assert found.figures["shed"].series[:50] == [None] * 50

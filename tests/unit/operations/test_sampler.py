@@ -33,6 +33,9 @@ class Store:
     async def since(self, at_ms: int) -> Record:
         raise AssertionError("the sampler reads no samples")
 
+    async def summaries(self, since_ms: int) -> list[Sample]:
+        raise AssertionError("the sampler reads no summaries")
+
 
 class Watched:
     def __init__(self) -> None:

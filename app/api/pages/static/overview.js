@@ -50,7 +50,7 @@
     busy = true;
     const stamp = freshness.querySelector("span");
     try {
-      const answer = await fetch(location.pathname, {
+      const answer = await fetch(location.href, {
         headers: { Accept: "text/html" },
         cache: "no-store",
         signal: AbortSignal.timeout(everyMs),
@@ -62,6 +62,7 @@
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const fresh = page.getElementById("overview");
       if (!fresh) throw new Error(`no overview: status ${answer.status}`);
+      enhance(fresh);
       swap(fresh);
       document.title = page.title;
       stamp.replaceChildren(...page.querySelector("#freshness span").childNodes);

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from app.features.clock import DAY_MS
 from app.operations.component_states import COMPONENTS, OK, ComponentView
-from app.operations.samples import Gauges, Sample
+from app.operations.samples import SUMMARY_MS, Gauges, Sample
 from app.stores.sql.database import Database
 from app.stores.sql.samples import (
     KEPT_MS,
@@ -112,3 +113,30 @@ async def test_unknown_component_is_ignored(samples: SqlSamples, database_path: 
     with closing(sqlite3.connect(database_path, isolation_level=None)) as other:
         other.execute("INSERT INTO component_states VALUES ('bandit', 'ok', '', 0, 0)")
     assert (await samples.since(0)).statuses == {}
+
+
+async def test_ended_periods_are_summarised_once_by_role(samples: SqlSamples, database: Database) -> None:
+    begun_ms = NOW_MS // SUMMARY_MS * SUMMARY_MS
+    for minute in range(0, 30, 10):
+        at_ms = begun_ms + minute * 60_000
+        await samples.keep(sample(at_ms=at_ms, counts={"hits": 1}, gauges=Gauges(owed=minute)))
+        await samples.keep(sample(at_ms=at_ms, process="two", counts={"hits": 10}))
+        await samples.keep(sample(at_ms=at_ms, process="three", role="worker", counts={"lag_+Inf": 2}))
+    await samples.keep(sample(at_ms=begun_ms + SUMMARY_MS + 50_000))
+    assert await column(database, "SELECT COUNT(*) FROM sample_summaries") == [0], "others may be late"
+    for _ in range(2):
+        await samples.keep(sample(at_ms=begun_ms + SUMMARY_MS + 70_000, counts={"hits": 7}))
+    api, worker, *later = await samples.summaries(begun_ms)
+    assert (api.counts, api.gauges.owed, api.seconds) == ({"hits": 33}, 20, 30.0)
+    assert (api.at_ms, api.role, worker.role) == (begun_ms + SUMMARY_MS - 1, "api", "worker")
+    assert worker.counts == {"lag_+Inf": 6}
+    assert [item.counts for item in later] == [{}, {"hits": 7}, {"hits": 7}], "not summarised yet"
+    assert await column(database, "SELECT COUNT(*) FROM sample_summaries") == [2]
+
+
+async def test_summaries_are_deleted_after_a_month(samples: SqlSamples, database: Database) -> None:
+    for days in range(0, 45, 5):
+        await samples.keep(at(days * 86_400))
+        await samples.keep(at(days * 86_400 + 3_600))
+    kept = await column(database, "SELECT MIN(at_ms) FROM sample_summaries")
+    assert kept == [(NOW_MS + 10 * DAY_MS) // SUMMARY_MS * SUMMARY_MS + SUMMARY_MS - 1]
