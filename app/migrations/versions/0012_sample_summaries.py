@@ -1,13 +1,13 @@
 """Adds summaries of samples, from which the overview draws the last days.
 
-Revision ID: 0011
+Revision ID: 0012
 """
 
 from alembic import op
 from sqlalchemy import text
 
-revision = "0011"
-down_revision = "0010"
+revision = "0012"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 
