@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import litestar_offline_docs
 import uvloop
@@ -27,7 +28,7 @@ from app.api.middleware.fast_path import FastPath
 from app.api.middleware.proxy_headers import behind_proxy
 from app.api.middleware.rate_limit import RateLimit
 from app.api.openapi.allowed_methods import options_of
-from app.api.openapi.document import ASSETS, openapi_config
+from app.api.openapi.document import ASSETS, openapi_config, openapi_document
 from app.api.pages.assets import pages_assets, static_files
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.rendering import Renderer
@@ -41,6 +42,7 @@ from app.features.contract import Contract
 from app.listener import listening_socket
 from app.settings import Settings
 from app.stores.sql.sessions import SqlSessions
+from app.stores.system_clock import SystemClock
 from app.telemetry import Metrics, configure_logging, logger, serve_metrics
 
 COLLECT_AFTER = 20_000
@@ -50,6 +52,7 @@ log = logger("asgi")
 
 ROUTES = [
     profiles.get_profile,
+    profiles.get_profile_detail,
     profiles.post_batch,
     profiles.post_history,
     profiles.get_features,
@@ -122,7 +125,7 @@ def create_app(
             HTTPException: on_http_exception,
             Exception: on_exception,
         },
-        openapi_config=openapi_config(keys_required=bool(settings.api_keys), root_path=settings.root_path),
+        openapi_config=openapi_config(root_path=settings.root_path),
         opt={"rate_limited": bool(settings.rate_limit)},
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
@@ -140,6 +143,13 @@ def create_app(
         own={route.path.split("/")[1] for route in application.routes},
     )
     return application
+
+
+def document(settings: Settings, contract: Contract) -> dict[str, Any]:
+    """The OpenAPI document that a service with these settings and features serves. It needs no database or server."""
+    return openapi_document(
+        create_app(settings, contract=contract), contract.registry, contract.mirror, SystemClock().now_ms()
+    )
 
 
 def about_to_stop(application: Litestar, handing_over: bool = False) -> None:

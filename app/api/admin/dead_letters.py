@@ -106,7 +106,10 @@ async def replay_letters(request: HttpRequest, after: After = 0) -> Response[Rep
     summary="Replay a dead letter",
     description="Ingests the payload as an event, or gives a stored event to the workers again. A payload that is "
     "still no valid event is kept, and the answer says why.",
-    problems=[409, 422],
+    problems={
+        409: "The payload is still refused: its event id is stored with other content.",
+        422: "The payload is still no valid event.",
+    },
 )
 async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Replayed]:
     if not is_form(request):
