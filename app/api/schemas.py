@@ -90,7 +90,7 @@ class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                 description="Ignore events that arrived after this time (RFC 3339), or, if `as_of`, after each row's "
                 "own moment. Default: ignore none. Rows with a `decision_id` are as served in any case.",
                 examples=["as_of"],
-                extra_json_schema={"anyOf": [{"const": "as_of"}, {"format": "date-time"}]},
+                extra_json_schema={"anyOf": [{"const": "as_of"}, {"type": "string", "format": "date-time"}]},
             ),
         ]
         | None
