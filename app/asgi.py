@@ -38,6 +38,7 @@ from app.bootstrap.generation import open_tip_generator
 from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
 from app.errors import ProfilesError
+from app.features.clock import DAY_MS
 from app.features.contract import Contract
 from app.listener import listening_socket
 from app.settings import Settings
@@ -147,9 +148,8 @@ def create_app(
 
 def document(settings: Settings, contract: Contract) -> dict[str, Any]:
     """The OpenAPI document that a service with these settings and features serves. It needs no database or server."""
-    return openapi_document(
-        create_app(settings, contract=contract), contract.registry, contract.mirror, SystemClock().now_ms()
-    )
+    day = SystemClock().now_ms() // DAY_MS
+    return openapi_document(create_app(settings, contract=contract), contract.registry, contract.mirror, day)
 
 
 def about_to_stop(application: Litestar, handing_over: bool = False) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -45,7 +46,8 @@ _STYLE = """<style>
 body { margin: 0 }
 @media (prefers-color-scheme: dark) {
   html { background: #1c1c1c }
-  #swagger-container, .highlight-code { filter: invert(0.88) hue-rotate(180deg) }
+  #swagger-container { filter: invert(0.88) hue-rotate(180deg) }
+  .highlight-code { filter: invert(1) hue-rotate(180deg) }
 }
 </style>"""
 
@@ -159,10 +161,14 @@ def openapi_config(*, root_path: str) -> OpenAPIConfig:
     )
 
 
+@lru_cache(maxsize=1)  # it takes 80 ms, and changes once a day
 def openapi_document(
-    application: Litestar, registry: Registry, mirror: type[msgspec.Struct], now_ms: int
+    application: Litestar, registry: Registry, mirror: type[msgspec.Struct], day: int
 ) -> dict[str, Any]:
-    """The complete OpenAPI document of an application that serves these features. It need not have been started."""
+    """The complete OpenAPI document of an application that serves these features. It need not have been started.
+
+    Examples are of the day before `day` (since 1970), because the service rejects events older than the retention.
+    """
     document = application.openapi_schema.to_schema()
     operations = [
         (route.path_format, method.lower(), document["paths"][route.path_format][method.lower()], handler)
@@ -193,9 +199,9 @@ def openapi_document(
             operation["requestBody"] = (
                 _events_body() if TipServed in kinds else _body(kinds, required=opt.get("body_required", True))
             )
-    # Examples are of yesterday, because the service rejects events older than the retention.
-    yesterday = rfc3339(now_ms - DAY_MS)[:11].encode()
-    completed: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(document).replace(EXAMPLE_DAY, yesterday))
+    yesterday = rfc3339((day - 1) * DAY_MS)[:11].encode()
+    encoded = msgspec.json.encode(document).replace(EXAMPLE_DAY, yesterday)
+    completed: dict[str, Any] = msgspec.json.decode(encoded)
     return completed
 
 
@@ -277,7 +283,7 @@ def _events_body() -> dict[str, Any]:
     several = {"type": "array", "items": _ref("TipEvent"), "minItems": 1, "maxItems": MAX_EVENTS}
     lines = {
         "type": "string",
-        "format": "binary",  # so that generators send it as it is
+        "format": "binary",
         "description": f"One `TipEvent` as JSON on each line, at most {MAX_EVENTS:,}.",
         "contentMediaType": NDJSON,
         "contentSchema": several,
@@ -299,7 +305,7 @@ def _events_body() -> dict[str, Any]:
 
 def _complete(request: HttpRequest) -> dict[str, Any]:
     service = service_of(request)
-    return openapi_document(request.app, service.registry, service.mirror, service.clock.now_ms())
+    return openapi_document(request.app, service.registry, service.mirror, service.clock.now_ms() // DAY_MS)
 
 
 class _Json(JsonRenderPlugin):
