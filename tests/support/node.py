@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import shutil
 import subprocess
@@ -45,13 +46,19 @@ def node_modules() -> Path:
     return INSTALLED / "node_modules"
 
 
-def node(script: str | Path, *arguments: str | Path, cwd: Path) -> str:
+def node(script: str | Path, *arguments: str | Path, cwd: Path, **environment: str) -> str:
     """Run a script of `cwd`, or a program of the packages such as `typescript/bin/tsc`; its output. It must succeed."""
     path = cwd / script
     if not path.exists():
         path = node_modules() / script
     done = subprocess.run(
-        ["node", path, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=RUN_S
+        ["node", path, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=RUN_S,
     )
     assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
     return done.stdout
