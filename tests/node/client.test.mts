@@ -21,6 +21,7 @@ import {
   Unauthenticated,
   Unavailable,
 } from "profiles-client";
+import type { ProfileFeatures } from "profiles-client";
 
 const URL_ = process.env["URL"]!;
 const KEYED = process.env["KEYED"]!;
@@ -238,7 +239,7 @@ test("a default replaces Unavailable, and no other error", async () => {
   await serving([status(503, { "Retry-After": "60" })], async (url) => {
     const away = new Profiles(url, { deadlineMs: 30_000 });
     const features = await away.profile("ada", { default: null });
-    const cold: typeof COLD | null = features;
+    const cold: ProfileFeatures | null = features;
     assert.equal(cold, null);
     assert.equal(await away.decide("ada", CANDIDATES, { default: "t-1" }), "t-1");
     assert.equal(await away.profiles(["ada"], { default: undefined }), undefined);
