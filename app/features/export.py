@@ -50,9 +50,9 @@ def mirror_line(entry: Feature) -> str:
 
 
 def typescript(registry: Registry, mirror: type[msgspec.Struct]) -> str:
-    """Source of a TypeScript module with the type of a whole profile. Callers narrow it to the features they ask for."""
+    """Source of a TypeScript module with the type of a whole profile, which callers narrow to a selection."""
     lines = [
-        "// Features of a user, as the profile service serves them. Written by `profiles features --format typescript`.",
+        "// The features of a user, as the service serves them. Written by `profiles features --format typescript`.",
         "",
         f"export interface {mirror.__name__} {{",
     ]

@@ -211,7 +211,7 @@ def _schemas(
     """The schemas of the structs and of what they refer to, by name. Those that depend on the registry replace the ones
     of the built-in features, under the same names."""
     details = {entry.name: DETAILS[entry.dtype] for entry in registry}
-    others = (*set(details.values()), Problem, HistoryMoment, HistoryDecision, TipEvent)
+    others = (*dict.fromkeys(details.values()), Problem, HistoryMoment, HistoryDecision, TipEvent)
     (*_, event), schemas = msgspec.json.schema_components([*structs, *others], ref_template=_REF)
     _, features = msgspec.json.schema_components([mirror], ref_template=_REF)
     schemas["ProfileFeatures"] = {**features[mirror.__name__], "title": ProfileFeatures.__name__}
@@ -317,7 +317,7 @@ class _Page(SwaggerRenderPlugin):
     def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
         page = super().render(request, _complete(request))
         return page.replace(
-            b"deepLinking: true", b"deepLinking: true, docExpansion: 'none', defaultModelsExpandDepth: 0"
+            b"deepLinking: true", b"docExpansion: 'none', defaultModelsExpandDepth: 0, deepLinking: true"
         )
 
     def receive_router(self, router: Router) -> None:

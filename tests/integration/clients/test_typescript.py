@@ -72,7 +72,8 @@ def test_features_of_the_package_are_those_of_the_registry() -> None:
 async def test_client_keeps_its_promises(project: Path, site: Live, keyed: Live) -> None:
     shutil.copy(PINNED / "client.test.mts", project)
     node(TSC, *STRICT, *NODE_TARGET, "client.test.mts", cwd=project)
-    environment = {"URL": site.url, "KEYED": keyed.url, "KEY": KEYS["reader"]}
+    # A zone behind UTC by half an hour too much for a mistake to go unnoticed.
+    environment = {"URL": site.url, "KEYED": keyed.url, "KEY": KEYS["reader"], "TZ": "America/St_Johns"}
     said = await asyncio.to_thread(node, "client.test.mjs", cwd=project, **environment)
     assert "# fail 0" in said
     assert "# skipped 0" in said

@@ -1,4 +1,4 @@
-// Features of a user, as the profile service serves them. Written by `profiles features --format typescript`.
+// The features of a user, as the service serves them. Written by `profiles features --format typescript`.
 
 export interface ProfileFeatures {
   /** Share of the user's tip feedback of the last 30 days that is 'completed', 0 to 1. */

@@ -206,7 +206,7 @@ async def test_fields_are_required_when_the_other_side_relies_on_them(document: 
     assert schemas["ScoreRequest"]["required"] == ["user_id", "candidates"]
     assert schemas["BatchRequest"]["required"] == ["user_ids"]
     assert schemas["Problem"]["required"] == ["type", "title", "status", "detail"]
-    assert {"served", "completed"} <= set(schemas["Day"]["required"])
+    assert {"served", "completed"} <= set(schemas["DailyTips"]["required"])
     fields = [field for schema in schemas.values() for field in schema.get("properties", {}).values()]
     assert not [field for field in fields if "default" in field]
     assert "Default: true." in schemas["ScoreRequest"]["properties"]["explore"]["description"]
