@@ -19,20 +19,20 @@ const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/;
 
 export interface ProfilesOptions {
   /** The API key. Do not give one to a browser: send its requests through a server of your own. */
-  key?: string;
+  key?: string | undefined;
   /** Every call has an answer or an error after this time, retries included. Default: 1,000. */
-  deadlineMs?: number;
+  deadlineMs?: number | undefined;
   /** The definitions for which the types were generated: `FINGERPRINTS` of the generated module. */
-  fingerprints?: Readonly<Record<string, string>>;
+  fingerprints?: Readonly<Record<string, string>> | undefined;
   /** Returns the header `traceparent` (W3C) for each request. */
-  traceparent?: () => string | undefined;
+  traceparent?: (() => string | undefined) | undefined;
   /** Replaces the global `fetch`. */
-  fetch?: typeof fetch;
+  fetch?: typeof fetch | undefined;
 }
 
 export interface CallOptions {
   /** Replaces the client's `deadlineMs` for this call. */
-  deadlineMs?: number;
+  deadlineMs?: number | undefined;
 }
 
 export interface DefaultOptions<D> extends CallOptions {
@@ -42,20 +42,20 @@ export interface DefaultOptions<D> extends CallOptions {
 
 export interface ReadOptions<N, D> extends DefaultOptions<D> {
   /** Only these features are read, and the type of the result has no others. Default: all features. */
-  features?: readonly N[];
+  features?: readonly N[] | undefined;
 }
 
 export interface DecideOptions<D> extends DefaultOptions<D> {
   /** When the tip is shown, with the user's UTC offset. */
-  at?: Time;
+  at?: Time | undefined;
   /** False: choose the tip with the highest mean score. Default: true. */
-  explore?: boolean;
+  explore?: boolean | undefined;
 }
 
 export interface HistoryOptions<N> extends CallOptions {
-  features?: readonly N[];
+  features?: readonly N[] | undefined;
   /** Ignore events that arrived after this time, or, if `as_of`, after each row's own moment. */
-  knownAt?: Time | "as_of";
+  knownAt?: Time | "as_of" | undefined;
 }
 
 /** A tip that may be shown. A higher `priority` matters more; any scale. */
@@ -267,7 +267,7 @@ export class Profiles<F extends object = ProfileFeatures> {
     }
   }
 
-  #deadline({ deadlineMs = this.#deadlineMs }: { deadlineMs?: number | undefined }): number {
+  #deadline({ deadlineMs = this.#deadlineMs }: CallOptions): number {
     return performance.now() + deadlineMs;
   }
 
@@ -349,23 +349,23 @@ export class Decision {
   }
 
   /** The tip was shown. */
-  served(options: { at?: Time } = {}): Promise<Receipt> {
+  served(options: { at?: Time | undefined } = {}): Promise<Receipt> {
     return this.#report("served", options.at, (about) => tipServed(about));
   }
 
-  completed(options: { dwellMs?: number; at?: Time } = {}): Promise<Receipt> {
+  completed(options: ReportOptions = {}): Promise<Receipt> {
     return this.#react("completed", options);
   }
 
-  dismissed(options: { dwellMs?: number; at?: Time } = {}): Promise<Receipt> {
+  dismissed(options: ReportOptions = {}): Promise<Receipt> {
     return this.#react("dismissed", options);
   }
 
-  snoozed(options: { dwellMs?: number; at?: Time } = {}): Promise<Receipt> {
+  snoozed(options: ReportOptions = {}): Promise<Receipt> {
     return this.#react("snoozed", options);
   }
 
-  #react(action: Action, { dwellMs, at }: { dwellMs?: number; at?: Time }): Promise<Receipt> {
+  #react(action: Action, { dwellMs, at }: ReportOptions): Promise<Receipt> {
     const dwell = dwellMs === undefined ? {} : { dwell_ms: dwellMs };
     return this.#report(action, at, (about) => tipFeedback({ ...about, action, ...dwell }));
   }
@@ -380,6 +380,13 @@ export class Decision {
     }
     return this.#client.send(event);
   }
+}
+
+export interface ReportOptions {
+  /** How long the tip was on screen. */
+  dwellMs?: number | undefined;
+  /** When the user reacted. Default: now. */
+  at?: Time | undefined;
 }
 
 type DecisionEvent = { user_id: string; tip_id: string; decision_id: string; occurred_at: string };

@@ -10,7 +10,7 @@ interface TipEventBase {
   readonly user_id: string;
   readonly tip_id: string;
   readonly occurred_at: string;
-  readonly decision_id?: string;
+  readonly decision_id?: string | undefined;
 }
 
 /** A tip was shown to a user. */
@@ -22,7 +22,7 @@ export interface TipServed extends TipEventBase {
 export interface TipFeedback extends TipEventBase {
   readonly subject: "signals.tip.feedback";
   readonly action: Action;
-  readonly dwell_ms?: number;
+  readonly dwell_ms?: number | undefined;
 }
 
 export type TipEvent = TipServed | TipFeedback;
@@ -31,9 +31,9 @@ export type TipEvent = TipServed | TipFeedback;
 export interface NewEvent {
   user_id: string;
   tip_id: string;
-  occurred_at?: Time;
-  decision_id?: string;
-  event_id?: string;
+  occurred_at?: Time | undefined;
+  decision_id?: string | undefined;
+  event_id?: string | undefined;
 }
 
 /** Make the event that a tip was shown. It gets its id here, so that sending it again is harmless. */
@@ -42,7 +42,7 @@ export function tipServed(fields: NewEvent): TipServed {
 }
 
 /** Make the event that a user reacted to a tip. `dwell_ms`: how long the tip was on screen. */
-export function tipFeedback(fields: NewEvent & { action: Action; dwell_ms?: number }): TipFeedback {
+export function tipFeedback(fields: NewEvent & { action: Action; dwell_ms?: number | undefined }): TipFeedback {
   return { subject: "signals.tip.feedback", ...completed(fields) };
 }
 
