@@ -88,12 +88,15 @@ def test_package_compiles_for_browsers(project: Path) -> None:
         assert "node:" not in path.read_text()
 
 
+@pytest.mark.timeout(400)  # npm installs packages
 def test_readme_leads_to_a_program_that_works(tmp_path: Path) -> None:
     node_modules()
     reader = Reader(tmp_path)
     copied(tmp_path / "typescript")
+    install, *rest = blocks_of(PACKAGE / "README.md")
+    reader.follow([install])
     with reader.up():
-        printed = reader.follow(blocks_of(PACKAGE / "README.md"))
+        printed = reader.follow(rest)
         volume = reader.get("/profiles/ada")["features"]["tip_volume_30d"]
     assert "tip-" in printed
     assert volume == 2
