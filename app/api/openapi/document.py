@@ -76,10 +76,9 @@ SERVED_EXAMPLE = {
     "occurred_at": "2026-04-25T08:30:00+02:00",
 }
 FEEDBACK_EXAMPLE = {
+    **SERVED_EXAMPLE,
     "subject": FEEDBACK,
     "event_id": "e-2",
-    "user_id": "ada",
-    "tip_id": "t-1",
     "occurred_at": "2026-04-25T08:31:12+02:00",
     "action": "completed",
     "dwell_ms": 7200,
