@@ -28,11 +28,11 @@ from app.bandit.rollout.stages import MOVES, Move, RolloutState, refusal, stage_
 from app.bandit.rollout.status import (
     DecisionsView,
     FiguresView,
-    Growth,
     GuardrailsView,
     LookView,
     MoveView,
     RolloutStatus,
+    StateGrowth,
     VerdictView,
 )
 from app.bandit.rollout.verdict import FEWEST_USERS, Guardrails, Limits, Verdict, broken, too_little, verdict
@@ -87,7 +87,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
     limits: Limits
     window_ms: int
     policies: Policies
-    growth: Callable[[], Awaitable[Growth]]
+    growth: Callable[[], Awaitable[StateGrowth]]
     audited: Audited
     clock: Clock
     _cached_broken: tuple[float, list[str]] | None = None

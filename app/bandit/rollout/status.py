@@ -157,7 +157,7 @@ class MoveView(msgspec.Struct):
     why_not: str | None
 
 
-class Growth(msgspec.Struct):
+class StateGrowth(msgspec.Struct):
     """Numbers of users: with learned statistics, and with statistics that lack inputs of the challenger (`to_grow`)."""
 
     users: int
@@ -182,4 +182,4 @@ class RolloutStatus(msgspec.Struct, kw_only=True):
     guardrails: GuardrailsView
     looks: list[LookView]
     moves: list[MoveView]
-    states: Growth
+    states: StateGrowth
