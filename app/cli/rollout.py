@@ -9,8 +9,9 @@ import click
 from app.cli.common import ACTOR, json_option, out, plain, print_json, reason_option, with_service
 
 if TYPE_CHECKING:
+    from app.bandit.rollout.bootstrap_intervals import IntervalView
     from app.bandit.rollout.stages import Move
-    from app.bandit.rollout.status import IntervalView, RolloutStatus
+    from app.bandit.rollout.status import RolloutStatus
     from app.bootstrap.service import OpenService
 
 
@@ -54,7 +55,7 @@ def _show(found: RolloutStatus, as_json: bool) -> None:
     from rich.table import Column, Table
 
     table = Table(Column(no_wrap=True), Column(), show_header=False)
-    for name, text in [*_standing(found), *_figures(found), *_guardrails(found), *_moves(found)]:
+    for name, text in [*_standing(found), *_figures(found), *_guardrails(found), *_experiment(found), *_moves(found)]:
         table.add_row(name, plain(text))
     out().print(table)
 
@@ -73,7 +74,7 @@ def _standing(found: RolloutStatus) -> list[tuple[str, str]]:
         (
             "decisions",
             f"{decisions.evaluated:,} evaluated, {looks}; {decisions.waiting:,} waiting; "
-            f"{decisions.unshadowed:,} without a shadow; "
+            f"{decisions.unshadowed:,} without a shadow; {decisions.without_prior:,} from before the first pooled prior; "
             f"{decisions.served_by_challenger:,} served by the challenger since the stage began",
         ),
         ("learned", f"{found.states.users:,} users, {found.states.to_grow:,} with an older spec"),
@@ -92,6 +93,11 @@ def _figures(found: RolloutStatus) -> list[tuple[str, str]]:
         ("doubly robust", _interval(figures.doubly_robust)),
         ("champion", _interval(figures.champion)),
         ("lift", f"{_interval(figures.lift, '+')}; a loss of {found.margin:g} is allowed"),
+        *(
+            (f"of that, {part}", _interval(lift, "+"))
+            for part, lift in (("the pool", figures.lift_pool), ("the profile", figures.lift_profile))
+            if lift is not None
+        ),
         (
             "mean weight",
             f"{figures.mean_weight:.4f} ± {figures.mean_weight_error:.4f}; the champion's "
@@ -124,6 +130,18 @@ def _guardrails(found: RolloutStatus) -> list[tuple[str, str]]:
         ("no profile", f"{without}; {rails.no_profile.limit:.1%} are allowed"),
         *(("broken", sentence) for sentence in rails.broken),
     ]
+
+
+def _experiment(found: RolloutStatus) -> list[tuple[str, str]]:
+    if (test := found.experiment) is None:
+        return []
+    arms = [
+        (f"{name}'s users", f"{arm.users:,}, {arm.decisions:,} decisions, reward {_interval(arm.reward)}")
+        for name, arm in (("champion", test.champion), ("challenger", test.challenger))
+        if arm.reward is not None
+    ]
+    lift = f"{_interval(test.lift, '+')} a decision" if test.lift is not None else "too few users"
+    return [*arms, ("difference", f"{lift}; numbers of users like these have the probability {test.p:.2g}")]
 
 
 def _moves(found: RolloutStatus) -> list[tuple[str, str]]:
