@@ -74,7 +74,7 @@ def _standing(found: RolloutStatus) -> list[tuple[str, str]]:
         (
             "decisions",
             f"{decisions.evaluated:,} evaluated, {looks}; {decisions.waiting:,} waiting; "
-            f"{decisions.unshadowed:,} without a shadow; {decisions.without_prior:,} from before the first pooled prior; "
+            f"{decisions.unshadowed:,} without a shadow; {decisions.without_prior:,} made before the first prior; "
             f"{decisions.served_by_challenger:,} served by the challenger since the stage began",
         ),
         ("learned", f"{found.states.users:,} users, {found.states.to_grow:,} with an older spec"),

@@ -72,7 +72,7 @@ def rows_of(
             v_challenger,
             dismissed,
             agreed,
-        ) in enumerate(zip(page.users, *(map(float, column) for column in page[1:]), strict=True))
+        ) in enumerate(zip(page.users, *(map(float, column) for column in page[1:10]), strict=True))
         for served_by_challenger in (pi_b == challenger != champion,)
     ]
 

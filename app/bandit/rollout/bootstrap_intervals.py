@@ -113,6 +113,8 @@ def binomial_tail(count: int, n: int, p: float) -> float:
     """The probability that at least `count` of `n` independent events occur, each with the probability p, 0 < p < 1."""
     if count <= n * p:
         return 1.0 if count <= 0 else 1.0 - binomial_tail(n - count + 1, n, 1 - p)
+    if count > n:
+        return 0.0
     ways = math.lgamma(n + 1) - math.lgamma(count + 1) - math.lgamma(n - count + 1)
     term = total = math.exp(ways + count * math.log(p) + (n - count) * math.log1p(-p))
     for more in range(count, n):

@@ -98,7 +98,7 @@ def broken(guardrails: Guardrails, limits: Limits) -> list[str]:
     if slow is not None and slow > SLOW_SHARE:
         found.append(
             f"One answer in a hundred takes over {guardrails.p99_ms:,.0f} ms; {allowed:,.0f} ms is allowed. "
-            f"At least {slow:.1%} of the challenger's answers take longer than that."
+            f"At least {slow:.1%} of the challenger's answers take longer."
         )
     if guardrails.no_profile is not None and guardrails.no_profile > limits.no_profile:
         found.append(

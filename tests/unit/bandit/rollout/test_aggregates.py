@@ -61,7 +61,6 @@ def test_figures_are_those_of_the_estimators() -> None:
     assert found.champion_mean_weight == pytest.approx(weights_champion.mean())
     assert 0 < found.champion_mean_weight_error < found.mean_weight_error, "three quarters of its weights are 1"
     assert found.agreement == pytest.approx(page.agreed.mean())
-    assert found.dismissed_challenger == pytest.approx(ips(page.dismissed, page.pi_challenger, page.pi_b))
     assert found.dismissed_champion == pytest.approx(ips(page.dismissed, page.pi_champion, page.pi_b))
     assert found.dismissed_more.value == pytest.approx(found.dismissed_challenger - found.dismissed_champion)
 
@@ -71,9 +70,9 @@ def test_sums_do_not_depend_on_the_pages() -> None:
     page = logged_page(random, simulate(random, 1_500, 4_000))
     found = [summed(page, step).estimates(0.05, np.random.default_rng(3), replicates=50) for step in (4_000, 7)]
     for one, other in zip(*map(msgspec.structs.astuple, found), strict=True):
-        assert one == pytest.approx(other)
+        assert one == (None if other is None else pytest.approx(other))
     sums = DecisionSums()
-    sums.add(DecisionPage([], *[np.empty(0)] * 9))
+    sums.add(DecisionPage([], *[np.empty(0)] * 11))
     assert (sums.n, sums.users) == (0, 0)
 
 
