@@ -212,7 +212,8 @@ async def test_challenger_is_ramped_step_by_step_with_an_audit_trail(fixture: Ro
         with pytest.raises(Conflict, match="0 are settled; 200 are needed"):
             await fixture.rollout.move("ramp" if shares[-1] < 1 else "promote", "ann")
         fixture.clock.advance(60_000)
-        await fixture.write(some(300, share=1.0, seed=3), made_ms=fixture.clock.now_ms() - 30_000)
+        served = some(int(300 / shares[-1]), share=shares[-1], seed=3)
+        await fixture.write(served, made_ms=fixture.clock.now_ms() - 30_000)
     assert shares == [0.05, 0.25, 1.0]
     done = await fixture.rollout.move("promote", "ann")
     assert (done.stage, done.share, done.changed_by) == ("promoted", 1.0, "ann")
@@ -221,8 +222,8 @@ async def test_challenger_is_ramped_step_by_step_with_an_audit_trail(fixture: Ro
         await fixture.rollout.move("promote", "ann")
     await fixture.rollout.move("rollback", "bob", "customers complain")
     again = await fixture.rollout.move("ramp", "bob")
-    assert (again.stage, again.evaluated_after) == ("shadow", 4_900)
-    assert (await fixture.rollout.move("rollback", "bob")).evaluated_after == 4_900
+    assert (again.stage, again.evaluated_after) == ("shadow", 11_500)
+    assert (await fixture.rollout.move("rollback", "bob")).evaluated_after == 11_500
     said = await fixture.audit_trail()
     assert [entry[:2] for entry in said] == [
         *[("ann", "ramp roll-out")] * 5,
