@@ -87,6 +87,7 @@ class Estimates(msgspec.Struct, frozen=True):
     `ess` (effective sample size) describe the challenger's importance weights, `champion_…` the champion's; errors are
     standard errors. `agreement` is the share of decisions in which both rank the same candidate first. The dismissal
     figures are shares of decisions, too; `dismissed_more` is the challenger's share minus the champion's.
+    `effective_users` is (Σ n)² / Σ n² with the numbers n of their decisions: equally active users as informative.
 
     `lift_pool` is the lift of the champion with the pooled prior, and `lift_profile` the challenger's lift over that
     policy, on the `pool_decisions` for which it was computed; None if there are none.
@@ -109,6 +110,7 @@ class Estimates(msgspec.Struct, frozen=True):
     dismissed_champion: float
     dismissed_challenger: float
     dismissed_more: Interval
+    effective_users: float | None = None  # like those below, not in looks of earlier releases
     pool_decisions: int = 0
     lift_pool: Interval | None = None
     lift_profile: Interval | None = None
@@ -237,6 +239,7 @@ class DecisionSums:
             dismissed_champion=dismissed_champion,
             dismissed_challenger=dismissed_challenger,
             dismissed_more=dismissed_more,
+            effective_users=count**2 / float(n @ n),
             pool_decisions=pooled,
             lift_pool=pool,
             lift_profile=profile,

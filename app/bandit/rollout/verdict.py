@@ -4,7 +4,8 @@ Invariant: the verdict is `promote` only if the whole interval of the lift (the 
 the champion's) lies above -margin and the figures are credible. The rules, in this order:
 
 1. A guardrail is broken: `roll back`, without regard to the other rules.
-2. Fewer decisions than the first interim analysis needs, or fewer users than an interval needs: `insufficient data`.
+2. Fewer decisions than the first interim analysis needs, or fewer users than an interval needs, effectively:
+   `insufficient data`.
 3. A policy's mean weight differs from 1 by more than 3 standard errors: `hold`. With correct propensities its expected
    value is 1, so propensities are wrong, or decisions were lost depending on the choice. Also if the challenger does
    not serve the share of users that it should ("sample ratio mismatch"): decisions of one policy are lost.
@@ -72,13 +73,15 @@ class Verdict(msgspec.Struct, frozen=True):
     improved: bool = False
 
 
-def too_little(n: int, users: int | None = None) -> Verdict | None:
+def too_little(n: int, users: int | None = None, effective: float | None = None) -> Verdict | None:
     """The verdict `insufficient data` if `n` decisions of `users` users are too few decisions or too few users; None
-    otherwise. If `users` is None, only the decisions are checked."""
+    otherwise. If `users` is None, only the decisions are checked. `effective` is the effective number of users."""
     if n < FIRST_LOOK:
         return Verdict("insufficient data", f"{_decisions(n)} can be evaluated; the first look is at {FIRST_LOOK:,}.")
-    if users is not None and users < FEWEST_USERS:
-        count = f"{users} user" + ("" if users == 1 else "s")
+    if users is not None and min(users, effective or users) < FEWEST_USERS:
+        count = f"{users:,} user" + ("" if users == 1 else "s")
+        if users >= FEWEST_USERS:
+            count += f", who count as {effective:,.0f} because some made far more decisions than others"
         reason = f"The decisions are those of {count}; an interval over users needs {FEWEST_USERS}."
         return Verdict("insufficient data", reason)
     return None
@@ -129,7 +132,11 @@ def verdict(figures: Estimates, guardrails: Guardrails, limits: Limits) -> Verdi
     """Decide whether the challenger advances, waits or is rolled back, from one interim analysis and the guardrails."""
     if found := broken(guardrails, limits):
         return Verdict("roll back", " ".join(found))
-    return too_little(figures.n, figures.users) or _not_credible(figures, guardrails) or _on_lift(figures, limits)
+    return (
+        too_little(figures.n, figures.users, figures.effective_users)
+        or _not_credible(figures, guardrails)
+        or _on_lift(figures, limits)
+    )
 
 
 def _not_credible(figures: Estimates, guardrails: Guardrails) -> Verdict | None:

@@ -3,6 +3,8 @@
 Revision ID: 0011
 """
 
+from functools import reduce
+
 from alembic import op
 from sqlalchemy import text
 
@@ -12,13 +14,18 @@ branch_labels = None
 depends_on = None
 
 
+# The first salt is that of earlier releases, so that a roll-out in progress keeps its users.
+STATEMENTS = (
+    "ALTER TABLE rollout ADD COLUMN salt TEXT NOT NULL DEFAULT '1'",
+    "CREATE TABLE pool_shadows (number INTEGER PRIMARY KEY, pool_p REAL NOT NULL, v_pool REAL NOT NULL) STRICT",
+)
+POSTGRES = {" TEXT": ' TEXT COLLATE "C"', " INTEGER": " BIGINT", " REAL": " DOUBLE PRECISION", ") STRICT": ")"}
+
+
 def upgrade() -> None:
-    sqlite = op.get_context().dialect.name == "sqlite"
-    integer, real = ("INTEGER", "REAL") if sqlite else ("BIGINT", "DOUBLE PRECISION")
-    # That of earlier releases, so that a roll-out in progress keeps its users.
-    op.execute(text("ALTER TABLE rollout ADD COLUMN salt TEXT NOT NULL DEFAULT '1'"))
-    columns = f"number {integer} PRIMARY KEY, pool_p {real} NOT NULL, v_pool {real} NOT NULL"
-    op.execute(text(f"CREATE TABLE pool_shadows ({columns})"))
+    types = {} if op.get_context().dialect.name == "sqlite" else POSTGRES
+    for statement in STATEMENTS:
+        op.execute(text(reduce(lambda typed, name: typed.replace(name, types[name]), types, statement)))
 
 
 def downgrade() -> None:

@@ -56,7 +56,7 @@ SELECT COUNT(champion_p) FILTER (WHERE number < :until), COUNT(champion_p) FILTE
     COUNT(champion_p) FILTER (WHERE role = 'challenger' AND number >= :stage)
 {_SETTLED}
 """
-SELECT_NEWEST_PRIOR = "SELECT prior_version FROM tip_scores ORDER BY number DESC LIMIT 1"
+SELECT_NEWEST_PRIOR = "SELECT prior_version FROM tip_scores WHERE number = (SELECT MAX(number) FROM tip_scores)"
 _COLUMNS = f"""number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged,
     v_champion, v_challenger, action IS NOT DISTINCT FROM '{Action.DISMISSED}', agree"""
 # Without a pooled prior the challenger hardly differs from the champion. Few are excluded: see `begin_evaluation`.

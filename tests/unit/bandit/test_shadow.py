@@ -267,3 +267,14 @@ async def test_pruned_decision_needs_no_shadow(process: BanditProcess) -> None:
     await process.feed_back(decision)
     await process.bandit.maintenance.shadow()
     assert await process.stored() == 0
+
+
+@pytest.mark.parametrize("how", ["erased", "pruned"])
+async def test_shadow_of_the_pool_goes_with_its_decision(process: BanditProcess, how: str) -> None:
+    await process.learn_one()
+    assert await process.database.rows("SELECT COUNT(*) FROM pool_shadows") == [(1,)]
+    if how == "erased":
+        await process.users.erase("ann", process.clock.now_ms())
+    else:
+        assert await process.bandit.decisions.prune(process.clock.now_ms() + 1, 10) == 1
+    assert await process.database.rows("SELECT COUNT(*) FROM pool_shadows") == [(0,)]

@@ -62,6 +62,7 @@ def test_figures_are_those_of_the_estimators() -> None:
     assert found.champion_mean_weight == pytest.approx(weights_champion.mean())
     assert 0 < found.champion_mean_weight_error < found.mean_weight_error, "three quarters of its weights are 1"
     assert found.agreement == pytest.approx(page.agreed.mean())
+    assert found.effective_users == pytest.approx(ess(np.unique(page.users, return_counts=True)[1].astype(float)))
     assert found.dismissed_champion == pytest.approx(ips(page.dismissed, page.pi_champion, page.pi_b))
     assert found.dismissed_more.value == pytest.approx(found.dismissed_challenger - found.dismissed_champion)
 

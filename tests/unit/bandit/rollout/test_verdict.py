@@ -69,6 +69,8 @@ def judged(**fields: Any) -> Verdict:
             "promote",
             "Over 4,000 decisions of 100 users",
         ),
+        ({"effective_users": 99.0}, "insufficient data", "900 users, who count as 99 because some made far more"),
+        ({"effective_users": 100.0}, "promote", "improvement"),
         ({"mean_weight": 1.0301}, "hold", "The challenger's mean weight is 1.030 ± 0.010 instead of 1"),
         ({"champion_mean_weight": 1.0301}, "hold", "The champion's mean weight is 1.030 ± 0.010 instead of 1"),
         ({"champion_mean_weight": 1.03}, "promote", "improvement"),
