@@ -36,10 +36,10 @@ def zipf(users: int, exponent: float) -> Array:
 
 def missed(random: np.random.Generator, runs: int, users: int, exponent: float, levels: Sequence[float]) -> Array:
     """The share of looks at 4,000 decisions whose interval of the lift misses the lift of all users, by level."""
-    truth = simulate(np.random.default_rng(1), 200_000, 400_000, skill=0.5, spread_of_skill=1.0).values
+    truth = simulate(np.random.default_rng(1), 200_000, 400_000, skill=0.5, spread=0.7, spread_of_skill=0.7).values
     misses = np.zeros(len(levels))
     for _ in range(runs):
-        found = simulate(random, users, 4_000, skill=0.5, spread_of_skill=1.0, shares=zipf(users, exponent))
+        found = simulate(random, users, 4_000, skill=0.5, spread=0.7, spread_of_skill=0.7, shares=zipf(users, exponent))
         sums = DecisionSums()
         sums.add(logged_page(random, found, model=0.5))
         lifts = [sums.estimates(level, random, replicates=1_000).lift for level in levels]
