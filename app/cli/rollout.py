@@ -93,11 +93,8 @@ def _figures(found: RolloutStatus) -> list[tuple[str, str]]:
         ("doubly robust", _interval(figures.doubly_robust)),
         ("champion", _interval(figures.champion)),
         ("lift", f"{_interval(figures.lift, '+')}; a loss of {found.margin:g} is allowed"),
-        *(
-            (f"of that, {part}", _interval(lift, "+"))
-            for part, lift in (("the pool", figures.lift_pool), ("the profile", figures.lift_profile))
-            if lift is not None
-        ),
+        ("of that, pool", _interval(figures.lift_pool, "+")),
+        ("of that, profile", _interval(figures.lift_profile, "+")),
         (
             "mean weight",
             f"{figures.mean_weight:.4f} ± {figures.mean_weight_error:.4f}; the champion's "
@@ -135,18 +132,17 @@ def _guardrails(found: RolloutStatus) -> list[tuple[str, str]]:
 def _experiment(found: RolloutStatus) -> list[tuple[str, str]]:
     if (test := found.experiment) is None:
         return []
-    arms = [
-        (f"{name}'s users", f"{arm.users:,}, {arm.decisions:,} decisions, reward {_interval(arm.reward)}")
-        for name, arm in (("champion", test.champion), ("challenger", test.challenger))
-        if arm.reward is not None
-    ]
-    lift = f"{_interval(test.lift, '+')} a decision" if test.lift is not None else "too few users"
-    return [*arms, ("difference", f"{lift}; numbers of users like these have the probability {test.p:.2g}")]
+    return [
+        (name, f"{arm.users:,} users, {arm.decisions:,} recent decisions, reward {_interval(arm.reward)}")
+        for name, arm in (("of champion", test.champion), ("of challenger", test.challenger))
+    ] + [("difference", f"{_interval(test.lift, '+')}; such numbers of users have the probability {test.p:.2g}")]
 
 
 def _moves(found: RolloutStatus) -> list[tuple[str, str]]:
     return [(item.move, "allowed" if item.why_not is None else f"not allowed: {item.why_not}") for item in found.moves]
 
 
-def _interval(found: IntervalView, sign: str = "") -> str:
+def _interval(found: IntervalView | None, sign: str = "") -> str:
+    if found is None:
+        return "too few to say"
     return f"{found.value:{sign}z.4f} ({found.low:{sign}z.4f} to {found.high:{sign}z.4f})"
