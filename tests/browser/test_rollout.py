@@ -217,7 +217,7 @@ async def test_step_is_recorded_with_the_key_of_the_session(serve_site: Any, bro
 
 
 async def test_reason_of_a_look_can_be_read_by_keyboard(own_site: Live, browser: Browser) -> None:
-    await decide(own_site, 1_000)
+    await decide(own_site, 4_000)
     (look,) = await own_site.service.bandit.rollout.repository.looks()
     async with visiting(browser, own_site, width=NARROW) as visitor:
         await visitor.go("/admin/rollout")

@@ -283,5 +283,9 @@ async def test_decisions_are_evaluated_and_the_share_selects_the_policy(
         body = await score(f"user-{number}")
         expected = "lints-v2" if serves_challenger(f"user-{number}", 0.25, "1") else "lints-v1"
         assert body["policy"]["id"] == expected
+    await own_site.service.database.execute("UPDATE rollout SET salt = 'another trial'")
+    for number in range(20):
+        served = serves_challenger(f"user-{number}", 0.25, "another trial")
+        assert (await score(f"user-{number}"))["policy"]["id"] == ("lints-v2" if served else "lints-v1")
     await own_site.client.post("/admin/rollout/rollback")
     assert {(await score(f"user-{number}"))["policy"]["id"] for number in range(20)} == {"lints-v1"}
