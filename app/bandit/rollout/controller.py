@@ -42,9 +42,9 @@ from app.telemetry import logger
 
 WATCH_EVERY_S = 20.0
 # Dismissals and the rewards of the users of each policy are measured on the tips shown of the newest decisions, answer
-# times on the newest decisions of a day, and missing profiles on those of an hour. A tip without feedback counts as not
-# dismissed and without a reward, for both policies alike. So a harmful challenger is noticed before the reward window
-# closes, though the harm may be underestimated.
+# times on the newest decisions of the stage and of a day, and missing profiles on those of an hour. A tip without
+# feedback counts as not dismissed and without a reward, for both policies alike. So a harmful challenger is noticed
+# before the reward window closes, though the harm may be underestimated.
 NEWEST = 20_000
 NEWEST_ANSWERS = 40_000
 FEWEST_RECENT = 200
@@ -133,16 +133,17 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         """Measure dismissals, rewards, answer times and missing profiles on recent decisions."""
         now_ms = self.clock.now_ms()
         recent = await self.repository.recent(now_ms - DAY_MS, NEWEST_ANSWERS)
-        # The limit is for the challenger's own answers, compared with the champion's. In the shadow stage the champion
-        # serves all answers, so their time is shown but not judged.
+        # The limit is for the challenger's own answers of this stage, compared with the champion's. In the shadow stage
+        # the champion serves all answers, so their time is shown but not judged.
         own, judged = recent.by_challenger > 0, self._challenged and state.stage != "shadow"
-        elapsed = recent.elapsed_ms[own] if judged else recent.elapsed_ms
+        since = recent.made_ms >= state.changed_at_ms
+        elapsed = recent.elapsed_ms[own & since] if judged else recent.elapsed_ms
         page, arms = await self.repository.shown(state, NEWEST)
         missing = recent.without_profile[recent.made_ms >= now_ms - HOUR_MS]
         found = Guardrails(
             p99_ms=_p99(elapsed),
             p99_judged=judged,
-            champion_p99_ms=_p99(recent.elapsed_ms[~own]) if judged else None,
+            champion_p99_ms=_p99(recent.elapsed_ms[~own & since]) if judged else None,
             no_profile=float(missing.mean()) if len(missing) >= FEWEST_RECENT else None,
         )
         slow, answers = int((elapsed > longest_allowed(found, self.limits)).sum()), len(elapsed)
@@ -158,7 +159,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
                 dismissed_challenger=challenger,
                 dismissed_more=more,
                 slow=share_bound(slow, answers) if answers >= FEWEST_ANSWERS else None,
-                experiment=Experiment.of(page, arms, state.share) if 0 < state.share < 1 else None,
+                experiment=Experiment.of(page, arms, state.share) if judged and 0 < state.share < 1 else None,
             )
 
         return await asyncio.to_thread(measured)

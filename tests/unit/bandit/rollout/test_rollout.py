@@ -431,6 +431,14 @@ async def test_equally_slow_policies_break_no_guardrail(fixture: RolloutFixture)
     assert (await fixture.state()).stage == "ramp"
 
 
+async def test_slow_answers_of_an_earlier_trial_do_not_count(fixture: RolloutFixture) -> None:
+    await fixture.write(some(FEWEST_ANSWERS), made_ms=LATELY, elapsed_us=900_000, role="challenger")
+    await fixture.set_share(0.05)
+    await fixture.execute("UPDATE rollout SET changed_at_ms = ?", NOW_MS - 1)
+    await fixture.rollout.watch()
+    assert (await fixture.state()).stage == "ramp"
+
+
 async def test_rewards_of_the_users_of_each_policy_are_compared(fixture: RolloutFixture) -> None:
     page = some(12_000, users=1_200, share=0.25)
     served = (page.pi_b == page.pi_challenger).astype(float)
