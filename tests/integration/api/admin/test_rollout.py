@@ -94,9 +94,8 @@ async def test_latency_is_judged_when_the_challenger_serves_users(own_site: Live
         assert text in said
     assert "broken" not in said
     await move_to(own_site.service, "ramp", 0.05)
-    for row in slow:
-        row |= {"role": "challenger", "elapsed_us": 900_000, "created_at_ms": own_site.now_ms - 1_000}
-    await write(own_site.service.database, slow)
+    lately: dict[str, object] = {"role": "challenger", "elapsed_us": 900_000, "created_at_ms": own_site.now_ms - 1_000}
+    await write(own_site.service.database, [{**row, **lately} for row in slow])
     rails = (await seen(own_site))["guardrails"]
     assert rails["p99_ms"]["judged"]
     assert rails["broken"] == [
