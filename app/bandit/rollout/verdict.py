@@ -132,11 +132,8 @@ def verdict(figures: Estimates, guardrails: Guardrails, limits: Limits) -> Verdi
     """Decide whether the challenger advances, waits or is rolled back, from one interim analysis and the guardrails."""
     if found := broken(guardrails, limits):
         return Verdict("roll back", " ".join(found))
-    return (
-        too_little(figures.n, figures.users, figures.effective_users)
-        or _not_credible(figures, guardrails)
-        or _on_lift(figures, limits)
-    )
+    few = too_little(figures.n, figures.users, figures.effective_users)
+    return few or _not_credible(figures, guardrails) or _on_lift(figures, limits)
 
 
 def _not_credible(figures: Estimates, guardrails: Guardrails) -> Verdict | None:
