@@ -85,7 +85,7 @@ lock: $(STAMP) ## Write both lock files anew from pyproject.toml (UPGRADE=1 take
 	@$(LOCK) --extra postgres --constraints requirements.lock --output-file docker/requirements.lock
 
 clean: ## Remove .venv, caches and var/ (with the local database)
-	@rm -rf .venv $(PEERS) $(FUZZER) var build dist htmlcov .coverage *.egg-info
+	@rm -rf .venv $(PEERS) $(FUZZER) .node var build dist htmlcov .coverage *.egg-info
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@find app tests -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import litestar_offline_docs
 import uvloop
@@ -28,7 +29,7 @@ from app.api.middleware.fast_path import FastPath
 from app.api.middleware.proxy_headers import behind_proxy
 from app.api.middleware.rate_limit import RateLimit
 from app.api.openapi.allowed_methods import options_of
-from app.api.openapi.document import ASSETS, openapi_config
+from app.api.openapi.document import ASSETS, openapi_config, openapi_document
 from app.api.pages.assets import pages_assets, static_files
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.rendering import Renderer
@@ -40,13 +41,14 @@ from app.bootstrap.service import OpenService, open_service
 from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running
 from app.errors import ProfilesError
-from app.features.clock import Clock
+from app.features.clock import DAY_MS, Clock
 from app.features.contract import Contract
 from app.listener import listening_socket
 from app.operations.samples import EVERY_S
 from app.settings import Settings
 from app.stores.sql.key_uses import SqlKeyUses
 from app.stores.sql.sessions import SqlSessions
+from app.stores.system_clock import SystemClock
 from app.telemetry import Metrics, configure_logging, logger, serve_metrics
 
 COLLECT_AFTER = 20_000
@@ -56,6 +58,7 @@ log = logger("asgi")
 
 ROUTES = [
     profiles.get_profile,
+    profiles.get_profile_detail,
     profiles.post_batch,
     profiles.post_history,
     profiles.get_features,
@@ -132,7 +135,7 @@ def create_app(
             HTTPException: on_http_exception,
             Exception: on_exception,
         },
-        openapi_config=openapi_config(keys_required=bool(settings.api_keys), root_path=settings.root_path),
+        openapi_config=openapi_config(root_path=settings.root_path),
         opt={"rate_limited": bool(settings.rate_limit)},
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
@@ -156,6 +159,12 @@ async def note_key_uses(authenticator: Authenticator, uses: SqlKeyUses, clock: C
     """Store which keys callers have used since the last call. Raises `StoreUnavailable`."""
     names, authenticator.used = authenticator.used, set()
     await uses.note(names, clock.now_ms())
+
+
+def document(settings: Settings, contract: Contract) -> dict[str, Any]:
+    """The OpenAPI document that a service with these settings and features serves. It needs no database or server."""
+    day = SystemClock().now_ms() // DAY_MS
+    return openapi_document(create_app(settings, contract=contract), contract.registry, contract.mirror, day)
 
 
 def about_to_stop(application: Litestar, handing_over: bool = False) -> None:

@@ -24,7 +24,10 @@ from app.features.events import TipFeedback, TipServed
     "durable, and every later read of these users, in any process, reflects them. Retrying is safe: an event with a "
     "known `event_id` of the same user counts as a duplicate.",
     response_description="The events are stored; every later read reflects them.",
-    problems=[409],
+    problems={
+        409: "An event of the same user with the same `event_id` and other content is stored, or is in the request.",
+        422: "Or an event is older than the retention, or lies more than five minutes in the future.",
+    },
 )
 async def post_events(request: HttpRequest) -> EventsReceipt:
     kind = media_type(request, (JSON, NDJSON))

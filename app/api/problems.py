@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
+from msgspec import UNSET, UnsetType
 
 from app import errors
 from app.api.dependencies import HttpRequest, service_of
@@ -43,14 +44,14 @@ STATUSES: tuple[tuple[type[errors.ProfilesError], int], ...] = (
 )
 
 
-class Problem(msgspec.Struct, omit_defaults=True):
+class Problem(msgspec.Struct):
     """An error (RFC 9457). `errors` lists the faults of the request, if there are any."""
 
     type: str
     title: str
     status: int
     detail: str
-    errors: list[Issue] | None = None
+    errors: list[Issue] | UnsetType = UNSET
 
 
 def problem(status: int, detail: str, issues: Sequence[Issue] = ()) -> Problem:
@@ -59,7 +60,7 @@ def problem(status: int, detail: str, issues: Sequence[Issue] = ()) -> Problem:
     if len(issues) > MAX_ISSUES:
         shown.append(Issue("…", f"and {len(issues) - MAX_ISSUES} more"))
     phrase = PHRASES.get(status) or HTTPStatus(status).phrase
-    return Problem(f"urn:profiles:problem:{phrase.lower().replace(' ', '-')}", phrase, status, detail, shown or None)
+    return Problem(f"urn:profiles:problem:{phrase.lower().replace(' ', '-')}", phrase, status, detail, shown or UNSET)
 
 
 def headers_of(status: int) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from litestar import MediaType, Response, get, post
@@ -18,6 +18,7 @@ from app.api.request_parsing import body_as, check_ids, known_ms, moment_ms, sta
 from app.api.schemas import (
     BatchAnswer,
     BatchRequest,
+    DetailedProfileAnswer,
     FeatureEntry,
     FeatureList,
     HistoryAnswer,
@@ -38,8 +39,27 @@ from app.profiles.ports import ComputeRow, LoggedProfile
 from app.service import Service
 from app.telemetry import logger
 
-AS_OF_DETAIL = "Read the profile as of this time (RFC 3339): only events up to and including it count. Never cached."
-KNOWN_AT_DETAIL = "Also ignore events that arrived after this time (RFC 3339). Allowed only together with `as_of`."
+READ_PROFILE: dict[str, Any] = {
+    "scope": "read",
+    "stale_if_error": True,
+    "problems": {400: "Or a time lies in the future or before the kept history, or `as_of` is missing."},
+}
+Selection = Annotated[str | None, QueryParameter(description="Comma-separated feature names. Default: all features.")]
+AsOf = Annotated[
+    str | None,
+    QueryParameter(
+        description="Read the profile as of this time (RFC 3339): only events up to and including it count. "
+        "Never cached.",
+        schema_extra=MOMENT,
+    ),
+]
+KnownAt = Annotated[
+    str | None,
+    QueryParameter(
+        description="Also ignore events that arrived after this time (RFC 3339). Allowed only together with `as_of`.",
+        schema_extra=MOMENT,
+    ),
+]
 log = logger("api")
 
 
@@ -49,24 +69,45 @@ def _json(body: bytes, headers: Mapping[str, str] | None = None) -> Response[Any
 
 @get(
     "/profiles/{user_id:str}",
-    opt={"scope": "read", "stale_if_error": True},
+    opt=READ_PROFILE,
     tags=["Profiles"],
     summary="Read one profile",
     description="Returns the user's features. They reflect every event acknowledged before the request. An unknown "
-    "user is not an error: the response is 200 with the default of each feature.",
+    "user is not an error: the response is 200 with the default of each feature. With `?detail=true`, the response is "
+    "that of `/profiles/{user_id}/detail`.",
 )
 async def get_profile(
     request: HttpRequest,
     user_id: UserId,
-    features: Annotated[
-        str | None, QueryParameter(description="Comma-separated feature names. Default: all features.")
-    ] = None,
-    detail: Annotated[
-        bool, QueryParameter(description="Return each feature's value, dtype, times and origin.")
-    ] = False,
-    as_of: Annotated[str | None, QueryParameter(description=AS_OF_DETAIL, schema_extra=MOMENT)] = None,
-    known_at: Annotated[str | None, QueryParameter(description=KNOWN_AT_DETAIL, schema_extra=MOMENT)] = None,
+    features: Selection = None,
+    # Not documented, because it changes the response's schema: generators need another operation for that.
+    detail: Annotated[bool, QueryParameter(include_in_schema=False)] = False,
+    as_of: AsOf = None,
+    known_at: KnownAt = None,
 ) -> Response[ProfileAnswer]:
+    return await _read_profile(request, user_id, features, as_of, known_at, detail=detail)
+
+
+@get(
+    "/profiles/{user_id:str}/detail",
+    opt=READ_PROFILE,
+    tags=["Profiles"],
+    summary="Read one profile with its details",
+    description="Returns the value, dtype, times and origin of each feature of the user.",
+)
+async def get_profile_detail(
+    request: HttpRequest,
+    user_id: UserId,
+    features: Selection = None,
+    as_of: AsOf = None,
+    known_at: KnownAt = None,
+) -> Response[DetailedProfileAnswer]:
+    return await _read_profile(request, user_id, features, as_of, known_at, detail=True)
+
+
+async def _read_profile(
+    request: HttpRequest, user_id: str, features: str | None, as_of: str | None, known_at: str | None, *, detail: bool
+) -> Response[Any]:
     service = service_of(request)
     try:
         mask = selected(service.registry, features.split(",") if features is not None else None)
@@ -119,6 +160,7 @@ async def post_batch(request: HttpRequest) -> Response[BatchAnswer]:
     "/profiles/history",
     status_code=200,
     opt={"scope": "read", "body": [HistoryRequest]},
+    problems={422: "Or a time lies in the future or before the kept history, or a decision is unknown."},
     tags=["Profiles"],
     summary="Build a training set",
     description="Returns each row's features as of its own moment, computed by the same SQL as online reads. Events "
@@ -152,7 +194,7 @@ async def post_history(request: HttpRequest) -> HistoryAnswer:
     profiles = [one | other for one, other in zip(served, computed_profiles, strict=True)]
     render = renderer_of(request).values
     rows = [
-        HistoryRow(row.user_id, rfc3339(row.now_ms or 0), msgspec.Raw(render(profile, mask)))
+        HistoryRow(row.user_id, rfc3339(row.now_ms or 0), cast(Any, msgspec.Raw(render(profile, mask))))
         for row, profile in zip(asked, profiles, strict=True)
     ]
     return HistoryAnswer(rows, failures(service.registry, profiles) or UNSET)

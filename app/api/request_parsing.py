@@ -58,10 +58,7 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
 @lru_cache(maxsize=16)
 def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
     """A subclass of the struct `kind` in which the field `profile_features` has the type `mirror`, the typed Struct of
-    the features. If `kind` has no such field, return `kind`."""
-    declared = {item.name: item.type for item in msgspec.structs.fields(kind)}.get(PROFILE_FEATURES)
-    if declared is None:
-        return kind
+    the features."""
     _, *meta = get_args(get_type_hints(kind, include_extras=True)[PROFILE_FEATURES])
     annotated: Any = Annotated[(mirror | UnsetType | None, *meta)]
     made = msgspec.defstruct(

@@ -10,15 +10,14 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.features.clock import rfc3339
 from app.features.ids import Id
+from app.features.registry import Dtype
+from app.features.schema import ProfileFeatures
 
 T = TypeVar("T", bound=msgspec.Struct)
 MAX_USERS = 1_000
 MAX_NAMES = 1_000
 MAX_MOMENTS = 10_000
-ROW_KINDS = [
-    {"required": ["user_id", "as_of"], "maxProperties": 2},
-    {"required": ["decision_id"], "maxProperties": 1},
-]
+FEATURE_NAME = {"$ref": "#/components/schemas/FeatureName"}
 Moment = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with a UTC offset.", examples=["2026-04-25T08:30:00+02:00"])
 ]
@@ -26,7 +25,8 @@ Moment = Annotated[
 Value = float | str | None
 # Limited, because each unknown name gets an issue of its own, which takes a hundred times as much memory as the name.
 FeatureNames = Annotated[
-    list[str], Meta(min_length=1, max_length=MAX_NAMES, description="Feature names. Default: all features.")
+    list[Annotated[str, Meta(extra_json_schema=FEATURE_NAME)]],
+    Meta(min_length=1, max_length=MAX_NAMES, description="Feature names. Default: all features."),
 ]
 
 
@@ -57,11 +57,24 @@ class HistoryRequestRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     decision_id: Id | UnsetType = UNSET
 
 
+class HistoryMoment(msgspec.Struct, forbid_unknown_fields=True):
+    """The first form of a `HistoryRequestRow`, for the OpenAPI document: a user and a moment."""
+
+    user_id: Id
+    as_of: Moment
+
+
+class HistoryDecision(msgspec.Struct, forbid_unknown_fields=True):
+    """The second form of a `HistoryRequestRow`, for the OpenAPI document: a decision."""
+
+    decision_id: Id
+
+
 class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request for a training set. Each row asks for the features of a user at a moment, or of a decision."""
 
     rows: Annotated[
-        list[Annotated[HistoryRequestRow, Meta(extra_json_schema={"oneOf": ROW_KINDS})]],
+        list[HistoryRequestRow],
         Meta(
             min_length=1,
             max_length=MAX_MOMENTS,
@@ -77,7 +90,7 @@ class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                 description="Ignore events that arrived after this time (RFC 3339), or, if `as_of`, after each row's "
                 "own moment. Default: ignore none. Rows with a `decision_id` are as served in any case.",
                 examples=["as_of"],
-                extra_json_schema={"anyOf": [{"const": "as_of"}, {"format": "date-time"}]},
+                extra_json_schema={"anyOf": [{"const": "as_of"}, {"type": "string", "format": "date-time"}]},
             ),
         ]
         | None
@@ -99,10 +112,10 @@ class EventsReceipt(msgspec.Struct):
 
 
 class ProfileAnswer(msgspec.Struct):
-    """The features of a user, by name."""
+    """The features of a user."""
 
     user_id: str
-    features: dict[str, Any]
+    features: ProfileFeatures
 
 
 class BatchAnswer(msgspec.Struct):
@@ -112,11 +125,11 @@ class BatchAnswer(msgspec.Struct):
 
 
 class HistoryRow(msgspec.Struct):
-    """The features of a user at a moment, by name. For a decision, `as_of` is when its profile was read."""
+    """The features of a user at a moment. For a decision, `as_of` is when its profile was read."""
 
     user_id: str
     as_of: str
-    features: Any
+    features: ProfileFeatures
 
 
 class HistoryAnswer(msgspec.Struct):
@@ -143,6 +156,35 @@ class FeatureDetail(msgspec.Struct):
     error: Annotated[
         str | UnsetType, Meta(description="Why the feature could not be computed; `value` is null then.")
     ] = UNSET
+
+
+class FloatDetail(FeatureDetail):
+    value: float | None
+    dtype: Literal["float"]
+
+
+class IntDetail(FeatureDetail):
+    value: int | None
+    dtype: Literal["int"]
+
+
+class StrDetail(FeatureDetail):
+    value: str | None
+    dtype: Literal["str"]
+
+
+DETAILS: dict[Dtype, type[FeatureDetail]] = {"float": FloatDetail, "int": IntDetail, "str": StrDetail}
+
+
+class ProfileDetails(msgspec.Struct):
+    """The details of a user's features; the OpenAPI document adds the names."""
+
+
+class DetailedProfileAnswer(msgspec.Struct):
+    """The features of a user, each with its times and origin."""
+
+    user_id: str
+    features: ProfileDetails
 
 
 class FeatureEntry(msgspec.Struct):

@@ -83,7 +83,7 @@ class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = True
 
 
-class Ranked(msgspec.Struct):
+class RankedCandidate(msgspec.Struct):
     """A candidate with its expected reward and the probability that the policy chooses it."""
 
     id: str
@@ -110,7 +110,7 @@ class ScoreAnswer(msgspec.Struct):
 
     decision_id: str
     chosen_id: str
-    ranking: list[Ranked]
+    ranking: list[RankedCandidate]
     policy: ServingPolicy
     profile: ProfileOrigin
 
@@ -126,7 +126,7 @@ class DecidingPolicy(msgspec.Struct):
     prior_version: int
 
 
-class UsedProfile(msgspec.Struct):
+class DecisionProfile(msgspec.Struct):
     """The profile that the policy used: sent with the request, read by the service, or absent."""
 
     origin: Origin
@@ -140,13 +140,13 @@ class UsedProfile(msgspec.Struct):
     ]
 
 
-class UsedContext(msgspec.Struct):
+class DecisionContext(msgspec.Struct):
     """The context of the scoring request. `at`: when the tip is shown."""
 
     at: str | None
 
 
-class Explained(msgspec.Struct):
+class ExplainedCandidate(msgspec.Struct):
     """A candidate of the request, and the contribution of each input of the policy to its score."""
 
     id: str
@@ -158,14 +158,14 @@ class Explained(msgspec.Struct):
     ]
 
 
-class ShadowShown(msgspec.Struct):
+class ShadowRanking(msgspec.Struct):
     """The candidates with the scores of the policy that did not serve, in the order of the request."""
 
     role: Role
-    candidates: list[Ranked]
+    candidates: list[RankedCandidate]
 
 
-class OutcomeShown(msgspec.Struct):
+class DecisionOutcomeView(msgspec.Struct):
     """What happened after the decision. `late`, `repeated` and `other_tip` count the events that the policy ignored."""
 
     state: Annotated[
@@ -192,11 +192,11 @@ class DecisionAnswer(msgspec.Struct):
     explore: bool
     chosen_id: str
     policy: DecidingPolicy
-    profile: UsedProfile
-    context: UsedContext
-    candidates: Annotated[list[Explained], Meta(description="In the order of the request.")]
-    shadow: Annotated[ShadowShown | None, Meta(description="Null until it is computed.")]
-    outcome: OutcomeShown
+    profile: DecisionProfile
+    context: DecisionContext
+    candidates: Annotated[list[ExplainedCandidate], Meta(description="In the order of the request.")]
+    shadow: Annotated[ShadowRanking | None, Meta(description="Null until it is computed.")]
+    outcome: DecisionOutcomeView
 
 
 DecisionId = Annotated[
@@ -222,7 +222,10 @@ class _RawCandidates(msgspec.Struct):
     "policy learns from them. Without `profile_features` the service reads the user's profile; unknown features are "
     "ignored.",
     response_description="The stored decision.",
-    problems=[507],
+    problems={
+        422: "Or two candidates have the same id.",
+        507: None,
+    },
 )
 async def post_score(request: HttpRequest) -> ScoreAnswer:
     service = service_of(request)
@@ -250,9 +253,9 @@ async def get_decision(request: HttpRequest, decision_id: DecisionId) -> Decisio
     return _explanation(decision, outcome)
 
 
-def _ranked(decision: Decision, ranking: Ranking) -> list[Ranked]:
+def _ranked(decision: Decision, ranking: Ranking) -> list[RankedCandidate]:
     return [
-        Ranked(candidate.id, score, probability)
+        RankedCandidate(candidate.id, score, probability)
         for candidate, score, probability in zip(
             decision.candidates, ranking.scores.tolist(), ranking.pi.tolist(), strict=True
         )
@@ -268,17 +271,17 @@ def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer
         decision_id=decision.id,
         decided_at=rfc3339(decision.created_at_ms),
         policy=view(DecidingPolicy, decision, id=decision.served_by, spec_hash=decision.policy_hash),
-        profile=UsedProfile(
+        profile=DecisionProfile(
             decision.origin,
             given,
             rfc3339(read.at_ms) if read is not None else None,
             {name: value.version for name, value in read.values.items()} if read is not None else None,
         ),
-        context=UsedContext(at.isoformat() if at is not None else None),
+        context=DecisionContext(at.isoformat() if at is not None else None),
         candidates=_explained(decision),
         shadow=_shadow(decision),
         outcome=view(
-            OutcomeShown,
+            DecisionOutcomeView,
             outcome,
             late=events.get("late", 0),
             repeated=events.get("repeated", 0),
@@ -287,11 +290,11 @@ def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer
     )
 
 
-def _explained(decision: Decision) -> list[Explained]:
+def _explained(decision: Decision) -> list[ExplainedCandidate]:
     ranked = _ranked(decision, decision.ranking)
     contributions = decision.contributions()
     return [
-        Explained(
+        ExplainedCandidate(
             item.id,
             view(CandidateFeatures, item),
             ranked[place].score,
@@ -302,11 +305,11 @@ def _explained(decision: Decision) -> list[Explained]:
     ]
 
 
-def _shadow(decision: Decision) -> ShadowShown | None:
+def _shadow(decision: Decision) -> ShadowRanking | None:
     other = decision.challenger if decision.role == "champion" else decision.champion
     if other is None:
         return None
-    return ShadowShown("challenger" if decision.role == "champion" else "champion", _ranked(decision, other))
+    return ShadowRanking("challenger" if decision.role == "champion" else "champion", _ranked(decision, other))
 
 
 async def _scoring_request(request: HttpRequest, service: Service) -> ScoringRequest:

@@ -44,13 +44,15 @@ class UserSnapshot(NamedTuple):
     """All that a decision about one user needs from the database.
 
     `erasures` counts the users erased so far. It is read before the other fields, which may belong to later states of
-    the database. `share` is the share of users, 0 to 1, that the challenger serves. `statistics` is None for a user
-    without learned decisions. `stored` is the earlier decision with the same request id; None if there is none.
+    the database. `share` is the share of users, 0 to 1, that the challenger serves, and `salt` decides which ones.
+    `statistics` is None for a user without learned decisions. `stored` is the earlier decision with the same request
+    id; None if there is none.
     """
 
     erasures: int
     prior: Prior
     share: float
+    salt: str
     statistics: SufficientStatistics | None
     stored: Decision | None
 
@@ -143,7 +145,8 @@ class Shadow(NamedTuple):
     `*_scores` and `*_pi` hold the scores and the propensities π of all candidates as little-endian float64. `*_p` is
     π(chosen). With q(a) the reward that the decision's pooled prior predicts for candidate a, `q_logged` is q(chosen),
     and `v_champion` and `v_challenger` are Σₐ π(a) q(a). `agree` is 1 if both policies rank the same candidate first,
-    else 0.
+    else 0. `pool_p` and `v_pool` are those of the champion's spec with the pooled prior, a policy that never serves. It
+    tells the effect of the pool from that of the profile.
     """
 
     champion_scores: bytes
@@ -156,3 +159,5 @@ class Shadow(NamedTuple):
     q_logged: float
     v_champion: float
     v_challenger: float
+    pool_p: float
+    v_pool: float

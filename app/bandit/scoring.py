@@ -42,13 +42,13 @@ class Scorer:
         decisions: DecisionRepository,
         read_profile: ReadProfile,
         policies: Policies,
-        serves_challenger: Callable[[str, float], bool],
+        serves_challenger: Callable[[str, float, str], bool],
         new_id: Callable[[], str],
         clock: Clock,
         metrics: Metrics,
     ) -> None:
-        """Create a scorer. `serves_challenger` tells, from a user id and the challenger's share of users, whether the
-        challenger serves the user."""
+        """Create a scorer. `serves_challenger` tells, from a user id, the challenger's share of users and the salt of
+        the roll-out, whether the challenger serves the user."""
         self._decisions = decisions
         self._read_profile = read_profile
         self._policies = policies
@@ -125,7 +125,7 @@ class Scorer:
         started: float,
     ) -> Decision:
         statistics, spec = self._policies.grown(snapshot.statistics)
-        role = self._role(request.user_id, snapshot.share)
+        role = self._role(request.user_id, snapshot)
         policy = self._policies.policy(role)
         # Includes the inputs that only the other policy reads.
         phi = spec.phi(request.candidates, request.context, profile)
@@ -159,6 +159,6 @@ class Scorer:
             challenger=ranking if role == "challenger" else None,
         )
 
-    def _role(self, user_id: str, share: float) -> Role:
-        served = self._policies.challenger is not None and self._serves_challenger(user_id, share)
+    def _role(self, user_id: str, at: UserSnapshot) -> Role:
+        served = self._policies.challenger is not None and self._serves_challenger(user_id, at.share, at.salt)
         return "challenger" if served else "champion"

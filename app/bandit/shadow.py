@@ -11,7 +11,7 @@ from app.bandit.decisions import Decision, Shadow
 from app.bandit.model.inputs import Array, packed
 from app.bandit.model.policies import Policies
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import answered_ranking, best
+from app.bandit.model.thompson_sampling import POOLED_CHAMPION, answered_ranking, best
 from app.bandit.numpy_on_demand import np
 
 
@@ -31,6 +31,8 @@ def shadow_of(decision: Decision, statistics: SufficientStatistics | None, mu: A
     scored = other.decide(decision.id, grown, mu, phi)
     own, shadow = decision.ranking, answered_ranking(scored.means, scored.pi, decision.explore)
     champion, challenger = (own, shadow) if decision.role == "champion" else (shadow, own)
+    pooled = POOLED_CHAMPION.decide(decision.id, grown, mu[: POOLED_CHAMPION.spec.size], phi)
+    pool = answered_ranking(pooled.means, pooled.pi, decision.explore)
     q = np.clip(phi @ mu, 0.0, 1.0)
     return Shadow(
         champion_scores=packed(champion.scores),
@@ -43,4 +45,6 @@ def shadow_of(decision: Decision, statistics: SufficientStatistics | None, mu: A
         q_logged=float(q[decision.chosen]),
         v_champion=float(champion.pi @ q),
         v_challenger=float(challenger.pi @ q),
+        pool_p=float(pool.pi[decision.chosen]),
+        v_pool=float(pool.pi @ q),
     )

@@ -14,7 +14,7 @@ from app.bandit.model.policies import Policies
 from app.bandit.ports import ReadProfile
 from app.bandit.rollout.controller import Rollout
 from app.bandit.rollout.stages import serves_challenger
-from app.bandit.rollout.status import Growth
+from app.bandit.rollout.status import StateGrowth
 from app.bandit.rollout.verdict import Limits
 from app.bandit.scoring import Scorer
 from app.features.clock import Clock
@@ -80,9 +80,9 @@ def rollout(settings: Settings, database: Database, clock: Clock) -> Rollout:
     policies = Policies.of(shadow=settings.shadow)
     trail, states = SqlAuditTrail(database), SqlStates(database, policies.longest)
 
-    async def growth() -> Growth:
+    async def growth() -> StateGrowth:
         counts = await states.counts()
-        return Growth(sum(counts.values()), sum(counts.get(spec.hash, 0) for spec in policies.shorter()))
+        return StateGrowth(sum(counts.values()), sum(counts.get(spec.hash, 0) for spec in policies.shorter()))
 
     def audited_action(actor: str, action: str) -> AbstractAsyncContextManager[AuditedAction]:
         return audited(trail, clock.now_ms(), actor, action, "rollout")

@@ -22,6 +22,7 @@ COMMANDS = {
     **dict.fromkeys(("up", "serve", "worker", "migrate"), "run"),
     **dict.fromkeys(("demo", "events", "prune", "rebuild"), "change"),
     **dict.fromkeys(("adopt", "backup", "restore"), "backup"),
+    "openapi": "features",
     **{name: name for name in ("audit", "doctor", "features", "history", "keys", "profile", "rollout")},
 }
 

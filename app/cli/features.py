@@ -1,4 +1,4 @@
-"""`profiles features`: list, create, test and compare features; disable and enable them."""
+"""`profiles features`: list, create, test and compare features; disable and enable them. `profiles openapi`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,16 @@ def features(context: click.Context, fmt: str, registry: str | None) -> None:
         print_json({"features": [catalogue_entry(entry) for entry in contract.registry]})
     else:
         _show_table(contract)
+
+
+@click.command()
+@registry_option
+def openapi(registry: str | None) -> None:
+    """Print the OpenAPI document of the service, for code generators. No service needs to run."""
+    from app.asgi import document
+
+    settings = settings_of_command()
+    click.echo(json.dumps(document(settings, _contract(settings, registry)), indent=2, ensure_ascii=False))
 
 
 def _show_table(contract: Contract) -> None:

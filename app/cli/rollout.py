@@ -9,8 +9,9 @@ import click
 from app.cli.common import ACTOR, json_option, out, plain, print_json, reason_option, with_service
 
 if TYPE_CHECKING:
+    from app.bandit.rollout.bootstrap_intervals import IntervalView
     from app.bandit.rollout.stages import Move
-    from app.bandit.rollout.status import IntervalView, RolloutStatus
+    from app.bandit.rollout.status import RolloutStatus
     from app.bootstrap.service import OpenService
 
 
@@ -54,7 +55,7 @@ def _show(found: RolloutStatus, as_json: bool) -> None:
     from rich.table import Column, Table
 
     table = Table(Column(no_wrap=True), Column(), show_header=False)
-    for name, text in [*_standing(found), *_figures(found), *_guardrails(found), *_moves(found)]:
+    for name, text in [*_standing(found), *_figures(found), *_guardrails(found), *_experiment(found), *_moves(found)]:
         table.add_row(name, plain(text))
     out().print(table)
 
@@ -73,7 +74,7 @@ def _standing(found: RolloutStatus) -> list[tuple[str, str]]:
         (
             "decisions",
             f"{decisions.evaluated:,} evaluated, {looks}; {decisions.waiting:,} waiting; "
-            f"{decisions.unshadowed:,} without a shadow; "
+            f"{decisions.unshadowed:,} without a shadow; {decisions.without_prior:,} made before the first prior; "
             f"{decisions.served_by_challenger:,} served by the challenger since the stage began",
         ),
         ("learned", f"{found.states.users:,} users, {found.states.to_grow:,} with an older spec"),
@@ -92,6 +93,8 @@ def _figures(found: RolloutStatus) -> list[tuple[str, str]]:
         ("doubly robust", _interval(figures.doubly_robust)),
         ("champion", _interval(figures.champion)),
         ("lift", f"{_interval(figures.lift, '+')}; a loss of {found.margin:g} is allowed"),
+        ("of that, pool", _interval(figures.lift_pool, "+")),
+        ("of that, profile", _interval(figures.lift_profile, "+")),
         (
             "mean weight",
             f"{figures.mean_weight:.4f} ± {figures.mean_weight_error:.4f}; the champion's "
@@ -126,9 +129,20 @@ def _guardrails(found: RolloutStatus) -> list[tuple[str, str]]:
     ]
 
 
+def _experiment(found: RolloutStatus) -> list[tuple[str, str]]:
+    if (test := found.experiment) is None:
+        return []
+    return [
+        (name, f"{arm.users:,} users, {arm.decisions:,} recent decisions, reward {_interval(arm.reward)}")
+        for name, arm in (("of champion", test.champion), ("of challenger", test.challenger))
+    ] + [("difference", f"{_interval(test.lift, '+')}; such numbers of users have the probability {test.p:.2g}")]
+
+
 def _moves(found: RolloutStatus) -> list[tuple[str, str]]:
     return [(item.move, "allowed" if item.why_not is None else f"not allowed: {item.why_not}") for item in found.moves]
 
 
-def _interval(found: IntervalView, sign: str = "") -> str:
+def _interval(found: IntervalView | None, sign: str = "") -> str:
+    if found is None:
+        return "too few to say"
     return f"{found.value:{sign}z.4f} ({found.low:{sign}z.4f} to {found.high:{sign}z.4f})"

@@ -26,7 +26,7 @@ MAX_REASON = 1_000
 REFUSALS = (Undecodable, InvalidInput, Conflict)
 
 
-class Replayed(msgspec.Struct):
+class ReplayedLetter(msgspec.Struct):
     """The result of replaying a dead letter."""
 
     accepted: int
@@ -34,14 +34,14 @@ class Replayed(msgspec.Struct):
     revived: Annotated[bool, Meta(description="The event was stored already; a worker will consume it again.")]
 
 
-class LetterFailure(msgspec.Struct):
+class ReplayFailure(msgspec.Struct):
     """A dead letter that could not be replayed, and why."""
 
     id: int
     reason: str
 
 
-class ReplayedAll(msgspec.Struct, kw_only=True):
+class ReplayedLetters(msgspec.Struct, kw_only=True):
     """The result of replaying dead letters. If `next_after` is not null, there are more letters above that id."""
 
     replayed: Annotated[int, Meta(description="Letters that are deleted, because their events are stored.")]
@@ -49,7 +49,7 @@ class ReplayedAll(msgspec.Struct, kw_only=True):
     duplicates: int
     revived: Annotated[int, Meta(description="Events that were stored already; a worker will consume them again.")]
     failed: int
-    failures: list[LetterFailure]
+    failures: list[ReplayFailure]
     next_after: int | None
 
 
@@ -59,7 +59,7 @@ class Replayer:
         self._letters = letters
         self._clock = clock
 
-    async def replay(self, letter: DeadLetter) -> Replayed:
+    async def replay(self, letter: DeadLetter) -> ReplayedLetter:
         """Replay one dead letter; it is deleted if that succeeds.
 
         Raises:
@@ -70,7 +70,7 @@ class Replayer:
         if letter.seq is not None:
             if not await self._letters.revive(letter.id):
                 raise NotFound(f"dead letter {letter.id} is gone: it was replayed or discarded meanwhile")
-            return Replayed(0, 0, True)
+            return ReplayedLetter(0, 0, True)
         try:
             receipt = await self._take_in(letter)
         except REFUSALS as error:
@@ -78,12 +78,12 @@ class Replayer:
             raise
         # 1. The event is stored; 2. the letter is deleted. After a crash in between, another replay finds a duplicate.
         await self._letters.discard(letter.id)
-        return Replayed(receipt.accepted, receipt.duplicates, False)
+        return ReplayedLetter(receipt.accepted, receipt.duplicates, False)
 
-    async def replay_all(self, after: int) -> ReplayedAll:
+    async def replay_all(self, after: int) -> ReplayedLetters:
         """Replay up to `MOST` dead letters with ids above `after`, several at once, so that they share commits. Letters
         that are created meanwhile are skipped. If it raises `StoreUnavailable`, finished replays are not undone."""
-        tally = ReplayedAll(replayed=0, accepted=0, duplicates=0, revived=0, failed=0, failures=[], next_after=None)
+        tally = ReplayedLetters(replayed=0, accepted=0, duplicates=0, revived=0, failed=0, failures=[], next_after=None)
         newest = await self._letters.newest_id()
         for _ in range(0, MOST, AT_ONCE):
             page = [letter for letter in await self._letters.list(after, AT_ONCE) if letter.id <= newest]
@@ -94,7 +94,7 @@ class Replayer:
         tally.next_after = after
         return tally
 
-    async def _replay_page(self, page: Sequence[DeadLetter], tally: ReplayedAll) -> None:
+    async def _replay_page(self, page: Sequence[DeadLetter], tally: ReplayedLetters) -> None:
         revived = [letter.id for letter in page if letter.seq is not None]
         others = [letter for letter in page if letter.seq is None]
         failures: dict[int, str] = {}
@@ -118,7 +118,7 @@ class Replayer:
         if failures:
             await self._letters.refused(failures, self._clock.now_ms())
         tally.failed += len(failures)
-        tally.failures += [LetterFailure(letter_id, reason) for letter_id, reason in failures.items()]
+        tally.failures += [ReplayFailure(letter_id, reason) for letter_id, reason in failures.items()]
 
     async def _take_in(self, letter: DeadLetter) -> Receipt:
         return await self._ingestor.ingest(decode_json(letter.payload.encode()))

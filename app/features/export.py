@@ -50,11 +50,18 @@ def mirror_line(entry: Feature) -> str:
 
 
 def typescript(registry: Registry, mirror: type[msgspec.Struct]) -> str:
-    lines = ["// Features of a user, as the profile service serves them. Generated; do not edit."]
-    lines.append(f"export interface {mirror.__name__} {{")
+    """Source of a TypeScript module with the type of a whole profile, which callers narrow to a selection."""
+    lines = [
+        "// The features of a user, as the service serves them. Written by `profiles features --format typescript`.",
+        "",
+        f"export interface {mirror.__name__} {{",
+    ]
     for entry in registry:
-        lines += [f"  /** {entry.description} */", f"  {entry.name}?: {_TYPESCRIPT[entry.dtype]} | null;"]
-    return "\n".join([*lines, "}"]) + "\n"
+        text = entry.description.replace("*/", "*\\/")
+        lines += [f"  /** {text} */", f"  {entry.name}: {_TYPESCRIPT[entry.dtype]} | null;"]
+    lines += ["}", "", "/** A hash of the definition of each feature. */", "export const FINGERPRINTS = {"]
+    lines += [f'  {entry.name}: "{entry.fingerprint}",' for entry in registry]
+    return "\n".join([*lines, "} as const;"]) + "\n"
 
 
 def catalogue_entry(entry: Feature) -> dict[str, Any]:

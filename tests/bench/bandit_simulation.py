@@ -2,10 +2,10 @@
 
     python -m tests.bench.bandit_simulation --populations 40 --users 300
 
-Two arms, v1 and v2, see the same users, candidates, random numbers and outcomes. Each arm learns from its own decisions
-only, and v2's prior is pooled from the population's statistics every few rounds, as a worker does. Users arrive one
-after another, so most of them start from a prior that others have taught. The result is the expected reward of the
-chosen candidate, per population.
+The arms, v1, v2 and v1 with a pooled prior, see the same users, candidates, random numbers and outcomes. Each arm
+learns from its own decisions only, and its prior is pooled from the population's statistics every few rounds, as a
+worker does. Users arrive one after another, so most of them start from a prior that others have taught. The result is
+the expected reward of the chosen candidate, per population.
 
 A decision here takes one draw of the posterior. The policy takes M draws and samples from their shares. The action has
 the same distribution, since each draw is equally likely to be the one that counts. `test_simulation` compares the
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from app.bandit.model.inputs import Array, Candidate, Context, Profile, candidate_factors, shared_factors
 from app.bandit.model.pooled_prior import SHRINKAGE
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
-from app.bandit.model.thompson_sampling import EPSILON, SCALE
+from app.bandit.model.thompson_sampling import EPSILON, POOLED_CHAMPION, SCALE
 
 COLD = 20  # a user's first decisions
 FEW = -0.84  # a fifth of the normal distribution lies below
@@ -218,6 +218,7 @@ class Arm:
 
 V1 = Arm(SPEC_V1, SPEC_V1.precisions)
 V2 = Arm(SPEC_V2, SPEC_V2.precisions)
+POOL = Arm(POOLED_CHAMPION.spec, SPEC_V1.precisions)
 
 
 def features(at: SimulatedUsers, spec: Spec) -> Array:
@@ -323,10 +324,15 @@ def main() -> None:
         expected = rewards(at)
         first = run(V1, at, one, expected, size.refresh)
         second = run(V2, at, two, expected, size.refresh)
+        pooled = run(POOL, at, one, expected, size.refresh)
         blind, best = float(expected.mean()), float(expected.max(axis=2).mean())
         print(f"{name:15} blind {blind:.4f}, best {best:.4f}")
         for label, part in PARTS.items():
-            print(f"    {label:9} {_row(lift(at, first, second, part))}")
+            pool = lift(at, first, pooled, part)
+            print(
+                f"    {label:9} {_row(lift(at, first, second, part))}; pool {pool.mean:+.4f} ± {pool.error:.4f}",
+                flush=True,
+            )
         if rewards is minority:
             print(f"    minority {_row(lift(at, first, second, slice(None), at.own[:, 0] <= FEW))}")
 

@@ -4,7 +4,7 @@
 `ARGS=--readme` it takes those of the READMEs into `tests/browser/pictures`, and writes the fingerprint of the page
 into each. Restart `make up` first: a process keeps the templates that it has loaded.
 
-The demonstration set has no decisions. `ARGS=--decisions=4000` makes that many first, with feedback, so that the
+The demonstration set has no decisions. `ARGS=--decisions=6000` makes that many first, with feedback, so that the
 roll-out has figures; this takes a minute. The decisions stay stored, and the bandit learns from them.
 """
 

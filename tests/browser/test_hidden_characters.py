@@ -108,13 +108,13 @@ async def forms(site: Live, user: str) -> None:
         f"/admin/users/{user}/rebuild": {},
         "/admin/dead-letters/replay": {},
         "/admin/rebuilds": {"scope": "users", "user_ids": f"{ODD}/", "features": "tip_volume_30d"},
-        f"/admin/users/{user}/erase": {"confirm": ODD.strip()},
+        f"/admin/users/{user}/erase/confirm": {"confirm": ODD.strip()},
     }
     for path, form in answers.items():
         answer = await site.client.post(path, data={**token, **form}, headers=HTML)
         assert answer.status_code in (200, 422), answer.text
         check(answer)
-    erased = await site.client.post(f"/admin/users/{user}/erase", data={**token, "confirm": ODD}, headers=HTML)
+    erased = await site.client.post(f"/admin/users/{user}/erase/confirm", data={**token, "confirm": ODD}, headers=HTML)
     assert erased.status_code == 200
     assert visible(ODD) in check(erased)
 

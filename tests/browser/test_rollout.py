@@ -35,7 +35,7 @@ async def press(page: Page, summary: str, button: str, reason: str = "") -> None
 async def test_page_shows_the_first_look_when_nothing_is_decided(own_site: Live, browser: Browser) -> None:
     async with visiting(browser, own_site) as visitor:
         await visitor.go("/admin/rollout")
-        assert "at 1\u202f000 evaluated decisions" in await visitor.text()
+        assert "at 4\u202f000 evaluated decisions" in await visitor.text()
         await expect(visitor.page.locator("li[aria-current]")).to_have_text("shadow")
         await visitor.assert_sound()
 
@@ -44,7 +44,7 @@ async def test_page_shows_the_first_look_when_nothing_is_decided(own_site: Live,
 async def test_page_is_sound_when_a_guardrail_is_broken(
     own_site: Live, browser: Browser, scheme: Scheme, width: int
 ) -> None:
-    await decide(own_site, 1_000, 1_100, 2_000)
+    await decide(own_site, 4_000, 4_100)
     lately = rows_of(some(200, seed=2), made_ms=own_site.now_ms - 60_000, profile_present=0)
     await write(own_site.service.database, lately)
     async with visiting(browser, own_site, scheme=scheme, width=width) as visitor:
@@ -94,7 +94,8 @@ async def on_trial(site: Live, share: float, served: int = 250) -> None:
     """Ramp to a share, with a verdict that allows the next step and decisions that the challenger served."""
     await decide(site, 4_000)
     await move_to(site.service, "ramp", share)
-    await write(site.service.database, rows_of(some(served, share=1.0, seed=2), made_ms=site.now_ms - 1_000))
+    page = some(int(served / share), share=share, seed=2)
+    await write(site.service.database, rows_of(page, made_ms=site.now_ms - 1_000))
 
 
 @pytest.mark.parametrize("scripts", [True, False])
@@ -109,7 +110,7 @@ async def test_second_tab_does_not_repeat_a_step(own_site: Live, browser: Browse
         await visitor.page.get_by_role("button", name="Ramp", exact=True).click()
         await expect(visitor.page.get_by_role("status")).to_contain_text("serves 5\u202f% of the users")
         # By now another step would be allowed, but it is not what the other tab's button says.
-        served = rows_of(some(250, share=1.0, seed=2), made_ms=own_site.now_ms)
+        served = rows_of(some(5_000, share=0.05, seed=2), made_ms=own_site.now_ms)
         await write(own_site.service.database, served)
         await stale.get_by_role("button", name="Ramp", exact=True).click()
         await expect(stale.get_by_role("status")).to_contain_text("Nothing was changed: the roll-out has changed")
@@ -207,7 +208,7 @@ async def test_step_is_recorded_with_the_key_of_the_session(serve_site: Any, bro
     async with serve_site(api_keys=API_KEYS) as site, visiting(browser, site) as visitor:
         await visitor.sign_in(KEYS["admin"])
         await visitor.go("/admin/rollout")
-        await press(visitor.page, "Roll back", "Roll back", "<b>complaints</b>")
+        await press(visitor.page, "End the trial", "End", "<b>complaints</b>")
         await expect(visitor.page.get_by_role("status")).to_contain_text("is rolled back")
         assert "by admin: <b>complaints</b>" in await visitor.text()
         await visitor.page.get_by_role("link", name="All changes").click()
@@ -216,7 +217,7 @@ async def test_step_is_recorded_with_the_key_of_the_session(serve_site: Any, bro
 
 
 async def test_reason_of_a_look_can_be_read_by_keyboard(own_site: Live, browser: Browser) -> None:
-    await decide(own_site, 1_000)
+    await decide(own_site, 4_000)
     (look,) = await own_site.service.bandit.rollout.repository.looks()
     async with visiting(browser, own_site, width=NARROW) as visitor:
         await visitor.go("/admin/rollout")

@@ -16,28 +16,42 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis.core.parameters import ParameterLocation
 
+from app.features.events import SERVED
+
 IDS_VARIABLE = "FUZZ_IDS"
 _IDS: dict[str, list[Any]] = json.loads(os.environ.get(IDS_VARIABLE, "{}"))
 _NOW = datetime.now(UTC)
 
 _ZONES = [UTC, timezone(timedelta(hours=5, minutes=45)), timezone(timedelta(hours=-3, minutes=-30))]
 
+_TIMES = st.builds(
+    lambda ago_s, zone: (_NOW - timedelta(seconds=ago_s)).astimezone(zone).isoformat(),
+    st.integers(60, 25 * 86_400),
+    st.sampled_from(_ZONES),
+)
+_IDENTIFIERS = st.text("abcdefgh-0123456789", min_size=1, max_size=8)
+_EVENTS = st.fixed_dictionaries(
+    {
+        "subject": st.just(SERVED),
+        "occurred_at": _TIMES,
+        **dict.fromkeys(("event_id", "user_id", "tip_id"), _IDENTIFIERS),
+    },
+    optional={"decision_id": st.none() | _IDENTIFIERS},
+)
+
+schemathesis.openapi.format("date-time", _TIMES)
+# Of newline-delimited JSON, a schema says only that it is `binary`.
 schemathesis.openapi.format(
-    "date-time",
-    st.builds(
-        lambda ago_s, zone: (_NOW - timedelta(seconds=ago_s)).astimezone(zone).isoformat(),
-        st.integers(60, 25 * 86_400),
-        st.sampled_from(_ZONES),
-    ),
+    "binary", st.lists(_EVENTS, min_size=1, max_size=20).map(lambda events: "\n".join(map(json.dumps, events)))
 )
 
 
 @schemathesis.serializer("application/x-ndjson")
 def lines(_: schemathesis.SerializationContext, value: Any) -> bytes:
-    """Write one item a line. A string is sent unchanged."""
+    """Send text and bytes unchanged, and other values as JSON."""
     if isinstance(value, str):
         return value.encode(errors="surrogatepass")
-    return b"\n".join(json.dumps(item).encode() for item in (value if isinstance(value, list) else [value]))
+    return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
 @schemathesis.hook

@@ -44,14 +44,18 @@ def simulate(
     candidates: int = 5,
     skill: float = 0.0,
     spread: float = 1.5,
+    spread_of_skill: float = 0.0,
+    shares: Array | None = None,
 ) -> SimulatedLog:
-    """`skill`: weight of the true reward in the challenger's scores; at 0 both policies are equally good."""
-    user = random.integers(0, users, decisions)
+    """`skill`: weight of the true reward in the challenger's scores; at 0 both policies are equally good. Its standard
+    deviation over users is `spread_of_skill`. `shares`: each user's share of the decisions; None for equal ones."""
+    user = random.integers(0, users, decisions) if shares is None else random.choice(users, decisions, p=shares)
     level = random.beta(2, 5, users)[user, None]
     taste = random.normal(size=(decisions, candidates))
     means = np.clip(level * (1 + 0.4 * taste), 0, 1)
     guesses = [spread * random.normal(size=taste.shape) for _ in range(2)]
-    return SimulatedLog(user, mixture(guesses[0], 1.0), mixture(guesses[1] + skill * taste, 1.0), means)
+    weight = skill + spread_of_skill * random.normal(size=users)[user, None] if spread_of_skill else skill
+    return SimulatedLog(user, mixture(guesses[0], 1.0), mixture(guesses[1] + weight * taste, 1.0), means)
 
 
 def logged_page(
@@ -74,6 +78,8 @@ def logged_page(
         v_challenger=(found.challenger * expected).sum(axis=1),
         dismissed=((rewards == 0) & (random.random(len(rows)) < 0.3)).astype(float),
         agreed=(found.champion.argmax(axis=1) == found.challenger.argmax(axis=1)).astype(float),
+        pi_pool=np.full(len(rows), np.nan),
+        v_pool=np.full(len(rows), np.nan),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def rows_of(
             v_challenger,
             dismissed,
             agreed,
-        ) in enumerate(zip(page.users, *(map(float, column) for column in page[1:]), strict=True))
+        ) in enumerate(zip(page.users, *(map(float, column) for column in page[1:10]), strict=True))
         for served_by_challenger in (pi_b == challenger != champion,)
     ]
 
@@ -80,10 +81,10 @@ def rows_of(
 async def write(database: Database, rows: Sequence[Mapping[str, object]]) -> None:
     def work(connection: Connection) -> None:
         (made,) = connection.execute("SELECT COUNT(*) FROM tip_scores").fetchone()
-        for number, row in enumerate(rows, start=made):
-            named = {"decision_id": f"d-{number}", **row}
-            columns = ", ".join(named)
-            connection.execute(f"INSERT INTO tip_scores ({columns}) VALUES (:{', :'.join(named)})", named)
+        named = [{"decision_id": f"d-{number}", **row} for number, row in enumerate(rows, start=made)]
+        for columns, alike in groupby(named, key=tuple):
+            statement = f"INSERT INTO tip_scores ({', '.join(columns)}) VALUES (:{', :'.join(columns)})"
+            connection.executemany(statement, list(alike))
 
     await database.write(work, of=())
 

@@ -75,13 +75,13 @@ def stamped(png: bytes, text: str) -> bytes:
 
 def stamp_of(png: bytes) -> str | None:
     """The fingerprint in the metadata of a picture."""
-    for kind, data in _chunks(png):
+    for kind, data in chunks(png):
         if kind == b"tEXt" and data.startswith(KEYWORD):
             return data.removeprefix(KEYWORD).decode()
     return None
 
 
-def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
+def chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
     place = len(SIGNATURE)
     while place < len(png):
         (length,) = struct.unpack_from(">I", png, place)

@@ -1,8 +1,8 @@
 """The code blocks of every README, and running the blocks of a section from top to bottom.
 
-`sh` blocks run in bash, and a `json` block after one shows an answer of it. A `python` block whose first line is
-`# NAME.py` is written to that file; any other is run. The commands need `profiles` and `python` on the PATH, which
-`Reader` provides. An `nginx` block configures the one of `tests/browser/test_behind_proxy.py`.
+`sh` blocks run in bash, and a `json` block after one shows an answer of it. A block whose first line is `# NAME.py` or
+`// NAME.ts` is written to that file; any other `python` block is run. The commands need `profiles` and `python` on the
+PATH, which `Reader` provides. An `nginx` block configures the one of `tests/browser/test_behind_proxy.py`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ READMES = sorted(
 )
 FENCED = re.compile(r"^( *)```(.*)\n((?:.*\n)*?) *```$", re.MULTILINE)
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
-LANGUAGES = {"sh", "python", "json", "nginx", "sql"}
+LANGUAGES = {"sh", "python", "json", "nginx", "sql", "ts"}
 BY_CI = re.compile(r"(make|docker) ")  # CI runs these targets; docker/check.sh builds and starts the image
-FILE = re.compile(r"# (\w+\.py)\n")
+FILE = re.compile(r"(?:#|//) ([\w/]+\.(?:py|ts))\n")
 UP = "profiles up"
 STOP_S = 30
 
@@ -137,8 +137,8 @@ class Reader:
         for block in blocks:
             if block.language == "json":
                 check_answer(block, printed)
-            elif block.language == "python" and (name := FILE.match(block.code)):
-                (self.directory / name[1]).write_text(block.code)
+            elif name := FILE.match(block.code):
+                (self.directory / name[1]).write_text(self.adapted(block.code))
             elif block.language == "python":
                 printed += self._run([sys.executable, "-W", "error", "-c", block.code])
             else:

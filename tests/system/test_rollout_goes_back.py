@@ -23,8 +23,8 @@ async def test_worker_rolls_back_by_itself(
     database: SqliteDatabase, database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer
 ) -> None:
     now_ms, book = time.time_ns() // 1_000_000, SqlRollout(database)
-    await write(database, rows_of(some(1_000), made_ms=now_ms - 100 * HOUR_MS))
-    slow = [{**row, "elapsed_us": 800_000} for row in rows_of(some(200, share=1.0), made_ms=now_ms - 60_000)]
+    await write(database, rows_of(some(4_000), made_ms=now_ms - 100 * HOUR_MS))
+    slow = [{**row, "elapsed_us": 800_000} for row in rows_of(some(1_000, share=1.0), made_ms=now_ms - 60_000)]
     await write(database, slow)
     await book.move(await book.state(), Target("ramp", 0.05), "it looked good", "ann", now_ms - 120_000)
 
@@ -42,7 +42,7 @@ async def test_worker_rolls_back_by_itself(
         stop.set()
         await working
     (look,) = await book.looks()
-    assert (look.number, look.estimates.n) == (1, 1_200)
+    assert (look.number, look.estimates.n) == (1, 5_000)
     (entry,) = await SqlAuditTrail(database).newest(10)
     assert (entry.actor, entry.action) == ("the worker", "roll back roll-out")
     assert "takes over 800 ms" in entry.outcome

@@ -49,7 +49,7 @@ class AuditPage(msgspec.Struct):
     summary="Read the audit trail",
     description="Every action of an admin, newest first. The trail holds users as hashes only; `user_id` searches for "
     "the hash of a user. A page for a browser.",
-    problems=[422],
+    problems={422: "Or both `subject` and `user_id` are sent."},
 )
 async def get_audit(
     request: HttpRequest,

@@ -39,7 +39,11 @@ class ReasonRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 # The options of a route that takes a reason.
-WITH_REASON: dict[str, Any] = {"body": [ReasonRequest], "body_required": False, "problems": [409]}
+WITH_REASON: dict[str, Any] = {
+    "body": [ReasonRequest],
+    "body_required": False,
+    "problems": {409: "`detail` says why the change is not possible now."},
+}
 
 
 def caller(request: HttpRequest) -> Caller:

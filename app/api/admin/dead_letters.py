@@ -22,7 +22,7 @@ from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.api.schemas import view
 from app.errors import Conflict, InvalidInput, Issue, NotFound, Undecodable
 from app.events.ports import DeadLetter
-from app.events.replay import MOST, REFUSALS, Replayed, ReplayedAll, reason_of
+from app.events.replay import MOST, REFUSALS, ReplayedLetter, ReplayedLetters, reason_of
 from app.features.ids import id_problem, user_hash
 from app.service import Service
 
@@ -34,7 +34,7 @@ After = Annotated[
 ]
 
 
-class Letter(msgspec.Struct):
+class DeadLetterView(msgspec.Struct):
     """A dead letter: an event whose consumption failed repeatedly, or a queued payload that was rejected."""
 
     id: int
@@ -51,10 +51,10 @@ class Letter(msgspec.Struct):
     last_failed_at: str
 
 
-class LetterList(msgspec.Struct):
+class DeadLetterList(msgspec.Struct):
     """A page of dead letters by id; continue with `after=next_after`."""
 
-    dead_letters: list[Letter]
+    dead_letters: list[DeadLetterView]
     next_after: int | None
 
 
@@ -63,13 +63,13 @@ class LetterList(msgspec.Struct):
     summary="List dead letters",
     description="Lists dead letters by id, the oldest first. A page for a browser.",
 )
-async def get_letters(request: HttpRequest, after: After = 0) -> Response[LetterList]:
+async def get_letters(request: HttpRequest, after: After = 0) -> Response[DeadLetterList]:
     service = service_of(request)
     as_page = prefers_page(request)
     limit = LETTERS_PER_PAGE if as_page else LETTERS_PER_ANSWER
     letters = await service.dead_letters.list(after, limit)
     more = letters[-1].id if len(letters) == limit else None
-    body = LetterList([view(Letter, item, event_seq=item.seq) for item in letters], more)
+    body = DeadLetterList([view(DeadLetterView, item, event_seq=item.seq) for item in letters], more)
     if not as_page:
         return await answer(request, body, "dead_letters.html")
     users = {item.id: _user_of(item) for item in letters}
@@ -82,9 +82,9 @@ async def get_letters(request: HttpRequest, after: After = 0) -> Response[Letter
     summary="Look at a dead letter",
     description="A page for a browser.",
 )
-async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Letter]:
+async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[DeadLetterView]:
     letter = await _letter(service_of(request), letter_id)
-    body = view(Letter, letter, event_seq=letter.seq)
+    body = view(DeadLetterView, letter, event_seq=letter.seq)
     return await answer(request, body, "dead_letter.html", user=_user_of(letter))
 
 
@@ -94,7 +94,7 @@ async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response
     description=f"Replays the letters with an id above `after`, up to {MOST:,} at a time; continue with `next_after`. "
     "A letter that is still no valid event is kept, and `failures` says why.",
 )
-async def replay_letters(request: HttpRequest, after: After = 0) -> Response[ReplayedAll]:
+async def replay_letters(request: HttpRequest, after: After = 0) -> Response[ReplayedLetters]:
     async with audited(request, "replay all", "dead-letters") as act:
         tally = await service_of(request).replayer.replay_all(after)
         act.outcome = f"done: {tally.replayed} replayed, {tally.failed} still fail"
@@ -106,9 +106,12 @@ async def replay_letters(request: HttpRequest, after: After = 0) -> Response[Rep
     summary="Replay a dead letter",
     description="Ingests the payload as an event, or gives a stored event to the workers again. A payload that is "
     "still no valid event is kept, and the answer says why.",
-    problems=[409, 422],
+    problems={
+        409: "The payload is still refused: its event id is stored with other content.",
+        422: "The payload is still no valid event.",
+    },
 )
-async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[Replayed]:
+async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[ReplayedLetter]:
     if not is_form(request):
         return Response(await _replay(request, letter_id))
     try:
@@ -158,7 +161,7 @@ async def _letter(service: Service, letter_id: int) -> DeadLetter:
     return letter
 
 
-async def _replay(request: HttpRequest, letter_id: int) -> Replayed:
+async def _replay(request: HttpRequest, letter_id: int) -> ReplayedLetter:
     """Replay a dead letter, and record the outcome in the audit trail. Raises `NotFound` if the letter does not exist,
     and one of `REFUSALS` if its payload is rejected again."""
     service = service_of(request)

@@ -45,7 +45,7 @@ class FeatureDefinition(FeatureEntry):
     ]
 
 
-class Export(msgspec.Struct):
+class ContractExport(msgspec.Struct):
     """The features' names, types and descriptions as text for callers: JSON Schema, Python or TypeScript."""
 
     format: str
@@ -59,10 +59,10 @@ class Catalogue(msgspec.Struct):
     registry: Annotated[str, Meta(description="The fingerprint of the whole registry.")]
     features: list[FeatureDefinition]
     subjects: dict[str, list[str]]
-    exports: list[Export]
+    exports: list[ContractExport]
 
 
-class Switched(msgspec.Struct):
+class FeatureSwitch(msgspec.Struct):
     """The result of enabling or disabling a feature."""
 
     feature: str
@@ -84,7 +84,7 @@ async def get_catalogue(request: HttpRequest) -> Response[Catalogue]:
         subject: [name for name in names if name in service.registry.invalidated_by(subject)]
         for subject in sorted(KNOWN_SUBJECTS, reverse=True)  # a tip is `served` before there is `feedback`
     }
-    exports = [Export(name, export(service.registry, service.mirror)) for name, export in FORMATS.items()]
+    exports = [ContractExport(name, export(service.registry, service.mirror)) for name, export in FORMATS.items()]
     definitions = [_definition(service, index, announced) for index in range(len(names))]
     body = Catalogue(service.registry.fingerprint, definitions, subjects, exports)
     return await answer(request, body, "features.html", max_reason=MAX_REASON, measured=bool(service.costs))
@@ -111,7 +111,7 @@ def _definition(service: Service, index: int, announced: list[Announced]) -> Fea
     description="Every process serves it as null within a second, until it is enabled; cached values are not served. "
     "409 if it is disabled already.",
 )
-async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[Switched]:
+async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[FeatureSwitch]:
     return await _switch(request, name, reason, on=False)
 
 
@@ -121,7 +121,7 @@ async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "")
     summary="Serve a feature again",
     description="409 if it is not disabled.",
 )
-async def enable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[Switched]:
+async def enable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[FeatureSwitch]:
     return await _switch(request, name, reason, on=True)
 
 
@@ -142,4 +142,4 @@ async def _switch(request: HttpRequest, name: str, reason: str, *, on: bool) -> 
     done = f"{name} is served again." if on else f"{name} is served as null, in every process within a second."
     if is_form(request):
         return await redirect(request, HOME, done)
-    return Response(Switched(name, "enabled" if on else "disabled", done))
+    return Response(FeatureSwitch(name, "enabled" if on else "disabled", done))

@@ -153,7 +153,7 @@ async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
     f"{PATH}/refresh",
     summary="Watch the newest measurement by a worker",
     description="404 if none was ever requested.",
-    problems=[404],
+    problems={404: "No measurement was ever requested."},
 )
 async def get_refresh(request: HttpRequest) -> QualityRefresh:
     service = service_of(request)

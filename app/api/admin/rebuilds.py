@@ -101,7 +101,7 @@ class Draft(msgspec.Struct):
     summary="Start a rebuild",
     description="Rebuilds every eligible user (`scope: all`), or up to 1,000 users. Workers carry it out; reads "
     "return the cached values meanwhile. 409 if a rebuild of the same scope is active.",
-    problems=[409],
+    problems={409: "A rebuild of the same scope is active."},
 )
 async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:
     if is_form(request):
@@ -141,7 +141,7 @@ async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[R
     status_code=200,
     summary="Cancel a rebuild",
     description="It stops after the current chunk of users. 409 if it has ended.",
-    problems=[409],
+    problems={409: "The rebuild has ended."},
 )
 async def cancel_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
     return _status(service_of(request), await _cancel(request, run_id))

@@ -11,7 +11,7 @@ from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import answer, redirect
-from app.bandit.rollout.controller import ACTIONS, NEWEST_SHOWN, WORKER
+from app.bandit.rollout.controller import ACTIONS, NEWEST, WORKER
 from app.bandit.rollout.stages import SERVED_BEFORE_MORE, STEPS, Move, RolloutState
 from app.bandit.rollout.status import RolloutStatus
 from app.errors import Conflict
@@ -39,7 +39,7 @@ async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
         steps=STEPS,
         unchanged=UNCHANGED,
         max_reason=MAX_REASON,
-        newest_shown=NEWEST_SHOWN,
+        newest=NEWEST,
         served_needed=SERVED_BEFORE_MORE,
         worker=WORKER,
     )

@@ -54,7 +54,7 @@ class StoredEvent(msgspec.Struct):
     dead_letter: Annotated[int | None, Meta(description="The id of its dead letter.")]
 
 
-class HeldValue(msgspec.Struct):
+class CachedValueView(msgspec.Struct):
     """A value in the cache that has not expired."""
 
     value: Value
@@ -64,7 +64,7 @@ class HeldValue(msgspec.Struct):
     seq: Annotated[int, Meta(description="The user's newest event that its computation saw.")]
 
 
-class CellState(msgspec.Struct):
+class FeatureStateView(msgspec.Struct):
     """A feature of a user: the result of a read, the cached value, and the result of a computation."""
 
     value: Value
@@ -87,7 +87,7 @@ class CellState(msgspec.Struct):
         Literal["value", "expired", "other definition", "lease", "nothing"] | None,
         Meta(description="Content of the key; `lease` while a reader computes the value."),
     ]
-    held: Annotated[HeldValue | None, Meta(description="The value that the cache held before this request.")]
+    held: Annotated[CachedValueView | None, Meta(description="The value that the cache held before this request.")]
     recomputed: Annotated[Value, Meta(description="The result of a computation now.")]
     error: Annotated[str | None, Meta(description="Why it could not be computed, or who disabled it.")]
     difference: Annotated[
@@ -104,7 +104,7 @@ class UserView(msgspec.Struct):
     """A user: every feature, and the newest events."""
 
     user_id: str
-    features: dict[str, CellState]
+    features: dict[str, FeatureStateView]
     events: list[StoredEvent]
 
 
@@ -115,14 +115,14 @@ else:  # the number of tips served, and of each kind of reaction
     KindCounts = msgspec.defstruct("KindCounts", [(kind, int, 0) for kind in KINDS])
 
 
-class Day(KindCounts, kw_only=True):
+class DailyTips(KindCounts, kw_only=True):
     """A user's events in 24 hours, after `start` and up to `end`, counted by kind."""
 
     start: str
     end: str
 
 
-class Hour(KindCounts, kw_only=True):
+class HourlyTips(KindCounts, kw_only=True):
     """A user's events of the last 30 days in one hour of the local day, 0 to 23, counted by kind."""
 
     hour: int
@@ -142,8 +142,8 @@ class UserDevelopment(msgspec.Struct):
 
     user_id: str
     at: str
-    days: list[Day]
-    hours: list[Hour]
+    days: list[DailyTips]
+    hours: list[HourlyTips]
     features: dict[str, list[FeaturePoint]]
 
 
@@ -198,10 +198,10 @@ async def _user_view(service: Service, inspection: Inspection, profile: Profile)
     )
 
 
-def _cell_state(cell: InspectedCell, reading: FeatureValue, inspection: Inspection) -> CellState:
+def _cell_state(cell: InspectedCell, reading: FeatureValue, inspection: Inspection) -> FeatureStateView:
     entry, held = cell.entry, cell.held
     return view(
-        CellState,
+        FeatureStateView,
         reading,
         value=msgspec.json.decode(reading.json),
         dtype=entry.dtype,
@@ -220,9 +220,9 @@ def _cell_state(cell: InspectedCell, reading: FeatureValue, inspection: Inspecti
     )
 
 
-def _held_value(held: FeatureValue, at_ms: int) -> HeldValue:
+def _held_value(held: FeatureValue, at_ms: int) -> CachedValueView:
     left_s = max(0, (held.expires_at_ms or 0) - at_ms) / 1000
-    return view(HeldValue, held, value=msgspec.json.decode(held.json), ttl_left_s=left_s, seq=held.version)
+    return view(CachedValueView, held, value=msgspec.json.decode(held.json), ttl_left_s=left_s, seq=held.version)
 
 
 def _stored_event(item: TracedEvent, registry: Registry) -> StoredEvent:
@@ -270,12 +270,12 @@ async def user_development(service: Service, user_id: str) -> UserDevelopment:
             by_day[item.days_ago][item.kind] += item.events
             by_hour[item.local_hour][item.kind] += item.events
     ends = [now_ms - ago * DAY_MS for ago in range(DAYS)]
-    days = [Day(start=rfc3339(end - DAY_MS), end=rfc3339(end), **by_day[ago]) for ago, end in enumerate(ends)]
+    days = [DailyTips(start=rfc3339(end - DAY_MS), end=rfc3339(end), **by_day[ago]) for ago, end in enumerate(ends)]
     return UserDevelopment(
         user_id,
         rfc3339(now_ms),
         days[::-1],
-        [Hour(hour=hour, **by_hour[hour]) for hour in range(24)],
+        [HourlyTips(hour=hour, **by_hour[hour]) for hour in range(24)],
         {name: _course(index, points) for index, name in enumerate(service.registry.names)},
     )
 
@@ -291,5 +291,5 @@ def _course(index: int, points: Sequence[Point]) -> list[FeaturePoint]:
     ]
 
 
-def _reactions(counts: Sequence[Day | Hour]) -> dict[str, list[int]]:
+def _reactions(counts: Sequence[DailyTips | HourlyTips]) -> dict[str, list[int]]:
     return {kind: [getattr(count, kind) for count in counts] for kind in KINDS if kind != "served"}

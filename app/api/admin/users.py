@@ -20,7 +20,7 @@ from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
 from app.api.openapi.document import ID_PREFIX, UserId
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, prefix_of
-from app.api.schemas import FeatureNames, ProfileAnswer
+from app.api.schemas import DetailedProfileAnswer, FeatureNames
 from app.events.ports import Holdings
 from app.features.ids import id_problem, user_hash, visible
 from app.features.registry import indices
@@ -87,9 +87,9 @@ async def get_users(
     body_required=False,
     summary="Rebuild a user now",
     description="Rebuilds every feature, or those that the body names. Reads return the cached values meanwhile.",
-    response_description="The profile, as with `detail=true`.",
+    response_description="The profile with its details.",
 )
-async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[ProfileAnswer]:
+async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[DetailedProfileAnswer]:
     service = service_of(request)
     mask = selected(service.registry, await _features_to_rebuild(request))
     before = await service.inspector.live_values(user_id) if prefers_page(request) else None
@@ -131,7 +131,7 @@ async def get_erasure(request: HttpRequest, user_id: UserId) -> Response[UserHol
     return await answer(request, await _holdings(service_of(request), user_id), "user_erase.html", refusal=None)
 
 
-@form_post(f"{HOME}/{{user_id:str}}/erase")
+@form_post(f"{HOME}/{{user_id:str}}/erase/confirm")
 async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[Any]:
     """Erase a user if the form holds the id, which the admin types to confirm."""
     if (await read_form(request)).get("confirm") not in (user_id, visible(user_id)):

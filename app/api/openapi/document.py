@@ -1,40 +1,55 @@
-"""Completes the OpenAPI document that Litestar generates: problem responses, request bodies, the typed profile.
+"""Completes the OpenAPI document that Litestar generates: schemas, request bodies, problem responses, typed profiles.
 
 Handlers decode bodies by hand and return encoded JSON, so their signatures show neither these types nor the names of
 the features. `opt["body"]` of a route lists the structs of its body. `opt["required"]` lists parameters that a program
 must send; the signature makes them optional, because the same route also serves an HTML page that opens without them.
+`opt["problems"]` maps a status to the reasons that no schema can express (a moment too far in the past, two parameters
+that exclude each other), or to None.
 
-Invariant: a parameter that matches its schema is rejected only for reasons that no schema can express (a moment too far
-in the past, two parameters that exclude each other).
+Invariants, on which code generators depend: input that matches its schema is rejected only for such reasons. A field
+of a request is required only if a caller must send it; a field of a response, unless the service may leave it out.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
+from litestar import Litestar
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Server, Tag
 from litestar.params import PathParameter
 from litestar.router import Router
-from msgspec import Meta
+from msgspec import UNSET
 
 import app
 from app.api.dependencies import HttpRequest, service_of
 from app.api.problems import MEDIA_TYPE, Problem
-from app.api.request_parsing import with_mirror
-from app.api.schemas import FeatureDetail
+from app.api.request_parsing import JSON, NDJSON
+from app.api.schemas import DETAILS, FEATURE_NAME, HistoryDecision, HistoryMoment
 from app.events.validation import MAX_EVENTS
 from app.features.clock import DAY_MS, rfc3339
 from app.features.events import FEEDBACK, SERVED, TipEvent, TipServed
 from app.features.ids import ID_PATTERN, MAX_ID_LENGTH
 from app.features.registry import Registry
+from app.features.schema import ProfileFeatures
 
 ASSETS = "/schema/assets"
 _REF = "#/components/schemas/{name}"
+# Swagger UI has no dark colours of its own. Code samples are dark already.
+_STYLE = """<style>
+body { margin: 0 }
+@media (prefers-color-scheme: dark) {
+  html { background: #1c1c1c }
+  #swagger-container { filter: invert(0.88) hue-rotate(180deg) }
+  .highlight-code { filter: invert(1) hue-rotate(180deg) }
+}
+</style>"""
 
 DESCRIPTIONS = {
     400: "The body is not valid JSON or UTF-8, or a query parameter is unknown, repeated or not allowed.",
@@ -61,10 +76,9 @@ SERVED_EXAMPLE = {
     "occurred_at": "2026-04-25T08:30:00+02:00",
 }
 FEEDBACK_EXAMPLE = {
+    **SERVED_EXAMPLE,
     "subject": FEEDBACK,
     "event_id": "e-2",
-    "user_id": "ada",
-    "tip_id": "t-1",
     "occurred_at": "2026-04-25T08:31:12+02:00",
     "action": "completed",
     "dwell_ms": 7200,
@@ -106,7 +120,7 @@ UNPROVEN_HEADERS: Schema = {
 }
 
 
-def openapi_config(*, keys_required: bool, root_path: str) -> OpenAPIConfig:
+def openapi_config(*, root_path: str) -> OpenAPIConfig:
     """The title, tags and security of the OpenAPI document, and a Swagger page that loads nothing from other hosts."""
     assets = root_path + ASSETS
     return OpenAPIConfig(
@@ -115,7 +129,7 @@ def openapi_config(*, keys_required: bool, root_path: str) -> OpenAPIConfig:
         description=(
             "Profile features of the users of a to-do app, computed by SQL from tip events and cached. A response "
             "reflects every event acknowledged before the request. Errors are problem details (RFC 9457); times are "
-            "RFC 3339 in UTC."
+            "RFC 3339 in UTC. A service that has no keys serves only programs on its own machine, and needs no header."
         ),
         path="/schema",
         servers=[Server(url=root_path or "/")],
@@ -125,6 +139,7 @@ def openapi_config(*, keys_required: bool, root_path: str) -> OpenAPIConfig:
             _Page(
                 path="/",
                 favicon='<link rel="icon" href="data:,">',
+                style=_STYLE,
                 js_url=f"{assets}/swagger-ui-bundle.js",
                 css_url=f"{assets}/swagger-ui.css",
                 standalone_preset_js_url=f"{assets}/swagger-ui-standalone-preset.js",
@@ -141,74 +156,94 @@ def openapi_config(*, keys_required: bool, root_path: str) -> OpenAPIConfig:
         components=Components(
             security_schemes={"key": SecurityScheme(type="apiKey", name="X-API-Key", security_scheme_in="header")}
         ),
-        security=[{"key": []}] if keys_required else None,
+        security=[{"key": []}],
     )
 
 
-def _completed(request: HttpRequest, document: dict[str, Any]) -> dict[str, Any]:
-    """The generated document with request bodies, the typed Struct of the features, and the problems of each route."""
-    mirror, registry = service_of(request).mirror, service_of(request).registry
+@lru_cache(maxsize=1)  # it takes 80 ms, and changes once a day
+def openapi_document(
+    application: Litestar, registry: Registry, mirror: type[msgspec.Struct], day: int
+) -> dict[str, Any]:
+    """The complete OpenAPI document of an application that serves these features. It need not have been started.
+
+    Examples are of the day before `day` (since 1970), because the service rejects events older than the retention.
+    """
+    document = application.openapi_schema.to_schema()
     operations = [
-        (route.path_format, method.lower(), document["paths"][route.path_format][method.lower()], handler.opt)
-        for route in request.app.routes
+        (route.path_format, method.lower(), document["paths"][route.path_format][method.lower()], handler)
+        for route in application.routes
         for method, (handler, _) in getattr(route, "route_handler_map", {}).items()
         if method.lower() in document["paths"].get(route.path_format, {})
     ]
-    kinds = [with_mirror(kind, mirror) for *_, opt in operations for kind in opt.get("body", ())]
-    _, components = msgspec.json.schema_components([*kinds, mirror, FeatureDetail, Problem], ref_template=_REF)
-    schemas = {**document["components"]["schemas"], **components}
-    _make_number_branches_exclusive(schemas)
-    reference = {"$ref": _REF.format(name=mirror.__name__)}
-    for name, schema in schemas.items():
-        if name.endswith("ProfileAnswer"):
-            details = {"$ref": _REF.format(name="FeatureDetail")}
-            detailed = {"type": "object", "additionalProperties": details, "description": "If `detail=true`."}
-            schema["properties"]["features"] = {"anyOf": [reference, detailed]}
-        elif name.endswith("HistoryRow"):
-            schema["properties"]["features"] = reference
-    for kind in kinds:
-        _name_features(schemas[kind.__name__], registry)
-    for path, method, operation, opt in operations:
+    results = [handler.parsed_fn_signature.return_type for *_, handler in operations]
+    structs = {
+        kind.annotation
+        for result in results
+        for kind in (result, *result.inner_types)
+        if isinstance(kind.annotation, type) and issubclass(kind.annotation, msgspec.Struct)
+    }
+    structs.update(kind for *_, handler in operations for kind in handler.opt.get("body", ()))
+    document["components"]["schemas"] = _schemas(sorted(structs, key=lambda kind: kind.__name__), registry, mirror)
+    for path, method, operation, handler in operations:
+        opt = handler.opt
         _describe(operation, opt, registry)
-        content = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(name="Problem")}}}
-        for status in sorted(_errors(path, method, opt)):
-            operation["responses"][str(status)] = {"description": DESCRIPTIONS[status], "content": content}
+        content = {MEDIA_TYPE: {"schema": _ref("Problem")}}
+        problems = {**dict.fromkeys(_statuses(path, method, opt)), **opt.get("problems", {})}
+        for status, reasons in sorted(problems.items()):
+            description = " ".join(filter(None, (DESCRIPTIONS[status], reasons)))
+            operation["responses"][str(status)] = {"description": description, "content": content}
         if "scope" not in opt:
             operation["security"] = []
         if kinds := opt.get("body"):
             operation["requestBody"] = (
                 _events_body() if TipServed in kinds else _body(kinds, required=opt.get("body_required", True))
             )
-    # Examples are of yesterday, because the service rejects events older than the retention.
-    yesterday = rfc3339(service_of(request).clock.now_ms() - DAY_MS)[:11].encode()
-    whole = msgspec.json.encode({**document, "components": {**document["components"], "schemas": schemas}})
-    completed: dict[str, Any] = msgspec.json.decode(whole.replace(EXAMPLE_DAY, yesterday))
+    yesterday = rfc3339((day - 1) * DAY_MS)[:11].encode()
+    encoded = msgspec.json.encode(document).replace(EXAMPLE_DAY, yesterday)
+    completed: dict[str, Any] = msgspec.json.decode(encoded)
     return completed
 
 
-def _make_number_branches_exclusive(node: Any) -> None:
-    """Drop `integer` from every `oneOf` with `number`: an integer would match both, and `oneOf` allows one match."""
-    if isinstance(node, dict):
-        branches = node.get("oneOf")
-        if isinstance(branches, list) and {"type": "number"} in branches and {"type": "integer"} in branches:
-            branches.remove({"type": "integer"})
-        node = list(node.values())
-    if isinstance(node, list):
-        for item in node:
-            _make_number_branches_exclusive(item)
+def _schemas(
+    structs: Sequence[type[msgspec.Struct]], registry: Registry, mirror: type[msgspec.Struct]
+) -> dict[str, Schema]:
+    """The schemas of the structs and of what they refer to, by name. Those that depend on the registry replace the ones
+    of the built-in features, under the same names."""
+    details = {entry.name: DETAILS[entry.dtype] for entry in registry}
+    others = (*dict.fromkeys(details.values()), Problem, HistoryMoment, HistoryDecision, TipEvent)
+    (*_, event), schemas = msgspec.json.schema_components([*structs, *others], ref_template=_REF)
+    _, features = msgspec.json.schema_components([mirror], ref_template=_REF)
+    schemas["ProfileFeatures"] = {**features[mirror.__name__], "title": ProfileFeatures.__name__}
+    schemas["ProfileDetails"]["properties"] = {name: _ref(kind.__name__) for name, kind in details.items()}
+    schemas["FeatureName"] = {"type": "string", "enum": list(registry.names), "description": "The name of a feature."}
+    schemas["HistoryRequestRow"] = {"anyOf": [_ref("HistoryMoment"), _ref("HistoryDecision")]}
+    schemas["TipEvent"] = event
+    for schema in schemas.values():
+        for name, field in schema.get("properties", {}).items():
+            default = field.pop("default", UNSET)
+            if default is UNSET:
+                continue
+            if schema.get("additionalProperties") is not False:  # of a response, which has every field
+                schema.setdefault("required", []).append(name)
+            elif default is not None:
+                field["description"] = f"{field.get('description', '')} Default: {json.dumps(default)}.".strip()
+    return schemas
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": _REF.format(name=name)}
 
 
 def _body(kinds: Sequence[type[msgspec.Struct]], *, required: bool) -> dict[str, Any]:
-    either = [{"$ref": _REF.format(name=kind.__name__)} for kind in kinds]
-    schema = either[0] if len(either) == 1 else {"oneOf": either}
+    either = [_ref(kind.__name__) for kind in kinds]
+    schema = either[0] if len(either) == 1 else {"anyOf": either}
     return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 
-def _errors(path: str, method: str, opt: Mapping[str, Any]) -> set[int]:
-    """The statuses of the problems that a route may answer. They follow from its scope, body, path and method, except
-    those in `opt["problems"]`."""
+def _statuses(path: str, method: str, opt: Mapping[str, Any]) -> set[int]:
+    """The statuses of the problems that follow from a route's scope, body, path and method."""
     scope, parameters = opt.get("scope"), set(re.findall(r"{(\w+)}", path))
-    found = {400, *opt.get("problems", ())}
+    found = {400}
     if scope is not None:
         found |= {401, 403, 429, 503} if opt.get("rate_limited") else {401, 403, 503}
     if "body" in opt:
@@ -230,7 +265,7 @@ def _describe(operation: dict[str, Any], opt: Mapping[str, Any], registry: Regis
         if "oneOf" in schema:  # of a parameter and null; a parameter that is left out has no value
             schema |= next(branch for branch in schema.pop("oneOf") if branch != {"type": "null"})
         if parameter["name"] in ("feature", "name"):
-            schema["enum"] = list(registry.names)
+            parameter["schema"] = dict(FEATURE_NAME)
         elif parameter["name"] == "features":
             either = "|".join(registry.names)
             schema["pattern"] = f"^({either})(,({either}))*$"
@@ -243,31 +278,15 @@ def _describe(operation: dict[str, Any], opt: Mapping[str, Any], registry: Regis
         operation["responses"]["200"]["headers"] = UNPROVEN_HEADERS
 
 
-def _name_features(schema: Schema, registry: Registry) -> None:
-    """Restrict `features` in the schema of a request body to the names of the registry."""
-    for branch in schema.get("properties", {}).get("features", {}).get("anyOf", ()):
-        if branch.get("type") == "array":
-            branch["items"] = {"type": "string", "enum": list(registry.names)}
-
-
-class _Json(JsonRenderPlugin):
-    def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
-        return msgspec.json.encode(_completed(request, openapi_schema))
-
-
-class _Page(SwaggerRenderPlugin):
-    def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
-        return super().render(request, _completed(request, openapi_schema))
-
-    def receive_router(self, router: Router) -> None:
-        """Instead of adding a page for OAuth, which is not used, remove Litestar's catch-all page for unknown paths."""
-        router.routes[:] = [route for route in router.routes if not route.path.endswith("{path:str}")]
-
-
 def _events_body() -> dict[str, Any]:
-    several = Annotated[list[TipEvent], Meta(min_length=1, max_length=MAX_EVENTS)]
-    (one, many), _ = msgspec.json.schema_components([TipEvent, several], ref_template=_REF)
-    lines = {**many, "description": "One event per line."}  # OpenAPI 3.1 has no schema for sequential media types
+    several = {"type": "array", "items": _ref("TipEvent"), "minItems": 1, "maxItems": MAX_EVENTS}
+    lines = {
+        "type": "string",
+        "format": "binary",
+        "description": f"One `TipEvent` as JSON on each line, at most {MAX_EVENTS:,}.",
+        "contentMediaType": NDJSON,
+        "contentSchema": several,
+    }
     examples = {
         "served": {"summary": "A tip was shown to a user", "value": SERVED_EXAMPLE},
         "feedback": {"summary": "The user gave feedback on a tip", "value": FEEDBACK_EXAMPLE},
@@ -277,7 +296,29 @@ def _events_body() -> dict[str, Any]:
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": {"anyOf": [one, many]}, "examples": examples},
-            "application/x-ndjson": {"schema": lines, "example": ndjson},
+            JSON: {"schema": {"anyOf": [_ref("TipEvent"), several]}, "examples": examples},
+            NDJSON: {"schema": lines, "example": ndjson},
         },
     }
+
+
+def _complete(request: HttpRequest) -> dict[str, Any]:
+    service = service_of(request)
+    return openapi_document(request.app, service.registry, service.mirror, service.clock.now_ms() // DAY_MS)
+
+
+class _Json(JsonRenderPlugin):
+    def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
+        return msgspec.json.encode(_complete(request))
+
+
+class _Page(SwaggerRenderPlugin):
+    def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
+        page = super().render(request, _complete(request))
+        return page.replace(
+            b"deepLinking: true", b"docExpansion: 'none', defaultModelsExpandDepth: 0, deepLinking: true"
+        )
+
+    def receive_router(self, router: Router) -> None:
+        """Instead of adding a page for OAuth, which is not used, remove Litestar's catch-all page for unknown paths."""
+        router.routes[:] = [route for route in router.routes if not route.path.endswith("{path:str}")]

@@ -106,6 +106,8 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
 
 CHAMPION: Final = Policy("lints-v1", SPEC_V1)
 CHALLENGER: Final = Policy("lints-v2", SPEC_V2)
+# The pool without the profile; only evaluated. It reads the first elements of v2's pooled prior.
+POOLED_CHAMPION: Final = Policy("lints-v1+pool", msgspec.structs.replace(SPEC_V1, pooled=True))
 
 
 def noise(decision_id: str, size: int, draws: int = DRAWS) -> Array:

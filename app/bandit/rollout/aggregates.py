@@ -15,22 +15,39 @@ policy that served. The estimates of a policy's reward per decision, over n deci
 
 The effective sample size is (Σ w)² / Σ w² (L. Kish: Survey Sampling, 1965). The lift, challenger minus champion, is the
 mean difference of the policies' doubly robust terms on the same decisions, so common noise cancels. If the reward model
-always predicts 0, it is the difference of the two IPS estimates.
+always predicts 0, it is the difference of the two IPS estimates. It is the effect on the next decision: what a policy
+would learn from its own choices later is not part of it.
+
+The excess of dismissals is the difference of the two IPS estimates of the share of dismissed tips, with two *control
+variates*: Δw and Δw q - Δv (Δ: challenger minus champion), whose expected values are 0 since the propensities are
+exact. Least squares over users finds their coefficients. This is the estimate with a model that predicts a user's
+dismissals from the constant and the predicted reward. J. M. Hammersley, D. C. Handscomb: Monte Carlo methods, 1964.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import msgspec
 
 from app.bandit.model.inputs import Array
 from app.bandit.numpy_on_demand import np
-from app.bandit.rollout.bootstrap_intervals import REPLICATES, Interval, bootstrap, standard_error
+from app.bandit.rollout.bootstrap_intervals import (
+    REPLICATES,
+    Interval,
+    IntervalView,
+    binomial_tail,
+    bootstrap,
+    guarded,
+    standard_error,
+)
 
-(_N, _W_CHAMPION, _W, _IPS, _DR, _CHAMPION, _LIFT, _DISMISSED_CHAMPION, _DISMISSED, _MORE_DISMISSED) = range(10)
-_COLUMNS = 10
+_COLUMNS = 13
+(_N, _W_CHAMPION, _W, _IPS_CHAMPION, _IPS, _CHAMPION, _DR, _LIFT, _DISMISSED_CHAMPION, _DISMISSED) = range(10)
+(_N_POOL, _POOL, _PROFILE) = range(10, _COLUMNS)
 _INITIAL_ROWS = 1024
+FEWEST_USERS = 100  # for an interval over users
 
 
 class DecisionPage(NamedTuple):
@@ -40,6 +57,7 @@ class DecisionPage(NamedTuple):
     are the probabilities of the same choice under each policy. `q_logged` is the predicted reward of the chosen
     candidate, `v_champion` and `v_challenger` are the predicted rewards v of the policies.
     `dismissed` is 1 if the tip was dismissed, `agreed` is 1 if both policies rank the same candidate first, else 0.
+    `pi_pool` and `v_pool` belong to the champion with the pooled prior; NaN if they were not computed.
     """
 
     users: list[str]
@@ -52,6 +70,13 @@ class DecisionPage(NamedTuple):
     v_challenger: Array
     dismissed: Array
     agreed: Array
+    pi_pool: Array
+    v_pool: Array
+
+    def where(self, chosen: Array) -> DecisionPage:
+        """The decisions for which the element of `chosen` is true."""
+        places = np.flatnonzero(chosen)
+        return DecisionPage([self.users[place] for place in places], *(column[places] for column in self[1:]))
 
 
 class Estimates(msgspec.Struct, frozen=True):
@@ -62,6 +87,10 @@ class Estimates(msgspec.Struct, frozen=True):
     `ess` (effective sample size) describe the challenger's importance weights, `champion_…` the champion's; errors are
     standard errors. `agreement` is the share of decisions in which both rank the same candidate first. The dismissal
     figures are shares of decisions, too; `dismissed_more` is the challenger's share minus the champion's.
+    `effective_users` is (Σ n)² / Σ n² with the numbers n of their decisions: equally active users as informative.
+
+    `lift_pool` is the lift of the champion with the pooled prior, and `lift_profile` the challenger's lift over that
+    policy, on the `pool_decisions` for which it was computed; None if there are none.
     """
 
     n: int
@@ -81,6 +110,47 @@ class Estimates(msgspec.Struct, frozen=True):
     dismissed_champion: float
     dismissed_challenger: float
     dismissed_more: Interval
+    effective_users: float | None = None  # like those below, not in looks of earlier releases
+    pool_decisions: int = 0
+    lift_pool: Interval | None = None
+    lift_profile: Interval | None = None
+
+
+class Arm(msgspec.Struct):
+    """The users with recent decisions that one policy serves, and their mean reward; null for fewer than two users."""
+
+    users: int
+    decisions: int
+    reward: IntervalView | None
+
+
+class Experiment(msgspec.Struct):
+    """The randomised experiment by user, on recent decisions since the stage began. The challenger should serve `share`
+    of the users; `p` is the probability of such numbers of users, or of less likely ones, if it does. `lift` is the
+    challenger's mean reward minus the champion's; null if a policy serves fewer than 100 users."""
+
+    share: float
+    p: float
+    champion: Arm
+    challenger: Arm
+    lift: IntervalView | None
+
+    @classmethod
+    def of(cls, page: DecisionPage, by_challenger: Array, share: float) -> Experiment:
+        """`by_challenger` tells which policy served each decision of the page; NaN for decisions to leave out."""
+        arms, lift = [], None
+        for served, column in ((0, _IPS_CHAMPION), (1, _IPS)):  # a policy's own decisions have a weight of 1
+            sums = DecisionSums()
+            sums.add(page.where(by_challenger == served))
+            arms.append(Arm(sums.users, sums.n, sums.guarded(column) if sums.users > 1 else None))
+        one, two = arms
+        if min(one.users, two.users) >= FEWEST_USERS and one.reward is not None and two.reward is not None:
+            value = two.reward.value - one.reward.value
+            half = math.hypot(one.reward.high - one.reward.value, two.reward.high - two.reward.value)
+            lift = IntervalView(value, value - half, value + half)
+        users = one.users + two.users
+        fewer, more = 1 - binomial_tail(two.users + 1, users, share), binomial_tail(two.users, users, share)
+        return cls(share, min(1.0, 2 * min(fewer, more)), one, two, lift)
 
 
 class DecisionSums:
@@ -110,17 +180,21 @@ class DecisionSums:
         residual = page.rewards - page.q_logged
         dr_champion = page.v_champion + champion * residual
         dr_challenger = page.v_challenger + challenger * residual
+        dr_pool = page.v_pool + page.pi_pool / page.pi_b * residual
         columns = [
             np.ones_like(challenger),
             champion,
             challenger,
+            champion * page.rewards,
             challenger * page.rewards,
-            dr_challenger,
             dr_champion,
+            dr_challenger,
             dr_challenger - dr_champion,
             champion * page.dismissed,
             challenger * page.dismissed,
-            (challenger - champion) * page.dismissed,
+            np.isfinite(dr_pool),
+            np.nan_to_num(dr_pool - dr_champion),
+            np.nan_to_num(dr_challenger - dr_pool),
         ]
         self._rows[here] += np.stack([np.bincount(row, column) for column in columns], axis=1)
         self._squares += float(challenger @ challenger)
@@ -139,10 +213,14 @@ class DecisionSums:
         if total == 0 or total_champion == 0:
             role = "champion" if total else "challenger"
             raise ValueError(f"every weight of the {role} is 0: it would have made none of these choices")
-        parts = rows[:, [_IPS, _IPS, _DR, _CHAMPION, _LIFT, _MORE_DISMISSED]]
-        wholes = np.stack([n, weight, n, n, n, n], axis=1)
-        ips, snips, dr, champion, lift, more = bootstrap(parts, wholes, level, generator, replicates)
+        parts, wholes = [_IPS, _IPS, _DR, _CHAMPION, _LIFT], [_N, _W, _N, _N, _N]
+        if pooled := int(rows[:, _N_POOL].sum()):
+            parts, wholes = [*parts, _POOL, _PROFILE], [*wholes, _N_POOL, _N_POOL]
+        found = bootstrap(rows[:, parts], rows[:, wholes], level, generator, replicates)
+        ips, snips, dr, champion, lift, *apart = found
+        pool, profile = apart or (None, None)
         count = float(n.sum())
+        dismissed_champion, dismissed_challenger, dismissed_more = self.dismissals()
         return Estimates(
             n=int(count),
             users=self.users,
@@ -158,7 +236,30 @@ class DecisionSums:
             champion_mean_weight=total_champion / count,
             champion_mean_weight_error=standard_error(weight_champion, n),
             champion_ess=total_champion**2 / self._squares_champion,
-            dismissed_champion=float(rows[:, _DISMISSED_CHAMPION].sum()) / count,
-            dismissed_challenger=float(rows[:, _DISMISSED].sum()) / count,
-            dismissed_more=more,
+            dismissed_champion=dismissed_champion,
+            dismissed_challenger=dismissed_challenger,
+            dismissed_more=dismissed_more,
+            effective_users=count**2 / float(n @ n),
+            pool_decisions=pooled,
+            lift_pool=pool,
+            lift_profile=profile,
         )
+
+    def guarded(self, column: int) -> IntervalView:
+        """The mean of a column per decision, with the bounds of a guardrail."""
+        rows = self._rows[: self.users]
+        return IntervalView(*guarded(rows[:, column], rows[:, _N]))
+
+    def dismissals(self) -> tuple[float, float, Interval]:
+        """The champion's share of dismissed tips, the challenger's, and their difference with a guardrail's bounds."""
+        rows = self._rows[: self.users]
+        n, delta = rows[:, _N], rows[:, _W] - rows[:, _W_CHAMPION]
+        dismissed = rows[:, _DISMISSED] - rows[:, _DISMISSED_CHAMPION]
+        controls = np.stack([delta, rows[:, _IPS] - rows[:, _IPS_CHAMPION] - rows[:, _LIFT]], axis=1)
+        # The residuals about the means, since their variance over users is that of the estimate.
+        columns = np.column_stack([controls, dismissed])
+        columns -= n[:, None] * columns.sum(axis=0) / n.sum()
+        coefficients = np.linalg.lstsq(columns[:, :2], columns[:, 2], rcond=None)[0]
+        more = guarded(dismissed - controls @ coefficients, n)
+        champion = float(rows[:, _DISMISSED_CHAMPION].sum() / n.sum())
+        return champion, champion + more.value, more

@@ -1,19 +1,24 @@
-"""Bootstrap intervals for interim analyses: they stay valid although they are computed again as decisions arrive.
+"""Intervals for interim analyses and guardrails: they stay valid although they are computed again as decisions arrive.
 
 *Resampling users.* Decisions of one user resemble each other, so the bootstrap draws users, not decisions. Every figure
 is a ratio of two sums over users. So per-user sums suffice, and a replicate weights them by how often each user was
 drawn. Figures that are bootstrapped together use the same draws.
 
-*Looks* are the interim analyses. They are made at 1,000, 2,000, 4,000, … evaluated decisions, whatever earlier looks
+*Looks* are the interim analyses. They are made at 4,000, 8,000, 16,000, … evaluated decisions, whatever earlier looks
 have shown. Look k has the level α_k = α / (k (k + 1)); the levels sum to α, since 1 / (k (k + 1)) = 1/k - 1/(k + 1). By
 the union bound, the probability that the intervals of a figure miss its true value at any look is at most α, even if an
-admin stops at a favourable look.
+admin stops at a favourable look. The first look takes half of α, so it waits until it can lead to a verdict.
 
 *The interval* is the bootstrap-t (B. Efron, R. Tibshirani: An Introduction to the Bootstrap, 1993, section 12.5): the
 distance of each replicate from the estimate is divided by the replicate's own linearised standard error. A bootstrap-t
 follows the skewness that importance weights cause; a percentile interval would be shifted to the wrong side. A quantile
 with fewer than `RESOLVED` replicates beyond it (a late look asks for 1 in 10,000) is extrapolated with the tail of a
 normal distribution.
+
+*Guardrails* are checked every few seconds, on windows that overlap. Their bounds are so wide that a check of a whole
+roll-out errs in less than 1 % (`app/bandit/README.md`): a mean ± `GUARDRAIL_ERRORS` linearised standard errors, and for
+shares the exact bound of C. J. Clopper, E. S. Pearson: The use of confidence or fiducial limits, Biometrika 26, 1934,
+with the level `GUARDRAIL_LEVEL`. A minute has few decisions, but a month has many windows.
 
 The random generator is passed in. Memory is one chunk of replicates, whatever the number of users.
 """
@@ -23,13 +28,17 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import msgspec
+
 from app.bandit.model.inputs import Array
 from app.bandit.numpy_on_demand import np
 
 ALPHA = 0.05
-FIRST_LOOK = 1_000
+FIRST_LOOK = 4_000
 REPLICATES = 4_000
 RESOLVED = 20
+GUARDRAIL_ERRORS = 4.0
+GUARDRAIL_LEVEL = 1e-6
 CHUNK = 1_000_000  # elements of one chunk: 8 MB for the draws, and 8 MB for their counts
 
 
@@ -41,25 +50,24 @@ class Interval(NamedTuple):
     high: float
 
 
-def look_size(number: int) -> int:
-    """The number of evaluated decisions at which interim analysis `number` is due: 1,000 for 1, 2,000 for 2, …"""
-    return int(FIRST_LOOK * 2 ** (number - 1))
+class IntervalView(msgspec.Struct):
+    """An estimate, and the bounds of its interval over users."""
+
+    value: float
+    low: float
+    high: float
+
+
+def look_number(evaluated: int) -> int:
+    """The number of the interim analysis that is due at `evaluated` decisions: 1 from 4,000, 2 from 8,000, …, else 0.
+    If several are due, only the last of them is made; the levels stay valid."""
+    return (evaluated // FIRST_LOOK).bit_length()
 
 
 def look_level(number: int, alpha: float = ALPHA) -> float:
     """The level α_k of an interim analysis: the probability with which each of its intervals misses the true value.
     `number` counts the analyses from 1. The levels of all of them sum to `alpha`."""
     return alpha / (number * (number + 1))
-
-
-def due_look(evaluated: int, made: int) -> int | None:
-    """The number of the interim analysis that is due after `evaluated` decisions; None if none is due.
-
-    `made` is the number of the newest stored analysis, 0 if there is none. If several are due, the last of them is
-    returned. Skipping analyses does not invalidate the levels.
-    """
-    newest = max(evaluated // FIRST_LOOK, 0).bit_length()
-    return newest if newest > made else None
 
 
 def bootstrap(
@@ -93,6 +101,37 @@ def standard_error(part: Array, whole: Array) -> float:
         return math.inf
     residuals = part - part.sum() / whole.sum() * whole
     return float(np.sqrt(np.sum(residuals**2) * len(part) / (len(part) - 1)) / whole.sum())
+
+
+def guarded(part: Array, whole: Array) -> Interval:
+    """The ratio Σ part / Σ whole, with the bounds of a guardrail. `part` and `whole` hold one element per user."""
+    value, error = float(part.sum() / whole.sum()), standard_error(part, whole)
+    return Interval(value, value - GUARDRAIL_ERRORS * error, value + GUARDRAIL_ERRORS * error)
+
+
+def binomial_tail(count: int, n: int, p: float) -> float:
+    """The probability that at least `count` of `n` independent events occur, each with the probability p, 0 < p < 1."""
+    if count <= n * p:
+        return 1.0 if count <= 0 else 1.0 - binomial_tail(n - count + 1, n, 1 - p)
+    if count > n:
+        return 0.0
+    ways = math.lgamma(n + 1) - math.lgamma(count + 1) - math.lgamma(n - count + 1)
+    term = total = math.exp(ways + count * math.log(p) + (n - count) * math.log1p(-p))
+    for more in range(count, n):
+        term *= (n - more) / (more + 1) * p / (1 - p)
+        total += term
+        if term <= 1e-17 * total:
+            break
+    return total
+
+
+def share_bound(count: int, n: int, level: float = GUARDRAIL_LEVEL) -> float:
+    """The exact lower bound of a share, if `count` of `n` events occurred; it is too high with probability `level`."""
+    low, high = 0.0, count / n
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if binomial_tail(count, n, middle) < level else (low, middle)
+    return low
 
 
 def _studentised(residuals: Array, wholes: Array, generator: np.random.Generator, replicates: int) -> Array:

@@ -21,37 +21,35 @@ import msgspec
 from app.bandit.model.inputs import Array
 from app.bandit.model.policies import Policies
 from app.bandit.numpy_on_demand import np
-from app.bandit.rollout.aggregates import DecisionPage, DecisionSums, Estimates
-from app.bandit.rollout.bootstrap_intervals import due_look, look_level, look_size
+from app.bandit.rollout.aggregates import FEWEST_USERS, DecisionSums, Experiment
+from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, look_level, look_number, share_bound
 from app.bandit.rollout.ports import Counts, RolloutLook, RolloutRepository
 from app.bandit.rollout.stages import MOVES, Move, RolloutState, refusal, stage_label, target
 from app.bandit.rollout.status import (
     DecisionsView,
     FiguresView,
-    Growth,
     GuardrailsView,
     LookView,
     MoveView,
     RolloutStatus,
+    StateGrowth,
     VerdictView,
 )
-from app.bandit.rollout.verdict import FEWEST_USERS, Guardrails, Limits, Verdict, broken, too_little, verdict
+from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, broken, longest_allowed, too_little, verdict
 from app.errors import Conflict
 from app.features.clock import DAY_MS, Clock, rfc3339
 from app.telemetry import logger
 
 WATCH_EVERY_S = 20.0
-# Dismissals are measured on the newest tips shown, answer times and missing profiles on the decisions of the last hour.
-# A tip without feedback counts as not dismissed, for both policies alike. So a harmful challenger is noticed before the
-# reward window closes, though the harm may be underestimated.
-NEWEST_SHOWN = 4_000
-RECENT = 20_000
-RECENT_MS = 3_600_000
+# Dismissals and the rewards of the users of each policy are measured on the tips shown of the newest decisions, answer
+# times on the newest decisions of the stage and of a day, and missing profiles on those of an hour. A tip without
+# feedback counts as not dismissed and without a reward, for both policies alike. So a harmful challenger is noticed
+# before the reward window closes, though the harm may be underestimated.
+NEWEST = 20_000
+NEWEST_ANSWERS = 40_000
 FEWEST_RECENT = 200
-# Guardrails are checked every few seconds, so the level of each check is small.
-GUARDRAIL_LEVEL = 0.001
-GUARDRAIL_REPLICATES = 1_000
-_SEED = 20_251
+FEWEST_ANSWERS = 1_000
+HOUR_MS = 3_600_000
 # The actor of automatic moves, and for how long the overview reports them.
 WORKER = "the worker"
 REPORTED_FOR_MS = 7 * DAY_MS
@@ -87,7 +85,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
     limits: Limits
     window_ms: int
     policies: Policies
-    growth: Callable[[], Awaitable[Growth]]
+    growth: Callable[[], Awaitable[StateGrowth]]
     audited: Audited
     clock: Clock
     _cached_broken: tuple[float, list[str]] | None = None
@@ -103,7 +101,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         said = self._verdict(looks, guardrails, counts)
         refusals = {move: refusal(move, state, said, counts.served, self._challenged) for move in MOVES}
         champion, challenger = self.policies.champion, self.policies.challenger
-        next_look_at = look_size((looks[-1].number if looks else 0) + 1)
+        next_look_at = FIRST_LOOK << look_number(looks[-1].estimates.n if looks else 0)
         return RolloutStatus(
             stage=state.stage,
             share=state.share,
@@ -114,9 +112,10 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             challenger=challenger.id if challenger is not None else None,
             margin=self.limits.margin,
             verdict=VerdictView.of(said),
-            decisions=DecisionsView(counts.evaluated, counts.waiting, counts.unshadowed, counts.served, next_look_at),
+            decisions=DecisionsView(*counts[1:5], next_look_at, counts.without_prior),
             figures=FiguresView.of(looks[-1]) if looks else None,
             guardrails=GuardrailsView.of(guardrails, self.limits),
+            experiment=guardrails.experiment,
             looks=[LookView.of(look) for look in looks],
             moves=[MoveView(move, why_not is None, why_not) for move, why_not in refusals.items()],
             states=await self.growth(),
@@ -131,22 +130,39 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         return await self.repository.counts(state, self.clock.now_ms() - 3 * self.window_ms)
 
     async def guardrails(self, state: RolloutState) -> Guardrails:
-        """Measure dismissals, answer times and missing profiles on recent decisions."""
-        recent = await self.repository.recent(self.clock.now_ms() - RECENT_MS, RECENT)
-        # The limit is for the challenger's own answers, compared with the champion's. In the shadow stage the champion
-        # serves all answers, so their time is shown but not judged.
+        """Measure dismissals, rewards, answer times and missing profiles on recent decisions."""
+        now_ms = self.clock.now_ms()
+        recent = await self.repository.recent(now_ms - DAY_MS, NEWEST_ANSWERS)
+        # The limit is for the challenger's own answers of this stage, compared with the champion's. In the shadow stage
+        # the champion serves all answers, so their time is shown but not judged.
         own, judged = recent.by_challenger > 0, self._challenged and state.stage != "shadow"
-        missing = recent.without_profile
-        shown = await asyncio.to_thread(self._estimates, await self.repository.shown(state, NEWEST_SHOWN))
-        return Guardrails(
-            dismissed_champion=None if shown is None else shown.dismissed_champion,
-            dismissed_challenger=None if shown is None else shown.dismissed_challenger,
-            dismissed_more=None if shown is None else shown.dismissed_more,
-            p99_ms=_p99(recent.elapsed_ms[own] if judged else recent.elapsed_ms),
+        since = recent.made_ms >= state.changed_at_ms
+        elapsed = recent.elapsed_ms[own & since] if judged else recent.elapsed_ms
+        page, arms = await self.repository.shown(state, NEWEST)
+        missing = recent.without_profile[recent.made_ms >= now_ms - HOUR_MS]
+        found = Guardrails(
+            p99_ms=_p99(elapsed),
             p99_judged=judged,
-            champion_p99_ms=_p99(recent.elapsed_ms[~own]) if judged else None,
+            champion_p99_ms=_p99(recent.elapsed_ms[~own & since]) if judged else None,
             no_profile=float(missing.mean()) if len(missing) >= FEWEST_RECENT else None,
         )
+        slow, answers = int((elapsed > longest_allowed(found, self.limits)).sum()), len(elapsed)
+
+        def measured() -> Guardrails:
+            sums = DecisionSums()
+            sums.add(page)
+            enough = sums.n >= FEWEST_RECENT and sums.users >= FEWEST_USERS
+            champion, challenger, more = sums.dismissals() if enough else (None, None, None)
+            return msgspec.structs.replace(
+                found,
+                dismissed_champion=champion,
+                dismissed_challenger=challenger,
+                dismissed_more=more,
+                slow=share_bound(slow, answers) if answers >= FEWEST_ANSWERS else None,
+                experiment=Experiment.of(page, arms, state.share) if judged and 0 < state.share < 1 else None,
+            )
+
+        return await asyncio.to_thread(measured)
 
     async def move(self, move: Move, actor: str, reason: str = "") -> RolloutState:
         """Ramp by one step, promote, or roll back. After a rollback, `ramp` restarts the roll-out in the shadow stage.
@@ -211,15 +227,17 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
     async def look(self, state: RolloutState, counts: Counts) -> RolloutLook | None:
         """Make and store the interim analysis that is due. Return None if none is due or another worker was first."""
         looks = await self.repository.looks()
-        number = due_look(counts.evaluated, looks[-1].number if looks else 0)
-        if number is None:
+        made_at, last = (looks[-1].estimates.n, looks[-1].number) if looks else (0, 0)
+        if look_number(counts.evaluated) <= look_number(made_at):
             return None
         sums = DecisionSums()
         async for page in self.repository.pages(state, counts.until):
             sums.add(page)
         # Users may have been erased since the decisions were counted.
-        if sums.users < 2 or due_look(sums.n, number - 1) is None:
+        if sums.users < 2 or look_number(sums.n) <= look_number(made_at):
             return None
+        # Releases that looked at fewer decisions have used more numbers. No number, and so no level, is used twice.
+        number = max(look_number(sums.n), last + 1)
         level = look_level(number)
         estimates = await asyncio.to_thread(sums.estimates, level, np.random.default_rng(number))
         said = verdict(estimates, await self.guardrails(state), self.limits)
@@ -242,23 +260,16 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             return Verdict("roll back", " ".join(found))
         few = too_little(counts.evaluated)
         if few is None:
-            due = (
-                "The first look is due: a worker makes it within a minute if there are at least two users "
-                "and a prior has been pooled."
-            )
+            due = "The first look is due: a worker makes it within a minute if there are at least two users."
             return Verdict("insufficient data", due)
+        if counts.without_prior:
+            early = f"{counts.without_prior:,} more were made before the first pooled prior, and never count."
+            return Verdict(few.word, f"{few.reason} {early}")
         if not counts.waiting:
             return few
         wait = f"{counts.waiting:,} more are settled, and count once all decisions made before them are settled, too."
         return Verdict(few.word, f"{few.reason} {wait}")
 
-    def _estimates(self, page: DecisionPage) -> Estimates | None:
-        sums = DecisionSums()
-        sums.add(page)
-        if sums.n < FEWEST_RECENT or sums.users < FEWEST_USERS:
-            return None
-        return sums.estimates(GUARDRAIL_LEVEL, np.random.default_rng(_SEED), GUARDRAIL_REPLICATES)
-
 
 def _p99(elapsed_ms: Array) -> float | None:
-    return float(np.quantile(elapsed_ms, 0.99)) if len(elapsed_ms) >= FEWEST_RECENT else None
+    return float(np.quantile(elapsed_ms, 0.99)) if len(elapsed_ms) >= FEWEST_ANSWERS else None

@@ -42,7 +42,8 @@ class Counts(NamedTuple):
 
     `evaluated` decisions have sequence numbers below `until`. `waiting` decisions are newer than the oldest unsettled
     one. `unshadowed` decisions lack one policy's propensities. `served` counts the evaluated and waiting decisions that
-    the challenger served since the stage began.
+    the challenger served since the stage began. `without_prior` decisions would be evaluated if a prior had been pooled
+    before they were made.
     """
 
     until: int
@@ -50,18 +51,20 @@ class Counts(NamedTuple):
     waiting: int
     unshadowed: int
     served: int
+    without_prior: int = 0
 
 
 class RecentDecisions(NamedTuple):
     """Recent decisions, settled or not, in columns of one element per decision.
 
     `elapsed_ms` is the duration of the scoring request, without its commit. `without_profile` is 1 if every profile
-    feature was missing or null, `by_challenger` is 1 if the challenger served, else 0.
+    feature was missing or null, `by_challenger` is 1 if the challenger served, else 0. `made_ms` is in epoch ms.
     """
 
     elapsed_ms: Array
     without_profile: Array
     by_challenger: Array
+    made_ms: Array
 
 
 class RolloutRepository(Protocol):
@@ -84,10 +87,11 @@ class RolloutRepository(Protocol):
     def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
         """Yield pages of the evaluated decisions whose sequence number is below `until`, oldest first."""
 
-    async def shown(self, state: RolloutState, limit: int) -> DecisionPage:
-        """Up to `limit` decisions of the evaluation `state`, newest first: those that were made with exploration, for
-        which both policies' rankings are stored, and whose tip was shown. Unsettled decisions are included, with a
-        reward of 0."""
+    async def shown(self, state: RolloutState, among: int) -> tuple[DecisionPage, Array]:
+        """Those of the newest `among` decisions of the evaluation `state` that were made with exploration, for which
+        both policies' rankings are stored, and whose tip was shown. Unsettled decisions are included, with a reward of
+        0. For each decision, the array has 1 if the challenger served, 0 if the champion did, and NaN if it was made
+        before the stage."""
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
         """The decisions made at or after `since_ms`; if there are more than `limit`, the newest of them."""

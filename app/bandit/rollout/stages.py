@@ -22,15 +22,14 @@ MOVES: tuple[Move, ...] = ("ramp", "promote", "rollback")
 STEPS = (0.05, 0.25, 1.0)
 # The challenger's answer times can be measured only while it serves, so each stage needs this many settled decisions.
 SERVED_BEFORE_MORE = 200
-# Keeps the users' positions independent of other hashes of ids. A changed salt would reassign all users.
-_SALT = b"profiles:rollout:1:"
 
 
 class RolloutState(NamedTuple):
     """The stage of the roll-out, the share of users that the challenger serves, and the last move.
 
     `reason`, `changed_by` and `changed_at_ms` describe the last move. Only decisions with a sequence number above
-    `evaluated_after` count, so a roll-out that starts anew ignores the decisions before its start.
+    `evaluated_after` count, so a roll-out that starts anew ignores the decisions before its start. `salt` decides which
+    users the challenger serves first. It changes only when a roll-out starts anew.
     """
 
     stage: Stage
@@ -39,6 +38,7 @@ class RolloutState(NamedTuple):
     changed_by: str
     changed_at_ms: int
     evaluated_after: int
+    salt: str = "1"
 
     @property
     def running(self) -> bool:
@@ -54,15 +54,15 @@ class Target(NamedTuple):
     anew: bool = False
 
 
-def user_position(user_id: str) -> float:
+def user_position(user_id: str, salt: str) -> float:
     """A fixed pseudo-random position in [0, 1), uniform over users: 53 bits of a salted SHA-256 of the id."""
-    digest = hashlib.sha256(_SALT + user_id.encode()).digest()
+    digest = hashlib.sha256(f"profiles:rollout:{salt}:{user_id}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 
-def serves_challenger(user_id: str, share: float) -> bool:
+def serves_challenger(user_id: str, share: float, salt: str) -> bool:
     """Whether the user is in the share, 0 to 1, of users that the challenger serves. A larger share only adds users."""
-    return user_position(user_id) < share
+    return user_position(user_id, salt) < share
 
 
 def stage_label(at: RolloutState | Target) -> str:

@@ -7,19 +7,21 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from app.bandit.rollout.bootstrap_intervals import Interval
+from app.bandit.rollout.aggregates import Experiment
+from app.bandit.rollout.bootstrap_intervals import Interval, IntervalView
 from app.bandit.rollout.ports import RolloutLook
 from app.bandit.rollout.stages import Move, Stage
-from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, Word, broken, effective_needed, longest_allowed
+from app.bandit.rollout.verdict import (
+    SLOW_SHARE,
+    Guardrails,
+    Limits,
+    Verdict,
+    Word,
+    broken,
+    effective_needed,
+    longest_allowed,
+)
 from app.features.clock import rfc3339
-
-
-class IntervalView(msgspec.Struct):
-    """An estimate, and the bounds of its interval, bootstrapped over users."""
-
-    value: float
-    low: float
-    high: float
 
 
 class VerdictView(msgspec.Struct):
@@ -48,6 +50,8 @@ class FiguresView(msgspec.Struct, kw_only=True):
     doubly_robust: IntervalView
     champion: Annotated[IntervalView, Meta(description="The champion's value, doubly robust.")]
     lift: Annotated[IntervalView, Meta(description="Challenger minus champion, on the same decisions.")]
+    lift_pool: Annotated[IntervalView | None, Meta(description="The champion with the pooled prior, minus champion.")]
+    lift_profile: Annotated[IntervalView | None, Meta(description="Challenger minus champion with the pooled prior.")]
     mean_weight: float
     mean_weight_error: float
     effective_sample_size: Annotated[float, Meta(description="Of the challenger's weights, like the mean weight.")]
@@ -100,24 +104,31 @@ class GuardrailsView(msgspec.Struct):
 
     dismissals: DismissalsView
     p99_ms: GuardrailView
+    slow_answers: Annotated[GuardrailView, Meta(description="Share that surely takes longer than allowed.")]
     no_profile: GuardrailView
     broken: list[str]
 
     @classmethod
     def of(cls, guardrails: Guardrails, limits: Limits) -> GuardrailsView:
-        more = IntervalView(*guardrails.dismissed_more) if guardrails.dismissed_more is not None else None
+        more = _interval(guardrails.dismissed_more)
         return cls(
             DismissalsView(guardrails.dismissed_champion, guardrails.dismissed_challenger, more, limits.dismissed),
             GuardrailView(guardrails.p99_ms, longest_allowed(guardrails, limits), guardrails.p99_judged),
+            GuardrailView(guardrails.slow, SLOW_SHARE, guardrails.p99_judged),
             GuardrailView(guardrails.no_profile, limits.no_profile),
             broken(guardrails, limits),
         )
 
 
+def _interval(found: Interval | None) -> IntervalView | None:
+    return None if found is None else IntervalView(*found)
+
+
 class DecisionsView(msgspec.Struct):
     """Numbers of settled decisions since the roll-out began. `evaluated` ones count in the estimates. `waiting` ones
     count once all older decisions are settled. `unshadowed` ones never count, since the propensities under one policy
-    are missing. The next interim analysis is made when `evaluated` reaches `next_look_at`."""
+    are missing, and `without_prior` ones neither: they were made before the first pooled prior. The next interim
+    analysis is made when `evaluated` reaches `next_look_at`."""
 
     evaluated: int
     waiting: int
@@ -126,6 +137,7 @@ class DecisionsView(msgspec.Struct):
         int, Meta(description="Evaluated or waiting decisions that the challenger served since the stage began.")
     ]
     next_look_at: int
+    without_prior: int
 
 
 class LookView(msgspec.Struct):
@@ -157,7 +169,7 @@ class MoveView(msgspec.Struct):
     why_not: str | None
 
 
-class Growth(msgspec.Struct):
+class StateGrowth(msgspec.Struct):
     """Numbers of users: with learned statistics, and with statistics that lack inputs of the challenger (`to_grow`)."""
 
     users: int
@@ -166,7 +178,7 @@ class Growth(msgspec.Struct):
 
 class RolloutStatus(msgspec.Struct, kw_only=True):
     """The status of the roll-out: its stage, the verdict on the challenger, and the measurements behind it. `figures`
-    are the estimates of the newest look; null before the first one."""
+    are the estimates of the newest look; null before the first one. `experiment` is null unless both policies serve."""
 
     stage: Stage
     share: Annotated[float, Meta(description="Share of the users that the challenger serves, if there is one.")]
@@ -180,6 +192,7 @@ class RolloutStatus(msgspec.Struct, kw_only=True):
     decisions: DecisionsView
     figures: FiguresView | None
     guardrails: GuardrailsView
+    experiment: Experiment | None
     looks: list[LookView]
     moves: list[MoveView]
-    states: Growth
+    states: StateGrowth

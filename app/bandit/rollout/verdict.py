@@ -4,9 +4,11 @@ Invariant: the verdict is `promote` only if the whole interval of the lift (the 
 the champion's) lies above -margin and the figures are credible. The rules, in this order:
 
 1. A guardrail is broken: `roll back`, without regard to the other rules.
-2. Fewer decisions than the first interim analysis needs, or fewer users than an interval needs: `insufficient data`.
+2. Fewer decisions than the first interim analysis needs, or fewer users than an interval needs, effectively:
+   `insufficient data`.
 3. A policy's mean weight differs from 1 by more than 3 standard errors: `hold`. With correct propensities its expected
-   value is 1, so propensities are wrong, or decisions were lost depending on the choice.
+   value is 1, so propensities are wrong, or decisions were lost depending on the choice. Also if the challenger does
+   not serve the share of users that it should ("sample ratio mismatch"): decisions of one policy are lost.
 4. A policy's effective sample size is below max(1000, n/10): `insufficient data`.
 5. The whole interval of the lift lies below -margin: `roll back`.
 6. The whole interval lies above -margin: `promote`, by one step. If it lies above 0, an improvement is shown.
@@ -22,15 +24,17 @@ from typing import Literal
 
 import msgspec
 
-from app.bandit.rollout.aggregates import Estimates
+from app.bandit.rollout.aggregates import FEWEST_USERS, Estimates, Experiment
 from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, Interval
 from app.settings.parsers import RolloutRails
 
-FEWEST_USERS = 30
 FEWEST_EFFECTIVE = 1_000
 WEIGHT_ERRORS = 3.0
-# Allowed ratio of the challenger's answer time to the champion's. The p99 of 200 answers varies that much by chance.
+# Probability at which the numbers of users contradict the challenger's share; it is tested again as users arrive.
+MISMATCH = 1e-4
+# Allowed ratio of the challenger's answer time to the champion's, and share of answers that may take longer.
 SLOWER = 1.5
+SLOW_SHARE = 0.01
 Word = Literal["insufficient data", "hold", "promote", "roll back"]
 
 
@@ -46,7 +50,8 @@ class Guardrails(msgspec.Struct, frozen=True):
 
     Dismissals and `no_profile` are shares of decisions; `dismissed_more` is the challenger's share minus the
     champion's. `p99_ms` is the 99th percentile of the challenger's answer times, and `champion_p99_ms` of the
-    champion's in the same period. In the shadow stage `p99_ms` covers the champion's answers, and is not judged.
+    champion's in the same period. `slow` is the lower bound of the share of the challenger's answers that take longer
+    than allowed. In the shadow stage `p99_ms` and `slow` cover the champion's answers, and are not judged.
     """
 
     dismissed_champion: float | None = None
@@ -56,6 +61,8 @@ class Guardrails(msgspec.Struct, frozen=True):
     no_profile: float | None = None
     champion_p99_ms: float | None = None
     p99_judged: bool = True
+    slow: float | None = None
+    experiment: Experiment | None = None
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -66,13 +73,15 @@ class Verdict(msgspec.Struct, frozen=True):
     improved: bool = False
 
 
-def too_little(n: int, users: int | None = None) -> Verdict | None:
+def too_little(n: int, users: int | None = None, effective: float | None = None) -> Verdict | None:
     """The verdict `insufficient data` if `n` decisions of `users` users are too few decisions or too few users; None
-    otherwise. If `users` is None, only the decisions are checked."""
+    otherwise. If `users` is None, only the decisions are checked. `effective` is the effective number of users."""
     if n < FIRST_LOOK:
         return Verdict("insufficient data", f"{_decisions(n)} can be evaluated; the first look is at {FIRST_LOOK:,}.")
-    if users is not None and users < FEWEST_USERS:
-        count = f"{users} user" + ("" if users == 1 else "s")
+    if users is not None and min(users, effective or users) < FEWEST_USERS:
+        count = f"{users:,} user" + ("" if users == 1 else "s")
+        if users >= FEWEST_USERS:
+            count += f", who count as {effective:,.0f} because some made far more decisions than others"
         reason = f"The decisions are those of {count}; an interval over users needs {FEWEST_USERS}."
         return Verdict("insufficient data", reason)
     return None
@@ -88,13 +97,22 @@ def broken(guardrails: Guardrails, limits: Limits) -> list[str]:
             f"The challenger's tips are dismissed more often, {challenger:.1%} against {champion:.1%}: "
             f"{more.value:.1%} more ({more.low:.1%} to {more.high:.1%}), where {limits.dismissed:.1%} is allowed."
         )
-    slowest = guardrails.p99_ms if guardrails.p99_judged else None
-    if slowest is not None and slowest > (allowed := longest_allowed(guardrails, limits)):
-        found.append(f"One answer in a hundred takes over {slowest:,.0f} ms; {allowed:,.0f} ms is allowed.")
+    slow, allowed = guardrails.slow if guardrails.p99_judged else None, longest_allowed(guardrails, limits)
+    if slow is not None and slow > SLOW_SHARE:
+        found.append(
+            f"One answer in a hundred takes over {guardrails.p99_ms:,.0f} ms; {allowed:,.0f} ms is allowed. "
+            f"At least {slow:.1%} of the challenger's answers take longer."
+        )
     if guardrails.no_profile is not None and guardrails.no_profile > limits.no_profile:
         found.append(
             f"{guardrails.no_profile:.1%} of the decisions were made without a profile, where {limits.no_profile:.1%} "
             "is allowed; without profiles the challenger has no advantage."
+        )
+    lift = guardrails.experiment.lift if guardrails.experiment is not None else None
+    if lift is not None and lift.high < -limits.margin:
+        found.append(
+            f"The challenger's users earn {lift.value:+z.4f} a recent decision compared with the champion's "
+            f"({lift.low:+z.4f} to {lift.high:+z.4f}), where a loss of {limits.margin:g} is allowed."
         )
     return found
 
@@ -114,10 +132,19 @@ def verdict(figures: Estimates, guardrails: Guardrails, limits: Limits) -> Verdi
     """Decide whether the challenger advances, waits or is rolled back, from one interim analysis and the guardrails."""
     if found := broken(guardrails, limits):
         return Verdict("roll back", " ".join(found))
-    return too_little(figures.n, figures.users) or _not_credible(figures) or _on_lift(figures, limits)
+    few = too_little(figures.n, figures.users, figures.effective_users)
+    return few or _not_credible(figures, guardrails) or _on_lift(figures, limits)
 
 
-def _not_credible(figures: Estimates) -> Verdict | None:
+def _not_credible(figures: Estimates, guardrails: Guardrails) -> Verdict | None:
+    users = guardrails.experiment
+    if users is not None and users.p < MISMATCH:
+        share = users.challenger.users / (users.champion.users + users.challenger.users)
+        reason = (
+            f"The challenger serves {share:.1%} of the users with recent decisions instead of {users.share:.0%}, so "
+            "the policies cannot be compared: a process ignores the roll-out, or decisions of one policy got lost."
+        )
+        return Verdict("hold", reason)
     for role, mean, error in (
         ("challenger", figures.mean_weight, figures.mean_weight_error),
         ("champion", figures.champion_mean_weight, figures.champion_mean_weight_error),

@@ -39,7 +39,7 @@ Band = Literal["stable", "moderate", "major"]
 N = TypeVar("N", int, float)
 
 
-class CommonBin(msgspec.Struct, omit_defaults=True):
+class CommonBin(msgspec.Struct):
     """A bin of a feature's values, and how many users had a value in it now and before.
 
     A bin of kind `value` is one category, and `other` is every further category. A `range` includes `from` and excludes

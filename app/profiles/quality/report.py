@@ -61,7 +61,7 @@ class UserSample(msgspec.Struct):
     cache_answers: bool = True
 
 
-class Ages(msgspec.Struct):
+class AgePercentiles(msgspec.Struct):
     """Percentiles of the ages of the measured users' cached values, in milliseconds; null if nothing is cached."""
 
     p50: int | None
@@ -109,7 +109,7 @@ class FeatureQuality(msgspec.Struct):
     stale: int | None
     null_share: Annotated[float | None, Meta(description="Share of the live values that are null.")]
     intervals: Intervals | None
-    ages_ms: Ages | None
+    ages_ms: AgePercentiles | None
     distribution: Annotated[list[dict[str, Any]] | None, Meta(description="The live values that are not null.")]
     drift: Drift
 
@@ -194,7 +194,7 @@ def _feature(entry: Feature, sample: UserSample, figures: Figures) -> FeatureQua
         stale,
         nulls / live if live else None,
         Intervals(shares[0], shares[1], shares[2], null),
-        Ages(*quantiles(figures.ages_ms, AGE_SHARES)),
+        AgePercentiles(*quantiles(figures.ages_ms, AGE_SHARES)),
         distribution(entry, figures.held),
         drift,
     )

@@ -14,7 +14,7 @@ from app.errors import SpecMismatch
 from app.features.ids import user_hash
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.decision_rows import decision_of, named_rows, outcome_of, row_of
-from app.stores.sql.shadows import UPDATE_SHADOW, missing_shadows
+from app.stores.sql.shadows import missing_shadows, store_shadows
 from app.stores.sql.sufficient_statistics import has_version, newest_prior, read_statistics
 from app.telemetry import logger
 
@@ -23,7 +23,7 @@ LOGGED_USERS = 1_000  # unreadable statistics are logged once for each user, and
 log = logger("stores.decisions")
 
 SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
-SELECT_SHARE = "SELECT share FROM rollout"
+SELECT_SHARE = "SELECT share, salt FROM rollout"
 SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE user_id = ? AND request_id = ?"
 SELECT_BY_ID = "SELECT * FROM tip_scores WHERE decision_id = ?"
 SELECT_EVENTS = """
@@ -33,7 +33,7 @@ SELECT_OLDEST = "SELECT MIN(created_at_ms) FROM tip_scores"
 SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
 DELETE_DECISIONS = tuple(
     f"DELETE FROM {table} WHERE number IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
-    for table in ("decision_events", "tip_scores")
+    for table in ("decision_events", "pool_shadows", "tip_scores")
 )
 # A process uses a prior for a moment after another process has replaced it. So the prior that was current an hour
 # before the oldest decision is kept, and all later ones.
@@ -61,7 +61,7 @@ class SqlDecisions:
         # If it were read last, the erasure would go unnoticed.
         def work(connection: Connection) -> list[UserSnapshot]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
-            (share,) = connection.execute(SELECT_SHARE).fetchone()
+            share, salt = connection.execute(SELECT_SHARE).fetchone()
             # Cached: it is the same for every user until a newer one is stored.
             prior = self._prior = newest_prior(
                 connection, self._spec, self._prior or Prior.none(self._spec), self._refused
@@ -71,6 +71,7 @@ class SqlDecisions:
                     erasures,
                     prior,
                     share,
+                    salt,
                     self._evidence_or_none(connection, question.user_id),
                     _by_request(connection, question.user_id, question.request_id),
                 )
@@ -92,7 +93,7 @@ class SqlDecisions:
             lambda connection: missing_shadows(connection, self._policies, after, limit), snapshot=True
         )
         if shadows:
-            await self._database.write(lambda connection: connection.executemany(UPDATE_SHADOW, shadows), of=())
+            await self._database.write(lambda connection: store_shadows(connection, shadows), of=())
         return place
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from app.bandit.model.inputs import Array
 from app.bandit.numpy_on_demand import np
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.ports import Counts, RecentDecisions, RolloutLook
@@ -23,11 +24,12 @@ PAGE = 2_000
 NEWEST = 2**63 - 1
 log = logger("stores.rollout")
 
-SELECT_STATE = "SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after FROM rollout"
+SELECT_STATE = "SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after, salt FROM rollout"
 # Changes nothing if another process has changed the state since it was read.
 UPDATE_STATE = """
 UPDATE rollout SET stage = :stage, share = :share, reason = :reason, changed_by = :actor, changed_at_ms = :now,
-    evaluated_after = CASE WHEN :anew THEN (SELECT COALESCE(MAX(number), 0) FROM tip_scores) ELSE evaluated_after END
+    evaluated_after = CASE WHEN :anew THEN (SELECT COALESCE(MAX(number), 0) FROM tip_scores) ELSE evaluated_after END,
+    salt = CASE WHEN :anew THEN :salt ELSE salt END
 WHERE stage = :seen_stage AND share = :seen_share AND changed_at_ms = :seen_at
 """
 UPDATE_FIRST_PRIOR = """
@@ -54,25 +56,24 @@ SELECT COUNT(champion_p) FILTER (WHERE number < :until), COUNT(champion_p) FILTE
     COUNT(champion_p) FILTER (WHERE role = 'challenger' AND number >= :stage)
 {_SETTLED}
 """
+SELECT_NEWEST_PRIOR = "SELECT prior_version FROM tip_scores WHERE number = (SELECT MAX(number) FROM tip_scores)"
 _COLUMNS = f"""number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged,
     v_champion, v_challenger, action IS NOT DISTINCT FROM '{Action.DISMISSED}', agree"""
 # Without a pooled prior the challenger hardly differs from the champion. Few are excluded: see `begin_evaluation`.
 SELECT_PAGE = f"""
-SELECT {_COLUMNS} {_SETTLED} AND number < :until AND champion_p IS NOT NULL AND prior_version > 0
+SELECT {_COLUMNS}, pool_p, v_pool {_SETTLED.replace("tip_scores", "tip_scores LEFT JOIN pool_shadows USING (number)")}
+    AND number < :until AND champion_p IS NOT NULL AND prior_version > 0
 ORDER BY number LIMIT :limit
 """
-# Backwards from the end of the table, but over at most this many decisions, in case few of the newest were shown.
-AMONG = 20_000
 SELECT_SHOWN = f"""
-SELECT {_COLUMNS} FROM tip_scores
+SELECT {_COLUMNS}, NULL, NULL, CASE WHEN created_at_ms >= :stage THEN role = 'challenger' END FROM tip_scores
 WHERE number > (
-        SELECT MAX(number) FROM (SELECT :after AS number UNION ALL SELECT MAX(number) - {AMONG} FROM tip_scores) AS low
+        SELECT MAX(number) FROM (SELECT :after AS number UNION ALL SELECT MAX(number) - :among FROM tip_scores) AS low
     )
     AND explore = 1 AND state IN ('served', 'learned') AND champion_p IS NOT NULL
-ORDER BY number DESC LIMIT :limit
 """
 SELECT_RECENT = """
-SELECT elapsed_us / 1000.0, profile_present = 0, role = 'challenger' FROM tip_scores
+SELECT elapsed_us / 1000.0, profile_present = 0, role = 'challenger', created_at_ms FROM tip_scores
 WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 """
 
@@ -104,6 +105,7 @@ class SqlRollout:
             "actor": actor,
             "now": now_ms,
             "anew": to.anew,
+            "salt": str(now_ms),
             "seen_stage": seen.stage,
             "seen_share": seen.share,
             "seen_at": seen.changed_at_ms,
@@ -147,7 +149,11 @@ class SqlRollout:
             until = NEWEST if oldest is None else int(oldest[0])
             stage = _first_since(connection, state.changed_at_ms)
             values = {"after": after, "until": until, "stage": stage}
-            return Counts(until, *connection.execute(SELECT_COUNTS, values).fetchone())
+            counts = Counts(until, *connection.execute(SELECT_COUNTS, values).fetchone())
+            # The first prior begins the evaluation anew, so before it no decision counts.
+            if connection.execute(SELECT_NEWEST_PRIOR).fetchone() in (None, (0,)):
+                counts = counts._replace(evaluated=0, waiting=0, without_prior=counts.evaluated + counts.waiting)
+            return counts
 
         return await self._database.read(work)
 
@@ -161,13 +167,21 @@ class SqlRollout:
             after = rows[-1][0]
             yield _page(rows)
 
-    async def shown(self, state: RolloutState, limit: int) -> DecisionPage:
-        return _page(await self._database.rows(SELECT_SHOWN, {"after": state.evaluated_after, "limit": limit}))
+    async def shown(self, state: RolloutState, among: int) -> tuple[DecisionPage, Array]:
+        values = {"after": state.evaluated_after, "among": among, "stage": state.changed_at_ms}
+
+        def work(connection: Connection) -> tuple[DecisionPage, Array]:
+            rows = connection.execute(SELECT_SHOWN, values).fetchall()
+            return _page(rows), np.array([row[-1] for row in rows], np.float64)
+
+        return await self._database.read(work)
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
-        rows = await self._database.rows(SELECT_RECENT, {"since": since_ms, "limit": limit})
-        elapsed, absent, challenger = np.array(rows, dtype=np.float64).reshape(-1, 3).T
-        return RecentDecisions(elapsed, absent, challenger)
+        def work(connection: Connection) -> RecentDecisions:
+            rows = connection.execute(SELECT_RECENT, {"since": since_ms, "limit": limit}).fetchall()
+            return RecentDecisions(*np.array(rows, np.float64).reshape(-1, 4).T)
+
+        return await self._database.read(work)
 
 
 def _first_since(connection: Connection, moment_ms: int) -> int:
@@ -185,8 +199,8 @@ def _look(number: int, body: str) -> RolloutLook | None:
 
 def _page(rows: Sequence[Sequence[Any]]) -> DecisionPage:
     users = [row[1] for row in rows]
-    reward, challenger, champion_p, challenger_p, q, v_champion, v_challenger, dismissed, agreed = (
-        np.array([row[2:] for row in rows], dtype=np.float64).reshape(-1, 9).T
+    reward, challenger, champion_p, challenger_p, q, v_champion, v_challenger, dismissed, agreed, pool_p, v_pool = (
+        np.array([row[2:13] for row in rows], dtype=np.float64).reshape(-1, 11).T
     )
     return DecisionPage(
         users=users,
@@ -199,4 +213,6 @@ def _page(rows: Sequence[Sequence[Any]]) -> DecisionPage:
         v_challenger=v_challenger,
         dismissed=dismissed,
         agreed=agreed,
+        pi_pool=pool_p,
+        v_pool=v_pool,
     )

@@ -42,9 +42,15 @@ SELECT_PAGE = f"""
 )
 ORDER BY user_id, number LIMIT :limit
 """
+_POOL = ("pool_p", "v_pool")
 UPDATE_SHADOW = f"""
-UPDATE tip_scores SET {", ".join(f"{column} = ?" for column in Shadow._fields)}
-WHERE user_id = ? AND number = ? AND champion_p IS NULL
+UPDATE tip_scores SET {", ".join(f"{column} = :{column}" for column in Shadow._fields if column not in _POOL)}
+WHERE user_id = :user_id AND number = :number AND champion_p IS NULL
+"""
+# A table of its own: processes of an earlier release select all columns of `tip_scores`, with prepared statements.
+INSERT_POOL = """
+INSERT INTO pool_shadows (number, pool_p, v_pool) SELECT :number, :pool_p, :v_pool
+WHERE EXISTS (SELECT 1 FROM tip_scores WHERE user_id = :user_id AND number = :number) ON CONFLICT DO NOTHING
 """
 
 
@@ -59,17 +65,22 @@ def add_user_shadows(
     shadows = list(_shadows(connection, policies, rows, statistics))
     if len(shadows) < len(rows):
         log.warning("shadows_lost", user=user_hash(user_id), decisions=len(rows) - len(shadows))
+    store_shadows(connection, shadows)
+
+
+def store_shadows(connection: Connection, shadows: Sequence[Mapping[str, object]]) -> None:
     connection.executemany(UPDATE_SHADOW, shadows)
+    connection.executemany(INSERT_POOL, shadows)
 
 
 def missing_shadows(
     connection: Connection, policies: Policies, after: DecisionPlace, limit: int
-) -> tuple[DecisionPlace | None, list[tuple[object, ...]]]:
-    """The parameters of `UPDATE_SHADOW` for a page of decisions, and its last place, None if no more follow."""
+) -> tuple[DecisionPlace | None, list[dict[str, object]]]:
+    """The parameters of `store_shadows` for a page of decisions, and its last place, None if no more follow."""
     if policies.challenger is None:
         return None, []
     rows = named_rows(connection, SELECT_PAGE, {**after._asdict(), "spec": policies.longest.hash, "limit": limit})
-    shadows: list[tuple[object, ...]] = []
+    shadows: list[dict[str, object]] = []
     for user_id, own in groupby(rows, key=lambda row: str(row["user_id"])):
         with suppress(SpecMismatch):  # the statistics are damaged
             shadows += _shadows(connection, policies, list(own), read_statistics(connection, user_id))
@@ -81,8 +92,8 @@ def _shadows(
     policies: Policies,
     rows: Sequence[Mapping[str, Any]],
     statistics: SufficientStatistics | None,
-) -> Iterator[tuple[object, ...]]:
-    """The parameters of `UPDATE_SHADOW` for decisions made from these statistics; a damaged decision has none."""
+) -> Iterator[dict[str, object]]:
+    """The parameters of `store_shadows` for decisions made from these statistics; a damaged decision has none."""
     means: dict[int, Array] = {}
     for row in rows:
         version = row["prior_version"]
@@ -92,4 +103,4 @@ def _shadows(
             shadow = shadow_of(decision_of(row), statistics, means[version], policies)
         except (SpecMismatch, msgspec.MsgspecError, ValueError):
             continue
-        yield *shadow, row["user_id"], row["number"]
+        yield {**shadow._asdict(), "user_id": row["user_id"], "number": row["number"]}

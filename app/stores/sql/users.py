@@ -70,6 +70,7 @@ SELECT_LEARNED = "SELECT COALESCE(SUM(decisions), 0) FROM bandit_states WHERE us
 DELETE_DECISIONS = (
     "DELETE FROM decision_events WHERE user_id = :user",
     "DELETE FROM bandit_states WHERE user_id = :user",
+    "DELETE FROM pool_shadows WHERE number IN (SELECT number FROM tip_scores WHERE user_id = :user)",
     "DELETE FROM tip_scores WHERE user_id = :user",
 )
 # A request that has read data of the user then stores nothing.

@@ -106,6 +106,17 @@ async def test_detail_shows_the_origin_of_each_value(site: Live) -> None:
         assert cached["computed_at"] < cached["expires_at"] <= rfc3339(site.now_ms + entry.ttl_ms)
 
 
+async def test_both_ways_to_read_details_agree(site: Live) -> None:
+    user = await active_user(site)
+    await site.client.get(f"/profiles/{user}")
+    await site.filled()
+    for query in ("", "features=preferred_hour", f"as_of={rfc3339(site.now_ms - DAY_MS)}"):
+        answer = await site.json(f"/profiles/{user}/detail?{query}")
+        assert answer == await site.json(f"/profiles/{user}?detail=true&{query}"), query
+    for query in ("detail=true", "features=shoe_size", "known_at=2026-01-01T00:00:00Z"):
+        problem(await site.client.get(f"/profiles/{user}/detail?{query}"), 400)
+
+
 async def test_detail_is_left_out_when_it_is_false(site: Live) -> None:
     for value in ("false", "0"):
         assert (await site.json(f"/profiles/u?detail={value}"))["features"]["tip_volume_30d"] == 0

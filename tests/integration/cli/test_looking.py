@@ -57,7 +57,7 @@ def test_python_export_compiles_and_has_every_feature(profiles: Run) -> None:
 
 def test_typescript_export_has_every_feature(profiles: Run) -> None:
     source = profiles("features", "--format", "typescript").out
-    found = dict(re.findall(r"^  (\w+)\?: (\w+) \| null;$", source, re.MULTILINE))
+    found = dict(re.findall(r"^  (\w+): (\w+) \| null;$", source, re.MULTILINE))
     assert found == {entry.name: TYPESCRIPT[entry.dtype] for entry in REGISTRY}
     assert source.count("export interface") == 1
 

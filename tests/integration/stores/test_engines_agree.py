@@ -37,6 +37,7 @@ TABLES = {
     "outbox": "seq",
     "tip_scores": "number",
     "decision_events": "seq",
+    "pool_shadows": "number",
     "bandit_states": "user_id",
     "bandit_priors": "version",
 }

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from app.bandit.decisions import Decision
@@ -14,7 +15,7 @@ from app.bandit.learning import maintenance
 from app.bandit.model.inputs import Array, Candidate, Context
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, answered_ranking
+from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, answered_ranking
 from app.bandit.ports import ProposedDecision
 from app.errors import NotFound, StoreUnavailable
 from app.stores.sql import shadows
@@ -27,6 +28,7 @@ from tests.support.score_requests import same_bits
 
 pytestmark = pytest.mark.both_engines
 USERS = ("ann", "bob")
+SELECT_POOL = "SELECT pool_p, v_pool FROM pool_shadows JOIN tip_scores USING (number) WHERE decision_id = ?"
 
 
 async def known_to(process: BanditProcess, decision: Decision) -> tuple[SufficientStatistics, Array]:
@@ -45,6 +47,10 @@ async def assert_shadow(process: BanditProcess, decision_id: str, statistics: Su
         scored = policy.decide(decision_id, statistics, mu, phi)
         assert ranking is not None
         assert all(map(same_bits, ranking, answered_ranking(scored.means, scored.pi, found.explore)))
+    scored = POOLED_CHAMPION.decide(decision_id, statistics, mu[: SPEC_V1.size], phi)
+    pi = answered_ranking(scored.means, scored.pi, found.explore).pi
+    pool = await process.database.row(SELECT_POOL, (decision_id,))
+    assert pool == (pi[found.chosen], pi @ np.clip(phi @ mu, 0, 1))
 
 
 def acting_before_record(
@@ -261,3 +267,14 @@ async def test_pruned_decision_needs_no_shadow(process: BanditProcess) -> None:
     await process.feed_back(decision)
     await process.bandit.maintenance.shadow()
     assert await process.stored() == 0
+
+
+@pytest.mark.parametrize("how", ["erased", "pruned"])
+async def test_shadow_of_the_pool_goes_with_its_decision(process: BanditProcess, how: str) -> None:
+    await process.learn_one()
+    assert await process.database.rows("SELECT COUNT(*) FROM pool_shadows") == [(1,)]
+    if how == "erased":
+        await process.users.erase("ann", process.clock.now_ms())
+    else:
+        assert await process.bandit.decisions.prune(process.clock.now_ms() + 1, 10) == 1
+    assert await process.database.rows("SELECT COUNT(*) FROM pool_shadows") == [(0,)]

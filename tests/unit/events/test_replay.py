@@ -11,7 +11,7 @@ import app.events.replay as module
 from app.errors import Conflict, InvalidInput, NotFound, StoreUnavailable, Undecodable
 from app.events.ingest import Ingestor
 from app.events.ports import DeadLetter
-from app.events.replay import Replayed, Replayer
+from app.events.replay import ReplayedLetter, Replayer
 from app.events.validation import Admission
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
@@ -72,7 +72,7 @@ async def test_letter_is_stored_once_when_replayed_concurrently(fixture: ReplayF
     letter = await fixture.bury(payload(served("ann")))
     outcomes = await asyncio.gather(*(fixture.replayer.replay(letter) for _ in range(8)))
     outcomes.sort(key=lambda outcome: outcome.accepted)
-    assert outcomes == [Replayed(0, 1, False)] * 7 + [Replayed(1, 0, False)]
+    assert outcomes == [ReplayedLetter(0, 1, False)] * 7 + [ReplayedLetter(1, 0, False)]
     assert await fixture.stored() == ["ann"]
     assert await fixture.kept() == []
 
@@ -80,7 +80,7 @@ async def test_letter_is_stored_once_when_replayed_concurrently(fixture: ReplayF
 async def test_event_is_revived_once_when_replayed_concurrently(fixture: ReplayFixture) -> None:
     letter = await failed_for_good(fixture, "ann")
     outcomes = await asyncio.gather(*(fixture.replayer.replay(letter) for _ in range(4)), return_exceptions=True)
-    assert [outcome for outcome in outcomes if isinstance(outcome, Replayed)] == [Replayed(0, 0, True)]
+    assert [outcome for outcome in outcomes if isinstance(outcome, ReplayedLetter)] == [ReplayedLetter(0, 0, True)]
     assert sum(isinstance(outcome, NotFound) for outcome in outcomes) == 3
     assert await fixture.stored() == ["ann"]
 

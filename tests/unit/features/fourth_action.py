@@ -41,7 +41,7 @@ async def _found(site: Live) -> dict[str, Any]:
         "profile": await site.features("ann"),
         "outcome": (await get(f"/decisions/{decision_id}"))["outcome"],
         "issue": refused.json()["errors"][0],
-        "openapi": {"action": schemas["Action"]["enum"], "day": list(schemas["Day"]["properties"])},
+        "openapi": {"action": schemas["Action"]["enum"], "day": list(schemas["DailyTips"]["properties"])},
         "days": {kind: sum(day[kind] for day in days) for kind in days[0] if kind not in ("start", "end")},
         "page": page.raise_for_status().text,
     }

@@ -30,6 +30,7 @@ class Access(NamedTuple):
 # Bodies are left out, so a request that gets past the guards and needs one is a 400.
 TABLE = [
     Access("GET", "/profiles/{user_id:str}", "/profiles/u", "read", 200),
+    Access("GET", "/profiles/{user_id:str}/detail", "/profiles/u/detail", "read", 200),
     Access("POST", "/profiles/batch", "/profiles/batch", "read", 400),
     Access("POST", "/profiles/history", "/profiles/history", "read", 400),
     Access("GET", "/features", "/features", "read", 200),
@@ -44,7 +45,7 @@ TABLE = [
     Access("POST", "/admin/users/{user_id:str}/rebuild", "/admin/users/u/rebuild", "admin", 200),
     Access("GET", "/admin/users/{user_id:str}/development", "/admin/users/u/development", "admin", 200),
     Access("GET", "/admin/users/{user_id:str}/erase", "/admin/users/u/erase", "admin", 200),
-    Access("POST", "/admin/users/{user_id:str}/erase", "/admin/users/u/erase", "admin", 415),
+    Access("POST", "/admin/users/{user_id:str}/erase/confirm", "/admin/users/u/erase/confirm", "admin", 415),
     Access("GET", "/admin/data-quality", "/admin/data-quality", "admin", 200),
     Access("POST", "/admin/data-quality/refresh", "/admin/data-quality/refresh", "admin", 202),
     Access("GET", "/admin/data-quality/refresh", "/admin/data-quality/refresh", "admin", 200),

@@ -26,6 +26,7 @@ from tests.support.site import ServeSite
 
 Document = dict[str, Any]
 OPEN = {"/healthz", "/readyz", "/metrics"}
+UNPROVEN = {"/profiles/{user_id}", "/profiles/{user_id}/detail", "/profiles/batch"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -65,7 +66,7 @@ async def test_every_route_is_documented_except_pages_and_forms(document: Docume
         if access.method != "HEAD" and not access.route.startswith("/schema")
     }
     pages = {"/admin/sign-in", "/admin/sign-out", "/admin/static/{file_path}"}
-    forms = {"POST /admin/users/{user_id}/erase", "POST /admin/dead-letters/{letter_id}/discard"}
+    forms = {"POST /admin/users/{user_id}/erase/confirm", "POST /admin/dead-letters/{letter_id}/discard"}
     forms.add("POST /admin/rebuilds/{run_id}/cancel")
     assert documented == {route for route in routes if route.split(" ")[1] not in pages} - forms
 
@@ -176,13 +177,12 @@ async def test_examples_are_accepted_in_three_years(serve_site: ServeSite) -> No
         assert (answer.status_code, len(moments)) == (200, 1), answer.text
 
 
-async def test_security_is_declared_when_there_are_keys(document: Document, site: Live) -> None:
+async def test_security_is_declared_with_keys_and_without(document: Document, site: Live) -> None:
     assert document["components"]["securitySchemes"]["key"] == {"type": "apiKey", "name": "X-API-Key", "in": "header"}
     assert document["security"] == [{"key": []}]
     for path, _, operation in operations(document):
         assert operation.get("security") == ([] if path in OPEN else None), path
-    without = (await site.client.get("/schema/openapi.json")).json()
-    assert "security" not in without
+    assert (await site.client.get("/schema/openapi.json")).json() == document
 
 
 async def test_profile_has_the_type_of_the_mirror(document: Document) -> None:
@@ -192,10 +192,24 @@ async def test_profile_has_the_type_of_the_mirror(document: Document) -> None:
     assert {name: schema["description"] for name, schema in features.items()} == {
         item.name: item.description for item in REGISTRY
     }
-    plain, detailed = schemas["ProfileAnswer"]["properties"]["features"]["anyOf"]
-    assert plain == {"$ref": "#/components/schemas/ProfileFeatures"}
-    assert detailed["additionalProperties"] == {"$ref": "#/components/schemas/FeatureDetail"}
-    assert schemas["HistoryRow"]["properties"]["features"] == plain
+    for name in ("ProfileAnswer", "HistoryRow"):
+        assert schemas[name]["properties"]["features"] == {"$ref": "#/components/schemas/ProfileFeatures"}
+    details = schemas["ProfileDetails"]["properties"]
+    assert {name: detail["$ref"].rpartition("/")[2] for name, detail in details.items()} == {
+        item.name: f"{item.dtype.capitalize()}Detail" for item in REGISTRY
+    }
+    assert schemas["IntDetail"]["properties"]["value"] == {"anyOf": [{"type": "integer"}, {"type": "null"}]}
+
+
+async def test_fields_are_required_when_the_other_side_relies_on_them(document: Document) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["ScoreRequest"]["required"] == ["user_id", "candidates"]
+    assert schemas["BatchRequest"]["required"] == ["user_ids"]
+    assert schemas["Problem"]["required"] == ["type", "title", "status", "detail"]
+    assert {"served", "completed"} <= set(schemas["DailyTips"]["required"])
+    fields = [field for schema in schemas.values() for field in schema.get("properties", {}).values()]
+    assert not [field for field in fields if "default" in field]
+    assert "Default: true." in schemas["ScoreRequest"]["properties"]["explore"]["description"]
 
 
 class Extended(ProfileFeatures, kw_only=True, frozen=True):
@@ -206,7 +220,7 @@ async def test_feature_is_documented_when_it_is_added(serve_site: ServeSite) -> 
     contract = Contract(registry=Registry([*REGISTRY, entry(default=7)]), mirror=Extended)
     async with serve_site(contract=contract) as site:
         found = (await site.client.get("/schema/openapi.json")).json()
-        schema = found["components"]["schemas"]["Extended"]["properties"]["probe"]
+        schema = found["components"]["schemas"]["ProfileFeatures"]["properties"]["probe"]
         assert schema["description"] == "A feature of the tests."
         assert (await site.features("u"))["probe"] == 0 + 7
         assert "probe" in (await site.client.get("/schema")).text
@@ -221,14 +235,15 @@ async def test_stale_if_error_is_documented_where_it_counts(document: Document, 
             for parameter in operation.get("parameters", ())
             if (parameter["name"], parameter["in"]) == ("Cache-Control", "header")
         }
-        assert with_header == {path: {"Cache-Status", "Age"} for path in ("/profiles/{user_id}", "/profiles/batch")}
+        assert with_header == {path: {"Cache-Status", "Age"} for path in UNPROVEN}
         parameters = [one for _, _, operation in operations(found) for one in operation.get("parameters", ())]
-        assert sum(parameter["in"] == "header" for parameter in parameters) == 2
-    assert "unproven" in document["components"]["schemas"]["FeatureDetail"]["properties"]["origin"]["enum"]
+        assert sum(parameter["in"] == "header" for parameter in parameters) == len(UNPROVEN)
+    assert "unproven" in document["components"]["schemas"]["FloatDetail"]["properties"]["origin"]["enum"]
 
 
 async def test_page_loads_nothing_from_other_sites(site: Live) -> None:
     answer = await site.client.get("/schema")
+    assert "docExpansion: 'none'" in answer.text
     assert answer.headers["content-type"].startswith("text/html")
     tags = re.findall(r"<(?:script|link|img|iframe|style)\b[^>]*>", answer.text)
     assert len(tags) >= 4

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from psycopg import sql
 
+from app.bandit.decisions import Shadow
 from app.settings.database import postgres_url as parsed
 from app.stores.postgres.connection import Connection, connect, translated
 from app.stores.sql import decisions, event_log, event_queries, learning, shadows, sufficient_statistics, users
@@ -41,6 +42,8 @@ FILL = (
 USER = "user-77"
 # Statements of SQLite alone, one whose parameters are never NULL, and those that read every row of this data.
 OTHERS = {"known events", "states to grow", "states of a spec"}
+_RANKINGS = dict.fromkeys(("champion_scores", "champion_pi", "challenger_scores", "challenger_pi"), b"")
+SHADOW = {**dict.fromkeys(Shadow._fields, 0.5), **_RANKINGS, "agree": 1, "user_id": USER, "number": 77}
 OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "statistics": (sufficient_statistics.SELECT_STATE, (USER,)),
     "version": (sufficient_statistics.SELECT_VERSION, (USER,)),
@@ -54,7 +57,8 @@ OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "served": (learning.UPDATE_SERVED, (1, USER, 77)),
     "learned": (learning.UPDATE_LEARNED, (1, 0.5, "feedback", "completed", 1, USER, 77)),
     "missing shadows": (shadows.SELECT_OF_USER, {"spec": "spec", "user": USER, "version": 1}),
-    "shadow": (shadows.UPDATE_SHADOW, (b"", b"", b"", b"", 0.5, 0.5, 1, 0.5, 0.5, 0.5, USER, 77)),
+    "shadow": (shadows.UPDATE_SHADOW, SHADOW),
+    "shadow of the pool": (shadows.INSERT_POOL, SHADOW),
     "newest events": (event_queries.SELECT_NEWEST_TRACED, {"user": USER, "limit": 50}),
     "activity": (event_queries.SELECT_ACTIVITY, {"user": USER, "until": 10**9, "days": 30}),
     "newest of a user": (users.SELECT_NEWEST, (json.dumps([USER]), '["signals.tip.served"]')),

@@ -14,12 +14,26 @@ from hypothesis import strategies as st
 from app.bandit.model.inputs import Array
 from app.bandit.rollout import bootstrap_intervals
 from app.bandit.rollout.aggregates import DecisionSums
-from app.bandit.rollout.bootstrap_intervals import Interval, bootstrap, due_look, look_level, look_size, standard_error
+from app.bandit.rollout.bootstrap_intervals import (
+    Interval,
+    binomial_tail,
+    bootstrap,
+    look_level,
+    look_number,
+    share_bound,
+    standard_error,
+)
 from tests.support.decision_logs import logged_page, page_slice, simulate
 
 
-def test_looks_double_and_their_levels_sum_to_alpha() -> None:
-    assert [look_size(number) for number in (1, 2, 3, 8)] == [1_000, 2_000, 4_000, 128_000]
+@pytest.mark.parametrize(
+    ("evaluated", "number"), [(0, 0), (3_999, 0), (4_000, 1), (7_999, 1), (8_000, 2), (16_000, 3), (400_000, 7)]
+)
+def test_looks_are_due_when_decisions_have_doubled(evaluated: int, number: int) -> None:
+    assert look_number(evaluated) == number
+
+
+def test_levels_of_looks_sum_to_alpha() -> None:
     assert look_level(1) == pytest.approx(0.025)
     for looks in (1, 2, 10, 1_000):
         assert math.fsum(look_level(number) for number in range(1, looks + 1)) == pytest.approx(
@@ -27,32 +41,30 @@ def test_looks_double_and_their_levels_sum_to_alpha() -> None:
         )
 
 
+@given(st.integers(1, 60), st.floats(0.001, 0.999), st.data())
+def test_binomial_tail_is_the_sum_of_its_terms(n: int, p: float, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, n + 1))
+    exact = math.fsum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(count, n + 1))
+    assert binomial_tail(count, n, p) == pytest.approx(exact, rel=1e-9, abs=1e-14)
+
+
 @pytest.mark.parametrize(
-    ("evaluated", "made", "due"),
+    ("count", "n", "level", "bound"),
+    # From tables of Clopper and Pearson: 95 % intervals, two-sided.
     [
-        (0, 0, None),
-        (999, 0, None),
-        (1_000, 0, 1),
-        (1_999, 1, None),
-        (2_000, 1, 2),
-        (3_999, 0, 2),
-        (4_000, 0, 3),
-        (100_000, 2, 7),
-        (1_500, 3, None),
+        (0, 10, 0.025, 0.0),
+        (1, 10, 0.025, 0.0025),
+        (5, 10, 0.025, 0.1871),
+        (10, 10, 0.025, 0.6915),
     ],
 )
-def test_look_is_due_once_at_its_number_of_decisions(evaluated: int, made: int, due: int | None) -> None:
-    assert due_look(evaluated, made) == due
+def test_bound_of_a_share_is_that_of_clopper_and_pearson(count: int, n: int, level: float, bound: float) -> None:
+    assert share_bound(count, n, level) == pytest.approx(bound, abs=1e-4)
 
 
-@given(st.integers(0, 10**9), st.integers(0, 25))
-def test_due_look_is_the_last_one_with_enough_decisions(evaluated: int, made: int) -> None:
-    due = due_look(evaluated, made)
-    if due is None:
-        assert evaluated < look_size(made + 1)
-    else:
-        assert due > made
-        assert look_size(due) <= evaluated < look_size(due + 1)
+def test_bound_of_a_share_is_computed_for_many_answers() -> None:
+    assert 0.0115 < share_bound(600, 40_000) < 0.015
+    assert share_bound(39_999, 40_000) > 0.999
 
 
 def figure(parts: list[float], wholes: list[float], level: float = 0.05, seed: int = 1) -> Interval:
@@ -162,10 +174,7 @@ def test_interval_of_one_look_misses_as_often_as_its_level() -> None:
 
 
 @pytest.mark.slow
-def test_false_improvement_is_claimed_in_at_most_alpha_of_roll_outs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(bootstrap_intervals, "FIRST_LOOK", 250)
+def test_false_improvement_is_claimed_in_at_most_alpha_of_roll_outs() -> None:
     random = np.random.default_rng(10)
     runs, alpha, claimed, uncorrected = 100, 0.4, 0, 0
     for _ in range(runs):
@@ -173,7 +182,7 @@ def test_false_improvement_is_claimed_in_at_most_alpha_of_roll_outs(
         page = logged_page(random, found, model=0.5)
         sums, looks, plain = DecisionSums(), [], []
         for number in range(1, 5):
-            sums.add(page_slice(page, sums.n, look_size(number)))
+            sums.add(page_slice(page, sums.n, 125 * 2**number))
             looks.append(sums.estimates(look_level(number, alpha), random, replicates=400).lift.low)
             plain.append(sums.estimates(alpha, random, replicates=400).lift.low)
         claimed += max(looks) > 0

@@ -30,7 +30,8 @@ def estimates(r: Array, e: Array, b: Array, q: Array | None = None, v: Array | N
     none = np.zeros_like(r)
     model, value = none if q is None else q, none if v is None else v
     sums = DecisionSums()
-    sums.add(DecisionPage([f"u{place}" for place in range(len(r))], r, b, b, e, model, none, value, none, none))
+    users = [f"u{place}" for place in range(len(r))]
+    sums.add(DecisionPage(users, r, b, b, e, model, none, value, none, none, none, none))
     return sums.estimates(0.05, np.random.default_rng(1), replicates=2)
 
 

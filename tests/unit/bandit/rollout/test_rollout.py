@@ -11,7 +11,7 @@ import pytest
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import SPEC_V2
 from app.bandit.rollout.aggregates import DecisionPage
-from app.bandit.rollout.controller import FEWEST_RECENT, GUARDRAIL_LEVEL, GUARDRAIL_REPLICATES
+from app.bandit.rollout.controller import FEWEST_ANSWERS, FEWEST_RECENT
 from app.bandit.rollout.ports import RecentDecisions, RolloutLook
 from app.bandit.rollout.stages import Move, RolloutState
 from app.bandit.rollout.status import RolloutStatus
@@ -98,31 +98,31 @@ def dismissing(page: DecisionPage) -> DecisionPage:
 
 async def test_verdict_is_insufficient_data_without_decisions(fixture: RolloutFixture) -> None:
     found = await fixture.watched()
-    assert (found.verdict.verdict, found.decisions.next_look_at, list(found.looks)) == ("insufficient data", 1_000, [])
-    assert found.verdict.reason == "0 decisions can be evaluated; the first look is at 1,000."
+    assert (found.verdict.verdict, found.decisions.next_look_at, list(found.looks)) == ("insufficient data", 4_000, [])
+    assert found.verdict.reason == "0 decisions can be evaluated; the first look is at 4,000."
     assert why_not(found, "ramp") == f"insufficient data: {found.verdict.reason}"
     assert why_not(found, "rollback") is None
 
 
 async def test_looks_are_made_once_when_they_are_due(fixture: RolloutFixture, logs: Recorder) -> None:
-    rows = rows_of(some(4_500))
-    await fixture.store(rows[:999])
+    rows = rows_of(some(16_500))
+    await fixture.store(rows[:3_999])
     await fixture.rollout.watch()
     assert await fixture.looks() == []
-    await fixture.store(rows[999:1_100])
+    await fixture.store(rows[3_999:4_100])
     assert "The first look is due" in (await fixture.rollout.status()).verdict.reason
     await fixture.rollout.watch()
     await fixture.rollout.watch()
     (line,) = logs.of("rollout_look")
     (first,) = await fixture.looks()
-    assert (first.number, first.estimates.n, first.level, first.stage) == (1, 1_100, 0.025, "shadow")
+    assert (first.number, first.estimates.n, first.level, first.stage) == (1, 4_100, 0.025, "shadow")
     assert (line["number"], line["verdict"]) == (1, first.verdict.word)
     # Several looks are due at once: only the last one is made.
-    await fixture.store(rows[1_100:])
+    await fixture.store(rows[4_100:])
     await fixture.rollout.watch()
     assert [item.number for item in await fixture.looks()] == [1, 3]
     found = await fixture.rollout.status()
-    assert (found.looks[-1].decisions, found.decisions.next_look_at) == (4_500, 8_000)
+    assert (found.looks[-1].decisions, found.decisions.next_look_at) == (16_500, 32_000)
     assert (found.verdict.verdict, found.verdict.improved) == ("promote", True)
 
 
@@ -131,14 +131,17 @@ async def test_no_look_is_made_when_no_decision_had_a_pooled_prior(fixture: Roll
     await fixture.write(some(4_000, skill=0.0), prior_version=0)
     found = await fixture.watched()
     assert (list(found.looks), found.verdict.verdict) == ([], "insufficient data")
-    assert "a prior has been pooled" in found.verdict.reason
+    assert (found.decisions.evaluated, found.decisions.without_prior) == (0, 4_000)
+    assert "4,000 more were made before the first pooled prior, and never count." in found.verdict.reason
 
 
 async def test_evaluation_begins_with_the_first_prior_and_continues_with_later_ones(fixture: RolloutFixture) -> None:
     first = Prior.none(SPEC_V2)
     await fixture.write(some(30), prior_version=0)
+    assert (await fixture.rollout.status()).decisions.without_prior == 30
     assert await fixture.states.add_prior(first, 1)
     assert (await fixture.state()).evaluated_after == 30
+    assert (await fixture.rollout.status()).decisions.without_prior == 0
     await fixture.write(some(20))
     assert await fixture.states.add_prior(first, 2)
     assert not await fixture.states.add_prior(first, 2)
@@ -148,7 +151,7 @@ async def test_evaluation_begins_with_the_first_prior_and_continues_with_later_o
 
 async def test_first_prior_deletes_earlier_looks(fixture: RolloutFixture) -> None:
     """Looks of another spec, or of a release that evaluated decisions without a prior."""
-    await fixture.write(some(1_000))
+    await fixture.write(some(4_000))
     await fixture.rollout.watch()
     assert len(await fixture.looks()) == 1
     assert await fixture.states.add_prior(Prior.none(SPEC_V2), 1)
@@ -164,7 +167,7 @@ async def test_first_prior_changes_nothing_outside_the_shadow(fixture: RolloutFi
 
 
 async def test_look_has_the_same_result_in_every_worker(fixture: RolloutFixture) -> None:
-    await fixture.write(some(1_000))
+    await fixture.write(some(4_000))
     state = await fixture.state()
     counts = await fixture.rollout.counts(state)
     workers = [bandit.rollout(Settings(), fixture.database, FakeClock()) for _ in range(2)]
@@ -176,9 +179,9 @@ async def test_look_has_the_same_result_in_every_worker(fixture: RolloutFixture)
 
 
 async def test_no_look_is_made_when_decisions_were_erased_meanwhile(fixture: RolloutFixture) -> None:
-    await fixture.write(some(999))
+    await fixture.write(some(3_999))
     state = await fixture.state()
-    counts = (await fixture.rollout.counts(state))._replace(evaluated=1_000)
+    counts = (await fixture.rollout.counts(state))._replace(evaluated=4_000)
     assert await fixture.rollout.look(state, counts) is None
     assert await fixture.looks() == []
 
@@ -209,7 +212,8 @@ async def test_challenger_is_ramped_step_by_step_with_an_audit_trail(fixture: Ro
         with pytest.raises(Conflict, match="0 are settled; 200 are needed"):
             await fixture.rollout.move("ramp" if shares[-1] < 1 else "promote", "ann")
         fixture.clock.advance(60_000)
-        await fixture.write(some(300, share=1.0, seed=3), made_ms=fixture.clock.now_ms() - 30_000)
+        served = some(int(300 / shares[-1]), share=shares[-1], seed=3)
+        await fixture.write(served, made_ms=fixture.clock.now_ms() - 30_000)
     assert shares == [0.05, 0.25, 1.0]
     done = await fixture.rollout.move("promote", "ann")
     assert (done.stage, done.share, done.changed_by) == ("promoted", 1.0, "ann")
@@ -218,8 +222,8 @@ async def test_challenger_is_ramped_step_by_step_with_an_audit_trail(fixture: Ro
         await fixture.rollout.move("promote", "ann")
     await fixture.rollout.move("rollback", "bob", "customers complain")
     again = await fixture.rollout.move("ramp", "bob")
-    assert (again.stage, again.evaluated_after) == ("shadow", 4_900)
-    assert (await fixture.rollout.move("rollback", "bob")).evaluated_after == 4_900
+    assert (again.stage, again.evaluated_after) == ("shadow", 11_500)
+    assert (await fixture.rollout.move("rollback", "bob")).evaluated_after == 11_500
     said = await fixture.audit_trail()
     assert [entry[:2] for entry in said] == [
         *[("ann", "ramp roll-out")] * 5,
@@ -259,7 +263,8 @@ async def test_rollback_needs_no_figures(fixture: RolloutFixture, monkeypatch: p
 async def test_broken_guardrail_rolls_back_automatically(
     fixture: RolloutFixture, logs: Recorder, column: dict[str, object], reason: str
 ) -> None:
-    rows = [{**row, **column} for row in rows_of(some(FEWEST_RECENT, share=1.0), made_ms=LATELY)]
+    fewest = FEWEST_ANSWERS if "elapsed_us" in column else FEWEST_RECENT
+    rows = [{**row, **column} for row in rows_of(some(fewest, share=1.0), made_ms=LATELY)]
     await fixture.store(rows[:-1])
     await fixture.set_share(0.25)
     await fixture.rollout.watch()
@@ -309,7 +314,7 @@ async def test_broken_guardrail_is_only_reported_in_the_shadow_and_after_promoti
 async def test_slow_answers_break_no_guardrail_in_the_shadow(fixture: RolloutFixture) -> None:
     """All answers are the champion's; the challenger is computed after the answer."""
     await fixture.write(some(4_000))
-    await fixture.write(some(FEWEST_RECENT, seed=2), made_ms=LATELY, elapsed_us=900_000)
+    await fixture.write(some(FEWEST_ANSWERS, seed=2), made_ms=LATELY, elapsed_us=900_000)
     found = await fixture.watched()
     assert found.guardrails.p99_ms.value == pytest.approx(900), "it is shown all the same"
     assert found.guardrails.broken == []
@@ -323,8 +328,8 @@ async def test_slow_answers_break_no_guardrail_in_the_shadow(fixture: RolloutFix
 async def test_slow_challenger_is_rolled_back_only_when_the_champion_is_faster(
     fixture: RolloutFixture, champion_ms: int, challenger_ms: int, stage: str
 ) -> None:
-    await fixture.write(some(FEWEST_RECENT), made_ms=LATELY, elapsed_us=champion_ms * 1_000, role="champion")
-    page = some(FEWEST_RECENT)
+    await fixture.write(some(FEWEST_ANSWERS), made_ms=LATELY, elapsed_us=champion_ms * 1_000, role="champion")
+    page = some(FEWEST_ANSWERS)
     await fixture.write(page, made_ms=LATELY + 1_000, elapsed_us=challenger_ms * 1_000, role="challenger")
     await fixture.set_share(0.05)
     await fixture.rollout.watch()
@@ -334,7 +339,7 @@ async def test_slow_challenger_is_rolled_back_only_when_the_champion_is_faster(
 
 
 async def test_wrong_propensities_hold_the_roll_out(fixture: RolloutFixture) -> None:
-    page = some(2_000)
+    page = some(4_000)
     wrong = page._replace(pi_challenger=page.pi_challenger * 1.3)
     await fixture.write(wrong)
     found = await fixture.watched()
@@ -380,22 +385,106 @@ async def test_broken_guardrail_raises_an_alarm_after_promotion(
         return await real(since_ms, limit)
 
     monkeypatch.setattr(fixture.rollout.repository, "recent", recent)
-    await fixture.write(some(FEWEST_RECENT, share=1.0), made_ms=LATELY, elapsed_us=900_000, role="challenger")
+    await fixture.write(some(FEWEST_ANSWERS, share=1.0), made_ms=LATELY, elapsed_us=900_000, role="challenger")
     await fixture.set_share(1.0)
     await fixture.execute("UPDATE rollout SET stage = 'promoted'")
     alarm = await fixture.rollout.alarm()
     assert alarm is not None
     assert alarm.text == (
         "The challenger is promoted, and a guardrail is broken. "
-        "One answer in a hundred takes over 900 ms; 100 ms is allowed."
+        "One answer in a hundred takes over 900 ms; 100 ms is allowed. "
+        "At least 98.6% of the challenger's answers take longer."
     )
     assert "roll back" in alarm.advice
     assert await fixture.rollout.alarm() == alarm
     assert len(asked) == 1, "the second alarm uses the cached guardrails"
-    fixture.clock.advance(2 * HOUR_MS)
+    fixture.clock.advance(24 * HOUR_MS)
     assert await fixture.rollout.alarm() is None
     assert len(asked) == 2
 
 
-def test_guardrail_level_is_resolved_by_its_replicates() -> None:
-    assert GUARDRAIL_LEVEL * GUARDRAIL_REPLICATES >= 1  # so the tail is not extrapolated
+async def test_roll_out_begun_by_an_earlier_release_uses_no_level_twice(fixture: RolloutFixture) -> None:
+    """Its first three looks were at 1,000, 2,000 and 4,000 decisions."""
+    rows = rows_of(some(8_000))
+    await fixture.store(rows[:4_000])
+    await fixture.rollout.watch()
+    await fixture.execute("UPDATE rollout_looks SET number = 3, body = replace(body, '\"number\":1', '\"number\":3')")
+    assert (await fixture.rollout.status()).decisions.next_look_at == 8_000
+    await fixture.store(rows[4_000:])
+    await fixture.rollout.watch()
+    assert [(look.number, look.level) for look in await fixture.looks()] == [(3, 0.025), (4, 0.0025)]
+
+
+async def test_equally_slow_policies_break_no_guardrail(fixture: RolloutFixture) -> None:
+    """The 99th percentile of the challenger's answers is above 1.5 times the champion's, by chance."""
+    for role, slow in (("champion", 9), ("challenger", 20)):
+        rows = rows_of(some(FEWEST_ANSWERS), made_ms=LATELY, role=role)
+        await fixture.store(
+            [{**row, "elapsed_us": 700_000 if place < slow else 4_000} for place, row in enumerate(rows)]
+        )
+    await fixture.set_share(0.05)
+    await fixture.rollout.watch()
+    rails = (await fixture.rollout.status()).guardrails
+    assert rails.p99_ms.value == pytest.approx(700)
+    assert rails.p99_ms.limit == 100
+    assert 0.002 < (rails.slow_answers.value or 0) < 0.01
+    assert (await fixture.state()).stage == "ramp"
+
+
+async def test_slow_answers_of_an_earlier_trial_do_not_count(fixture: RolloutFixture) -> None:
+    await fixture.write(some(FEWEST_ANSWERS), made_ms=LATELY, elapsed_us=900_000, role="challenger")
+    await fixture.set_share(0.05)
+    await fixture.execute("UPDATE rollout SET changed_at_ms = ?", NOW_MS - 1)
+    await fixture.rollout.watch()
+    assert (await fixture.state()).stage == "ramp"
+
+
+async def test_rewards_of_the_users_of_each_policy_are_compared(fixture: RolloutFixture) -> None:
+    page = some(12_000, users=1_200, share=0.25)
+    served = (page.pi_b == page.pi_challenger).astype(float)
+    await fixture.write(page._replace(rewards=page.rewards * (1 - served)), made_ms=LATELY)
+    await fixture.set_share(0.25)
+    found = (await fixture.rollout.status()).experiment
+    assert found is not None
+    assert (found.champion.users, found.challenger.users, found.share) == (900, 300, 0.25)
+    assert found.p == pytest.approx(1)
+    assert found.champion.reward is not None
+    assert found.challenger.reward is not None
+    assert found.champion.reward.low < page.rewards[served == 0].mean() < found.champion.reward.high
+    assert found.challenger.reward.value == 0
+    await fixture.rollout.watch()
+    state = await fixture.state()
+    assert state.stage == "rolled back"
+    assert "The challenger's users earn -0." in state.reason
+
+
+async def test_only_decisions_of_the_stage_belong_to_the_experiment(fixture: RolloutFixture) -> None:
+    await fixture.write(some(1_000, users=150))
+    await fixture.write(some(500, users=150, share=0.25, seed=2), made_ms=LATELY)
+    await fixture.set_share(0.25)
+    found = (await fixture.rollout.status()).experiment
+    assert found is not None
+    assert found.champion.decisions + found.challenger.decisions == 500
+    assert found.lift is None, "the challenger has too few users"
+    await fixture.execute("UPDATE rollout SET share = 1")
+    assert (await fixture.rollout.status()).experiment is None
+
+
+async def test_ramp_is_refused_when_the_challenger_serves_a_wrong_share(fixture: RolloutFixture) -> None:
+    await fixture.write(some(4_000))
+    await fixture.rollout.watch()
+    await fixture.set_share(0.05)
+    await fixture.write(some(4_000, share=0.25, seed=2), made_ms=LATELY)
+    found = await fixture.rollout.status()
+    assert found.experiment is not None
+    assert found.experiment.p < 1e-9
+    assert found.verdict.verdict == "hold"
+    assert "The challenger serves 25.0% of the users with recent decisions instead of 5%" in found.verdict.reason
+    with pytest.raises(Conflict, match="instead of 5%"):
+        await fixture.rollout.move("ramp", "ann")
+
+
+async def test_another_trial_has_another_salt(fixture: RolloutFixture) -> None:
+    assert (await fixture.state()).salt == "1"
+    for move, salt in (("rollback", "1"), ("ramp", str(NOW_MS)), ("rollback", str(NOW_MS))):
+        assert (await fixture.rollout.move(move, "ann")).salt == salt  # type: ignore[arg-type]  # a move

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit.rollout.aggregates import Estimates
-from app.bandit.rollout.bootstrap_intervals import Interval
+from app.bandit.rollout.aggregates import Arm, Estimates, Experiment
+from app.bandit.rollout.bootstrap_intervals import Interval, IntervalView
 from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, broken, too_little, verdict
 
 LIMITS = Limits(margin=0.02, dismissed=0.03, p99_ms=100, no_profile=0.5)
@@ -44,6 +44,12 @@ FIGURES = Estimates(
 )
 
 
+def experiment(value: float, high: float, p: float = 0.5) -> Experiment:
+    """The users of each policy, with the challenger's lift and its upper bound."""
+    arms = Arm(1_000, 9_000, None), Arm(100, 900, None)
+    return Experiment(0.05, p, *arms, IntervalView(value, 2 * value - high, high))
+
+
 def judged(**fields: Any) -> Verdict:
     """The verdict on a good challenger with some fields of estimates or guardrails replaced."""
     guardrails = {name: value for name, value in fields.items() if name in GUARDRAIL_FIELDS}
@@ -56,9 +62,15 @@ def judged(**fields: Any) -> Verdict:
     ("fields", "word", "reason"),
     [
         ({}, "promote", "That is an improvement."),
-        ({"n": 999}, "insufficient data", "999 decisions can be evaluated; the first look is at 1,000."),
-        ({"users": 29}, "insufficient data", "those of 29 users; an interval over users needs 30."),
-        ({"n": 1_000, "users": 30, "ess": 1_000, "champion_ess": 1_000}, "promote", "Over 1,000 decisions of 30 users"),
+        ({"n": 3_999}, "insufficient data", "3,999 decisions can be evaluated; the first look is at 4,000."),
+        ({"users": 99}, "insufficient data", "those of 99 users; an interval over users needs 100."),
+        (
+            {"n": 4_000, "users": 100, "ess": 1_000, "champion_ess": 1_000},
+            "promote",
+            "Over 4,000 decisions of 100 users",
+        ),
+        ({"effective_users": 99.0}, "insufficient data", "900 users, who count as 99 because some made far more"),
+        ({"effective_users": 100.0}, "promote", "improvement"),
         ({"mean_weight": 1.0301}, "hold", "The challenger's mean weight is 1.030 ± 0.010 instead of 1"),
         ({"champion_mean_weight": 1.0301}, "hold", "The champion's mean weight is 1.030 ± 0.010 instead of 1"),
         ({"champion_mean_weight": 1.03}, "promote", "improvement"),
@@ -86,17 +98,26 @@ def judged(**fields: Any) -> Verdict:
             "5.0% more (3.1% to 7.0%), where 3.0% is allowed",
         ),
         ({"dismissed_more": Interval(0.05, 0.03, 0.07)}, "promote", "improvement"),
-        ({"p99_ms": 250.0}, "roll back", "One answer in a hundred takes over 250 ms; 100 ms is allowed."),
-        ({"p99_ms": 250.0, "champion_p99_ms": 3.0}, "roll back", "250 ms; 100 ms is allowed."),
-        ({"p99_ms": 250.0, "champion_p99_ms": 240.0}, "promote", "improvement"),
-        ({"p99_ms": 361.0, "champion_p99_ms": 240.0}, "roll back", "361 ms; 360 ms is allowed."),
+        ({"p99_ms": 250.0, "slow": 0.02}, "roll back", "One answer in a hundred takes over 250 ms; 100 ms is allowed."),
+        ({"p99_ms": 250.0, "slow": 0.02}, "roll back", "At least 2.0% of the challenger's answers take longer."),
+        ({"p99_ms": 250.0, "slow": 0.01}, "promote", "improvement"),
+        ({"p99_ms": 250.0, "slow": 0.02, "p99_judged": False}, "promote", "improvement"),
+        ({"p99_ms": 361.0, "champion_p99_ms": 240.0, "slow": 0.02}, "roll back", "361 ms; 360 ms is allowed."),
         ({"p99_ms": None, "no_profile": None, "dismissed_more": None}, "promote", "improvement"),
+        ({"experiment": experiment(-0.05, -0.021)}, "roll back", "earn -0.0500 a recent decision compared with the"),
+        ({"experiment": experiment(-0.05, -0.02)}, "promote", "improvement"),
+        (
+            {"experiment": experiment(0.0, 0.1, p=9e-5)},
+            "hold",
+            "9.1% of the users with recent decisions instead of 5%",
+        ),
+        ({"experiment": experiment(0.0, 0.1, p=1e-4)}, "promote", "improvement"),
         ({"no_profile": 0.61}, "roll back", "61.0% of the decisions were made without a profile"),
         # The first rule that applies decides.
-        ({"n": 10, "p99_ms": 250.0}, "roll back", "250 ms"),
+        ({"n": 10, "p99_ms": 250.0, "slow": 0.02}, "roll back", "250 ms"),
         ({"n": 10, "mean_weight": 2.0}, "insufficient data", "10 decisions"),
         ({"n": 1}, "insufficient data", "1 decision can"),
-        ({"mean_weight": 2.0, "p99_ms": 250.0}, "roll back", "250 ms"),
+        ({"mean_weight": 2.0, "p99_ms": 250.0, "slow": 0.02}, "roll back", "250 ms"),
         ({"mean_weight": 2.0, "ess": 10}, "hold", "not credible"),
         ({"champion_mean_weight": 2.0, "ess": 10}, "hold", "The champion's mean weight"),
         ({"mean_weight": 2.0, "lift": Interval(-0.4, -0.6, -0.2)}, "hold", "not credible"),
@@ -112,7 +133,9 @@ def test_verdict_follows_the_rules_in_their_order(fields: dict[str, Any], word: 
 
 
 def test_reason_names_every_guardrail_that_is_broken() -> None:
-    bad = msgspec.structs.replace(GUARDRAILS, dismissed_more=Interval(0.05, 0.04, 0.06), p99_ms=101.0, no_profile=0.9)
+    bad = msgspec.structs.replace(
+        GUARDRAILS, dismissed_more=Interval(0.05, 0.04, 0.06), p99_ms=101.0, slow=0.02, no_profile=0.9
+    )
     assert len(broken(bad, LIMITS)) == 3
     reason = verdict(FIGURES, bad, LIMITS).reason
     assert all(part in reason for part in ("dismissed more often", "101 ms", "90.0%"))
@@ -123,7 +146,7 @@ def test_reason_has_the_singular_for_one_user() -> None:
     found = too_little(5_000, 1)
     assert found is not None
     assert "those of 1 user;" in found.reason
-    assert too_little(1_000, 30) is None
+    assert too_little(4_000, 100) is None
 
 
 bounds = st.tuples(*[st.floats(-1, 1)] * 3).map(sorted).map(lambda three: Interval(three[1], three[0], three[2]))
@@ -137,7 +160,7 @@ weights = st.tuples(st.floats(0, 10), st.floats(0, 1), st.floats(0, 10**7))  # t
     more=bounds,
     of_challenger=weights,
     of_champion=weights,
-    p99=st.one_of(st.none(), st.floats(0, 1_000)),
+    slow=st.one_of(st.none(), st.floats(0, 0.1)),
 )
 def test_promote_is_given_if_and_only_if_every_condition_holds(
     n: int,
@@ -146,7 +169,7 @@ def test_promote_is_given_if_and_only_if_every_condition_holds(
     more: Interval,
     of_challenger: tuple[float, float, float],
     of_champion: tuple[float, float, float],
-    p99: float | None,
+    slow: float | None,
 ) -> None:
     weight, error, ess = of_challenger
     champion_weight, champion_error, champion_ess = of_champion
@@ -161,17 +184,18 @@ def test_promote_is_given_if_and_only_if_every_condition_holds(
         champion_mean_weight=champion_weight,
         champion_mean_weight_error=champion_error,
         champion_ess=champion_ess,
-        p99_ms=p99,
+        p99_ms=200.0,
+        slow=slow,
     )
     gate = (
-        n >= 1_000
-        and users >= 30
+        n >= 4_000
+        and users >= 100
         and abs(weight - 1) <= 3 * error + 1e-9
         and abs(champion_weight - 1) <= 3 * champion_error + 1e-9
         and min(ess, champion_ess) >= max(1_000, n / 10)
         and lift.low > -0.02
         and more.low <= 0.03
-        and (p99 is None or p99 <= 100)
+        and (slow is None or slow <= 0.01)
     )
     assert (found.word == "promote") == gate
     assert found.improved == (gate and lift.low > 0)

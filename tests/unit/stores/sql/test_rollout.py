@@ -45,9 +45,9 @@ async def all_of(rollout: SqlRollout, state: RolloutState, until: int = NEWEST) 
 async def test_rollout_begins_in_the_shadow_without_decisions(rollout: SqlRollout) -> None:
     state = await rollout.state()
     assert (state.stage, state.share, state.evaluated_after) == ("shadow", 0.0, 0)
-    assert await rollout.counts(state, LONG_AGO) == Counts(NEWEST, 0, 0, 0, 0)
+    assert await rollout.counts(state, LONG_AGO) == Counts(NEWEST, 0, 0, 0, 0, 0)
     assert await all_of(rollout, state) == []
-    assert len((await rollout.shown(state, 10)).users) == 0
+    assert len((await rollout.shown(state, 10))[0].users) == 0
     assert len((await rollout.recent(0, 10)).elapsed_ms) == 0
 
 
@@ -61,13 +61,13 @@ async def test_pages_contain_all_decisions_in_order(
     pages = await all_of(rollout, state)
     assert [len(item.users) for item in pages] == [100, 100, 50]
     assert [user for item in pages for user in item.users] == page.users
-    for name in DecisionPage._fields[1:]:
+    for name in DecisionPage._fields[1:10]:
         if name != "dismissed":
             together = np.concatenate([getattr(item, name) for item in pages])
             assert np.array_equal(together, getattr(page, name)), name
     dismissed = np.concatenate([item.dismissed for item in pages])
     assert np.array_equal(dismissed, page.dismissed)
-    assert (await rollout.shown(state, 7)).users == page.users[:-8:-1]
+    assert sorted((await rollout.shown(state, 7))[0].users) == sorted(page.users[-7:])
 
 
 async def test_shown_decisions_without_feedback_count_as_not_dismissed(rollout: SqlRollout, database: Database) -> None:
@@ -78,10 +78,20 @@ async def test_shown_decisions_without_feedback_count_as_not_dismissed(rollout: 
     left_out: list[dict[str, Any]] = [{"state": "open"}, {"state": "expired"}, {"state": "served", "explore": 0}]
     for excluded in left_out:
         await write(database, rows_of(some(3), **unanswered, **excluded))
-    shown = await rollout.shown(await rollout.state(), 22)
-    assert shown.users == [*waiting.users[::-1], *settled.users[:-18:-1]]
-    assert (shown.rewards[:5].tolist(), shown.dismissed[:5].tolist()) == ([0.0] * 5, [0.0] * 5)
-    assert np.array_equal(shown.dismissed[5:], settled.dismissed[:-18:-1])
+    shown, _ = await rollout.shown(await rollout.state(), 31)  # nine of them were not shown
+    assert sorted(shown.users) == sorted([*waiting.users, *settled.users[-17:]])
+    assert shown.dismissed.sum() == settled.dismissed[-17:].sum()
+    assert shown.rewards.sum() == settled.rewards[-17:].sum()
+
+
+async def test_shown_decisions_of_the_stage_have_the_policy_that_served(
+    rollout: SqlRollout, database: Database
+) -> None:
+    for role, made_ms in (("champion", NOW_MS - 1), ("champion", NOW_MS), ("challenger", NOW_MS)):
+        await write(database, rows_of(some(2), made_ms=made_ms, every_ms=0, role=role))
+    _, arms = await rollout.shown((await rollout.state())._replace(changed_at_ms=NOW_MS), 10)
+    assert np.isnan(arms).sum() == 2
+    assert sorted(arms[np.isfinite(arms)].tolist()) == [0, 0, 1, 1]
 
 
 async def test_only_settled_exploring_decisions_with_a_shadow_are_evaluated(
@@ -112,6 +122,22 @@ async def test_decisions_without_a_pooled_prior_are_not_evaluated(rollout: SqlRo
     assert page.users == some(6).users[2:]
 
 
+async def test_no_decision_counts_before_the_first_pooled_prior(rollout: SqlRollout, database: Database) -> None:
+    """Otherwise the number would fall to 0 when the prior is pooled and the evaluation begins."""
+    rows = rows_of(some(6), prior_version=0, made_ms=NOW_MS - 10 * HOUR_MS)
+    rows[4] = {**rows[4], "state": "open", "reward": None}
+    await write(database, rows)
+    assert (await rollout.counts(await rollout.state(), LONG_AGO))[1:] == (0, 0, 0, 0, 5)
+
+
+async def test_pages_contain_the_shadow_of_the_pool(rollout: SqlRollout, database: Database) -> None:
+    await write(database, rows_of(some(3)))
+    await database.execute("INSERT INTO pool_shadows (number, pool_p, v_pool) VALUES (2, 0.25, 0.5)")
+    (page,) = await all_of(rollout, await rollout.state())
+    assert np.array_equal(page.pi_pool, [np.nan, 0.25, np.nan], equal_nan=True)
+    assert np.array_equal(page.v_pool, [np.nan, 0.5, np.nan], equal_nan=True)
+
+
 @pytest.mark.parametrize("unsettled", ["open", "served"])
 async def test_decisions_after_the_oldest_unsettled_one_wait(
     rollout: SqlRollout, database: Database, unsettled: str
@@ -132,7 +158,7 @@ async def test_decisions_after_the_oldest_unsettled_one_wait(
 async def test_move_is_refused_when_the_state_changed(rollout: SqlRollout) -> None:
     seen = await rollout.state()
     moved = await rollout.move(seen, Target("ramp", 0.05), "it is good", "ann", NOW_MS)
-    assert moved == RolloutState("ramp", 0.05, "it is good", "ann", NOW_MS, 0) == await rollout.state()
+    assert moved == RolloutState("ramp", 0.05, "it is good", "ann", NOW_MS, 0, "1") == await rollout.state()
     assert await rollout.move(seen, Target("rolled back", 0.0), "no", "bob", NOW_MS) is None
     assert await rollout.state() == moved
 
@@ -146,7 +172,7 @@ async def test_restart_excludes_earlier_looks_and_decisions(rollout: SqlRollout,
     assert len(await rollout.looks()) == 1
     anew = await rollout.move(back, Target("shadow", 0.0, anew=True), "again", "ann", NOW_MS + 1)
     assert anew is not None
-    assert anew.evaluated_after == 5
+    assert (anew.evaluated_after, anew.salt) == (5, str(NOW_MS + 1))
     assert await rollout.looks() == []
     assert not await rollout.add_look(look(1), first)  # by a worker that read the earlier state
     await write(database, rows_of(some(3)))
@@ -183,4 +209,5 @@ async def test_recent_decisions_are_the_newest_first(rollout: SqlRollout, databa
     assert found.elapsed_ms.tolist() == [7.5, 4.0]
     assert found.without_profile.tolist() == [1.0, 0.0]
     assert found.by_challenger.tolist() == [1.0, 0.0]
+    assert found.made_ms.tolist() == [NOW_MS, NOW_MS - 1_000]
     assert len((await rollout.recent(0, 3)).elapsed_ms) == 3

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.bandit.decisions import Shadow
 from app.features.registry import Registry
 from app.stores.sql import (
     decisions,
@@ -64,8 +65,9 @@ SMALL_SCAN = re.compile(
     r"|outbox|.* USING COVERING INDEX bandit_states_by_spec)"
 )
 SORTED = {"closed", "unserved", "samples lately", "users by prefix", "activity", "newest traced"}
-PAGE = {"after": 0, "until": 9, "limit": 9, "stage": 0, "since": 0}
+PAGE = {"after": 0, "until": 9, "limit": 9, "among": 9, "stage": 0, "since": 0}
 RANGE = {"spec": "s", "specs": "[]", "first": "a", "end": "b", "n": 9, "round": 1, "newest": 2}
+SHADOW = dict.fromkeys((*Shadow._fields, "user_id", "number"))
 STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "unconsumed": (event_log.SELECT_UNCONSUMED, (0, 1), "outbox_by_time (received_at_ms<?)"),
     "unconsumed ahead": (event_log.SELECT_UNCONSUMED_AHEAD, (0, 1), "outbox_by_time (received_at_ms>?)"),
@@ -128,7 +130,8 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
         {"spec": "s", "user": "u", "version": 1},
         "tip_scores_unshadowed (spec_hash=? AND user_id=?)",
     ),
-    "shadow": (shadows.UPDATE_SHADOW, (None,) * 12, "INTEGER PRIMARY KEY (rowid=?)"),
+    "shadow": (shadows.UPDATE_SHADOW, SHADOW, "INTEGER PRIMARY KEY (rowid=?)"),
+    "shadow of the pool": (shadows.INSERT_POOL, SHADOW, "tip_scores USING INTEGER PRIMARY KEY (rowid=?)"),
     "prunable decisions": (decisions.SELECT_PRUNABLE, (1, 1), "COVERING INDEX tip_scores_by_time"),
     "is unsettled": (learning.SELECT_IS_UNSETTLED, ("u", "t"), "(user_id=? AND chosen_id=?)"),
     "is decision": (learning.SELECT_IS_DECISION, ("d", "u"), "(decision_id=?)"),
@@ -147,6 +150,7 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "shown": (rollout.SELECT_SHOWN, PAGE, "SEARCH tip_scores USING INTEGER PRIMARY KEY (rowid>?)"),
     "oldest unsettled": (rollout.SELECT_OLDEST_UNSETTLED, (0,), "tip_scores_pending (number>?)"),
     "first since": (rollout.SELECT_FIRST_SINCE, (0,), "COVERING INDEX tip_scores_by_time (created_at_ms>?)"),
+    "newest prior": (rollout.SELECT_NEWEST_PRIOR, (), "INTEGER PRIMARY KEY (rowid=?)"),
     "recent": (rollout.SELECT_RECENT, PAGE, "tip_scores_by_time (created_at_ms>?)"),
 }
 
