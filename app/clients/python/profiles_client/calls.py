@@ -32,6 +32,7 @@ from profiles_client.model import ID_PATTERN, Candidate, Event, F, Ranked, Recei
 from profiles_client.wire import Request, Response, Transport
 
 T = TypeVar("T")
+D = TypeVar("D")
 MAX_USERS = 1_000
 MAX_EVENTS = 1_000
 MAX_ROWS = 10_000
@@ -80,7 +81,9 @@ class _Features(Struct):
     features: list[_Feature]
 
 
-_RECEIPT, _SCORE, _FEATURES = map(msgspec.json.Decoder, (Receipt, Score, _Features))
+_RECEIPT = msgspec.json.Decoder(Receipt)
+_SCORE = msgspec.json.Decoder(Score)
+_FEATURES = msgspec.json.Decoder(_Features)
 
 
 class Calls(Generic[F]):
@@ -218,7 +221,7 @@ def run(call: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("a blocking call suspended")
 
 
-async def or_default(call: Coroutine[Any, Any, T], default: Any) -> Any:
+async def or_default(call: Coroutine[Any, Any, T], default: D) -> T | D:
     """The result of a call, or `default`, if one is given, instead of `Unavailable`."""
     try:
         return await call

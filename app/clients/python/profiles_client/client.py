@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Never, Self, overload
+from typing import Any, Generic, Never, Protocol, Self, cast, overload
 
 from msgspec import UNSET, structs
-from typing_extensions import TypeVar
+from typing_extensions import TypeIs, TypeVar
 
 from profiles_client.calls import (
     HISTORY_DEADLINE_S,
@@ -32,11 +32,21 @@ from profiles_client.model import Action, Candidate, Choice, Event, F, Receipt, 
 from profiles_client.transports import AsyncioTransport, BlockingTransport
 from profiles_client.wire import Endpoint, Transport
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 D = TypeVar("D", default=Never)
-FROM_FRAME = ["user_id", "as_of"]
+
+
+class DataFrame(Protocol):
+    """What is used of a pandas DataFrame."""
+
+    @property
+    def columns(self) -> Any: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+    def assign(self, **columns: Any) -> Any: ...
+
+
+Frame = TypeVar("Frame", bound=DataFrame)
 
 
 class _Client(Generic[F]):
@@ -130,9 +140,7 @@ class Profiles(_Client[F]):
         return Decision(self, score.decision_id, user, score.chosen_id, score.ranking, zone)
 
     @overload
-    def history(
-        self, rows: DataFrame, *, known_at: KnownAt = None, deadline_s: float = HISTORY_DEADLINE_S
-    ) -> DataFrame: ...
+    def history(self, rows: Frame, *, known_at: KnownAt = None, deadline_s: float = HISTORY_DEADLINE_S) -> Frame: ...
 
     @overload
     def history(
@@ -140,8 +148,8 @@ class Profiles(_Client[F]):
     ) -> list[Row[F]]: ...
 
     def history(
-        self, rows: HistoryRows | DataFrame, *, known_at: KnownAt = None, deadline_s: float = HISTORY_DEADLINE_S
-    ) -> list[Row[F]] | DataFrame:
+        self, rows: HistoryRows | Frame, *, known_at: KnownAt = None, deadline_s: float = HISTORY_DEADLINE_S
+    ) -> list[Row[F]] | Frame:
         """A training set: the features of each row as of its own moment, in the order of the rows.
 
         A row is a pair `(user_id, as_of)`, or the id of a decision, whose features are those that were served. A pandas
@@ -219,8 +227,8 @@ class AsyncProfiles(_Client[F]):
 
     @overload
     async def history(
-        self, rows: DataFrame, *, known_at: KnownAt = None, deadline_s: float = HISTORY_DEADLINE_S
-    ) -> DataFrame: ...
+        self, rows: Frame, *, known_at: KnownAt = None, deadline_s: float = HISTORY_DEADLINE_S
+    ) -> Frame: ...
 
     @overload
     async def history(
@@ -228,8 +236,8 @@ class AsyncProfiles(_Client[F]):
     ) -> list[Row[F]]: ...
 
     async def history(
-        self, rows: HistoryRows | DataFrame, *, known_at: KnownAt = None, deadline_s: float = HISTORY_DEADLINE_S
-    ) -> list[Row[F]] | DataFrame:
+        self, rows: HistoryRows | Frame, *, known_at: KnownAt = None, deadline_s: float = HISTORY_DEADLINE_S
+    ) -> list[Row[F]] | Frame:
         found, failed = await self._calls.history(_rows_of(rows), known_at, deadline_s)
         return _history(rows, found, failed)
 
@@ -285,19 +293,23 @@ class AsyncDecision(Choice):
 
 
 def _rows_of(rows: HistoryRows | DataFrame) -> HistoryRows:
-    if not hasattr(rows, "columns"):
+    if not _is_frame(rows):
         return rows
     if "decision_id" in rows.columns:
         return list(rows["decision_id"])
-    return zip(*(rows[name] for name in FROM_FRAME), strict=True)
+    return zip(rows["user_id"], rows["as_of"], strict=True)
 
 
-def _history(rows: HistoryRows | DataFrame, found: Sequence[Row[F]], failed: dict[str, str]) -> Any:
+def _history(rows: HistoryRows | Frame, found: list[Row[F]], failed: dict[str, str]) -> list[Row[F]] | Frame:
     if failed:
         text = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         warnings.warn(f"some values could not be computed: {text}", IncompleteHistory, stacklevel=3)
-    if not hasattr(rows, "assign"):
-        return list(found)
+    if not _is_frame(rows):
+        return found
     features = [structs.asdict(row.features) for row in found]
     names = [name for name in (features[0] if features else ()) if features[0][name] is not UNSET]
-    return rows.assign(**{name: [values[name] for values in features] for name in names})
+    return cast(Frame, rows.assign(**{name: [values[name] for values in features] for name in names}))
+
+
+def _is_frame(rows: HistoryRows | DataFrame) -> TypeIs[DataFrame]:
+    return hasattr(rows, "assign")
