@@ -16,8 +16,8 @@ from time import process_time
 from typing import Any
 
 import httpx
-from profiles_client import AsyncProfiles, Profiles
 
+from profiles_client import AsyncProfiles, Profiles
 from tests.bench.environment import USERS
 from tests.bench.load import get
 from tests.bench.servers import KEY
@@ -38,8 +38,7 @@ def in_threads(connect: Callable[[int], Read], port: int, reads: int) -> float:
     """Seconds of CPU per read. Each thread has a connection."""
     together = Barrier(AT_ONCE + 1)
 
-    def work(reader: int) -> None:
-        read = connect(port)
+    def work(reader: int, read: Read) -> None:
         read("user-0001")
         together.wait()
         for user in _users(reader, reads):
@@ -47,7 +46,7 @@ def in_threads(connect: Callable[[int], Read], port: int, reads: int) -> float:
         together.wait()
 
     for reader in range(AT_ONCE):
-        Thread(target=work, args=(reader,), daemon=True).start()
+        Thread(target=work, args=(reader, connect(port)), daemon=True).start()
     together.wait()
     began = process_time()
     together.wait()
@@ -142,7 +141,11 @@ async def _opened_client(port: int, stack: AsyncExitStack, traceparent: Callable
     return (await stack.enter_async_context(client)).profile
 
 
-THREADS = {"bare socket": _bare_socket, "http.client": _http_client, "Profiles": _profiles}
+THREADS: dict[str, Callable[[int], Read]] = {
+    "bare socket": _bare_socket,
+    "http.client": _http_client,
+    "Profiles": _profiles,
+}
 TASKS = {
     "asyncio streams": _asyncio_streams,
     "httpx": _httpx,
