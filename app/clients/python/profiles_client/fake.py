@@ -116,6 +116,7 @@ class FakeService:
         self.down = False
         self._compute = compute
         self._now = now
+        self._arrived: dict[tuple[str, str], datetime] = {}
         self._asked: dict[tuple[str, str], str] = {}
 
     def answer(self, request: Request) -> Response:
@@ -133,7 +134,8 @@ class FakeService:
                 return self._score(_body(request, _ScoreRequest))
             case "POST", "/profiles/history":
                 asked = _body(request, _HistoryRequest)
-                return {"rows": [self._row(row, f"rows[{index}]") for index, row in enumerate(asked.rows)]}
+                known_at = asked.known_at
+                return {"rows": [self._row(row, f"rows[{i}]", known_at) for i, row in enumerate(asked.rows)]}
             case "POST", "/profiles/batch":
                 users = _body(request, _BatchRequest).user_ids
                 return {"profiles": [{"user_id": user, "features": self._features(user)} for user in users]}
@@ -142,15 +144,17 @@ class FakeService:
                 return {"user_id": user, "features": self._features(user)}
         raise _Refused(404, "no route has this path")
 
-    def _features(self, user: str, at: datetime | None = None) -> dict[str, Any]:
+    def _features(self, user: str, at: datetime | None = None, known_at: datetime | None = None) -> dict[str, Any]:
         if user in self.profiles:
             return msgspec.structs.asdict(self.profiles[user])
-        since = (at or self._now()) - WINDOW
+        since, ever = (at or self._now()) - WINDOW, datetime.max.replace(tzinfo=UTC)
         return self._compute(
             [
                 event
                 for event in self.events
-                if event.user_id == user and event.occurred_at > since and (at is None or event.occurred_at <= at)
+                if event.user_id == user
+                and since < event.occurred_at <= (at or ever)
+                and self._arrived[user, event.event_id] <= (known_at or ever)
             ]
         )
 
@@ -167,6 +171,7 @@ class FakeService:
             if stored is event:
                 new.append(event)
         self.events += new
+        self._arrived |= {(event.user_id, event.event_id): self._now() for event in new}
         return {"accepted": len(new), "duplicates": len(events) - len(new), "invalidated": True}
 
     def _score(self, asked: _ScoreRequest) -> object:
@@ -189,7 +194,7 @@ class FakeService:
         ranking = [{"id": item, "score": 0.0, "probability": 1 / len(ids)} for item in decision.candidate_ids]
         return {"decision_id": decision.id, "chosen_id": decision.chosen_id, "ranking": ranking}
 
-    def _row(self, row: _HistoryRow, path: str) -> object:
+    def _row(self, row: _HistoryRow, path: str, known_at: str | None) -> object:
         if row.decision_id is not None:
             decision = self.decisions.get(row.decision_id)
             if decision is None:
@@ -197,7 +202,9 @@ class FakeService:
             return {"user_id": decision.user_id, "as_of": decision.at, "features": decision.features}
         if row.user_id is None or row.as_of is None:
             raise _Refused(422, "missing; a row has user_id and as_of, or decision_id", path)
-        return {"user_id": row.user_id, "as_of": row.as_of, "features": self._features(row.user_id, row.as_of)}
+        known = row.as_of if known_at == "as_of" else msgspec.convert(known_at, datetime | None)
+        features = self._features(row.user_id, row.as_of, known)
+        return {"user_id": row.user_id, "as_of": row.as_of, "features": features}
 
 
 class _FakeTransport:
