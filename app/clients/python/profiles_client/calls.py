@@ -21,6 +21,7 @@ from msgspec import Struct
 from profiles_client.errors import (
     BY_STATUS,
     ConnectionLost,
+    DeadlineExceeded,
     Invalid,
     Issue,
     Problem,
@@ -185,11 +186,16 @@ class Calls(Generic[F]):
 
     async def _ask(self, method: str, target: str, body: bytes | None, deadline: float) -> bytes:
         """Send a request, again if the error may pass, until the deadline. Raises the last error."""
-        request = Request(method, target, body, self.traceparent())
+        request, failure = Request(method, target, body, self.traceparent()), None
         for attempt in count():
             try:
                 return await self._once(request, deadline)
+            except DeadlineExceeded as error:
+                if failure is None:
+                    raise
+                raise DeadlineExceeded(f"{error}; the attempt before: {failure}") from failure
             except Unavailable as error:
+                failure = error
                 lost = isinstance(error, ConnectionLost)
                 if not lost and (error.problem is None or error.problem.status not in RETRIED):
                     raise

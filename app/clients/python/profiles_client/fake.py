@@ -74,7 +74,7 @@ class FakeDecision(NamedTuple):
     chosen_id: str
     candidate_ids: tuple[str, ...]
     at: datetime
-    features: dict[str, Any]
+    features: object
 
 
 class _Refused(Exception):
@@ -144,9 +144,9 @@ class FakeService:
                 return {"user_id": user, "features": self._features(user)}
         raise _Refused(404, "no route has this path")
 
-    def _features(self, user: str, at: datetime | None = None, known_at: datetime | None = None) -> dict[str, Any]:
+    def _features(self, user: str, at: datetime | None = None, known_at: datetime | None = None) -> object:
         if user in self.profiles:
-            return msgspec.structs.asdict(self.profiles[user])
+            return self.profiles[user]
         since, ever = (at or self._now()) - WINDOW, datetime.max.replace(tzinfo=UTC)
         return self._compute(
             [

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
+import sys
 import time
 from collections import deque
 from contextlib import suppress
@@ -41,6 +43,16 @@ class _Socket:
     @property
     def reusable(self) -> bool:
         return self._reader.reusable
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has arrived since the last answer: neither the end of the connection nor stray bytes, which
+        would be taken for the next answer."""
+        if sys.platform == "win32":
+            return not select.select([self._socket], [], [], 0)[0]
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return not poll.poll(0)
 
     def close(self) -> None:
         self._socket.close()
@@ -125,7 +137,7 @@ class BlockingTransport:
                 connection = self._idle.pop()
             except IndexError:
                 return None
-            if time.monotonic() - connection.used_at < IDLE_S:
+            if time.monotonic() - connection.used_at < IDLE_S and connection.silent:
                 return connection
             connection.close()
 
