@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from profiles_client import AsyncProfiles, ConnectionLost, DeadlineExceeded, Profiles
+from profiles_client import AsyncProfiles, DeadlineExceeded, Profiles, Unavailable
 from profiles_client.transports import MAX_CONNECTIONS
 from tests.support.processes import free_port
 from tests.support.python_client import opened
@@ -135,6 +135,7 @@ async def test_bytes_that_nobody_asked_for_answer_no_request(kind: Any) -> None:
         if kind is AsyncProfiles:  # a blocking client looks at its connection when it reads
             await eventually(server.connections[0].is_closing)
         assert (await client.profile("ann")).tip_volume_30d == 3
+        assert len(server.connections) == 2
 
 
 @BOTH
@@ -174,7 +175,7 @@ async def test_late_answer_answers_no_other_request(kind: Any) -> None:
 async def test_nothing_listens(kind: Any) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     async with opened(kind(url, deadline_s=0.2)) as client:
-        with pytest.raises(ConnectionLost, match=url.removeprefix("http://")):
+        with pytest.raises(Unavailable, match=url.removeprefix("http://")):
             await client.profile("ann")
         assert await client.profile("ann", default="fallback") == "fallback"
 
@@ -246,7 +247,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
     extension = ["-addext", "subjectAltName=DNS:localhost"]
     public = path.with_name("public.pem")
-    files = ["-keyout", path, "-out", public]
+    files: list[str | Path] = ["-keyout", path, "-out", public]
     subprocess.run([*command.split(), *extension, *files], check=True, capture_output=True)
     path.write_bytes(path.read_bytes() + public.read_bytes())
     return path
@@ -263,5 +264,5 @@ async def test_https_checks_the_certificate(kind: Any, certificate: Path) -> Non
                 assert (await client.profile("ann")).tip_volume_30d == 3
                 server.close_connections()
         async with opened(kind(server.url, deadline_s=0.3)) as client:
-            with pytest.raises(ConnectionLost, match="certificate"):
+            with pytest.raises(Unavailable, match="certificate"):
                 await client.profile("ann")

@@ -104,6 +104,11 @@ def test_call_is_not_repeated_when_the_deadline_has_passed() -> None:
     assert len(script.requests) == 1
 
 
+def test_error_at_the_deadline_names_the_failure_before() -> None:
+    with pytest.raises(DeadlineExceeded, match="late; the attempt before: connection refused"):
+        read(Script(LOST, DeadlineExceeded("late")))
+
+
 @pytest.mark.parametrize("failure", [failed(503), LOST])
 def test_failures_end_with_the_deadline(failure: Any) -> None:
     script = Script(failure)
