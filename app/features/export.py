@@ -20,9 +20,8 @@ def json_schema(_: Registry, mirror: type[msgspec.Struct]) -> str:
 
 
 def python(registry: Registry, mirror: type[msgspec.Struct]) -> str:
-    """Source of a Python module that declares the features as a msgspec Struct. Consumers import the module unchanged,
-    and `FINGERPRINTS` lets them recognise a service with other features. Operators can copy the Struct into the module of
-    their registry, as its mirror."""
+    """Source of a Python module that declares the features as a msgspec Struct, with their fingerprints. Consumers
+    import the module unchanged. Operators can copy the Struct into the module of their registry, as its mirror."""
     lines = [
         '"""Features of a user, as the profile service serves them. Written by `profiles features --format python`."""',
         "",
