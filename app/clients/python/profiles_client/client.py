@@ -169,11 +169,15 @@ class AsyncProfiles(_Client[F]):
     async def __aenter__(self) -> Self:
         self._opened = Calls(self._transport(), *self._options)
         self._shared = dict[object, tuple[dict[str, None], asyncio.Task[dict[str, F]]]]()
+        self._reading = set[asyncio.Task[dict[str, F]]]()
         if problem := await self._calls.contract_problem():
             warnings.warn(problem, ContractWarning, stacklevel=2)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
+        for reading in self._reading:  # whose callers were cancelled
+            reading.cancel()
+        await asyncio.gather(*self._reading, return_exceptions=True)
         await self._calls.transport.close()
         self._opened = None
 
@@ -186,7 +190,10 @@ class AsyncProfiles(_Client[F]):
         kind = (deadline_s, self._calls.traceparent())
         if kind not in self._shared:
             # The task begins in the next turn of the loop. Until then, reads join it.
-            self._shared[kind] = ({}, asyncio.create_task(self._read_shared(kind)))
+            task = asyncio.create_task(self._read_shared(kind))
+            self._shared[kind] = ({}, task)
+            self._reading.add(task)
+            task.add_done_callback(self._reading.discard)
         users, reading = self._shared[kind]
         users[user] = None
         return (await asyncio.shield(reading))[user]

@@ -19,7 +19,7 @@ from profiles_client.errors import ConnectionLost, DeadlineExceeded
 from profiles_client.wire import Endpoint, Request, Response, ResponseReader
 
 IDLE_S = 60.0  # the service closes a connection after 75
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
 MAX_CONNECTIONS = 100
 
 
@@ -95,6 +95,7 @@ class BlockingTransport:
         self._endpoint = endpoint
         self._idle: deque[_Socket] = deque()
         self._process = os.getpid()
+        self._closed = False
 
     def now(self) -> float:
         return time.monotonic()
@@ -122,7 +123,7 @@ class BlockingTransport:
         try:
             response = connection.exchange(data, deadline)
         finally:
-            if response is not None and connection.reusable:
+            if response is not None and connection.reusable and not self._closed:
                 connection.used_at = time.monotonic()
                 self._idle.append(connection)
             else:  # also after an exception such as KeyboardInterrupt: a late answer must not meet another request
@@ -142,6 +143,7 @@ class BlockingTransport:
             connection.close()
 
     async def close(self) -> None:
+        self._closed = True  # calls of other threads close their connections
         while self._idle:
             self._idle.pop().close()
 
