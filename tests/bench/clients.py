@@ -15,7 +15,7 @@ from statistics import median
 
 from tests.bench.comparison import Comparison
 from tests.bench.environment import Environment
-from tests.bench.servers import service, warm_up
+from tests.bench.servers import KEY, service, warm_up
 
 PACKAGE = Path(__file__).parents[2] / "app" / "clients" / "python"
 ROUNDS = 7
@@ -46,6 +46,6 @@ def measure(environment: Environment) -> Iterator[Comparison]:
 
 def _cost(library: str, port: int) -> float:
     """Seconds of CPU per read, in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.client_reads", library, str(port)]
+    command = [sys.executable, "-m", "tests.bench.client_reads", library, str(port), KEY]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE), *sys.path])}
     return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)

@@ -150,6 +150,7 @@ async def test_many_events_are_sent_in_several_requests(client: Any) -> None:
         ({"action": "liked"}, "[1].action"),
         ({"dwell_ms": -1}, "[1].dwell_ms"),
         ({"tip_id": "a/b"}, "[1].tip_id"),
+        ({"tip_id": "\n"}, "[1].tip_id"),
         ({"event_id": ""}, "[1].event_id"),
     ],
 )
@@ -159,6 +160,11 @@ async def test_invalid_event_is_named_and_nothing_is_stored(client: Any, fields:
         await client.send([feedback(user), feedback(user, **fields)])
     assert [issue.path for issue in caught.value.issues] == [path]
     assert shown(await client.profile(user)) == COLD
+
+
+async def test_text_that_is_not_unicode_is_rejected(client: Any) -> None:
+    with pytest.raises(Invalid, match="Unicode"):
+        await client.send(served("ann", tip_id="\ud800"))
 
 
 async def test_decision_chooses_a_candidate(client: Any) -> None:

@@ -16,6 +16,7 @@ from profiles_client import (
     FakeAsyncProfiles,
     FakeProfiles,
     FakeService,
+    IncompleteHistory,
     Invalid,
     ProfileFeatures,
     Profiles,
@@ -142,6 +143,25 @@ async def test_failure_reaches_every_read_that_shared() -> None:
         found = await asyncio.gather(*map(profiles.profile, ["ann", "bob"]), return_exceptions=True)
         assert [type(item) for item in found] == [ConnectionLost, ConnectionLost]
         assert await asyncio.gather(*(profiles.profile(user, default=None) for user in ("ann", "bob"))) == [None, None]
+
+
+async def test_client_leaves_no_read_behind_when_it_closes() -> None:
+    async with FakeAsyncProfiles(traceparent=lambda: None) as profiles:
+        reading = asyncio.create_task(profiles.profile("ann"))
+        await asyncio.sleep(0)
+        reading.cancel()
+    assert asyncio.all_tasks() - {asyncio.current_task()} <= {reading}
+
+
+def test_training_set_warns_of_values_that_could_not_be_computed() -> None:
+    class Partly(FakeService):
+        def answer(self, request: Request) -> Response:
+            rows = [{"user_id": "ann", "as_of": datetime.now(UTC), "features": {"tip_volume_30d": None}}]
+            return Response(200, {}, msgspec.json.encode({"rows": rows, "failed": {"tip_volume_30d": "too slow"}}))
+
+    with FakeProfiles(Partly(), traceparent=lambda: None) as profiles:
+        with pytest.warns(IncompleteHistory, match="tip_volume_30d: too slow"):
+            profiles.history([("ann", datetime.now(UTC))])
 
 
 def test_fakes_are_clients() -> None:
