@@ -162,6 +162,18 @@ async def test_invalid_event_is_named_and_nothing_is_stored(client: Any, fields:
     assert shown(await client.profile(user)) == COLD
 
 
+async def test_invalid_item_is_named_when_it_is_in_a_later_request(client: Any) -> None:
+    user = new_user()
+    events = [feedback(user) for _ in range(1_200)]
+    with pytest.raises(Invalid) as caught:
+        await client.send([*events, feedback(user, action="liked")])
+    assert [issue.path for issue in caught.value.issues] == ["[1200].action"]
+    assert "[1200].action" in str(caught.value)
+    with pytest.raises(Invalid) as caught:
+        await client.profiles([*(f"{user}-{number}" for number in range(1_200)), "a/b"])
+    assert [issue.path for issue in caught.value.issues] == ["user_ids[1200]"]
+
+
 async def test_text_that_is_not_unicode_is_rejected(client: Any) -> None:
     with pytest.raises(Invalid, match="Unicode"):
         await client.send(served("ann", tip_id="\ud800"))

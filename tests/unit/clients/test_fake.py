@@ -164,6 +164,13 @@ def test_training_set_warns_of_values_that_could_not_be_computed() -> None:
             profiles.history([("ann", datetime.now(UTC))])
 
 
+def test_invalid_row_is_named_when_it_is_in_a_later_request() -> None:
+    row = ("ann", datetime.now(UTC))
+    with FakeProfiles() as profiles:
+        with pytest.raises(Invalid, match=r"rows\[10003\]\.decision_id"):
+            profiles.history([*[row] * 10_003, "no-decision"])
+
+
 def test_fakes_are_clients() -> None:
     assert issubclass(FakeProfiles, Profiles)
     assert issubclass(FakeAsyncProfiles, AsyncProfiles)

@@ -44,6 +44,7 @@ ROUTES = frozenset({"batch", "history"})  # `GET /profiles/batch` does not read 
 RAISE: Any = object()  # the default of `default=`
 _valid_id = re.compile(ID_PATTERN).match
 _surrogate = re.compile("[\ud800-\udfff]").search
+_index = re.compile(r"\[(\d+)\]")
 _plain = re.compile(r"[A-Za-z0-9_\-.~@:]+").fullmatch
 
 Traceparent = Callable[[], str | None]
@@ -111,17 +112,17 @@ class Calls(Generic[F]):
 
     async def profiles(self, users: Iterable[str], deadline_s: float | None) -> dict[str, F]:
         deadline, found = self._deadline(deadline_s), dict[str, F]()
-        for chunk in _chunks(dict.fromkeys(users), MAX_USERS):
-            for index, user in enumerate(chunk):
-                check_id(user, f"user_ids[{index + len(found)}]")
+        for start, chunk in _chunks(dict.fromkeys(users), MAX_USERS):
+            for index, user in enumerate(chunk, start):
+                check_id(user, f"user_ids[{index}]")
             answer = await self._ask("POST", "/profiles/batch", _encoded({"user_ids": chunk}), deadline)
             found |= {item.user_id: item.features for item in _decoded(self._batch, answer).profiles}
         return found
 
     async def send(self, events: Event | Iterable[Event], deadline_s: float | None) -> Receipt:
         deadline, total = self._deadline(deadline_s), Receipt(0, 0, invalidated=True)
-        for chunk in _chunks([events] if isinstance(events, Event) else events, MAX_EVENTS):
-            receipt = _decoded(_RECEIPT, await self._ask("POST", "/events", _encoded(chunk), deadline))
+        for start, chunk in _chunks([events] if isinstance(events, Event) else events, MAX_EVENTS):
+            receipt = _decoded(_RECEIPT, await self._ask("POST", "/events", _encoded(chunk), deadline, start))
             total = Receipt(
                 total.accepted + receipt.accepted,
                 total.duplicates + receipt.duplicates,
@@ -153,7 +154,7 @@ class Calls(Generic[F]):
     ) -> tuple[list[Row[F]], dict[str, str]]:
         """The rows, and the features that could not be computed, with the reason."""
         deadline, found, failed = self._deadline(deadline_s), list[Row[F]](), dict[str, str]()
-        for chunk in _chunks(rows, MAX_ROWS):
+        for start, chunk in _chunks(rows, MAX_ROWS):
             asked = [
                 {"decision_id": row} if isinstance(row, str) else {"user_id": row[0], "as_of": row[1].isoformat()}
                 for row in chunk
@@ -161,7 +162,7 @@ class Calls(Generic[F]):
             body: dict[str, object] = {"rows": asked}
             if known_at is not None:
                 body["known_at"] = known_at
-            answer = await self._ask("POST", "/profiles/history", _encoded(body), deadline)
+            answer = await self._ask("POST", "/profiles/history", _encoded(body), deadline, start)
             decoded = _decoded(self._history, answer)
             found += decoded.rows
             failed |= decoded.failed
@@ -170,6 +171,8 @@ class Calls(Generic[F]):
     async def contract_problem(self) -> str | None:
         """How the features of the service differ from the contract. None if they agree or the service does not say."""
         ours: dict[str, str] = getattr(self._contract, "FINGERPRINTS", {})
+        if not ours:
+            return None
         try:
             answer = _decoded(_FEATURES, await self._once(Request("GET", "/features"), self._deadline(None)))
         except ProfilesError:
@@ -180,16 +183,17 @@ class Calls(Generic[F]):
             for name in sorted(ours.keys() | theirs.keys())
             if ours.get(name) != theirs.get(name)
         ]
-        if not ours or not differences:
+        if not differences:
             return None
         return f"the service has other features than {self._contract.__qualname__}: {', '.join(differences)}"
 
-    async def _ask(self, method: str, target: str, body: bytes | None, deadline: float) -> bytes:
-        """Send a request, again if the error may pass, until the deadline. Raises the last error."""
+    async def _ask(self, method: str, target: str, body: bytes | None, deadline: float, start: int = 0) -> bytes:
+        """Send a request, again if the error may pass, until the deadline. Raises the last error. `start` is the index
+        of the first item of the body among the caller's."""
         request, failure = Request(method, target, body, self.traceparent()), None
         for attempt in count():
             try:
-                return await self._once(request, deadline)
+                return await self._once(request, deadline, start)
             except DeadlineExceeded as error:
                 if failure is None:
                     raise
@@ -207,11 +211,11 @@ class Calls(Generic[F]):
             await self.transport.pause(pause_s)
         raise AssertionError("unreachable")
 
-    async def _once(self, request: Request, deadline: float) -> bytes:
+    async def _once(self, request: Request, deadline: float, start: int = 0) -> bytes:
         answer = await self.transport.exchange(request, deadline)
         if answer.status < 300:
             return answer.body
-        raise error_of(answer)
+        raise error_of(answer, start)
 
     def _deadline(self, deadline_s: float | None) -> float:
         return self.transport.now() + (self.deadline_s if deadline_s is None else deadline_s)
@@ -255,14 +259,19 @@ def check_id(user: str, path: str = "user_id") -> None:
     raise Invalid(f"{path} {detail}", problem=Problem(title="Invalid id", status=422, detail=detail, errors=(issue,)))
 
 
-def error_of(answer: Response) -> ProfilesError:
-    """The error for a response that is not 2xx. The response of a proxy may not be a problem."""
+def error_of(answer: Response, start: int = 0) -> ProfilesError:
+    """The error for a response that is not 2xx. The response of a proxy may not be a problem. `start` is added to the
+    first index of each path."""
     status = answer.status
     try:
         problem = msgspec.json.decode(answer.body, type=Problem)
     except msgspec.DecodeError:
         problem = Problem(detail=answer.body[:200].decode("utf-8", "replace"))
-    problem = msgspec.structs.replace(problem, status=status)
+    issues = tuple(
+        Issue(_index.sub(lambda found: f"[{int(found[1]) + start}]", issue.path, count=1), issue.detail)
+        for issue in problem.errors
+    )
+    problem = msgspec.structs.replace(problem, status=status, errors=issues)
     faults = "".join(f"; {issue.path}: {issue.detail}" for issue in problem.errors)
     request_id = answer.headers.get(b"x-request-id", b"").decode("latin-1") or None
     kind = BY_STATUS.get(status, Unavailable if status >= 500 else Rejected)
@@ -298,7 +307,9 @@ def _encoded(value: object) -> bytes:
         raise Invalid(f"a text of the request is not valid Unicode: {error}") from error
 
 
-def _chunks(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
-    rest = iter(items)
+def _chunks(items: Iterable[T], size: int) -> Iterator[tuple[int, Sequence[T]]]:
+    """Lists of at most `size` items, each with the index of its first item."""
+    rest, start = iter(items), 0
     while chunk := list(islice(rest, size)):
-        yield chunk
+        yield start, chunk
+        start += len(chunk)
