@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from functools import lru_cache
 from threading import Barrier, Thread
 from time import process_time
@@ -24,6 +24,7 @@ KEY = sys.argv[3]
 USERS = 1_000
 AT_ONCE = 32
 READS = 300  # by each of the readers
+TRACE = ContextVar[str | None]("TRACE", default=None)
 SLOW_READS = {"httpx": 10}
 
 Read = Callable[[str], object]
@@ -59,6 +60,7 @@ async def in_tasks(connect: Callable[[int, AsyncExitStack], Awaitable[AsyncRead]
         read = await connect(port, stack)
 
         async def work(reader: int, reads: int) -> None:
+            TRACE.set(f"00-{reader + 1:032x}-{1:016x}-01")
             for user in _users(reader, reads):
                 await read(user)
 
@@ -129,7 +131,7 @@ async def _aiohttp(port: int, stack: AsyncExitStack) -> AsyncRead:
 
 
 async def _async_profiles(port: int, stack: AsyncExitStack) -> AsyncRead:
-    return await _opened_client(port, stack, lambda: f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01")
+    return await _opened_client(port, stack, TRACE.get)  # reads of different traces do not share a request
 
 
 async def _shared(port: int, stack: AsyncExitStack) -> AsyncRead:
