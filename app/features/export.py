@@ -20,12 +20,12 @@ def json_schema(_: Registry, mirror: type[msgspec.Struct]) -> str:
 
 
 def python(registry: Registry, mirror: type[msgspec.Struct]) -> str:
-    """Source of a Python module that declares the features as a msgspec Struct. Consumers import the module unchanged.
-    Operators can copy the Struct into the module of their registry, as its mirror."""
+    """Source of a Python module that declares the features as a msgspec Struct, with their fingerprints. Consumers
+    import the module unchanged. Operators can copy the Struct into the module of their registry, as its mirror."""
     lines = [
         '"""Features of a user, as the profile service serves them. Written by `profiles features --format python`."""',
         "",
-        "from typing import Annotated",
+        "from typing import Annotated, ClassVar",
         "",
         "from msgspec import UNSET, Meta, Struct, UnsetType",
         "",
@@ -33,13 +33,17 @@ def python(registry: Registry, mirror: type[msgspec.Struct]) -> str:
         f"class {mirror.__name__}(Struct, kw_only=True, frozen=True):",
         '    """A feature is UNSET if it was not asked for, and None if nothing is known."""',
         "",
+        *map(mirror_line, registry),
+        "    FINGERPRINTS: ClassVar[dict[str, str]] = {",
+        *(f'        "{entry.name}": "{entry.fingerprint}",' for entry in registry),
+        "    }",
     ]
-    return "\n".join([*lines, *map(mirror_line, registry)]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def mirror_line(entry: Feature) -> str:
     """Source of the Struct field that declares a feature, in lines of at most `LINE` characters as ruff formats it."""
-    declared, text = f"{entry.dtype} | None | UnsetType", json.dumps(entry.description, ensure_ascii=False)
+    declared, text = f"{entry.dtype} | UnsetType | None", json.dumps(entry.description, ensure_ascii=False)
     line = f"    {entry.name}: Annotated[{declared}, Meta(description={text})] = UNSET"
     if len(line) <= LINE:
         return line

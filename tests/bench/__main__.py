@@ -14,6 +14,7 @@ from pathlib import Path
 from app.telemetry import configure_logging
 from tests.bench import (
     busy_reads,
+    clients,
     cluster,
     cold,
     expiry,
@@ -54,6 +55,7 @@ MEASUREMENTS: dict[str, Callable[[Environment], Iterator[Comparison]]] = {
     "statements": statements.measure,
     "cluster": cluster.measure,
     "scoring": scoring.measure,
+    "clients": clients.measure,
     "start": start.measure,
 }
 

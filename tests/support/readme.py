@@ -25,6 +25,7 @@ from tests.support.processes import free_port
 from tests.support.waiting import eventually_sync
 
 ROOT = Path(__file__).parents[2]
+CLIENT = ROOT / "app" / "clients" / "python"
 READMES = sorted(
     path
     for pattern in ("README*.md", "app/**/README*.md", "tests/**/README*.md", "docker/**/README*.md")
@@ -96,7 +97,7 @@ class Reader:
         self.environment = {
             **inherited,
             "PATH": f"{binaries}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(CLIENT)]),
             "PROFILES_PORT": str(self.port),
             "PROFILES_WORKER_METRICS_PORT": "0",
         }
@@ -140,7 +141,7 @@ class Reader:
             elif name := FILE.match(block.code):
                 (self.directory / name[1]).write_text(self.adapted(block.code))
             elif block.language == "python":
-                printed += self._run([sys.executable, "-W", "error", "-c", block.code])
+                printed += self._run([sys.executable, "-W", "error", "-c", self.adapted(block.code)])
             else:
                 printed += self._run(self._bash(self.adapted(block.code)))
         return printed

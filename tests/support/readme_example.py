@@ -1,23 +1,27 @@
 """Copies this tree and adds the README's example of a feature: `python -m tests.support.readme_example DIRECTORY`.
 
 CI runs all tests in such a copy, to prove that adding a feature takes two edits. The README's command
-`profiles features new` prints both: an entry for `definitions.py`, and a line of the mirror for `schema.py`.
+`profiles features new` prints both: an entry for `definitions.py`, and a line of the mirror for `schema.py`. The
+contract of the Python client is exported anew.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 DEFINITIONS = Path("app/features/definitions.py")
 SCHEMA = Path("app/features/schema.py")
+CLIENT = Path("app/clients/python/profiles_client/features.py")
 COMMAND = re.compile(r"^profiles (features new .*)$", re.MULTILINE)
 REGISTRY = re.compile(r"^REGISTRY = Registry\(\[(.*?),?\s*\]\)$", re.MULTILINE | re.DOTALL)
 # Files of a working tree that are not part of the repository.
@@ -62,9 +66,13 @@ def apply(example: Example, tree: Path) -> None:
 
 
 def copy_with_example(tree: Path, example: Example) -> None:
-    """Copy this tree to a new directory, and apply the example there."""
+    """Copy this tree to a new directory, apply the example there, and export the contract."""
     shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(*UNTRACKED, *MADE))
     apply(example, tree)
+    command = [sys.executable, "-m", "app", "features", "--format", "python"]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PROFILES_")}
+    environment = {**inherited, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    (tree / CLIENT).write_bytes(subprocess.run(command, cwd=tree, env=environment, check=True, stdout=PIPE).stdout)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.readme_example import DEFINITIONS, ROOT, SCHEMA, Example, copy_with_example, readme_example
+from tests.support.readme_example import CLIENT, DEFINITIONS, ROOT, SCHEMA, Example, copy_with_example, readme_example
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,10 @@ def tree(example: Example, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
-def test_copy_differs_in_two_files(tree: Path) -> None:
+def test_copy_differs_in_two_files_and_the_exported_contract(tree: Path) -> None:
     copied = {path.relative_to(tree) for path in tree.rglob("*") if path.is_file()}
     changed = {path for path in copied if (tree / path).read_bytes() != (ROOT / path).read_bytes()}
-    assert changed == {DEFINITIONS, SCHEMA}
+    assert changed == {DEFINITIONS, SCHEMA, CLIENT}
     assert {Path("Makefile"), Path(".ci/run"), Path(".dockerignore"), Path("requirements.lock")} <= copied
 
 

@@ -48,9 +48,11 @@ def test_python_export_compiles_and_has_every_feature(profiles: Run) -> None:
     exec(compile(source, "export", "exec", dont_inherit=True), namespace)  # noqa: S102  # our own export
     exported = namespace[ProfileFeatures.__name__]
     check_mirror(REGISTRY, exported)
-    assert {name: get_args(hint)[0] for name, hint in get_type_hints(exported).items()} == {
+    hints = get_type_hints(exported)
+    assert {name: get_args(hints[name])[0] for name in exported.__struct_fields__} == {
         entry.name: DTYPES[entry.dtype] for entry in REGISTRY
     }
+    assert {entry.name: entry.fingerprint for entry in REGISTRY} == exported.FINGERPRINTS
     formatted = [str(Path(sys.executable).with_name("ruff")), "format", "--line-length=120", "--check", "--quiet", "-"]
     assert subprocess.run(formatted, input=source, text=True, check=False).returncode == 0
 

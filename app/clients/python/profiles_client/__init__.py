@@ -1,0 +1,61 @@
+"""The Python client of the profile service: profiles, decisions, events and training sets."""
+
+from profiles_client.client import AsyncDecision, AsyncProfiles, Decision, Profiles
+from profiles_client.errors import (
+    Conflict,
+    ConnectionLost,
+    ContractWarning,
+    DeadlineExceeded,
+    Forbidden,
+    IncompleteHistory,
+    Invalid,
+    Issue,
+    Malformed,
+    NotFound,
+    Problem,
+    ProfilesError,
+    RateLimited,
+    Rejected,
+    StorageFull,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+from profiles_client.fake import FakeAsyncProfiles, FakeProfiles, FakeService
+from profiles_client.features import ProfileFeatures
+from profiles_client.model import Candidate, Ranked, Receipt, Row, TipFeedback, TipServed
+
+__all__ = [
+    "AsyncDecision",
+    "AsyncProfiles",
+    "Candidate",
+    "Conflict",
+    "ConnectionLost",
+    "ContractWarning",
+    "DeadlineExceeded",
+    "Decision",
+    "FakeAsyncProfiles",
+    "FakeProfiles",
+    "FakeService",
+    "Forbidden",
+    "IncompleteHistory",
+    "Invalid",
+    "Issue",
+    "Malformed",
+    "NotFound",
+    "Problem",
+    "ProfileFeatures",
+    "Profiles",
+    "ProfilesError",
+    "Ranked",
+    "RateLimited",
+    "Receipt",
+    "Rejected",
+    "Row",
+    "StorageFull",
+    "TipFeedback",
+    "TipServed",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
+]
