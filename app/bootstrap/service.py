@@ -170,28 +170,13 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         if door == "http" and settings.near_users and engine.change_feed is not None:
             local_cache = edges.local_cache(engine.change_feed(), registry, clock, settings.near_users)
         reader = ProfileReader(
-            cache=cache,
-            gate=trust_gate,
-            computation=computation,
-            filler=filler,
-            registry=registry,
-            clock=clock,
-            metrics=metrics,
-            local_cache=local_cache,
+            cache=cache, gate=trust_gate, computation=computation, filler=filler, local_cache=local_cache
         )
         stack.push_async_callback(reader.close)
         inspector = Inspector(
-            cache=cache,
-            filler=filler,
-            trusted=trust_gate.holds,
-            users=users,
-            computation=computation,
-            registry=registry,
-            clock=clock,
+            cache=cache, filler=filler, trusted=trust_gate.holds, users=users, computation=computation
         )
-        rebuilder = Rebuilder(
-            cache=cache, computation=computation, filler=filler, registry=registry, invalidate=invalidator.invalidate
-        )
+        rebuilder = Rebuilder(cache=cache, computation=computation, filler=filler, invalidate=invalidator.invalidate)
         clear_caches = partial(clear_local_caches, database)
 
         async def drop(stale: Stale) -> None:
@@ -278,10 +263,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             inspector=inspector,
             checker=ConsistencyChecker(inspector=inspector, events=SqlEventQueries(database), drop=drop),
             decision_checker=DecisionChecker(
-                logged=logged_profiles,
-                computation=computation,
-                registry=registry,
-                pruned_before=partial(cutoffs.cutoff, "events"),
+                logged=logged_profiles, computation=computation, pruned_before=partial(cutoffs.cutoff, "events")
             ),
             logged_profiles=logged_profiles,
             quality=quality,

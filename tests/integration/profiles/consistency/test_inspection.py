@@ -42,8 +42,6 @@ def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]
         trusted=service.inner.trust_gate.holds,
         users=service.inner.users,
         computation=service.computation,
-        registry=service.registry,
-        clock=service.clock,
         pause=pause,
     )
 

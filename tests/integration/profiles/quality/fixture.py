@@ -29,8 +29,6 @@ class QualityFixture:
             trusted=service.inner.trust_gate.holds,
             users=self.users,
             computation=service.computation,
-            registry=registry,
-            clock=clock,
             pause=self._at_once,
         )
         self.measurement = QualityMeasurement(
