@@ -18,6 +18,7 @@ import click
 from app import errors
 from app.errors import InvalidInput, Issue, ProfilesError
 from app.features.clock import to_ms
+from app.features.ids import id_problem, visible
 from app.settings import Settings, parsers
 
 if TYPE_CHECKING:
@@ -129,8 +130,6 @@ def complain(issue: Issue) -> None:
 
 def plain(text: str) -> str:
     """Untrusted text made safe for the terminal, with rich's markup escaped and invisible characters shown as codes."""
-    from app.features.ids import visible
-
     return visible(text).replace("[", r"\[")
 
 
@@ -219,8 +218,6 @@ def with_service(command: Callable[..., Coroutine[Any, Any, int | None]]) -> Cal
 
 def check_user(user: str, place: str = "user_id") -> None:
     """Raise `InvalidInput` if the user id is invalid; the error names `place`, the option or field with the id."""
-    from app.features.ids import id_problem
-
     if (problem := id_problem(user)) is not None:
         raise InvalidInput("the user id is invalid", [Issue(place, problem)])
 

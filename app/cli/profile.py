@@ -10,6 +10,7 @@ import click
 from app.cli.common import check_user, json_option, moment_ms, out, plain, print_json, with_service
 from app.errors import InvalidInput, Issue
 from app.features.clock import rfc3339
+from app.profiles.ports import ComputeRow
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
@@ -25,7 +26,6 @@ async def profile(service: OpenService, user: str, as_of: str | None, as_json: b
     from rich.table import Column, Table
 
     from app.profiles.history.moments import Moments
-    from app.profiles.ports import ComputeRow
 
     check_user(user)
     registry = service.registry

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from app.cli.common import ACTOR, json_option, out, plain, print_json, reason_option, with_service
 
@@ -48,8 +49,6 @@ _add_command("rollback", "Let the champion serve all users again. Possible at an
 
 def _show(found: RolloutStatus, as_json: bool) -> None:
     if as_json:
-        import msgspec
-
         print_json(msgspec.to_builtins(found))
         return
     from rich.table import Column, Table
