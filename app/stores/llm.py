@@ -232,7 +232,9 @@ class LlmWriter:
                 if 200 <= reply.status < 300:
                     if schema_refused:
                         self._plain_until = self._clock.monotonic() + PLAIN_FOR_S
-                    return self._checked(text_in(reply.body))
+                    if self._client.holds_key(text := text_in(reply.body)):
+                        raise ModelFailed("invalid answer", "it repeats the key", well=True)
+                    return text
                 if with_schema and reply.status in (400, 422):
                     with_schema, schema_refused = False, True
                     continue
@@ -242,11 +244,6 @@ class LlmWriter:
                 raise failed
             retries -= 1
             await asyncio.sleep(pause_s)
-
-    def _checked(self, text: str) -> str:
-        if self._client.holds_key(text):
-            raise ModelFailed("invalid answer", "it repeats the key", well=True)
-        return text
 
     def _request(self, prompt: str, *, with_schema: bool) -> dict[str, Any]:
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]

@@ -286,13 +286,11 @@ class Computation:
                 self.availability.failed(index, row.user_id, error)
             expires_at_ms = None
             if row.now_ms is None and error is None:
-                expires_at_ms = min(at_ms + self._ttl_ms(index), snapshot.leaves_ms[place][index], LAST_EXPIRY_MS)
+                # Less a random share, so that values do not all expire at once.
+                ttl_ms = max(1, int(self.registry[index].ttl_ms * (1 - TTL_JITTER * self._random.random())))
+                expires_at_ms = min(at_ms + ttl_ms, snapshot.leaves_ms[place][index], LAST_EXPIRY_MS)
             profile[index] = FeatureValue(self._fingerprints[index], version, at_ms, expires_at_ms, json, False, error)
         return profile
-
-    def _ttl_ms(self, index: int) -> int:
-        """The feature's TTL, less a random share of up to `TTL_JITTER`, so that values do not all expire at once."""
-        return max(1, int(self.registry[index].ttl_ms * (1 - TTL_JITTER * self._random.random())))
 
     def _checked(self, index: int, raw: object, error: str | None, user_id: str) -> tuple[bytes, str | None]:
         """Encode a value from the database as JSON; return it with None, or null with an error text. An `error` of the

@@ -17,7 +17,7 @@ import msgspec
 
 from app.errors import CacheUnavailable
 from app.features.clock import Clock
-from app.profiles.consistency.inspection import InspectedCell, Inspection
+from app.profiles.consistency.inspection import Inspection
 from app.profiles.online.cache_protocol import NULL
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.report import QualityReport
@@ -134,19 +134,15 @@ class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
             for inspection in inspections:
                 scanned += 1
                 after = inspection.user_id
-                if _is(inspection.cells[0], sought):
+                (cell,) = inspection.cells
+                null = cell.held is not None and cell.held.json == NULL
+                if null if sought == "null" else cell.state == sought:
                     found.append(inspection)
                     if len(found) == limit:
                         return FoundUsers(now_ms, found, scanned, after)
             if len(page) < PAGE:
                 return FoundUsers(now_ms, found, scanned, None)
         return FoundUsers(now_ms, found, scanned, after)
-
-
-def _is(cell: InspectedCell, sought: Sought) -> bool:
-    if sought == "null":
-        return cell.held is not None and cell.held.json == NULL
-    return cell.state == sought
 
 
 def readable_report(run: QualityRun) -> QualityReport | None:

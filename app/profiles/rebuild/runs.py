@@ -43,16 +43,16 @@ class RebuildRun(NamedTuple):
     scope: str
     user_ids: list[str] | None
     features: list[str]
-    state: State
-    done: int
     total: int
-    position: str
     requested_by: str
     created_at_ms: int
-    started_at_ms: int | None
     touched_at_ms: int
-    finished_at_ms: int | None
-    error: str | None
+    state: State = "queued"
+    done: int = 0
+    position: str = ""
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    error: str | None = None
 
     @property
     def everyone(self) -> bool:

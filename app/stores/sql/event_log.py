@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import LoggedEvent, TipEvent, TipFeedback, TipServed, stored_action, subject_of
-from app.stores.sql.database import Connection, Database
+from app.stores.sql.database import Connection, SqlRepository
 from app.stores.sql.registries import SELECT_FEATURE_KEYS
 
 # An event's key: its user and its id, which is unique among the events of the user.
@@ -49,17 +49,12 @@ DELETE_EVENTS = tuple(
 )
 
 
-class SqlEventLog(ABC):
+class SqlEventLog(SqlRepository, ABC):
     """The log of all events. Implements `app.events.ports.EventLog`."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
     @abstractmethod
-    async def append(
-        self, requests: Sequence[Sequence[Admitted]], *, consumed: bool = False
-    ) -> list[Appended | ClashingEvent]:
-        """Store the events of all requests in one transaction. If `consumed`, no worker consumes them."""
+    async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
+        """Store the events of all requests in one transaction."""
 
     async def unconsumed(
         self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None

@@ -10,8 +10,8 @@ from app.stores.sql.database import SERVICE, Connection, SqlRepository
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 
 _COLUMNS = (
-    "id, scope, user_ids, features, state, done, total, position, requested_by, "
-    "created_at_ms, started_at_ms, touched_at_ms, finished_at_ms, error"
+    "id, scope, user_ids, features, total, requested_by, created_at_ms, touched_at_ms, state, done, position, "
+    "started_at_ms, finished_at_ms, error"
 )
 INSERT_RUN = f"INSERT INTO rebuilds ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND state IN ('queued', 'running')"
