@@ -73,7 +73,7 @@ from app.telemetry import Metrics, logger
 SERVING = ("http", "queue")
 log = logger("bootstrap")
 
-OpenCache = Callable[[Settings, Database, SqlOwedInvalidations, Clock, Metrics], AbstractAsyncContextManager[Cache]]
+OpenCache = Callable[[Settings, Database, Clock, Metrics], AbstractAsyncContextManager[Cache]]
 
 
 class OpenService(Service, frozen=True, kw_only=True):
@@ -158,7 +158,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
         # 2. The servers.
         queue = await stack.enter_async_context(open_queue(settings, metrics))
-        cache = await stack.enter_async_context(edges.open_cache(settings, database, owed, clock, metrics))
+        cache = await stack.enter_async_context(edges.open_cache(settings, database, clock, metrics))
 
         # 3. Reads.
         source = edges.wrap_source(sql_source)

@@ -181,7 +181,7 @@ def standby_read() -> None:
         if "prefer-standby" not in self._pool.url:
             return open_primary(self)
         self.connection = connect(self._pool.url)
-        self.connection.server = self._pool.observer.database_id
+        self.connection.server = self._pool.observer.last.database_id
         return self.connection
 
     _replace(PostgresSource, "__init__", __init__)

@@ -23,6 +23,7 @@ from app.api.schemas import view
 from app.errors import Conflict, InvalidInput, Issue, NotFound, Undecodable
 from app.events.ports import DeadLetter
 from app.events.replay import MOST, REFUSALS, ReplayedLetter, ReplayedLetters, reason_of
+from app.events.strict_json import UNDECODABLE
 from app.features.ids import id_problem, user_hash
 from app.service import Service
 
@@ -195,7 +196,7 @@ def _user_of(letter: DeadLetter) -> str | None:
 def _decoded(letter: DeadLetter) -> Any:
     try:
         return msgspec.json.decode(letter.payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return None
 
 

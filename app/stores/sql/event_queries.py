@@ -7,7 +7,7 @@ from app.features.clock import DAY_MS
 from app.features.events import KNOWN_SUBJECTS
 from app.profiles.ports import RecentEvent
 from app.stores.sql.database import SqlRepository
-from app.stores.sql.event_log import EVENT_COLUMNS, EVENT_JOINS, SELECT_POSITION, logged_event
+from app.stores.sql.event_log import EVENT_COLUMNS, EVENT_JOINS, logged_event
 
 # Each subject comes sorted from its index and stops at the LIMIT, however many events the user has.
 _NEWEST_SEQS = "\n    UNION ALL\n".join(
@@ -60,10 +60,6 @@ class SqlEventQueries(SqlRepository):
 
     async def since(self, seq: int, limit: int) -> list[RecentEvent]:
         return [RecentEvent(*row) for row in await self._database.rows(SELECT_RECENT, (seq, limit))]
-
-    async def newest_seq(self) -> int:
-        (seq,) = await self._database.row(SELECT_POSITION)
-        return int(seq)
 
     async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
         (found,) = await self._database.row(SELECT_ANY_UNCONSUMED, (user_id, after_seq))
