@@ -166,18 +166,17 @@ def _decision_columns(asked: Sequence[ComputeRow]) -> dict[str, Column]:
     }
 
 
-class _LateArrivals:
+class _LateArrivals(msgspec.Struct):
     """Estimates the share of *late* rows, which have no values only because their events arrived after `--known-at`.
 
     A sample of the rows without values is computed again as if all events had arrived in time.
     """
 
-    def __init__(self, defaults: Mapping[int, bytes]) -> None:
-        self.rows = 0
-        self._defaults = defaults
-        self._empty = 0
-        self._sample: list[ComputeRow] = []
-        self._random = Random(1)  # noqa: S311  # a sample, not a secret
+    defaults: Mapping[int, bytes]
+    rows: int = 0
+    _empty: int = 0
+    _sample: list[ComputeRow] = msgspec.field(default_factory=list)
+    _random: Random = msgspec.field(default_factory=lambda: Random(1))  # noqa: S311  # a sample, not a secret
 
     def note(self, asked: Sequence[ComputeRow], profiles: Sequence[Profile]) -> None:
         self.rows += len(asked)
@@ -200,4 +199,4 @@ class _LateArrivals:
         return late / len(profiles) * self._empty / self.rows
 
     def _is_empty(self, profile: Profile) -> bool:
-        return all(profile[index].json == default for index, default in self._defaults.items())
+        return all(profile[index].json == default for index, default in self.defaults.items())

@@ -189,20 +189,6 @@ class FeatureMask:
         return list(zip(*parts[2::3], strict=True))
 
 
-class FeatureMasks(dict[int, FeatureMask]):
-    """`FeatureMask` objects by bit mask; each is made on first use."""
-
-    def __init__(self, registry: Registry) -> None:
-        super().__init__()
-        self._registry = registry
-
-    def __missing__(self, mask: int) -> FeatureMask:
-        if len(self) >= MASKS_CAP:
-            self.clear()
-        made = self[mask] = FeatureMask(self._registry, mask)
-        return made
-
-
 class Filler:
     """Takes the tokens of keys before a computation, and stores the computed values in the cache afterwards."""
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import islice
 from random import Random
 from typing import Any
@@ -30,8 +31,9 @@ from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability, FeatureTrouble
 from app.profiles.online.cache_protocol import (
     LAST_EXPIRY_MS,
+    MASKS_CAP,
     NULL,
-    FeatureMasks,
+    FeatureMask,
     FeatureValue,
     Profile,
     not_computed,
@@ -98,7 +100,7 @@ class Computation:
         self._moments_turn = asyncio.Semaphore(self._moments_at_once)
         self._moments_left: dict[asyncio.Task[Any], int] = {}  # rows by request
         self._stopping = False
-        self.masks = FeatureMasks(registry)
+        self.masks = lru_cache(MASKS_CAP)(partial(FeatureMask, registry))
         self._fingerprints = [entry.fingerprint.encode() for entry in registry]
 
     @property
@@ -257,7 +259,7 @@ class Computation:
         if unavailable:
             wanted = [row._replace(mask=row.mask & ~unavailable) for row in asked]
             # Before the statement: a feature may be available again when the others have been computed.
-            reasons = {index: self.availability.reason(index) for index in self.masks[unavailable].indices}
+            reasons = {index: self.availability.reason(index) for index in self.masks(unavailable).indices}
         at_ms = self.clock.now_ms()
         started = self.clock.monotonic()
         snapshot = await self._source.compute(at_ms, wanted)
@@ -266,7 +268,7 @@ class Computation:
         profiles = [self._profile(place, row, snapshot, at_ms) for place, row in enumerate(wanted)]
         if unavailable:
             for row, profile in zip(asked, profiles, strict=True):
-                for index in self.masks[row.mask & unavailable].indices:
+                for index in self.masks(row.mask & unavailable).indices:
                     self.availability.withheld(index, row.user_id)
                     profile[index] = not_computed(row.now_ms or at_ms, reasons[index])
         return profiles
@@ -276,7 +278,7 @@ class Computation:
             at_ms = row.now_ms
         raws, version = snapshot.rows[place], snapshot.versions[place]
         profile: Profile = {}
-        for index in self.masks[row.mask].indices:
+        for index in self.masks(row.mask).indices:
             json, error = self._checked(index, raws[index], snapshot.errors.get((place, index)), row.user_id)
             if error is None:
                 self.availability.succeeded(index)

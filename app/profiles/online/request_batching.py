@@ -113,7 +113,7 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         masks = self.computation.masks
         mark = self.local_cache.mark() if self.local_cache is not None else 0
         epoch, held = await self.cache.read_rows(
-            [(user_id, masks[mask].features) for request in waiting for user_id, mask in request.wanted.items()]
+            [(user_id, masks(mask).features) for request in waiting for user_id, mask in request.wanted.items()]
         )
         distrusted = check if isinstance(check, frozenset) else await check.distrusted()
         if EVERY_SLOT in distrusted:
@@ -152,7 +152,7 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         start = 0
         for request in requests:
             wanted = request.wanted
-            end = start + sum([masks[mask].width for mask in wanted.values()])
+            end = start + sum([masks(mask).width for mask in wanted.values()])
             hits = self._hits(wanted, held[start:end], at)
             if hits is not None:
                 parts = self._parts(wanted, held, start)
@@ -180,10 +180,10 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         """The JSON of each wanted feature by user id, given the contents of the keys; None unless all are hits."""
         answer: dict[str, Sequence[bytes]] = {}
         if len(wanted) > 1 and len(masks := set(wanted.values())) == 1:
-            rows = self.computation.masks[masks.pop()].rows(held, at)
+            rows = self.computation.masks(masks.pop()).rows(held, at)
             return dict(zip(wanted, rows, strict=True)) if rows is not None else None
         for user_id, mask, part in self._parts(wanted, held, 0):
-            values = self.computation.masks[mask].values(part, at)
+            values = self.computation.masks(mask).values(part, at)
             if values is None:
                 return None
             answer[user_id] = values
@@ -194,18 +194,18 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
     ) -> Iterator[tuple[str, int, Sequence[bytes | None]]]:
         """Each user with the mask and the contents of the user's keys, which are in `held` from `start` on."""
         for user_id, mask in wanted.items():
-            yield user_id, mask, held[start : (start := start + self.computation.masks[mask].width)]
+            yield user_id, mask, held[start : (start := start + self.computation.masks(mask).width)]
 
     def _decoded(self, mask: int, held: Sequence[bytes | None]) -> Profile:
         """A user's profile from the contents of the keys, which are all hits."""
-        values = zip(self.computation.masks[mask].indices, map(decode, held), strict=True)
+        values = zip(self.computation.masks(mask).indices, map(decode, held), strict=True)
         return {index: value for index, value in values if value is not None}
 
     def _found(self, user_id: str, mask: int, held: Sequence[bytes | None], at: ReadTime, missing: Held) -> Profile:
         """A user's profile from the contents of the keys: the hits, and nulls for paused features. For every other
         feature, the contents of its key are added to `missing`."""
         profile: Profile = {}
-        for index, raw in zip(self.computation.masks[mask].indices, held, strict=True):
+        for index, raw in zip(self.computation.masks(mask).indices, held, strict=True):
             value = self.filler.hit(index, raw, at)
             if value is not None:
                 profile[index] = value
@@ -219,9 +219,9 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         for request in requests:
             request.answer(
                 {
-                    user_id: [profiles[user_id][index].json for index in self.computation.masks[mask].indices]
+                    user_id: [profiles[user_id][index].json for index in self.computation.masks(mask).indices]
                     if request.plain
-                    else {index: profiles[user_id][index] for index in self.computation.masks[mask].indices}
+                    else {index: profiles[user_id][index] for index in self.computation.masks(mask).indices}
                     for user_id, mask in request.wanted.items()
                 }
             )
