@@ -27,7 +27,7 @@ from app.events.queue_door import QueueDoor
 from app.events.replay import Replayer
 from app.events.retention import Kept, Retention
 from app.events.validation import Admission
-from app.features.clock import Clock
+from app.features.clock import Clock, SystemClock
 from app.features.contract import Contract
 from app.features.plan import feature_of
 from app.features.registry import Registry
@@ -35,6 +35,7 @@ from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.decisions import DecisionChecker
 from app.profiles.consistency.inspection import Fault, Inspector
+from app.profiles.history.moments import Moments
 from app.profiles.online.cache_protocol import Filler, TrustGate
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Invalidator, Stale
@@ -64,7 +65,6 @@ from app.stores.sql.rebuilds import SqlRebuildRepository
 from app.stores.sql.registries import SqlRegistries, announce
 from app.stores.sql.samples import SqlSamples
 from app.stores.sql.users import SqlUsers
-from app.stores.system_clock import SystemClock
 from app.stores.valkey.slot_owners import replaced_slots
 from app.telemetry import Metrics, logger
 
@@ -261,6 +261,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             start_rebuild=queue.start_rebuild if queue is not None else _no_job,
             clear_local_caches=clear_caches,
             inspector=inspector,
+            moments=Moments(registry, settings.retention_days, clock),
             checker=ConsistencyChecker(inspector=inspector, events=SqlEventQueries(database), drop=drop),
             decision_checker=DecisionChecker(
                 logged=logged_profiles, computation=computation, pruned_before=partial(cutoffs.cutoff, "events")

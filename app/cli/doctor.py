@@ -11,8 +11,8 @@ import click
 
 from app.cli.common import json_option, out, plain, print_json, run, settings_of_command
 from app.errors import RegistryError, SettingsError
+from app.features.clock import SystemClock
 from app.settings import Settings
-from app.stores.system_clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -25,14 +25,13 @@ from app.cli.common import (
     settings_of_command,
 )
 from app.errors import NotFound, RegistryError
-from app.features.clock import rfc3339, spoken
+from app.features.clock import SystemClock, rfc3339, spoken
 from app.features.export import FORMATS, catalogue_entry
 from app.features.plan import Announced, Change, changes, definitions_of, feature_of
 from app.features.registry import Registry
 from app.features.scaffold import scaffold
 from app.profiles.ports import COUNTED
 from app.settings import Settings
-from app.stores.system_clock import SystemClock
 
 if TYPE_CHECKING:
     from app.features.contract import Contract

@@ -56,7 +56,6 @@ async def history(
     In Parquet output, as_of is a timestamp. Other columns of Parquet input keep their types. Columns of CSV input are
     text. Columns of JSON input are numbers, booleans or text; mixed and nested values become text.
     """
-    from app.profiles.history.moments import Moments
     from app.profiles.online.cache_protocol import failures
     from app.stores.training_set.columns import KINDS, JsonColumn
     from app.stores.training_set.input import open_rows
@@ -69,7 +68,6 @@ async def history(
     names = [name for listed in features for name in listed.split(",")]
     mask = registry.mask(names) if names else registry.full_mask
     chosen = {index: registry[index] for index in indices(mask)}
-    moments = Moments(registry, service.settings.retention_days, service.clock)
     late = _LateArrivals({index: msgspec.json.encode(item.default) for index, item in chosen.items()})
     failed: dict[str, str] = {}
     stop_on_sigterm()
@@ -78,9 +76,9 @@ async def history(
         task = bar.add_task("computing", total=None)
         for block in rows.blocks:
             if by_decision:
-                wanted = await _served(block, mask, moments, service.logged_profiles)
+                wanted = await _served(block, mask, service.moments, service.logged_profiles)
             else:
-                wanted = [({}, row) for row in _asked(block, mask, before, known, moments)]
+                wanted = [({}, row) for row in _asked(block, mask, before, known, service.moments)]
             asked = [row for _, row in wanted]
             rest = await reader.read_as_of(asked)
             profiles = [served | others for (served, _), others in zip(wanted, rest, strict=True)]

@@ -16,11 +16,11 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from app.errors import CacheUnavailable
+from app.features.clock import SystemClock
 from app.features.ids import HASH_SLOTS
 from app.operations.doctor import Line, diagnose_clock
 from app.settings import Settings
 from app.stores.queue.client import DATABASES_SUFFIX, SHOWN_MS, health_key
-from app.stores.system_clock import SystemClock
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.cluster import ClusterNode, parse_nodes
 from app.stores.valkey.pool import AWAY, blocking_pool, is_cluster, public_reason, split_cluster_url
