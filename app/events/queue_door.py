@@ -24,7 +24,7 @@ from app.telemetry import Metrics, logger
 log = logger("events.queue_door")
 
 
-class QueueDoor(msgspec.Struct, frozen=True):
+class QueueDoor(msgspec.Struct, eq=False, dict=True):
     ingestor: Ingestor
     letters: DeadLetters
     clock: Clock

@@ -29,7 +29,7 @@ WAIT_S = 1.0  # in the overload queue, before the cache's server is asked
 _decode = msgspec.json.Decoder(Scalar).decode
 
 
-class ProfileReader(RequestBatching, kw_only=True, eq=False):
+class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
     _overload_queue: OverloadQueue = msgspec.field(default_factory=lambda: OverloadQueue(WAIT_S))
 
     async def read(self, wanted: Wanted, *, patient: bool = False) -> dict[str, Profile]:

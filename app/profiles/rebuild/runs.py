@@ -117,7 +117,7 @@ def scope_of(user_ids: Sequence[str] | None) -> str:
     return "users:" + hashlib.sha256("/".join(sorted(set(user_ids))).encode()).hexdigest()[:16]
 
 
-class RebuildRunner(msgspec.Struct, kw_only=True, eq=False):
+class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
     runs: RebuildRepository
     rebuilder: Rebuilder
     users: NewestEvents
