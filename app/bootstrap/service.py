@@ -46,7 +46,7 @@ from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
 from app.profiles.rebuild.rebuilder import Rebuilder
 from app.profiles.rebuild.runs import RebuildRunner
-from app.profiles.trial import SAMPLE, costs, try_features
+from app.profiles.trial import SAMPLE, try_features
 from app.service import Service
 from app.settings import Settings
 from app.stores.queue.client import Queue
@@ -322,7 +322,7 @@ async def _try_features(
     users = await stored.newest_users(SAMPLE)
     served = {feature_of(item).fingerprint for known in await registries.announced() for item in known.definitions}
     trials = await try_features(source, registry, registry.full_mask & ~availability.disabled, users, clock)
-    measured = costs(trials)
+    measured = {trial.feature: trial.us_per_user for trial in trials if trial.us_per_user is not None}
     if measured:
         shown = {registry.names[index]: round(cost) for index, cost in measured.items()}
         log.info("features_tried", users=len(users), us_per_user=shown)

@@ -17,7 +17,7 @@ from app.errors import CacheUnavailable
 from app.features.registry import Feature, indices
 from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, decode, read_time
 from app.profiles.online.compute import Computation
-from app.profiles.ports import UNAVAILABLE, Cache, Cell, ComputeRow, NewestEvents
+from app.profiles.ports import UNAVAILABLE, Cache, ComputeRow, NewestEvents
 
 ATTEMPTS = 3
 PAUSE_S = 0.3
@@ -170,13 +170,10 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
 
     async def _held(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, bytes | None]] | None:
         """The contents of each user's keys, by user id and feature index; None while the cache is unavailable."""
-        wanted = indices(mask)
-        cells = [Cell(user_id, self.computation.registry.names[index]) for user_id in user_ids for index in wanted]
         try:
-            held = iter((await self.cache.read(cells))[1]) if self.cache.available else None
+            return (await self.filler.read(dict.fromkeys(user_ids, mask)))[1] if self.cache.available else None
         except CacheUnavailable:
             return None
-        return {user_id: {index: next(held) for index in wanted} for user_id in user_ids} if held is not None else None
 
     def _cell(self, index: int, raw: bytes | None, profile: Profile, newest: Mapping[str, int]) -> InspectedCell:
         entry, outcome = self.computation.registry[index], profile[index]._replace(expires_at_ms=None)  # not cached

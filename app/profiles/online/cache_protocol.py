@@ -205,6 +205,14 @@ class Filler:
         definition of the feature and must not have expired."""
         return decode(held) if self._masks[index].values([held], at) is not None else None
 
+    async def read(self, wanted: Mapping[str, int]) -> tuple[Epoch, dict[str, dict[int, bytes | None]]]:
+        """Read the contents of keys; `wanted` maps user ids to masks of features. Return the epoch, and the contents by
+        user id and feature index. Raises `CacheUnavailable`."""
+        cells = [Cell(user_id, self._names[index]) for user_id, mask in wanted.items() for index in indices(mask)]
+        epoch, raws = await self._cache.read(cells)
+        held = iter(raws)
+        return epoch, {user_id: {index: next(held) for index in indices(mask)} for user_id, mask in wanted.items()}
+
     async def tokens(self, epoch: Epoch, held: Mapping[str, Mapping[int, bytes | None]]) -> dict[str, dict[int, bytes]]:
         """Take a token for each key, by user id and feature index: the bytes that a fill expects in the key.
 

@@ -22,7 +22,7 @@ from app.features.registry import Scalar, indices
 from app.profiles.online.cache_protocol import LAST_EXPIRY_MS, NULL, FeatureValue, Profile, not_computed, read_time
 from app.profiles.online.local_cache import KeptProfile, LocalCache
 from app.profiles.online.request_batching import GROUP_CAP, RequestBatching, Wanted
-from app.profiles.ports import EVERY_SLOT, Cell, ComputeRow
+from app.profiles.ports import EVERY_SLOT, ComputeRow
 
 WAIT_S = 1.0  # in the overload queue, before the cache's server is asked
 
@@ -80,14 +80,14 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
             return None
         nulls = self._nulls()
         profiles = {user_id: {i: nulls[i] for i in indices(mask) if i in nulls} for user_id, mask in wanted.items()}
-        cells = [(user_id, i) for user_id, mask in wanted.items() for i in indices(mask) if i not in nulls]
+        off = sum(1 << index for index in nulls)
         try:
-            _, held = await self.cache.read([Cell(user_id, self.computation.registry.names[i]) for user_id, i in cells])
+            _, held = await self.filler.read({user_id: mask & ~off for user_id, mask in wanted.items()})
         except CacheUnavailable:
             return None
         now_ms = self.computation.clock.now_ms()
         at, oldest_ms = read_time(now_ms), now_ms - max_age_s * 1000
-        for (user_id, index), raw in zip(cells, held, strict=True):
+        for user_id, index, raw in ((user_id, *item) for user_id, cells in held.items() for item in cells.items()):
             value = self.filler.hit(index, raw, at)
             if value is None or value.computed_at_ms < oldest_ms:
                 return None

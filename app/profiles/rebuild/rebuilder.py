@@ -17,7 +17,7 @@ from app.features.registry import indices
 from app.profiles.online.cache_protocol import Filler, Profile
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Stale
-from app.profiles.ports import Cache, Cell, Epoch
+from app.profiles.ports import Cache, Epoch
 from app.telemetry import logger
 
 ATTEMPTS = 3
@@ -85,13 +85,8 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
         """Take a token for each cell, by user id and feature index; none if the cache is unavailable."""
         if not self.cache.available:
             return "", {}
-        names = self.computation.registry.names
-        cells = [Cell(user_id, names[index]) for user_id, mask in wanted.items() for index in indices(mask)]
         try:
-            epoch, raws = await self.cache.read(cells)
-            held = iter(raws)
-            return epoch, await self.filler.tokens(
-                epoch, {user_id: {index: next(held) for index in indices(mask)} for user_id, mask in wanted.items()}
-            )
+            epoch, held = await self.filler.read(wanted)
+            return epoch, await self.filler.tokens(epoch, held)
         except CacheUnavailable:
             return "", {}
