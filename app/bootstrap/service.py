@@ -173,10 +173,8 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             cache=cache, gate=trust_gate, computation=computation, filler=filler, local_cache=local_cache
         )
         stack.push_async_callback(reader.close)
-        inspector = Inspector(
-            cache=cache, filler=filler, trusted=trust_gate.holds, users=users, computation=computation
-        )
-        rebuilder = Rebuilder(cache=cache, computation=computation, filler=filler, invalidate=invalidator.invalidate)
+        inspector = Inspector(filler=filler, trusted=trust_gate.holds, users=users, computation=computation)
+        rebuilder = Rebuilder(computation=computation, filler=filler, invalidate=invalidator.invalidate)
         clear_caches = partial(clear_local_caches, database)
 
         async def drop(stale: Stale) -> None:
@@ -208,17 +206,8 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
         # 5. Admins' and workers' tasks.
         quality = DataQuality(
-            measurement=QualityMeasurement(
-                inspector=inspector,
-                users=users,
-                source=source,
-                registry=registry,
-                availability=availability,
-                clock=clock,
-                random=edges.random,
-            ),
+            measurement=QualityMeasurement(inspector=inspector, random=edges.random),
             runs=SqlQualityRepository(database),
-            clock=clock,
             start=queue.start_quality if queue is not None else _no_job,
         )
         health = HealthChecks(
@@ -228,8 +217,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             computation=computation,
             rollout=bandit.rollout,
             quality=quality,
-            clock=clock,
-            metrics=metrics,
         )
         if edges.settles and settings.cache_url:
             await stack.enter_async_context(running(invalidator.keep_settling()))
@@ -255,9 +242,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             invalidator=invalidator,
             rebuilder=rebuilder,
             rebuild_runs=rebuild_runs,
-            rebuild_runner=RebuildRunner(
-                runs=rebuild_runs, rebuilder=rebuilder, users=users, registry=registry, clock=clock
-            ),
+            rebuild_runner=RebuildRunner(runs=rebuild_runs, rebuilder=rebuilder, users=users),
             start_rebuild=queue.start_rebuild if queue is not None else _no_job,
             clear_local_caches=clear_caches,
             inspector=inspector,

@@ -17,7 +17,7 @@ from app.errors import CacheUnavailable
 from app.features.registry import Feature, indices
 from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, decode, read_time
 from app.profiles.online.compute import Computation
-from app.profiles.ports import UNAVAILABLE, Cache, ComputeRow, NewestEvents
+from app.profiles.ports import UNAVAILABLE, ComputeRow, NewestEvents
 
 ATTEMPTS = 3
 PAUSE_S = 0.3
@@ -78,7 +78,6 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
     cache does not answer, an inspection waits for at most one timeout. `trusted` returns whether reads may serve cached
     values now; see `TrustGate.holds`."""
 
-    cache: Cache
     filler: Filler
     trusted: Callable[[], Awaitable[bool]]
     users: NewestEvents
@@ -87,7 +86,7 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
 
     async def cache_state(self) -> CacheState:
         """Whether reads serve cached values now; if not, whether invalidations are owed or the cache is unavailable."""
-        return "away" if not self.cache.available else "trusted" if await self.trusted() else "owed"
+        return "away" if not self.filler.cache.available else "trusted" if await self.trusted() else "owed"
 
     async def inspect(self, user_ids: Sequence[str]) -> list[Inspection]:
         """Inspect users; return one inspection per user, in the same order. Raises `StoreUnavailable`."""
@@ -171,7 +170,8 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
     async def _held(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, bytes | None]] | None:
         """The contents of each user's keys, by user id and feature index; None while the cache is unavailable."""
         try:
-            return (await self.filler.read(dict.fromkeys(user_ids, mask)))[1] if self.cache.available else None
+            available = self.filler.cache.available
+            return (await self.filler.read(dict.fromkeys(user_ids, mask)))[1] if available else None
         except CacheUnavailable:
             return None
 

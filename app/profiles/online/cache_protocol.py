@@ -193,7 +193,7 @@ class Filler:
     """Takes the tokens of keys before a computation, and stores the computed values in the cache afterwards."""
 
     def __init__(self, cache: Cache, registry: Registry, metrics: Metrics) -> None:
-        self._cache = cache
+        self.cache = cache
         self._names = registry.names
         self._metrics = metrics
         self._masks = [FeatureMask(registry, 1 << index) for index in range(len(registry))]
@@ -209,7 +209,7 @@ class Filler:
         """Read the contents of keys; `wanted` maps user ids to masks of features. Return the epoch, and the contents by
         user id and feature index. Raises `CacheUnavailable`."""
         cells = [Cell(user_id, self._names[index]) for user_id, mask in wanted.items() for index in indices(mask)]
-        epoch, raws = await self._cache.read(cells)
+        epoch, raws = await self.cache.read(cells)
         held = iter(raws)
         return epoch, {user_id: {index: next(held) for index in indices(mask)} for user_id, mask in wanted.items()}
 
@@ -226,7 +226,7 @@ class Filler:
             for index, raw in cells.items()
             if raw is None
         ]
-        leased = iter(await self._cache.lease(epoch, empty))
+        leased = iter(await self.cache.lease(epoch, empty))
         return {
             user_id: {index: next(leased) if raw is None else raw for index, raw in cells.items()}
             for user_id, cells in held.items()
@@ -275,7 +275,7 @@ class Filler:
         if not fills:
             return []
         try:
-            landed = await self._cache.fill(epoch, fills)
+            landed = await self.cache.fill(epoch, fills)
         except CacheUnavailable:
             self._metrics.fills.labels("failed").inc(len(fills))
             return [False] * len(fills)

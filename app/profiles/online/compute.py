@@ -82,7 +82,7 @@ class Computation:
         """`width`: how many statements may run at once, which is the number of read connections. `random` draws by how
         much each TTL is shortened."""
         self.availability = availability or FeatureAvailability(registry, clock)
-        self._source = source
+        self.source = source
         self.registry = registry
         self.clock = clock
         self.metrics = metrics
@@ -168,7 +168,7 @@ class Computation:
                 async with self._moments_turn:
                     started = self.clock.monotonic()
                     piece = asked[len(profiles) : len(profiles) + CAP]
-                    piece = piece[: await self._source.fitting(piece)]
+                    piece = piece[: await self.source.fitting(piece)]
                     profiles.extend(await self._compute(piece))
                     self._moments.worked(1, self.clock.monotonic() - started)
         except asyncio.CancelledError:
@@ -241,7 +241,7 @@ class Computation:
 
     async def _try(self, index: int, user_id: str) -> None:
         try:
-            snapshot = await self._source.attempt(self.clock.now_ms(), [ComputeRow(user_id, 1 << index)])
+            snapshot = await self.source.attempt(self.clock.now_ms(), [ComputeRow(user_id, 1 << index)])
         except Unavailable as error:
             self.availability.pause(index, user_id, str(error), slow=True)
             return
@@ -262,7 +262,7 @@ class Computation:
             reasons = {index: self.availability.reason(index) for index in self.masks(unavailable).indices}
         at_ms = self.clock.now_ms()
         started = self.clock.monotonic()
-        snapshot = await self._source.compute(at_ms, wanted)
+        snapshot = await self.source.compute(at_ms, wanted)
         self.metrics.computation_seconds.observe(self.clock.monotonic() - started)
         self.metrics.computed_users.inc(len(asked))
         profiles = [self._profile(place, row, snapshot, at_ms) for place, row in enumerate(wanted)]

@@ -17,7 +17,7 @@ from app.features.registry import indices
 from app.profiles.online.cache_protocol import Filler, Profile
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Stale
-from app.profiles.ports import Cache, Epoch
+from app.profiles.ports import Epoch
 from app.telemetry import logger
 
 ATTEMPTS = 3
@@ -31,7 +31,6 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
     """Computes features of users again and replaces their cached values. `invalidate` deletes cached values; see
     `Invalidator.invalidate`."""
 
-    cache: Cache
     computation: Computation
     filler: Filler
     invalidate: Callable[[Stale], Awaitable[bool]]
@@ -39,7 +38,7 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
     @property
     def keeps(self) -> bool:
         """Whether the cache is available, so that rebuilt values are kept."""
-        return self.cache.available
+        return self.filler.cache.available
 
     async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, Profile]:
         """Compute the features in `mask` for each user, store them in the cache, and return the profiles.
@@ -83,7 +82,7 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
 
     async def _tokens(self, wanted: Mapping[str, int]) -> tuple[Epoch, dict[str, dict[int, bytes]]]:
         """Take a token for each cell, by user id and feature index; none if the cache is unavailable."""
-        if not self.cache.available:
+        if not self.keeps:
             return "", {}
         try:
             epoch, held = await self.filler.read(wanted)

@@ -16,8 +16,6 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from app.errors import CacheUnavailable
-from app.features.clock import Clock
-from app.features.registry import Registry
 from app.profiles.ports import NewestEvents
 from app.profiles.rebuild.rebuilder import Rebuilder
 from app.telemetry import logger
@@ -121,8 +119,6 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
     runs: RebuildRepository
     rebuilder: Rebuilder
     users: NewestEvents
-    registry: Registry
-    clock: Clock
     _running: set[str] = msgspec.field(default_factory=set)
 
     async def total(self, user_ids: Sequence[str] | None, mask: int) -> int:
@@ -140,23 +136,24 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
         Raises:
             Unavailable: try again later; the run continues where it stopped.
         """
-        deadline = self.clock.monotonic() + budget_s
+        registry, clock = self.rebuilder.computation.registry, self.rebuilder.computation.clock
+        deadline = clock.monotonic() + budget_s
         self._running.add(run_id)
         try:
             while (run := await self.runs.get(run_id)) is not None and run.active:
-                mask = self.registry.known_mask(run.features)
+                mask = registry.known_mask(run.features)
                 if not mask:
                     reason = f"this release knows none of {', '.join(run.features)}"
-                    await self.runs.finish(run_id, "failed", self.clock.now_ms(), reason)
+                    await self.runs.finish(run_id, "failed", clock.now_ms(), reason)
                     break
-                part = await self.runs.claim_again(run_id, self.clock.now_ms())
+                part = await self.runs.claim_again(run_id, clock.now_ms())
                 if part is None:
                     users = await self._page(run, mask, run.position, PART)
                     if not users:
-                        if await self.runs.finish(run_id, "completed", self.clock.now_ms(), None):
+                        if await self.runs.finish(run_id, "completed", clock.now_ms(), None):
                             log.info("rebuild_completed", rebuild=run_id, users=run.done)
                         break
-                    part = await self.runs.claim(run_id, run.position, users[-1][0], self.clock.now_ms())
+                    part = await self.runs.claim(run_id, run.position, users[-1][0], clock.now_ms())
                 if part is not None and not await self._work_off(run, mask, part, deadline):
                     return False
         finally:
@@ -165,6 +162,7 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
 
     async def _work_off(self, run: RebuildRun, mask: int, part: Part, deadline: float) -> bool:
         """Rebuild the users of a part. Return False if the time was up before."""
+        clock = self.rebuilder.computation.clock
         try:
             while part.after != part.last:
                 users = [item for item in await self._page(run, mask, part.after, CHUNK) if item[0] <= part.last]
@@ -172,11 +170,11 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
                 if not self.rebuilder.keeps:
                     raise CacheUnavailable("the cache is unavailable; rebuilt values would not be kept")
                 after = users[-1][0] if len(users) == CHUNK else part.last
-                advanced = await self.runs.advance(part, len(users), after, self.clock.now_ms())
+                advanced = await self.runs.advance(part, len(users), after, clock.now_ms())
                 if advanced is None:
                     return True
                 part = advanced
-                if self.clock.monotonic() > deadline:
+                if clock.monotonic() > deadline:
                     return False
         finally:
             if part.after != part.last:
@@ -191,4 +189,5 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
         return [(f"{place:04}", user) for place, user in enumerate(run.user_ids[start : start + limit], start + 1)]
 
     def _since_ms(self, mask: int) -> int:
-        return self.clock.now_ms() - self.registry.longest_window_ms(mask)
+        computation = self.rebuilder.computation
+        return computation.clock.now_ms() - computation.registry.longest_window_ms(mask)
