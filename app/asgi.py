@@ -41,14 +41,13 @@ from app.bootstrap.service import OpenService, open_service
 from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running
 from app.errors import ProfilesError
-from app.features.clock import DAY_MS, Clock
+from app.features.clock import DAY_MS, Clock, SystemClock
 from app.features.contract import Contract
 from app.listener import listening_socket
 from app.operations.samples import EVERY_S
 from app.settings import Settings
 from app.stores.sql.key_uses import SqlKeyUses
 from app.stores.sql.sessions import SqlSessions
-from app.stores.system_clock import SystemClock
 from app.telemetry import Metrics, configure_logging, logger, serve_metrics
 
 COLLECT_AFTER = 20_000

@@ -32,6 +32,7 @@ from app.operations.samples import Gauges, SampleStore
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.decisions import DecisionChecker
 from app.profiles.consistency.inspection import Inspector
+from app.profiles.history.moments import Moments
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Invalidator
 from app.profiles.online.reader import ProfileReader
@@ -81,6 +82,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     start_rebuild: Callable[[str], Awaitable[None]]
     clear_local_caches: Callable[[], Awaitable[None]]
     inspector: Inspector
+    moments: Moments
     checker: ConsistencyChecker
     decision_checker: DecisionChecker
     logged_profiles: LoggedProfiles

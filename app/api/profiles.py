@@ -117,7 +117,7 @@ async def _read_profile(
     if as_of is not None:
         moment = moment_ms(as_of, "as_of")
         known = moment_ms(known_at, "known_at") if known_at is not None else None
-        if problem := _moments(service).problem(moment, known, mask):
+        if problem := service.moments.problem(moment, known, mask):
             raise Undecodable(f"{problem.path} {problem.detail}", [problem])
         async with _cancelled_on_disconnect(request):
             (profile,) = await service.reader.read_as_of([ComputeRow(user_id, mask, moment, known)])
@@ -173,7 +173,7 @@ async def post_history(request: HttpRequest) -> HistoryAnswer:
     wanted = await body_as(request, HistoryRequest)
     mask = selected(service.registry, wanted.features)
     known: int | Literal["as_of"] | None = "as_of" if wanted.known_at == "as_of" else known_ms(wanted.known_at)
-    moments = _moments(service)
+    moments = service.moments
     ids = [row.decision_id for row in wanted.rows if row.decision_id is not UNSET]
     decisions = await service.logged_profiles.by_id(ids) if ids else {}
     asked: list[ComputeRow] = []
@@ -266,10 +266,6 @@ async def _read_unproven(
     oldest_ms = min(value.computed_at_ms for profile in found.values() for value in profile.values() if value.cached)
     age_s = max(0, service.clock.now_ms() - oldest_ms) // 1000
     return found, {"Cache-Status": "profiles; hit; detail=unproven", "Age": str(age_s)}
-
-
-def _moments(service: Service) -> Moments:
-    return Moments(service.registry, service.settings.retention_days, service.clock)
 
 
 @asynccontextmanager

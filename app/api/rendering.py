@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import msgspec
 from msgspec import UNSET
@@ -15,26 +16,15 @@ TEMPLATES_CAP = 1_024
 _encode = msgspec.json.Encoder().encode
 
 
-class Templates(dict[int, bytes]):
-    """Response templates for one user, by bit mask of the features, with a `%b` for the user id and for each value."""
-
-    def __init__(self, names: Sequence[bytes]) -> None:
-        super().__init__()
-        self._names = names
-
-    def __missing__(self, mask: int) -> bytes:
-        if len(self) >= TEMPLATES_CAP:
-            self.clear()
-        values = b",".join([self._names[index] + b"%b" for index in indices(mask)])
-        made = self[mask] = b'{"user_id":%b,"features":{' + values + b"}}"
-        return made
-
-
 class Renderer:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._names = [_encode(name) + b":" for name in registry.names]
-        self.templates = Templates(self._names)
+        self.template = lru_cache(TEMPLATES_CAP)(self._template)
+
+    def _template(self, mask: int) -> bytes:
+        """The response for one user and the features in the mask, with a `%b` for the user id and for each value."""
+        return b'{"user_id":%b,"features":{' + b",".join([self._names[i] + b"%b" for i in indices(mask)]) + b"}}"
 
     def values(self, profile: Mapping[int, FeatureValue], mask: int) -> bytes:
         """The JSON object `{name: value, …}` of the features in the mask, in the order of the registry."""
@@ -51,7 +41,7 @@ class Renderer:
 
     def batch(self, user_ids: Sequence[str], values: Mapping[str, Sequence[bytes]], mask: int) -> bytes:
         """The JSON body for many users, in the order of `user_ids`, in which an id may repeat."""
-        template = self.templates[mask]
+        template = self.template(mask)
         rendered = {user_id: template % (_encode(user_id), *found) for user_id, found in values.items()}
         return b'{"profiles":[' + b",".join([rendered[user_id] for user_id in user_ids]) + b"]}"
 

@@ -15,7 +15,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.dependencies import HttpRequest
 from app.errors import InvalidInput, Issue, Undecodable, UnsupportedMedia
-from app.events.strict_json import decode
+from app.events.strict_json import UNDECODABLE, decode, undecodable
 from app.features.clock import to_ms
 from app.features.ids import id_problem
 
@@ -88,12 +88,8 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
         return decode(body, msgspec.json.Decoder(kind))
     except msgspec.ValidationError as error:
         raise InvalidInput("the body is invalid", [issue_of(str(error))]) from error
-    except UnicodeDecodeError as error:
-        raise Undecodable("the body is not valid UTF-8") from error
-    except RecursionError as error:
-        raise Undecodable("the body is nested too deeply") from error
-    except msgspec.DecodeError as error:
-        raise Undecodable(f"the body is not valid JSON: {str(error).removeprefix('JSON is malformed: ')}") from error
+    except UNDECODABLE as error:
+        raise Undecodable(f"the body is {undecodable(error)}") from error
 
 
 def issue_of(message: str) -> Issue:

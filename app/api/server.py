@@ -17,6 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import msgspec
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.net import SocketHolder  # type: ignore[attr-defined]  # it is not exported explicitly
@@ -144,12 +145,11 @@ def connections() -> int:
     return CONNECTIONS if soft == resource.RLIM_INFINITY else max(FILES_LEFT, min(CONNECTIONS, soft - FILES_LEFT))
 
 
-class LastAnswers:
+class LastAnswers(msgspec.Struct, eq=False):
     """ASGI middleware during shutdown: every response closes its connection."""
 
-    def __init__(self, inner: ASGIApp) -> None:
-        self._inner = inner
-        self._begun = 0
+    inner: ASGIApp
+    _begun: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._begun += 1
@@ -159,7 +159,7 @@ class LastAnswers:
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
-        await self._inner(scope, receive, send_last)
+        await self.inner(scope, receive, send_last)
 
     async def quiet(self) -> None:
         """Wait until no request has begun for `QUIET_S` seconds, but at most `LINGER_S` seconds."""

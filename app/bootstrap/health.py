@@ -17,7 +17,7 @@ from app.bandit.rollout.stages import STAGES
 from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running
 from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
-from app.features.clock import Clock, rfc3339
+from app.features.clock import rfc3339
 from app.operations.component_states import ReadinessCheck, State
 from app.operations.samples import EVERY_S, Gauges, Role, Sampler
 from app.profiles.online.compute import Computation
@@ -28,7 +28,7 @@ from app.service import Service
 from app.stores.queue.client import Queue
 from app.stores.sql.backlog import backlog
 from app.stores.sql.database import Database
-from app.telemetry import Metrics, logger
+from app.telemetry import logger
 
 FIRST_S = 0.5
 log = logger("health")
@@ -43,8 +43,6 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
     computation: Computation
     rollout: Rollout
     quality: DataQuality
-    clock: Clock
-    metrics: Metrics
 
     async def readiness(self) -> dict[str, ReadinessCheck]:
         """Check every dependency now; return the checks by name, such as `database` and `worker`."""
@@ -53,7 +51,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
 
     async def _check_database(self) -> dict[str, ReadinessCheck]:
         try:
-            owed = (await backlog(self.database, self.clock.now_ms())).owed
+            owed = (await backlog(self.database, self.computation.clock.now_ms())).owed
         except StoreUnavailable as error:
             detail = f"{error.public_reason}; nothing can be served"
             return {"database": _unanswered("database", detail, error, vital=True)}
@@ -93,7 +91,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             return {"queue": ReadinessCheck(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
         try:
             alive = await self.queue.worker_alive()
-            others = await self.queue.databases(self.clock.now_ms()) - {self.database.id}
+            others = await self.queue.databases(self.computation.clock.now_ms()) - {self.database.id}
         except QueueUnavailable as error:
             queue = _unanswered("queue", f"{error.public_reason}; events are kept and wait for a sweep", error)
             unknown = ReadinessCheck(False, "unknown: the queue does not answer", state="unknown")
@@ -112,14 +110,14 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             with suppress(QueueUnavailable):  # readiness logs it
                 depth = await self.queue.depth()
         try:
-            found = await backlog(self.database, self.clock.now_ms())
+            found = await backlog(self.database, self.computation.clock.now_ms())
         except StoreUnavailable as error:
             log.warning("gauges_not_refreshed", error=str(error))
             found = Gauges()
         for refresh in (self._refresh_rollout, self._refresh_quality):
             with suppress(StoreUnavailable):  # logged above, unless only this table fails
                 await refresh()
-        metrics = self.metrics
+        metrics = self.computation.metrics
         for gauge, value in (
             (metrics.queue_depth, depth),
             (metrics.oldest_unconsumed, found.outbox_age_s),
@@ -134,23 +132,24 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
 
     async def _refresh_rollout(self) -> None:
         state = await self.rollout.repository.state()
-        self.metrics.bandit.share.set(state.share)
+        metrics = self.computation.metrics.bandit
+        metrics.share.set(state.share)
         for stage in STAGES:
-            self.metrics.bandit.stage.labels(stage).set(stage == state.stage)
+            metrics.stage.labels(stage).set(stage == state.stage)
 
     async def _refresh_quality(self) -> None:
-        run = await self.quality.runs.newest_completed()
+        run, metrics = await self.quality.runs.newest_completed(), self.computation.metrics
         if run is None:
             return
         with suppress(msgspec.MsgspecError):  # another release wrote it
             features = msgspec.json.decode(run.body or "", type=QualityReport).features
-            self.metrics.quality_measured.set((run.finished_at_ms or 0) / 1000)
+            metrics.quality_measured.set((run.finished_at_ms or 0) / 1000)
             for name, found in features.items():
                 for gauge, value in (
-                    (self.metrics.feature_psi, found.drift.psi),
-                    (self.metrics.feature_null, found.null_share),
-                    (self.metrics.feature_missing, found.missing and found.missing / found.measured),
-                    (self.metrics.feature_stale, found.stale and found.stale / found.measured),
+                    (metrics.feature_psi, found.drift.psi),
+                    (metrics.feature_null, found.null_share),
+                    (metrics.feature_missing, found.missing and found.missing / found.measured),
+                    (metrics.feature_stale, found.stale and found.stale / found.measured),
                 ):
                     if value is None:
                         gauge.remove(name)

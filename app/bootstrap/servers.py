@@ -10,7 +10,7 @@ from app.features.clock import Clock
 from app.settings import Settings
 from app.stores.queue.client import Queue
 from app.stores.sql.database import Database
-from app.stores.sql.owed_invalidations import SqlOwedInvalidations
+from app.stores.sql.owed_invalidations import SqlRegistrationRepository
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.null_cache import NullCache
 from app.stores.valkey.server_registration import ServerRegistration
@@ -35,7 +35,7 @@ async def open_queue(settings: Settings, metrics: Metrics) -> AsyncIterator[Queu
 
 @asynccontextmanager
 async def open_cache(
-    settings: Settings, database: Database, owed: SqlOwedInvalidations, clock: Clock, metrics: Metrics
+    settings: Settings, database: Database, clock: Clock, metrics: Metrics
 ) -> AsyncIterator[ValkeyCache | NullCache]:
     """Open the cache, or yield a `NullCache` if the settings name none. An invalid URL raises `SettingsError`."""
     if settings.cache_url is None:
@@ -49,7 +49,7 @@ async def open_cache(
             lease_ms=settings.lease_ms,
             clock=clock,
             metrics=metrics,
-            registration=ServerRegistration(owed.registration, clock),
+            registration=ServerRegistration(SqlRegistrationRepository(database), clock),
         )
     except ValueError as error:
         raise SettingsError("PROFILES_CACHE_URL", str(error)) from error

@@ -27,7 +27,7 @@ from app.events.queue_door import QueueDoor
 from app.events.replay import Replayer
 from app.events.retention import Kept, Retention
 from app.events.validation import Admission
-from app.features.clock import Clock
+from app.features.clock import Clock, SystemClock
 from app.features.contract import Contract
 from app.features.plan import feature_of
 from app.features.registry import Registry
@@ -35,6 +35,7 @@ from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.decisions import DecisionChecker
 from app.profiles.consistency.inspection import Fault, Inspector
+from app.profiles.history.moments import Moments
 from app.profiles.online.cache_protocol import Filler, TrustGate
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Invalidator, Stale
@@ -45,7 +46,7 @@ from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
 from app.profiles.rebuild.rebuilder import Rebuilder
 from app.profiles.rebuild.runs import RebuildRunner
-from app.profiles.trial import SAMPLE, costs, try_features
+from app.profiles.trial import SAMPLE, try_features
 from app.service import Service
 from app.settings import Settings
 from app.stores.queue.client import Queue
@@ -64,7 +65,6 @@ from app.stores.sql.rebuilds import SqlRebuildRepository
 from app.stores.sql.registries import SqlRegistries, announce
 from app.stores.sql.samples import SqlSamples
 from app.stores.sql.users import SqlUsers
-from app.stores.system_clock import SystemClock
 from app.stores.valkey.slot_owners import replaced_slots
 from app.telemetry import Metrics, logger
 
@@ -73,7 +73,7 @@ from app.telemetry import Metrics, logger
 SERVING = ("http", "queue")
 log = logger("bootstrap")
 
-OpenCache = Callable[[Settings, Database, SqlOwedInvalidations, Clock, Metrics], AbstractAsyncContextManager[Cache]]
+OpenCache = Callable[[Settings, Database, Clock, Metrics], AbstractAsyncContextManager[Cache]]
 
 
 class OpenService(Service, frozen=True, kw_only=True):
@@ -158,7 +158,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
         # 2. The servers.
         queue = await stack.enter_async_context(open_queue(settings, metrics))
-        cache = await stack.enter_async_context(edges.open_cache(settings, database, owed, clock, metrics))
+        cache = await stack.enter_async_context(edges.open_cache(settings, database, clock, metrics))
 
         # 3. Reads.
         source = edges.wrap_source(sql_source)
@@ -170,28 +170,11 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         if door == "http" and settings.near_users and engine.change_feed is not None:
             local_cache = edges.local_cache(engine.change_feed(), registry, clock, settings.near_users)
         reader = ProfileReader(
-            cache=cache,
-            gate=trust_gate,
-            computation=computation,
-            filler=filler,
-            registry=registry,
-            clock=clock,
-            metrics=metrics,
-            local_cache=local_cache,
+            cache=cache, gate=trust_gate, computation=computation, filler=filler, local_cache=local_cache
         )
         stack.push_async_callback(reader.close)
-        inspector = Inspector(
-            cache=cache,
-            filler=filler,
-            trusted=trust_gate.holds,
-            users=users,
-            computation=computation,
-            registry=registry,
-            clock=clock,
-        )
-        rebuilder = Rebuilder(
-            cache=cache, computation=computation, filler=filler, registry=registry, invalidate=invalidator.invalidate
-        )
+        inspector = Inspector(filler=filler, trusted=trust_gate.holds, users=users, computation=computation)
+        rebuilder = Rebuilder(computation=computation, filler=filler, invalidate=invalidator.invalidate)
         clear_caches = partial(clear_local_caches, database)
 
         async def drop(stale: Stale) -> None:
@@ -223,17 +206,8 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
         # 5. Admins' and workers' tasks.
         quality = DataQuality(
-            measurement=QualityMeasurement(
-                inspector=inspector,
-                users=users,
-                source=source,
-                registry=registry,
-                availability=availability,
-                clock=clock,
-                random=edges.random,
-            ),
+            measurement=QualityMeasurement(inspector=inspector, random=edges.random),
             runs=SqlQualityRepository(database),
-            clock=clock,
             start=queue.start_quality if queue is not None else _no_job,
         )
         health = HealthChecks(
@@ -243,8 +217,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             computation=computation,
             rollout=bandit.rollout,
             quality=quality,
-            clock=clock,
-            metrics=metrics,
         )
         if edges.settles and settings.cache_url:
             await stack.enter_async_context(running(invalidator.keep_settling()))
@@ -270,18 +242,14 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             invalidator=invalidator,
             rebuilder=rebuilder,
             rebuild_runs=rebuild_runs,
-            rebuild_runner=RebuildRunner(
-                runs=rebuild_runs, rebuilder=rebuilder, users=users, registry=registry, clock=clock
-            ),
+            rebuild_runner=RebuildRunner(runs=rebuild_runs, rebuilder=rebuilder, users=users),
             start_rebuild=queue.start_rebuild if queue is not None else _no_job,
             clear_local_caches=clear_caches,
             inspector=inspector,
+            moments=Moments(registry, settings.retention_days, clock),
             checker=ConsistencyChecker(inspector=inspector, events=SqlEventQueries(database), drop=drop),
             decision_checker=DecisionChecker(
-                logged=logged_profiles,
-                computation=computation,
-                registry=registry,
-                pruned_before=partial(cutoffs.cutoff, "events"),
+                logged=logged_profiles, computation=computation, pruned_before=partial(cutoffs.cutoff, "events")
             ),
             logged_profiles=logged_profiles,
             quality=quality,
@@ -339,7 +307,7 @@ async def _try_features(
     users = await stored.newest_users(SAMPLE)
     served = {feature_of(item).fingerprint for known in await registries.announced() for item in known.definitions}
     trials = await try_features(source, registry, registry.full_mask & ~availability.disabled, users, clock)
-    measured = costs(trials)
+    measured = {trial.feature: trial.us_per_user for trial in trials if trial.us_per_user is not None}
     if measured:
         shown = {registry.names[index]: round(cost) for index, cost in measured.items()}
         log.info("features_tried", users=len(users), us_per_user=shown)

@@ -14,7 +14,7 @@ from app.cli.common import EXIT_CODES, exit_code, fail
 from app.errors import ProfilesError
 
 _EPILOG = "Exit codes: 0 success; 1 partial failure; " + "; ".join(
-    f"{code} {text}" for code, text in EXIT_CODES.items()
+    f"{code} {text}" for code, (text, _) in EXIT_CODES.items()
 )
 
 # The module in `app.cli` of each command.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from app.cli.common import json_option, print_json, progress, say, user_pages, users_argument, with_service
+from app.features.clock import rfc3339
+from app.features.ids import visible
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
@@ -92,8 +94,6 @@ async def _audit_decisions(service: OpenService, count: int) -> dict[str, Any]:
 
 
 def _plain_decision(check: DecisionCheck) -> list[dict[str, Any]]:
-    from app.features.clock import rfc3339
-
     decision = check.decision
     return [
         {
@@ -111,8 +111,6 @@ def _plain_decision(check: DecisionCheck) -> list[dict[str, Any]]:
 
 
 def _show_decisions(found: dict[str, Any]) -> None:
-    from app.features.ids import visible
-
     for what in ("decisions", "values"):
         counts = found[what]
         listed = "".join(f"; {name}: {count}" for name, count in counts.items() if count)
@@ -134,8 +132,6 @@ def _show_first(lines: list[str]) -> None:
 
 
 def _plain(result: CheckResult) -> list[dict[str, Any]]:
-    from app.features.clock import rfc3339
-
     return [
         {
             "user_id": result.user_id,
@@ -153,8 +149,6 @@ def _plain(result: CheckResult) -> list[dict[str, Any]]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from app.features.ids import visible
-
     users = found["users"]
     click.echo(
         f"{found['checked']} users: {users['consistent']} are consistent, {users['empty']} have nothing cached, "

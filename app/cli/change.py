@@ -30,13 +30,15 @@ from app.cli.common import (
     users_argument,
     with_service,
 )
+from app.cli.demo_set import generate
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
+from app.events.validation import LINES_EXPECTED, decode_lines, other_format
+from app.features.events import TipEvent
+from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
     from app.events.ingest import Receipt
-    from app.features.events import TipEvent
-    from app.settings import Settings
 
     Ingest = Callable[[Sequence[TipEvent]], Awaitable[Receipt]]
 
@@ -149,8 +151,6 @@ async def events(service: OpenService, file: Path, skip_bad: bool, historical: b
 
 
 async def _load_file(file: Path, skip_bad: bool, ingest: Ingest) -> dict[str, int]:
-    from app.events.validation import LINES_EXPECTED, other_format
-
     totals = {"accepted": 0, "duplicates": 0, "refused": 0}
     with click.open_file(str(file), "rb") as lines, progress("bytes") as bar:
         task = bar.add_task("loading", total=None if str(file) == "-" else os.fstat(lines.fileno()).st_size)
@@ -174,8 +174,6 @@ async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: 
     `first` is the line number of the first line. If a line is invalid and `skip_bad` is true, each line is ingested
     alone. If `skip_bad` is false, the error is printed and no line of the piece is stored.
     """
-    from app.events.validation import decode_lines
-
     if not any(line.strip() for line in piece):
         return
     try:
@@ -197,8 +195,6 @@ async def _load_lines(ingest: Ingest, piece: list[bytes], first: int, totals: di
     The lines are ingested concurrently, so that they share commits. `first` is the line number of the first line.
     """
     import asyncio
-
-    from app.events.validation import decode_lines
 
     async def load(number: int, line: bytes) -> Receipt | list[Issue]:
         try:
@@ -237,7 +233,6 @@ async def load_demo(
 ) -> int:
     """Generate and store the demonstration set until `stopped` returns true; return the number of new events."""
     from app.bootstrap.service import open_service
-    from app.cli.demo_set import generate
     from app.operations.audit import audited
 
     stored = 0

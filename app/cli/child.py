@@ -11,6 +11,8 @@ import time
 from collections.abc import Generator
 from contextlib import suppress
 
+import msgspec
+
 from app.cli.common import say
 from app.listener import HAND_OVER_S
 
@@ -21,26 +23,23 @@ READY_S = 60.0
 GIVE_UP_CODES = (2, 3)
 
 
-class Child:
+class Child(msgspec.Struct, eq=False):
     """A process that runs the command `profiles NAME`. `check`, called regularly, restarts it if it has died.
 
     With a `listener`, the process accepts connections from this socket, as its siblings do. A process that has not
     stopped `stop_s` seconds after a signal is killed.
     """
 
-    def __init__(
-        self, name: str, environment: dict[str, str], listener: socket.socket | None = None, stop_s: float = STOP_S
-    ) -> None:
-        self.name = name
-        self.stop_s = stop_s
-        self.ready = False  # stays true after a restart
-        self._environment = environment
-        self._listener = listener
-        self._process: subprocess.Popen[bytes] | None = None
-        self._link: socket.socket | None = None  # the process reports on it, and stops when it is closed
-        self._started_at = 0.0
-        self._deaths = 0
-        self._start_at = 0.0
+    name: str
+    environment: dict[str, str]
+    listener: socket.socket | None = None
+    stop_s: float = STOP_S
+    ready: bool = False  # stays true after a restart
+    _process: subprocess.Popen[bytes] | None = None
+    _link: socket.socket | None = None  # the process reports on it, and stops when it is closed
+    _started_at: float = 0.0
+    _deaths: int = 0
+    _start_at: float = 0.0
 
     def start(self) -> None:
         """Start the process in a new session, so that Ctrl-C reaches only the parent. The child gets this process's
@@ -51,13 +50,13 @@ class Child:
         self._link, theirs = socket.socketpair()
         self._link.setblocking(False)
         passed = {"--supervisor": theirs.fileno()}
-        if self._listener is not None:
-            passed["--listener"] = self._listener.fileno()
+        if self.listener is not None:
+            passed["--listener"] = self.listener.fileno()
         options = [f"{name}={number}" for name, number in passed.items()]
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own program
                 [sys.executable, "-P", "-m", "app", self.name, *options],
-                env={**self._environment, "PYTHONPATH": path},
+                env={**self.environment, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 pass_fds=tuple(passed.values()),
@@ -93,14 +92,14 @@ class Child:
 
     def successor(self) -> Child:
         """A new child of the same kind, which is not started yet."""
-        return Child(self.name, self._environment, self._listener, self.stop_s)
+        return Child(self.name, self.environment, self.listener, self.stop_s)
 
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def ask_to_hand_over(self) -> None:
         """Ask the process to stop while others accept from its listener."""
-        self._signal(signal.SIGTERM if self._listener is None else signal.SIGUSR2)
+        self._signal(signal.SIGTERM if self.listener is None else signal.SIGUSR2)
 
     def ask_to_stop(self) -> None:
         self._signal(signal.SIGTERM)

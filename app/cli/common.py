@@ -18,6 +18,7 @@ import click
 from app import errors
 from app.errors import InvalidInput, Issue, ProfilesError
 from app.features.clock import to_ms
+from app.features.ids import id_problem, visible
 from app.settings import Settings, parsers
 
 if TYPE_CHECKING:
@@ -30,17 +31,12 @@ T = TypeVar("T")
 SHOWN_ISSUES = 20
 WIDE = 1_000
 ACTOR = "the command line"  # in the audit trail
-EXIT_CODES = {
-    2: "invalid usage, setting or registry",
-    3: "the database is not migrated, or is newer than this program",
-    4: "the database, cache or queue does not answer",
-    5: "invalid input",
-}
-_ERRORS_BY_CODE: dict[int, tuple[type[ProfilesError], ...]] = {
-    2: (errors.SettingsError, errors.RegistryError),
-    3: (errors.SchemaMismatch,),
-    4: (errors.Unavailable,),
-    5: (errors.InvalidInput, errors.Undecodable, errors.Conflict, errors.NotFound),
+# By code: the text of the help, and the errors that lead to it.
+EXIT_CODES: dict[int, tuple[str, tuple[type[ProfilesError], ...]]] = {
+    2: ("invalid usage, setting or registry", (errors.SettingsError, errors.RegistryError)),
+    3: ("the database is not migrated, or is newer than this program", (errors.SchemaMismatch,)),
+    4: ("the database, cache or queue does not answer", (errors.Unavailable,)),
+    5: ("invalid input", (errors.InvalidInput, errors.Undecodable, errors.Conflict, errors.NotFound)),
 }
 
 
@@ -97,7 +93,7 @@ registry_option = click.option(
 
 def exit_code(error: ProfilesError) -> int:
     """The exit code after this error: a key of `EXIT_CODES`, or 1 for an error of another kind."""
-    return next((code for code, kinds in _ERRORS_BY_CODE.items() if isinstance(error, kinds)), 1)
+    return next((code for code, (_, kinds) in EXIT_CODES.items() if isinstance(error, kinds)), 1)
 
 
 def say(text: str, *, level: Literal["info", "warning", "error"] = "info", before: str = "") -> None:
@@ -129,8 +125,6 @@ def complain(issue: Issue) -> None:
 
 def plain(text: str) -> str:
     """Untrusted text made safe for the terminal, with rich's markup escaped and invisible characters shown as codes."""
-    from app.features.ids import visible
-
     return visible(text).replace("[", r"\[")
 
 
@@ -219,8 +213,6 @@ def with_service(command: Callable[..., Coroutine[Any, Any, int | None]]) -> Cal
 
 def check_user(user: str, place: str = "user_id") -> None:
     """Raise `InvalidInput` if the user id is invalid; the error names `place`, the option or field with the id."""
-    from app.features.ids import id_problem
-
     if (problem := id_problem(user)) is not None:
         raise InvalidInput("the user id is invalid", [Issue(place, problem)])
 

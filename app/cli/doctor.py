@@ -11,6 +11,7 @@ import click
 
 from app.cli.common import json_option, out, plain, print_json, run, settings_of_command
 from app.errors import RegistryError, SettingsError
+from app.features.clock import SystemClock
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,7 +62,6 @@ def _database(settings: Settings, full: bool) -> tuple[list[Line], list[Sample],
     days = {"events": settings.retention_days, "decisions": settings.decision_retention_days}
     if isinstance(settings.database, Path):
         from app.stores.sqlite.diagnostics import diagnose_database, diagnose_machine
-        from app.stores.system_clock import SystemClock
 
         file = settings.database
         return (*diagnose_database(file, SystemClock().now_ms(), days, whole=full), diagnose_machine(file))

@@ -6,9 +6,11 @@ import json
 import re
 import sys
 from datetime import timedelta
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from app.cli.common import (
     ACTOR,
@@ -22,12 +24,17 @@ from app.cli.common import (
     run,
     settings_of_command,
 )
+from app.errors import NotFound, RegistryError
+from app.features.clock import SystemClock, rfc3339, spoken
+from app.features.export import FORMATS, catalogue_entry
+from app.features.plan import Announced, Change, changes, definitions_of, feature_of
+from app.features.registry import Registry
+from app.features.scaffold import scaffold
 from app.profiles.ports import COUNTED
 from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.features.contract import Contract
-    from app.features.plan import Announced, Change
     from app.profiles.difference import Difference
     from app.profiles.trial import Trial
     from app.stores.sql.database import Database
@@ -50,8 +57,6 @@ def features(context: click.Context, fmt: str, registry: str | None) -> None:
     if context.invoked_subcommand is not None:
         context.default_map = {context.invoked_subcommand: {"registry": registry}}
         return
-    from app.features.export import FORMATS, catalogue_entry
-
     # `--format python` prints the correct typed Struct, so it must work while the Struct in the module is wrong.
     contract = _contract(settings_of_command(), registry, own_mirror=fmt != "python")
     if fmt in FORMATS:
@@ -74,8 +79,6 @@ def openapi(registry: str | None) -> None:
 
 def _show_table(contract: Contract) -> None:
     from rich.table import Column, Table
-
-    from app.features.clock import spoken
 
     texts = [Column(heading, overflow="fold") for heading in ("window", "TTL", "default", "reads", "description")]
     table = Table(*(Column(heading, no_wrap=True) for heading in ("name", "dtype")), *texts)
@@ -116,8 +119,6 @@ def new(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta)
 
     It contains a registry with that feature only and, as a comment, the line to add to the typed Struct of features.
     """
-    from app.features.scaffold import scaffold
-
     click.echo(scaffold(name, relation, dtype, window, ttl), nl=False)
 
 
@@ -171,11 +172,8 @@ def plan(registry: str | None, as_json: bool) -> None:
 
 async def _plan(settings: Settings, contract: Contract) -> dict[str, Any]:
     from app.bootstrap.engines import open_engine
-    from app.features.clock import rfc3339
-    from app.features.plan import changes, definitions_of
     from app.profiles.trial import SAMPLE, try_features
     from app.stores.sql.users import SqlUsers
-    from app.stores.system_clock import SystemClock
 
     clock, registry = SystemClock(), contract.registry
     async with open_engine(settings) as engine:
@@ -259,8 +257,6 @@ def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) 
     contract.registry.mask([name])
     found = run(_diff(settings, contract, name, count, seed))
     if as_json:
-        import msgspec
-
         print_json(msgspec.to_builtins(found))
     else:
         for line in found.lines():
@@ -268,15 +264,9 @@ def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) 
 
 
 async def _diff(settings: Settings, contract: Contract, name: str, count: int, seed: int) -> Difference:
-    from random import Random
-
     from app.bootstrap.engines import open_engine
-    from app.errors import NotFound, RegistryError
-    from app.features.plan import feature_of
-    from app.features.registry import Registry
     from app.profiles.difference import compare
     from app.stores.sql.users import SqlUsers
-    from app.stores.system_clock import SystemClock
 
     clock, entry = SystemClock(), contract.registry.named(name)
     async with open_engine(settings) as engine:
@@ -332,7 +322,6 @@ async def _switch(name: str, reason: str, *, on: bool) -> None:
     from app.operations.audit import audited
     from app.stores.sql.audit_trail import SqlAuditTrail
     from app.stores.sql.registries import SqlRegistries
-    from app.stores.system_clock import SystemClock
 
     settings, now_ms = settings_of_command(), SystemClock().now_ms()
     async with open_engine(settings) as engine:

@@ -8,16 +8,19 @@ from random import Random
 from typing import TYPE_CHECKING, Literal
 
 import click
+import msgspec
 
 from app.cli.common import check_user, moment_ms, progress, say, stop_on_sigterm, with_service
 from app.errors import InvalidInput, Issue
+from app.features.clock import rfc3339
+from app.features.registry import indices
+from app.profiles.ports import ComputeRow, LoggedProfiles
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
     from app.profiles.history.moments import Moments
     from app.profiles.online.cache_protocol import Profile
     from app.profiles.online.reader import ProfileReader
-    from app.profiles.ports import ComputeRow, LoggedProfiles
     from app.stores.training_set.columns import Column
     from app.stores.training_set.input import Block
 
@@ -53,10 +56,6 @@ async def history(
     In Parquet output, as_of is a timestamp. Other columns of Parquet input keep their types. Columns of CSV input are
     text. Columns of JSON input are numbers, booleans or text; mixed and nested values become text.
     """
-    import msgspec
-
-    from app.features.registry import indices
-    from app.profiles.history.moments import Moments
     from app.profiles.online.cache_protocol import failures
     from app.stores.training_set.columns import KINDS, JsonColumn
     from app.stores.training_set.input import open_rows
@@ -69,7 +68,6 @@ async def history(
     names = [name for listed in features for name in listed.split(",")]
     mask = registry.mask(names) if names else registry.full_mask
     chosen = {index: registry[index] for index in indices(mask)}
-    moments = Moments(registry, service.settings.retention_days, service.clock)
     late = _LateArrivals({index: msgspec.json.encode(item.default) for index, item in chosen.items()})
     failed: dict[str, str] = {}
     stop_on_sigterm()
@@ -78,9 +76,9 @@ async def history(
         task = bar.add_task("computing", total=None)
         for block in rows.blocks:
             if by_decision:
-                wanted = await _served(block, mask, moments, service.logged_profiles)
+                wanted = await _served(block, mask, service.moments, service.logged_profiles)
             else:
-                wanted = [({}, row) for row in _asked(block, mask, before, known, moments)]
+                wanted = [({}, row) for row in _asked(block, mask, before, known, service.moments)]
             asked = [row for _, row in wanted]
             rest = await reader.read_as_of(asked)
             profiles = [served | others for (served, _), others in zip(wanted, rest, strict=True)]
@@ -121,17 +119,13 @@ def _check_columns(columns: Sequence[str], features: Iterable[str], before: bool
 
 def _asked(block: Block, mask: int, before: bool, known: KnownAt, moments: Moments) -> list[ComputeRow]:
     """Convert a block of input rows to computations of the features in `mask`. An invalid row raises `InvalidInput`."""
-    from app.features.ids import id_problem
-    from app.profiles.ports import ComputeRow
-
     asked: list[ComputeRow] = []
     for number, user, at in zip(block.numbers, block.keys["user_id"], block.keys["as_of"], strict=True):
         place = f"{block.place} {number}"
         if user is None or at is None:
             missing = "user_id" if user is None else "as_of"
             raise InvalidInput("a row is invalid", [Issue(f"{place}, {missing}", "is missing or not text")])
-        if id_problem(user) is not None:  # `check_user` imports on each call, which is slow
-            check_user(user, f"{place}, user_id")
+        check_user(user, f"{place}, user_id")
         at_ms = (moment_ms(at, f"{place}, as_of") if isinstance(at, str) else at) - before
         asked.append(ComputeRow(user, mask, at_ms, at_ms if known == "as_of" else known))
     times = [row.now_ms or 0 for row in asked]
@@ -162,7 +156,6 @@ async def _served(
 
 def _decision_columns(asked: Sequence[ComputeRow]) -> dict[str, Column]:
     """The columns that rows with a `decision_id` get from their decisions."""
-    from app.features.clock import rfc3339
     from app.stores.training_set.columns import TextColumn
 
     return {
@@ -171,18 +164,17 @@ def _decision_columns(asked: Sequence[ComputeRow]) -> dict[str, Column]:
     }
 
 
-class _LateArrivals:
+class _LateArrivals(msgspec.Struct):
     """Estimates the share of *late* rows, which have no values only because their events arrived after `--known-at`.
 
     A sample of the rows without values is computed again as if all events had arrived in time.
     """
 
-    def __init__(self, defaults: Mapping[int, bytes]) -> None:
-        self.rows = 0
-        self._defaults = defaults
-        self._empty = 0
-        self._sample: list[ComputeRow] = []
-        self._random = Random(1)  # noqa: S311  # a sample, not a secret
+    defaults: Mapping[int, bytes]
+    rows: int = 0
+    _empty: int = 0
+    _sample: list[ComputeRow] = msgspec.field(default_factory=list)
+    _random: Random = msgspec.field(default_factory=lambda: Random(1))  # noqa: S311  # a sample, not a secret
 
     def note(self, asked: Sequence[ComputeRow], profiles: Sequence[Profile]) -> None:
         self.rows += len(asked)
@@ -205,4 +197,4 @@ class _LateArrivals:
         return late / len(profiles) * self._empty / self.rows
 
     def _is_empty(self, profile: Profile) -> bool:
-        return all(profile[index].json == default for index, default in self._defaults.items())
+        return all(profile[index].json == default for index, default in self.defaults.items())

@@ -10,6 +10,7 @@ import click
 from app.cli.common import check_user, json_option, moment_ms, out, plain, print_json, with_service
 from app.errors import InvalidInput, Issue
 from app.features.clock import rfc3339
+from app.profiles.ports import ComputeRow
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
@@ -24,17 +25,13 @@ async def profile(service: OpenService, user: str, as_of: str | None, as_json: b
     """Show the features of USER with their values, now or at an earlier time."""
     from rich.table import Column, Table
 
-    from app.profiles.history.moments import Moments
-    from app.profiles.ports import ComputeRow
-
     check_user(user)
     registry = service.registry
     if as_of is None:
         readings = (await service.reader.read({user: registry.full_mask}, patient=True))[user]
     else:
         at_ms = moment_ms(as_of, "--as-of")
-        moments = Moments(registry, service.settings.retention_days, service.clock)
-        if issue := moments.problem(at_ms, None, registry.full_mask):
+        if issue := service.moments.problem(at_ms, None, registry.full_mask):
             raise InvalidInput("the time is invalid", [Issue("--as-of", issue.detail)])
         (readings,) = await service.reader.read_as_of([ComputeRow(user, registry.full_mask, at_ms)])
     values = {name: json.loads(readings[index].json) for index, name in enumerate(registry.names)}

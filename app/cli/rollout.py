@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from app.cli.common import ACTOR, json_option, out, plain, print_json, reason_option, with_service
 
@@ -48,14 +49,13 @@ _add_command("rollback", "Let the champion serve all users again. Possible at an
 
 def _show(found: RolloutStatus, as_json: bool) -> None:
     if as_json:
-        import msgspec
-
         print_json(msgspec.to_builtins(found))
         return
     from rich.table import Column, Table
 
     table = Table(Column(no_wrap=True), Column(), show_header=False)
-    for name, text in [*_standing(found), *_figures(found), *_guardrails(found), *_experiment(found), *_moves(found)]:
+    moves = [(item.move, "allowed" if item.why_not is None else f"not allowed: {item.why_not}") for item in found.moves]
+    for name, text in [*_standing(found), *_figures(found), *_guardrails(found), *_experiment(found), *moves]:
         table.add_row(name, plain(text))
     out().print(table)
 
@@ -136,10 +136,6 @@ def _experiment(found: RolloutStatus) -> list[tuple[str, str]]:
         (name, f"{arm.users:,} users, {arm.decisions:,} recent decisions, reward {_interval(arm.reward)}")
         for name, arm in (("of champion", test.champion), ("of challenger", test.challenger))
     ] + [("difference", f"{_interval(test.lift, '+')}; such numbers of users have the probability {test.p:.2g}")]
-
-
-def _moves(found: RolloutStatus) -> list[tuple[str, str]]:
-    return [(item.move, "allowed" if item.why_not is None else f"not allowed: {item.why_not}") for item in found.moves]
 
 
 def _interval(found: IntervalView | None, sign: str = "") -> str:

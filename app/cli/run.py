@@ -9,8 +9,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import click
@@ -52,7 +52,10 @@ def serve(processes: int | None, listener: int | None, supervisor: int | None) -
     Several processes are supervised: one that dies is replaced, and SIGUSR2 restarts them one by one without a failed
     request, with the code that is then installed.
     """
-    with _collector_off():
+    # Python's cycle collector ran 160 times during the start, took a sixth of it and found little.
+    # `app.asgi.tune_collector` switches it on as soon as the service is ready.
+    gc.disable()
+    try:
         settings = _with_processes(processes)
         if settings.processes == 1:
             from app.asgi import run
@@ -64,6 +67,8 @@ def serve(processes: int | None, listener: int | None, supervisor: int | None) -
             else:
                 run(settings, report_ready, _inherited(listener))
             return
+    finally:
+        gc.enable()
     from app.cli.supervisor import supervise_api
 
     sys.exit(supervise_api(settings))
@@ -92,18 +97,6 @@ def migrate(as_json: bool) -> None:
         say(f"{settings.database} is already at revision {after}")
     else:
         say(f"{settings.database} migrated from {before or 'nothing'} to revision {after}")
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """Switch Python's cycle collector off while the service starts, and on when the block ends. The collector
-    ran 160 times, took a sixth of the start and found little. `app.asgi.tune_collector` switches it on earlier, as soon
-    as the service is ready."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _with_processes(processes: int | None) -> Settings:

@@ -121,7 +121,8 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
         if not events:
             return events
         try:
-            await self._teach(events)
+            for learner in self.learners:
+                await learner.learn(events)
         except Unavailable:
             raise
         except Exception as error:
@@ -133,10 +134,6 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
             log.warning("event_failed", event_id=item.event.event_id, error=reason, buried=buried)
             return []
         return events
-
-    async def _teach(self, events: Sequence[LoggedEvent]) -> None:
-        for learner in self.learners:
-            await learner.learn(events)
 
 
 class Handover:

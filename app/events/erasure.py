@@ -68,11 +68,11 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
 
 def names(value: object, user_id: str) -> bool:
     """Whether a payload, decoded from JSON or msgpack, names this user or may do so."""
-    parts = list(_parts(value))
-    owners = {str(part) for key, part in parts if _plain(key) in _OWNER and isinstance(part, str | int)}
+    found = list(parts(value))
+    owners = {str(part) for key, part in found if _plain(key) in _OWNER and isinstance(part, str | int)}
     if owners:
         return user_id in owners
-    return any(_in_text(part, user_id) for _, part in parts if isinstance(part, str))
+    return any(_in_text(part, user_id) for _, part in found if isinstance(part, str))
 
 
 def not_naming(items: Sequence[T], values: Sequence[object], user_id: str) -> list[T]:
@@ -80,7 +80,7 @@ def not_naming(items: Sequence[T], values: Sequence[object], user_id: str) -> li
     return [item for item, value in zip(items, values, strict=True) if not names(value, user_id)]
 
 
-def _parts(value: object) -> Iterator[tuple[str, object]]:
+def parts(value: object) -> Iterator[tuple[str, object]]:
     """Yield every scalar of a nested value as (its key in a dict or "", scalar), and every dict key as ("", key). Not
     recursive, because the sender of a payload chooses its depth."""
     waiting = [("", value)]

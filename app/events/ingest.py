@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import NamedTuple
+
+import msgspec
 
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import Conflict, Issue
@@ -54,31 +57,23 @@ class Receipt(NamedTuple):
 _Committed = tuple[Appended | ClashingEvent, asyncio.Task[bool]]
 
 
-class Ingestor:
-    def __init__(
-        self,
-        *,
-        log: EventLog,
-        invalidator: Invalidates,
-        publish: Callable[[Sequence[int]], None] | None,
-        admission: Admission,
-        clock: Clock,
-        metrics: Metrics,
-        door: str,
-        bounds: Bounds | None = None,
-    ) -> None:
-        """`publish` asks the workers to consume stored events, by sequence number; it never raises and never blocks."""
-        self._log = log
-        self._invalidator = invalidator
-        self._publish = publish
-        self._admission = admission
-        self._clock = clock
-        self._metrics = metrics
-        self._door = door
-        self._commits: Batcher[Sequence[Admitted], _Committed] = Batcher(
-            self._commit, clock.monotonic, bounds or BOUNDS_OF.get(door, BOUNDS), size=len
-        )
-        self._invalidating: set[asyncio.Task[bool]] = set()
+class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
+    """`publish` asks the workers to consume stored events, by sequence number; it never raises and never blocks."""
+
+    log: EventLog
+    invalidator: Invalidates
+    publish: Callable[[Sequence[int]], None] | None
+    admission: Admission
+    clock: Clock
+    metrics: Metrics
+    door: str
+    bounds: Bounds | None = None
+    _invalidating: set[asyncio.Task[bool]] = msgspec.field(default_factory=set)
+
+    @cached_property
+    def _commits(self) -> Batcher[Sequence[Admitted], _Committed]:
+        bounds = self.bounds or BOUNDS_OF.get(self.door, BOUNDS)
+        return Batcher(self._commit, self.clock.monotonic, bounds, size=len)
 
     @property
     def overloaded(self) -> bool:
@@ -99,14 +94,14 @@ class Ingestor:
             StoreUnavailable: the database does not answer. The events may or may not be stored; retrying is safe.
         """
         try:
-            sender = sent_by or _SENDERS.get(self._door, self._door)
-            admitted = self._admission.admit(events, self._clock.now_ms(), sender, historical=historical)
+            sender = sent_by or _SENDERS.get(self.door, self.door)
+            admitted = self.admission.admit(events, self.clock.now_ms(), sender, historical=historical)
         except Exception:
-            self._metrics.events.labels(self._door, "refused").inc(len(events))
+            self.metrics.events.labels(self.door, "refused").inc(len(events))
             raise
         outcome, invalidating = await self._commits.submit(admitted)
         if isinstance(outcome, ClashingEvent):
-            self._metrics.events.labels(self._door, "conflict").inc(len(events))
+            self.metrics.events.labels(self.door, "conflict").inc(len(events))
             problem = f"{outcome.event_id!r} is known with other content"
             path = path_to(events, outcome.position, "event_id")
             raise Conflict(f"nothing was stored: event_id {problem}", [Issue(path, problem)])
@@ -122,10 +117,10 @@ class Ingestor:
     async def _commit(self, group: Sequence[Sequence[Admitted]]) -> list[_Committed]:
         """Commit a group of requests, and start to delete the stale cache keys in the background. The next group can be
         committed meanwhile."""
-        started = self._clock.monotonic()
-        outcomes = await self._log.append(group)
-        self._metrics.commit_seconds.observe(self._clock.monotonic() - started)
-        self._metrics.commit_events.observe(sum(map(len, group)))
+        started = self.clock.monotonic()
+        outcomes = await self.log.append(group)
+        self.metrics.commit_seconds.observe(self.clock.monotonic() - started)
+        self.metrics.commit_events.observe(sum(map(len, group)))
         task = asyncio.get_running_loop().create_task(self._invalidate(group, outcomes))
         self._invalidating.add(task)
         task.add_done_callback(self._invalidating.discard)
@@ -144,13 +139,13 @@ class Ingestor:
         for _, outcome in stored:
             for user_id, features in outcome.stale.items():
                 stale[user_id] = stale.get(user_id, frozenset()) | features
-        invalidated = await self._invalidator.invalidate(stale)
-        if self._publish is not None:
-            self._publish([seq for _, outcome in stored for seq in outcome.seqs])
-        now_ms = self._clock.now_ms()
+        invalidated = await self.invalidator.invalidate(stale)
+        if self.publish is not None:
+            self.publish([seq for _, outcome in stored for seq in outcome.seqs])
+        now_ms = self.clock.now_ms()
         for events, outcome in stored:
             lag_ms = max(0, now_ms - events[0].received_at_ms)
-            self._metrics.invalidation_lag.labels(self._door).observe(lag_ms / 1000)
-            self._metrics.events.labels(self._door, "accepted").inc(outcome.accepted)
-            self._metrics.events.labels(self._door, "duplicate").inc(outcome.duplicates)
+            self.metrics.invalidation_lag.labels(self.door).observe(lag_ms / 1000)
+            self.metrics.events.labels(self.door, "accepted").inc(outcome.accepted)
+            self.metrics.events.labels(self.door, "duplicate").inc(outcome.duplicates)
         return invalidated

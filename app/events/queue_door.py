@@ -24,12 +24,11 @@ from app.telemetry import Metrics, logger
 log = logger("events.queue_door")
 
 
-class QueueDoor:
-    def __init__(self, ingestor: Ingestor, letters: DeadLetters, clock: Clock, metrics: Metrics) -> None:
-        self._ingestor = ingestor
-        self._letters = letters
-        self._clock = clock
-        self._metrics = metrics
+class QueueDoor(msgspec.Struct, eq=False, dict=True):
+    ingestor: Ingestor
+    letters: DeadLetters
+    clock: Clock
+    metrics: Metrics
 
     async def take_in(self, payload: object) -> list[int]:
         """Store a payload, a list of events, and return the sequence numbers of the new events.
@@ -62,16 +61,16 @@ class QueueDoor:
             text = msgspec.json.encode(payload, enc_hook=repr).decode()
         except RecursionError:
             text = '"nested too deeply to be kept"'
-        letter = await self._letters.bury_payload(text, reason, "", self._clock.now_ms())
-        self._metrics.events.labels("queue", "buried").inc()
+        letter = await self.letters.bury_payload(text, reason, "", self.clock.now_ms())
+        self.metrics.events.labels("queue", "buried").inc()
         log.warning("event_buried", dead_letter=letter, error=reason)
 
     async def _store(self, events: Sequence[TipEvent], refused: list[tuple[object, str]]) -> list[int]:
         try:
-            return list((await self._ingestor.ingest(events)).seqs)
+            return list((await self.ingestor.ingest(events)).seqs)
         except (InvalidInput, Conflict):
             pass  # at least one event is rejected: ingest each alone, in a shared commit
-        outcomes = await asyncio.gather(*(self._ingestor.ingest([event]) for event in events), return_exceptions=True)
+        outcomes = await asyncio.gather(*(self.ingestor.ingest([event]) for event in events), return_exceptions=True)
         seqs: list[int] = []
         for event, outcome in zip(events, outcomes, strict=True):
             if isinstance(outcome, (InvalidInput, Conflict)):

@@ -53,11 +53,10 @@ class ReplayedLetters(msgspec.Struct, kw_only=True):
     next_after: int | None
 
 
-class Replayer:
-    def __init__(self, ingestor: Ingestor, letters: DeadLetters, clock: Clock) -> None:
-        self._ingestor = ingestor
-        self._letters = letters
-        self._clock = clock
+class Replayer(msgspec.Struct, frozen=True):
+    ingestor: Ingestor
+    letters: DeadLetters
+    clock: Clock
 
     async def replay(self, letter: DeadLetter) -> ReplayedLetter:
         """Replay one dead letter; it is deleted if that succeeds.
@@ -68,25 +67,25 @@ class Replayer:
             StoreUnavailable: the database does not answer; try again.
         """
         if letter.seq is not None:
-            if not await self._letters.revive(letter.id):
+            if not await self.letters.revive(letter.id):
                 raise NotFound(f"dead letter {letter.id} is gone: it was replayed or discarded meanwhile")
             return ReplayedLetter(0, 0, True)
         try:
             receipt = await self._take_in(letter)
         except REFUSALS as error:
-            await self._letters.refused({letter.id: reason_of(error)}, self._clock.now_ms())
+            await self.letters.refused({letter.id: reason_of(error)}, self.clock.now_ms())
             raise
         # 1. The event is stored; 2. the letter is deleted. After a crash in between, another replay finds a duplicate.
-        await self._letters.discard(letter.id)
+        await self.letters.discard(letter.id)
         return ReplayedLetter(receipt.accepted, receipt.duplicates, False)
 
     async def replay_all(self, after: int) -> ReplayedLetters:
         """Replay up to `MOST` dead letters with ids above `after`, several at once, so that they share commits. Letters
         that are created meanwhile are skipped. If it raises `StoreUnavailable`, finished replays are not undone."""
         tally = ReplayedLetters(replayed=0, accepted=0, duplicates=0, revived=0, failed=0, failures=[], next_after=None)
-        newest = await self._letters.newest_id()
+        newest = await self.letters.newest_id()
         for _ in range(0, MOST, AT_ONCE):
-            page = [letter for letter in await self._letters.list(after, AT_ONCE) if letter.id <= newest]
+            page = [letter for letter in await self.letters.list(after, AT_ONCE) if letter.id <= newest]
             await self._replay_page(page, tally)
             if len(page) < AT_ONCE:
                 return tally
@@ -110,18 +109,18 @@ class Replayer:
                 tally.accepted += outcome.accepted
                 tally.duplicates += outcome.duplicates
         if revived:
-            count = await self._letters.revive(*revived)
+            count = await self.letters.revive(*revived)
             tally.revived += count
             tally.replayed += count
         if stored:
-            tally.replayed += await self._letters.discard(*stored)
+            tally.replayed += await self.letters.discard(*stored)
         if failures:
-            await self._letters.refused(failures, self._clock.now_ms())
+            await self.letters.refused(failures, self.clock.now_ms())
         tally.failed += len(failures)
         tally.failures += [ReplayFailure(letter_id, reason) for letter_id, reason in failures.items()]
 
     async def _take_in(self, letter: DeadLetter) -> Receipt:
-        return await self._ingestor.ingest(decode_json(letter.payload.encode()))
+        return await self.ingestor.ingest(decode_json(letter.payload.encode()))
 
 
 def reason_of(error: Undecodable | InvalidInput | Conflict) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from app.features.clock import DAY_MS, Clock
 from app.telemetry import logger
 
@@ -54,17 +56,16 @@ def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> i
     return wanted_ms if oldest_ms is None or oldest_ms >= wanted_ms - LARGEST_MOVE_MS else None
 
 
-class Retention:
+class Retention(msgspec.Struct, frozen=True):
     """Deletes rows that are older than their retention. Every method raises `StoreUnavailable`."""
 
-    def __init__(self, kept: Sequence[Kept], cutoffs: Cutoffs, clock: Clock) -> None:
-        self._kept = kept
-        self._cutoffs = cutoffs
-        self._clock = clock
+    kept: Sequence[Kept]
+    cutoffs: Cutoffs
+    clock: Clock
 
     async def waiting(self) -> list[str]:
         """The kinds of rows that are not deleted because their first deletion waits for an admin's confirmation."""
-        return [kept.what for kept in self._kept if await self._next(kept, go_on=False) is None]
+        return [kept.what for kept in self.kept if await self._next(kept, go_on=False) is None]
 
     async def prune(
         self,
@@ -78,20 +79,20 @@ class Retention:
         time was up before all expired rows were deleted. `go_on`: continue with the cutoff of the previous run, which
         was cut short. `confirmed`: delete every row that is expired by the clock. Otherwise the cutoff moves by at most
         three days, and a first run that would move it further deletes nothing."""
-        deadline = self._clock.monotonic() + budget_s
+        deadline = self.clock.monotonic() + budget_s
         gone: dict[str, int] = {}
         finished = True
-        for kept in self._kept:
+        for kept in self.kept:
             wanted_ms = self._wanted_ms(kept)
             cutoff_ms = wanted_ms if confirmed else await self._next(kept, go_on=go_on)
             if cutoff_ms is None:
                 log.warning("pruning_waits", what=kept.what, remedy="profiles prune --confirm")
                 continue
-            await self._cutoffs.set_cutoff(kept.what, cutoff_ms)
+            await self.cutoffs.set_cutoff(kept.what, cutoff_ms)
             gone[kept.what] = 0
             while count := await kept.store.prune(min(cutoff_ms, wanted_ms), STEP):
                 gone[kept.what] += count
-                if self._clock.monotonic() > deadline:
+                if self.clock.monotonic() > deadline:
                     finished = False
                     break
                 await pause(PAUSE_S)
@@ -99,10 +100,10 @@ class Retention:
         return gone if finished else None
 
     def _wanted_ms(self, kept: Kept) -> int:
-        return self._clock.now_ms() - kept.days * DAY_MS
+        return self.clock.now_ms() - kept.days * DAY_MS
 
     async def _next(self, kept: Kept, *, go_on: bool) -> int | None:
-        done_ms = await self._cutoffs.cutoff(kept.what)
+        done_ms = await self.cutoffs.cutoff(kept.what)
         if go_on and done_ms is not None:
             return done_ms
         return next_cutoff(self._wanted_ms(kept), done_ms, await kept.store.oldest_ms())

@@ -15,6 +15,7 @@ T = TypeVar("T")
 # with an integer is longer than this.
 _MOST_BYTES = 256 * 1024
 _EXACT = 2.0**53  # a larger float may stand for several integers
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
@@ -36,6 +37,15 @@ def decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
             raise
         converted: T = convert(msgspec.json.decode(raw), decoder.type)
         return converted
+
+
+def undecodable(error: Exception) -> str:
+    """What is wrong with a body for which `decode` has raised one of `UNDECODABLE`."""
+    if isinstance(error, UnicodeDecodeError):
+        return "not valid UTF-8"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return f"not valid JSON: {str(error).removeprefix('JSON is malformed: ')}"
 
 
 def convert(payload: object, kind: Any) -> Any:

@@ -15,7 +15,7 @@ import msgspec
 
 from app.errors import InvalidInput, Issue, Undecodable
 from app.events.ports import Admitted
-from app.events.strict_json import convert, decode
+from app.events.strict_json import UNDECODABLE, convert, decode, undecodable
 from app.features.clock import DAY_MS, rfc3339, to_ms
 from app.features.events import KNOWN_SUBJECTS, MAX_DWELL_MS, Action, TipEvent
 from app.features.ids import MAX_ID_LENGTH, id_problem
@@ -87,8 +87,8 @@ def decode_json(body: bytes) -> Batch:
     try:
         items = _RAW_DECODER.decode(body)
         # `Raw` does not decode the items. Their UTF-8 is checked when each is decoded.
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Undecodable(f"the body is {_undecodable(error)}") from error
+    except UNDECODABLE as error:
+        raise Undecodable(f"the body is {undecodable(error)}") from error
     _check_count(len(items))
     return _decode_each(items, [f"[{index}]" for index in range(len(items))])
 
@@ -143,8 +143,8 @@ def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> Batch:
             event = decode(item, _DECODER)
         except msgspec.ValidationError as error:
             invalid.append(_issue(place, str(error)))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            broken.append(Issue(place or "$", _undecodable(error)))
+        except UNDECODABLE as error:
+            broken.append(Issue(place or "$", undecodable(error)))
         else:
             invalid.extend(_id_issues(event, place))
             events.append(event)
@@ -154,14 +154,6 @@ def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> Batch:
     if invalid:
         raise InvalidInput("nothing was stored: the events below are invalid", invalid)
     return Batch(events, places)
-
-
-def _undecodable(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "not valid UTF-8"
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return f"not valid JSON: {str(error).removeprefix('JSON is malformed: ')}"
 
 
 def from_queue(payload: object, place: str) -> TipEvent:

@@ -5,6 +5,7 @@ Wall-clock times (`…_ms`) are whole milliseconds since 1970 in UTC. Durations 
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -19,6 +20,16 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Seconds on a clock that never steps. Only differences have a meaning."""
+
+
+class SystemClock:
+    """The clock of this machine. Only composition roots create it; other code receives a `Clock`."""
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        return time.monotonic()
 
 
 def spoken(span: timedelta) -> str:

@@ -111,22 +111,21 @@ async def compare(
     )
 
 
-class _Definition:
+class _Definition(msgspec.Struct):
     """Computes one definition of the feature for pages of users, and counts the values and the failures."""
 
-    def __init__(self, entry: Feature, source: Source) -> None:
-        self._entry = entry
-        self._source = source
-        self._failed = 0
-        self.counts: Counter[Scalar] = Counter()
+    entry: Feature
+    source: Source
+    failed: int = 0
+    counts: Counter[Scalar] = msgspec.field(default_factory=Counter)
 
     async def compute(self, user_ids: list[str], now_ms: int) -> list[Scalar]:
-        snapshot = await self._source.compute(now_ms, [ComputeRow(user_id, 1) for user_id in user_ids])
+        snapshot = await self.source.compute(now_ms, [ComputeRow(user_id, 1) for user_id in user_ids])
         values: list[Scalar] = []
         for place, row in enumerate(snapshot.rows):
-            value, error = self._entry.value_of(row[0])
+            value, error = self.entry.value_of(row[0])
             if error is not None or (place, 0) in snapshot.errors:
-                self._failed += 1
+                self.failed += 1
                 value = None
             else:
                 self.counts[value] += 1
@@ -135,4 +134,4 @@ class _Definition:
 
     def side(self) -> Side:
         quartiles = quantiles(numbers(self.counts).elements(), (0.25, 0.5, 0.75))
-        return Side(self._entry.fingerprint, self.counts[None], self._failed, quartiles)
+        return Side(self.entry.fingerprint, self.counts[None], self.failed, quartiles)

@@ -226,9 +226,6 @@ class RecentEvents(Protocol):
     async def since(self, seq: int, limit: int) -> list[RecentEvent]:
         """Up to `limit` events with a sequence number above `seq`, newest first."""
 
-    async def newest_seq(self) -> int:
-        """The highest sequence number of a stored event; 0 if there is none."""
-
     async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
         """Whether any event of the user with a sequence number above `after_seq` is still unconsumed."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from app.features.clock import Clock
@@ -49,8 +49,3 @@ async def _try(source: Source, registry: Registry, index: int, user_ids: Sequenc
         if wrong is not None:
             return Trial(index, took_us, user_id, wrong)
     return Trial(index, took_us)
-
-
-def costs(trials: Iterable[Trial]) -> dict[int, float]:
-    """Microseconds per user by feature index, for the features of which a time was measured."""
-    return {trial.feature: trial.us_per_user for trial in trials if trial.us_per_user is not None}

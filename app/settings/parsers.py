@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import msgspec
 
 Parsed = TypeVar("Parsed")
+N = TypeVar("N", int, float)
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SCOPES = ("read", "write", "admin")
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
@@ -71,25 +72,27 @@ def registry_source(value: str) -> str:
     return value
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """A parser of whole numbers from `low` to `high`."""
+def _number(kind: type[N], pattern: str, what: str, low: int, high: int) -> Callable[[str], N]:
+    """A parser of numbers from `low` to `high`, whose text matches a regular expression. `what` names them."""
 
-    def parse(value: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,12}", value) or not low <= int(value) <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return int(value)
+    def parse(value: str) -> N:
+        if not re.fullmatch(pattern, value) or not low <= kind(value) <= high:
+            raise ValueError(f"must be a {what} from {low} to {high}")
+        return kind(value)
 
     return parse
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    return _number(int, r"[0-9]{1,12}", "whole number", low, high)
+
+
+share = _number(float, r"[01]|[01]?\.[0-9]{1,9}", "number", 0, 1)
+_milliseconds = _number(float, r"[1-9][0-9]{0,5}", "whole number of milliseconds", 1, 999_999)
 
 
 def choice(*allowed: str) -> Callable[[str], str]:
-
-    def parse(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(f"must be one of {', '.join(allowed)}")
-        return value
-
-    return parse
+    return matching("|".join(allowed), f"one of {', '.join(allowed)}")
 
 
 def matching(pattern: str, allowed: str) -> Callable[[str], str]:
@@ -222,18 +225,6 @@ def api_keys(value: str) -> tuple[ApiKey, ...]:
 
 def _items(value: str) -> Iterator[str]:
     return filter(None, (part.strip() for part in value.split(",")))
-
-
-def share(value: str) -> float:
-    if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,9}", value) or not float(value) <= 1:
-        raise ValueError("must be a number from 0 to 1")
-    return float(value)
-
-
-def _milliseconds(value: str) -> float:
-    if not re.fullmatch(r"[1-9][0-9]{0,5}", value):
-        raise ValueError("must be a whole number of milliseconds from 1 to 999999")
-    return float(value)
 
 
 def _assignments(value: str, parse: Callable[[str, str], float], what: str = "") -> dict[str, float]:

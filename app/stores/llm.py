@@ -186,71 +186,58 @@ def _no_tip(detail: str) -> NoReturn:
     raise ModelFailed("invalid answer", detail, well=True) from None
 
 
-class LlmWriter:
-    """Writes tips with a language model. Implements `app.generation.ports.Writer`."""
+class LlmWriter(msgspec.Struct, eq=False):
+    """Writes tips with a language model. Implements `app.generation.ports.Writer`.
 
-    def __init__(
-        self,
-        client: LlmClient,
-        model: str,
-        clock: Clock,
-        new_mark: Callable[[], str],
-        *,
-        patience_s: float = PATIENCE_S,
-        least_s: float = LEAST_S,
-    ) -> None:
-        """`new_mark` returns new unpredictable letters and digits, which delimit the user's task in a prompt.
+    `new_mark` returns new unpredictable letters and digits, which delimit the user's task in a prompt. `patience_s`:
+    time limit of one call of `write`. No retry begins with less than `least_s` of that time left.
+    """
 
-        `patience_s`: time limit of one call of `write`. No retry begins with less than `least_s` of that time left.
-        """
-        self._client = client
-        self._model = model
-        self._clock = clock
-        self._new_mark = new_mark
-        self._patience_s = patience_s
-        self._least_s = least_s
-        self._plain_until = float("-inf")
+    client: LlmClient
+    model: str
+    clock: Clock
+    new_mark: Callable[[], str]
+    patience_s: float = PATIENCE_S
+    least_s: float = LEAST_S
+    _plain_until: float = float("-inf")
 
     async def write(self, order: TipRequest) -> str:
-        until = self._clock.monotonic() + self._patience_s
+        until = self.clock.monotonic() + self.patience_s
         try:
-            async with asyncio.timeout(self._patience_s):
-                return await self._ask(prompt_for(order, self._new_mark()), until)
+            async with asyncio.timeout(self.patience_s):
+                return await self._ask(prompt_for(order, self.new_mark()), until)
         except TimeoutError:
-            raise ModelFailed("timeout", f"no whole answer in {self._patience_s:g} s") from None
+            raise ModelFailed("timeout", f"no whole answer in {self.patience_s:g} s") from None
 
     async def _ask(self, prompt: str, until: float) -> str:
-        with_schema = self._clock.monotonic() >= self._plain_until
+        with_schema = self.clock.monotonic() >= self._plain_until
         schema_refused, retries = False, RETRIES
         while True:
             try:
-                reply = await self._client.post(self._request(prompt, with_schema=with_schema))
+                reply = await self.client.post(self._request(prompt, with_schema=with_schema))
             except NotConnected as error:
                 failed: ModelFailed = error
                 temporary = True
             else:
                 if 200 <= reply.status < 300:
                     if schema_refused:
-                        self._plain_until = self._clock.monotonic() + PLAIN_FOR_S
-                    return self._checked(text_in(reply.body))
+                        self._plain_until = self.clock.monotonic() + PLAIN_FOR_S
+                    if self.client.holds_key(text := text_in(reply.body)):
+                        raise ModelFailed("invalid answer", "it repeats the key", well=True)
+                    return text
                 if with_schema and reply.status in (400, 422):
                     with_schema, schema_refused = False, True
                     continue
                 failed, temporary = self._failure(reply), reply.status == 429 or reply.status >= 500
             pause_s = PAUSE_S if failed.pause_s is None else failed.pause_s
-            if not temporary or not retries or self._clock.monotonic() + pause_s + self._least_s > until:
+            if not temporary or not retries or self.clock.monotonic() + pause_s + self.least_s > until:
                 raise failed
             retries -= 1
             await asyncio.sleep(pause_s)
 
-    def _checked(self, text: str) -> str:
-        if self._client.holds_key(text):
-            raise ModelFailed("invalid answer", "it repeats the key", well=True)
-        return text
-
     def _request(self, prompt: str, *, with_schema: bool) -> dict[str, Any]:
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
-        request: dict[str, Any] = {"model": self._model, "messages": messages, "stream": False}
+        request: dict[str, Any] = {"model": self.model, "messages": messages, "stream": False}
         if with_schema:
             schema = {"name": "tip", "strict": True, "schema": tip_schema()}
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -274,6 +261,6 @@ class LlmWriter:
         if _SECONDS.fullmatch(value):
             return float(value)
         try:
-            return max(0.0, (to_ms(parsedate_to_datetime(value)) - self._clock.now_ms()) / 1_000)
+            return max(0.0, (to_ms(parsedate_to_datetime(value)) - self.clock.now_ms()) / 1_000)
         except (ValueError, TypeError, OverflowError):  # TypeError: a date without a zone
             return None

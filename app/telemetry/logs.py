@@ -51,23 +51,22 @@ class _Span(msgspec.Struct):
     lines: int = 0
 
 
-class RepeatedLines:
+class RepeatedLines(msgspec.Struct, eq=False):
     """A structlog processor that drops repeated lines: it passes `MOST_LINES` lines of one kind in `SPAN_S` seconds.
 
     Lines with equal `_KIND` fields are of one kind. The first line of the kind in the next span has the number of
     dropped lines in `left_out`.
     """
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
-        self._spans: dict[tuple[object, ...], _Span] = {}
+    monotonic: Callable[[], float] = time.monotonic
+    _spans: dict[tuple[object, ...], _Span] = msgspec.field(default_factory=dict)
 
     def __call__(
         self, _: structlog.typing.WrappedLogger, level: str, event: structlog.typing.EventDict
     ) -> structlog.typing.EventDict:
         if level == "debug" or event["event"] not in REPEATED:
             return event
-        kind, now = tuple(event.get(name) for name in _KIND), self._monotonic()
+        kind, now = tuple(event.get(name) for name in _KIND), self.monotonic()
         span = self._spans.get(kind)
         if span is None or now - span.begun >= SPAN_S:
             if span is not None and span.lines > MOST_LINES:

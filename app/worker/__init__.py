@@ -44,11 +44,7 @@ HOURLY = "the worker, hourly"
 log = logger("worker")
 
 
-async def _bury_events(ctx: JobContext, reason: str, events: object) -> None:
-    await ctx["service"].queue_door.bury(events, reason)
-
-
-@job(jobs.TIP_EVENTS, _bury_events)
+@job(jobs.TIP_EVENTS, lambda ctx, reason, events: ctx["service"].queue_door.bury(events, reason))
 async def tip_events(ctx: JobContext, events: object) -> None:
     """Job: store tip events. `events` should be a list of the payloads that `POST /events` accepts."""
     service = ctx["service"]

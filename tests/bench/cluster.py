@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import uvloop
 
+from app.features.clock import SystemClock
 from app.profiles.ports import Cell, Fill, Row
-from app.stores.system_clock import SystemClock
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics

@@ -14,9 +14,9 @@ import uvloop
 
 from app.bootstrap.service import open_service
 from app.cli.demo_set import generate
+from app.features.clock import SystemClock
 from app.settings import Settings
 from app.stores.migrate import migrate
-from app.stores.system_clock import SystemClock
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
 from tests.support.registry import FEATURES
 

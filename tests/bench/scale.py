@@ -24,13 +24,12 @@ import uvloop
 from app.bandit.model.specs import SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bootstrap.service import open_service
-from app.features.clock import DAY_MS
+from app.features.clock import DAY_MS, SystemClock
 from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.settings import Settings
 from app.settings.database import PostgresUrl, postgres_url
 from app.stores.migrate import migrate
 from app.stores.sql.database import Connection, Database
-from app.stores.system_clock import SystemClock
 from app.stores.valkey.embedded import EmbeddedServer, cache_options
 from app.telemetry import configure_logging
 from tests.support.bandit_process import BanditProcess

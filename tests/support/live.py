@@ -25,13 +25,12 @@ from app.api.middleware.fast_path import FastPath
 from app.api.server import KEEP_ALIVE_S, GranianServer
 from app.asgi import about_to_stop, create_app
 from app.bootstrap.service import Edges, OpenService, open_service
-from app.features.clock import Clock
+from app.features.clock import Clock, SystemClock
 from app.features.contract import Contract
 from app.features.events import TipEvent
 from app.listener import listening_socket
 from app.settings import Settings, hash_key
 from app.settings.parsers import ApiKey
-from app.stores.system_clock import SystemClock
 from tests.support.database import copy_database
 from tests.support.events import body
 

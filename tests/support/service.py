@@ -31,7 +31,7 @@ from app.profiles.ports import Cell, ComputeRow, Source
 from app.settings import Settings
 from app.settings.database import PostgresUrl
 from app.stores.sql.database import Database
-from app.stores.sql.owed_invalidations import SqlOwedInvalidations
+from app.stores.sql.owed_invalidations import SqlRegistrationRepository
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.server_registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
 from app.stores.valkey.server_registration import REGISTER_EVERY_S, ServerRegistration
@@ -225,9 +225,7 @@ def over(
     numbers = itertools.count(1)
 
     @asynccontextmanager
-    async def opened(
-        _: Settings, database: Database, owed: SqlOwedInvalidations, clock: Clock, metrics: Metrics
-    ) -> AsyncIterator[PausableCache]:
+    async def opened(_: Settings, database: Database, clock: Clock, metrics: Metrics) -> AsyncIterator[PausableCache]:
         assert isinstance(clock, FakeClock)
 
         async def pause(seconds: float) -> None:
@@ -241,7 +239,7 @@ def over(
             nonce=nonce or (lambda: b"%d.%d" % (process, next(numbers))),
             clock=clock,
             metrics=metrics,
-            registration=ServerRegistration(owed.registration, clock, pause),
+            registration=ServerRegistration(SqlRegistrationRepository(database), clock, pause),
         )
         try:
             await cache.open()

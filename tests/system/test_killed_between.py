@@ -64,7 +64,7 @@ async def test_sweep_consumes_an_event_that_is_not_resent(database_path: Path, v
     async with open_service(settings, door="queue") as service:
         event = served("ada", service.clock.now_ms() - 10_000)
         await service.rebuilder.rebuild(["ada"], 1 << VOLUME)
-        admitted = service.ingestor._admission.admit([event], service.clock.now_ms() - 5_000)
+        admitted = service.ingestor.admission.admit([event], service.clock.now_ms() - 5_000)
         await service.event_log.append([admitted])  # what a process has done that dies here
         assert await service.consumer.sweep() == 1
         after = (await service.reader.read({"ada": 1 << VOLUME}))["ada"][VOLUME]

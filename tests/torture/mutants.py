@@ -81,15 +81,15 @@ def del_before_commit() -> None:
     original: Any = Ingestor._commit
 
     async def commit(self: Any, group: Any) -> Any:
-        features = await self._log.stale_features(KNOWN_SUBJECTS)
+        features = await self.log.stale_features(KNOWN_SUBJECTS)
         stale: dict[str, frozenset[str]] = {}
         for events in group:
             for item in events:
                 user_id = item.event.user_id
                 stale[user_id] = stale.get(user_id, frozenset()) | features[subject_of(item.event)]
-        if not isinstance(self._invalidator, _NoInvalidator):
-            self._real, self._invalidator = self._invalidator, _NoInvalidator()
-        await self._real.invalidate(stale)
+        if not isinstance(self.invalidator, _NoInvalidator):
+            self.real, self.invalidator = self.invalidator, _NoInvalidator()
+        await self.real.invalidate(stale)
         return await original(self, group)
 
     _replace(Ingestor, "_commit", commit)
@@ -181,7 +181,7 @@ def standby_read() -> None:
         if "prefer-standby" not in self._pool.url:
             return open_primary(self)
         self.connection = connect(self._pool.url)
-        self.connection.server = self._pool.observer.database_id
+        self.connection.server = self._pool.observer.last.database_id
         return self.connection
 
     _replace(PostgresSource, "__init__", __init__)

@@ -21,8 +21,10 @@ from app.api.openapi.document import MAX_ROWID, ROWID
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.api.schemas import view
 from app.errors import Conflict, InvalidInput, Issue, NotFound, Undecodable
+from app.events.erasure import parts
 from app.events.ports import DeadLetter
 from app.events.replay import MOST, REFUSALS, ReplayedLetter, ReplayedLetters, reason_of
+from app.events.strict_json import UNDECODABLE
 from app.features.ids import id_problem, user_hash
 from app.service import Service
 
@@ -195,31 +197,17 @@ def _user_of(letter: DeadLetter) -> str | None:
 def _decoded(letter: DeadLetter) -> Any:
     try:
         return msgspec.json.decode(letter.payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return None
 
 
 def _without_users(reason: str, letter: DeadLetter) -> str:
-    """The reason, with a hash in place of each user that the payload names."""
-    named = [name for name in _users_in(_decoded(letter)) if name in reason]
+    """The reason, with a hash in place of each user that the payload names in a field whose name contains "user"."""
+    fields = ((key.lower(), str(value)) for key, value in parts(_decoded(letter)) if value is not None)
+    named = {value for key, value in fields if "user" in key and value and value in reason}
     if not named:
         return reason
     # The longest first, since one id may begin with another. Only an ASCII letter or digit continues an id: not every
     # script puts spaces between words.
     either = "|".join(re.escape(name) for name in sorted(named, key=len, reverse=True))
     return re.sub(rf"(?<!\w)(?:{either})(?!\w)", lambda found: user_hash(found[0]), reason, flags=re.ASCII)
-
-
-def _users_in(payload: Any) -> set[str]:
-    """The values of every field whose name contains "user", at any depth of a payload of any shape."""
-    found: set[str] = set()
-    pending = [(payload, False)]
-    while pending:
-        item, of_users = pending.pop()
-        if isinstance(item, dict):
-            pending.extend((value, "user" in name.lower()) for name, value in item.items())
-        elif isinstance(item, list):
-            pending.extend((value, of_users) for value in item)
-        elif of_users and item not in ("", None):
-            found.add(str(item))
-    return found

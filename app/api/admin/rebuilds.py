@@ -172,16 +172,10 @@ async def _start(
         scope=scope_of(users),
         user_ids=users,
         features=[service.registry.names[index] for index in indices(mask)],
-        state="queued",
-        done=0,
         total=await service.rebuild_runner.total(users, mask),
-        position="",
         requested_by=caller(request).name,
         created_at_ms=now_ms,
-        started_at_ms=None,
         touched_at_ms=now_ms,
-        finished_at_ms=None,
-        error=None,
     )
     async with audited(request, "start rebuild", run.scope) as act:
         active = await service.rebuild_runs.open(run)

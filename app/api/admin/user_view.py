@@ -26,7 +26,7 @@ from app.features.clock import DAY_MS, rfc3339, to_ms
 from app.features.events import Action, subject_of
 from app.features.registry import Registry
 from app.profiles.consistency.inspection import InspectedCell, Inspection
-from app.profiles.history.moments import DAYS, Moments, Point, development
+from app.profiles.history.moments import DAYS, Point, development
 from app.profiles.online.cache_protocol import FeatureValue, Profile
 from app.service import Service
 
@@ -258,10 +258,9 @@ async def get_development(request: HttpRequest, user_id: UserId) -> Response[Use
 async def user_development(service: Service, user_id: str) -> UserDevelopment:
     """A user's last 30 days before now: counts of events, and features as of each day."""
     now_ms = service.clock.now_ms()
-    moments = Moments(service.registry, service.settings.retention_days, service.clock)
     counts, points = await asyncio.gather(
         service.user_events.activity(user_id, now_ms, DAYS),
-        development(service.reader.read_as_of, moments, user_id, now_ms),
+        development(service.reader.read_as_of, service.moments, user_id, now_ms),
     )
     by_day: defaultdict[int, Counter[str]] = defaultdict(Counter)
     by_hour: defaultdict[int, Counter[str]] = defaultdict(Counter)

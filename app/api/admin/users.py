@@ -28,7 +28,6 @@ from app.service import Service
 
 HOME = "/admin/users"
 FOUND_BY_DEFAULT, FOUND_MOST = 20, 100
-NEWEST_EVENTS = 50
 
 
 class UsersFound(msgspec.Struct):

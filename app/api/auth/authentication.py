@@ -52,7 +52,9 @@ class Authenticator:
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self.used: set[str] = set()
-        self._keys = tuple((key.sha256, _caller(key)) for key in keys)
+        self._keys = tuple(
+            (key.sha256, Caller(key.name, ANYONE.scopes if "admin" in key.scopes else key.scopes)) for key in keys
+        )
 
     @property
     def keyless(self) -> bool:
@@ -105,10 +107,6 @@ class Authenticator:
         if found is not None:
             self.used.add(found.name)
         return found
-
-
-def _caller(key: ApiKey) -> Caller:
-    return Caller(key.name, key.scopes | {"read", "write"} if "admin" in key.scopes else key.scopes)
 
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+import msgspec
 from litestar.types import HTTPReceiveMessage, HTTPScope, Receive
 
 from app.errors import Overloaded, TooSlow, Undecodable
@@ -21,13 +22,10 @@ DRAIN_BYTES = 64 * 1024 * 1024
 DRAIN_S = 10.0
 
 
-class Bodies:
+class Bodies(msgspec.Struct):
     """Counts the bytes of request bodies in memory, over all requests that are not answered yet."""
 
-    __slots__ = ("held",)
-
-    def __init__(self) -> None:
-        self.held = 0
+    held: int = 0
 
     @property
     def full(self) -> bool:

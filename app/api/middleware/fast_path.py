@@ -121,7 +121,7 @@ class FastPath:
             return None
         user_id = user.decode()
         values = reader.local_values(user_id, mask) or (await reader.read_shared_values({user_id: mask}))[user_id]
-        return self._renderer.templates[mask] % (b'"%b"' % user, *values)
+        return self._renderer.template(mask) % (b'"%b"' % user, *values)
 
     async def _batch(
         self, reader: ProfileReader, body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]

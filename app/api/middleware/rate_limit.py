@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
+import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
@@ -24,18 +25,17 @@ NOT_LIMITED = frozenset({"/healthz", "/readyz", "/metrics"})
 _MARK = "rate_limited"
 
 
-class TokenBuckets:
+class TokenBuckets(msgspec.Struct):
     """Token buckets, one per caller. A caller without one, or whose bucket was evicted, starts with a full bucket."""
 
-    def __init__(self, per_s: float, burst: int, now: Callable[[], float]) -> None:
-        self.burst = burst
-        self.per_s = per_s
-        self._now = now
-        self._held: OrderedDict[str, tuple[float, float]] = OrderedDict()
+    per_s: float
+    burst: int
+    now: Callable[[], float]
+    _held: OrderedDict[str, tuple[float, float]] = msgspec.field(default_factory=OrderedDict)
 
     def take(self, name: str) -> tuple[bool, float]:
         """Take a token from a caller's bucket for one request. Return whether it had one, and the tokens left."""
-        now = self._now()
+        now = self.now()
         tokens, at = self._held.pop(name, (float(self.burst), now))
         tokens = min(self.burst, tokens + max(0.0, now - at) * self.per_s)
         allowed = tokens >= 1

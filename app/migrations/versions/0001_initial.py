@@ -8,10 +8,10 @@ import secrets
 from alembic import op
 from sqlalchemy import text
 
+from app.migrations.statements import drop, run
+
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 TABLES = (
     """CREATE TABLE service (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT""",
@@ -106,24 +106,11 @@ TABLES = (
 
 
 def upgrade() -> None:
-    for statement in TABLES:
-        op.execute(text(statement))
+    run(*TABLES)
     op.execute(
         text("INSERT INTO service (name, value) VALUES ('database_id', :id)").bindparams(id=secrets.token_hex(16))
     )
 
 
 def downgrade() -> None:
-    for table in (
-        "audit_trail",
-        "rebuilds",
-        "dead_letters",
-        "feature_keys",
-        "cache_registration",
-        "owed_invalidations",
-        "tip_feedback",
-        "tip_views",
-        "event_log",
-        "service",
-    ):
-        op.execute(text(f"DROP TABLE {table}"))
+    drop(TABLES)

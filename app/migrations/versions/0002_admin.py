@@ -8,10 +8,10 @@ import secrets
 from alembic import op
 from sqlalchemy import text
 
+from app.migrations.statements import drop, run
+
 revision = "0002"
 down_revision = "0001"
-branch_labels = None
-depends_on = None
 
 TABLES = (
     # `body`: the counts of a process over some seconds, as JSON. Kept for a little more than the hour that pages show.
@@ -53,8 +53,7 @@ TABLES = (
 
 
 def upgrade() -> None:
-    for statement in TABLES:
-        op.execute(text(statement))
+    run(*TABLES)
     op.execute(
         text("INSERT INTO service (name, value) VALUES ('session_secret', :secret)").bindparams(
             secret=secrets.token_hex(32)
@@ -63,6 +62,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute(text("DELETE FROM service WHERE name = 'session_secret'"))
-    for table in ("ended_sessions", "quality_reports", "component_states", "samples"):
-        op.execute(text(f"DROP TABLE {table}"))
+    run("DELETE FROM service WHERE name = 'session_secret'")
+    drop(TABLES)

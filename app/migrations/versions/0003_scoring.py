@@ -3,13 +3,10 @@
 Revision ID: 0003
 """
 
-from alembic import op
-from sqlalchemy import text
+from app.migrations.statements import drop, run
 
 revision = "0003"
 down_revision = "0002"
-branch_labels = None
-depends_on = None
 
 TABLES = (
     # `evidence`: S and y of `app.bandit.model.sufficient_statistics`, without the prior, which belongs to the spec.
@@ -122,18 +119,8 @@ TABLES = (
 
 
 def upgrade() -> None:
-    for statement in TABLES:
-        op.execute(text(statement))
+    run(*TABLES)
 
 
 def downgrade() -> None:
-    for table in (
-        "rollout_looks",
-        "rollout",
-        "decision_events",
-        "tip_scores",
-        "bandit_priors",
-        "bandit_ledger",
-        "bandit_states",
-    ):
-        op.execute(text(f"DROP TABLE {table}"))
+    drop(TABLES)

@@ -18,8 +18,6 @@ from sqlalchemy.exc import OperationalError
 
 revision = "0004"
 down_revision = "0003"
-branch_labels = None
-depends_on = None
 
 ACTIONS = "('completed', 'dismissed', 'snoozed')"
 CHECK = f" CHECK (action IN {ACTIONS})"

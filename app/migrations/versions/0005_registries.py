@@ -3,13 +3,10 @@
 Revision ID: 0005
 """
 
-from alembic import op
-from sqlalchemy import text
+from app.migrations.statements import drop, run
 
 revision = "0005"
 down_revision = "0004"
-branch_labels = None
-depends_on = None
 
 TABLES = (
     # `definitions` is the registry as JSON (`app.features.plan`).
@@ -29,10 +26,8 @@ TABLES = (
 
 
 def upgrade() -> None:
-    for statement in TABLES:
-        op.execute(text(statement))
+    run(*TABLES)
 
 
 def downgrade() -> None:
-    for table in ("disabled_features", "registries"):
-        op.execute(text(f"DROP TABLE {table}"))
+    drop(TABLES)

@@ -3,26 +3,20 @@
 Revision ID: 0006
 """
 
-from alembic import op
-from sqlalchemy import text
+from app.migrations.statements import run
 
 revision = "0006"
 down_revision = "0005"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:
-    op.execute(text("ALTER TABLE event_log ADD COLUMN sent_by TEXT"))
-    op.execute(
-        text(
-            """CREATE TABLE unknown_decisions (
+    run(
+        "ALTER TABLE event_log ADD COLUMN sent_by TEXT",
+        """CREATE TABLE unknown_decisions (
                 sent_by TEXT PRIMARY KEY, events INTEGER NOT NULL, newest_ms INTEGER NOT NULL
-            ) STRICT, WITHOUT ROWID"""
-        )
+            ) STRICT, WITHOUT ROWID""",
     )
 
 
 def downgrade() -> None:
-    op.execute(text("DROP TABLE unknown_decisions"))
-    op.execute(text("ALTER TABLE event_log DROP COLUMN sent_by"))
+    run("DROP TABLE unknown_decisions", "ALTER TABLE event_log DROP COLUMN sent_by")

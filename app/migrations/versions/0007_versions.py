@@ -11,10 +11,10 @@ from alembic import op
 from alembic.util.exc import CommandError
 from sqlalchemy import text
 
+from app.migrations.statements import run
+
 revision = "0007"
 down_revision = "0006"
-branch_labels = None
-depends_on = None
 
 INDEXES = (
     "CREATE INDEX event_log_by_user ON event_log (user_id, subject)",
@@ -25,17 +25,18 @@ INDEXES = (
 
 def upgrade() -> None:
     _copy("event_id TEXT NOT NULL UNIQUE,", "event_id TEXT NOT NULL,")
-    op.execute(text("CREATE UNIQUE INDEX event_log_by_id ON event_log (user_id, event_id)"))
-    # JSON: the moment of the read, and the fingerprint and version of each value.
-    op.execute(text("ALTER TABLE tip_scores ADD COLUMN profile_read TEXT"))
+    run(
+        "CREATE UNIQUE INDEX event_log_by_id ON event_log (user_id, event_id)",
+        # JSON: the moment of the read, and the fingerprint and version of each value.
+        "ALTER TABLE tip_scores ADD COLUMN profile_read TEXT",
+    )
 
 
 def downgrade() -> None:
     repeated = text("SELECT event_id FROM event_log GROUP BY event_id HAVING COUNT(*) > 1 LIMIT 1")
     if (event_id := op.get_bind().execute(repeated).scalar()) is not None:
         raise CommandError(f"several users have an event {event_id!r}, which revision 0006 does not allow")
-    op.execute(text("ALTER TABLE tip_scores DROP COLUMN profile_read"))
-    op.execute(text("DROP INDEX event_log_by_id"))
+    run("ALTER TABLE tip_scores DROP COLUMN profile_read", "DROP INDEX event_log_by_id")
     _copy("event_id TEXT NOT NULL,", "event_id TEXT NOT NULL UNIQUE,")
 
 
@@ -47,7 +48,7 @@ def _copy(old: str, new: str) -> None:
     if sql.count(old) != 1:
         raise CommandError(f"the earlier revisions did not create event_log like this: {old!r} is not in it once")
     columns = sql[sql.index("(") :].replace(old, new)
-    for statement in (
+    run(
         f"CREATE TABLE new_log {columns}",
         "INSERT INTO new_log SELECT * FROM event_log ORDER BY seq",
         "DELETE FROM sqlite_sequence WHERE name = 'new_log'",
@@ -55,5 +56,4 @@ def _copy(old: str, new: str) -> None:
         "DROP TABLE event_log",
         "ALTER TABLE new_log RENAME TO event_log",
         *INDEXES,
-    ):
-        op.execute(text(statement))
+    )

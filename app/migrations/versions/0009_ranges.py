@@ -8,12 +8,11 @@ Revision ID: 0009
 from functools import reduce
 
 from alembic import op
-from sqlalchemy import text
+
+from app.migrations.statements import run
 
 revision = "0009"
 down_revision = "0008"
-branch_labels = None
-depends_on = None
 
 TABLES = (
     # A range begins with `first_user` and ends before that of the next one. `evidence`, like in `bandit_states`, is the
@@ -48,14 +47,14 @@ POSTGRES = {" TEXT": ' TEXT COLLATE "C"', " INTEGER": " BIGINT", " BLOB": " BYTE
 def upgrade() -> None:
     types = {} if op.get_context().dialect.name == "sqlite" else POSTGRES
     for statement in TABLES:
-        op.execute(text(reduce(lambda typed, name: typed.replace(name, types[name]), types, statement)))
+        run(reduce(lambda typed, name: typed.replace(name, types[name]), types, statement))
 
 
 def downgrade() -> None:
-    op.execute(text("DROP INDEX bandit_states_by_spec"))
-    op.execute(text("CREATE INDEX bandit_states_by_spec ON bandit_states (spec_hash)"))
-    op.execute(
-        text("UPDATE bandit_ledger SET changes = changes + (SELECT COALESCE(MAX(changes), 0) FROM bandit_priors)")
+    run(
+        "DROP INDEX bandit_states_by_spec",
+        "CREATE INDEX bandit_states_by_spec ON bandit_states (spec_hash)",
+        "UPDATE bandit_ledger SET changes = changes + (SELECT COALESCE(MAX(changes), 0) FROM bandit_priors)",
+        "DROP TABLE rebuild_parts",
+        "DROP TABLE pooled_ranges",
     )
-    op.execute(text("DROP TABLE rebuild_parts"))
-    op.execute(text("DROP TABLE pooled_ranges"))

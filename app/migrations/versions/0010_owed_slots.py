@@ -4,21 +4,21 @@ Revision ID: 0010
 """
 
 from alembic import op
-from sqlalchemy import text
+
+from app.migrations.statements import run
 
 revision = "0010"
 down_revision = "0009"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:
     integer = "INTEGER" if op.get_context().dialect.name == "sqlite" else "BIGINT"
-    # -1 stands for all slots: rows of earlier releases.
-    op.execute(text(f"ALTER TABLE owed_invalidations ADD COLUMN slot {integer} NOT NULL DEFAULT -1"))
-    op.execute(text("CREATE INDEX owed_invalidations_by_slot ON owed_invalidations (slot)"))
+    run(
+        # -1 stands for all slots: rows of earlier releases.
+        f"ALTER TABLE owed_invalidations ADD COLUMN slot {integer} NOT NULL DEFAULT -1",
+        "CREATE INDEX owed_invalidations_by_slot ON owed_invalidations (slot)",
+    )
 
 
 def downgrade() -> None:
-    op.execute(text("DROP INDEX owed_invalidations_by_slot"))
-    op.execute(text("ALTER TABLE owed_invalidations DROP COLUMN slot"))
+    run("DROP INDEX owed_invalidations_by_slot", "ALTER TABLE owed_invalidations DROP COLUMN slot")

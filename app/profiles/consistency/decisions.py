@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from app.features.registry import Registry
 from app.profiles.online.cache_protocol import Profile
 from app.profiles.online.compute import Computation
 from app.profiles.ports import ComputeRow, LoggedProfile, LoggedProfiles
@@ -62,7 +61,6 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
 
     logged: LoggedProfiles
     computation: Computation
-    registry: Registry
     pruned_before: Callable[[], Awaitable[int | None]]
 
     async def check(self, decisions: Sequence[LoggedProfile]) -> list[DecisionCheck]:
@@ -92,8 +90,8 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
             return []
         masks: dict[int, int] = {}
         for name, (fingerprint, version) in decision.read.values.items():
-            bit = self.registry.known_mask([name])
-            if bit and self.registry.named(name).fingerprint == fingerprint:
+            bit = self.computation.registry.known_mask([name])
+            if bit and self.computation.registry.named(name).fingerprint == fingerprint:
                 masks[version] = masks.get(version, 0) | bit
         at_ms = decision.read.at_ms
         return [ComputeRow(decision.user_id, mask, at_ms, version=version) for version, mask in masks.items()]
@@ -106,7 +104,7 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
         values: dict[str, Outcome] = dict.fromkeys(read.values, "other definition")
         wrong: list[WrongValue] = []
         for index, value in computed.items():
-            entry = self.registry[index]
+            entry = self.computation.registry[index]
             version, logged = read.values[entry.name].version, _encode(decision.features.get(entry.name))
             if value.error is not None:
                 values[entry.name] = "not computed"

@@ -14,11 +14,10 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from app.errors import CacheUnavailable
-from app.features.clock import Clock
-from app.features.registry import Feature, Registry, indices
+from app.features.registry import Feature, indices
 from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, decode, read_time
 from app.profiles.online.compute import Computation
-from app.profiles.ports import UNAVAILABLE, Cache, Cell, ComputeRow, NewestEvents
+from app.profiles.ports import UNAVAILABLE, ComputeRow, NewestEvents
 
 ATTEMPTS = 3
 PAUSE_S = 0.3
@@ -79,22 +78,19 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
     cache does not answer, an inspection waits for at most one timeout. `trusted` returns whether reads may serve cached
     values now; see `TrustGate.holds`."""
 
-    cache: Cache
     filler: Filler
     trusted: Callable[[], Awaitable[bool]]
     users: NewestEvents
     computation: Computation
-    registry: Registry
-    clock: Clock
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def cache_state(self) -> CacheState:
         """Whether reads serve cached values now; if not, whether invalidations are owed or the cache is unavailable."""
-        return "away" if not self.cache.available else "trusted" if await self.trusted() else "owed"
+        return "away" if not self.filler.cache.available else "trusted" if await self.trusted() else "owed"
 
     async def inspect(self, user_ids: Sequence[str]) -> list[Inspection]:
         """Inspect users; return one inspection per user, in the same order. Raises `StoreUnavailable`."""
-        return await self._inspect(user_ids, self.registry.full_mask, compute=True)
+        return await self._inspect(user_ids, self.computation.registry.full_mask, compute=True)
 
     async def freshness(self, user_ids: Sequence[str], mask: int | None = None) -> list[Inspection]:
         """Inspect the cached values of the features in `mask`, or of all; compute nothing. So each cell's `difference`
@@ -104,7 +100,8 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
             CacheUnavailable: the cache does not answer; raised at once while the circuit breaker is open.
             StoreUnavailable: the database does not answer.
         """
-        found = await self._inspect(user_ids, self.registry.full_mask if mask is None else mask, compute=False)
+        mask = self.computation.registry.full_mask if mask is None else mask
+        found = await self._inspect(user_ids, mask, compute=False)
         if any(inspection.cache == "away" for inspection in found):
             raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
         return found
@@ -112,8 +109,8 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
     async def live_values(self, user_id: str) -> list[FeatureValue | None] | None:
         """A user's cached value of each feature, in registry order; None for a feature without one. Returns None
         instead of the list while the cache is unavailable."""
-        held = await self._held([user_id], self.registry.full_mask)
-        at = read_time(self.clock.now_ms())
+        held = await self._held([user_id], self.computation.registry.full_mask)
+        at = read_time(self.computation.clock.now_ms())
         return [self.filler.hit(index, raw, at) for index, raw in held[user_id].items()] if held is not None else None
 
     async def _inspect(self, user_ids: Sequence[str], mask: int, *, compute: bool) -> list[Inspection]:
@@ -137,7 +134,7 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
             return []
         await self.pause(PAUSE_S)
         again = await self._held([one.user_id for one in suspects], mask)
-        at = read_time(self.clock.now_ms())
+        at = read_time(self.computation.clock.now_ms())
         if again is None:
             found |= {one.user_id: _away(one) for one in suspects}
             return []
@@ -158,7 +155,7 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         newest: dict[str, dict[str, int]] = {user_id: {} for user_id in user_ids}
         for (user_id, subject), seq in (await self.users.newest(user_ids)).items():
             newest[user_id][subject] = seq
-        now_ms = self.clock.now_ms()
+        now_ms = self.computation.clock.now_ms()
         not_computed = dict.fromkeys(indices(mask), FeatureValue(b"", 0, now_ms, None, NULL, error="not computed"))
         found: dict[str, Inspection] = {}
         for user_id in user_ids:
@@ -172,16 +169,14 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
 
     async def _held(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, bytes | None]] | None:
         """The contents of each user's keys, by user id and feature index; None while the cache is unavailable."""
-        wanted = indices(mask)
-        cells = [Cell(user_id, self.registry.names[index]) for user_id in user_ids for index in wanted]
         try:
-            held = iter((await self.cache.read(cells))[1]) if self.cache.available else None
+            available = self.filler.cache.available
+            return (await self.filler.read(dict.fromkeys(user_ids, mask)))[1] if available else None
         except CacheUnavailable:
             return None
-        return {user_id: {index: next(held) for index in wanted} for user_id in user_ids} if held is not None else None
 
     def _cell(self, index: int, raw: bytes | None, profile: Profile, newest: Mapping[str, int]) -> InspectedCell:
-        entry, outcome = self.registry[index], profile[index]._replace(expires_at_ms=None)  # not cached
+        entry, outcome = self.computation.registry[index], profile[index]._replace(expires_at_ms=None)  # not cached
         disabled = bool(self.computation.availability.disabled >> index & 1)
         value = self.filler.hit(index, raw, read_time(outcome.computed_at_ms))
         if value is None:
@@ -199,7 +194,8 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         value = decode(raw)
         if value is None:
             return "lease"
-        return "expired" if value.fingerprint == self.registry[index].fingerprint.encode() else "other definition"
+        own = self.computation.registry[index].fingerprint.encode()
+        return "expired" if value.fingerprint == own else "other definition"
 
     async def _computed_ahead(self, found: dict[str, Inspection]) -> dict[str, Inspection]:
         """Compare again each `unexplained` value that was computed after the inspection, by the clock of another

@@ -51,12 +51,10 @@ class ConsistencyMonitor(msgspec.Struct, kw_only=True, eq=False):
 
     async def round(self) -> None:
         """Choose users of new events, schedule their checks, and run those that are due. Raises `StoreUnavailable`."""
-        if self._position is None:
-            self._position = await self.checker.events.newest_seq()
-        newest = await self.checker.events.since(self._position, NEWEST)
-        if newest:
-            self._position = newest[0].seq
+        newest = await self.checker.events.since(self._position or 0, 1 if self._position is None else NEWEST)
+        if self._position is not None:
             self._schedule(newest)
+        self._position = newest[0].seq if newest else self._position or 0
         due = self._due()
         for start in range(0, len(due), AT_ONCE):
             await self._check(due[start : start + AT_ONCE])

@@ -43,6 +43,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import Clock
 from app.features.registry import Registry, indices
@@ -187,25 +189,11 @@ class FeatureMask:
         return list(zip(*parts[2::3], strict=True))
 
 
-class FeatureMasks(dict[int, FeatureMask]):
-    """`FeatureMask` objects by bit mask; each is made on first use."""
-
-    def __init__(self, registry: Registry) -> None:
-        super().__init__()
-        self._registry = registry
-
-    def __missing__(self, mask: int) -> FeatureMask:
-        if len(self) >= MASKS_CAP:
-            self.clear()
-        made = self[mask] = FeatureMask(self._registry, mask)
-        return made
-
-
 class Filler:
     """Takes the tokens of keys before a computation, and stores the computed values in the cache afterwards."""
 
     def __init__(self, cache: Cache, registry: Registry, metrics: Metrics) -> None:
-        self._cache = cache
+        self.cache = cache
         self._names = registry.names
         self._metrics = metrics
         self._masks = [FeatureMask(registry, 1 << index) for index in range(len(registry))]
@@ -216,6 +204,14 @@ class Filler:
         """Decode the contents of a key; None unless a read may serve the value, which must have this process's
         definition of the feature and must not have expired."""
         return decode(held) if self._masks[index].values([held], at) is not None else None
+
+    async def read(self, wanted: Mapping[str, int]) -> tuple[Epoch, dict[str, dict[int, bytes | None]]]:
+        """Read the contents of keys; `wanted` maps user ids to masks of features. Return the epoch, and the contents by
+        user id and feature index. Raises `CacheUnavailable`."""
+        cells = [Cell(user_id, self._names[index]) for user_id, mask in wanted.items() for index in indices(mask)]
+        epoch, raws = await self.cache.read(cells)
+        held = iter(raws)
+        return epoch, {user_id: {index: next(held) for index in indices(mask)} for user_id, mask in wanted.items()}
 
     async def tokens(self, epoch: Epoch, held: Mapping[str, Mapping[int, bytes | None]]) -> dict[str, dict[int, bytes]]:
         """Take a token for each key, by user id and feature index: the bytes that a fill expects in the key.
@@ -230,7 +226,7 @@ class Filler:
             for index, raw in cells.items()
             if raw is None
         ]
-        leased = iter(await self._cache.lease(epoch, empty))
+        leased = iter(await self.cache.lease(epoch, empty))
         return {
             user_id: {index: next(leased) if raw is None else raw for index, raw in cells.items()}
             for user_id, cells in held.items()
@@ -279,7 +275,7 @@ class Filler:
         if not fills:
             return []
         try:
-            landed = await self._cache.fill(epoch, fills)
+            landed = await self.cache.fill(epoch, fills)
         except CacheUnavailable:
             self._metrics.fills.labels("failed").inc(len(fills))
             return [False] * len(fills)
@@ -289,48 +285,42 @@ class Filler:
         return landed
 
 
-class TrustGate:
+class TrustGate(msgspec.Struct, eq=False):
     """Decides whose cached values may be served: those of users in whose hash slot no invalidation is owed.
 
     An invalidation is owed if the DEL of stale keys could not be made; the database has a record of it. If the last
     query for such records is too old, a check repeats the query: a timer could be delayed by a busy event loop. If the
-    query takes a round trip, reads share it, and send their MGET meanwhile.
+    query takes a round trip, reads share it, and send their MGET meanwhile. `on_owed` is called if an invalidation is
+    owed or the query fails. `replaced_slots` returns the hash slots whose keys differ between two states.
     """
 
-    def __init__(
-        self,
-        state: ObservedState,
-        clock: Clock,
-        on_owed: Callable[[], None],
-        replaced_slots: Callable[[State, State], frozenset[int]] = lambda *_: _EVERYONE,
-    ) -> None:
-        """`on_owed` is called if an invalidation is owed or the query fails. `replaced_slots` returns the hash slots
-        whose keys differ between two states."""
-        self._state = state
-        self._clock = clock
-        self._on_owed = on_owed
-        self._replaced_slots = replaced_slots
-        self._checked_at = self._asked_at = float("-inf")
-        self._asking: asyncio.Task[State | None] | None = None
-        self._distrusted = self._owed = _EVERYONE  # `_owed`: by the last query that the database answered
-        self._answered = False
+    state: ObservedState
+    clock: Clock
+    on_owed: Callable[[], None]
+    replaced_slots: Callable[[State, State], frozenset[int]] = lambda *_: _EVERYONE
+    _checked_at: float = float("-inf")
+    _asked_at: float = float("-inf")
+    _asking: asyncio.Task[State | None] | None = None
+    _distrusted: frozenset[int] = _EVERYONE
+    _owed: frozenset[int] = _EVERYONE  # by the last query that the database answered
+    _answered: bool = False
 
     def check(self) -> frozenset[int] | PendingCheck:
         """The hash slots of users whose cached values a read that begins now must not serve; or a check that is awaited
         before it serves any. `EVERY_SLOT` is among the slots if the database does not answer."""
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         if 0 <= now - self._checked_at <= CHECK_VALID_S:
             return self._distrusted
         if self._asking is None or self._asking.done() or not 0 <= now - self._asked_at <= CHECK_VALID_S:
             try:
-                state = self._state.look()
+                state = self.state.look()
             except StoreUnavailable:
                 return self._note(now, None)
             if state is not None:
                 return self._note(now, state)
             self._asked_at = now
             self._asking = asyncio.get_running_loop().create_task(self._ask(now))
-        return PendingCheck(self._asking, self._state.last, self._replaced_slots)
+        return PendingCheck(self._asking, self.state.last, self.replaced_slots)
 
     async def holds(self) -> bool:
         """Whether a read that begins now may serve the cached values of all users."""
@@ -344,7 +334,7 @@ class TrustGate:
 
     async def _ask(self, at: float) -> State | None:
         try:
-            state = await self._state.query()
+            state = await self.state.query()
         except StoreUnavailable:
             self._note(at, None)
             return None
@@ -359,7 +349,7 @@ class TrustGate:
             self._owed = state.owed
         self._distrusted = self._owed if state is not None else _EVERYONE
         if self._distrusted:
-            self._on_owed()
+            self.on_owed()
         return self._distrusted
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import islice
 from random import Random
 from typing import Any
@@ -30,8 +31,9 @@ from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability, FeatureTrouble
 from app.profiles.online.cache_protocol import (
     LAST_EXPIRY_MS,
+    MASKS_CAP,
     NULL,
-    FeatureMasks,
+    FeatureMask,
     FeatureValue,
     Profile,
     not_computed,
@@ -80,10 +82,10 @@ class Computation:
         """`width`: how many statements may run at once, which is the number of read connections. `random` draws by how
         much each TTL is shortened."""
         self.availability = availability or FeatureAvailability(registry, clock)
-        self._source = source
-        self._registry = registry
-        self._clock = clock
-        self._metrics = metrics
+        self.source = source
+        self.registry = registry
+        self.clock = clock
+        self.metrics = metrics
         self._width = width
         self._random = random
         self._loop = asyncio.get_running_loop()
@@ -98,7 +100,7 @@ class Computation:
         self._moments_turn = asyncio.Semaphore(self._moments_at_once)
         self._moments_left: dict[asyncio.Task[Any], int] = {}  # rows by request
         self._stopping = False
-        self._masks = FeatureMasks(registry)
+        self.masks = lru_cache(MASKS_CAP)(partial(FeatureMask, registry))
         self._fingerprints = [entry.fingerprint.encode() for entry in registry]
 
     @property
@@ -164,11 +166,11 @@ class Computation:
                     raise asyncio.CancelledError
                 self._moments_left[task] = left
                 async with self._moments_turn:
-                    started = self._clock.monotonic()
+                    started = self.clock.monotonic()
                     piece = asked[len(profiles) : len(profiles) + CAP]
-                    piece = piece[: await self._source.fitting(piece)]
+                    piece = piece[: await self.source.fitting(piece)]
                     profiles.extend(await self._compute(piece))
-                    self._moments.worked(1, self._clock.monotonic() - started)
+                    self._moments.worked(1, self.clock.monotonic() - started)
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
@@ -202,7 +204,7 @@ class Computation:
         self._beginning -= 1
         statement = self._waiting.popleft()
         self._live.waiting -= len(statement.wanted)
-        started = self._clock.monotonic()
+        started = self.clock.monotonic()
         asked = [ComputeRow(user_id, mask) for user_id, mask in statement.wanted.items()]
         try:
             profiles = dict(zip(statement.wanted, await self._compute(asked), strict=True))
@@ -211,7 +213,7 @@ class Computation:
             if not isinstance(error, Exception):
                 raise
         else:
-            self._live.worked(len(asked), self._clock.monotonic() - started)
+            self._live.worked(len(asked), self.clock.monotonic() - started)
             if not statement.done.done():
                 statement.done.set_result(profiles)
 
@@ -239,7 +241,7 @@ class Computation:
 
     async def _try(self, index: int, user_id: str) -> None:
         try:
-            snapshot = await self._source.attempt(self._clock.now_ms(), [ComputeRow(user_id, 1 << index)])
+            snapshot = await self.source.attempt(self.clock.now_ms(), [ComputeRow(user_id, 1 << index)])
         except Unavailable as error:
             self.availability.pause(index, user_id, str(error), slow=True)
             return
@@ -257,16 +259,16 @@ class Computation:
         if unavailable:
             wanted = [row._replace(mask=row.mask & ~unavailable) for row in asked]
             # Before the statement: a feature may be available again when the others have been computed.
-            reasons = {index: self.availability.reason(index) for index in self._masks[unavailable].indices}
-        at_ms = self._clock.now_ms()
-        started = self._clock.monotonic()
-        snapshot = await self._source.compute(at_ms, wanted)
-        self._metrics.computation_seconds.observe(self._clock.monotonic() - started)
-        self._metrics.computed_users.inc(len(asked))
+            reasons = {index: self.availability.reason(index) for index in self.masks(unavailable).indices}
+        at_ms = self.clock.now_ms()
+        started = self.clock.monotonic()
+        snapshot = await self.source.compute(at_ms, wanted)
+        self.metrics.computation_seconds.observe(self.clock.monotonic() - started)
+        self.metrics.computed_users.inc(len(asked))
         profiles = [self._profile(place, row, snapshot, at_ms) for place, row in enumerate(wanted)]
         if unavailable:
             for row, profile in zip(asked, profiles, strict=True):
-                for index in self._masks[row.mask & unavailable].indices:
+                for index in self.masks(row.mask & unavailable).indices:
                     self.availability.withheld(index, row.user_id)
                     profile[index] = not_computed(row.now_ms or at_ms, reasons[index])
         return profiles
@@ -276,7 +278,7 @@ class Computation:
             at_ms = row.now_ms
         raws, version = snapshot.rows[place], snapshot.versions[place]
         profile: Profile = {}
-        for index in self._masks[row.mask].indices:
+        for index in self.masks(row.mask).indices:
             json, error = self._checked(index, raws[index], snapshot.errors.get((place, index)), row.user_id)
             if error is None:
                 self.availability.succeeded(index)
@@ -286,22 +288,20 @@ class Computation:
                 self.availability.failed(index, row.user_id, error)
             expires_at_ms = None
             if row.now_ms is None and error is None:
-                expires_at_ms = min(at_ms + self._ttl_ms(index), snapshot.leaves_ms[place][index], LAST_EXPIRY_MS)
+                # Less a random share, so that values do not all expire at once.
+                ttl_ms = max(1, int(self.registry[index].ttl_ms * (1 - TTL_JITTER * self._random.random())))
+                expires_at_ms = min(at_ms + ttl_ms, snapshot.leaves_ms[place][index], LAST_EXPIRY_MS)
             profile[index] = FeatureValue(self._fingerprints[index], version, at_ms, expires_at_ms, json, False, error)
         return profile
-
-    def _ttl_ms(self, index: int) -> int:
-        """The feature's TTL, less a random share of up to `TTL_JITTER`, so that values do not all expire at once."""
-        return max(1, int(self._registry[index].ttl_ms * (1 - TTL_JITTER * self._random.random())))
 
     def _checked(self, index: int, raw: object, error: str | None, user_id: str) -> tuple[bytes, str | None]:
         """Encode a value from the database as JSON; return it with None, or null with an error text. An `error` of the
         SQL is counted and logged, and so is a value that is not of the feature's dtype."""
-        entry = self._registry[index]
+        entry = self.registry[index]
         value, wrong = entry.value_of(raw)
         error = error or wrong
         if error is None:
             return _encode(value), None
-        self._metrics.computation_errors.labels(entry.name).inc()
+        self.metrics.computation_errors.labels(entry.name).inc()
         log.error("computation_failed", feature=entry.name, user_id=user_id, error=error)
         return NULL, error

@@ -16,6 +16,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 
+import msgspec
+
 from app.concurrency.periodic import repeat
 from app.errors import CacheUnavailable
 from app.features.clock import Clock
@@ -33,22 +35,13 @@ log = logger("profiles.invalidate")
 Stale = Mapping[str, Collection[str]]
 
 
-class Invalidator:
-    def __init__(
-        self,
-        *,
-        cache: Cache,
-        owed: OwedInvalidations,
-        clock: Clock,
-        metrics: Metrics,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._cache = cache
-        self._owed = owed
-        self._clock = clock
-        self._metrics = metrics
-        self._pause = pause
-        self._wake = asyncio.Event()
+class Invalidator(msgspec.Struct, kw_only=True, eq=False):
+    cache: Cache
+    owed: OwedInvalidations
+    clock: Clock
+    metrics: Metrics
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _wake: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
     async def invalidate(self, stale: Stale) -> bool:
         """Delete cached values, after the commit that made them stale. Return True if the keys are deleted; False,
@@ -61,16 +54,16 @@ class Invalidator:
             return True
         try:
             self._require_cache()
-            await self._cache.drop([Cell(user_id, name) for user_id, names in stale.items() for name in names])
+            await self.cache.drop([Cell(user_id, name) for user_id, names in stale.items() for name in names])
         except CacheUnavailable as error:
             owed = [user_id for user_id in stale if error.slots is None or hash_slot(user_id) in error.slots]
-            await self._owed.owe(owed, self._clock.now_ms())
-            self._metrics.invalidations.labels("owed").inc(len(owed))
-            self._metrics.invalidations.labels("dropped").inc(len(stale) - len(owed))
+            await self.owed.owe(owed, self.clock.now_ms())
+            self.metrics.invalidations.labels("owed").inc(len(owed))
+            self.metrics.invalidations.labels("dropped").inc(len(stale) - len(owed))
             log.warning("invalidation_owed", users=len(owed), error=str(error))
             await self._hold_back()
             return False
-        self._metrics.invalidations.labels("dropped").inc(len(stale))
+        self.metrics.invalidations.labels("dropped").inc(len(stale))
         return True
 
     async def settle_now(self) -> bool:
@@ -86,13 +79,13 @@ class Invalidator:
         return True
 
     def _require_cache(self) -> None:
-        if not self._cache.available:
+        if not self.cache.available:
             raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
 
     async def _hold_back(self) -> None:
         self._wake.set()
         # A check that began just before the commit is valid for 50 ms; the caller must not be answered before that.
-        await self._pause(HOLD_BACK_S)
+        await self.pause(HOLD_BACK_S)
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
         """Delete cached values that were computed before an event.
@@ -105,7 +98,7 @@ class Invalidator:
         if not cells:
             return
         order = list(cells)
-        epoch, held = await self._cache.read(order)
+        epoch, held = await self.cache.read(order)
         if UNAVAILABLE in held:
             raise CacheUnavailable("some nodes of the cache do not answer")
         old = [
@@ -114,8 +107,8 @@ class Invalidator:
             if raw is not None and (value := decode(raw)) is not None and value.is_stale(cells[cell])
         ]
         if old:
-            dropped = await self._cache.drop_exactly(epoch, old)
-            self._metrics.stale_dropped.inc(dropped)
+            dropped = await self.cache.drop_exactly(epoch, old)
+            self.metrics.stale_dropped.inc(dropped)
             log.warning("stale_values_dropped", values=dropped)
 
     async def settle(self) -> int:
@@ -125,13 +118,13 @@ class Invalidator:
         failure: CacheUnavailable | None = None
         failed: frozenset[int] = frozenset()
         while True:
-            rows, features = await self._owed.pending(SETTLE_CHUNK, failed)
+            rows, features = await self.owed.pending(SETTLE_CHUNK, failed)
             if not rows:
                 break
             users = {row.user_id for row in rows}
             # Rows are deleted after the DEL and by id, so a row recorded meanwhile for the same user stays.
             try:
-                await self._cache.drop([Cell(user_id, name) for user_id in users for name in features])
+                await self.cache.drop([Cell(user_id, name) for user_id in users for name in features])
             except CacheUnavailable as error:
                 if error.slots is None:
                     raise
@@ -139,12 +132,12 @@ class Invalidator:
                 left = {row.slot for row in rows if hash_slot(row.user_id) in slots}
                 failed |= slots | left
                 rows = [row for row in rows if hash_slot(row.user_id) not in slots]
-            await self._owed.settled([row.id for row in rows])
-            self._metrics.invalidations.labels("settled").inc(len({row.user_id for row in rows}))
+            await self.owed.settled([row.id for row in rows])
+            self.metrics.invalidations.labels("settled").inc(len({row.user_id for row in rows}))
             total += len(rows)
         if failure is not None:
             raise failure
-        self._metrics.owed.set(0)
+        self.metrics.owed.set(0)
         return total
 
     def wake(self) -> None:
@@ -158,8 +151,8 @@ class Invalidator:
     async def _settle_if_owed(self) -> None:
         self._wake.clear()
         try:
-            owed = await self._owed.any_owed()
-            self._metrics.owed.set(owed)
+            owed = await self.owed.any_owed()
+            self.metrics.owed.set(owed)
             if owed:
                 self._require_cache()
                 log.info("owed_invalidations_settled", rows=await self.settle())
@@ -169,7 +162,7 @@ class Invalidator:
 
     async def _rest(self, seconds: float) -> None:
         if self._wake.is_set():
-            await self._pause(RETRY_AFTER_S)
+            await self.pause(RETRY_AFTER_S)
             return
         # Not wait_for: until Python 3.12 it loses a cancellation that comes as the event is set.
         with suppress(TimeoutError):

@@ -16,66 +16,21 @@ import msgspec
 
 from app.concurrency.overload_queue import OverloadQueue
 from app.errors import CacheUnavailable, Overloaded
-from app.features.clock import Clock
 from app.features.ids import hash_slot
 from app.features.profile_read import ProfileRead, ValueRead
-from app.features.registry import Registry, Scalar, indices
-from app.profiles.online.cache_protocol import (
-    LAST_EXPIRY_MS,
-    NULL,
-    FeatureMasks,
-    FeatureValue,
-    Filler,
-    Profile,
-    TrustGate,
-    not_computed,
-    read_time,
-)
-from app.profiles.online.compute import Computation
+from app.features.registry import Scalar, indices
+from app.profiles.online.cache_protocol import LAST_EXPIRY_MS, NULL, FeatureValue, Profile, not_computed, read_time
 from app.profiles.online.local_cache import KeptProfile, LocalCache
 from app.profiles.online.request_batching import GROUP_CAP, RequestBatching, Wanted
-from app.profiles.ports import EVERY_SLOT, Cache, Cell, ComputeRow
-from app.telemetry import Metrics
+from app.profiles.ports import EVERY_SLOT, ComputeRow
 
 WAIT_S = 1.0  # in the overload queue, before the cache's server is asked
 
 _decode = msgspec.json.Decoder(Scalar).decode
 
 
-class ProfileReader:
-    def __init__(
-        self,
-        *,
-        cache: Cache,
-        gate: TrustGate,
-        computation: Computation,
-        filler: Filler,
-        registry: Registry,
-        clock: Clock,
-        metrics: Metrics,
-        local_cache: LocalCache | None = None,
-    ) -> None:
-        self._cache = cache
-        self._gate = gate
-        self._filler = filler
-        self._local_cache = local_cache
-        self._overload_queue = OverloadQueue(WAIT_S)
-        self._computation = computation
-        self._availability = computation.availability
-        self._metrics = metrics
-        self._registry = registry
-        self._definitions = [(entry.name, entry.fingerprint) for entry in registry]
-        self._clock = clock
-        self._batching = RequestBatching(
-            cache=cache,
-            gate=gate,
-            computation=computation,
-            filler=filler,
-            clock=clock,
-            masks=FeatureMasks(registry),
-            metrics=metrics,
-            local_cache=local_cache,
-        )
+class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
+    _overload_queue: OverloadQueue = msgspec.field(default_factory=lambda: OverloadQueue(WAIT_S))
 
     async def read(self, wanted: Wanted, *, patient: bool = False) -> dict[str, Profile]:
         """Read profiles. `wanted` maps user ids to bit masks of features.
@@ -86,7 +41,7 @@ class ProfileReader:
             StoreUnavailable: values must be computed and the database does not answer.
             Overloaded: values must be computed and the read is shed.
         """
-        off = self._availability.disabled
+        off = self.computation.availability.disabled
         if not off:
             return await self._batched(wanted, plain=False, patient=patient)
         nulls = self._nulls()  # before the read, during which a feature may be enabled
@@ -99,7 +54,7 @@ class ProfileReader:
     async def read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         """Read the JSON of each wanted feature, in registry order, by user id; from the local cache if it has them.
         Raises the errors of `read`."""
-        off = self._availability.disabled
+        off = self.computation.availability.disabled
         asked = _without(wanted, off) if off else wanted
         found = self._local_hits(asked)
         if len(found) < len(asked):
@@ -109,7 +64,7 @@ class ProfileReader:
 
     async def read_shared_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         """Read values like `read_values`, but not from the local cache."""
-        off = self._availability.disabled
+        off = self.computation.availability.disabled
         if not off:
             return await self._batched(wanted, plain=True)
         return _all_with_nulls(await self._batched(_without(wanted, off), plain=True), wanted, off)
@@ -121,39 +76,39 @@ class ProfileReader:
         since then, if the DEL failed, or was made on another server that has become the cache. Returns None if a value
         is missing, the cache is unavailable, the database answers, or an invalidation was owed when it last answered.
         """
-        if not await self._gate.allows_unproven() or not self._cache.available:
+        if not await self.gate.allows_unproven() or not self.cache.available:
             return None
         nulls = self._nulls()
         profiles = {user_id: {i: nulls[i] for i in indices(mask) if i in nulls} for user_id, mask in wanted.items()}
-        cells = [(user_id, i) for user_id, mask in wanted.items() for i in indices(mask) if i not in nulls]
+        off = sum(1 << index for index in nulls)
         try:
-            _, held = await self._cache.read([Cell(user_id, self._registry.names[i]) for user_id, i in cells])
+            _, held = await self.filler.read({user_id: mask & ~off for user_id, mask in wanted.items()})
         except CacheUnavailable:
             return None
-        now_ms = self._clock.now_ms()
+        now_ms = self.computation.clock.now_ms()
         at, oldest_ms = read_time(now_ms), now_ms - max_age_s * 1000
-        for (user_id, index), raw in zip(cells, held, strict=True):
-            value = self._filler.hit(index, raw, at)
+        for user_id, index, raw in ((user_id, *item) for user_id, cells in held.items() for item in cells.items()):
+            value = self.filler.hit(index, raw, at)
             if value is None or value.computed_at_ms < oldest_ms:
                 return None
             profiles[user_id][index] = value._replace(unproven=True)
-        self._metrics.unproven_reads.inc(len(profiles))
+        self.computation.metrics.unproven_reads.inc(len(profiles))
         return profiles
 
     async def read_features(self, user_id: str, mask: int) -> dict[str, Scalar]:
         """Read one user's values by feature name, of the features in the mask. Raises the errors of `read`."""
         values = self.local_values(user_id, mask) or (await self.read_shared_values({user_id: mask}))[user_id]
-        names = self._registry.names
+        names = self.computation.registry.names
         return {names[index]: _decode(value) for index, value in zip(indices(mask), values, strict=True)}
 
     async def read_recorded(self, user_id: str) -> tuple[dict[str, Scalar], ProfileRead]:
         """Read one user's values by feature name, and how they were read: the version of each value, and one moment as
         of which every value is right. Raises the errors of `read`."""
-        wanted = {user_id: self._registry.full_mask}
+        wanted = {user_id: self.computation.registry.full_mask}
         recorded = self._recorded(self._local_profile(user_id) or (await self.read(wanted))[user_id])
         if recorded is None:
             # A value expired while another one was computed, or the clocks of two processes differ.
-            recorded = self._recorded((await self._computation.live(wanted))[user_id])
+            recorded = self._recorded((await self.computation.live(wanted))[user_id])
             assert recorded is not None  # one statement has one moment
         return recorded
 
@@ -162,21 +117,21 @@ class ProfileReader:
         features: dict[str, Scalar] = {}
         read: dict[str, ValueRead] = {}
         first_ms, last_ms = 0, LAST_EXPIRY_MS
-        for index, (name, fingerprint) in enumerate(self._definitions):
+        for index, entry in enumerate(self.computation.registry):
             value = profile[index]
-            features[name] = _decode(value.json)
+            features[entry.name] = _decode(value.json)
             if value.error is None:
-                read[name] = ValueRead(fingerprint, value.version)
+                read[entry.name] = ValueRead(entry.fingerprint, value.version)
                 first_ms = max(first_ms, value.computed_at_ms)
                 # Without an expiry, a value is certain only for the moment of its computation.
                 last_ms = min(last_ms, value.computed_at_ms if value.expires_at_ms is None else value.expires_at_ms - 1)
         # Now, unless a value has expired since it was read, or its process's clock is ahead.
-        at_ms = min(max(self._clock.now_ms(), first_ms), last_ms)
+        at_ms = min(max(self.computation.clock.now_ms(), first_ms), last_ms)
         return (features, ProfileRead(at_ms, read)) if first_ms <= last_ms else None
 
     def local_values(self, user_id: str, mask: int) -> Sequence[bytes] | None:
         """One user's values, as `read_values` returns them, if the local cache has them; else None."""
-        off = mask & self._availability.disabled
+        off = mask & self.computation.availability.disabled
         if off == mask:
             return [NULL] * mask.bit_count()
         kept = self._local_hit(user_id, mask & ~off)
@@ -193,39 +148,39 @@ class ProfileReader:
             Overloaded: the read is shed.
             StoreUnavailable: the database does not answer, or the process stops.
         """
-        overloaded = self._computation.history_overloaded
+        overloaded = self.computation.history_overloaded
         if overloaded(len(asked)) and (not await self._overload_queue.wait() or overloaded(len(asked))):
             raise Overloaded("history")
-        return await self._computation.moments(asked)
+        return await self.computation.moments(asked)
 
     @property
     def history_overloaded(self) -> bool:
         """Whether `read_as_of` would shed any request now."""
-        return self._computation.history_overloaded()
+        return self.computation.history_overloaded()
 
     async def close(self) -> None:
         """Wait until running reads are answered and computed values are stored in the cache."""
         await self._overload_queue.close()
-        await self._batching.close()
-        await self._computation.close()
+        await super().close()
+        await self.computation.close()
 
     async def _batched(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> dict[str, Any]:
         # After the overload queue, a read asks the cache. Misses are computed if there is capacity by then.
-        if self._computation.overloaded and not patient and not await self._overload_queue.wait():
+        if self.computation.overloaded and not patient and not await self._overload_queue.wait():
             raise Overloaded("reads")
         if len(wanted) <= GROUP_CAP:
-            return await self._batching.submit(wanted, plain=plain, patient=patient)
+            return await self.submit(wanted, plain=plain, patient=patient)
         answer: dict[str, Any] = {}
         pairs = iter(wanted.items())
         while piece := dict(islice(pairs, GROUP_CAP)):
-            answer.update(await self._batching.submit(piece, plain=plain, patient=patient or bool(answer)))
+            answer.update(await self.submit(piece, plain=plain, patient=patient or bool(answer)))
         return answer
 
     def _local_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
         local_cache, distrusted = self._trusted_local_cache()
         if local_cache is None:
             return {}
-        now_ms = self._clock.now_ms()
+        now_ms = self.computation.clock.now_ms()
         found = {
             user_id: kept.values
             for user_id, mask in wanted.items()
@@ -239,14 +194,14 @@ class ProfileReader:
         local_cache, distrusted = self._trusted_local_cache()
         if local_cache is None or (distrusted and hash_slot(user_id) in distrusted):
             return None
-        kept = local_cache.find(user_id, mask, self._clock.now_ms())
+        kept = local_cache.find(user_id, mask, self.computation.clock.now_ms())
         if kept is not None:
             self._count_local(len(kept.values))
         return kept
 
     def _local_profile(self, user_id: str) -> Profile | None:
         """The values of all features, if the local cache has them. Each value gets the times of the whole profile."""
-        mask = self._registry.full_mask & ~self._availability.disabled
+        mask = self.computation.registry.full_mask & ~self.computation.availability.disabled
         nulls = self._nulls()
         kept = self._local_hit(user_id, mask)
         if kept is None:
@@ -259,21 +214,21 @@ class ProfileReader:
 
     def _nulls(self) -> Profile:
         """The values of the features that are disabled now."""
-        disabled = self._availability.disabled_features()
+        disabled = self.computation.availability.disabled_features()
         return {index: not_computed(item.at_ms, str(item)) for index, item in disabled.items()}
 
     def _trusted_local_cache(self) -> tuple[LocalCache | None, frozenset[int]]:
         """The local cache if it may be used, and the hash slots of users for whom it may not."""
         # One rule for all hits: if hits from the server would not be served, local ones are not served either.
-        if self._local_cache is not None and self._cache.available:
-            distrusted = self._gate.check()
+        if self.local_cache is not None and self.cache.available:
+            distrusted = self.gate.check()
             if isinstance(distrusted, frozenset) and EVERY_SLOT not in distrusted:
-                return self._local_cache, distrusted
+                return self.local_cache, distrusted
         return None, frozenset()
 
     def _count_local(self, values: int) -> None:
-        self._metrics.cache_hits.inc(values)
-        self._metrics.near_hits.inc(values)
+        self.computation.metrics.cache_hits.inc(values)
+        self.computation.metrics.near_hits.inc(values)
 
 
 def _without(wanted: Wanted, off: int) -> dict[str, int]:

@@ -15,12 +15,12 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from app.concurrency.tasks import fail
 from app.errors import CacheUnavailable, Overloaded
-from app.features.clock import Clock
 from app.features.ids import hash_slot
 from app.profiles.online.cache_protocol import (
-    FeatureMasks,
     Filler,
     PendingCheck,
     Profile,
@@ -33,7 +33,6 @@ from app.profiles.online.cache_protocol import (
 from app.profiles.online.compute import Computation
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, Cache, Epoch
-from app.telemetry import Metrics
 
 GROUP_CAP = 256
 
@@ -57,38 +56,23 @@ class _BatchedRead(NamedTuple):
             self.done.set_result(answer)
 
 
-class RequestBatching:
-    def __init__(
-        self,
-        *,
-        cache: Cache,
-        gate: TrustGate,
-        computation: Computation,
-        filler: Filler,
-        clock: Clock,
-        masks: FeatureMasks,
-        metrics: Metrics,
-        local_cache: LocalCache | None,
-    ) -> None:
-        self._cache = cache
-        self._gate = gate
-        self._computation = computation
-        self._filler = filler
-        self._clock = clock
-        self._masks = masks
-        self._metrics = metrics
-        self._local_cache = local_cache
-        self._open: list[_BatchedRead] | None = None  # the group that still takes requests
-        self._open_users = 0
-        # Cached: `get_running_loop()` makes a system call on Python 3.11.
-        self._loop = asyncio.get_running_loop()
-        self._serving: set[asyncio.Task[None]] = set()
+class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
+    cache: Cache
+    gate: TrustGate
+    computation: Computation
+    filler: Filler
+    local_cache: LocalCache | None = None
+    _open: list[_BatchedRead] | None = None  # the group that still takes requests
+    _open_users: int = 0
+    # Cached: `get_running_loop()` makes a system call on Python 3.11.
+    _loop: asyncio.AbstractEventLoop = msgspec.field(default_factory=asyncio.get_running_loop)
+    _serving: set[asyncio.Task[None]] = msgspec.field(default_factory=set)
 
     async def close(self) -> None:
         """Wait until running reads are answered and computed values are stored in the cache."""
         while self._serving:
             await asyncio.gather(*self._serving, return_exceptions=True)
-        await self._filler.close()
+        await self.filler.close()
 
     def submit(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> asyncio.Future[dict[str, Any]]:
         """Read at most `GROUP_CAP` users, together with the other requests of this tick. The future gives, by user id,
@@ -111,9 +95,9 @@ class RequestBatching:
         if self._open is waiting:
             self._open = None
         try:
-            if not self._cache.available:
+            if not self.cache.available:
                 await self._degrade(waiting, "unavailable")
-            elif isinstance(check := self._gate.check(), frozenset) and EVERY_SLOT in check:
+            elif isinstance(check := self.gate.check(), frozenset) and EVERY_SLOT in check:
                 await self._degrade(waiting, "owed")
             else:
                 await self._read_and_fill(waiting, check)
@@ -126,10 +110,10 @@ class RequestBatching:
                 raise
 
     async def _read_and_fill(self, waiting: list[_BatchedRead], check: frozenset[int] | PendingCheck) -> None:
-        masks = self._masks
-        mark = self._local_cache.mark() if self._local_cache is not None else 0
-        epoch, held = await self._cache.read_rows(
-            [(user_id, masks[mask].features) for request in waiting for user_id, mask in request.wanted.items()]
+        masks = self.computation.masks
+        mark = self.local_cache.mark() if self.local_cache is not None else 0
+        epoch, held = await self.cache.read_rows(
+            [(user_id, masks(mask).features) for request in waiting for user_id, mask in request.wanted.items()]
         )
         distrusted = check if isinstance(check, frozenset) else await check.distrusted()
         if EVERY_SLOT in distrusted:
@@ -137,7 +121,7 @@ class RequestBatching:
             return
         if distrusted:
             held = self._without(distrusted, waiting, held)
-        at = read_time(self._clock.now_ms())
+        at = read_time(self.computation.clock.now_ms())
         waiting, profiles, missing = self._answer_hits(waiting, held, at, mark)
         if missing:
             await self._fill_in(epoch, missing, at, profiles, distrusted)
@@ -159,8 +143,8 @@ class RequestBatching:
         """Answer the requests whose values are all cached. Return the requests that need a computation, the cached
         values of their users, and what their keys without a valid value held, by which a fill is compared. `mark`: the
         local cache's, from before the cache was read."""
-        local_cache, masks = self._local_cache, self._masks
-        overloaded = self._computation.overloaded
+        local_cache, masks = self.local_cache, self.computation.masks
+        overloaded = self.computation.overloaded
         shed = 0
         waiting: list[_BatchedRead] = []
         profiles: dict[str, Profile] = {}
@@ -168,7 +152,7 @@ class RequestBatching:
         start = 0
         for request in requests:
             wanted = request.wanted
-            end = start + sum([masks[mask].width for mask in wanted.values()])
+            end = start + sum([masks(mask).width for mask in wanted.values()])
             hits = self._hits(wanted, held[start:end], at)
             if hits is not None:
                 parts = self._parts(wanted, held, start)
@@ -188,18 +172,18 @@ class RequestBatching:
             start = end
         unavailable = sum(1 for profile in profiles.values() for value in profile.values() if value.error)
         misses = sum(map(len, missing.values()))
-        self._metrics.cache_hits.inc(len(held) - misses - unavailable - shed)
-        self._metrics.cache_misses.inc(misses)
+        self.computation.metrics.cache_hits.inc(len(held) - misses - unavailable - shed)
+        self.computation.metrics.cache_misses.inc(misses)
         return waiting, profiles, missing
 
     def _hits(self, wanted: Wanted, held: Sequence[bytes | None], at: ReadTime) -> dict[str, Sequence[bytes]] | None:
         """The JSON of each wanted feature by user id, given the contents of the keys; None unless all are hits."""
         answer: dict[str, Sequence[bytes]] = {}
         if len(wanted) > 1 and len(masks := set(wanted.values())) == 1:
-            rows = self._masks[masks.pop()].rows(held, at)
+            rows = self.computation.masks(masks.pop()).rows(held, at)
             return dict(zip(wanted, rows, strict=True)) if rows is not None else None
         for user_id, mask, part in self._parts(wanted, held, 0):
-            values = self._masks[mask].values(part, at)
+            values = self.computation.masks(mask).values(part, at)
             if values is None:
                 return None
             answer[user_id] = values
@@ -210,22 +194,22 @@ class RequestBatching:
     ) -> Iterator[tuple[str, int, Sequence[bytes | None]]]:
         """Each user with the mask and the contents of the user's keys, which are in `held` from `start` on."""
         for user_id, mask in wanted.items():
-            yield user_id, mask, held[start : (start := start + self._masks[mask].width)]
+            yield user_id, mask, held[start : (start := start + self.computation.masks(mask).width)]
 
     def _decoded(self, mask: int, held: Sequence[bytes | None]) -> Profile:
         """A user's profile from the contents of the keys, which are all hits."""
-        values = zip(self._masks[mask].indices, map(decode, held), strict=True)
+        values = zip(self.computation.masks(mask).indices, map(decode, held), strict=True)
         return {index: value for index, value in values if value is not None}
 
     def _found(self, user_id: str, mask: int, held: Sequence[bytes | None], at: ReadTime, missing: Held) -> Profile:
         """A user's profile from the contents of the keys: the hits, and nulls for paused features. For every other
         feature, the contents of its key are added to `missing`."""
         profile: Profile = {}
-        for index, raw in zip(self._masks[mask].indices, held, strict=True):
-            value = self._filler.hit(index, raw, at)
+        for index, raw in zip(self.computation.masks(mask).indices, held, strict=True):
+            value = self.filler.hit(index, raw, at)
             if value is not None:
                 profile[index] = value
-            elif (trouble := self._computation.withheld(index, user_id)) is not None:
+            elif (trouble := self.computation.withheld(index, user_id)) is not None:
                 profile[index] = not_computed(trouble.since_ms, trouble.reason)
             else:
                 missing.setdefault(user_id, {})[index] = raw
@@ -235,15 +219,15 @@ class RequestBatching:
         for request in requests:
             request.answer(
                 {
-                    user_id: [profiles[user_id][index].json for index in self._masks[mask].indices]
+                    user_id: [profiles[user_id][index].json for index in self.computation.masks(mask).indices]
                     if request.plain
-                    else {index: profiles[user_id][index] for index in self._masks[mask].indices}
+                    else {index: profiles[user_id][index] for index in self.computation.masks(mask).indices}
                     for user_id, mask in request.wanted.items()
                 }
             )
 
     async def _degrade(self, requests: list[_BatchedRead], reason: str) -> None:
-        if self._computation.overloaded:
+        if self.computation.overloaded:
             for request in requests:
                 if not request.patient:
                     fail(request.done, Overloaded("reads"))
@@ -253,9 +237,9 @@ class RequestBatching:
     async def _compute(self, request: _BatchedRead, reason: str) -> None:
         """Answer a request without the cache, by computing its values. A failure affects only this request."""
         wanted = request.wanted
-        self._metrics.degraded_reads.labels(reason).inc(len(wanted))
+        self.computation.metrics.degraded_reads.labels(reason).inc(len(wanted))
         try:
-            profiles = await self._computation.live(wanted)
+            profiles = await self.computation.live(wanted)
         except Exception as error:
             fail(request.done, error)
             return
@@ -274,28 +258,28 @@ class RequestBatching:
         for user_id, cells in missing.items():
             if UNAVAILABLE in cells.values():
                 reason = "owed" if hash_slot(user_id) in distrusted else "unavailable"
-                self._metrics.degraded_reads.labels(reason).inc()
+                self.computation.metrics.degraded_reads.labels(reason).inc()
         # The users are counted while their tokens are taken. Interleaving prevented: 1. many groups check for overload;
         # 2. all are admitted, since no user waits yet; 3. all get their tokens and wait for statements at once.
-        self._computation.coming(len(missing))
+        self.computation.coming(len(missing))
         try:
-            tokens = await self._filler.tokens(epoch, missing)
+            tokens = await self.filler.tokens(epoch, missing)
         finally:
-            self._computation.coming(-len(missing))
+            self.computation.coming(-len(missing))
         wanted: dict[str, int] = {}
         for user_id, cells in missing.items():
             for index, raw in cells.items():
-                if raw is None and (value := self._filler.hit(index, tokens[user_id][index], at)) is not None:
+                if raw is None and (value := self.filler.hit(index, tokens[user_id][index], at)) is not None:
                     profiles[user_id][index] = value  # filled by another reader since the MGET
                     del tokens[user_id][index]
                 else:
                     wanted[user_id] = wanted.get(user_id, 0) | 1 << index
         if not wanted:
             return
-        computed = await self._computation.live(wanted)
+        computed = await self.computation.live(wanted)
         for user_id in wanted:
             for index, token in tokens[user_id].items():
                 value = computed[user_id][index]
                 # Without an expiry, a value is not stored, and the answer does not say that it is cached.
                 profiles[user_id][index] = value if token != UNAVAILABLE else value._replace(expires_at_ms=None)
-        self._filler.store_later(epoch, tokens, profiles)
+        self.filler.store_later(epoch, tokens, profiles)

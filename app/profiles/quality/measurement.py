@@ -16,10 +16,8 @@ import msgspec
 
 from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS, Clock
-from app.features.registry import Registry
-from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.inspection import Inspector
-from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents, Source
+from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents
 from app.profiles.quality.report import Figures, QualityReport, UserSample, report
 from app.telemetry import logger
 
@@ -45,11 +43,6 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
     of the two moments that are compared."""
 
     inspector: Inspector
-    users: NewestEvents
-    source: Source
-    registry: Registry
-    availability: FeatureAvailability
-    clock: Clock
     random: Random
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     sample: int = SAMPLE
@@ -58,36 +51,40 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
     async def measure(self, budget_s: float = BUDGET_S) -> QualityReport:
         """Draw users and measure as many as `budget_s` seconds allow, at least one page of `PAGE` users. Raises
         `StoreUnavailable`."""
+        computation = self.inspector.computation
+        clock = computation.clock
         async with self._turn:
-            begun = self.clock.monotonic()
+            begun = clock.monotonic()
             sample = await self._draw(begun + DRAW_SHARE * budget_s)
-            drawn = self.clock.monotonic()
+            drawn = clock.monotonic()
             left_s = PACE * (begun + budget_s - drawn)
             users = max(len(sample.now), len(sample.before))
             for start in range(0, users, PAGE):
-                if start and self.clock.monotonic() - begun > budget_s:
+                if start and clock.monotonic() - begun > budget_s:
                     del sample.now[start:], sample.before[start:]
                     break
                 for count in (self._count_held, self._count_values):
-                    step_begun = self.clock.monotonic()
+                    step_begun = clock.monotonic()
                     await count(sample, start)
-                    ended = self.clock.monotonic()
+                    ended = clock.monotonic()
                     spare_s = left_s * (start + PAGE) / users - (ended - drawn)
                     await self.pause(max(0.0, min(REST * (ended - step_begun), spare_s)))
-            return report(sample, self.registry, self.clock.now_ms())
+            return report(sample, computation.registry, clock.now_ms())
 
     async def _draw(self, rest_until: float) -> UserSample:
         """Draw one sample of users for now, and one for `BEFORE_DAYS` ago. For each moment, users are eligible if they
         had an event in the window before it (the longest window of any feature). Scan slowly, with pauses, until the
         monotonic time `rest_until`."""
-        now_ms = self.clock.now_ms()
-        before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, self.registry.longest_window_ms()
+        users, computation = self.inspector.users, self.inspector.computation
+        registry, clock = computation.registry, computation.clock
+        now_ms = clock.now_ms()
+        before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))
         (eligible, now), (eligible_before, before) = [
-            await draw(self.users, span, self.sample, self.random, self.pause, self.clock, rest_until) for span in spans
+            await draw(users, span, self.sample, self.random, self.pause, clock, rest_until) for span in spans
         ]
-        figures = {entry.name: Figures() for entry in self.registry}
-        oldest_ms = await self.users.oldest_event_ms()
+        figures = {entry.name: Figures() for entry in registry}
+        oldest_ms = await users.oldest_event_ms()
         return UserSample(now_ms, before_ms, oldest_ms, eligible, now, eligible_before, before, figures)
 
     async def _count_held(self, sample: UserSample, start: int) -> None:
@@ -115,19 +112,21 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
 
     async def _count_values(self, sample: UserSample, start: int) -> None:
         """Compute and count the values of a page of users as of the measurement, and of one as of `before_ms`."""
-        mask = self.registry.full_mask & ~self.availability.unavailable
+        computation = self.inspector.computation
+        registry, availability = computation.registry, computation.availability
+        mask = registry.full_mask & ~availability.unavailable
         asked = [ComputeRow(user_id, mask, sample.now_ms) for user_id in sample.now[start : start + PAGE]]
         now = len(asked)
         asked += [ComputeRow(user_id, mask, sample.before_ms) for user_id in sample.before[start : start + PAGE]]
-        snapshot = await self.source.compute(sample.now_ms, asked)
+        snapshot = await computation.source.compute(sample.now_ms, asked)
         for (place, index), reason in snapshot.errors.items():
             if snapshot.overdue >> index & 1:
-                self.availability.pause(index, asked[place].user_id, reason, slow=True)
-        for index, entry in enumerate(self.registry):
+                availability.pause(index, asked[place].user_id, reason, slow=True)
+        for index, entry in enumerate(registry):
             figures = sample.figures[entry.name]
             for place, (row, raws) in enumerate(zip(asked, snapshot.rows, strict=True)):
                 if not row.mask >> index & 1:
-                    figures.fail(self.availability.reason(index))
+                    figures.fail(availability.reason(index))
                     continue
                 value, error = entry.value_of(raws[index])
                 error = snapshot.errors.get((place, index), error)

@@ -16,8 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from app.errors import CacheUnavailable
-from app.features.clock import Clock
-from app.profiles.consistency.inspection import InspectedCell, Inspection
+from app.profiles.consistency.inspection import Inspection
 from app.profiles.online.cache_protocol import NULL
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.report import QualityReport
@@ -93,7 +92,6 @@ class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
 
     measurement: QualityMeasurement
     runs: QualityRepository
-    clock: Clock
     start: Callable[[int], Awaitable[None]]
 
     async def carry_out(self, run_id: int, budget_s: float) -> None:
@@ -102,11 +100,12 @@ class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             Unavailable: the database or the cache does not answer; try again later.
         """
-        if not await self.runs.begin(run_id, self.clock.now_ms()):
+        clock = self.measurement.inspector.computation.clock
+        if not await self.runs.begin(run_id, clock.now_ms()):
             return
         report = await self.measurement.measure(budget_s)
         body = msgspec.json.encode(report).decode()
-        await self.runs.finish(run_id, "completed", self.clock.now_ms(), measured=report.measured, body=body)
+        await self.runs.finish(run_id, "completed", clock.now_ms(), measured=report.measured, body=body)
         log.info("quality_measured", run=run_id, eligible=report.eligible, measured=report.measured)
 
     async def find_users(self, feature: str, sought: Sought, after: str, limit: int) -> FoundUsers:
@@ -119,14 +118,15 @@ class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
             UnknownFeature: the registry has no such feature.
             StoreUnavailable: the database does not answer.
         """
-        users, inspector, registry = self.measurement.users, self.measurement.inspector, self.measurement.registry
+        inspector = self.measurement.inspector
+        registry, clock = inspector.computation.registry, inspector.computation.clock
         mask = registry.mask([feature])
-        now_ms = self.clock.now_ms()
-        deadline = self.clock.monotonic() + MOST_S
+        now_ms = clock.now_ms()
+        deadline = clock.monotonic() + MOST_S
         found: list[Inspection] = []
         scanned = 0
-        while scanned < MOST_SCANNED and self.clock.monotonic() <= deadline:
-            page = await users.eligible(after, now_ms - registry.longest_window_ms(), PAGE)
+        while scanned < MOST_SCANNED and clock.monotonic() <= deadline:
+            page = await inspector.users.eligible(after, now_ms - registry.longest_window_ms(), PAGE)
             try:
                 inspections = await inspector.freshness(page, mask) if page else []
             except CacheUnavailable:
@@ -134,19 +134,15 @@ class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
             for inspection in inspections:
                 scanned += 1
                 after = inspection.user_id
-                if _is(inspection.cells[0], sought):
+                (cell,) = inspection.cells
+                null = cell.held is not None and cell.held.json == NULL
+                if null if sought == "null" else cell.state == sought:
                     found.append(inspection)
                     if len(found) == limit:
                         return FoundUsers(now_ms, found, scanned, after)
             if len(page) < PAGE:
                 return FoundUsers(now_ms, found, scanned, None)
         return FoundUsers(now_ms, found, scanned, after)
-
-
-def _is(cell: InspectedCell, sought: Sought) -> bool:
-    if sought == "null":
-        return cell.held is not None and cell.held.json == NULL
-    return cell.state == sought
 
 
 def readable_report(run: QualityRun) -> QualityReport | None:

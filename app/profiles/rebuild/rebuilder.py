@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import msgspec
 
 from app.errors import CacheUnavailable
-from app.features.registry import Registry, indices
+from app.features.registry import indices
 from app.profiles.online.cache_protocol import Filler, Profile
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Stale
-from app.profiles.ports import Cache, Cell, Epoch
+from app.profiles.ports import Epoch
 from app.telemetry import logger
 
 ATTEMPTS = 3
@@ -31,16 +31,14 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
     """Computes features of users again and replaces their cached values. `invalidate` deletes cached values; see
     `Invalidator.invalidate`."""
 
-    cache: Cache
     computation: Computation
     filler: Filler
-    registry: Registry
     invalidate: Callable[[Stale], Awaitable[bool]]
 
     @property
     def keeps(self) -> bool:
         """Whether the cache is available, so that rebuilt values are kept."""
-        return self.cache.available
+        return self.filler.cache.available
 
     async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, Profile]:
         """Compute the features in `mask` for each user, store them in the cache, and return the profiles.
@@ -58,7 +56,7 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
             left |= wanted
         if left:
             log.info("rebuild_not_kept", users=len(left), detail="the next read computes")
-            names = self.registry.names
+            names = self.computation.registry.names
             await self.invalidate({user: [names[index] for index in indices(mask)] for user, mask in left.items()})
         return profiles
 
@@ -79,20 +77,15 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
         for fill, landed in zip(fills, await self.filler.store(epoch, fills), strict=True):
             if not landed:
                 user_id, feature = fill.cell
-                refused[user_id] = refused.get(user_id, 0) | self.registry.mask([feature])
+                refused[user_id] = refused.get(user_id, 0) | self.computation.registry.mask([feature])
         return refused
 
     async def _tokens(self, wanted: Mapping[str, int]) -> tuple[Epoch, dict[str, dict[int, bytes]]]:
         """Take a token for each cell, by user id and feature index; none if the cache is unavailable."""
-        if not self.cache.available:
+        if not self.keeps:
             return "", {}
-        names = self.registry.names
-        cells = [Cell(user_id, names[index]) for user_id, mask in wanted.items() for index in indices(mask)]
         try:
-            epoch, raws = await self.cache.read(cells)
-            held = iter(raws)
-            return epoch, await self.filler.tokens(
-                epoch, {user_id: {index: next(held) for index in indices(mask)} for user_id, mask in wanted.items()}
-            )
+            epoch, held = await self.filler.read(wanted)
+            return epoch, await self.filler.tokens(epoch, held)
         except CacheUnavailable:
             return "", {}

@@ -13,9 +13,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import msgspec
+
 from app.errors import CacheUnavailable
-from app.features.clock import Clock
-from app.features.registry import Registry
 from app.profiles.ports import NewestEvents
 from app.profiles.rebuild.rebuilder import Rebuilder
 from app.telemetry import logger
@@ -41,16 +41,16 @@ class RebuildRun(NamedTuple):
     scope: str
     user_ids: list[str] | None
     features: list[str]
-    state: State
-    done: int
     total: int
-    position: str
     requested_by: str
     created_at_ms: int
-    started_at_ms: int | None
     touched_at_ms: int
-    finished_at_ms: int | None
-    error: str | None
+    state: State = "queued"
+    done: int = 0
+    position: str = ""
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    error: str | None = None
 
     @property
     def everyone(self) -> bool:
@@ -115,23 +115,18 @@ def scope_of(user_ids: Sequence[str] | None) -> str:
     return "users:" + hashlib.sha256("/".join(sorted(set(user_ids))).encode()).hexdigest()[:16]
 
 
-class RebuildRunner:
-    def __init__(
-        self, *, runs: RebuildRepository, rebuilder: Rebuilder, users: NewestEvents, registry: Registry, clock: Clock
-    ) -> None:
-        self._runs = runs
-        self._rebuilder = rebuilder
-        self._users = users
-        self._registry = registry
-        self._clock = clock
-        self._running: set[str] = set()
+class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
+    runs: RebuildRepository
+    rebuilder: Rebuilder
+    users: NewestEvents
+    _running: set[str] = msgspec.field(default_factory=set)
 
     async def total(self, user_ids: Sequence[str] | None, mask: int) -> int:
-        return await self._users.count_eligible(self._since_ms(mask)) if user_ids is None else len(user_ids)
+        return await self.users.count_eligible(self._since_ms(mask)) if user_ids is None else len(user_ids)
 
     async def share(self, budget_s: float) -> None:
         """Work on the runs of all users that other processes have begun, each for about `budget_s` seconds."""
-        for run_id in await self._runs.shared():
+        for run_id in await self.runs.shared():
             if run_id not in self._running:
                 await self.run(run_id, budget_s)
 
@@ -141,23 +136,24 @@ class RebuildRunner:
         Raises:
             Unavailable: try again later; the run continues where it stopped.
         """
-        deadline = self._clock.monotonic() + budget_s
+        registry, clock = self.rebuilder.computation.registry, self.rebuilder.computation.clock
+        deadline = clock.monotonic() + budget_s
         self._running.add(run_id)
         try:
-            while (run := await self._runs.get(run_id)) is not None and run.active:
-                mask = self._registry.known_mask(run.features)
+            while (run := await self.runs.get(run_id)) is not None and run.active:
+                mask = registry.known_mask(run.features)
                 if not mask:
                     reason = f"this release knows none of {', '.join(run.features)}"
-                    await self._runs.finish(run_id, "failed", self._clock.now_ms(), reason)
+                    await self.runs.finish(run_id, "failed", clock.now_ms(), reason)
                     break
-                part = await self._runs.claim_again(run_id, self._clock.now_ms())
+                part = await self.runs.claim_again(run_id, clock.now_ms())
                 if part is None:
                     users = await self._page(run, mask, run.position, PART)
                     if not users:
-                        if await self._runs.finish(run_id, "completed", self._clock.now_ms(), None):
+                        if await self.runs.finish(run_id, "completed", clock.now_ms(), None):
                             log.info("rebuild_completed", rebuild=run_id, users=run.done)
                         break
-                    part = await self._runs.claim(run_id, run.position, users[-1][0], self._clock.now_ms())
+                    part = await self.runs.claim(run_id, run.position, users[-1][0], clock.now_ms())
                 if part is not None and not await self._work_off(run, mask, part, deadline):
                     return False
         finally:
@@ -166,30 +162,32 @@ class RebuildRunner:
 
     async def _work_off(self, run: RebuildRun, mask: int, part: Part, deadline: float) -> bool:
         """Rebuild the users of a part. Return False if the time was up before."""
+        clock = self.rebuilder.computation.clock
         try:
             while part.after != part.last:
                 users = [item for item in await self._page(run, mask, part.after, CHUNK) if item[0] <= part.last]
-                await self._rebuilder.rebuild([user for _, user in users if user], mask)  # an erased one is empty
-                if not self._rebuilder.keeps:
+                await self.rebuilder.rebuild([user for _, user in users if user], mask)  # an erased one is empty
+                if not self.rebuilder.keeps:
                     raise CacheUnavailable("the cache is unavailable; rebuilt values would not be kept")
                 after = users[-1][0] if len(users) == CHUNK else part.last
-                advanced = await self._runs.advance(part, len(users), after, self._clock.now_ms())
+                advanced = await self.runs.advance(part, len(users), after, clock.now_ms())
                 if advanced is None:
                     return True
                 part = advanced
-                if self._clock.monotonic() > deadline:
+                if clock.monotonic() > deadline:
                     return False
         finally:
             if part.after != part.last:
-                await self._runs.release(part)
+                await self.runs.release(part)
         return True
 
     async def _page(self, run: RebuildRun, mask: int, after: str, limit: int) -> list[tuple[str, str]]:
         """Up to `limit` users above a place, each after its own place."""
         if run.user_ids is None:
-            return [(user, user) for user in await self._users.eligible(after, self._since_ms(mask), limit)]
+            return [(user, user) for user in await self.users.eligible(after, self._since_ms(mask), limit)]
         start = int(after or 0)
         return [(f"{place:04}", user) for place, user in enumerate(run.user_ids[start : start + limit], start + 1)]
 
     def _since_ms(self, mask: int) -> int:
-        return self._clock.now_ms() - self._registry.longest_window_ms(mask)
+        computation = self.rebuilder.computation
+        return computation.clock.now_ms() - computation.registry.longest_window_ms(mask)

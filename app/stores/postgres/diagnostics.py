@@ -19,11 +19,11 @@ from app.stores.postgres.connection import Connection, connect, revision_of, una
 from app.stores.postgres.database import WRITERS
 from app.stores.sql.database import check_revision
 from app.stores.sql.diagnostics import diagnose_contents
+from app.stores.sql.event_log import FINDINGS, SELECT_FAULTS
 
 LEAST_VERSION = 150_000
 MIB = 2**20
 POOLER_TRIES = 5
-FINDINGS = 10
 SELECT_PID = "SELECT pg_backend_pid()"
 SELECT_SETTINGS = """
 SELECT name, setting FROM pg_settings WHERE name IN (
@@ -48,17 +48,6 @@ SELECT relname FROM pg_class WHERE relnamespace = CAST(current_schema() AS regna
         AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')
     ) END
 ORDER BY relname
-"""
-SELECT_ALL_FAULTS = f"""
-SELECT seq, 'has no fact' FROM event_log AS log
-WHERE NOT EXISTS (SELECT 1 FROM tip_views AS view WHERE view.user_id = log.user_id AND view.seq = log.seq)
-    AND NOT EXISTS (SELECT 1 FROM tip_feedback AS told WHERE told.user_id = log.user_id AND told.seq = log.seq)
-UNION ALL
-SELECT seq, 'has no row in the log' FROM (
-    SELECT user_id, seq FROM tip_views UNION ALL SELECT user_id, seq FROM tip_feedback
-) AS facts
-WHERE NOT EXISTS (SELECT 1 FROM event_log AS log WHERE log.user_id = facts.user_id AND log.seq = facts.seq)
-LIMIT {FINDINGS}
 """
 
 
@@ -230,7 +219,7 @@ def diagnose_connections(server: Mapping[str, str], limits: list[int | None], pr
 
 
 def _integrity(connection: Connection) -> Line:
-    if found := [f"event {seq} {fault}" for seq, fault in connection.execute(SELECT_ALL_FAULTS).fetchall()]:
+    if found := [f"event {seq} {fault}" for seq, fault in connection.execute(SELECT_FAULTS).fetchall()]:
         remedy = "Check the server with pg_amcheck, and restore a base backup if it finds damage."
         return Line("integrity", "bad", f"it is damaged: {'; '.join(found)}", remedy)
     return Line("integrity", "ok", "every event has its fact, and every fact its event")

@@ -41,7 +41,7 @@ WITH event AS MATERIALIZED (
            sent_by
     FROM event
 ), waiting AS (
-    INSERT INTO outbox (seq, user_id, received_at_ms) SELECT seq, user_id, received_at_ms FROM event WHERE NOT :consumed
+    INSERT INTO outbox (seq, user_id, received_at_ms) SELECT seq, user_id, received_at_ms FROM event
 ), viewed AS (
     INSERT INTO tip_views (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id)
     SELECT seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id FROM event
@@ -68,14 +68,12 @@ class PostgresEventLog(SqlEventLog):
 
     _database: PostgresDatabase
 
-    async def append(
-        self, requests: Sequence[Sequence[Admitted]], *, consumed: bool = False
-    ) -> list[Appended | ClashingEvent]:
+    async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
         keys = [event_key(item) for events in requests for item in events]
         drawn: dict[EventKey, int] = {}
 
         def work(connection: Connection) -> list[Appended | ClashingEvent]:
-            return _append(connection, requests, keys, drawn, consumed)
+            return _append(connection, requests, keys, drawn)
 
         # If the outcome of a commit is unknown, the work is done again. Events that have the numbers which it drew then
         # were stored by it, and count as accepted.
@@ -87,7 +85,6 @@ def _append(
     requests: Sequence[Sequence[Admitted]],
     keys: Sequence[EventKey],
     drawn: dict[EventKey, int],
-    consumed: bool,
 ) -> list[Appended | ClashingEvent]:
     asked = {"keys": _text([{"user_id": user_id, "event_id": event_id} for user_id, event_id in keys])}
     with connection.raw.pipeline():
@@ -110,7 +107,7 @@ def _append(
     found = admit(requests, known, features_by_subject(features), number)
     connection.ending.enter_context(connection.raw.pipeline())
     if rows := [_row(seq, item) for seq, item in found.fresh if event_key(item) not in own]:
-        connection.execute(INSERT_EVENTS, {"events": _text(rows), "consumed": consumed})
+        connection.execute(INSERT_EVENTS, {"events": _text(rows)})
     if found.historical:
         for statement in UPDATE_HISTORICAL:
             keys_of = [{"user_id": user_id, "event_id": event_id} for user_id, event_id in found.historical]

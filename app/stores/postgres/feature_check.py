@@ -34,6 +34,7 @@ SCRATCH = (
     )""",
     "SET LOCAL search_path = pg_temp, pg_catalog",
 )
+PLANNING = ("BEGIN", "SET LOCAL enable_seqscan = off")  # a small table would be read as a whole
 SELECT_COLUMNS = """
 SELECT attname FROM pg_attribute WHERE attrelid = CAST('pg_temp.checked' AS regclass) ORDER BY attnum
 """
@@ -58,22 +59,15 @@ def check_features(registry: Registry, connection: Connection) -> None:
             their rows; or its plan scans the events of all users.
     """
     for entry in registry:
-        try:
-            for statement in SCRATCH:
-                connection.raw.execute(statement.encode())
-            _check_alone(entry, connection)
-        except (errors.ProgrammingError, errors.DataError, errors.NotSupportedError) as error:
-            raise RegistryError(entry.name, _explained(error)) from error
-        finally:
-            connection.raw.execute("ROLLBACK")
-        try:
-            connection.raw.execute("BEGIN")
-            connection.raw.execute("SET LOCAL enable_seqscan = off")  # a small table would be read as a whole
-            _check_plans(entry, connection)
-        except (errors.ProgrammingError, errors.DataError, errors.NotSupportedError) as error:
-            raise RegistryError(entry.name, _explained(error)) from error
-        finally:
-            connection.raw.execute("ROLLBACK")
+        for setup, check in ((SCRATCH, _check_alone), (PLANNING, _check_plans)):
+            try:
+                for statement in setup:
+                    connection.raw.execute(statement.encode())
+                check(entry, connection)
+            except (errors.ProgrammingError, errors.DataError, errors.NotSupportedError) as error:
+                raise RegistryError(entry.name, _explained(error)) from error
+            finally:
+                connection.raw.execute("ROLLBACK")
 
 
 def _check_alone(entry: Feature, connection: Connection) -> None:

@@ -34,7 +34,7 @@ FROM cache_registration
 class PostgresState:
     """The state that every process observes. Implements `app.profiles.ports.ObservedState`.
 
-    `database_id` changes when a standby is promoted or the database restored. Close the object when done.
+    Its database id changes when a standby is promoted or the database restored. Close the object when done.
     """
 
     def __init__(self, url: str) -> None:
@@ -44,10 +44,6 @@ class PostgresState:
         self._waiting: asyncio.Task[State] | None = None
         self._closed = False
         self.last = State()
-
-    @property
-    def database_id(self) -> str:
-        return self.last.database_id
 
     def look(self) -> None:
         """A query takes a round trip, so it must be awaited."""

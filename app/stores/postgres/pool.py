@@ -14,11 +14,12 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 
 from app.errors import StoreUnavailable
+from app.profiles.ports import ObservedState
 from app.stores.postgres.connection import SELECT_ID, STATEMENT_TIMEOUT_MS, Connection, connect, unavailable
 from app.telemetry import logger
 
@@ -29,15 +30,6 @@ CANCEL_S = 1.0
 LONGEST_S = STATEMENT_TIMEOUT_MS / 1000 + 5
 STOPPING_S = 0.05
 log = logger("stores.postgres")
-
-
-class Observer(Protocol):
-    """Knows which server is the database. `database_id` names it; empty until the first query."""
-
-    @property
-    def database_id(self) -> str: ...
-
-    async def query(self) -> object: ...
 
 
 class PooledConnection:
@@ -105,15 +97,15 @@ class PooledConnection:
         if self._pool.closed:
             raise StoreUnavailable("the database is closed")
         observer = self._pool.observer
-        if self.connection is not None and self.connection.server != observer.database_id:
+        if self.connection is not None and self.connection.server != observer.last.database_id:
             self.connection.raw.close()
             self.connection = None
         if self.connection is not None:
             return
         opened = await self._on_thread(self._open)
-        if opened.server != observer.database_id:
+        if opened.server != observer.last.database_id:
             await observer.query()
-            if opened.server != observer.database_id:
+            if opened.server != observer.last.database_id:
                 opened.raw.close()
                 self.connection = None
                 raise StoreUnavailable("the database does not answer: two servers claim to be its primary")
@@ -149,7 +141,7 @@ class PooledConnection:
 class Pool:
     """A fixed number of connections, opened on first use. All methods raise `StoreUnavailable`."""
 
-    def __init__(self, url: str, size: int, observer: Observer) -> None:
+    def __init__(self, url: str, size: int, observer: ObservedState) -> None:
         self.url = url
         self.observer = observer
         self.threads = ThreadPoolExecutor(size + 1, "postgres")  # one more for an extra connection

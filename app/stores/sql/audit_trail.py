@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.operations.audit import BEGUN, AuditEntry, AuditFilter
-from app.stores.sql.database import Connection, Database
+from app.stores.sql.database import Connection, SqlRepository
 
 NEWEST = 2**63 - 1
 INSERT_AUDIT = "INSERT INTO audit_trail (at_ms, actor, action, subject, outcome) VALUES (?, ?, ?, ?, ?) RETURNING id"
@@ -26,11 +26,8 @@ SELECT DISTINCT action FROM (SELECT action FROM audit_trail ORDER BY id DESC LIM
 """
 
 
-class SqlAuditTrail:
+class SqlAuditTrail(SqlRepository):
     """The audit trail of admin actions. Implements `app.operations.audit.AuditTrail`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def begin(self, at_ms: int, actor: str, action: str, subject: str, outcome: str = BEGUN) -> int:
         def work(connection: Connection) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.stores.sql.database import Database
+from app.stores.sql.database import SqlRepository
 
 SELECT_CUTOFF = "SELECT value FROM service WHERE name = 'pruned ' || ?"
 UPSERT_CUTOFF = """
@@ -10,12 +10,9 @@ INSERT INTO service (name, value) VALUES ('pruned ' || ?, ?) ON CONFLICT (name) 
 """
 
 
-class SqlCutoffs:
+class SqlCutoffs(SqlRepository):
     """Stores, for `events` and for `decisions`, the moment before which old rows are deleted. Implements
     `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def cutoff(self, what: str) -> int | None:
         row = await self._database.row(SELECT_CUTOFF, (what,))

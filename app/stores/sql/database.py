@@ -135,3 +135,8 @@ class Database(ABC):
     async def execute(self, statement: str, parameters: Parameters = ()) -> int:
         """Run one statement in a transaction. Return the number of rows that it changed."""
         return await self.write(lambda connection: connection.execute(statement, parameters).rowcount, of=())
+
+
+class SqlRepository:
+    def __init__(self, database: Database) -> None:
+        self._database = database

@@ -9,7 +9,7 @@ import msgspec
 
 from app.events.erasure import names, not_naming
 from app.events.ports import DeadLetter
-from app.stores.sql.database import Connection, Database
+from app.stores.sql.database import Connection, SqlRepository
 from app.stores.sql.event_log import DELETE_CONSUMED, SELECT_LOGGED, logged_events
 
 _COLUMNS = "id, source, payload, error, traceback, attempts, seq, created_at_ms, last_failed_at_ms"
@@ -80,11 +80,8 @@ def erase_letters(connection: Connection, user_id: str) -> int:
     return len(erased)
 
 
-class SqlDeadLetters:
+class SqlDeadLetters(SqlRepository):
     """Dead letters in the database. Implements `app.events.ports.DeadLetters`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def bury_payload(self, payload: str, error: str, traceback: str, now_ms: int) -> int:
         def work(connection: Connection) -> int:

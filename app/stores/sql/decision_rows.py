@@ -36,6 +36,11 @@ class _StoredRequest(msgspec.Struct):
     profile: dict[str, Any] | None
 
 
+# Columns with the value of the field of the same name.
+_SAME = (
+    *("request_id", "user_id", "created_at_ms", "role", "served_by", "policy_hash", "spec_hash", "state_version"),
+    *("prior_version", "chosen", "elapsed_us"),
+)
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_StoredRequest).decode
 _decode_read = msgspec.json.Decoder(ProfileRead).decode
@@ -63,23 +68,13 @@ def row_of(decision: Decision) -> dict[str, object]:
     champion_scores, champion_pi = _blobs(decision.champion)
     challenger_scores, challenger_pi = _blobs(decision.challenger)
     return {
+        **{name: getattr(decision, name) for name in _SAME},
         "decision_id": decision.id,
-        "request_id": decision.request_id,
-        "user_id": decision.user_id,
-        "created_at_ms": decision.created_at_ms,
         "explore": int(decision.explore),
-        "role": decision.role,
-        "served_by": decision.served_by,
-        "policy_hash": decision.policy_hash,
-        "spec_hash": decision.spec_hash,
-        "state_version": decision.state_version,
-        "prior_version": decision.prior_version,
         "profile_origin": decision.origin,
         "profile_read": None if decision.profile_read is None else _encode(decision.profile_read).decode(),
         "profile_present": int(decision.profile_present),
-        "chosen": decision.chosen,
         "chosen_id": decision.chosen_id,
-        "elapsed_us": decision.elapsed_us,
         "theta": packed(decision.theta),
         "phi": packed(decision.phi),
         "champion_scores": champion_scores,
@@ -94,17 +89,9 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
     """Decode a decision from a row of `tip_scores`, a mapping by column."""
     request = _decode(row["request"])
     return Decision(
+        **{name: row[name] for name in _SAME},
         id=row["decision_id"],
-        request_id=row["request_id"],
-        user_id=row["user_id"],
-        created_at_ms=row["created_at_ms"],
         explore=bool(row["explore"]),
-        role=row["role"],
-        served_by=row["served_by"],
-        policy_hash=row["policy_hash"],
-        spec_hash=row["spec_hash"],
-        state_version=row["state_version"],
-        prior_version=row["prior_version"],
         origin=row["profile_origin"],
         profile=request.profile,
         profile_read=profile_read_of(row["profile_read"]),
@@ -114,8 +101,6 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
             for item in request.candidates
         ),
         context=Context(request.at),
-        chosen=row["chosen"],
-        elapsed_us=row["elapsed_us"],
         theta=array(row["theta"]),
         phi=array(row["phi"]),
         champion=_ranking(row["champion_scores"], row["champion_pi"]),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import LoggedEvent, TipEvent, TipFeedback, TipServed, stored_action, subject_of
-from app.stores.sql.database import Connection, Database
+from app.stores.sql.database import Connection, SqlRepository
 from app.stores.sql.registries import SELECT_FEATURE_KEYS
 
 # An event's key: its user and its id, which is unique among the events of the user.
@@ -43,23 +43,31 @@ DELETE_CONSUMED = f"DELETE FROM outbox WHERE {_SEQS}"
 SELECT_POSITION = "SELECT COALESCE(MAX(seq), 0) FROM event_log"
 SELECT_OLDEST = "SELECT MIN(occurred_at_ms) FROM event_log"
 SELECT_PRUNABLE = "SELECT user_id, seq FROM event_log WHERE occurred_at_ms < ? ORDER BY occurred_at_ms LIMIT ?"
+FINDINGS = 10
+# Violations of the first invariant.
+SELECT_FAULTS = f"""
+SELECT seq, 'has no fact' FROM event_log AS log
+WHERE NOT EXISTS (SELECT 1 FROM tip_views AS view WHERE view.user_id = log.user_id AND view.seq = log.seq)
+    AND NOT EXISTS (SELECT 1 FROM tip_feedback AS told WHERE told.user_id = log.user_id AND told.seq = log.seq)
+UNION ALL
+SELECT seq, 'has no row in the log' FROM (
+    SELECT user_id, seq FROM tip_views UNION ALL SELECT user_id, seq FROM tip_feedback
+) AS facts
+WHERE NOT EXISTS (SELECT 1 FROM event_log AS log WHERE log.user_id = facts.user_id AND log.seq = facts.seq)
+LIMIT {FINDINGS}
+"""
 DELETE_EVENTS = tuple(
     f"DELETE FROM {table} WHERE (user_id, seq) IN (SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) FROM json_each(?))"
     for table in ("outbox", "tip_views", "tip_feedback", "event_log")
 )
 
 
-class SqlEventLog(ABC):
+class SqlEventLog(SqlRepository, ABC):
     """The log of all events. Implements `app.events.ports.EventLog`."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
     @abstractmethod
-    async def append(
-        self, requests: Sequence[Sequence[Admitted]], *, consumed: bool = False
-    ) -> list[Appended | ClashingEvent]:
-        """Store the events of all requests in one transaction. If `consumed`, no worker consumes them."""
+    async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
+        """Store the events of all requests in one transaction."""
 
     async def unconsumed(
         self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None

@@ -6,8 +6,8 @@ from app.events.ports import ActivityCount, TracedEvent
 from app.features.clock import DAY_MS
 from app.features.events import KNOWN_SUBJECTS
 from app.profiles.ports import RecentEvent
-from app.stores.sql.database import Database
-from app.stores.sql.event_log import EVENT_COLUMNS, EVENT_JOINS, SELECT_POSITION, logged_event
+from app.stores.sql.database import SqlRepository
+from app.stores.sql.event_log import EVENT_COLUMNS, EVENT_JOINS, logged_event
 
 # Each subject comes sorted from its index and stops at the LIMIT, however many events the user has.
 _NEWEST_SEQS = "\n    UNION ALL\n".join(
@@ -43,11 +43,8 @@ SELECT_RECENT = "SELECT seq, user_id, received_at_ms FROM event_log WHERE seq > 
 SELECT_ANY_UNCONSUMED = "SELECT EXISTS (SELECT 1 FROM outbox WHERE user_id = ? AND seq > ?)"
 
 
-class SqlEventQueries:
+class SqlEventQueries(SqlRepository):
     """Queries the event log. Implements `app.profiles.ports.RecentEvents` and `app.events.ports.UserEvents`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def newest_events(self, user_id: str, limit: int) -> list[TracedEvent]:
         rows = await self._database.rows(SELECT_NEWEST_TRACED, {"user": user_id, "limit": limit})
@@ -63,10 +60,6 @@ class SqlEventQueries:
 
     async def since(self, seq: int, limit: int) -> list[RecentEvent]:
         return [RecentEvent(*row) for row in await self._database.rows(SELECT_RECENT, (seq, limit))]
-
-    async def newest_seq(self) -> int:
-        (seq,) = await self._database.row(SELECT_POSITION)
-        return int(seq)
 
     async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
         (found,) = await self._database.row(SELECT_ANY_UNCONSUMED, (user_id, after_seq))

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from app.bandit.decisions import EventOutcome
 from app.bandit.learning.attribution import GRACE_MS, Judgement, Rules, Unsettled, judge, latest_made
 from app.bandit.learning.rewards import NO_FEEDBACK
@@ -177,14 +179,13 @@ class _LoggedVector(NamedTuple):
     user_id: str
 
 
-class _LearningTransaction:
+class _LearningTransaction(msgspec.Struct):
     """Learning within one transaction: it reads each user's statistics once, and writes them once at the end."""
 
-    def __init__(self, connection: Connection, policies: Policies, now_ms: int) -> None:
-        self._connection = connection
-        self._policies = policies
-        self._now_ms = now_ms
-        self._evidence: dict[str, SufficientStatistics] = {}
+    connection: Connection
+    policies: Policies
+    now_ms: int
+    evidence: dict[str, SufficientStatistics] = msgspec.field(default_factory=dict)
 
     def take(self, logged: LoggedEvent, rules: Rules) -> EventOutcome | None:
         """Apply an event to its decision. Return the outcome; None if the event concerns no decision or was applied
@@ -195,11 +196,11 @@ class _LearningTransaction:
         vector = _LoggedVector(*row[:4])
         judgement = judge(Unsettled(*row[4:]), logged, rules)
         if judgement.outcome == "served" and judgement.state == "served":
-            self._connection.execute(UPDATE_SERVED, (judgement.served_at_ms, vector.user_id, vector.number))
+            self.connection.execute(UPDATE_SERVED, (judgement.served_at_ms, vector.user_id, vector.number))
         elif judgement.outcome == "learned":
             self._learn(vector, judgement)
         counted = (logged.seq, vector.user_id, vector.number, judgement.outcome)
-        self._connection.execute(INSERT_COUNTED, counted)
+        self.connection.execute(INSERT_COUNTED, counted)
         return judgement.outcome
 
     def learn_default(self, logged: _LoggedVector, served_at_ms: int, reward: float) -> bool:
@@ -208,23 +209,23 @@ class _LearningTransaction:
         try:
             self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
         except SpecMismatch as error:
-            if not set_aside(self._connection, logged.user_id):  # the statistics are readable, so the decision is not
-                self._connection.execute(UPDATE_ASIDE, (logged.user_id, logged.number))
+            if not set_aside(self.connection, logged.user_id):  # the statistics are readable, so the decision is not
+                self.connection.execute(UPDATE_ASIDE, (logged.user_id, logged.number))
                 log.warning("decision_set_aside", number=logged.number, error=str(error))
             return False
         return True
 
     def write(self) -> None:
-        write_statistics(self._connection, self._evidence, self._now_ms)
+        write_statistics(self.connection, self.evidence, self.now_ms)
 
     def _decision(self, logged: LoggedEvent) -> tuple[Any, ...] | None:
         event = logged.event
         if event.decision_id is not None:
             named = {"decision": event.decision_id, "user": event.user_id, "seq": logged.seq}
-            cursor = self._connection.execute(SELECT_NAMED, named)
+            cursor = self.connection.execute(SELECT_NAMED, named)
         else:
             newest = {"user": event.user_id, "tip": event.tip_id, "latest": latest_made(logged), "seq": logged.seq}
-            cursor = self._connection.execute(SELECT_NEWEST, newest)
+            cursor = self.connection.execute(SELECT_NEWEST, newest)
         row: tuple[Any, ...] | None = cursor.fetchone()
         return row
 
@@ -237,12 +238,12 @@ class _LearningTransaction:
                 f"the decision's vector has {len(logged.phi)} bytes, {spec.id} {spec.version} has {wanted}"
             )
         assert judgement.reward is not None
-        known = self._evidence.get(logged.user_id)
+        known = self.evidence.get(logged.user_id)
         if known is None:
-            known = read_statistics(self._connection, logged.user_id)
-            add_user_shadows(self._connection, self._policies, logged.user_id, known)
-        evidence, _ = self._policies.grown(known, spec)
-        self._evidence[logged.user_id] = evidence.learned(array(logged.phi), judgement.reward)
+            known = read_statistics(self.connection, logged.user_id)
+            add_user_shadows(self.connection, self.policies, logged.user_id, known)
+        evidence, _ = self.policies.grown(known, spec)
+        self.evidence[logged.user_id] = evidence.learned(array(logged.phi), judgement.reward)
         source = "feedback" if judgement.action is not None else "default"
-        values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self._now_ms)
-        self._connection.execute(UPDATE_LEARNED, (*values, logged.user_id, logged.number))
+        values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self.now_ms)
+        self.connection.execute(UPDATE_LEARNED, (*values, logged.user_id, logged.number))

@@ -11,7 +11,7 @@ import msgspec
 
 from app.features.ids import id_problem
 from app.profiles.ports import LoggedProfile
-from app.stores.sql.database import Database
+from app.stores.sql.database import SqlRepository
 from app.stores.sql.decision_rows import profile_read_of
 
 _SELECT = "SELECT number, decision_id, user_id, profile_origin, request, profile_read FROM tip_scores"
@@ -27,11 +27,8 @@ class _Request(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Request).decode
 
 
-class SqlLoggedProfiles:
+class SqlLoggedProfiles(SqlRepository):
     """The profiles of stored decisions. Implements `app.profiles.ports.LoggedProfiles`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def newest(self, limit: int, *, after: int = 0, before: int = sys.maxsize) -> list[LoggedProfile]:
         rows = await self._database.rows(SELECT_NEWEST, {"after": after, "before": before, "limit": limit})

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from app.features.ids import hash_slot
 from app.profiles.ports import OwedInvalidation, State
-from app.stores.sql.database import Connection, Database
+from app.stores.sql.database import Connection, SqlRepository
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 
 # Part of a statement: the slots of all rows. Each step seeks the next slot in the index, however many rows a slot has.
@@ -35,12 +35,8 @@ def insert_owed(connection: Connection, user_ids: Collection[str], now_ms: int) 
     connection.executemany(INSERT_OWED, [(user_id, hash_slot(user_id), now_ms) for user_id in sorted(user_ids)])
 
 
-class SqlOwedInvalidations:
+class SqlOwedInvalidations(SqlRepository):
     """Cache-key deletions still to be made. Implements `app.profiles.ports.OwedInvalidations`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self.registration = SqlRegistrationRepository(database)
 
     async def any_owed(self) -> bool:
         return bool((await self._database.state.query()).owed)
@@ -68,14 +64,11 @@ class SqlOwedInvalidations:
         await self._database.write(work, of=())
 
 
-class SqlRegistrationRepository:
+class SqlRegistrationRepository(SqlRepository):
     """The registration of the cache server.
 
     Implements `app.stores.valkey.server_registration.RegistrationRepository`.
     """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def current(self) -> State:
         return self._database.state.last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.profiles.quality.runs import KEPT, QualityRun, State
-from app.stores.sql.database import SERVICE, Connection, Database
+from app.stores.sql.database import SERVICE, Connection, SqlRepository
 
 _BEFORE_BODY = "id, state, requested_by, requested_at_ms, started_at_ms, finished_at_ms, done, "
 _COLUMNS = f"{_BEFORE_BODY}body, error"
@@ -34,11 +34,8 @@ WHERE state IN ('completed', 'failed')
 """
 
 
-class SqlQualityRepository:
+class SqlQualityRepository(SqlRepository):
     """The runs of the measurement. Implements `app.profiles.quality.runs.QualityRepository`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
         def work(connection: Connection) -> tuple[QualityRun, bool]:

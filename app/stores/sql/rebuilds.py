@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 
 from app.profiles.rebuild.runs import STALE_MS, Part, RebuildRun, State
-from app.stores.sql.database import SERVICE, Connection, Database
+from app.stores.sql.database import SERVICE, Connection, SqlRepository
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 
 _COLUMNS = (
-    "id, scope, user_ids, features, state, done, total, position, requested_by, "
-    "created_at_ms, started_at_ms, touched_at_ms, finished_at_ms, error"
+    "id, scope, user_ids, features, total, requested_by, created_at_ms, touched_at_ms, state, done, position, "
+    "started_at_ms, finished_at_ms, error"
 )
 INSERT_RUN = f"INSERT INTO rebuilds ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND state IN ('queued', 'running')"
@@ -51,12 +51,9 @@ WHERE id = :id AND state IN ('queued', 'running')
 """
 
 
-class SqlRebuildRepository:
+class SqlRebuildRepository(SqlRepository):
     """The rebuild runs. Implements `app.profiles.rebuild.runs.RebuildRepository`. The transaction that ends a run also
     makes every process clear its local cache."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def open(self, run: RebuildRun) -> RebuildRun | None:
         row = run._replace(

@@ -11,7 +11,7 @@ from app.features.clock import DAY_MS
 from app.operations.component_states import COMPONENTS, ComponentStatus, updated_statuses, worst_views
 from app.operations.figures import HOUR_MS
 from app.operations.samples import SUMMARY_MS, Record, Sample, sum_samples, summaries
-from app.stores.sql.database import SERVICE, Connection, Database
+from app.stores.sql.database import SERVICE, Connection, SqlRepository
 from app.stores.sql.registries import UPDATE_SEEN
 
 KEPT_MS = 70 * 60_000
@@ -46,14 +46,11 @@ ON CONFLICT (component) DO UPDATE SET
 _decode = msgspec.json.Decoder(Sample).decode
 
 
-class SqlSamples:
+class SqlSamples(SqlRepository):
     """Samples, kept for 70 minutes, summaries of them, kept for 31 days, and component statuses.
 
     Implements `app.operations.samples.SampleStore`.
     """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def keep(self, sample: Sample) -> None:
         """Store a sample, delete old ones, and update the component statuses. All in one transaction, so that no

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.stores.sql.database import Connection, Database
+from app.stores.sql.database import Connection, SqlRepository
 
 SELECT_SECRET = "SELECT value FROM service WHERE name = 'session_secret'"  # noqa: S105  # a statement
 SELECT_ENDED = "SELECT 1 FROM ended_sessions WHERE session_id = ?"
@@ -16,12 +16,10 @@ DELETE FROM ended_sessions WHERE expires_at_ms <= ? AND expires_at_ms <= (
 """
 
 
-class SqlSessions:
+class SqlSessions(SqlRepository):
     """The secret that signs cookies, and the signed-out sessions. Implements `app.api.auth.sessions.SessionRecords`."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._secret: str | None = None
+    _secret: str | None = None
 
     async def secret(self) -> str:
         """The secret that signs cookies. Cached, because it never changes while a process has the database open."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from app.events.ports import Holdings
 from app.features.events import KNOWN_SUBJECTS
 from app.profiles.ports import COUNTED, END_OF_TIME_MS
-from app.stores.sql.database import Connection, Database
+from app.stores.sql.database import Connection, SqlRepository
 from app.stores.sql.dead_letters import erase_letters, letters_of
 from app.stores.sql.event_log import SELECT_OLDEST
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
@@ -77,12 +77,9 @@ DELETE_DECISIONS = (
 UPDATE_LEDGER = "UPDATE bandit_ledger SET erasures = erasures + 1"
 
 
-class SqlUsers:
+class SqlUsers(SqlRepository):
     """Finds users by their events, and erases all data of a user. Implements `app.profiles.ports.NewestEvents` and
     `app.events.ports.UserRecords`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
         rows = await self._database.rows(SELECT_NEWEST, (json.dumps(user_ids), json.dumps(sorted(KNOWN_SUBJECTS))))

@@ -20,6 +20,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 import aiosqlite
+import msgspec
 
 from app.errors import StoreFull, StoreUnavailable
 
@@ -35,14 +36,11 @@ RESERVE_BYTES = 128 * 1024  # the index of the WAL takes 32 KiB of them
 NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
 
 
-class _Run:
+class _Run(msgspec.Struct):
     """A running call of `ThreadConnection.run`. The event loop sets `abandoned`, the thread sets `deadline`."""
 
-    __slots__ = ("abandoned", "deadline")
-
-    def __init__(self) -> None:
-        self.abandoned = False
-        self.deadline = math.inf
+    abandoned: bool = False
+    deadline: float = math.inf
 
 
 class ThreadConnection(aiosqlite.Connection):

@@ -72,15 +72,6 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     check_revision(str(row[0]) if row is not None else None, path)
 
 
-def check_integrity(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise `StoreUnavailable` if a quick check finds damage."""
-    if findings := quick_findings(connection):
-        raise StoreUnavailable(
-            f"the database at {path} is damaged: {findings[0]}; run `profiles doctor --full` for the details and "
-            "`profiles restore` to replace it by a backup"
-        )
-
-
 class SqliteDatabase(Database):
     """A process's access to the database file. Open it with `SqliteDatabase.open`, and close it with `close`.
 
@@ -128,7 +119,11 @@ class SqliteDatabase(Database):
         check_links(path)
         with closing(connect(path, read_only=True)) as first:
             check_schema(first, path)
-            check_integrity(first, path)
+            if findings := quick_findings(first):
+                raise StoreUnavailable(
+                    f"the database at {path} is damaged: {findings[0]}; run `profiles doctor --full` for the details "
+                    "and `profiles restore` to replace it by a backup"
+                )
         database = cls(path, monotonic, checkpoint_frames)
         try:
             # One more than the features use at a time, so that a health check never waits for a slow feature.

@@ -10,13 +10,7 @@ from itertools import count
 
 from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.events import TipFeedback, subject_of
-from app.stores.sql.event_log import (
-    EventKey,
-    SqlEventLog,
-    admit,
-    event_key,
-    features_by_subject,
-)
+from app.stores.sql.event_log import EventKey, SqlEventLog, admit, event_key, features_by_subject
 from app.stores.sql.registries import SELECT_FEATURE_KEYS
 from app.stores.sqlite.database import SqliteDatabase
 
@@ -54,14 +48,12 @@ class SqliteEventLog(SqlEventLog):
 
     _database: SqliteDatabase
 
-    async def append(
-        self, requests: Sequence[Sequence[Admitted]], *, consumed: bool = False
-    ) -> list[Appended | ClashingEvent]:
-        return await self._database.write(lambda connection: _append_all(connection, requests, consumed), of=())
+    async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
+        return await self._database.write(lambda connection: _append_all(connection, requests), of=())
 
 
 def _append_all(
-    connection: sqlite3.Connection, requests: Sequence[Sequence[Admitted]], consumed: bool
+    connection: sqlite3.Connection, requests: Sequence[Sequence[Admitted]]
 ) -> list[Appended | ClashingEvent]:
     """Find the new events of each request, then insert those of all requests together: every statement waits for the
     GIL."""
@@ -76,14 +68,14 @@ def _append_all(
     numbers = count((row[0] if row else 0) + 1)
     found = admit(requests, known, features, lambda _: next(numbers))
     if found.fresh:
-        _insert(connection, found.fresh, consumed)
+        _insert(connection, found.fresh)
     if found.historical:
         for statement in UPDATE_HISTORICAL:
             connection.execute(statement, (json.dumps(found.historical),))
     return found.outcomes
 
 
-def _insert(connection: sqlite3.Connection, fresh: Sequence[tuple[int, Admitted]], consumed: bool) -> None:
+def _insert(connection: sqlite3.Connection, fresh: Sequence[tuple[int, Admitted]]) -> None:
     log_rows: list[tuple[object, ...]] = []
     waiting: list[tuple[object, ...]] = []
     views: list[tuple[object, ...]] = []
@@ -93,8 +85,7 @@ def _insert(connection: sqlite3.Connection, fresh: Sequence[tuple[int, Admitted]
         subject = subject_of(event)
         times = (occurred_at_ms, claimed_at_ms, received_at_ms)
         log_rows.append((seq, event.event_id, subject, event.user_id, digest, *times, sent_by))
-        if not consumed:
-            waiting.append((seq, event.user_id, received_at_ms))
+        waiting.append((seq, event.user_id, received_at_ms))
         fact = (seq, event.user_id, event.tip_id, occurred_at_ms, offset_min, received_at_ms, event.decision_id)
         if isinstance(event, TipFeedback):
             feedback.append((*fact, event.action, event.dwell_ms))

@@ -27,7 +27,7 @@ CREATE TABLE feedback (user_id TEXT, tip_id TEXT, occurred_at_ms INTEGER, local_
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _CATALOGUES = ("sqlite_", "pragma_")
 # With some arguments they read the clock or the machine's time zone. PostgreSQL has none of them.
-_DATE_FUNCTIONS = {"date", "time", "datetime", "julianday", "unixepoch", "strftime", "timediff"}
+_DATES = {"date", "time", "datetime", "julianday", "unixepoch", "strftime", "timediff"}
 _DETERMINISTIC = 0x800  # https://sqlite.org/c3ref/c_deterministic.html
 log = logger("stores.features")
 
@@ -84,7 +84,7 @@ def _relations_of(entry: Feature) -> set[str]:
             allowed = not (table or "").lower().startswith(_CATALOGUES)
             read.add(table or "")
         elif action == sqlite3.SQLITE_FUNCTION:  # its name is passed as the column
-            allowed = _is_pure((column or "").lower())
+            allowed = (column or "").lower() in _pure_functions()
         return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
     with closing(sqlite3.connect(":memory:")) as scratch:
@@ -106,17 +106,13 @@ def _relations_of(entry: Feature) -> set[str]:
     return read & RELATIONS.keys()
 
 
-def _is_pure(name: str) -> bool:
-    """Whether the result of an SQLite function depends only on its arguments, or an aggregate only on its rows."""
-    return name in _pure_functions() and name not in _DATE_FUNCTIONS
-
-
 @cache
 def _pure_functions() -> frozenset[str]:
+    """The functions whose result depends only on their arguments, or in the case of aggregates only on their rows."""
     with closing(sqlite3.connect(":memory:")) as scratch:
         rows = scratch.execute("SELECT name, type, flags FROM pragma_function_list WHERE builtin").fetchall()
     # Aggregates and window functions (types a and w) have no flag, but all built-in ones are deterministic.
-    return frozenset(name.lower() for name, kind, flags in rows if kind != "s" or flags & _DETERMINISTIC)
+    return frozenset(name.lower() for name, kind, flags in rows if kind != "s" or flags & _DETERMINISTIC) - _DATES
 
 
 def _explained(error: Exception) -> str:

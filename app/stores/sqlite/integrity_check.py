@@ -10,9 +10,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
+from app.stores.sql.event_log import FINDINGS, SELECT_FAULTS
+
 TAIL = 300
 SMALL_TABLES = ("service", "feature_keys", "cache_registration", "alembic_version")
-FINDINGS = 10
 
 SELECT_TAIL_FAULTS = f"""
 WITH tail AS MATERIALIZED (SELECT seq, event_id, subject, user_id FROM event_log ORDER BY seq DESC LIMIT {TAIL})
@@ -35,15 +36,6 @@ SELECT seq, 'has no row in the log' FROM (
 WHERE NOT EXISTS (SELECT 1 FROM event_log WHERE event_log.seq = facts.seq)
 LIMIT {FINDINGS}
 """
-SELECT_ALL_FAULTS = f"""
-SELECT seq, 'has no fact' FROM event_log
-WHERE NOT EXISTS (SELECT 1 FROM tip_views WHERE tip_views.seq = event_log.seq)
-    AND NOT EXISTS (SELECT 1 FROM tip_feedback WHERE tip_feedback.seq = event_log.seq)
-UNION ALL
-SELECT seq, 'has no row in the log' FROM (SELECT seq FROM tip_views UNION ALL SELECT seq FROM tip_feedback) AS facts
-WHERE NOT EXISTS (SELECT 1 FROM event_log WHERE event_log.seq = facts.seq)
-LIMIT {FINDINGS}
-"""
 
 
 def quick_findings(connection: sqlite3.Connection) -> list[str]:
@@ -54,7 +46,7 @@ def quick_findings(connection: sqlite3.Connection) -> list[str]:
 
 def full_findings(connection: sqlite3.Connection) -> list[str]:
     """Run the full check, which reads the whole file. Return a description of each fault, at most `FINDINGS`."""
-    return _findings(connection, [("", f"PRAGMA integrity_check({FINDINGS})")], SELECT_ALL_FAULTS)
+    return _findings(connection, [("", f"PRAGMA integrity_check({FINDINGS})")], SELECT_FAULTS)
 
 
 def _findings(connection: sqlite3.Connection, pragmas: Sequence[tuple[str, str]], events: str) -> list[str]:

@@ -20,86 +20,83 @@ KINDS: dict[str, Kind] = {"float": "float", "int": "int", "str": "text"}  # by a
 _LISTS: dict[Kind, Any] = {"int": list[int | None], "float": list[float | None], "bool": list[bool | None]}
 
 
-class TextColumn:
-    def __init__(self, values: Sequence[str]) -> None:
-        self._values = list(values)
+class TextColumn(msgspec.Struct, frozen=True):
+    values: Sequence[str]
 
-    def text(self) -> list[str]:
-        return self._values
+    def text(self) -> Sequence[str]:
+        return self.values
 
-    def json(self) -> list[bytes]:
-        return [msgspec.json.encode(value) for value in self._values]
+    def json(self) -> Sequence[bytes]:
+        return [msgspec.json.encode(value) for value in self.values]
 
     def arrow(self) -> Any:
         pa, _ = arrow_modules()
-        return pa.array(self._values, pa.string())
+        return pa.array(self.values, pa.string())
 
 
-class JsonColumn:
+class JsonColumn(msgspec.Struct, frozen=True):
     """A column of JSON values. Kind `text` allows any type: a value that is not a string is written as its JSON."""
 
-    def __init__(self, values: Sequence[bytes], kind: Kind) -> None:
-        self._values = list(values)
-        self._kind = kind
+    values: Sequence[bytes]
+    kind: Kind
 
-    def text(self) -> list[str]:
+    def text(self) -> Sequence[str]:
         return [value or "" for value in self._texts()]
 
-    def json(self) -> list[bytes]:
-        return self._values
+    def json(self) -> Sequence[bytes]:
+        return self.values
 
     def arrow(self) -> Any:
         pa, _ = arrow_modules()
-        if self._kind == "text":
+        if self.kind == "text":
             return pa.array(self._texts(), pa.string())
         kinds = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-        values = msgspec.json.decode(b"[%b]" % b",".join(self._values), type=_LISTS[self._kind])
-        return pa.array(values, kinds[self._kind])
+        values = msgspec.json.decode(b"[%b]" % b",".join(self.values), type=_LISTS[self.kind])
+        return pa.array(values, kinds[self.kind])
 
     def _texts(self) -> list[str | None]:
         return [
             None if value == NULL else msgspec.json.decode(value) if value[:1] == b'"' else value.decode()
-            for value in self._values
+            for value in self.values
         ]
 
 
-class ArrowColumn:
-    def __init__(self, array: Any) -> None:
-        self._array = array
+class ArrowColumn(msgspec.Struct, frozen=True):
+    array: Any
 
-    def text(self) -> list[str]:
+    def text(self) -> Sequence[str]:
         pa, pc = arrow_modules()
-        kind = self._array.type
+        kind = self.array.type
         try:
-            texts = self._moments() if pa.types.is_timestamp(kind) else pc.cast(self._array, pa.string())
+            texts = self._moments() if pa.types.is_timestamp(kind) else pc.cast(self.array, pa.string())
             return [value or "" for value in texts.to_pylist()]
         except pa.ArrowException:  # nested, or bytes
-            return ["" if value is None else json.dumps(value, default=str) for value in self._array.to_pylist()]
+            return ["" if value is None else json.dumps(value, default=str) for value in self.array.to_pylist()]
 
-    def json(self) -> list[bytes]:
+    def json(self) -> Sequence[bytes]:
         pa, _ = arrow_modules()
-        array = self._moments() if pa.types.is_timestamp(self._array.type) else self._array
+        array = self._moments() if pa.types.is_timestamp(self.array.type) else self.array
         return [msgspec.json.encode(value, enc_hook=str) for value in array.to_pylist()]
 
     def arrow(self) -> Any:
-        return self._array
+        return self.array
 
     def moments_ms(self) -> list[int | None] | None:
         """The column's times in milliseconds since 1970, rounded down; None unless it holds times with a time zone."""
         pa, pc = arrow_modules()
-        kind = self._array.type
+        kind = self.array.type
         if not pa.types.is_timestamp(kind) or kind.tz is None:
             return None
-        found: list[int | None] = pc.cast(self._array, pa.timestamp("ms", "UTC"), safe=False).cast("int64").to_pylist()
+        found: list[int | None] = pc.cast(self.array, pa.timestamp("ms", "UTC"), safe=False).cast("int64").to_pylist()
         return found
 
     def _moments(self) -> Any:
         """The times as RFC 3339 text in UTC, as precise as the column; without `Z` if the column has no time zone."""
         pa, pc = arrow_modules()
-        kind = self._array.type
+        kind = self.array.type
         if kind.tz is None:
-            return pc.strftime(self._array, "%Y-%m-%dT%H:%M:%S")
-        return pc.strftime(self._array.cast(pa.timestamp(kind.unit, "UTC")), "%Y-%m-%dT%H:%M:%SZ")
+            return pc.strftime(self.array, "%Y-%m-%dT%H:%M:%S")
+        return pc.strftime(self.array.cast(pa.timestamp(kind.unit, "UTC")), "%Y-%m-%dT%H:%M:%SZ")
 
 
 # The values of one column in consecutive rows, as CSV fields (`text`), JSON or an Arrow array.

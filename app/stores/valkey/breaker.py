@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from app.concurrency.tasks import end
 from app.errors import CacheUnavailable
 from app.telemetry import Metrics, logger
@@ -18,17 +20,18 @@ PROBE_EVERY_S = 0.2
 log = logger("stores.valkey")
 
 
-class CircuitBreaker:
-    """Takes a cache server out of use after failures, and back into use when the server answers."""
+class CircuitBreaker(msgspec.Struct, eq=False):
+    """Takes a cache server out of use after failures, and back into use when the server answers. `probe` sends a
+    command to the server, and must raise `CacheUnavailable` if there is no answer."""
 
-    def __init__(self, probe: Callable[[], Awaitable[None]], metrics: Metrics) -> None:
-        """`probe` sends a command to the server, and must raise `CacheUnavailable` if there is no answer."""
-        self._probe = probe
-        self._metrics = metrics
-        self.failures = 0  # in a row; a caller whose command was answered sets it to 0
-        self._probing: asyncio.Task[None] | None = None
-        self.closed = True
-        metrics.cache_available.set(1)
+    probe: Callable[[], Awaitable[None]]
+    metrics: Metrics
+    failures: int = 0  # in a row; a caller whose command was answered sets it to 0
+    closed: bool = True
+    _probing: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.metrics.cache_available.set(1)
 
     def failed(self) -> None:
         self.failures += 1
@@ -40,7 +43,7 @@ class CircuitBreaker:
         if not self.closed:
             return
         self.closed = False
-        self._metrics.cache_available.set(0)
+        self.metrics.cache_available.set(0)
         log.warning("cache_circuit_opened")
         self._probing = asyncio.get_running_loop().create_task(self._probe_until_answered())
 
@@ -51,7 +54,7 @@ class CircuitBreaker:
     async def _probe_until_answered(self) -> None:
         while True:
             try:
-                await self._probe()
+                await self.probe()
                 break
             except CacheUnavailable as error:
                 log.debug("cache_probe_failed", error=str(error))
@@ -60,5 +63,5 @@ class CircuitBreaker:
             await asyncio.sleep(PROBE_EVERY_S)
         self.failures = 0
         self.closed = True
-        self._metrics.cache_available.set(1)
+        self.metrics.cache_available.set(1)
         log.info("cache_circuit_closed")

@@ -16,8 +16,8 @@ import itertools
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import cache, lru_cache
+from typing import Any
 
 from hiredis import ReplyError
 
@@ -43,30 +43,25 @@ _KEYS_PER_SCAN = 1_000
 log = logger("stores.valkey")
 
 
-class _Script(NamedTuple):
-    """A Lua script and its SHA-1 digest. Scripts are called by digest, and loaded if the server lacks them."""
-
-    text: bytes
-    digest: str
-
-    @classmethod
-    def of(cls, text: bytes) -> _Script:
-        return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
-
-
-SET_IF_EQUAL = _Script.of(b"""
+SET_IF_EQUAL = b"""
 if redis.call('GET', KEYS[1]) == ARGV[1] then
     redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
     return 1
 end
 return 0
-""")
-DELETE_IF_EQUAL = _Script.of(b"""
+"""
+DELETE_IF_EQUAL = b"""
 if redis.call('GET', KEYS[1]) == ARGV[1] then
     return redis.call('DEL', KEYS[1])
 end
 return 0
-""")
+"""
+
+
+@cache
+def _digest(script: bytes) -> str:
+    """The name by which a server runs a Lua script that it has loaded."""
+    return hashlib.sha1(script, usedforsecurity=False).hexdigest()
 
 
 def key(epoch: Epoch, cell: Cell) -> bytes:
@@ -378,7 +373,7 @@ class ValkeyCache:
         return reply
 
     async def _run_script(
-        self, what: str, script: _Script, calls: Sequence[tuple[Cell, tuple[bytes | int, ...]]], epoch: Epoch
+        self, what: str, script: bytes, calls: Sequence[tuple[Cell, tuple[bytes | int, ...]]], epoch: Epoch
     ) -> list[Any]:
         async def run(command: bytes, text: bytes | str, at: Sequence[int], allowed: tuple[str, ...]) -> list[Any]:
             def commands(epoch: str, places: Sequence[int]) -> list[Command]:
@@ -388,9 +383,9 @@ class ValkeyCache:
             users = [calls[i][0].user_id for i in at]
             return (await self._send_each(what, Use.BACK, users, commands, epoch, allowed))[1]
 
-        replies = await run(b"EVALSHA", script.digest, range(len(calls)), (_NO_SCRIPT,))
+        replies = await run(b"EVALSHA", _digest(script), range(len(calls)), (_NO_SCRIPT,))
         lacking = [place for place, reply in enumerate(replies) if isinstance(reply, ReplyError)]
         if lacking:
-            for place, reply in zip(lacking, await run(b"EVAL", script.text, lacking, ()), strict=True):
+            for place, reply in zip(lacking, await run(b"EVAL", script, lacking, ()), strict=True):
                 replies[place] = reply
         return replies

@@ -8,19 +8,19 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from app.errors import CacheUnavailable
+from app.features.clock import SystemClock
 from app.features.ids import HASH_SLOTS
 from app.operations.doctor import Line, diagnose_clock
 from app.settings import Settings
 from app.stores.queue.client import DATABASES_SUFFIX, SHOWN_MS, health_key
-from app.stores.system_clock import SystemClock
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.cluster import ClusterNode, parse_nodes
 from app.stores.valkey.pool import AWAY, blocking_pool, is_cluster, public_reason, split_cluster_url
@@ -64,19 +64,25 @@ async def diagnose_server(
     return [Line(name, "bad", f"it cannot be diagnosed: {reason}", remedy)], None
 
 
-async def _answered(name: str, url: str, queue: str | None, now_s: Now) -> tuple[list[Line], Info]:
+@asynccontextmanager
+async def _client(url: str) -> AsyncIterator[Any]:
     client: Any = Redis(connection_pool=blocking_pool(url, TIMEOUT_S, 1, decode_responses=True))
     try:
-        info: Info = await client.info()
-        clock = await _clock(name, client, now_s)
-        refusal = await (_cache_refusal(url) if queue is None else _queue_refusal(client))
-        lines = [diagnose_release(name, info), _writes(name, info, refusal), clock]
-        if queue is None:
-            return [*lines, _cache_memory(info)], info
-        persistence = diagnose_persistence(info, await _snapshots(client))
-        return [*lines, _queue_eviction(info), persistence, await _worker(client, queue, now_s)], info
+        yield client
     finally:
         await client.aclose(close_connection_pool=True)
+
+
+async def _answered(name: str, url: str, queue: str | None, now_s: Now) -> tuple[list[Line], Info]:
+    if queue is None:
+        (release, *lines), info = await _node(name, url, now_s)
+        return [release, _writes(name, info, await _cache_refusal(url)), *lines], info
+    async with _client(url) as client:
+        info = await client.info()
+        lines = [diagnose_release(name, info), _writes(name, info, await _queue_refusal(client))]
+        lines += [await _clock(name, client, now_s), _queue_eviction(info)]
+        persistence = diagnose_persistence(info, await _snapshots(client))
+        return [*lines, persistence, await _worker(client, queue, now_s)], info
 
 
 async def _cluster(name: str, url: str, now_s: Now) -> tuple[list[Line], Info]:
@@ -128,21 +134,16 @@ def diagnose_cluster(nodes: Sequence[ClusterNode], away: Collection[str]) -> Lin
 
 
 async def _nodes(url: str) -> list[ClusterNode]:
-    client: Any = Redis(connection_pool=blocking_pool(url, TIMEOUT_S, 1, decode_responses=True))
-    client.response_callbacks.pop("CLUSTER NODES")  # redis-py keeps no config epochs
-    try:
+    async with _client(url) as client:
+        client.response_callbacks.pop("CLUSTER NODES")  # redis-py keeps no config epochs
         return parse_nodes(await client.execute_command("CLUSTER NODES"))
-    finally:
-        await client.aclose(close_connection_pool=True)
 
 
 async def _node(name: str, url: str, now_s: Now) -> tuple[list[Line], Info]:
-    client: Any = Redis(connection_pool=blocking_pool(url, TIMEOUT_S, 1, decode_responses=True))
-    try:
+    """Diagnose a cache server, or a node of a cluster."""
+    async with _client(url) as client:
         info: Info = await client.info()
         return [diagnose_release(name, info), await _clock(name, client, now_s), _cache_memory(info)], info
-    finally:
-        await client.aclose(close_connection_pool=True)
 
 
 def diagnose_release(name: str, info: Info) -> Line:

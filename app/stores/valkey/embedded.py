@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+import msgspec
+
 from app.errors import CacheUnavailable
 
 START_TIMEOUT_S = 10.0
@@ -45,25 +47,16 @@ def server_binary() -> str:
     )
 
 
-class EmbeddedServer:
-    """A server process that listens on a unix socket and, if `port` is not 0, on a loopback port."""
+class EmbeddedServer(msgspec.Struct, eq=False):
+    """A server process that listens on a unix socket and, if `port` is not 0, on a loopback port. `directory` contains
+    the server's files and log. `options` are further command-line options."""
 
-    def __init__(
-        self,
-        directory: Path,
-        socket_path: Path,
-        options: Sequence[str] = (),
-        *,
-        binary: str | None = None,
-        port: int = 0,
-    ) -> None:
-        """`directory` contains the server's files and log. `options` are further command-line options."""
-        self.directory = directory
-        self.socket_path = socket_path
-        self.port = port
-        self._options = list(options)
-        self._binary = binary
-        self._child: subprocess.Popen[bytes] | None = None
+    directory: Path
+    socket_path: Path
+    options: Sequence[str] = ()
+    binary: str | None = None
+    port: int = 0
+    _child: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -80,11 +73,11 @@ class EmbeddedServer:
         self.socket_path.unlink(missing_ok=True)
         log = self.directory / "server.log"
         command = [
-            self._binary or server_binary(),
+            self.binary or server_binary(),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--protected-mode", "yes"),
             *("--unixsocket", str(self.socket_path), "--unixsocketperm", "700"),
             *("--dir", str(self.directory), "--daemonize", "no", "--logfile", str(log)),
-            *self._options,
+            *self.options,
         ]
         # In a new session: Ctrl-C must not reach the server, because its clients stop first.
         self._child = subprocess.Popen(  # noqa: S603  # the binary found above

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from app.bootstrap import bandit
+from app.features.clock import SystemClock
 from app.settings import Settings
 from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sqlite.database import SqliteDatabase
-from app.stores.system_clock import SystemClock
 from tests.integration.cli.conftest import Run
 from tests.support.decisions import rows_of, some, write
 

@@ -109,9 +109,7 @@ def event(event_id: str, **changes: Any) -> dict[str, Any]:
 def run_of(service: OpenService, run_id: str, touched_ms: int) -> RebuildRun:
     """A queued rebuild of all users."""
     features = list(REGISTRY.names)
-    return RebuildRun(
-        run_id, scope_of(None), None, features, "queued", 0, 0, "", "ann", touched_ms, None, touched_ms, None, None
-    )
+    return RebuildRun(run_id, scope_of(None), None, features, 0, "ann", touched_ms, touched_ms)
 
 
 def failing(error: Exception) -> Callable[..., Any]:

@@ -33,14 +33,12 @@ class RecordingLog(SqliteEventLog):
         self.open = asyncio.Event()
         self.open.set()
 
-    async def append(
-        self, requests: Sequence[Sequence[Admitted]], *, consumed: bool = False
-    ) -> list[Appended | ClashingEvent]:
+    async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
         self.begun = True
         await self.open.wait()
         if self.failure is not None:
             raise self.failure
-        outcomes = await super().append(requests, consumed=consumed)
+        outcomes = await super().append(requests)
         self.commits.append([len(events) for events in requests])
         self.journal.append("commit")
         return outcomes

@@ -12,11 +12,10 @@ import pytest_asyncio
 from msgspec import UNSET, Meta, UnsetType
 
 from app.events.validation import decode_json, decode_lines
-from app.features.clock import DAY_MS
+from app.features.clock import DAY_MS, SystemClock
 from app.features.contract import Contract
 from app.features.registry import Registry
 from app.features.schema import Int
-from app.stores.system_clock import SystemClock
 from tests.integration.api.auth.test_access import TABLE
 from tests.support.clock import FakeClock
 from tests.support.entries import entry

@@ -37,13 +37,10 @@ async def _never(_: float) -> None:
 
 def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]] = no_pause) -> Inspector:
     return Inspector(
-        cache=service.cache,
         filler=Filler(service.cache, service.registry, Metrics()),
         trusted=service.inner.trust_gate.holds,
         users=service.inner.users,
         computation=service.computation,
-        registry=service.registry,
-        clock=service.clock,
         pause=pause,
     )
 

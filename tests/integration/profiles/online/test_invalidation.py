@@ -89,7 +89,7 @@ async def test_owed_row_is_committed_before_the_wait(fragile_world: ServiceGroup
         assert seconds == HOLD_BACK_S
         during.append(await owed(service))
 
-    service.invalidator._pause = wait
+    service.invalidator.pause = wait
     begin(fragile_world.server)
     assert await service.invalidator.invalidate({USER: REGISTRY.names, "bob": ["tip_volume_30d"]}) is False
     assert during == [[USER, "bob"]]
@@ -356,7 +356,7 @@ async def test_settling_ends_when_cancelled_in_its_pause(
     books = Books()
     books.failing = True
     monkeypatch.setattr(service.owed, "any_owed", books.any_owed)
-    service.invalidator._pause = forever
+    service.invalidator.pause = forever
     keeping = await group.started(service.invalidator.keep_settling())
     await eventually(paused.is_set)
     keeping.cancel()

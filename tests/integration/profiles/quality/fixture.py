@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from random import Random
 
-from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.cache_protocol import Filler
 from app.profiles.quality.measurement import QualityMeasurement
@@ -22,32 +21,18 @@ class QualityFixture:
         self.pauses: list[float] = []
         self.started: list[int] = []
         self.users = service.inner.users
-        registry, clock = service.registry, service.clock
         self.inspector = Inspector(
-            cache=service.cache,
             filler=Filler(service.cache, service.registry, Metrics()),
             trusted=service.inner.trust_gate.holds,
             users=self.users,
             computation=service.computation,
-            registry=registry,
-            clock=clock,
             pause=self._at_once,
         )
-        self.measurement = QualityMeasurement(
-            inspector=self.inspector,
-            users=self.users,
-            source=service.source,
-            registry=registry,
-            availability=FeatureAvailability(registry, clock),
-            clock=clock,
-            random=Random(seed),
-            pause=self._pause,
-        )
+        self.measurement = QualityMeasurement(inspector=self.inspector, random=Random(seed), pause=self._pause)
         self.runs = SqlQualityRepository(service.database)
         self.quality = DataQuality(
             measurement=self.measurement,
             runs=self.runs,
-            clock=clock,
             start=self._start,
         )
 

@@ -155,7 +155,7 @@ async def test_values_equal_reads_at_both_times(
     stored = [admitted(event, now_ms) for event in built(facts, now_ms)]
     await wipe(service.database)
     if stored:
-        await service.ingestor._log.append([stored])
+        await service.ingestor.log.append([stored])
     found = await fixture.measurement.measure()
     for moment_ms, side in ((now_ms, "now"), (now_ms - WEEK_MS, "before")):
         users = {fact.event.user_id for fact in stored if moment_ms - 30 * DAY_MS <= fact.occurred_at_ms <= moment_ms}

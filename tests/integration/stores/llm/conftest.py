@@ -9,8 +9,8 @@ from itertools import count
 import pytest
 import pytest_asyncio
 
+from app.features.clock import SystemClock
 from app.stores.llm import LlmClient, LlmWriter
-from app.stores.system_clock import SystemClock
 from tests.support.chat_server import ChatServer, chat_server
 
 KEY = "sk-top-secret"

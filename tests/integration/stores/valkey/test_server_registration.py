@@ -13,7 +13,7 @@ import app.bootstrap.servers
 from app.bootstrap.service import OpenService, open_service
 from app.errors import CacheRefused
 from app.settings import Settings
-from app.stores.sql.owed_invalidations import SqlOwedInvalidations
+from app.stores.sql.owed_invalidations import SqlRegistrationRepository
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.valkey.embedded import EmbeddedServer
 from app.stores.valkey.server_registration import HOLD_BACK_S, ServerRegistration
@@ -146,33 +146,35 @@ async def test_no_read_is_stale_when_processes_use_two_logical_databases(
 
 
 @pytest.fixture
-def owed(database: SqliteDatabase) -> SqlOwedInvalidations:
-    return SqlOwedInvalidations(database)
+def repository(database: SqliteDatabase) -> SqlRegistrationRepository:
+    return SqlRegistrationRepository(database)
 
 
-async def test_one_of_two_wins_when_both_register(database: SqliteDatabase, owed: SqlOwedInvalidations) -> None:
+async def test_one_of_two_wins_when_both_register(
+    database: SqliteDatabase, repository: SqlRegistrationRepository
+) -> None:
     clock = FakeClock()
-    first, second = ServerRegistration(owed.registration, clock), ServerRegistration(owed.registration, clock)
+    first, second = ServerRegistration(repository, clock), ServerRegistration(repository, clock)
     await first.register("a" * 40)
-    await owed.registration.register("b" * 40, 0)  # after generation 0, but there is a generation 1
+    await repository.register("b" * 40, 0)  # after generation 0, but there is a generation 1
     await second.register("a" * 40)
-    state = await owed.registration.query()
+    state = await repository.query()
     assert (state.server, state.generation) == ("a" * 40, 1)
     assert first.require("a" * 40) == second.require("a" * 40) == state
 
 
-async def test_unregistered_server_is_refused_and_then_registered(owed: SqlOwedInvalidations) -> None:
+async def test_unregistered_server_is_refused_and_then_registered(repository: SqlRegistrationRepository) -> None:
     clock = FakeClock()
-    registration = ServerRegistration(owed.registration, clock)
+    registration = ServerRegistration(repository, clock)
     await registration.register("a" * 40)
     with pytest.raises(CacheRefused):
         registration.require("b" * 40)
-    await eventually(lambda: owed.registration.current().server == "b" * 40)
+    await eventually(lambda: repository.current().server == "b" * 40)
     assert registration.require("b" * 40).generation == 2
     await registration.close()
 
 
-async def test_settle_waits_until_older_queries_have_expired(owed: SqlOwedInvalidations) -> None:
+async def test_settle_waits_until_older_queries_have_expired(repository: SqlRegistrationRepository) -> None:
     clock = FakeClock()
     pauses: list[float] = []
 
@@ -180,7 +182,7 @@ async def test_settle_waits_until_older_queries_have_expired(owed: SqlOwedInvali
         pauses.append(seconds)
         clock.advance(int(seconds * 1000))
 
-    registration = ServerRegistration(owed.registration, clock, pause)
+    registration = ServerRegistration(repository, clock, pause)
     await registration.register("a" * 40)
     clock.advance(30)
     await registration.settle()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from random import Random
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -45,13 +46,12 @@ class Worker(Database):
         self._database = database
         self._random = random
         self._deadly = deadly
+        self.computation = SimpleNamespace(registry=REGISTRY, clock=clock)
         self.repository = SqlRebuildRepository(self)
         self.runner = RebuildRunner(
             runs=self.repository,
             rebuilder=cast(Rebuilder, self),
             users=SqlUsers(self),
-            registry=REGISTRY,
-            clock=clock,
         )
 
     async def rebuild(self, user_ids: Sequence[str], _mask: int) -> None:

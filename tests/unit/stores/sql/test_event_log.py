@@ -180,11 +180,6 @@ async def test_consumed_events_are_not_unconsumed_again(event_log: SqlEventLog) 
     assert [item.seq for item in await event_log.unconsumed(NOW_MS + 1, 10)] == [3]
 
 
-async def test_events_stored_as_consumed_are_never_unconsumed(event_log: SqlEventLog) -> None:
-    await event_log.append([[admitted(served())]], consumed=True)
-    assert await event_log.unconsumed(NOW_MS + 1, 10) == []
-
-
 async def test_pruning_deletes_the_oldest_events_first(database: Database, event_log: SqlEventLog) -> None:
     ages = {"d": 4, "b": 2, "c": 3, "a": 1}  # days since 2026-04-20; out of order on purpose
     await append(event_log, *(feedback(event_id=name, at_ms=NOW_MS + day * DAY_MS) for name, day in ages.items()))
