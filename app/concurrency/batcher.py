@@ -103,10 +103,9 @@ class Batcher(Generic[Item, Result]):
     async def close(self, grace_s: float | None = None) -> None:
         """Wait until every submitted item is done. If that takes longer than `grace_s` seconds, cancel the running call
         and the items that wait."""
-        until = float("inf") if grace_s is None else self._loop.time() + grace_s
+        until = None if grace_s is None else self._loop.time() + grace_s
         while (working := self._working) is not None and not working.done():
-            left_s = until - self._loop.time()
-            await asyncio.wait({working}, timeout=None if grace_s is None else max(0.0, left_s))
+            await asyncio.wait({working}, timeout=until and max(0.0, until - self._loop.time()))
             if not working.done():
                 await end([working])
         while self._waiting:  # the task was cancelled

@@ -118,7 +118,8 @@ class Tracing:
 
         @wraps(call)
         async def traced(*arguments: Any, **options: Any) -> Any:
-            if not get_current_span().is_recording():  # periodic work, or a trace that is not sampled
+            # No span: periodic work. It may have ended: computed values are stored in the cache after the answer.
+            if not get_current_span().get_span_context().trace_flags.sampled:
                 return await call(*arguments, **options)
             others = [each for each in _distinct(shared_by(*arguments)) if each != TRACEPARENT.get()]
             links = [link for each in others for link in _links(get_current_span(_context(each)))]
