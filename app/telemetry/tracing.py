@@ -109,24 +109,7 @@ class Tracing:
         `shared_by` has a function by the name of a method. It is called with the positional arguments and returns the
         traceparents of the requests that share the call; the span has links to them.
         """
-        return cast(T, _Port(self, name, port, shared_by))
-
-    def call(
-        self, name: str, call: Callable[..., Awaitable[Any]], shared_by: Callable[..., Traceparents]
-    ) -> Callable[..., Awaitable[Any]]:
-        """Wrap a coroutine function: each call inside a span has a child span."""
-
-        @wraps(call)
-        async def traced(*arguments: Any, **options: Any) -> Any:
-            # No span: periodic work. It may have ended: computed values are stored in the cache after the answer.
-            if not get_current_span().get_span_context().trace_flags.sampled:
-                return await call(*arguments, **options)
-            others = [each for each in _distinct(shared_by(*arguments)) if each != TRACEPARENT.get()]
-            links = [link for each in others for link in _links(get_current_span(_context(each)))]
-            with self._span(name, SpanKind.INTERNAL, None, links):
-                return await call(*arguments, **options)
-
-        return traced
+        return cast(T, _Port(self._span, name, port, shared_by))
 
     @contextmanager
     def _span(self, name: str, kind: SpanKind, parent: Context | None, links: Sequence[Link] = ()) -> Iterator[Span]:
@@ -148,29 +131,37 @@ class Tracing:
 
 class _Port:
     def __init__(
-        self, tracing: Tracing, name: str, port: object, shared_by: Mapping[str, Callable[..., Traceparents]]
+        self, span: Any, name: str, port: object, shared_by: Mapping[str, Callable[..., Traceparents]]
     ) -> None:
-        self._tracing = tracing
+        self._span = span
         self._name = name
         self._port = port
         self._shared_by = shared_by
 
     def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._port, name)
-        if inspect.iscoroutinefunction(attribute):
-            shared_by = self._shared_by.get(name, _nobody)
-            attribute = self._tracing.call(f"{self._name}.{name}", attribute, shared_by)
-            setattr(self, name, attribute)
-        return attribute
+        call = getattr(self._port, name)
+        if not inspect.iscoroutinefunction(call):
+            return call
+        span_name, shared_by = f"{self._name}.{name}", self._shared_by.get(name)
+
+        @wraps(call)
+        async def traced(*arguments: Any, **options: Any) -> Any:
+            # No span: periodic work. It may have ended: computed values are stored in the cache after the answer.
+            if not get_current_span().get_span_context().trace_flags.sampled:
+                return await call(*arguments, **options)
+            sharing = _distinct(shared_by(*arguments)) if shared_by is not None else []
+            others = [get_current_span(_context(each)) for each in sharing if each != TRACEPARENT.get()]
+            links = [link for other in others for link in _links(other)]
+            with self._span(span_name, SpanKind.INTERNAL, None, links):
+                return await call(*arguments, **options)
+
+        setattr(self, name, traced)
+        return traced
 
 
 def _context(traceparent: object) -> Context:
     """The context of a remote span; an empty one if `traceparent` is invalid or None."""
     return _trace_context.extract({"traceparent": traceparent} if isinstance(traceparent, str) else {})
-
-
-def _nobody(*_: object) -> Traceparents:
-    return ()
 
 
 def _links(span: Span) -> list[Link]:
