@@ -114,6 +114,8 @@ def create_app(
             lifetime_hours=settings.session_hours,
             instance=opened.database.id[:8],
         )
+        if opened.tracing is not None:
+            application.asgi_handler = opened.tracing.middleware(untraced)
         fast_path.open(opened.reader, opened.registry, authenticator, metrics)
         if limit is not None:
             limit.open(authenticator, opened.clock.monotonic)
@@ -145,7 +147,7 @@ def create_app(
     limit = (
         RateLimit(fast_path, edge, settings.rate_limit, settings.rate_burst, metrics) if settings.rate_limit else None
     )
-    application.asgi_handler = behind_proxy(
+    untraced = application.asgi_handler = behind_proxy(
         limit or fast_path,
         root_path=settings.root_path,
         trusted=settings.trusted_proxies,

@@ -17,6 +17,7 @@ from app.bandit.rollout.stages import serves_challenger
 from app.bandit.rollout.status import StateGrowth
 from app.bandit.rollout.verdict import Limits
 from app.bandit.scoring import Scorer
+from app.bootstrap.servers import Wrap, untraced
 from app.features.clock import Clock
 from app.operations.audit import AuditedAction, audited
 from app.service import Bandit
@@ -37,6 +38,7 @@ def bandit(
     clock: Clock,
     metrics: Metrics,
     *,
+    traced: Wrap = untraced,
     new_id: Callable[[], str] | None = None,
 ) -> Bandit:
     """Build the bandit. `new_id` replaces the generator of decision ids."""
@@ -46,9 +48,10 @@ def bandit(
         return f"{clock.now_ms():012x}{secrets.token_hex(10)}"
 
     policies = Policies.of(shadow=settings.shadow)
-    decisions = SqlDecisions(database, policies)
+    decisions = traced("decisions", SqlDecisions(database, policies))
     states = SqlStates(database, policies.longest)
-    learner = DecisionLearner(SqlLearning(database, policies, _rules(settings)), clock, metrics)
+    learning = traced("learning", SqlLearning(database, policies, _rules(settings)))
+    learner = DecisionLearner(learning, clock, metrics)
     return Bandit(
         policies=policies,
         scorer=Scorer(

@@ -1,9 +1,10 @@
-"""Opens the servers that the settings name: the cache and the queue."""
+"""Opens the servers that the settings name: the cache, the queue and the collector of traces."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from app.errors import SettingsError
 from app.features.clock import Clock
@@ -15,6 +16,44 @@ from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.null_cache import NullCache
 from app.stores.valkey.server_registration import ServerRegistration
 from app.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from app.telemetry.tracing import Tracing
+
+# The processes that have traces, by the door through which events come. A command ends soon.
+ROLES = {"http": "api", "queue": "worker"}
+Port = TypeVar("Port")
+
+
+class Wrap(Protocol):
+    """Wraps a port, given its name, so that its calls have spans; or returns it as it is."""
+
+    def __call__(
+        self, name: str, port: Port, shared_by: Mapping[str, Callable[..., Iterable[str | None]]] = ..., /
+    ) -> Port: ...
+
+
+def untraced(_: str, port: Port, *__: object) -> Port:
+    return port
+
+
+@asynccontextmanager
+async def open_tracing(settings: Settings, door: str) -> AsyncIterator[Tracing | None]:
+    """Begin to send traces, or yield None if the settings name no collector. Raises `SettingsError` if the packages of
+    OpenTelemetry are not installed."""
+    if settings.traces_url is None or door not in ROLES:
+        yield None
+        return
+    try:
+        from app.telemetry.tracing import Tracing  # noqa: PLC0415  # optional, and not imported unless it is on
+    except ModuleNotFoundError as error:
+        hint = "needs OpenTelemetry, which is not installed; run `pip install 'profiles[otel]'`"
+        raise SettingsError("PROFILES_TRACES_URL", hint) from error
+    tracing = Tracing(settings.traces_url, ROLES[door])
+    try:
+        yield tracing
+    finally:
+        await tracing.close()
 
 
 @asynccontextmanager

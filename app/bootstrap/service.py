@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from random import Random
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
@@ -16,13 +16,13 @@ from app.bootstrap.bandit import bandit as build_bandit
 from app.bootstrap.contract import load_contract
 from app.bootstrap.engines import open_engine
 from app.bootstrap.health import HealthChecks
-from app.bootstrap.servers import open_cache, open_queue
+from app.bootstrap.servers import Wrap, open_cache, open_queue, open_tracing, untraced
 from app.concurrency.tasks import running
 from app.errors import RegistryError
 from app.events.consume import Consumer
 from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
-from app.events.ports import Learner
+from app.events.ports import Admitted, Learner
 from app.events.queue_door import QueueDoor
 from app.events.replay import Replayer
 from app.events.retention import Kept, Retention
@@ -68,6 +68,9 @@ from app.stores.sql.users import SqlUsers
 from app.stores.valkey.slot_owners import replaced_slots
 from app.telemetry import Metrics, logger
 
+if TYPE_CHECKING:
+    from app.telemetry.tracing import Tracing
+
 # The doors (entry points) of processes that serve a registry until they are stopped. A command ends soon, so it does
 # not announce that it serves one.
 SERVING = ("http", "queue")
@@ -89,6 +92,7 @@ class OpenService(Service, frozen=True, kw_only=True):
     audit_trail: SqlAuditTrail
     trust_gate: TrustGate
     local_cache: LocalCache | None
+    tracing: Tracing | None
 
 
 class Edges(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,14 +142,16 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
     clock = edges.clock
 
     async with AsyncExitStack() as stack:
+        tracing = await stack.enter_async_context(open_tracing(settings, door))
+        traced: Wrap = tracing.port if tracing is not None else untraced
         # 1. The database.
         engine = await stack.enter_async_context(open_engine(settings))
-        database, event_log = engine.database, engine.event_log
+        database, event_log = engine.database, traced("event_log", engine.event_log, {"append": _traceparents})
         await engine.check_features(registry)
         await database.state.query()  # which features are disabled
         owed, users = SqlOwedInvalidations(database), SqlUsers(database)
         logged_profiles, cutoffs = SqlLoggedProfiles(database), SqlCutoffs(database)
-        dead_letters, rebuild_runs = SqlDeadLetters(database), SqlRebuildRepository(database)
+        dead_letters, rebuild_runs = traced("dead_letters", SqlDeadLetters(database)), SqlRebuildRepository(database)
         registries = SqlRegistries(database, database.state.query)
         availability = FeatureAvailability(registry, clock, lambda: database.state.last.disabled)
         sql_source = engine.source(registry, settings.readers)
@@ -158,21 +164,23 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
         # 2. The servers.
         queue = await stack.enter_async_context(open_queue(settings, metrics))
-        cache = await stack.enter_async_context(edges.open_cache(settings, database, clock, metrics))
+        opened = await stack.enter_async_context(edges.open_cache(settings, database, clock, metrics))
+        cache = traced("cache", opened)
 
         # 3. Reads.
-        source = edges.wrap_source(sql_source)
+        source = traced("source", edges.wrap_source(sql_source))
         invalidator = Invalidator(cache=cache, owed=owed, clock=clock, metrics=metrics, pause=edges.pause)
-        trust_gate = TrustGate(database.state, clock, invalidator.wake, replaced_slots)
+        trust_gate = TrustGate(traced("state", database.state), clock, invalidator.wake, replaced_slots)
         computation = Computation(source, registry, clock, metrics, settings.readers, edges.random, availability)
         filler = Filler(cache, registry, metrics)
         local_cache = None
         if door == "http" and settings.near_users and engine.change_feed is not None:
             local_cache = edges.local_cache(engine.change_feed(), registry, clock, settings.near_users)
-        reader = ProfileReader(
+        profile_reader = ProfileReader(
             cache=cache, gate=trust_gate, computation=computation, filler=filler, local_cache=local_cache
         )
-        stack.push_async_callback(reader.close)
+        stack.push_async_callback(profile_reader.close)
+        reader = traced("reader", profile_reader)
         inspector = Inspector(filler=filler, trusted=trust_gate.holds, users=users, computation=computation)
         rebuilder = Rebuilder(computation=computation, filler=filler, invalidate=invalidator.invalidate)
         clear_caches = partial(clear_local_caches, database)
@@ -182,9 +190,9 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             await clear_caches()
 
         # 4. Decisions and events.
-        bandit = build_bandit(settings, database, reader.read_recorded, clock, metrics)
+        bandit = build_bandit(settings, database, reader.read_recorded, clock, metrics, traced=traced)
         stack.push_async_callback(bandit.scorer.close)
-        ingestor = Ingestor(
+        event_ingestor = Ingestor(
             log=event_log,
             invalidator=invalidator,
             # A worker consumes the events of its own jobs, so it publishes nothing.
@@ -194,7 +202,8 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             metrics=metrics,
             door=door,
         )
-        stack.push_async_callback(ingestor.close)
+        stack.push_async_callback(event_ingestor.close)
+        ingestor = traced("ingestor", event_ingestor)
         consumer = Consumer(
             log=event_log,
             letters=dead_letters,
@@ -202,6 +211,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             learners=[bandit.learner, *learners],
             clock=clock,
             metrics=metrics,
+            tracing=tracing.consuming if tracing is not None else nullcontext,
         )
 
         # 5. Admins' and workers' tasks.
@@ -238,6 +248,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             reader=reader,
             trust_gate=trust_gate,
             local_cache=local_cache,
+            tracing=tracing,
             computation=computation,
             invalidator=invalidator,
             rebuilder=rebuilder,
@@ -283,6 +294,10 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             refresh_gauges=health.refresh_gauges,
             unknown_decisions=lambda: unknown_decisions(database, clock.now_ms()),
         )
+
+
+def _traceparents(requests: Sequence[Sequence[Admitted]]) -> list[str | None]:
+    return [item.traceparent for events in requests for item in events]
 
 
 async def _no_job(_: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context, copy_context
 from typing import Generic, NamedTuple, TypeVar
 
 from app.concurrency.load_estimate import LoadEstimate
@@ -39,6 +40,7 @@ class _Entry(NamedTuple, Generic[Item, Result]):
     item: Item
     size: int
     done: asyncio.Future[Result]
+    context: Context
 
 
 class Batcher(Generic[Item, Result]):
@@ -53,6 +55,7 @@ class Batcher(Generic[Item, Result]):
       5. Cancellation: cancelling the future of an item stops neither the work on that item nor on any other item.
       6. Bounded memory: the sum of the sizes of all waiting items is at most `most`.
       7. After `close`, every future is done.
+      8. Context: `work` runs with the context variables of the group's first item.
     """
 
     def __init__(
@@ -91,29 +94,34 @@ class Batcher(Generic[Item, Result]):
         if self._load.full or self._load.waiting + size > self._bounds.most:
             raise Overloaded(self._bounds.kind)
         done: asyncio.Future[Result] = self._loop.create_future()
-        self._waiting.append(_Entry(item, size, done))
+        self._waiting.append(_Entry(item, size, done, copy_context()))
         self._load.waiting += size
         if self._working is None or self._working.done():
-            self._working = self._loop.create_task(self._work_off())
+            self._begin()
         return done
 
     async def close(self, grace_s: float | None = None) -> None:
         """Wait until every submitted item is done. If that takes longer than `grace_s` seconds, cancel the running call
         and the items that wait."""
+        until = None if grace_s is None else self._loop.time() + grace_s
         while (working := self._working) is not None and not working.done():
-            await asyncio.wait({working}, timeout=grace_s)
+            await asyncio.wait({working}, timeout=until and max(0.0, until - self._loop.time()))
             if not working.done():
                 await end([working])
         while self._waiting:  # the task was cancelled
             self._waiting.popleft().done.cancel()
         self._load.waiting = 0
 
+    def _begin(self) -> None:
+        self._working = self._loop.create_task(self._work_off(), context=self._waiting[0].context)
+
     async def _work_off(self) -> None:
-        while self._waiting:
-            early_s = self._next_at - self._monotonic()
-            if early_s > 0 and self._load.waiting < self._bounds.at_once:
-                await self._pause(early_s)
-            await self._work_on(self._take())
+        early_s = self._next_at - self._monotonic()
+        if early_s > 0 and self._load.waiting < self._bounds.at_once:
+            await self._pause(early_s)
+        await self._work_on(self._take())
+        if self._waiting:
+            self._begin()
 
     def _take(self) -> list[_Entry[Item, Result]]:
         group: list[_Entry[Item, Result]] = []

@@ -21,7 +21,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import msgspec
 
@@ -46,6 +46,7 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
     learners: Sequence[Learner]
     clock: Clock
     metrics: Metrics
+    tracing: Callable[[list[str | None]], AbstractContextManager[object]] = nullcontext
     _in_hand: set[int] = msgspec.field(default_factory=set)
 
     async def consume(self, seqs: Sequence[int]) -> int:
@@ -59,8 +60,9 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
         """
         with self._taken(seqs) as mine:
             events = await self.log.logged(mine)
-            await self.invalidator.drop_older(await self._newest_per_cell(events))
-            return await self._learn(events)
+            with self.tracing([item.traceparent for item in events]):
+                await self.invalidator.drop_older(await self._newest_per_cell(events))
+                return await self._learn(events)
 
     async def sweep(self) -> int:
         """Consume events that have been unconsumed for `SWEEP_AGE_MS`; return how many were consumed. The process that
@@ -85,9 +87,10 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
             # Hence the second query, now that nothing else in this process can consume it.
             if not (events := await self.log.logged(mine)):
                 return 0
-            stale = {user: cells.keys() for user, cells in (await self._newest_per_cell(events)).items()}
-            await self.invalidator.invalidate(stale)
-            return await self._learn(events)
+            with self.tracing([item.traceparent for item in events]):
+                stale = {user: cells.keys() for user, cells in (await self._newest_per_cell(events)).items()}
+                await self.invalidator.invalidate(stale)
+                return await self._learn(events)
 
     @contextmanager
     def _taken(self, seqs: Sequence[int]) -> Iterator[list[int]]:

@@ -19,6 +19,7 @@ class Admitted(NamedTuple):
     service's clock, the time of arrival. In the second case `claimed_at_ms` is the claimed time, otherwise None.
     `sent_by` names the API key or the entry point, such as the queue. A `historical` event counts as known from its
     event time on, although it arrived later. `digest` is a hash of the event, which tells a duplicate from a conflict.
+    `traceparent` is the position of its request or job in a trace, if traces are on.
     """
 
     event: TipEvent
@@ -29,6 +30,7 @@ class Admitted(NamedTuple):
     received_at_ms: int
     sent_by: str
     historical: bool = False
+    traceparent: str | None = None
 
 
 class Appended(NamedTuple):

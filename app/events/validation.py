@@ -19,6 +19,7 @@ from app.events.strict_json import UNDECODABLE, convert, decode, undecodable
 from app.features.clock import DAY_MS, rfc3339, to_ms
 from app.features.events import KNOWN_SUBJECTS, MAX_DWELL_MS, Action, TipEvent
 from app.features.ids import MAX_ID_LENGTH, id_problem
+from app.telemetry import TRACEPARENT
 
 MAX_EVENTS = 1_000
 FUTURE_TOLERANCE_MS = 5 * 60_000
@@ -216,6 +217,7 @@ class Admission(msgspec.Struct, frozen=True):
         """
         oldest_ms = now_ms - self.retention_days * DAY_MS
         admitted: list[Admitted] = []
+        traceparent = TRACEPARENT.get()
         issues: list[Issue] = []
         for index, event in enumerate(events):
             path = path_to(events, index, "occurred_at")
@@ -241,6 +243,7 @@ class Admission(msgspec.Struct, frozen=True):
                         received_at_ms=now_ms,
                         sent_by=sent_by,
                         historical=historical,
+                        traceparent=traceparent,
                     )
                 )
         if issues:

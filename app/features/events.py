@@ -90,12 +90,13 @@ TipEvent = TipServed | TipFeedback
 
 class LoggedEvent(NamedTuple):
     """A stored event, with its sequence number `seq` in the event log. `attempts` counts how often consuming the event
-    failed when it was consumed by itself and not in a batch."""
+    failed when it was consumed by itself and not in a batch. `traceparent`: see `app.events.ports.Admitted`."""
 
     seq: int
     event: TipEvent
     received_at_ms: int
     attempts: int
+    traceparent: str | None = None
 
 
 def subject_of(event: TipEvent) -> str:

@@ -124,6 +124,12 @@ class Settings:
     log_level: str = _setting(
         "info", parsers.choice("debug", "info", "warning", "error"), "debug, info, warning or error."
     )
+    traces_url: str | None = _setting(
+        None,
+        parsers.optional(parsers.traces_url),
+        "Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://host:4318. Empty: no traces.",
+        secret=True,
+    )
     cache_timeout_ms: int = _setting(
         100, parsers.whole(5, 60_000), "Milliseconds before a cache command fails and a read goes on without the cache."
     )

@@ -175,14 +175,23 @@ def _check_options(parts: SplitResult, allowed: tuple[str, ...]) -> None:
 
 def model_url(value: str) -> str:
     """The base URL of a chat-completions endpoint. A trailing `/chat/completions` is removed."""
-    parts = _split_url(value, "https://host/v1")
+    return _base_url(value, "https://host/v1", "the key in PROFILES_MODEL_KEY").removesuffix("/chat/completions")
+
+
+def traces_url(value: str) -> str:
+    """The base URL of an OTLP/HTTP collector. A trailing `/v1/traces` is removed."""
+    return _base_url(value, "http://host:4318", "OTEL_EXPORTER_OTLP_HEADERS").removesuffix("/v1/traces")
+
+
+def _base_url(value: str, example: str, secret: str) -> str:
+    parts = _split_url(value, example)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must start with http:// or https:// and name a host, such as https://host/v1")
+        raise ValueError(f"must start with http:// or https:// and name a host, such as {example}")
     if "@" in parts.netloc:
-        raise ValueError("must not contain a user or a password; set the key in PROFILES_MODEL_KEY")
+        raise ValueError(f"must not contain a user or a password; set {secret}")
     if "?" in value or "#" in value or not re.fullmatch(r"[\x21-\x7e]+", value):
-        raise ValueError("must be ASCII without a query or a fragment, such as https://host/v1")
-    return value.rstrip("/").removesuffix("/chat/completions")
+        raise ValueError(f"must be ASCII without a query or a fragment, such as {example}")
+    return value.rstrip("/")
 
 
 def root_path(value: str) -> str:

@@ -1,8 +1,8 @@
-"""Telemetry: Prometheus metrics and structured logs."""
+"""Telemetry: Prometheus metrics, structured logs, and traces if they are switched on."""
 
 from __future__ import annotations
 
-from app.telemetry.logs import REQUEST_ID, configure_logging, logger, warn
+from app.telemetry.logs import REQUEST_ID, TRACEPARENT, configure_logging, logger, warn
 from app.telemetry.metrics import FAST, Metrics, serve_metrics
 
-__all__ = ["FAST", "REQUEST_ID", "Metrics", "configure_logging", "logger", "serve_metrics", "warn"]
+__all__ = ["FAST", "REQUEST_ID", "TRACEPARENT", "Metrics", "configure_logging", "logger", "serve_metrics", "warn"]

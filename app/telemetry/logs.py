@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, MutableMapping
+from contextvars import ContextVar
 from typing import Any, Literal, TextIO
 
 import msgspec
@@ -20,6 +21,9 @@ from app.errors import StoreFull
 from app.telemetry.structlog_without_rich import structlog
 
 REQUEST_ID = "request_id"
+# The position in a trace (https://www.w3.org/TR/trace-context/): that of the request or job that runs, if
+# `app.telemetry.tracing` is on.
+TRACEPARENT: ContextVar[str | None] = ContextVar("traceparent", default=None)
 SENSITIVE_FIELDS = frozenset(
     {"api_key", "x-api-key", "authorization", "password", "cache_url", "queue_url", "model_key"}
 )
@@ -96,6 +100,12 @@ def _printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappi
     return event
 
 
+def _with_trace_id(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if (traceparent := TRACEPARENT.get()) is not None:
+        event["trace_id"] = traceparent.split("-")[1]
+    return event
+
+
 def _shown(character: str) -> str:
     plain = character.isprintable() or character == "\t"
     return character if plain else character.encode("unicode_escape").decode()
@@ -103,6 +113,7 @@ def _shown(character: str) -> str:
 
 _CONTEXT: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
+    _with_trace_id,
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]

@@ -11,6 +11,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from random import Random
@@ -210,6 +211,9 @@ async def work(
             periodic.append(repeat("audit", profiles.round, ROUND_S))
             periodic.append(repeat("decision audit", decisions.round, ROUND_S))
         await stack.enter_async_context(running(*periodic))
+        functions = FUNCTIONS
+        if (tracing := service.tracing) is not None:
+            functions = [replace(each, coroutine=tracing.job(each.name, each.coroutine)) for each in FUNCTIONS]
         ctx = context(service, pace)
         stack.push_async_callback(ctx["handover"].close, STOP_GRACE_S)
         log.info("worker_started", database=str(settings.database))
@@ -218,7 +222,7 @@ async def work(
             settings.queue_url,
             settings.queue_name,
             stop,
-            functions=FUNCTIONS,
+            functions=functions,
             crons=crons(pace, settings.queue_name),
             pace=pace,
             context=cast(dict[str, Any], ctx),

@@ -66,7 +66,7 @@ def job(
 
     def decorate(work: Callable[..., Awaitable[None]]) -> Callable[..., Coroutine[Any, Any, None]]:
         @wraps(work)
-        async def run(ctx: JobContext, *arguments: object) -> None:
+        async def run(ctx: JobContext, *arguments: object, traceparent: object = None) -> None:  # for `Tracing.job`
             tries, job_id = int(ctx.get("job_try") or 1), str(ctx.get("job_id"))
             count, failures = ctx["service"].metrics.jobs.labels, ctx["failures"]
             try:

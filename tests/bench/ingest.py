@@ -100,8 +100,8 @@ def _batch(numbers: Iterator[int], now_ms: int) -> list[TipEvent]:
 
 
 def _row(seq: int, item: Admitted) -> tuple[tuple[object, ...], ...]:
-    event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by, _ = item
+    event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by, _, traceparent = item
     log = (seq, event.event_id, "signals.tip.served", event.user_id, digest, occurred_at_ms, claimed_at_ms,
            received_at_ms, sent_by)  # fmt: skip
     fact = (seq, event.user_id, event.tip_id, occurred_at_ms, offset_min, received_at_ms, event.decision_id)
-    return log, fact, (seq, event.user_id, received_at_ms)
+    return log, fact, (seq, event.user_id, received_at_ms, traceparent)

@@ -15,12 +15,13 @@ import pytest
 from litestar import Litestar
 
 from app.asgi import COLLECT_AFTER, create_app, serve
+from app.bootstrap.service import open_service
 from app.errors import ProfilesError, SchemaMismatch, SettingsError, StoreUnavailable
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import payload, served
 from tests.support.live import NO_TLS, new_user
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, environment_of
 from tests.support.registry import FEATURES
 
 
@@ -73,6 +74,39 @@ async def test_application_does_not_start_when_the_database_is_missing(tmp_path:
     assert caught.group_contains(
         StoreUnavailable, match=r"there is no database at .*missing\.db; run `profiles migrate`"
     )
+
+
+LOADED = """
+import asyncio, sys
+import httpx
+from app.asgi import create_app
+from app.worker import work
+async def main():
+    application = create_app()
+    async with application.lifespan(), httpx.AsyncClient(
+        transport=httpx.ASGITransport(application), base_url="http://localhost"
+    ) as client:
+        assert (await client.get("/profiles/ann")).status_code == 200
+asyncio.run(main())
+# Litestar loads the names of attributes, if they are installed.
+print([name for name in sys.modules if name.startswith("opentelemetry.") and "semconv" not in name])
+"""
+
+
+def test_nothing_of_opentelemetry_is_loaded_when_traces_are_off(database_path: Path) -> None:
+    program = [sys.executable, "-c", LOADED]
+    environment = environment_of(database=database_path)
+    assert subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+async def test_start_is_refused_when_opentelemetry_is_missing(
+    database_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "app.telemetry.tracing", None)  # as if its imports failed
+    settings = Settings(features=FEATURES, database=database_path, traces_url="http://127.0.0.1:4318")
+    with pytest.raises(SettingsError, match=r"PROFILES_TRACES_URL.*pip install 'profiles\[otel\]'"):
+        async with open_service(settings, door="http"):
+            pass
 
 
 async def _refused(settings: Settings, error: type[ProfilesError], text: str) -> None:

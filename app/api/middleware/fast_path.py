@@ -112,6 +112,7 @@ class FastPath:
             return False
         if body is None or request_id is None:
             return False
+        scope["path_template"] = route[1]
         await self._send(send, body, request_id, route, started)
         return True
 

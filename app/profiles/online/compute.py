@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextvars import copy_context
 from functools import lru_cache, partial
 from itertools import islice
 from random import Random
@@ -56,6 +57,7 @@ class _Statement:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.wanted: dict[str, int] = {}
+        self.context = copy_context()  # of the request that began it
         self.done: asyncio.Future[dict[str, Profile]] = loop.create_future()
 
     def add(self, wanted: Mapping[str, int]) -> int:
@@ -191,8 +193,8 @@ class Computation:
         """Start statements while read connections are free. A statement begins in the next tick of the event loop, and
         the requests that arrive before that tick join the statement."""
         while len(self._waiting) > self._beginning and len(self._running) < self._width:
+            task = self._loop.create_task(self._run(), context=self._waiting[self._beginning].context)
             self._beginning += 1
-            task = self._loop.create_task(self._run())
             self._running.add(task)
             task.add_done_callback(self._finished)
 

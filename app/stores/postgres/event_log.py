@@ -32,7 +32,7 @@ WITH event AS MATERIALIZED (
     SELECT * FROM json_to_recordset(CAST(:events AS json)) AS event (
         seq bigint, event_id text, subject text, user_id text, digest text, occurred_at_ms bigint, claimed_at_ms bigint,
         received_at_ms bigint, sent_by text, tip_id text, utc_offset_min bigint, decision_id text, action text,
-        dwell_ms bigint
+        dwell_ms bigint, traceparent text
     )
 ), logged AS (
     INSERT INTO event_log
@@ -41,7 +41,8 @@ WITH event AS MATERIALIZED (
            sent_by
     FROM event
 ), waiting AS (
-    INSERT INTO outbox (seq, user_id, received_at_ms) SELECT seq, user_id, received_at_ms FROM event
+    INSERT INTO outbox (seq, user_id, received_at_ms, traceparent)
+    SELECT seq, user_id, received_at_ms, traceparent FROM event
 ), viewed AS (
     INSERT INTO tip_views (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id)
     SELECT seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id FROM event
@@ -131,6 +132,8 @@ def _row(seq: int, item: Admitted) -> dict[str, object]:
         "utc_offset_min": item.utc_offset_min,
         "decision_id": event.decision_id,
     }
+    if item.traceparent is not None:
+        row["traceparent"] = item.traceparent
     if isinstance(event, TipFeedback):
         row |= {"action": event.action, "dwell_ms": event.dwell_ms}
     return row

@@ -27,7 +27,7 @@ from app.stores.queue.jobs import (
     without_user,
 )
 from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
-from app.telemetry import Metrics, logger
+from app.telemetry import TRACEPARENT, Metrics, logger
 
 if TYPE_CHECKING:
     from arq.connections import ArqRedis
@@ -161,7 +161,7 @@ class Queue:
 
     async def _start(self, job: str, run_id: str | int, job_id: str) -> None:
         try:
-            await self._redis.enqueue_job(job, run_id, _job_id=job_id)
+            await self._redis.enqueue_job(job, run_id, _job_id=job_id, **_trace_context())
         except AWAY as error:
             self._metrics.publish_failures.inc()
             log.warning("publish_failed", job=job, error=str(error))
@@ -172,11 +172,16 @@ class Queue:
 
     async def _enqueue(self, parts: Sequence[Sequence[int]]) -> list[None]:
         try:
-            await self._redis.enqueue_job(CONSUME, [seq for part in parts for seq in part])
+            await self._redis.enqueue_job(CONSUME, [seq for part in parts for seq in part], **_trace_context())
         except AWAY as error:
             self._metrics.publish_failures.inc()
             log.warning("publish_failed", job=CONSUME, error=str(error))
         return [None] * len(parts)
+
+
+def _trace_context() -> dict[str, Any]:
+    """The keyword argument of a job that continues the current trace, if any."""
+    return {} if (traceparent := TRACEPARENT.get()) is None else {"traceparent": traceparent}
 
 
 @contextmanager

@@ -81,8 +81,8 @@ def deserialize(raw: bytes) -> dict[str, Any]:
         return burial(found, f"not a job: {error}")
     if job.f not in JOBS and not job.f.startswith((PRUNE + ":", HOURLY_QUALITY + ":")):
         return burial(found, f"unknown job {job.f!r}; publish events as {TIP_EVENTS}")
-    if job.f == TIP_EVENTS and (len(job.a) != 1 or job.k):
-        return burial(found, f"{TIP_EVENTS} takes one argument, a list of events")
+    if job.f == TIP_EVENTS and (len(job.a) != 1 or job.k.keys() - {"traceparent"}):
+        return burial(found, f"{TIP_EVENTS} takes one argument, a list of events, and the keyword traceparent")
     tries = min(max(job.t or 1, 1), MOST_TRIES)
     enqueued_at_ms = job.et if 0 <= job.et < YEAR_3000_MS else 0
     return {"t": tries, "f": job.f, "a": job.a, "k": job.k, "et": enqueued_at_ms}

@@ -29,7 +29,7 @@ EVENT_COLUMNS = """log.seq, log.event_id, log.subject, log.user_id, COALESCE(log
 EVENT_JOINS = """LEFT JOIN tip_views AS view ON view.user_id = log.user_id AND view.seq = log.seq
 LEFT JOIN tip_feedback AS feedback ON feedback.user_id = log.user_id AND feedback.seq = log.seq"""
 LOGGED = f"""
-SELECT {EVENT_COLUMNS}, outbox.attempts
+SELECT {EVENT_COLUMNS}, outbox.attempts, outbox.traceparent
 FROM outbox
 JOIN event_log AS log ON log.user_id = outbox.user_id AND log.seq = outbox.seq
 {EVENT_JOINS}
@@ -178,12 +178,12 @@ def logged_events(connection: Connection, statement: str, parameters: tuple[obje
 
 
 def logged_event(row: Sequence[Any]) -> LoggedEvent:
-    """Decode an event from a row of `EVENT_COLUMNS` and the number of attempts."""
-    return LoggedEvent(row[0], _event(row), row[5], row[11])
+    """Decode an event from a row of `EVENT_COLUMNS`, the number of attempts and, if selected, the traceparent."""
+    return LoggedEvent(row[0], _event(row[:11]), row[5], *row[11:])
 
 
 def _event(row: Sequence[object]) -> TipEvent:
-    _, event_id, subject, user_id, claimed_at_ms, _, tip_id, offset_min, decision_id, action, dwell_ms, _ = row
+    _, event_id, subject, user_id, claimed_at_ms, _, tip_id, offset_min, decision_id, action, dwell_ms = row
     zone = timezone(timedelta(minutes=_whole(offset_min)))
     common = {
         "event_id": event_id,

@@ -22,7 +22,7 @@ INSERT INTO event_log
     (seq, event_id, subject, user_id, digest, occurred_at_ms, claimed_at_ms, received_at_ms, sent_by)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-INSERT_OUTBOX = "INSERT INTO outbox (seq, user_id, received_at_ms) VALUES (?, ?, ?)"
+INSERT_OUTBOX = "INSERT INTO outbox (seq, user_id, received_at_ms, traceparent) VALUES (?, ?, ?, ?)"
 INSERT_VIEW = """
 INSERT INTO tip_views (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id)
 VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -81,11 +81,11 @@ def _insert(connection: sqlite3.Connection, fresh: Sequence[tuple[int, Admitted]
     views: list[tuple[object, ...]] = []
     feedback: list[tuple[object, ...]] = []
     for seq, item in fresh:
-        event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by, _ = item
+        event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by, _, traceparent = item
         subject = subject_of(event)
         times = (occurred_at_ms, claimed_at_ms, received_at_ms)
         log_rows.append((seq, event.event_id, subject, event.user_id, digest, *times, sent_by))
-        waiting.append((seq, event.user_id, received_at_ms))
+        waiting.append((seq, event.user_id, received_at_ms, traceparent))
         fact = (seq, event.user_id, event.tip_id, occurred_at_ms, offset_min, received_at_ms, event.decision_id)
         if isinstance(event, TipFeedback):
             feedback.append((*fact, event.action, event.dwell_ms))

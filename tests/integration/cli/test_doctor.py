@@ -161,7 +161,7 @@ EVENT = (
     "INSERT INTO event_log (event_id, subject, user_id, digest, occurred_at_ms, received_at_ms) "
     "VALUES ('e', 'signals.tip.served', 'u', x'00', {}, {})"
 )
-WAITING = f"INSERT INTO outbox VALUES (1, 'u', {OLD_MS}, 0)"
+WAITING = f"INSERT INTO outbox (seq, user_id, received_at_ms) VALUES (1, 'u', {OLD_MS})"
 LETTER = (
     "INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms) "
     "VALUES ('queue', '{}', 'e', '', 1, 0, 0)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import pytest
 
@@ -44,6 +45,21 @@ async def test_items_are_processed_in_groups_in_order(work: Work) -> None:
     work.open.set()
     assert await asyncio.gather(*done) == [0, 2, 4, 6, 8, 10]
     assert work.groups == [[0, 1, 2], [3, 4, 5]]
+
+
+async def test_group_runs_in_the_context_of_its_first_item() -> None:
+    request, seen = ContextVar("request", default=""), list[str]()
+
+    async def work(items: Sequence[str]) -> Sequence[str]:
+        seen.append(request.get())
+        return items
+
+    batcher = Batcher(work, FakeClock().monotonic, BOUNDS._replace(at_once=2))
+    for name in ("a", "b", "c", "d", "e"):
+        request.set(name)
+        batcher.submit(name)
+    await batcher.close()
+    assert seen == ["a", "c", "e"]
 
 
 async def test_item_is_refused_when_too_many_wait(work: Work) -> None:

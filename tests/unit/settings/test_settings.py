@@ -81,6 +81,7 @@ GOOD: dict[str, dict[str, object]] = {
     "EMBEDDED_CACHE_MB": {"1": 1},
     "ROLLOUT_MARGIN": {"0": 0.0, ".005": 0.005},
     "ROLLOUT_GUARDRAILS": {"": RolloutRails(), "no_profile=1, p99_ms=250": RolloutRails(p99_ms=250, no_profile=1)},
+    "TRACES_URL": {"": None, "http://jaeger:4318/": "http://jaeger:4318", "https://t/a/v1/traces": "https://t/a"},
     "MODEL_URL": {
         "": None,
         "https://models.example/v1/": "https://models.example/v1",
@@ -179,6 +180,8 @@ BAD: dict[tuple[str, str], list[str]] = {
     ("METRICS_PORT", "from 0 to 65535"): ["65536"],
     ("WORKER_METRICS_PORT", "from 0 to 65535"): ["65536"],
     ("EMBEDDED_CACHE_MB", "from 1 to 1000000"): ["0"],
+    ("TRACES_URL", "such as http://host:4318"): ["jaeger:4318"],
+    ("TRACES_URL", "set OTEL_EXPORTER_OTLP_HEADERS"): ["https://me:secret@jaeger"],
     ("MODEL_URL", "must start with http:// or https://"): ["models.example/v1", "ftp://models.example"],
     ("MODEL_URL", "name a host"): ["https://"],
     ("MODEL_URL", "port from 1"): ["https://models.example:0/v1", "https://models.example:port/v1"],
@@ -317,6 +320,7 @@ def test_kubernetes_service_variables_are_ignored() -> None:
     [
         ("API_KEYS", ["top-secret", "a:top-secret:read", "a:read:top-secret", "a:read+top-secret:" + DIGEST]),
         ("CACHE_URL", ["redis://user:top-secret@cache:port", "redis://user:top-secret@[::1", "top-secret"]),
+        ("TRACES_URL", ["https://me:top-secret@host"]),
         ("MODEL_URL", ["https://me:top-secret@host", "https://host/?key=top-secret", "top-secret"]),
         (
             "DATABASE",
