@@ -3,16 +3,16 @@
 For each event, in this order: delete cached values older than the event, pass the event to the learners (such as the
 bandit), mark it as consumed. A crash at any point leaves the event unconsumed; a periodic sweep consumes such events.
 The learners get many events at once, and one by one after a failure. A failure with a single event is counted, and the
-event becomes a dead letter after `ATTEMPTS` failures. An unavailable cache, queue or database (`Unavailable`) counts
-against no event.
+event becomes a dead letter after `ATTEMPTS` failures. If the cache, the queue or the database is unavailable
+(`Unavailable`), no failure is counted.
 
 Within one process, a job and the sweep never consume the same event at the same time, so it is not learned twice
 concurrently.
 
-A queue job is done when its events are durable and their cache keys deleted, so it does not wait for consumption but
-hands its events over. Consuming the events of many jobs together takes one query of the log, one of the cache and one
-commit. If a batch fails, is cut short or overflows, nothing is lost: the sweep consumes every event that is not marked
-as consumed.
+A queue job is done when its events are durable and their cache keys deleted. It does not wait for consumption but
+passes its events to `Handover`. Consuming the events of many jobs together takes one query of the log, one of the cache
+and one commit. If a batch fails, times out or is rejected, nothing is lost: the sweep consumes every event that is not
+marked as consumed.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
         return len(consumed)
 
     async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
-        """Pass events to the learners at once or, after a failure, one by one. Return the events without a failure."""
+        """Pass events to the learners together, and one by one if that fails. Return the events that were learned."""
         if not events:
             return events
         try:

@@ -58,7 +58,8 @@ _Committed = tuple[Appended | ClashingEvent, asyncio.Task[bool]]
 
 
 class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
-    """`publish` asks the workers to consume stored events, by sequence number; it never raises and never blocks."""
+    """Stores events and deletes the cache keys that they make stale. `publish` asks the workers to consume stored
+    events, by sequence number; it never raises and never blocks."""
 
     log: EventLog
     invalidator: Invalidates

@@ -54,8 +54,8 @@ class TracedEvent(NamedTuple):
     """A stored event and its processing state, as admins see it.
 
     `counted_at_ms`: the time at which features count the event. `claimed_at_ms`: the time that its sender gave, if the
-    service replaced it because it was ahead of the clock. `consumed`: no worker
-    has to consume the event any more. `letter_id` is the id of the dead letter, if the event became one.
+    service replaced it because it was ahead of the clock. `consumed`: no worker has to consume the event any more.
+    `letter_id` is the id of the dead letter, if the event became one.
     """
 
     logged: LoggedEvent
@@ -115,7 +115,8 @@ class EventLog(Protocol):
     async def unconsumed(
         self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
     ) -> list[LoggedEvent]:
-        """Up to `limit` unconsumed events that arrived before `received_before_ms` or after `or_after_ms`."""
+        """Up to `limit` unconsumed events that arrived before `received_before_ms`, or after `or_after_ms`. The latter
+        is a time in the future: events with a later arrival time were stored before the clock was set back."""
 
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
         """The stored events with these sequence numbers, except those that are consumed already."""
@@ -182,8 +183,8 @@ class UserRecords(Protocol):
         keys must be deleted."""
 
     async def erase_decisions(self, user_id: str) -> None:
-        """Delete the user's decisions once more, after the cache keys were deleted. Until then, a request could still
-        read the erased user's cached values and store a decision."""
+        """Delete the user's decisions. Called after the cache keys were deleted, although `erase` deletes decisions,
+        too: a request could read the erased user's cached values in between, and store a decision."""
 
 
 class Invalidates(Protocol):

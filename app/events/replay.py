@@ -27,7 +27,7 @@ REFUSALS = (Undecodable, InvalidInput, Conflict)
 
 
 class ReplayedLetter(msgspec.Struct):
-    """The result of replaying a dead letter."""
+    """The result of replaying a dead letter: the numbers of its events that are new, and that were stored before."""
 
     accepted: int
     duplicates: int

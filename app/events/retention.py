@@ -48,8 +48,9 @@ class Kept(NamedTuple):
 def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> int | None:
     """The cutoff of the next run, which deletes the rows before it; None if an admin must confirm the run.
 
-    `wanted_ms` is the current time minus the retention, `done_ms` the cutoff of the previous run. The cutoff moves
-    back, too, by at most `LARGEST_MOVE_MS`, so that it recovers soon after a night on which the clock was far behind.
+    `wanted_ms` is the current time minus the retention, `done_ms` the cutoff of the previous run (None: there was
+    none), and `oldest_ms` the time of the oldest row. The cutoff moves by at most `LARGEST_MOVE_MS` in either
+    direction. So if the clock was far behind in one night, the next run makes up for it.
     """
     if done_ms is not None:
         return max(done_ms - LARGEST_MOVE_MS, min(done_ms + LARGEST_MOVE_MS, wanted_ms))
@@ -77,8 +78,8 @@ class Retention(msgspec.Struct, frozen=True):
     ) -> dict[str, int] | None:
         """Delete expired rows for about `budget_s` seconds. Return the number of deleted rows by kind, or None if the
         time was up before all expired rows were deleted. `go_on`: continue with the cutoff of the previous run, which
-        was cut short. `confirmed`: delete every row that is expired by the clock. Otherwise the cutoff moves by at most
-        three days, and a first run that would move it further deletes nothing."""
+        was cut short. `confirmed`: delete every row that is expired by the clock. Otherwise a run deletes at most three
+        days of rows; a first run that would have to delete more deletes nothing."""
         deadline = self.clock.monotonic() + budget_s
         gone: dict[str, int] = {}
         finished = True

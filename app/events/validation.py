@@ -210,7 +210,8 @@ class Admission(msgspec.Struct, frozen=True):
     def admit(
         self, events: Sequence[TipEvent], now_ms: int, sent_by: str = "", *, historical: bool = False
     ) -> list[Admitted]:
-        """Give each event the time that features use: its own, or `now_ms` if its own is ahead of that.
+        """Give each event the time that features use: its own, or `now_ms` if its own is ahead of that. The other
+        parameters are stored with the events; see `Admitted`.
 
         Raises:
             InvalidInput: at least one event time is out of bounds; each is named.

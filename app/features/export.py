@@ -15,13 +15,13 @@ LINE = 120
 
 
 def json_schema(_: Registry, mirror: type[msgspec.Struct]) -> str:
-    """The mirror of the registry as JSON Schema, draft 2020-12."""
+    """JSON Schema, draft 2020-12, of the Struct `mirror`, which declares the features of the registry."""
     return json.dumps(msgspec.json.schema(mirror), indent=2) + "\n"
 
 
 def python(registry: Registry, mirror: type[msgspec.Struct]) -> str:
     """Source of a Python module that declares the features as a msgspec Struct, with their fingerprints. Consumers
-    import the module unchanged. Operators can copy the Struct into the module of their registry, as its mirror."""
+    import the module unchanged. Operators can copy the Struct into the module of their registry."""
     lines = [
         '"""Features of a user, as the profile service serves them. Written by `profiles features --format python`."""',
         "",
@@ -54,7 +54,7 @@ def mirror_line(entry: Feature) -> str:
 
 
 def typescript(registry: Registry, mirror: type[msgspec.Struct]) -> str:
-    """Source of a TypeScript module with the type of a whole profile, which callers narrow to a selection."""
+    """Source of a TypeScript module that declares the type of a profile with all features."""
     lines = [
         "// The features of a user, as the service serves them. Written by `profiles features --format typescript`.",
         "",

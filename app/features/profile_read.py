@@ -1,4 +1,4 @@
-"""How a decision's profile was read: enough to compute the same values again from the event log."""
+"""A record of the profile that a decision read, from which the event log gives the same values again."""
 
 from __future__ import annotations
 

@@ -74,7 +74,8 @@ class Feature:
         object.__setattr__(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
 
     def compiled(self, relations: Iterable[str]) -> Feature:
-        """A copy of the entry with `relations` set; `invalidated_by` is derived from them if it is empty.
+        """A copy of the entry with the relations that its SQL reads. `invalidated_by` is derived from them if it is
+        empty.
 
         Raises:
             RegistryError: the SQL reads no relation; or `invalidated_by` lacks the subject of a relation that the SQL

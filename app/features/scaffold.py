@@ -89,7 +89,7 @@ _SKETCHES: dict[tuple[str, str], tuple[str, str, Scalar]] = {
 def scaffold(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta) -> str:
     """Source of a Python module that declares a registry with one feature, and an example of it.
 
-    `relation` is `views` or `feedback`. A comment at the end has the feature's field for the mirror of a registry.
+    `relation` is `views` or `feedback`. A comment at the end has the field for the module's `ProfileFeatures`, if any.
 
     Raises:
         RegistryError: the name is not an identifier.

@@ -1,1 +1,1 @@
-"""Profiles of users: reading them through the cache, invalidation, rebuilds, past moments and quality."""
+"""Profiles of users: cached reads, invalidation, rebuilds, profiles as of past moments, and data quality."""

@@ -2,8 +2,8 @@
 
 A feature is *disabled* by an admin, in all processes. It is *paused* in one process when its SQL takes too long, or
 fails for `FAILED_USERS` users without a success in between. A paused feature is tried again in the background, after
-pauses that double. Only such an attempt ends the pause: a feature that fails for one user may still work for another.
-Cached values of a paused feature are still served, since no event has made them stale.
+pauses that double. Only a successful attempt ends the pause; a success in a statement that began before the pause does
+not. Cached values of a paused feature are still served, since no event has made them stale.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class Disabled(NamedTuple):
 
 
 class FeatureTrouble(msgspec.Struct):
-    """A feature that fails in this process. `reason` is that of the last failure, and `users` are the users for whom
-    the feature failed before it was paused. During a pause, `pause_s` is the length of the pause in seconds (else 0),
-    and `until` is the end of the pause on the monotonic clock. The next attempt is made with the user `user_id`."""
+    """A feature that fails or is paused in this process. `since_ms` is the time of the first failure, and `reason` the
+    error of the last one. `users` are the users for whom the feature failed before it was paused. `slow`: it was paused
+    because its SQL took too long. `pause_s` is the length of the pause in seconds, 0 before the first, and `until` its
+    end on the monotonic clock. The next attempt is made for the user `user_id`."""
 
     feature: str
     since_ms: int
@@ -130,8 +131,8 @@ class FeatureAvailability(msgspec.Struct, eq=False):
     def withheld(self, index: int, user_id: str) -> None:
         """Record that a read of this user asked for a paused feature.
 
-        The next attempt is made with this user, so that one failing user cannot keep the feature paused for all. But a
-        slow feature is tried again with the user for whom it was slow, because resuming it too early would delay reads.
+        The next attempt is made for this user, so that one failing user cannot keep the feature paused for all. But a
+        feature that was too slow for a user is tried for that user again, so that it is not resumed too early.
         """
         trouble = self._troubles.get(index)
         if trouble is not None and not trouble.slow:

@@ -112,7 +112,7 @@ async def compare(
 
 
 class _Definition(msgspec.Struct):
-    """Computes one definition of the feature for pages of users, and counts the values and the failures."""
+    """One definition of the feature. Computes its values for pages of users, and counts the values and the failures."""
 
     entry: Feature
     source: Source

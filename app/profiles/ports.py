@@ -44,8 +44,8 @@ class Fill(NamedTuple):
 
 
 class Cache(Protocol):
-    """The shared cache on Redis or Valkey, with one key per cell. Keys begin with an epoch. It changes if the server or
-    the database is replaced, so that keys from before the change are not read.
+    """The shared cache on Redis or Valkey, with one key per cell, a feature of a user. Each key begins with an *epoch*,
+    which changes if the server or the database is replaced. So keys from before the change are not read.
 
     If only some nodes of a cluster answer, `read`, `read_rows` and `lease` return `UNAVAILABLE` for the cells of the
     other nodes, and `fill` stores nothing in them.
@@ -59,10 +59,10 @@ class Cache(Protocol):
         """The contents of the cells, None for an empty cell, and the epoch under which they were read."""
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """Like `read`, for several users with one row of cells each. The contents of all rows form one list."""
+        """The contents of the cells of all rows as one list, None for an empty cell, and the epoch of the keys."""
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Put a new lease into each empty cell; return the contents of each cell afterwards."""
+        """Put a new lease, a random marker, into each empty cell; return the contents of each cell afterwards."""
 
     async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
         """Store each value if its cell still holds the `token` of its fill; return whether each was stored."""
@@ -98,13 +98,13 @@ class ComputeRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The result of a computation, row by row.
+    """The result of a computation; `rows`, `versions` and `leaves_ms` have one item per computed row.
 
     `rows` has one raw value per feature of the registry. `versions` has the sequence number of the user's newest event
-    in the snapshot; if there is none, minus the number of erasures so far; and 0 if all rows are of past moments and
-    without a version. `leaves_ms` has, for each feature, the moment at which the oldest event leaves the window, so
-    that the value may change; `END_OF_TIME_MS` if the window is empty. It is empty for rows of a past moment. `errors`
-    has the error text by (row, feature index) of the values whose SQL failed; these values are None. `overdue` is the
+    in the snapshot or, if there is none, minus the number of erasures so far. It is 0 if no row of the computation is
+    live or has a version. `leaves_ms` has, for each feature, the moment at which the oldest event leaves the window, so
+    that the value may change; `END_OF_TIME_MS` if the window is empty. For a past moment, its items are empty. `errors`
+    has the error texts of the values whose SQL failed, by (row, feature index); these values are None. `overdue` is the
     mask of the features that exceeded the deadline.
     """
 
@@ -119,13 +119,13 @@ class Source(Protocol):
     """Computes features in the database."""
 
     async def compute(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Compute all rows in one snapshot of the database. Rows without a moment are as of `clock_ms`."""
+        """Compute all rows in one snapshot of the database. Rows without a `now_ms` are computed as of `clock_ms`."""
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
         """How many of the rows, from the first on, one `compute` can do in some tens of milliseconds; at least 1."""
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Compute rows as `compute` does, but on a connection of its own, for features that may take long."""
+        """Compute all rows in one snapshot, on a separate connection, so that slow features delay no read."""
 
 
 class State(NamedTuple):
@@ -144,7 +144,7 @@ class State(NamedTuple):
     database_id: str = ""
 
     def has_keys_of(self, other: State) -> bool:
-        """Whether both states give a value the same key in the cache."""
+        """Whether a value has the same key in the cache under this state as under the other."""
         return (self.server, self.generation, self.database_id) == (other.server, other.generation, other.database_id)
 
 
@@ -157,11 +157,12 @@ class ObservedState(Protocol):
         """Query the state on the caller's thread, if the database answers in microseconds; else return None."""
 
     async def query(self) -> State:
-        """The state at some moment after the call began."""
+        """Query the state; the result is not older than the call."""
 
 
 class OwedInvalidation(NamedTuple):
-    """`slot` is the user's hash slot, or `EVERY_SLOT` if a process of an older release recorded the row."""
+    """A record that the cache keys of a user must still be deleted. `slot` is the user's hash slot, or `EVERY_SLOT` if
+    a process of an older release made the record."""
 
     id: int
     user_id: str
@@ -175,14 +176,14 @@ class OwedInvalidations(Protocol):
         """Whether any invalidation is owed."""
 
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
-        """Record for each user that the cache keys must be deleted; it is committed when this returns."""
+        """Record for each user that the cache keys must still be deleted. The record is committed when this returns."""
 
     async def pending(self, limit: int, without: Collection[int] = ()) -> tuple[list[OwedInvalidation], frozenset[str]]:
-        """Up to `limit` of the oldest rows, except those of the slots `without`; and the names of the features whose
-        keys must be deleted: all features that any process of this database caches."""
+        """Up to `limit` of the oldest records, except those of the hash slots `without`; and the names of the features
+        whose keys must be deleted, which are all features that any process of this database caches."""
 
     async def settled(self, ids: Sequence[int]) -> None:
-        """Delete rows by id, after the cache keys of their users have been deleted."""
+        """Delete records by id, after the cache keys of their users have been deleted."""
 
 
 class ChangeFeed(Protocol):
@@ -193,8 +194,8 @@ class ChangeFeed(Protocol):
         """Users of the events committed since the last call; None if the local cache must be cleared."""
 
     def newest(self, user_id: str) -> Mapping[str, int] | None:
-        """The sequence number of the user's newest event, by subject. None while an invalidation of this user is owed:
-        then nothing proves that a cached value is current."""
+        """The sequence number of the user's newest event of each subject (kind of event). None while an invalidation of
+        this user is owed: then nothing proves that a cached value is current."""
 
 
 class NewestEvents(Protocol):

@@ -1,7 +1,8 @@
 """The consistency check: do the cached values of a user equal a recomputation?
 
-A *violation* is a wrong cached value that `Inspector` confirmed. Invariants: reads served cached values both before and
-after the inspection; and no event still being ingested explains the value. Only `repair` changes the cache.
+A *violation* is a wrong cached value that `Inspector` confirmed. It is reported only if reads were allowed to serve
+cached values before and after the inspection, and no event that is still being ingested explains it. Only `repair`
+changes the cache.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ log = logger("profiles.consistency")
 
 class CheckResult(NamedTuple):
     """The result of checking one user. `inspection` is None if the user was not checked. `untrue` has the features with
-    a wrong cached value if the outcome is `violation`, else it is empty."""
+    a wrong cached value; it is empty unless the outcome is `violation`."""
 
     user_id: str
     outcome: Outcome
@@ -41,13 +42,13 @@ class ConsistencyChecker(msgspec.Struct, kw_only=True, eq=False):
     drop: Callable[[Stale], Awaitable[None]]
 
     async def check(self, user_ids: Sequence[str]) -> list[CheckResult]:
-        """Check some tens of users; return one result per user, in the same order. Raises `StoreUnavailable`."""
+        """Check some tens of users' cached values; return one result per user, in order. Raises `StoreUnavailable`."""
         if await self.inspector.cache_state() != "trusted":
             return [CheckResult(user_id, "unchecked") for user_id in user_ids]
         return [await self._result(inspection) for inspection in await self.inspector.inspect(user_ids)]
 
     async def repair(self, results: Sequence[CheckResult]) -> int:
-        """Delete the wrong cached values from the cache; return their number. Raises `StoreUnavailable`."""
+        """Delete from the cache the wrong values that a check found; return their number. Raises `StoreUnavailable`."""
         stale = {result.user_id: [cell.entry.name for cell in result.untrue] for result in results if result.untrue}
         if stale:
             await self.drop(stale)

@@ -47,7 +47,7 @@ class WrongValue(NamedTuple):
 
 
 class DecisionCheck(NamedTuple):
-    """The result of checking a decision. `values` has the outcome of each recorded value, by feature name."""
+    """The result of checking a decision's profile. `values` has the outcome of each recorded value, by feature name."""
 
     decision: LoggedProfile
     outcome: Outcome
@@ -56,15 +56,15 @@ class DecisionCheck(NamedTuple):
 
 
 class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
-    """Checks decisions. `pruned_before` returns the time before which events have been pruned; None if none have
-    been."""
+    """Checks the profiles that decisions were made from. `pruned_before` returns the time in milliseconds before which
+    events have been pruned; None if none have been."""
 
     logged: LoggedProfiles
     computation: Computation
     pruned_before: Callable[[], Awaitable[int | None]]
 
     async def check(self, decisions: Sequence[LoggedProfile]) -> list[DecisionCheck]:
-        """Check decisions; return one result for each, in the same order. Raises `StoreUnavailable`."""
+        """Check the profiles of decisions; return one result for each, in order. Raises `StoreUnavailable`."""
         rows = [self._rows(decision) for decision in decisions]
         profiles = iter(await self.computation.moments([row for of_one in rows for row in of_one]))
         # Read after the computation, so that it covers every event that was missing in it.
@@ -84,8 +84,8 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
         return checks
 
     def _rows(self, decision: LoggedProfile) -> list[ComputeRow]:
-        """The rows that compute a decision's values again: one for each version that some values have. Features that
-        were redefined since the decision are left out."""
+        """The rows that compute the values of a decision's profile again: one row for each distinct version among the
+        values. Features that were redefined since the decision are left out."""
         if decision.read is None:
             return []
         masks: dict[int, int] = {}

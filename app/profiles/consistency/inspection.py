@@ -29,12 +29,13 @@ Fault = Literal["stale", "unexplained"]
 
 
 class InspectedCell(NamedTuple):
-    """One feature of a user, as cached and as computed. `feature` is the index of the feature.
+    """One feature of a user, as cached and as computed. `feature` is the index of the feature in the registry.
 
-    `held` is the cached value that a read would serve at the time of `outcome`, the result of a computation.
-    `difference` compares the two: `none` if they are equal, `stale` if they differ because an event did not delete the
-    cached value, `unexplained` if they differ for no known reason; None if there is no cached value or the computation
-    failed. `state` and `holds` are None while the cache is unavailable. `disabled`: an admin has disabled the feature.
+    `holds` says what the key in the cache contains. `held` is its value if a read may serve it, else None. `state` is
+    `stale` if an event should have deleted that value, `fresh` if not, and `missing` if there is no such value.
+    `outcome` is the computed value. `difference` compares it with `held`: `none` if they are equal, `stale` if an event
+    explains the difference, `unexplained` otherwise; None if there is nothing to compare. `state` and `holds` are None
+    while the cache is unavailable. `disabled`: an admin has disabled the feature.
     """
 
     feature: int
@@ -48,7 +49,7 @@ class InspectedCell(NamedTuple):
 
     @property
     def fault(self) -> Fault | None:
-        """The reason why the cached value should not be in the cache; None if it is right or absent."""
+        """Why the cached value is wrong: `stale` or `unexplained`; None if it is right or absent."""
         if self.state == "stale":
             return "stale"
         return "unexplained" if self.difference == "unexplained" else None
@@ -57,8 +58,8 @@ class InspectedCell(NamedTuple):
 class Inspection(NamedTuple):
     """The result of inspecting one user at the time `at_ms`, with one cell per feature.
 
-    `cache` is `trusted` if reads serve cached values now. Otherwise `cache` is `owed` if stale keys must still be
-    deleted, and `away` if no cache answers. `newest` has the sequence number of the user's newest event by subject.
+    `cache` is `trusted` if reads serve cached values now, `owed` if they do not until stale keys are deleted, and
+    `away` if no cache answers. `newest` has the sequence number of the user's newest event by subject (kind of event).
     """
 
     user_id: str
@@ -89,12 +90,12 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         return "away" if not self.filler.cache.available else "trusted" if await self.trusted() else "owed"
 
     async def inspect(self, user_ids: Sequence[str]) -> list[Inspection]:
-        """Inspect users; return one inspection per user, in the same order. Raises `StoreUnavailable`."""
+        """Inspect the cached values of users; return one inspection per user, in order. Raises `StoreUnavailable`."""
         return await self._inspect(user_ids, self.computation.registry.full_mask, compute=True)
 
     async def freshness(self, user_ids: Sequence[str], mask: int | None = None) -> list[Inspection]:
-        """Inspect the cached values of the features in `mask`, or of all; compute nothing. So each cell's `difference`
-        is None, and its `outcome` has no value.
+        """Compare the cached values of the features in `mask`, by default all, with the event log only. Nothing is
+        computed, so each cell's `difference` is None, and its `outcome` has no value.
 
         Raises:
             CacheUnavailable: the cache does not answer; raised at once while the circuit breaker is open.
@@ -128,7 +129,8 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
     async def _unconfirmed(
         self, inspections: Sequence[Inspection], mask: int, found: dict[str, Inspection]
     ) -> list[str]:
-        """After a pause, return the users who must be inspected again: a value at fault changed during the pause."""
+        """Wait for `PAUSE_S`, and read again the cached values that look wrong. Return the users for whom one of them
+        has changed, who must be inspected again. If the cache has become unavailable, note that in `found`."""
         suspects = [one for one in inspections if any(cell.fault for cell in one.cells)]
         if not suspects:
             return []
@@ -198,9 +200,10 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         return "expired" if value.fingerprint == own else "other definition"
 
     async def _computed_ahead(self, found: dict[str, Inspection]) -> dict[str, Inspection]:
-        """Compare again each `unexplained` value that was computed after the inspection, by the clock of another
-        process. That clock is up to `CLOCK_SKEW_MS` ahead, so by it an event may have left the window already. If the
-        value equals a computation as of `computed_at_ms`, its difference becomes `none`."""
+        """Resolve differences that come from clock skew. The process that computed a cached value may have a clock that
+        is up to `CLOCK_SKEW_MS` ahead of this one; by that clock, an event may have left the window already. So each
+        `unexplained` value with a `computed_at_ms` after the inspection is compared with a computation as of
+        `computed_at_ms`. If they are equal, its difference becomes `none`."""
         ahead = [
             (one.user_id, cell.feature, cell.held)
             for one in found.values()
@@ -226,7 +229,7 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
 
 
 def _away(inspection: Inspection) -> Inspection:
-    """Remove the cached values from an inspection, because the cache became unavailable."""
+    """Mark an inspection as made without a cache: remove the cached values, and everything derived from them."""
     cells = (cell._replace(state=None, holds=None, held=None, difference=None) for cell in inspection.cells)
     return inspection._replace(cache="away", cells=tuple(cells))
 

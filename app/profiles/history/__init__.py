@@ -1,1 +1,1 @@
-"""Profiles as of past moments: which moments may be asked for, and the timeline of a user."""
+"""Profiles as of past moments: for which moments they can be computed, and the timeline of a user."""

@@ -1,4 +1,4 @@
-"""Rows of a training set that name a decision: they have exactly the values that the decision was made from."""
+"""Rows of a training set that are given by a decision's id: they repeat the values that the decision was made from."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from app.profiles.online.cache_protocol import FeatureValue, Profile, not_comput
 from app.profiles.ports import ComputeRow, LoggedProfile
 
 
-def served_row(decision: LoggedProfile | None, place: str, moments: Moments, mask: int) -> tuple[Profile, ComputeRow]:
-    """The row of a training set for a decision, with the features in the mask: the values that the decision was made
-    from, and the row that computes the other features.
+def served_row(decision: LoggedProfile | None, path: str, moments: Moments, mask: int) -> tuple[Profile, ComputeRow]:
+    """Make the training set row of a decision, with the features in the mask. Return the values that the decision was
+    made from, and a `ComputeRow` for the features that it did not read or whose definition has changed since.
 
-    A feature whose definition has changed since, or that did not exist then, is computed as of the moment of the read,
-    from the user's events up to the highest version of the values. A feature that was null, because it was disabled or
-    failing, is null again.
+    These features are to be computed as of the moment at which the decision read the profile, from the user's events up
+    to the highest version of its values. A feature that was null then, because it was disabled or failing, is null
+    again.
 
     Raises:
-        InvalidInput: the decision does not exist (None), its read is not recorded, or events that a computation needs
-            have been pruned. The issue names `place`.
+        InvalidInput: the decision does not exist (None), it does not record how its profile was read, or events that a
+            computation needs have been pruned. `path` is the path in the issue.
     """
     if decision is None or decision.read is None:
-        raise InvalidInput("a decision cannot be used", [Issue(place, _problem(decision))])
+        raise InvalidInput("a decision cannot be used", [Issue(path, _problem(decision))])
     at_ms, values = decision.read.at_ms, decision.read.values
     served: Profile = {}
     rest = 0
@@ -39,7 +39,7 @@ def served_row(decision: LoggedProfile | None, place: str, moments: Moments, mas
         else:
             rest |= 1 << index
     if rest and (problem := moments.problem(at_ms, None, rest)) is not None:
-        raise InvalidInput("a decision cannot be used", [Issue(place, problem.detail)])
+        raise InvalidInput("a decision cannot be used", [Issue(path, problem.detail)])
     return served, ComputeRow(decision.user_id, rest, at_ms, version=decision.read.version)
 
 

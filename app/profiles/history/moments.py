@@ -1,8 +1,9 @@
-"""Past moments: which ones may be asked for, and the timeline of a user, one profile a day.
+"""Past moments: whether a profile can be computed as of one, and the timeline of a user, one profile a day.
 
 Invariants: no moment lies in the future. A feature has a value only if all events of its window are still stored, since
-a part of them gives a plausible but wrong value. Events that arrived late count, unless `known_at` leaves them out. So
-a point of the timeline shows the facts of that day, not the knowledge of that day.
+a part of them gives a plausible but wrong value. An event counts from its event time on, even if it arrived later;
+requests can set `known_at` to leave out events that arrived after that time. The timeline does not set it, so a point
+may count events that the service received only after that day.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Moments(msgspec.Struct, frozen=True):
     clock: Clock
 
     def problem(self, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:
-        """The problem with `as_of` or `known_at` for the features in the mask; None if both are allowed."""
+        """Why the features in the mask cannot be computed as of `at_ms` from the events received by `known_at_ms`
+        (None: from all events); None if they can."""
         now_ms = self.clock.now_ms()
         if at_ms > now_ms:
             return Issue("as_of", f"lies in the future; the time of the service is {rfc3339(now_ms)}")
@@ -43,15 +45,15 @@ class Moments(msgspec.Struct, frozen=True):
         return None
 
     def daily(self, now_ms: int) -> list[tuple[int, int]]:
-        """The last `DAYS` moments that are a day apart, up to now, oldest first, as (milliseconds, mask of features).
-        The mask has the features that can be computed as of the moment."""
+        """The last `DAYS` moments that are a day apart, oldest first, ending with `now_ms`; each as (milliseconds, mask
+        of the features that can be computed as of then)."""
         bits = [1 << index for index in range(len(self.registry))]
         moments = [now_ms - days_ago * DAY_MS for days_ago in range(DAYS - 1, -1, -1)]
         return [(at_ms, sum(bit for bit in bits if not self.problem(at_ms, None, bit))) for at_ms in moments]
 
 
 class Point(NamedTuple):
-    """A user's profile as of a past moment. A feature whose window reaches beyond the retention is absent."""
+    """A user's profile as of the past moment `at_ms`. A feature whose window reaches beyond the retention is absent."""
 
     at_ms: int
     profile: Profile

@@ -30,10 +30,10 @@ an event invalidates the value. A value expires when its TTL is over, or when th
 window, whichever comes first. A value is a hit only while this process's clock is between the two times. As the clock
 of another process may be ahead, a value is also a hit if `computed_ms` lies up to `CLOCK_SKEW_MS` ahead.
 
-Invariant of hits: a user's hits are served only if a query for owed invalidations began at most `CHECK_VALID_S` before
-and found none in the user's hash slot (`TrustGate.check`). An invalidation is *owed* if the DEL failed: the request
-that needs the DEL records this in the database, and is answered `HOLD_BACK_S` later. By then, every query that ran
-before the record is too old, in every process.
+Invariant of hits: an invalidation is *owed* if the DEL failed; the request that needs the DEL records this in the
+database, and is answered `HOLD_BACK_S` later. A read serves a user's hits only if a query for owed invalidations began
+at most `CHECK_VALID_S` before the read and found none in the user's hash slot (`TrustGate.check`). So when the request
+is answered, no process serves hits by a query that ran before the record.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ _EVERYONE = frozenset((EVERY_SLOT,))
 class FeatureValue(NamedTuple):
     """One feature of one user, as cached, computed and answered; the first five fields are what a key holds.
 
-    `version` is the sequence number of the user's newest event that the computation saw; at most 0 if there was none.
-    `expires_at_ms` is None if the value must not be cached. `cached`: the value came from the cache. If the value could
-    not be computed, `json` is null and `error` is the reason. `unproven`: the cached value may be stale, because the
-    database could not be asked.
+    `fingerprint` identifies the definition of the feature. `version` is the sequence number of the user's newest event
+    that the computation saw; at most 0 if there was none. `expires_at_ms` is None if the value must not be cached.
+    `cached`: the value came from the cache. If the value could not be computed, `json` is null and `error` is the
+    reason. `unproven`: the cached value may be stale, because the database could not be asked.
     """
 
     fingerprint: bytes
@@ -147,7 +147,7 @@ def read_time(now_ms: int) -> ReadTime:
 
 
 class FeatureMask:
-    """A bit mask of features, with what is precomputed for reading these features from the cache.
+    """A bit mask of features, compiled for decoding the cached values of these features quickly.
 
     A regular expression matches the contents of many keys at once, joined by NUL, which JSON text cannot contain. It
     captures the times and the JSON of each value. The times are compared as bytes.
@@ -175,7 +175,8 @@ class FeatureMask:
         return parts[2::3] if max(parts[::3]) <= at.latest and at.now < min(parts[1::3]) else None
 
     def rows(self, held: Sequence[bytes | None], at: ReadTime) -> Sequence[Sequence[bytes]] | None:
-        """Like `values`, for several users: `held` has the contents of their keys, user by user; one row per user."""
+        """The JSON of each feature for several users, one row per user; None unless all are hits. `held` has the
+        contents of the users' keys, user by user."""
         if None in held:
             return None
         contents = b"\0".join(held) + b"\0"  # type: ignore[arg-type]  # there is no None
@@ -190,7 +191,7 @@ class FeatureMask:
 
 
 class Filler:
-    """Takes the tokens of keys before a computation, and stores the computed values in the cache afterwards."""
+    """Reads keys before a computation, and stores the computed values in those that have not changed since."""
 
     def __init__(self, cache: Cache, registry: Registry, metrics: Metrics) -> None:
         self.cache = cache
@@ -201,20 +202,21 @@ class Filler:
         self._storing: set[asyncio.Task[None]] = set()
 
     def hit(self, index: int, held: bytes | None, at: ReadTime) -> FeatureValue | None:
-        """Decode the contents of a key; None unless a read may serve the value, which must have this process's
-        definition of the feature and must not have expired."""
+        """Decode the contents of a key. None unless a read may serve the value: it must have been computed with this
+        process's definition of the feature and must not have expired."""
         return decode(held) if self._masks[index].values([held], at) is not None else None
 
     async def read(self, wanted: Mapping[str, int]) -> tuple[Epoch, dict[str, dict[int, bytes | None]]]:
-        """Read the contents of keys; `wanted` maps user ids to masks of features. Return the epoch, and the contents by
-        user id and feature index. Raises `CacheUnavailable`."""
+        """Read the contents of keys; `wanted` maps user ids to masks of features. Return the epoch of the keys, and the
+        contents by user id and feature index. Raises `CacheUnavailable`."""
         cells = [Cell(user_id, self._names[index]) for user_id, mask in wanted.items() for index in indices(mask)]
         epoch, raws = await self.cache.read(cells)
         held = iter(raws)
         return epoch, {user_id: {index: next(held) for index in indices(mask)} for user_id, mask in wanted.items()}
 
     async def tokens(self, epoch: Epoch, held: Mapping[str, Mapping[int, bytes | None]]) -> dict[str, dict[int, bytes]]:
-        """Take a token for each key, by user id and feature index: the bytes that a fill expects in the key.
+        """Take a token for each key, by user id and feature index: the bytes that the key must still hold when a value
+        is stored.
 
         `held` has the contents of each key, which are the token. If the key was empty (None), the token is a new lease.
         If another reader has meanwhile written a lease or a value into the empty key, the token is what that reader
@@ -288,10 +290,11 @@ class Filler:
 class TrustGate(msgspec.Struct, eq=False):
     """Decides whose cached values may be served: those of users in whose hash slot no invalidation is owed.
 
-    An invalidation is owed if the DEL of stale keys could not be made; the database has a record of it. If the last
-    query for such records is too old, a check repeats the query: a timer could be delayed by a busy event loop. If the
-    query takes a round trip, reads share it, and send their MGET meanwhile. `on_owed` is called if an invalidation is
-    owed or the query fails. `replaced_slots` returns the hash slots whose keys differ between two states.
+    An invalidation is owed if the DEL of stale keys could not be made; the database has a record of it. `check` repeats
+    the query for such records if the last one is too old; it does not rely on a timer, which a busy event loop could
+    delay. If the query takes a round trip, reads share it, and send their MGET meanwhile. `on_owed` is called if an
+    invalidation is owed or the query fails. `replaced_slots` returns the hash slots in which keys of the first state
+    are no longer read under the second.
     """
 
     state: ObservedState
@@ -306,8 +309,9 @@ class TrustGate(msgspec.Struct, eq=False):
     _answered: bool = False
 
     def check(self) -> frozenset[int] | PendingCheck:
-        """The hash slots of users whose cached values a read that begins now must not serve; or a check that is awaited
-        before it serves any. `EVERY_SLOT` is among the slots if the database does not answer."""
+        """The hash slots of the users whose cached values must not be served by a read that begins now. If that takes a
+        query with a round trip, return the running query: the read may ask the cache meanwhile, but must await it
+        before it serves a hit. `EVERY_SLOT` is among the slots if the database does not answer."""
         now = self.clock.monotonic()
         if 0 <= now - self._checked_at <= CHECK_VALID_S:
             return self._distrusted
@@ -328,7 +332,8 @@ class TrustGate(msgspec.Struct, eq=False):
         return not (check if isinstance(check, frozenset) else await check.distrusted())
 
     async def allows_unproven(self) -> bool:
-        """Whether the database cannot be asked now, and nothing was owed when it was last asked."""
+        """Whether reads may serve cached values that could be stale: the database does not answer now, and no
+        invalidation was owed when it last answered."""
         await self.holds()
         return not self._answered and not self._owed
 
@@ -342,7 +347,8 @@ class TrustGate(msgspec.Struct, eq=False):
         return state
 
     def _note(self, at: float, state: State | None) -> frozenset[int]:
-        """Record the answer to a query that began at `at` or later; None if there was none."""
+        """Record the result of a query that began at `at` or later; `state` is None if the database did not answer.
+        Return the hash slots of the users whose cached values must not be served."""
         self._checked_at = at
         self._answered = state is not None
         if state is not None:
@@ -354,15 +360,15 @@ class TrustGate(msgspec.Struct, eq=False):
 
 
 class PendingCheck(NamedTuple):
-    """A running query of the shared `State` (registered server, owed invalidations), and the state that was known
-    before: until the answer comes, keys are built from it."""
+    """A running query for the registered cache server and the owed invalidations. `before` is the result of the
+    previous query. Reads that send their MGET before the query is answered use the keys of `before`."""
 
     asking: asyncio.Task[State | None]
     before: State
     replaced_slots: Callable[[State, State], frozenset[int]]
 
     async def distrusted(self) -> frozenset[int]:
-        """The hash slots of users whose values, read from the cache since the check, must not be served."""
+        """Await the query; return the hash slots of users whose cached values, read meanwhile, must not be served."""
         state = await asyncio.shield(self.asking)
         if state is None:
             return _EVERYONE

@@ -1,11 +1,11 @@
 """Computes the values that the cache does not hold, with few statements, each on a fresh snapshot of the database.
 
 Requests that wait at the same time share a statement, of up to `CAP` users. A request joins only a statement that has
-not begun, so the snapshot is never older than the request. A larger request is split into slices that run one after the
-other, so that it does not occupy every read connection.
+not begun, so the snapshot is never older than the request. A request for more users is split into slices that run one
+after the other, so that it does not occupy every read connection.
 
-Past moments run in slices of about equal work, each on its own snapshot. Requests take turns slice by slice, so a
-request waits for at most one slice of each other request.
+Requests for past moments run in slices of about equal work, each on its own snapshot. They take turns slice by slice,
+so a request waits for at most one slice of each other request.
 
 Invariants: a value that is not of its feature's dtype is counted, logged and answered as null with the reason. A
 feature that is unavailable (`app.profiles.availability`) is null with the reason, and no request waits for it.
@@ -107,12 +107,12 @@ class Computation:
 
     @property
     def overloaded(self) -> bool:
-        """Whether a live read that begins now would wait too long. `live` itself rejects nothing."""
+        """Whether a live read that begins now would wait too long. Callers must check it: `live` rejects nothing."""
         return self._live.full
 
     def coming(self, users: int) -> None:
-        """Count users as waiting before they wait for a statement, so that `overloaded` includes them. A negative
-        number takes users out of the count again."""
+        """Add to the number of waiting users, before the users are passed to `live`, so that `overloaded` includes
+        them. A negative number takes users out of the count again."""
         self._live.waiting += users
 
     def history_overloaded(self, rows: int = 1) -> bool:

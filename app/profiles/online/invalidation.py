@@ -67,8 +67,8 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
         return True
 
     async def settle_now(self) -> bool:
-        """Settle all owed invalidations at once. Return True if the keys are deleted; False, after `HOLD_BACK_S`
-        seconds, if the cache does not answer. Raises `StoreUnavailable`."""
+        """Delete the cache keys of all owed invalidations now. Return True if they are deleted; False, after
+        `HOLD_BACK_S` seconds, if the cache does not answer. Raises `StoreUnavailable`."""
         try:
             self._require_cache()
             await self.settle()
@@ -112,8 +112,8 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
             log.warning("stale_values_dropped", values=dropped)
 
     async def settle(self) -> int:
-        """Delete the cache keys of all users with an owed invalidation; return the number of settled rows. Raises
-        `StoreUnavailable`, or `CacheUnavailable` if rows are left."""
+        """Delete the cache keys of all users with an owed invalidation, and then the records of these invalidations;
+        return the number of records. Raises `StoreUnavailable`, or `CacheUnavailable` if records are left."""
         total = 0
         failure: CacheUnavailable | None = None
         failed: frozenset[int] = frozenset()
@@ -141,11 +141,11 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
         return total
 
     def wake(self) -> None:
-        """Make `keep_settling` look for owed invalidations soon."""
+        """Make `keep_settling` query for owed invalidations soon, not only after its interval."""
         self._wake.set()
 
     async def keep_settling(self) -> None:
-        """Settle owed invalidations soon after `wake`, and every `SETTLE_EVERY_S`. Runs until cancelled."""
+        """Delete the keys of owed invalidations soon after `wake`, and every `SETTLE_EVERY_S`. Runs until cancelled."""
         await repeat("owed_invalidations", self._settle_if_owed, SETTLE_EVERY_S, self._rest)
 
     async def _settle_if_owed(self) -> None:

@@ -64,7 +64,7 @@ class LocalCache(msgspec.Struct, eq=False):
     _proofs: int = 0
 
     def find(self, user_id: str, mask: int, now_ms: int) -> KeptProfile | None:
-        """The user's profile with exactly the features of the mask; None if it is not kept or has expired."""
+        """The user's profile with exactly the features of the mask; None if there is none or it has expired."""
         if self._checked is None and user_id not in self._kept:
             return None  # a miss costs no check of the change feed
         of_user = self._kept.get(user_id) if self._check() else None
@@ -99,8 +99,8 @@ class LocalCache(msgspec.Struct, eq=False):
 
     def _check(self) -> bool:
         """Drop the entries of users with new events; return False if the database does not answer. Calls in one tick of
-        the event loop share the result. The callback that discards the result is scheduled before the check, so no
-        request that arrives after the check uses it."""
+        the event loop share one query. Its result is discarded before the loop handles any request that arrives after
+        the query."""
         if self._checked is None:
             self._loop.call_soon(self._tick_over)
             self._checked = self._drop_changed()
@@ -126,7 +126,8 @@ class LocalCache(msgspec.Struct, eq=False):
     def _proved(
         self, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]
     ) -> KeptProfile | None:
-        """The entry to be kept; None if a value is stale or nothing proves that it is current."""
+        """Make the local cache entry of a user's profile; None unless the event log proves that every value is current.
+        `held` has the contents of the user's keys, `values` the JSON in them."""
         newest = self.feed.newest(user_id)
         if newest is None:
             return None

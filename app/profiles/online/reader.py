@@ -2,8 +2,7 @@
 
 Reads of values (`read_values`, `read_recorded`) try the local cache of the process first. All other reads are batched
 (`app.profiles.online.request_batching`). If the cache is unavailable, everything is computed. Invariant: a hit is
-served only while no invalidation is owed in the user's hash slot, which the trust gate decides; `read_unproven` is the
-one exception.
+served only while no invalidation is owed in the user's hash slot (see `TrustGate`). `read_unproven` is the exception.
 """
 
 from __future__ import annotations
@@ -63,18 +62,19 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         return _all_with_nulls(found, wanted, off) if off else found
 
     async def read_shared_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        """Read values like `read_values`, but not from the local cache."""
+        """Read the JSON of each wanted feature by user id, without the local cache. Raises the errors of `read`."""
         off = self.computation.availability.disabled
         if not off:
             return await self._batched(wanted, plain=True)
         return _all_with_nulls(await self._batched(_without(wanted, off), plain=True), wanted, off)
 
     async def read_unproven(self, wanted: Wanted, max_age_s: int) -> dict[str, Profile] | None:
-        """Read profiles from the cache's server while the database cannot be asked whether they are stale.
+        """Read cached profiles while the database does not answer, so that nothing proves that they are current.
 
-        Each value was computed at most `max_age_s` seconds ago and has not expired. It may lack an event acknowledged
-        since then, if the DEL failed, or was made on another server that has become the cache. Returns None if a value
-        is missing, the cache is unavailable, the database answers, or an invalidation was owed when it last answered.
+        Each value was computed at most `max_age_s` seconds ago and has not expired. A value may lack an event that was
+        acknowledged since: the DEL may have failed, or may have gone to another server, if the cache was replaced
+        meanwhile. Returns None if a value is missing, the cache is unavailable, the database answers, or an
+        invalidation was owed when it last answered.
         """
         if not await self.gate.allows_unproven() or not self.cache.available:
             return None
@@ -102,8 +102,8 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         return {names[index]: _decode(value) for index, value in zip(indices(mask), values, strict=True)}
 
     async def read_recorded(self, user_id: str) -> tuple[dict[str, Scalar], ProfileRead]:
-        """Read one user's values by feature name, and how they were read: the version of each value, and one moment as
-        of which every value is right. Raises the errors of `read`."""
+        """Read one user's values by feature name, with a record of the read: the version of each value, and a moment as
+        of which a computation would give all of the values. Raises the errors of `read`."""
         wanted = {user_id: self.computation.registry.full_mask}
         recorded = self._recorded(self._local_profile(user_id) or (await self.read(wanted))[user_id])
         if recorded is None:
@@ -200,7 +200,8 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         return kept
 
     def _local_profile(self, user_id: str) -> Profile | None:
-        """The values of all features, if the local cache has them. Each value gets the times of the whole profile."""
+        """The profile with all features from the local cache, or None. The local cache has only one computation time
+        and one expiry per profile, so each value gets these."""
         mask = self.computation.registry.full_mask & ~self.computation.availability.disabled
         nulls = self._nulls()
         kept = self._local_hit(user_id, mask)
@@ -213,7 +214,7 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         }
 
     def _nulls(self) -> Profile:
-        """The values of the features that are disabled now."""
+        """A null value, with the reason, for each feature that is disabled now."""
         disabled = self.computation.availability.disabled_features()
         return {index: not_computed(item.at_ms, str(item)) for index, item in disabled.items()}
 

@@ -140,9 +140,10 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
     def _answer_hits(
         self, requests: list[_BatchedRead], held: list[bytes | None], at: ReadTime, mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
-        """Answer the requests whose values are all cached. Return the requests that need a computation, the cached
-        values of their users, and what their keys without a valid value held, by which a fill is compared. `mark`: the
-        local cache's, from before the cache was read."""
+        """Answer the requests whose values are all cached, and shed the others (not `patient` ones) if the process is
+        overloaded. Return the requests that need a computation, the cached values of their users, and the contents of
+        the keys without a hit, which become the tokens of fills. `held` has the contents of all keys; `mark` is from
+        `LocalCache.mark`, called before they were read."""
         local_cache, masks = self.local_cache, self.computation.masks
         overloaded = self.computation.overloaded
         shed = 0
@@ -202,8 +203,8 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         return {index: value for index, value in values if value is not None}
 
     def _found(self, user_id: str, mask: int, held: Sequence[bytes | None], at: ReadTime, missing: Held) -> Profile:
-        """A user's profile from the contents of the keys: the hits, and nulls for paused features. For every other
-        feature, the contents of its key are added to `missing`."""
+        """The part of a user's profile that needs no computation: the hits, and nulls for paused features. `held` has
+        the contents of the user's keys. Those of all other features are added to `missing`."""
         profile: Profile = {}
         for index, raw in zip(self.computation.masks(mask).indices, held, strict=True):
             value = self.filler.hit(index, raw, at)
@@ -235,7 +236,7 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         await asyncio.gather(*(self._compute(request, reason) for request in requests))
 
     async def _compute(self, request: _BatchedRead, reason: str) -> None:
-        """Answer a request without the cache, by computing its values. A failure affects only this request."""
+        """Compute the values of a request and answer it. `reason` says why the cache is not used, for the metrics."""
         wanted = request.wanted
         self.computation.metrics.degraded_reads.labels(reason).inc(len(wanted))
         try:
@@ -253,8 +254,9 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
     async def _fill_in(
         self, epoch: Epoch, missing: Held, at: ReadTime, profiles: dict[str, Profile], distrusted: frozenset[int]
     ) -> None:
-        """Compute the missing values, add them to `profiles`, and store them in the cache after the answer. Tokens are
-        taken before the computation, as the cache protocol demands."""
+        """Compute the values of the features in `missing`, add them to `profiles`, and store them in the cache after
+        the answer. `missing` has the contents of their keys, and `distrusted` the hash slots whose cached values were
+        not used. Tokens are taken before the computation, as the cache protocol demands."""
         for user_id, cells in missing.items():
             if UNAVAILABLE in cells.values():
                 reason = "owed" if hash_slot(user_id) in distrusted else "unavailable"

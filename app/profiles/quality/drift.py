@@ -75,7 +75,7 @@ def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
 
 
 def quantiles(found: Iterable[N], shares: Sequence[float]) -> list[N | None]:
-    """Quantiles by nearest rank for each share from 0 to 1. All are None if there is no number."""
+    """The quantile of the numbers `found` for each share (0 to 1), by nearest rank; all None if there is no number."""
     ranked = sorted(found)
     return [ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else None for share in shares]
 

@@ -39,8 +39,8 @@ log = logger("profiles.quality")
 
 
 class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
-    """Measures data quality, one measurement at a time. `sample` is the largest number of users that are drawn for each
-    of the two moments that are compared."""
+    """Measures data quality, one measurement at a time. It compares two samples of users, of now and of `BEFORE_DAYS`
+    days ago. `sample` is the largest number of users in each."""
 
     inspector: Inspector
     random: Random
@@ -72,9 +72,9 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
             return report(sample, computation.registry, clock.now_ms())
 
     async def _draw(self, rest_until: float) -> UserSample:
-        """Draw one sample of users for now, and one for `BEFORE_DAYS` ago. For each moment, users are eligible if they
-        had an event in the window before it (the longest window of any feature). Scan slowly, with pauses, until the
-        monotonic time `rest_until`."""
+        """Draw one sample of users for now, and one for `BEFORE_DAYS` days ago. For each of the two times, the users
+        with an event in the longest window before it are eligible. Pause between the queries until the monotonic time
+        `rest_until`."""
         users, computation = self.inspector.users, self.inspector.computation
         registry, clock = computation.registry, computation.clock
         now_ms = clock.now_ms()
@@ -88,8 +88,8 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
         return UserSample(now_ms, before_ms, oldest_ms, eligible, now, eligible_before, before, figures)
 
     async def _count_held(self, sample: UserSample, start: int) -> None:
-        """Count the cached values of the page of users that begins at index `start`, by state, age and value. If the
-        cache is unavailable, give up at once on the first page, and after `TRIES` attempts on later ones."""
+        """Count the cached values of one page of `sample.now`, which begins at index `start`, by state, age and value.
+        If the cache is unavailable, give up at once on the first page, and after `TRIES` attempts on later ones."""
         if not sample.cache_answers:
             return
         for attempt in range(1, TRIES + 1):
@@ -111,7 +111,7 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
                 return
 
     async def _count_values(self, sample: UserSample, start: int) -> None:
-        """Compute and count the values of a page of users as of the measurement, and of one as of `before_ms`."""
+        """Count the values computed for a page of `sample.now` as of `now_ms`, and of `before` as of `before_ms`."""
         computation = self.inspector.computation
         registry, availability = computation.registry, computation.availability
         mask = registry.full_mask & ~availability.unavailable
@@ -149,9 +149,9 @@ async def draw(
 
     Returns the number of users with an event in the span, and the drawn users, a uniform sample in random order.
 
-    J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985), page by page, with a pause after each page
-    until the monotonic time `rest_until`. One statement that ranks all users took 0.2 s for 100,000 users, and reads on
-    a busy machine waited for it.
+    Uses J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985), page by page, with a pause after each page
+    until the monotonic time `rest_until`. A single statement that ranks all users would delay reads: on a busy machine,
+    it took 0.2 s for 100,000 users.
     """
     drawn: list[str] = []
     seen, after, began = 0, "", clock.monotonic()

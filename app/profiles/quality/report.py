@@ -1,7 +1,7 @@
-"""The report of a data quality measurement, as it is stored and shown, and how it follows from the counts.
+"""The report of a data quality measurement, as it is stored and shown, and its computation from the counts.
 
 Invariant: for each feature, fresh + missing + stale = measured, or all three are None if the cache did not answer.
-Drift does not need the cache. If every eligible user was measured, the intervals have no width.
+Drift does not need the cache. If every eligible user was measured, the confidence intervals have no width.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ ShareInterval = Annotated[list[float], Meta(min_length=2, max_length=2, descript
 class Figures(msgspec.Struct):
     """The counts of one feature during a measurement. `states` counts the users by the state of their cached value.
     `ages_ms` has the ages of the cached values, and `held` counts them by value. `now` and `before` count the values
-    computed for the two moments. `failed` values could not be computed; `failure` is the first reason."""
+    computed as of the measurement and as of 7 days before it. `failed` of these could not be computed; `failure` is the
+    first reason."""
 
     states: Counter[State | None] = msgspec.field(default_factory=Counter)
     ages_ms: list[int] = msgspec.field(default_factory=list)
@@ -37,17 +38,18 @@ class Figures(msgspec.Struct):
     failure: str = ""
 
     def fail(self, reason: str) -> None:
-        """Count a value that could not be computed; the first reason is kept."""
+        """Count a value that could not be computed. Only the first reason is stored."""
         self.failed += 1
         self.failure = self.failure or reason
 
 
 class UserSample(msgspec.Struct):
-    """The users of a measurement, drawn at random for two moments, and the counts of their values.
+    """The users of a measurement, drawn at random as of two moments, and the counts of their values.
 
-    `now` are drawn from the `eligible` users at `now_ms`, and `before` from the `eligible_before` users at `before_ms`.
-    A user is eligible at a moment if an event lies in the longest window of any feature before it. `figures` is by
-    feature name. The event log begins at `oldest_event_ms`.
+    The users `now` were drawn from the `eligible` users as of `now_ms`, and the users `before` from the
+    `eligible_before` users as of `before_ms`. A user is eligible if an event of the user lies in the longest window (of
+    any feature) before the moment. `figures` is by feature name. `oldest_event_ms` is the time of the oldest stored
+    event.
     """
 
     now_ms: int
@@ -83,8 +85,8 @@ class Intervals(msgspec.Struct):
 
 
 class Drift(msgspec.Struct):
-    """How far the values of a feature differ from its values 7 days before the measurement. The values are computed as
-    of each moment, for the users who were eligible at that moment."""
+    """How far the values of a feature have moved in the 7 days before the measurement. The values then and now are
+    computed from the event log, each for the users with an event in the longest window before that time."""
 
     psi: Annotated[
         float | None, Meta(description="Population stability index over `bins`; null if `why_not` says why.")
@@ -118,7 +120,7 @@ class QualityReport(msgspec.Struct):
     """Data quality at `measured_at`, for `measured` of the `eligible` users, drawn at random.
 
     A user with any event within the longest window is eligible. `eligible_before` and `measured_before` are the same
-    numbers for `before_at`, 7 days before. No figure is older than `measured_at`.
+    numbers for `before_at`, 7 days before. The cache was read after `measured_at`.
     """
 
     measured_at: str
@@ -224,9 +226,9 @@ def _unreached(entry: Feature, sample: UserSample) -> str | None:
 
 
 def distribution(entry: Feature, held: Counter[Scalar]) -> list[dict[str, object]]:
-    """Count the values that are not null: in ten bins of equal width for floats, and for ints with more than
-    `MAX_CATEGORIES` different values; else by value. A bin is `{"from",
-    "to", "count"}`, and only the last one includes `to`. A category is `{"value", "count"}`."""
+    """Count the values that are not null. Floats, and ints with more than `MAX_CATEGORIES` different values, are
+    counted in ten bins of equal width, `{"from", "to", "count"}`, of which only the last includes `to`. All other
+    values are counted one by one, as `{"value", "count"}`; of texts, the `MAX_CATEGORIES` most frequent."""
     if entry.dtype == "str":
         ranked = [(value, count) for value, count in held.most_common() if value is not None]
         return [{"value": value, "count": count} for value, count in ranked[:MAX_CATEGORIES]]

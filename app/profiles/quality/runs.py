@@ -3,9 +3,10 @@
 An admin requests a run, and a worker carries it out as one job. At most one run is active. A run that a crash
 interrupted is measured again from the beginning.
 
-A report is as of its measurement and may be of a sample; the search is live. It goes through all eligible users in
-bounded steps, one per request. Invariant: a user that the search passed over was not in the wanted state at that time.
-So following `next_after` to the end finds every user who is in the wanted state during the whole search.
+A report shows the past, and may be of a sample of users. The search reads the cache now, and goes through all eligible
+users in bounded steps, one per request. Each step returns `next_after`, from which the next step continues. Invariant:
+a step leaves out a user only if the user's cached value is not in the wanted state when the step reads it. So the steps
+together find every user whose value is in the wanted state during the whole search.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ Sought = Literal["fresh", "missing", "stale", "null"]
 
 
 class QualityRun(NamedTuple):
-    """A run as stored. `measured` is the number of users, 0 until the run is completed; `body` is the report as
-    JSON."""
+    """A row of the table of measurement runs. `measured` is the number of users, 0 until the run is completed; `body`
+    is the report as JSON."""
 
     id: int
     state: State
@@ -54,7 +55,7 @@ class QualityRepository(Protocol):
     """Stores the runs of the measurement. Raises `StoreUnavailable`."""
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
-        """Return the active run, after creating one if there is none; and whether this call created it."""
+        """Return the active run, and False; if there is none, a new run, and True."""
 
     async def newest(self, limit: int) -> list[QualityRun]:
         """Up to `limit` runs, newest first, without their reports."""
@@ -76,9 +77,9 @@ class QualityRepository(Protocol):
 
 
 class FoundUsers(NamedTuple):
-    """The result of one step of a search. `users` has one inspection per user found, with one cell; None if the cache
-    is unavailable. `scanned` is the number of users that were looked at. The next step begins after the user id
-    `next_after`, which is None if all users have been looked at."""
+    """The result of one step of a search. `users` has one inspection, with one cell, of each user found; None if the
+    cache is unavailable. `scanned` is the number of users that were examined. The next step begins after the user id
+    `next_after`, which is None if all users have been examined."""
 
     at_ms: int
     users: list[Inspection] | None
@@ -87,8 +88,8 @@ class FoundUsers(NamedTuple):
 
 
 class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
-    """Measures data quality in runs, and finds the users behind the figures. `start` asks a worker to carry out a run.
-    If that request is lost, a periodic job repeats it."""
+    """Measures data quality in runs, and finds the users that a number of a report counts. `start` asks a worker to
+    carry out a run, given its id. If that request is lost, a periodic job repeats it."""
 
     measurement: QualityMeasurement
     runs: QualityRepository

@@ -1,1 +1,1 @@
-"""Rebuilds cached profiles: at once, or in stored runs that another worker continues if one stops."""
+"""Rebuilds cached profiles: at once, or in stored runs, which another worker continues if their worker stops."""

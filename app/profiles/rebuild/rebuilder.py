@@ -37,7 +37,7 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
 
     @property
     def keeps(self) -> bool:
-        """Whether the cache is available, so that rebuilt values are kept."""
+        """Whether the cache is available, so that rebuilt values can be stored."""
         return self.filler.cache.available
 
     async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, Profile]:
@@ -81,7 +81,8 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
         return refused
 
     async def _tokens(self, wanted: Mapping[str, int]) -> tuple[Epoch, dict[str, dict[int, bytes]]]:
-        """Take a token for each cell, by user id and feature index; none if the cache is unavailable."""
+        """The epoch, and the token of each key by user id and feature index: the bytes that the key must still hold
+        when the rebuilt value is stored. No tokens if the cache is unavailable."""
         if not self.keeps:
             return "", {}
         try:

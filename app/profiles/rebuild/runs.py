@@ -1,10 +1,10 @@
 """Rebuilds of many users, as runs that workers carry out part by part, chunk by chunk.
 
-A run is a row with its scope (which users), position and state. A worker claims the next users as a part, which moves
-the position, and records its progress in the part after each chunk. Invariants: at most one run of a scope is queued or
-running. Several workers can work on a run, each on parts of its own. A part without progress for `STALE_MS` is claimed
-by another worker, which continues after the last recorded chunk. Every user is counted once. A cancelled run stops at
-the next chunk.
+A run is a row with its scope (which users), its state, and a position, up to which users have been given to workers. A
+worker claims the next users as a part, which moves the position, and records its progress in the part after each chunk.
+Invariants: at most one run of a scope is queued or running. Several workers can work on a run, each on parts of its
+own. A part without progress for `STALE_MS` is claimed by another worker, which continues after the last recorded chunk.
+Every user is counted once. A cancelled run stops at the next chunk.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class RebuildRun(NamedTuple):
     """A rebuild of many users, as stored, with its progress. `scope` says which users; see `scope_of`.
 
     `user_ids` is None if the run rebuilds all eligible users (`everyone`), or if the row was read without its list of
-    users. `position` is the place of the last user in a part: the user's id or, if the run has a list, how many users
-    of the list are in parts. `total` is counted up to `COUNTED`; `done` may become higher.
+    users. Workers have claimed the users up to `position`: the id of the last such user or, if the run has a list, the
+    number of such users in it. `total` is counted up to `COUNTED`; `done` may become higher.
     """
 
     id: str
@@ -62,7 +62,8 @@ class RebuildRun(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a worker has claimed of a run: the users at the places above `after`, up to `last`."""
+    """The users of a run that a worker has claimed and not yet rebuilt: those after the position `after`, up to the
+    position `last`. For positions, see `RebuildRun`."""
 
     run_id: str
     last: str
@@ -82,30 +83,31 @@ class RebuildRepository(Protocol):
         """Up to `limit` runs, newest first, without their lists of users."""
 
     async def shared(self) -> list[str]:
-        """Ids of the running runs of all users."""
+        """Ids of the runs in the state `running` that rebuild all users."""
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
         """Ids of active runs that made no progress since `before_ms`. Runs with progress recorded after `after_ms` are
         included: that time was read from a clock that was ahead."""
 
     async def claim(self, run_id: str, after: str, last: str, now_ms: int) -> Part | None:
-        """Claim a new part, and move the run's position from `after` to `last`. Return None if the position has moved,
-        or if the run has ended."""
+        """Claim the users after the position `after`, up to `last`, as a new part, and set the run's position to
+        `last`. Return None if the run's position is not `after` any more, because another worker was faster, or if the
+        run has ended."""
 
     async def claim_again(self, run_id: str, now_ms: int) -> Part | None:
-        """Claim a part that was released, or has made no progress for `STALE_MS`; None if there is none, or if the run
-        has ended."""
+        """Claim a part that its worker has released, or that has made no progress for `STALE_MS`; None if there is
+        none, or if the run has ended."""
 
     async def advance(self, part: Part, users: int, after: str, now_ms: int) -> Part | None:
-        """Record that `users` more users of a part are done, up to the place `after`. Return the part as it is now, or
-        None if the run has ended or another worker has claimed the part."""
+        """Record that `users` more users of a part are done, and that it is done up to the position `after`. Return the
+        part as it is now, or None if the run has ended or another worker has claimed the part."""
 
     async def release(self, part: Part) -> None:
         """Let any worker claim the rest of a part."""
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
-        """Set the final state of an active run; return False if the run had ended before. A run with parts is not
-        completed."""
+        """Set the final state of an active run; return False if the run had ended before, or if it is to be `completed`
+        but has unfinished parts."""
 
 
 def scope_of(user_ids: Sequence[str] | None) -> str:
@@ -125,7 +127,7 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
         return await self.users.count_eligible(self._since_ms(mask)) if user_ids is None else len(user_ids)
 
     async def share(self, budget_s: float) -> None:
-        """Work on the runs of all users that other processes have begun, each for about `budget_s` seconds."""
+        """Help other processes with their running rebuilds of all users, for about `budget_s` seconds per run."""
         for run_id in await self.runs.shared():
             if run_id not in self._running:
                 await self.run(run_id, budget_s)
@@ -148,7 +150,7 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
                     break
                 part = await self.runs.claim_again(run_id, clock.now_ms())
                 if part is None:
-                    users = await self._page(run, mask, run.position, PART)
+                    users = await self._next_users(run, mask, run.position, PART)
                     if not users:
                         if await self.runs.finish(run_id, "completed", clock.now_ms(), None):
                             log.info("rebuild_completed", rebuild=run_id, users=run.done)
@@ -161,11 +163,11 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
         return True
 
     async def _work_off(self, run: RebuildRun, mask: int, part: Part, deadline: float) -> bool:
-        """Rebuild the users of a part. Return False if the time was up before."""
+        """Rebuild the users of a part. Return False if the deadline came first."""
         clock = self.rebuilder.computation.clock
         try:
             while part.after != part.last:
-                users = [item for item in await self._page(run, mask, part.after, CHUNK) if item[0] <= part.last]
+                users = [item for item in await self._next_users(run, mask, part.after, CHUNK) if item[0] <= part.last]
                 await self.rebuilder.rebuild([user for _, user in users if user], mask)  # an erased one is empty
                 if not self.rebuilder.keeps:
                     raise CacheUnavailable("the cache is unavailable; rebuilt values would not be kept")
@@ -181,8 +183,8 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
                 await self.runs.release(part)
         return True
 
-    async def _page(self, run: RebuildRun, mask: int, after: str, limit: int) -> list[tuple[str, str]]:
-        """Up to `limit` users above a place, each after its own place."""
+    async def _next_users(self, run: RebuildRun, mask: int, after: str, limit: int) -> list[tuple[str, str]]:
+        """The next users of a run after the position `after`, at most `limit`, as (position of the user, user id)."""
         if run.user_ids is None:
             return [(user, user) for user in await self.users.eligible(after, self._since_ms(mask), limit)]
         start = int(after or 0)
