@@ -1,7 +1,7 @@
 """Runs the migrations on one database. Alembic executes this script for every command.
 
-`app.migrations` passes the database as an attribute of the configuration. If Alembic's own command line is used, it is
-that of PROFILES_DATABASE.
+`app.migrations` passes the database as an attribute of the configuration. Alembic's own command line passes none; then
+the database is that of PROFILES_DATABASE.
 """
 
 from functools import partial

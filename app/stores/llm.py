@@ -116,12 +116,13 @@ class LlmClient:
 
 
 async def _remove_location(response: httpx.Response) -> None:
-    """Remove the `Location` header: httpx, though it follows no redirect, fails if this header is not a URL."""
+    """Remove the `Location` header: httpx parses it even if it follows no redirects, and fails if it is not a URL."""
     response.headers.pop("location", None)
 
 
 def _tls(url: str) -> ssl.SSLContext:
-    """A TLS context that trusts the public certificate authorities and those installed on the system."""
+    """The TLS context of a client for `url`. For `https:`, it trusts the public certificate authorities and those
+    installed on the system; otherwise it is not used."""
     if not url.startswith("https:"):
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused; loading certificates takes tens of milliseconds
     context = httpx.create_ssl_context(trust_env=False)
@@ -173,8 +174,8 @@ def text_in(body: bytes) -> str:
 
 
 def _unfenced(content: str) -> str:
-    """Remove the Markdown fence that models often put around JSON if the request has no schema. A regular expression
-    would backtrack for hours on an answer that ends in thousands of spaces."""
+    """Remove the Markdown fence (```) that a model may put around its JSON. Uses no regular expression, which would
+    backtrack for hours on an answer that ends in thousands of spaces."""
     text = content.strip()
     if len(text) < 2 * len(_FENCE) or not (text.startswith(_FENCE) and text.endswith(_FENCE)):
         return content
@@ -189,8 +190,9 @@ def _no_tip(detail: str) -> NoReturn:
 class LlmWriter(msgspec.Struct, eq=False):
     """Writes tips with a language model. Implements `app.generation.ports.Writer`.
 
-    `new_mark` returns new unpredictable letters and digits, which delimit the user's task in a prompt. `patience_s`:
-    time limit of one call of `write`. No retry begins with less than `least_s` of that time left.
+    `new_mark` returns new, unpredictable letters and digits for each prompt. The tags around the task contain them, so
+    that the task's text cannot pose as instructions. `patience_s`: time limit of one call of `write`, in seconds. A
+    retry begins only if at least `least_s` of this time are left.
     """
 
     client: LlmClient
@@ -246,7 +248,7 @@ class LlmWriter(msgspec.Struct, eq=False):
     def _failure(self, reply: Reply) -> ModelFailed:
         """The error for an answer whose status is not 2xx.
 
-        400, 413 and 422 may be due to this prompt alone. All other statuses count as a failure of the endpoint.
+        400, 413 and 422 may be due to this prompt alone, so the endpoint stays in use. Any other means that it failed.
         """
         detail = f"it answered {reply.status}"
         if reply.status == 429:

@@ -41,8 +41,8 @@ def downgrade() -> None:
 
 
 def _copy(old: str, new: str) -> None:
-    """Replace the log by a copy whose definition has the text `new` instead of `old`. The copy keeps the sequence, so
-    that no number is used again."""
+    """Replace the log by a copy whose definition has the text `new` instead of `old`. The copy continues the numbering
+    of events, so that no sequence number is used again."""
     definition = text("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = 'event_log'")
     sql = op.get_bind().execute(definition).scalar_one()
     if sql.count(old) != 1:

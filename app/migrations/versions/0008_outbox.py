@@ -1,10 +1,10 @@
 """Moves unconsumed events to an outbox, so that the log is only appended to. PostgreSQL begins with this revision.
 
-On SQLite, the log is rewritten: about a second for each million events. Processes of the previous release answer 503
-to writes afterwards, so stop or replace them.
+On SQLite, the log is rewritten: about a second for each million events. Processes of the previous release answer 503 to
+writes afterwards, so stop or replace them.
 
-On PostgreSQL, the unique keys of what a request or an event touches begin with `user_id`, so that these tables can be
-partitioned by it.
+On PostgreSQL, the tables that requests and events write to have unique keys that begin with `user_id`, so that they can
+be partitioned by user.
 
 Revision ID: 0008
 """

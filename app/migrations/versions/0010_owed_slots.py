@@ -1,4 +1,4 @@
-"""Adds the hash slot of the user to owed invalidations, so that reads of other users keep their cached values.
+"""Adds hash slots to owed invalidations, so that these keep only users of the same slot from reading cached values.
 
 Revision ID: 0010
 """

@@ -1,4 +1,5 @@
-"""Adds the salt of a roll-out, and the table of the policy that has the pooled prior without the profile.
+"""Adds the salt that decides which users a roll-out's challenger serves, and a table for the shadows of a third policy,
+which has the pooled prior but not the profile.
 
 Revision ID: 0011
 """

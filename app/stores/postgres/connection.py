@@ -1,8 +1,9 @@
-"""Opens connections to PostgreSQL that run the SQL of the repositories, and names its errors.
+"""Opens connections to PostgreSQL that run the SQL of the repositories, and turns psycopg errors into
+`StoreUnavailable`.
 
-Every connection is in autocommit mode, with explicit transactions, and accepts parameters as SQLite does (`?` and
-`:name`). Whole numbers are always sent as `bigint`, so that a statement has one plan whatever the values are. JSON is
-text, as in SQLite: `json_each` has the elements of an array as its `value`, and `->>` takes text.
+Every connection is in autocommit mode, with explicit transactions. Statements are written as for SQLite and translated:
+parameters are `?` or `:name`, JSON is text, and `json_each` yields the elements of an array in the column `value`.
+Whole numbers are always sent as `bigint`, so that a statement has one plan whatever the values are.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class _NumericLoader(Loader):
 
 
 class _TextDumper(StrDumperUnknown):
-    """NUL, which PostgreSQL cannot store, becomes U+FFFD. It may be part of an error message, but of no id."""
+    """Sends each NUL in a text as U+FFFD: PostgreSQL cannot store NUL, which error messages may contain, but no id."""
 
     def dump(self, obj: str) -> bytes:
         return obj.replace("\0", "\ufffd").encode()
@@ -91,7 +92,8 @@ _CONTEXT.adapters.register_loader("numeric", _NumericLoader)
 
 
 class Translated(NamedTuple):
-    """A statement as PostgreSQL expects it, and the names of its parameters `$1`, `$2`, …; none if they have none."""
+    """A statement in PostgreSQL's syntax. `names`: those of its parameters `$1`, `$2`, …; empty if it has no named
+    ones."""
 
     text: bytes
     names: tuple[str, ...]
@@ -119,7 +121,7 @@ def translated(statement: str) -> Translated:
 
 
 class Connection:
-    """A connection of psycopg as `app.stores.sql.database.Connection`."""
+    """Adapts a psycopg connection to the protocol `app.stores.sql.database.Connection`."""
 
     def __init__(self, raw: psycopg.Connection[Any]) -> None:
         self.raw = raw
@@ -144,8 +146,8 @@ class Connection:
 
 
 def connection_parameters(url: str) -> dict[str, Any]:
-    """The arguments of psycopg's `connect` for a connection to the server that accepts writes. Execute
-    `SET_SESSION` on it first. libpq's `options` could set the same parameters, but PgBouncer refuses it."""
+    """The arguments of psycopg's `connect` for a connection to the server that accepts writes. Execute `SET_SESSION`
+    first on the new connection. PgBouncer refuses connections that set these parameters with libpq's `options`."""
     conninfo = make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(url)})
     return {"conninfo": conninfo, "autocommit": True, "prepare_threshold": 2, "context": _CONTEXT}
 

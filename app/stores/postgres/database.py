@@ -1,9 +1,10 @@
-"""A PostgreSQL database as a process uses it: connections that read, and a few that write.
+"""A process's connections to a PostgreSQL database: a pool for reads, and a few connections for writes.
 
-Invariants: a write is one transaction, whose first statements lock the users that it names, in sorted order, or the
-service. It is committed when `write` returns, as durably as the server's `synchronous_commit` says, and rolled back
-when `write` raises, unless the error says that the outcome of the commit is unknown. The work is done again after a
-deadlock or a serialization failure, and once if the connection is lost before the commit.
+Invariants: a write is one transaction. Its first statements lock the users that `of` names, in sorted order, or one row
+that stands for all data of no particular user (`SERVICE`). It is committed when `write` returns, as durably as the
+server's `synchronous_commit` says, and rolled back when `write` raises, unless the error says that the outcome of the
+commit is unknown. The work is done again after a deadlock or a serialization failure, and once if the connection is
+lost before the commit.
 """
 
 from __future__ import annotations
@@ -81,8 +82,10 @@ class PostgresDatabase(Database):
         return await self.readers.run(run)
 
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope, again: bool = False) -> T:
-        """If the connection is lost during the commit, the outcome is unknown. With `again`, the work is then done once
-        more, so it must notice what it has written before.
+        """Run `work` in one transaction, after locking `of`: see `Database.write`.
+
+        If the connection is lost during the commit, the outcome is unknown, and the call fails. With `again`, `work` is
+        called once more instead, and must itself notice what its first call has stored.
 
         Raises:
             StoreUnavailable: nothing was written; or the outcome of the commit is unknown.
@@ -146,7 +149,8 @@ def _transact(connection: Connection, work: Callable[[Connection], T], users: li
 
 
 def _begin(connection: Connection, users: list[str] | None) -> None:
-    """Begin a transaction and take its locks, in one round trip."""
+    """Begin a transaction and lock these users, in one round trip. None for `users` locks the row that stands for all
+    data of no particular user (`SERVICE`)."""
     while True:
         with connection.raw.pipeline():
             connection.raw.execute("BEGIN")

@@ -193,7 +193,8 @@ def _encryption(connection: Connection) -> Line:
 
 
 def _pooler(connection: Connection, url: PostgresUrl) -> Line:
-    """A pooler answers the start of a connection itself, with a process id that is not that of PostgreSQL."""
+    """Report whether a connection pooler shares PostgreSQL's connections between transactions. A pooler is recognised
+    by the process id that it sends when a connection begins: it is not that of PostgreSQL."""
     if _row(connection, SELECT_PID)[0] == connection.raw.info.backend_pid:
         return Line("pooler", "ok", "connections reach PostgreSQL directly")
     other = connect(url.url)
@@ -208,8 +209,8 @@ def _pooler(connection: Connection, url: PostgresUrl) -> Line:
 
 
 def diagnose_connections(server: Mapping[str, str], limits: list[int | None], processes: int, connections: int) -> Line:
-    """Report whether the server allows the connections of all processes. `limits`: those of the role and the
-    database, None for no limit. `connections`: the most that a process opens."""
+    """Report whether the server allows the connections of all processes. `limits`: the connection limits of the role
+    and of the database, None for no limit. `processes`: their number. `connections`: the most that a process opens."""
     total = int(server["max_connections"]) - int(server["superuser_reserved_connections"])
     allowed = min([total, *(limit for limit in limits if limit is not None)])
     text = f"{processes} processes open up to {processes * connections} connections, and the server allows {allowed}"

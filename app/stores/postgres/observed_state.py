@@ -32,9 +32,9 @@ FROM cache_registration
 
 
 class PostgresState:
-    """The state that every process observes. Implements `app.profiles.ports.ObservedState`.
+    """Queries the `State` that all processes share. Implements `app.profiles.ports.ObservedState`.
 
-    Its database id changes when a standby is promoted or the database restored. Close the object when done.
+    `State.database_id` changes when a standby is promoted or the database is restored. Close the object when done.
     """
 
     def __init__(self, url: str) -> None:
@@ -46,11 +46,11 @@ class PostgresState:
         self.last = State()
 
     def look(self) -> None:
-        """A query takes a round trip, so it must be awaited."""
+        """Always returns None: a query takes a round trip, so callers must await `query`."""
         return
 
     async def query(self) -> State:
-        """The state at some moment after the call began. Concurrent callers share a query that has not begun.
+        """The state committed at some moment after the call began. Concurrent callers share a query that has not begun.
 
         Raises:
             StoreUnavailable: no server that accepts writes answers in time.

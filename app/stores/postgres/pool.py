@@ -1,7 +1,7 @@
-"""Pools of connections to PostgreSQL, with a thread for each.
+"""Pools of connections to PostgreSQL, with a thread for each connection.
 
-Invariant: a connection is used only while the server that it leads to is the one that this process observes
-(`app.stores.postgres.observed_state`), whose id is part of every cache key. Interleaving prevented: 1. a standby is
+Invariant: a connection is used only while it leads to the database whose id this process observed last
+(`app.stores.postgres.observed_state`). This id is part of every cache key. Interleaving prevented: 1. a standby is
 promoted while the old primary still runs; 2. the process observes the new primary; 3. a value is computed on the old
 one, and cached as current.
 """
@@ -52,10 +52,10 @@ class PooledConnection:
 
     async def run(self, work: Callable[[Connection], T], timeout_s: float = LONGEST_S) -> T:
         """Call `work` with the connection, on a thread. Its statement is cancelled after `timeout_s` seconds, and when
-        the caller is cancelled. If the server does not answer to that either, the connection is given up.
+        the caller is cancelled. If the server does not react to the cancellation, the connection is closed.
 
-        If the connection is lost in the first call, `work` is called once again with a new one. A later call may depend
-        on the transaction that an earlier one has begun.
+        If the connection is lost during the first call of `run`, `work` is called once again with a new connection.
+        Later calls are not repeated, because they may depend on a transaction that an earlier call has begun.
 
         Raises:
             StoreUnavailable: no connection can be opened.
@@ -227,6 +227,6 @@ def cancel(connection: Connection) -> None:
 
 
 def disconnect(connection: Connection) -> None:
-    """Make a call that waits for the server on another thread fail at once."""
+    """Shut down the connection's socket, so that a call on another thread that waits for the server fails at once."""
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.raw.fileno())) as copy:
         copy.shutdown(socket.SHUT_RDWR)

@@ -95,8 +95,8 @@ class Queue:
         return _client(self._pool, self._name)
 
     def publish(self, seqs: Sequence[int]) -> None:
-        """Return at once; jobs that consume the events are enqueued in the background. If too many events wait to be
-        enqueued (`Bounds.most`), the rest is left to the worker's periodic sweep of the event log."""
+        """Enqueue jobs for the events with these sequence numbers, in the background; return at once. If too many
+        events wait to be sent (`Bounds.most`), the rest is left to the worker's periodic sweep of the event log."""
         with suppress(Overloaded):
             for start in range(0, len(seqs), self._at_once):
                 self._jobs.submit(seqs[start : start + self._at_once])

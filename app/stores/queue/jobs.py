@@ -127,8 +127,8 @@ async def split(redis: ArqRedis, job_id: str) -> None:
     """If a `tip_events` job has more than `PIECE_BYTES`, move its events to jobs of up to `PIECE_EVENTS` each.
 
     arq fetches and decodes a whole job at once: a million events took 800 MB. A large job of another kind, or of more
-    than `MAX_JOB_BYTES`, is replaced by a job that stores a dead letter, and so is the rest of a job that cannot be
-    read. No event is run twice: the new jobs are on the queue only when the large one is empty.
+    than `MAX_JOB_BYTES`, is replaced by a job that stores a dead letter; likewise a job from its first unreadable event
+    on. No event is run twice: the new jobs are on the queue only when the large one is empty.
     """
     key, queue = JOB_PREFIX + job_id, redis.default_queue_name
     at, taken, events, pieces = 0, 0, 1, dict[str, float]()
@@ -175,8 +175,8 @@ def set_aside_key(job_id: str) -> str:
 
 
 async def put_back(redis: ArqRedis, job_id: str) -> None:
-    """Make a job that a worker of an earlier release has set aside the large job that it was. Its first events may have
-    been stored, and are then duplicates."""
+    """Undo what a worker of an earlier release did to a large job: move its bytes back from `set_aside_key`. Events of
+    the job that are stored already will count as duplicates."""
     with suppress(ResponseError):  # it has expired
         await redis.rename(set_aside_key(job_id), JOB_PREFIX + job_id)
 

@@ -72,7 +72,7 @@ async def keep_working(
     context: dict[str, Any],
 ) -> None:
     """Run jobs until `stop` is set. No cron job may have a longer timeout than `pace.job_timeout_s`: arq retries every
-    crashed job after the longest timeout of all jobs."""
+    crashed job after the longest timeout of all jobs. Each job gets `context` as arq's `ctx`."""
     stopping = asyncio.create_task(stop.wait())
     lost = False
     try:

@@ -1,4 +1,4 @@
-"""A process's access to the database, as the repositories use it, whichever engine it is.
+"""The interface through which repositories use the database, whichever engine it is.
 
 Repositories run one statement with `rows`, `row` or `execute`, and several with `read` or `write`. Their SQL runs on
 every engine: parameters are written `?` or `:name`, and lists are passed as JSON.
@@ -34,14 +34,14 @@ class Cursor(Protocol):
 
 
 class Connection(Protocol):
-    """What `read` and `write` pass to their function. `sqlite3.Connection` is one."""
+    """The connection with which `Database.read` and `Database.write` call `work`, such as a `sqlite3.Connection`."""
 
     def execute(self, statement: str, parameters: Any = ..., /) -> Cursor: ...
     def executemany(self, statement: str, rows: Iterable[Any], /) -> Cursor: ...
 
 
 class Reader(Protocol):
-    """A read-only connection with a thread of its own while it is used."""
+    """A read-only connection that `Readers.one` has lent, with a thread of its own until it is given back."""
 
     async def run(self, work: Callable[[Any], T], timeout_s: float = ..., /) -> T:
         """Call `work` with the connection, on its thread. Its statement is interrupted after `timeout_s` seconds, and
@@ -58,7 +58,7 @@ class Readers(Protocol):
 
 
 class Scope(Enum):
-    """What a write locks besides the rows of users."""
+    """What a write can lock instead of users. `SERVICE`: all data of no particular user, such as rebuild runs."""
 
     SERVICE = "service"
 
@@ -67,7 +67,8 @@ SERVICE: Final = Scope.SERVICE
 
 
 def check_revision(revision: str | None, database: object) -> None:
-    """Raise `SchemaMismatch` unless `revision`, None if there is none, is that of this program."""
+    """Raise `SchemaMismatch` unless `revision` is that of this program. It is None if the database is not migrated.
+    `database` names the database in the error."""
     if revision is None:
         raise SchemaMismatch(f"the database at {database} is not migrated; run `profiles migrate`")
     if revision > SCHEMA_REVISION:
@@ -86,8 +87,8 @@ class Database(ABC):
     """A SQLite or PostgreSQL database. Every method raises `StoreUnavailable` if the database fails.
 
     `id` is part of every cache key, so values cached from another database are never read. `full`: the last write
-    failed for lack of room; reads continue. `delete_lock`: `write` may store a row to lock a user; these statements,
-    which take the user's id, delete it. An erasure runs them last, so that nothing of the user remains.
+    failed for lack of room; reads continue. `delete_lock`: statements that delete the row that `write` may have stored
+    to lock a user; their parameter is the user's id. An erasure runs them last, so that nothing of the user remains.
     """
 
     delete_lock: ClassVar[tuple[str, ...]] = ()
@@ -115,12 +116,13 @@ class Database(ABC):
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope) -> T:
         """Run `work` in one durable transaction, on the thread of a writing connection.
 
-        `of` names what the transaction locks first: the users with these ids, in sorted order, or the `SERVICE`. It
-        must cover every row that `work` reads and then writes. It is empty if each statement is atomic by itself.
-        `work` has no effects outside of the transaction, because it is done again after a deadlock.
+        `of` names what the transaction locks first: the users with these ids, in sorted order, or `SERVICE`, all data
+        of no particular user. It must cover every row that `work` reads and then writes. It may be empty if each
+        statement is atomic by itself. `work` must have no effects outside of the transaction, because it is done again
+        after a deadlock.
 
         Raises:
-            StoreUnavailable: nothing was written, unless the engine says otherwise.
+            StoreUnavailable: nothing was written, except in the cases that `write` of the engine's class describes.
             StoreFull: the disk is full; nothing was written.
         """
 

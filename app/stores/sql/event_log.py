@@ -1,8 +1,8 @@
 """The log of all events: their contents, which ones no worker has consumed, and the pruning of old ones.
 
 Invariants: an event is in `event_log` if and only if its row is in `tip_views` or `tip_feedback` under the same `seq`.
-A later event of a user has a higher `seq`. None is reused, even after pruning. An event is in `outbox` until a worker
-has consumed it.
+A later event of a user has a higher `seq`. No `seq` is reused, even after pruning. An event is in `outbox` until a
+worker has consumed it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class SqlEventLog(SqlRepository, ABC):
 
 
 def features_by_subject(rows: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:
-    """Group the rows of `SELECT_FEATURE_KEYS`."""
+    """Map each subject (kind of event) to the features that it invalidates. `rows`: those of `SELECT_FEATURE_KEYS`."""
     found: dict[str, set[str]] = {}
     for subject, feature in rows:
         found.setdefault(subject, set()).add(feature)
@@ -120,7 +120,7 @@ def event_key(item: Admitted) -> EventKey:
 
 class Admission(NamedTuple):
     """What a transaction stores: the outcome of each request, the new events with their sequence numbers, and the keys
-    of all historical events, known ones included."""
+    of all events marked as historical, including those that were stored before."""
 
     outcomes: list[Appended | ClashingEvent]
     fresh: list[tuple[int, Admitted]]
@@ -133,8 +133,10 @@ def admit(
     features: Mapping[str, frozenset[str]],
     number: Callable[[EventKey], int],
 ) -> Admission:
-    """Sort the events of all requests. A request stores nothing if one of its events reuses a known id with different
-    content. `known` has the digests of stored events; the new ones are added. `number` draws a sequence number."""
+    """Decide what to store of each request: its new events, or nothing if one of its events reuses a known id with
+    different content. `known` maps the keys of stored events to their digests; the new events are added to it.
+    `features` maps each subject (kind of event) to the features that it invalidates. `number` draws a sequence
+    number."""
     found = Admission([], [], [])
     for events in requests:
         own = new_events(events, known)
@@ -173,7 +175,7 @@ def stale_features(events: Sequence[Admitted], features: Mapping[str, frozenset[
 
 
 def logged_events(connection: Connection, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
-    """Run a statement like `LOGGED`, and decode its rows."""
+    """Run a statement that selects the columns of `LOGGED`, and decode its rows."""
     return [logged_event(row) for row in connection.execute(statement, parameters).fetchall()]
 
 

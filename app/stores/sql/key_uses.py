@@ -13,7 +13,7 @@ SELECT_USES = "SELECT SUBSTR(name, 10), value FROM service WHERE name LIKE 'key 
 
 
 class SqlKeyUses:
-    """Every method raises `StoreUnavailable`."""
+    """The time at which each API key was used last. Every method raises `StoreUnavailable`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -138,8 +138,9 @@ class SqlLearning:
             raise
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
-        """After the reward window, learn the default reward of decisions that were served and got no feedback, and mark
-        decisions that were not served as expired. The write lock is taken only if a read finds such decisions."""
+        """Settle decisions without feedback whose reward window has closed, up to `limit` of those whose tip was served
+        and of those whose tip was not. The former are learned with the default reward, the latter expire. The write
+        lock is taken only if a read finds such decisions."""
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS}
         (any_closed,) = await self._database.row(SELECT_ANY_CLOSED, closed)
         if not any_closed:

@@ -12,5 +12,5 @@ ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(service.value AS BIGINT) + 1 
 
 
 async def clear_local_caches(database: Database) -> None:
-    """Make every process clear its local cache before it serves from it again. Raises `StoreUnavailable`."""
+    """Make every process clear its local cache before its next read from that cache. Raises `StoreUnavailable`."""
     await database.execute(ADVANCE_LOCAL_CACHE_EPOCH)

@@ -65,7 +65,7 @@ class SqlOwedInvalidations(SqlRepository):
 
 
 class SqlRegistrationRepository(SqlRepository):
-    """The registration of the cache server.
+    """Stores which server is registered as the cache, and the generation (number) of this registration.
 
     Implements `app.stores.valkey.server_registration.RegistrationRepository`.
     """

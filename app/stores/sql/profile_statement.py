@@ -5,9 +5,10 @@ common table expressions that contain only events of the row's user within the f
 MATERIALIZED, so that the engine searches the covering index by user and time. The SQL of a feature has no time bounds,
 so one statement serves many moments. A feature is computed only if its bit is set in the row's mask.
 
-The statement for now bounds event times only from below. So an accepted event counts at once, even if the clock of this
-process is behind, and an event of one user does not move the window of another user. The statements select the user's
-version by a seek in an index; the statement for now selects the oldest event in each window in the same way.
+The statement for now has no upper bound for event times, so that an accepted event counts at once, even if the clock of
+this process is behind. The lower bound depends on the clock and on no event, so that an event of one user does not move
+the window of another user. The statements select the user's version by a seek in an index; the statement for now
+selects the oldest event in each window in the same way.
 """
 
 from __future__ import annotations
@@ -64,11 +65,12 @@ ORDER BY asked.place
 
 
 class Dialect(NamedTuple):
-    """What differs between the engines.
+    """The parts of the SQL that differ between the engines.
 
     `items` makes rows of `:asked`, a JSON array, with the columns `key` and `value`. `value` selects the value from the
-    rows of a feature's SQL. `version` is the user's version: the sequence number of the newest event or, without an
-    event, the number of erasures, negative: lower than any event's, and another after each erasure.
+    rows of a feature's SQL. `version` selects the user's version, which is the sequence number of the user's newest
+    event. For a user without events, it is minus the number of erasures so far: lower than any event's, and different
+    after each erasure.
     """
 
     items: str
@@ -79,13 +81,13 @@ class Dialect(NamedTuple):
 class Statements(NamedTuple):
     """The SQL that computes the features of a registry.
 
-    `live` computes rows as of now, `past` rows of past moments, and `repeated` rows of past moments of which any has a
-    version. Parameters: `:clock_ms` for `live`, and `:asked`, a JSON array of `ComputeRow`. The rows of the result are
-    in the order of `:asked`. Their columns are the user's version (0 for `past`), for `live` the event time of the
-    oldest event in each of `windows`, and one value per feature.
+    `live` computes rows as of now, `past` rows of past moments, and `repeated` rows of past moments if any of them has
+    a `version`. Parameters: `:clock_ms` for `live`, and `:asked`, a JSON array of `ComputeRow`. The rows of the result
+    are in the order of `:asked`. Their columns are the user's version (0 for `past`); for `live`, the event time of the
+    oldest event in each of `windows`; and one value per feature.
 
-    `one` is `live` for one user, given by the parameters `:user_id` and `:mask` instead of `:asked`: without a join, so
-    that a distributed engine sends it to the node of the user.
+    `one` computes what `live` does, but for one user, with the parameters `:user_id` and `:mask` instead of `:asked`.
+    It has no join, so that a distributed engine sends it to the node of the user.
 
     `windows` are the pairs of a relation and a window in milliseconds that the features have.
     """
@@ -107,7 +109,8 @@ def build(registry: Registry, dialect: Dialect) -> Statements:
     ]
 
     def columns(first: list[str], bounds: str, *, parameters: bool = False) -> str:
-        """The columns of a statement; with `parameters`, they depend on parameters and not on the row of `asked`."""
+        """The select list: `first`, and the value of each feature over the events within `bounds`. With `parameters`,
+        the columns of `asked` are replaced by parameters of the same names."""
 
         def form(text: str) -> str:
             return text.replace("asked.", ":") if parameters else text

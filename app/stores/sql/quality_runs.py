@@ -35,7 +35,7 @@ WHERE state IN ('completed', 'failed')
 
 
 class SqlQualityRepository(SqlRepository):
-    """The runs of the measurement. Implements `app.profiles.quality.runs.QualityRepository`."""
+    """The runs that measure data quality. Implements `app.profiles.quality.runs.QualityRepository`."""
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
         def work(connection: Connection) -> tuple[QualityRun, bool]:

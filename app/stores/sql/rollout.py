@@ -89,7 +89,7 @@ def begin_evaluation(connection: Connection) -> None:
 
 
 class SqlRollout:
-    """The roll-out of the challenger. Implements `app.bandit.rollout.ports.RolloutRepository`."""
+    """The challenger's roll-out and its interim analyses. Implements `app.bandit.rollout.ports.RolloutRepository`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""Stores metric samples of every process, summaries of them for 30 days, and the component statuses that follow."""
+"""Stores metric samples of every process, summaries of the samples, and the component statuses derived from them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class SqlSamples(SqlRepository):
 
 
 def _summarise(connection: Connection, now_ms: int) -> None:
-    """Store a summary of each ended period for each role, unless it is stored, and delete old summaries."""
+    """Store a summary per role (api, worker) of each ended period that has none, and delete old summaries."""
     end_ms = (now_ms - SUMMARY_DELAY_MS) // SUMMARY_MS * SUMMARY_MS
     rows = connection.execute(SELECT_UNSUMMARISED, {"end": end_ms}).fetchall()
     for summary in summaries(_samples(body for (body,) in rows)):

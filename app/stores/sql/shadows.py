@@ -1,11 +1,12 @@
-"""Stores the shadows of decisions, each computed from the statistics that its decision was made from.
+"""Stores the *shadow* of each decision: how champion and challenger rank its candidates, given the user's statistics
+from which the decision was made.
 
-Invariant: while an unsettled decision has no shadow, the user's statistics are the ones that it was made from.
+Invariant: while an unsettled decision has no shadow, the user's statistics are those from which it was made.
 
 1. A decision is stored only if the user's statistics have not changed since they were read for it.
 2. A transaction that changes a user's statistics first stores the missing shadows of the user's decisions.
 
-Both lock the user. Usually a worker has stored the shadow before, within seconds after the decision.
+Both transactions lock the user. Usually a worker has stored the shadow before, within seconds after the decision.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ WHERE EXISTS (SELECT 1 FROM tip_scores WHERE user_id = :user_id AND number = :nu
 def add_user_shadows(
     connection: Connection, policies: Policies, user_id: str, statistics: SufficientStatistics | None
 ) -> None:
-    """Store the missing shadows of a user's decisions, before the statistics change. The user must be locked."""
+    """Store the missing shadows (rankings by champion and challenger) of a user's decisions. Call it before the user's
+    `statistics` change, in a transaction that has locked the user."""
     if policies.challenger is None:
         return
     version = 0 if statistics is None else statistics.decisions
@@ -76,7 +78,8 @@ def store_shadows(connection: Connection, shadows: Sequence[Mapping[str, object]
 def missing_shadows(
     connection: Connection, policies: Policies, after: DecisionPlace, limit: int
 ) -> tuple[DecisionPlace | None, list[dict[str, object]]]:
-    """The parameters of `store_shadows` for a page of decisions, and its last place, None if no more follow."""
+    """Compute the missing shadows of up to `limit` decisions after the place `after`. Return the place of the last
+    decision, None if no more follow; and the shadows, as parameters of `store_shadows`."""
     if policies.challenger is None:
         return None, []
     rows = named_rows(connection, SELECT_PAGE, {**after._asdict(), "spec": policies.longest.hash, "limit": limit})
@@ -93,7 +96,8 @@ def _shadows(
     rows: Sequence[Mapping[str, Any]],
     statistics: SufficientStatistics | None,
 ) -> Iterator[dict[str, object]]:
-    """The parameters of `store_shadows` for decisions made from these statistics; a damaged decision has none."""
+    """The shadows of decisions made from these statistics, as parameters of `store_shadows`. `rows`: the decisions, as
+    rows of `tip_scores`; damaged ones are skipped."""
     means: dict[int, Array] = {}
     for row in rows:
         version = row["prior_version"]

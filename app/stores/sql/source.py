@@ -40,7 +40,7 @@ class SqlSource(ABC):
     errors: ClassVar[type[Exception]]  # of the engine
 
     def __init__(self, database: Database, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S) -> None:
-        """`timeout_s` limits each statement, in seconds."""
+        """`width` limits the number of connections in use. `timeout_s` limits each statement, in seconds."""
         self._readers = database.readers
         self._statements = build(registry, self.dialect)
         windows = self._statements.windows
@@ -77,8 +77,8 @@ class SqlSource(ABC):
             return await reader.run(count)
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Compute the rows as `compute` does, but on a new connection, outside the limit `width`. A feature whose SQL
-        succeeds here is no longer computed separately."""
+        """Compute the rows on a new connection, outside the limit `width`. A feature that was computed separately,
+        because its SQL had failed before, is again computed together with the others if its SQL succeeds now."""
         async with self._readers.one(extra=True) as reader:
             snapshot = await self._compute(reader, clock_ms, asked)
         failed = {index for _, index in snapshot.errors}
@@ -182,7 +182,7 @@ class SqlSource(ABC):
 
     @abstractmethod
     def fetch(self, connection: Any, statement: str, parameters: dict[str, object]) -> list[Any]:
-        """Run a statement. If it fails in a transaction, the transaction can go on."""
+        """Run a statement. If it fails within a transaction, the transaction stays usable."""
 
     @abstractmethod
     def end(self, connection: Any) -> None:

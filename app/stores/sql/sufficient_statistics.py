@@ -10,10 +10,10 @@ by each process, and the newest intact prior is used instead.
 A range of users begins with its `first_user` and ends before that of the next range. Several workers may sum ranges at
 once: in each round, a worker claims a range, and sums it again if the numbers of its users and decisions are not those
 of the stored sum. Learning raises the number of decisions, so it writes nothing to `pooled_ranges`, and no change is
-missed. If a worker dies, the ranges that it had claimed are summed in the next round. One interleaving: 1. a worker
-reads a user's statistics; 2. the user is erased, which deletes the sum and the claim; 3. the worker finds its claim
-gone, and stores nothing. A range that begins with an erased user is joined to the range before it, so that no erased
-user's id is kept.
+missed. If a worker dies, the ranges that it had claimed are summed in the next round. A sum never includes an erased
+user: 1. a worker reads a user's statistics; 2. the user is erased, which deletes the sum and the claim; 3. the worker
+finds its claim gone, and stores nothing. A range that begins with an erased user is joined to the range before it, so
+that no erased user's id is kept.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_
 
 
 def read_statistics(connection: Connection, user_id: str) -> SufficientStatistics | None:
-    """A user's statistics; None if there are none. Raises `SpecMismatch` if they are damaged or of an unknown spec."""
+    """A user's statistics; None if there are none. Raises `SpecMismatch` if they are damaged, or if this release does
+    not know their spec (list of model inputs)."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     return None if row is None else _evidence(*row)
 
@@ -124,8 +125,8 @@ def write_statistics(connection: Connection, evidence: Mapping[str, SufficientSt
 
 
 def set_aside(connection: Connection, user_id: str) -> bool:
-    """Set a user's statistics aside, as the module describes, if they are damaged. Return True if they cannot be used,
-    because they are damaged, were set aside before, or belong to an unknown spec."""
+    """If a user's statistics are damaged, log it and mark the row, so that no process reads it again. Return True if
+    they cannot be used: they are damaged, were marked before, or belong to a spec that this release does not know."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
     if row is None:
         return False
@@ -140,7 +141,7 @@ def set_aside(connection: Connection, user_id: str) -> bool:
 
 
 def erase_sums(connection: Connection, user_id: str) -> None:
-    """Delete the sums that include a user's statistics. Workers make them again from the remaining statistics."""
+    """Delete the sums over ranges of users that include this user's statistics. Workers sum the ranges again later."""
     for spec_hash in SPECS:
         erased = {"spec": spec_hash, "user": user_id}
         joined = connection.execute(DELETE_ERASED_FIRST, erased).fetchone() or (0,)
@@ -161,7 +162,7 @@ def damaged(connection: Connection, *, whole: bool) -> int:
 
 
 def has_version(connection: Connection, user_id: str, version: int) -> bool:
-    """Whether a user's statistics were learned from `version` decisions; those that are missing or cannot be read
+    """Whether a user's statistics were learned from exactly `version` decisions. Missing, damaged or unknown statistics
     count as learned from none."""
     row = connection.execute(SELECT_VERSION, (user_id,)).fetchone()
     if version == (0 if row is None else row[0]):
@@ -218,7 +219,8 @@ def _is_prior(spec: Spec, mu: bytes, decisions: int) -> bool:
 
 
 class _Claim(NamedTuple):
-    """A range of users that this process has claimed, with the numbers of users and decisions in its sum, if any."""
+    """A range of users, from `first` up to but without `end`, that this process has claimed, to sum their statistics.
+    `users` and `decisions` are the counts of the stored sum; None without a sum."""
 
     first: str
     end: str
@@ -230,7 +232,8 @@ class SqlStates:
     """The statistics of all users, and the pooled priors. Implements `app.bandit.ports.StateRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec`: the longest list of model inputs. Users' statistics are extended to it, and its priors are pooled."""
+        """`spec`: the longest list of model inputs. Users' statistics are extended to it; pooled priors are made for
+        it."""
         self._database = database
         self._spec = spec
         shorter = [item.hash for item in SPECS.values() if item != spec and item.prefix_of(spec)]
@@ -326,7 +329,8 @@ class SqlStates:
         return await self._database.read(work)
 
     def _claim(self, connection: Connection, due: Mapping[str, object]) -> _Claim | None:
-        """Claim a range that is due, for a worker that sums it next. A range that has become too large is cut."""
+        """Claim a range that is still to be summed in this round; None if there is none, or another worker was faster.
+        A range that has become too large is cut. `due`: the parameters of `SELECT_DUE` and `UPDATE_CLAIM`."""
         row = connection.execute(SELECT_DUE, due).fetchone()
         if row is None:
             return None
@@ -344,7 +348,8 @@ class SqlStates:
         return _Claim(**within, users=users, decisions=decisions)
 
     def _summed(self, connection: Connection, claim: _Claim) -> tuple[Pool | None, list[str]]:
-        """Sum the statistics in the range, and name the users with damaged ones. None if nothing has changed."""
+        """Sum the statistics in the range. Return the sum, None if the range has not changed since the stored sum; and
+        the ids of users with damaged statistics."""
         within = {"first": claim.first, "end": claim.end, "specs": self._pooled_json}
         if connection.execute(SELECT_LEARNED, within).fetchone() == (claim.users, claim.decisions):
             return None, []

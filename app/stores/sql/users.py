@@ -146,8 +146,8 @@ class SqlUsers(SqlRepository):
         await self._database.write(lambda connection: self._erase_decisions(connection, user_id), of=[user_id])
 
     def _erase_decisions(self, connection: Connection, user_id: str) -> tuple[int, int]:
-        """Delete a user's decisions and sufficient statistics, and the row that `write` has locked. Return the number
-        of deleted decisions, and the number of decisions that the statistics had learned from."""
+        """Delete a user's decisions, sufficient statistics and lock row (see `Database.delete_lock`). Return the number
+        of deleted decisions, and of the decisions that the statistics had learned from."""
         (learned,) = connection.execute(SELECT_LEARNED, (user_id,)).fetchone()
         deleted = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_DECISIONS]
         if deleted[1]:

@@ -1,8 +1,9 @@
 """Backs up the database while processes write to it, restores backups, and gives copied files an id of their own.
 
-A backup gets a new id. A restored database gets another new id, and sequence numbers that continue a million higher.
-The id is part of every cache key, so values cached from the replaced database are not read again. A backup has owner
-and mode of the database, and a restored database has those of the file that it replaces.
+A backup gets a new id. A restored database gets another new id, so values cached from the replaced database are not
+read again: the id is part of every cache key. Its sequence numbers continue a million higher, so that numbers used
+after the backup are not used again. A backup has owner and mode of the database, and a restored database has those of
+the file that it replaces.
 """
 
 from __future__ import annotations

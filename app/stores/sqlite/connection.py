@@ -37,7 +37,8 @@ NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"
 
 
 class _Run(msgspec.Struct):
-    """A running call of `ThreadConnection.run`. The event loop sets `abandoned`, the thread sets `deadline`."""
+    """A running call of `ThreadConnection.run`. Its statement is interrupted after `deadline`, on the monotonic clock,
+    or if `abandoned`: the caller was cancelled. The thread sets `deadline`, the event loop sets `abandoned`."""
 
     abandoned: bool = False
     deadline: float = math.inf
@@ -123,7 +124,7 @@ def read_only_uri(path: Path) -> str:
 
 
 def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
-    """Open an existing database file. On a full disk, delete the file of `keep_reserve` and try again.
+    """Open an existing database file. On a full disk, delete the file that `keep_reserve` has made, and try again.
 
     Raises:
         StoreUnavailable: the file is missing or is no database, cannot be opened, or may not be written.

@@ -1,4 +1,5 @@
-"""Finds out whether other connections have committed, and reads the state that every process observes.
+"""Finds out whether other connections have committed, and reads the `State` that all processes share (registered cache
+server, owed invalidations, disabled features).
 
 Queries run on the event loop's thread: switching threads would cost more. While no other connection commits, `look`
 runs only `PRAGMA data_version`. Invariant: a result was the committed state at some moment after the call began.
@@ -36,7 +37,7 @@ class DataVersion:
         self.last = State()
 
     def look(self) -> State:
-        """The current state. It is queried only if another connection has committed since the last query."""
+        """The current state. Its tables are read only if another connection has committed since the last call."""
         version = self.current()
         if version != self._version:
             owed, server, generation, disabled = self.row(SELECT_STATE)

@@ -151,9 +151,10 @@ class SqliteDatabase(Database):
             return await reader.run(run)
 
     async def write(self, work: Callable[[sqlite3.Connection], T], *, of: Collection[str] | Scope) -> T:
-        """There is one writer, so `of` locks nothing more. `StoreUnavailable` also means that another file has replaced
-        the database, and the commit went to the replaced file, which no process will open again. The log reports when
-        the disk fills up and has room again."""
+        """Run `work` in one transaction: see `Database.write`. `of` is unused: SQLite has one writer at a time.
+        `StoreUnavailable` can also mean that another file has taken the place of the database: the commit then went to
+        the old file, which no process will open again. The log says when the disk is full, and when it has room
+        again."""
         if self._writer is None:
             raise StoreUnavailable("the database is closed")
         async with self._write_lock:

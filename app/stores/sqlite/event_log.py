@@ -55,7 +55,7 @@ class SqliteEventLog(SqlEventLog):
 def _append_all(
     connection: sqlite3.Connection, requests: Sequence[Sequence[Admitted]]
 ) -> list[Appended | ClashingEvent]:
-    """Find the new events of each request, then insert those of all requests together: every statement waits for the
+    """Store the events of all requests, with few statements for all of them together: each statement waits for the
     GIL."""
     features = features_by_subject(connection.execute(SELECT_FEATURE_KEYS))
     keys = [event_key(item) for events in requests for item in events]

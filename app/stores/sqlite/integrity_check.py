@@ -39,13 +39,13 @@ LIMIT {FINDINGS}
 
 
 def quick_findings(connection: sqlite3.Connection) -> list[str]:
-    """Run the quick check. Return a description of each fault, at most `FINDINGS`."""
+    """Check the small tables and the newest events for damage. Return a description of each fault, up to `FINDINGS`."""
     pragmas = [(f"{table}: ", f"PRAGMA integrity_check('{table}')") for table in SMALL_TABLES]
     return _findings(connection, pragmas, SELECT_TAIL_FAULTS)
 
 
 def full_findings(connection: sqlite3.Connection) -> list[str]:
-    """Run the full check, which reads the whole file. Return a description of each fault, at most `FINDINGS`."""
+    """Check the whole file for damage; this reads every page. Return a description of each fault, up to `FINDINGS`."""
     return _findings(connection, [("", f"PRAGMA integrity_check({FINDINGS})")], SELECT_FAULTS)
 
 

@@ -44,7 +44,7 @@ class Block(NamedTuple):
 
     `numbers` locates each row for error messages: it counts lines or rows of the file, as `place` ("line" or "row")
     says. `keys` has the values of the columns `user_id` and `as_of`, or of `decision_id`; None means missing or not
-    text. A moment is the text in the file, or milliseconds since 1970.
+    text. An `as_of` is the text in the file or, if Parquet has times with a time zone, milliseconds since 1970.
     """
 
     place: str

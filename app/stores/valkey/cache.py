@@ -94,7 +94,8 @@ def _mget_template(epoch: Epoch, features: Sequence[bytes], user_bytes: int) -> 
 
 @lru_cache(maxsize=1_024)
 def _keys_template(epoch: Epoch, features: Sequence[bytes], user_bytes: int) -> bytes:
-    """The keys of one user's features as arguments of a command, with a `%b` in the place of each user."""
+    """The keys of one user's features as packed arguments of a command, with `%b` in place of the user id.
+    `user_bytes`: the length of the percent-encoded id."""
     keys = [b"pf:%b:{%%b}:%b" % (epoch.encode(), feature) for feature in features]
     return b"".join([b"$%d\r\n%b\r\n" % (len(key) - len(b"%b") + user_bytes, key) for key in keys])
 
@@ -158,7 +159,7 @@ class ValkeyCache:
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
         """Read all features of all users in `rows` with one MGET; in a cluster with one for each user. Return the epoch
-        and the content of each key."""
+        and each key's content: None if it is empty, `UNAVAILABLE` if its master does not answer."""
         if self._cluster is None:
             epoch, (held,) = await self._send("read", Use.FRONT, lambda epoch: [mget(epoch, rows)])
             return epoch, held
@@ -214,8 +215,9 @@ class ValkeyCache:
     async def drop(self, cells: Collection[Cell]) -> None:
         """Delete the keys of these cells. The epoch in the keys is that of the connection that sends the DEL.
 
-        Return only after the server has confirmed it and no process can still be reading from a server registered
-        earlier."""
+        Return only after the server has confirmed the deletion, and no process can still be reading from a server that
+        was registered as the cache before.
+        """
         if not cells:
             return
         if self._registration is not None:
@@ -355,7 +357,7 @@ class ValkeyCache:
         epoch: Epoch | None = None,
         allowed: tuple[str, ...] = (),
     ) -> tuple[Epoch, list[Any]]:
-        """Send one command for each user, like `_send`. In a cluster, the reply is a `CacheUnavailable` for the users
+        """Send one command for each user; see `_send`. In a cluster, the reply is a `CacheUnavailable` for the users
         whose node does not answer; if none answers, the first of these errors is raised."""
         if self._cluster is None:
             return await self._send(what, use, lambda epoch: commands(epoch, range(len(user_ids))), epoch, allowed)

@@ -46,7 +46,7 @@ Commands = Callable[[str, Sequence[int]], Sequence[Command]]
 
 
 def error_in(reply: object, allowed: tuple[str, ...] = ()) -> CacheUnavailable | None:
-    """The error in a reply; None if there is none, or one whose text begins with one of `allowed`."""
+    """The error in a reply. None if the reply is no error, or an error whose text begins with one of `allowed`."""
     if not isinstance(reply, ReplyError) or (text := str(reply)).startswith(allowed):
         return None
     return CacheUnavailable(text) if text.startswith(_PASSING) else CacheRefused(text)
@@ -136,11 +136,12 @@ class Cluster:
         *,
         proven: bool = False,
     ) -> tuple[Epoch, list[Any]]:
-        """Send one command for each of the users. Return the epoch and the replies, in the order of the users; for a
-        user for whom the cache is unavailable, the reply is a `CacheUnavailable`.
+        """Send one command for each of the users. Return the epoch of the cluster and the replies, in the order of the
+        users. The reply is a `CacheUnavailable` if the cache is unavailable for the user.
 
-        If `epoch` is given, commands for slots that had another owner under it are not sent. `proven`: the replies are
-        values, so the masters must prove that they have not been replicas meanwhile.
+        If `epoch` is given, a command is sent only if the owner of its slot is the same as in `epoch`. `allowed`:
+        beginnings of error replies that are returned as they are. `proven`: check after the commands that the masters
+        have not been replicas meanwhile; needed for commands that read values.
         """
         if self._asked_at < 0:
             await self.open()
@@ -165,8 +166,8 @@ class Cluster:
         return frozenset(failed.union(slot for slot, owner in enumerate(self._owners()) if owner in away))
 
     async def samples(self) -> list[str]:
-        """For each registered master, an id that no user has, in a slot of this master. Raises `CacheUnavailable` if a
-        slot has no master."""
+        """For each registered master, a made-up user id whose slot it owns, for test commands. Raises
+        `CacheUnavailable` if a slot has no master."""
         await self.open()
         if missing := self._owners().count(None):
             reason = f"{missing} of the cluster's {HASH_SLOTS} slots have no known master"
@@ -185,7 +186,7 @@ class Cluster:
         await asyncio.gather(*(connections.close() for connections in self._nodes.values()))
 
     def _owners(self) -> Sequence[Owner | None]:
-        """The registered owners, as of the last query; sets `_epoch`, the epoch of the whole cluster."""
+        """The registered owner of each slot, as of the last query. Sets `_epoch`, the epoch of the whole cluster."""
         state = self.registration.current()
         if state is not self._state:
             self._state, self._epoch = state, f"{state.database_id}|{state.server}"
@@ -206,7 +207,8 @@ class Cluster:
     def _batches(
         self, slots: Sequence[int], use: Use, commands: Commands, epoch: Epoch | None, replies: list[Any]
     ) -> list[_Batch]:
-        """The commands for each master. For a place whose command cannot be sent, the error is put into `replies`."""
+        """The commands for each master. `slots` and `replies` have an item for each user. If a user's command cannot be
+        sent, the error is put into `replies`."""
         registered = self._owners()
         expected = owners(epoch) if epoch is not None else registered
         groups: dict[Owner | None, list[int]] = defaultdict(list)

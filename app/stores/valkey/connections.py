@@ -2,11 +2,11 @@
 
 The epoch is a short hash of the database's id, the server's identity and the generation under which the server is
 registered. The identity is the server's `run_id`, which changes with every start, and the number of the logical
-database; for a node of a cluster, the replication id instead, which changes when the node becomes a master. A
+database; for a node of a cluster, the `run_id` and the replication id, which changes when the node becomes a master. A
 connection learns the identity before its first command, and keys are built only for the epoch of the connection that
 carries them. So no key is read again after a failover, or after a restart with old contents.
 
-There are two connections, so that the commands of requests never queue behind a thousand fills.
+There are two connections, so that the commands of requests never queue behind a thousand stores of computed values.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CLUSTER_MODE = re.compile(rb"(?:redis|server)_mode:cluster")
 
 
 class Use(Enum):
-    """The purpose of a connection: `FRONT` carries the commands that requests wait for, `BACK` fills and bulk work."""
+    """`FRONT` is the connection for commands that requests wait for, `BACK` for storing values and for bulk work."""
 
     FRONT = 0
     BACK = 1

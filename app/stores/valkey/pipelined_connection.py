@@ -33,7 +33,7 @@ _pack: Callable[[tuple[bytes | str | int, ...]], bytes] = hiredis.pack_command  
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """A connection that many callers share. `server` is the identity of the server: see `connections`."""
+    """A connection that many callers share. `server` is the server's identity: see `app.stores.valkey.connections`."""
 
     def __init__(self, connection: AbstractConnection, server: str, timeout_s: float) -> None:
         """Take over an established connection without outstanding replies. `timeout_s` limits the wait for a reply."""

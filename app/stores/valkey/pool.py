@@ -108,8 +108,8 @@ def is_cluster(url: str) -> bool:
 
 
 def split_cluster_url(url: str) -> tuple[Callable[[str], str], list[str]]:
-    """A function that makes the URL of the node at an address `host:port`, and the addresses in the URL. Raises
-    `ValueError`."""
+    """Split the URL of a cluster. Return a function that makes the URL of a node from its address `host:port`, and the
+    addresses in the URL. Raises `ValueError`."""
     parts = urlsplit(url)
     credentials, at, hosts = parts.netloc.rpartition("@")
     scheme = parts.scheme.removesuffix("+cluster")

@@ -113,8 +113,8 @@ class ServerRegistration:
         await self.revise(lambda _: server)
 
     async def revise(self, server_after: Callable[[State], str]) -> None:
-        """Register what `server_after` returns for the registered state, if it is another server or the masters of a
-        cluster have changed. Raises `StoreUnavailable`."""
+        """Register what `server_after` returns for the current registration, unless it is registered already: the
+        identity of a server or, for a cluster, the list of slot owners as JSON. Raises `StoreUnavailable`."""
         state = await self._repository.query()
         if state.server != (server := server_after(state)):
             await self._repository.register(server, state.generation)

@@ -5,8 +5,8 @@ hold slot by slot. The generation of a slot rises whenever another master is reg
 before a failover, or from before a slot was moved and moved back, are never read again, and no other keys are lost.
 
 The registration has the config epoch of each owner. By this number a cluster decides which of two masters owns a slot.
-A master with a lower one is on the old side of a partition, and does not take the slot from the registered owner. If
-no node knows the registered owner, the cluster was replaced by another one, whose numbers start again.
+A master with a lower config epoch is on the old side of a partition, and does not take the slot from the registered
+owner. If no node knows the registered owner, the cluster was replaced by another one, whose numbers start again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from app.profiles.ports import EVERY_SLOT, Epoch, State
 @dataclass(frozen=True, slots=True, eq=False)
 class Owner:
     """The registered owner of some slots. `node`: its id in the cluster. `server`: its identity, which changes when it
-    is started, and when it becomes a master again. `epoch`: what the keys of the slots begin with."""
+    is started, and when it becomes a master again. `epoch`: a hash of database id, `server` and `generation`, for cache
+    keys."""
 
     node: str
     server: str
@@ -49,8 +50,8 @@ Owners = Sequence[Owner | None]
 
 @lru_cache(maxsize=16)
 def owners(epoch: Epoch) -> Owners:
-    """The owners by slot, from the epoch of a cluster: the id of the database, `|`, and the registration. This is JSON:
-    an array of `[first slot, last slot, node, server, config epoch, generation]`."""
+    """The registered owner of each slot, None if it has none. `epoch`, that of a cluster, is the database's id, `|`,
+    and the registration: a JSON array of `[first slot, last slot, node, server, config epoch, generation]`."""
     database_id, _, text = epoch.partition("|")
     found: list[Owner | None] = [None] * HASH_SLOTS
     # Otherwise nothing is registered, or a single server.
@@ -62,14 +63,15 @@ def owners(epoch: Epoch) -> Owners:
 
 
 def replaced_slots(before: State, after: State) -> frozenset[int]:
-    """The slots whose keys are no longer those of the state `before`; `EVERY_SLOT` if the cache was not a cluster."""
+    """The slots whose cache keys have another epoch in `after` than in `before`; `{EVERY_SLOT}` if all have."""
     pairs = zip(*(owners(f"{state.database_id}|{state.server}") for state in (before, after)), strict=True)
     replaced = {slot for slot, (old, new) in enumerate(pairs) if not (old and new and old.epoch == new.epoch)}
     return frozenset(replaced if len(replaced) < HASH_SLOTS else (EVERY_SLOT,))
 
 
 def with_claims(state: State, claims: Iterable[Claim], known: Collection[str]) -> str:
-    """The registration after the masters have claimed their slots. `known` has the ids of all nodes of the cluster."""
+    """The registration, as JSON, after the masters have claimed their slots. A registered owner in `known`, the ids of
+    all nodes of the cluster, loses a slot only to a claim with a higher config epoch."""
     new = list(owners(f"|{state.server}"))
     for claim in sorted(claims, key=lambda claim: claim.config_epoch):
         for first, last in claim.ranges:
