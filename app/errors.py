@@ -138,8 +138,8 @@ class ModelFailed(Unavailable):
     def __init__(
         self, reason: FallbackReason, detail: str, *, well: bool = False, pause_s: float | None = None
     ) -> None:
-        """`well`: the model's endpoint works, so the model need not be skipped; only this call failed. `pause_s`:
-        seconds for which the endpoint asks its clients to wait."""
+        """`well`: only this call failed and the model's endpoint works, so the next call need not skip it. `pause_s`:
+        the seconds for which the endpoint asks its clients to wait; None if it does not ask."""
         super().__init__(detail)
         self.reason = reason
         self.well = well
@@ -152,7 +152,7 @@ class QueueUnavailable(Unavailable):
 
 class CacheUnavailable(Unavailable):
     """The cache cannot be reached, or its values cannot be trusted at the moment. `slots`: the hash slots of the users
-    that this concerns; None if it concerns all."""
+    that are affected; None if all are."""
 
     slots: frozenset[int] | None = None
 

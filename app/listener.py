@@ -1,6 +1,6 @@
 """The listening TCP socket of the API: opening it, and ceasing to accept from it without losing a connection.
 
-Linux drops a connection whose peer takes nothing for `UNTAKEN_S` seconds. Elsewhere, it may stay.
+Linux drops a connection whose peer acknowledges no sent data for `UNTAKEN_S` seconds; other systems may keep it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 def drop_new_connections(listener: socket.socket) -> bool:
     """Drop packets to the listening socket, in every process that shares it, but not packets to accepted connections.
-    Return False if the system cannot."""
+    Return False if the system does not support this; only Linux does."""
     if sys.platform != "linux":
         return False
     drop = ctypes.create_string_buffer(

@@ -208,7 +208,9 @@ def _history_row(
     known: int | Literal["as_of"] | None,
     decisions: Mapping[str, LoggedProfile],
 ) -> tuple[Profile, ComputeRow]:
-    """The recorded values of the row's decision, if any, and the features to compute. Raises `InvalidInput`."""
+    """The values that the row's decision recorded (none if it names no decision), and the computation of the other
+    features. `place` is the row's path in issues, such as `rows[3]`. Unless it names a decision, events that arrived
+    after `known` (epoch ms, or `as_of`: the row's own time) are ignored. Raises `InvalidInput`."""
     if row.decision_id is not UNSET:
         given = [name for name in ("user_id", "as_of") if getattr(row, name) is not UNSET]
         if given:
@@ -256,8 +258,9 @@ def feature_entry(service: Service, index: int) -> FeatureEntry:
 async def _read_unproven(
     request: HttpRequest, wanted: Mapping[str, int], error: StoreUnavailable
 ) -> tuple[dict[str, Profile], dict[str, str]]:
-    """Cached values for a read that failed with `error`, if the request allows them with `stale-if-error`, and the
-    headers that mark them. Raises `error` if the request does not allow them or a value is missing."""
+    """Profiles from the cache for a read that failed with `error`, and the response headers that mark them as possibly
+    outdated. `wanted` maps user ids to masks of features. Raises `error` unless the request allows this with
+    `Cache-Control: stale-if-error` and the cache holds every value, recent enough."""
     service, max_age_s = service_of(request), stale_if_error_s(request)
     found = await service.reader.read_unproven(wanted, max_age_s) if max_age_s is not None else None
     if found is None:
@@ -270,7 +273,7 @@ async def _read_unproven(
 
 @asynccontextmanager
 async def _cancelled_on_disconnect(request: HttpRequest) -> AsyncIterator[None]:
-    """Cancel the current task if the client disconnects inside the block. Read the request's body first."""
+    """Cancel the current task if the client disconnects inside the block. A body that is not read before is lost."""
     task = asyncio.current_task()
     assert task is not None
 

@@ -40,7 +40,8 @@ class Renderer:
         return b'{"user_id":' + _encode(user_id) + b',"features":' + features + b"}"
 
     def batch(self, user_ids: Sequence[str], values: Mapping[str, Sequence[bytes]], mask: int) -> bytes:
-        """The JSON body for many users, in the order of `user_ids`, in which an id may repeat."""
+        """The JSON body for many users, in the order of `user_ids`, in which an id may repeat. `values` holds, for each
+        user, the JSON of the features in the mask."""
         template = self.template(mask)
         rendered = {user_id: template % (_encode(user_id), *found) for user_id, found in values.items()}
         return b'{"profiles":[' + b",".join([rendered[user_id] for user_id in user_ids]) + b"]}"

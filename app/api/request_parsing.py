@@ -57,8 +57,8 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
 
 @lru_cache(maxsize=16)
 def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
-    """A subclass of the struct `kind` in which the field `profile_features` has the type `mirror`, the typed Struct of
-    the features."""
+    """A subclass of the request struct `kind` whose field `profile_features` has the type `mirror`, the Struct of the
+    features that this service serves."""
     _, *meta = get_args(get_type_hints(kind, include_extras=True)[PROFILE_FEATURES])
     annotated: Any = Annotated[(mirror | UnsetType | None, *meta)]
     made = msgspec.defstruct(
@@ -103,7 +103,8 @@ def issue_of(message: str) -> Issue:
 
 
 def check_ids(ids: Sequence[str], path: str) -> None:
-    """Raise `InvalidInput` with an issue for each invalid id. `path` is the place of an id, with `{}` for its index."""
+    """Raise `InvalidInput` with an issue for each invalid id. Its path is `path`, in which `{}` stands for the
+    index."""
     issues = [Issue(path.format(index), problem) for index, value in enumerate(ids) if (problem := id_problem(value))]
     if issues:
         raise InvalidInput("an id is invalid", issues)
@@ -127,7 +128,7 @@ def moment_ms(text: str, name: str) -> int:
 
 
 def known_ms(text: str | None) -> int | None:
-    """`known_at` of a body in milliseconds since 1970; None if absent or `as_of`. Raises `InvalidInput` (422)."""
+    """`known_at` of a training-set request in epoch ms; None if absent or `as_of`. Raises `InvalidInput` (422)."""
     if text is None or text == "as_of":
         return None
     if (at_ms := _to_ms(text)) is None:
@@ -137,7 +138,7 @@ def known_ms(text: str | None) -> int | None:
 
 
 def stale_if_error_s(request: HttpRequest) -> int | None:
-    """The seconds of `Cache-Control: stale-if-error=N` (RFC 5861); None if the request has no such directive. Of
+    """The seconds of `Cache-Control: stale-if-error=N` (RFC 5861); None if the request has no such directive. If it has
     several, the first counts. An invalid number counts as no directive, because RFC 9111 has no error for it."""
     for directive in _directives(",".join(request.headers.getall("cache-control", []))):
         name, _, value = directive.partition("=")

@@ -31,8 +31,8 @@ FeatureNames = Annotated[
 
 
 def view(kind: type[T], source: object, **others: Any) -> T:
-    """A struct of an answer, made from an object of the core: fields of the same name are copied, and a field `x` for
-    which `source` has `x_ms` is that time as text. `others` are the other fields."""
+    """Make a response struct of the type `kind`. A field is taken from `others`, else from the attribute of `source`
+    with the same name. If `source` has the attribute `x_ms` (epoch ms), the field `x` is that time as RFC 3339."""
     for name in kind.__struct_fields__:
         if name not in others and hasattr(source, f"{name}_ms"):
             moment_ms = getattr(source, f"{name}_ms")
@@ -50,22 +50,24 @@ class BatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class HistoryRequestRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A user and a moment, to compute the features as of then, or a decision, to return its recorded features."""
+    """A row of a training set. `user_id` and `as_of` request the user's features as of that time; `decision_id`
+    requests the features that the decision was made from."""
 
     user_id: Id | UnsetType = UNSET
     as_of: Moment | UnsetType = UNSET
     decision_id: Id | UnsetType = UNSET
 
 
+# The two forms of a `HistoryRequestRow`, for the OpenAPI document.
 class HistoryMoment(msgspec.Struct, forbid_unknown_fields=True):
-    """The first form of a `HistoryRequestRow`, for the OpenAPI document: a user and a moment."""
+    """A row of a training set that asks for the features of a user as of a point in time."""
 
     user_id: Id
     as_of: Moment
 
 
 class HistoryDecision(msgspec.Struct, forbid_unknown_fields=True):
-    """The second form of a `HistoryRequestRow`, for the OpenAPI document: a decision."""
+    """A row of a training set that asks for the features that a decision was made from."""
 
     decision_id: Id
 
@@ -176,8 +178,9 @@ class StrDetail(FeatureDetail):
 DETAILS: dict[Dtype, type[FeatureDetail]] = {"float": FloatDetail, "int": IntDetail, "str": StrDetail}
 
 
+# `app.api.openapi.document` adds a field for each feature of the registry.
 class ProfileDetails(msgspec.Struct):
-    """The details of a user's features; the OpenAPI document adds the names."""
+    """The details of a user's features, by feature name."""
 
 
 class DetailedProfileAnswer(msgspec.Struct):

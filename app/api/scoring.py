@@ -159,14 +159,15 @@ class ExplainedCandidate(msgspec.Struct):
 
 
 class ShadowRanking(msgspec.Struct):
-    """The candidates with the scores of the policy that did not serve, in the order of the request."""
+    """The candidates in the order of the request, as scored by the other policy, which did not make the decision."""
 
     role: Role
     candidates: list[RankedCandidate]
 
 
 class DecisionOutcomeView(msgspec.Struct):
-    """What happened after the decision. `late`, `repeated` and `other_tip` count the events that the policy ignored."""
+    """What happened after the decision. Events from which the policy does not learn are counted: `late` (after the time
+    allowed), `repeated` (reported before) and `other_tip` (about another tip than the chosen one)."""
 
     state: Annotated[
         Literal["open", "served", "learned", "expired"],
@@ -313,7 +314,7 @@ def _shadow(decision: Decision) -> ShadowRanking | None:
 
 
 async def _scoring_request(request: HttpRequest, service: Service) -> ScoringRequest:
-    """Decode and check the body of `POST /score`. Raises the errors of `body_as`, with every invalid candidate."""
+    """Decode and check the body of `POST /score`. Raises as `body_as` does, but lists every invalid candidate."""
     try:
         sent = await body_as(request, with_mirror(ScoreRequest, service.mirror))
     except InvalidInput as error:

@@ -3,7 +3,7 @@
 Invariants: `listen` returns at most `drain_s` + `STOP_GRACE_S` seconds after the signal, whatever clients do. Within
 that time, every request that arrived in full is answered; `_wind_down` describes how.
 
-granian cannot end a connection whose peer reads nothing or is gone. Linux does (`app.listener.UNTAKEN_S`).
+granian cannot end a connection whose peer reads nothing or is gone. Linux does after `app.listener.UNTAKEN_S` seconds.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ async def listen(
 ) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP, then close the socket.
 
-    `on_ready` is called when signals no longer kill the process. `on_stop` is called at the signal; it must make
-    `/readyz` answer 503, unless it is given True. For `drain_s` seconds, requests are served as before, so that load
-    balancers can see this answer. If requests still run `OVERDUE_S` seconds later, `on_overdue` is called; it must
+    `on_ready` is called once signals are handled instead of killing the process. At the signal, `on_stop(False)` is
+    called; it must make `/readyz` answer 503. For `drain_s` seconds, requests are served as before, so that load
+    balancers can see this answer. If requests still run `OVERDUE_S` seconds after that, `on_overdue` is called; it must
     interrupt them, so that they are answered with an error before their connections are cut. A connection is closed if
     it sends no complete request head within `keep_alive_s` seconds.
 
-    If the socket is `shared` with other processes, SIGUSR2 makes this process hand over to them: it stops without
-    answering 503 (`on_stop(True)`), and its requests have `HAND_OVER_S` seconds more. A process that has the socket to
-    itself ignores SIGUSR2.
+    If the socket is `shared` with other processes, SIGUSR2 makes this process hand over to them: it calls
+    `on_stop(True)`, which must leave `/readyz` as it is, and its requests have `HAND_OVER_S` seconds more. A process
+    that has the socket to itself ignores SIGUSR2.
     """
     with listener:
         loop = asyncio.get_running_loop()
@@ -130,7 +130,7 @@ class GranianServer(Server):
 
 
 def connections() -> int:
-    """The most connections to accept: `CONNECTIONS`, or fewer if the limit of open files cannot be raised to that."""
+    """The most connections to accept: `CONNECTIONS`, or fewer if the limit of open files cannot be raised enough."""
     if sys.platform == "win32":
         return CONNECTIONS
     import resource  # noqa: PLC0415  # POSIX only
@@ -179,8 +179,8 @@ async def _wind_down(
        the connection; (c) the client sees a reset and cannot know whether the request was carried out.
     2. Drop new connections, and wait until the accept queue is empty and no further request begins. This prevents:
        (a) a client connects and sends a request; (b) we close the listening socket with its queue, or the accepted
-       connection before we read the request; (c) the client sees a reset. A shared socket is left instead: only the
-       supervisor knows whether the other processes stop, too, and drops new connections for all of them.
+       connection before we read the request; (c) the client sees a reset. If the socket is `shared`, this process only
+       stops accepting; the supervisor, which knows whether all processes stop, drops the new connections.
     3. Close the listening socket. From now on, clients are refused and connect elsewhere. Clients that were dropped in
        step 2 retry after a second.
     """
@@ -201,8 +201,8 @@ async def _wind_down(
 
 
 async def _hand_over(application: Litestar, listener: socket.socket, server: Server, drain_s: float) -> None:
-    """Stop while other processes accept from the same socket. New connections are theirs at once. Connections that are
-    open get at least `LINGER_S` seconds, because there is no hurry: each is closed after its next response."""
+    """Stop, while other processes accept new connections from the same socket. An open connection is closed after its
+    next response, or when this process stops listening, after at least `LINGER_S` seconds."""
     stop_accepting(listener)
     last = LastAnswers(application.asgi_handler)
     application.asgi_handler = last

@@ -31,8 +31,8 @@ log = logger("audit")
 
 
 class AuditEntry(NamedTuple):
-    """A stored action of an admin on a subject. `outcome` begins with `begun`, `refused: ` or `failed: `; any other
-    text means that the action succeeded."""
+    """A stored action of an admin on a subject, such as `rollout` or the hash of a user id. `outcome` begins with
+    `begun`, `refused: ` or `failed: `; any other text means that the action succeeded."""
 
     id: int
     at_ms: int
@@ -70,7 +70,8 @@ class AuditTrail(Protocol):
 
 
 class AuditedAction(msgspec.Struct):
-    """An audited action in progress. At its end `outcome` is stored; None stands for `done` or the action's error."""
+    """An audited action in progress. `outcome`: the text to store at its end, if the code that performs the action sets
+    one; else `done`, or the text of the error that the action raised."""
 
     outcome: str | None = None
 

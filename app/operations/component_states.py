@@ -88,8 +88,8 @@ def worst_views(views: Iterable[Mapping[str, ComponentView]]) -> dict[str, Compo
 def updated_statuses(
     before: Mapping[str, ComponentStatus], views: Mapping[str, ComponentView], now_ms: int
 ) -> list[ComponentStatus]:
-    """The new status of each component in `views`. `before` holds the previous statuses, by component. If the state is
-    unchanged, `since_ms` is kept, unless no process reported the component for `UNSEEN_MS`."""
+    """The new status of each component in `views`. `before` holds the previous statuses, by component. `since_ms` is
+    kept if the state is unchanged and a process has reported the component within the last `UNSEEN_MS`."""
     found = []
     for name, view in views.items():
         known = before.get(name)

@@ -90,8 +90,8 @@ def diagnose_registry(own: str, running: Sequence[Sample]) -> Line:
 
 
 def diagnose_clock(name: str, before_s: float, theirs_s: float, after_s: float) -> Line:
-    """Report how far a server's clock, which was read at `theirs_s`, is from this machine's, which was read `before_s`
-    and `after_s` that."""
+    """Report how far a server's clock is from this machine's. `theirs_s` was read from the server's clock; `before_s`
+    and `after_s` from this machine's, just before and after it. All are in seconds since 1970."""
     ahead_ms = round((theirs_s - (before_s + after_s) / 2) * 1000)
     unsure_ms = round((after_s - before_s) * 500) + 1
     off_ms = max(0, abs(ahead_ms) - unsure_ms)
@@ -104,7 +104,7 @@ def diagnose_clock(name: str, before_s: float, theirs_s: float, after_s: float) 
 
 
 def diagnose_open_files() -> Line:
-    """Report whether this process may open enough files."""
+    """Check the limit on open files of this process, because every connection needs one."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = limit if limit != resource.RLIM_INFINITY else 2**31
     text = f"a process started from here may open {limit:,} files; every connection needs one"

@@ -191,8 +191,8 @@ def _value(kind: FigureKind, totals: Totals, *, newest: bool = False) -> float |
 
 
 def series(samples: Iterable[Sample], now_ms: int, period: Period = "hour") -> dict[str, list[float | None]]:
-    """The values of every figure in the slots of a period, by its name; of a gauge, the highest. `samples` must come
-    oldest first."""
+    """The values of every figure by its name, one for each slot of a period (see `slot_starts`); None for a slot
+    without a sample. The value of a gauge is the highest in the slot. `samples` must come oldest first."""
     slots: dict[int, list[Sample]] = {start: [] for start in slot_starts(now_ms, period)}
     slot_ms, _ = SLOTS[period]
     for item in samples:

@@ -180,10 +180,11 @@ def waiting_to_be_pruned(kinds: Sequence[str]) -> list[Finding]:
 
 
 def failing_model(samples: Iterable[Sample], now_ms: int) -> list[Finding]:
-    """A finding if the language model keeps failing, with the time of the first failure and the reasons.
+    """A finding if the language model keeps failing, with the time of the first failure and the reasons. Requests
+    succeed and readiness does not change, because a template then writes the tips.
 
-    The model keeps failing if the template worded most tips in every minute since the first failure. Minutes without
-    tips are ignored. No request fails then, and readiness does not show the problem.
+    The model keeps failing if the template wrote more tips than the model in every minute since the first failure.
+    Minutes without tips are ignored.
     """
     minutes: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for sample in samples:

@@ -75,8 +75,8 @@ def build_overview(
     history: tuple[Period, Sequence[Sample]] | None = None,
 ) -> Overview:
     """Build the overview as of `now_ms`, from the stored samples and statuses in `record`. `own` has the gauges and
-    component states that this process sees now, and no counts; None if its checks did not end in time. `history`: show
-    a longer period than an hour, from these summaries."""
+    component states that this process sees now, and no counts; None if its checks did not end in time. `more_findings`
+    are added to those derived here. `history`: a longer period for the figures' series, and the summaries within it."""
     # A sample from the future was taken before the clock was set back. It would count as the newest for a long time.
     record = record._replace(samples=[item for item in record.samples if item.at_ms <= now_ms + CURRENT_MS])
     statuses = _statuses(record, own, now_ms)

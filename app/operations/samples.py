@@ -109,8 +109,8 @@ class SampleStore(Protocol):
         """Read the samples taken at or after `at_ms`, and the current statuses."""
 
     async def summaries(self, since_ms: int) -> list[Sample]:
-        """Read the summaries of the periods that ended at or after `since_ms`, for up to 31 days, and the samples that
-        no summary contains yet, oldest first."""
+        """Read the summaries of the periods that ended at or after `since_ms`, and the samples that no summary contains
+        yet, oldest first. Summaries are deleted after 31 days."""
 
 
 def read(metrics: Metrics) -> Counter[str]:
@@ -188,7 +188,8 @@ def _union_s(spans: Sequence[tuple[float, float]]) -> float:
 
 
 class Sampler(msgspec.Struct, kw_only=True, eq=False):
-    """`process` is a random name, new at every start; `registry` is the fingerprint of the registry that is served."""
+    """Takes samples of this process's metrics and readiness, and stores them. `process` is a random name, new at every
+    start; `registry` is the fingerprint of the feature registry that the process serves."""
 
     role: Role
     process: str

@@ -163,7 +163,7 @@ def configure_logging(log_format: Literal["console", "json"], level: str, stream
 
 
 def warn(log: structlog.typing.FilteringBoundLogger, error: Exception) -> Callable[..., Any]:
-    """Return `log.warning`, or `log.debug` for `StoreFull`, because the database itself logs a full disk once."""
+    """Return `log.warning`, or `log.debug` for `StoreFull`, because `app.stores` itself logs a full disk, once."""
     return log.debug if isinstance(error, StoreFull) else log.warning
 
 

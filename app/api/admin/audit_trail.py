@@ -38,7 +38,7 @@ class AuditLine(msgspec.Struct):
 
 
 class AuditPage(msgspec.Struct):
-    """A page of the audit trail, newest first; continue with `before=next_before`."""
+    """A page of the audit trail, newest first. Continue with `before=next_before`, which is null on the last page."""
 
     entries: list[AuditLine]
     next_before: int | None

@@ -52,18 +52,19 @@ def caller(request: HttpRequest) -> Caller:
 
 
 def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncContextManager[audit.AuditedAction]:
-    """Record an action of the caller in the audit trail; see `app.operations.audit.audited`."""
+    """Record an action of the caller, which the `async with` block performs, and its outcome in the audit trail.
+    `subject` is what the action changes, such as `rollout` or the hash of a user id."""
     service = service_of(request)
     return audit.audited(service.audit_trail, service.clock.now_ms(), caller(request).name, action, subject)
 
 
 async def reason_of(request: HttpRequest, from_query: str) -> str:
-    """The reason in the form, the JSON body or the query parameter `from_query`; empty if there is none.
+    """The reason that the caller gives, in the form, the JSON body or the query (`from_query`); empty if there is none.
 
     Raises:
-        Undecodable: `checked_reason` rejects the query parameter.
+        Undecodable: `checked_reason` rejects the reason in the query.
         InvalidInput: `checked_reason` rejects the reason in the form or the body.
-        Conflict: the query parameter and the body contain different reasons.
+        Conflict: the query and the body contain different reasons.
     """
     if is_form(request):
         return checked_reason((await read_form(request)).get("reason", ""))

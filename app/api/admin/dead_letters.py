@@ -54,7 +54,7 @@ class DeadLetterView(msgspec.Struct):
 
 
 class DeadLetterList(msgspec.Struct):
-    """A page of dead letters by id; continue with `after=next_after`."""
+    """A page of dead letters, lowest id first. Continue with `after=next_after`, which is null on the last page."""
 
     dead_letters: list[DeadLetterView]
     next_after: int | None
@@ -165,7 +165,7 @@ async def _letter(service: Service, letter_id: int) -> DeadLetter:
 
 async def _replay(request: HttpRequest, letter_id: int) -> ReplayedLetter:
     """Replay a dead letter, and record the outcome in the audit trail. Raises `NotFound` if the letter does not exist,
-    and one of `REFUSALS` if its payload is rejected again."""
+    and `Undecodable`, `InvalidInput` or `Conflict` if its payload is rejected again."""
     service = service_of(request)
     letter = await _letter(service, letter_id)
     async with audited(request, "replay", f"dead-letter:{letter_id}") as act:
@@ -202,7 +202,8 @@ def _decoded(letter: DeadLetter) -> Any:
 
 
 def _without_users(reason: str, letter: DeadLetter) -> str:
-    """The reason, with a hash in place of each user that the payload names in a field whose name contains "user"."""
+    """The reason for discarding a letter. Values that the payload has in fields whose names contain "user" are replaced
+    by hashes, because they may be user ids."""
     fields = ((key.lower(), str(value)) for key, value in parts(_decoded(letter)) if value is not None)
     named = {value for key, value in fields if "user" in key and value and value in reason}
     if not named:

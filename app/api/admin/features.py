@@ -53,8 +53,8 @@ class ContractExport(msgspec.Struct):
 
 
 class Catalogue(msgspec.Struct):
-    """The registry that this service serves. `subjects`: for each event subject, the features that its events
-    invalidate."""
+    """The feature registry that this service serves. `subjects` lists, for each kind of event (such as
+    `signals.tip.served`), the features whose cached values the event invalidates."""
 
     registry: Annotated[str, Meta(description="The fingerprint of the whole registry.")]
     features: list[FeatureDefinition]

@@ -58,7 +58,7 @@ class QualityRefresh(msgspec.Struct):
 
 
 class UserBehind(msgspec.Struct):
-    """A user whose value of the feature is in the requested state. Value and times are null if no value is cached."""
+    """A user and the cached value of the requested feature. `value` and the times are null if no value is cached."""
 
     user_id: str
     state: Literal["fresh", "missing", "stale"]
@@ -68,8 +68,9 @@ class UserBehind(msgspec.Struct):
 
 
 class UsersBehindList(msgspec.Struct):
-    """The users whose value of `feature` is in the state `state` at the time `at`, in the order of their ids. A request
-    scans a bounded number of users: continue with `after=next_after`, even if `users` is empty."""
+    """The users whose cached value of `feature` was in the state `state` at the time `at`, in the order of their ids.
+    `null` means that a null is cached. A request scans a bounded number of users: continue with `after=next_after`
+    until it is null, even if `users` is empty."""
 
     feature: str
     state: Literal["fresh", "missing", "stale", "null"]

@@ -34,15 +34,17 @@ SHOWN = 100
 
 
 class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request to rebuild the features of every eligible user (`scope: all`), or of a list of users."""
+    """A request to rebuild features of listed users, or of every eligible user (`scope: all`), which is every user with
+    an event within the longest window of the features."""
 
     scope: Literal["all"] | None = None
     user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)] | None = None
     features: FeatureNames | None = None
 
 
+# The two forms of a `RebuildRequest`, for the OpenAPI document.
 class RebuildOfAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The first form of a `RebuildRequest`, for the OpenAPI document: every eligible user."""
+    """A request to rebuild features of all eligible users: those with an event in the longest feature window."""
 
     scope: Literal["all"]
     user_ids: None = None
@@ -50,7 +52,7 @@ class RebuildOfAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RebuildOfUsers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The second form of a `RebuildRequest`, for the OpenAPI document: a list of users."""
+    """A request to rebuild features of a list of users."""
 
     user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)]
     scope: None = None
@@ -58,8 +60,8 @@ class RebuildOfUsers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RebuildStatus(msgspec.Struct):
-    """A rebuild and its progress. `done` and `total` are numbers of users. Eligible users are counted up to 100,000; if
-    there are more, `total` rises with `done`, and `eta_s` is null."""
+    """A rebuild and its progress. `done` and `total` are numbers of users. A count of all eligible users stops at
+    100,000; if there are more, `total` grows along with `done`, and `eta_s` is null."""
 
     id: str
     scope: Annotated[str, Meta(description="`all`, or `users:` and a hash of the list.")]
@@ -85,7 +87,7 @@ class RebuildList(msgspec.Struct):
 
 
 class Draft(msgspec.Struct):
-    """A filled-in form to start a rebuild. `active`: an active run of the same scope, which prevents the start."""
+    """A filled-in form to start a rebuild. `active`: an active rebuild of the same scope, which prevents the start."""
 
     scope: str
     user_ids: str
@@ -161,7 +163,7 @@ async def cancel_from_page(request: HttpRequest, run_id: FromPath[str]) -> Respo
 async def _start(
     request: HttpRequest, user_ids: Sequence[str] | None, features: Sequence[str] | None
 ) -> tuple[RebuildRun, bool]:
-    """Start a rebuild of `user_ids`, or of every user with an event in the longest window if it is None. Return the new
+    """Start a rebuild of `user_ids`; None means every user with an event in the longest feature window. Return the new
     run and True or, if a run of the same scope is active, that run and False. Raises `UnknownFeature`."""
     service = service_of(request)
     mask = selected(service.registry, features)

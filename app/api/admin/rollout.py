@@ -1,4 +1,4 @@
-"""The roll-out of the challenger policy: its figures, and moving it from stage to stage."""
+"""The routes and page of the roll-out of the challenger policy: its state, and moving it from stage to stage."""
 
 from __future__ import annotations
 
@@ -101,8 +101,9 @@ async def _move_from_page(request: HttpRequest, move: Move) -> Response[Any]:
 
 async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> None:
     """Raise `Conflict` if the roll-out has changed since the page was rendered; otherwise a second press of a button
-    would move the roll-out another step. Two simultaneous requests may both pass this check. The later move is then
-    refused, because too few decisions were served at the new stage."""
+    would move the roll-out another step. `seen` is the time of the last change that the page shows; if it is empty,
+    nothing is checked. Two simultaneous requests may both pass. The later move is then refused, because too few
+    decisions were served at the new stage."""
     state = await service_of(request).bandit.rollout.repository.state()
     if seen in ("", rfc3339(state.changed_at_ms) if state.changed_at_ms else UNCHANGED):
         return

@@ -35,7 +35,7 @@ NEWEST_EVENTS = 50
 
 
 class StoredEvent(msgspec.Struct):
-    """A stored event and the state of its consumption."""
+    """A stored event, and whether a worker has consumed it."""
 
     seq: int
     received_at: str
@@ -65,7 +65,7 @@ class CachedValueView(msgspec.Struct):
 
 
 class FeatureStateView(msgspec.Struct):
-    """A feature of a user: the result of a read, the cached value, and the result of a computation."""
+    """A feature of a user: its value as read, as cached before (`held`), and as computed now (`recomputed`)."""
 
     value: Value
     dtype: Literal["float", "int", "str"]
@@ -123,13 +123,13 @@ class DailyTips(KindCounts, kw_only=True):
 
 
 class HourlyTips(KindCounts, kw_only=True):
-    """A user's events of the last 30 days in one hour of the local day, 0 to 23, counted by kind."""
+    """A user's events of the last 30 days in one hour of the day, 0 to 23 in the user's time zone, counted by kind."""
 
     hour: int
 
 
 class FeaturePoint(msgspec.Struct):
-    """The value of a feature as of a moment."""
+    """The value that a feature had at the time `at`."""
 
     at: str
     value: Value
@@ -138,7 +138,7 @@ class FeaturePoint(msgspec.Struct):
 
 class UserDevelopment(msgspec.Struct):
     """A user's events and feature values during the last 30 days, in steps of 24 hours, oldest first. The last step
-    ends now. `hours`: the events by hour of the local day."""
+    ends now. `hours` counts the events by hour of the day in the user's time zone."""
 
     user_id: str
     at: str
@@ -185,7 +185,7 @@ async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
 
 
 def _inspected(inspection: Inspection) -> Profile:
-    """The profile that a read would return, without filling the cache."""
+    """The profile that a read would have returned at the time of the inspection."""
     return {index: inspection.reading(index) for index in range(len(inspection.cells))}
 
 

@@ -132,7 +132,7 @@ async def get_erasure(request: HttpRequest, user_id: UserId) -> Response[UserHol
 
 @form_post(f"{HOME}/{{user_id:str}}/erase/confirm")
 async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[Any]:
-    """Erase a user if the form holds the id, which the admin types to confirm."""
+    """Erase a user if the admin has typed the user's id into the form, to confirm; otherwise show the form again."""
     if (await read_form(request)).get("confirm") not in (user_id, visible(user_id)):
         refusal = "Nothing was deleted: this is not the id of the user. Capitals and spaces matter."
         body = await _holdings(service_of(request), user_id)

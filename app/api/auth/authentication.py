@@ -5,8 +5,9 @@ the response time reveals nothing about the digests. Without configured keys eve
 allow that only on a loopback address. An admin's browser sends a session cookie instead of a key
 (`app.api.auth.sessions`).
 
-Invariant: a cookie alone, or a browser on this machine, authorizes no change. A form carries the token of its session,
-any other request of a session carries it in a header, and cross-site requests are rejected.
+Invariant: neither a session cookie nor a loopback connection suffices for a change, because a page of another site can
+make the browser send a request with both. A form also carries the CSRF token of its session, any other request of a
+session carries it in a header, and cross-site requests are rejected.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ ANYONE = Caller("anyone", frozenset({"read", "write", "admin"}))
 class Authenticator:
     """Finds the caller that an API key belongs to. If no keys are configured, every caller is `ANYONE`.
 
-    `used`: the names of the keys that were used, also by sessions, since the set was last replaced.
+    `used` collects the names of keys that requests and sessions use, until `app.asgi.note_key_uses` stores them.
     """
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
@@ -110,8 +111,8 @@ class Authenticator:
 
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Litestar guard: require the scope that a route names in `opt`, and reject cross-site changes. A route with
-    `opt["form"]` and no scope, such as sign-in, accepts a form with the CSRF token of the sender's session."""
+    """Litestar guard: require the scope that a route names in `opt`, and reject cross-site changes. A route without a
+    scope is open; if it has `opt["form"]`, as sign-in has, a form needs the CSRF token of the sender's session."""
     scope = handler.opt.get("scope")
     if scope is None and not handler.opt.get("form"):
         return

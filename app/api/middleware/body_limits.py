@@ -51,7 +51,8 @@ class Timer:
         self._handle.cancel()
 
     def caused(self) -> bool:
-        """Whether this timer, and nothing else, cancelled the task; if so, revoke the cancellation."""
+        """Return True if only this timer cancelled the task, and revoke the cancellation, so that the task
+        continues."""
         return self.over and self._task is not None and self._task.uncancel() == 0
 
 
@@ -70,7 +71,7 @@ class Body:
 
     @property
     def unread(self) -> bool:
-        """Whether a part of the body has yet to arrive. False while the client waits for `100 Continue`."""
+        """Whether a part of the body has yet to arrive. False while the client waits for `100 Continue` to send it."""
         return self._more and not self._waits
 
     async def receive(self) -> HTTPReceiveMessage:

@@ -1,9 +1,9 @@
-"""The fast path: answers a plain `GET /profiles/{user_id}` or `POST /profiles/batch` without the framework.
+"""The fast path: answers a plain `GET /profiles/{user_id}` or `POST /profiles/batch` without Litestar.
 
 It sends only responses with status 200. A request that fails or is not plain (an escape, an unusual id, a query other
-than `features=`, an unexpected body, an invalid key) goes on to the documented route, with the part of its body that
-was read. If the reader sheds a request, the edge rejects the request.
-Invariant: the response is the one that the documented route would give, and it is counted and logged alike.
+than `features=`, an unexpected body, an invalid key) goes on to Litestar's route, which receives the messages again
+that were read here. If the reader sheds a request, the edge rejects the request.
+Invariant: the response is the one that Litestar's route would give, and it is counted and logged in the same way.
 `tests/integration/api/middleware/test_fast_path.py` sends the same generated requests to both.
 """
 
@@ -61,7 +61,7 @@ class FastPath:
         self._reader: ProfileReader | None = None
 
     def open(self, reader: ProfileReader, registry: Registry, authenticator: Authenticator, metrics: Metrics) -> None:
-        """Start to answer plain requests. Until then every request goes on to `inner`."""
+        """Start to answer requests. Until this call, every request goes on to `inner`."""
         self._registry = registry
         self._renderer = Renderer(registry)
         self._grants = authenticator.grants
@@ -96,18 +96,19 @@ class FastPath:
     async def _answer(
         self, scope: HTTPScope, send: Send, route: tuple[str, str], read: Callable[[], Awaitable[bytes | None]]
     ) -> bool:
-        """Send the body that `read` returns; return False if the request must go on to the documented route."""
+        """Send the body that `read` returns, with status 200. Return False, with nothing sent, if the request must go
+        on to Litestar's route. `route` is the method and the path template."""
         started = perf_counter()
         try:
             request_id = self._admit(scope["headers"], with_body=route is BATCH)
             body = await read() if request_id is not None else None
         except Overloaded as error:
-            mark(scope, error.kind)  # the edge rejects it, so the documented route does not try again
+            mark(scope, error.kind)  # the edge rejects it, so the Litestar route does not try again
             scope["path_template"] = route[1]
             return False
         except ProfilesError:
-            return False  # the documented route meets the same error and reports it
-        except Exception:  # a defect of this path; the documented route may still answer
+            return False  # the Litestar route meets the same error and reports it
+        except Exception:  # a defect of this path; the Litestar route may still answer
             log.exception("fast_path_failed", **{REQUEST_ID: request_id_of(scope).decode()})
             return False
         if body is None or request_id is None:
@@ -151,7 +152,7 @@ class FastPath:
         return mask
 
     def _admit(self, headers: Iterable[tuple[bytes, bytes]], *, with_body: bool) -> bytes | None:
-        """Check the headers and return the request id. Return None if the documented route must answer: a header is
+        """Check the headers and return the request id. Return None if Litestar's route must answer: a header is
         unusual, the key lacks the scope `read`, or headers of a body are missing (`with_body`) or not expected."""
         key: str | None = None
         request_id: bytes | None = None
@@ -191,7 +192,8 @@ class FastPath:
 
 
 async def _read(body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]) -> bytes:
-    """Receive the whole body, or b"" if it is incomplete. Append each message, and a final error, to `taken`."""
+    """Receive the whole body; return b"" if it is incomplete. Append each message, or the final error, to `taken`, from
+    which `_replay` repeats them."""
     content = b""
     while True:
         try:
@@ -208,7 +210,7 @@ async def _read(body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]) ->
 
 
 def _replay(taken: deque[HTTPReceiveMessage | ProfilesError], receive: Receive) -> Receive:
-    """A `receive` that first returns or raises the items of `taken`, then receives more."""
+    """An ASGI `receive` that first returns or raises the items of `taken`, and then calls `receive` for more."""
 
     async def replay() -> HTTPReceiveMessage | WebSocketReceiveMessage:
         if not taken:

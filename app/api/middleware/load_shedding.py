@@ -45,7 +45,7 @@ class Shedding:
         self._unlogged = 0
 
     def open(self, checks: Checks) -> None:
-        """Start shedding. Until then no request is shed."""
+        """Start to shed the requests (method and path) for which `checks` reports overload. Until then none is shed."""
         self._checks = checks
 
     async def check(self, scope: HTTPScope) -> str | None:

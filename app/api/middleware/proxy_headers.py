@@ -20,7 +20,7 @@ HOST, PREFIX = b"x-forwarded-host", b"x-forwarded-prefix"
 
 
 def behind_proxy(inner: ASGIApp, *, root_path: str, trusted: Sequence[Network], own: set[str]) -> ASGIApp:
-    """Wrap `inner` if there is a root path or a trusted proxy. `own`: the first segments of the service's paths."""
+    """Wrap `inner` if there is a root path or a trusted proxy, else return it. `own`: each route's first segment."""
     if trusted:
         inner = wrap_asgi_with_proxy_headers(inner, [str(network) for network in trusted])
     return BehindProxy(inner, root_path, trusted, own) if root_path or trusted else inner
@@ -56,11 +56,11 @@ class BehindProxy:
         return dict(scope["headers"]) if any(address in network for network in self._trusted) else {}
 
     def _strip(self, scope: HTTPScope, *, stripped: bool) -> None:
-        """Remove the root path from the request's path, unless the proxy already did (`stripped`).
+        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already.
 
-        If a route of the service begins like the root path (`/profiles`), a path may begin with the root path although
-        the proxy has removed it. In this case the root path is removed only if the rest is a path of the service and
-        the proxy did not send `X-Forwarded-Prefix`, which proxies send if they remove the root path.
+        A path from which the proxy has removed the root path may still begin with it, if a route of the service does
+        (`/profiles`). In this case the root path is removed only if the rest is a path of the service and the proxy did
+        not send `X-Forwarded-Prefix` (`stripped`), which proxies send if they remove the root path.
         """
         raw = scope.get("raw_path") or scope["path"].encode()
         rest = raw.removeprefix(self._root)

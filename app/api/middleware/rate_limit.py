@@ -34,7 +34,7 @@ class TokenBuckets(msgspec.Struct):
     _held: OrderedDict[str, tuple[float, float]] = msgspec.field(default_factory=OrderedDict)
 
     def take(self, name: str) -> tuple[bool, float]:
-        """Take a token from a caller's bucket for one request. Return whether it had one, and the tokens left."""
+        """Take a token from a caller's bucket, if it has one. Return whether a token was taken, and the number left."""
         now = self.now()
         tokens, at = self._held.pop(name, (float(self.burst), now))
         tokens = min(self.burst, tokens + max(0.0, now - at) * self.per_s)

@@ -19,7 +19,8 @@ _TYPE = re.compile(r":\w+}")
 
 
 def options_of(handlers: Sequence[HTTPRouteHandler]) -> HTTPRouteHandler:
-    """The `OPTIONS` handler of all paths, one because each takes 0.1 ms of the start. Register it before `handlers`."""
+    """A handler that answers `OPTIONS` for all paths of `handlers`, before which it must be registered. It is a single
+    handler, because each one takes 0.1 ms at start-up."""
     documented: dict[str, set[str]] = {}
     forms: dict[str, set[str]] = {}
     for handler in handlers:
@@ -37,7 +38,8 @@ def options_of(handlers: Sequence[HTTPRouteHandler]) -> HTTPRouteHandler:
 
 
 def allow_of(handler: BaseRouteHandler, path_template: str, default: str) -> str:
-    """The value of the header `Allow` for a path, given its `OPTIONS` handler and the value that Litestar made."""
+    """The value of the header `Allow` for a path whose `OPTIONS` handler is `handler`. If `options_of` has not made the
+    handler, the value is `default`, which is Litestar's value, completed with HEAD and OPTIONS."""
     return str(handler.opt.get(ALLOW, {}).get(path_template) or _listed({*default.split(", ")}))
 
 

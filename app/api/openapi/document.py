@@ -4,10 +4,11 @@ Handlers decode bodies by hand and return encoded JSON, so their signatures show
 the features. `opt["body"]` of a route lists the structs of its body. `opt["required"]` lists parameters that a program
 must send; the signature makes them optional, because the same route also serves an HTML page that opens without them.
 `opt["problems"]` maps a status to the reasons that no schema can express (a moment too far in the past, two parameters
-that exclude each other), or to None.
+that exclude each other), or to None if the status needs no such reason.
 
-Invariants, on which code generators depend: input that matches its schema is rejected only for such reasons. A field
-of a request is required only if a caller must send it; a field of a response, unless the service may leave it out.
+Invariants, on which code generators depend: input that matches its schema is rejected only for the reasons in
+`opt["problems"]`. A field of a request is required only if a caller must send it. A field of a response is required
+unless the service may leave it out.
 """
 
 from __future__ import annotations
@@ -164,9 +165,10 @@ def openapi_config(*, root_path: str) -> OpenAPIConfig:
 def openapi_document(
     application: Litestar, registry: Registry, mirror: type[msgspec.Struct], day: int
 ) -> dict[str, Any]:
-    """The complete OpenAPI document of an application that serves these features. It need not have been started.
+    """The complete OpenAPI document of an application, which need not be running, with the features of `registry`.
+    `mirror` is the Struct type of a profile with these features.
 
-    Examples are of the day before `day` (since 1970), because the service rejects events older than the retention.
+    Examples have the date before `day` (days since 1970), because the service rejects events older than the retention.
     """
     document = application.openapi_schema.to_schema()
     operations = [
@@ -207,8 +209,8 @@ def openapi_document(
 def _schemas(
     structs: Sequence[type[msgspec.Struct]], registry: Registry, mirror: type[msgspec.Struct]
 ) -> dict[str, Schema]:
-    """The schemas of the structs and of what they refer to, by name. Those that depend on the registry replace the ones
-    of the built-in features, under the same names."""
+    """The schemas of the structs, and of the types that they refer to, by name. Schemas that list features, such as
+    `ProfileFeatures`, are those of `registry` and `mirror`; the structs in the code declare the built-in features."""
     details = {entry.name: DETAILS[entry.dtype] for entry in registry}
     others = (*dict.fromkeys(details.values()), Problem, HistoryMoment, HistoryDecision, TipEvent)
     (*_, event), schemas = msgspec.json.schema_components([*structs, *others], ref_template=_REF)
@@ -241,7 +243,7 @@ def _body(kinds: Sequence[type[msgspec.Struct]], *, required: bool) -> dict[str,
 
 
 def _statuses(path: str, method: str, opt: Mapping[str, Any]) -> set[int]:
-    """The statuses of the problems that follow from a route's scope, body, path and method."""
+    """The error statuses that a route can answer with, as its scope, body, path and method imply."""
     scope, parameters = opt.get("scope"), set(re.findall(r"{(\w+)}", path))
     found = {400}
     if scope is not None:
@@ -258,8 +260,8 @@ def _statuses(path: str, method: str, opt: Mapping[str, Any]) -> set[int]:
 
 
 def _describe(operation: dict[str, Any], opt: Mapping[str, Any], registry: Registry) -> None:
-    """Complete the parameters of an operation: the names of the features, and that none can be null. With
-    `opt["stale_if_error"]`, add the headers of `Cache-Control: stale-if-error`."""
+    """Complete the parameters of an operation: which are required, which feature names are allowed, and that none may
+    be null. If `opt["stale_if_error"]` is set, add the headers of `Cache-Control: stale-if-error`."""
     for parameter in operation.get("parameters", ()):
         schema = parameter["schema"]
         if "oneOf" in schema:  # of a parameter and null; a parameter that is left out has no value
@@ -320,5 +322,5 @@ class _Page(SwaggerRenderPlugin):
         )
 
     def receive_router(self, router: Router) -> None:
-        """Instead of adding a page for OAuth, which is not used, remove Litestar's catch-all page for unknown paths."""
+        """Remove Litestar's catch-all page for unknown paths, and do not add a page for OAuth, which is not used."""
         router.routes[:] = [route for route in router.routes if not route.path.endswith("{path:str}")]

@@ -34,9 +34,9 @@ class Axes:
         shown = max(1, min(MOST_LABELS, int((width - self.left) / widest)))
         self.labelled = range(0, len(labels), ceil(len(labels) / shown))
 
-    def x(self, place: int) -> float:
-        """The x coordinate of the label with the index `place`, in the middle of its slot."""
-        return self.left + self.slot * (place + 0.5)
+    def x(self, index: int) -> float:
+        """The x coordinate of the label with this index: the middle of the column above it."""
+        return self.left + self.slot * (index + 0.5)
 
     def y(self, value: float) -> float:
         share = (max(-LARGEST, min(LARGEST, value)) - self._low) / (self._high - self._low)

@@ -73,7 +73,8 @@ async def page(request: HttpRequest, template: str, *, status_code: int = 200, *
 
 
 async def redirect(request: HttpRequest, path: str, message: str = "", *, visit: Visit | None = None) -> Response[Any]:
-    """Redirect (303) to a page that shows `message` once. `path` is percent-encoded, without the root path."""
+    """Redirect (303) to a page that shows `message` once. `path` is percent-encoded, without the root path. `visit`
+    replaces the session of the request."""
     visit = visit or await visit_of(request)
     cookies = await cookies_of(request, visit, message or None)
     location = service_of(request).settings.root_path + path

@@ -70,7 +70,7 @@ def environment() -> Environment:
 
 
 def visible(text: str, *, layout: bool = False) -> Markup:
-    """The text with invisible characters shown as highlighted codes, each with the character's name on hover."""
+    """The text with invisible characters as highlighted codes, named on hover. With `layout`, white space is kept."""
     return Markup(_CODE.sub(_marked, escape(ids.visible(text, layout=layout))))  # noqa: S704  # escaped
 
 
@@ -85,7 +85,7 @@ def in_ms(when: str | int) -> int:
 
 
 def exact(when: str | int | None) -> str:
-    """A time to the second, as `2026-04-25 06:30:00 UTC`."""
+    """A time to the second, as `2026-04-25 06:30:00 UTC`; a dash for None."""
     if when is None:
         return MISSING
     return (EPOCH + in_ms(when) * MILLISECOND).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -102,7 +102,7 @@ def day(when: str) -> str:
 
 
 def moment(when: str | int | None, now_ms: int) -> Markup:
-    """A relative time (`3 min ago`, `in 2 h`), with the exact time on hover and in `datetime`."""
+    """A relative time (`3 min ago`, `in 2 h`), with the exact time on hover and in `datetime`; a dash for None."""
     if when is None:
         return Markup(MISSING)  # noqa: S704  # a constant
     ms = in_ms(when)
@@ -114,7 +114,7 @@ def moment(when: str | int | None, now_ms: int) -> Markup:
 
 
 def duration(ms: float | None) -> str:
-    """A duration in its two largest units, such as `2 h 5 min`; below a second in milliseconds."""
+    """A duration in its two largest units (`2 h 5 min`), or in milliseconds below a second; a dash for None."""
     if ms is None:
         return MISSING
     if ms < 1_000:
@@ -133,7 +133,7 @@ def duration(ms: float | None) -> str:
 
 
 def number(value: float | None, unit: str = "", digits: int = 3) -> str:
-    """A number with grouped thousands and its unit. A fraction is rounded to `digits` significant digits."""
+    """A number with grouped thousands and its unit; a dash for None. Fractions have `digits` significant digits."""
     if value is None:
         return MISSING
     if value == int(value) or abs(value) >= 10**digits:
@@ -146,7 +146,7 @@ def number(value: float | None, unit: str = "", digits: int = 3) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of 0 to 1 as a percentage. Only exactly 0 and 1 are shown as 0 % and 100 %."""
+    """A share of 0 to 1 as a percentage, or a dash for None. Only exactly 0 and 1 are shown as 0 % and 100 %."""
     if share is None:
         return MISSING
     text = f"{share * 100:.1f}"
@@ -168,7 +168,7 @@ def spelled(sentence: str) -> str:
 
 
 def measured(value: float | None, unit: str) -> str:
-    """A number of the overview as text. `unit` is `share`, `per_s`, `ms`, `s` or `count`."""
+    """A number of the overview as text, or a dash for None. `unit` is `share`, `per_s`, `ms`, `s` or `count`."""
     if value is None:
         return MISSING
     if unit == "share":
@@ -196,7 +196,7 @@ def shown(value: Scalar) -> str:
 
 
 def percentages(counts: Sequence[int]) -> list[float]:
-    """The percentage of each count in their sum."""
+    """Each count as a percentage of the sum of all counts."""
     return [round(100 * count / (sum(counts) or 1), 2) for count in counts]
 
 
