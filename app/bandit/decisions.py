@@ -28,8 +28,9 @@ MAX_CANDIDATES = 100
 
 class ScoringRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request to rank candidates and choose one. `origin` is "service" if the scorer reads the user's profile,
-    "request" if `profile` came with the request, and "absent" if neither. Without `explore`, the candidate with the
-    highest score is chosen. A repeated request with the same `request_id` gets the same decision."""
+    "request" if `profile` came with the request, and "absent" if neither. With `explore`, the choice is sampled from
+    the policy's propensities; without it, the highest score wins. A repeated request with the same `request_id` gets
+    the same decision."""
 
     user_id: str
     candidates: tuple[Candidate, ...]
@@ -43,10 +44,10 @@ class ScoringRequest(msgspec.Struct, frozen=True, kw_only=True):
 class UserSnapshot(NamedTuple):
     """All that a decision about one user needs from the database.
 
-    `erasures` counts the users erased so far. It is read before the other fields, which may belong to later states of
-    the database. `share` is the share of users, 0 to 1, that the challenger serves, and `salt` decides which ones.
-    `statistics` is None for a user without learned decisions. `stored` is the earlier decision with the same request
-    id; None if there is none.
+    `erasures` counts the users erased so far. It is read first, so the other fields may be newer. The challenger, the
+    policy on trial, serves the `share` of the users, 0 to 1; `salt` decides which ones. `statistics` is None if no
+    decision about the user has been learned. `stored` is the earlier decision with the same request id; None if there
+    is none.
     """
 
     erasures: int
@@ -68,14 +69,15 @@ class Ranking(NamedTuple):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The choice of one candidate for one user, as stored.
 
-    `chosen` is the index of the chosen candidate, and `role` the role of the policy that chose it. `policy_hash` is the
-    hash of that policy's spec, and `theta` (D,) the posterior mean θ̂ of the policy's weights. `phi` (D',) is the input
-    vector of the chosen candidate. `spec_hash` is the hash of the spec of `phi`, which may have more inputs than the
-    policy's spec. `state_version` is the number of the user's decisions that were learned before this one. `profile`
-    holds the profile features that the policy used. `profile_read` tells how the service read them; it is None if the
-    service did not, or if the decision is older than database revision 0007. `champion` and `challenger` are the
-    rankings by the two policies. The ranking by the policy that did not choose is None until it has been computed.
-    `elapsed_us` is the time that the decision took, without the commit that stores it.
+    `role` is the role of the policy that chose: the champion, or the challenger, which is on trial. `policy_hash` is
+    the hash of that policy's spec (its list of model inputs), and `theta` (D,) the posterior mean θ̂ of its weights.
+    `chosen` is the index of the chosen candidate, and `phi` (D',) its input vector. `spec_hash` is the hash of the spec
+    of `phi`, which may have more inputs than the policy's spec. `state_version` is the number of the user's decisions
+    that were learned before this one. `profile` holds the profile features that the policy used. `profile_read` tells
+    how the service read them. It is None if they were not read by the service, and for decisions from before database
+    revision 0007. `champion` and `challenger` are the rankings by the two policies; the one by the policy that did not
+    choose is None until a worker has computed it. `elapsed_us` is the time that the decision took, without the commit
+    that stores it.
     """
 
     id: str
@@ -116,8 +118,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     def contributions(self) -> list[dict[str, float]] | None:
         """For each candidate, in the order of the request, the part of its score that each input contributes, by name.
 
-        Input i contributes θ̂ᵢφᵢ, so the parts sum to the score. None if the policy's spec belongs to another release,
-        whose formulas this release does not have.
+        Input i contributes θ̂ᵢφᵢ, so the parts sum to the score. None if this release does not know the policy's spec
+        (its list of inputs), because another release made the decision.
         """
         spec = SPECS.get(self.policy_hash)
         if spec is None:
@@ -144,9 +146,9 @@ class Shadow(NamedTuple):
 
     `*_scores` and `*_pi` hold the scores and the propensities π of all candidates as little-endian float64. `*_p` is
     π(chosen). With q(a) the reward that the decision's pooled prior predicts for candidate a, `q_logged` is q(chosen),
-    and `v_champion` and `v_challenger` are Σₐ π(a) q(a). `agree` is 1 if both policies rank the same candidate first,
-    else 0. `pool_p` and `v_pool` are those of the champion's spec with the pooled prior, a policy that never serves. It
-    tells the effect of the pool from that of the profile.
+    and `v_*` is Σₐ π(a) q(a). `agree` is 1 if both policies rank the same candidate first, else 0. `pool_p` and
+    `v_pool` are π(chosen) and v of a third policy, which never serves: the champion's spec with the pooled prior. It
+    separates the effect of the pooled prior from the effect of the profile features.
     """
 
     champion_scores: bytes

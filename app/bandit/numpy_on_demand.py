@@ -1,7 +1,7 @@
 """Imports NumPy on the first use of `np`.
 
-Its 98 modules took an eighth of the start of a process, and 13 MB. Few processes score: no command does, and a service
-that only answers profiles does not.
+Importing NumPy, with 98 modules, took an eighth of the start-up time of a process, and 13 MB. Few processes need it:
+commands do not score requests, and neither does a service that only answers profiles.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class UserQuery(NamedTuple):
 
 
 class ProposedDecision(NamedTuple):
-    """A decision to store on the condition that the number of users erased so far still equals `erasures`, and that the
-    user's statistics still are those of the decision's `state_version`."""
+    """A decision to store. It is stored only if the number of users erased so far still equals `erasures`, and the user
+    still has exactly `decision.state_version` learned decisions."""
 
     decision: Decision
     erasures: int
@@ -36,8 +36,8 @@ class ProposedDecision(NamedTuple):
 class RecordedDecision(NamedTuple):
     """The result of a `ProposedDecision`: the stored decision, which may be an earlier one with the same request id.
 
-    `decision` is None, and nothing was stored, if the condition was not met. `erasures` is the current number of erased
-    users.
+    `decision` is None, and nothing was stored, if any user was erased, or this user's statistics changed, since they
+    were read. `erasures` is the current number of users erased so far.
     """
 
     decision: Decision | None
@@ -54,7 +54,7 @@ class SettleCounts(NamedTuple):
 
 
 class DecisionPlace(NamedTuple):
-    """A place in the order of the decisions by user, and by their sequence number."""
+    """A position among all decisions, ordered by user id and sequence number. The default is before the first."""
 
     user: str = ""
     number: int = 0
@@ -66,12 +66,12 @@ class DecisionRepository(Protocol):
         spec, this is logged, and `statistics` is None."""
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
-        """Store decisions in one durable commit; the results are in the same order."""
+        """Store the decisions whose conditions are met in one durable commit; return one result for each, in order."""
 
     async def add_shadows(self, after: DecisionPlace, limit: int) -> DecisionPlace | None:
-        """Compute and store missing shadows (both policies' rankings) of up to `limit` unsettled decisions, in the
-        order of `DecisionPlace`, after `after`. A decision is left out if its user's statistics have changed since.
-        Return the place of the last one; None if no more follow."""
+        """Compute and store the shadows (both policies' rankings) of up to `limit` unsettled decisions without one, the
+        first after `after`. Decisions whose user's statistics have changed since the decision are skipped. Return the
+        place of the last decision; None if no more follow."""
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None: ...
 
@@ -108,14 +108,14 @@ class StateRepository(Protocol):
     """Storage of all users' sufficient statistics, their sums over ranges of users, and the priors made from these."""
 
     async def sum_range(self, round_ms: int, now_ms: int) -> bool:
-        """Claim a range of users that no worker has claimed since `round_ms`, and sum its statistics again if they have
-        changed. Damaged statistics are left out, and set aside. Return False if no range is left."""
+        """Claim a range of users that no worker has claimed since `round_ms`, and sum their statistics if these have
+        changed. Damaged statistics are left out, and marked as unusable. Return False if no range is left."""
 
     async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
-        """Estimate a prior from the sums of all ranges.
+        """Estimate a prior from the stored sums of all ranges of users.
 
-        Return the prior and its revision, the number of changes that were made to the sums. Return None if no sum has
-        changed since the newest stored prior, or if a range has no sum.
+        Return the prior and its revision: how often the sums have been changed so far. Return None if no sum has
+        changed since the newest stored prior, or if a range has not been summed.
         """
 
     async def add_prior(self, prior: Prior, revision: int) -> bool:
@@ -123,11 +123,11 @@ class StateRepository(Protocol):
         store nothing, if a prior of at least this revision is stored already."""
 
     async def grow(self, limit: int, now_ms: int) -> int:
-        """Extend the statistics of up to `limit` users to the longest spec, in one transaction; return the number of
-        users. Damaged statistics are marked, so that they are not read again; their users count in the number."""
+        """Extend the statistics of up to `limit` users to the spec with the most inputs, in one transaction. Return the
+        number of users. Users with damaged statistics count, too; these are marked as unusable instead."""
 
     async def prior_version(self) -> int:
         """The version of the newest prior; 0 if there is none."""
 
     async def counts(self) -> Mapping[str, int]:
-        """The number of users, up to 100,000, by the hash of the spec that their statistics belong to."""
+        """Numbers of users by the hash of the spec that their statistics belong to, at most 100,000 per spec."""

@@ -92,7 +92,7 @@ class Scorer:
         return found
 
     async def close(self) -> None:
-        """Finish the waiting requests."""
+        """Wait until all database reads and writes of the requests in progress are done."""
         await self._snapshots.close()
         await self._records.close()
 

@@ -16,8 +16,8 @@ from app.stores.sql.source import SqlSource
 
 
 class Engine(NamedTuple):
-    """A database and the adapters of its engine. `change_feed` makes the feed for a local cache; None if no feed is
-    cheap enough for one."""
+    """A database and the adapters of its engine. `change_feed` makes the feed of changed users that a local cache
+    needs; None if the engine has no feed that is cheap enough."""
 
     database: Database
     event_log: SqlEventLog

@@ -125,8 +125,9 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
     `door` is the entry point through which events come: `http`, `queue` or `command`. It labels the ingest metrics.
     With `http` there is a local cache on SQLite; with `http` and `queue` the database records that this process serves
-    the registry. Without a cache URL, reads compute from the database and invalidations are stored until a cache
-    accepts them. Without a queue URL, events wait until a worker's sweep consumes them.
+    the registry. `learners` receive consumed events in addition to the bandit. Without a cache URL, reads compute from
+    the database and invalidations are stored until a cache accepts them. Without a queue URL, events wait until a
+    worker's sweep consumes them.
 
     Raises:
         SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process cannot start.
@@ -301,7 +302,7 @@ def _traceparents(requests: Sequence[Sequence[Admitted]]) -> list[str | None]:
 
 
 async def _no_job(_: object) -> None:
-    """Do nothing, in place of enqueueing a run, if no queue is set. The run is stored, and a worker starts it later."""
+    """Do nothing instead of calling the queue, if none is set. Runs are stored, and a worker starts them later."""
 
 
 async def _try_features(

@@ -87,8 +87,9 @@ def rebuild(
 async def _rebuild(
     users: list[str], features: tuple[str, ...], source: str | None, rate: int
 ) -> tuple[int, dict[str, tuple[int, str]]]:
-    """Rebuild at most `rate` users per second. Return their number and, for each feature that failed, for how many
-    users, and the last reason."""
+    """Rebuild the features of the users, or of all users if none are given, at most `rate` users per second (0: no
+    limit). Return the number of users and, for each feature that failed, the number of failures and the last reason.
+    `source` is the feature registry; None for the one that the settings name."""
     import asyncio
 
     from app.bootstrap.contract import load_contract
@@ -231,7 +232,7 @@ def demo(users: int, days: int, seed: int) -> None:
 async def load_demo(
     settings: Settings, users: int, days: int, seed: int, stopped: Callable[[], bool] = lambda: False
 ) -> int:
-    """Generate and store the demonstration set until `stopped` returns true; return the number of new events."""
+    """Store the demonstration set; stop early once `stopped` returns true. Return the number of new events."""
     from app.bootstrap.service import open_service
     from app.operations.audit import audited
 

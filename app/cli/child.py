@@ -63,8 +63,8 @@ class Child(msgspec.Struct, eq=False):
             )
 
     def check(self) -> int | None:
-        """Restart the process after a delay if it has died, and look whether it is ready. Return its exit code only if
-        a restart cannot help, because it has never been ready."""
+        """Update `ready`, and restart the process after a delay if it has died. Return its exit code if a restart
+        cannot help, because it ended with one of `GIVE_UP_CODES` before it was ever ready; otherwise None."""
         if self._process is None:
             if time.monotonic() >= self._start_at:
                 self.start()
@@ -98,7 +98,7 @@ class Child(msgspec.Struct, eq=False):
         return self._process is not None and self._process.poll() is None
 
     def ask_to_hand_over(self) -> None:
-        """Ask the process to stop while others accept from its listener."""
+        """Ask the process to stop. If it shares its listener, the other processes take over new connections."""
         self._signal(signal.SIGTERM if self.listener is None else signal.SIGUSR2)
 
     def ask_to_stop(self) -> None:

@@ -218,7 +218,8 @@ def check_user(user: str, place: str = "user_id") -> None:
 
 
 def moment_ms(text: str, place: str) -> int:
-    """An ISO 8601 time with a UTC offset, in milliseconds since 1970. Raises `InvalidInput`, which names `place`."""
+    """Convert an ISO 8601 time with a UTC offset to epoch milliseconds. Raises `InvalidInput` if the text is invalid;
+    the error names `place`, the option or field that contains it."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -58,7 +58,8 @@ async def _diagnose(settings: Settings, full: bool) -> list[Line]:
 
 
 def _database(settings: Settings, full: bool) -> tuple[list[Line], list[Sample], list[Line]]:
-    """The lines about the database, the newest sample of each process, and the lines about the disk of this machine."""
+    """Check the database. Return the results, the newest sample of each process's metrics, and the results for the disk
+    of this machine. With `full`, the whole database is checked for integrity."""
     days = {"events": settings.retention_days, "decisions": settings.decision_retention_days}
     if isinstance(settings.database, Path):
         from app.stores.sqlite.diagnostics import diagnose_database, diagnose_machine

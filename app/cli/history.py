@@ -105,7 +105,8 @@ async def history(
 
 
 def _check_columns(columns: Sequence[str], features: Iterable[str], before: bool, known: KnownAt) -> bool:
-    """Whether the rows are decisions. Raises `InvalidInput` if the columns do not go with the features or options."""
+    """Whether the input has a column `decision_id`. Raises `InvalidInput` if any column has the name of a feature, or
+    if there is a `decision_id` and `before` or `known` is set: these do not apply to decisions."""
     from app.stores.training_set.input import DECISION_KEY
 
     by_decision = DECISION_KEY in columns
@@ -140,7 +141,8 @@ def _asked(block: Block, mask: int, before: bool, known: KnownAt, moments: Momen
 async def _served(
     block: Block, mask: int, moments: Moments, decisions: LoggedProfiles
 ) -> list[tuple[Profile, ComputeRow]]:
-    """For each row, the recorded values of its decision and the features to compute. Raises `InvalidInput`."""
+    """For each input row with a `decision_id`: the feature values that were recorded with the decision, and the
+    computation of the other features. Raises `InvalidInput` if a decision cannot be used."""
     from app.profiles.history.decisions import served_row
 
     ids = block.keys["decision_id"]
@@ -155,7 +157,7 @@ async def _served(
 
 
 def _decision_columns(asked: Sequence[ComputeRow]) -> dict[str, Column]:
-    """The columns that rows with a `decision_id` get from their decisions."""
+    """The columns `user_id` and `as_of`, which rows with a `decision_id` get from their decisions."""
     from app.stores.training_set.columns import TextColumn
 
     return {
@@ -188,8 +190,8 @@ class _LateArrivals(msgspec.Struct):
                 self._sample[place] = row
 
     async def share(self, reader: ProfileReader) -> float:
-        """Estimate the share of late rows among all rows; 0 if at least half of the rows have values, because then no
-        warning is due."""
+        """Estimate the share of late rows among all rows. Return 0 if at least half of the rows have values: then the
+        share is too small for a warning."""
         if self._empty * 2 <= self.rows:
             return 0.0
         profiles = await reader.read_as_of([row._replace(known_ms=None) for row in self._sample])

@@ -105,8 +105,8 @@ def _with_processes(processes: int | None) -> Settings:
 
 
 def _inherited(descriptor: int) -> socket.socket:
-    """The socket of this descriptor, which processes that this one starts do not inherit. It must not block: of several
-    processes that see a connection, one gets it, and the others would wait in `accept` instead of serving."""
+    """Open the listening socket that was inherited as this descriptor; child processes will not inherit it. It must not
+    block: of several processes that wake up for one connection, all but one would hang in `accept`."""
     os.set_inheritable(descriptor, False)
     listener = socket.socket(fileno=descriptor)
     listener.setblocking(False)
@@ -114,8 +114,9 @@ def _inherited(descriptor: int) -> socket.socket:
 
 
 def _supervised(descriptor: int | None) -> Callable[[], None]:
-    """Send this process SIGTERM when its supervisor is gone, which closes the socket of this descriptor. Return the
-    function that reports to the supervisor that this process is ready. None: there is no supervisor."""
+    """Connect to the supervisor by the inherited socket with this descriptor: when the supervisor ends, the socket is
+    closed, and this process sends itself SIGTERM. Return a function that reports to the supervisor that this process is
+    ready. Without a supervisor (None), the function does nothing."""
     if descriptor is None:
         return lambda: None
     link = socket.socket(fileno=descriptor)

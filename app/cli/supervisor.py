@@ -125,14 +125,14 @@ def _keep_running(
     others: Sequence[str] = (),
     servers: Sequence[EmbeddedServer] = (),
 ) -> int:
-    """Run the API processes, the `others` and the servers until `stop` is set; return the exit code.
+    """Run the API processes, the commands in `others` and the servers until `stop` is set; return the exit code.
 
     The first process starts alone, so that an error that concerns all of them is printed once. `greet` is called when
     all are ready. Whenever `restart` is set, the processes are replaced one by one.
     """
     with listening_socket(settings.host, settings.port) as listener:
         children = [
-            Child("serve", {**environment, **_of_process(settings, place)}, listener, STOP_S + settings.drain_s)
+            Child("serve", {**environment, **_process_variables(settings, place)}, listener, STOP_S + settings.drain_s)
             for place in range(settings.processes)
         ]
         children += [Child(name, environment) for name in others]
@@ -164,8 +164,8 @@ def _keep_running(
     return code
 
 
-def _of_process(settings: Settings, place: int) -> dict[str, str]:
-    """The variables that differ between the API processes."""
+def _process_variables(settings: Settings, place: int) -> dict[str, str]:
+    """The environment variables that differ between the API processes. `place` numbers the processes from 0."""
     port = settings.metrics_port and settings.metrics_port + place
     return {PREFIX + "PROCESSES": "1", PREFIX + "METRICS_PORT": str(port)}
 

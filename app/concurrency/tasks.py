@@ -12,7 +12,7 @@ CANCEL_AGAIN_S = 0.5
 
 
 def stop_signals() -> list[signal.Signals]:
-    """SIGINT, SIGTERM and SIGHUP, but not SIGHUP if it is ignored, as under `nohup`."""
+    """The signals that stop this process: SIGINT, SIGTERM, and SIGHUP unless it is ignored, as under `nohup`."""
     hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGINT, signal.SIGTERM, *hangup]
 

@@ -106,13 +106,13 @@ class TipGenerator(msgspec.Struct, eq=False):
         return text
 
     def _note(self, started: float, *, well: bool, pause_s: float | None = None) -> None:
-        """Record a call that has ended. After `SKIP_AFTER` failures in a row, skip the model: for `SKIP_S` seconds, or
-        for `pause_s` if that is longer, but at most for `LONGEST_SKIP_S`.
+        """Record a call that began at `started` and has ended. After `SKIP_AFTER` failures in a row, skip the model for
+        `SKIP_S` seconds, or for `pause_s` seconds if the endpoint asked its clients to wait longer, but at most for
+        `LONGEST_SKIP_S`.
 
-        `well`: the endpoint works, even if the call failed; the count of failures starts again. `pause_s`: seconds for
-        which the endpoint asked its clients to wait. After a skip, requests call the model again, and one more failure
-        begins the next skip. If a call that began before a skip fails during it, the skip may become longer but not
-        shorter.
+        `well` means that the endpoint works, even if the call failed; the count of failures starts again at 0. After a
+        skip, requests call the model again, and one more failure begins the next skip. A call that began before a skip
+        and fails during it can make the skip longer, never shorter.
         """
         now = self.clock.monotonic()
         self.metrics.model_seconds.observe(now - started)

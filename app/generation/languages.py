@@ -14,8 +14,8 @@ from app.generation.profile_traits import Mood
 
 
 class Phrases(msgspec.Struct, frozen=True, kw_only=True):
-    """The template's phrases in one language. The phrases from `today` to `on_date_of_year` replace the second `{}` of
-    `due` and `was_due`."""
+    """The template's phrases in one language. `due` and `was_due` have two `{}`: one for the task, and one for the
+    time, which the phrases from `today` to `on_date_of_year` word."""
 
     quotes: tuple[str, str]
     unnamed: str  # replaces an unreadable title at the beginning of a sentence

@@ -31,7 +31,8 @@ _SHOWN = 80
 
 
 def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
-    """A field of `Settings`. If `secret`, errors and `repr` do not show its value, which may contain a password."""
+    """Declare a field of `Settings`. `parse` converts the variable's text, and raises `ValueError` if it is invalid.
+    `text` describes the setting. If `secret`, errors and `repr` do not show its value, which may contain a password."""
     return field(default=default, metadata={"parse": parse, "text": text}, repr=not secret)
 
 
@@ -206,8 +207,7 @@ class Settings:
         return self.database.parent if isinstance(self.database, Path) else Path("var")
 
     def require_file(self, instead: str = "this command needs a SQLite file") -> Path:
-        """The SQLite file. If the database is one of PostgreSQL, raise a `SettingsError` that says what to do
-        `instead`."""
+        """The SQLite file. Raises `SettingsError` if the database is PostgreSQL; `instead` says what to do then."""
         if isinstance(self.database, Path):
             return self.database
         raise SettingsError("PROFILES_DATABASE", f"names a PostgreSQL database; {instead}")
@@ -221,7 +221,7 @@ class Settings:
         _require_days("PROFILES_DECISION_RETENTION_DAYS", self.decision_retention_days, -(-hours // 24), 3, rewards)
 
     def require_servers(self) -> None:
-        """Raise `SettingsError` if cache or queue is not set."""
+        """Raise `SettingsError` if the URL of the cache or of the queue is not set."""
         for name, url in (("PROFILES_CACHE_URL", self.cache_url), ("PROFILES_QUEUE_URL", self.queue_url)):
             if url is None:
                 example = "redis://127.0.0.1:6379/0"
@@ -282,7 +282,7 @@ def hash_key(key: str) -> bytes:
 
 
 def _with_files(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
-    """The variables with `<setting>_FILE` replaced by `<setting>` and the content of the file."""
+    """The variables, with `<name>_FILE` of each known setting replaced by `<name>` and the content of the file."""
     values = dict(environ)
     for name in environ:
         setting = name.removesuffix(FILE)

@@ -19,7 +19,7 @@ _ALLOWED = {
 
 @dataclass(frozen=True, slots=True)
 class PostgresUrl:
-    """A PostgreSQL database: its URL for libpq, which may contain a password, and a text without one."""
+    """A PostgreSQL database. `url` is for libpq, and may contain a password; `shown` is for messages, without one."""
 
     url: str = field(repr=False)
     shown: str
@@ -37,7 +37,8 @@ def database(value: str) -> Path | PostgresUrl:
 
 
 def postgres_url(value: str) -> PostgresUrl:
-    """Check a URL for libpq: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS"""
+    """Check a URL for libpq (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS). Raises
+    `ValueError` if it is invalid, or if psycopg is not installed. The message does not contain the password."""
     try:
         from psycopg import ProgrammingError  # noqa: PLC0415  # optional
         from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415

@@ -64,7 +64,7 @@ def path(value: str) -> Path:
 
 
 def registry_source(value: str) -> str:
-    """Check the place of a feature registry, `package.module:NAME` or `/path/features.py:NAME`, and return it."""
+    """Check a reference to a feature registry, `package.module:NAME` or `/path/features.py:NAME`, and return it."""
     place, _, name = value.rpartition(":")
     module = all(part.isidentifier() for part in place.split("."))
     if not name.isidentifier() or not (module or (place.endswith(".py") and "\0" not in place)):
@@ -73,7 +73,8 @@ def registry_source(value: str) -> str:
 
 
 def _number(kind: type[N], pattern: str, what: str, low: int, high: int) -> Callable[[str], N]:
-    """A parser of numbers from `low` to `high`, whose text matches a regular expression. `what` names them."""
+    """Make a parser of numbers from `low` to `high` whose text matches the regular expression `pattern`. `what` names
+    such a number in errors, as in "must be a whole number from 1 to 9"."""
 
     def parse(value: str) -> N:
         if not re.fullmatch(pattern, value) or not low <= kind(value) <= high:
@@ -96,7 +97,7 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
 
 def matching(pattern: str, allowed: str) -> Callable[[str], str]:
-    """A parser of texts that match a regular expression. `allowed` describes them."""
+    """Make a parser of texts that match a regular expression. `allowed` describes the texts in errors: "must be …"."""
 
     def parse(value: str) -> str:
         if not re.fullmatch(pattern, value):
@@ -131,7 +132,7 @@ def _split_url(value: str, example: str) -> SplitResult:
 
 
 def queue_url(value: str) -> str:
-    """Check the URL of the queue, and return it."""
+    """Check the URL of a Redis or Valkey server or of a Sentinel group, and return it. A cluster is rejected."""
     parts = _split_url(value, "redis://host:6379/0")
     if parts.scheme in _CLUSTERS:
         raise ValueError(
@@ -142,7 +143,7 @@ def queue_url(value: str) -> str:
 
 
 def cache_url(value: str) -> str:
-    """Check the URL of the cache, and return it."""
+    """Check the URL of a Redis or Valkey server, of a Sentinel group or of a cluster, and return it."""
     parts = _split_url(value, "redis://host:6379/0")
     if parts.scheme not in _CLUSTERS:
         return _server_url(value, parts, ", or redis+cluster:// or rediss+cluster:// for a cluster")
@@ -195,7 +196,7 @@ def _base_url(value: str, example: str, secret: str) -> str:
 
 
 def root_path(value: str) -> str:
-    """A path, returned without a trailing slash; empty for the root."""
+    """Check the path part of a URL, such as `/profiles`. Return it without a trailing slash; `/` becomes empty."""
     if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9_.~\-]+)*/?", value):
         raise ValueError("must be a path such as /profiles: after each slash A-Z a-z 0-9 _ . ~ -")
     return value.removesuffix("/")
@@ -237,7 +238,8 @@ def _items(value: str) -> Iterator[str]:
 
 
 def _assignments(value: str, parse: Callable[[str, str], float], what: str = "") -> dict[str, float]:
-    """Parse comma-separated `name=text`. `parse` gets name and text. Errors name the part as `what` and its name."""
+    """Parse comma-separated `name=text` to a number per name. `parse` converts the text, and gets the name, too. If it
+    raises `ValueError`, `what` and the name are put before its message."""
     given: dict[str, float] = {}
     for part in _items(value):
         name, _, text = part.partition("=")

@@ -59,7 +59,8 @@ async def tip_events(ctx: JobContext, events: object) -> None:
 
 @job(jobs.LARGE_TIP_EVENTS)
 async def large_tip_events(ctx: JobContext, *_: object) -> None:
-    """Job: a large job that a worker of an earlier release has begun to read; the next try splits it."""
+    """Job: enqueued by a worker of an earlier release in place of a large `tip_events` job, which it moved to another
+    key. The job is moved back, and the next try stores its events."""
     await jobs.put_back(ctx["redis"], ctx["job_id"])
     raise Unfinished
 
@@ -77,7 +78,7 @@ async def _fail_rebuild(ctx: JobContext, reason: str, run_id: str) -> None:
 
 @job(jobs.REBUILD, _fail_rebuild)
 async def run_rebuild(ctx: JobContext, run_id: str) -> None:
-    """Job: rebuild as many users of a run as one try has time for; the next try continues."""
+    """Job: rebuild as many users of a rebuild run as one try has time for; the next try continues."""
     if not await ctx["service"].rebuild_runner.run(run_id, ctx["pace"].budget_s):
         raise Unfinished
 

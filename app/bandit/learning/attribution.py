@@ -53,8 +53,8 @@ class Rules(msgspec.Struct, frozen=True):
 
 
 class Unsettled(NamedTuple):
-    """The fields of a stored decision that `judge` needs. `source` tells whether the learned reward came from feedback;
-    None until the decision is learned. `told_served`: an event about the decision was counted as `served` before."""
+    """The fields of a stored decision, in any state, that `judge` needs. `source` tells where the learned reward came
+    from; None until one is learned. `told_served` tells whether a served event about the decision has been counted."""
 
     chosen_id: str
     created_at_ms: int
@@ -81,7 +81,8 @@ def happened_ms(event: LoggedEvent) -> int:
 
 
 def latest_made(event: LoggedEvent) -> int:
-    """The latest creation time, in epoch ms, of a decision that an event without a `decision_id` can be about."""
+    """The latest creation time, in epoch ms, of a decision that an event without a `decision_id` can be about. It may
+    be up to `SKEW_MS` after the time of the event, because the producer's clock may be behind."""
     return min(event.received_at_ms, happened_ms(event) + SKEW_MS)
 
 
@@ -124,8 +125,8 @@ class DecisionLearner:
         self._metrics = metrics
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
-        """Learn from the events that are about a decision, in one transaction, and ignore all others. Events with an
-        unknown `decision_id` are counted by sender, for the overview and `profiles doctor`."""
+        """Learn from the events that are about a decision, in one transaction. Other events are ignored, but those with
+        an unknown `decision_id` are counted by sender, for the overview and `profiles doctor`."""
         concerned = await self._repository.concerned(events)
         concerned_seqs = {item.seq for item in concerned}
         unknown = [item for item in events if item.event.decision_id is not None and item.seq not in concerned_seqs]
@@ -139,7 +140,8 @@ class DecisionLearner:
                 self._metrics.bandit.events.labels(outcome).inc(count)
 
     async def settle(self) -> int:
-        """Settle all due decisions (see `LearningRepository.settle`), in small transactions; return their number."""
+        """Settle the decisions whose reward window has closed without feedback, in small transactions: learn the
+        default reward if the tip was served, and otherwise expire the decision. Return their number."""
         total = 0
         while True:
             counts = await self._repository.settle(self._clock.now_ms(), SETTLED_AT_ONCE)

@@ -1,13 +1,13 @@
 """Periodic work of a worker for the bandit.
 
 It settles decisions whose reward window has closed, extends ("grows") users' statistics to the spec with the most
-inputs, estimates the pooled prior from the statistics, and computes the shadows of decisions. Each step is a small
-transaction, so interrupted work continues where it stopped. Several workers may run at the same time: each skips what
-another has done.
+inputs, and estimates the pooled prior from the statistics. It also computes the shadow of each decision: the ranking by
+the policy that did not choose. Each step is a small transaction, so interrupted work continues where it stopped.
+Several workers may run at the same time: each skips what another has done.
 
 The statistics are summed by ranges of users, in rounds that begin at the same times in all workers. A worker spends a
 limited time on this between two steps of the other work. When all ranges of the round are claimed, it makes a prior
-from the sums. A worker that sums its last range after that makes another prior.
+from the sums. If a slower worker finishes a range after that, it makes another prior, which includes this range.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Maintenance:
         self._round_ms = self._ended_round_ms = 0
 
     async def once(self) -> None:
-        """Settle decisions, extend statistics, and sum some ranges; at the end of a round, estimate the prior.
+        """Do one step: settle decisions whose reward window has closed, extend users' statistics, and sum the
+        statistics of some ranges of users. When all ranges are summed, estimate the pooled prior.
 
         Raises:
             StoreUnavailable: the database does not answer.
@@ -67,7 +68,7 @@ class Maintenance:
             self._ended_round_ms = self._round_ms
 
     async def grow(self) -> int:
-        """Extend all users' statistics to the longest spec (see `StateRepository.grow`). Return the number of users."""
+        """Extend all users' statistics to the spec with the most inputs. Return the number of users extended."""
         total = 0
         while grown := await self._states.grow(GROWN_AT_ONCE, self._clock.now_ms()):
             total += grown
@@ -78,8 +79,8 @@ class Maintenance:
         return total
 
     async def sum_ranges(self, round_ms: int, for_s: float) -> bool:
-        """Sum ranges of users that no worker has claimed since `round_ms`, for about `for_s` seconds, if a policy uses
-        a pooled prior. Return whether none is left."""
+        """Sum the statistics of ranges of users, for about `for_s` seconds, skipping ranges that a worker has claimed
+        since `round_ms` (epoch ms). Return True if no range is left, or if no policy uses a pooled prior."""
         until = self._clock.monotonic() + for_s
         while self._policies.longest.pooled and await self._states.sum_range(round_ms, self._clock.now_ms()):
             if self._clock.monotonic() >= until:
@@ -87,7 +88,7 @@ class Maintenance:
         return True
 
     async def shadow(self) -> None:
-        """Compute and store the missing shadows of all unsettled decisions, in the order of the users.
+        """Add the missing shadows of unsettled decisions: the rankings by the policy that did not choose.
 
         Raises:
             StoreUnavailable: the database does not answer.
@@ -98,8 +99,8 @@ class Maintenance:
             await self._pause(REST_S)
 
     async def pool(self) -> bool:
-        """Estimate a pooled prior from the sums, and store it, if a policy uses it and any sum has changed since the
-        newest prior. Return whether a new prior was stored."""
+        """Estimate a pooled prior from the stored sums, and store it. Do nothing if no policy uses a pooled prior, or
+        if no sum has changed since the newest prior. Return whether a prior was stored."""
         if not self._policies.longest.pooled:
             return False
         made = await self._states.pooled(self._clock.now_ms())

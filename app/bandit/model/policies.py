@@ -32,7 +32,7 @@ class Policies(NamedTuple):
         return (self.challenger or self.champion).spec
 
     def shorter(self) -> list[Spec]:
-        """The other specs whose inputs come first in the longest spec, to which their statistics can be extended."""
+        """The other specs that `longest` begins with: statistics under them can be extended to `longest`."""
         return [spec for spec in SPECS.values() if spec != self.longest and spec.prefix_of(self.longest)]
 
     def policy(self, role: Role) -> Policy:

@@ -65,14 +65,14 @@ class Pool:
         self.decisions = 0
 
     def add(self, spec_hash: str, blobs: Sequence[bytes], decisions: int, users: int | None = None) -> None:
-        """Add packed statistics of one spec, learned from `decisions` decisions in total. Each blob is of one user, or
-        together they are sums over `users` users.
+        """Add packed statistics of the spec with `spec_hash`, learned from `decisions` decisions in total. If `users`
+        is None, each blob holds the statistics of one user. Otherwise the blobs are sums over `users` users in total.
 
         If the spec has fewer inputs than the pool's spec, the statistics are padded with zeros.
 
         Raises:
-            SpecMismatch: the pool's spec does not begin with the inputs of that spec, a blob has the wrong length, or
-                the sum is not finite.
+            SpecMismatch: the pool's spec does not begin with the inputs of the given spec, a blob has the wrong length,
+                or the sum is not finite.
         """
         spec = SPECS.get(spec_hash)
         if spec is None or not spec.prefix_of(self._spec):
@@ -88,7 +88,7 @@ class Pool:
         return SufficientStatistics(self._spec.hash, self._spec.size, self._numbers, self.decisions)
 
     def mean(self) -> Array:
-        """The prior mean μ (D,), by the formula in the docstring of this module."""
+        """The prior mean μ = (Λ₀ + Σ S)⁻¹ Σ y (D,) over the added statistics S and y, with Λ₀ = `SHRINKAGE` · I."""
         a, y = self.total.leading(self._spec.size)
         a.flat[:: self._spec.size + 1] += SHRINKAGE
         return np.asarray(np.linalg.solve(a, y), np.float64)

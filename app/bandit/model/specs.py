@@ -43,7 +43,8 @@ class Input(msgspec.Struct, frozen=True):
 
 
 class Spec(msgspec.Struct, frozen=True, dict=True):
-    """An ordered list of inputs. `pooled`: the prior mean of the weights is the pooled prior; otherwise it is 0."""
+    """An ordered list of inputs. If `pooled`, the prior mean of their weights is estimated from all users; otherwise
+    0."""
 
     id: str
     version: int

@@ -74,7 +74,7 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
         return SufficientStatistics(self.spec_hash, self.size, numbers, self.decisions + 1)
 
     def grown(self, spec_from: Spec, spec_to: Spec) -> SufficientStatistics:
-        """The same statistics under a longer spec, padded with zeros.
+        """The statistics extended to a longer spec, with zeros for its additional inputs.
 
         Raises:
             SpecMismatch: the statistics are not of `spec_from`, or `spec_to` does not begin with its inputs.
@@ -139,7 +139,8 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
 
 
 def _stored(spec: Spec, blobs: Sequence[bytes]) -> Array:
-    """The unpacked numbers (users, D(D+1)/2 + D), one row per blob; the array may be read-only."""
+    """Unpack the statistics of users, one row per blob: the lower triangle of S row by row, then y, D(D+1)/2 + D
+    numbers. The array may be read-only. Raises `SpecMismatch` if a blob has another length."""
     length = _length(spec.size)
     wanted = length * NUMBER_BYTES
     for blob in blobs:

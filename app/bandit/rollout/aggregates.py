@@ -55,9 +55,10 @@ class DecisionPage(NamedTuple):
 
     `pi_b` is the probability with which the policy that served chose the candidate; `pi_champion` and `pi_challenger`
     are the probabilities of the same choice under each policy. `q_logged` is the predicted reward of the chosen
-    candidate, `v_champion` and `v_challenger` are the predicted rewards v of the policies.
-    `dismissed` is 1 if the tip was dismissed, `agreed` is 1 if both policies rank the same candidate first, else 0.
-    `pi_pool` and `v_pool` belong to the champion with the pooled prior; NaN if they were not computed.
+    candidate, `v_champion` and `v_challenger` are the predicted rewards of the policies: the means over all candidates,
+    weighted by the policy's probabilities. `dismissed` is 1 if the tip was dismissed, `agreed` is 1 if both policies
+    rank the same candidate first, else 0. `pi_pool` and `v_pool` are the probability and the predicted reward under a
+    third policy, the champion with the pooled prior; NaN if they were not computed.
     """
 
     users: list[str]
@@ -82,15 +83,17 @@ class DecisionPage(NamedTuple):
 class Estimates(msgspec.Struct, frozen=True):
     """Off-policy estimates of both policies, from `n` decisions of `users` users.
 
-    `ips`, `snips` and `dr` estimate the challenger's reward per decision by the three methods of this module.
-    `champion` is the champion's reward by `dr`, and `lift` the challenger's minus the champion's. `mean_weight` and
-    `ess` (effective sample size) describe the challenger's importance weights, `champion_…` the champion's; errors are
-    standard errors. `agreement` is the share of decisions in which both rank the same candidate first. The dismissal
-    figures are shares of decisions, too; `dismissed_more` is the challenger's share minus the champion's.
-    `effective_users` is (Σ n)² / Σ n² with the numbers n of their decisions: equally active users as informative.
+    `ips`, `snips` and `dr` (inverse propensity scoring, self-normalised, doubly robust) estimate the challenger's
+    reward per decision. `champion` is the champion's reward by `dr`, and `lift` the challenger's minus the champion's.
+    `mean_weight`, its standard error and `ess` (effective sample size) describe the challenger's importance weights,
+    `champion_…` the champion's. `agreement` is the share of decisions in which both rank the same candidate first.
+    `dismissed_…` are estimated shares of dismissed tips; `dismissed_more` is the challenger's share minus the
+    champion's. `effective_users` is (Σ nᵤ)² / Σ nᵤ², if user u made nᵤ decisions: the number of equally active users
+    that would be as informative.
 
-    `lift_pool` is the lift of the champion with the pooled prior, and `lift_profile` the challenger's lift over that
-    policy, on the `pool_decisions` for which it was computed; None if there are none.
+    `lift_pool` and `lift_profile` split the lift with a third policy, the champion with the pooled prior: the first is
+    its reward minus the champion's, the second the challenger's reward minus that of the third policy. Both are from
+    the `pool_decisions` for which the third policy was computed; None if there are none.
     """
 
     n: int
@@ -117,7 +120,8 @@ class Estimates(msgspec.Struct, frozen=True):
 
 
 class Arm(msgspec.Struct):
-    """The users with recent decisions that one policy serves, and their mean reward; null for fewer than two users."""
+    """The users that one policy has served recently, and the number of their decisions. `reward` is their mean reward
+    per decision; null for fewer than two users."""
 
     users: int
     decisions: int
@@ -125,8 +129,9 @@ class Arm(msgspec.Struct):
 
 
 class Experiment(msgspec.Struct):
-    """The randomised experiment by user, on recent decisions since the stage began. The challenger should serve `share`
-    of the users; `p` is the probability of such numbers of users, or of less likely ones, if it does. `lift` is the
+    """The randomised experiment: each policy serves its own group of users. It covers recent decisions since the stage
+    began. `share` is the share of users that the challenger should serve. `p` is the two-sided binomial p-value of the
+    numbers of users under that share: if it is tiny, decisions of one group were probably lost. `lift` is the
     challenger's mean reward minus the champion's; null if a policy serves fewer than 100 users."""
 
     share: float
@@ -137,7 +142,8 @@ class Experiment(msgspec.Struct):
 
     @classmethod
     def of(cls, page: DecisionPage, by_challenger: Array, share: float) -> Experiment:
-        """`by_challenger` tells which policy served each decision of the page; NaN for decisions to leave out."""
+        """Compare the users of both policies. For each decision of the page, `by_challenger` is 1 if the challenger
+        served it, 0 if the champion did, NaN to leave it out. `share` is the challenger's intended share of users."""
         arms, lift = [], None
         for served, column in ((0, _IPS_CHAMPION), (1, _IPS)):  # a policy's own decisions have a weight of 1
             sums = DecisionSums()
@@ -246,12 +252,13 @@ class DecisionSums:
         )
 
     def guarded(self, column: int) -> IntervalView:
-        """The mean of a column per decision, with the bounds of a guardrail."""
+        """The mean of a column per decision, with a guardrail's bounds: ± `GUARDRAIL_ERRORS` standard errors."""
         rows = self._rows[: self.users]
         return IntervalView(*guarded(rows[:, column], rows[:, _N]))
 
     def dismissals(self) -> tuple[float, float, Interval]:
-        """The champion's share of dismissed tips, the challenger's, and their difference with a guardrail's bounds."""
+        """Estimate the champion's and the challenger's share of dismissed tips, and the challenger's minus the
+        champion's, with the bounds that guardrails use: ± `GUARDRAIL_ERRORS` standard errors."""
         rows = self._rows[: self.users]
         n, delta = rows[:, _N], rows[:, _W] - rows[:, _W_CHAMPION]
         dismissed = rows[:, _DISMISSED] - rows[:, _DISMISSED_CHAMPION]

@@ -15,10 +15,10 @@ follows the skewness that importance weights cause; a percentile interval would 
 with fewer than `RESOLVED` replicates beyond it (a late look asks for 1 in 10,000) is extrapolated with the tail of a
 normal distribution.
 
-*Guardrails* are checked every few seconds, on windows that overlap. Their bounds are so wide that a check of a whole
-roll-out errs in less than 1 % (`app/bandit/README.md`): a mean ± `GUARDRAIL_ERRORS` linearised standard errors, and for
-shares the exact bound of C. J. Clopper, E. S. Pearson: The use of confidence or fiducial limits, Biometrika 26, 1934,
-with the level `GUARDRAIL_LEVEL`. A minute has few decisions, but a month has many windows.
+*Guardrails* are checked every few seconds, on windows that overlap, so a month has many checks. The bounds are so wide
+that fewer than 1 % of all roll-outs have a false alarm (`app/bandit/README.md`): for a mean, ± `GUARDRAIL_ERRORS`
+linearised standard errors, and for a share the exact bound of C. J. Clopper, E. S. Pearson: The use of confidence or
+fiducial limits, Biometrika 26, 1934, with the level `GUARDRAIL_LEVEL`.
 
 The random generator is passed in. Memory is one chunk of replicates, whatever the number of users.
 """
@@ -51,7 +51,7 @@ class Interval(NamedTuple):
 
 
 class IntervalView(msgspec.Struct):
-    """An estimate, and the bounds of its interval over users."""
+    """An estimate and the bounds of its confidence interval. The sampling unit is the user, not the decision."""
 
     value: float
     low: float
@@ -59,8 +59,8 @@ class IntervalView(msgspec.Struct):
 
 
 def look_number(evaluated: int) -> int:
-    """The number of the interim analysis that is due at `evaluated` decisions: 1 from 4,000, 2 from 8,000, …, else 0.
-    If several are due, only the last of them is made; the levels stay valid."""
+    """The number of the interim analysis that is due at `evaluated` decisions: 0 (none) below 4,000, 1 from 4,000, 2
+    from 8,000, 3 from 16,000 and so on. If several are due, only the last of them is made; the levels stay valid."""
     return (evaluated // FIRST_LOOK).bit_length()
 
 
@@ -104,7 +104,8 @@ def standard_error(part: Array, whole: Array) -> float:
 
 
 def guarded(part: Array, whole: Array) -> Interval:
-    """The ratio Σ part / Σ whole, with the bounds of a guardrail. `part` and `whole` hold one element per user."""
+    """The ratio Σ part / Σ whole, with the bounds of a guardrail: ± `GUARDRAIL_ERRORS` standard errors. `part` and
+    `whole` (users,) hold one element per user."""
     value, error = float(part.sum() / whole.sum()), standard_error(part, whole)
     return Interval(value, value - GUARDRAIL_ERRORS * error, value + GUARDRAIL_ERRORS * error)
 
@@ -126,7 +127,8 @@ def binomial_tail(count: int, n: int, p: float) -> float:
 
 
 def share_bound(count: int, n: int, level: float = GUARDRAIL_LEVEL) -> float:
-    """The exact lower bound of a share, if `count` of `n` events occurred; it is too high with probability `level`."""
+    """The exact lower bound (Clopper-Pearson) of the probability of an event that occurred `count` times in `n` trials.
+    The bound is too high with a probability of at most `level`."""
     low, high = 0.0, count / n
     while high - low > 1e-6:
         middle = (low + high) / 2
@@ -135,9 +137,9 @@ def share_bound(count: int, n: int, level: float = GUARDRAIL_LEVEL) -> float:
 
 
 def _studentised(residuals: Array, wholes: Array, generator: np.random.Generator, replicates: int) -> Array:
-    """Bootstrap t statistics, of shape (replicates, estimates): how far each replicate is from the estimate, in units
-    of the replicate's own standard error. `wholes`, of shape (users, estimates), holds each user's part of the
-    denominators."""
+    """Bootstrap t statistics (replicates, estimates): the distance of each replicate from the estimate, in units of the
+    replicate's own standard error. Each user has a row: in `residuals`, the numerators minus the estimates times the
+    denominators; in `wholes`, the denominators."""
     users, figures = residuals.shape
     columns = np.hstack([residuals, wholes, residuals**2, residuals * wholes, wholes**2])
     chunk = max(1, min(replicates, CHUNK // users))

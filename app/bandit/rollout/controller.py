@@ -124,8 +124,9 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
     async def counts(self, state: RolloutState) -> Counts:
         """Count the decisions of this roll-out by whether they can be evaluated.
 
-        An unsettled decision holds back all newer ones. A decision is served within one reward window or expires, and
-        is settled within a second one. A decision still unsettled after three windows is stuck, and holds back nothing.
+        A decision is settled when its reward is learned or it expires. An unsettled decision holds back all newer ones.
+        Within one reward window a decision is served or expires, and within a second one it is settled. A decision that
+        is still unsettled after three windows never will be, so it holds back nothing.
         """
         return await self.repository.counts(state, self.clock.now_ms() - 3 * self.window_ms)
 

@@ -1,6 +1,7 @@
 """Protocol for the storage of the roll-out; `app.stores.sql.rollout` implements it.
 
-A decision is evaluated if it was made with exploration, is settled, and has both policies' propensities. Not evaluated:
+A decision is settled when its reward is learned or it expires. It is evaluated if it was made with exploration, its
+reward is learned, and it has both policies' propensities. Not evaluated:
   - Expired decisions. Their tip was never shown, so they have no reward. This adds no bias unless being shown depends
     on the choice; then the mean weight of the evaluated decisions differs from 1, and the verdict is `hold`.
   - Decisions without a shadow (the ranking by the policy that did not choose), because there was no challenger or
@@ -38,12 +39,12 @@ class RolloutLook(msgspec.Struct, frozen=True):
 
 
 class Counts(NamedTuple):
-    """Numbers of settled decisions since the roll-out began, by whether they can be evaluated.
+    """Numbers of decisions with a learned reward since the roll-out began, by whether they can be evaluated.
 
-    `evaluated` decisions have sequence numbers below `until`. `waiting` decisions are newer than the oldest unsettled
-    one. `unshadowed` decisions lack one policy's propensities. `served` counts the evaluated and waiting decisions that
-    the challenger served since the stage began. `without_prior` decisions would be evaluated if a prior had been pooled
-    before they were made.
+    `evaluated` decisions have sequence numbers below `until`. `waiting` decisions are newer than the oldest one without
+    a reward, and are evaluated once it is settled. `unshadowed` decisions lack one policy's propensities. `served`
+    counts the evaluated and waiting decisions that the challenger served since the stage began. `without_prior`
+    decisions would be evaluated if a prior had been pooled before they were made.
     """
 
     until: int
@@ -81,17 +82,17 @@ class RolloutRepository(Protocol):
         """Store an interim analysis. Return False if its number is taken or the roll-out started anew after `seen`."""
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
-        """Count the decisions by state. Decisions are evaluated in their order, so an unsettled one delays all later
-        ones, unless it was made before `overdue_ms` (epoch ms): then it is skipped."""
+        """Count the decisions of the roll-out by whether they can be evaluated. A decision whose reward is not known
+        yet delays all later ones, unless it was made before `overdue_ms` (epoch ms)."""
 
     def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
         """Yield pages of the evaluated decisions whose sequence number is below `until`, oldest first."""
 
     async def shown(self, state: RolloutState, among: int) -> tuple[DecisionPage, Array]:
-        """Those of the newest `among` decisions of the evaluation `state` that were made with exploration, for which
-        both policies' rankings are stored, and whose tip was shown. Unsettled decisions are included, with a reward of
-        0. For each decision, the array has 1 if the challenger served, 0 if the champion did, and NaN if it was made
-        before the stage."""
+        """Read recent decisions whose tip was shown: of the newest `among` decisions of the roll-out, those that were
+        made with exploration and have both policies' rankings. A decision without a reward yet has the reward 0. For
+        each decision, the array has 1 if the challenger served, 0 if the champion did, and NaN if the decision is older
+        than the current stage."""
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
         """The decisions made at or after `since_ms`; if there are more than `limit`, the newest of them."""

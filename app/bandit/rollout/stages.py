@@ -103,7 +103,7 @@ def target(move: Move, state: RolloutState, verdict: Verdict, served: int, chall
 
 
 def refusal(move: Move, state: RolloutState, verdict: Verdict, served: int, challenged: bool) -> str | None:
-    """The reason why a move is not allowed; None if it is allowed. The arguments are those of `target`."""
+    """The reason why `target`, with the same arguments, rejects a move; None if the move is allowed."""
     try:
         target(move, state, verdict, served, challenged)
     except Conflict as error:

@@ -37,7 +37,8 @@ class VerdictView(msgspec.Struct):
 
 
 class FiguresView(msgspec.Struct, kw_only=True):
-    """The estimates of a look, an interim analysis of the challenger. Values and lift are in reward per decision."""
+    """The estimates of a look, an interim analysis of the challenger. `ips`, `snips`, `doubly_robust`, `champion` and
+    the lifts are in reward per decision."""
 
     look: int
     made_at: str
@@ -125,10 +126,10 @@ def _interval(found: Interval | None) -> IntervalView | None:
 
 
 class DecisionsView(msgspec.Struct):
-    """Numbers of settled decisions since the roll-out began. `evaluated` ones count in the estimates. `waiting` ones
-    count once all older decisions are settled. `unshadowed` ones never count, since the propensities under one policy
-    are missing, and `without_prior` ones neither: they were made before the first pooled prior. The next interim
-    analysis is made when `evaluated` reaches `next_look_at`."""
+    """Numbers of decisions with a known reward since the roll-out began. `evaluated` decisions count in the estimates.
+    `waiting` decisions will count once the rewards of all older decisions are known. Two kinds never count:
+    `unshadowed` decisions lack the propensities under one policy, and `without_prior` decisions were made before the
+    first pooled prior. The next interim analysis is made when `evaluated` reaches `next_look_at`."""
 
     evaluated: int
     waiting: int
@@ -170,7 +171,7 @@ class MoveView(msgspec.Struct):
 
 
 class StateGrowth(msgspec.Struct):
-    """Numbers of users: with learned statistics, and with statistics that lack inputs of the challenger (`to_grow`)."""
+    """Numbers of users: all with learned statistics, and those whose statistics lack inputs of the challenger."""
 
     users: int
     to_grow: int

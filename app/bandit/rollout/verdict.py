@@ -46,7 +46,7 @@ class Limits(RolloutRails, frozen=True):
 
 
 class Guardrails(msgspec.Struct, frozen=True):
-    """Measurements on recent decisions that must not exceed the `Limits`. None if too few decisions were made.
+    """Measurements on recent decisions that must not exceed the `Limits`; each is None if too few decisions were made.
 
     Dismissals and `no_profile` are shares of decisions; `dismissed_more` is the challenger's share minus the
     champion's. `p99_ms` is the 99th percentile of the challenger's answer times, and `champion_p99_ms` of the
@@ -66,7 +66,7 @@ class Guardrails(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """A verdict on the challenger. `improved`: the whole interval of the lift lies above 0."""
+    """A verdict on the challenger. `improved`: the whole interval of its lift over the champion lies above 0."""
 
     word: Word
     reason: str
@@ -74,8 +74,9 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def too_little(n: int, users: int | None = None, effective: float | None = None) -> Verdict | None:
-    """The verdict `insufficient data` if `n` decisions of `users` users are too few decisions or too few users; None
-    otherwise. If `users` is None, only the decisions are checked. `effective` is the effective number of users."""
+    """The verdict `insufficient data` if there are fewer than `FIRST_LOOK` decisions or `FEWEST_USERS` users, otherwise
+    None. `n` is the number of decisions. Users are not checked if `users` is None. `effective` is the number of equally
+    active users that would be as informative; it must not be below `FEWEST_USERS` either."""
     if n < FIRST_LOOK:
         return Verdict("insufficient data", f"{_decisions(n)} can be evaluated; the first look is at {FIRST_LOOK:,}.")
     if users is not None and min(users, effective or users) < FEWEST_USERS:
