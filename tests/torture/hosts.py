@@ -48,18 +48,20 @@ WHERE index.relkind = 'i' AND method.amname = 'btree' AND index.relnamespace = C
 """
 
 
-class HostServer(EmbeddedServer):
+class HostServer(EmbeddedServer, kw_only=True):
     """A cache or queue server on a host. This program reaches it by the Unix socket, whatever the network does."""
 
-    def __init__(self, host: Host, directory: Path, options: tuple[str, ...] = OPTIONS, *, port: int = 0) -> None:
+    host: Host
+
+    @classmethod
+    def on(cls, host: Host, directory: Path, options: tuple[str, ...] = OPTIONS, *, port: int = 0) -> HostServer:
         command = directory.with_suffix(".sh")
         command.write_text(f'#!/bin/sh\nexec {" ".join(host.prefix)} {server_binary()} "$@"\n')
         command.chmod(0o755)
         options = (*options, "--bind", host.address, "--protected-mode", "no")
-        super().__init__(
-            directory, directory.with_suffix(".sock"), options, binary=str(command), port=port or free_port()
+        return cls(
+            directory, directory.with_suffix(".sock"), options, binary=str(command), port=port or free_port(), host=host
         )
-        self.host = host
 
     @property
     def url(self) -> str:
@@ -146,11 +148,11 @@ class HostsDeployment(Deployment):
         self._connection_lock = threading.Lock()
 
     def _server(self, name: str) -> EmbeddedServer:
-        return HostServer(self.network.host(name), self.directory / name)
+        return HostServer.on(self.network.host(name), self.directory / name)
 
     def _start_node(self, _: str, *, port: int, options: tuple[str, ...]) -> EmbeddedServer:
         host = self.network.host(f"cache{len(self.caches) + 1}")
-        node = HostServer(host, self.directory / host.name, (*OPTIONS, *options), port=port)
+        node = HostServer.on(host, self.directory / host.name, (*OPTIONS, *options), port=port)
         node.start()
         self.caches.append(node)
         return node

@@ -100,7 +100,7 @@ def late_token() -> None:
     original: Any = Filler.store
 
     async def store(self: Any, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
-        tokens = await self._cache.lease(epoch, [fill.cell for fill in fills])
+        tokens = await self.cache.lease(epoch, [fill.cell for fill in fills])
         fresh = [fill._replace(token=token) for fill, token in zip(fills, tokens, strict=True)]
         result: list[bool] = await original(self, epoch, fresh)
         return result
