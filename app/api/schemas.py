@@ -73,7 +73,8 @@ class HistoryDecision(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request for a training set. Each row asks for the features of a user at a moment, or of a decision."""
+    """A request for a training set. Each row asks for the features of a user at a moment, or for those that a
+    decision was made from."""
 
     rows: Annotated[
         list[HistoryRequestRow],

@@ -201,8 +201,8 @@ async def _wind_down(
 
 
 async def _hand_over(application: Litestar, listener: socket.socket, server: Server, drain_s: float) -> None:
-    """Stop, while other processes accept new connections from the same socket. An open connection is closed after its
-    next response, or when this process stops listening, after at least `LINGER_S` seconds."""
+    """Stop, while other processes accept new connections from the same socket. Each open connection is closed after its
+    next response. Those that send no request are closed at the end, after `drain_s` and at least `LINGER_S` seconds."""
     stop_accepting(listener)
     last = LastAnswers(application.asgi_handler)
     application.asgi_handler = last

@@ -131,8 +131,9 @@ async def events(service: OpenService, file: Path, skip_bad: bool, historical: b
 
     FILE is newline-delimited JSON as for POST /events; `-` is standard input. Loading a file twice is safe.
 
-    With --historical, a training set with `--known-at` treats the events as if they had arrived when they occurred,
-    including events that are stored already. Use it for imports. It cannot be undone, and the audit trail records it.
+    With --historical, a training set with `--known-at` treats the events of FILE as if they had arrived when they
+    occurred, also those that are stored already. Use it for imports. It cannot be undone, and the audit trail records
+    it.
     """
     from app.operations.audit import audited
 

@@ -193,7 +193,8 @@ class Registry(Sequence[Feature]):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the features' order, names, SQL, types, windows, defaults, TTLs and subjects."""
+        """A hash of the features' order, names, SQL, types, windows, defaults, TTLs, and the subjects of the
+        events that invalidate them."""
         parts = [[entry.name, entry.fingerprint, entry.ttl_ms, sorted(entry.invalidated_by)] for entry in self]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 

@@ -208,7 +208,7 @@ class Sampler(msgspec.Struct, kw_only=True, eq=False):
         self._last, self._last_at = read(self.metrics), self.clock.monotonic()
 
     async def sample(self) -> None:
-        """Take a sample and store it; called every `EVERY_S` seconds.
+        """Store a sample of this process's metrics and readiness; called every `EVERY_S` seconds.
 
         Raises:
             StoreUnavailable: the database does not answer.
@@ -217,7 +217,8 @@ class Sampler(msgspec.Struct, kw_only=True, eq=False):
         await self._keep(await self.ask_gauges(), checks)
 
     async def close(self) -> None:
-        """Store the last sample, with counts only, within `LAST_S` seconds. Failures to store it are ignored."""
+        """Store a last sample, with counts but without readiness and gauges. After `LAST_S` seconds, and on a failure,
+        give up."""
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(LAST_S):
                 await self._keep(Gauges(), None)

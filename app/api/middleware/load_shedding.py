@@ -45,12 +45,12 @@ class Shedding:
         self._unlogged = 0
 
     def open(self, checks: Checks) -> None:
-        """Start to shed the requests (method and path) for which `checks` reports overload. Until then none is shed."""
+        """Start to shed. `checks`: by method and path, what reports overload; other requests are never shed."""
         self._checks = checks
 
     async def check(self, scope: HTTPScope) -> str | None:
-        """Return None to admit a request. To shed it, mark it and return the kind of load. Under overload the request
-        waits for a while and is checked again before it is shed."""
+        """Return None if the request is admitted, else the kind of load that is too high, such as `reads`; then the
+        request is marked (`mark_of`). Under overload, wait for a while and check again before shedding."""
         if (kind := mark_of(scope)) is None:
             check = self._checks.get((scope["method"], scope["path"]))
             if check is not None and check[1]():

@@ -59,7 +59,8 @@ async def cookies_of(request: HttpRequest, visit: Visit, message: str | None) ->
 
 
 async def message_of(request: HttpRequest) -> str | None:
-    """The message that this page should show; None if there is none or its signature is wrong."""
+    """The message that the requested page should show, from a signed cookie; None without a cookie or if its signature
+    is wrong."""
     sessions = sessions_of(request)
     cookie = request.cookies.get(sessions.message_cookie_name)
     return await sessions.unsign((await visit_of(request)).session, cookie) if cookie is not None else None

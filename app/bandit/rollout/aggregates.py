@@ -19,9 +19,9 @@ always predicts 0, it is the difference of the two IPS estimates. It is the effe
 would learn from its own choices later is not part of it.
 
 The excess of dismissals is the difference of the two IPS estimates of the share of dismissed tips, with two *control
-variates*: Δw and Δw q - Δv (Δ: challenger minus champion), whose expected values are 0 since the propensities are
-exact. Least squares over users finds their coefficients. This is the estimate with a model that predicts a user's
-dismissals from the constant and the predicted reward. J. M. Hammersley, D. C. Handscomb: Monte Carlo methods, 1964.
+variates*: Δw and Δw q(chosen) - Δv (Δ: challenger minus champion), whose expected values are 0 since the propensities
+are exact. Least squares over users finds their coefficients a and b. The result is the doubly robust estimate whose
+model of a dismissal is a + b q. J. M. Hammersley, D. C. Handscomb: Monte Carlo methods, 1964.
 """
 
 from __future__ import annotations

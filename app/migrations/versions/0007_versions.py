@@ -1,8 +1,8 @@
 """Makes event ids unique per user, and adds to decisions how their profile was read.
 
 SQLite cannot drop a UNIQUE constraint, so the log is copied: about three seconds for each million events, in one
-transaction. Processes of the previous release may stay open. Meanwhile, their writes wait or answer 503, and their
-reads continue. Afterwards they still reject an event id that another user has used.
+transaction. Processes of the previous release may keep running. During the migration their writes wait or answer 503,
+and their reads continue. After it they still reject an event id that another user has used.
 
 Revision ID: 0007
 """

@@ -236,7 +236,7 @@ class Computation:
                 self._attempt = self._loop.create_task(self._try(*due))
 
     async def close(self) -> None:
-        """Cancel the attempt to compute a paused feature, if one runs in the background."""
+        """Cancel the background attempt, if one runs, to compute a feature that is paused because it failed."""
         if self._attempt is not None:
             self._attempt.cancel()
             await asyncio.gather(self._attempt, return_exceptions=True)

@@ -85,8 +85,9 @@ class Intervals(msgspec.Struct):
 
 
 class Drift(msgspec.Struct):
-    """How far the values of a feature have moved in the 7 days before the measurement. The values then and now are
-    computed from the event log, each for the users with an event in the longest window before that time."""
+    """How far the values of a feature differ from those 7 days before the measurement. For both times, the values are
+    computed from the event log, for the users who had an event in the period before it that is as long as the longest
+    window of any feature."""
 
     psi: Annotated[
         float | None, Meta(description="Population stability index over `bins`; null if `why_not` says why.")

@@ -147,7 +147,7 @@ class Connection:
 
 def connection_parameters(url: str) -> dict[str, Any]:
     """The arguments of psycopg's `connect` for a connection to the server that accepts writes. Execute `SET_SESSION`
-    first on the new connection. PgBouncer refuses connections that set these parameters with libpq's `options`."""
+    first on the new connection; it is a statement, because PgBouncer refuses settings in libpq's `options`."""
     conninfo = make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(url)})
     return {"conninfo": conninfo, "autocommit": True, "prepare_threshold": 2, "context": _CONTEXT}
 

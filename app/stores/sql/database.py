@@ -34,7 +34,8 @@ class Cursor(Protocol):
 
 
 class Connection(Protocol):
-    """The connection with which `Database.read` and `Database.write` call `work`, such as a `sqlite3.Connection`."""
+    """A connection of the engine's driver, such as a `sqlite3.Connection`. `Database.read` and `Database.write` pass it
+    to the function that they run."""
 
     def execute(self, statement: str, parameters: Any = ..., /) -> Cursor: ...
     def executemany(self, statement: str, rows: Iterable[Any], /) -> Cursor: ...

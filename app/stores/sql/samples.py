@@ -53,8 +53,8 @@ class SqlSamples(SqlRepository):
     """
 
     async def keep(self, sample: Sample) -> None:
-        """Store a sample, delete old ones, and update the component statuses. All in one transaction, so that no
-        process derives statuses while another adds a sample."""
+        """Store a sample, delete old ones, and derive the status of each component (cache, queue, …) from the newest
+        samples. All in one transaction, so that no process derives statuses while another adds a sample."""
         body = msgspec.json.encode(sample).decode()
 
         def work(connection: Connection) -> None:

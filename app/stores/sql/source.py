@@ -129,8 +129,8 @@ class SqlSource(ABC):
         )
 
     def _leaves_ms(self, oldest: Sequence[int | None]) -> Sequence[int]:
-        """For each feature, the moment at which the oldest event in its window leaves the window. `oldest`: the time of
-        the oldest event in each of `Statements.windows`."""
+        """For each feature, the time at which the oldest event in its window leaves the window; `END_OF_TIME_MS` if the
+        window is empty. `oldest`: the time of the oldest event in each of `Statements.windows`."""
         return [
             min(END_OF_TIME_MS if (ms := oldest[place]) is None else ms + window_ms for place in places)
             for places, window_ms in self._windows

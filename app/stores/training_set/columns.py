@@ -35,7 +35,8 @@ class TextColumn(msgspec.Struct, frozen=True):
 
 
 class JsonColumn(msgspec.Struct, frozen=True):
-    """A column of JSON values. Kind `text` allows any type: a value that is not a string is written as its JSON."""
+    """A column whose values come as JSON. `kind` is the type of the written column. A `text` column takes any value:
+    what is no string is written as JSON."""
 
     values: Sequence[bytes]
     kind: Kind

@@ -2,7 +2,7 @@
 
 A *cell* is one feature of one user. Its key is `pf:<epoch>:{<user>}:<feature>`, with the user id percent-encoded; the
 braces are a Cluster hash tag. The epoch identifies database and server: see `app.stores.valkey.connections`. A command
-is sent only on a connection that has the epoch in the command's keys. A fill, which stores a computed value, is a
+is sent only on a connection whose epoch is that of the command's keys. A fill, which stores a computed value, is a
 compare-and-set: `SET … IFEQ` if the server knows this option, otherwise a Lua script.
 
 The server may be a cluster (`app.stores.valkey.cluster`). Then the epoch of each key is that of its slot.

@@ -54,7 +54,8 @@ class Connections:
         *,
         in_cluster: bool = False,
     ) -> None:
-        """Without a `registration` any server is the cache, which is safe for one process or one fixed server."""
+        """Without a `registration`, whichever server answers at `url` is used. This is safe if only one process uses
+        it, or if the server never changes."""
         self._database_id = database_id
         self._in_cluster = in_cluster
         self._registration = registration

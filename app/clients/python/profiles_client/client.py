@@ -161,7 +161,8 @@ class Profiles(_Client[F]):
 
 
 class AsyncProfiles(_Client[F]):
-    """The same client for asyncio. Reads that begin in the same turn of the event loop share one request."""
+    """`Profiles` for asyncio, with the same methods. Reads that begin in the same turn of the event loop share one
+    request."""
 
     def _transport(self) -> Transport:
         return AsyncioTransport(self._endpoint)

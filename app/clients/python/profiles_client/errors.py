@@ -1,6 +1,7 @@
 """The errors of the client: one tree under `ProfilesError`.
 
-`Rejected`: the request must change. `Unavailable`: the same call may succeed later, and `default=` replaces the error.
+`Rejected`: the same request would fail again. `Unavailable`: it may succeed later; a read that is given `default=`
+returns that instead of raising it.
 """
 
 from __future__ import annotations

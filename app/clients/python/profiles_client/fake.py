@@ -67,7 +67,7 @@ class _BatchRequest(Struct):
 
 
 class FakeDecision(NamedTuple):
-    """A decision that the fake has made."""
+    """What `FakeProfiles` keeps of a decision, so that a test can look at it and events may name its `id`."""
 
     id: str
     user_id: str

@@ -82,7 +82,8 @@ class ResponseReader:
         self._complete: Response | None = None
 
     def feed(self, data: bytes) -> Response | None:
-        """The response, as soon as it is complete. Raises `ConnectionLost` if `data` is not HTTP or the end."""
+        """Add received bytes; return the response once it is complete, before that None. Raises `ConnectionLost` if
+        `data` is empty, because the service has closed the connection, or not HTTP."""
         if not data:
             raise ConnectionLost("the service closed the connection before the end of its answer")
         try:
