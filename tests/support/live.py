@@ -182,7 +182,7 @@ def behind_the_hit_path(application: Litestar) -> ASGIApp:
     """The application behind the fast path."""
     handler = application.asgi_handler
     assert isinstance(handler, FastPath)
-    return handler._inner
+    return handler.inner
 
 
 async def answering(port: int) -> None:

@@ -76,7 +76,7 @@ class Sessions:
 
     async def cookie(self, session: Session) -> str:
         """The value of the session's cookie: the session as signed text."""
-        return str((await self._signer(session.name)).dumps(session))
+        return str((await self.signer(session.name)).dumps(session))
 
     async def recognise(self, cookie: str | None) -> Session | None:
         """The session of a cookie; None if the signature is invalid, or the session has expired or ended."""
@@ -95,12 +95,12 @@ class Sessions:
 
     async def sign(self, session: Session, text: str) -> str:
         """Sign `text` so that `unsign` returns it for this session only."""
-        return str((await self._signer(session.name)).dumps([session.id, text]))
+        return str((await self.signer(session.name)).dumps([session.id, text]))
 
     async def unsign(self, session: Session, signed: str) -> str | None:
         """The text given to `sign`; None if the signature is invalid or belongs to another session."""
         try:
-            session_id, text = (await self._signer(session.name)).loads(signed)
+            session_id, text = (await self.signer(session.name)).loads(signed)
         except (BadData, ValueError, TypeError):
             return None
         return str(text) if session_id == session.id else None
@@ -113,7 +113,7 @@ class Sessions:
         # The name is inside the signed part, which is not decoded before it is verified. So every key is tried.
         for name in self._digests:
             with suppress(BadData, msgspec.ValidationError):
-                session = msgspec.convert((await self._signer(name)).loads(cookie), Session)
+                session = msgspec.convert((await self.signer(name)).loads(cookie), Session)
                 return session if session.name == name else None
         return None
 
@@ -121,7 +121,7 @@ class Sessions:
         secret = (await self._records.secret()).encode()
         return hmac.new(secret, b"session:" + self._digests[name], hashlib.sha256).digest()
 
-    async def _signer(self, name: str) -> URLSafeSerializer:
+    async def signer(self, name: str) -> URLSafeSerializer:
         return URLSafeSerializer(
             await self._key(name), salt=b"profiles.session", signer_kwargs={"digest_method": hashlib.sha256}
         )

@@ -56,7 +56,7 @@ log = logger("api")
 
 class FastPath:
     def __init__(self, inner: ASGIApp, bodies: Bodies) -> None:
-        self._inner = inner
+        self.inner = inner
         self._bodies = bodies
         self._reader: ProfileReader | None = None
 
@@ -91,7 +91,7 @@ class FastPath:
                     body.forget()
                 if taken:
                     receive = _replay(taken, receive)
-        await self._inner(scope, receive, send)
+        await self.inner(scope, receive, send)
 
     async def _answer(
         self, scope: HTTPScope, send: Send, route: tuple[str, str], read: Callable[[], Awaitable[bytes | None]]

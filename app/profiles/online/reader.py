@@ -29,7 +29,7 @@ _decode = msgspec.json.Decoder(Scalar).decode
 
 
 class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
-    _overload_queue: OverloadQueue = msgspec.field(default_factory=lambda: OverloadQueue(WAIT_S))
+    overload_queue: OverloadQueue = msgspec.field(default_factory=lambda: OverloadQueue(WAIT_S))
 
     async def read(self, wanted: Wanted, *, patient: bool = False) -> dict[str, Profile]:
         """Read profiles. `wanted` maps user ids to bit masks of features.
@@ -149,7 +149,7 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
             StoreUnavailable: the database does not answer, or the process stops.
         """
         overloaded = self.computation.history_overloaded
-        if overloaded(len(asked)) and (not await self._overload_queue.wait() or overloaded(len(asked))):
+        if overloaded(len(asked)) and (not await self.overload_queue.wait() or overloaded(len(asked))):
             raise Overloaded("history")
         return await self.computation.moments(asked)
 
@@ -160,13 +160,13 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
 
     async def close(self) -> None:
         """Wait until running reads are answered and computed values are stored in the cache."""
-        await self._overload_queue.close()
+        await self.overload_queue.close()
         await super().close()
         await self.computation.close()
 
     async def _batched(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> dict[str, Any]:
         # After the overload queue, a read asks the cache. Misses are computed if there is capacity by then.
-        if self.computation.overloaded and not patient and not await self._overload_queue.wait():
+        if self.computation.overloaded and not patient and not await self.overload_queue.wait():
             raise Overloaded("reads")
         if len(wanted) <= GROUP_CAP:
             return await self.submit(wanted, plain=plain, patient=patient)

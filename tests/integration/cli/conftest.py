@@ -42,8 +42,8 @@ def profiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     """Runs `profiles …` in an empty directory, as a person does. Settings by keyword: `database=…`."""
     for name in [name for name in os.environ if name.startswith("PROFILES_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(common.out(), "_width", 250)
-    monkeypatch.setattr(common.err(), "_width", 250)
+    monkeypatch.setattr(common.out(), "width", 250)
+    monkeypatch.setattr(common.err(), "width", 250)
     monkeypatch.chdir(tmp_path)
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

@@ -82,7 +82,7 @@ def unchanged(tmp_path: Path) -> Iterator[None]:
 def test_names_are_whole_when_the_terminal_is_narrow(
     profiles: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common.out(), "_width", 80)
+    monkeypatch.setattr(common.out(), "width", 80)
     shown = profiles("features").out
     for name in REGISTRY.names:
         assert f" {name} " in shown

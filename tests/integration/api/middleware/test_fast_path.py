@@ -232,7 +232,7 @@ async def test_plain_requests_do_not_reach_the_framework(pair: Pair) -> None:
         raise AssertionError("the fast path passed the request on")
 
     handler = pair.site.app.asgi_handler
-    inner, handler._inner = handler._inner, forbidden  # type: ignore[attr-defined]
+    inner, handler.inner = handler.inner, forbidden  # type: ignore[attr-defined]
     try:
         asked, headers = {"user_ids": [*USERS, USERS[0]]}, {"Cache-Control": "stale-if-error=60"}
         answer = await pair.site.client.post("/profiles/batch", json=asked, headers=headers)
@@ -243,7 +243,7 @@ async def test_plain_requests_do_not_reach_the_framework(pair: Pair) -> None:
                 assert answer.status_code == 200
                 assert answer.json()["user_id"] == user
     finally:
-        handler._inner = inner  # type: ignore[attr-defined]
+        handler.inner = inner  # type: ignore[attr-defined]
 
 
 async def test_both_paths_read_the_events_of_either(pair: Pair) -> None:

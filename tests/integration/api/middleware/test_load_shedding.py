@@ -122,7 +122,7 @@ async def test_body_is_shed_when_too_many_bytes_are_held(
         writer.write(head.encode() + b" " * part)
         await writer.drain()
         writers.append(writer)
-    gateway = site.app.asgi_handler._inner  # type: ignore[attr-defined]  # the edge, behind the fast path
+    gateway = site.app.asgi_handler.inner  # type: ignore[attr-defined]  # the edge, behind the fast path
     await eventually(lambda: gateway.bodies.held == 3 * part)
 
     answer = await site.client.post(path, content=b" " * part, headers=JSON)

@@ -101,14 +101,14 @@ class Late(OverloadQueue):
         return False
 
 
-async def test_local_hit_skips_the_overload_queue(service: PausableService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_local_hit_skips_theoverload_queue(service: PausableService, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(NEAR_AFTER):
         await service.plain("near")
         await service.drain()
     await service.features("held by the cache")
     await service.drain()
     late = Late(1.0)
-    monkeypatch.setattr(service.reader, "_overload_queue", late)
+    monkeypatch.setattr(service.reader, "overload_queue", late)
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
     assert (await service.plain("near"))["tip_volume_30d"] == 0
     assert late.asked == 0
@@ -119,10 +119,10 @@ async def test_local_hit_skips_the_overload_queue(service: PausableService, monk
     assert (late.asked, service.counted("cache_hits")) == (2, hits)
 
 
-async def test_patient_request_skips_the_overload_queue(
+async def test_patient_request_skips_theoverload_queue(
     service: PausableService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.reader, "_overload_queue", Late(1.0))
+    monkeypatch.setattr(service.reader, "overload_queue", Late(1.0))
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
     profiles = await service.reader.read({"cold": service.registry.full_mask}, patient=True)
     assert service.decoded(profiles["cold"])["tip_volume_30d"] == 0
@@ -137,7 +137,7 @@ async def test_waiting_request_is_answered_when_the_reader_closes(
     async def pause(seconds: float) -> None:
         await (never.wait() if seconds else asyncio.sleep(0))
 
-    monkeypatch.setattr(service.reader, "_overload_queue", OverloadQueue(1.0, pause=pause))
+    monkeypatch.setattr(service.reader, "overload_queue", OverloadQueue(1.0, pause=pause))
     reads = [asyncio.create_task(service.features(f"cold {number}")) for number in range(AT_ONCE + 1)]
     await eventually(lambda: sum(read.done() for read in reads) == AT_ONCE)
     await service.reader.close()
@@ -153,7 +153,7 @@ async def test_waiting_read_is_answered_when_there_is_room(
             monkeypatch.undo()
             return await super().wait()
 
-    monkeypatch.setattr(service.reader, "_overload_queue", Relief(1.0))
+    monkeypatch.setattr(service.reader, "overload_queue", Relief(1.0))
     monkeypatch.setattr(type(service.computation), "overloaded", property(lambda _: True))
     assert (await service.features("cold"))["tip_volume_30d"] == 0
 
