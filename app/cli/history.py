@@ -141,8 +141,8 @@ def _asked(block: Block, mask: int, before: bool, known: KnownAt, moments: Momen
 async def _served(
     block: Block, mask: int, moments: Moments, decisions: LoggedProfiles
 ) -> list[tuple[Profile, ComputeRow]]:
-    """For each input row with a `decision_id`: the feature values that were recorded with the decision, and the
-    computation of the other features. Raises `InvalidInput` if a decision cannot be used."""
+    """For each input row with a `decision_id`: the values that were recorded with the decision, and a row that asks for
+    the computation of the features in `mask` that were not. Raises `InvalidInput` if a decision cannot be used."""
     from app.profiles.history.decisions import served_row
 
     ids = block.keys["decision_id"]
@@ -190,8 +190,8 @@ class _LateArrivals(msgspec.Struct):
                 self._sample[place] = row
 
     async def share(self, reader: ProfileReader) -> float:
-        """Estimate the share of late rows among all rows. Return 0 if at least half of the rows have values: then the
-        share is too small for a warning."""
+        """Estimate the share of late rows among all rows. If at least half of the rows have a value, return 0 without
+        an estimate: the warning is meant for the other case."""
         if self._empty * 2 <= self.rows:
             return 0.0
         profiles = await reader.read_as_of([row._replace(known_ms=None) for row in self._sample])

@@ -59,8 +59,8 @@ async def tip_events(ctx: JobContext, events: object) -> None:
 
 @job(jobs.LARGE_TIP_EVENTS)
 async def large_tip_events(ctx: JobContext, *_: object) -> None:
-    """Job: enqueued by a worker of an earlier release in place of a large `tip_events` job, which it moved to another
-    key. The job is moved back, and the next try stores its events."""
+    """Job: a stand-in for a large `tip_events` job. A worker of an earlier release moved that job to another key and
+    enqueued this one under its id. Move the original back, and retry: the retry runs as `tip_events`."""
     await jobs.put_back(ctx["redis"], ctx["job_id"])
     raise Unfinished
 

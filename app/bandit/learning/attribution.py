@@ -52,8 +52,8 @@ class Rules(msgspec.Struct, frozen=True):
         return cls(outcome_rewards(overrides), window_hours * HOUR_MS)
 
 
-class Unsettled(NamedTuple):
-    """The fields of a stored decision, in any state, that `judge` needs. `source` tells where the learned reward came
+class JudgedDecision(NamedTuple):
+    """What `judge` needs to know of a stored decision, settled or not. `source` tells where the learned reward came
     from; None until one is learned. `told_served` tells whether a served event about the decision has been counted."""
 
     chosen_id: str
@@ -86,7 +86,7 @@ def latest_made(event: LoggedEvent) -> int:
     return min(event.received_at_ms, happened_ms(event) + SKEW_MS)
 
 
-def judge(decision: Unsettled, logged: LoggedEvent, rules: Rules) -> Judgement:
+def judge(decision: JudgedDecision, logged: LoggedEvent, rules: Rules) -> Judgement:
     """Apply the rules of attribution to one event and the decision that it is about.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from app.bandit.decisions import EventOutcome
-from app.bandit.learning.attribution import GRACE_MS, Judgement, Rules, Unsettled, judge, latest_made
+from app.bandit.learning.attribution import GRACE_MS, JudgedDecision, Judgement, Rules, judge, latest_made
 from app.bandit.learning.rewards import NO_FEEDBACK
 from app.bandit.model.inputs import NUMBER_BYTES
 from app.bandit.model.policies import Policies
@@ -195,7 +195,7 @@ class _LearningTransaction(msgspec.Struct):
         if row is None:
             return None
         vector = _LoggedVector(*row[:4])
-        judgement = judge(Unsettled(*row[4:]), logged, rules)
+        judgement = judge(JudgedDecision(*row[4:]), logged, rules)
         if judgement.outcome == "served" and judgement.state == "served":
             self.connection.execute(UPDATE_SERVED, (judgement.served_at_ms, vector.user_id, vector.number))
         elif judgement.outcome == "learned":

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import DecisionState, EventOutcome
-from app.bandit.learning.attribution import GRACE_MS, HOUR_MS, SKEW_MS, Rules, Unsettled, judge
+from app.bandit.learning.attribution import GRACE_MS, HOUR_MS, SKEW_MS, JudgedDecision, Rules, judge
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
 from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
@@ -34,9 +34,9 @@ def logged(event: TipEvent, received_at_ms: int = NOW_MS + 100 * WINDOW_MS) -> L
 
 def unsettled(
     state: DecisionState, served_at_ms: int | None = None, source: str | None = None, *, told: bool = False
-) -> Unsettled:
+) -> JudgedDecision:
     """A decision made at `NOW_MS`; `told`: an event has said that it was served."""
-    return Unsettled("tip", NOW_MS, state, served_at_ms, source, told)  # type: ignore[arg-type]  # of a table
+    return JudgedDecision("tip", NOW_MS, state, served_at_ms, source, told)  # type: ignore[arg-type]  # of a table
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def unsettled(
     ],
 )
 def test_event_is_judged_by_the_rules(
-    decision: Unsettled, event: TipEvent, outcome: EventOutcome, state: DecisionState, served_at: int | None
+    decision: JudgedDecision, event: TipEvent, outcome: EventOutcome, state: DecisionState, served_at: int | None
 ) -> None:
     found = judge(decision, logged(event), RULES)
     assert (found.outcome, found.state, found.served_at_ms) == (outcome, state, served_at)
