@@ -60,7 +60,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     """All services and repositories of one process.
 
     `process` is a random name, new at every start. `costs` maps the index of a feature to the microseconds that
-    computing it for one user took in a trial at start-up. `mirror` is the Struct type of a profile.
+    computing it for one user took in a trial at start-up. `mirror` is the Struct type with a field for each feature.
     """
 
     settings: Settings

@@ -49,8 +49,10 @@ def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> i
     """The cutoff of the next run, which deletes the rows before it; None if an admin must confirm the run.
 
     `wanted_ms` is the current time minus the retention, `done_ms` the cutoff of the previous run (None: there was
-    none), and `oldest_ms` the time of the oldest row. The cutoff moves by at most `LARGEST_MOVE_MS` in either
-    direction. So if the clock was far behind in one night, the next run makes up for it.
+    none), and `oldest_ms` the time of the oldest row. The cutoff becomes `wanted_ms`, but moves by at most
+    `LARGEST_MOVE_MS` from `done_ms`, so that a wrong clock deletes little. It may move back, too: otherwise a clock
+    that was ahead once would keep it ahead. A first run is not limited, so an admin must confirm it if the oldest row
+    is more than `LARGEST_MOVE_MS` older than `wanted_ms`.
     """
     if done_ms is not None:
         return max(done_ms - LARGEST_MOVE_MS, min(done_ms + LARGEST_MOVE_MS, wanted_ms))

@@ -6,7 +6,7 @@ code needs no rules of grammar. A comment on each field says what its `{}` stand
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ from app.generation.profile_traits import Mood
 
 class Phrases(msgspec.Struct, frozen=True, kw_only=True):
     """The template's phrases in one language. `due` and `was_due` have two `{}`: one for the task, and one for the
-    time, which the phrases from `today` to `on_date_of_year` word."""
+    time, which the phrases from `today` to `at` word. `encouragement` has variants for each mood."""
 
     quotes: tuple[str, str]
     unnamed: str  # replaces an unreadable title at the beginning of a sentence
@@ -27,18 +27,19 @@ class Phrases(msgspec.Struct, frozen=True, kw_only=True):
     important: str  # {}: a `due` or `was_due` sentence
 
     today: str
-    today_at: str  # {}: clock time
     tomorrow: str
-    tomorrow_at: str  # {}: clock time
     yesterday: str
     on_weekday: str  # {}: weekday
-    on_date: str  # {}: day, month
-    on_date_of_year: str  # {}: day, month, year
+    on_date: str  # {day}, {month}
+    on_date_of_year: str  # {day}, {month}, {year}
+    at: str  # {}: one of the phrases from `today` on, clock time
+    twelve_hours: bool = False  # clock times such as 5:30 PM, in place of 17:30
     weekdays: str  # from Monday on, separated by blanks
     months: str
 
-    encouragement: Mapping[Mood, str]
-    good_hour: str  # {}: hour, 1 to 23
+    encouragement: Mapping[Mood, Sequence[str]]
+    good_hour: str  # {}: hour
+    hour: str  # {}: 1 to 23; unless `twelve_hours`
     good_midnight: str
     note: str  # {}: quotation, and the full stop after it
 
@@ -52,23 +53,58 @@ ENGLISH = Phrases(
     was_due="{} was due {}.",
     important="Important: {}",
     today="today",
-    today_at="today at {}",
     tomorrow="tomorrow",
-    tomorrow_at="tomorrow at {}",
     yesterday="yesterday",
     on_weekday="on {}",
-    on_date="on {} {}",
-    on_date_of_year="on {} {} {}",
+    on_date="on {day} {month}",
+    on_date_of_year="on {day} {month} {year}",
+    at="{} at {}",
     weekdays="Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
     months="January February March April May June July August September October November December",
     encouragement={
-        "unknown": "Start with one small step: two minutes are enough.",
-        "wary": "No pressure: even one small step counts.",
-        "finisher": "You usually see things through, so this one is within reach.",
-        "mixed": "It will feel good to cross it off your list.",
-        "hesitant": "Just start with the smallest part of it.",
+        "unknown": (
+            "Start with one small step: two minutes are enough.",
+            "Two quiet minutes are enough to begin.",
+            "Pick the easiest part and begin there.",
+            "A first step now makes the rest easier.",
+            "Decide on the first step and take it.",
+            "Begin with whatever takes the least effort.",
+        ),
+        "wary": (
+            "No pressure: even one small step counts.",
+            "Only if it suits you now.",
+            "It can stay small: one step is progress.",
+            "Do as little of it as you like; it all counts.",
+            "A minute of it is better than none.",
+            "Whenever you are ready, the first step can be tiny.",
+        ),
+        "finisher": (
+            "You usually see things through, so this one is within reach.",
+            "You have finished many like it.",
+            "One more for your list of finished tasks.",
+            "Finishing is what you do, so go ahead.",
+            "At your pace it will be done soon.",
+            "You know how good it feels to finish.",
+        ),
+        "mixed": (
+            "It will feel good to cross it off your list.",
+            "Once it is done, your list is shorter.",
+            "Do it now, and it is off your mind.",
+            "Give it a few minutes and see how far you get.",
+            "Part of it today makes tomorrow lighter.",
+            "It may take less time than you expect.",
+        ),
+        "hesitant": (
+            "Just start with the smallest part of it.",
+            "It need not be perfect; a beginning is enough.",
+            "Set a timer for five minutes and stop when it rings.",
+            "Open it, look at it, and do one thing.",
+            "Ask yourself what the first two minutes look like.",
+            "Write down the first step, and do only that.",
+        ),
     },
-    good_hour="Around {}:00 is usually a good time for you.",
+    good_hour="Around {} is usually a good time for you.",
+    hour="{}:00",
     good_midnight="Around midnight is usually a good time for you.",
     note="Your note: {}{}",
 )
@@ -83,31 +119,71 @@ GERMAN = Phrases(
     was_due="{} war {} fällig.",
     important="Wichtig: {}",
     today="heute",
-    today_at="heute um {} Uhr",
     tomorrow="morgen",
-    tomorrow_at="morgen um {} Uhr",
     yesterday="gestern",
     on_weekday="am {}",
-    on_date="am {}. {}",
-    on_date_of_year="am {}. {} {}",
+    on_date="am {day}. {month}",
+    on_date_of_year="am {day}. {month} {year}",
+    at="{} um {} Uhr",
     weekdays="Montag Dienstag Mittwoch Donnerstag Freitag Samstag Sonntag",
     months="Januar Februar März April Mai Juni Juli August September Oktober November Dezember",
     encouragement={
-        "unknown": "Fang mit einem kleinen Schritt an: Zwei Minuten genügen.",
-        "wary": "Ganz ohne Druck: Schon ein kleiner Schritt zählt.",
-        "finisher": "Du bringst die Dinge meistens zu Ende, also schaffst du auch das.",
-        "mixed": "Es wird guttun, das von deiner Liste zu streichen.",
-        "hesitant": "Fang einfach mit dem kleinsten Teil an.",
+        "unknown": (
+            "Fang mit einem kleinen Schritt an: Zwei Minuten genügen.",
+            "Zwei ruhige Minuten reichen für den Anfang.",
+            "Such dir den leichtesten Teil aus und fang damit an.",
+            "Ein erster Schritt macht den Rest leichter.",
+            "Überleg dir den ersten Schritt und mach ihn gleich.",
+            "Beginn mit dem, was am wenigsten Mühe macht.",
+        ),
+        "wary": (
+            "Ganz ohne Druck: Schon ein kleiner Schritt zählt.",
+            "Nur wenn es dir gerade passt.",
+            "Es darf klein bleiben: Ein Schritt ist schon etwas.",
+            "Mach so wenig davon, wie du magst; alles zählt.",
+            "Eine Minute davon ist besser als keine.",
+            "Wenn du so weit bist, darf der erste Schritt winzig sein.",
+        ),
+        "finisher": (
+            "Du bringst die Dinge meistens zu Ende, also schaffst du auch das.",
+            "So etwas hast du schon oft erledigt.",
+            "Wieder eins mehr auf der Liste der erledigten Dinge.",
+            "Dinge zu Ende zu bringen liegt dir, also nur zu.",
+            "In deinem Tempo ist das bald geschafft.",
+            "Du weißt, wie gut es sich anfühlt, fertig zu sein.",
+        ),
+        "mixed": (
+            "Es wird guttun, das von deiner Liste zu streichen.",
+            "Danach ist deine Liste kürzer.",
+            "Mach es jetzt, dann hast du den Kopf frei.",
+            "Gib der Sache ein paar Minuten und schau, wie weit du kommst.",
+            "Ein Teil davon heute macht den morgigen Tag leichter.",
+            "Vielleicht geht es schneller, als du denkst.",
+        ),
+        "hesitant": (
+            "Fang einfach mit dem kleinsten Teil an.",
+            "Es muss nicht perfekt sein; ein Anfang genügt.",
+            "Stell dir einen Wecker auf fünf Minuten und hör auf, wenn er klingelt.",
+            "Mach es auf, schau es dir an und erledige eine einzige Sache.",
+            "Frag dich, wie die ersten zwei Minuten aussehen.",
+            "Schreib den ersten Schritt auf und mach nur den.",
+        ),
     },
     good_hour="Gegen {} Uhr passt es dir meistens gut.",
+    hour="{}",
     good_midnight="Gegen Mitternacht passt es dir meistens gut.",
     note="Deine Notiz: {}{}",
 )
 
-LANGUAGES = {"en": ENGLISH, "de": GERMAN}
+AMERICAN = msgspec.structs.replace(
+    ENGLISH, on_date="on {month} {day}", on_date_of_year="on {month} {day}, {year}", twelve_hours=True
+)
+LANGUAGES = {"en": ENGLISH, "en-us": AMERICAN, "de": GERMAN}
 DEFAULT = "en"
 
 
 def phrases_of(locale: str) -> Phrases:
-    """The phrases for the language of a BCP 47 tag, whatever its region; English if the language is not supported."""
-    return LANGUAGES.get(locale.partition("-")[0].lower(), LANGUAGES[DEFAULT])
+    """The phrases for the language and region of a BCP 47 tag, else for the language, else English."""
+    language, *others = locale.lower().split("-")
+    found = [LANGUAGES[name] for name in (f"{language}-{other}" for other in others) if name in LANGUAGES]
+    return found[0] if found else LANGUAGES.get(language, LANGUAGES[DEFAULT])

@@ -1,13 +1,14 @@
 """Words a tip without a language model, from ready-made sentences of the request's language.
 
-Invariants: every request gets a text, equal requests get equal texts, and text quoted from the task cannot break the
-sentence around it. Days and times are local to the UTC offset of `due_at`.
+Invariants: every request gets a text; equal requests of one day get equal texts; and text quoted from the task cannot
+break the sentence around it. Days and times are local to the UTC offset of `due_at`.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import datetime
+from zlib import crc32
 
 from app.generation.languages import Phrases, phrases_of
 from app.generation.ports import Task, TipRequest
@@ -26,11 +27,15 @@ def template_tip(request: TipRequest) -> str:
     sentences.
     """
     phrases, task, traits = phrases_of(request.locale), request.task, request.traits
-    sentences = [_opening(phrases, task, request.now), phrases.encouragement[traits.mood]]
+    variants = phrases.encouragement[traits.mood]
+    # Another sentence on another day and for another task, so that a list of tips does not repeat itself.
+    chosen = crc32(f"{request.now.date()} {task.title}".encode("utf-8", "surrogatepass")) % len(variants)
+    sentences = [_opening(phrases, task, request.now), variants[chosen]]
     if traits.reads != "briefly":
         soon = task.due_at is not None and _days(task.due_at, request.now) <= 1
         if traits.hour is not None and not soon:  # a task that is due soon does not wait for the preferred hour
-            sentences.append(phrases.good_hour.format(traits.hour) if traits.hour else phrases.good_midnight)
+            good_hour = phrases.good_hour.format(_hour(phrases, traits.hour))
+            sentences.append(good_hour if traits.hour else phrases.good_midnight)
         if note := first_sentence(task.notes or "", NOTE_CHARS):
             sentences.append(phrases.note.format(_quoted(phrases, note), final_stop(note)))
     return " ".join(sentences)
@@ -56,20 +61,31 @@ def _quoted(phrases: Phrases, text: str) -> str:
 
 
 def _when(phrases: Phrases, due: datetime, now: datetime) -> str:
-    """Word the due date: by the day's name if it is near, otherwise by date. Today and tomorrow include the time."""
+    """Word the due date: by the day's name if it is near, otherwise by date; with the time, unless the day is over."""
     days = _days(due, now)
-    clock = f"{due.hour}:{due.minute:02d}" if _has_time(due) else None
-    if days in (0, 1):
-        plain, timed = (phrases.tomorrow, phrases.tomorrow_at) if days else (phrases.today, phrases.today_at)
-        return plain if clock is None else timed.format(clock)
-    if days == -1:
-        return phrases.yesterday
-    if 1 < days <= DAYS_NAMED:
-        return phrases.on_weekday.format(phrases.weekdays.split()[due.weekday()])
-    month = phrases.months.split()[due.month - 1]
-    if due.year == now.astimezone(due.tzinfo).year:
-        return phrases.on_date.format(due.day, month)
-    return phrases.on_date_of_year.format(due.day, month, due.year)
+    if days in (-1, 0, 1):
+        day = (phrases.today, phrases.tomorrow, phrases.yesterday)[days]
+    elif 1 < days <= DAYS_NAMED:
+        day = phrases.on_weekday.format(phrases.weekdays.split()[due.weekday()])
+    else:
+        same_year = due.year == now.astimezone(due.tzinfo).year
+        phrase, month = phrases.on_date if same_year else phrases.on_date_of_year, phrases.months.split()[due.month - 1]
+        day = phrase.format(day=due.day, month=month, year=due.year)
+    return phrases.at.format(day, _clock(phrases, due)) if days >= 0 and _has_time(due) else day
+
+
+def _clock(phrases: Phrases, due: datetime) -> str:
+    if phrases.twelve_hours:
+        return f"{due.hour % 12 or 12}:{due.minute:02d} {_half(due.hour)}"
+    return f"{due.hour}:{due.minute:02d}"
+
+
+def _hour(phrases: Phrases, hour: int) -> str:
+    return f"{hour % 12 or 12} {_half(hour)}" if phrases.twelve_hours else phrases.hour.format(hour)
+
+
+def _half(hour: int) -> str:
+    return "AM" if hour < 12 else "PM"
 
 
 def _has_time(due: datetime) -> bool:

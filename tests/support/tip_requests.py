@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta, timezone
 
 from hypothesis import strategies as st
 
+from app.generation.languages import phrases_of
 from app.generation.ports import Task, TipRequest
-from app.generation.profile_traits import ALLOWED, Traits, traits_of
+from app.generation.profile_traits import ALLOWED, Mood, Traits, traits_of
 
 NOW = datetime(2026, 11, 25, 9, 30, tzinfo=UTC)
 HABITS = {
@@ -37,7 +38,7 @@ TEXTS = st.one_of(
     ).map(" ".join),
 )
 PRIORITIES = st.none() | st.floats(allow_nan=False, allow_infinity=False)
-LOCALES = st.sampled_from(["en", "en-GB", "de", "de-AT", "DE", "fr", "zh-Hant-TW", "xx"]) | st.from_regex(
+LOCALES = st.sampled_from(["en", "en-GB", "en-US", "de", "de-AT", "DE", "fr", "zh-Hant-TW", "xx"]) | st.from_regex(
     r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}", fullmatch=True
 )
 FEATURES = st.none() | st.dictionaries(
@@ -72,3 +73,11 @@ def tip_request(
 ) -> TipRequest:
     task = Task(title=title, notes=notes, due_at=due_at, priority=priority)
     return TipRequest(task=task, traits=traits, locale=locale, now=now)
+
+
+def with_first_variant(text: str, mood: Mood, locale: str = "en") -> str:
+    """The text of a template with the first encouragement for the mood, in place of the one for the task and day."""
+    first, *others = phrases_of(locale).encouragement[mood]
+    for other in others:
+        text = text.replace(other, first)
+    return text

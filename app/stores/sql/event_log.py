@@ -67,7 +67,8 @@ class SqlEventLog(SqlRepository, ABC):
 
     @abstractmethod
     async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
-        """Store the events of all requests in one transaction."""
+        """Store the events of all requests in one transaction; return one result per request, in order. A request with
+        an event that clashes with a stored one is not stored, and its result is the `ClashingEvent`."""
 
     async def unconsumed(
         self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None

@@ -175,7 +175,8 @@ class ValkeyCache:
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Put a new lease under each empty key, with a pipelined `SET … NX GET`. Return the contents of each key.
+        """Put a new lease under each empty key, with a pipelined `SET … NX GET`. Return what each key
+        holds then: the new lease, or what was there.
 
         A lease marks that a value is being computed. A key that is not a string is deleted: another program wrote it,
         and the cache could never use it.

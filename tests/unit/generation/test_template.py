@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta, timezone
+from typing import get_args
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 
 from app.generation.languages import LANGUAGES, phrases_of
 from app.generation.ports import TipRequest
-from app.generation.profile_traits import Traits
+from app.generation.profile_traits import Mood, Traits
 from app.generation.template import template_tip
 from app.generation.text_rules import has_link, text_problem
-from tests.support.tip_requests import FINISHER, NOW, REQUESTS, tip_request
+from tests.support.tip_requests import FINISHER, NOW, REQUESTS, tip_request, with_first_variant
 
 BERLIN = timezone(timedelta(hours=1))
 HERE = NOW.astimezone(BERLIN)  # Wednesday, 25 November 2026, 10:30
@@ -50,7 +53,7 @@ GOOD = [
     ),
     (
         tip_request("Tax", due_at=at(12, days=3), traits=Traits(hour=0), locale="en-GB"),
-        "“Tax” is due on Saturday. Start with one small step: two minutes are enough. "
+        "“Tax” is due on Saturday at 12:00. Start with one small step: two minutes are enough. "
         "Around midnight is usually a good time for you.",
     ),
     (
@@ -79,7 +82,44 @@ GOOD = [
 
 @pytest.mark.parametrize(("asked", "text"), GOOD, ids=range(len(GOOD)))
 def test_tip_fits_task_and_traits(asked: TipRequest, text: str) -> None:
-    assert template_tip(asked) == text
+    assert with_first_variant(template_tip(asked), asked.traits.mood, asked.locale) == text
+
+
+@pytest.mark.parametrize("locale", ["en", "de"])
+@pytest.mark.parametrize("mood", get_args(Mood))
+def test_encouragement_differs_between_days_and_tasks(locale: str, mood: Mood) -> None:
+    traits = {
+        "unknown": Traits(), "wary": Traits(dismisses="often"), "finisher": Traits(completes="usually"),
+        "mixed": Traits(completes="sometimes"), "hesitant": Traits(completes="seldom"),
+    }[mood]  # fmt: skip
+    variants = phrases_of(locale).encouragement[mood]
+    assert len(set(variants)) == len(variants) >= 6
+
+    def chosen(title: str, days: int) -> str:
+        request = tip_request(title, traits=traits, locale=locale)
+        said = template_tip(msgspec.structs.replace(request, now=NOW + timedelta(days=days)))
+        assert said == template_tip(msgspec.structs.replace(request, now=NOW + timedelta(days=days, minutes=5)))
+        (found,) = [variant for variant in variants if variant in said]
+        return found
+
+    assert {chosen("Tax", days) for days in range(60)} == set(variants)
+    assert {chosen(f"Tax {number}", 0) for number in range(60)} == set(variants)
+
+
+@pytest.mark.parametrize(
+    ("due_at", "american"),
+    [
+        (at(17), "is due today at 5:00 PM."),
+        (at(0, 1, days=1), "is due tomorrow at 12:01 AM."),
+        (at(12, days=2), "is due on Friday at 12:00 PM."),
+        (at(9, days=9), "is due on December 4 at 9:00 AM."),
+        (at(0, days=60), "is due on January 24, 2027."),
+    ],
+)
+def test_dates_and_times_are_american_in_the_united_states(due_at: datetime, american: str) -> None:
+    said = template_tip(tip_request("T", due_at=due_at, locale="en-US", traits=FINISHER))
+    assert said.startswith(f"“T” {american} ")
+    assert ("Around 9 AM is usually" in said) == (due_at > at(23, 59, days=1))
 
 
 @pytest.mark.parametrize(
@@ -92,12 +132,17 @@ def test_tip_fits_task_and_traits(asked: TipRequest, text: str) -> None:
         (at(0, 1, days=1), "is due tomorrow at 0:01.", "ist morgen um 0:01 Uhr fällig."),
         (at(23, days=-1), "was due yesterday.", "war gestern fällig."),
         (at(0, days=-1), "was due yesterday.", "war gestern fällig."),
-        (at(23, days=6), "is due on Tuesday.", "ist am Dienstag fällig."),
+        (at(23, days=6), "is due on Tuesday at 23:00.", "ist am Dienstag um 23:00 Uhr fällig."),
+        (at(0, days=6), "is due on Tuesday.", "ist am Dienstag fällig."),
         (at(0, days=7), "is due on 2 December.", "ist am 2. Dezember fällig."),
         (at(9, days=-2), "was due on 23 November.", "war am 23. November fällig."),
-        (at(9, days=60), "is due on 24 January 2027.", "ist am 24. Januar 2027 fällig."),
+        (at(9, days=60), "is due on 24 January 2027 at 9:00.", "ist am 24. Januar 2027 um 9:00 Uhr fällig."),
         (datetime(1, 1, 1, tzinfo=BERLIN), "was due on 1 January 1.", "war am 1. Januar 1 fällig."),
-        (datetime(9999, 12, 31, 23, tzinfo=BERLIN), "is due on 31 December 9999.", "ist am 31. Dezember 9999 fällig."),
+        (
+            datetime(9999, 12, 31, 23, tzinfo=BERLIN),
+            "is due on 31 December 9999 at 23:00.",
+            "ist am 31. Dezember 9999 um 23:00 Uhr fällig.",
+        ),
     ],
 )
 def test_due_date_is_named_by_its_distance(due_at: datetime, english: str, german: str) -> None:
@@ -131,7 +176,16 @@ def test_text_is_short_when_its_reader_reads_briefly() -> None:
 
 @pytest.mark.parametrize(
     ("locale", "language"),
-    [("en", "en"), ("en-GB", "en"), ("EN-us", "en"), ("de", "de"), ("de-Latn-AT", "de"), ("fr", "en"), ("dev", "en")],
+    [
+        ("en", "en"),
+        ("en-GB", "en"),
+        ("EN-us", "en-us"),
+        ("en-Latn-US", "en-us"),
+        ("de", "de"),
+        ("de-Latn-AT", "de"),
+        ("fr", "en"),
+        ("dev", "en"),
+    ],
 )
 def test_language_is_that_of_the_tag_or_english(locale: str, language: str) -> None:
     assert phrases_of(locale) is LANGUAGES[language]
@@ -152,11 +206,13 @@ def test_every_request_gets_a_valid_text(asked: TipRequest) -> None:
 def test_phrases_have_their_places_and_no_more(language: str) -> None:
     phrases = LANGUAGES[language]
     places = {
-        "waiting": 1, "waiting_important": 1, "due": 2, "was_due": 2, "important": 1, "today": 0, "today_at": 1,
-        "tomorrow": 0, "tomorrow_at": 1, "yesterday": 0, "on_weekday": 1, "on_date": 2, "on_date_of_year": 3,
-        "good_hour": 1, "good_midnight": 0, "note": 2, "unnamed": 0,
+        "waiting": 1, "waiting_important": 1, "due": 2, "was_due": 2, "important": 1, "today": 0, "tomorrow": 0,
+        "yesterday": 0, "on_weekday": 1, "at": 2, "good_hour": 1, "hour": 1, "good_midnight": 0, "note": 2,
+        "unnamed": 0,
     }  # fmt: skip
     assert {name: getattr(phrases, name).count("{}") for name in places} == places
+    for name, fields in (("on_date", ["day", "month"]), ("on_date_of_year", ["day", "month", "year"])):
+        assert sorted(re.findall(r"{(\w+)}", getattr(phrases, name))) == fields
     weekdays, months = phrases.weekdays.split(), phrases.months.split()
     assert len(weekdays) == len(set(weekdays)) == 7
     assert len(months) == len(set(months)) == 12
