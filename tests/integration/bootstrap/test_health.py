@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,52 +14,56 @@ from app.bootstrap.health import sampling
 from app.bootstrap.service import open_service
 from app.errors import StoreUnavailable
 from app.settings import Settings
+from app.settings.database import PostgresUrl
 from app.stores.sql.backlog import AHEAD_MS
+from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
+from app.stores.sql.samples import SqlSamples
 from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
-from tests.support.database import as_another_account, column, copy_database
+from tests.support.database import as_another_account, column, copy_database, log_of
 from tests.support.events import admitted, served
 from tests.support.registry import FEATURES
 from tests.support.waiting import eventually_async
 
-BODIES = "SELECT body ->> 'role' || ' ' || coalesce(body ->> 'stopped', '') FROM samples ORDER BY id"
+pytestmark = pytest.mark.both_engines
 
 
 @pytest.fixture
-def settings(database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer) -> Settings:
+def settings(store: Path | PostgresUrl, valkey: EmbeddedServer, own_valkey: EmbeddedServer) -> Settings:
     return Settings(
-        features=FEATURES, database=database_path, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0
+        features=FEATURES, database=store, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0
     )
 
 
-async def sampled(database: SqliteDatabase) -> None:
+async def sampled(database: Database) -> None:
 
-    async def kept() -> list[object]:
-        return await column(database, BODIES)
-
-    await eventually_async(kept)
+    await eventually_async(partial(kept, database))
 
 
-async def test_application_takes_samples_while_it_runs(settings: Settings, database: SqliteDatabase) -> None:
+async def kept(database: Database) -> list[tuple[str, bool]]:
+    """The role of each stored sample, and whether it was the process's last."""
+    return [(sample.role, sample.stopped) for sample in (await SqlSamples(database).since(0)).samples]
+
+
+async def test_application_takes_samples_while_it_runs(settings: Settings, database: Database) -> None:
     application = create_app(settings)
     async with application.lifespan():
         await sampled(database)
-    assert await column(database, BODIES) == ["api ", "api 1"]
+    assert await kept(database) == [("api", False), ("api", True)]
 
 
-async def test_worker_takes_samples_while_it_runs(settings: Settings, database: SqliteDatabase) -> None:
+async def test_worker_takes_samples_while_it_runs(settings: Settings, database: Database) -> None:
     stop = asyncio.Event()
     working = asyncio.create_task(work(settings, stop))
     await sampled(database)
     stop.set()
     await working
-    assert await column(database, BODIES) == ["worker ", "worker 1"]
+    assert await kept(database) == [("worker", False), ("worker", True)]
 
 
-async def test_worker_gauges_are_right_after_a_sample(settings: Settings, database: SqliteDatabase) -> None:
+async def test_worker_gauges_are_right_after_a_sample(settings: Settings, database: Database) -> None:
     """Unlike an API's, they are not refreshed by a scrape."""
     await SqlDeadLetters(database).bury_payload("1", "no event", "", 1)
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
@@ -98,16 +103,16 @@ async def test_readiness_fails_when_the_database_is_read_only(
         assert (await service.readiness())["database"].ok
 
 
-async def test_events_ahead_of_the_clock_are_counted(settings: Settings, database: SqliteDatabase) -> None:
+async def test_events_ahead_of_the_clock_are_counted(settings: Settings, database: Database) -> None:
     async with open_service(settings, door="queue") as service:
         now_ms = service.clock.now_ms()
         moments = (now_ms, now_ms + AHEAD_MS - 60_000, now_ms + AHEAD_MS + 60_000, now_ms + 40 * 86_400_000)
-        await SqliteEventLog(database).append([[admitted(served("ann", moment)) for moment in moments]])
+        await log_of(database).append([[admitted(served("ann", moment)) for moment in moments]])
         await service.refresh_gauges()
         assert service.metrics.collectors.get_sample_value("profiles_events_ahead") == 2
 
 
-async def test_rollout_gauges_are_kept_when_the_database_fails(settings: Settings, database: SqliteDatabase) -> None:
+async def test_rollout_gauges_are_kept_when_the_database_fails(settings: Settings, database: Database) -> None:
     async with open_service(settings, door="queue") as service:
         await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'ramp', share = 0.25"), of=())
         await service.refresh_gauges()
@@ -123,7 +128,7 @@ async def test_rollout_gauges_are_kept_when_the_database_fails(settings: Setting
         assert seen("profiles_rollout_stage", {"stage": "rolled back"}) == 1
 
 
-async def test_every_component_has_a_state_after_the_first_sample(settings: Settings, database: SqliteDatabase) -> None:
+async def test_every_component_has_a_state_after_the_first_sample(settings: Settings, database: Database) -> None:
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
         await sampled(database)
     found = await column(database, "SELECT component || ' ' || state FROM component_states ORDER BY component")

@@ -34,6 +34,7 @@ from app.features.clock import DAY_MS
 from app.features.events import LoggedEvent
 from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.settings import Settings
+from app.settings.database import PostgresUrl
 from app.stores.queue import jobs as queue_jobs
 from app.stores.queue import worker as queue_worker
 from app.stores.queue.client import HEALTH_KEY, QUEUE, connect
@@ -52,6 +53,7 @@ from tests.support.servers import ask
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually, eventually_async
 
+pytestmark = pytest.mark.both_engines
 PACE = Pace(job_timeout_s=3)
 START_S, STOP_S = 20.0, 30.0
 
@@ -76,11 +78,11 @@ class FakeLearner:
 
 
 @pytest.fixture
-def settings(database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer) -> Settings:
+def settings(store: Path | PostgresUrl, valkey: EmbeddedServer, own_valkey: EmbeddedServer) -> Settings:
     """A cache that all tests share, and a queue of this test's own."""
     return Settings(
         features=FEATURES,
-        database=database_path,
+        database=store,
         cache_url=valkey.url,
         queue_url=own_valkey.url,
         worker_metrics_port=0,

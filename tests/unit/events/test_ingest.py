@@ -12,8 +12,8 @@ from app.events.ingest import BOUNDS, BOUNDS_OF, Receipt
 from app.events.validation import Batch, decode_json, decode_lines
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, SERVED
+from app.stores.sql.database import Database
 from app.stores.sql.registries import announce
-from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS
 from tests.support.database import column
 from tests.support.events import body, feedback, served
@@ -21,9 +21,11 @@ from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually
 from tests.unit.events.recorders import IngestFixture
 
+pytestmark = pytest.mark.both_engines
+
 
 @pytest.fixture
-async def fixture(database: SqliteDatabase) -> IngestFixture:
+async def fixture(database: Database) -> IngestFixture:
     await announce(database, REGISTRY, NOW_MS)
     return IngestFixture(database)
 
