@@ -28,6 +28,7 @@ from app.events.validation import FUTURE_TOLERANCE_MS
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent, TipFeedback
 from app.profiles.online.cache_protocol import CLOCK_SKEW_MS
+from app.settings.database import PostgresUrl
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.database import column, copy_database
@@ -65,8 +66,7 @@ class Machine(RuleBasedStateMachine):
     """
 
     server: EmbeddedServer
-    template: Path
-    directory: Path
+    new_database: Callable[[], Path | PostgresUrl]
     kind: Kind
 
     def __init__(self) -> None:
@@ -79,10 +79,7 @@ class Machine(RuleBasedStateMachine):
         self.dump: Path | None = None
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
-        self._path = self.directory / "profiles.db"
-        for old in self.directory.glob("profiles.db*"):
-            old.unlink()
-        copy_database(self.template, self._path, "the machine's")
+        self._store = self.new_database()
         self._start(None)
         self.services = self.run(self._open())
 
@@ -93,7 +90,7 @@ class Machine(RuleBasedStateMachine):
         make = [
             over(self.server.url, timeout_ms=TIMEOUT_MS, kind=self.kind.cache, nonce=self.kind.nonce) for _ in range(2)
         ]
-        return [await self._stack.enter_async_context(open_gated(self._path, each, self.clock)) for each in make]
+        return [await self._stack.enter_async_context(open_gated(self._store, each, self.clock)) for each in make]
 
     def _start(self, dump: Path | None) -> None:
         self.server.signal(signal.SIGCONT)
@@ -372,15 +369,24 @@ Examples = Callable[[Kind, settings], None]
 
 
 @pytest.fixture
-def examples(start_server: StartServer, migrated_template: Path, tmp_path: Path) -> Iterator[Examples]:
-    """Runs the machine on an embedded Valkey of its own."""
+def examples(
+    request: pytest.FixtureRequest, start_server: StartServer, migrated_template: Path, tmp_path: Path
+) -> Iterator[Examples]:
+    """Runs the machine on an embedded Valkey of its own, and on SQLite or, by parameter, on PostgreSQL."""
     own = start_server("valkey")
+
+    def copied() -> Path:
+        for old in tmp_path.glob("profiles.db*"):
+            old.unlink()
+        return copy_database(migrated_template, tmp_path / "profiles.db", "the machine's")
+
+    on_postgres = getattr(request, "param", "sqlite") == "postgres"
+    emptied = request.getfixturevalue("reused_database").emptied if on_postgres else copied
 
     def run(which: Kind, how: settings) -> None:
         class Placed(Machine):
             server = own
-            template = migrated_template
-            directory = tmp_path
+            new_database = staticmethod(emptied)
             kind = which
 
         # No shrinking: a failure is printed as the steps that led to it, and with a real server it costs minutes.
@@ -402,8 +408,9 @@ def test_every_read_is_true_when_anything_happens(examples: Examples) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_every_read_is_true_when_anything_happens_for_long(examples: Examples) -> None:
-    examples(TRUE, settings(max_examples=80, stateful_step_count=60))
+@pytest.mark.parametrize(("examples", "count"), [("sqlite", 80), ("postgres", 30)], indirect=["examples"])
+def test_every_read_is_true_when_anything_happens_for_long(examples: Examples, count: int) -> None:
+    examples(TRUE, settings(max_examples=count, stateful_step_count=60))
 
 
 @pytest.mark.slow
