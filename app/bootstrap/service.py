@@ -182,7 +182,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         )
         stack.push_async_callback(profile_reader.close)
         reader = traced("reader", profile_reader)
-        inspector = Inspector(filler=filler, trusted=trust_gate.holds, users=users, computation=computation)
+        inspector = Inspector(filler=filler, distrusted=trust_gate.distrusted, users=users, computation=computation)
         rebuilder = Rebuilder(computation=computation, filler=filler, invalidate=invalidator.invalidate)
         clear_caches = partial(clear_local_caches, database)
 

@@ -16,6 +16,7 @@ from app.features.clock import DAY_MS
 from app.features.contract import Contract
 from app.features.registry import Registry
 from app.features.schema import Int, Str
+from app.profiles.ports import EVERY_SLOT
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.api.admin.test_user_inspection import NASTY
 from tests.integration.api.admin.test_users import put
@@ -227,7 +228,7 @@ async def test_page_is_quick_when_the_cache_hangs(
 async def test_page_explains_that_the_cache_is_not_trusted(own_site: Live, browser: Browser) -> None:
     user = await lively(own_site)
     # As if another process owed an invalidation that is not settled yet.
-    own_site.service.inspector.trusted = AsyncMock(return_value=False)
+    own_site.service.inspector.distrusted = AsyncMock(return_value=frozenset([EVERY_SLOT]))
     async with visiting(browser, own_site) as visitor:
         await visitor.go(address(user))
         assert "The cache is not trusted" in await visitor.text()

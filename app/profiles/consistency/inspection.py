@@ -14,10 +14,11 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from app.errors import CacheUnavailable
+from app.features.ids import hash_slot
 from app.features.registry import Feature, indices
 from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, decode, read_time
 from app.profiles.online.compute import Computation
-from app.profiles.ports import UNAVAILABLE, ComputeRow, NewestEvents
+from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, ComputeRow, NewestEvents
 
 ATTEMPTS = 3
 PAUSE_S = 0.3
@@ -76,18 +77,20 @@ class Inspection(NamedTuple):
 
 class Inspector(msgspec.Struct, kw_only=True, eq=False):
     """Compares users' cached values with the event log and with a computation, for some tens of users at a time. If the
-    cache does not answer, an inspection waits for at most one timeout. `trusted` returns whether reads may serve cached
-    values now; see `TrustGate.holds`."""
+    cache does not answer, an inspection waits for at most one timeout. `distrusted` returns the hash slots of users
+    whose cached values reads may not serve now; see `TrustGate.distrusted`."""
 
     filler: Filler
-    trusted: Callable[[], Awaitable[bool]]
+    distrusted: Callable[[], Awaitable[frozenset[int]]]
     users: NewestEvents
     computation: Computation
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def cache_state(self) -> CacheState:
-        """Whether reads serve cached values now; if not, whether invalidations are owed or the cache is unavailable."""
-        return "away" if not self.filler.cache.available else "trusted" if await self.trusted() else "owed"
+        """`trusted` if reads serve cached values of any user now; otherwise why they do not."""
+        if not self.filler.cache.available:
+            return "away"
+        return "owed" if EVERY_SLOT in await self.distrusted() else "trusted"
 
     async def inspect(self, user_ids: Sequence[str]) -> list[Inspection]:
         """Inspect the cached values of users; return one inspection per user, in order. Raises `StoreUnavailable`."""
@@ -123,8 +126,11 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
                 left = await self._unconfirmed([found[user_id] for user_id in left], mask, found)
         # A value that has changed each time is being replaced again and again, so it is reported as missing.
         found |= {user_id: _without_faults(found[user_id]) for user_id in left}
-        cache: CacheState = "trusted" if await self.trusted() else "owed"
-        return [one if one.cache == "away" else one._replace(cache=cache) for one in map(found.__getitem__, user_ids)]
+        distrusted = await self.distrusted()
+        return [
+            one._replace(cache="owed") if one.cache != "away" and _is_among(distrusted, one.user_id) else one
+            for one in map(found.__getitem__, user_ids)
+        ]
 
     async def _unconfirmed(
         self, inspections: Sequence[Inspection], mask: int, found: dict[str, Inspection]
@@ -226,6 +232,10 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
             )
             for user_id, one in found.items()
         }
+
+
+def _is_among(slots: frozenset[int], user_id: str) -> bool:
+    return bool(slots) and (EVERY_SLOT in slots or hash_slot(user_id) in slots)
 
 
 def _away(inspection: Inspection) -> Inspection:

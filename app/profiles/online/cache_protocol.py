@@ -326,15 +326,15 @@ class TrustGate(msgspec.Struct, eq=False):
             self._asking = asyncio.get_running_loop().create_task(self._ask(now))
         return PendingCheck(self._asking, self.state.last, self.replaced_slots)
 
-    async def holds(self) -> bool:
-        """Whether a read that begins now may serve the cached values of all users."""
+    async def distrusted(self) -> frozenset[int]:
+        """The result of `check`, after its query."""
         check = self.check()
-        return not (check if isinstance(check, frozenset) else await check.distrusted())
+        return check if isinstance(check, frozenset) else await check.distrusted()
 
     async def allows_unproven(self) -> bool:
         """Whether reads may serve cached values that could be stale: the database does not answer now, and no
         invalidation was owed when it last answered."""
-        await self.holds()
+        await self.distrusted()
         return not self._answered and not self._owed
 
     async def _ask(self, at: float) -> State | None:

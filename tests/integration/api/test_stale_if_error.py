@@ -220,7 +220,7 @@ async def test_read_fails_when_an_invalidation_was_known_to_be_owed(site: Site) 
     await site.cached("ann")
     await site.live.service.owed.owe(["another-user"], 1)
     site.pass_check()
-    assert not await site.live.service.trust_gate.holds()
+    assert await site.live.service.trust_gate.distrusted()
     with site.outage():
         assert_refused(await site.get("ann"))
 

@@ -94,10 +94,15 @@ async def test_difference_is_no_violation_when_gone_on_recheck(service: Pausable
     assert outcomes(await auditor(service, drop).check(["ann"])) == ["empty"]
 
 
-async def test_users_are_unchecked_when_an_invalidation_is_owed(service: PausableService, group: ServiceGroup) -> None:
+async def test_only_users_with_an_owed_invalidation_are_unchecked(
+    service: PausableService, group: ServiceGroup
+) -> None:
     await service.send(served("ann"))
     await put(service, group, VOLUME, 1, b"77")
     await service.owed.owe(["bob"], NOW_MS)
+    service.clock.advance(1_000)
+    assert outcomes(await auditor(service).check(["ann", "bob"])) == ["violation", "unchecked"]
+    await service.owed.owe(["ann"], NOW_MS)
     service.clock.advance(1_000)
     assert outcomes(await auditor(service).check(["ann", "bob"])) == ["unchecked", "unchecked"]
 

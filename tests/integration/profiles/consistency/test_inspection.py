@@ -38,7 +38,7 @@ async def _never(_: float) -> None:
 def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]] = no_pause) -> Inspector:
     return Inspector(
         filler=Filler(service.cache, service.registry, Metrics()),
-        trusted=service.inner.trust_gate.holds,
+        distrusted=service.inner.trust_gate.distrusted,
         users=service.inner.users,
         computation=service.computation,
         pause=pause,
@@ -260,6 +260,9 @@ async def test_cache_is_not_trusted_when_an_invalidation_is_owed(service: Pausab
     await service.send(served("ann"))
     await put(service, group, "tip_volume_30d", 1, b"77")
     await service.owed.owe(["bob"], NOW_MS)
+    service.clock.advance(1_000)
+    assert (await inspect(service)).cache == "trusted", "reads serve hits of users without an owed invalidation"
+    await service.owed.owe(["ann"], NOW_MS)
     service.clock.advance(1_000)
     inspection = await inspect(service)
     assert (inspection.cache, inspection.cells[VOLUME].state) == ("owed", "fresh")

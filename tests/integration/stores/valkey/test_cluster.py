@@ -191,6 +191,8 @@ async def test_lost_shard_affects_only_its_users(shards: Shards) -> None:
     assert not await shards.send(user)
     await shards.until_hits(*others)
     assert await shards.read(user, *others) == [False, True, True]
+    inspections = await shards.services[0].inspector.inspect([user, *others])
+    assert [one.cache for one in inspections] == ["away", "trusted", "trusted"]
     await asyncio.to_thread(shards.cluster.mend)
     await shards.until_hits(*shards.users)
 

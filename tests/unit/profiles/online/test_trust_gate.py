@@ -68,7 +68,7 @@ async def state(clock: FakeClock, request: pytest.FixtureRequest) -> FakeState:
 async def gate(state: FakeState, clock: FakeClock) -> TrustGate:
     """A gate that has queried once: its reads build keys by the state that it has seen."""
     gate = TrustGate(state, clock, state.on_owed)
-    await gate.holds()
+    await gate.distrusted()
     state.queries = state.told = 0
     clock.advance(51)
     return gate
@@ -80,7 +80,7 @@ def test_hold_back_is_longer_than_any_query_is_valid() -> None:
 
 async def test_gate_queries_before_it_holds_when_it_is_new(state: FakeState, clock: FakeClock) -> None:
     state.owe()
-    assert not await TrustGate(state, clock, state.on_owed).holds()
+    assert await TrustGate(state, clock, state.on_owed).distrusted()
     assert state.queries == 1
 
 
@@ -88,35 +88,35 @@ async def test_gate_queries_before_it_holds_when_it_is_new(state: FakeState, clo
 async def test_gate_queries_again_after_50_ms(
     gate: TrustGate, state: FakeState, clock: FakeClock, age_ms: int, queries: int
 ) -> None:
-    assert await gate.holds()
+    assert not await gate.distrusted()
     state.owe()
     clock.advance(age_ms)
-    assert await gate.holds() is (queries == 1)
+    assert bool(await gate.distrusted()) is (queries != 1)
     assert state.queries == queries
 
 
 async def test_no_query_outlives_the_hold_back(gate: TrustGate, state: FakeState, clock: FakeClock) -> None:
-    assert await gate.holds()
+    assert not await gate.distrusted()
     state.owe()
     clock.advance(round(HOLD_BACK_S * 1000))
-    assert not await gate.holds()
+    assert await gate.distrusted()
 
 
 async def test_validity_counts_from_the_start_of_a_query(gate: TrustGate, state: FakeState, clock: FakeClock) -> None:
     state.takes_ms = 40
-    assert await gate.holds()
+    assert not await gate.distrusted()
     clock.advance(11)
     state.owe()
-    assert not await gate.holds(), "the first query saw the table as it was 51 ms ago"
+    assert await gate.distrusted(), "the first query saw the table as it was 51 ms ago"
 
 
 async def test_gate_distrusts_when_the_query_fails(gate: TrustGate, state: FakeState, clock: FakeClock) -> None:
     state.failing = True
-    assert not await gate.holds()
+    assert await gate.distrusted()
     state.failing = False
-    assert not await gate.holds(), "not before the next query"
+    assert await gate.distrusted(), "not before the next query"
     clock.advance(51)
-    assert await gate.holds()
+    assert not await gate.distrusted()
 
 
 async def test_unproven_values_are_allowed_only_when_the_query_fails(
@@ -148,26 +148,26 @@ async def test_gate_queries_again_when_the_clock_went_backwards(
     gate: TrustGate, state: FakeState, clock: FakeClock
 ) -> None:
     clock.advance(10_000)
-    assert await gate.holds()
+    assert not await gate.distrusted()
     state.owe()
     clock._monotonic_s = 1.0
-    assert not await gate.holds()
+    assert await gate.distrusted()
 
 
 async def test_owed_rows_are_reported_once_a_query(gate: TrustGate, state: FakeState, clock: FakeClock) -> None:
-    assert await gate.holds()
+    assert not await gate.distrusted()
     assert state.told == 0
     state.owe()
     clock.advance(51)
-    await gate.holds()
-    await gate.holds()
+    await gate.distrusted()
+    await gate.distrusted()
     assert state.told == 1
 
 
 async def test_gate_ignores_the_wall_clock(gate: TrustGate, state: FakeState, clock: FakeClock) -> None:
-    assert await gate.holds()
+    assert not await gate.distrusted()
     clock.step_to(0)
-    assert await gate.holds()
+    assert not await gate.distrusted()
     assert state.queries == 1
 
 
@@ -178,7 +178,7 @@ async def remote(clock: FakeClock) -> FakeState:
 
 async def test_reads_share_a_query_that_takes_a_round_trip(remote: FakeState, clock: FakeClock) -> None:
     gate = TrustGate(remote, clock, remote.on_owed)
-    await gate.holds()
+    await gate.distrusted()
     clock.advance(51)
     remote.answer.clear()
     checks = [gate.check() for _ in range(5)]
@@ -196,7 +196,7 @@ async def test_values_are_not_served_when_their_keys_were_replaced_meanwhile(
     remote: FakeState, clock: FakeClock, change: dict[str, object]
 ) -> None:
     gate = TrustGate(remote, clock, remote.on_owed)
-    await gate.holds()
+    await gate.distrusted()
     clock.advance(51)
     check = gate.check()  # the keys are built by the old state
     remote.current = CLEAR._replace(**change)  # type: ignore[arg-type]
@@ -209,9 +209,9 @@ async def test_values_are_not_served_when_their_keys_were_replaced_meanwhile(
 async def test_gate_distrusts_only_the_owed_slots(gate: TrustGate, state: FakeState, clock: FakeClock) -> None:
     state.owe()
     clock.advance(51)
-    assert not await gate.holds()
+    assert await gate.distrusted()
     assert gate.check() == frozenset({7})
     state.failing = True
     clock.advance(51)
-    assert not await gate.holds()
+    assert await gate.distrusted()
     assert gate.check() == frozenset({EVERY_SLOT})
