@@ -201,6 +201,23 @@ async def test_nothing_changes_when_a_worker_dies_during_growth(
     assert await process.stored("champion_p IS NOT NULL") == 1
 
 
+async def test_nothing_is_stored_when_the_user_is_erased_meanwhile(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A worker chooses users to grow; 2. one of them is erased; 3. the worker stores the others."""
+    process, _ = await began_under_v1(database)
+    real = database.write
+
+    async def write(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(database, "write", real)
+        await process.users.erase("ann", process.clock.now_ms())
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(database, "write", write)
+    assert await process.bandit.maintenance.grow(math.inf)
+    assert not await process.has_learned()
+
+
 async def test_each_user_is_replayed_once_when_workers_choose_the_same_users(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
