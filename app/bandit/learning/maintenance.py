@@ -24,8 +24,8 @@ from app.telemetry import Metrics, logger
 EVERY_S = 2.0
 POOL_EVERY_MS = 180_000
 POOL_FOR_S = 0.5
-GROW_FOR_S = 1.0
-GROWN_AT_ONCE = 10  # a user's log may be long
+GROW_FOR_S = 5.0
+GROWN_AT_ONCE = 10  # so that replaying their decisions does not delay a decision for long
 SHADOWS_AT_ONCE = 50  # so that storing them does not delay a decision for long
 REST_S = 0.05
 log = logger("bandit.maintenance")

@@ -3,6 +3,7 @@
 Invariants: an event that has been applied to a decision is in `decision_events`, and is never applied again. The state
 of a decision becomes `learned` in the transaction that adds the decision's input vector to the user's statistics, and
 only from `open` or `served`. Before a user's statistics change, the missing shadows of the user's decisions are stored.
+A decision is learned with all inputs of the statistics, also those that it was logged without.
 """
 
 from __future__ import annotations

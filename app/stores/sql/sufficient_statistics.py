@@ -9,11 +9,11 @@ by each process, and the newest intact prior is used instead.
 
 A range of users begins with its `first_user` and ends before that of the next range. Several workers may sum ranges at
 once: in each round, a worker claims a range, and sums it again if the numbers of its users and decisions are not those
-of the stored sum. Learning raises the number of decisions, so it writes nothing to `pooled_ranges`, and no change is
-missed. If a worker dies, the ranges that it had claimed are summed in the next round. A sum never includes an erased
-user: 1. a worker reads a user's statistics; 2. the user is erased, which deletes the sum and the claim; 3. the worker
-finds its claim gone, and stores nothing. A range that begins with an erased user is joined to the range before it, so
-that no erased user's id is kept.
+of the stored sum. Learning raises the number of decisions. Growth raises the number of users, since only statistics of
+the longest spec are summed. So neither writes to `pooled_ranges`, and no change is missed. If a worker dies, the ranges
+that it had claimed are summed in the next round. A sum never includes an erased user: 1. a worker reads a user's
+statistics; 2. the user is erased, which deletes the sum and the claim; 3. the worker finds its claim gone, and stores
+nothing. A range that begins with an erased user is joined to the range before it, so that no erased user's id is kept.
 """
 
 from __future__ import annotations
