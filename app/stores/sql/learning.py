@@ -211,8 +211,8 @@ class _LoggedVector(NamedTuple):
 
 
 def _vector(row: Mapping[str, Any], spec: Spec) -> Array:
-    """The logged φ of a decision and the further inputs of `spec`, which are computed from the stored request. They are
-    missing, and so count as zeros, if the request is damaged."""
+    """The logged φ of a decision, followed by the additional inputs of `spec`, which are computed from the stored
+    request. If the request is damaged, they are left out, and are learned as zeros."""
     logged = array(row["phi"])
     with suppress(msgspec.MsgspecError, ValueError, LookupError):
         decision = decision_of(row)
@@ -257,8 +257,8 @@ class _LearningTransaction(msgspec.Struct):
         return True
 
     def grown(self, user_id: str, phi_spec: Spec | None = None) -> SufficientStatistics:
-        """A user's statistics, grown as `Policies.grown` describes. The sums over the new inputs are those of the
-        learned decisions in the log; only decisions that were pruned count with zeros. The user must be locked.
+        """A user's statistics, extended to the spec that `Policies.grown` chooses. The sums over the additional inputs
+        are computed from the learned decisions in the log. The user must be locked.
 
         Raises:
             SpecMismatch: the statistics are damaged or of an unknown spec.
