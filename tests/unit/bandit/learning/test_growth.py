@@ -201,6 +201,29 @@ async def test_nothing_changes_when_a_worker_dies_during_growth(
     assert await process.stored("champion_p IS NOT NULL") == 1
 
 
+async def test_user_stays_padded_when_a_worker_of_an_earlier_release_grew_it_meanwhile(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A worker chooses users to grow; 2. a worker of an earlier release pads one; 3. the first worker leaves it."""
+    plain = BanditProcess(database, shadow=False)
+    await plain.learn_one()
+    decision = await plain.decide()
+    process = BanditProcess(database, clock=plain.clock)
+    padded = (await process.statistics()).grown(SPEC_V1, SPEC_V2)
+    real = database.write
+
+    async def write(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(database, "write", real)
+        await real(lambda connection: write_statistics(connection, {"ann": padded}, 1), of=["ann"])
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(database, "write", write)
+    assert await process.bandit.maintenance.grow(math.inf)
+    assert (await process.statistics()).pack() == padded.pack()
+    await process.feed_back(decision)
+    assert (await process.statistics()).pack() == padded.learned(full(decision), 1.0).pack()
+
+
 async def test_nothing_is_stored_when_the_user_is_erased_meanwhile(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
