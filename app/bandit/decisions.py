@@ -13,7 +13,7 @@ import msgspec
 
 from app.bandit.model.inputs import Array, Candidate, Context, Profile
 from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.specs import SPECS
+from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.features.events import Action
 from app.features.profile_read import ProfileRead
@@ -115,6 +115,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     def chosen_id(self) -> str:
         return self.candidates[self.chosen].id
 
+    def phi_under(self, spec: Spec) -> Array:
+        """The input vectors φ (K, D) of the candidates under a spec, which may be newer than the decision."""
+        return spec.phi(self.candidates, self.context, self.profile)
+
     def contributions(self) -> list[dict[str, float]] | None:
         """For each candidate, in the order of the request, the part of its score that each input contributes, by name.
 
@@ -124,7 +128,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         spec = SPECS.get(self.policy_hash)
         if spec is None:
             return None
-        products = spec.phi(self.candidates, self.context, self.profile) * self.theta
+        products = self.phi_under(spec) * self.theta
         return [dict(zip(spec.names, row, strict=True)) for row in (products + 0.0).tolist()]  # + 0.0: no "-0.0"
 
 

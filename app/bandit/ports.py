@@ -26,11 +26,13 @@ class UserQuery(NamedTuple):
 
 
 class ProposedDecision(NamedTuple):
-    """A decision to store. It is stored only if the number of users erased so far still equals `erasures`, and the user
-    still has exactly `decision.state_version` learned decisions."""
+    """A decision to store. It is stored only if the number of users erased so far still equals `erasures`, and the
+    user's statistics still have exactly `decision.state_version` decisions and belong to the spec with the hash
+    `statistics_spec`, None for a user without statistics."""
 
     decision: Decision
     erasures: int
+    statistics_spec: str | None
 
 
 class RecordedDecision(NamedTuple):
@@ -103,6 +105,10 @@ class LearningRepository(Protocol):
         """Settle up to `limit` decisions whose reward window has closed without feedback. If the tip was served, the
         reward of `app.bandit.learning.rewards.NO_FEEDBACK` is learned; otherwise the decision expires."""
 
+    async def grow(self, limit: int, now_ms: int) -> int:
+        """Extend the statistics of up to `limit` users to the longest spec, by a replay of their learned decisions, in
+        one transaction. Damaged statistics are set aside. Return the number of users; 0 if none is left."""
+
 
 class StateRepository(Protocol):
     """Storage of all users' sufficient statistics, their sums over ranges of users, and the priors made from these."""
@@ -121,10 +127,6 @@ class StateRepository(Protocol):
     async def add_prior(self, prior: Prior, revision: int) -> bool:
         """Store a prior under the next version, with the revision that `pooled` returned with it. Return False, and
         store nothing, if a prior of at least this revision is stored already."""
-
-    async def grow(self, limit: int, now_ms: int) -> int:
-        """Extend the statistics of up to `limit` users to the spec with the most inputs, in one transaction. Return the
-        number of users. Users with damaged statistics count, too; these are marked as unusable instead."""
 
     async def prior_version(self) -> int:
         """The version of the newest prior; 0 if there is none."""

@@ -109,7 +109,8 @@ class Scorer:
         if snapshot.stored is not None:
             return snapshot.stored
         decision = self._decide(request, profile, read, snapshot, started)
-        recorded = await self._records.submit(ProposedDecision(decision, erasures))
+        spec = None if snapshot.statistics is None else snapshot.statistics.spec_hash
+        recorded = await self._records.submit(ProposedDecision(decision, erasures, spec))
         self._erasures = recorded.erasures
         if recorded.decision is not decision:
             return recorded.decision

@@ -26,7 +26,7 @@ def shadow_of(decision: Decision, statistics: SufficientStatistics | None, mu: A
         SpecMismatch: the statistics or `mu` belong to another spec than the policies.
     """
     grown, _ = policies.grown(statistics)
-    phi = policies.longest.phi(decision.candidates, decision.context, decision.profile)
+    phi = decision.phi_under(policies.longest)
     other = policies.policy("challenger" if decision.role == "champion" else "champion")
     scored = other.decide(decision.id, grown, mu, phi)
     own, shadow = decision.ranking, answered_ranking(scored.means, scored.pi, decision.explore)

@@ -1,11 +1,15 @@
 """Simulates users whose rewards follow other formulas than v2's inputs: does the pooled prior pay?
 
     python -m tests.bench.bandit_simulation --populations 40 --users 300
+    python -m tests.bench.bandit_simulation --grown-after 60
 
 The arms, v1, v2 and v1 with a pooled prior, see the same users, candidates, random numbers and outcomes. Each arm
 learns from its own decisions only, and its prior is pooled from the population's statistics every few rounds, as a
 worker does. Users arrive one after another, so most of them start from a prior that others have taught. The result is
 the expected reward of the chosen candidate, per population.
+
+With `--grown-after`, all users begin at the same time, v1 makes their first decisions, and v2 the others. v2 has
+learned the first ones padded with zeros, or by replay.
 
 A decision here takes one draw of the posterior. The policy takes M draws and samples from their shares. The action has
 the same distribution, since each draw is equally likely to be the one that counts. `test_simulation` compares the
@@ -261,23 +265,44 @@ class Learners:
         np.add.at(self._pool_y, self._population[users], reward[:, None] * phi)
 
 
-def run(arm: Arm, at: SimulatedUsers, phi: Array, expected: Array, refresh: int) -> Array:
+class Growth(NamedTuple):
+    """In the first rounds v1 chooses. `replayed`: v2 learns these decisions with all inputs, not padded with zeros."""
+
+    rounds: int
+    replayed: bool = True
+
+
+FROM_THE_START = Growth(0)
+
+
+def run(
+    arm: Arm, at: SimulatedUsers, phi: Array, expected: Array, refresh: int, growth: Growth = FROM_THE_START
+) -> Array:
     """The expected reward of the chosen candidates (N, R); NaN before a user's first decision."""
     users, rounds, candidates, _ = phi.shape
-    learners = Learners(arm, at.population)
+    learners, first = Learners(arm, at.population), Learners(V1, at.population)
     got = np.full((users, rounds), np.nan)
     for turn in range(rounds):
         if turn % refresh == 0:
             learners.refresh()
         here = np.flatnonzero(at.start <= turn)
-        means, spread = learners.scores(here, phi[here, turn])
+        grown = turn >= growth.rounds
+        if grown:
+            means, spread = learners.scores(here, phi[here, turn])
+        else:
+            means, spread = first.scores(here, phi[here, turn, :, : SPEC_V1.size])
         root = np.linalg.cholesky(spread + 1e-9 * np.eye(candidates))
         drawn = means + arm.v * np.einsum("nkj,nj->nk", root, at.noise[here, turn])
         explore = at.exploration[here, turn]
         chosen = np.where(explore[:, 0] < EPSILON, (explore[:, 1] * candidates).astype(int), drawn.argmax(axis=1))
         mean, draw = expected[here, turn, chosen], at.outcomes[here, turn, chosen]
         reward = np.where(draw < mean, 1.0, np.where(draw < mean + 0.2 * (1 - mean), 0.3, 0.0))
-        learners.learn(here, phi[here, turn, chosen], reward)
+        seen = phi[here, turn, chosen]
+        if not grown:
+            first.learn(here, seen[:, : SPEC_V1.size], reward)
+            if not growth.replayed:
+                seen[:, SPEC_V1.size :] = 0
+        learners.learn(here, seen, reward)
         got[here, turn] = mean
     return got
 
@@ -315,9 +340,13 @@ def main() -> None:
     arguments.add_argument("--users", type=int, default=200)
     arguments.add_argument("--rounds", type=int, default=100)
     arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--grown-after", type=int, default=0, help="the number of decisions under v1")
     asked = arguments.parse_args()
     size = Size(asked.populations, asked.users, asked.rounds)
     at = simulated_users(size, asked.seed)
+    if asked.grown_after:
+        _print_growth(size, at._replace(start=np.zeros_like(at.start)), asked.grown_after)
+        return
     one, two = features(at, SPEC_V1), features(at, SPEC_V2)
     print("lift of v2 over v1 (± standard error), expected reward per decision")
     for name, rewards in SCENARIOS.items():
@@ -335,6 +364,20 @@ def main() -> None:
             )
         if rewards is minority:
             print(f"    minority {_row(lift(at, first, second, slice(None), at.own[:, 0] <= FEW))}")
+
+
+def _print_growth(size: Size, at: SimulatedUsers, rounds: int) -> None:
+    one, two = features(at, SPEC_V1), features(at, SPEC_V2)
+    print(f"lift over v1 (± standard error) of v2 from decision {rounds} on")
+    arms = {"padded": Growth(rounds, replayed=False), "replayed": Growth(rounds), "v2 from the start": FROM_THE_START}
+    for name, rewards in SCENARIOS.items():
+        expected = rewards(at)
+        stayed = run(V1, at, one, expected, size.refresh)
+        grown = {label: run(V2, at, two, expected, size.refresh, growth) for label, growth in arms.items()}
+        for label, part in (("next 20", slice(rounds, rounds + COLD)), ("all later", slice(rounds, None))):
+            lifts = {arm: lift(at, stayed, got, part) for arm, got in grown.items()}
+            shown = ", ".join(f"{arm} {found.mean:+.4f} ± {found.error:.4f}" for arm, found in lifts.items())
+            print(f"{name:15} {label:9} v1 {lifts['padded'].v1:.4f}, {shown}", flush=True)
 
 
 def _row(found: Lift) -> str:

@@ -3,15 +3,17 @@ that each learned decision has a shadow, computed from the statistics before the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from app.bandit.decisions import Decision
-from app.bandit.model.inputs import Array
-from app.bandit.model.specs import SPEC_V2, SPECS
+from app.bandit.model.inputs import Array, Candidate, Context
+from app.bandit.model.specs import SPEC_V2, SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, answered_ranking, best
 from app.stores.sql.database import Connection
@@ -25,23 +27,25 @@ SELECT tip_scores.*, (SELECT MIN(seq) FROM decision_events WHERE decision_events
 FROM tip_scores ORDER BY settled_at_ms, learned_by
 """
 NEAR = 3
-SELECT_LEARNED = "SELECT user_id, phi, reward FROM tip_scores WHERE state = 'learned'"
+SELECT_LEARNED = "SELECT user_id, phi, reward, request, chosen FROM tip_scores WHERE state = 'learned'"
 SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
 
 
 def learning_faults(learned: Iterable[tuple[Any, ...]], states: Iterable[tuple[Any, ...]]) -> list[str]:
-    """One line for each user whose statistics are wrong, given the rows of both statements."""
-    decisions: dict[str, list[tuple[Any, float]]] = {}
-    for user_id, phi, reward in learned:
-        decisions.setdefault(user_id, []).append((np.frombuffer(phi), reward))
+    """One line for each user whose statistics are wrong, given the rows of both statements. A decision that was logged
+    with fewer inputs than its user's statistics have is learned with all of them."""
+    decisions: dict[str, list[tuple[Any, float, str, int]]] = {}
+    for user_id, phi, *others in learned:
+        decisions.setdefault(user_id, []).append((np.frombuffer(phi), *others))
     faults: list[str] = []
     for user_id, spec_hash, blob, count in states:
         own = decisions.pop(user_id, [])
         evidence = SufficientStatistics.unpack(SPECS[spec_hash], blob, count)
         s, y = np.zeros_like(evidence.s), np.zeros_like(evidence.y)
-        for phi, reward in own:
-            s[: len(phi), : len(phi)] += np.outer(phi, phi)
-            y[: len(phi)] += reward * phi
+        for logged, reward, request, chosen in own:
+            phi = np.concatenate([logged, _full(request, chosen, SPECS[spec_hash])[len(logged) :]])
+            s += np.outer(phi, phi)
+            y += reward * phi
         if count != len(own):
             faults.append(f"{user_id}: statistics of {count} decisions, but {len(own)} are learned")
         elif not (np.allclose(evidence.s, s, atol=1e-9) and np.allclose(evidence.y, y, atol=1e-9)):
@@ -51,6 +55,14 @@ def learning_faults(learned: Iterable[tuple[Any, ...]], states: Iterable[tuple[A
         for user_id, own in decisions.items()
     ]
     return faults
+
+
+def _full(request: str, chosen: int, spec: Spec) -> Array:
+    """The input vector (D,) of the chosen candidate, from the request as stored."""
+    stored = json.loads(request)
+    candidates = [Candidate(item["id"], **item["features"]) for item in stored["candidates"]]
+    context = Context(stored["at"] and datetime.fromisoformat(stored["at"]))
+    return np.asarray(spec.phi(candidates, context, stored["profile"])[chosen], np.float64)
 
 
 def shadow_faults(connection: Connection) -> list[str]:

@@ -1,9 +1,9 @@
 """Periodic work of a worker for the bandit.
 
 It settles decisions whose reward window has closed, extends ("grows") users' statistics to the spec with the most
-inputs, and estimates the pooled prior from the statistics. It also computes the shadow of each decision: the ranking by
-the policy that did not choose. Each step is a small transaction, so interrupted work continues where it stopped.
-Several workers may run at the same time: each skips what another has done.
+inputs, and estimates the pooled prior from those that have grown. It also computes the shadow of each decision: the
+ranking by the policy that did not choose. Each step is a small transaction, so interrupted work continues where it
+stopped. Several workers may run at the same time: each skips what another has done.
 
 The statistics are summed by ranges of users, in rounds that begin at the same times in all workers. A worker spends a
 limited time on this between two steps of the other work. When all ranges of the round are claimed, it makes a prior
@@ -24,7 +24,8 @@ from app.telemetry import Metrics, logger
 EVERY_S = 2.0
 POOL_EVERY_MS = 180_000
 POOL_FOR_S = 0.5
-GROWN_AT_ONCE = 100
+GROW_FOR_S = 5.0
+GROWN_AT_ONCE = 10  # so that replaying their decisions does not delay a decision for long
 SHADOWS_AT_ONCE = 50  # so that storing them does not delay a decision for long
 REST_S = 0.05
 log = logger("bandit.maintenance")
@@ -52,14 +53,15 @@ class Maintenance:
         self._round_ms = self._ended_round_ms = 0
 
     async def once(self) -> None:
-        """Do one step: settle decisions whose reward window has closed, extend users' statistics, and sum the
-        statistics of some ranges of users. When all ranges are summed, estimate the pooled prior.
+        """Do one step: settle decisions whose reward window has closed, and extend users' statistics. When all users'
+        are extended, sum the statistics of some ranges of users, and when all ranges are summed, estimate the prior.
 
         Raises:
             StoreUnavailable: the database does not answer.
         """
         await self._learner.settle()
-        await self.grow()
+        if not await self.grow(GROW_FOR_S):
+            return
         if self._round_ms == self._ended_round_ms:
             self._round_ms = self._clock.now_ms() // POOL_EVERY_MS * POOL_EVERY_MS
         if self._round_ms != self._ended_round_ms and await self.sum_ranges(self._round_ms, POOL_FOR_S):
@@ -67,16 +69,18 @@ class Maintenance:
             await self._count()
             self._ended_round_ms = self._round_ms
 
-    async def grow(self) -> int:
-        """Extend all users' statistics to the spec with the most inputs. Return the number of users extended."""
+    async def grow(self, for_s: float) -> bool:
+        """Extend users' statistics to the spec with the most inputs, for about `for_s` seconds. Return True if no user
+        is left."""
+        until = self._clock.monotonic() + for_s
         total = 0
-        while grown := await self._states.grow(GROWN_AT_ONCE, self._clock.now_ms()):
+        while (grown := await self._learner.grow(GROWN_AT_ONCE)) and self._clock.monotonic() < until:
             total += grown
             await self._pause(REST_S)
-        if total:
-            log.info("statistics_grown", users=total, spec=self._policies.longest.hash[:12])
+        if total + grown:
+            log.info("statistics_grown", users=total + grown, spec=self._policies.longest.hash[:12])
             await self._count()
-        return total
+        return not grown
 
     async def sum_ranges(self, round_ms: int, for_s: float) -> bool:
         """Sum the statistics of ranges of users, for about `for_s` seconds, skipping ranges that a worker has claimed

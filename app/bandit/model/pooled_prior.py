@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from app.bandit.model.inputs import Array
-from app.bandit.model.specs import SPECS, Spec
+from app.bandit.model.specs import Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
@@ -65,21 +65,15 @@ class Pool:
         self.decisions = 0
 
     def add(self, spec_hash: str, blobs: Sequence[bytes], decisions: int, users: int | None = None) -> None:
-        """Add packed statistics of the spec with `spec_hash`, learned from `decisions` decisions in total. If `users`
-        is None, each blob holds the statistics of one user. Otherwise the blobs are sums over `users` users in total.
-
-        If the spec has fewer inputs than the pool's spec, the statistics are padded with zeros.
+        """Add packed statistics, learned from `decisions` decisions in total. If `users` is None, each blob holds the
+        statistics of one user. Otherwise the blobs are sums over `users` users in total.
 
         Raises:
-            SpecMismatch: the pool's spec does not begin with the inputs of the given spec, a blob has the wrong length,
-                or the sum is not finite.
+            SpecMismatch: the statistics are of another spec, a blob has the wrong length, or the sum is not finite.
         """
-        spec = SPECS.get(spec_hash)
-        if spec is None or not spec.prefix_of(self._spec):
+        if spec_hash != self._spec.hash:
             raise SpecMismatch(f"statistics of spec {spec_hash[:12]} do not belong to this pool")
-        self._numbers = (
-            self._numbers + SufficientStatistics.summed(spec, blobs, decisions).grown(spec, self._spec).numbers
-        )
+        self._numbers = self._numbers + SufficientStatistics.summed(self._spec, blobs, decisions).numbers
         self.users += len(blobs) if users is None else users
         self.decisions += decisions
 

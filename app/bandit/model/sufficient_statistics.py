@@ -5,7 +5,7 @@ the champion reads the rows and columns of the first inputs, the challenger read
 
 Invariants:
 - Statistics belong to one spec; statistics of another spec are rejected.
-- Extending statistics to a longer spec ("growing") pads with zeros, and learning adds element by element. So the
+- Extending statistics to a longer spec ("growing") keeps their numbers, and learning adds element by element. So the
   numbers of the first inputs stay bit for bit what they would be without growing.
 - Statistics that no n decisions can have produced are never used, since they would distort the prior of every user.
 """
@@ -73,8 +73,11 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
         numbers[y : y + known] += reward * phi
         return SufficientStatistics(self.spec_hash, self.size, numbers, self.decisions + 1)
 
-    def grown(self, spec_from: Spec, spec_to: Spec) -> SufficientStatistics:
-        """The statistics extended to a longer spec, with zeros for its additional inputs.
+    def grown(
+        self, spec_from: Spec, spec_to: Spec, replayed: SufficientStatistics | None = None
+    ) -> SufficientStatistics:
+        """The statistics extended to a longer spec. The sums over its additional inputs are taken from `replayed`,
+        which has learned some or all of the same decisions under `spec_to`. Without it they are zeros.
 
         Raises:
             SpecMismatch: the statistics are not of `spec_from`, or `spec_to` does not begin with its inputs.
@@ -85,7 +88,7 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
             raise SpecMismatch(
                 f"spec {spec_to.id} {spec_to.version} does not begin with {spec_from.id} {spec_from.version}"
             )
-        numbers = np.zeros(_length(spec_to.size))
+        numbers = (replayed or SufficientStatistics.none(spec_to)).numbers.copy()
         y, y_grown = len(self.numbers) - self.size, len(numbers) - spec_to.size
         numbers[:y] = self.numbers[:y]
         numbers[y_grown : y_grown + self.size] = self.numbers[y:]

@@ -137,7 +137,7 @@ class SqlDecisions:
             return stored
         # 1. A request reads statistics; 2. a worker changes them; 3. the decision is refused here and made again. If it
         # were stored, the statistics that its shadow needs would be gone (`app.stores.sql.shadows`).
-        if not has_version(connection, decision.user_id, decision.state_version):
+        if not has_version(connection, decision.user_id, decision.state_version, proposed.statistics_spec):
             return None
         row = row_of(decision)
         placeholders = ", ".join(f":{column}" for column in row)

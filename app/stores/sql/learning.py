@@ -3,6 +3,7 @@
 Invariants: an event that has been applied to a decision is in `decision_events`, and is never applied again. The state
 of a decision becomes `learned` in the transaction that adds the decision's input vector to the user's statistics, and
 only from `open` or `served`. Before a user's statistics change, the missing shadows of the user's decisions are stored.
+A decision is learned with all inputs of the statistics, also those that it was logged without.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,15 +19,17 @@ import msgspec
 from app.bandit.decisions import EventOutcome
 from app.bandit.learning.attribution import GRACE_MS, JudgedDecision, Judgement, Rules, judge, latest_made
 from app.bandit.learning.rewards import NO_FEEDBACK
-from app.bandit.model.inputs import NUMBER_BYTES
+from app.bandit.model.inputs import NUMBER_BYTES, Array
 from app.bandit.model.policies import Policies
-from app.bandit.model.specs import SPECS
+from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.numpy_on_demand import np
 from app.bandit.ports import SettleCounts
 from app.errors import SpecMismatch
 from app.features.events import LoggedEvent
+from app.features.ids import user_hash
 from app.stores.sql.database import Connection, Database
-from app.stores.sql.decision_rows import array
+from app.stores.sql.decision_rows import array, decision_of, named_rows
 from app.stores.sql.shadows import add_user_shadows
 from app.stores.sql.sufficient_statistics import ASIDE, read_statistics, set_aside, write_statistics
 from app.telemetry import logger
@@ -87,6 +91,14 @@ UPDATE_ASIDE = f"UPDATE tip_scores SET spec_hash = '{ASIDE}' || spec_hash WHERE 
 SELECT_UNSERVED = f"""
 SELECT decision.user_id, number {_DECISIONS} AND state = 'open' AND created_at_ms < :closed
 ORDER BY created_at_ms LIMIT :limit
+"""
+_OF_USER = "SELECT * FROM tip_scores WHERE user_id = ?"
+SELECT_DECISION = f"{_OF_USER} AND number = ?"
+SELECT_LEARNED = f"{_OF_USER} AND state = 'learned' ORDER BY settled_at_ms, number"
+SELECT_TO_GROW = "SELECT user_id FROM bandit_states WHERE spec_hash IN (SELECT value FROM json_each(?)) LIMIT ?"
+SELECT_NOT_GROWN = """
+SELECT user_id FROM bandit_states
+WHERE user_id IN (SELECT value FROM json_each(?)) AND spec_hash IN (SELECT value FROM json_each(?))
 """
 UPDATE_EXPIRED = """
 UPDATE tip_scores SET state = 'expired', settled_at_ms = :now WHERE state = 'open'
@@ -162,6 +174,24 @@ class SqlLearning:
 
         return await self._database.write(work, of=users)
 
+    async def grow(self, limit: int, now_ms: int) -> int:
+        shorter = json.dumps([spec.hash for spec in self._policies.shorter()])
+        users = [user_id for (user_id,) in await self._database.rows(SELECT_TO_GROW, (shorter, limit))]
+
+        def work(connection: Connection) -> None:
+            transaction = _LearningTransaction(connection, self._policies, now_ms)
+            # Another worker may have chosen the same users. This one waited for it, and replays nothing again.
+            for (user_id,) in connection.execute(SELECT_NOT_GROWN, (json.dumps(users), shorter)).fetchall():
+                try:
+                    transaction.evidence[user_id] = transaction.grown(user_id)
+                except SpecMismatch:
+                    set_aside(connection, user_id)
+            transaction.write()
+
+        if users:
+            await self._database.write(work, of=users)
+        return len(users)
+
 
 def _query(logged: LoggedEvent) -> tuple[str, ...]:
     """An SQL statement, which selects a row if the event may concern a decision, and its parameters."""
@@ -178,6 +208,16 @@ class _LoggedVector(NamedTuple):
     spec_hash: str
     phi: bytes
     user_id: str
+
+
+def _vector(row: Mapping[str, Any], spec: Spec) -> Array:
+    """The logged φ of a decision, followed by the additional inputs of `spec`, which are computed from the stored
+    request. If the request is damaged, they are left out, and are learned as zeros."""
+    logged = array(row["phi"])
+    with suppress(msgspec.MsgspecError, ValueError, LookupError):
+        decision = decision_of(row)
+        return np.concatenate([logged, decision.phi_under(spec)[decision.chosen, len(logged) :]])
+    return logged
 
 
 class _LearningTransaction(msgspec.Struct):
@@ -216,6 +256,30 @@ class _LearningTransaction(msgspec.Struct):
             return False
         return True
 
+    def grown(self, user_id: str, phi_spec: Spec | None = None) -> SufficientStatistics:
+        """A user's statistics, extended to the spec that `Policies.grown` chooses. The sums over the additional inputs
+        are computed from the learned decisions in the log. The user must be locked.
+
+        Raises:
+            SpecMismatch: the statistics are damaged or of an unknown spec.
+        """
+        known = self.evidence.get(user_id)
+        if known is None:
+            known = read_statistics(self.connection, user_id)
+            add_user_shadows(self.connection, self.policies, user_id, known)
+        padded, spec = self.policies.grown(known, phi_spec)
+        if known is None or known.spec_hash == spec.hash:
+            return padded
+        try:
+            replayed = SufficientStatistics.none(spec)
+            for row in named_rows(self.connection, SELECT_LEARNED, (user_id,)):
+                replayed = replayed.learned(_vector(row, spec), row["reward"])
+            grown = known.grown(SPECS[known.spec_hash], spec, replayed)
+            return SufficientStatistics.unpack(spec, grown.pack(), grown.decisions)
+        except (SpecMismatch, ValueError) as error:  # the log is damaged, or the statistics come from a backup
+            log.warning("log_not_replayed", user=user_hash(user_id), error=str(error))
+            return padded
+
     def write(self) -> None:
         write_statistics(self.connection, self.evidence, self.now_ms)
 
@@ -239,12 +303,12 @@ class _LearningTransaction(msgspec.Struct):
                 f"the decision's vector has {len(logged.phi)} bytes, {spec.id} {spec.version} has {wanted}"
             )
         assert judgement.reward is not None
-        known = self.evidence.get(logged.user_id)
-        if known is None:
-            known = read_statistics(self.connection, logged.user_id)
-            add_user_shadows(self.connection, self.policies, logged.user_id, known)
-        evidence, _ = self.policies.grown(known, spec)
-        self.evidence[logged.user_id] = evidence.learned(array(logged.phi), judgement.reward)
+        evidence = self.grown(logged.user_id, spec)
+        phi = array(logged.phi)
+        if len(phi) < evidence.size:  # the decision was made before the statistics grew
+            for row in named_rows(self.connection, SELECT_DECISION, (logged.user_id, logged.number)):
+                phi = _vector(row, SPECS[evidence.spec_hash])
+        self.evidence[logged.user_id] = evidence.learned(phi, judgement.reward)
         source = "feedback" if judgement.action is not None else "default"
         values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self.now_ms)
         self.connection.execute(UPDATE_LEARNED, (*values, logged.user_id, logged.number))

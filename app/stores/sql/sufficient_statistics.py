@@ -9,17 +9,17 @@ by each process, and the newest intact prior is used instead.
 
 A range of users begins with its `first_user` and ends before that of the next range. Several workers may sum ranges at
 once: in each round, a worker claims a range, and sums it again if the numbers of its users and decisions are not those
-of the stored sum. Learning raises the number of decisions, so it writes nothing to `pooled_ranges`, and no change is
-missed. If a worker dies, the ranges that it had claimed are summed in the next round. A sum never includes an erased
-user: 1. a worker reads a user's statistics; 2. the user is erased, which deletes the sum and the claim; 3. the worker
-finds its claim gone, and stores nothing. A range that begins with an erased user is joined to the range before it, so
-that no erased user's id is kept.
+of the stored sum. Learning raises the number of decisions. Growth raises the number of users, since only statistics of
+the longest spec are summed. So neither writes to `pooled_ranges`, and no change is missed. If a worker dies, the ranges
+that it had claimed are summed in the next round. A sum never includes an erased user: 1. a worker reads a user's
+statistics; 2. the user is erased, which deletes the sum and the claim; 3. the worker finds its claim gone, and stores
+nothing. A range that begins with an erased user is joined to the range before it, so that no erased user's id is kept.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import compress
 from typing import NamedTuple
 
 from app.bandit.model.inputs import NUMBER_BYTES, Array, packed
@@ -41,7 +41,7 @@ ASIDE = "unreadable "
 log = logger("stores.states")
 
 SELECT_STATE = "SELECT spec_hash, evidence, decisions FROM bandit_states WHERE user_id = ?"
-SELECT_VERSION = "SELECT decisions FROM bandit_states WHERE user_id = ?"
+SELECT_VERSION = "SELECT decisions, spec_hash FROM bandit_states WHERE user_id = ?"
 UPSERT_STATE = """
 INSERT INTO bandit_states (user_id, spec_hash, evidence, decisions, updated_at_ms) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (user_id) DO UPDATE SET
@@ -51,11 +51,10 @@ ON CONFLICT (user_id) DO UPDATE SET
 SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
 SELECT_STATES_AFTER = f"{SELECT_STATES} WHERE user_id > ? ORDER BY user_id LIMIT ?"
 _IN_RANGE = "user_id >= :first AND user_id < :end"
-SELECT_STATES_IN_RANGE = f"{SELECT_STATES} WHERE {_IN_RANGE} ORDER BY user_id"
+SELECT_STATES_IN_RANGE = f"{SELECT_STATES} WHERE {_IN_RANGE} AND spec_hash = :spec ORDER BY user_id"
 SELECT_NTH_USER = f"SELECT user_id FROM bandit_states WHERE {_IN_RANGE} ORDER BY user_id LIMIT 1 OFFSET :n"
 SELECT_LEARNED = f"""
-SELECT COUNT(*), CAST(COALESCE(SUM(decisions), 0) AS BIGINT) FROM bandit_states
-WHERE {_IN_RANGE} AND spec_hash IN (SELECT value FROM json_each(:specs))
+SELECT COUNT(*), CAST(COALESCE(SUM(decisions), 0) AS BIGINT) FROM bandit_states WHERE {_IN_RANGE} AND spec_hash = :spec
 """
 # The order of the claims is the order of the work. A claim from after `newest` was made by a clock that was ahead.
 SELECT_DUE = """
@@ -90,11 +89,6 @@ SELECT CAST(COALESCE(SUM(revision), 0) AS BIGINT), COUNT(*) - COUNT(users) FROM 
 """
 SELECT_SUMS = "SELECT first_user, users, decisions, evidence FROM pooled_ranges WHERE spec_hash = ? ORDER BY first_user"
 UPDATE_ASIDE = "UPDATE bandit_states SET spec_hash = ? WHERE user_id = ?"
-SELECT_TO_GROW = "SELECT user_id FROM bandit_states WHERE spec_hash IN (SELECT value FROM json_each(?)) LIMIT ?"
-SELECT_GROWING = """
-SELECT user_id, spec_hash, evidence, decisions FROM bandit_states
-WHERE user_id IN (SELECT value FROM json_each(?)) AND spec_hash IN (SELECT value FROM json_each(?))
-"""
 SELECT_COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM bandit_states WHERE spec_hash = ? LIMIT 100000) AS counted"
 # A range of the index by spec, so that only rows set aside are read.
 SELECT_ASIDE_COUNT = f"SELECT COUNT(*) FROM bandit_states WHERE spec_hash >= '{ASIDE}' AND spec_hash < '{ASIDE[:-1]}!'"
@@ -161,11 +155,11 @@ def damaged(connection: Connection, *, whole: bool) -> int:
     return int(count)
 
 
-def has_version(connection: Connection, user_id: str, version: int) -> bool:
-    """Whether a user's statistics were learned from exactly `version` decisions. Missing, damaged or unknown statistics
-    count as learned from none."""
+def has_version(connection: Connection, user_id: str, version: int, spec_hash: str | None) -> bool:
+    """Whether a user's statistics were learned from exactly `version` decisions, under the spec with this hash.
+    Missing, damaged or unknown statistics count as learned from none."""
     row = connection.execute(SELECT_VERSION, (user_id,)).fetchone()
-    if version == (0 if row is None else row[0]):
+    if (version, spec_hash) == (row or (0, None)):
         return True
     try:
         read_statistics(connection, user_id)
@@ -232,14 +226,9 @@ class SqlStates:
     """The statistics of all users, and the pooled priors. Implements `app.bandit.ports.StateRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec`: the longest list of model inputs. Users' statistics are extended to it; pooled priors are made for
-        it."""
+        """`spec`: the longest list of model inputs. Pooled priors are made for it, from statistics extended to it."""
         self._database = database
         self._spec = spec
-        shorter = [item.hash for item in SPECS.values() if item != spec and item.prefix_of(spec)]
-        self._shorter = json.dumps(shorter)
-        self._pooled_specs = {spec.hash, *shorter}
-        self._pooled_json = json.dumps(sorted(self._pooled_specs))
 
     async def sum_range(self, round_ms: int, now_ms: int) -> bool:
         now_ms = max(now_ms, round_ms)  # the clock may have been set back since the round began
@@ -301,22 +290,6 @@ class SqlStates:
 
         return await self._database.write(work, of=SERVICE)
 
-    async def grow(self, limit: int, now_ms: int) -> int:
-        users = [user_id for (user_id,) in await self._database.rows(SELECT_TO_GROW, (self._shorter, limit))]
-
-        def work(connection: Connection) -> int:
-            rows = connection.execute(SELECT_GROWING, (json.dumps(users), self._shorter)).fetchall()
-            grown: dict[str, SufficientStatistics] = {}
-            for user_id, spec_hash, evidence, decisions in rows:
-                try:
-                    grown[user_id] = _evidence(spec_hash, evidence, decisions).grown(SPECS[spec_hash], self._spec)
-                except SpecMismatch:
-                    set_aside(connection, user_id)
-            write_statistics(connection, grown, now_ms)
-            return len(rows)
-
-        return await self._database.write(work, of=users) if users else 0
-
     async def prior_version(self) -> int:
         row = await self._database.row(SELECT_NEWEST_VERSION, (self._spec.hash,))
         return 0 if row is None else int(row[0])
@@ -350,28 +323,18 @@ class SqlStates:
     def _summed(self, connection: Connection, claim: _Claim) -> tuple[Pool | None, list[str]]:
         """Sum the statistics in the range. Return the sum, None if the range has not changed since the stored sum; and
         the ids of users with damaged statistics."""
-        within = {"first": claim.first, "end": claim.end, "specs": self._pooled_json}
+        within = {"first": claim.first, "end": claim.end, "spec": self._spec.hash}
         if connection.execute(SELECT_LEARNED, within).fetchone() == (claim.users, claim.decisions):
             return None, []
         pool, damaged = Pool(self._spec), []
         cursor = connection.execute(SELECT_STATES_IN_RANGE, within)
         while page := cursor.fetchmany(PAGE):
-            by_spec: dict[str, list[tuple[str, bytes, int]]] = {}
-            for user_id, spec_hash, evidence, decisions in page:
-                by_spec.setdefault(spec_hash, []).append((user_id, evidence, decisions))
-            for spec_hash in by_spec.keys() & self._pooled_specs:
-                damaged += _add(pool, spec_hash, by_spec[spec_hash])
+            users, _, blobs, decisions = zip(*page, strict=True)
+            fits = sound(self._spec, blobs, decisions)
+            learned = sum(compress(decisions, fits))
+            pool.add(self._spec.hash, list(compress(blobs, fits)), learned)
+            damaged += [user_id for user_id, well in zip(users, fits, strict=True) if not well]
         return pool, damaged
-
-
-def _add(pool: Pool, spec_hash: str, states: Sequence[tuple[str, bytes, int]]) -> list[str]:
-    """Add the intact statistics of users to the pool. Return the ids of users with damaged statistics. `states`: user
-    id, packed statistics and number of learned decisions of each user."""
-    users, blobs, decisions = zip(*states, strict=True)
-    fits = sound(SPECS[spec_hash], blobs, decisions)
-    learned = sum(count for count, well in zip(decisions, fits, strict=True) if well)
-    pool.add(spec_hash, [packed for packed, well in zip(blobs, fits, strict=True) if well], learned)
-    return [user_id for user_id, well in zip(users, fits, strict=True) if not well]
 
 
 def _evidence(spec_hash: str, evidence: bytes, decisions: int) -> SufficientStatistics:

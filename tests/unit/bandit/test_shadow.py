@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -138,6 +139,46 @@ async def test_decision_is_made_anew_when_its_statistics_change_meanwhile(
     statistics, mu = await known_to(process, decision)
     await process.bandit.maintenance.shadow()
     await assert_shadow(process, decision.id, statistics, mu)
+
+
+@pytest.mark.parametrize("how", ["by a worker", "with a reward"])
+async def test_shadow_is_that_of_the_statistics_before_growth(database: Database, how: str) -> None:
+    plain = BanditProcess(database, shadow=False)
+    process = BanditProcess(database, clock=plain.clock)
+    for _ in range(3):
+        await plain.learn_one()
+    decisions = [await process.decide() for _ in range(2)]
+    statistics, mu = await known_to(process, decisions[0])
+    padded = statistics.grown(SPEC_V1, SPEC_V2)
+    await (process.bandit.maintenance.grow(math.inf) if how == "by a worker" else process.feed_back(decisions[1]))
+    grown, _ = await known_to(process, decisions[0])
+    assert grown.y[SPEC_V1.size :].any()
+    assert not padded.y[SPEC_V1.size :].any()
+    for decision in decisions:
+        await assert_shadow(process, decision.id, padded, mu)
+
+
+async def test_decision_is_made_anew_when_its_statistics_grow_meanwhile(
+    process: BanditProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A request reads statistics; 2. a worker grows them; 3. the decision is refused and made anew. The number of
+    learned decisions is the same, but a shadow computed later would be that of other statistics."""
+    plain = BanditProcess(process.database, shadow=False, clock=process.clock)
+    await plain.learn_one()
+    await process.set_share(1.0)
+
+    async def grow() -> None:
+        await process.bandit.maintenance.grow(math.inf)
+
+    decision = await acting_before_record(process, monkeypatch, grow).decide()
+    assert (decision.role, decision.state_version, await process.stored()) == ("challenger", 1, 2)
+    statistics, mu = await known_to(process, decision)
+    assert statistics.y[SPEC_V1.size :].any()
+    await process.bandit.maintenance.shadow()
+    await assert_shadow(process, decision.id, statistics, mu)
+    await process.feed_back(decision)
+    assert (await process.statistics()).decisions == 2
+    await process.assert_learned_once()
 
 
 async def test_request_fails_when_statistics_change_during_every_attempt(

@@ -13,12 +13,14 @@ from tests.bench.bandit_simulation import (
     SCENARIOS,
     V1,
     V2,
+    Growth,
     Learners,
     Lift,
     Size,
     features,
     lift,
     run,
+    shared,
     simulated_users,
 )
 from tests.support.score_requests import history_of, pool_of, request_of, variances
@@ -56,6 +58,20 @@ def lifts() -> dict[tuple[str, str], Lift]:
         first, second = run(V1, at, one, expected, size.refresh), run(V2, at, two, expected, size.refresh)
         found.update({(name, label): lift(at, first, second, part) for label, part in PARTS.items()})
     return found
+
+
+@pytest.mark.slow
+def test_replay_earns_more_than_padding_when_users_began_under_v1() -> None:
+    size, rounds = Size(populations=20, users=120, rounds=60), 40
+    at = simulated_users(size, seed=1)
+    at = at._replace(start=np.zeros_like(at.start))
+    phi, expected = features(at, SPEC_V2), shared(at)
+    stayed = run(V1, at, features(at, SPEC_V1), expected, size.refresh)
+    padded, replayed = (run(V2, at, phi, expected, size.refresh, Growth(rounds, way)) for way in (False, True))
+    for got in (padded, replayed):
+        np.testing.assert_array_equal(got[:, :rounds], stayed[:, :rounds])
+    gain = lift(at, padded, replayed, slice(rounds, None))
+    assert gain.mean > 3 * gain.error
 
 
 @pytest.mark.slow

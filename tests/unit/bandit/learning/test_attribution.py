@@ -305,7 +305,7 @@ async def test_learning_goes_on_after_a_backup_was_restored(
         await database.close()
 
 
-async def test_decision_made_before_growth_is_learned_padded_with_zeros(
+async def test_decision_made_before_growth_is_learned_with_all_inputs(
     process: BanditProcess, database: Database
 ) -> None:
     plain = BanditProcess(database, shadow=False, clock=process.clock)
@@ -318,7 +318,9 @@ async def test_decision_made_before_growth_is_learned_padded_with_zeros(
     await process.feed_back(second)
     grown = await process.statistics()
     assert (grown.spec_hash, grown.decisions) == (SPEC_V2.hash, 2)
-    assert not grown.s[SPEC_V1.size :].any()
+    known = [SPEC_V2.phi(made.candidates, made.context, made.profile)[made.chosen] for made in (first, second)]
+    assert known[0][SPEC_V1.size :].any()
+    np.testing.assert_array_equal(grown.s, np.outer(known[0], known[0]) + np.outer(known[1], known[1]))
     await process.assert_learned_once()
 
     third = await plain.decide()  # without a challenger again; grown statistics never shrink

@@ -64,9 +64,9 @@ SMALL_SCAN = re.compile(
     r"SCAN (.* VIRTUAL TABLE .*|.*CONSTANT ROWS?|found|newest|counted|\(subquery-\d+\)"
     r"|outbox|.* USING COVERING INDEX bandit_states_by_spec)"
 )
-SORTED = {"closed", "unserved", "samples lately", "users by prefix", "activity", "newest traced"}
+SORTED = {"closed", "unserved", "samples lately", "users by prefix", "activity", "newest traced", "learned decisions"}
 PAGE = {"after": 0, "until": 9, "limit": 9, "among": 9, "stage": 0, "since": 0}
-RANGE = {"spec": "s", "specs": "[]", "first": "a", "end": "b", "n": 9, "round": 1, "newest": 2}
+RANGE = {"spec": "s", "first": "a", "end": "b", "n": 9, "round": 1, "newest": 2}
 SHADOW = dict.fromkeys((*Shadow._fields, "user_id", "number"))
 STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "unconsumed": (event_log.SELECT_UNCONSUMED, (0, 1), "outbox_by_time (received_at_ms<?)"),
@@ -97,7 +97,7 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "samples lately": (samples.SELECT_LATELY, (1, 2), "samples_by_time (at_ms>? AND at_ms<?)"),
     "state": (sufficient_statistics.SELECT_STATE, ("u",), "(user_id=?)"),
     "version": (sufficient_statistics.SELECT_VERSION, ("u",), "(user_id=?)"),
-    "states to grow": (sufficient_statistics.SELECT_TO_GROW, ("[]", 1), "bandit_states_by_spec (spec_hash=?)"),
+    "states to grow": (learning.SELECT_TO_GROW, ("[]", 1), "bandit_states_by_spec (spec_hash=?)"),
     "states of a spec": (
         sufficient_statistics.SELECT_COUNT,
         ("s",),
@@ -108,7 +108,11 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
         RANGE,
         "COVERING INDEX bandit_states_by_spec (spec_hash=? AND user_id>? AND user_id<?)",
     ),
-    "states in a range": (sufficient_statistics.SELECT_STATES_IN_RANGE, RANGE, "(user_id>? AND user_id<?)"),
+    "states in a range": (
+        sufficient_statistics.SELECT_STATES_IN_RANGE,
+        RANGE,
+        "bandit_states_by_spec (spec_hash=? AND user_id>? AND user_id<?)",
+    ),
     "user in a range": (sufficient_statistics.SELECT_NTH_USER, RANGE, "(user_id>? AND user_id<?)"),
     "due range": (sufficient_statistics.SELECT_DUE, RANGE, "pooled_ranges_by_claim (spec_hash=?)"),
     "end of a range": (sufficient_statistics.SELECT_END, RANGE, "(spec_hash=? AND first_user>?)"),
@@ -141,6 +145,8 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
         {"user": "u", "tip": "t", "latest": 1, "seq": 1},
         "tip_scores_unsettled (user_id=? AND chosen_id=?)",
     ),
+    "learned decisions": (learning.SELECT_LEARNED, ("u",), "tip_scores_by_user (user_id=?)"),
+    "decision by number": (learning.SELECT_DECISION, ("u", 1), "INTEGER PRIMARY KEY (rowid=?)"),
     "any closed": (learning.SELECT_ANY_CLOSED, {"closed": 1}, "tip_scores_served (served_at_ms<?)"),
     "closed": (learning.SELECT_CLOSED, {"closed": 1, "known": "[]", "limit": 1}, "tip_scores_served (served_at_ms<?)"),
     "unserved": (learning.SELECT_UNSERVED, {"closed": 1, "limit": 1}, "tip_scores_open (created_at_ms<?)"),
