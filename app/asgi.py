@@ -64,6 +64,7 @@ ROUTES = [
     events.post_events,
     scoring.post_score,
     scoring.get_decision,
+    scoring.get_decisions,
     generation.post_generate,
     *ADMIN_ROUTES,
     operations.healthz,

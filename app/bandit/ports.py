@@ -60,6 +60,16 @@ class DecisionPlace(NamedTuple):
     number: int = 0
 
 
+EARLIEST_MS, LATEST_MS = -(2**62), 2**62  # before and after the time of any decision
+
+
+class DecisionMoment(NamedTuple):
+    """A place in the order of the decisions by the time at which they were made, and by id."""
+
+    at_ms: int
+    decision_id: str = ""
+
+
 class DecisionRepository(Protocol):
     async def snapshots(self, queries: Sequence[UserQuery]) -> list[UserSnapshot]:
         """Read the data of each queried user, in the order of the queries. If statistics are damaged or of an unknown
@@ -74,6 +84,10 @@ class DecisionRepository(Protocol):
         place of the last decision; None if no more follow."""
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None: ...
+
+    async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> list[tuple[Decision, DecisionOutcome]]:
+        """Up to `limit` decisions after `after` that were made before `until_ms`, in the order of `DecisionMoment`. The
+        outcomes lack the numbers of events."""
 
     async def oldest_ms(self) -> int | None:
         """The creation time of the oldest decision in epoch milliseconds; None if there is no decision."""

@@ -9,7 +9,7 @@ from app.bandit.decisions import Decision, DecisionOutcome, UserSnapshot
 from app.bandit.model.policies import Policies
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.ports import DecisionPlace, ProposedDecision, RecordedDecision, UserQuery
+from app.bandit.ports import DecisionMoment, DecisionPlace, ProposedDecision, RecordedDecision, UserQuery
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
 from app.stores.sql.database import Connection, Database
@@ -26,6 +26,10 @@ SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
 SELECT_SHARE = "SELECT share, salt FROM rollout"
 SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE user_id = ? AND request_id = ?"
 SELECT_BY_ID = "SELECT * FROM tip_scores WHERE decision_id = ?"
+SELECT_PAGE = """
+SELECT * FROM tip_scores WHERE (created_at_ms, decision_id) > (:at_ms, :decision_id) AND created_at_ms < :until
+ORDER BY created_at_ms, decision_id LIMIT :limit
+"""
 SELECT_EVENTS = """
 SELECT outcome, COUNT(*) FROM decision_events WHERE user_id = :user_id AND number = :number GROUP BY outcome
 """
@@ -103,6 +107,11 @@ class SqlDecisions:
             return None
 
         return await self._database.read(work)
+
+    async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> list[tuple[Decision, DecisionOutcome]]:
+        values = {**after._asdict(), "until": until_ms, "limit": limit}
+        rows = await self._database.read(lambda connection: named_rows(connection, SELECT_PAGE, values))
+        return [(decision_of(row), outcome_of(row, {})) for row in rows]
 
     async def oldest_ms(self) -> int | None:
         (oldest_ms,) = await self._database.row(SELECT_OLDEST)
