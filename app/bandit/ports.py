@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from app.bandit.decisions import Decision, DecisionOutcome, EventOutcome, UserSnapshot
 from app.bandit.model.pooled_prior import Prior
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.features.events import LoggedEvent
 from app.features.profile_read import ProfileRead
 from app.features.registry import Scalar
@@ -70,6 +71,22 @@ class DecisionMoment(NamedTuple):
     decision_id: str = ""
 
 
+class LoggedDecision(NamedTuple):
+    """A decision, its sequence number and its outcome."""
+
+    number: int
+    decision: Decision
+    outcome: DecisionOutcome
+
+
+class UserLog(NamedTuple):
+    """All stored decisions of a user, and the user's statistics; None if there are none, or they are damaged."""
+
+    user_id: str
+    statistics: SufficientStatistics | None
+    decisions: list[LoggedDecision]
+
+
 class DecisionRepository(Protocol):
     async def snapshots(self, queries: Sequence[UserQuery]) -> list[UserSnapshot]:
         """Read the data of each queried user, in the order of the queries. If statistics are damaged or of an unknown
@@ -88,6 +105,13 @@ class DecisionRepository(Protocol):
     async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> list[tuple[Decision, DecisionOutcome]]:
         """Up to `limit` decisions after `after` that were made before `until_ms`, in the order of `DecisionMoment`. The
         outcomes lack the numbers of events."""
+
+    async def user_logs(self, after: str, decisions: int) -> list[UserLog]:
+        """The logs of the users after the user `after`, in the order of ids, of at least so many decisions in all;
+        fewer if no more users follow. Damaged decisions are left out."""
+
+    async def priors(self) -> list[Prior]:
+        """All intact pooled priors, oldest first."""
 
     async def oldest_ms(self) -> int | None:
         """The creation time of the oldest decision in epoch milliseconds; None if there is no decision."""
