@@ -68,7 +68,7 @@ async def evaluate(
     until = (await rollout.counts(await rollout.repository.state())).until
     replays, values = [Replay(chosen, not without_profile)], None
     if with_feature is not None:
-        name, values = await _feature_values(service, with_feature)
+        name, values = await feature_values(service, with_feature)
         replays = [Replay(evaluations.with_feature(chosen, name), not without_profile, values), *replays]
     if not without_profile and with_feature is None and chosen.spec.prefix_of(CHALLENGER.spec):
         priors = [Priors.recorded(chosen.spec, stored)]
@@ -117,7 +117,7 @@ async def _logs(service: OpenService, action: str) -> AsyncIterator[UserLog]:
             after = logs[-1].user_id
 
 
-async def _feature_values(service: OpenService, file: Path) -> tuple[str, dict[int, float]]:
+async def feature_values(service: OpenService, file: Path) -> tuple[str, dict[int, float]]:
     """The name of the feature in the file and, by the number of each decision, its value as of the decision, ranked
     (`evaluation.ranked`); 0 for null. Decisions whose events have been pruned are left out."""
     from app.bandit.evaluation.evaluation import ranked
@@ -139,11 +139,14 @@ async def _feature_values(service: OpenService, file: Path) -> tuple[str, dict[i
         async for log in _logs(service, "computing the feature"):
             asked: dict[int, ComputeRow] = {}
             for item in log.decisions:
-                made, read = item.decision, item.decision.profile_read
-                at_ms = made.created_at_ms if read is None else read.at_ms
-                seen = {"version": read.version} if read is not None and read.version else {"known_ms": at_ms}
-                if moments.problem(at_ms, None, 1) is None:
-                    asked[item.number] = ComputeRow(log.user_id, 1, at_ms, **seen)
+                read = item.decision.profile_read
+                if read is not None and read.version:
+                    row = ComputeRow(log.user_id, 1, read.at_ms, version=read.version)
+                else:  # without the events of that millisecond, of which one may be the feedback
+                    before_ms = item.decision.created_at_ms - 1
+                    row = ComputeRow(log.user_id, 1, before_ms, known_ms=before_ms)
+                if moments.problem(row.now_ms or 0, None, 1) is None:
+                    asked[item.number] = row
             numbers, rows = [*asked], [*asked.values()]
             while rows:
                 fitting = await source.fitting(rows)

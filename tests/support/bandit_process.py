@@ -121,9 +121,9 @@ class BanditProcess:
         """Consume a served event of the decision's tip, at the current time."""
         await self.consume(served_for(decision, self.clock.now_ms()))
 
-    async def feed_back(self, decision: Decision, action: str = "completed") -> None:
+    async def feed_back(self, decision: Decision, action: str = "completed", **fields: Any) -> None:
         """Consume feedback on the decision's tip, at the current time."""
-        await self.consume(feedback_for(decision, self.clock.now_ms(), action))
+        await self.consume(feedback_for(decision, self.clock.now_ms(), action, **fields))
 
     async def learn_one(self, user_id: str = "ann") -> Decision:
         """A decision whose feedback has been learned."""

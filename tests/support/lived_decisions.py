@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ async def live_through(
     database: Database, decisions: int, *, users: int = 20, seed: int = 1, clock: FakeClock | None = None
 ) -> BanditProcess:
     """Let users decide and give feedback, a minute apart, and pool a prior now and then. A user with a high completion
-    rate completes old tips, the others new ones."""
+    rate completes old tips after 60 seconds, the others new ones after one."""
     random = np.random.default_rng(seed)
     process = BanditProcess(database, clock=clock)
     rates = random.random(users).tolist()
@@ -45,16 +46,20 @@ async def live_through(
         decision = await process.decide(f"user-{place}", candidates=tips, context=at)
         old = ages[decision.chosen] / 60
         liked = 0.2 + 0.6 * (old if rates[place] > 0.5 else 1 - old)
-        await process.feed_back(decision, "completed" if random.random() < liked else "dismissed")
+        await process.feed_back(
+            decision,
+            "completed" if random.random() < liked else "dismissed",
+            dwell_ms=60_000 if rates[place] > 0.5 else 1_000,
+        )
         if made % 50 == 49:
             await process.pool()
     return process
 
 
-async def write_log(path: Path, decisions: int, *, copies: int = 0) -> None:
+async def write_log(path: Path, decisions: int, *, copies: int = 0, **lived: Any) -> None:
     """`live_through` in a SQLite database, in which each decision is then copied so many times, to other users."""
     database = await SqliteDatabase.open(path, 1)
-    process = await live_through(database, decisions)
+    process = await live_through(database, decisions, **lived)
     if copies:
         (row,) = await process.rows("SELECT group_concat(name) FROM pragma_table_info('tip_scores')")
         columns = [name for name in str(row[0]).split(",") if name != "number"]
@@ -63,7 +68,3 @@ async def write_log(path: Path, decisions: int, *, copies: int = 0) -> None:
         await process.execute(COPIED.format(copies=copies, columns=", ".join(columns), values=values))
     await process.close()
     await database.close()
-
-
-def moment(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1_000, UTC).isoformat()

@@ -101,7 +101,7 @@ class Evaluation:
         predicted: Callable[[LoggedDecision], Array],
         counts: Callable[[LoggedDecision], bool],
     ) -> None:
-        """`predicted` is the reward model. `counts` tells whether to evaluate a decision; the others are only learned."""
+        """`predicted` is the reward model. `counts` tells whether to evaluate a decision; all are learned from."""
         self._policy, self._baseline = policy, baseline
         self._predicted, self._counts = predicted, counts
         self._sums, self._bins = DecisionSums(), np.zeros((BINS, 3))
