@@ -14,7 +14,6 @@ from app.cli.common import json_option, moment_ms, plain, print_json, progress, 
 from app.errors import InvalidInput, Issue, RegistryError
 
 if TYPE_CHECKING:
-    from app.bandit.evaluation.evaluation import CalibrationBin
     from app.bandit.ports import UserLog
     from app.bandit.rollout.aggregates import Estimates
     from app.bandit.rollout.bootstrap_intervals import Interval
@@ -56,7 +55,7 @@ async def evaluate(
     from its own choices is not part of it.
     """
     from app.bandit.evaluation import evaluation as evaluations
-    from app.bandit.evaluation.replay import Priors, PriorsFromLog, Replay, recorded_model
+    from app.bandit.evaluation.replay import PriorsFromLog, Replay, recorded, recorded_model
     from app.bandit.model.thompson_sampling import CHALLENGER
 
     chosen = evaluations.policy_of(policy)
@@ -71,7 +70,7 @@ async def evaluate(
         name, values = await feature_values(service, with_feature)
         replays = [Replay(evaluations.with_feature(chosen, name), not without_profile, values), *replays]
     if not without_profile and with_feature is None and chosen.spec.prefix_of(CHALLENGER.spec):
-        priors = [Priors.recorded(chosen.spec, stored)]
+        priors = [recorded(chosen.spec, stored)]
     else:
         pools = [PriorsFromLog(replay, stored) for replay in replays]
         async for log in _logs(service, "pooling"):
@@ -166,13 +165,11 @@ def _json(found: Estimates, *, lift: bool) -> dict[str, Any]:
     return {"decisions": found.n, "ess": found.ess, **{name: item._asdict() for name, item in shown.items()}}
 
 
-def _show(
-    name: str, found: Estimates, intervals: Mapping[str, Interval], bins: Sequence[CalibrationBin | None]
-) -> None:
+def _show(name: str, found: Estimates, intervals: Mapping[str, Interval], bins: Sequence[Sequence[float]]) -> None:
     click.echo(f"{plain(name)}: {found.n:,} decisions of {found.users:,} users, effective sample size {found.ess:,.0f}")
     for label, item in {**intervals, "difference": found.lift}.items():
         click.echo(f"  {label:14}{item.value:+8.4f} ({item.low:+.4f} to {item.high:+.4f})")
     click.echo(f"  mean weight   {found.mean_weight:8.4f} ± {found.mean_weight_error:.4f}; expected 1")
     click.echo("  calibration: mean reward by score of the chosen candidate")
-    for dot in filter(None, bins):
-        click.echo(f"  {dot.score:14.3f}{dot.reward:8.3f}  {dot.decisions:,} decisions")
+    for n, score, reward in bins:
+        click.echo(f"  {score:14.3f}{reward:8.3f}  {n:,.0f} decisions")

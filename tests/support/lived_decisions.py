@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ async def live_through(
     """Let users decide and give feedback, a minute apart, and pool a prior now and then. A user with a high completion
     rate completes old tips after 60 seconds, the others new ones after one."""
     random = np.random.default_rng(seed)
-    process = BanditProcess(database, clock=clock)
+    process = BanditProcess(database, clock=clock, numbers=itertools.count(1))
     rates = random.random(users).tolist()
     process.profiles = {
         f"user-{place}": {"completion_rate_30d": rate, "tip_volume_30d": 40, "preferred_hour": place % 24}

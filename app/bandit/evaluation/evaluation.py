@@ -6,14 +6,17 @@ The estimators and their intervals are those of the roll-out (`app.bandit.rollou
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
-from app.bandit.evaluation.replay import Priors, Replay
-from app.bandit.model.inputs import CANDIDATE_FACTORS, EVALUATED, SHARED_FACTORS, Array
-from app.bandit.model.specs import NEW_PRECISION, Input, Spec
+from app.bandit.evaluation.replay import PriorMean, Replay
+from app.bandit.model.inputs import CANDIDATE_FACTORS, EVALUATED, ONE, SHARED_FACTORS, Array
+from app.bandit.model.specs import NEW_PRECISION, Input
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, SCALE, Policy, best
 from app.bandit.numpy_on_demand import np
 from app.bandit.ports import LoggedDecision, UserLog
@@ -27,51 +30,46 @@ BINS = 10
 POLICIES = {policy.id: policy for policy in (CHAMPION, CHALLENGER, POOLED_CHAMPION)}
 
 
+class EvaluatedInput(Input, frozen=True, forbid_unknown_fields=True):
+    """An input of a policy that is described in a file."""
+
+    candidate: Annotated[str, Meta(pattern=f"^({'|'.join(CANDIDATE_FACTORS)})$")] = ONE
+    shared: Annotated[str, Meta(pattern=f"^({'|'.join(SHARED_FACTORS)})$")] = ONE
+    precision: Annotated[float, Meta(gt=0)] = NEW_PRECISION
+
+
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A policy that is described in a TOML file: the inputs of the policy `base`, and further `inputs`."""
+    """A policy that is described in a TOML file: that with the name `base`, and changes to it."""
 
     id: str
-    base: str | None = None
-    v: float = SCALE
-    pooled: bool | None = None
-    inputs: tuple[Input, ...] = ()
+    base: Literal["lints-v1", "lints-v1+pool", "lints-v2"]
+    v: Annotated[float, Meta(gt=0)] = SCALE
+    inputs: tuple[EvaluatedInput, ...] = ()
 
 
 def policy_of(source: str) -> Policy:
     """A policy by its name, or from a TOML file. Raises `InvalidInput`, which names the field and what is allowed."""
-    if not source.endswith(".toml"):
-        return _named(source, "--policy", "or a file *.toml")
+    if (known := POLICIES.get(source)) is not None:
+        return known
     try:
         file = msgspec.convert(tomllib.loads(Path(source).read_text()), PolicyFile)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise InvalidInput(f"the policy in {source} cannot be read", [Issue(source, str(error))]) from error
-    base = None if file.base is None else _named(file.base, "base")
-    inputs = (*(base.spec.inputs if base is not None else ()), *file.inputs)
-    pooled = file.pooled if file.pooled is not None else base is not None and base.spec.pooled
-    names = [entry.name for entry in inputs]
-    rules = (
-        (bool(inputs), "inputs", "are empty; name a base, or list inputs"),
-        (0 < file.v < float("inf"), "v", f"is {file.v}; it must be positive"),
-        (len({*names}) == len(names), "inputs", "a name occurs twice"),
-        *(
-            (entry.candidate in CANDIDATE_FACTORS, f"{entry.name}.candidate", _allowed(CANDIDATE_FACTORS))
-            for entry in inputs
-        ),
-        *((entry.shared in SHARED_FACTORS, f"{entry.name}.shared", _allowed(SHARED_FACTORS)) for entry in inputs),
-        *((0 < entry.precision < float("inf"), f"{entry.name}.precision", "must be positive") for entry in inputs),
-    )
-    if issues := [Issue(place, problem) for kept, place, problem in rules if not kept]:
-        raise InvalidInput(f"the policy in {source} is invalid", issues)
-    return Policy(file.id, Spec(file.id, 0, inputs, pooled), file.v)
+        detail = f"{source} is not one of {', '.join(POLICIES)}, and not a file with a policy: {error}"
+        raise InvalidInput("the policy cannot be read", [Issue("--policy", detail)]) from error
+    return extended(msgspec.structs.replace(POLICIES[file.base], scale=file.v), file.id, file.inputs)
+
+
+def extended(policy: Policy, name: str, inputs: Sequence[Input]) -> Policy:
+    """The policy with another name and more inputs."""
+    spec = msgspec.structs.replace(policy.spec, inputs=(*policy.spec.inputs, *inputs))
+    return msgspec.structs.replace(policy, id=name, spec=spec)
 
 
 def with_feature(policy: Policy, name: str) -> Policy:
     """The policy with three more inputs: the feature under evaluation times each factor of a candidate."""
-    more = [
-        Input(f"{name}_x_{factor}", factor, EVALUATED, NEW_PRECISION) for factor in CANDIDATE_FACTORS if factor != "one"
-    ]
-    spec = msgspec.structs.replace(policy.spec, inputs=(*policy.spec.inputs, *more), pooled=True)
-    return msgspec.structs.replace(policy, id=f"{policy.id}+{name}", spec=spec)
+    factors = [factor for factor in CANDIDATE_FACTORS if factor != ONE]
+    inputs = [Input(f"{name}_x_{factor}", factor, EVALUATED, NEW_PRECISION) for factor in factors]
+    return extended(policy, f"{policy.id}+{name}", inputs)
 
 
 def ranked(values: Mapping[int, float]) -> dict[int, float]:
@@ -82,22 +80,13 @@ def ranked(values: Mapping[int, float]) -> dict[int, float]:
     return dict(zip(values, ((low + high) / max(1, len(numbers)) - 1).tolist(), strict=True))
 
 
-class CalibrationBin(msgspec.Struct):
-    """The decisions whose score, the reward that the policy expects of the chosen candidate, lies in a tenth of [0, 1],
-    with their mean score and their mean reward."""
-
-    decisions: int
-    score: float
-    reward: float
-
-
 class Evaluation:
     """Evaluates a replayed policy against another one or, if that is None, against the policies that served."""
 
     def __init__(
         self,
-        policy: tuple[Replay, Priors],
-        baseline: tuple[Replay, Priors] | None,
+        policy: tuple[Replay, PriorMean],
+        baseline: tuple[Replay, PriorMean] | None,
         predicted: Callable[[LoggedDecision], Array],
         counts: Callable[[LoggedDecision], bool],
     ) -> None:
@@ -107,14 +96,14 @@ class Evaluation:
         self._sums, self._bins = DecisionSums(), np.zeros((BINS, 3))
 
     def add(self, log: UserLog) -> None:
-        replay, priors = self._policy
-        rankings = [pair for pair in replay.rankings(log, priors) if self._counts(pair[0])]
+        replay, prior = self._policy
+        rankings = [pair for pair in replay.rankings(log, prior) if self._counts(pair[0])]
         if not rankings:
             return
         others = [item.decision.ranking for item, _ in rankings]
         if self._baseline is not None:
-            replay, priors = self._baseline
-            others = [ranking for item, ranking in replay.rankings(log, priors) if self._counts(item)]
+            replay, prior = self._baseline
+            others = [ranking for item, ranking in replay.rankings(log, prior) if self._counts(item)]
         rows = []
         for (item, ranking), other in zip(rankings, others, strict=True):
             made, q = item.decision, self._predicted(item)
@@ -131,58 +120,39 @@ class Evaluation:
         try:
             return self._sums.estimates(LEVEL, np.random.default_rng(1))
         except ValueError as error:
-            raise Conflict(
-                f"{self._sums.n} decisions of {self._sums.users} users cannot be evaluated: {error}"
-            ) from error
+            raise Conflict(f"{self._sums.n} decisions of {self._sums.users} users do not suffice: {error}") from error
 
-    def calibration(self) -> list[CalibrationBin | None]:
-        """By tenth of the score; None for a tenth without decisions."""
-        return [
-            CalibrationBin(int(n), score / n, reward / n) if n else None for n, score, reward in self._bins.tolist()
-        ]
+    def calibration(self) -> list[list[float]]:
+        """By tenth of the score (the reward that the policy expects of the chosen candidate), without empty ones: the
+        number of decisions, their mean score, and their mean reward."""
+        known = self._bins[self._bins[:, 0] > 0]
+        return [[n, score / n, reward / n] for n, score, reward in known.tolist()]
 
 
-def picture(title: str, intervals: Mapping[str, Interval], bins: Iterable[CalibrationBin | None]) -> str:
+def picture(title: str, intervals: Mapping[str, Interval], bins: Sequence[Sequence[float]]) -> str:
     """An SVG picture: the intervals on the left; on the right, mean reward by mean score, as dots of an area that is
     proportional to the number of decisions."""
     low, high = min(item.low for item in intervals.values()), max(item.high for item in intervals.values())
-    span = (high - low) or 1.0
-    drawn = []
-    for place, (name, item) in enumerate(intervals.items()):
-        y, (value, left, right) = 70 + 45 * place, (130 + 250 * (number - low) / span for number in item)
+    most, drawn = max(n for n, _, _ in bins), []
+    for y, (name, item) in zip(range(70, 300, 45), intervals.items(), strict=False):
+        value, left, right = (130 + 250 * (number - low) / ((high - low) or 1) for number in item)
         drawn += [
             f'<text x="10" y="{y + 4}">{name}</text>',
             f'<path d="M{left:.1f} {y}H{right:.1f}" stroke="#1f6feb" stroke-width="2"/>',
             f'<circle cx="{value:.1f}" cy="{y}" r="4" fill="#1f6feb"/>',
             f'<text x="390" y="{y + 4}">{item.value:.4f} ({item.low:.4f} to {item.high:.4f})</text>',
         ]
-    known = [item for item in bins if item is not None]
-    most = max((item.decisions for item in known), default=1)
-    for dot in known:
-        across, up = 620 + 200 * min(1.0, max(0.0, dot.score)), 250 - 200 * dot.reward
-        drawn.append(
-            f'<circle cx="{across:.1f}" cy="{up:.1f}" r="{2 + 8 * (dot.decisions / most) ** 0.5:.1f}" fill="#1f6feb" '
-            f'fill-opacity="0.6"><title>{dot.decisions} decisions: score {dot.score:.3f}, reward '
-            f"{dot.reward:.3f}</title></circle>"
-        )
+    for n, score, reward in bins:
+        x, height, radius = 620 + 200 * min(1, max(0, score)), 250 - 200 * reward, 10 * (n / most) ** 0.5
+        text = f"{n:.0f} decisions: score {score:.3f}, reward {reward:.3f}"
+        circle = f'<circle cx="{x:.1f}" cy="{height:.1f}" r="{radius:.1f}" fill="#1f6feb" fill-opacity="0.6">'
+        drawn.append(f"{circle}<title>{text}</title></circle>")
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 840 290" font-family="sans-serif" font-size="12">
 <rect width="840" height="290" fill="#fff"/>
-<text x="10" y="25" font-size="15">{title.replace("&", "&amp;").replace("<", "&lt;")}: reward per decision</text>
+<text x="10" y="25" font-size="15">{escape(title)}: reward per decision</text>
 <rect x="620" y="50" width="200" height="200" fill="none" stroke="#888"/>
 <path d="M620 250L820 50" stroke="#888" stroke-dasharray="4"/>
 <text x="620" y="40">Mean reward (up) by score (right), 0 to 1</text>
-{chr(10).join(drawn)}
+{"".join(drawn)}
 </svg>
 """
-
-
-def _named(name: str, place: str, alternative: str = "") -> Policy:
-    if name not in POLICIES:
-        raise InvalidInput(
-            "there is no such policy", [Issue(place, f"{name!r} is not {_allowed(POLICIES)} {alternative}")]
-        )
-    return POLICIES[name]
-
-
-def _allowed(names: Iterable[str]) -> str:
-    return f"one of {', '.join(names)}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from app.bandit.decisions import Decision, DecisionOutcome, DecisionState, Origin, Ranking, RewardSource, Role
+from app.bandit.decisions import Decision, DecisionOutcome, DecisionState, Origin, RewardSource, Role
 from app.bandit.model.inputs import Candidate
 from app.bandit.model.specs import SPECS
 from app.features.clock import rfc3339
@@ -31,7 +32,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     state_version: Annotated[int, Meta(description="How many of the user's decisions had been learned.")]
     prior_version: int
     profile_origin: Origin
-    profile: dict[str, float | str | None] | None
+    profile: Mapping[str, float | int | str | None] | None
     profile_versions: Annotated[
         dict[str, int] | None,
         Meta(
@@ -41,7 +42,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     ]
     profile_read_at: str | None
     context_at: Annotated[str | None, Meta(description="When the tip is shown, with the user's UTC offset.")]
-    candidates: list[Candidate]
+    candidates: Sequence[Candidate]
     phi: Annotated[
         list[list[float]] | None, Meta(description="The input vectors. Null if they belong to another release.")
     ]
@@ -61,41 +62,25 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, decision: Decision, outcome: DecisionOutcome) -> DecisionRecord:
         read, at, spec = decision.profile_read, decision.context.at, SPECS.get(decision.spec_hash)
-        champion_scores, champion_pi = _vectors(decision.champion)
-        challenger_scores, challenger_pi = _vectors(decision.challenger)
+        values = {name: getattr(decision, name) for name in cls.__struct_fields__ if hasattr(decision, name)}
+        for role, ranking in (("champion", decision.champion), ("challenger", decision.challenger)):
+            values[f"{role}_scores"] = None if ranking is None else ranking.scores.tolist()
+            values[f"{role}_pi"] = None if ranking is None else ranking.pi.tolist()
+        times = (("served_at", outcome.served_at_ms), ("settled_at", outcome.settled_at_ms))
+        values |= {name: None if at_ms is None else rfc3339(at_ms) for name, at_ms in times}
         return cls(
-            decision_id=decision.id,
-            decided_at=rfc3339(decision.created_at_ms),
-            profile_origin=decision.origin,
-            profile=None if decision.profile is None else dict(decision.profile),
-            profile_versions=None if read is None else {name: value.version for name, value in read.values.items()},
-            profile_read_at=None if read is None else rfc3339(read.at_ms),
-            context_at=None if at is None else at.isoformat(),
-            candidates=list(decision.candidates),
-            phi=spec.phi(decision.candidates, decision.context, decision.profile).tolist() if spec else None,
-            champion_scores=champion_scores,
-            champion_pi=champion_pi,
-            challenger_scores=challenger_scores,
-            challenger_pi=challenger_pi,
-            state=outcome.state,
-            served_at=_time(outcome.served_at_ms),
-            reward=outcome.reward,
-            reward_source=outcome.source,
-            action=outcome.action,
-            settled_at=_time(outcome.settled_at_ms),
-            **{name: getattr(decision, name) for name in _SAME},
+            **values
+            | {
+                "decision_id": decision.id,
+                "decided_at": rfc3339(decision.created_at_ms),
+                "profile_origin": decision.origin,
+                "profile_versions": read and {name: value.version for name, value in read.values.items()},
+                "profile_read_at": read and rfc3339(read.at_ms),
+                "context_at": at and at.isoformat(),
+                "phi": spec and spec.phi(decision.candidates, decision.context, decision.profile).tolist(),
+                "state": outcome.state,
+                "reward": outcome.reward,
+                "reward_source": outcome.source,
+                "action": outcome.action,
+            }
         )
-
-
-_SAME = (
-    *("user_id", "request_id", "explore", "role", "served_by", "policy_hash", "spec_hash", "state_version"),
-    *("prior_version", "chosen", "chosen_id"),
-)
-
-
-def _vectors(ranking: Ranking | None) -> tuple[Vector, Vector]:
-    return (None, None) if ranking is None else (ranking.scores.tolist(), ranking.pi.tolist())
-
-
-def _time(moment_ms: int | None) -> str | None:
-    return None if moment_ms is None else rfc3339(moment_ms)

@@ -29,6 +29,7 @@ from app.bandit.numpy_on_demand import np
 from app.bandit.ports import LoggedDecision, UserLog
 from app.bandit.shadow import ranking_by
 
+PriorMean = Callable[[int], Array]
 MOST_PRIORS = 256  # that are pooled from the log
 
 
@@ -46,7 +47,7 @@ class Replay(msgspec.Struct, frozen=True, dict=True):
         shared = shared_factors(made.context, profile, self.values.get(item.number, 0.0))
         return self.policy.spec.phi_from(candidate_factors(made.candidates), shared)
 
-    def rankings(self, log: UserLog, priors: Priors) -> Iterator[tuple[LoggedDecision, Ranking]]:
+    def rankings(self, log: UserLog, prior: PriorMean) -> Iterator[tuple[LoggedDecision, Ranking]]:
         """The ranking that the policy would have answered in each of a user's decisions."""
         learned = in_order_of_learning(log)
         if log.statistics is None and learned:
@@ -55,7 +56,7 @@ class Replay(msgspec.Struct, frozen=True, dict=True):
         for item in sorted(log.decisions, key=lambda each: (each.decision.state_version, each.number)):
             while at < len(learned) and statistics.decisions < item.decision.state_version:
                 statistics, at = self.after(statistics, learned[at]), at + 1
-            mu = priors.mean(item.decision.prior_version)
+            mu = prior(item.decision.prior_version)
             yield item, ranking_by(self.policy, item.decision, statistics, mu, self.phi(item))
 
     def before(self, log: UserLog, learned: Sequence[LoggedDecision]) -> SufficientStatistics:
@@ -76,22 +77,21 @@ class Replay(msgspec.Struct, frozen=True, dict=True):
         return statistics.learned(self.phi(item)[item.decision.chosen], _reward(item))
 
 
-class Priors:
-    """The means of the pooled priors of a policy, by the version that a decision was made with."""
+def prior_means(versions: Sequence[int], means: Sequence[Array], size: int) -> PriorMean:
+    """By the version that a decision was made with: the mean of the newest prior up to it; zeros if there is none."""
+    none = np.zeros(size)
 
-    def __init__(self, versions: Sequence[int], means: Sequence[Array], size: int) -> None:
-        self._versions, self._means, self._none = versions, means, np.zeros(size)
+    def mean(version: int) -> Array:
+        place = bisect_right(versions, version)
+        return means[place - 1] if place else none
 
-    def mean(self, version: int) -> Array:
-        """The mean of the newest prior up to this version; zeros if there is none."""
-        place = bisect_right(self._versions, version)
-        return self._means[place - 1] if place else self._none
+    return mean
 
-    @classmethod
-    def recorded(cls, spec: Spec, priors: Iterable[Prior]) -> Priors:
-        """The first elements of the priors that begin with the inputs of the spec."""
-        known = [prior for prior in priors if spec.prefix_of(SPECS[prior.spec_hash])]
-        return cls([prior.version for prior in known], [prior.mu[: spec.size] for prior in known], spec.size)
+
+def recorded(spec: Spec, priors: Iterable[Prior]) -> PriorMean:
+    """The first elements of the stored priors that begin with the inputs of the spec."""
+    known = [prior for prior in priors if spec.prefix_of(SPECS[prior.spec_hash])]
+    return prior_means([prior.version for prior in known], [prior.mu[: spec.size] for prior in known], spec.size)
 
 
 class PriorsFromLog:
@@ -114,14 +114,14 @@ class PriorsFromLog:
             self._sums[place] += more.numbers - statistics.numbers
             statistics = more
 
-    def pooled(self) -> Priors:
+    def pooled(self) -> PriorMean:
         spec = self._replay.policy.spec
         means, total = [], np.zeros_like(self._sums[0])
         for numbers in self._sums[:-1]:
             total += numbers
             s, y = SufficientStatistics(spec.hash, spec.size, total, 0).leading(spec.size)
             means.append(Posterior(s, y, np.full(spec.size, SHRINKAGE)).theta)
-        return Priors([prior.version for prior in self._priors], means, spec.size)
+        return prior_means([prior.version for prior in self._priors], means, spec.size)
 
 
 def recorded_model(priors: Iterable[Prior]) -> Callable[[LoggedDecision], Array]:

@@ -32,7 +32,7 @@ from app.bandit.model.inputs import (
 from app.bandit.numpy_on_demand import np
 
 
-class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Input(msgspec.Struct, frozen=True):
     """One component of an input vector φ: the product of the factors with the names `candidate` and `shared`.
     `precision` is the prior precision λ of its weight."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from app.bandit.decisions import Ranking
 from app.bandit.evaluation.evaluation import with_feature
-from app.bandit.evaluation.replay import Priors, PriorsFromLog, Replay, in_order_of_learning
+from app.bandit.evaluation.replay import PriorMean, PriorsFromLog, Replay, in_order_of_learning, prior_means, recorded
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Input
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, Policy
@@ -32,11 +32,11 @@ async def logs_of(process: BanditProcess) -> list[UserLog]:
 
 
 async def replayed(process: BanditProcess, policy: Policy) -> dict[int, Ranking]:
-    priors = Priors.recorded(policy.spec, await process.bandit.decisions.priors())
+    priors = recorded(policy.spec, await process.bandit.decisions.priors())
     return rankings(Replay(policy), priors, await logs_of(process))
 
 
-def rankings(replay: Replay, priors: Priors, logs: Sequence[UserLog]) -> dict[int, Ranking]:
+def rankings(replay: Replay, priors: PriorMean, logs: Sequence[UserLog]) -> dict[int, Ranking]:
     return {item.number: ranking for log in logs for item, ranking in replay.rankings(log, priors)}
 
 
@@ -111,15 +111,15 @@ async def test_priors_from_the_log_are_the_recorded_ones(process: BanditProcess)
     for log in logs:
         pool.add(log)
     assert len(stored) == 3
-    recorded, pooled = Priors.recorded(SPEC_V2, stored), pool.pooled()
+    known, pooled = recorded(SPEC_V2, stored), pool.pooled()
     for version in range(stored[-1].version + 2):
-        assert np.allclose(pooled.mean(version), recorded.mean(version), rtol=0, atol=1e-12)
-    assert not recorded.mean(0).any()
-    assert np.array_equal(Priors.recorded(SPEC_V1, stored).mean(stored[0].version), stored[0].mu[: SPEC_V1.size])
+        assert np.allclose(pooled(version), known(version), rtol=0, atol=1e-12)
+    assert not known(0).any()
+    assert np.array_equal(recorded(SPEC_V1, stored)(stored[0].version), stored[0].mu[: SPEC_V1.size])
 
 
 async def test_without_profiles_no_input_of_the_profile_counts(process: BanditProcess) -> None:
-    (log, *_), none = await logs_of(process), Priors([], [], SPEC_V2.size)
+    (log, *_), none = await logs_of(process), prior_means([], [], SPEC_V2.size)
     blind = [ranking for _, ranking in Replay(CHALLENGER, profiles=False).rankings(log, none)]
     plain = [ranking for _, ranking in Replay(CHAMPION).rankings(log, none)]
     seeing = [ranking for _, ranking in Replay(CHALLENGER).rankings(log, none)]
