@@ -24,6 +24,7 @@ from tests.support.clock import FakeClock
 from tests.support.database import copy_database
 from tests.support.events import feedback, payload
 from tests.support.lived_decisions import write_log
+from tests.support.readme import Reader, sections
 from tests.support.registry import FEATURES
 from tests.support.traffic import now_ms
 
@@ -201,3 +202,12 @@ def test_mistake_is_named(profiles: Run, log: Path, tmp_path: Path, arguments: t
     (tmp_path / "text.py").write_text(FILE.format(dtype="str", value="MAX(action)"))
     shown = profiles("evaluate", *arguments, database=log)
     assert (shown.code, message in shown.err) == (5, True), shown.err
+
+
+def test_readme_evaluates_policies(log: Path, tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    reader.environment |= {"PROFILES_DATABASE": str(log), "PROFILES_FEATURES": FEATURES}
+    printed = reader.follow(sections()["app/bandit/README.md: Evaluating a policy"])
+    for name in ("lints-v2", "lints-v1+pool+mean_dwell_7d"):
+        assert f"{name}: 800 decisions of 20 users" in printed
+    assert (tmp_path / "evaluation.svg").exists()
