@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from app.cli.common import json_option, moment_ms, plain, print_json, progress, with_service
+from app.cli.common import json_option, moment_ms, plain, print_json, progress, say, with_service
 from app.errors import InvalidInput, Issue, RegistryError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def evaluate(
     from its own choices is not part of it.
     """
     from app.bandit.evaluation import evaluation as evaluations
-    from app.bandit.evaluation.replay import PriorsFromLog, Replay, recorded, recorded_model
+    from app.bandit.evaluation.replay import PriorsFromLog, Replay, damaged, recorded, recorded_model
     from app.bandit.model.thompson_sampling import CHALLENGER
 
     chosen = evaluations.policy_of(policy)
@@ -89,8 +89,13 @@ async def evaluate(
             and (values is None or item.number in values)
         ),
     )
+    unreadable = 0
     async for log in _logs(service, "evaluating"):
         found.add(log)
+        unreadable += len(log.decisions) if damaged(log) else 0
+    if unreadable:
+        text = f"{unreadable} decisions are left out, because the statistics of their users are missing or damaged"
+        say(text, level="warning", before="warning: ")
     estimates, bins = found.estimates(), found.calibration()
     intervals = {"IPS": estimates.ips, "SNIPS": estimates.snips, "doubly robust": estimates.dr}
     intervals["without it" if with_feature else "served"] = estimates.champion

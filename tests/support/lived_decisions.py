@@ -19,7 +19,7 @@ from tests.support.clock import FakeClock
 MINUTE_MS = 60_000
 COPIED = """
 WITH RECURSIVE copies(copy) AS (SELECT 1 UNION ALL SELECT copy + 1 FROM copies WHERE copy < {copies})
-INSERT INTO tip_scores ({columns}) SELECT {values} FROM tip_scores, copies
+INSERT INTO {table} ({columns}) SELECT {values} FROM {table}, copies
 """
 
 
@@ -61,11 +61,12 @@ async def write_log(path: Path, decisions: int, *, copies: int = 0, **lived: Any
     """`live_through` in a SQLite database, in which each decision is then copied so many times, to other users."""
     database = await SqliteDatabase.open(path, 1)
     process = await live_through(database, decisions, **lived)
-    if copies:
-        (row,) = await process.rows("SELECT group_concat(name) FROM pragma_table_info('tip_scores')")
+    for table, changed in (("tip_scores", ("decision_id", "user_id")), ("bandit_states", ("user_id",))):
+        (row,) = await process.rows(f"SELECT group_concat(name) FROM pragma_table_info('{table}')")
         columns = [name for name in str(row[0]).split(",") if name != "number"]
-        changed = {"decision_id": "decision_id || '-' || copy", "user_id": "user_id || '-' || copy"}
-        values = ", ".join(changed.get(name, name) for name in columns)
-        await process.execute(COPIED.format(copies=copies, columns=", ".join(columns), values=values))
+        values = ", ".join(f"{name} || '-' || copy" if name in changed else name for name in columns)
+        if copies:
+            statement = COPIED.format(copies=copies, table=table, columns=", ".join(columns), values=values)
+            await process.execute(statement)
     await process.close()
     await database.close()

@@ -50,8 +50,8 @@ class Replay(msgspec.Struct, frozen=True, dict=True):
     def rankings(self, log: UserLog, prior: PriorMean) -> Iterator[tuple[LoggedDecision, Ranking]]:
         """The ranking that the policy would have answered in each of a user's decisions."""
         learned = in_order_of_learning(log)
-        if log.statistics is None and learned:
-            return  # damaged, so how many decisions have been pruned is unknown
+        if damaged(log):
+            return
         statistics, at = self.before(log, learned), 0
         for item in sorted(log.decisions, key=lambda each: (each.decision.state_version, each.number)):
             while at < len(learned) and statistics.decisions < item.decision.state_version:
@@ -136,6 +136,11 @@ def recorded_model(priors: Iterable[Prior]) -> Callable[[LoggedDecision], Array]
         return np.clip(SPECS[prior.spec_hash].phi(made.candidates, made.context, made.profile) @ prior.mu, 0.0, 1.0)
 
     return predicted
+
+
+def damaged(log: UserLog) -> bool:
+    """Whether the user cannot be replayed: without readable statistics, how many decisions were pruned is unknown."""
+    return log.statistics is None and any(item.outcome.state == "learned" for item in log.decisions)
 
 
 def in_order_of_learning(log: UserLog) -> list[LoggedDecision]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.api import scoring
+from app.api import decision_log
 from app.bandit.model.specs import SPEC_V2
 from app.features.clock import rfc3339
 from tests.integration.api.test_scoring import AT, candidates, consume, decision, score
@@ -62,7 +62,7 @@ async def test_record_has_all_that_a_decision_was_made_from(own_site: Live) -> N
 
 
 async def test_pages_have_each_decision_once_in_order(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "DECISIONS_PER_PAGE", 3)
+    monkeypatch.setattr(decision_log, "DECISIONS_PER_PAGE", 3)
     made = [(await score(own_site, user_id=new_user()))["decision_id"] for _ in range(7)]
     later = [(await score(own_site, user_id=new_user()))["decision_id"] for _ in range(3)]
     database, now_ms = own_site.service.database, own_site.now_ms
@@ -79,7 +79,7 @@ async def test_pages_have_each_decision_once_in_order(own_site: Live, monkeypatc
 async def test_lines_are_the_same_records_and_link_to_the_next_page(
     own_site: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "DECISIONS_PER_PAGE", 2)
+    monkeypatch.setattr(decision_log, "DECISIONS_PER_PAGE", 2)
     for _ in range(5):
         await score(own_site, user_id=new_user())
     found, address = [], "/decisions?until=9000-01-01T00:00:00%2B02:00"

@@ -102,6 +102,16 @@ def test_unsettled_decision_holds_back_newer_ones(profiles: Run, log: Path, tmp_
     assert figures(profiles, log, "--policy", "lints-v2", "--since", rfc3339(at_ms))["decisions"] == 200
 
 
+def test_users_with_damaged_statistics_are_left_out_with_a_warning(profiles: Run, log: Path, tmp_path: Path) -> None:
+    damaged = copy_database(log, tmp_path / "damaged.db", "damaged")
+    with closing(sqlite3.connect(damaged)) as connection, connection:
+        connection.execute("UPDATE bandit_states SET decisions = 1 WHERE user_id = 'user-3'")
+    ((count,),) = rows(log, "SELECT COUNT(*) FROM tip_scores WHERE user_id = 'user-3'")
+    shown = profiles("evaluate", "--policy", "lints-v2", "--json", database=damaged)
+    assert (shown.code, shown.json["decisions"]) == (0, 800 - count)
+    assert f"warning: {count} decisions are left out" in shown.err
+
+
 def test_other_policies_are_replayed(profiles: Run, log: Path, tmp_path: Path) -> None:
     (tmp_path / "v3.toml").write_text(POLICY.format(v=0.2, candidate="priority"))
     (tmp_path / "same.toml").write_text('id = "same"\nbase = "lints-v2"\n')
