@@ -66,7 +66,14 @@ def extended(policy: Policy, name: str, inputs: Sequence[Input]) -> Policy:
 
 
 def with_feature(policy: Policy, name: str) -> Policy:
-    """The policy with three more inputs: the feature under evaluation times each factor of a candidate."""
+    """The policy with three more inputs: the feature under evaluation times each factor of a candidate.
+
+    Raises:
+        InvalidInput: the policy has no pooled prior, from which it would learn the effect of the feature.
+    """
+    if not policy.spec.pooled:
+        detail = f"{policy.id} has no pooled prior, which learns the effect of a feature; evaluate lints-v1+pool"
+        raise InvalidInput("a feature cannot be evaluated", [Issue("--policy", detail)])
     factors = [factor for factor in CANDIDATE_FACTORS if factor != ONE]
     inputs = [Input(f"{name}_x_{factor}", factor, EVALUATED, NEW_PRECISION) for factor in factors]
     return extended(policy, f"{policy.id}+{name}", inputs)

@@ -201,6 +201,7 @@ def test_feature_sees_only_what_each_decision_could_see(profiles: Run, log: Path
         (("--policy", "bad.toml"), "Object contains unknown field `draws`"),
         (("--policy", "factor.toml"), "'^(one|is_overdue|task_age|priority)$' - at `$.inputs[0].candidate`"),
         (("--policy", "v.toml"), "Expected `float` > 0.0 - at `$.v`"),
+        (("--policy", "lints-v1", "--with-feature", "number.py"), "--policy: lints-v1 has no pooled prior"),
         (("--policy", "lints-v1", "--with-feature", "text.py"), "REGISTRY: must have one feature, a number"),
         (("--policy", "lints-v1", "--since", "2900-01-01T00:00:00Z"), "0 decisions of 0 users do not suffice"),
     ],
@@ -210,6 +211,7 @@ def test_mistake_is_named(profiles: Run, log: Path, tmp_path: Path, arguments: t
     (tmp_path / "factor.toml").write_text(POLICY.format(v=0.2, candidate="age"))
     (tmp_path / "v.toml").write_text(POLICY.format(v=-1.0, candidate="priority"))
     (tmp_path / "text.py").write_text(FILE.format(dtype="str", value="MAX(action)"))
+    (tmp_path / "number.py").write_text(FILE.format(dtype="int", value="COUNT(*)"))
     shown = profiles("evaluate", *arguments, database=log)
     assert (shown.code, message in shown.err) == (5, True), shown.err
 
