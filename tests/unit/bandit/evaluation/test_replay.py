@@ -13,7 +13,7 @@ from app.bandit.evaluation.evaluation import with_feature
 from app.bandit.evaluation.replay import PriorMean, PriorsFromLog, Replay, in_order_of_learning, prior_means, recorded
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Input
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, Policy
+from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, Policy
 from app.bandit.ports import LoggedDecision, UserLog
 from app.stores.sql.database import Database
 from tests.support.bandit_process import BanditProcess
@@ -128,7 +128,7 @@ async def test_without_profiles_no_input_of_the_profile_counts(process: BanditPr
 
 
 async def test_new_input_is_learned_from_the_first_decision_on(process: BanditProcess) -> None:
-    (log, *_), policy = await logs_of(process), with_feature(CHAMPION, "x")
+    (log, *_), policy = await logs_of(process), with_feature(POOLED_CHAMPION, "x")
     replay = Replay(policy, values={item.number: 0.5 for item in log.decisions})
     learned = in_order_of_learning(log)
     statistics = SufficientStatistics.none(policy.spec)
