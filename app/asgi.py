@@ -20,7 +20,7 @@ import uvloop
 from litestar import Litestar
 from litestar.exceptions import HTTPException
 
-from app.api import events, generation, operations, profiles, scoring
+from app.api import decision_log, events, generation, operations, profiles, scoring
 from app.api.admin.routes import ADMIN_ROUTES
 from app.api.auth.authentication import Authenticator, guard
 from app.api.auth.sessions import Sessions
@@ -64,6 +64,7 @@ ROUTES = [
     events.post_events,
     scoring.post_score,
     scoring.get_decision,
+    decision_log.get_decisions,
     generation.post_generate,
     *ADMIN_ROUTES,
     operations.healthz,

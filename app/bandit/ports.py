@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from app.bandit.decisions import Decision, DecisionOutcome, EventOutcome, UserSnapshot
 from app.bandit.model.pooled_prior import Prior
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.features.events import LoggedEvent
 from app.features.profile_read import ProfileRead
 from app.features.registry import Scalar
@@ -62,6 +63,32 @@ class DecisionPlace(NamedTuple):
     number: int = 0
 
 
+EARLIEST_MS, LATEST_MS = -(2**62), 2**62  # before and after the time of any decision
+
+
+class DecisionMoment(NamedTuple):
+    """A place in the order of the decisions by the time at which they were made, and by id."""
+
+    at_ms: int
+    decision_id: str = ""
+
+
+class LoggedDecision(NamedTuple):
+    """A decision, its sequence number and its outcome."""
+
+    number: int
+    decision: Decision
+    outcome: DecisionOutcome
+
+
+class UserLog(NamedTuple):
+    """All stored decisions of a user, and the user's statistics; None if there are none, or they are damaged."""
+
+    user_id: str
+    statistics: SufficientStatistics | None
+    decisions: list[LoggedDecision]
+
+
 class DecisionRepository(Protocol):
     async def snapshots(self, queries: Sequence[UserQuery]) -> list[UserSnapshot]:
         """Read the data of each queried user, in the order of the queries. If statistics are damaged or of an unknown
@@ -76,6 +103,17 @@ class DecisionRepository(Protocol):
         place of the last decision; None if no more follow."""
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None: ...
+
+    async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> list[tuple[Decision, DecisionOutcome]]:
+        """Up to `limit` decisions after `after` that were made before `until_ms`, in the order of `DecisionMoment`. The
+        outcomes lack the numbers of events."""
+
+    async def user_logs(self, after: str, decisions: int) -> list[UserLog]:
+        """The logs of the users after the user `after`, in the order of ids, of at least so many decisions in all;
+        fewer if no more users follow. Damaged decisions are left out."""
+
+    async def priors(self) -> list[Prior]:
+        """All intact pooled priors, oldest first."""
 
     async def oldest_ms(self) -> int | None:
         """The creation time of the oldest decision in epoch milliseconds; None if there is no decision."""

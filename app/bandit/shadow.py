@@ -1,4 +1,4 @@
-"""Computes the shadow of a decision: the ranking by the policy that did not serve.
+"""Computes decisions again: the shadow of a decision is the ranking by the policy that did not serve.
 
 Invariant: a shadow is computed from what its decision was made from, all of which is stored: the request, the profile,
 the pooled prior with the decision's `prior_version`, and the user's statistics as of its `state_version`. The random
@@ -7,12 +7,21 @@ numbers derive from the decision's id. So the result does not depend on when or 
 
 from __future__ import annotations
 
-from app.bandit.decisions import Decision, Shadow
+from app.bandit.decisions import Decision, Ranking, Shadow
 from app.bandit.model.inputs import Array, packed
 from app.bandit.model.policies import Policies
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import POOLED_CHAMPION, answered_ranking, best
+from app.bandit.model.thompson_sampling import POOLED_CHAMPION, Policy, answered_ranking, best
 from app.bandit.numpy_on_demand import np
+
+
+def ranking_by(
+    policy: Policy, decision: Decision, statistics: SufficientStatistics, mu: Array | None, phi: Array
+) -> Ranking:
+    """The ranking that the policy would have answered in a decision, from the user's statistics, the mean of the prior
+    and the candidates' input vectors. Raises `SpecMismatch` as `Policy.decide`."""
+    scored = policy.decide(decision.id, statistics, mu, phi)
+    return answered_ranking(scored.means, scored.pi, decision.explore)
 
 
 def shadow_of(decision: Decision, statistics: SufficientStatistics | None, mu: Array, policies: Policies) -> Shadow:
@@ -28,11 +37,9 @@ def shadow_of(decision: Decision, statistics: SufficientStatistics | None, mu: A
     grown, _ = policies.grown(statistics)
     phi = decision.phi_under(policies.longest)
     other = policies.policy("challenger" if decision.role == "champion" else "champion")
-    scored = other.decide(decision.id, grown, mu, phi)
-    own, shadow = decision.ranking, answered_ranking(scored.means, scored.pi, decision.explore)
+    own, shadow = decision.ranking, ranking_by(other, decision, grown, mu, phi)
     champion, challenger = (own, shadow) if decision.role == "champion" else (shadow, own)
-    pooled = POOLED_CHAMPION.decide(decision.id, grown, mu[: POOLED_CHAMPION.spec.size], phi)
-    pool = answered_ranking(pooled.means, pooled.pi, decision.explore)
+    pool = ranking_by(POOLED_CHAMPION, decision, grown, mu[: POOLED_CHAMPION.spec.size], phi)
     q = np.clip(phi @ mu, 0.0, 1.0)
     return Shadow(
         champion_scores=packed(champion.scores),

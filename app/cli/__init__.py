@@ -23,7 +23,10 @@ COMMANDS = {
     **dict.fromkeys(("demo", "events", "prune", "rebuild"), "change"),
     **dict.fromkeys(("adopt", "backup", "restore"), "backup"),
     "openapi": "features",
-    **{name: name for name in ("audit", "doctor", "features", "history", "keys", "profile", "rollout")},
+    **{
+        name: name
+        for name in ("audit", "decisions", "doctor", "evaluate", "features", "history", "keys", "profile", "rollout")
+    },
 }
 
 

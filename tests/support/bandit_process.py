@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -52,7 +52,15 @@ def inject_failures(patch: pytest.MonkeyPatch, owner: type, method: str, failure
 class BanditProcess:
     """`while_reading_profile` is called whenever a profile is read."""
 
-    def __init__(self, database: Database, *, shadow: bool = True, clock: FakeClock | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        shadow: bool = True,
+        clock: FakeClock | None = None,
+        numbers: Iterator[int] = _numbers,
+    ) -> None:
+        """`numbers` are those of the decisions' ids, from which the random numbers derive."""
         self.database = database
         self.clock = clock or FakeClock()
         self.metrics = Metrics()
@@ -64,7 +72,7 @@ class BanditProcess:
             self._profile,
             self.clock,
             self.metrics,
-            new_id=lambda: f"decision-{next(_numbers)}",
+            new_id=lambda: f"decision-{next(numbers)}",
         )
         self.log = log_of(database)
         self.dead_letters = SqlDeadLetters(database)
@@ -121,9 +129,9 @@ class BanditProcess:
         """Consume a served event of the decision's tip, at the current time."""
         await self.consume(served_for(decision, self.clock.now_ms()))
 
-    async def feed_back(self, decision: Decision, action: str = "completed") -> None:
+    async def feed_back(self, decision: Decision, action: str = "completed", **fields: Any) -> None:
         """Consume feedback on the decision's tip, at the current time."""
-        await self.consume(feedback_for(decision, self.clock.now_ms(), action))
+        await self.consume(feedback_for(decision, self.clock.now_ms(), action, **fields))
 
     async def learn_one(self, user_id: str = "ann") -> Decision:
         """A decision whose feedback has been learned."""

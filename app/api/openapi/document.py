@@ -274,6 +274,11 @@ def _describe(operation: dict[str, Any], opt: Mapping[str, Any], registry: Regis
         if parameter["name"] in opt.get("required", ()):
             parameter["required"] = True
             schema.pop("default", None)
+    if kind := opt.get("ndjson"):
+        line = {"type": "string", "contentMediaType": NDJSON, "contentSchema": _ref(kind.__name__)}
+        response = operation["responses"]["200"]
+        response["content"] = {JSON: response["content"][JSON], NDJSON: {"schema": line}}
+        response["headers"] = {"Link": {"description": "The next page, if there is one.", "schema": {"type": "string"}}}
     if opt.get("stale_if_error"):
         others = [parameter for parameter in operation.get("parameters", ()) if parameter["in"] != "header"]
         operation["parameters"] = [*others, CACHE_CONTROL]  # not appended: Litestar keeps the document

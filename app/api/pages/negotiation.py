@@ -46,10 +46,13 @@ def under_admin(scope: Scope) -> bool:
 
 def prefers_page(request: HttpRequest) -> bool:
     """Whether the client prefers HTML to JSON and the path is one of the admins' routes."""
-    if not under_admin(request.scope):
-        return False
+    return under_admin(request.scope) and prefers(request, HTML)
+
+
+def prefers(request: HttpRequest, media_type: str) -> bool:
+    """Whether the client prefers `media_type` to JSON."""
     try:
-        return request.accept.best_match([JSON, HTML]) == HTML
+        return request.accept.best_match([JSON, media_type]) == media_type
     except OverflowError:  # Litestar parses `q=inf` as a number
         return False
 

@@ -35,6 +35,7 @@ MANY_TIPS: Final = 1000  # `tip_volume_30d` at which the volume factor reaches i
 USUAL_VOLUME: Final = 10  # used for `tip_volume_30d` if a profile has a rate but no volume
 
 ONE: Final = "one"
+EVALUATED: Final = "evaluated"
 
 CANDIDATE_FACTORS: Final[Mapping[str, str]] = {
     ONE: "1",
@@ -55,6 +56,7 @@ SHARED_FACTORS: Final[Mapping[str, str]] = {
     "volume": f"min(1, log1p(max(0, tip_volume_30d)) / log1p({MANY_TIPS})) - 1/2; 0 without",
     "hour_distance_cos": "cos(2 pi (h - preferred_hour) / 24); 0 without either",
     "hour_distance_sin": "sin(2 pi (h - preferred_hour) / 24); 0 without either",
+    EVALUATED: "a feature that is being evaluated, from -1 to 1; 0 without a value",
 }
 PROFILE_FEATURES: Final = (
     "completion_rate_30d",
@@ -96,8 +98,8 @@ def candidate_factors(candidates: Sequence[Candidate]) -> Array:
     return factors
 
 
-def shared_factors(context: Context, profile: Profile) -> Array:
-    """The shared factors (10,), in the order of `SHARED_FACTORS`. Without a profile, the profile's factors are 0."""
+def shared_factors(context: Context, profile: Profile, evaluated: float = 0.0) -> Array:
+    """The shared factors (11,), in the order of `SHARED_FACTORS`. Without a profile, the profile's factors are 0."""
     hour = None if context.at is None else context.at.hour + context.at.minute / 60 + context.at.second / 3600
     known = {name: _number(profile.get(name)) for name in PROFILE_FEATURES} if profile else {}
     volume = known.get("tip_volume_30d")
@@ -114,6 +116,7 @@ def shared_factors(context: Context, profile: Profile) -> Array:
             0.0 if dwell is None else _log_share(dwell, DAY_MS) - 0.5,
             0.0 if volume is None else _log_share(volume, MANY_TIPS) - 0.5,
             *_on_the_clock(distance),
+            evaluated,
         ]
     )
 

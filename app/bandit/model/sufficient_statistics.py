@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import takewhile
 
 import msgspec
 
@@ -92,6 +93,17 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
         y, y_grown = len(self.numbers) - self.size, len(numbers) - spec_to.size
         numbers[:y] = self.numbers[:y]
         numbers[y_grown : y_grown + self.size] = self.numbers[y:]
+        return SufficientStatistics(spec_to.hash, spec_to.size, numbers, self.decisions)
+
+    def of_common_inputs(self, spec_from: Spec, spec_to: Spec) -> SufficientStatistics:
+        """The statistics of the first inputs, as far as both specs have the same, under another spec: the rest is 0."""
+        pairs = zip(spec_from.inputs, spec_to.inputs, strict=False)
+        common = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        numbers = np.zeros(_length(spec_to.size))
+        triangle = common * (common + 1) // 2
+        y, y_other = len(self.numbers) - self.size, len(numbers) - spec_to.size
+        numbers[:triangle] = self.numbers[:triangle]
+        numbers[y_other : y_other + common] = self.numbers[y : y + common]
         return SufficientStatistics(spec_to.hash, spec_to.size, numbers, self.decisions)
 
     def leading(self, size: int) -> tuple[Array, Array]:

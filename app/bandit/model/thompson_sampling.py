@@ -59,10 +59,11 @@ class Scored(msgspec.Struct, frozen=True, eq=False):
 
 
 class Policy(msgspec.Struct, frozen=True, dict=True):
-    """A policy that chooses tips: linear Thompson sampling over the inputs of one spec."""
+    """A policy that chooses tips: linear Thompson sampling over the inputs of one spec. `scale` is v."""
 
     id: str
     spec: Spec
+    scale: float = SCALE
 
     def decide(self, decision_id: str, statistics: SufficientStatistics, mu: Array | None, phi: Array) -> Scored:
         """Compute the scores and propensities of the candidates. Each row of φ is the input vector of one candidate.
@@ -80,7 +81,7 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
         # The memory layout of a φ that never had more columns, so that every result has the same bits.
         own = np.ascontiguousarray(phi[:, : self.spec.size])
         means = own @ posterior.theta
-        drawn = means[:, None] + SCALE * (posterior.roots(own).T @ noise(decision_id, self.spec.size))
+        drawn = means[:, None] + self.scale * (posterior.roots(own).T @ noise(decision_id, self.spec.size))
         return Scored(means, propensities(drawn), posterior.theta)
 
     def posterior(self, statistics: SufficientStatistics, mu: Array | None) -> Posterior:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import msgspec
 
 from app.bandit.decisions import Decision, DecisionOutcome, UserSnapshot
 from app.bandit.model.policies import Policies
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.ports import DecisionPlace, ProposedDecision, RecordedDecision, UserQuery
+from app.bandit.ports import (
+    DecisionMoment,
+    DecisionPlace,
+    LoggedDecision,
+    ProposedDecision,
+    RecordedDecision,
+    UserLog,
+    UserQuery,
+)
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.decision_rows import decision_of, named_rows, outcome_of, row_of
 from app.stores.sql.shadows import missing_shadows, store_shadows
-from app.stores.sql.sufficient_statistics import has_version, newest_prior, read_statistics
+from app.stores.sql.sufficient_statistics import all_priors, has_version, newest_prior, read_statistics
 from app.telemetry import logger
 
 HOUR_MS = 3_600_000
@@ -26,6 +37,12 @@ SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
 SELECT_SHARE = "SELECT share, salt FROM rollout"
 SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE user_id = ? AND request_id = ?"
 SELECT_BY_ID = "SELECT * FROM tip_scores WHERE decision_id = ?"
+SELECT_PAGE = """
+SELECT * FROM tip_scores WHERE (created_at_ms, decision_id) > (:at_ms, :decision_id) AND created_at_ms < :until
+ORDER BY created_at_ms, decision_id LIMIT :limit
+"""
+SELECT_USER_AFTER = "SELECT user_id FROM tip_scores WHERE user_id > ? ORDER BY user_id LIMIT 1"
+SELECT_OF_USER = "SELECT * FROM tip_scores WHERE user_id = ? ORDER BY number"
 SELECT_EVENTS = """
 SELECT outcome, COUNT(*) FROM decision_events WHERE user_id = :user_id AND number = :number GROUP BY outcome
 """
@@ -104,6 +121,26 @@ class SqlDecisions:
 
         return await self._database.read(work)
 
+    async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> list[tuple[Decision, DecisionOutcome]]:
+        values = {**after._asdict(), "until": until_ms, "limit": limit}
+        rows = await self._database.read(lambda connection: named_rows(connection, SELECT_PAGE, values))
+        return [(decision_of(row), outcome_of(row, {})) for row in rows]
+
+    async def user_logs(self, after: str, decisions: int) -> list[UserLog]:
+        def work(connection: Connection) -> list[UserLog]:
+            found: list[UserLog] = []
+            user, read = after, 0
+            while read < decisions and (row := connection.execute(SELECT_USER_AFTER, (user,)).fetchone()) is not None:
+                (user,) = row
+                found.append(UserLog(user, self._evidence_or_none(connection, user), list(_logged(connection, user))))
+                read += len(found[-1].decisions)
+            return found
+
+        return await self._database.read(work, snapshot=True)
+
+    async def priors(self) -> list[Prior]:
+        return await self._database.read(all_priors)
+
     async def oldest_ms(self) -> int | None:
         (oldest_ms,) = await self._database.row(SELECT_OLDEST)
         return None if oldest_ms is None else int(oldest_ms)
@@ -150,3 +187,9 @@ def _by_request(connection: Connection, user_id: str, request_id: str | None) ->
         return None
     rows = named_rows(connection, SELECT_BY_REQUEST, (user_id, request_id))
     return decision_of(rows[0]) if rows else None
+
+
+def _logged(connection: Connection, user_id: str) -> Iterator[LoggedDecision]:
+    for row in named_rows(connection, SELECT_OF_USER, (user_id,)):
+        with suppress(msgspec.MsgspecError, ValueError):
+            yield LoggedDecision(row["number"], decision_of(row), outcome_of(row, {}))

@@ -99,6 +99,7 @@ SELECT version, mu, users, decisions, created_at_ms FROM bandit_priors
 WHERE spec_hash = ? AND version < ? ORDER BY version DESC LIMIT 1
 """
 SELECT_PRIORS = "SELECT mu, decisions FROM bandit_priors WHERE spec_hash = ?"
+SELECT_ALL_PRIORS = "SELECT version, spec_hash, mu, users, decisions, created_at_ms FROM bandit_priors ORDER BY version"
 SELECT_PRIOR = f"{SELECT_PRIORS} AND version = ?"
 INSERT_PRIOR = """
 INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) VALUES (?, ?, ?, ?, ?, ?)
@@ -197,6 +198,15 @@ def prior_mean(connection: Connection, spec: Spec, version: int) -> Array:
     if row is None or not _is_prior(spec, *row):
         raise SpecMismatch(f"there is no intact prior {version} of {spec.id} {spec.version}")
     return array(row[0])
+
+
+def all_priors(connection: Connection) -> list[Prior]:
+    """The intact priors of the specs that this release knows, oldest first."""
+    return [
+        Prior(version, spec_hash, array(mu), users, decisions, created_at_ms)
+        for version, spec_hash, mu, users, decisions, created_at_ms in connection.execute(SELECT_ALL_PRIORS)
+        if spec_hash in SPECS and _is_prior(SPECS[spec_hash], mu, decisions)
+    ]
 
 
 def damaged_priors(connection: Connection) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
@@ -15,9 +16,16 @@ import msgspec
 from app.errors import StoreUnavailable
 
 NULL = b"null"
-Kind = Literal["text", "int", "float", "bool"]
+Kind = Literal["text", "int", "float", "bool", "time", "vector", "matrix"]
 KINDS: dict[str, Kind] = {"float": "float", "int": "int", "str": "text"}  # by a feature's dtype
-_LISTS: dict[Kind, Any] = {"int": list[int | None], "float": list[float | None], "bool": list[bool | None]}
+_LISTS: dict[Kind, Any] = {
+    "int": list[int | None],
+    "float": list[float | None],
+    "bool": list[bool | None],
+    "time": list[datetime | None],
+    "vector": list[list[float] | None],
+    "matrix": list[list[list[float]] | None],
+}
 
 
 class TextColumn(msgspec.Struct, frozen=True):
@@ -51,7 +59,9 @@ class JsonColumn(msgspec.Struct, frozen=True):
         pa, _ = arrow_modules()
         if self.kind == "text":
             return pa.array(self._texts(), pa.string())
-        kinds = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+        kinds = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "time": pa.timestamp("us", "UTC")}
+        kinds["vector"] = pa.list_(kinds["float"])
+        kinds["matrix"] = pa.list_(kinds["vector"])
         values = msgspec.json.decode(b"[%b]" % b",".join(self.values), type=_LISTS[self.kind])
         return pa.array(values, kinds[self.kind])
 

@@ -107,11 +107,11 @@ WRITERS: dict[str, type[TrainingSetWriter]] = {".csv": CsvWriter, ".ndjson": Ndj
 
 
 @contextmanager
-def writer_for(path: Path | None) -> Iterator[TrainingSetWriter]:
-    """Yield a writer for the format that the suffix of `path` names; without a path, for CSV on standard output. The
-    file appears under its name only when it is complete."""
+def writer_for(path: Path | None, default: type[TrainingSetWriter] = CsvWriter) -> Iterator[TrainingSetWriter]:
+    """Yield a writer for the format that the suffix of `path` names; without a path, for the default format on standard
+    output. The file appears under its name only when it is complete."""
     if path is None:
-        standard_output = CsvWriter(sys.stdout.buffer)
+        standard_output = default(sys.stdout.buffer)
         yield standard_output
         standard_output.close()
         return

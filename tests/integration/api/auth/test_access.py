@@ -37,6 +37,7 @@ TABLE = [
     Access("POST", "/events", "/events", "write", 400),
     Access("POST", "/score", "/score", "read", 400),
     Access("GET", "/decisions/{decision_id:str}", "/decisions/nope", "read", 404),
+    Access("GET", "/decisions", "/decisions", "admin", 200),
     Access("POST", "/generate", "/generate", "read", 400),
     Access("GET", "/admin", "/admin", "admin", 200),
     Access("GET", "/admin/users", "/admin/users", "admin", 200),

@@ -1,0 +1,86 @@
+"""The decision log as `profiles decisions export` and `GET /decisions` show it: one flat record for each decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from app.bandit.decisions import Decision, DecisionOutcome, DecisionState, Origin, RewardSource, Role
+from app.bandit.model.inputs import Candidate
+from app.bandit.model.specs import SPECS
+from app.features.clock import rfc3339
+from app.features.events import Action
+
+Vector = list[float] | None
+
+
+class DecisionRecord(msgspec.Struct, frozen=True):
+    """A stored decision with all that it was made from, and its outcome. Lists are in the order of `candidates`."""
+
+    decision_id: str
+    decided_at: str
+    user_id: str
+    request_id: str | None
+    explore: Annotated[bool, Meta(description="False: the first of the ranking was chosen, whatever its propensity.")]
+    role: Role
+    served_by: str
+    policy_hash: str
+    spec_hash: Annotated[str, Meta(description="The hash of the list of inputs in `phi`.")]
+    state_version: Annotated[int, Meta(description="How many of the user's decisions had been learned.")]
+    prior_version: int
+    profile_origin: Origin
+    profile: Mapping[str, float | int | str | None] | None
+    profile_versions: Annotated[
+        dict[str, int] | None,
+        Meta(
+            description="For each value, the number of the user's newest event that it reflects. Null unless the "
+            "service read the profile."
+        ),
+    ]
+    profile_read_at: str | None
+    context_at: Annotated[str | None, Meta(description="When the tip is shown, with the user's UTC offset.")]
+    candidates: Sequence[Candidate]
+    phi: Annotated[
+        list[list[float]] | None, Meta(description="The input vectors. Null if they belong to another release.")
+    ]
+    champion_scores: Vector
+    champion_pi: Annotated[Vector, Meta(description="Propensities of the champion; null until they are computed.")]
+    challenger_scores: Vector
+    challenger_pi: Vector
+    chosen: Annotated[int, Meta(description="The index of the chosen candidate.")]
+    chosen_id: str
+    state: DecisionState
+    served_at: str | None
+    reward: Annotated[float | None, Meta(description="Null until the decision is learned.")]
+    reward_source: RewardSource | None
+    action: Action | None
+    settled_at: str | None
+
+    @classmethod
+    def of(cls, decision: Decision, outcome: DecisionOutcome) -> DecisionRecord:
+        read, at, spec = decision.profile_read, decision.context.at, SPECS.get(decision.spec_hash)
+        values = {name: getattr(decision, name) for name in cls.__struct_fields__ if hasattr(decision, name)}
+        for role, ranking in (("champion", decision.champion), ("challenger", decision.challenger)):
+            values[f"{role}_scores"] = None if ranking is None else ranking.scores.tolist()
+            values[f"{role}_pi"] = None if ranking is None else ranking.pi.tolist()
+        times = (("served_at", outcome.served_at_ms), ("settled_at", outcome.settled_at_ms))
+        values |= {name: None if at_ms is None else rfc3339(at_ms) for name, at_ms in times}
+        return cls(
+            **values
+            | {
+                "decision_id": decision.id,
+                "decided_at": rfc3339(decision.created_at_ms),
+                "profile_origin": decision.origin,
+                "profile_versions": read and {name: value.version for name, value in read.values.items()},
+                "profile_read_at": read and rfc3339(read.at_ms),
+                "context_at": at and at.isoformat(),
+                "phi": spec and spec.phi(decision.candidates, decision.context, decision.profile).tolist(),
+                "state": outcome.state,
+                "reward": outcome.reward,
+                "reward_source": outcome.source,
+                "action": outcome.action,
+            }
+        )

@@ -1,0 +1,153 @@
+"""Replays the decision log under a policy that may never have run.
+
+Each decision is made again from what was known when it was made: its request, its profile, and the user's statistics,
+which are the sum over the first `state_version` decisions that were learned from the user. The vectors of these are
+computed again with the inputs of the policy, so a new input has its effect from the first logged decision on.
+
+- Decisions that the retention has pruned are in the user's stored statistics only. What these have beyond the logged
+  decisions is the beginning, for the inputs that the policy has in common with them; other inputs begin with zeros.
+- The pooled prior is the recorded one if it has the policy's inputs. Otherwise priors are pooled from the log, at
+  moments at which priors were stored, from what had been learned before.
+
+Invariant: no reward has an effect on its own decision or on an earlier one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from app.bandit.decisions import Ranking
+from app.bandit.model.inputs import Array, candidate_factors, shared_factors
+from app.bandit.model.pooled_prior import SHRINKAGE, Prior
+from app.bandit.model.specs import SPECS, Spec
+from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.thompson_sampling import Policy, Posterior
+from app.bandit.numpy_on_demand import np
+from app.bandit.ports import LoggedDecision, UserLog
+from app.bandit.shadow import ranking_by
+
+PriorMean = Callable[[int], Array]
+MOST_PRIORS = 256  # that are pooled from the log
+
+
+class Replay(msgspec.Struct, frozen=True, dict=True):
+    """A policy to replay. Without `profiles`, every profile counts as absent. `values` has the values of the feature
+    under evaluation, within [-1, 1], by the sequence number of the decision."""
+
+    policy: Policy
+    profiles: bool = True
+    values: Mapping[int, float] = {}
+
+    def phi(self, item: LoggedDecision) -> Array:
+        made = item.decision
+        profile = made.profile if self.profiles else None
+        shared = shared_factors(made.context, profile, self.values.get(item.number, 0.0))
+        return self.policy.spec.phi_from(candidate_factors(made.candidates), shared)
+
+    def rankings(self, log: UserLog, prior: PriorMean) -> Iterator[tuple[LoggedDecision, Ranking]]:
+        """The ranking that the policy would have answered in each of a user's decisions."""
+        learned = in_order_of_learning(log)
+        if damaged(log):
+            return
+        statistics, at = self.before(log, learned), 0
+        for item in sorted(log.decisions, key=lambda each: (each.decision.state_version, each.number)):
+            while at < len(learned) and statistics.decisions < item.decision.state_version:
+                statistics, at = self.after(statistics, learned[at]), at + 1
+            mu = prior(item.decision.prior_version)
+            yield item, ranking_by(self.policy, item.decision, statistics, mu, self.phi(item))
+
+    def before(self, log: UserLog, learned: Sequence[LoggedDecision]) -> SufficientStatistics:
+        """The statistics of the decisions that are no longer in the log."""
+        spec, stored = self.policy.spec, log.statistics
+        if stored is None or stored.decisions <= len(learned):
+            return SufficientStatistics.none(spec)
+        own = SPECS[stored.spec_hash]
+        logged = SufficientStatistics.none(own)
+        for item in learned:
+            logged = logged.learned(item.decision.phi, _reward(item))
+        rest = SufficientStatistics(
+            own.hash, own.size, stored.numbers - logged.numbers, stored.decisions - logged.decisions
+        )
+        return rest.of_common_inputs(own, spec)
+
+    def after(self, statistics: SufficientStatistics, item: LoggedDecision) -> SufficientStatistics:
+        return statistics.learned(self.phi(item)[item.decision.chosen], _reward(item))
+
+
+def prior_means(versions: Sequence[int], means: Sequence[Array], size: int) -> PriorMean:
+    """By the version that a decision was made with: the mean of the newest prior up to it; zeros if there is none."""
+    none = np.zeros(size)
+
+    def mean(version: int) -> Array:
+        place = bisect_right(versions, version)
+        return means[place - 1] if place else none
+
+    return mean
+
+
+def recorded(spec: Spec, priors: Iterable[Prior]) -> PriorMean:
+    """The first elements of the stored priors that begin with the inputs of the spec."""
+    known = [prior for prior in priors if spec.prefix_of(SPECS[prior.spec_hash])]
+    return prior_means([prior.version for prior in known], [prior.mu[: spec.size] for prior in known], spec.size)
+
+
+class PriorsFromLog:
+    """Pools priors for a replayed policy from the users' logs."""
+
+    def __init__(self, replay: Replay, priors: Sequence[Prior]) -> None:
+        self._replay = replay
+        self._priors = priors[:: len(priors) // MOST_PRIORS + 1]
+        self._times = [prior.created_at_ms for prior in self._priors]
+        none = SufficientStatistics.none(replay.policy.spec)
+        self._sums = [none.numbers.copy() for _ in range(len(self._priors) + 1)]  # by the first prior that has them
+
+    def add(self, log: UserLog) -> None:
+        learned = in_order_of_learning(log)
+        statistics = self._replay.before(log, learned)
+        self._sums[0] += statistics.numbers
+        for item in learned:
+            more = self._replay.after(statistics, item)
+            place = bisect_right(self._times, item.outcome.settled_at_ms or 0)
+            self._sums[place] += more.numbers - statistics.numbers
+            statistics = more
+
+    def pooled(self) -> PriorMean:
+        spec = self._replay.policy.spec
+        means, total = [], np.zeros_like(self._sums[0])
+        for numbers in self._sums[:-1]:
+            total += numbers
+            s, y = SufficientStatistics(spec.hash, spec.size, total, 0).leading(spec.size)
+            means.append(Posterior(s, y, np.full(spec.size, SHRINKAGE)).theta)
+        return prior_means([prior.version for prior in self._priors], means, spec.size)
+
+
+def recorded_model(priors: Iterable[Prior]) -> Callable[[LoggedDecision], Array]:
+    """The reward model of the doubly robust estimates: the rewards q (K,) that a decision's recorded prior predicts for
+    its candidates. It was fitted to rewards known before the decision."""
+    by_version = {prior.version: prior for prior in priors}
+
+    def predicted(item: LoggedDecision) -> Array:
+        made, prior = item.decision, by_version.get(item.decision.prior_version)
+        if prior is None:
+            return np.zeros(len(made.candidates))
+        return np.clip(SPECS[prior.spec_hash].phi(made.candidates, made.context, made.profile) @ prior.mu, 0.0, 1.0)
+
+    return predicted
+
+
+def damaged(log: UserLog) -> bool:
+    """Whether the user cannot be replayed: without readable statistics, how many decisions were pruned is unknown."""
+    return log.statistics is None and any(item.outcome.state == "learned" for item in log.decisions)
+
+
+def in_order_of_learning(log: UserLog) -> list[LoggedDecision]:
+    """The learned decisions of a user, first learned first."""
+    learned = [item for item in log.decisions if item.outcome.state == "learned"]
+    return sorted(learned, key=lambda item: (item.outcome.settled_at_ms, item.number))
+
+
+def _reward(item: LoggedDecision) -> float:
+    return item.outcome.reward or 0.0

@@ -1,0 +1,180 @@
+"""`profiles evaluate`: estimate from the decision log what a policy would have earned."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from app.cli.common import json_option, moment_ms, plain, print_json, progress, say, with_service
+from app.errors import InvalidInput, Issue, RegistryError
+
+if TYPE_CHECKING:
+    from app.bandit.ports import UserLog
+    from app.bandit.rollout.aggregates import Estimates
+    from app.bandit.rollout.bootstrap_intervals import Interval
+    from app.bootstrap.service import OpenService
+
+PAGE = 1_000
+
+
+@click.command()
+@click.option("--policy", required=True, metavar="NAME|FILE.toml", help="lints-v1, lints-v1+pool, lints-v2 or a file.")
+@click.option("--without-profile", is_flag=True, help="Evaluate the policy as if no user had a profile.")
+@click.option(
+    "--v", "scale", type=click.FloatRange(min=0, min_open=True), help="Another v: how far the policy explores."
+)
+@click.option(
+    "--with-feature",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.py",
+    help="Also give the policy the feature of REGISTRY in FILE, and estimate its lift.",
+)
+@click.option("--since", metavar="TIME", help="Evaluate only decisions made at or after this time.")
+@click.option("--picture", "file", type=click.Path(dir_okay=False, path_type=Path), help="Draw the figures: *.svg.")
+@json_option
+@with_service
+async def evaluate(
+    service: OpenService,
+    policy: str,
+    without_profile: bool,
+    scale: float | None,
+    with_feature: Path | None,
+    since: str | None,
+    file: Path | None,
+    as_json: bool,
+) -> None:
+    """Estimate the reward per decision of a policy that may never have run.
+
+    Each decision of the log is made again with what was known at that time. The estimates are IPS, SNIPS and doubly
+    robust, with 95 % intervals over users. They are the effect on the next decision: what the policy would have learned
+    from its own choices is not part of it.
+    """
+    from app.bandit.evaluation import evaluation as evaluations
+    from app.bandit.evaluation.replay import PriorsFromLog, Replay, damaged, recorded, recorded_model
+    from app.bandit.model.thompson_sampling import CHALLENGER
+
+    chosen = evaluations.policy_of(policy)
+    if scale is not None:
+        chosen = msgspec.structs.replace(chosen, scale=scale)
+    since_ms = None if since is None else moment_ms(since, "--since")
+    stored = await service.bandit.decisions.priors()
+    rollout = service.bandit.rollout
+    until = (await rollout.counts(await rollout.repository.state())).until
+    replays, values = [Replay(chosen, not without_profile)], None
+    if with_feature is not None:
+        name, values = await feature_values(service, with_feature)
+        replays = [Replay(evaluations.with_feature(chosen, name), not without_profile, values), *replays]
+    if not without_profile and with_feature is None and chosen.spec.prefix_of(CHALLENGER.spec):
+        priors = [recorded(chosen.spec, stored)]
+    else:
+        pools = [PriorsFromLog(replay, stored) for replay in replays]
+        async for log in _logs(service, "pooling"):
+            for pool in pools:
+                pool.add(log)
+        priors = [pool.pooled() for pool in pools]
+    found = evaluations.Evaluation(
+        (replays[0], priors[0]),
+        (replays[1], priors[1]) if len(replays) > 1 else None,
+        recorded_model(stored),
+        lambda item: (
+            item.outcome.state == "learned"
+            and item.decision.explore
+            and item.number < until
+            and (since_ms is None or item.decision.created_at_ms >= since_ms)
+            and (values is None or item.number in values)
+        ),
+    )
+    unreadable = 0
+    async for log in _logs(service, "evaluating"):
+        found.add(log)
+        unreadable += len(log.decisions) if damaged(log) else 0
+    if unreadable:
+        text = f"{unreadable} decisions are left out, because the statistics of their users are missing or damaged"
+        say(text, level="warning", before="warning: ")
+    estimates, bins = found.estimates(), found.calibration()
+    intervals = {"IPS": estimates.ips, "SNIPS": estimates.snips, "doubly robust": estimates.dr}
+    intervals["without it" if with_feature else "served"] = estimates.champion
+    if file is not None:
+        picture = evaluations.picture(replays[0].policy.id, intervals, bins)
+        await asyncio.to_thread(file.write_text, picture)
+    if as_json:
+        print_json(_json(estimates, lift=with_feature is not None))
+    else:
+        _show(replays[0].policy.id, estimates, intervals, bins)
+
+
+async def _logs(service: OpenService, action: str) -> AsyncIterator[UserLog]:
+    """Yield each user's log, with a progress bar."""
+    after, done = "", 0
+    with progress("decisions") as bar:
+        task = bar.add_task(action, total=None)
+        while logs := await service.bandit.decisions.user_logs(after, PAGE):
+            for log in logs:
+                yield log
+                done += len(log.decisions)
+                bar.update(task, completed=done)
+            after = logs[-1].user_id
+
+
+async def feature_values(service: OpenService, file: Path) -> tuple[str, dict[int, float]]:
+    """The name of the feature in the file and, by the number of each decision, its value as of the decision, ranked
+    (`evaluation.ranked`); 0 for null. Decisions whose events have been pruned are left out."""
+    from app.bandit.evaluation.evaluation import ranked
+    from app.bootstrap.engines import open_engine
+    from app.features.contract import import_registry
+    from app.profiles.history.moments import Moments
+    from app.profiles.ports import ComputeRow
+
+    registry, _ = import_registry(f"{file}:REGISTRY", "--with-feature")
+    if len(registry) != 1 or registry[0].dtype == "str":
+        raise InvalidInput(
+            "one feature can be evaluated", [Issue(f"{file}, REGISTRY", "must have one feature, a number")]
+        )
+    moments = Moments(registry, service.settings.retention_days, service.clock)
+    values: dict[int, float | None] = {}
+    async with open_engine(service.settings) as engine:
+        await engine.check_features(registry)
+        source = engine.source(registry)
+        async for log in _logs(service, "computing the feature"):
+            asked: dict[int, ComputeRow] = {}
+            for item in log.decisions:
+                read = item.decision.profile_read
+                if read is not None and read.version:
+                    row = ComputeRow(log.user_id, 1, read.at_ms, version=read.version)
+                else:  # without the events of that millisecond, of which one may be the feedback
+                    before_ms = item.decision.created_at_ms - 1
+                    row = ComputeRow(log.user_id, 1, before_ms, known_ms=before_ms)
+                if moments.problem(row.now_ms or 0, None, 1) is None:
+                    asked[item.number] = row
+            numbers, rows = [*asked], [*asked.values()]
+            while rows:
+                fitting = await source.fitting(rows)
+                snapshot = await source.compute(service.clock.now_ms(), rows[:fitting])
+                for error in snapshot.errors.values():
+                    raise RegistryError(registry[0].name, error)
+                for number, raw in zip(numbers, snapshot.rows, strict=False):
+                    value, _ = registry[0].value_of(raw[0])
+                    values[number] = None if value is None else float(value)
+                numbers, rows = numbers[fitting:], rows[fitting:]
+    known = {number: value for number, value in values.items() if value is not None}
+    return registry[0].name, dict.fromkeys(values, 0.0) | ranked(known)
+
+
+def _json(found: Estimates, *, lift: bool) -> dict[str, Any]:
+    shown = {"ips": found.ips, "snips": found.snips, "dr": found.dr} | ({"lift": found.lift} if lift else {})
+    return {"decisions": found.n, "ess": found.ess, **{name: item._asdict() for name, item in shown.items()}}
+
+
+def _show(name: str, found: Estimates, intervals: Mapping[str, Interval], bins: Sequence[Sequence[float]]) -> None:
+    click.echo(f"{plain(name)}: {found.n:,} decisions of {found.users:,} users, effective sample size {found.ess:,.0f}")
+    for label, item in {**intervals, "difference": found.lift}.items():
+        click.echo(f"  {label:14}{item.value:+8.4f} ({item.low:+.4f} to {item.high:+.4f})")
+    click.echo(f"  mean weight   {found.mean_weight:8.4f} ± {found.mean_weight_error:.4f}; expected 1")
+    click.echo("  calibration: mean reward by score of the chosen candidate")
+    for n, score, reward in bins:
+        click.echo(f"  {score:14.3f}{reward:8.3f}  {n:,.0f} decisions")

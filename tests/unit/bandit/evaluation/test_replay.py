@@ -1,0 +1,161 @@
+"""Replaying the log: the policies that ran make their decisions again, and no reward reaches an earlier decision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import pytest
+
+from app.bandit.decisions import Ranking
+from app.bandit.evaluation.evaluation import with_feature
+from app.bandit.evaluation.replay import PriorMean, PriorsFromLog, Replay, in_order_of_learning, prior_means, recorded
+from app.bandit.model.specs import SPEC_V1, SPEC_V2, Input
+from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, Policy
+from app.bandit.ports import LoggedDecision, UserLog
+from app.stores.sql.database import Database
+from tests.support.bandit_process import BanditProcess
+from tests.support.lived_decisions import live_through
+
+pytestmark = pytest.mark.both_engines
+
+
+@pytest.fixture
+async def process(database: Database) -> BanditProcess:
+    return await live_through(database, 160, users=6)
+
+
+async def logs_of(process: BanditProcess) -> list[UserLog]:
+    return await process.bandit.decisions.user_logs("", 10_000)
+
+
+async def replayed(process: BanditProcess, policy: Policy) -> dict[int, Ranking]:
+    priors = recorded(policy.spec, await process.bandit.decisions.priors())
+    return rankings(Replay(policy), priors, await logs_of(process))
+
+
+def rankings(replay: Replay, priors: PriorMean, logs: Sequence[UserLog]) -> dict[int, Ranking]:
+    return {item.number: ranking for log in logs for item, ranking in replay.rankings(log, priors)}
+
+
+@pytest.mark.parametrize("policy", [CHAMPION, CHALLENGER], ids=lambda policy: policy.id)
+async def test_policies_that_ran_make_the_same_rankings(process: BanditProcess, policy: Policy) -> None:
+    found = await replayed(process, policy)
+    assert len(found) == 160
+    for log in await logs_of(process):
+        assert len({item.decision.prior_version for item in log.decisions}) > 1
+        for item in log.decisions:
+            stored = item.decision.champion if policy is CHAMPION else item.decision.challenger
+            assert stored is not None
+            assert np.array_equal(found[item.number].pi, stored.pi)
+            assert np.array_equal(found[item.number].scores, stored.scores)
+
+
+async def test_logs_come_in_pages_of_whole_users(process: BanditProcess) -> None:
+    after, found = "", []
+    while logs := await process.bandit.decisions.user_logs(after, 40):
+        assert len(logs) < 6
+        found += logs
+        after = logs[-1].user_id
+    assert [log.user_id for log in found] == sorted(log.user_id for log in await logs_of(process))
+    assert sum(len(log.decisions) for log in found) == 160
+
+
+async def test_pruned_decisions_keep_their_effect(process: BanditProcess) -> None:
+    before = {policy.id: await replayed(process, policy) for policy in (CHAMPION, CHALLENGER)}
+    await process.bandit.decisions.prune(process.clock.now_ms() - 60 * 60_000, 1_000)
+    assert 40 < await process.stored() < 80
+    for policy in (CHAMPION, CHALLENGER):
+        found = await replayed(process, policy)
+        assert len(found) == await process.stored()
+        for number, ranking in found.items():
+            assert np.allclose(ranking.scores, before[policy.id][number].scores, rtol=0, atol=1e-9)
+            assert np.allclose(ranking.pi, before[policy.id][number].pi, rtol=0, atol=1e-2)
+
+
+async def test_no_reward_reaches_its_own_decision_or_an_earlier_one(process: BanditProcess) -> None:
+    """With priors from the log, too: the other reward of one decision changes later rankings only."""
+    logs, stored = await logs_of(process), await process.bandit.decisions.priors()
+    replay = Replay(with_feature(CHALLENGER, "x"), values={n: (n % 7) / 7 for n in range(200)})
+    changed = sorted(item.number for log in logs for item in log.decisions)[60]
+
+    def run(other: bool) -> dict[int, Ranking]:
+        seen = [
+            log._replace(decisions=[_flipped(item) if other and item.number == changed else item for item in log[2]])
+            for log in logs
+        ]
+        pool = PriorsFromLog(replay, stored)
+        for log in seen:
+            pool.add(log)
+        return rankings(replay, pool.pooled(), seen)
+
+    one, two = run(other=False), run(other=True)
+    differs = {number for number in one if not np.array_equal(one[number].scores, two[number].scores)}
+    assert differs
+    assert min(differs) > changed
+    owner = next(log for log in logs if any(item.number == changed for item in log.decisions))
+    assert {item.number for item in owner.decisions if item.number > changed} <= differs
+    assert differs - {item.number for item in owner.decisions}  # through the prior
+
+
+def _flipped(item: LoggedDecision) -> LoggedDecision:
+    assert item.outcome.reward is not None
+    return item._replace(outcome=item.outcome._replace(reward=1.0 - item.outcome.reward))
+
+
+async def test_priors_from_the_log_are_the_recorded_ones(process: BanditProcess) -> None:
+    stored, logs = await process.bandit.decisions.priors(), await logs_of(process)
+    pool = PriorsFromLog(Replay(CHALLENGER), stored)
+    for log in logs:
+        pool.add(log)
+    assert len(stored) == 3
+    known, pooled = recorded(SPEC_V2, stored), pool.pooled()
+    for version in range(stored[-1].version + 2):
+        assert np.allclose(pooled(version), known(version), rtol=0, atol=1e-12)
+    assert not known(0).any()
+    assert np.array_equal(recorded(SPEC_V1, stored)(stored[0].version), stored[0].mu[: SPEC_V1.size])
+
+
+async def test_without_profiles_no_input_of_the_profile_counts(process: BanditProcess) -> None:
+    (log, *_), none = await logs_of(process), prior_means([], [], SPEC_V2.size)
+    blind = [ranking for _, ranking in Replay(CHALLENGER, profiles=False).rankings(log, none)]
+    plain = [ranking for _, ranking in Replay(CHAMPION).rankings(log, none)]
+    seeing = [ranking for _, ranking in Replay(CHALLENGER).rankings(log, none)]
+    assert all(np.allclose(one.scores, two.scores, atol=1e-9) for one, two in zip(blind, plain, strict=True))
+    assert not all(np.allclose(one.scores, two.scores, atol=1e-9) for one, two in zip(blind, seeing, strict=True))
+
+
+async def test_new_input_is_learned_from_the_first_decision_on(process: BanditProcess) -> None:
+    (log, *_), policy = await logs_of(process), with_feature(POOLED_CHAMPION, "x")
+    replay = Replay(policy, values={item.number: 0.5 for item in log.decisions})
+    learned = in_order_of_learning(log)
+    statistics = SufficientStatistics.none(policy.spec)
+    for item in learned:
+        statistics = replay.after(statistics, item)
+    chosen = np.array([replay.phi(item)[item.decision.chosen] for item in learned])
+    assert np.allclose(statistics.s, chosen.T @ chosen)
+    assert np.allclose(chosen[:, SPEC_V1.size], 0.5 * chosen[:, 1])
+
+
+async def test_damaged_statistics_leave_their_user_out(process: BanditProcess) -> None:
+    await process.execute("UPDATE bandit_states SET decisions = 1 WHERE user_id = 'user-0'")
+    logs = await logs_of(process)
+    assert {log.user_id for log in logs if log.statistics is None} == {"user-0"}
+    found = await replayed(process, CHALLENGER)
+    assert found.keys() == {item.number for log in logs if log.user_id != "user-0" for item in log.decisions}
+
+
+def test_common_inputs_are_kept_and_others_are_zero() -> None:
+    random = np.random.default_rng(1)
+    statistics = SufficientStatistics.none(SPEC_V2)
+    for _ in range(5):
+        statistics = statistics.learned(random.uniform(-1, 1, SPEC_V2.size), 0.5)
+    other = msgspec.structs.replace(SPEC_V1, inputs=(*SPEC_V1.inputs[:4], Input("new", shared="volume"), Input("more")))
+    found = statistics.of_common_inputs(SPEC_V2, other)
+    assert np.array_equal(found.s[:4, :4], statistics.s[:4, :4])
+    assert np.array_equal(found.y[:4], statistics.y[:4])
+    assert not found.s[4:].any()
+    assert not found.y[4:].any()
+    assert (found.decisions, found.size) == (5, 6)
