@@ -23,7 +23,6 @@ from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.stores.sql import learning
 from app.stores.sql.database import Database
 from app.stores.sql.sufficient_statistics import write_statistics
-from tests.support import bandit_process
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess
 from tests.support.database import open_again, wipe
 from tests.support.logs import Recorder
@@ -58,14 +57,14 @@ kinds = st.sampled_from(["decide"] * 4 + ["feedback"] * 3 + ["serve", "settle", 
 steps = st.lists(st.builds(Step, kinds, st.booleans(), st.integers(0, 10**6)), max_size=25)
 
 
-async def take(steps: Sequence[Step], database: Database, patch: pytest.MonkeyPatch, challenger_from: int) -> Result:
+async def take(steps: Sequence[Step], database: Database, challenger_from: int) -> Result:
     """Take the steps, from the same state with the same ids; from a step on, a process with a challenger takes part."""
     await wipe(database)
     for table in TABLES:
         await database.execute(f"DELETE FROM {table}")
-    patch.setattr(bandit_process, "_numbers", itertools.count(1))
-    plain = BanditProcess(database, shadow=False)
-    grown = BanditProcess(database, clock=plain.clock)
+    numbers = itertools.count(1)
+    plain = BanditProcess(database, shadow=False, numbers=numbers)
+    grown = BanditProcess(database, clock=plain.clock, numbers=numbers)
     grown.profiles = plain.profiles
     made: list[Decision] = []
     unsettled: list[Decision] = []
@@ -101,12 +100,12 @@ async def take(steps: Sequence[Step], database: Database, patch: pytest.MonkeyPa
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps, st.integers(1, 25))
 async def test_replay_equals_learning_under_the_new_spec_from_the_start(
-    database: Database, monkeypatch: pytest.MonkeyPatch, taken: list[Step], challenger_from: int
+    database: Database, taken: list[Step], challenger_from: int
 ) -> None:
     """For any order of decisions, rewards, defaults, expirations and growth. The sums over v1's inputs and the
     champion's answers have the same bits. The others differ by rounding if decisions were learned at the same time."""
-    expected = await take(taken, database, monkeypatch, 0)
-    found = await take(taken, database, monkeypatch, challenger_from)
+    expected = await take(taken, database, 0)
+    found = await take(taken, database, challenger_from)
     assert found.statistics.keys() == expected.statistics.keys()
     for user, statistics in found.statistics.items():
         wanted = expected.statistics[user]
