@@ -82,7 +82,7 @@ lock: $(STAMP) ## Write both lock files anew from pyproject.toml (UPGRADE=1 take
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv
 	@$(LOCK) --all-extras --group dev --output-file requirements.lock
 	@# The image gets the runtime alone, in the versions that the tests ran with.
-	@$(LOCK) --extra otel --extra postgres --constraints requirements.lock --output-file docker/requirements.lock
+	@$(LOCK) --extra otel --extra postgres --extra scoring --constraints requirements.lock --output-file docker/requirements.lock
 
 clean: ## Remove .venv, caches and var/ (with the local database)
 	@rm -rf .venv $(PEERS) $(FUZZER) .node var build dist htmlcov .coverage *.egg-info

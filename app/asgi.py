@@ -20,8 +20,7 @@ import uvloop
 from litestar import Litestar
 from litestar.exceptions import HTTPException
 
-from app.api import decision_log, events, generation, operations, profiles, scoring
-from app.api.admin.routes import ADMIN_ROUTES
+from app.api import operations
 from app.api.auth.authentication import Authenticator, guard
 from app.api.auth.sessions import Sessions
 from app.api.middleware.edge import Edge
@@ -34,6 +33,7 @@ from app.api.pages.assets import pages_assets, static_files
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.rendering import Renderer
 from app.api.request_parsing import check_parameters
+from app.api.routes import routes
 from app.api.server import listen
 from app.bootstrap.generation import open_tip_generator
 from app.bootstrap.health import sampling
@@ -54,23 +54,6 @@ COLLECT_AFTER = 20_000
 DOCUMENTATION = Path(litestar_offline_docs.__file__).parent / "static"
 MAX_BODY_BYTES = 8 * 1024 * 1024
 log = logger("asgi")
-
-ROUTES = [
-    profiles.get_profile,
-    profiles.get_profile_detail,
-    profiles.post_batch,
-    profiles.post_history,
-    profiles.get_features,
-    events.post_events,
-    scoring.post_score,
-    scoring.get_decision,
-    decision_log.get_decisions,
-    generation.post_generate,
-    *ADMIN_ROUTES,
-    operations.healthz,
-    operations.readyz,
-    operations.metrics,
-]
 
 
 def create_app(
@@ -124,12 +107,13 @@ def create_app(
             {
                 ("POST", "/events"): ("events", lambda: opened.ingestor.overloaded),
                 ("POST", "/profiles/history"): ("history", lambda: opened.reader.history_overloaded),
-                ("POST", "/score"): ("scores", lambda: opened.bandit.scorer.overloaded),
+                ("POST", "/score"): ("scores", lambda: opened.scoring is not None and opened.scoring.scorer.overloaded),
             }
         )
 
+    handlers = routes(scoring=settings.scoring)
     application = Litestar(
-        route_handlers=[options_of(ROUTES), *ROUTES, static_files(ASSETS, DOCUMENTATION), pages_assets()],
+        route_handlers=[options_of(handlers), *handlers, static_files(ASSETS, DOCUMENTATION), pages_assets()],
         lifespan=[lifespan],
         guards=[guard, check_parameters],
         exception_handlers={

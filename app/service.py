@@ -5,17 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from app.bandit.learning.attribution import DecisionLearner
-from app.bandit.learning.maintenance import Maintenance
-from app.bandit.model.policies import Policies
-from app.bandit.ports import DecisionRepository, StateRepository
-from app.bandit.rollout.controller import Rollout
-from app.bandit.scoring import Scorer
+from app.errors import SettingsError
 from app.events.consume import Consumer
 from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
@@ -43,9 +38,18 @@ from app.profiles.rebuild.runs import RebuildRepository, RebuildRunner
 from app.settings import Settings
 from app.telemetry import Metrics
 
+if TYPE_CHECKING:
+    from app.bandit.learning.attribution import DecisionLearner
+    from app.bandit.learning.maintenance import Maintenance
+    from app.bandit.model.policies import Policies
+    from app.bandit.ports import DecisionRepository, StateRepository
+    from app.bandit.rollout.controller import Rollout
+    from app.bandit.scoring import Scorer
+
 
 class Bandit(NamedTuple):
-    """The parts of the contextual bandit that routes, jobs and commands use."""
+    """The parts of the contextual bandit that routes, jobs and commands use. `periodic` is the work of a worker: the
+    name, the function and the seconds between two calls."""
 
     policies: Policies
     scorer: Scorer
@@ -54,13 +58,15 @@ class Bandit(NamedTuple):
     decisions: DecisionRepository
     states: StateRepository
     rollout: Rollout
+    periodic: Sequence[tuple[str, Callable[[], Awaitable[object]], float]]
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
     """All services and repositories of one process.
 
     `process` is a random name, new at every start. `costs` maps the index of a feature to the microseconds that
-    computing it for one user took in a trial at start-up. `mirror` is the Struct type with a field for each feature.
+    computing it for one user took in a trial at start-up. `mirror` is the Struct type with a field for each feature. If
+    PROFILES_SCORING is 0, `scoring` is None.
     """
 
     settings: Settings
@@ -98,10 +104,17 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     user_events: UserEvents
     erasure: Erasure
 
-    bandit: Bandit
+    scoring: Bandit | None
 
     audit_trail: AuditTrail
     samples: SampleStore
     readiness: Callable[[], Awaitable[dict[str, ReadinessCheck]]]
     refresh_gauges: Callable[[], Awaitable[Gauges]]
     unknown_decisions: Callable[[], Awaitable[list[tuple[str, int]]]]
+
+    @property
+    def bandit(self) -> Bandit:
+        """The parts of scoring. Raises `SettingsError` if it is off."""
+        if self.scoring is None:
+            raise SettingsError("PROFILES_SCORING", "is 0, so there are no decisions and no roll-out")
+        return self.scoring

@@ -115,13 +115,6 @@ class DecisionRepository(Protocol):
     async def priors(self) -> list[Prior]:
         """All intact pooled priors, oldest first."""
 
-    async def oldest_ms(self) -> int | None:
-        """The creation time of the oldest decision in epoch milliseconds; None if there is no decision."""
-
-    async def prune(self, before_ms: int, limit: int) -> int:
-        """Delete up to `limit` decisions made before `before_ms`, oldest first; return the number deleted. Priors that
-        were replaced more than an hour before the oldest remaining decision are deleted, too."""
-
 
 class LearningRepository(Protocol):
     async def concerned(self, events: Sequence[LoggedEvent]) -> list[LoggedEvent]:

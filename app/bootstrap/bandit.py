@@ -9,10 +9,10 @@ from contextlib import AbstractAsyncContextManager
 import msgspec
 
 from app.bandit.learning.attribution import DecisionLearner, Rules
-from app.bandit.learning.maintenance import Maintenance
+from app.bandit.learning.maintenance import EVERY_S, Maintenance
 from app.bandit.model.policies import Policies
 from app.bandit.ports import ReadProfile
-from app.bandit.rollout.controller import Rollout
+from app.bandit.rollout.controller import WATCH_EVERY_S, Rollout
 from app.bandit.rollout.stages import serves_challenger
 from app.bandit.rollout.status import StateGrowth
 from app.bandit.rollout.verdict import Limits
@@ -52,6 +52,10 @@ def bandit(
     states = SqlStates(database, policies.longest)
     learning = traced("learning", SqlLearning(database, policies, _rules(settings)))
     learner = DecisionLearner(learning, clock, metrics)
+    maintenance = Maintenance(
+        learner=learner, states=states, decisions=decisions, policies=policies, clock=clock, metrics=metrics
+    )
+    controller = rollout(settings, database, clock)
     return Bandit(
         policies=policies,
         scorer=Scorer(
@@ -64,17 +68,15 @@ def bandit(
             metrics=metrics,
         ),
         learner=learner,
-        maintenance=Maintenance(
-            learner=learner,
-            states=states,
-            decisions=decisions,
-            policies=policies,
-            clock=clock,
-            metrics=metrics,
-        ),
+        maintenance=maintenance,
         decisions=decisions,
         states=states,
-        rollout=rollout(settings, database, clock),
+        rollout=controller,
+        periodic=[
+            ("bandit maintenance", maintenance.once, EVERY_S),
+            ("shadows", maintenance.shadow, EVERY_S),
+            ("roll-out", controller.watch, WATCH_EVERY_S),
+        ],
     )
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from app.bandit.rollout.controller import Rollout
-from app.bandit.rollout.stages import STAGES
 from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running
 from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
@@ -30,6 +29,9 @@ from app.stores.sql.backlog import backlog
 from app.stores.sql.database import Database
 from app.telemetry import logger
 
+if TYPE_CHECKING:
+    from app.bandit.rollout.controller import Rollout
+
 FIRST_S = 0.5
 log = logger("health")
 
@@ -41,7 +43,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
     cache: Cache
     queue: Queue | None
     computation: Computation
-    rollout: Rollout
+    rollout: Rollout | None
     quality: DataQuality
 
     async def readiness(self) -> dict[str, ReadinessCheck]:
@@ -131,6 +133,10 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(found, queue_depth=depth)
 
     async def _refresh_rollout(self) -> None:
+        if self.rollout is None:
+            return
+        from app.bandit.rollout.stages import STAGES  # noqa: PLC0415  # not imported unless there is a roll-out
+
         state = await self.rollout.repository.state()
         metrics = self.computation.metrics.bandit
         metrics.share.set(state.share)

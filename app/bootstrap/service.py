@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
-from app.bootstrap.bandit import bandit as build_bandit
 from app.bootstrap.contract import load_contract
 from app.bootstrap.engines import open_engine
 from app.bootstrap.health import HealthChecks
@@ -52,7 +51,6 @@ from app.settings import Settings
 from app.stores.queue.client import Queue
 from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sql.backlog import unknown_decisions
-from app.stores.sql.cutoffs import SqlCutoffs
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
 from app.stores.sql.event_log import SqlEventLog
@@ -63,6 +61,7 @@ from app.stores.sql.owed_invalidations import SqlOwedInvalidations
 from app.stores.sql.quality_runs import SqlQualityRepository
 from app.stores.sql.rebuilds import SqlRebuildRepository
 from app.stores.sql.registries import SqlRegistries, announce
+from app.stores.sql.retention import DecisionRetention, SqlCutoffs
 from app.stores.sql.samples import SqlSamples
 from app.stores.sql.users import SqlUsers
 from app.stores.valkey.slot_owners import replaced_slots
@@ -191,8 +190,13 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             await clear_caches()
 
         # 4. Decisions and events.
-        bandit = build_bandit(settings, database, reader.read_recorded, clock, metrics, traced=traced)
-        stack.push_async_callback(bandit.scorer.close)
+        scoring = None
+        if settings.scoring:
+            # Imported here because a service that only answers profiles imports nothing of the bandit.
+            from app.bootstrap.bandit import bandit  # noqa: PLC0415
+
+            scoring = bandit(settings, database, reader.read_recorded, clock, metrics, traced=traced)
+            stack.push_async_callback(scoring.scorer.close)
         event_ingestor = Ingestor(
             log=event_log,
             invalidator=invalidator,
@@ -209,7 +213,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             log=event_log,
             letters=dead_letters,
             invalidator=invalidator,
-            learners=[bandit.learner, *learners],
+            learners=[scoring.learner, *learners] if scoring is not None else learners,
             clock=clock,
             metrics=metrics,
             tracing=tracing.consuming if tracing is not None else nullcontext,
@@ -226,7 +230,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             cache=cache,
             queue=queue,
             computation=computation,
-            rollout=bandit.rollout,
+            rollout=scoring and scoring.rollout,
             quality=quality,
         )
         if edges.settles and settings.cache_url:
@@ -274,7 +278,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             retention=Retention(
                 [
                     Kept("events", event_log, settings.retention_days),
-                    Kept("decisions", bandit.decisions, settings.decision_retention_days),
+                    Kept("decisions", DecisionRetention(database), settings.decision_retention_days),
                 ],
                 cutoffs,
                 clock,
@@ -288,7 +292,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 drop_cached=cache.drop_user,
                 clock=clock,
             ),
-            bandit=bandit,
+            scoring=scoring,
             audit_trail=SqlAuditTrail(database),
             samples=SqlSamples(database),
             readiness=health.readiness,

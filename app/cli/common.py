@@ -149,10 +149,11 @@ def running_servers(settings: Settings) -> Path:
 
 def settings_from_environment() -> Settings:
     """Read the settings. Raises `SettingsError` if one is invalid, or PROFILES_REWARDS names an unknown outcome."""
-    from app.bandit.learning.rewards import outcome_rewards
-
     settings = Settings.from_environment()
-    outcome_rewards(settings.rewards)
+    if settings.rewards:
+        from app.bandit.learning.rewards import outcome_rewards
+
+        outcome_rewards(settings.rewards)
     return settings
 
 

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -111,6 +112,12 @@ class Settings:
     )
     reward_window_hours: int = _setting(
         24, parsers.whole(1, 720), "Hours after serving a tip in which feedback counts for learning."
+    )
+    scoring: bool = _setting(
+        find_spec("numpy") is not None,
+        parsers.scoring,
+        "1: decide with /score, learn, and roll policies out; the default if NumPy is installed (the extra `scoring`). "
+        "0: only serve profiles.",
     )
     shadow: bool = _setting(True, parsers.switch, "1: the challenger scores every decision as a shadow; 0: it is off.")
     rollout_margin: float = _setting(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -117,6 +118,13 @@ def switch(value: str) -> bool:
     if value not in ("0", "1"):
         raise ValueError("must be 0 or 1")
     return value == "1"
+
+
+def scoring(value: str) -> bool:
+    """A switch that can be 1 only if NumPy is installed."""
+    if switch(value) and find_spec("numpy") is None:
+        raise ValueError("needs NumPy, which is not installed: run pip install 'profiles[scoring]'")
+    return switch(value)
 
 
 def _split_url(value: str, example: str) -> SplitResult:

@@ -22,8 +22,6 @@ from arq.connections import RedisSettings
 from arq.cron import CronJob, cron
 from arq.worker import func
 
-from app.bandit.learning import maintenance
-from app.bandit.rollout.controller import WATCH_EVERY_S
 from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
 from app.concurrency.periodic import repeat
@@ -195,9 +193,7 @@ async def work(
         periodic = [
             repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S),
             repeat("rebuild", partial(service.rebuild_runner.share, pace.budget_s), SHARE_EVERY_S),
-            repeat("bandit maintenance", service.bandit.maintenance.once, maintenance.EVERY_S),
-            repeat("shadows", service.bandit.maintenance.shadow, maintenance.EVERY_S),
-            repeat("roll-out", service.bandit.rollout.watch, WATCH_EVERY_S),
+            *(repeat(*work) for work in (service.scoring.periodic if service.scoring is not None else ())),
         ]
         if settings.audit_users:
             sample, metrics = Random(), service.metrics  # noqa: S311  # draws a sample

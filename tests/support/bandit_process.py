@@ -21,6 +21,7 @@ from app.features.registry import Scalar
 from app.settings import Settings
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
+from app.stores.sql.retention import DecisionRetention
 from app.stores.sql.sufficient_statistics import read_statistics
 from app.stores.sql.users import SqlUsers
 from app.telemetry import Metrics
@@ -77,6 +78,7 @@ class BanditProcess:
         self.log = log_of(database)
         self.dead_letters = SqlDeadLetters(database)
         self.users = SqlUsers(database)
+        self.retention = DecisionRetention(database)
         self.consumer = Consumer(
             log=self.log,
             letters=self.dead_letters,

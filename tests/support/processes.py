@@ -65,6 +65,7 @@ class Program:
         environment: dict[str, str],
         directory: Path,
         prefix: tuple[str, ...] = (),
+        python: str | Path = sys.executable,
     ) -> None:
         """`prefix` is run before Python, and replaces itself by it, such as `ip netns exec …`."""
         self.name = " ".join(arguments)
@@ -73,7 +74,7 @@ class Program:
         self._log = directory / f"{self.mark}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", *arguments],
+                [*prefix, python, "-m", *arguments],
                 cwd=directory,
                 env={**environment, MARK: self.mark},
                 stdin=subprocess.DEVNULL,

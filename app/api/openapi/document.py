@@ -150,7 +150,7 @@ def openapi_config(*, root_path: str) -> OpenAPIConfig:
         tags=[
             Tag(name="Profiles", description="For the recommender. Scope `read`."),
             Tag(name="Events", description="For producers. Scope `write`."),
-            Tag(name="Tips", description="Rank candidate tips, explain a decision, write a tip. Scope `read`."),
+            Tag(name="Tips", description="Choose and write tips. Scope `read`."),
             Tag(name="Admin", description="Inspect, rebuild, erase; watch quality; roll out. Scope `admin`."),
             Tag(name="Operations", description="For probes and Prometheus. No key needed."),
         ],

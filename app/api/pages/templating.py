@@ -61,7 +61,6 @@ def environment() -> Environment:
     made.filters |= {"visible_text": ids.visible, "decoded": msgspec.json.decode}
     made.tests["hidden"] = lambda text: ids.visible(text) != text
     made.globals |= {
-        "navigation": NAVIGATION,
         "version": app.__version__,
         "axes": charts.Axes,
         "summary": charts.summary,

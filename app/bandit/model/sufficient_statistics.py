@@ -124,20 +124,13 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
 
     @classmethod
     def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> SufficientStatistics:
-        """Read statistics that `pack` wrote.
+        """Read statistics that `pack` wrote. Whether the blob is damaged is not checked: see `sound`.
 
         Raises:
-            SpecMismatch: the blob has the length of another spec, or `decisions` decisions cannot have produced it.
+            SpecMismatch: the blob has the length of another spec.
         """
-        (stored,) = _stored(spec, [blob])
-        numbers = stored.astype(np.float64, copy=False)
-        # The test of `sound` for one user, in half its time: it is on the path of every decision.
-        bordered = np.append(numbers, decisions)[_square(spec.size + 1)]
-        within = np.abs(bordered).max() <= (1 + _ROUNDING) * decisions  # false for NaN
-        bordered.reshape(-1)[:: spec.size + 2] += _ROUNDING * (1 + decisions)
-        if not within or not _semidefinite(bordered[None])[0]:
-            raise SpecMismatch(f"no {decisions} decisions can produce these statistics of {spec.id} {spec.version}")
-        return cls(spec.hash, spec.size, numbers, decisions)
+        (numbers,) = _stored(spec, [blob])
+        return cls(spec.hash, spec.size, numbers.astype(np.float64, copy=False), decisions)
 
     @classmethod
     def summed(cls, spec: Spec, blobs: Sequence[bytes], decisions: int) -> SufficientStatistics:
@@ -164,40 +157,25 @@ def _stored(spec: Spec, blobs: Sequence[bytes]) -> Array:
     return np.frombuffer(b"".join(blobs), STORED).reshape(-1, length)
 
 
-def sound(spec: Spec, blobs: Sequence[bytes], decisions: Sequence[int]) -> list[bool]:
-    """Check the packed statistics of many users: for each, whether its number n of decisions can have produced them.
+def sound(spec: Spec, blob: bytes, decisions: int) -> bool:
+    """Whether this number n of decisions can have produced the packed statistics.
 
     Two necessary conditions are checked. Inputs are within [-1, 1] and rewards within [0, 1], so no element exceeds n.
     And [[S, y], [yᵀ, n]] is positive semidefinite: it is Σ (φ, r)(φ, r)ᵀ with n in the place of Σr² ≤ n.
     """
     size = spec.size
-    length = _length(size)
-    whole = [place for place, blob in enumerate(blobs) if len(blob) == length * NUMBER_BYTES]
-    numbers = np.frombuffer(b"".join([blobs[place] for place in whole]), STORED).reshape(-1, length)
-    counts = np.array([decisions[place] for place in whole], np.float64)
-    within = np.maximum(numbers.max(axis=1, initial=0), -numbers.min(axis=1, initial=0)) <= (1 + _ROUNDING) * counts
-    found = [False] * len(blobs)
-    if within.any():
-        # Without n, the packed numbers are the lower triangle of that matrix. Cholesky ignores the upper one.
-        matrices = np.zeros((np.count_nonzero(within), (size + 1) ** 2))
-        rows, columns = _triangle(size + 1)
-        matrices[:, (rows * (size + 1) + columns)[:-1]] = numbers[within]
-        matrices[:, -1] = counts[within]
-        matrices[:, :: size + 2] += _ROUNDING * (1 + counts[within, None])
-        semidefinite = iter(_semidefinite(matrices.reshape(-1, size + 1, size + 1)))
-        for place, fits in zip(whole, within, strict=True):
-            found[place] = bool(fits) and next(semidefinite)
-    return found
-
-
-def _semidefinite(matrices: Array) -> list[bool]:
+    if len(blob) != _length(size) * NUMBER_BYTES:
+        return False
+    # With n, the packed numbers are the lower triangle of that matrix.
+    matrix = np.append(np.frombuffer(blob, STORED), decisions)[_square(size + 1)]
+    if not np.abs(matrix).max() <= (1 + _ROUNDING) * decisions:  # true for NaN
+        return False
+    matrix.reshape(-1)[:: size + 2] += _ROUNDING * (1 + decisions)
     try:
-        np.linalg.cholesky(matrices)
+        np.linalg.cholesky(matrix)
     except np.linalg.LinAlgError:
-        if len(matrices) == 1:
-            return [False]
-        return [one for matrix in matrices for one in _semidefinite(matrix[None])]  # find the one that failed
-    return [True] * len(matrices)
+        return False
+    return True
 
 
 def _length(size: int) -> int:

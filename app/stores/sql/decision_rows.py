@@ -15,8 +15,8 @@ from app.bandit.decisions import Decision, DecisionOutcome, Ranking
 from app.bandit.model.inputs import STORED, Array, Candidate, Context, packed
 from app.bandit.numpy_on_demand import np
 from app.features.events import stored_action
-from app.features.profile_read import ProfileRead
 from app.stores.sql.database import Connection, Parameters
+from app.stores.sql.logged_profiles import profile_read_of
 
 
 class _Features(msgspec.Struct, array_like=False):
@@ -43,7 +43,6 @@ _SAME = (
 )
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_StoredRequest).decode
-_decode_read = msgspec.json.Decoder(ProfileRead).decode
 
 
 def array(stored: bytes) -> Array:
@@ -106,10 +105,6 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
         champion=_ranking(row["champion_scores"], row["champion_pi"]),
         challenger=_ranking(row["challenger_scores"], row["challenger_pi"]),
     )
-
-
-def profile_read_of(stored: str | None) -> ProfileRead | None:
-    return None if stored is None else _decode_read(stored)
 
 
 def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int]) -> DecisionOutcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
@@ -29,7 +28,6 @@ from app.stores.sql.shadows import missing_shadows, store_shadows
 from app.stores.sql.sufficient_statistics import all_priors, has_version, newest_prior, read_statistics
 from app.telemetry import logger
 
-HOUR_MS = 3_600_000
 LOGGED_USERS = 1_000  # unreadable statistics are logged once for each user, and for at most this many users
 log = logger("stores.decisions")
 
@@ -45,20 +43,6 @@ SELECT_USER_AFTER = "SELECT user_id FROM tip_scores WHERE user_id > ? ORDER BY u
 SELECT_OF_USER = "SELECT * FROM tip_scores WHERE user_id = ? ORDER BY number"
 SELECT_EVENTS = """
 SELECT outcome, COUNT(*) FROM decision_events WHERE user_id = :user_id AND number = :number GROUP BY outcome
-"""
-SELECT_OLDEST = "SELECT MIN(created_at_ms) FROM tip_scores"
-SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
-DELETE_DECISIONS = tuple(
-    f"DELETE FROM {table} WHERE number IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
-    for table in ("decision_events", "pool_shadows", "tip_scores")
-)
-# A process uses a prior for a moment after another process has replaced it. So the prior that was current an hour
-# before the oldest decision is kept, and all later ones.
-DELETE_PRIORS = """
-DELETE FROM bandit_priors WHERE version < (
-    SELECT MAX(version) FROM bandit_priors
-    WHERE created_at_ms <= COALESCE((SELECT MIN(created_at_ms) FROM tip_scores), :before) - :hour
-)
 """
 
 
@@ -140,20 +124,6 @@ class SqlDecisions:
 
     async def priors(self) -> list[Prior]:
         return await self._database.read(all_priors)
-
-    async def oldest_ms(self) -> int | None:
-        (oldest_ms,) = await self._database.row(SELECT_OLDEST)
-        return None if oldest_ms is None else int(oldest_ms)
-
-    async def prune(self, before_ms: int, limit: int) -> int:
-        def work(connection: Connection) -> int:
-            numbers = [number for (number,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
-            for statement in DELETE_DECISIONS:
-                connection.execute(statement, (json.dumps(numbers),))
-            connection.execute(DELETE_PRIORS, {"before": before_ms, "hour": HOUR_MS})
-            return len(numbers)
-
-        return await self._database.write(work, of=())
 
     def _evidence_or_none(self, connection: Connection, user_id: str) -> SufficientStatistics | None:
         try:

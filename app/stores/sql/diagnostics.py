@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Literal
 
 from app.events.retention import next_cutoff
@@ -12,16 +13,17 @@ from app.operations.findings import AUDIT_RULES, waiting_to_be_pruned, wrong_dec
 from app.operations.samples import Sample
 from app.profiles.availability import Disabled
 from app.stores.sql.backlog import AHEAD_MS, SELECT_BACKLOG, SELECT_UNKNOWN, backlog_of
-from app.stores.sql.cutoffs import SELECT_CUTOFF
 from app.stores.sql.database import Connection
-from app.stores.sql.decisions import SELECT_OLDEST as SELECT_OLDEST_DECISION
 from app.stores.sql.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
+from app.stores.sql.retention import SELECT_CUTOFF
+from app.stores.sql.retention import SELECT_OLDEST as SELECT_OLDEST_DECISION
 from app.stores.sql.samples import hour_counts, running
 from app.stores.sql.sufficient_statistics import damaged, damaged_priors
 
 SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
 SELECT_DISABLED = "SELECT feature, disabled_by, reason, disabled_at_ms FROM disabled_features ORDER BY feature"
 SELECT_OLDEST = {"events": SELECT_OLDEST_EVENT, "decisions": SELECT_OLDEST_DECISION}
+SCORING = find_spec("numpy") is not None  # needed to decode statistics and priors
 OUTBOX_OLD_S = 60.0
 SAMPLE_OLD_S = 60.0
 # For each check that counts faults: its state if the count is not 0, the name of the faults, and the remedy.
@@ -70,8 +72,8 @@ def diagnose_contents(
         _count("event times", work.events_ahead),
         _decision_ids(connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()),
         _count("dead letters", work.dead_letters),
-        _count("evidence", damaged(connection, whole=whole)),
-        _count("priors", damaged_priors(connection)),
+        _count("evidence", damaged(connection, whole=whole and SCORING)),
+        *([_count("priors", damaged_priors(connection))] if SCORING else []),
         _samples(first(SELECT_NEWEST_SAMPLE), now_ms),
         _audit(hour_counts(connection, now_ms)),
         diagnose_features(samples, {row.feature: str(row) for row in disabled}),

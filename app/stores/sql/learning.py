@@ -22,16 +22,17 @@ from app.bandit.learning.rewards import NO_FEEDBACK
 from app.bandit.model.inputs import NUMBER_BYTES, Array
 from app.bandit.model.policies import Policies
 from app.bandit.model.specs import SPECS, Spec
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.bandit.numpy_on_demand import np
 from app.bandit.ports import SettleCounts
 from app.errors import SpecMismatch
 from app.features.events import LoggedEvent
 from app.features.ids import user_hash
+from app.stores.sql.backlog import ASIDE
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.decision_rows import array, decision_of, named_rows
 from app.stores.sql.shadows import add_user_shadows
-from app.stores.sql.sufficient_statistics import ASIDE, read_statistics, set_aside, write_statistics
+from app.stores.sql.sufficient_statistics import read_statistics, set_aside, write_statistics
 from app.telemetry import logger
 
 log = logger("stores.learning")
@@ -275,7 +276,9 @@ class _LearningTransaction(msgspec.Struct):
             for row in named_rows(self.connection, SELECT_LEARNED, (user_id,)):
                 replayed = replayed.learned(_vector(row, spec), row["reward"])
             grown = known.grown(SPECS[known.spec_hash], spec, replayed)
-            return SufficientStatistics.unpack(spec, grown.pack(), grown.decisions)
+            if not sound(spec, grown.pack(), grown.decisions):
+                raise SpecMismatch("the logged decisions are not those that the statistics have learned")
+            return grown
         except (SpecMismatch, ValueError) as error:  # the log is damaged, or the statistics come from a backup
             log.warning("log_not_replayed", user=user_hash(user_id), error=str(error))
             return padded

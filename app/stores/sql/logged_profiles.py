@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from app.features.ids import id_problem
+from app.features.profile_read import ProfileRead
 from app.profiles.ports import LoggedProfile
 from app.stores.sql.database import SqlRepository
-from app.stores.sql.decision_rows import profile_read_of
 
 _SELECT = "SELECT number, decision_id, user_id, profile_origin, request, profile_read FROM tip_scores"
 SELECT_NEWEST = f"{_SELECT} WHERE number > :after AND number < :before ORDER BY number DESC LIMIT :limit"
@@ -25,6 +25,7 @@ class _Request(msgspec.Struct):
 
 # Not with `->>`: PostgreSQL would decode every string of the request, and fail if one contains NUL.
 _decode = msgspec.json.Decoder(_Request).decode
+_decode_read = msgspec.json.Decoder(ProfileRead).decode
 
 
 class SqlLoggedProfiles(SqlRepository):
@@ -38,6 +39,10 @@ class SqlLoggedProfiles(SqlRepository):
         possible = [one for one in decision_ids if id_problem(one) is None]  # PostgreSQL rejects NUL
         rows = await self._database.rows(SELECT_BY_IDS, (json.dumps(possible),))
         return {found.decision_id: found for found in (_logged(*row) for row in rows)}
+
+
+def profile_read_of(stored: str | None) -> ProfileRead | None:
+    return None if stored is None else _decode_read(stored)
 
 
 def _logged(number: int, decision_id: str, user_id: str, origin: str, request: str, read: str | None) -> LoggedProfile:

@@ -3,6 +3,10 @@
 Each row belongs to a spec, a list of model inputs, and holds the spec's hash. Invariants: rows of a spec that this
 release does not know are never read, added to or overwritten. Damaged statistics and damaged priors are never used.
 
+A row carries two checksums: of its header (spec and number of decisions) and of its numbers. If only one matches, the
+row is damaged. If neither does, a process of an earlier release wrote the row, since each of its writes changes both
+parts and no checksum. Such a row is damaged if no decisions can have produced it (`sound`).
+
 A process that finds a row of damaged statistics logs it and *sets it aside*: it overwrites the hash with a text that
 matches no spec, so that the row is kept but not read again. No other user is affected. A damaged prior is logged once
 by each process, and the newest intact prior is used instead.
@@ -12,15 +16,18 @@ once: in each round, a worker claims a range, and sums it again if the numbers o
 of the stored sum. Learning raises the number of decisions. Growth raises the number of users, since only statistics of
 the longest spec are summed. So neither writes to `pooled_ranges`, and no change is missed. If a worker dies, the ranges
 that it had claimed are summed in the next round. A sum never includes an erased user: 1. a worker reads a user's
-statistics; 2. the user is erased, which deletes the sum and the claim; 3. the worker finds its claim gone, and stores
-nothing. A range that begins with an erased user is joined to the range before it, so that no erased user's id is kept.
+statistics; 2. the user is erased, which deletes the sum and the claim (`app.stores.sql.users`); 3. the worker finds its
+claim gone, and stores nothing. A range that begins with an erased user is joined to the range before it, so that no
+erased user's id is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import compress
+from operator import eq
 from typing import NamedTuple
+from zlib import crc32
 
 from app.bandit.model.inputs import NUMBER_BYTES, Array, packed
 from app.bandit.model.pooled_prior import Pool, Prior, can_be_pooled
@@ -28,6 +35,7 @@ from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.errors import SpecMismatch
 from app.features.ids import AFTER_ALL_IDS, user_hash
+from app.stores.sql.backlog import ASIDE, SELECT_ASIDE_COUNT
 from app.stores.sql.database import SERVICE, Connection, Database
 from app.stores.sql.decision_rows import array
 from app.stores.sql.rollout import begin_evaluation
@@ -36,19 +44,19 @@ from app.telemetry import logger
 PAGE = 256
 RANGE_USERS = 2_048  # a range with more than twice as many is cut
 AHEAD_MS = 60_000
-# Put before the spec's hash in rows that are set aside.
-ASIDE = "unreadable "
 log = logger("stores.states")
 
-SELECT_STATE = "SELECT spec_hash, evidence, decisions FROM bandit_states WHERE user_id = ?"
+_STATE = "spec_hash, evidence, decisions, header_crc32, evidence_crc32"
+SELECT_STATE = f"SELECT {_STATE} FROM bandit_states WHERE user_id = ?"
 SELECT_VERSION = "SELECT decisions, spec_hash FROM bandit_states WHERE user_id = ?"
-UPSERT_STATE = """
-INSERT INTO bandit_states (user_id, spec_hash, evidence, decisions, updated_at_ms) VALUES (?, ?, ?, ?, ?)
+UPSERT_STATE = f"""
+INSERT INTO bandit_states (user_id, {_STATE}, updated_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (user_id) DO UPDATE SET
     spec_hash = excluded.spec_hash, evidence = excluded.evidence, decisions = excluded.decisions,
+    header_crc32 = excluded.header_crc32, evidence_crc32 = excluded.evidence_crc32,
     updated_at_ms = excluded.updated_at_ms
 """
-SELECT_STATES = "SELECT user_id, spec_hash, evidence, decisions FROM bandit_states"
+SELECT_STATES = f"SELECT user_id, {_STATE} FROM bandit_states"
 SELECT_STATES_AFTER = f"{SELECT_STATES} WHERE user_id > ? ORDER BY user_id LIMIT ?"
 _IN_RANGE = "user_id >= :first AND user_id < :end"
 SELECT_STATES_IN_RANGE = f"{SELECT_STATES} WHERE {_IN_RANGE} AND spec_hash = :spec ORDER BY user_id"
@@ -76,13 +84,8 @@ UPDATE_SUM = """
 UPDATE pooled_ranges SET users = :users, decisions = :decisions, evidence = :evidence, revision = revision + 1
 WHERE spec_hash = :spec AND first_user = :first AND claimed_at_ms = :now
 """
-_NO_SUM = "UPDATE pooled_ranges SET users = NULL, decisions = NULL, evidence = NULL"
-UPDATE_NO_SUM = f"{_NO_SUM} WHERE spec_hash = :spec AND first_user = :first"
-DELETE_ERASED_FIRST = "DELETE FROM pooled_ranges WHERE spec_hash = :spec AND first_user = :user RETURNING revision"
-UPDATE_ERASED_SUM = f"""
-{_NO_SUM}, claimed_at_ms = 0, revision = revision + :lost WHERE spec_hash = :spec AND first_user = (
-    SELECT MAX(first_user) FROM pooled_ranges WHERE spec_hash = :spec AND first_user <= :user
-)
+UPDATE_NO_SUM = """
+UPDATE pooled_ranges SET users = NULL, decisions = NULL, evidence = NULL WHERE spec_hash = :spec AND first_user = :first
 """
 SELECT_SUM_COUNTS = """
 SELECT CAST(COALESCE(SUM(revision), 0) AS BIGINT), COUNT(*) - COUNT(users) FROM pooled_ranges WHERE spec_hash = ?
@@ -90,8 +93,6 @@ SELECT CAST(COALESCE(SUM(revision), 0) AS BIGINT), COUNT(*) - COUNT(users) FROM 
 SELECT_SUMS = "SELECT first_user, users, decisions, evidence FROM pooled_ranges WHERE spec_hash = ? ORDER BY first_user"
 UPDATE_ASIDE = "UPDATE bandit_states SET spec_hash = ? WHERE user_id = ?"
 SELECT_COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM bandit_states WHERE spec_hash = ? LIMIT 100000) AS counted"
-# A range of the index by spec, so that only rows set aside are read.
-SELECT_ASIDE_COUNT = f"SELECT COUNT(*) FROM bandit_states WHERE spec_hash >= '{ASIDE}' AND spec_hash < '{ASIDE[:-1]}!'"
 SELECT_CHANGES_SEEN = "SELECT MAX(changes) FROM bandit_priors WHERE spec_hash = ?"
 SELECT_NEWEST_VERSION = "SELECT version FROM bandit_priors WHERE spec_hash = ? ORDER BY version DESC LIMIT 1"
 SELECT_PRIOR_BELOW = """
@@ -110,12 +111,13 @@ def read_statistics(connection: Connection, user_id: str) -> SufficientStatistic
     """A user's statistics; None if there are none. Raises `SpecMismatch` if they are damaged, or if this release does
     not know their spec (list of model inputs)."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
-    return None if row is None else _evidence(*row)
+    return None if row is None else _statistics(*row)
 
 
 def write_statistics(connection: Connection, evidence: Mapping[str, SufficientStatistics], now_ms: int) -> None:
     """Replace the statistics of each user in `evidence`, a mapping by user id."""
-    rows = [(user_id, item.spec_hash, item.pack(), item.decisions, now_ms) for user_id, item in evidence.items()]
+    states = [(user_id, (item.spec_hash, item.pack(), item.decisions)) for user_id, item in evidence.items()]
+    rows = [(user_id, *state, *_checksums(*state), now_ms) for user_id, state in states]
     connection.executemany(UPSERT_STATE, rows)
 
 
@@ -126,7 +128,7 @@ def set_aside(connection: Connection, user_id: str) -> bool:
     if row is None:
         return False
     try:
-        _evidence(*row)
+        _statistics(*row)
     except SpecMismatch as error:
         if row[0] in SPECS:
             connection.execute(UPDATE_ASIDE, (ASIDE + row[0], user_id))
@@ -135,24 +137,16 @@ def set_aside(connection: Connection, user_id: str) -> bool:
     return False
 
 
-def erase_sums(connection: Connection, user_id: str) -> None:
-    """Delete the sums over ranges of users that include this user's statistics. Workers sum the ranges again later."""
-    for spec_hash in SPECS:
-        erased = {"spec": spec_hash, "user": user_id}
-        joined = connection.execute(DELETE_ERASED_FIRST, erased).fetchone() or (0,)
-        connection.execute(UPDATE_ERASED_SUM, {**erased, "lost": joined[0]})
-
-
 def damaged(connection: Connection, *, whole: bool) -> int:
-    """The number of users whose statistics were found damaged. `whole` also checks all statistics for new damage."""
+    """The number of users whose statistics were found damaged. `whole` also checks all statistics for new damage, and
+    whether decisions can have produced them."""
     (count,) = connection.execute(SELECT_ASIDE_COUNT).fetchone()
     after = ""
     # Page by page: PostgreSQL sends all rows of a statement at once.
     while whole and (page := connection.execute(SELECT_STATES_AFTER, (after, PAGE)).fetchall()):
         after = page[-1][0]
-        for spec_hash in SPECS:
-            states = [(evidence, decisions) for _, own, evidence, decisions in page if own == spec_hash]
-            count += sound(SPECS[spec_hash], *zip(*states, strict=True)).count(False) if states else 0
+        known = [row for row in page if row[1] in SPECS]
+        count += sum(not (_intact(*row[1:]) and sound(SPECS[row[1]], *row[2:4])) for row in known)
     return int(count)
 
 
@@ -272,9 +266,8 @@ class SqlStates:
             pool = Pool(self._spec)
             cursor = connection.execute(SELECT_SUMS, (self._spec.hash,))
             while page := cursor.fetchmany(PAGE):
-                firsts, users, decisions, sums = zip(*page, strict=True)
-                fits = sound(self._spec, sums, decisions)
-                damaged.extend(first for first, well in zip(firsts, fits, strict=True) if not well)
+                _, users, decisions, sums = zip(*page, strict=True)
+                damaged.extend(row[0] for row in page if not sound(self._spec, row[3], row[2]))
                 if not damaged:
                     pool.add(self._spec.hash, sums, sum(decisions), sum(users))
             if damaged or (seen is None and not pool.users):
@@ -339,18 +332,30 @@ class SqlStates:
         pool, damaged = Pool(self._spec), []
         cursor = connection.execute(SELECT_STATES_IN_RANGE, within)
         while page := cursor.fetchmany(PAGE):
-            users, _, blobs, decisions = zip(*page, strict=True)
-            fits = sound(self._spec, blobs, decisions)
+            users, _, blobs, decisions, *_ = zip(*page, strict=True)
+            fits = [_intact(*row[1:]) for row in page]
             learned = sum(compress(decisions, fits))
             pool.add(self._spec.hash, list(compress(blobs, fits)), learned)
             damaged += [user_id for user_id, well in zip(users, fits, strict=True) if not well]
         return pool, damaged
 
 
-def _evidence(spec_hash: str, evidence: bytes, decisions: int) -> SufficientStatistics:
+def _statistics(spec_hash: str, evidence: bytes, decisions: int, *checksums: int | None) -> SufficientStatistics:
     spec = SPECS.get(spec_hash)
     if spec_hash.startswith(ASIDE):
         raise SpecMismatch("the user's statistics are damaged and were set aside")
     if spec is None:
         raise SpecMismatch(f"the user's statistics are of spec {spec_hash[:12]}, which this release does not know")
+    if not _intact(spec_hash, evidence, decisions, *checksums):
+        raise SpecMismatch(f"the user's statistics of {decisions} decisions under {spec.id} {spec.version} are damaged")
     return SufficientStatistics.unpack(spec, evidence, decisions)
+
+
+def _intact(spec_hash: str, evidence: bytes, decisions: int, *checksums: int | None) -> bool:
+    """Whether the statistics in a row are intact; the module describes how this is found out."""
+    matching = sum(map(eq, _checksums(spec_hash, evidence, decisions), checksums))
+    return matching == 2 or (matching == 0 and sound(SPECS[spec_hash], evidence, decisions))
+
+
+def _checksums(spec_hash: str, evidence: bytes, decisions: int) -> tuple[int, int]:
+    return crc32(f"{spec_hash} {decisions}".encode()), crc32(evidence)

@@ -13,7 +13,6 @@ from app.stores.sql.dead_letters import erase_letters, letters_of
 from app.stores.sql.event_log import SELECT_OLDEST
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 from app.stores.sql.owed_invalidations import insert_owed
-from app.stores.sql.sufficient_statistics import erase_sums
 
 SELECT_NEWEST = """
 SELECT asked.value, kind.value,
@@ -73,6 +72,14 @@ DELETE_DECISIONS = (
     "DELETE FROM pool_shadows WHERE number IN (SELECT number FROM tip_scores WHERE user_id = :user)",
     "DELETE FROM tip_scores WHERE user_id = :user",
 )
+SELECT_SPECS = "SELECT DISTINCT spec_hash FROM pooled_ranges"
+DELETE_ERASED_FIRST = "DELETE FROM pooled_ranges WHERE spec_hash = :spec AND first_user = :user RETURNING revision"
+UPDATE_ERASED_SUM = """
+UPDATE pooled_ranges SET users = NULL, decisions = NULL, evidence = NULL, claimed_at_ms = 0, revision = revision + :lost
+WHERE spec_hash = :spec AND first_user = (
+    SELECT MAX(first_user) FROM pooled_ranges WHERE spec_hash = :spec AND first_user <= :user
+)
+"""
 # A request that has read data of the user then stores nothing.
 UPDATE_LEDGER = "UPDATE bandit_ledger SET erasures = erasures + 1"
 
@@ -151,11 +158,19 @@ class SqlUsers(SqlRepository):
         (learned,) = connection.execute(SELECT_LEARNED, (user_id,)).fetchone()
         deleted = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_DECISIONS]
         if deleted[1]:
-            erase_sums(connection, user_id)
+            _erase_sums(connection, user_id)
         connection.execute(UPDATE_LEDGER)
         for statement in self._database.delete_lock:
             connection.execute(statement, (user_id,))
         return deleted[-1], learned
+
+
+def _erase_sums(connection: Connection, user_id: str) -> None:
+    """Delete the sums over ranges of users that include this user's statistics. Workers sum the ranges again later."""
+    for (spec_hash,) in connection.execute(SELECT_SPECS).fetchall():
+        erased = {"spec": spec_hash, "user": user_id}
+        joined = connection.execute(DELETE_ERASED_FIRST, erased).fetchone() or (0,)
+        connection.execute(UPDATE_ERASED_SUM, {**erased, "lost": joined[0]})
 
 
 def _erase_from_runs(connection: Connection, user_id: str) -> int:

@@ -23,7 +23,7 @@ from app.operations.component_states import ComponentView
 from app.operations.samples import Sample
 from app.settings import hash_key
 from app.stores.queue.client import HEALTH_KEY, health_key
-from app.stores.sql.sufficient_statistics import ASIDE
+from app.stores.sql.backlog import ASIDE
 from app.stores.sqlite.diagnostics import diagnose_file_system
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.cli.conftest import Outcome, Run
@@ -168,7 +168,7 @@ LETTER = (
 )
 UNKNOWN = f"INSERT INTO unknown_decisions VALUES ('shop', 12, {OLD_MS}), ('old', 1, {now_ms() - 90_000_000})"
 OWED = "INSERT INTO owed_invalidations (user_id, owed_at_ms) VALUES ('u', 0)"
-DAMAGED = f"INSERT INTO bandit_states VALUES ('u', '{ASIDE}{SPEC_V1.hash}', x'00', 1, 0)"
+DAMAGED = f"INSERT INTO bandit_states VALUES ('u', '{ASIDE}{SPEC_V1.hash}', x'00', 1, 0, NULL, NULL)"
 PRIORS = (
     "INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) "
     f"VALUES ('{SPEC_V2.hash}', x'00', 1, 1, 1, 0), ('of another release', x'00', 1, 1, 1, 0)"
@@ -244,7 +244,8 @@ def test_full_check_finds_damaged_evidence(deployment: Deployment) -> None:
         ("cut short", SPEC_V1, b"", 1),
         ("minus", SPEC_V2, struct.pack("<d", -1) + SufficientStatistics.none(SPEC_V2).pack()[8:], 1),
     ):
-        deployment.execute("INSERT INTO bandit_states VALUES (?, ?, ?, ?, 0)", user_id, spec.hash, packed, decisions)
+        row = (user_id, spec.hash, packed, decisions)
+        deployment.execute("INSERT INTO bandit_states VALUES (?, ?, ?, ?, 0, NULL, NULL)", *row)
     assert deployment.lines()["evidence"][0] == "ok"
     assert deployment.lines("--full")["evidence"] == ("bad", "users whose sufficient statistics are damaged: 2")
 

@@ -85,24 +85,52 @@ def test_process_imports_nothing_needless(program: str, unused: set[str]) -> Non
     assert not unused & {*shown.stdout.split()}
 
 
-@pytest.mark.parametrize("door", ["http", "queue", "command"])
-def test_open_service_has_not_imported_numpy(migrated: Run, tmp_path: Path, door: str) -> None:
-    program = f"""
+OPENED = """
 import asyncio, sys
+import app.asgi, app.worker
 from app.bootstrap.service import open_service
 from app.settings import Settings
 
 async def main():
-    async with open_service(Settings(), door="{door}") as service:
+    settings = Settings(scoring={scoring})
+    async with open_service(settings, door="{door}") as service:
+        app.asgi.create_app(settings, service=service)
         await service.refresh_gauges()
         await service.readiness()
-        print("numpy" in sys.modules)
+        await service.consumer.sweep()
+        await service.erasure.erase("ann")
+        await service.retention.prune(asyncio.sleep)
+        await service.logged_profiles.newest(1)
+        print(*sys.modules)
 
 asyncio.run(main())
 """
-    command = [sys.executable, "-c", program]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path)
-    assert shown.stdout == "False\n"
+
+
+def modules_when_open(directory: Path, door: str, *, scoring: bool) -> set[str]:
+    """The modules that a process has imported once it is open and has done what needs no scoring."""
+    command = [sys.executable, "-c", OPENED.format(door=door, scoring=scoring)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=directory)
+    return {*shown.stdout.splitlines()[-1].split()}
+
+
+@pytest.mark.parametrize("door", ["http", "queue", "command"])
+def test_open_service_has_not_imported_numpy(migrated: Run, tmp_path: Path, door: str) -> None:
+    modules = modules_when_open(tmp_path, door, scoring=True)
+    assert "app.bandit" in modules
+    assert "numpy" not in modules
+
+
+@pytest.mark.parametrize("door", ["http", "queue", "command"])
+def test_nothing_of_the_bandit_is_imported_when_scoring_is_off(migrated: Run, tmp_path: Path, door: str) -> None:
+    modules = modules_when_open(tmp_path, door, scoring=False)
+    assert not [name for name in modules if name.partition(".")[0] == "numpy" or name.startswith("app.bandit")]
+    assert not modules & {"app.api.scoring", "app.api.admin.rollout", "app.bootstrap.bandit", "app.stores.sql.learning"}
+
+
+def test_rollout_is_refused_when_scoring_is_off(migrated: Run) -> None:
+    shown = migrated("rollout", "status", scoring=0)
+    assert (shown.code, shown.err) == (2, "error: PROFILES_SCORING: is 0, so there are no decisions and no roll-out\n")
 
 
 def test_cycle_collector_is_on_after_a_refused_start(profiles: Run) -> None:

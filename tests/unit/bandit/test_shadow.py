@@ -304,7 +304,7 @@ async def test_no_shadow_is_computed_from_later_statistics(database: Database) -
 async def test_pruned_decision_needs_no_shadow(process: BanditProcess) -> None:
     decision = await process.decide()
     process.clock.advance(HOUR_MS)
-    assert await process.bandit.decisions.prune(process.clock.now_ms(), 10) == 1
+    assert await process.retention.prune(process.clock.now_ms(), 10) == 1
     await process.feed_back(decision)
     await process.bandit.maintenance.shadow()
     assert await process.stored() == 0
@@ -317,5 +317,5 @@ async def test_shadow_of_the_pool_goes_with_its_decision(process: BanditProcess,
     if how == "erased":
         await process.users.erase("ann", process.clock.now_ms())
     else:
-        assert await process.bandit.decisions.prune(process.clock.now_ms() + 1, 10) == 1
+        assert await process.retention.prune(process.clock.now_ms() + 1, 10) == 1
     assert await process.database.rows("SELECT COUNT(*) FROM pool_shadows") == [(0,)]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from app.events.retention import LARGEST_MOVE_MS, STEP, Kept, Retention, next_cutoff
 from app.features.clock import DAY_MS
-from app.stores.sql.cutoffs import SqlCutoffs
 from app.stores.sql.database import Database
+from app.stores.sql.retention import SqlCutoffs
 from tests.support.clock import NOW_MS, no_pause
 from tests.support.consumption import ConsumerFixture
 from tests.support.database import column

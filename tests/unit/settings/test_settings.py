@@ -58,6 +58,7 @@ GOOD: dict[str, dict[str, object]] = {
         " dismissed=0.05 , none=.1,": (("dismissed", 0.05), ("none", 0.1)),
     },
     "REWARD_WINDOW_HOURS": {"1": 1, "720": 720},
+    "SCORING": {"0": False, "1": True},
     "SHADOW": {"0": False},
     "LOG_FORMAT": {"json": "json", "console": "console"},
     "LOG_LEVEL": {"debug": "debug", "error": "error"},
@@ -155,6 +156,7 @@ BAD: dict[tuple[str, str], list[str]] = {
     ("REWARDS", "the reward of none must be a number from 0 to 1"): ["none=nan", "none=1e-1"],
     ("REWARDS", "none is given twice"): ["none=0,none=1"],
     ("REWARD_WINDOW_HOURS", "from 1 to 720"): ["0"],
+    ("SCORING", "must be 0 or 1"): ["on", ""],
     ("SHADOW", "must be 0 or 1"): ["on"],
     ("ROLLOUT_MARGIN", "must be a number from 0 to 1"): ["-0.1", "2", "5%"],
     ("ROLLOUT_GUARDRAILS", "guardrails are dismissed, p99_ms, no_profile"): ["latency=1"],
@@ -375,6 +377,12 @@ def test_database_is_shown_without_password_and_options(url: str, shown: str) ->
 def test_database_needs_psycopg_when_it_is_one_of_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     assert "pip install 'profiles[postgres]'" in str(refusal("DATABASE", "postgresql://host/db"))
+
+
+def test_scoring_needs_numpy_only_when_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    assert "pip install 'profiles[scoring]'" in str(refusal("SCORING", "1"))
+    assert read(SCORING="0").scoring is False
 
 
 def test_file_is_required_when_the_database_is_one_of_postgresql() -> None:

@@ -65,7 +65,7 @@ async def test_logs_come_in_pages_of_whole_users(process: BanditProcess) -> None
 
 async def test_pruned_decisions_keep_their_effect(process: BanditProcess) -> None:
     before = {policy.id: await replayed(process, policy) for policy in (CHAMPION, CHALLENGER)}
-    await process.bandit.decisions.prune(process.clock.now_ms() - 60 * 60_000, 1_000)
+    await process.retention.prune(process.clock.now_ms() - 60 * 60_000, 1_000)
     assert 40 < await process.stored() < 80
     for policy in (CHAMPION, CHALLENGER):
         found = await replayed(process, policy)

@@ -268,7 +268,7 @@ async def test_nothing_is_written_when_no_event_concerns_a_decision(
 async def test_statistics_of_an_unknown_spec_are_never_added_to(process: BanditProcess) -> None:
     decision = await process.decide()
     await process.serve(decision)
-    await process.execute("INSERT INTO bandit_states VALUES ('ann', 'of another release', ?, 5, 1)", b"\0")
+    await process.execute("INSERT INTO bandit_states VALUES ('ann', 'of another release', ?, 5, 1, NULL, NULL)", b"\0")
     assert (await process.decide()).state_version == 0, "they were read"
     seqs = await process.store(feedback_for(decision, NOW_MS))
     with pytest.raises(SpecMismatch):

@@ -148,7 +148,7 @@ def assert_replayed(grown: SufficientStatistics, before: SufficientStatistics, m
 async def test_only_pruned_decisions_are_padded(database: Database) -> None:
     process, made = await began_under_v1(database)
     before = await process.statistics()
-    assert await process.bandit.decisions.prune(made[2].created_at_ms, 10) == 2
+    assert await process.retention.prune(made[2].created_at_ms, 10) == 2
     await process.bandit.maintenance.grow(math.inf)
     assert_replayed(await process.statistics(), before, made[2:])
 

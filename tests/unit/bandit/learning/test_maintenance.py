@@ -7,16 +7,17 @@ import math
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
 
 from app.bandit.learning.maintenance import POOL_EVERY_MS
 from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.specs import SPEC_V1, SPEC_V2
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS
+from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.concurrency.periodic import repeat
-from app.errors import StoreUnavailable
+from app.errors import SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.stores.sql.backlog import backlog
 from app.stores.sql.database import Connection, Database
@@ -92,7 +93,7 @@ async def test_one_prior_is_stored_when_two_workers_pool_at_once(database: Datab
 
 async def test_statistics_of_another_release_are_left_out_of_the_prior(process: BanditProcess) -> None:
     await process.learn_one()
-    await process.execute("INSERT INTO bandit_states VALUES ('bob', 'of another release', ?, 5, 1)", b"\0")
+    await process.execute("INSERT INTO bandit_states VALUES ('bob', 'of another release', ?, 5, 1, NULL, NULL)", b"\0")
     assert await process.pool()
     assert await process.rows("SELECT users FROM bandit_priors") == [(1,)]
 
@@ -156,6 +157,8 @@ DAMAGE = {
     "too short": lambda blob: blob[:-8],
     "no number": lambda blob: blob[:-8] + np.float64(np.nan).tobytes(),
     "not semidefinite": lambda blob: np.float64(-1.0).tobytes() + blob[8:],
+    "first bit": lambda blob: bytes([blob[0] ^ 1]) + blob[1:],
+    "last bit": lambda blob: blob[:-1] + bytes([blob[-1] ^ 128]),
 }
 
 
@@ -197,6 +200,55 @@ async def test_damaged_statistics_are_set_aside_and_other_users_are_not_affected
     assert told["event"] == "statistics_set_aside"
     assert (told["level"], told["user"][:12]) == ("warning", "user-sha256:")
     assert user_id not in str(told)
+
+
+async def test_every_flipped_bit_is_found(process: BanditProcess) -> None:
+    (intact,) = await enroll(process, 1)
+    ((blob, decisions),) = await process.rows("SELECT evidence, decisions FROM bandit_states")
+    flipped = [(bytes([*blob[:at], blob[at] ^ 1 << at % 8, *blob[at + 1 :]]), decisions) for at in range(len(blob))]
+    for changed in [*flipped, *((blob, decisions ^ 1 << bit) for bit in range(8))]:
+        await process.execute("UPDATE bandit_states SET evidence = ?, decisions = ?", *changed)
+        with pytest.raises(SpecMismatch, match="are damaged"):
+            await process.statistics("user-0000")
+        assert await process.database.read(partial(damaged, whole=True)) == 1
+    await process.execute("UPDATE bandit_states SET evidence = ?, decisions = ?", blob, decisions)
+    assert (await process.statistics("user-0000")).pack() == intact.pack()
+
+
+# What processes of the release before the checksums execute.
+UPSERT_BEFORE = """
+INSERT INTO bandit_states (user_id, spec_hash, evidence, decisions, updated_at_ms) VALUES ('ann', ?, ?, ?, 1)
+ON CONFLICT (user_id) DO UPDATE SET
+    spec_hash = excluded.spec_hash, evidence = excluded.evidence, decisions = excluded.decisions,
+    updated_at_ms = excluded.updated_at_ms
+"""
+SELECT_BEFORE = "SELECT spec_hash, evidence, decisions FROM bandit_states WHERE user_id = 'ann'"
+SELECT_CHECKSUMS = "SELECT header_crc32, evidence_crc32 FROM bandit_states WHERE user_id = 'ann'"
+
+
+async def test_releases_with_and_without_checksums_take_turns(process: BanditProcess) -> None:
+    first = await process.decide()
+    short = statistics_of(0, grown=False)
+    await process.execute(UPSERT_BEFORE, short.spec_hash, short.pack(), short.decisions)
+    assert await process.rows(SELECT_CHECKSUMS) == [(None, None)]
+    assert (await process.statistics()).pack() == short.pack()
+    await process.feed_back(first)
+    (checksums,) = await process.rows(SELECT_CHECKSUMS)
+    assert None not in checksums, "the next write adds them"
+
+    ((spec_hash, blob, decisions),) = await process.rows(SELECT_BEFORE)
+    assert sound(SPECS[spec_hash], blob, decisions), "the other release can read it"
+    read = SufficientStatistics.unpack(SPECS[spec_hash], blob, decisions)
+    random = np.random.default_rng(1)
+    learned = read.learned(random.uniform(-1, 1, read.size), 0.5)
+    for older in (learned, short, short.grown(SPEC_V1, SPEC_V2)):
+        await process.execute(UPSERT_BEFORE, older.spec_hash, older.pack(), older.decisions)
+        assert await process.rows(SELECT_CHECKSUMS) == [checksums], "of the row before"
+        assert (await process.statistics()).pack() == older.pack()
+    assert await process.database.read(partial(damaged, whole=True)) == 0
+    await process.execute(UPSERT_BEFORE, SPEC_V1.hash, DAMAGE["not semidefinite"](short.pack()), short.decisions)
+    with pytest.raises(SpecMismatch, match=r"of 1 decisions .* are damaged"):
+        await process.statistics()
 
 
 async def test_user_with_damaged_statistics_is_scored_as_new_and_loses_no_feedback(

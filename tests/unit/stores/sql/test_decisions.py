@@ -97,7 +97,7 @@ async def test_pruning_deletes_old_decisions_and_the_priors_that_none_names(
         kept.append(decision)
         process.clock.advance(DAY_MS)
     before_ms = kept[3].created_at_ms
-    prune = process.bandit.decisions.prune
+    prune = process.retention.prune
     assert [await prune(before_ms, 2), await prune(before_ms, 2), await prune(before_ms, 2)] == [2, 1, 0]
     assert await process.rows("SELECT decision_id FROM tip_scores ORDER BY created_at_ms") == [
         (item.id,) for item in kept[3:]

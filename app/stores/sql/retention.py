@@ -1,0 +1,57 @@
+"""Stores the moments before which old events and decisions have been deleted, and deletes decisions."""
+
+from __future__ import annotations
+
+import json
+
+from app.stores.sql.database import Connection, SqlRepository
+
+HOUR_MS = 3_600_000
+SELECT_CUTOFF = "SELECT value FROM service WHERE name = 'pruned ' || ?"
+UPSERT_CUTOFF = """
+INSERT INTO service (name, value) VALUES ('pruned ' || ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
+SELECT_OLDEST = "SELECT MIN(created_at_ms) FROM tip_scores"
+SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
+DELETE_DECISIONS = tuple(
+    f"DELETE FROM {table} WHERE number IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
+    for table in ("decision_events", "pool_shadows", "tip_scores")
+)
+# A process uses a prior for a moment after another process has replaced it. So the prior that was current an hour
+# before the oldest decision is kept, and all later ones.
+DELETE_PRIORS = """
+DELETE FROM bandit_priors WHERE version < (
+    SELECT MAX(version) FROM bandit_priors
+    WHERE created_at_ms <= COALESCE((SELECT MIN(created_at_ms) FROM tip_scores), :before) - :hour
+)
+"""
+
+
+class SqlCutoffs(SqlRepository):
+    """Stores, for `events` and for `decisions`, the moment before which old rows are deleted. Implements
+    `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
+
+    async def cutoff(self, what: str) -> int | None:
+        row = await self._database.row(SELECT_CUTOFF, (what,))
+        return int(row[0]) if row is not None else None
+
+    async def set_cutoff(self, what: str, cutoff_ms: int) -> None:
+        await self._database.execute(UPSERT_CUTOFF, (what, str(cutoff_ms)))
+
+
+class DecisionRetention(SqlRepository):
+    """Deletes old decisions, and the priors that no decision names. Implements `app.events.retention.Prunable`."""
+
+    async def oldest_ms(self) -> int | None:
+        (oldest_ms,) = await self._database.row(SELECT_OLDEST)
+        return None if oldest_ms is None else int(oldest_ms)
+
+    async def prune(self, before_ms: int, limit: int) -> int:
+        def work(connection: Connection) -> int:
+            numbers = [number for (number,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
+            for statement in DELETE_DECISIONS:
+                connection.execute(statement, (json.dumps(numbers),))
+            connection.execute(DELETE_PRIORS, {"before": before_ms, "hour": HOUR_MS})
+            return len(numbers)
+
+        return await self._database.write(work, of=())
