@@ -15,7 +15,7 @@ from app.api.openapi.document import USER_ID
 from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
 from app.api.schemas import Moment, Value, view
 from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
-from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.inputs import Candidate, Context, ContextFeatures, Features
 from app.errors import InvalidInput, Issue
 from app.events.strict_json import decode
 from app.features.clock import rfc3339
@@ -32,22 +32,18 @@ CANDIDATES_EXAMPLE = [
 PROFILE_EXAMPLE = {"completion_rate_30d": 0.7, "preferred_hour": 9, "tip_volume_30d": 24}
 
 
-class CandidateFeatures(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class CandidateFeatures(Features, forbid_unknown_fields=True):
     """The features of a candidate, from which the policy computes its score."""
 
-    is_overdue: bool
-    task_age_days: Annotated[float, Meta(ge=0, examples=[3.5])]
-    priority: Annotated[float, Meta(description="Higher matters more; any scale.", examples=[2])]
 
-
-class ScoreCandidate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ScoreCandidate(Candidate, kw_only=True, forbid_unknown_fields=True):
     """A tip that may be shown, with its features."""
 
     id: Id
     features: CandidateFeatures
 
 
-class ScoreContext(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ScoreContext(Context, kw_only=True, forbid_unknown_fields=True):
     """The circumstances of the decision. `at`: when the tip is shown, with the user's UTC offset."""
 
     at: Moment | None = None
@@ -140,7 +136,7 @@ class DecisionProfile(msgspec.Struct):
     ]
 
 
-class DecisionContext(msgspec.Struct):
+class DecisionContext(ContextFeatures, kw_only=True, omit_defaults=False):
     """The context of the scoring request. `at`: when the tip is shown."""
 
     at: str | None
@@ -203,8 +199,8 @@ class DecisionAnswer(msgspec.Struct):
 DecisionId = Annotated[
     str, PathParameter(description="The `decision_id` that `POST /score` returned.", schema_extra=USER_ID)
 ]
-# The most commas in a valid list of candidates, if no id contains a comma.
-_MAX_COMMAS = MAX_CANDIDATES * 5
+# The most commas in a valid list of candidates, if no text contains a comma.
+_MAX_COMMAS = MAX_CANDIDATES * (2 + len(CandidateFeatures.__struct_fields__))
 _candidate_decoder = msgspec.json.Decoder(ScoreCandidate)
 
 
@@ -278,7 +274,7 @@ def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer
             rfc3339(read.at_ms) if read is not None else None,
             {name: value.version for name, value in read.values.items()} if read is not None else None,
         ),
-        context=DecisionContext(at.isoformat() if at is not None else None),
+        context=view(DecisionContext, decision.context, at=at.isoformat() if at is not None else None),
         candidates=_explained(decision),
         shadow=_shadow(decision),
         outcome=view(
@@ -297,7 +293,7 @@ def _explained(decision: Decision) -> list[ExplainedCandidate]:
     return [
         ExplainedCandidate(
             item.id,
-            view(CandidateFeatures, item),
+            view(CandidateFeatures, item.features),
             ranked[place].score,
             ranked[place].probability,
             contributions[place] if contributions is not None else None,
@@ -331,11 +327,8 @@ async def _scoring_request(request: HttpRequest, service: Service) -> ScoringReq
     given = sent.profile_features
     return ScoringRequest(
         user_id=sent.user_id,
-        candidates=tuple(
-            Candidate(item.id, item.features.is_overdue, item.features.task_age_days, item.features.priority)
-            for item in sent.candidates
-        ),
-        context=Context(sent.context.at if sent.context is not None else None),
+        candidates=tuple(sent.candidates),
+        context=sent.context or Context(),
         origin="service" if given is UNSET else "absent" if given is None else "request",
         profile=msgspec.to_builtins(given) if given else None,
         explore=sent.explore,

@@ -1,11 +1,9 @@
 """Computes the factors of the model's inputs: bounded transforms of the request and the profile.
 
 An input is the product of a candidate factor, which may differ between the candidates of a request, and a shared
-factor, which is the same for all of them (time of day, profile). No transform depends on data seen before, so a vector
-logged a year ago still has the same meaning. The formula's text in `CANDIDATE_FACTORS` and `SHARED_FACTORS` is part of
-the hash of every spec: a changed formula needs a new text and a new name.
-
-The functions accept any finite number and never raise.
+factor, which is the same for all of them (time of day, profile, context). `app.bandit.model.definitions` declares the
+features of candidates and context, and their transforms. Those of the time and of the profile are here, and follow the
+same rules (`app.bandit.model.declaration`).
 """
 
 from __future__ import annotations
@@ -17,6 +15,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
+from app.bandit.model.declaration import ONE, factor_values, share_of_log, struct_of
+from app.bandit.model.definitions import VERSIONS
 from app.bandit.numpy_on_demand import np
 
 if TYPE_CHECKING:
@@ -29,18 +29,18 @@ Profile: TypeAlias = Mapping[str, float | int | str | None] | None
 STORED: Final = "<f8"
 NUMBER_BYTES: Final = 8
 
-YEAR_DAYS: Final = 365
 DAY_MS: Final = 86_400_000
 MANY_TIPS: Final = 1000  # `tip_volume_30d` at which the volume factor reaches its maximum
 USUAL_VOLUME: Final = 10  # used for `tip_volume_30d` if a profile has a rate but no volume
 
-ONE: Final = "one"
+CANDIDATE_FEATURES: Final = tuple(feature for version in VERSIONS for feature in version.candidate)
+CONTEXT_FEATURES: Final = tuple(feature for version in VERSIONS for feature in version.context)
 
+
+# The formulas of the factors, by name, in the order of the columns.
 CANDIDATE_FACTORS: Final[Mapping[str, str]] = {
     ONE: "1",
-    "is_overdue": "1 or 0",
-    "task_age": f"min(1, log1p(max(0, days)) / log1p({YEAR_DAYS}))",
-    "priority": "p / (1 + |p|)",
+    **{name: text for feature in CANDIDATE_FEATURES for name, text in feature.formulas().items()},
 }
 SHARED_FACTORS: Final[Mapping[str, str]] = {
     ONE: "1",
@@ -55,6 +55,7 @@ SHARED_FACTORS: Final[Mapping[str, str]] = {
     "volume": f"min(1, log1p(max(0, tip_volume_30d)) / log1p({MANY_TIPS})) - 1/2; 0 without",
     "hour_distance_cos": "cos(2 pi (h - preferred_hour) / 24); 0 without either",
     "hour_distance_sin": "sin(2 pi (h - preferred_hour) / 24); 0 without either",
+    **{name: text for feature in CONTEXT_FEATURES for name, text in feature.formulas().items()},
 }
 PROFILE_FEATURES: Final = (
     "completion_rate_30d",
@@ -65,18 +66,23 @@ PROFILE_FEATURES: Final = (
 )
 
 
+class Features(struct_of(CANDIDATE_FEATURES), frozen=True):  # type: ignore[misc]  # made from declarations
+    """The declared features of a candidate. The numbers are finite."""
+
+
 class Candidate(msgspec.Struct, frozen=True):
-    """A tip that could be shown. The numbers are finite, and `task_age_days` is not negative."""
+    """A tip that may be shown, with its features."""
 
     id: str
-    is_overdue: bool
-    task_age_days: float
-    priority: float
+    features: Features
 
 
-class Context(msgspec.Struct, frozen=True):
-    """The circumstances of a request. `at` is the time at which the tip would be shown, with the user's UTC offset;
-    None if the request contains no time."""
+class ContextFeatures(struct_of(CONTEXT_FEATURES), frozen=True):  # type: ignore[misc]  # made from declarations
+    """The declared features of the context."""
+
+
+class Context(ContextFeatures, frozen=True):
+    """The circumstances of a decision. `at`: when the tip is shown, with the user's UTC offset; None if not known."""
 
     at: datetime | None = None
 
@@ -87,17 +93,12 @@ def packed(array: Array) -> bytes:
 
 
 def candidate_factors(candidates: Sequence[Candidate]) -> Array:
-    """The candidate factors (K, 4): one row per candidate, columns in the order of `CANDIDATE_FACTORS`."""
-    factors = np.ones((len(candidates), len(CANDIDATE_FACTORS)))
-    factors[:, 1] = [candidate.is_overdue for candidate in candidates]
-    factors[:, 2] = [_log_share(candidate.task_age_days, YEAR_DAYS) for candidate in candidates]
-    # Monotone up to rounding, bounded by 1, and 1 + |p| is finite for every finite p.
-    factors[:, 3] = [candidate.priority / (1.0 + abs(candidate.priority)) for candidate in candidates]
-    return factors
+    """The candidate factors: one row per candidate, columns in the order of `CANDIDATE_FACTORS`."""
+    return np.array([(1.0, *factor_values(CANDIDATE_FEATURES, item.features)) for item in candidates])
 
 
 def shared_factors(context: Context, profile: Profile) -> Array:
-    """The shared factors (10,), in the order of `SHARED_FACTORS`. Without a profile, the profile's factors are 0."""
+    """The shared factors, in the order of `SHARED_FACTORS`. Without a profile, the profile's factors are 0."""
     hour = None if context.at is None else context.at.hour + context.at.minute / 60 + context.at.second / 3600
     known = {name: _number(profile.get(name)) for name in PROFILE_FEATURES} if profile else {}
     volume = known.get("tip_volume_30d")
@@ -111,9 +112,10 @@ def shared_factors(context: Context, profile: Profile) -> Array:
             float(any(value is not None for value in known.values())),
             _smoothed(known.get("completion_rate_30d"), volume),
             _smoothed(known.get("dismiss_rate_30d"), volume),
-            0.0 if dwell is None else _log_share(dwell, DAY_MS) - 0.5,
-            0.0 if volume is None else _log_share(volume, MANY_TIPS) - 0.5,
+            0.0 if dwell is None else share_of_log(DAY_MS, dwell) - 0.5,
+            0.0 if volume is None else share_of_log(MANY_TIPS, volume) - 0.5,
             *_on_the_clock(distance),
+            *factor_values(CONTEXT_FEATURES, context),
         ]
     )
 
@@ -135,11 +137,6 @@ def _on_the_clock(hour: float | None) -> tuple[float, float]:
         return 0.0, 0.0
     angle = 2 * math.pi * hour / 24
     return math.cos(angle), math.sin(angle)
-
-
-def _log_share(amount: float, full: float) -> float:
-    """The amount on a logarithmic scale, min(1, log1p(amount) / log1p(full)): 0 at 0, 1 from `full` on."""
-    return min(1.0, math.log1p(max(0.0, amount)) / math.log1p(full))
 
 
 def _smoothed(rate: float | None, volume: float | None) -> float:
