@@ -32,18 +32,18 @@ CANDIDATES_EXAMPLE = [
 PROFILE_EXAMPLE = {"completion_rate_30d": 0.7, "preferred_hour": 9, "tip_volume_30d": 24}
 
 
-class CandidateFeatures(Features, forbid_unknown_fields=True):
+class CandidateFeatures(Features, frozen=True, forbid_unknown_fields=True):
     """The features of a candidate, from which the policy computes its score."""
 
 
-class ScoreCandidate(Candidate, kw_only=True, forbid_unknown_fields=True):
+class ScoreCandidate(Candidate, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A tip that may be shown, with its features."""
 
     id: Id
     features: CandidateFeatures
 
 
-class ScoreContext(Context, kw_only=True, forbid_unknown_fields=True):
+class ScoreContext(Context, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The circumstances of the decision. `at`: when the tip is shown, with the user's UTC offset."""
 
     at: Moment | None = None
@@ -111,14 +111,11 @@ class ScoreAnswer(msgspec.Struct):
     profile: ProfileOrigin
 
 
-class DecidingPolicy(msgspec.Struct):
-    """The policy that decided. `state_version`: how many decisions of the user it had learned from.
-    `prior_version`: the version of the prior, which is pooled over all users; 0 if no prior existed."""
+class DecidingPolicy(ServingPolicy, kw_only=True):
+    """The policy that decided. `prior_version`: the version of the prior, which is pooled over all users; 0 if no prior
+    existed."""
 
-    id: str
     role: Role
-    spec_hash: str
-    state_version: int
     prior_version: int
 
 
@@ -136,7 +133,7 @@ class DecisionProfile(msgspec.Struct):
     ]
 
 
-class DecisionContext(ContextFeatures, kw_only=True, omit_defaults=False):
+class DecisionContext(ContextFeatures, frozen=True, kw_only=True, omit_defaults=False):
     """The context of the scoring request. `at`: when the tip is shown."""
 
     at: str | None

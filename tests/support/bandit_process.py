@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.bandit.decisions import Decision, DecisionOutcome, ScoringRequest
-from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.inputs import Context
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bootstrap.bandit import bandit
 from app.events.consume import SWEEP_AGE_MS, Consumer
@@ -29,11 +29,12 @@ from tests.support.consumption import RecordingInvalidator
 from tests.support.database import log_of
 from tests.support.events import admitted, feedback, served
 from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults, shadow_faults
+from tests.support.score_requests import tip
 
 HOUR_MS = 3_600_000
 WINDOW_MS = Settings().reward_window_hours * HOUR_MS
 PROFILE: Mapping[str, Scalar] = {"completion_rate_30d": 0.9, "tip_volume_30d": 40, "preferred_hour": 8}
-TIPS = tuple(Candidate(f"tip-{number}", number % 2 == 0, 3.0 * number, float(number)) for number in range(4))
+TIPS = tuple(tip(f"tip-{number}", number % 2 == 0, 3.0 * number, float(number)) for number in range(4))
 _numbers = itertools.count(1)
 
 

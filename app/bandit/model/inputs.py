@@ -3,7 +3,7 @@
 An input is the product of a candidate factor, which may differ between the candidates of a request, and a shared
 factor, which is the same for all of them (time of day, profile, context). `app.bandit.model.definitions` declares the
 features of candidates and context, and their transforms. Those of the time and of the profile are here, and follow the
-same rules (`app.bandit.model.declaration`).
+same rules.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
-from app.bandit.model.declaration import ONE, factor_values, share_of_log, struct_of
-from app.bandit.model.definitions import VERSIONS
+from app.bandit.model.definitions import CANDIDATE_FEATURES, CONTEXT_FEATURES, ONE, share_of_log, struct_of
 from app.bandit.numpy_on_demand import np
 
 if TYPE_CHECKING:
@@ -32,10 +32,6 @@ NUMBER_BYTES: Final = 8
 DAY_MS: Final = 86_400_000
 MANY_TIPS: Final = 1000  # `tip_volume_30d` at which the volume factor reaches its maximum
 USUAL_VOLUME: Final = 10  # used for `tip_volume_30d` if a profile has a rate but no volume
-
-CANDIDATE_FEATURES: Final = tuple(feature for version in VERSIONS for feature in version.candidate)
-CONTEXT_FEATURES: Final = tuple(feature for version in VERSIONS for feature in version.context)
-
 
 # The formulas of the factors, by name, in the order of the columns.
 CANDIDATE_FACTORS: Final[Mapping[str, str]] = {
@@ -66,19 +62,21 @@ PROFILE_FEATURES: Final = (
 )
 
 
-class Features(struct_of(CANDIDATE_FEATURES), frozen=True):  # type: ignore[misc]  # made from declarations
-    """The declared features of a candidate. The numbers are finite."""
+if TYPE_CHECKING:  # the fields are known at runtime only
+
+    class Features(msgspec.Struct, frozen=True):
+        def __init__(self, **values: bool | float | str | None) -> None: ...
+
+    class ContextFeatures(msgspec.Struct, frozen=True): ...
+else:
+    Features, ContextFeatures = struct_of(CANDIDATE_FEATURES), struct_of(CONTEXT_FEATURES)
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A tip that may be shown, with its features."""
+    """A tip that may be shown, with its features. Numbers are finite."""
 
     id: str
     features: Features
-
-
-class ContextFeatures(struct_of(CONTEXT_FEATURES), frozen=True):  # type: ignore[misc]  # made from declarations
-    """The declared features of the context."""
 
 
 class Context(ContextFeatures, frozen=True):
@@ -94,7 +92,8 @@ def packed(array: Array) -> bytes:
 
 def candidate_factors(candidates: Sequence[Candidate]) -> Array:
     """The candidate factors: one row per candidate, columns in the order of `CANDIDATE_FACTORS`."""
-    return np.array([(1.0, *factor_values(CANDIDATE_FEATURES, item.features)) for item in candidates])
+    rows = [[1.0, *chain(*(feature.values(item.features) for feature in CANDIDATE_FEATURES))] for item in candidates]
+    return np.array(rows)
 
 
 def shared_factors(context: Context, profile: Profile) -> Array:
@@ -115,7 +114,7 @@ def shared_factors(context: Context, profile: Profile) -> Array:
             0.0 if dwell is None else share_of_log(DAY_MS, dwell) - 0.5,
             0.0 if volume is None else share_of_log(MANY_TIPS, volume) - 0.5,
             *_on_the_clock(distance),
-            *factor_values(CONTEXT_FEATURES, context),
+            *chain(*(feature.values(context) for feature in CONTEXT_FEATURES)),
         ]
     )
 

@@ -16,9 +16,9 @@ from functools import cached_property
 from typing import Final
 
 import msgspec
+from msgspec.structs import asdict
 
-from app.bandit.model.declaration import ONE
-from app.bandit.model.definitions import VERSIONS
+from app.bandit.model.definitions import ONE, VERSIONS
 from app.bandit.model.inputs import (
     CANDIDATE_FACTORS,
     SHARED_FACTORS,
@@ -99,12 +99,7 @@ class Spec(msgspec.Struct, frozen=True, dict=True):
 
     def _canonical(self) -> str:
         inputs = [
-            {
-                "name": entry.name,
-                "candidate": CANDIDATE_FACTORS[entry.candidate],
-                "shared": SHARED_FACTORS[entry.shared],
-                "precision": entry.precision,
-            }
+            {**asdict(entry), "candidate": CANDIDATE_FACTORS[entry.candidate], "shared": SHARED_FACTORS[entry.shared]}
             for entry in self.inputs
         ]
         whole = {"id": self.id, "version": self.version, "pooled": self.pooled, "inputs": inputs}
@@ -118,6 +113,6 @@ def _specs() -> Iterator[Spec]:
         yield Spec("tips", number, inputs, version.pooled)
 
 
-# In the order of `VERSIONS`.
-SPECS: Final = {spec.hash: spec for spec in _specs()}
+SPECS: Final = {spec.hash: spec for spec in _specs()}  # in the order of `VERSIONS`
 SPEC_V1, SPEC_V2, *_ = SPECS.values()
+NEWEST: Final = list(SPECS.values())[-1]

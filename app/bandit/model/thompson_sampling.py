@@ -20,7 +20,7 @@ import msgspec
 
 from app.bandit.decisions import Ranking
 from app.bandit.model.inputs import Array
-from app.bandit.model.specs import SPEC_V1, SPECS, Spec
+from app.bandit.model.specs import NEWEST, SPEC_V1, SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
@@ -105,7 +105,6 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
 
 
 CHAMPION: Final = Policy("lints-v1", SPEC_V1)
-NEWEST: Final = list(SPECS.values())[-1]
 CHALLENGER: Final = Policy(f"lints-v{NEWEST.version}", NEWEST)
 # The pool without the new inputs; only evaluated. It reads the first elements of the challenger's pooled prior.
 POOLED_CHAMPION: Final = Policy("lints-v1+pool", msgspec.structs.replace(SPEC_V1, pooled=True))
