@@ -50,10 +50,11 @@ class Feature(NamedTuple):
         absent = "" if self.default is NODEFAULT else f"; {self.default!r} if {self.name} is absent; 0 if it is null"
         return {name: transform.formula + absent for name, transform in self.factors.items()}
 
-    def values(self, given: object) -> Iterator[float]:
-        """The factors of the feature, whose value is an attribute of `given`."""
-        value = getattr(given, self.name)
-        return (0.0 if value is None else transform.of(value) for transform in self.factors.values())
+    def columns(self, given: Sequence[object]) -> Iterator[list[float]]:
+        """For each factor, its values for the given objects, which have the feature as an attribute."""
+        values = [getattr(item, self.name) for item in given]
+        for transform in self.factors.values():
+            yield [0.0 if value is None else transform.of(value) for value in values]
 
 
 class Version(NamedTuple):

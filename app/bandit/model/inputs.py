@@ -92,8 +92,11 @@ def packed(array: Array) -> bytes:
 
 def candidate_factors(candidates: Sequence[Candidate]) -> Array:
     """The candidate factors: one row per candidate, columns in the order of `CANDIDATE_FACTORS`."""
-    rows = [[1.0, *chain(*(feature.values(item.features) for feature in CANDIDATE_FEATURES))] for item in candidates]
-    return np.array(rows)
+    factors = np.ones((len(candidates), len(CANDIDATE_FACTORS)))
+    given = [candidate.features for candidate in candidates]
+    for place, column in enumerate(chain(*(feature.columns(given) for feature in CANDIDATE_FEATURES)), 1):
+        factors[:, place] = column
+    return factors
 
 
 def shared_factors(context: Context, profile: Profile) -> Array:
@@ -114,7 +117,7 @@ def shared_factors(context: Context, profile: Profile) -> Array:
             0.0 if dwell is None else share_of_log(DAY_MS, dwell) - 0.5,
             0.0 if volume is None else share_of_log(MANY_TIPS, volume) - 0.5,
             *_on_the_clock(distance),
-            *chain(*(feature.values(context) for feature in CONTEXT_FEATURES)),
+            *(value for feature in CONTEXT_FEATURES for [value] in feature.columns([context])),
         ]
     )
 
