@@ -53,7 +53,9 @@ def inject_failures(patch: pytest.MonkeyPatch, owner: type, method: str, failure
 class BanditProcess:
     """`while_reading_profile` is called whenever a profile is read."""
 
-    def __init__(self, database: Database, *, shadow: bool = True, clock: FakeClock | None = None) -> None:
+    def __init__(
+        self, database: Database, *, shadow: bool = True, clock: FakeClock | None = None, ids: str = "decision"
+    ) -> None:
         self.database = database
         self.clock = clock or FakeClock()
         self.metrics = Metrics()
@@ -65,7 +67,7 @@ class BanditProcess:
             self._profile,
             self.clock,
             self.metrics,
-            new_id=lambda: f"decision-{next(_numbers)}",
+            new_id=lambda: f"{ids}-{next(_numbers)}",
         )
         self.log = log_of(database)
         self.dead_letters = SqlDeadLetters(database)
