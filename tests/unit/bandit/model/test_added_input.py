@@ -27,7 +27,7 @@ def add_input(tree: Path) -> None:
     path = tree / Path(definitions).relative_to(ROOT)
     source = path.read_text()
     assert source.count(END) == 1
-    path.write_text(source.replace(END, f"\n{entry}{END}"))
+    path.write_text(source.replace(END, f"\n{entry.strip()},{END}"))
 
 
 @pytest.fixture

@@ -1,0 +1,26 @@
+"""The README's commands about an added input, in a copy of the program that has it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.readme import ROOT, Reader, sections
+from tests.unit.bandit.model.test_added_input import add_input
+
+
+@pytest.mark.slow
+def test_commands_about_an_added_input_run(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    add_input(tmp_path)
+    (tmp_path / "reader").mkdir()
+    reader = Reader(tmp_path / "reader")
+    reader.environment |= {"PYTHONPATH": str(tmp_path), "PROFILES_SHADOW": "1"}
+    _, commands = sections()["app/bandit/README.md: Adding an input"]
+    with reader.up():
+        printed = reader.follow([commands])
+    assert '"decision_id"' in printed
+    assert "\neffort_minutes\n" in printed
+    assert "lints-v3" in printed
