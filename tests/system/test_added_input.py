@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from profiles_client import Candidate, Profiles
 from tests.support.readme import ROOT, Reader, sections
 from tests.unit.bandit.model.test_added_input import add_input
 
@@ -21,6 +22,10 @@ def test_commands_about_an_added_input_run(tmp_path: Path) -> None:
     _, commands = sections()["app/bandit/README.md: Adding an input"]
     with reader.up():
         printed = reader.follow([commands])
+        with Profiles(f"http://127.0.0.1:{reader.port}", deadline_s=10) as profiles:
+            decision = profiles.decide("user-0001", [Candidate("t-1", True, 3.5, 2, {"effort_minutes": 15})])
+        (candidate,) = reader.get(f"/decisions/{decision.id}")["candidates"]
     assert '"decision_id"' in printed
     assert "\neffort_minutes\n" in printed
     assert "lints-v3" in printed
+    assert candidate["features"] == {"is_overdue": True, "task_age_days": 3.5, "priority": 2, "effort_minutes": 15}
