@@ -20,7 +20,6 @@ from app.features.clock import to_ms
 from app.features.ids import id_problem
 
 T = TypeVar("T", bound=msgspec.Struct)
-PROFILE_FEATURES = "profile_features"
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
@@ -59,7 +58,7 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
 def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
     """A subclass of the request struct `kind` whose field `profile_features` has the type `mirror`, the Struct of the
     features that this service serves."""
-    field = (PROFILE_FEATURES, mirror | UnsetType | None, UNSET)
+    field = ("profile_features", mirror | UnsetType | None, UNSET)
     return cast(type[T], msgspec.defstruct(kind.__name__, [field], bases=(kind,), kw_only=True))
 
 

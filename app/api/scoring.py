@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -248,12 +249,8 @@ async def get_decision(request: HttpRequest, decision_id: DecisionId) -> Decisio
 
 
 def _ranked(decision: Decision, ranking: Ranking) -> list[RankedCandidate]:
-    return [
-        RankedCandidate(candidate.id, score, probability)
-        for candidate, score, probability in zip(
-            decision.candidates, ranking.scores.tolist(), ranking.pi.tolist(), strict=True
-        )
-    ]
+    ids = (candidate.id for candidate in decision.candidates)
+    return list(map(RankedCandidate, ids, ranking.scores.tolist(), ranking.pi.tolist()))
 
 
 def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer:
@@ -285,17 +282,11 @@ def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer
 
 
 def _explained(decision: Decision) -> list[ExplainedCandidate]:
-    ranked = _ranked(decision, decision.ranking)
-    contributions = decision.contributions()
+    ranking = _ranked(decision, decision.ranking)
+    contributions = decision.contributions() or repeat(None)
     return [
-        ExplainedCandidate(
-            item.id,
-            view(CandidateFeatures, item.features),
-            ranked[place].score,
-            ranked[place].probability,
-            contributions[place] if contributions is not None else None,
-        )
-        for place, item in enumerate(decision.candidates)
+        view(ExplainedCandidate, ranked, features=view(CandidateFeatures, item.features), contributions=parts)
+        for item, ranked, parts in zip(decision.candidates, ranking, contributions, strict=False)
     ]
 
 

@@ -68,7 +68,6 @@ class Version(NamedTuple):
     candidate: Sequence[Feature] = ()
     context: Sequence[Feature] = ()
     precision: float = NEW_PRECISION
-    pooled: bool = True
 
 
 def log_share(full: float, unit: str) -> Transform:
@@ -122,7 +121,6 @@ VERSIONS: Final = (
         ],
         inputs=[(ONE, ONE), *product([ONE], _OF_CANDIDATE), ("hour_cos", ONE), ("hour_sin", ONE)],
         precision=1.0,
-        pooled=False,
     ),
     Version([("profile_present", ONE), *product(_OF_PROFILE, _OF_CANDIDATE)]),
 )

@@ -110,7 +110,7 @@ def _specs() -> Iterator[Spec]:
     inputs: tuple[Input, ...] = ()
     for number, version in enumerate(VERSIONS, 1):
         inputs += tuple(Input.of(*factors, version.precision) for factors in version.inputs)
-        yield Spec("tips", number, inputs, version.pooled)
+        yield Spec("tips", number, inputs, pooled=number > 1)
 
 
 SPECS: Final = {spec.hash: spec for spec in _specs()}  # in the order of `VERSIONS`
