@@ -120,10 +120,9 @@ class DecidingPolicy(ServingPolicy, kw_only=True):
     prior_version: int
 
 
-class DecisionProfile(msgspec.Struct):
+class DecisionProfile(ProfileOrigin):
     """The profile that the policy used: sent with the request, read by the service, or absent."""
 
-    origin: Origin
     features: dict[str, Value] | None
     read_at: Annotated[
         str | None, Meta(description="The moment at which all values were true; null unless the service read them.")
@@ -140,13 +139,10 @@ class DecisionContext(ContextFeatures, frozen=True, kw_only=True, omit_defaults=
     at: str | None
 
 
-class ExplainedCandidate(msgspec.Struct):
+class ExplainedCandidate(RankedCandidate, kw_only=True):
     """A candidate of the request, and the contribution of each input of the policy to its score."""
 
-    id: str
     features: CandidateFeatures
-    score: float
-    probability: Probability
     contributions: Annotated[
         dict[str, float] | None, Meta(description="They sum to the score. Null if a release with other inputs decided.")
     ]
@@ -291,10 +287,9 @@ def _explained(decision: Decision) -> list[ExplainedCandidate]:
 
 
 def _shadow(decision: Decision) -> ShadowRanking | None:
-    other = decision.challenger if decision.role == "champion" else decision.champion
-    if other is None:
-        return None
-    return ShadowRanking("challenger" if decision.role == "champion" else "champion", _ranked(decision, other))
+    if decision.role == "champion":
+        return decision.challenger and ShadowRanking("challenger", _ranked(decision, decision.challenger))
+    return decision.champion and ShadowRanking("champion", _ranked(decision, decision.champion))
 
 
 async def _scoring_request(request: HttpRequest, service: Service) -> ScoringRequest:

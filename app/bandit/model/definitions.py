@@ -27,10 +27,8 @@ Text: TypeAlias = Annotated[str, Meta(max_length=128, pattern=r"^[^\x00-\x1f\x7f
 
 
 class Transform(NamedTuple):
-    """Maps any valid value of a feature into [-1, 1]."""
-
     formula: str
-    of: Callable[[Any], float]
+    of: Callable[[Any], float]  # maps any valid value of a feature into [-1, 1]
 
 
 class Feature(NamedTuple):
@@ -45,16 +43,6 @@ class Feature(NamedTuple):
     type: Any
     factors: Mapping[str, Transform]
     default: Any = None
-
-    def formulas(self) -> dict[str, str]:
-        absent = "" if self.default is NODEFAULT else f"; {self.default!r} if {self.name} is absent; 0 if it is null"
-        return {name: transform.formula + absent for name, transform in self.factors.items()}
-
-    def columns(self, given: Sequence[object]) -> Iterator[list[float]]:
-        """For each factor, its values for the given objects, which have the feature as an attribute."""
-        values = [getattr(item, self.name) for item in given]
-        for transform in self.factors.values():
-            yield [0.0 if value is None else transform.of(value) for value in values]
 
 
 class Version(NamedTuple):
@@ -72,7 +60,7 @@ class Version(NamedTuple):
 
 def log_share(full: float, unit: str) -> Transform:
     """An amount on a logarithmic scale: 0 at 0, 1 from `full` on."""
-    return Transform(f"min(1, log1p(max(0, {unit})) / log1p({full}))", partial(share_of_log, full))
+    return Transform(f"min(1, log1p(max(0, {unit})) / log1p({full}))", partial(log_ratio, full))
 
 
 def soft_sign(symbol: str) -> Transform:
@@ -87,11 +75,10 @@ def listed(prefix: str, *categories: str) -> dict[str, Transform]:
 
 def hashed(prefix: str, size: int) -> dict[str, Transform]:
     """`size` factors of 1 or 0, for texts that cannot be listed. The text's hash selects the factor that is 1."""
-    formula = f"1 if the first 8 bytes of SHA-256 mod {size} are %d, else 0"
-    return {f"{prefix}_{n}": Transform(formula % n, partial(_hashes_to, n, size)) for n in range(size)}
+    return {f"{prefix}_{n}": Transform(f"SHA-256 mod {size} is {n}", partial(_hashes_to, n, size)) for n in range(size)}
 
 
-def share_of_log(full: float, amount: float) -> float:
+def log_ratio(full: float, amount: float) -> float:
     return min(1.0, math.log1p(max(0.0, amount)) / math.log1p(full))
 
 
@@ -100,7 +87,23 @@ def _hashes_to(place: int, size: int, text: str) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % size == place
 
 
-def struct_of(features: Sequence[Feature]) -> Any:
+def formulas(features: Sequence[Feature]) -> Iterator[tuple[str, str]]:
+    """The name and the formula of each factor, with what stands for an absent value."""
+    for name, _, factors, default in features:
+        absent = "" if default is NODEFAULT else f"; {default!r} if {name} is absent; 0 if it is null"
+        for factor, transform in factors.items():
+            yield factor, transform.formula + absent
+
+
+def columns(features: Sequence[Feature], given: Sequence[object]) -> Iterator[list[float]]:
+    """For each factor, its values for the given objects, which have the features as attributes."""
+    for feature in features:
+        values = [getattr(item, feature.name) for item in given]
+        for transform in feature.factors.values():
+            yield [0.0 if value is None else transform.of(value) for value in values]
+
+
+def struct(features: Sequence[Feature]) -> Any:
     """A msgspec Struct with these fields. A value that is the default is not encoded."""
     fields = [(feature.name, feature.type, feature.default) for feature in features]
     return msgspec.defstruct("Declared", fields, frozen=True, kw_only=True, omit_defaults=True)

@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
-from app.bandit.model.definitions import CANDIDATE_FEATURES, CONTEXT_FEATURES, ONE, share_of_log, struct_of
+from app.bandit.model.definitions import CANDIDATE_FEATURES, CONTEXT_FEATURES, ONE, columns, formulas, log_ratio, struct
 from app.bandit.numpy_on_demand import np
 
 if TYPE_CHECKING:
@@ -34,10 +33,7 @@ MANY_TIPS: Final = 1000  # `tip_volume_30d` at which the volume factor reaches i
 USUAL_VOLUME: Final = 10  # used for `tip_volume_30d` if a profile has a rate but no volume
 
 # The formulas of the factors, by name, in the order of the columns.
-CANDIDATE_FACTORS: Final[Mapping[str, str]] = {
-    ONE: "1",
-    **{name: text for feature in CANDIDATE_FEATURES for name, text in feature.formulas().items()},
-}
+CANDIDATE_FACTORS: Final[Mapping[str, str]] = {ONE: "1", **dict(formulas(CANDIDATE_FEATURES))}
 SHARED_FACTORS: Final[Mapping[str, str]] = {
     ONE: "1",
     "hour_cos": "cos(2 pi h / 24), h the local hour with its fraction; 0 without a time",
@@ -51,7 +47,7 @@ SHARED_FACTORS: Final[Mapping[str, str]] = {
     "volume": f"min(1, log1p(max(0, tip_volume_30d)) / log1p({MANY_TIPS})) - 1/2; 0 without",
     "hour_distance_cos": "cos(2 pi (h - preferred_hour) / 24); 0 without either",
     "hour_distance_sin": "sin(2 pi (h - preferred_hour) / 24); 0 without either",
-    **{name: text for feature in CONTEXT_FEATURES for name, text in feature.formulas().items()},
+    **dict(formulas(CONTEXT_FEATURES)),
 }
 PROFILE_FEATURES: Final = (
     "completion_rate_30d",
@@ -69,7 +65,7 @@ if TYPE_CHECKING:  # the fields are known at runtime only
 
     class ContextFeatures(msgspec.Struct, frozen=True): ...
 else:
-    Features, ContextFeatures = struct_of(CANDIDATE_FEATURES), struct_of(CONTEXT_FEATURES)
+    Features, ContextFeatures = struct(CANDIDATE_FEATURES), struct(CONTEXT_FEATURES)
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -93,8 +89,7 @@ def packed(array: Array) -> bytes:
 def candidate_factors(candidates: Sequence[Candidate]) -> Array:
     """The candidate factors: one row per candidate, columns in the order of `CANDIDATE_FACTORS`."""
     factors = np.ones((len(candidates), len(CANDIDATE_FACTORS)))
-    given = [candidate.features for candidate in candidates]
-    for place, column in enumerate(chain(*(feature.columns(given) for feature in CANDIDATE_FEATURES)), 1):
+    for place, column in enumerate(columns(CANDIDATE_FEATURES, [item.features for item in candidates]), 1):
         factors[:, place] = column
     return factors
 
@@ -114,10 +109,10 @@ def shared_factors(context: Context, profile: Profile) -> Array:
             float(any(value is not None for value in known.values())),
             _smoothed(known.get("completion_rate_30d"), volume),
             _smoothed(known.get("dismiss_rate_30d"), volume),
-            0.0 if dwell is None else share_of_log(DAY_MS, dwell) - 0.5,
-            0.0 if volume is None else share_of_log(MANY_TIPS, volume) - 0.5,
+            0.0 if dwell is None else log_ratio(DAY_MS, dwell) - 0.5,
+            0.0 if volume is None else log_ratio(MANY_TIPS, volume) - 0.5,
             *_on_the_clock(distance),
-            *(value for feature in CONTEXT_FEATURES for [value] in feature.columns([context])),
+            *(value for [value] in columns(CONTEXT_FEATURES, [context])),
         ]
     )
 

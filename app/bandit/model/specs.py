@@ -42,11 +42,6 @@ class Input(msgspec.Struct, frozen=True):
     shared: str = ONE
     precision: float = 1.0
 
-    @classmethod
-    def of(cls, shared: str, candidate: str, precision: float) -> Input:
-        name = "_x_".join(factor for factor in (shared, candidate) if factor != ONE) or "intercept"
-        return cls(name, candidate, shared, precision)
-
 
 class Spec(msgspec.Struct, frozen=True, dict=True):
     """An ordered list of inputs. If `pooled`, the prior mean of their weights is estimated from all users; otherwise
@@ -107,10 +102,12 @@ class Spec(msgspec.Struct, frozen=True, dict=True):
 
 
 def _specs() -> Iterator[Spec]:
-    inputs: tuple[Input, ...] = ()
+    inputs: list[Input] = []
     for number, version in enumerate(VERSIONS, 1):
-        inputs += tuple(Input.of(*factors, version.precision) for factors in version.inputs)
-        yield Spec("tips", number, inputs, pooled=number > 1)
+        for pair in version.inputs:
+            name = "_x_".join(factor for factor in pair if factor != ONE) or "intercept"
+            inputs.append(Input(name, pair[1], pair[0], version.precision))
+        yield Spec("tips", number, tuple(inputs), pooled=number > 1)
 
 
 SPECS: Final = {spec.hash: spec for spec in _specs()}  # in the order of `VERSIONS`

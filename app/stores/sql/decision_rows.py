@@ -52,6 +52,7 @@ def named_rows(connection: Connection, statement: str, values: Parameters) -> li
 def row_of(decision: Decision) -> dict[str, object]:
     """The values of a new row of `tip_scores`, by column."""
     profile = None if decision.profile is None else dict(decision.profile)
+    context = replace(decision.context, at=None)
     champion_scores, champion_pi = _blobs(decision.champion)
     challenger_scores, challenger_pi = _blobs(decision.challenger)
     return {
@@ -68,9 +69,7 @@ def row_of(decision: Decision) -> dict[str, object]:
         "champion_pi": champion_pi,
         "challenger_scores": challenger_scores,
         "challenger_pi": challenger_pi,
-        "request": _encode(
-            _StoredRequest(decision.candidates, decision.context.at, profile, replace(decision.context, at=None))
-        ).decode(),
+        "request": _encode(_StoredRequest(decision.candidates, decision.context.at, profile, context)).decode(),
     }
 
 
