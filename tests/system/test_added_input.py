@@ -23,9 +23,12 @@ def test_commands_about_an_added_input_run(tmp_path: Path) -> None:
     with reader.up():
         printed = reader.follow([commands])
         with Profiles(f"http://127.0.0.1:{reader.port}", deadline_s=10) as profiles:
-            decision = profiles.decide("user-0001", [Candidate("t-1", True, 3.5, 2, {"effort_minutes": 15})])
-        (candidate,) = reader.get(f"/decisions/{decision.id}")["candidates"]
+            tips = [Candidate("t-1", True, 3.5, 2, {"effort_minutes": 15})]
+            decision = profiles.decide("user-0001", tips, context={"weekend": True})
+        explained = reader.get(f"/decisions/{decision.id}")
     assert '"decision_id"' in printed
     assert "\neffort_minutes\n" in printed
     assert "lints-v3" in printed
+    assert explained["context"] == {"at": None, "weekend": True}
+    (candidate,) = explained["candidates"]
     assert candidate["features"] == {"is_overdue": True, "task_age_days": 3.5, "priority": 2, "effort_minutes": 15}

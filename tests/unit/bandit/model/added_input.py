@@ -62,14 +62,17 @@ async def _found(process: BanditProcess) -> dict[str, Any]:
         await process.consume(feedback_for(decision, at_ms, action, event_id=f"of {decision.id}"))
     # Nothing is known about this user, so all that tells the candidates apart is the pooled effect of the new input.
     await process.pool()
-    stranger = await process.decide("new", candidates=tips)
+    weekend = msgspec.convert({"weekend": True}, Context)
+    stranger = await process.decide("new", candidates=tips, context=weekend)
     await process.bandit.maintenance.shadow()
     shown, _ = await process.bandit.scorer.explain(stranger.id)
     assert shown.challenger is not None
     found["scores"] = shown.challenger.scores.tolist()
     found["efforts"] = [item.features.effort_minutes for item in shown.candidates]  # type: ignore[attr-defined]
-    phi = NEWEST.phi(tips, Context(), None)
-    found["effort"] = phi[:, NEWEST.names.index("effort")].tolist()
+    found["weekend"] = shown.context.weekend  # type: ignore[attr-defined]
+    phi = NEWEST.phi(shown.candidates, shown.context, None)
+    for name in ("effort", "weekend_x_effort"):
+        found[name] = phi[:, NEWEST.names.index(name)].tolist()
     found["without_shadow"] = await process.stored("champion_pi IS NULL OR challenger_pi IS NULL")
     return found
 

@@ -73,7 +73,7 @@ async def test_added_input_is_one_entry(extended: Path, database_path: Path) -> 
         spec.version: spec.hash for spec in SPECS.values()
     }
     assert found["challenger"] == "lints-v3"
-    assert found["names"] == [*NEWEST.names, "effort", "completion_x_effort"]
+    assert found["names"] == [*NEWEST.names, "effort", "completion_x_effort", "weekend_x_effort"]
     assert found["schema"]["properties"]["effort_minutes"]["anyOf"] == [
         {"type": "number", "minimum": 0},
         {"type": "null"},
@@ -83,9 +83,11 @@ async def test_added_input_is_one_entry(extended: Path, database_path: Path) -> 
     assert found["old"]["count"] == 20
     assert found["old"]["champion_differs"] == 0
     assert found["old"]["challenger_differs"] < 0.02  # a draw may win by a rounding error
-    assert found["grown"] == [25, 27, True]
+    assert found["grown"] == [25, 28, True]
     assert found["pooled"]
     assert found["efforts"] == [5.0, 480.0, None]
+    assert found["weekend"] is True
+    assert found["weekend_x_effort"] == found["effort"]
     short, long, unknown = found["effort"]
     assert 0 == unknown < short < long == 1
     short, long, unknown = found["scores"]
