@@ -113,8 +113,7 @@ class ScoreAnswer(msgspec.Struct):
 
 
 class DecidingPolicy(ServingPolicy, kw_only=True):
-    """The policy that decided. `prior_version`: the version of the prior, which is pooled over all users; 0 if no prior
-    existed."""
+    """The policy that decided. `prior_version`: the version of the prior, pooled over all users; 0 if none existed."""
 
     role: Role
     prior_version: int
