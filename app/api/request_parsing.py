@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from litestar.connection import ASGIConnection
@@ -20,7 +20,6 @@ from app.features.clock import to_ms
 from app.features.ids import id_problem
 
 T = TypeVar("T", bound=msgspec.Struct)
-PROFILE_FEATURES = "profile_features"
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
@@ -59,17 +58,8 @@ def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
 def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
     """A subclass of the request struct `kind` whose field `profile_features` has the type `mirror`, the Struct of the
     features that this service serves."""
-    _, *meta = get_args(get_type_hints(kind, include_extras=True)[PROFILE_FEATURES])
-    annotated: Any = Annotated[(mirror | UnsetType | None, *meta)]
-    made = msgspec.defstruct(
-        kind.__name__,
-        [(PROFILE_FEATURES, annotated, UNSET)],
-        bases=(kind,),
-        namespace={"__doc__": kind.__doc__},
-        kw_only=True,
-        forbid_unknown_fields=True,
-    )
-    return cast(type[T], made)
+    field = ("profile_features", mirror | UnsetType | None, UNSET)
+    return cast(type[T], msgspec.defstruct(kind.__name__, [field], bases=(kind,), kw_only=True))
 
 
 async def body_as(request: HttpRequest, kind: type[T]) -> T:

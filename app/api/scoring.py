@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,7 +16,7 @@ from app.api.openapi.document import USER_ID
 from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
 from app.api.schemas import Moment, Value, view
 from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
-from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.inputs import Candidate, Context, ContextFeatures, Features
 from app.errors import InvalidInput, Issue
 from app.events.strict_json import decode
 from app.features.clock import rfc3339
@@ -32,22 +33,18 @@ CANDIDATES_EXAMPLE = [
 PROFILE_EXAMPLE = {"completion_rate_30d": 0.7, "preferred_hour": 9, "tip_volume_30d": 24}
 
 
-class CandidateFeatures(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class CandidateFeatures(Features, frozen=True, forbid_unknown_fields=True):
     """The features of a candidate, from which the policy computes its score."""
 
-    is_overdue: bool
-    task_age_days: Annotated[float, Meta(ge=0, examples=[3.5])]
-    priority: Annotated[float, Meta(description="Higher matters more; any scale.", examples=[2])]
 
-
-class ScoreCandidate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ScoreCandidate(Candidate, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A tip that may be shown, with its features."""
 
     id: Id
     features: CandidateFeatures
 
 
-class ScoreContext(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ScoreContext(Context, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The circumstances of the decision. `at`: when the tip is shown, with the user's UTC offset."""
 
     at: Moment | None = None
@@ -115,21 +112,16 @@ class ScoreAnswer(msgspec.Struct):
     profile: ProfileOrigin
 
 
-class DecidingPolicy(msgspec.Struct):
-    """The policy that decided. `state_version`: how many decisions of the user it had learned from.
-    `prior_version`: the version of the prior, which is pooled over all users; 0 if no prior existed."""
+class DecidingPolicy(ServingPolicy, kw_only=True):
+    """The policy that decided. `prior_version`: the version of the prior, pooled over all users; 0 if none existed."""
 
-    id: str
     role: Role
-    spec_hash: str
-    state_version: int
     prior_version: int
 
 
-class DecisionProfile(msgspec.Struct):
+class DecisionProfile(ProfileOrigin):
     """The profile that the policy used: sent with the request, read by the service, or absent."""
 
-    origin: Origin
     features: dict[str, Value] | None
     read_at: Annotated[
         str | None, Meta(description="The moment at which all values were true; null unless the service read them.")
@@ -140,19 +132,16 @@ class DecisionProfile(msgspec.Struct):
     ]
 
 
-class DecisionContext(msgspec.Struct):
+class DecisionContext(ContextFeatures, frozen=True, kw_only=True, omit_defaults=False):
     """The context of the scoring request. `at`: when the tip is shown."""
 
     at: str | None
 
 
-class ExplainedCandidate(msgspec.Struct):
+class ExplainedCandidate(RankedCandidate, kw_only=True):
     """A candidate of the request, and the contribution of each input of the policy to its score."""
 
-    id: str
     features: CandidateFeatures
-    score: float
-    probability: Probability
     contributions: Annotated[
         dict[str, float] | None, Meta(description="They sum to the score. Null if a release with other inputs decided.")
     ]
@@ -203,8 +192,8 @@ class DecisionAnswer(msgspec.Struct):
 DecisionId = Annotated[
     str, PathParameter(description="The `decision_id` that `POST /score` returned.", schema_extra=USER_ID)
 ]
-# The most commas in a valid list of candidates, if no id contains a comma.
-_MAX_COMMAS = MAX_CANDIDATES * 5
+# The most commas in a valid list of candidates, if no text contains a comma.
+_MAX_COMMAS = MAX_CANDIDATES * (2 + len(CandidateFeatures.__struct_fields__))
 _candidate_decoder = msgspec.json.Decoder(ScoreCandidate)
 
 
@@ -255,12 +244,8 @@ async def get_decision(request: HttpRequest, decision_id: DecisionId) -> Decisio
 
 
 def _ranked(decision: Decision, ranking: Ranking) -> list[RankedCandidate]:
-    return [
-        RankedCandidate(candidate.id, score, probability)
-        for candidate, score, probability in zip(
-            decision.candidates, ranking.scores.tolist(), ranking.pi.tolist(), strict=True
-        )
-    ]
+    ids = (candidate.id for candidate in decision.candidates)
+    return list(map(RankedCandidate, ids, ranking.scores.tolist(), ranking.pi.tolist()))
 
 
 def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer:
@@ -278,7 +263,7 @@ def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer
             rfc3339(read.at_ms) if read is not None else None,
             {name: value.version for name, value in read.values.items()} if read is not None else None,
         ),
-        context=DecisionContext(at.isoformat() if at is not None else None),
+        context=view(DecisionContext, decision.context, at=at.isoformat() if at is not None else None),
         candidates=_explained(decision),
         shadow=_shadow(decision),
         outcome=view(
@@ -292,25 +277,18 @@ def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer
 
 
 def _explained(decision: Decision) -> list[ExplainedCandidate]:
-    ranked = _ranked(decision, decision.ranking)
-    contributions = decision.contributions()
+    ranking = _ranked(decision, decision.ranking)
+    contributions = decision.contributions() or repeat(None)
     return [
-        ExplainedCandidate(
-            item.id,
-            view(CandidateFeatures, item),
-            ranked[place].score,
-            ranked[place].probability,
-            contributions[place] if contributions is not None else None,
-        )
-        for place, item in enumerate(decision.candidates)
+        view(ExplainedCandidate, ranked, features=view(CandidateFeatures, item.features), contributions=parts)
+        for item, ranked, parts in zip(decision.candidates, ranking, contributions, strict=False)
     ]
 
 
 def _shadow(decision: Decision) -> ShadowRanking | None:
-    other = decision.challenger if decision.role == "champion" else decision.champion
-    if other is None:
-        return None
-    return ShadowRanking("challenger" if decision.role == "champion" else "champion", _ranked(decision, other))
+    if decision.role == "champion":
+        return decision.challenger and ShadowRanking("challenger", _ranked(decision, decision.challenger))
+    return decision.champion and ShadowRanking("champion", _ranked(decision, decision.champion))
 
 
 async def _scoring_request(request: HttpRequest, service: Service) -> ScoringRequest:
@@ -331,11 +309,8 @@ async def _scoring_request(request: HttpRequest, service: Service) -> ScoringReq
     given = sent.profile_features
     return ScoringRequest(
         user_id=sent.user_id,
-        candidates=tuple(
-            Candidate(item.id, item.features.is_overdue, item.features.task_age_days, item.features.priority)
-            for item in sent.candidates
-        ),
-        context=Context(sent.context.at if sent.context is not None else None),
+        candidates=tuple(sent.candidates),
+        context=sent.context or Context(),
         origin="service" if given is UNSET else "absent" if given is None else "request",
         profile=msgspec.to_builtins(given) if given else None,
         explore=sent.explore,

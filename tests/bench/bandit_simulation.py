@@ -27,10 +27,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.bandit.model.inputs import Array, Candidate, Context, Profile, candidate_factors, shared_factors
+from app.bandit.model.inputs import Array, Context, Profile, candidate_factors, shared_factors
 from app.bandit.model.pooled_prior import SHRINKAGE
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
 from app.bandit.model.thompson_sampling import EPSILON, POOLED_CHAMPION, SCALE
+from tests.support.score_requests import tip
 
 COLD = 20  # a user's first decisions
 FEW = -0.84  # a fifth of the normal distribution lies below
@@ -67,7 +68,7 @@ def simulated_users(size: Size, seed: int) -> SimulatedUsers:
     age = random.lognormal(2.0, 1.3, (n, r, k))
     priority = random.integers(0, 5, (n, r, k))
     tips = [
-        Candidate("", bool(o), float(a), float(p))
+        tip("", bool(o), float(a), float(p))
         for o, a, p in zip(overdue.ravel(), age.ravel(), priority.ravel(), strict=True)
     ]
     kind = random.dirichlet((2.0, 2.0, 1.5), n)  # completes, dismisses, snoozes

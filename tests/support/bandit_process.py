@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.bandit.decisions import Decision, DecisionOutcome, ScoringRequest
-from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.inputs import Context
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bootstrap.bandit import bandit
 from app.events.consume import SWEEP_AGE_MS, Consumer
@@ -30,11 +30,12 @@ from tests.support.consumption import RecordingInvalidator
 from tests.support.database import log_of
 from tests.support.events import admitted, feedback, served
 from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults, shadow_faults
+from tests.support.score_requests import tip
 
 HOUR_MS = 3_600_000
 WINDOW_MS = Settings().reward_window_hours * HOUR_MS
 PROFILE: Mapping[str, Scalar] = {"completion_rate_30d": 0.9, "tip_volume_30d": 40, "preferred_hour": 8}
-TIPS = tuple(Candidate(f"tip-{number}", number % 2 == 0, 3.0 * number, float(number)) for number in range(4))
+TIPS = tuple(tip(f"tip-{number}", number % 2 == 0, 3.0 * number, float(number)) for number in range(4))
 _numbers = itertools.count(1)
 
 
@@ -59,9 +60,10 @@ class BanditProcess:
         *,
         shadow: bool = True,
         clock: FakeClock | None = None,
+        ids: str = "decision",
         numbers: Iterator[int] = _numbers,
     ) -> None:
-        """`numbers` are those of the decisions' ids, from which the random numbers derive."""
+        """`ids` and `numbers` make the decisions' ids, from which the random numbers derive."""
         self.database = database
         self.clock = clock or FakeClock()
         self.metrics = Metrics()
@@ -73,7 +75,7 @@ class BanditProcess:
             self._profile,
             self.clock,
             self.metrics,
-            new_id=lambda: f"decision-{next(numbers)}",
+            new_id=lambda: f"{ids}-{next(numbers)}",
         )
         self.log = log_of(database)
         self.dead_letters = SqlDeadLetters(database)

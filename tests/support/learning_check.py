@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from itertools import combinations
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from app.bandit.decisions import Decision
@@ -60,8 +60,8 @@ def learning_faults(learned: Iterable[tuple[Any, ...]], states: Iterable[tuple[A
 def _full(request: str, chosen: int, spec: Spec) -> Array:
     """The input vector (D,) of the chosen candidate, from the request as stored."""
     stored = json.loads(request)
-    candidates = [Candidate(item["id"], **item["features"]) for item in stored["candidates"]]
-    context = Context(stored["at"] and datetime.fromisoformat(stored["at"]))
+    candidates = msgspec.convert(stored["candidates"], list[Candidate])
+    context = msgspec.convert({**stored["context"], "at": stored["at"]}, Context)
     return np.asarray(spec.phi(candidates, context, stored["profile"])[chosen], np.float64)
 
 

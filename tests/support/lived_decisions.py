@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.inputs import Context
 from app.features.clock import EPOCH, MILLISECOND
 from app.stores.sql.database import Database
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import BanditProcess
 from tests.support.clock import FakeClock
+from tests.support.score_requests import tip
 
 MINUTE_MS = 60_000
 COPIED = """
@@ -40,7 +41,7 @@ async def live_through(
         place = int(random.integers(users))
         ages, priorities = random.uniform(0, 60, 4).tolist(), random.integers(0, 4, 4).tolist()
         tips = tuple(
-            Candidate(f"tip-{made}-{number}", number % 2 == 0, age, float(priority))
+            tip(f"tip-{made}-{number}", number % 2 == 0, age, float(priority))
             for number, (age, priority) in enumerate(zip(ages, priorities, strict=True))
         )
         at = Context((EPOCH + process.clock.now_ms() * MILLISECOND).astimezone(UTC))

@@ -8,16 +8,24 @@ from datetime import UTC, datetime, timedelta, timezone
 import numpy as np
 from hypothesis import strategies as st
 
-from app.bandit.model.inputs import Array, Candidate, Context
+from app.bandit.model.inputs import Array, Candidate, Context, Features
 from app.bandit.model.pooled_prior import Pool
 from app.bandit.model.specs import SPEC_V2, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import Policy
 
+
+def tip(
+    id_: str, is_overdue: bool = False, task_age_days: float = 1.0, priority: float = 1.0, **others: bool | float | str
+) -> Candidate:
+    features = {"is_overdue": is_overdue, "task_age_days": task_age_days, "priority": priority, **others}
+    return Candidate(id_, Features(**features))
+
+
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 candidates = st.builds(
-    Candidate,
-    id=st.just("tip"),
+    tip,
+    st.just("tip"),
     is_overdue=st.booleans(),
     task_age_days=st.one_of(st.floats(0, 400), st.floats(0, allow_infinity=False)),
     priority=st.one_of(st.floats(-5, 5), st.integers(0, 4).map(float), numbers),
@@ -60,7 +68,7 @@ def request_of(seed: int, count: int = 20, spec: Spec = SPEC_V2, *, known: bool 
     """φ (K, D) of a request with a random time of day, and with a random profile if `known`."""
     random = np.random.default_rng(seed)
     tips = [
-        Candidate(str(n), bool(random.random() < 0.4), float(random.lognormal(2, 1.3)), float(random.integers(0, 5)))
+        tip(str(n), bool(random.random() < 0.4), float(random.lognormal(2, 1.3)), float(random.integers(0, 5)))
         for n in range(count)
     ]
     profile = {

@@ -20,8 +20,8 @@ README = "\n".join(path.read_text() for path in READMES)
 BLOCKS = [block for path in READMES for block in blocks_of(path)]
 QUEUE = "app/events/README.md: Publishing on the queue"
 TRAINING = "app/cli/README.md: Training sets"
-# Followed by `test_readme_walk.py`, which starts a service of its own, by `features/test_actions.py`, by
-# `tests/integration/cli/test_evaluate.py`, by `tests/browser/test_behind_proxy.py`, by
+# Followed by `test_readme_walk.py` and `test_added_input.py`, which start services of their own, by
+# `features/test_actions.py`, by `tests/integration/cli/test_evaluate.py`, by `tests/browser/test_behind_proxy.py`, by
 # `tests/integration/stores/postgres/test_diagnostics.py`, and by `tests/integration/clients/test_typescript.py`.
 ELSEWHERE = {
     "app/clients/typescript/README.md: From nothing to a decision",
@@ -29,6 +29,7 @@ ELSEWHERE = {
     "README.md: Adding a feature",
     "app/bandit/README.md: Adding a feedback action",
     "app/bandit/README.md: Evaluating a policy",
+    "app/bandit/README.md: Adding an input",
     "docker/README.md: Behind a proxy",
     "docker/README.md: PostgreSQL",
 }

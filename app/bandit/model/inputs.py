@@ -1,11 +1,9 @@
 """Computes the factors of the model's inputs: bounded transforms of the request and the profile.
 
 An input is the product of a candidate factor, which may differ between the candidates of a request, and a shared
-factor, which is the same for all of them (time of day, profile). No transform depends on data seen before, so a vector
-logged a year ago still has the same meaning. The formula's text in `CANDIDATE_FACTORS` and `SHARED_FACTORS` is part of
-the hash of every spec: a changed formula needs a new text and a new name.
-
-The functions accept any finite number and never raise.
+factor, which is the same for all of them (time of day, profile, context). `app.bandit.model.definitions` declares the
+features of candidates and context, and their transforms. Those of the time and of the profile are here, and follow the
+same rules.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
+from app.bandit.model.definitions import CANDIDATE_FEATURES, CONTEXT_FEATURES, ONE, columns, formulas, log_ratio, struct
 from app.bandit.numpy_on_demand import np
 
 if TYPE_CHECKING:
@@ -29,20 +28,14 @@ Profile: TypeAlias = Mapping[str, float | int | str | None] | None
 STORED: Final = "<f8"
 NUMBER_BYTES: Final = 8
 
-YEAR_DAYS: Final = 365
 DAY_MS: Final = 86_400_000
 MANY_TIPS: Final = 1000  # `tip_volume_30d` at which the volume factor reaches its maximum
 USUAL_VOLUME: Final = 10  # used for `tip_volume_30d` if a profile has a rate but no volume
 
-ONE: Final = "one"
 EVALUATED: Final = "evaluated"
 
-CANDIDATE_FACTORS: Final[Mapping[str, str]] = {
-    ONE: "1",
-    "is_overdue": "1 or 0",
-    "task_age": f"min(1, log1p(max(0, days)) / log1p({YEAR_DAYS}))",
-    "priority": "p / (1 + |p|)",
-}
+# The formulas of the factors, by name, in the order of the columns.
+CANDIDATE_FACTORS: Final[Mapping[str, str]] = {ONE: "1", **dict(formulas(CANDIDATE_FEATURES))}
 SHARED_FACTORS: Final[Mapping[str, str]] = {
     ONE: "1",
     "hour_cos": "cos(2 pi h / 24), h the local hour with its fraction; 0 without a time",
@@ -57,6 +50,7 @@ SHARED_FACTORS: Final[Mapping[str, str]] = {
     "hour_distance_cos": "cos(2 pi (h - preferred_hour) / 24); 0 without either",
     "hour_distance_sin": "sin(2 pi (h - preferred_hour) / 24); 0 without either",
     EVALUATED: "a feature that is being evaluated, from -1 to 1; 0 without a value",
+    **dict(formulas(CONTEXT_FEATURES)),
 }
 PROFILE_FEATURES: Final = (
     "completion_rate_30d",
@@ -67,18 +61,25 @@ PROFILE_FEATURES: Final = (
 )
 
 
+if TYPE_CHECKING:  # the fields are known at runtime only
+
+    class Features(msgspec.Struct, frozen=True):
+        def __init__(self, **values: bool | float | str | None) -> None: ...
+
+    class ContextFeatures(msgspec.Struct, frozen=True): ...
+else:
+    Features, ContextFeatures = struct(CANDIDATE_FEATURES), struct(CONTEXT_FEATURES)
+
+
 class Candidate(msgspec.Struct, frozen=True):
-    """A tip that could be shown. The numbers are finite, and `task_age_days` is not negative."""
+    """A tip that may be shown, with its features. Numbers are finite."""
 
     id: str
-    is_overdue: bool
-    task_age_days: float
-    priority: float
+    features: Features
 
 
-class Context(msgspec.Struct, frozen=True):
-    """The circumstances of a request. `at` is the time at which the tip would be shown, with the user's UTC offset;
-    None if the request contains no time."""
+class Context(ContextFeatures, frozen=True):
+    """The circumstances of a decision. `at`: when the tip is shown, with the user's UTC offset; None if not known."""
 
     at: datetime | None = None
 
@@ -89,17 +90,15 @@ def packed(array: Array) -> bytes:
 
 
 def candidate_factors(candidates: Sequence[Candidate]) -> Array:
-    """The candidate factors (K, 4): one row per candidate, columns in the order of `CANDIDATE_FACTORS`."""
+    """The candidate factors: one row per candidate, columns in the order of `CANDIDATE_FACTORS`."""
     factors = np.ones((len(candidates), len(CANDIDATE_FACTORS)))
-    factors[:, 1] = [candidate.is_overdue for candidate in candidates]
-    factors[:, 2] = [_log_share(candidate.task_age_days, YEAR_DAYS) for candidate in candidates]
-    # Monotone up to rounding, bounded by 1, and 1 + |p| is finite for every finite p.
-    factors[:, 3] = [candidate.priority / (1.0 + abs(candidate.priority)) for candidate in candidates]
+    for place, column in enumerate(columns(CANDIDATE_FEATURES, [item.features for item in candidates]), 1):
+        factors[:, place] = column
     return factors
 
 
 def shared_factors(context: Context, profile: Profile, evaluated: float = 0.0) -> Array:
-    """The shared factors (11,), in the order of `SHARED_FACTORS`. Without a profile, the profile's factors are 0."""
+    """The shared factors, in the order of `SHARED_FACTORS`. Without a profile, the profile's factors are 0."""
     hour = None if context.at is None else context.at.hour + context.at.minute / 60 + context.at.second / 3600
     known = {name: _number(profile.get(name)) for name in PROFILE_FEATURES} if profile else {}
     volume = known.get("tip_volume_30d")
@@ -113,10 +112,11 @@ def shared_factors(context: Context, profile: Profile, evaluated: float = 0.0) -
             float(any(value is not None for value in known.values())),
             _smoothed(known.get("completion_rate_30d"), volume),
             _smoothed(known.get("dismiss_rate_30d"), volume),
-            0.0 if dwell is None else _log_share(dwell, DAY_MS) - 0.5,
-            0.0 if volume is None else _log_share(volume, MANY_TIPS) - 0.5,
+            0.0 if dwell is None else log_ratio(DAY_MS, dwell) - 0.5,
+            0.0 if volume is None else log_ratio(MANY_TIPS, volume) - 0.5,
             *_on_the_clock(distance),
             evaluated,
+            *(value for [value] in columns(CONTEXT_FEATURES, [context])),
         ]
     )
 
@@ -138,11 +138,6 @@ def _on_the_clock(hour: float | None) -> tuple[float, float]:
         return 0.0, 0.0
     angle = 2 * math.pi * hour / 24
     return math.cos(angle), math.sin(angle)
-
-
-def _log_share(amount: float, full: float) -> float:
-    """The amount on a logarithmic scale, min(1, log1p(amount) / log1p(full)): 0 at 0, 1 from `full` on."""
-    return min(1.0, math.log1p(max(0.0, amount)) / math.log1p(full))
 
 
 def _smoothed(rate: float | None, volume: float | None) -> float:

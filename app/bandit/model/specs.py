@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Final
 
 import msgspec
+from msgspec.structs import asdict
 
+from app.bandit.model.definitions import ONE, VERSIONS
 from app.bandit.model.inputs import (
     CANDIDATE_FACTORS,
-    ONE,
     SHARED_FACTORS,
     Array,
     Candidate,
@@ -93,58 +94,22 @@ class Spec(msgspec.Struct, frozen=True, dict=True):
 
     def _canonical(self) -> str:
         inputs = [
-            {
-                "name": entry.name,
-                "candidate": CANDIDATE_FACTORS[entry.candidate],
-                "shared": SHARED_FACTORS[entry.shared],
-                "precision": entry.precision,
-            }
+            {**asdict(entry), "candidate": CANDIDATE_FACTORS[entry.candidate], "shared": SHARED_FACTORS[entry.shared]}
             for entry in self.inputs
         ]
         whole = {"id": self.id, "version": self.version, "pooled": self.pooled, "inputs": inputs}
         return json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-# The prior precision λ of v2's added inputs: the smallest with which they raise a score's standard deviation by at most
-# 10 %, rounded up. This holds for every user with at most n = `GROWN_WITHIN` decisions, every candidate and every
-# profile. Let x be the inputs of spec v1 and z those that v2 adds. The condition √(xᵀ(I+S)⁻¹x + |z|²/λ) ≤
-# 1.1 √(xᵀ(I+S)⁻¹x) means λ ≥ |z|² / (0.21 xᵀ(I+S)⁻¹x), which is at most 49/30 (1 + 5n) / 0.21:
-#
-# 1. Let xᵢ be the learned vectors, |xᵢ|² ≤ 5. By Cauchy-Schwarz, xᵀ(I+S)⁻¹x ≥ |x|⁴ / (|x|² + Σ(x·xᵢ)²) ≥ |x|²/(1+5n).
-# 2. Let c be the candidate's own factors, |c|² ≤ 3. With a time and a preferred hour, |x|² = 2 + |c|² and
-#    |z|² ≤ 1 + p|c|² with p = 4/9 + 4/9 + 1/4 + 1/4 + 1. The ratio |z|²/|x|² is largest at |c|² = 3: 49/30.
-#    Without a time or a preferred hour it is smaller.
-#
-# A user who saw one candidate n times and sees it again reaches the bound. 1,000 is more decisions than most users make
-# in a year. A high precision costs nothing: the pooled prior learns the effect of a profile feature
-# (`app.bandit.model.pooled_prior`), and the weights of v1's inputs learn a user's own deviation.
-GROWN_WITHIN: Final = 1000
-NEW_PRECISION: Final = 39_000.0
+def _specs() -> Iterator[Spec]:
+    inputs: list[Input] = []
+    for number, version in enumerate(VERSIONS, 1):
+        for pair in version.inputs:
+            name = "_x_".join(factor for factor in pair if factor != ONE) or "intercept"
+            inputs.append(Input(name, pair[1], pair[0], version.precision))
+        yield Spec("tips", number, tuple(inputs), pooled=number > 1)
 
-_PLAIN = (
-    Input("intercept"),
-    Input("is_overdue", candidate="is_overdue"),
-    Input("task_age", candidate="task_age"),
-    Input("priority", candidate="priority"),
-    Input("hour_cos", shared="hour_cos"),
-    Input("hour_sin", shared="hour_sin"),
-)
-_OF_PROFILE = ("completion", "dismissal", "dwell", "volume", "hour_distance_cos", "hour_distance_sin")
-_OF_CANDIDATE = ("is_overdue", "task_age", "priority")
 
-SPEC_V1: Final = Spec("tips", 1, _PLAIN)
-SPEC_V2: Final = Spec(
-    "tips",
-    2,
-    (
-        *_PLAIN,
-        Input("profile_present", shared="profile_present", precision=NEW_PRECISION),
-        *(
-            Input(f"{shared}_x_{candidate}", candidate, shared, NEW_PRECISION)
-            for shared in _OF_PROFILE
-            for candidate in _OF_CANDIDATE
-        ),
-    ),
-    pooled=True,
-)
-SPECS: Final = {spec.hash: spec for spec in (SPEC_V1, SPEC_V2)}
+SPECS: Final = {spec.hash: spec for spec in _specs()}  # in the order of `VERSIONS`
+SPEC_V1, SPEC_V2, *_ = SPECS.values()
+NEWEST: Final = list(SPECS.values())[-1]

@@ -20,7 +20,7 @@ import msgspec
 
 from app.bandit.decisions import Ranking
 from app.bandit.model.inputs import Array
-from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS, Spec
+from app.bandit.model.specs import NEWEST, SPEC_V1, SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
@@ -106,8 +106,8 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
 
 
 CHAMPION: Final = Policy("lints-v1", SPEC_V1)
-CHALLENGER: Final = Policy("lints-v2", SPEC_V2)
-# The pool without the profile; only evaluated. It reads the first elements of v2's pooled prior.
+CHALLENGER: Final = Policy(f"lints-v{NEWEST.version}", NEWEST)
+# The pool without the new inputs; only evaluated. It reads the first elements of the challenger's pooled prior.
 POOLED_CHAMPION: Final = Policy("lints-v1+pool", msgspec.structs.replace(SPEC_V1, pooled=True))
 
 

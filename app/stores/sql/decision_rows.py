@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from app.bandit.decisions import Decision, DecisionOutcome, Ranking
 from app.bandit.model.inputs import STORED, Array, Candidate, Context, packed
@@ -19,21 +20,11 @@ from app.stores.sql.database import Connection, Parameters
 from app.stores.sql.logged_profiles import profile_read_of
 
 
-class _Features(msgspec.Struct, array_like=False):
-    is_overdue: bool
-    task_age_days: float
-    priority: float
-
-
-class _Candidate(msgspec.Struct):
-    id: str
-    features: _Features
-
-
 class _StoredRequest(msgspec.Struct):
-    candidates: list[_Candidate]
+    candidates: tuple[Candidate, ...]
     at: datetime | None
     profile: dict[str, Any] | None
+    context: Context = Context()  # without `at`; earlier releases stored no other
 
 
 # Columns with the value of the field of the same name.
@@ -59,11 +50,8 @@ def named_rows(connection: Connection, statement: str, values: Parameters) -> li
 
 def row_of(decision: Decision) -> dict[str, object]:
     """The values of a new row of `tip_scores`, by column."""
-    candidates = [
-        _Candidate(item.id, _Features(item.is_overdue, item.task_age_days, item.priority))
-        for item in decision.candidates
-    ]
     profile = None if decision.profile is None else dict(decision.profile)
+    context = replace(decision.context, at=None)
     champion_scores, champion_pi = _blobs(decision.champion)
     challenger_scores, challenger_pi = _blobs(decision.challenger)
     return {
@@ -80,7 +68,7 @@ def row_of(decision: Decision) -> dict[str, object]:
         "champion_pi": champion_pi,
         "challenger_scores": challenger_scores,
         "challenger_pi": challenger_pi,
-        "request": _encode(_StoredRequest(candidates, decision.context.at, profile)).decode(),
+        "request": _encode(_StoredRequest(decision.candidates, decision.context.at, profile, context)).decode(),
     }
 
 
@@ -95,11 +83,8 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
         profile=request.profile,
         profile_read=profile_read_of(row["profile_read"]),
         profile_present=bool(row["profile_present"]),
-        candidates=tuple(
-            Candidate(item.id, item.features.is_overdue, item.features.task_age_days, item.features.priority)
-            for item in request.candidates
-        ),
-        context=Context(request.at),
+        candidates=request.candidates,
+        context=replace(request.context, at=request.at),
         theta=array(row["theta"]),
         phi=array(row["phi"]),
         champion=_ranking(row["champion_scores"], row["champion_pi"]),

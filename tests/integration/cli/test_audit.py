@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from app.bandit.decisions import ScoringRequest
-from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.inputs import Context
 from app.bootstrap.service import open_service
 from app.profiles.online.cache_protocol import FeatureValue, encode
 from app.profiles.ports import Cell
@@ -21,6 +21,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.cli.conftest import Run
 from tests.support.events import served
 from tests.support.registry import FEATURES, REGISTRY
+from tests.support.score_requests import tip
 from tests.support.servers import ask
 
 ODD = "user-6\u200b "
@@ -99,7 +100,7 @@ async def _decide(database: Path) -> list[str]:
     settings = Settings(features=FEATURES, database=database, shadow=False)
     async with open_service(settings, door="command") as service:
         await service.ingestor.ingest([served(user, service.clock.now_ms()) for user in USERS])
-        candidates = (Candidate("tip", False, 1.0, 1.0),)
+        candidates = (tip("tip", False, 1.0, 1.0),)
         requests = [ScoringRequest(user_id=user, candidates=candidates, context=Context(None)) for user in USERS]
         requests.append(msgspec.structs.replace(requests[0], origin="absent"))
         return [(await service.bandit.scorer.score(request)).id for request in requests]

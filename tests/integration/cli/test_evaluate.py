@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import Decision, ScoringRequest
-from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.inputs import Context
 from app.bootstrap.service import open_service
 from app.cli.evaluate import feature_values
 from app.features.clock import DAY_MS, rfc3339
@@ -26,6 +26,7 @@ from tests.support.events import feedback, payload
 from tests.support.lived_decisions import write_log
 from tests.support.readme import Reader, sections
 from tests.support.registry import FEATURES
+from tests.support.score_requests import tip
 from tests.support.traffic import now_ms
 
 FILE = """
@@ -167,7 +168,7 @@ def test_feature_sees_only_what_each_decision_could_see(profiles: Run, log: Path
 
     async def decide() -> Decision:
         async with open_service(Settings(database=database, features=FEATURES), door="command") as service:
-            asked = ScoringRequest(user_id="user-0", candidates=(Candidate("tip", False, 1, 1),), context=Context())
+            asked = ScoringRequest(user_id="user-0", candidates=(tip("tip", False, 1, 1),), context=Context())
             return await service.bandit.scorer.score(asked)
 
     async def values() -> dict[int, float]:

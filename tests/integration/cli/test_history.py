@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.bandit.decisions import Decision, Origin, ScoringRequest
-from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.inputs import Context
 from app.bootstrap.service import open_service
 from app.features.clock import DAY_MS, EPOCH, MILLISECOND, rfc3339, to_ms
 from app.features.registry import DTYPES
@@ -33,6 +33,7 @@ from app.settings import Settings
 from tests.integration.cli.conftest import Outcome, Run, default_database, write_events
 from tests.support.events import payload, served
 from tests.support.registry import FEATURES, REGISTRY
+from tests.support.score_requests import tip
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually_sync
 
@@ -341,7 +342,7 @@ async def _decide(directory: Path, user_id: str, *, origin: Origin = "service") 
     settings = Settings(features=FEATURES, database=default_database(directory), shadow=False)
     async with open_service(settings, door="command") as service:
         request = ScoringRequest(
-            user_id=user_id, candidates=(Candidate("tip", False, 1.0, 1.0),), context=Context(None), origin=origin
+            user_id=user_id, candidates=(tip("tip", False, 1.0, 1.0),), context=Context(None), origin=origin
         )
         return await service.bandit.scorer.score(request)
 

@@ -16,6 +16,7 @@ from profiles_client import (
     Candidate,
     ContractWarning,
     Forbidden,
+    Invalid,
     Profiles,
     TipServed,
     Unauthenticated,
@@ -74,6 +75,17 @@ async def test_service_closes_idle_connections(kind: Any, serve_site: ServeSite)
             await reader.read()  # until the service closes this connection, after that of the client
             writer.close()
         assert (await client.profile("ann")).tip_volume_30d == 0
+
+
+@IGNORE_CONTRACT
+async def test_further_features_are_sent(service_url: str) -> None:
+    async with AsyncProfiles(service_url, deadline_s=DEADLINE_S) as profiles:
+        with pytest.raises(Invalid) as refused:
+            await profiles.decide("ann", [Candidate("t-1", True, 3.5, 2, {"mood": "calm"})])
+        assert [issue.path for issue in refused.value.issues] == ["candidates[0].features.mood"]
+        with pytest.raises(Invalid) as refused:
+            await profiles.decide("ann", [Candidate("t-1", True, 3.5, 2)], context={"weather": "rain"})
+        assert [issue.path for issue in refused.value.issues] == ["context.weather"]
 
 
 @IGNORE_CONTRACT

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.bandit.decisions import ScoringRequest
-from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.inputs import Context
 from app.bootstrap.bandit import bandit
 from app.bootstrap.service import Edges, OpenService, open_service
 from app.cli.demo_set import generate
@@ -28,6 +28,7 @@ from app.telemetry import Metrics
 from tests.support.bandit_process import feedback_for, served_for
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.registry import REGISTRY
+from tests.support.score_requests import tip
 
 DAYS = 90
 TABLES = {
@@ -42,7 +43,7 @@ TABLES = {
     "bandit_priors": "version",
 }
 MEASURED = {"elapsed_us"}  # differs from run to run
-TIPS = tuple(Candidate(f"tip-{n}", is_overdue=n % 2 == 0, task_age_days=1.5 * n, priority=float(n)) for n in range(5))
+TIPS = tuple(tip(f"tip-{n}", is_overdue=n % 2 == 0, task_age_days=1.5 * n, priority=float(n)) for n in range(5))
 
 
 async def history(store: Path | PostgresUrl, valkey: EmbeddedServer, users: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import Decision
-from app.bandit.model.inputs import Candidate
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
 from app.bandit.model.thompson_sampling import CHAMPION, EPSILON, sample
 from app.bandit.scoring import BOUNDS
@@ -18,6 +17,7 @@ from app.stores.sql.database import Database
 from app.stores.sql.decisions import SqlDecisions
 from tests.support.bandit_process import PROFILE, TIPS, BanditProcess, feedback_for, inject_failures
 from tests.support.events import served
+from tests.support.score_requests import tip
 
 pytestmark = pytest.mark.both_engines
 
@@ -79,7 +79,7 @@ async def test_contributions_sum_to_the_score_under_both_policies(process: Bandi
 
 
 async def test_best_candidate_is_chosen_without_exploration(process: BanditProcess) -> None:
-    twins = tuple(Candidate(name, True, 3.0, 2.0) for name in "abcdefgh")
+    twins = tuple(tip(name, True, 3.0, 2.0) for name in "abcdefgh")
     for _ in range(3):
         decision = await process.decide(candidates=twins, explore=False)
         assert (decision.chosen, decision.ranking.pi.tolist()) == (0, [1.0] + [0.0] * 7)

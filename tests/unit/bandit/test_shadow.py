@@ -13,7 +13,7 @@ import pytest
 
 from app.bandit.decisions import Decision
 from app.bandit.learning import maintenance
-from app.bandit.model.inputs import Array, Candidate, Context
+from app.bandit.model.inputs import Array, Context
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, answered_ranking
@@ -25,7 +25,7 @@ from app.stores.sql.decisions import SqlDecisions
 from app.stores.sql.sufficient_statistics import prior_mean, read_statistics
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess
 from tests.support.logs import Recorder
-from tests.support.score_requests import same_bits
+from tests.support.score_requests import same_bits, tip
 
 pytestmark = pytest.mark.both_engines
 USERS = ("ann", "bob")
@@ -85,7 +85,7 @@ async def test_shadows_are_those_of_the_statistics_that_decisions_were_made_from
             user = random.choice(USERS)
             api.profiles[user] = {"completion_rate_30d": random.random(), "tip_volume_30d": random.randrange(99)}
             tips = tuple(
-                Candidate(str(n), random.random() < 0.5, random.expovariate(0.1), random.gauss(0, 2))
+                tip(str(n), random.random() < 0.5, random.expovariate(0.1), random.gauss(0, 2))
                 for n in range(random.randrange(1, 6))
             )
             at = datetime(2026, 3, 2, tzinfo=UTC) + timedelta(seconds=random.randrange(86_400))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from profiles_client import (
+    Candidate,
     Conflict,
     ConnectionLost,
     DeadlineExceeded,
@@ -235,9 +236,22 @@ def test_decision_keeps_its_request_id_when_it_is_asked_again() -> None:
     score = Response(200, {}, b'{"decision_id": "d", "chosen_id": "t", "ranking": []}')
     script = Script(LOST, score)
     for _ in range(2):
-        run(calls(script).score("ann", [], None, explore=True, deadline_s=None))
+        run(calls(script).score("ann", [], None, {}, explore=True, deadline_s=None))
     first, again, other = (body["request_id"] for body in sent(script.requests))
     assert first == again != other
+
+
+def test_further_features_are_sent_beside_the_others() -> None:
+    script = Script(Response(200, {}, b'{"decision_id": "d", "chosen_id": "t", "ranking": []}'))
+    tips = [Candidate("t", True, 1, 2, {"kind": "call"}), Candidate("u", False, 1, 2)]
+    at = datetime(2026, 3, 2, tzinfo=UTC)
+    run(calls(script).score("ann", tips, at, {"weather": "rain"}, explore=True, deadline_s=None))
+    (body,) = sent(script.requests)
+    assert body["context"] == {"at": "2026-03-02T00:00:00Z", "weather": "rain"}
+    assert [item["features"] for item in body["candidates"]] == [
+        {"is_overdue": True, "task_age_days": 1, "priority": 2, "kind": "call"},
+        {"is_overdue": False, "task_age_days": 1, "priority": 2},
+    ]
 
 
 def test_chunks_share_one_deadline() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import count, islice
@@ -29,7 +29,7 @@ from profiles_client.errors import (
     Rejected,
     Unavailable,
 )
-from profiles_client.model import ID_PATTERN, Candidate, Event, F, Ranked, Receipt, Row, new_id
+from profiles_client.model import ID_PATTERN, Candidate, Event, F, Ranked, Receipt, Row, Value, new_id
 from profiles_client.wire import Request, Response, Transport
 
 T = TypeVar("T")
@@ -131,7 +131,13 @@ class Calls(Generic[F]):
         return total
 
     async def score(
-        self, user: str, candidates: Iterable[Candidate], at: datetime | None, explore: bool, deadline_s: float | None
+        self,
+        user: str,
+        candidates: Iterable[Candidate],
+        at: datetime | None,
+        context: Mapping[str, Value],
+        explore: bool,
+        deadline_s: float | None,
     ) -> Score:
         body: dict[str, object] = {"user_id": user, "request_id": new_id(), "explore": explore}
         body["candidates"] = [
@@ -141,12 +147,13 @@ class Calls(Generic[F]):
                     "is_overdue": item.is_overdue,
                     "task_age_days": item.task_age_days,
                     "priority": item.priority,
+                    **item.others,
                 },
             }
             for item in candidates
         ]
-        if at is not None:
-            body["context"] = {"at": at}
+        if at is not None or context:
+            body["context"] = {**context, **({} if at is None else {"at": at})}
         return _decoded(_SCORE, await self._ask("POST", "/score", _encoded(body), self._deadline(deadline_s)))
 
     async def history(

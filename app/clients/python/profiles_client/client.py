@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from random import Random
 from types import TracebackType
@@ -28,7 +28,7 @@ from profiles_client.calls import (
 )
 from profiles_client.errors import ContractWarning, IncompleteHistory
 from profiles_client.features import ProfileFeatures
-from profiles_client.model import Action, Candidate, Choice, Event, F, Receipt, Row
+from profiles_client.model import Action, Candidate, Choice, Event, F, Receipt, Row, Value
 from profiles_client.transports import AsyncioTransport, BlockingTransport
 from profiles_client.wire import Endpoint, Transport
 
@@ -122,20 +122,28 @@ class Profiles(_Client[F]):
         candidates: Iterable[Candidate],
         *,
         at: datetime | None = None,
+        context: Mapping[str, Value] = {},
         explore: bool = True,
         default: D = RAISE,
         deadline_s: float | None = None,
     ) -> Decision | D:
-        """Choose one of up to 100 tips for a user. `at`: when it is shown, with the user's UTC offset.
+        """Choose one of up to 100 tips for a user. `at`: when it is shown, with the user's UTC offset. `context`: the
+        context's further features that the service declares, by name.
 
         Without `explore`, the tip with the highest mean score is chosen.
         """
-        return run(or_default(self._decide(user, candidates, at, explore, deadline_s), default))
+        return run(or_default(self._decide(user, candidates, at, context, explore, deadline_s), default))
 
     async def _decide(
-        self, user: str, candidates: Iterable[Candidate], at: datetime | None, explore: bool, deadline_s: float | None
+        self,
+        user: str,
+        candidates: Iterable[Candidate],
+        at: datetime | None,
+        context: Mapping[str, Value],
+        explore: bool,
+        deadline_s: float | None,
     ) -> Decision:
-        score = await self._calls.score(user, candidates, at, explore, deadline_s)
+        score = await self._calls.score(user, candidates, at, context, explore, deadline_s)
         zone = at.tzinfo if at is not None else None
         return Decision(self, score.decision_id, user, score.chosen_id, score.ranking, zone)
 
@@ -220,16 +228,23 @@ class AsyncProfiles(_Client[F]):
         candidates: Iterable[Candidate],
         *,
         at: datetime | None = None,
+        context: Mapping[str, Value] = {},
         explore: bool = True,
         default: D = RAISE,
         deadline_s: float | None = None,
     ) -> AsyncDecision | D:
-        return await or_default(self._decide(user, candidates, at, explore, deadline_s), default)
+        return await or_default(self._decide(user, candidates, at, context, explore, deadline_s), default)
 
     async def _decide(
-        self, user: str, candidates: Iterable[Candidate], at: datetime | None, explore: bool, deadline_s: float | None
+        self,
+        user: str,
+        candidates: Iterable[Candidate],
+        at: datetime | None,
+        context: Mapping[str, Value],
+        explore: bool,
+        deadline_s: float | None,
     ) -> AsyncDecision:
-        score = await self._calls.score(user, candidates, at, explore, deadline_s)
+        score = await self._calls.score(user, candidates, at, context, explore, deadline_s)
         zone = at.tzinfo if at is not None else None
         return AsyncDecision(self, score.decision_id, user, score.chosen_id, score.ranking, zone)
 

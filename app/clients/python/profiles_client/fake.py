@@ -40,7 +40,7 @@ class _Candidate(Struct):
 
 
 class _Context(Struct):
-    at: Moment
+    at: Moment | None = None
 
 
 class _ScoreRequest(Struct):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from typing import Annotated, Generic, Literal
 from uuid import uuid4
@@ -16,6 +16,7 @@ F = TypeVar("F", bound=Struct, default=ProfileFeatures)
 Action = Literal["completed", "dismissed", "snoozed"]
 ID_PATTERN = r"^(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]+$"
 Id = Annotated[str, Meta(min_length=1, max_length=128, pattern=ID_PATTERN)]
+Value = bool | float | str | None
 Moment = Annotated[datetime, Meta(tz=True)]
 
 
@@ -58,12 +59,14 @@ class Receipt(Struct, frozen=True):
 
 
 class Candidate(Struct, frozen=True):
-    """A tip that may be shown. A higher `priority` matters more; any scale."""
+    """A tip that may be shown. A higher `priority` matters more; any scale. `others` are further features that the
+    service declares, by name."""
 
     id: Id
     is_overdue: bool
     task_age_days: Annotated[float, Meta(ge=0)]
     priority: float
+    others: Mapping[str, Value] = {}
 
 
 class Ranked(Struct, frozen=True):

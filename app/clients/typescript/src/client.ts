@@ -48,6 +48,8 @@ export interface ReadOptions<N, D> extends DefaultOptions<D> {
 export interface DecideOptions<D> extends DefaultOptions<D> {
   /** When the tip is shown, with the user's UTC offset. */
   at?: Time | undefined;
+  /** Further features of the context that the service declares. */
+  context?: Readonly<Record<string, FeatureValue>> | undefined;
   /** False: choose the tip with the highest mean score. Default: true. */
   explore?: boolean | undefined;
 }
@@ -58,12 +60,16 @@ export interface HistoryOptions<N> extends CallOptions {
   knownAt?: Time | "as_of" | undefined;
 }
 
-/** A tip that may be shown. A higher `priority` matters more; any scale. */
+/** The value of a feature of a candidate or of the context. */
+export type FeatureValue = boolean | number | string | null | undefined;
+
+/** A tip that may be shown. A higher `priority` matters more; any scale. The service may declare further features. */
 export interface Candidate {
   id: string;
   is_overdue: boolean;
   task_age_days: number;
   priority: number;
+  [feature: string]: FeatureValue;
 }
 
 /** A candidate with its expected reward, and the probability with which the policy chooses it. */
@@ -162,13 +168,13 @@ export class Profiles<F extends object = ProfileFeatures> {
     candidates: Iterable<Candidate>,
     options: DecideOptions<D> = {},
   ): Promise<Decision | D> {
-    const { at, explore = true } = options;
+    const { at, context, explore = true } = options;
     const body = {
       user_id: user,
       request_id: newId(), // so that a retry gets the stored decision
       candidates: Array.from(candidates, ({ id, ...features }) => ({ id, features })),
       explore,
-      ...(at === undefined ? {} : { context: { at: rfc3339(at) } }),
+      context: { ...context, ...(at === undefined ? {} : { at: rfc3339(at) }) },
     };
     return this.#orDefault(options, async () => {
       type Score = { decision_id: string; chosen_id: string; ranking: Ranked[] };

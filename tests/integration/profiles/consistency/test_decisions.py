@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.bandit.decisions import Decision, Origin, ScoringRequest
-from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.inputs import Context
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.features.registry import Registry
@@ -22,6 +22,7 @@ from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
 from tests.support.logs import Recorder
 from tests.support.registry import REGISTRY
+from tests.support.score_requests import tip
 from tests.support.service import NEAR_AFTER, PausableService
 from tests.support.service_group import ServiceGroup
 
@@ -31,7 +32,7 @@ VOLUME = "tip_volume_30d"
 RATE = "completion_rate_30d"
 MONTH_MS = 30 * DAY_MS
 MINUTE_MS = 60_000
-TIPS = (Candidate("tip-0", True, 1.0, 1.0), Candidate("tip-1", False, 2.0, 0.0))
+TIPS = (tip("tip-0", True, 1.0, 1.0), tip("tip-1", False, 2.0, 0.0))
 
 
 async def score(service: PausableService, user_id: str = "ann", origin: Origin = "service") -> Decision:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from app.bandit.decisions import Decision
 from app.bandit.learning.attribution import GRACE_MS
-from app.bandit.model.inputs import Array, Candidate, Context
+from app.bandit.model.inputs import Array, Context
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.stores.sql import learning
@@ -26,7 +26,7 @@ from app.stores.sql.sufficient_statistics import write_statistics
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess
 from tests.support.database import open_again, wipe
 from tests.support.logs import Recorder
-from tests.support.score_requests import same_bits
+from tests.support.score_requests import same_bits, tip
 
 pytestmark = pytest.mark.both_engines
 USERS = ("ann", "bob")
@@ -76,7 +76,7 @@ async def take(steps: Sequence[Step], database: Database, challenger_from: int) 
             user = random.choice(USERS)
             plain.profiles[user] = {"completion_rate_30d": random.random(), "tip_volume_30d": random.randrange(99)}
             tips = tuple(
-                Candidate(str(n), random.random() < 0.5, random.expovariate(0.1), random.gauss(0, 2)) for n in range(4)
+                tip(str(n), random.random() < 0.5, random.expovariate(0.1), random.gauss(0, 2)) for n in range(4)
             )
             at = datetime(2026, 3, 2, tzinfo=UTC) + timedelta(seconds=random.randrange(86_400))
             made.append(await process.decide(user, candidates=tips, context=Context(at)))

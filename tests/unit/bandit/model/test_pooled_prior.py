@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.bandit.model.inputs import Candidate
 from app.bandit.model.pooled_prior import SHRINKAGE, Pool, Prior, can_be_pooled
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
 from app.errors import SpecMismatch
-from tests.support.score_requests import MORNING, history_of, pool_of, taught
+from tests.support.score_requests import MORNING, history_of, pool_of, taught, tip
 
 
 def test_prior_is_all_zeros_when_nothing_is_pooled() -> None:
@@ -65,7 +64,7 @@ def test_pool_finds_the_effect_of_a_profile_feature_when_no_user_could() -> None
     for _ in range(300):
         completes, own = float(random.random()), random.normal(0, 0.1)
         profile = {"completion_rate_30d": completes, "tip_volume_30d": 50}
-        tips = [Candidate("", False, 3.0, float(p)) for p in random.integers(0, 5, 20)]
+        tips = [tip("", False, 3.0, float(p)) for p in random.integers(0, 5, 20)]
         phi = SPEC_V2.phi(tips, MORNING, profile)
         expected = 0.4 + phi[:, place] / 2 + own * phi[:, 3]
         users.append(taught(phi, (random.random(20) < expected).astype(float)))

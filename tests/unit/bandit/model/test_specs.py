@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import math
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import NODEFAULT
 
 from app.bandit.model import specs
-from app.bandit.model.inputs import PROFILE_FEATURES, Candidate, Context, Profile
-from app.bandit.model.specs import GROWN_WITHIN, NEW_PRECISION, SPEC_V1, SPEC_V2, SPECS, Input, Spec
+from app.bandit.model.definitions import NEW_PRECISION, VERSIONS
+from app.bandit.model.inputs import PROFILE_FEATURES, Candidate, Context, Profile, packed
+from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
 from tests.support.registry import REGISTRY
-from tests.support.score_requests import MORNING, PROFILE, candidates, contexts, numbers, profiles
+from tests.support.score_requests import MORNING, PROFILE, candidates, contexts, numbers, profiles, tip
 
-TIP = Candidate("a", is_overdue=True, task_age_days=10.0, priority=3.0)
+TIP = tip("a", is_overdue=True, task_age_days=10.0, priority=3.0)
 OLD = SPEC_V1.size
+GROWN_WITHIN = 1000  # decisions
+VECTORS = msgspec.json.decode((Path(__file__).parent / "vectors.json").read_bytes())
+HASHES = {
+    1: "8d5f60760b330b03ccd8e8002672687e2da86c0124b51eb4e74bf5916e6c3a93",
+    2: "dd4bd9b905e81fe314a0ff986a76f4e3b6f76d11cccbab17fec6650e6248d35b",
+}
 
 
 def test_v2_begins_with_v1() -> None:
@@ -36,11 +47,25 @@ def test_v2_begins_with_v1() -> None:
     assert not SPEC_V2.prefix_of(SPEC_V1)
 
 
-def test_hashes_never_change() -> None:
-    # A changed transform needs a new version of the spec: stored statistics were learned with the old transform.
-    assert SPEC_V1.hash == "8d5f60760b330b03ccd8e8002672687e2da86c0124b51eb4e74bf5916e6c3a93"
-    assert SPEC_V2.hash == "dd4bd9b905e81fe314a0ff986a76f4e3b6f76d11cccbab17fec6650e6248d35b"
-    assert {SPEC_V1.hash: SPEC_V1, SPEC_V2.hash: SPEC_V2} == SPECS
+def test_a_spec_is_added_and_never_edited() -> None:
+    # Statistics and decisions are stored with these hashes. A new spec adds a line to `HASHES`.
+    assert {spec.version: spec.hash for spec in SPECS.values()} == HASHES
+
+
+@pytest.mark.parametrize("stored", VECTORS)
+def test_stored_requests_give_the_vectors_of_the_release_that_stored_them(stored: dict[str, Any]) -> None:
+    request = stored["request"]
+    tips = msgspec.convert(request["candidates"], list[Candidate])
+    context = msgspec.convert({"at": request["at"]}, Context)
+    for spec, name in ((SPEC_V1, "v1"), (SPEC_V2, "v2")):
+        assert b64encode(packed(spec.phi(tips, context, request["profile"]))).decode() == stored[name]
+
+
+def test_later_versions_require_nothing_of_older_clients() -> None:
+    for version in VERSIONS[1:]:
+        for feature in (*version.candidate, *version.context):
+            assert feature.default is not NODEFAULT
+            assert msgspec.convert(feature.default, feature.type) == feature.default
 
 
 @pytest.mark.parametrize(
@@ -109,7 +134,7 @@ def test_time_inputs_are_zero_without_a_time() -> None:
     [None, {}, dict.fromkeys(PROFILE_FEATURES), {"streak": 4}, {"completion_rate_30d": "high"}, {"x": 1, "y": None}],
 )
 def test_new_block_is_zero_without_a_known_feature(profile: Profile) -> None:
-    phi = SPEC_V2.phi([TIP, msgspec.structs.replace(TIP, is_overdue=False)], MORNING, profile)
+    phi = SPEC_V2.phi([TIP, tip("b", is_overdue=False)], MORNING, profile)
     assert not phi[:, OLD:].any()
     assert phi[:, :OLD].any()
 
@@ -169,14 +194,11 @@ def test_phi_is_bounded_and_begins_with_v1(tips: list[Candidate], context: Conte
     assert (z <= 49 / 30 * x + 1e-12).all()
 
 
-@given(candidates, st.tuples(numbers, numbers), st.tuples(st.floats(0), st.floats(0)))
+@given(st.booleans(), st.tuples(numbers, numbers), st.tuples(st.floats(0), st.floats(0)))
 def test_candidate_inputs_are_monotone(
-    tip: Candidate, priorities: tuple[float, float], ages: tuple[float, float]
+    is_overdue: bool, priorities: tuple[float, float], ages: tuple[float, float]
 ) -> None:
-    less, more = (
-        msgspec.structs.replace(tip, priority=p, task_age_days=a)
-        for p, a in zip(sorted(priorities), sorted(ages), strict=True)
-    )
+    less, more = (tip("a", is_overdue, a, p) for p, a in zip(sorted(priorities), sorted(ages), strict=True))
     low, high = SPEC_V1.phi([less, more], Context(), None)
     assert (low <= high + 1e-15).all()  # up to rounding: 1 + p is rounded from 2^53 on
 
@@ -190,7 +212,7 @@ def worst_case() -> tuple[Candidate, Profile]:
         "preferred_hour": 8,
         "tip_volume_30d": 10**9,
     }
-    return Candidate("", is_overdue=True, task_age_days=1e6, priority=1e9), profile
+    return tip("", is_overdue=True, task_age_days=1e6, priority=1e9), profile
 
 
 Learned = list[tuple[Candidate, Context, int]]  # each learned that many times
@@ -199,8 +221,8 @@ Learned = list[tuple[Candidate, Context, int]]  # each learned that many times
 def deviation_ratio(precision: float, learned: Learned, asked: Candidate, context: Context, profile: Profile) -> float:
     """The factor by which the new block raises a score's standard deviation just after growth."""
     s = np.eye(OLD)
-    for tip, when, times in learned:
-        (x,) = SPEC_V1.phi([tip], when, None)
+    for seen, when, times in learned:
+        (x,) = SPEC_V1.phi([seen], when, None)
         s += times * np.outer(x, x)
     (phi,) = SPEC_V2.phi([asked], context, profile)
     x, z = phi[:OLD], phi[OLD:]
@@ -209,10 +231,10 @@ def deviation_ratio(precision: float, learned: Learned, asked: Candidate, contex
 
 
 def test_new_block_adds_ten_percent_to_the_deviation_in_the_worst_case() -> None:
-    tip, profile = worst_case()
-    added = deviation_ratio(NEW_PRECISION, [(tip, MORNING, GROWN_WITHIN)], tip, MORNING, profile)
+    worst, profile = worst_case()
+    added = deviation_ratio(NEW_PRECISION, [(worst, MORNING, GROWN_WITHIN)], worst, MORNING, profile)
     assert 1.0995 < added <= 1.1
-    assert deviation_ratio(NEW_PRECISION * 0.99, [(tip, MORNING, GROWN_WITHIN)], tip, MORNING, profile) > 1.1
+    assert deviation_ratio(NEW_PRECISION * 0.99, [(worst, MORNING, GROWN_WITHIN)], worst, MORNING, profile) > 1.1
     assert 0 <= NEW_PRECISION - 49 / 30 * (1 + 5 * GROWN_WITHIN) / 0.21 < 0.01 * NEW_PRECISION
     assert set(SPEC_V2.precisions[OLD:]) == {NEW_PRECISION}
 

@@ -11,8 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from app.bandit.model import random_streams
-from app.bandit.model.inputs import Array, Candidate, Profile
-from app.bandit.model.specs import NEW_PRECISION, SPEC_V1, SPEC_V2, Input, Spec
+from app.bandit.model.definitions import NEW_PRECISION
+from app.bandit.model.inputs import Array, Profile
+from app.bandit.model.specs import SPEC_V1, SPEC_V2, Input, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import (
     CHALLENGER,
@@ -39,6 +40,7 @@ from tests.support.score_requests import (
     same_bits,
     seeds,
     taught,
+    tip,
     variances,
 )
 
@@ -262,7 +264,7 @@ def test_profile_cannot_change_the_ranking_without_interactions(seed: int, one: 
     policy = Policy("plain", PLAIN_COLUMNS)
     statistics = taught(*history_of(seed, 12, PLAIN_COLUMNS), SufficientStatistics.none(PLAIN_COLUMNS))
     random = np.random.default_rng(seed)
-    tips = [Candidate("", bool(n % 2), float(random.exponential(9)), float(random.integers(5))) for n in range(6)]
+    tips = [tip("", bool(n % 2), float(random.exponential(9)), float(random.integers(5))) for n in range(6)]
     means = [
         policy.decide("d", statistics, None, PLAIN_COLUMNS.phi(tips, MORNING, profile)).means
         for profile in (one, other)
@@ -274,8 +276,8 @@ def test_profile_changes_the_ranking_with_a_pooled_prior() -> None:
     mu = np.zeros(SPEC_V2.size)
     mu[SPEC_V2.names.index("completion_x_priority")] = 1.0
     tips = [
-        Candidate("easy", is_overdue=False, task_age_days=2.0, priority=1.0),
-        Candidate("urgent", is_overdue=False, task_age_days=2.0, priority=4.0),
+        tip("easy", is_overdue=False, task_age_days=2.0, priority=1.0),
+        tip("urgent", is_overdue=False, task_age_days=2.0, priority=4.0),
     ]
     statistics = SufficientStatistics.none(SPEC_V2)
     keen = CHALLENGER.decide("d", statistics, mu, SPEC_V2.phi(tips, MORNING, PROFILE))

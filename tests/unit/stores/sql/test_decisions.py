@@ -10,13 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.bandit.decisions import Decision, Ranking, Role
-from app.bandit.model.inputs import Candidate, Context
+from app.bandit.model.inputs import Context
 from app.features.clock import DAY_MS
 from app.features.profile_read import ProfileRead, ValueRead
 from app.stores.sql.database import Database
 from app.stores.sql.decision_rows import decision_of, row_of
 from tests.support.bandit_process import BanditProcess
 from tests.support.events import feedback
+from tests.support.score_requests import tip
 
 pytestmark = pytest.mark.both_engines
 
@@ -55,7 +56,7 @@ def any_decision(draw: st.DrawFn) -> Decision:
         profile_read=draw(st.one_of(st.none(), reads)),
         profile_present=draw(st.booleans()),
         candidates=tuple(
-            Candidate(str(number), draw(st.booleans()), abs(draw(numbers)), draw(numbers)) for number in range(count)
+            tip(str(number), draw(st.booleans()), abs(draw(numbers)), draw(numbers)) for number in range(count)
         ),
         context=Context(draw(st.one_of(st.none(), st.datetimes(timezones=zones)))),
         chosen=draw(st.integers(0, count - 1)),

@@ -1,0 +1,131 @@
+"""Declares what a request says about candidates and the context, and which inputs each spec makes of it.
+
+To add an input, append a `Version` to `VERSIONS`. It makes the newest spec, whose policy is the challenger. The schema
+of `POST /score`, stored requests and the growth of statistics follow. Never change a version: users' statistics and
+logged decisions were made with it.
+
+A transform depends on no data seen before, so a vector logged a year ago still has the same meaning. Its formula is
+part of the hash of every spec that uses it: a changed formula needs a new text and a new name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import product
+from operator import eq
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+from msgspec import NODEFAULT, Meta
+
+ONE: Final = "one"  # the factor that is always 1
+NEW_PRECISION: Final = 39_000.0  # `app/bandit/README.md` derives it
+Text: TypeAlias = Annotated[str, Meta(max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+
+
+class Transform(NamedTuple):
+    formula: str
+    of: Callable[[Any], float]  # maps any valid value of a feature into [-1, 1]
+
+
+class Feature(NamedTuple):
+    """A feature of a candidate or of the context: a field of the request, which is a msgspec Struct, and the transforms
+    of its value into factors, by name. The factors of null are 0.
+
+    `default` is the value if a client does not send the feature. With `NODEFAULT` it is required, which is not possible
+    after the first version, since older clients do not send it.
+    """
+
+    name: str
+    type: Any
+    factors: Mapping[str, Transform]
+    default: Any = None
+
+
+class Version(NamedTuple):
+    """What a spec adds to the spec before it: features of candidates and of the context, and inputs.
+
+    An input is the product of a shared factor and a candidate factor, in this order. An input of one factor has `ONE`
+    in the place of the other. `precision` is the prior precision λ of the weights of these inputs.
+    """
+
+    inputs: Sequence[tuple[str, str]]
+    candidate: Sequence[Feature] = ()
+    context: Sequence[Feature] = ()
+    precision: float = NEW_PRECISION
+
+
+def log_share(full: float, unit: str) -> Transform:
+    """An amount on a logarithmic scale: 0 at 0, 1 from `full` on."""
+    return Transform(f"min(1, log1p(max(0, {unit})) / log1p({full}))", partial(log_ratio, full))
+
+
+def soft_sign(symbol: str) -> Transform:
+    """A number of any sign and scale. Monotone up to rounding, and 1 + |x| is finite for every finite x."""
+    return Transform(f"{symbol} / (1 + |{symbol}|)", lambda number: number / (1.0 + abs(number)))
+
+
+def listed(prefix: str, *categories: str) -> dict[str, Transform]:
+    """A factor of 1 or 0 for each category."""
+    return {f"{prefix}_{item}": Transform(f"1 if {item!r}, else 0", partial(eq, item)) for item in categories}
+
+
+def hashed(prefix: str, size: int) -> dict[str, Transform]:
+    """`size` factors of 1 or 0, for texts that cannot be listed. The text's hash selects the factor that is 1."""
+    return {f"{prefix}_{n}": Transform(f"SHA-256 mod {size} is {n}", partial(_hashes_to, n, size)) for n in range(size)}
+
+
+def log_ratio(full: float, amount: float) -> float:
+    return min(1.0, math.log1p(max(0.0, amount)) / math.log1p(full))
+
+
+@lru_cache(maxsize=4096)
+def _hashes_to(place: int, size: int, text: str) -> bool:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % size == place
+
+
+def formulas(features: Sequence[Feature]) -> Iterator[tuple[str, str]]:
+    """The name and the formula of each factor, with what stands for an absent value."""
+    for name, _, factors, default in features:
+        absent = "" if default is NODEFAULT else f"; {default!r} if {name} is absent; 0 if it is null"
+        for factor, transform in factors.items():
+            yield factor, transform.formula + absent
+
+
+def columns(features: Sequence[Feature], given: Sequence[object]) -> Iterator[list[float]]:
+    """For each factor, its values for the given objects, which have the features as attributes."""
+    for feature in features:
+        values = [getattr(item, feature.name) for item in given]
+        for transform in feature.factors.values():
+            yield [0.0 if value is None else transform.of(value) for value in values]
+
+
+def struct(features: Sequence[Feature]) -> Any:
+    """A msgspec Struct with these fields. A value that is the default is not encoded."""
+    fields = [(feature.name, feature.type, feature.default) for feature in features]
+    return msgspec.defstruct("Declared", fields, frozen=True, kw_only=True, omit_defaults=True)
+
+
+FLAG: Final = Transform("1 or 0", float)
+_DAYS = Annotated[float, Meta(ge=0, examples=[3.5])]
+_PRIORITY = Annotated[float, Meta(description="Higher matters more; any scale.", examples=[2])]
+_OF_PROFILE = ("completion", "dismissal", "dwell", "volume", "hour_distance_cos", "hour_distance_sin")
+_OF_CANDIDATE = ("is_overdue", "task_age", "priority")
+
+VERSIONS: Final = (
+    Version(
+        candidate=[
+            Feature("is_overdue", bool, {"is_overdue": FLAG}, NODEFAULT),
+            Feature("task_age_days", _DAYS, {"task_age": log_share(365, "days")}, NODEFAULT),
+            Feature("priority", _PRIORITY, {"priority": soft_sign("p")}, NODEFAULT),
+        ],
+        inputs=[(ONE, ONE), *product([ONE], _OF_CANDIDATE), ("hour_cos", ONE), ("hour_sin", ONE)],
+        precision=1.0,
+    ),
+    Version([("profile_present", ONE), *product(_OF_PROFILE, _OF_CANDIDATE)]),
+)
+CANDIDATE_FEATURES: Final = [feature for version in VERSIONS for feature in version.candidate]
+CONTEXT_FEATURES: Final = [feature for version in VERSIONS for feature in version.context]

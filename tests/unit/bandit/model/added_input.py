@@ -1,0 +1,98 @@
+"""What a program with the README's input makes of an older database: run by `test_added_input.py`, prints JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from app.api.scoring import ScoreRequest
+from app.bandit.model.inputs import Context
+from app.bandit.model.policies import Policies
+from app.bandit.model.specs import NEWEST, SPECS
+from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.thompson_sampling import CHALLENGER
+from app.bandit.shadow import shadow_of
+from app.stores.sql.decision_rows import array, decision_of, named_rows
+from app.stores.sqlite.database import SqliteDatabase
+from tests.support.bandit_process import BanditProcess, feedback_for
+from tests.support.clock import FakeClock
+from tests.support.learning_check import SELECT_DECISIONS
+from tests.support.score_requests import tip
+
+
+def shadows_of_old_decisions(rows: list[dict[str, Any]], priors: dict[int, bytes]) -> dict[str, float]:
+    """Replay the log: the shadow of every old decision, compared with the one that the older program stored."""
+    policies, learned = Policies.of(shadow=True), dict[str, SufficientStatistics]()
+    count, champion, challenger = 0, 0.0, 0.0
+    for row in rows:  # in the order in which they were learned, and each before the user's next decision was made
+        decision, zeros = decision_of(row), np.zeros(NEWEST.size)
+        statistics = learned.get(decision.user_id, SufficientStatistics.none(NEWEST))
+        assert statistics.decisions == decision.state_version
+        mu = array(priors[row["prior_version"]]) if row["prior_version"] else zeros[:0]
+        shadow = shadow_of(decision, statistics, np.append(mu, zeros[len(mu) :]), policies)
+        count += 1
+        champion += shadow.champion_pi != row["champion_pi"]
+        challenger = max(challenger, float(np.abs(array(shadow.challenger_pi) - array(row["challenger_pi"])).max()))
+        learned[decision.user_id] = statistics.learned(array(row["phi"]), row["reward"])
+    return {"count": count, "champion_differs": champion, "challenger_differs": challenger}
+
+
+async def _found(process: BanditProcess) -> dict[str, Any]:
+    rows = await process.database.read(lambda connection: named_rows(connection, SELECT_DECISIONS, ()))
+    priors = dict(await process.rows("SELECT version, mu FROM bandit_priors"))
+    found: dict[str, Any] = {"old": shadows_of_old_decisions(rows, priors)}
+    before = await process.statistics()
+    await process.bandit.maintenance.grow(math.inf)
+    after = await process.statistics()
+    old = SPECS[before.spec_hash].size
+    found["grown"] = [before.size, after.size, bool((after.leading(old)[0] == before.s).all())]
+    found["pooled"] = await process.pool()
+    tips = (tip("short", effort_minutes=5.0), tip("long", effort_minutes=480.0), tip("unknown"))
+    for _ in range(12):
+        decision = await process.decide(candidates=tips, context=Context())
+        await process.bandit.maintenance.shadow()
+        action = "completed" if decision.chosen_id == "short" else "dismissed"
+        at_ms = process.clock.now_ms()
+        await process.consume(feedback_for(decision, at_ms, action, event_id=f"of {decision.id}"))
+    # Nothing is known about this user, so all that tells the candidates apart is the pooled effect of the new input.
+    await process.pool()
+    weekend = msgspec.convert({"weekend": True}, Context)
+    stranger = await process.decide("new", candidates=tips, context=weekend)
+    await process.bandit.maintenance.shadow()
+    shown, _ = await process.bandit.scorer.explain(stranger.id)
+    assert shown.challenger is not None
+    found["scores"] = shown.challenger.scores.tolist()
+    found["efforts"] = [item.features.effort_minutes for item in shown.candidates]  # type: ignore[attr-defined]
+    found["weekend"] = shown.context.weekend  # type: ignore[attr-defined]
+    phi = NEWEST.phi(shown.candidates, shown.context, None)
+    for name in ("effort", "weekend_x_effort"):
+        found[name] = phi[:, NEWEST.names.index(name)].tolist()
+    found["without_shadow"] = await process.stored("champion_pi IS NULL OR challenger_pi IS NULL")
+    return found
+
+
+async def _main(path: Path, now_ms: int) -> None:
+    database = await SqliteDatabase.open(path, readers=1)
+    process = BanditProcess(database, clock=FakeClock(now_ms), ids="later")
+    try:
+        found = await _found(process)
+    finally:
+        await process.close()
+        await database.close()
+    found["specs"] = {spec.version: spec.hash for spec in SPECS.values()}
+    found["names"] = NEWEST.names
+    found["challenger"] = CHALLENGER.id
+    _, components = msgspec.json.schema_components([ScoreRequest])
+    found["schema"] = components["CandidateFeatures"]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(Path(sys.argv[1]), int(sys.argv[2])))

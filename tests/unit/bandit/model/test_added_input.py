@@ -1,0 +1,104 @@
+"""An input is one entry of `definitions.py`: shown by a program that has the README's, on a database of this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.bandit.model.definitions import __file__ as definitions
+from app.bandit.model.specs import NEWEST, SPECS
+from app.stores.sqlite.database import SqliteDatabase
+from tests.support.bandit_process import BanditProcess
+from tests.support.readme import ROOT, sections
+
+END = "\n)\nCANDIDATE_FEATURES"
+
+
+def add_input(tree: Path) -> None:
+    """Add the README's entry to a copy of the program."""
+    entry = sections()["app/bandit/README.md: Adding an input"][0].code
+    path = tree / Path(definitions).relative_to(ROOT)
+    source = path.read_text()
+    assert source.count(END) == 1
+    path.write_text(source.replace(END, f"\n{entry.strip()},{END}"))
+
+
+@pytest.fixture
+def extended(tmp_path: Path) -> Path:
+    """A copy of the program with one more input, beside the tests."""
+    tree = tmp_path / "extended"
+    shutil.copytree(ROOT / "app", tree / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    (tree / "tests").symlink_to(ROOT / "tests")
+    add_input(tree)
+    return tree
+
+
+def run(tree: Path, database: Path, now_ms: int) -> Any:
+    """What `added_input` finds with the program in that directory."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PROFILES_")}
+    shown = subprocess.run(
+        [sys.executable, "-m", "tests.unit.bandit.model.added_input", str(database), str(now_ms)],
+        cwd=tree,
+        env={**environment, "PYTHONPATH": str(tree)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    return json.loads(shown.stdout)
+
+
+@pytest.mark.slow
+async def test_added_input_is_one_entry(extended: Path, database_path: Path) -> None:
+    database = await SqliteDatabase.open(database_path, readers=1)
+    process = BanditProcess(database)
+    for number in range(20):
+        if number == 10:
+            await process.pool()
+        decision = await process.decide("ann" if number % 3 else "bob")
+        await process.feed_back(decision, "dismissed" if number % 2 else "completed")
+    await process.close()
+    await database.close()
+
+    found = run(extended, database_path, process.clock.now_ms() + 1000)
+    assert {version: found["specs"][str(version)] for version in (1, 2)} == {
+        spec.version: spec.hash for spec in SPECS.values()
+    }
+    assert found["challenger"] == "lints-v3"
+    assert found["names"] == [*NEWEST.names, "effort", "completion_x_effort", "weekend_x_effort"]
+    assert found["schema"]["properties"]["effort_minutes"]["anyOf"] == [
+        {"type": "number", "minimum": 0},
+        {"type": "null"},
+    ]
+    assert found["schema"]["required"] == ["is_overdue", "task_age_days", "priority"]
+    # The default adds nothing to a decision that was made before the input existed.
+    assert found["old"]["count"] == 20
+    assert found["old"]["champion_differs"] == 0
+    assert found["old"]["challenger_differs"] < 0.02  # a draw may win by a rounding error
+    assert found["grown"] == [25, 28, True]
+    assert found["pooled"]
+    assert found["efforts"] == [5.0, 480.0, None]
+    assert found["weekend"] is True
+    assert found["weekend_x_effort"] == found["effort"]
+    short, long, unknown = found["effort"]
+    assert 0 == unknown < short < long == 1
+    short, long, unknown = found["scores"]
+    assert short > long
+    assert found["without_shadow"] == 0
+
+    # The program without the input is put back: it can read what it does not know.
+    database = await SqliteDatabase.open(database_path, readers=1)
+    process = BanditProcess(database)
+    (decision_id,) = (await process.rows("SELECT decision_id FROM tip_scores WHERE user_id = 'new'"))[0]
+    shown, _ = await process.bandit.scorer.explain(decision_id)
+    assert [item.id for item in shown.candidates] == ["short", "long", "unknown"]
+    await process.close()
+    await database.close()
