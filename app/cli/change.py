@@ -32,7 +32,6 @@ from app.cli.common import (
 )
 from app.cli.demo_set import generate
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
-from app.events.validation import LINES_EXPECTED, decode_lines, other_format
 from app.features.events import TipEvent
 from app.settings import Settings
 
@@ -153,6 +152,8 @@ async def events(service: OpenService, file: Path, skip_bad: bool, historical: b
 
 
 async def _load_file(file: Path, skip_bad: bool, ingest: Ingest) -> dict[str, int]:
+    from app.events.validation import LINES_EXPECTED, other_format
+
     totals = {"accepted": 0, "duplicates": 0, "refused": 0}
     with click.open_file(str(file), "rb") as lines, progress("bytes") as bar:
         task = bar.add_task("loading", total=None if str(file) == "-" else os.fstat(lines.fileno()).st_size)
@@ -176,6 +177,8 @@ async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: 
     `first` is the line number of the first line. If a line is invalid and `skip_bad` is true, each line is ingested
     alone. If `skip_bad` is false, the error is printed and no line of the piece is stored.
     """
+    from app.events.validation import decode_lines
+
     if not any(line.strip() for line in piece):
         return
     try:
@@ -197,6 +200,8 @@ async def _load_lines(ingest: Ingest, piece: list[bytes], first: int, totals: di
     The lines are ingested concurrently, so that they share commits. `first` is the line number of the first line.
     """
     import asyncio
+
+    from app.events.validation import decode_lines
 
     async def load(number: int, line: bytes) -> Receipt | list[Issue]:
         try:
