@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +53,8 @@ async def evaluate(
     robust, with 95 % intervals over users. They are the effect on the next decision: what the policy would have learned
     from its own choices is not part of it.
     """
+    import asyncio
+
     from app.bandit.evaluation import evaluation as evaluations
     from app.bandit.evaluation.replay import PriorsFromLog, Replay, damaged, recorded, recorded_model
     from app.bandit.model.thompson_sampling import CHALLENGER
