@@ -50,8 +50,8 @@ async def test_record_has_all_that_a_decision_was_made_from(own_site: Live) -> N
         name: outcome[name] for name in ("state", "reward", "action", "served_at", "settled_at")
     }
     assert (record["state"], record["reward"], record["request_id"]) == ("learned", 1.0, "r-1")
-    assert [{"id": item.pop("id"), "features": item} for item in record["candidates"]] == candidates(4)
-    assert record["candidates"][record["chosen"]] == {**candidates(4)[record["chosen"]]["features"]}
+    assert record["candidates"] == candidates(4)
+    assert record["candidates"][record["chosen"]]["id"] == record["chosen_id"]
     assert record["champion_pi"] == [item["probability"] for item in explained["candidates"]]
     assert record["challenger_pi"] == [item["probability"] for item in explained["shadow"]["candidates"]]
     # The inputs of each candidate and the contributions that they made.

@@ -14,6 +14,7 @@ from tests.support.site import ServeSite
 ABSENT = {
     "/score": "post",
     "/decisions/{decision_id}": "get",
+    "/decisions": "get",
     "/admin/rollout": "get",
     "/admin/rollout/ramp": "post",
     "/admin/rollout/promote": "post",
