@@ -32,6 +32,7 @@ def run(*command: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_rules_do_what_their_tests_say(promtool: str) -> None:
     run(promtool, "test", "rules", DIRECTORY / "rules_test.yml")
     run(promtool, "check", "config", DIRECTORY / "prometheus.yml")

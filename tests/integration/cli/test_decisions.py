@@ -72,6 +72,7 @@ def _peak_kb(database: Path, output: str) -> int:
 
 
 @pytest.mark.parametrize("suffix", [".ndjson", ".parquet"])
+@pytest.mark.slow
 def test_memory_does_not_depend_on_the_number_of_decisions(
     log: Path, migrated_template: Path, tmp_path: Path, suffix: str
 ) -> None:

@@ -78,6 +78,7 @@ def figures(profiles: Run, log: Path, *arguments: str) -> Any:
 
 
 @pytest.mark.parametrize(("policy", "role"), [("lints-v1", "champion"), ("lints-v2", "challenger")])
+@pytest.mark.slow
 def test_policy_that_ran_has_the_figures_of_its_shadows(profiles: Run, log: Path, policy: str, role: str) -> None:
     found = figures(profiles, log, "--policy", policy)
     assert list(found) == ["decisions", "ess", "ips", "snips", "dr"]
@@ -113,6 +114,7 @@ def test_users_with_damaged_statistics_are_left_out_with_a_warning(profiles: Run
     assert f"warning: {count} decisions are left out" in shown.err
 
 
+@pytest.mark.slow
 def test_other_policies_are_replayed(profiles: Run, log: Path, tmp_path: Path) -> None:
     (tmp_path / "v3.toml").write_text(POLICY.format(v=0.2, candidate="priority"))
     (tmp_path / "same.toml").write_text('id = "same"\nbase = "lints-v2"\n')
@@ -217,6 +219,7 @@ def test_mistake_is_named(profiles: Run, log: Path, tmp_path: Path, arguments: t
     assert (shown.code, message in shown.err) == (5, True), shown.err
 
 
+@pytest.mark.slow
 def test_readme_evaluates_policies(log: Path, tmp_path: Path) -> None:
     reader = Reader(tmp_path)
     reader.environment |= {"PROFILES_DATABASE": str(log), "PROFILES_FEATURES": FEATURES}
