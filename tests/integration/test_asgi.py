@@ -93,6 +93,7 @@ print([name for name in sys.modules if name.startswith("opentelemetry.") and "se
 """
 
 
+@pytest.mark.slow
 def test_nothing_of_opentelemetry_is_loaded_when_traces_are_off(database_path: Path) -> None:
     program = [sys.executable, "-c", LOADED]
     environment = environment_of(database=database_path)
@@ -178,6 +179,7 @@ async def test_service_stops_when_the_port_is_taken(database_path: Path, valkey:
             await serve(settings)
 
 
+@pytest.mark.slow
 def test_litestar_finds_the_application_without_arguments(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "litestar", "--app", "app.asgi:create_app", "routes"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PROFILES_FEATURES": FEATURES}

@@ -149,6 +149,7 @@ def test_picture_and_text_have_the_figures(profiles: Run, log: Path, tmp_path: P
     assert sum(counts) == 800
 
 
+@pytest.mark.slow
 def test_feature_that_tells_users_apart_has_a_lift_and_another_has_none(
     profiles: Run, log: Path, tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ def modules_when_open(directory: Path, door: str, *, scoring: bool) -> set[str]:
 
 
 @pytest.mark.parametrize("door", ["http", "queue", "command"])
+@pytest.mark.slow
 def test_open_service_has_not_imported_numpy(migrated: Run, tmp_path: Path, door: str) -> None:
     modules = modules_when_open(tmp_path, door, scoring=True)
     assert "app.bandit" in modules
@@ -122,6 +123,7 @@ def test_open_service_has_not_imported_numpy(migrated: Run, tmp_path: Path, door
 
 
 @pytest.mark.parametrize("door", ["http", "queue", "command"])
+@pytest.mark.slow
 def test_nothing_of_the_bandit_is_imported_when_scoring_is_off(migrated: Run, tmp_path: Path, door: str) -> None:
     modules = modules_when_open(tmp_path, door, scoring=False)
     assert not [name for name in modules if name.partition(".")[0] == "numpy" or name.startswith("app.bandit")]

@@ -146,6 +146,7 @@ async def test_request_is_not_traced_when_the_caller_does_not_sample() -> None:
         assert collector.spans == []
 
 
+@pytest.mark.slow
 async def test_close_ends_in_time_when_the_collector_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.telemetry.tracing.CLOSE_S", 0.1)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")

@@ -117,6 +117,7 @@ def test_inputs_are_within_one(tips: list[Candidate], context: Context, profile:
     assert np.abs(spec.phi(tips, context, profile)).max() <= 1
 
 
+@pytest.mark.slow
 def test_statistics_stay_sound_when_rounding_errors_add_up() -> None:
     """Rounding errors of one number that is added again and again have one sign."""
     phi, _ = history_of(3, 1)

@@ -112,6 +112,7 @@ IDS = st.lists(LETTERS, min_size=1, max_size=4).map("".join)
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(users=st.lists(IDS, max_size=12), prefix=st.lists(LETTERS, max_size=3).map("".join), limit=st.integers(1, 6))
+@pytest.mark.slow
 def test_search_equals_a_comparison_of_prefixes(
     events: sqlite3.Connection, users: list[str], prefix: str, limit: int
 ) -> None:
