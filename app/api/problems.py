@@ -112,7 +112,10 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
     status = error.status_code
     if isinstance(error, ValidationException):
         extra: Any = error.extra if isinstance(error.extra, list) else []
-        issues = [Issue(str(item.get("key", "query")), str(item.get("message", ""))) for item in extra]
+        issues = [
+            Issue(key := str(item.get("key", "query")), _allowed(request, key) or str(item["message"]))
+            for item in extra
+        ]
         return _respond(request, 400, "a parameter of the request is not allowed", issues)
     details = {
         404: f"no page or route has this path; see {service_of(request).settings.root_path}/schema",
@@ -126,6 +129,14 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
         )
         headers["Allow"] = allow_of(handler, template, allow)
     return _respond(request, status, details.get(status, error.detail), headers=headers)
+
+
+def _allowed(request: HttpRequest, key: str) -> str | None:
+    """What a parameter must be, if its type lists the values; Litestar's message names only the wrong value."""
+    parameter = request.route_handler.parsed_fn_signature.parameters.get(key)
+    if parameter is None or not parameter.is_literal:
+        return None
+    return f"must be {', '.join(parameter.args[:-1])} or {parameter.args[-1]}"
 
 
 def on_exception(request: HttpRequest, error: Exception) -> Response[Any]:

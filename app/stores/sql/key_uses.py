@@ -1,4 +1,4 @@
-"""Stores when each API key was used last, so that a key that nobody needs can be found."""
+"""Stores when each API key was used last, so that unused keys can be found."""
 
 from __future__ import annotations
 

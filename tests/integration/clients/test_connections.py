@@ -126,7 +126,7 @@ async def test_connection_is_not_used_again(kind: Any, last: bytes) -> None:
 
 
 @BOTH
-async def test_bytes_that_nobody_asked_for_answer_no_request(kind: Any) -> None:
+async def test_unrequested_bytes_answer_no_request(kind: Any) -> None:
     stolen = ANSWER.replace(b": 3", b": 9")
     async with serving(lambda _: ANSWER) as server, opened(kind(server.url, deadline_s=DEADLINE_S)) as client:
         await client.profile("ann")

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import app
 from app.features.events import Action
 from app.stores.sql.event_queries import SqlEventQueries
 from app.stores.sqlite.database import SqliteDatabase
+from tests.support.program_copy import copied_program, found_by
 from tests.support.readme import sections
 from tests.unit.features.fourth_action import NAME
 
-ROOT = Path(app.__file__).parent.parent
 LAST = '    SNOOZED = "snoozed", 0.3\n'
 RESERVED = {"none", "served", "start", "end", "hour"}
 
@@ -34,9 +27,7 @@ def test_every_action_has_a_name_and_a_reward_that_fit() -> None:
 @pytest.fixture
 def extended(tmp_path: Path) -> Path:
     """A copy of the program with a fourth action, beside the tests."""
-    tree = tmp_path / "extended"
-    shutil.copytree(ROOT / "app", tree / "app", ignore=shutil.ignore_patterns("__pycache__"))
-    (tree / "tests").symlink_to(ROOT / "tests")
+    tree = copied_program(tmp_path)
     declarations = tree / "app" / "features" / "events.py"
     source = declarations.read_text()
     assert source.count(LAST) == 1
@@ -45,25 +36,11 @@ def extended(tmp_path: Path) -> Path:
     return tree
 
 
-def run(tree: Path, database: Path) -> Any:
-    """What `tests.unit.features.fourth_action` finds with the program in that directory."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PROFILES_")}
-    shown = subprocess.run(
-        [sys.executable, "-m", "tests.unit.features.fourth_action", str(database)],
-        cwd=tree,
-        env={**environment, "PYTHONPATH": str(tree)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert shown.returncode == 0, shown.stderr
-    return json.loads(shown.stdout)
-
-
 @pytest.mark.slow
 async def test_fourth_action_needs_one_line(extended: Path, database_path: Path) -> None:
-    found = run(extended, database_path)  # migrated by a program with three actions
+    found = found_by(
+        "tests.unit.features.fourth_action", extended, database_path
+    )  # migrated by a program with three actions
     assert found["profile"]["completion_rate_30d"] == 0.0
     assert (found["outcome"]["action"], found["outcome"]["reward"]) == (NAME, 0.8)
     assert found["overridden"] == 0.75

@@ -15,7 +15,7 @@ from app.features.clock import DAY_MS
 from app.operations.component_states import COMPONENTS
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import admitted, payload, served
-from tests.support.live import API_KEYS, KEYS, Live, new_user
+from tests.support.live import API_KEYS, KEYS, Live, new_user, problem
 from tests.support.site import ServeSite
 
 
@@ -157,3 +157,8 @@ async def test_overview_reports_unknown_decision_ids_with_the_key(serve_site: Se
         found = {item["subject"]: item for item in (await site.client.get("/admin", headers=admin)).json()["findings"]}
         assert found["decision_ids"]["text"] == "2 events sent by the key writer named no decision of the user."
         assert "the decision_id that /score returned" in found["decision_ids"]["advice"]
+
+
+async def test_wrong_period_is_answered_with_the_allowed_ones(own_site: Live) -> None:
+    body = problem(await own_site.client.get("/admin?period=week"), 400)
+    assert body["errors"] == [{"path": "period", "detail": "must be hour, day or month"}]

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +10,7 @@ from app.bandit.model.definitions import __file__ as definitions
 from app.bandit.model.specs import NEWEST, SPECS
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import BanditProcess
+from tests.support.program_copy import copied_program, found_by
 from tests.support.readme import ROOT, sections
 
 END = "\n)\nCANDIDATE_FEATURES"
@@ -33,27 +28,9 @@ def add_input(tree: Path) -> None:
 @pytest.fixture
 def extended(tmp_path: Path) -> Path:
     """A copy of the program with one more input, beside the tests."""
-    tree = tmp_path / "extended"
-    shutil.copytree(ROOT / "app", tree / "app", ignore=shutil.ignore_patterns("__pycache__"))
-    (tree / "tests").symlink_to(ROOT / "tests")
+    tree = copied_program(tmp_path)
     add_input(tree)
     return tree
-
-
-def run(tree: Path, database: Path, now_ms: int) -> Any:
-    """What `added_input` finds with the program in that directory."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PROFILES_")}
-    shown = subprocess.run(
-        [sys.executable, "-m", "tests.unit.bandit.model.added_input", str(database), str(now_ms)],
-        cwd=tree,
-        env={**environment, "PYTHONPATH": str(tree)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert shown.returncode == 0, shown.stderr
-    return json.loads(shown.stdout)
 
 
 @pytest.mark.slow
@@ -68,7 +45,7 @@ async def test_added_input_is_one_entry(extended: Path, database_path: Path) -> 
     await process.close()
     await database.close()
 
-    found = run(extended, database_path, process.clock.now_ms() + 1000)
+    found = found_by("tests.unit.bandit.model.added_input", extended, database_path, process.clock.now_ms() + 1000)
     assert {version: found["specs"][str(version)] for version in (1, 2)} == {
         spec.version: spec.hash for spec in SPECS.values()
     }
