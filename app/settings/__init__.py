@@ -1,8 +1,8 @@
 """The settings: environment variables, read and validated once at start-up.
 
 Each field of `Settings` is the variable `PROFILES_<FIELD>`; its metadata holds the parser and a description. An unknown
-`PROFILES_…` variable is an error, so that a typo does not silently select a default. `PROFILES_<FIELD>_FILE` names a
-file with the value, such as a Docker or Kubernetes secret.
+`PROFILES_…` variable is an error, so that a typo does not silently select a default. For settings that may hold a
+secret, `PROFILES_<FIELD>_FILE` names a file with the value, such as a Docker or Kubernetes secret.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Settings:
         """Read and validate `PROFILES_…` variables. Raises `SettingsError` for the first that is invalid."""
         environ = _own(os.environ if environ is None else environ)
         known = {variable(item): item for item in fields(cls)}
-        environ = _with_files(environ, known)
+        environ = _with_files(environ, [name for name, item in known.items() if not item.repr])
         for name in sorted(environ):
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
@@ -288,14 +288,14 @@ def hash_key(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _with_files(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
-    """The variables, with `<name>_FILE` of each known setting replaced by `<name>` and the content of the file."""
+def _with_files(environ: Mapping[str, str], secret: Collection[str]) -> dict[str, str]:
+    """The variables, with `<name>_FILE` of each secret setting replaced by `<name>` and the content of the file."""
     values = dict(environ)
     for name in environ:
         setting = name.removesuffix(FILE)
-        if setting == name or setting not in known:
+        if setting == name or setting not in secret:
             continue
-        if setting in environ:
+        if environ.get(setting):
             raise SettingsError(name, f"cannot be combined with {setting}; set one of them")
         try:
             values[setting] = Path(values.pop(name)).read_text(encoding="utf-8").rstrip("\r\n")

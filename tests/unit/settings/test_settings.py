@@ -267,7 +267,8 @@ def test_value_is_read_from_a_file(tmp_path: Path) -> None:
     keys, url = tmp_path / "keys", tmp_path / "url"
     keys.write_text(f"reader:read:{DIGEST}\n")
     url.write_text("redis://:top-secret@cache:6379/0\r\n")
-    found = Settings.from_environment({"PROFILES_API_KEYS_FILE": str(keys), "PROFILES_CACHE_URL_FILE": str(url)})
+    files = {"PROFILES_API_KEYS_FILE": str(keys), "PROFILES_CACHE_URL_FILE": str(url)}
+    found = Settings.from_environment({**files, "PROFILES_API_KEYS": ""})  # as a compose file passes on what is not set
     assert (found.api_keys[0].name, found.cache_url) == ("reader", "redis://:top-secret@cache:6379/0")
 
 
@@ -278,6 +279,7 @@ def test_value_is_read_from_a_file(tmp_path: Path) -> None:
         (b"\xff", {}, "PROFILES_MODEL_KEY_FILE: names a file that cannot be read: .*utf-8"),
         (b"x", {"PROFILES_MODEL_KEY": "y"}, "PROFILES_MODEL_KEY_FILE: cannot be combined with PROFILES_MODEL_KEY"),
         (b"x", {"PROFILES_MODEL_KEYS_FILE": "y"}, "PROFILES_MODEL_KEYS_FILE: unknown setting"),
+        (b"x", {"PROFILES_PORT_FILE": "y"}, "PROFILES_PORT_FILE: unknown setting"),
         (b"top secret\n", {}, "PROFILES_MODEL_KEY: (?!.*top)"),
     ],
 )
