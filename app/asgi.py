@@ -40,7 +40,7 @@ from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
 from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running
-from app.errors import ProfilesError
+from app.errors import ProfilesError, StoreUnavailable
 from app.features.clock import DAY_MS, Clock, SystemClock
 from app.features.contract import Contract
 from app.listener import listening_socket
@@ -80,15 +80,14 @@ def create_app(
             tips = open_tip_generator(settings, opened.clock, metrics)
             application.state.tips = await stack.enter_async_context(tips)
             begin(application, opened)
-            await stack.enter_async_context(running(repeat("key_uses", application.state.note_key_uses, EVERY_S)))
+            noting = partial(note_key_uses, authenticator, application.state.key_uses, opened.clock)
+            await stack.enter_async_context(running(repeat("key_uses", noting, EVERY_S)))
             yield
 
     def begin(application: Litestar, opened: OpenService) -> None:
         application.state.service = opened
         application.state.authenticator = authenticator
-        application.state.api_keys = settings.api_keys
-        application.state.key_uses = key_uses = SqlKeyUses(opened.database)
-        application.state.note_key_uses = partial(note_key_uses, authenticator, key_uses, opened.clock)
+        application.state.key_uses = SqlKeyUses(opened.database)
         application.state.renderer = Renderer(opened.registry)
         application.state.sessions = Sessions(
             keys=settings.api_keys,
@@ -144,7 +143,11 @@ def create_app(
 async def note_key_uses(authenticator: Authenticator, uses: SqlKeyUses, clock: Clock) -> None:
     """Store which keys callers have used since the last call. Raises `StoreUnavailable`."""
     names, authenticator.used = authenticator.used, set()
-    await uses.note(names, clock.now_ms())
+    try:
+        await uses.note(names, clock.now_ms())
+    except StoreUnavailable:
+        authenticator.used |= names
+        raise
 
 
 def document(settings: Settings, contract: Contract) -> dict[str, Any]:

@@ -150,16 +150,13 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
         with suppress(msgspec.MsgspecError):  # another release wrote it
             features = msgspec.json.decode(run.body or "", type=QualityReport).features
             metrics.quality_measured.set((run.finished_at_ms or 0) / 1000)
+            gauges = (metrics.feature_psi, metrics.feature_null, metrics.feature_missing, metrics.feature_stale)
+            for gauge in gauges:
+                gauge.clear()  # a feature may be gone from the report
             for name, found in features.items():
-                for gauge, value in (
-                    (metrics.feature_psi, found.drift.psi),
-                    (metrics.feature_null, found.null_share),
-                    (metrics.feature_missing, found.missing and found.missing / found.measured),
-                    (metrics.feature_stale, found.stale and found.stale / found.measured),
-                ):
-                    if value is None:
-                        gauge.remove(name)
-                    else:
+                missing, stale = (count and count / found.measured for count in (found.missing, found.stale))
+                for gauge, value in zip(gauges, (found.drift.psi, found.null_share, missing, stale), strict=True):
+                    if value is not None:
                         gauge.labels(name).set(value)
 
 

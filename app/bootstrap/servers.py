@@ -20,7 +20,8 @@ from app.telemetry import Metrics
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
-# The processes that have traces, by the door through which events come. A command ends soon.
+# By the door through which events come, the processes that run until they are stopped. They announce the registry that
+# they serve, and may have traces. A command ends soon.
 ROLES = {"http": "api", "queue": "worker"}
 Port = TypeVar("Port")
 

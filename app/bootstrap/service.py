@@ -15,7 +15,7 @@ import msgspec
 from app.bootstrap.contract import load_contract
 from app.bootstrap.engines import open_engine
 from app.bootstrap.health import HealthChecks
-from app.bootstrap.servers import Wrap, open_cache, open_queue, open_tracing, untraced
+from app.bootstrap.servers import ROLES, Wrap, open_cache, open_queue, open_tracing, untraced
 from app.concurrency.tasks import running
 from app.errors import RegistryError
 from app.events.consume import Consumer
@@ -70,9 +70,6 @@ from app.telemetry import Metrics, logger
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
-# The doors (entry points) of processes that serve a registry until they are stopped. A command ends soon, so it does
-# not announce that it serves one.
-SERVING = ("http", "queue")
 log = logger("bootstrap")
 
 OpenCache = Callable[[Settings, Database, Clock, Metrics], AbstractAsyncContextManager[Cache]]
@@ -156,10 +153,10 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         availability = FeatureAvailability(registry, clock, lambda: database.state.last.disabled)
         sql_source = engine.source(registry, settings.readers)
         measured: Mapping[int, float] = {}
-        if door in SERVING:
+        if door in ROLES:
             measured = await _try_features(sql_source, registry, users, registries, clock, availability)
         await announce(database, registry, clock.now_ms())
-        if door in SERVING:
+        if door in ROLES:
             await registries.announce(registry, clock.now_ms())
 
         # 2. The servers.

@@ -160,6 +160,8 @@ def configure_logging(log_format: Literal["console", "json"], level: str, stream
     # arq logs every job, aiosqlite every statement, httpx every request.
     for name in ("arq", "aiosqlite", "asyncio", "alembic", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    # It warns at each attempt to reach a collector that is away, and then reports the error.
+    logging.getLogger("opentelemetry").setLevel(max(logging.ERROR, root.level))
 
 
 def warn(log: structlog.typing.FilteringBoundLogger, error: Exception) -> Callable[..., Any]:

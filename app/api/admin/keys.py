@@ -9,7 +9,7 @@ from litestar import Response
 from msgspec import Meta
 
 from app.api.admin.handlers import admin_get
-from app.api.dependencies import HttpRequest
+from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import answer
 from app.features.clock import rfc3339
 
@@ -35,11 +35,12 @@ class KeysView(msgspec.Struct):
     "A page for a browser.",
 )
 async def get_keys(request: HttpRequest) -> Response[KeysView]:
-    state = request.app.state
-    await state.note_key_uses()
-    used_ms = await state.key_uses.newest_ms()
+    service, state = service_of(request), request.app.state
+    stored_ms = await state.key_uses.newest_ms()
+    # What this process has not stored yet was used within the last seconds.
+    used_ms = {**stored_ms, **dict.fromkeys(state.authenticator.used, service.clock.now_ms())}
     found = [
         KeyView(key.name, sorted(key.scopes), rfc3339(used_ms[key.name]) if key.name in used_ms else None)
-        for key in sorted(state.api_keys, key=lambda key: str(key.name))
+        for key in sorted(service.settings.api_keys, key=lambda key: str(key.name))
     ]
     return await answer(request, KeysView(found), "keys.html")

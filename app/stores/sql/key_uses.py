@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from app.stores.sql.database import Connection, Database
+from app.stores.sql.database import Connection, SqlRepository
 
 UPSERT_USE = """
 INSERT INTO service (name, value) VALUES ('key used ' || ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -12,11 +12,8 @@ INSERT INTO service (name, value) VALUES ('key used ' || ?, ?) ON CONFLICT (name
 SELECT_USES = "SELECT SUBSTR(name, 10), value FROM service WHERE name LIKE 'key used %'"
 
 
-class SqlKeyUses:
+class SqlKeyUses(SqlRepository):
     """The time at which each API key was used last. Every method raises `StoreUnavailable`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def note(self, names: Collection[str], now_ms: int) -> None:
         """Store that the keys of these names are in use now."""

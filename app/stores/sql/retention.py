@@ -15,8 +15,12 @@ SELECT_OLDEST = "SELECT MIN(created_at_ms) FROM tip_scores"
 SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
 DELETE_DECISIONS = tuple(
     f"DELETE FROM {table} WHERE number IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
-    for table in ("decision_events", "pool_shadows", "tip_scores")
+    for table in ("decision_events", "tip_scores")
 )
+# Also those of decisions that a process of an earlier release has deleted, and those stored during an erasure.
+DELETE_POOL_SHADOWS = """
+DELETE FROM pool_shadows WHERE number < COALESCE((SELECT MIN(number) FROM tip_scores), 9223372036854775807)
+"""
 # A process uses a prior for a moment after another process has replaced it. So the prior that was current an hour
 # before the oldest decision is kept, and all later ones.
 DELETE_PRIORS = """
@@ -51,6 +55,7 @@ class DecisionRetention(SqlRepository):
             numbers = [number for (number,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
             for statement in DELETE_DECISIONS:
                 connection.execute(statement, (json.dumps(numbers),))
+            connection.execute(DELETE_POOL_SHADOWS)
             connection.execute(DELETE_PRIORS, {"before": before_ms, "hour": HOUR_MS})
             return len(numbers)
 

@@ -17,7 +17,7 @@ from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.ports import Counts, RecentDecisions, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target
 from app.features.events import Action
-from app.stores.sql.database import SERVICE, Connection, Database
+from app.stores.sql.database import SERVICE, Connection, SqlRepository
 from app.telemetry import logger
 
 PAGE = 2_000
@@ -88,11 +88,8 @@ def begin_evaluation(connection: Connection) -> None:
         connection.execute(DELETE_LOOKS)
 
 
-class SqlRollout:
+class SqlRollout(SqlRepository):
     """The challenger's roll-out and its interim analyses. Implements `app.bandit.rollout.ports.RolloutRepository`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def state(self) -> RolloutState:
         return RolloutState(*await self._database.row(SELECT_STATE))

@@ -319,3 +319,10 @@ async def test_shadow_of_the_pool_goes_with_its_decision(process: BanditProcess,
     else:
         assert await process.retention.prune(process.clock.now_ms() + 1, 10) == 1
     assert await process.database.rows("SELECT COUNT(*) FROM pool_shadows") == [(0,)]
+
+
+async def test_shadow_of_the_pool_without_a_decision_is_deleted_by_retention(process: BanditProcess) -> None:
+    await process.learn_one()
+    await process.database.execute("DELETE FROM tip_scores")  # as a release does that does not know the other table
+    await process.retention.prune(process.clock.now_ms(), 10)
+    assert await process.database.rows("SELECT COUNT(*) FROM pool_shadows") == [(0,)]

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from app.api.auth.authentication import Authenticator
+from app.asgi import note_key_uses
+from app.errors import StoreUnavailable
 from app.settings.database import PostgresUrl
-from tests.support.live import API_KEYS, Live, as_caller
+from app.stores.sql.key_uses import SqlKeyUses
+from tests.support.live import API_KEYS, KEYS, Live, as_caller
 from tests.support.site import ServeSite
 from tests.support.waiting import eventually_async
 
@@ -52,3 +56,15 @@ async def test_use_in_another_process_is_listed(
 
 async def test_no_key_is_listed_when_none_is_configured(own_site: Live) -> None:
     assert (await own_site.client.get("/admin/keys")).json() == {"keys": []}
+
+
+async def test_use_is_stored_later_when_the_database_fails(own_site: Live) -> None:
+    service, authenticator = own_site.service, Authenticator(API_KEYS)
+    authenticator.caller(KEYS["reader"])
+    uses = SqlKeyUses(service.database)
+    await service.database.execute("ALTER TABLE service RENAME TO service_away")
+    with pytest.raises(StoreUnavailable):
+        await note_key_uses(authenticator, uses, service.clock)
+    await service.database.execute("ALTER TABLE service_away RENAME TO service")
+    await note_key_uses(authenticator, uses, service.clock)
+    assert set(await uses.newest_ms()) == {"reader"}
