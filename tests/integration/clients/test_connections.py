@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
+import uvloop
 
 from profiles_client import AsyncProfiles, DeadlineExceeded, Profiles, Unavailable
 from profiles_client.transports import MAX_CONNECTIONS
@@ -266,3 +267,16 @@ async def test_https_checks_the_certificate(kind: Any, certificate: Path) -> Non
         async with opened(kind(server.url, deadline_s=0.3)) as client:
             with pytest.raises(Unavailable, match="certificate"):
                 await client.profile("ann")
+
+
+def test_client_works_on_uvloop() -> None:
+    async def calls() -> None:
+        async with serving(lambda _: ANSWER) as server, AsyncProfiles(server.url, deadline_s=DEADLINE_S) as client:
+            for _ in range(3):
+                assert (await client.profile("ann")).tip_volume_30d == 3
+                server.close_connections()
+        async with serving(lambda _: b"") as server, AsyncProfiles(server.url, deadline_s=DEADLINE_S) as client:
+            with pytest.raises(DeadlineExceeded):
+                await client.profile("ann", deadline_s=0.0504)  # uvloop waits for 50 ms
+
+    uvloop.run(calls())

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from typing import cast
 
 from profiles_client.errors import ConnectionLost, DeadlineExceeded
 from profiles_client.wire import Endpoint, Request, Response, ResponseReader
@@ -174,8 +175,7 @@ class _Stream(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has the methods, but is no subclass
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -218,15 +218,17 @@ class AsyncioTransport:
 
     async def exchange(self, request: Request, deadline: float) -> Response:
         data = self._endpoint.encoded(request)
+        timeout = asyncio.timeout_at(deadline)
         try:
-            async with asyncio.timeout_at(deadline), self._slots:
+            async with timeout, self._slots:
                 pooled = self._take()
                 if pooled is not None:
                     with suppress(ConnectionLost):
                         return await self._on(pooled, data)
                 return await self._on(await self._connect(), data)
         except OSError as error:
-            raise _explained(error, self._endpoint, late=self._loop.time() >= deadline) from error
+            # The clock does not tell: uvloop rounds timers to milliseconds, so one may fire before the deadline.
+            raise _explained(error, self._endpoint, late=timeout.expired()) from error
 
     async def _connect(self) -> _Stream:
         there = self._endpoint
