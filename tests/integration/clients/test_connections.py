@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from profiles_client import AsyncProfiles, DeadlineExceeded, Profiles, Unavailable
+from profiles_client import AsyncProfiles, ContractWarning, DeadlineExceeded, Profiles, Unavailable
 from profiles_client.transports import MAX_CONNECTIONS
 from tests.support.processes import free_port
 from tests.support.python_client import opened
@@ -26,18 +26,22 @@ from tests.support.waiting import eventually
 
 BODY = b'{"user_id": "ann", "features": {"tip_volume_30d": 3}}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+BATCH = b'{"profiles": [%b]}' % BODY
+ANSWERS = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BATCH), BATCH)
 LAST = ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
 NO_CONTRACT = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+OTHER_CONTRACT = b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"features": []}'
 BOTH = pytest.mark.parametrize("kind", [Profiles, AsyncProfiles])
 DEADLINE_S = 20.0  # no test waits for it
 
 
 class Server:
-    """Answers the look at the contract with 404, and every other request with what `answer` returns for its number,
-    counted from 0. None closes the connection."""
+    """Answers the look at the contract with `contract`, and every other request with what `answer` returns for its
+    number, counted from 0. None closes the connection."""
 
     def __init__(self, answer: Callable[[int], bytes | None]) -> None:
         self._answer = answer
+        self.contract = NO_CONTRACT
         self.heads: list[bytes] = []
         self.connections: list[asyncio.StreamWriter] = []
         self.url = ""
@@ -48,7 +52,7 @@ class Server:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 if head.startswith(b"GET /features "):
-                    answer: bytes | None = NO_CONTRACT
+                    answer: bytes | None = self.contract
                 else:
                     self.heads.append(head)
                     answer = self._answer(len(self.heads) - 1)
@@ -239,6 +243,28 @@ async def test_child_does_not_use_the_connections_of_its_parent() -> None:
             assert len(server.connections) == 2
             await parent.profile("ann")
             assert len(server.connections) == 2
+
+
+@BOTH
+async def test_call_that_outlives_the_client_closes_its_connection(kind: Any) -> None:
+    async with serving(lambda _: b"") as server:
+        async with opened(kind(server.url, deadline_s=DEADLINE_S)) as client:
+            reading = asyncio.ensure_future(client.profiles(["ann"]))
+            await eventually(lambda: server.heads)
+        server.connections[-1].write(ANSWERS)
+        assert (await reading)["ann"].tip_volume_30d == 3
+        await eventually(server.connections[-1].is_closing)
+
+
+@BOTH
+@pytest.mark.filterwarnings("error")
+async def test_client_that_cannot_be_opened_leaves_no_connection(kind: Any) -> None:
+    async with serving(lambda _: ANSWER) as server:
+        server.contract = OTHER_CONTRACT
+        with pytest.raises(ContractWarning):
+            async with opened(kind(server.url, deadline_s=DEADLINE_S)):
+                pass
+        await eventually(server.connections[0].is_closing)
 
 
 @pytest.fixture(scope="module")

@@ -91,8 +91,12 @@ class Profiles(_Client[F]):
 
     def __enter__(self) -> Self:
         self._opened = Calls(self._transport(), *self._options)
-        if problem := run(self._calls.contract_problem()):
-            warnings.warn(problem, ContractWarning, stacklevel=2)
+        try:
+            if problem := run(self._calls.contract_problem()):
+                warnings.warn(problem, ContractWarning, stacklevel=2)
+        except BaseException:  # such as the warning, if warnings are errors
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
@@ -179,16 +183,22 @@ class AsyncProfiles(_Client[F]):
         self._opened = Calls(self._transport(), *self._options)
         self._shared = dict[object, tuple[dict[str, None], asyncio.Task[dict[str, F]]]]()
         self._reading = set[asyncio.Task[dict[str, F]]]()
-        if problem := await self._calls.contract_problem():
-            warnings.warn(problem, ContractWarning, stacklevel=2)
+        try:
+            if problem := await self._calls.contract_problem():
+                warnings.warn(problem, ContractWarning, stacklevel=2)
+        except BaseException:  # such as the warning, if warnings are errors
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
         for reading in self._reading:  # whose callers were cancelled
             reading.cancel()
-        await asyncio.gather(*self._reading, return_exceptions=True)
-        await self._calls.transport.close()
-        self._opened = None
+        try:
+            await asyncio.gather(*self._reading, return_exceptions=True)
+        finally:
+            await self._calls.transport.close()
+            self._opened = None
 
     async def profile(self, user: str, *, default: D = RAISE, deadline_s: float | None = None) -> F | D:
         return await or_default(self._read(user, deadline_s), default)

@@ -69,6 +69,7 @@ def _connected(endpoint: Endpoint, deadline: float) -> socket.socket:
             connection.connect(address)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if endpoint.tls is not None:
+                connection.settimeout(_left(deadline))  # for the handshake
                 return endpoint.tls.wrap_socket(connection, server_hostname=endpoint.host)
         except OSError as error:
             connection.close()
@@ -124,9 +125,11 @@ class BlockingTransport:
         try:
             response = connection.exchange(data, deadline)
         finally:
-            if response is not None and connection.reusable and not self._closed:
+            if response is not None and connection.reusable:
                 connection.used_at = time.monotonic()
                 self._idle.append(connection)
+                if self._closed:  # asked after the append: `close` empties the pool after it has set this
+                    self._close_idle()
             else:  # also after an exception such as KeyboardInterrupt: a late answer must not meet another request
                 connection.close()
         return response
@@ -145,8 +148,12 @@ class BlockingTransport:
 
     async def close(self) -> None:
         self._closed = True  # calls of other threads close their connections
-        while self._idle:
-            self._idle.pop().close()
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        with suppress(IndexError):  # not `while self._idle`: other threads take connections, too
+            while True:
+                self._idle.pop().close()
 
 
 class _Stream(asyncio.Protocol):
@@ -209,6 +216,7 @@ class AsyncioTransport:
         self._loop = asyncio.get_running_loop()
         self._idle: list[_Stream] = []
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._closed = False
 
     def now(self) -> float:
         return self._loop.time()
@@ -240,7 +248,7 @@ class AsyncioTransport:
         try:
             response = await stream.send(data, self._loop)
         finally:
-            if response is not None and stream.reusable:
+            if response is not None and stream.reusable and not self._closed:
                 stream.used_at = self._loop.time()
                 self._idle.append(stream)
             else:  # also if this task was cancelled
@@ -256,6 +264,7 @@ class AsyncioTransport:
         return None
 
     async def close(self) -> None:
+        self._closed = True  # calls of other tasks close their connections
         while self._idle:
             self._idle.pop().close()
         await asyncio.sleep(0)  # the transports close their sockets in the next turn of the loop
