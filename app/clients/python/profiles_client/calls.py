@@ -111,10 +111,11 @@ class Calls(Generic[F]):
         return _decoded(self._profile, await self._ask("GET", target, None, self._deadline(deadline_s))).features
 
     async def profiles(self, users: Iterable[str], deadline_s: float | None) -> dict[str, F]:
-        deadline, found = self._deadline(deadline_s), dict[str, F]()
-        for start, chunk in _chunks(dict.fromkeys(users), MAX_USERS):
-            for index, user in enumerate(chunk, start):
-                check_id(user, f"user_ids[{index}]")
+        deadline, found, unique = self._deadline(deadline_s), dict[str, F](), dict[str, None]()
+        for index, user in enumerate(users):
+            check_id(user, f"user_ids[{index}]")
+            unique[user] = None
+        for _, chunk in _chunks(unique, MAX_USERS):
             answer = await self._ask("POST", "/profiles/batch", _encoded({"user_ids": chunk}), deadline)
             found |= {item.user_id: item.features for item in _decoded(self._batch, answer).profiles}
         return found
@@ -168,7 +169,7 @@ class Calls(Generic[F]):
             ]
             body: dict[str, object] = {"rows": asked}
             if known_at is not None:
-                body["known_at"] = known_at
+                body["known_at"] = known_at if isinstance(known_at, str) else known_at.isoformat()
             answer = await self._ask("POST", "/profiles/history", _encoded(body), deadline, start)
             decoded = _decoded(self._history, answer)
             found += decoded.rows

@@ -176,7 +176,7 @@ class FakeService:
 
     def _score(self, asked: _ScoreRequest) -> object:
         ids = tuple(item.id for item in asked.candidates)
-        if not ids or len(set(ids)) < len(ids):
+        if not 1 <= len(ids) <= 100 or len(set(ids)) < len(ids):
             raise _Refused(422, "must be 1 to 100 candidates with unique ids", "candidates")
         key = (asked.user_id, asked.request_id)
         if key not in self._asked:
