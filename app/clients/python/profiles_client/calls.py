@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from email.utils import parsedate_to_datetime
 from itertools import count, islice
 from random import Random
@@ -66,9 +66,7 @@ class _History(Struct, Generic[F]):
     failed: dict[str, str] = {}
 
 
-class Score(Struct):
-    """The answer of `POST /score`."""
-
+class _Score(Struct):
     decision_id: str
     chosen_id: str
     ranking: list[Ranked]
@@ -84,7 +82,7 @@ class _Features(Struct):
 
 
 _RECEIPT = msgspec.json.Decoder(Receipt)
-_SCORE = msgspec.json.Decoder(Score)
+_SCORE = msgspec.json.Decoder(_Score)
 _FEATURES = msgspec.json.Decoder(_Features)
 
 
@@ -131,15 +129,17 @@ class Calls(Generic[F]):
             )
         return total
 
-    async def score(
+    async def decide(
         self,
+        make: Callable[[str, str, str, list[Ranked], tzinfo | None], T],
         user: str,
         candidates: Iterable[Candidate],
         at: datetime | None,
         context: Mapping[str, Value],
         explore: bool,
         deadline_s: float | None,
-    ) -> Score:
+    ) -> T:
+        """What `make` returns for the fields of a `Choice`."""
         body: dict[str, object] = {"user_id": user, "request_id": new_id(), "explore": explore}
         body["candidates"] = [
             {
@@ -155,7 +155,8 @@ class Calls(Generic[F]):
         ]
         if at is not None or context:
             body["context"] = {**context, **({} if at is None else {"at": at})}
-        return _decoded(_SCORE, await self._ask("POST", "/score", _encoded(body), self._deadline(deadline_s)))
+        score = _decoded(_SCORE, await self._ask("POST", "/score", _encoded(body), self._deadline(deadline_s)))
+        return make(score.decision_id, user, score.chosen_id, score.ranking, at.tzinfo if at is not None else None)
 
     async def history(
         self, rows: HistoryRows, known_at: KnownAt, deadline_s: float

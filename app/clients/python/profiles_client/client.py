@@ -7,6 +7,7 @@ import ssl
 import warnings
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any, Generic, Never, Protocol, Self, cast, overload
@@ -49,7 +50,9 @@ class DataFrame(Protocol):
 Frame = TypeVar("Frame", bound=DataFrame)
 
 
-class _Client(Generic[F]):
+class Client(Generic[F]):
+    """What both clients have in common."""
+
     def __init__(
         self,
         url: str,
@@ -79,11 +82,11 @@ class _Client(Generic[F]):
         return self._opened
 
 
-class Profiles(_Client[F]):
+class Profiles(Client[F]):
     """A client for threads, which share its connections. Use it as a context manager.
 
-    A call is retried after 429, 503, 507 and a lost connection, for as long as its deadline allows. Then it raises
-    `Unavailable`, or returns `default`, if one is given.
+    A call is retried after 429, 502, 503, 504, 507 and a lost connection, for as long as its deadline allows. Then it
+    raises `Unavailable`, or returns `default`, if one is given.
     """
 
     def _transport(self) -> Transport:
@@ -136,20 +139,8 @@ class Profiles(_Client[F]):
 
         Without `explore`, the tip with the highest mean score is chosen.
         """
-        return run(or_default(self._decide(user, candidates, at, context, explore, deadline_s), default))
-
-    async def _decide(
-        self,
-        user: str,
-        candidates: Iterable[Candidate],
-        at: datetime | None,
-        context: Mapping[str, Value],
-        explore: bool,
-        deadline_s: float | None,
-    ) -> Decision:
-        score = await self._calls.score(user, candidates, at, context, explore, deadline_s)
-        zone = at.tzinfo if at is not None else None
-        return Decision(self, score.decision_id, user, score.chosen_id, score.ranking, zone)
+        make = partial(Decision, self)
+        return run(or_default(self._calls.decide(make, user, candidates, at, context, explore, deadline_s), default))
 
     @overload
     def history(self, rows: Frame, *, known_at: KnownAt = None, deadline_s: float = HISTORY_DEADLINE_S) -> Frame: ...
@@ -172,7 +163,7 @@ class Profiles(_Client[F]):
         return _history(rows, found, failed)
 
 
-class AsyncProfiles(_Client[F]):
+class AsyncProfiles(Client[F]):
     """`Profiles` for asyncio, with the same methods. Reads that begin in the same turn of the event loop share one
     request."""
 
@@ -243,20 +234,8 @@ class AsyncProfiles(_Client[F]):
         default: D = RAISE,
         deadline_s: float | None = None,
     ) -> AsyncDecision | D:
-        return await or_default(self._decide(user, candidates, at, context, explore, deadline_s), default)
-
-    async def _decide(
-        self,
-        user: str,
-        candidates: Iterable[Candidate],
-        at: datetime | None,
-        context: Mapping[str, Value],
-        explore: bool,
-        deadline_s: float | None,
-    ) -> AsyncDecision:
-        score = await self._calls.score(user, candidates, at, context, explore, deadline_s)
-        zone = at.tzinfo if at is not None else None
-        return AsyncDecision(self, score.decision_id, user, score.chosen_id, score.ranking, zone)
+        make = partial(AsyncDecision, self)
+        return await or_default(self._calls.decide(make, user, candidates, at, context, explore, deadline_s), default)
 
     @overload
     async def history(
