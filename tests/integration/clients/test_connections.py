@@ -11,6 +11,7 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -163,6 +164,12 @@ async def test_deadline_ends_a_call_whose_answer_trickles(kind: Any) -> None:
             await asyncio.wait({reading}, timeout=0.01)
         with pytest.raises(DeadlineExceeded):
             reading.result()
+
+
+@BOTH
+async def test_call_without_a_deadline_is_answered(kind: Any) -> None:
+    async with serving(lambda _: ANSWER) as server, opened(kind(server.url, deadline_s=inf)) as client:
+        assert (await client.profile("ann")).tip_volume_30d == 3
 
 
 @BOTH

@@ -65,7 +65,8 @@ class Client(Generic[F]):
     ) -> None:
         """A client of the service at `url`, with the API key `key`.
 
-        Every call raises `DeadlineExceeded` if it has no answer after `deadline_s` seconds, retries included.
+        Every call returns or raises within `deadline_s` seconds, retries included. In threads, only the resolution of
+        the host's name may take longer, because it cannot be interrupted.
         `contract` is the class that `profiles features --format python` writes for features of your own. `traceparent`
         returns the header of that name for each request; without it, OpenTelemetry's current span is passed on.
         """

@@ -22,6 +22,7 @@ from profiles_client.wire import Endpoint, Request, Response, ResponseReader
 IDLE_S = 60.0  # the service closes a connection after 75
 CHUNK = 64 * 1024
 MAX_CONNECTIONS = 100
+LONGEST_S = 86_400.0  # a socket's timeout must be finite
 
 
 class _Socket:
@@ -83,11 +84,11 @@ def _connected(endpoint: Endpoint, deadline: float) -> socket.socket:
 
 
 def _left(deadline: float) -> float:
-    """The seconds until the deadline. Raises `TimeoutError` if it has passed."""
+    """The seconds until the deadline, at most `LONGEST_S`. Raises `TimeoutError` if it has passed."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    return left
+    return min(left, LONGEST_S)
 
 
 class BlockingTransport:
