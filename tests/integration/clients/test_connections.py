@@ -23,7 +23,7 @@ from profiles_client import AsyncProfiles, ContractWarning, DeadlineExceeded, Pr
 from profiles_client.transports import MAX_CONNECTIONS
 from tests.support.processes import free_port
 from tests.support.python_client import opened
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 BODY = b'{"user_id": "ann", "features": {"tip_volume_30d": 3}}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -209,6 +209,23 @@ async def test_threads_share_a_client() -> None:
             found = await asyncio.gather(*(client.profile("ann") for _ in range(8)))
             assert [features.tip_volume_30d for features in found] == [3] * 8
         assert len(server.connections) <= 8
+
+
+async def test_connections_of_a_past_peak_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(lambda number: b"" if number < 2 else ANSWER) as server:
+        async with opened(Profiles(server.url, deadline_s=DEADLINE_S)) as client:
+            reads = [asyncio.ensure_future(client.profile("ann")) for _ in range(2)]
+            await eventually(lambda: len(server.heads) == 2)
+            for connection in server.connections:
+                connection.write(ANSWER)
+            await asyncio.gather(*reads)
+            monkeypatch.setattr("profiles_client.transports.IDLE_S", 0.2)
+
+            async def closed_while_the_other_is_used() -> bool:
+                await client.profile("ann")
+                return any(item.is_closing() for item in server.connections)
+
+            await eventually_async(closed_while_the_other_is_used)
 
 
 async def test_tasks_share_a_limited_number_of_connections() -> None:

@@ -129,6 +129,9 @@ class BlockingTransport:
             if response is not None and connection.reusable:
                 connection.used_at = time.monotonic()
                 self._idle.append(connection)
+                with suppress(IndexError):  # those of a past peak, at the left, would never be taken
+                    while connection.used_at - self._idle[0].used_at >= IDLE_S:
+                        self._idle.popleft().close()
                 if self._closed:  # asked after the append: `close` empties the pool after it has set this
                     self._close_idle()
             else:  # also after an exception such as KeyboardInterrupt: a late answer must not meet another request
