@@ -148,6 +148,10 @@ test("every id is read as it was sent", async () => {
 test("an id that names another route is refused before it is sent", async () => {
   for (const id of ["", ".", "..", "a/b", "a\nb", "\ud800", "x".repeat(129)]) {
     await assert.rejects(client.profile(id), (error) => error instanceof Invalid && error.issues[0]?.path === "user_id");
+    await assert.rejects(
+      client.profiles(["ada", "ada", id]),
+      (error) => error instanceof Invalid && error.issues[0]?.path === "user_ids[2]",
+    );
   }
 });
 
@@ -166,6 +170,11 @@ test("more users and events than fit in a request take several", async () => {
   assert.equal((await counting.send(events)).accepted, 2_500);
   assert.equal((await counting.profiles([...many, ...many])).size, 2_500);
   assert.deepEqual(sizes, [1_000, 1_000, 500, 1_000, 1_000, 500]);
+  await assert.rejects(client.send([...events.slice(0, 1_200), { ...events[0]!, tip_id: "a/b" }]), (error: unknown) => {
+    assert.ok(error instanceof Invalid && error.message.includes("[1200].tip_id"));
+    assert.deepEqual(error.issues.map(({ path }) => path), ["[1200].tip_id"]);
+    return true;
+  });
 });
 
 test("reads of one turn share a request, if they want the same", async () => {
@@ -269,6 +278,15 @@ test("other errors are not repeated", async () => {
   }
 });
 
+test("an error of a proxy need not be a problem", async () => {
+  for (const body of [{ errors: { name: ["missing"] } }, { errors: [null] }, { errors: "none" }]) {
+    await serving([status(400, {}, body)], async (url, requests) => {
+      await assert.rejects(new Profiles(url, { deadlineMs: 30_000 }).profile("ada"), Malformed);
+      assert.equal(requests.length, 1);
+    });
+  }
+});
+
 test("Retry-After is honoured", async () => {
   await serving([status(503, { "Retry-After": "1" }), profile], async (url, requests) => {
     await new Profiles(url, { deadlineMs: 30_000 }).profile("ada");
@@ -298,6 +316,9 @@ test("a call ends at its deadline", async () => {
   await serving([lost], async (url, requests) => {
     await assert.rejects(new Profiles(url, { deadlineMs: 300 }).profile("ada"), ConnectionLost);
     assert.ok(requests.length > 2);
+  });
+  await serving([profile], async (url) => {
+    assert.deepEqual(await new Profiles(url, { deadlineMs: Infinity }).profile("ada"), COLD);
   });
   assert.ok(performance.now() - began < 20_000);
 });
@@ -330,4 +351,7 @@ test("an invalid option is refused", () => {
     assert.throws(() => new Profiles(url), TypeError, url);
   }
   assert.throws(() => new Profiles(URL_, { deadlineMs: 0 }), RangeError);
+  for (const key of ["", "a\r\nX: y", "ä", " a"]) {
+    assert.throws(() => new Profiles(URL_, { key }), TypeError, key);
+  }
 });

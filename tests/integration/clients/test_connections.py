@@ -11,32 +11,38 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytest
+import uvloop
 
-from profiles_client import AsyncProfiles, DeadlineExceeded, Profiles, Unavailable
+from profiles_client import AsyncProfiles, ContractWarning, DeadlineExceeded, Profiles, Unavailable
 from profiles_client.transports import MAX_CONNECTIONS
 from tests.support.processes import free_port
 from tests.support.python_client import opened
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 BODY = b'{"user_id": "ann", "features": {"tip_volume_30d": 3}}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+BATCH = b'{"profiles": [%b]}' % BODY
+ANSWERS = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BATCH), BATCH)
 LAST = ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
 NO_CONTRACT = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+OTHER_CONTRACT = b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"features": []}'
 BOTH = pytest.mark.parametrize("kind", [Profiles, AsyncProfiles])
 DEADLINE_S = 20.0  # no test waits for it
 
 
 class Server:
-    """Answers the look at the contract with 404, and every other request with what `answer` returns for its number,
-    counted from 0. None closes the connection."""
+    """Answers the look at the contract with `contract`, and every other request with what `answer` returns for its
+    number, counted from 0. None closes the connection."""
 
     def __init__(self, answer: Callable[[int], bytes | None]) -> None:
         self._answer = answer
+        self.contract = NO_CONTRACT
         self.heads: list[bytes] = []
         self.connections: list[asyncio.StreamWriter] = []
         self.url = ""
@@ -47,7 +53,7 @@ class Server:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 if head.startswith(b"GET /features "):
-                    answer: bytes | None = NO_CONTRACT
+                    answer: bytes | None = self.contract
                 else:
                     self.heads.append(head)
                     answer = self._answer(len(self.heads) - 1)
@@ -161,6 +167,12 @@ async def test_deadline_ends_a_call_whose_answer_trickles(kind: Any) -> None:
 
 
 @BOTH
+async def test_call_without_a_deadline_is_answered(kind: Any) -> None:
+    async with serving(lambda _: ANSWER) as server, opened(kind(server.url, deadline_s=inf)) as client:
+        assert (await client.profile("ann")).tip_volume_30d == 3
+
+
+@BOTH
 async def test_late_answer_answers_no_other_request(kind: Any) -> None:
     answers = [b"", ANSWER]
     async with serving(lambda number: answers[number]) as server:
@@ -197,6 +209,23 @@ async def test_threads_share_a_client() -> None:
             found = await asyncio.gather(*(client.profile("ann") for _ in range(8)))
             assert [features.tip_volume_30d for features in found] == [3] * 8
         assert len(server.connections) <= 8
+
+
+async def test_connections_of_a_past_peak_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(lambda number: b"" if number < 2 else ANSWER) as server:
+        async with opened(Profiles(server.url, deadline_s=DEADLINE_S)) as client:
+            reads = [asyncio.ensure_future(client.profile("ann")) for _ in range(2)]
+            await eventually(lambda: len(server.heads) == 2)
+            for connection in server.connections:
+                connection.write(ANSWER)
+            await asyncio.gather(*reads)
+            monkeypatch.setattr("profiles_client.transports.IDLE_S", 0.2)
+
+            async def closed_while_the_other_is_used() -> bool:
+                await client.profile("ann")
+                return any(item.is_closing() for item in server.connections)
+
+            await eventually_async(closed_while_the_other_is_used)
 
 
 async def test_tasks_share_a_limited_number_of_connections() -> None:
@@ -240,6 +269,28 @@ async def test_child_does_not_use_the_connections_of_its_parent() -> None:
             assert len(server.connections) == 2
 
 
+@BOTH
+async def test_call_that_outlives_the_client_closes_its_connection(kind: Any) -> None:
+    async with serving(lambda _: b"") as server:
+        async with opened(kind(server.url, deadline_s=DEADLINE_S)) as client:
+            reading = asyncio.ensure_future(client.profiles(["ann"]))
+            await eventually(lambda: server.heads)
+        server.connections[-1].write(ANSWERS)
+        assert (await reading)["ann"].tip_volume_30d == 3
+        await eventually(server.connections[-1].is_closing)
+
+
+@BOTH
+@pytest.mark.filterwarnings("error")
+async def test_client_that_cannot_be_opened_leaves_no_connection(kind: Any) -> None:
+    async with serving(lambda _: ANSWER) as server:
+        server.contract = OTHER_CONTRACT
+        with pytest.raises(ContractWarning):
+            async with opened(kind(server.url, deadline_s=DEADLINE_S)):
+                pass
+        await eventually(server.connections[0].is_closing)
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for `localhost`, and its key, in one file."""
@@ -266,3 +317,16 @@ async def test_https_checks_the_certificate(kind: Any, certificate: Path) -> Non
         async with opened(kind(server.url, deadline_s=0.3)) as client:
             with pytest.raises(Unavailable, match="certificate"):
                 await client.profile("ann")
+
+
+def test_client_works_on_uvloop() -> None:
+    async def calls() -> None:
+        async with serving(lambda _: ANSWER) as server, AsyncProfiles(server.url, deadline_s=DEADLINE_S) as client:
+            for _ in range(3):
+                assert (await client.profile("ann")).tip_volume_30d == 3
+                server.close_connections()
+        async with serving(lambda _: b"") as server, AsyncProfiles(server.url, deadline_s=DEADLINE_S) as client:
+            with pytest.raises(DeadlineExceeded):
+                await client.profile("ann", deadline_s=0.0504)  # uvloop waits for 50 ms
+
+    uvloop.run(calls())

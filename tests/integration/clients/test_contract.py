@@ -36,6 +36,7 @@ COLD = {
     "tip_volume_30d": 0,
 }
 CANDIDATES = [Candidate("t-1", True, 3.5, 2), Candidate("t-2", False, 12, 1)]
+TOO_MANY = [Candidate(f"t-{number}", True, 1, 1) for number in range(101)]
 ZONE = timezone(timedelta(hours=5, minutes=30))
 # Long enough for a busy machine. No test waits for it.
 DEADLINE_S = 30.0
@@ -107,14 +108,14 @@ async def test_any_id_can_be_read(client: Any, prefix: str) -> None:
         assert (await client.profiles([user]))[user].tip_volume_30d == count
 
 
-@pytest.mark.parametrize("user", ["", ".", "..", "a/b", "x" * 129, "a\nb", "\x7f", "\x85", "\ud800"])
+@pytest.mark.parametrize("user", ["", ".", "..", "a/b", "x" * 129, "a\nb", "a\n", "\x7f", "\x85", "\ud800"])
 async def test_invalid_id_is_named(client: Any, user: str) -> None:
     with pytest.raises(Invalid) as one:
         await client.profile(user)
     assert [issue.path for issue in one.value.issues] == ["user_id"]
     with pytest.raises(Invalid) as many:
-        await client.profiles(["ann", user])
-    assert [issue.path for issue in many.value.issues] == ["user_ids[1]"]
+        await client.profiles(["ann", "ann", user])
+    assert [issue.path for issue in many.value.issues] == ["user_ids[2]"]
 
 
 async def test_many_users_are_read_in_several_requests(client: Any) -> None:
@@ -207,7 +208,7 @@ async def test_decision_reports_what_became_of_its_tip(client: Any, action: str)
         assert features.preferred_hour in {at.hour, now().hour}  # of the user's zone
 
 
-@pytest.mark.parametrize("candidates", [[], [CANDIDATES[0], CANDIDATES[0]], [Candidate("a/b", True, 1, 1)]])
+@pytest.mark.parametrize("candidates", [[], [CANDIDATES[0], CANDIDATES[0]], [Candidate("a/b", True, 1, 1)], TOO_MANY])
 async def test_invalid_candidates_are_rejected(client: Any, candidates: list[Candidate]) -> None:
     with pytest.raises(Invalid) as caught:
         await client.decide("ann", candidates)
@@ -252,6 +253,9 @@ async def test_history_adds_the_features_to_a_frame(client: Any) -> None:
     assert list(found["tip_volume_30d"]) == [1, 0]
     assert found["mean_dwell_ms_30d"].dtype == "float64"
     assert found["mean_dwell_ms_30d"].isna().tolist() == [False, True]
+
+    before = await client.history(asked, known_at=pd.Timestamp(moment))
+    assert list(before["tip_volume_30d"]) == [0, 0]
 
     decision = await client.decide(user, CANDIDATES)
     logged = await client.history(pd.DataFrame({"decision_id": [decision.id]}))

@@ -33,6 +33,7 @@ from profiles_client import (
     Unavailable,
 )
 from profiles_client.calls import Calls, current_traceparent, or_default, run
+from profiles_client.model import Choice
 from profiles_client.wire import Request, Response
 
 PROFILE = Response(200, {}, b'{"user_id": "ann", "features": {"tip_volume_30d": 3, "of_a_later_release": 1}}')
@@ -236,7 +237,7 @@ def test_decision_keeps_its_request_id_when_it_is_asked_again() -> None:
     score = Response(200, {}, b'{"decision_id": "d", "chosen_id": "t", "ranking": []}')
     script = Script(LOST, score)
     for _ in range(2):
-        run(calls(script).score("ann", [], None, {}, explore=True, deadline_s=None))
+        run(calls(script).decide(Choice, "ann", [], None, {}, explore=True, deadline_s=None))
     first, again, other = (body["request_id"] for body in sent(script.requests))
     assert first == again != other
 
@@ -245,7 +246,7 @@ def test_further_features_are_sent_beside_the_others() -> None:
     script = Script(Response(200, {}, b'{"decision_id": "d", "chosen_id": "t", "ranking": []}'))
     tips = [Candidate("t", True, 1, 2, {"kind": "call"}), Candidate("u", False, 1, 2)]
     at = datetime(2026, 3, 2, tzinfo=UTC)
-    run(calls(script).score("ann", tips, at, {"weather": "rain"}, explore=True, deadline_s=None))
+    run(calls(script).decide(Choice, "ann", tips, at, {"weather": "rain"}, explore=True, deadline_s=None))
     (body,) = sent(script.requests)
     assert body["context"] == {"at": "2026-03-02T00:00:00Z", "weather": "rain"}
     assert [item["features"] for item in body["candidates"]] == [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from email.utils import parsedate_to_datetime
 from itertools import count, islice
 from random import Random
@@ -66,9 +66,7 @@ class _History(Struct, Generic[F]):
     failed: dict[str, str] = {}
 
 
-class Score(Struct):
-    """The answer of `POST /score`."""
-
+class _Score(Struct):
     decision_id: str
     chosen_id: str
     ranking: list[Ranked]
@@ -84,7 +82,7 @@ class _Features(Struct):
 
 
 _RECEIPT = msgspec.json.Decoder(Receipt)
-_SCORE = msgspec.json.Decoder(Score)
+_SCORE = msgspec.json.Decoder(_Score)
 _FEATURES = msgspec.json.Decoder(_Features)
 
 
@@ -111,10 +109,11 @@ class Calls(Generic[F]):
         return _decoded(self._profile, await self._ask("GET", target, None, self._deadline(deadline_s))).features
 
     async def profiles(self, users: Iterable[str], deadline_s: float | None) -> dict[str, F]:
-        deadline, found = self._deadline(deadline_s), dict[str, F]()
-        for start, chunk in _chunks(dict.fromkeys(users), MAX_USERS):
-            for index, user in enumerate(chunk, start):
-                check_id(user, f"user_ids[{index}]")
+        deadline, found, unique = self._deadline(deadline_s), dict[str, F](), dict[str, None]()
+        for index, user in enumerate(users):
+            check_id(user, f"user_ids[{index}]")
+            unique[user] = None
+        for _, chunk in _chunks(unique, MAX_USERS):
             answer = await self._ask("POST", "/profiles/batch", _encoded({"user_ids": chunk}), deadline)
             found |= {item.user_id: item.features for item in _decoded(self._batch, answer).profiles}
         return found
@@ -130,15 +129,17 @@ class Calls(Generic[F]):
             )
         return total
 
-    async def score(
+    async def decide(
         self,
+        make: Callable[[str, str, str, list[Ranked], tzinfo | None], T],
         user: str,
         candidates: Iterable[Candidate],
         at: datetime | None,
         context: Mapping[str, Value],
         explore: bool,
         deadline_s: float | None,
-    ) -> Score:
+    ) -> T:
+        """What `make` returns for the fields of a `Choice`."""
         body: dict[str, object] = {"user_id": user, "request_id": new_id(), "explore": explore}
         body["candidates"] = [
             {
@@ -154,7 +155,8 @@ class Calls(Generic[F]):
         ]
         if at is not None or context:
             body["context"] = {**context, **({} if at is None else {"at": at})}
-        return _decoded(_SCORE, await self._ask("POST", "/score", _encoded(body), self._deadline(deadline_s)))
+        score = _decoded(_SCORE, await self._ask("POST", "/score", _encoded(body), self._deadline(deadline_s)))
+        return make(score.decision_id, user, score.chosen_id, score.ranking, at.tzinfo if at is not None else None)
 
     async def history(
         self, rows: HistoryRows, known_at: KnownAt, deadline_s: float
@@ -168,7 +170,7 @@ class Calls(Generic[F]):
             ]
             body: dict[str, object] = {"rows": asked}
             if known_at is not None:
-                body["known_at"] = known_at
+                body["known_at"] = known_at if isinstance(known_at, str) else known_at.isoformat()
             answer = await self._ask("POST", "/profiles/history", _encoded(body), deadline, start)
             decoded = _decoded(self._history, answer)
             found += decoded.rows

@@ -7,6 +7,7 @@ import ssl
 import warnings
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any, Generic, Never, Protocol, Self, cast, overload
@@ -49,7 +50,9 @@ class DataFrame(Protocol):
 Frame = TypeVar("Frame", bound=DataFrame)
 
 
-class _Client(Generic[F]):
+class Client(Generic[F]):
+    """What both clients have in common."""
+
     def __init__(
         self,
         url: str,
@@ -62,7 +65,8 @@ class _Client(Generic[F]):
     ) -> None:
         """A client of the service at `url`, with the API key `key`.
 
-        Every call raises `DeadlineExceeded` if it has no answer after `deadline_s` seconds, retries included.
+        Every call returns or raises within `deadline_s` seconds, retries included. In threads, only the resolution of
+        the host's name may take longer, because it cannot be interrupted.
         `contract` is the class that `profiles features --format python` writes for features of your own. `traceparent`
         returns the header of that name for each request; without it, OpenTelemetry's current span is passed on.
         """
@@ -79,11 +83,11 @@ class _Client(Generic[F]):
         return self._opened
 
 
-class Profiles(_Client[F]):
+class Profiles(Client[F]):
     """A client for threads, which share its connections. Use it as a context manager.
 
-    A call is retried after 429, 503, 507 and a lost connection, for as long as its deadline allows. Then it raises
-    `Unavailable`, or returns `default`, if one is given.
+    A call is retried after 429, 502, 503, 504, 507 and a lost connection, for as long as its deadline allows. Then it
+    raises `Unavailable`, or returns `default`, if one is given.
     """
 
     def _transport(self) -> Transport:
@@ -91,8 +95,12 @@ class Profiles(_Client[F]):
 
     def __enter__(self) -> Self:
         self._opened = Calls(self._transport(), *self._options)
-        if problem := run(self._calls.contract_problem()):
-            warnings.warn(problem, ContractWarning, stacklevel=2)
+        try:
+            if problem := run(self._calls.contract_problem()):
+                warnings.warn(problem, ContractWarning, stacklevel=2)
+        except BaseException:  # such as the warning, if warnings are errors
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
@@ -132,20 +140,8 @@ class Profiles(_Client[F]):
 
         Without `explore`, the tip with the highest mean score is chosen.
         """
-        return run(or_default(self._decide(user, candidates, at, context, explore, deadline_s), default))
-
-    async def _decide(
-        self,
-        user: str,
-        candidates: Iterable[Candidate],
-        at: datetime | None,
-        context: Mapping[str, Value],
-        explore: bool,
-        deadline_s: float | None,
-    ) -> Decision:
-        score = await self._calls.score(user, candidates, at, context, explore, deadline_s)
-        zone = at.tzinfo if at is not None else None
-        return Decision(self, score.decision_id, user, score.chosen_id, score.ranking, zone)
+        make = partial(Decision, self)
+        return run(or_default(self._calls.decide(make, user, candidates, at, context, explore, deadline_s), default))
 
     @overload
     def history(self, rows: Frame, *, known_at: KnownAt = None, deadline_s: float = HISTORY_DEADLINE_S) -> Frame: ...
@@ -168,7 +164,7 @@ class Profiles(_Client[F]):
         return _history(rows, found, failed)
 
 
-class AsyncProfiles(_Client[F]):
+class AsyncProfiles(Client[F]):
     """`Profiles` for asyncio, with the same methods. Reads that begin in the same turn of the event loop share one
     request."""
 
@@ -179,16 +175,22 @@ class AsyncProfiles(_Client[F]):
         self._opened = Calls(self._transport(), *self._options)
         self._shared = dict[object, tuple[dict[str, None], asyncio.Task[dict[str, F]]]]()
         self._reading = set[asyncio.Task[dict[str, F]]]()
-        if problem := await self._calls.contract_problem():
-            warnings.warn(problem, ContractWarning, stacklevel=2)
+        try:
+            if problem := await self._calls.contract_problem():
+                warnings.warn(problem, ContractWarning, stacklevel=2)
+        except BaseException:  # such as the warning, if warnings are errors
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
         for reading in self._reading:  # whose callers were cancelled
             reading.cancel()
-        await asyncio.gather(*self._reading, return_exceptions=True)
-        await self._calls.transport.close()
-        self._opened = None
+        try:
+            await asyncio.gather(*self._reading, return_exceptions=True)
+        finally:
+            await self._calls.transport.close()
+            self._opened = None
 
     async def profile(self, user: str, *, default: D = RAISE, deadline_s: float | None = None) -> F | D:
         return await or_default(self._read(user, deadline_s), default)
@@ -233,20 +235,8 @@ class AsyncProfiles(_Client[F]):
         default: D = RAISE,
         deadline_s: float | None = None,
     ) -> AsyncDecision | D:
-        return await or_default(self._decide(user, candidates, at, context, explore, deadline_s), default)
-
-    async def _decide(
-        self,
-        user: str,
-        candidates: Iterable[Candidate],
-        at: datetime | None,
-        context: Mapping[str, Value],
-        explore: bool,
-        deadline_s: float | None,
-    ) -> AsyncDecision:
-        score = await self._calls.score(user, candidates, at, context, explore, deadline_s)
-        zone = at.tzinfo if at is not None else None
-        return AsyncDecision(self, score.decision_id, user, score.chosen_id, score.ranking, zone)
+        make = partial(AsyncDecision, self)
+        return await or_default(self._calls.decide(make, user, candidates, at, context, explore, deadline_s), default)
 
     @overload
     async def history(

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from profiles_client.calls import Traceparent, current_traceparent
-from profiles_client.client import AsyncProfiles, Profiles
+from profiles_client.client import AsyncProfiles, Client, Profiles
 from profiles_client.errors import ConnectionLost, Issue, Problem
 from profiles_client.features import ProfileFeatures
 from profiles_client.model import Event, F, Id, Moment, TipFeedback
@@ -176,7 +176,7 @@ class FakeService:
 
     def _score(self, asked: _ScoreRequest) -> object:
         ids = tuple(item.id for item in asked.candidates)
-        if not ids or len(set(ids)) < len(ids):
+        if not 1 <= len(ids) <= 100 or len(set(ids)) < len(ids):
             raise _Refused(422, "must be 1 to 100 candidates with unique ids", "candidates")
         key = (asked.user_id, asked.request_id)
         if key not in self._asked:
@@ -229,40 +229,28 @@ class _FakeTransport:
         return
 
 
-class FakeProfiles(Profiles[F]):
+class _Fake(Client[F]):
+    def __init__(
+        self,
+        service: FakeService | None = None,
+        *,
+        contract: type[F] = ProfileFeatures,  # type: ignore[assignment]  # the default of F
+        deadline_s: float = 1.0,
+        traceparent: Traceparent = current_traceparent,
+    ) -> None:
+        super().__init__(URL, None, deadline_s, contract=contract, traceparent=traceparent)
+        self.service = service or FakeService()
+
+    def _transport(self) -> Transport:
+        return _FakeTransport(self.service)
+
+
+class FakeProfiles(_Fake[F], Profiles[F]):
     """`Profiles` on a `FakeService`."""
 
-    def __init__(
-        self,
-        service: FakeService | None = None,
-        *,
-        contract: type[F] = ProfileFeatures,  # type: ignore[assignment]  # the default of F
-        deadline_s: float = 1.0,
-        traceparent: Traceparent = current_traceparent,
-    ) -> None:
-        super().__init__(URL, None, deadline_s, contract=contract, traceparent=traceparent)
-        self.service = service or FakeService()
 
-    def _transport(self) -> Transport:
-        return _FakeTransport(self.service)
-
-
-class FakeAsyncProfiles(AsyncProfiles[F]):
+class FakeAsyncProfiles(_Fake[F], AsyncProfiles[F]):
     """`AsyncProfiles` on a `FakeService`."""
-
-    def __init__(
-        self,
-        service: FakeService | None = None,
-        *,
-        contract: type[F] = ProfileFeatures,  # type: ignore[assignment]  # the default of F
-        deadline_s: float = 1.0,
-        traceparent: Traceparent = current_traceparent,
-    ) -> None:
-        super().__init__(URL, None, deadline_s, contract=contract, traceparent=traceparent)
-        self.service = service or FakeService()
-
-    def _transport(self) -> Transport:
-        return _FakeTransport(self.service)
 
 
 def _body(request: Request, kind: type[T]) -> T:

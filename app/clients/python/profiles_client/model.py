@@ -14,7 +14,7 @@ from profiles_client.features import ProfileFeatures
 
 F = TypeVar("F", bound=Struct, default=ProfileFeatures)
 Action = Literal["completed", "dismissed", "snoozed"]
-ID_PATTERN = r"^(?!\.{1,2}$)[^/\x00-\x1f\x7f-\x9f]+$"
+ID_PATTERN = r"^(?!\.{1,2}\Z)[^/\x00-\x1f\x7f-\x9f]+\Z"  # `$` would allow a newline at the end
 Id = Annotated[str, Meta(min_length=1, max_length=128, pattern=ID_PATTERN)]
 Value = bool | float | str | None
 Moment = Annotated[datetime, Meta(tz=True)]

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from typing import cast
 
 from profiles_client.errors import ConnectionLost, DeadlineExceeded
 from profiles_client.wire import Endpoint, Request, Response, ResponseReader
@@ -21,6 +22,7 @@ from profiles_client.wire import Endpoint, Request, Response, ResponseReader
 IDLE_S = 60.0  # the service closes a connection after 75
 CHUNK = 64 * 1024
 MAX_CONNECTIONS = 100
+LONGEST_S = 86_400.0  # a socket's timeout must be finite
 
 
 class _Socket:
@@ -68,6 +70,7 @@ def _connected(endpoint: Endpoint, deadline: float) -> socket.socket:
             connection.connect(address)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if endpoint.tls is not None:
+                connection.settimeout(_left(deadline))  # for the handshake
                 return endpoint.tls.wrap_socket(connection, server_hostname=endpoint.host)
         except OSError as error:
             connection.close()
@@ -81,11 +84,11 @@ def _connected(endpoint: Endpoint, deadline: float) -> socket.socket:
 
 
 def _left(deadline: float) -> float:
-    """The seconds until the deadline. Raises `TimeoutError` if it has passed."""
+    """The seconds until the deadline, at most `LONGEST_S`. Raises `TimeoutError` if it has passed."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    return left
+    return min(left, LONGEST_S)
 
 
 class BlockingTransport:
@@ -123,9 +126,14 @@ class BlockingTransport:
         try:
             response = connection.exchange(data, deadline)
         finally:
-            if response is not None and connection.reusable and not self._closed:
+            if response is not None and connection.reusable:
                 connection.used_at = time.monotonic()
                 self._idle.append(connection)
+                with suppress(IndexError):  # those of a past peak, at the left, would never be taken
+                    while connection.used_at - self._idle[0].used_at >= IDLE_S:
+                        self._idle.popleft().close()
+                if self._closed:  # asked after the append: `close` empties the pool after it has set this
+                    self._close_idle()
             else:  # also after an exception such as KeyboardInterrupt: a late answer must not meet another request
                 connection.close()
         return response
@@ -144,8 +152,12 @@ class BlockingTransport:
 
     async def close(self) -> None:
         self._closed = True  # calls of other threads close their connections
-        while self._idle:
-            self._idle.pop().close()
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        with suppress(IndexError):  # not `while self._idle`: other threads take connections, too
+            while True:
+                self._idle.pop().close()
 
 
 class _Stream(asyncio.Protocol):
@@ -174,8 +186,7 @@ class _Stream(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has the methods, but is no subclass
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -209,6 +220,7 @@ class AsyncioTransport:
         self._loop = asyncio.get_running_loop()
         self._idle: list[_Stream] = []
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._closed = False
 
     def now(self) -> float:
         return self._loop.time()
@@ -218,15 +230,17 @@ class AsyncioTransport:
 
     async def exchange(self, request: Request, deadline: float) -> Response:
         data = self._endpoint.encoded(request)
+        timeout = asyncio.timeout_at(deadline)
         try:
-            async with asyncio.timeout_at(deadline), self._slots:
+            async with timeout, self._slots:
                 pooled = self._take()
                 if pooled is not None:
                     with suppress(ConnectionLost):
                         return await self._on(pooled, data)
                 return await self._on(await self._connect(), data)
         except OSError as error:
-            raise _explained(error, self._endpoint, late=self._loop.time() >= deadline) from error
+            # The clock does not tell: uvloop rounds timers to milliseconds, so one may fire before the deadline.
+            raise _explained(error, self._endpoint, late=timeout.expired()) from error
 
     async def _connect(self) -> _Stream:
         there = self._endpoint
@@ -238,7 +252,7 @@ class AsyncioTransport:
         try:
             response = await stream.send(data, self._loop)
         finally:
-            if response is not None and stream.reusable:
+            if response is not None and stream.reusable and not self._closed:
                 stream.used_at = self._loop.time()
                 self._idle.append(stream)
             else:  # also if this task was cancelled
@@ -254,6 +268,7 @@ class AsyncioTransport:
         return None
 
     async def close(self) -> None:
+        self._closed = True  # calls of other tasks close their connections
         while self._idle:
             self._idle.pop().close()
         await asyncio.sleep(0)  # the transports close their sockets in the next turn of the loop

@@ -13,8 +13,10 @@ const RETRIED = new Set([429, 502, 503, 504, 507]); // a proxy answers 502 and 5
 const BACKOFF_MS = 20;
 const MAX_BACKOFF_MS = 1_000;
 const HISTORY_DEADLINE_MS = 60_000;
+const LONGEST_TIMER_MS = 2 ** 31 - 1; // a longer one fires at once
 const ROUTES = new Set(["batch", "history"]); // `GET /profiles/batch` does not read the user called `batch`
 const INVALID_ID = /^\.{1,2}$|[/\x00-\x1f\x7f-\x9f]|\p{Surrogate}/u;
+const KEY = /^[!-~]([ -~]*[!-~])?$/;
 const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/;
 
 export interface ProfilesOptions {
@@ -106,8 +108,8 @@ interface SharedRead {
 /**
  * A client of the profile service. `F` is the type of the features that `profiles features --format typescript` writes.
  *
- * A call is retried after 429, 503, 507 and a lost connection, for as long as its deadline allows. Then it throws
- * `Unavailable`, or returns `default`, if one is given.
+ * A call is retried after 429, 502, 503, 504, 507 and a lost connection, for as long as its deadline allows. Then it
+ * throws `Unavailable`, or returns `default`, if one is given.
  */
 export class Profiles<F extends object = ProfileFeatures> {
   readonly #url: string;
@@ -116,11 +118,14 @@ export class Profiles<F extends object = ProfileFeatures> {
   readonly #shared = new Map<string, SharedRead>();
 
   constructor(url: string, options: ProfilesOptions = {}) {
-    const { protocol, search, hash, username } = new URL(url);
+    const { protocol, origin, pathname, search, hash, username } = new URL(url);
     if (!/^https?:$/.test(protocol) || search || hash || username) {
       throw new TypeError(`url: must be like http://host:8000 or https://host/prefix, not ${url}`);
     }
-    this.#url = url.replace(/\/+$/, "");
+    if (options.key !== undefined && !KEY.test(options.key)) {
+      throw new TypeError("key: must be printable ASCII without surrounding blanks");
+    }
+    this.#url = (origin + pathname).replace(/\/+$/, "");
     this.#options = options;
     this.#deadlineMs = options.deadlineMs ?? 1_000;
     if (!(this.#deadlineMs > 0)) throw new RangeError(`deadlineMs: must be positive, not ${this.#deadlineMs}`);
@@ -140,7 +145,9 @@ export class Profiles<F extends object = ProfileFeatures> {
     users: Iterable<string>,
     options: ReadOptions<N, D> = {},
   ): Promise<Map<string, Pick<F, N>> | D> {
-    return this.#orDefault(options, () => this.#read<Pick<F, N>>([...new Set(users)], options));
+    const asked = [...users];
+    asked.forEach((user, index) => checkId(user, `user_ids[${index}]`));
+    return this.#orDefault(options, () => this.#read<Pick<F, N>>([...new Set(asked)], options));
   }
 
   /**
@@ -151,8 +158,8 @@ export class Profiles<F extends object = ProfileFeatures> {
   async send(events: TipEvent | Iterable<TipEvent>, options: CallOptions = {}): Promise<Receipt> {
     const deadline = this.#deadline(options);
     let total: Receipt = { accepted: 0, duplicates: 0, invalidated: true };
-    for (const chunk of chunks("subject" in events ? [events] : [...events], MAX_EVENTS)) {
-      const receipt = await this.#ask<Receipt>("POST", "/events", chunk, deadline);
+    for (const [start, chunk] of chunks("subject" in events ? [events] : [...events], MAX_EVENTS)) {
+      const receipt = await this.#ask<Receipt>("POST", "/events", chunk, deadline, { start });
       total = {
         accepted: total.accepted + receipt.accepted,
         duplicates: total.duplicates + receipt.duplicates,
@@ -196,10 +203,10 @@ export class Profiles<F extends object = ProfileFeatures> {
     const known = knownAt === undefined ? {} : { known_at: rfc3339(knownAt) };
     const found: History<Pick<F, N>>["rows"] = [];
     let failed: Readonly<Record<string, string>> = {};
-    for (const chunk of chunks(asked, MAX_ROWS)) {
+    for (const [start, chunk] of chunks(asked, MAX_ROWS)) {
       type Answer = { rows: typeof found; failed?: typeof failed };
       const body = { rows: chunk, ...selection(features), ...known };
-      const answer = await this.#ask<Answer>("POST", "/profiles/history", body, deadline);
+      const answer = await this.#ask<Answer>("POST", "/profiles/history", body, deadline, { start });
       for (const row of answer.rows) found.push(row);
       failed = { ...failed, ...answer.failed };
     }
@@ -248,17 +255,16 @@ export class Profiles<F extends object = ProfileFeatures> {
     type Profile = { user_id: string; features: P };
     type Batch = { profiles: Profile[] };
     const deadline = this.#deadline({ deadlineMs });
-    users.forEach((user, index) => checkId(user, users.length === 1 ? "user_id" : `user_ids[${index}]`));
     const [first] = users;
     if (users.length === 1 && first !== undefined && !ROUTES.has(first)) {
       const query = features === undefined ? "" : `?features=${features.map(encodeURIComponent).join(",")}`;
       const path = `/profiles/${encodeURIComponent(first)}${query}`;
-      return new Map([[first, (await this.#ask<Profile>("GET", path, undefined, deadline, traceparent)).features]]);
+      return new Map([[first, (await this.#ask<Profile>("GET", path, undefined, deadline, { traceparent })).features]]);
     }
     const found = new Map<string, P>();
-    for (const chunk of chunks(users, MAX_USERS)) {
+    for (const [, chunk] of chunks(users, MAX_USERS)) {
       const body = { user_ids: chunk, ...selection(features) };
-      const answer = await this.#ask<Batch>("POST", "/profiles/batch", body, deadline, traceparent);
+      const answer = await this.#ask<Batch>("POST", "/profiles/batch", body, deadline, { traceparent });
       for (const profile of answer.profiles) found.set(profile.user_id, profile.features);
     }
     return found;
@@ -277,13 +283,16 @@ export class Profiles<F extends object = ProfileFeatures> {
     return performance.now() + deadlineMs;
   }
 
-  /** Send a request, again if the error may pass, until the deadline. Throws the last error. */
+  /**
+   * Send a request, again if the error may pass, until the deadline. Throws the last error. `start` is the index of the
+   * first item of the body among the caller's.
+   */
   async #ask<T>(
     method: string,
     path: string,
     body: unknown,
     deadline: number,
-    traceparent = this.#options.traceparent?.(),
+    { start = 0, traceparent = this.#options.traceparent?.() }: { start?: number; traceparent?: string | undefined } = {},
   ): Promise<T> {
     const headers: Record<string, string> = {};
     const request: RequestInit = { method, headers, redirect: "manual", credentials: "omit" };
@@ -296,7 +305,7 @@ export class Profiles<F extends object = ProfileFeatures> {
     for (let attempt = 0; ; attempt++) {
       let pauseMs: number;
       try {
-        return (await this.#once(path, request, deadline)) as T;
+        return (await this.#once(path, request, deadline, start)) as T;
       } catch (error) {
         if (!(error instanceof ConnectionLost || (error instanceof Unavailable && isRetried(error)))) throw error;
         const askedMs = error.retryAfterMs ?? 0;
@@ -308,25 +317,27 @@ export class Profiles<F extends object = ProfileFeatures> {
     }
   }
 
-  async #once(path: string, request: RequestInit, deadline: number): Promise<unknown> {
+  async #once(path: string, request: RequestInit, deadline: number, start: number): Promise<unknown> {
     const aborting = new AbortController();
-    const timer = setTimeout(() => aborting.abort(), Math.max(0, deadline - performance.now()));
+    const leftMs = Math.min(Math.max(0, deadline - performance.now()), LONGEST_TIMER_MS);
+    const timer = setTimeout(() => aborting.abort(), leftMs);
     const send = this.#options.fetch ?? fetch;
+    let response: Response;
+    let text: string;
     try {
-      const response = await send(this.#url + path, { ...request, signal: aborting.signal });
-      const text = await response.text();
-      if (!response.ok) throw errorOf(response, text);
-      try {
-        return JSON.parse(text) as unknown;
-      } catch (cause) {
-        throw new ProfilesError(`the answer is not JSON: ${text.slice(0, 200)}`, { cause });
-      }
+      response = await send(this.#url + path, { ...request, signal: aborting.signal });
+      text = await response.text();
     } catch (cause) {
-      if (cause instanceof ProfilesError) throw cause;
       if (aborting.signal.aborted) throw new DeadlineExceeded("no answer before the deadline", { cause });
       throw new ConnectionLost(`no answer from ${this.#url}: ${reason(cause)}`, { cause });
     } finally {
       clearTimeout(timer);
+    }
+    if (!response.ok) throw errorOf(response, text, start);
+    try {
+      return JSON.parse(text) as unknown;
+    } catch (cause) {
+      throw new ProfilesError(`the answer is not JSON: ${text.slice(0, 200)}`, { cause });
     }
   }
 }
@@ -414,8 +425,9 @@ function checkId(user: string, path: string): void {
   throw new Invalid(`${path} ${detail}`, { problem });
 }
 
-function* chunks<T>(items: readonly T[], size: number): Generator<T[]> {
-  for (let start = 0; start < items.length; start += size) yield items.slice(start, start + size);
+/** Lists of at most `size` items, each with the index of its first item. */
+function* chunks<T>(items: readonly T[], size: number): Generator<[number, T[]]> {
+  for (let start = 0; start < items.length; start += size) yield [start, items.slice(start, start + size)];
 }
 
 function reason(error: unknown): string {

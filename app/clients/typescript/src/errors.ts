@@ -101,11 +101,19 @@ const BY_STATUS: Readonly<Record<number, ErrorClass>> = {
   507: StorageFull,
 };
 
-/** The error for a response that is not 2xx. The response of a proxy may not be a problem. */
-export function errorOf(response: Response, body: string): ProfilesError {
+/**
+ * The error for a response that is not 2xx. The response of a proxy may not be a problem. `start` is added to the first
+ * index of each path.
+ */
+export function errorOf(response: Response, body: string, start = 0): ProfilesError {
   const { status } = response;
-  const problem = { ...problemIn(body), status };
-  const faults = (problem.errors ?? []).map((issue) => `; ${issue.path}: ${issue.detail}`).join("");
+  const told = problemIn(body);
+  const errors = (told.errors ?? []).map(({ path, detail }) => ({
+    path: path.replace(/\[(\d+)\]/, (_, index) => `[${Number(index) + start}]`),
+    detail,
+  }));
+  const problem = { ...told, status, errors };
+  const faults = errors.map(({ path, detail }) => `; ${path}: ${detail}`).join("");
   const kind = BY_STATUS[status] ?? (status >= 500 ? Unavailable : Rejected);
   return new kind(`${status} ${problem.title}: ${problem.detail}${faults}`, {
     problem,
@@ -117,11 +125,20 @@ export function errorOf(response: Response, body: string): ProfilesError {
 function problemIn(body: string): Problem {
   try {
     const found: unknown = JSON.parse(body);
-    if (typeof found === "object" && found !== null && "title" in found && "detail" in found) return found as Problem;
+    if (isProblem(found)) return found;
   } catch {
     // not JSON
   }
   return { type: "about:blank", title: "", status: 0, detail: body.slice(0, 200) };
+}
+
+function isProblem(found: unknown): found is Problem {
+  if (typeof found !== "object" || found === null || !("title" in found && "detail" in found)) return false;
+  return !("errors" in found) || (Array.isArray(found.errors) && found.errors.every(isIssue));
+}
+
+function isIssue(found: unknown): found is Issue {
+  return typeof (found as Issue | null)?.path === "string" && typeof (found as Issue).detail === "string";
 }
 
 /** Milliseconds, also if the header holds a date. */
