@@ -67,7 +67,7 @@ def _show(found: RolloutStatus, as_json: bool) -> None:
 def _rows(value: object, name: str = "") -> Iterator[tuple[str, str]]:
     """Yield a row for each value in a nested dictionary, with the names that lead to it. An interval is one value."""
     if isinstance(value, dict) and value.keys() == {"value", "low", "high"}:
-        yield name, "{value:z.4f} ({low:z.4f} to {high:z.4f})".format(**value)
+        yield name, f"{value['value']:z.4f} ({value['low']:z.4f} to {value['high']:z.4f})"
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _rows(item, f"{name}: {key.replace('_', ' ')}".removeprefix(": "))
