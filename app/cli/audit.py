@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from app.cli.common import json_option, print_json, progress, say, user_pages, users_argument, with_service
-from app.features.ids import visible
+from app.cli.common import json_option, print_json, print_rows, progress, say, user_pages, users_argument, with_service
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
 
 PAGE = 64
-SHOWN = 20
 
 
 @click.command()
@@ -46,10 +44,9 @@ async def audit(service: OpenService, users: list[str], repair: bool, decisions:
     else:
         found = await _audit_decisions(service, decisions)
         failed = found["untrue"]
-    if as_json:
-        print_json(found)
-    else:
-        _show(found) if decisions is None else _show_decisions(found)
+    (print_json if as_json else print_rows)(found)
+    if found["untrue"]:
+        say("wrong values were found; please report them", level="warning")
     return 1 if failed else 0
 
 
@@ -88,43 +85,3 @@ async def _audit_decisions(service: OpenService, count: int) -> dict[str, Any]:
             before = page[-1].number
             bar.update(task, completed=decisions.total())
     return {"checked": decisions.total(), "decisions": dict(decisions), "values": dict(values), "untrue": untrue}
-
-
-def _show_decisions(found: dict[str, Any]) -> None:
-    for what in ("decisions", "values"):
-        counts = found[what]
-        listed = "".join(f"; {name}: {count}" for name, count in counts.items() if count)
-        click.echo(f"{what}: {sum(counts.values())}{listed}")
-    _show_first(
-        [
-            f"  {visible(item['decision_id'])}: {item['feature']} is wrong: logged {item['logged']}, computed "
-            f"{item['computed']} (event {item['version']}, read at {item['read_at']})"
-            for item in found["untrue"]
-        ]
-    )
-
-
-def _show_first(lines: list[str]) -> None:
-    for line in lines[:SHOWN]:
-        click.echo(line)
-    if len(lines) > SHOWN:
-        say(f"and {len(lines) - SHOWN} more; --json lists all", before="  … ")
-
-
-def _show(found: dict[str, Any]) -> None:
-    users = found["users"]
-    click.echo(
-        f"{found['checked']} users: {users['consistent']} are consistent, {users['empty']} have nothing cached, "
-        f"{users['pending']} have an event that is not consumed yet, {users['unchecked']} could not be checked, "
-        f"{users['violation']} have wrong values"
-    )
-    if not found["untrue"]:
-        return
-    click.echo(f"{len(found['untrue'])} values are wrong; {found['repaired']} of them were deleted. Please report it.")
-    _show_first(
-        [
-            f"  {visible(item['user_id'])}: {item['feature']} is {item['fault']}: "
-            f"cached {item['held']} (event {item['held_version']}), computed {item['computed']}"
-            for item in found["untrue"]
-        ]
-    )

@@ -18,6 +18,7 @@ from app.cli.common import (
     out,
     plain,
     print_json,
+    print_rows,
     progress,
     reason_option,
     registry_option,
@@ -256,11 +257,7 @@ def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) 
     contract = _contract(settings, registry)
     contract.registry.mask([name])
     found = run(_diff(settings, contract, name, count, seed))
-    if as_json:
-        print_json(msgspec.to_builtins(found))
-    else:
-        for line in found.lines():
-            click.echo(line)
+    (print_json if as_json else print_rows)(msgspec.to_builtins(found))
 
 
 async def _diff(settings: Settings, contract: Contract, name: str, count: int, seed: int) -> Difference:

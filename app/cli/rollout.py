@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from app.cli.common import ACTOR, json_option, out, plain, print_json, reason_option, with_service
+from app.cli.common import ACTOR, json_option, print_json, print_rows, reason_option, with_service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from app.bandit.rollout.stages import Move
     from app.bandit.rollout.status import RolloutStatus
     from app.bootstrap.service import OpenService
@@ -53,30 +51,5 @@ def _show(found: RolloutStatus, as_json: bool) -> None:
     if as_json:
         print_json(shown)
         return
-    from rich.table import Column, Table
-
-    table = Table(Column(no_wrap=True), Column(), show_header=False)
-    del shown["looks"], shown["moves"]  # the figures are those of the newest look
-    for name, text in _rows(shown):
-        table.add_row(name, plain(text))
-    for item in found.moves:
-        table.add_row(item.move, "allowed" if item.allowed else f"not allowed: {plain(item.why_not or '')}")
-    out().print(table)
-
-
-def _rows(value: object, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yield a row for each value in a nested dictionary, with the names that lead to it. An interval is one value."""
-    if isinstance(value, dict) and value.keys() == {"value", "low", "high"}:
-        yield name, f"{value['value']:z.4f} ({value['low']:z.4f} to {value['high']:z.4f})"
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _rows(item, f"{name}: {key.replace('_', ' ')}".removeprefix(": "))
-    elif isinstance(value, list):
-        yield name, " ".join(map(str, value)) or "none"
-    elif isinstance(value, bool) or value is None:
-        yield name, {True: "yes", False: "no", None: "none"}[value]
-    else:
-        yield (
-            name,
-            f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value),
-        )
+    del shown["looks"]  # `figures` are those of the newest
+    print_rows(shown)

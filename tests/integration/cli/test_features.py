@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.stores.sql.registries import SqlRegistries
 from app.stores.sql.samples import SqlSamples
 from app.stores.sqlite.database import SqliteDatabase
-from tests.integration.cli.conftest import Run
+from tests.integration.cli.conftest import Run, rows_shown
 from tests.support.events import payload
 from tests.support.events import served as tip_served
 from tests.support.registry import COUNT_VIEWS, FEATURES, REGISTRY, own_entry, own_registry
@@ -263,9 +263,10 @@ def test_diff_compares_with_the_definition_served_last(populated: Run, tmp_path:
     shown = populated("features", "diff", "probe", features=new)
     assert dump(tmp_path) == before
     assert shown.code == 0
-    assert shown.out.startswith("probe: 1 of 2 users change (50.0%)\n")
-    assert "  no PSI: too few users" in shown.out
-    assert "  ann: 2 → 1\n" in shown.out
+    rows = rows_shown(shown.out)
+    assert (rows["users"], rows["changed"], rows["changed share"]) == ("2", "1", "0.5")
+    assert rows["why no psi"].startswith("too few users")
+    assert rows["examples"] == "user id ann, before 2, after 1"
     as_json = populated("features", "diff", "probe", "--json", "--users", "1", features=new).json
     assert (as_json["users"], as_json["after"]["failed"]) == (1, 0)
 
@@ -275,16 +276,16 @@ def test_diff_counts_failures_of_a_disabled_feature(populated: Run, tmp_path: Pa
     latest = "SELECT user_id, MAX(tip_id) AS value FROM views GROUP BY user_id"
     new = own_registry(tmp_path / "new.py", own_entry(dtype="str", compute=latest))
     assert populated("features", "disable", "probe", features=new).code == 0
-    shown = populated("features", "diff", "probe", features=new).out
-    assert "0 null, 2 failed" in shown
-    assert "no PSI: the dtype changes from int to str" in shown
+    rows = rows_shown(populated("features", "diff", "probe", features=new).out)
+    assert (rows["before: nulls"], rows["before: failed"]) == ("0", "2")
+    assert rows["why no psi"] == "the dtype changes from int to str"
 
 
 def test_diff_says_so_when_there_are_no_users(migrated: Run, tmp_path: Path) -> None:
     serve(tmp_path, own_registry(tmp_path / "own.py", own_entry()))
     new = own_registry(tmp_path / "new.py", own_entry(compute=COUNT_TIPS))
     shown = migrated("features", "diff", "probe", features=new)
-    assert (shown.code, shown.out) == (0, "There are no users with an event in either window.\n")
+    assert (shown.code, rows_shown(shown.out)["users"]) == (0, "0")
 
 
 def test_diff_is_refused_when_there_is_nothing_to_compare_with(migrated: Run, tmp_path: Path) -> None:
