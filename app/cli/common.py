@@ -162,7 +162,9 @@ def _text(value: object) -> str:
         return "; ".join(map(_text, value)) or "none"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else plain(str(value))
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return plain(str(value))
 
 
 def progress(unit: str, *, shown: bool = True) -> Progress:
