@@ -15,16 +15,13 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.dependencies import HttpRequest
 from app.errors import InvalidInput, Issue, Undecodable, UnsupportedMedia
-from app.events.strict_json import UNDECODABLE, decode, undecodable
+from app.events.strict_json import UNDECODABLE, decode, issue_of, undecodable
 from app.features.clock import to_ms
 from app.features.ids import id_problem
 
 T = TypeVar("T", bound=msgspec.Struct)
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
-_AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
-_FIELD = re.compile(r"^Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
-_SHOWN = 200
 _directives = re.compile(r'(?:[^,"]|"[^"]*")+').findall
 _MAX_DELTA_S = 2**31  # RFC 9111 takes a larger number of seconds for this one
 _Moment = Annotated[datetime, Meta(tz=True)]
@@ -77,19 +74,9 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
     try:
         return decode(body, msgspec.json.Decoder(kind))
     except msgspec.ValidationError as error:
-        raise InvalidInput("the body is invalid", [issue_of(str(error))]) from error
+        raise InvalidInput("the body is invalid", [issue_of(error)]) from error
     except UNDECODABLE as error:
         raise Undecodable(f"the body is {undecodable(error)}") from error
-
-
-def issue_of(message: str) -> Issue:
-    """Convert an error message of msgspec to an issue with the path of the invalid field."""
-    found = _AT.search(message)
-    path, detail = found["path"] if found else "", _AT.sub("", message)
-    if (field := _FIELD.match(detail)) is not None:
-        path = f"{path}.{field['name']}".removeprefix(".")
-        detail = "unknown field" if field["fault"] == "contains unknown" else "missing"
-    return Issue(path[:_SHOWN] or "$", detail[:_SHOWN])
 
 
 def check_ids(ids: Sequence[str], path: str) -> None:

@@ -13,12 +13,12 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import USER_ID
-from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
+from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.api.schemas import Moment, Value, view
 from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
 from app.bandit.model.inputs import Candidate, Context, ContextFeatures, Features
 from app.errors import InvalidInput, Issue
-from app.events.strict_json import decode
+from app.events.strict_json import decode, issue_of
 from app.features.clock import rfc3339
 from app.features.events import Action
 from app.features.ids import Id
@@ -331,7 +331,7 @@ def _candidate_issues(body: bytes) -> list[Issue]:
         try:
             decode(raw, _candidate_decoder)
         except msgspec.ValidationError as error:
-            found = issue_of(str(error))
+            found = issue_of(error)
             path = f"candidates[{index}]" + ("" if found.path == "$" else f".{found.path}")
             issues.append(Issue(path, found.detail))
     return issues
