@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -23,11 +24,12 @@ from app.bandit.decisions import Ranking
 from app.bandit.model.inputs import Array, candidate_factors, shared_factors
 from app.bandit.model.pooled_prior import SHRINKAGE, Prior
 from app.bandit.model.specs import SPECS, Spec
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.bandit.model.thompson_sampling import Policy, Posterior
 from app.bandit.numpy_on_demand import np
 from app.bandit.ports import LoggedDecision, UserLog
 from app.bandit.shadow import ranking_by
+from app.errors import SpecMismatch
 
 PriorMean = Callable[[int], Array]
 MOST_PRIORS = 256  # that are pooled from the log
@@ -60,18 +62,27 @@ class Replay(msgspec.Struct, frozen=True, dict=True):
             yield item, ranking_by(self.policy, item.decision, statistics, mu, self.phi(item))
 
     def before(self, log: UserLog, learned: Sequence[LoggedDecision]) -> SufficientStatistics:
-        """The statistics of the decisions that are no longer in the log."""
+        """The statistics of the decisions that are no longer in the log: the stored ones without the logged decisions.
+
+        The stored statistics have learned each logged decision with all inputs of their spec. If they have not, because
+        an earlier release padded them with zeros, the inputs that each decision was logged with are used, and zeros for
+        the others. If the log contradicts the statistics even so, as after a restore, all are zeros.
+        """
         spec, stored = self.policy.spec, log.statistics
         if stored is None or stored.decisions <= len(learned):
             return SufficientStatistics.none(spec)
         own = SPECS[stored.spec_hash]
-        logged = SufficientStatistics.none(own)
-        for item in learned:
-            logged = logged.learned(item.decision.phi, _reward(item))
-        rest = SufficientStatistics(
-            own.hash, own.size, stored.numbers - logged.numbers, stored.decisions - logged.decisions
-        )
-        return rest.of_common_inputs(own, spec)
+        shared = min((len(item.decision.phi) for item in learned), default=own.size)
+        for known in (own, msgspec.structs.replace(own, inputs=own.inputs[:shared])):
+            logged = SufficientStatistics.none(known)
+            with suppress(SpecMismatch):  # a logged vector is damaged
+                for item in learned:
+                    logged = logged.learned(item.decision.vector(known)[: known.size], _reward(item))
+                numbers = stored.of_common_inputs(own, known).numbers - logged.numbers
+                rest = SufficientStatistics(known.hash, known.size, numbers, stored.decisions - logged.decisions)
+                if sound(known, rest.pack(), rest.decisions):
+                    return rest.of_common_inputs(known, spec)
+        return msgspec.structs.replace(SufficientStatistics.none(spec), decisions=stored.decisions - len(learned))
 
     def after(self, statistics: SufficientStatistics, item: LoggedDecision) -> SufficientStatistics:
         return statistics.learned(self.phi(item)[item.decision.chosen], _reward(item))

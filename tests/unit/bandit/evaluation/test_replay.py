@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -16,8 +18,9 @@ from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, Policy
 from app.bandit.ports import LoggedDecision, UserLog
 from app.stores.sql.database import Database
+from app.stores.sql.sufficient_statistics import write_statistics
 from tests.support.bandit_process import BanditProcess
-from tests.support.lived_decisions import live_through
+from tests.support.lived_decisions import MINUTE_MS, live_through
 
 pytestmark = pytest.mark.both_engines
 
@@ -73,6 +76,60 @@ async def test_pruned_decisions_keep_their_effect(process: BanditProcess) -> Non
         for number, ranking in found.items():
             assert np.allclose(ranking.scores, before[policy.id][number].scores, rtol=0, atol=1e-9)
             assert np.allclose(ranking.pi, before[policy.id][number].pi, rtol=0, atol=1e-2)
+
+
+async def grown_log(database: Database, *, padded: bool) -> BanditProcess:
+    """A log whose first decisions were learned under v1, before the statistics grew: by a replay, or padded."""
+    plain = BanditProcess(database, shadow=False)
+    process = BanditProcess(database, clock=plain.clock)
+    for number in range(20):
+        plain.clock.advance(MINUTE_MS)
+        plain.profiles["ann"] = {"completion_rate_30d": number / 20, "tip_volume_30d": 3 * number}
+        if number == 12 and padded:
+            longer = {"ann": (await plain.statistics()).grown(SPEC_V1, SPEC_V2)}
+            await database.write(functools.partial(write_statistics, evidence=longer, now_ms=1), of=["ann"])
+        elif number == 12:
+            await process.bandit.maintenance.grow(math.inf)
+            process.profiles = plain.profiles
+        maker = plain if number < 12 else process
+        await maker.feed_back(await maker.decide(), "completed" if number % 3 else "dismissed")
+    return process
+
+
+async def test_decisions_of_a_grown_user_count_once_when_older_ones_are_pruned(database: Database) -> None:
+    process = await grown_log(database, padded=False)
+    before = await replayed(process, CHALLENGER)
+    assert await process.retention.prune(process.clock.now_ms() - 14 * MINUTE_MS, 1_000) == 5
+    after = await replayed(process, CHALLENGER)
+    assert len(after) == 15
+    for number, ranking in after.items():
+        np.testing.assert_allclose(ranking.scores, before[number].scores, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("policy", [CHAMPION, CHALLENGER], ids=lambda policy: policy.id)
+async def test_beginning_of_a_padded_user_has_the_inputs_of_every_logged_vector(
+    database: Database, policy: Policy
+) -> None:
+    process = await grown_log(database, padded=True)
+    (whole,) = await logs_of(process)
+    assert await process.retention.prune(process.clock.now_ms() - 14 * MINUTE_MS, 1_000) == 5
+    (log,) = await logs_of(process)
+    found = Replay(policy).before(log, in_order_of_learning(log))
+    expected = SufficientStatistics.none(policy.spec)
+    for item in in_order_of_learning(whole)[:5]:
+        expected = expected.learned(item.decision.phi, item.outcome.reward or 0.0)
+    assert found.decisions == 5
+    np.testing.assert_allclose(found.numbers, expected.numbers, rtol=0, atol=1e-12)
+
+
+async def test_beginning_is_zeros_when_the_log_contradicts_the_statistics(database: Database) -> None:
+    process = await grown_log(database, padded=False)
+    other = {"ann": msgspec.structs.replace(SufficientStatistics.none(SPEC_V2), decisions=50)}
+    await database.write(functools.partial(write_statistics, evidence=other, now_ms=1), of=["ann"])
+    (log,) = await logs_of(process)
+    found = Replay(CHALLENGER).before(log, in_order_of_learning(log))
+    assert (found.numbers.any(), found.decisions) == (False, 30)
+    assert len(await replayed(process, CHALLENGER)) == 20
 
 
 async def test_no_reward_reaches_its_own_decision_or_an_earlier_one(process: BanditProcess) -> None:
