@@ -57,7 +57,6 @@ async def evaluate(
 
     from app.bandit.evaluation import evaluation as evaluations
     from app.bandit.evaluation.replay import PriorsFromLog, Replay, damaged, recorded, recorded_model
-    from app.bandit.model.thompson_sampling import CHALLENGER
 
     chosen = evaluations.policy_of(policy)
     if scale is not None:
@@ -70,9 +69,8 @@ async def evaluate(
     if with_feature is not None:
         name, values = await feature_values(service, with_feature)
         replays = [Replay(evaluations.with_feature(chosen, name), not without_profile, values), *replays]
-    if not without_profile and with_feature is None and chosen.spec.prefix_of(CHALLENGER.spec):
-        priors = [recorded(chosen.spec, stored)]
-    else:
+    priors = [prior for replay in replays if (prior := recorded(replay, stored)) is not None]
+    if len(priors) < len(replays):  # all are pooled, so that a lift does not depend on how
         pools = [PriorsFromLog(replay, stored) for replay in replays]
         async for log in _logs(service, "pooling"):
             for pool in pools:

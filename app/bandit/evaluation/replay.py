@@ -6,8 +6,8 @@ computed again with the inputs of the policy, so a new input has its effect from
 
 - Decisions that the retention has pruned are in the user's stored statistics only. What these have beyond the logged
   decisions is the beginning, for the inputs that the policy has in common with them; other inputs begin with zeros.
-- The pooled prior is the recorded one if it has the policy's inputs. Otherwise priors are pooled from the log, at
-  moments at which priors were stored, from what had been learned before.
+- The pooled priors are the recorded ones if all of them have the policy's inputs. Otherwise priors are pooled from the
+  log, at moments at which priors were stored, from what had been learned before.
 
 Invariant: no reward has an effect on its own decision or on an earlier one.
 """
@@ -99,10 +99,15 @@ def prior_means(versions: Sequence[int], means: Sequence[Array], size: int) -> P
     return mean
 
 
-def recorded(spec: Spec, priors: Iterable[Prior]) -> PriorMean:
-    """The first elements of the stored priors that begin with the inputs of the spec."""
-    known = [prior for prior in priors if spec.prefix_of(SPECS[prior.spec_hash])]
-    return prior_means([prior.version for prior in known], [prior.mu[: spec.size] for prior in known], spec.size)
+def recorded(replay: Replay, priors: Sequence[Prior]) -> PriorMean | None:
+    """The recorded priors, as far as the policy reads them. None if they must be pooled from the log, because one of
+    them lacks an input of the policy, or because they were made with profiles and the replay is without."""
+    spec = replay.policy.spec
+    if not spec.pooled:
+        return prior_means([], [], spec.size)
+    if not replay.profiles or not all(spec.prefix_of(SPECS[prior.spec_hash]) for prior in priors):
+        return None
+    return prior_means([prior.version for prior in priors], [prior.mu[: spec.size] for prior in priors], spec.size)
 
 
 class PriorsFromLog:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import Decision, ScoringRequest
-from app.bandit.model.inputs import Context
+from app.bandit.model.inputs import NUMBER_BYTES, Context
+from app.bandit.model.specs import SPEC_V1
 from app.bootstrap.service import open_service
 from app.cli.evaluate import feature_values
 from app.features.clock import DAY_MS, rfc3339
@@ -112,6 +113,20 @@ def test_users_with_damaged_statistics_are_left_out_with_a_warning(profiles: Run
     shown = profiles("evaluate", "--policy", "lints-v2", "--json", database=damaged)
     assert (shown.code, shown.json["decisions"]) == (0, 800 - count)
     assert f"warning: {count} decisions are left out" in shown.err
+
+
+@pytest.mark.slow
+def test_priors_come_from_the_log_when_the_recorded_ones_are_of_an_earlier_spec(
+    profiles: Run, log: Path, tmp_path: Path
+) -> None:
+    earlier = copy_database(log, tmp_path / "earlier.db", "earlier")
+    with closing(sqlite3.connect(earlier)) as connection, connection:
+        connection.execute(
+            "UPDATE bandit_priors SET spec_hash = ?, mu = substr(mu, 1, ?)", (SPEC_V1.hash, SPEC_V1.size * NUMBER_BYTES)
+        )
+    found, expected = (figures(profiles, path, "--policy", "lints-v2") for path in (earlier, log))
+    for name in ("ips", "snips"):  # the reward model of the doubly robust estimate is the recorded prior
+        assert found[name]["value"] == pytest.approx(expected[name]["value"], rel=1e-6)
 
 
 @pytest.mark.slow

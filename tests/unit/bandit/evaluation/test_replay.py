@@ -13,6 +13,7 @@ import pytest
 from app.bandit.decisions import Ranking
 from app.bandit.evaluation.evaluation import with_feature
 from app.bandit.evaluation.replay import PriorMean, PriorsFromLog, Replay, in_order_of_learning, prior_means, recorded
+from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Input
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, Policy
@@ -35,7 +36,8 @@ async def logs_of(process: BanditProcess) -> list[UserLog]:
 
 
 async def replayed(process: BanditProcess, policy: Policy) -> dict[int, Ranking]:
-    priors = recorded(policy.spec, await process.bandit.decisions.priors())
+    priors = recorded(Replay(policy), await process.bandit.decisions.priors())
+    assert priors is not None
     return rankings(Replay(policy), priors, await logs_of(process))
 
 
@@ -128,7 +130,8 @@ async def test_beginning_is_zeros_when_the_log_contradicts_the_statistics(databa
     await database.write(functools.partial(write_statistics, evidence=other, now_ms=1), of=["ann"])
     (log,) = await logs_of(process)
     found = Replay(CHALLENGER).before(log, in_order_of_learning(log))
-    assert (found.numbers.any(), found.decisions) == (False, 30)
+    assert not found.numbers.any()
+    assert found.decisions == 30
     assert len(await replayed(process, CHALLENGER)) == 20
 
 
@@ -168,11 +171,28 @@ async def test_priors_from_the_log_are_the_recorded_ones(process: BanditProcess)
     for log in logs:
         pool.add(log)
     assert len(stored) == 3
-    known, pooled = recorded(SPEC_V2, stored), pool.pooled()
+    known, pooled = recorded(Replay(CHALLENGER), stored), pool.pooled()
+    assert known is not None
     for version in range(stored[-1].version + 2):
         assert np.allclose(pooled(version), known(version), rtol=0, atol=1e-12)
     assert not known(0).any()
-    assert np.array_equal(recorded(SPEC_V1, stored)(stored[0].version), stored[0].mu[: SPEC_V1.size])
+    shorter = recorded(Replay(POOLED_CHAMPION), stored)
+    assert shorter is not None
+    assert np.array_equal(shorter(stored[0].version), stored[0].mu[: SPEC_V1.size])
+
+
+@pytest.mark.parametrize(
+    ("replay", "pooled"),
+    [
+        (Replay(CHALLENGER), True),
+        (Replay(POOLED_CHAMPION), False),
+        (Replay(POOLED_CHAMPION, profiles=False), True),
+        (Replay(CHAMPION, profiles=False), False),  # the policy reads no prior
+    ],
+)
+def test_priors_are_pooled_from_the_log_when_a_recorded_one_does_not_fit(replay: Replay, pooled: bool) -> None:
+    stored = [Prior(1, SPEC_V1.hash, np.full(SPEC_V1.size, 0.1), 1, 50, 0), Prior.none(SPEC_V2)]
+    assert (recorded(replay, stored) is None) == pooled
 
 
 async def test_without_profiles_no_input_of_the_profile_counts(process: BanditProcess) -> None:
