@@ -22,7 +22,7 @@ PAGE = 1_000
 
 
 @click.command()
-@click.option("--policy", required=True, metavar="NAME|FILE.toml", help="lints-v1, lints-v1+pool, lints-v2 or a file.")
+@click.option("--policy", required=True, metavar="NAME|FILE.toml", help="A policy, such as lints-v1, or a file.")
 @click.option("--without-profile", is_flag=True, help="Evaluate the policy as if no user had a profile.")
 @click.option(
     "--v", "scale", type=click.FloatRange(min=0, min_open=True), help="Another v: how far the policy explores."

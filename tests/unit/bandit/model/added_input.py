@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from app.api.scoring import ScoreRequest
+from app.bandit.evaluation.evaluation import policy_of
 from app.bandit.model.inputs import Context
 from app.bandit.model.policies import Policies
 from app.bandit.model.specs import NEWEST, SPECS
@@ -89,6 +90,8 @@ async def _main(path: Path, now_ms: int) -> None:
     found["specs"] = {spec.version: spec.hash for spec in SPECS.values()}
     found["names"] = NEWEST.names
     found["challenger"] = CHALLENGER.id
+    (path.parent / "policy.toml").write_text(f'id = "bolder"\nbase = "{CHALLENGER.id}"\n')
+    found["evaluated"] = policy_of(str(path.parent / "policy.toml")).spec.version
     _, components = msgspec.json.schema_components([ScoreRequest])
     found["schema"] = components["CandidateFeatures"]
     print(json.dumps(found))
