@@ -157,7 +157,9 @@ async def feature_values(service: OpenService, file: Path) -> tuple[str, dict[in
                 for error in snapshot.errors.values():
                     raise RegistryError(registry[0].name, error)
                 for number, raw in zip(numbers, snapshot.rows, strict=False):
-                    value, _ = registry[0].value_of(raw[0])
+                    value, wrong = registry[0].value_of(raw[0])
+                    if wrong is not None:
+                        raise RegistryError(registry[0].name, wrong)
                     values[number] = None if value is None else float(value)
                 numbers, rows = numbers[fitting:], rows[fitting:]
     known = {number: value for number, value in values.items() if value is not None}

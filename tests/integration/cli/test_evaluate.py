@@ -210,6 +210,12 @@ def test_feature_sees_only_what_each_decision_could_see(profiles: Run, log: Path
         assert found[number] == (pytest.approx(rank) if count else 0)
 
 
+def test_feature_whose_value_is_not_of_its_dtype_is_named(profiles: Run, log: Path, tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(FILE.format(dtype="int", value="COUNT(*) + 0.5"))
+    shown = profiles("evaluate", "--policy", "lints-v1+pool", "--with-feature", "half.py", database=log)
+    assert (shown.code, "feature 'feature': the SQL" in shown.err) == (2, True), shown.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
