@@ -45,8 +45,8 @@ async def export(service: OpenService, since: str | None, until: str | None, out
     """Write each decision with all that it was made from and its outcome, oldest first.
 
     A record has the candidates, their input vectors phi, the scores and propensities of both policies, the chosen
-    candidate, the profile with the version of each value, the prior's version, state and reward. It is the record of
-    GET /decisions. Times have a UTC offset, as in 2026-04-25T08:30:00+02:00.
+    candidate, the context, the profile with the version of each value, the prior's version, state and reward. It is the
+    record of GET /decisions. Times have a UTC offset, as in 2026-04-25T08:30:00+02:00.
     """
     from app.bandit.evaluation.records import DecisionRecord
     from app.bandit.ports import EARLIEST_MS, DecisionMoment

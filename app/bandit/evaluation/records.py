@@ -7,14 +7,25 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import asdict
 
 from app.bandit.decisions import Decision, DecisionOutcome, DecisionState, Origin, RewardSource, Role
-from app.bandit.model.inputs import Candidate
+from app.bandit.model.inputs import Candidate, Context, ContextFeatures
 from app.bandit.model.specs import SPECS
 from app.features.clock import rfc3339
 from app.features.events import Action
 
 Vector = list[float] | None
+
+
+class DecisionContext(ContextFeatures, frozen=True, kw_only=True, omit_defaults=False):
+    """The context of the scoring request. `at`: when the tip is shown, with the user's UTC offset."""
+
+    at: str | None
+
+    @classmethod
+    def of(cls, context: Context) -> DecisionContext:
+        return cls(**asdict(context) | {"at": context.at and context.at.isoformat()})
 
 
 class DecisionRecord(msgspec.Struct, frozen=True):
@@ -41,7 +52,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
         ),
     ]
     profile_read_at: str | None
-    context_at: Annotated[str | None, Meta(description="When the tip is shown, with the user's UTC offset.")]
+    context: DecisionContext
     candidates: Sequence[Candidate]
     phi: Annotated[
         list[list[float]] | None, Meta(description="The input vectors. Null if they belong to another release.")
@@ -61,7 +72,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, decision: Decision, outcome: DecisionOutcome) -> DecisionRecord:
-        read, at, spec = decision.profile_read, decision.context.at, SPECS.get(decision.spec_hash)
+        read, spec = decision.profile_read, SPECS.get(decision.spec_hash)
         values = {name: getattr(decision, name) for name in cls.__struct_fields__ if hasattr(decision, name)}
         for role, ranking in (("champion", decision.champion), ("challenger", decision.challenger)):
             values[f"{role}_scores"] = None if ranking is None else ranking.scores.tolist()
@@ -74,10 +85,10 @@ class DecisionRecord(msgspec.Struct, frozen=True):
                 "decision_id": decision.id,
                 "decided_at": rfc3339(decision.created_at_ms),
                 "profile_origin": decision.origin,
-                "profile_versions": read and {name: value.version for name, value in read.values.items()},
+                "profile_versions": read and read.versions,
                 "profile_read_at": read and rfc3339(read.at_ms),
-                "context_at": at and at.isoformat(),
-                "phi": spec and spec.phi(decision.candidates, decision.context, decision.profile).tolist(),
+                "context": DecisionContext.of(decision.context),
+                "phi": spec and decision.phi_under(spec).tolist(),
                 "state": outcome.state,
                 "reward": outcome.reward,
                 "reward_source": outcome.source,

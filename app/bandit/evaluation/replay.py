@@ -23,7 +23,7 @@ import msgspec
 from app.bandit.decisions import Ranking
 from app.bandit.model.inputs import Array, candidate_factors, shared_factors
 from app.bandit.model.pooled_prior import SHRINKAGE, Prior
-from app.bandit.model.specs import SPECS, Spec
+from app.bandit.model.specs import SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.bandit.model.thompson_sampling import Policy, Posterior
 from app.bandit.numpy_on_demand import np
@@ -149,7 +149,7 @@ def recorded_model(priors: Iterable[Prior]) -> Callable[[LoggedDecision], Array]
         made, prior = item.decision, by_version.get(item.decision.prior_version)
         if prior is None:
             return np.zeros(len(made.candidates))
-        return np.clip(SPECS[prior.spec_hash].phi(made.candidates, made.context, made.profile) @ prior.mu, 0.0, 1.0)
+        return np.clip(made.phi_under(SPECS[prior.spec_hash]) @ prior.mu, 0.0, 1.0)
 
     return predicted
 

@@ -49,7 +49,8 @@ def test_formats_have_the_same_decisions(profiles: Run, log: Path, tmp_path: Pat
             assert row[name] == line[name], name
         for name in ("candidates", "profile", "phi"):
             assert json.loads(text[name]) == line[name], name
-        assert json.loads(row["candidates"]) == line["candidates"]
+        for name in ("candidates", "context", "profile_versions"):
+            assert json.loads(row[name]) == line[name], name
 
 
 def test_only_decisions_of_the_time_are_exported(profiles: Run, log: Path) -> None:

@@ -64,6 +64,7 @@ async def test_added_input_is_one_entry(extended: Path, database_path: Path) -> 
     assert found["pooled"]
     assert found["efforts"] == [5.0, 480.0, None]
     assert found["weekend"] is True
+    assert found["record"] == {"at": None, "weekend": True}
     assert found["weekend_x_effort"] == found["effort"]
     short, long, unknown = found["effort"]
     assert 0 == unknown < short < long == 1
