@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, NewType
 
 import msgspec
 from msgspec import Meta
@@ -16,6 +16,7 @@ from app.features.clock import rfc3339
 from app.features.events import Action
 
 Vector = list[float] | None
+Time = NewType("Time", str)  # RFC 3339 in UTC
 
 
 class DecisionContext(ContextFeatures, frozen=True, kw_only=True, omit_defaults=False):
@@ -32,7 +33,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     """A stored decision with all that it was made from, and its outcome. Lists are in the order of `candidates`."""
 
     decision_id: str
-    decided_at: str
+    decided_at: Time
     user_id: str
     request_id: str | None
     explore: Annotated[bool, Meta(description="False: the first of the ranking was chosen, whatever its propensity.")]
@@ -51,7 +52,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
             "service read the profile."
         ),
     ]
-    profile_read_at: str | None
+    profile_read_at: Time | None
     context: DecisionContext
     candidates: Sequence[Candidate]
     phi: Annotated[
@@ -64,11 +65,11 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     chosen: Annotated[int, Meta(description="The index of the chosen candidate.")]
     chosen_id: str
     state: DecisionState
-    served_at: str | None
+    served_at: Time | None
     reward: Annotated[float | None, Meta(description="Null until the decision is learned.")]
     reward_source: RewardSource | None
     action: Action | None
-    settled_at: str | None
+    settled_at: Time | None
 
     @classmethod
     def of(cls, decision: Decision, outcome: DecisionOutcome) -> DecisionRecord:
