@@ -116,13 +116,13 @@ class Evaluation:
 
     def add(self, log: UserLog) -> None:
         replay, prior = self._policy
-        rankings = [pair for pair in replay.rankings(log, prior) if self._counts(pair[0])]
+        rankings = list(replay.rankings(log, prior, self._counts))
         if not rankings:
             return
         others = [item.decision.ranking for item, _ in rankings]
         if self._baseline is not None:
             replay, prior = self._baseline
-            others = [ranking for item, ranking in replay.rankings(log, prior) if self._counts(item)]
+            others = [ranking for _, ranking in replay.rankings(log, prior, self._counts)]
         rows = []
         for (item, ranking), other in zip(rankings, others, strict=True):
             made, q = item.decision, self._predicted(item)

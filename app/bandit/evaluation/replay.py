@@ -49,17 +49,22 @@ class Replay(msgspec.Struct, frozen=True, dict=True):
         shared = shared_factors(made.context, profile, self.values.get(item.number, 0.0))
         return self.policy.spec.phi_from(candidate_factors(made.candidates), shared)
 
-    def rankings(self, log: UserLog, prior: PriorMean) -> Iterator[tuple[LoggedDecision, Ranking]]:
-        """The ranking that the policy would have answered in each of a user's decisions."""
-        learned = in_order_of_learning(log)
-        if damaged(log):
+    def rankings(
+        self, log: UserLog, prior: PriorMean, counts: Callable[[LoggedDecision], bool]
+    ) -> Iterator[tuple[LoggedDecision, Ranking]]:
+        """The ranking that the policy would have answered in each of a user's decisions that count."""
+        counted = [item for item in log.decisions if counts(item)]
+        if damaged(log) or not counted:
             return
+        learned = in_order_of_learning(log)
+        phis = {item.number: self.phi(item) for item in counted}
         statistics, at = self.before(log, learned), 0
-        for item in sorted(log.decisions, key=lambda each: (each.decision.state_version, each.number)):
+        for item in sorted(counted, key=lambda each: (each.decision.state_version, each.number)):
             while at < len(learned) and statistics.decisions < item.decision.state_version:
-                statistics, at = self.after(statistics, learned[at]), at + 1
+                statistics = self.after(statistics, learned[at], phis.get(learned[at].number))
+                at += 1
             mu = prior(item.decision.prior_version)
-            yield item, ranking_by(self.policy, item.decision, statistics, mu, self.phi(item))
+            yield item, ranking_by(self.policy, item.decision, statistics, mu, phis[item.number])
 
     def before(self, log: UserLog, learned: Sequence[LoggedDecision]) -> SufficientStatistics:
         """The statistics of the decisions that are no longer in the log: the stored ones without the logged decisions.
@@ -84,8 +89,12 @@ class Replay(msgspec.Struct, frozen=True, dict=True):
                     return rest.of_common_inputs(known, spec)
         return msgspec.structs.replace(SufficientStatistics.none(spec), decisions=stored.decisions - len(learned))
 
-    def after(self, statistics: SufficientStatistics, item: LoggedDecision) -> SufficientStatistics:
-        return statistics.learned(self.phi(item)[item.decision.chosen], _reward(item))
+    def after(
+        self, statistics: SufficientStatistics, item: LoggedDecision, phi: Array | None = None
+    ) -> SufficientStatistics:
+        """The statistics after the decision. `phi`: its input vectors, if they are known."""
+        phi = self.phi(item) if phi is None else phi
+        return statistics.learned(phi[item.decision.chosen], _reward(item))
 
 
 def prior_means(versions: Sequence[int], means: Sequence[Array], size: int) -> PriorMean:

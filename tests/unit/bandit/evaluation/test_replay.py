@@ -13,6 +13,7 @@ import pytest
 from app.bandit.decisions import Ranking
 from app.bandit.evaluation.evaluation import with_feature
 from app.bandit.evaluation.replay import PriorMean, PriorsFromLog, Replay, in_order_of_learning, prior_means, recorded
+from app.bandit.model.inputs import Array
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Input
 from app.bandit.model.sufficient_statistics import SufficientStatistics
@@ -41,8 +42,12 @@ async def replayed(process: BanditProcess, policy: Policy) -> dict[int, Ranking]
     return rankings(Replay(policy), priors, await logs_of(process))
 
 
+def every(_: LoggedDecision) -> bool:
+    return True
+
+
 def rankings(replay: Replay, priors: PriorMean, logs: Sequence[UserLog]) -> dict[int, Ranking]:
-    return {item.number: ranking for log in logs for item, ranking in replay.rankings(log, priors)}
+    return {item.number: ranking for log in logs for item, ranking in replay.rankings(log, priors, every)}
 
 
 @pytest.mark.parametrize("policy", [CHAMPION, CHALLENGER], ids=lambda policy: policy.id)
@@ -197,9 +202,9 @@ def test_priors_are_pooled_from_the_log_when_a_recorded_one_does_not_fit(replay:
 
 async def test_without_profiles_no_input_of_the_profile_counts(process: BanditProcess) -> None:
     (log, *_), none = await logs_of(process), prior_means([], [], SPEC_V2.size)
-    blind = [ranking for _, ranking in Replay(CHALLENGER, profiles=False).rankings(log, none)]
-    plain = [ranking for _, ranking in Replay(CHAMPION).rankings(log, none)]
-    seeing = [ranking for _, ranking in Replay(CHALLENGER).rankings(log, none)]
+    blind = [ranking for _, ranking in Replay(CHALLENGER, profiles=False).rankings(log, none, every)]
+    plain = [ranking for _, ranking in Replay(CHAMPION).rankings(log, none, every)]
+    seeing = [ranking for _, ranking in Replay(CHALLENGER).rankings(log, none, every)]
     assert all(np.allclose(one.scores, two.scores, atol=1e-9) for one, two in zip(blind, plain, strict=True))
     assert not all(np.allclose(one.scores, two.scores, atol=1e-9) for one, two in zip(blind, seeing, strict=True))
 
@@ -214,6 +219,33 @@ async def test_new_input_is_learned_from_the_first_decision_on(process: BanditPr
     chosen = np.array([replay.phi(item)[item.decision.chosen] for item in learned])
     assert np.allclose(statistics.s, chosen.T @ chosen)
     assert np.allclose(chosen[:, SPEC_V1.size], 0.5 * chosen[:, 1])
+
+
+class RecordingReplay(Replay, frozen=True):
+    """Records the decisions whose input vectors it computes."""
+
+    computed: list[int] = msgspec.field(default_factory=list)
+
+    def phi(self, item: LoggedDecision) -> Array:
+        self.computed.append(item.number)
+        return super().phi(item)
+
+
+async def test_only_decisions_that_count_are_ranked_and_each_is_computed_once(process: BanditProcess) -> None:
+    logs, replay, whole = await logs_of(process), RecordingReplay(CHALLENGER), await replayed(process, CHALLENGER)
+    priors, versions = recorded(replay, await process.bandit.decisions.priors()), list[int]()
+    assert priors is not None
+
+    def prior(version: int) -> Array:
+        versions.append(version)
+        return priors(version)
+
+    found = [pair for log in logs for pair in replay.rankings(log, prior, lambda item: 80 < item.number <= 120)]
+    assert sorted(item.number for item, _ in found) == [*range(81, 121)]
+    assert all(np.array_equal(ranking.scores, whole[item.number].scores) for item, ranking in found)
+    assert len(versions) == 40
+    assert len(replay.computed) == len({*replay.computed})
+    assert max(replay.computed) == 120
 
 
 async def test_damaged_statistics_leave_their_user_out(process: BanditProcess) -> None:
