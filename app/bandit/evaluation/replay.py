@@ -21,11 +21,11 @@ from contextlib import suppress
 import msgspec
 
 from app.bandit.decisions import Ranking
-from app.bandit.model.inputs import Array, candidate_factors, shared_factors
-from app.bandit.model.pooled_prior import SHRINKAGE, Prior
+from app.bandit.model.inputs import Array, candidate_factors, packed, shared_factors
+from app.bandit.model.pooled_prior import Pool, Prior
 from app.bandit.model.specs import SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
-from app.bandit.model.thompson_sampling import Policy, Posterior
+from app.bandit.model.thompson_sampling import Policy
 from app.bandit.numpy_on_demand import np
 from app.bandit.ports import LoggedDecision, UserLog
 from app.bandit.shadow import ranking_by
@@ -141,11 +141,10 @@ class PriorsFromLog:
 
     def pooled(self) -> PriorMean:
         spec = self._replay.policy.spec
-        means, total = [], np.zeros_like(self._sums[0])
+        means, pool = [], Pool(spec)
         for numbers in self._sums[:-1]:
-            total += numbers
-            s, y = SufficientStatistics(spec.hash, spec.size, total, 0).leading(spec.size)
-            means.append(Posterior(s, y, np.full(spec.size, SHRINKAGE)).theta)
+            pool.add([packed(numbers)], decisions=0, users=0)
+            means.append(pool.mean())
         return prior_means([prior.version for prior in self._priors], means, spec.size)
 
 
