@@ -35,7 +35,7 @@ PriorMean = Callable[[int], Array]
 MOST_PRIORS = 256  # that are pooled from the log
 
 
-class Replay(msgspec.Struct, frozen=True, dict=True):
+class Replay(msgspec.Struct, frozen=True):
     """A policy to replay. Without `profiles`, every profile counts as absent. `values` has the values of the feature
     under evaluation, within [-1, 1], by the sequence number of the decision."""
 
