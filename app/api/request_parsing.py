@@ -104,10 +104,8 @@ def moment_ms(text: str, name: str) -> int:
     return at_ms
 
 
-def known_ms(text: str | None) -> int | None:
-    """`known_at` of a training-set request in epoch ms; None if absent or `as_of`. Raises `InvalidInput` (422)."""
-    if text is None or text == "as_of":
-        return None
+def known_ms(text: str) -> int:
+    """`known_at` of a training-set request in epoch ms. Raises `InvalidInput` (422) if it is invalid."""
     if (at_ms := _to_ms(text)) is None:
         reason = 'must be "as_of", or RFC 3339 with a UTC offset, such as 2026-04-25T08:30:00+02:00'
         raise InvalidInput("known_at is invalid", [Issue("known_at", reason)])

@@ -30,7 +30,7 @@ from app.cli.common import (
     users_argument,
     with_service,
 )
-from app.cli.demo_set import generate
+from app.cli.demo_set import PREFIX, generate
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
 from app.features.events import TipEvent
 from app.settings import Settings
@@ -100,7 +100,7 @@ async def _rebuild(
     failed: dict[str, str] = {}
     async with open_service(settings, door="command", contract=load_contract(settings, source)) as service:
         registry = service.registry
-        mask = registry.mask(features) if features else registry.full_mask
+        mask = registry.mask(features or None)
         since_ms = service.clock.now_ms() - registry.longest_window_ms(mask)
         await service.invalidator.settle()  # owed invalidations would delete the rebuilt values later
         done, started = 0, service.clock.monotonic()
@@ -249,8 +249,8 @@ async def load_demo(
         with progress("users") as bar:
             task = bar.add_task("generating", total=users)
             while (chunk := list(islice(made, DEMO_CHUNK))) and not stopped():
-                stored += (await service.ingestor.ingest([event for _, event in chunk], historical=True)).accepted
-                bar.update(task, completed=chunk[-1][0])
+                stored += (await service.ingestor.ingest(chunk, historical=True)).accepted
+                bar.update(task, completed=int(chunk[-1].user_id.removeprefix(PREFIX)))
         act.outcome = f"{stored} events stored"
     return stored
 

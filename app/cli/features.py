@@ -136,7 +136,7 @@ def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
 
     settings = settings_of_command()
     contract = _contract(settings, registry)
-    mask = contract.registry.mask(names) if names else contract.registry.full_mask
+    mask = contract.registry.mask(names or None)
     found = run(run_examples(contract.registry, mask, settings.statement_timeout_ms / 1000))
     if as_json:
         print_json([item._asdict() for item in found])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -66,7 +65,7 @@ async def history(
         "as_of" if known_at == "as_of" else moment_ms(known_at, "--known-at") if known_at is not None else None
     )
     names = [name for listed in features for name in listed.split(",")]
-    mask = registry.mask(names) if names else registry.full_mask
+    mask = registry.mask(names or None)
     chosen = {index: registry[index] for index in indices(mask)}
     late = _LateArrivals({index: msgspec.json.encode(item.default) for index, item in chosen.items()})
     failed: dict[str, str] = {}
@@ -169,25 +168,21 @@ def _decision_columns(asked: Sequence[ComputeRow]) -> dict[str, Column]:
 class _LateArrivals(msgspec.Struct):
     """Estimates the share of *late* rows, which have no values only because their events arrived after `--known-at`.
 
-    A sample of the rows without values is computed again as if all events had arrived in time.
+    The first rows without values are computed again as if all events had arrived in time.
     """
 
     defaults: Mapping[int, bytes]
     rows: int = 0
     _empty: int = 0
     _sample: list[ComputeRow] = msgspec.field(default_factory=list)
-    _random: Random = msgspec.field(default_factory=lambda: Random(1))  # noqa: S311  # a sample, not a secret
 
     def note(self, asked: Sequence[ComputeRow], profiles: Sequence[Profile]) -> None:
         self.rows += len(asked)
         for row, profile in zip(asked, profiles, strict=True):
-            if row.known_ms is None or not self._is_empty(profile):
-                continue
-            self._empty += 1
-            if len(self._sample) < SAMPLE:
-                self._sample.append(row)
-            elif (place := self._random.randrange(self._empty)) < SAMPLE:
-                self._sample[place] = row
+            if row.known_ms is not None and self._is_empty(profile):
+                self._empty += 1
+                if len(self._sample) < SAMPLE:
+                    self._sample.append(row)
 
     async def share(self, reader: ProfileReader) -> float:
         """Estimate the share of late rows among all rows. If at least half of the rows have a value, return 0 without
