@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.features.clock import rfc3339
 from app.features.ids import Id
-from app.features.registry import Dtype
+from app.features.registry import DTYPES
 from app.features.schema import ProfileFeatures
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -161,22 +161,15 @@ class FeatureDetail(msgspec.Struct):
     ] = UNSET
 
 
-class FloatDetail(FeatureDetail):
-    value: float | None
-    dtype: Literal["float"]
-
-
-class IntDetail(FeatureDetail):
-    value: int | None
-    dtype: Literal["int"]
-
-
-class StrDetail(FeatureDetail):
-    value: str | None
-    dtype: Literal["str"]
-
-
-DETAILS: dict[Dtype, type[FeatureDetail]] = {"float": FloatDetail, "int": IntDetail, "str": StrDetail}
+# `FloatDetail`, `IntDetail` and `StrDetail`: the details of features of one dtype, for the OpenAPI document.
+DETAILS: dict[str, type[msgspec.Struct]] = {
+    dtype: msgspec.defstruct(
+        f"{dtype.capitalize()}Detail",
+        [("value", kind | None), ("dtype", cast(Any, Literal)[dtype])],
+        bases=(FeatureDetail,),
+    )
+    for dtype, kind in DTYPES.items()
+}
 
 
 # `app.api.openapi.document` adds a field for each feature of the registry.

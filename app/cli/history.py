@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -168,21 +169,25 @@ def _decision_columns(asked: Sequence[ComputeRow]) -> dict[str, Column]:
 class _LateArrivals(msgspec.Struct):
     """Estimates the share of *late* rows, which have no values only because their events arrived after `--known-at`.
 
-    The first rows without values are computed again as if all events had arrived in time.
+    A sample of the rows without values is computed again as if all events had arrived in time.
     """
 
     defaults: Mapping[int, bytes]
     rows: int = 0
     _empty: int = 0
     _sample: list[ComputeRow] = msgspec.field(default_factory=list)
+    _random: Random = msgspec.field(default_factory=lambda: Random(1))  # noqa: S311  # a sample, not a secret
 
     def note(self, asked: Sequence[ComputeRow], profiles: Sequence[Profile]) -> None:
         self.rows += len(asked)
         for row, profile in zip(asked, profiles, strict=True):
-            if row.known_ms is not None and self._is_empty(profile):
-                self._empty += 1
-                if len(self._sample) < SAMPLE:
-                    self._sample.append(row)
+            if row.known_ms is None or not self._is_empty(profile):
+                continue
+            self._empty += 1
+            if len(self._sample) < SAMPLE:
+                self._sample.append(row)
+            elif (place := self._random.randrange(self._empty)) < SAMPLE:
+                self._sample[place] = row
 
     async def share(self, reader: ProfileReader) -> float:
         """Estimate the share of late rows among all rows. If at least half of the rows have a value, return 0 without

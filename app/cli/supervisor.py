@@ -153,11 +153,11 @@ def _keep_running(
     all are ready. Whenever `restart` is set, the processes are replaced one by one.
     """
     with listening_socket(settings.host, settings.port) as listener:
-        children = [
-            Child("serve", {**environment, **_process_variables(settings, place)}, listener, STOP_S + settings.drain_s)
-            for place in range(settings.processes)
-        ]
-        children += [Child(name, environment) for name in others]
+        children = [Child(name, environment) for name in others]
+        for place in reversed(range(settings.processes)):
+            port = settings.metrics_port and settings.metrics_port + place
+            own = {**environment, PREFIX + "PROCESSES": "1", PREFIX + "METRICS_PORT": str(port)}
+            children.insert(0, Child("serve", own, listener, STOP_S + settings.drain_s))
         replacing: Generator[None, None, None] | None = None
         code, greeted = 0, False
         try:
@@ -184,12 +184,6 @@ def _keep_running(
                 replacing.close()
     say("stopped")
     return code
-
-
-def _process_variables(settings: Settings, place: int) -> dict[str, str]:
-    """The environment variables that differ between the API processes. `place` numbers the processes from 0."""
-    port = settings.metrics_port and settings.metrics_port + place
-    return {PREFIX + "PROCESSES": "1", PREFIX + "METRICS_PORT": str(port)}
 
 
 def _stop(children: list[Child], listener: socket.socket, drain_s: float) -> None:

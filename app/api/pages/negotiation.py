@@ -39,14 +39,9 @@ PAGE_HEADERS = {
 }
 
 
-def under_admin(scope: Scope) -> bool:
-    path = scope["path"]
-    return path == PATH or path.startswith(PATH + "/")
-
-
 def prefers_page(request: HttpRequest) -> bool:
     """Whether the client prefers HTML to JSON and the path is one of the admins' routes."""
-    return under_admin(request.scope) and prefers(request, HTML)
+    return f"{request.scope['path']}/".startswith(f"{PATH}/") and prefers(request, HTML)
 
 
 def prefers(request: HttpRequest, media_type: str) -> bool:
