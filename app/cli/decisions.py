@@ -53,7 +53,8 @@ async def export(service: OpenService, since: str | None, until: str | None, out
     from app.stores.training_set.columns import JsonColumn
     from app.stores.training_set.output import NdjsonWriter, writer_for
 
-    after = DecisionMoment(moment_ms(since, "--since") if since is not None else EARLIEST_MS)
+    since_ms = moment_ms(since, "--since") if since is not None else EARLIEST_MS
+    after: DecisionMoment | None = DecisionMoment(since_ms)
     until_ms = moment_ms(until, "--until") if until is not None else service.clock.now_ms()
     kinds = {name: kind for kind, names in TYPES.items() for name in names}
     path, written = None if str(output) == "-" else output, 0
@@ -61,16 +62,16 @@ async def export(service: OpenService, since: str | None, until: str | None, out
     stop_on_sigterm()
     with writer_for(path, NdjsonWriter) as writer, progress("decisions", shown=path is not None) as bar:
         task = bar.add_task("exporting", total=None)
-        while found := await service.bandit.decisions.page(after, until_ms, PAGE):
-            records = [DecisionRecord.of(*item) for item in found]
-            writer.write(
-                {
-                    name: JsonColumn([encode(getattr(record, name)) for record in records], kinds.get(name, "text"))
-                    for name in DecisionRecord.__struct_fields__
-                }
-            )
-            after = DecisionMoment(found[-1][0].created_at_ms, found[-1][0].id)
-            written += len(found)
+        while after is not None:
+            records, after = await service.bandit.decisions.page(after, until_ms, PAGE)
+            if records:
+                writer.write(
+                    {
+                        name: JsonColumn([encode(getattr(record, name)) for record in records], kinds.get(name, "text"))
+                        for name in DecisionRecord.__struct_fields__
+                    }
+                )
+            written += len(records)
             bar.update(task, completed=written)
     if path is not None:
         say(f"{written} decisions written to {path}")

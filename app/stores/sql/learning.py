@@ -29,6 +29,7 @@ from app.errors import SpecMismatch
 from app.features.events import LoggedEvent
 from app.features.ids import user_hash
 from app.stores.sql.backlog import ASIDE
+from app.stores.sql.damaged_rows import DAMAGE
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.decision_rows import array, decision_of, named_rows
 from app.stores.sql.shadows import add_user_shadows
@@ -215,7 +216,7 @@ def _vector(row: Mapping[str, Any], spec: Spec) -> Array:
     """The logged φ of a decision, followed by the additional inputs of `spec`, which are computed from the stored
     request. If the request is damaged, they are left out, and are learned as zeros."""
     logged = array(row["phi"])
-    with suppress(msgspec.MsgspecError, ValueError, LookupError):
+    with suppress(*DAMAGE):
         decision = decision_of(row)
         return np.concatenate([logged, decision.phi_under(spec)[decision.chosen, len(logged) :]])
     return logged
