@@ -145,9 +145,9 @@ class LearningRepository(Protocol):
         """Settle up to `limit` decisions whose reward window has closed without feedback. If the tip was served, the
         reward of `app.bandit.learning.rewards.NO_FEEDBACK` is learned; otherwise the decision expires."""
 
-    async def grow(self, limit: int, now_ms: int) -> int:
-        """Extend the statistics of up to `limit` users to the longest spec, by a replay of their learned decisions, in
-        one transaction. Damaged statistics are set aside. Return the number of users; 0 if none is left."""
+    async def grow(self, now_ms: int) -> int:
+        """Extend the statistics of a page of users to the longest spec, by a replay of their learned decisions. Damaged
+        statistics are set aside. Return the number of users; 0 if none is left."""
 
 
 class StateRepository(Protocol):
