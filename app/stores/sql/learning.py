@@ -360,8 +360,8 @@ class _LearningTransaction(msgspec.Struct):
         evidence = self.grown(logged.user_id, spec)
         phi = array(logged.phi)
         if len(phi) < evidence.size:  # the decision was made before the statistics grew
-            for row in named_rows(self.connection, SELECT_DECISION, (logged.user_id, logged.number)):
-                phi = _vector(row, SPECS[evidence.spec_hash])
+            (row,) = named_rows(self.connection, SELECT_DECISION, (logged.user_id, logged.number))
+            phi = _vector(row, SPECS[evidence.spec_hash])
         self.evidence[logged.user_id] = evidence.learned(phi, judgement.reward)
         source = "feedback" if judgement.action is not None else "default"
         values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self.now_ms)

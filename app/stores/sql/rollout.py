@@ -49,20 +49,20 @@ SELECT_OLDEST_UNSETTLED = """
 SELECT number FROM tip_scores
 WHERE state IN ('open', 'served') AND number >= ? ORDER BY number LIMIT 1
 """
-_SETTLED = "FROM tip_scores WHERE state = 'learned' AND explore = 1 AND number > :after"
+_SETTLED = "state = 'learned' AND explore = 1 AND number > :after"
 SELECT_COUNTS = f"""
 SELECT COUNT(champion_p) FILTER (WHERE number < :until), COUNT(champion_p) FILTER (WHERE number >= :until),
     COUNT(*) FILTER (WHERE champion_p IS NULL),
     COUNT(champion_p) FILTER (WHERE role = 'challenger' AND number >= :stage)
-{_SETTLED}
+FROM tip_scores WHERE {_SETTLED}
 """
 SELECT_NEWEST_PRIOR = "SELECT prior_version FROM tip_scores WHERE number = (SELECT MAX(number) FROM tip_scores)"
 _COLUMNS = f"""number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged,
     v_champion, v_challenger, action IS NOT DISTINCT FROM '{Action.DISMISSED}', agree"""
 # Without a pooled prior the challenger hardly differs from the champion. Few are excluded: see `begin_evaluation`.
 SELECT_PAGE = f"""
-SELECT {_COLUMNS}, pool_p, v_pool {_SETTLED.replace("tip_scores", "tip_scores LEFT JOIN pool_shadows USING (number)")}
-    AND number < :until AND champion_p IS NOT NULL AND prior_version > 0
+SELECT {_COLUMNS}, pool_p, v_pool FROM tip_scores LEFT JOIN pool_shadows USING (number)
+WHERE {_SETTLED} AND number < :until AND champion_p IS NOT NULL AND prior_version > 0
 ORDER BY number LIMIT :limit
 """
 SELECT_SHOWN = f"""
