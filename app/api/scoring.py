@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import USER_ID
 from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
-from app.api.schemas import Moment, Value, view
+from app.api.schemas import Moment, Value
 from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
 from app.bandit.model.inputs import Candidate, Context, ContextFeatures, Features
 from app.errors import InvalidInput, Issue
@@ -23,6 +23,7 @@ from app.features.clock import rfc3339
 from app.features.events import Action
 from app.features.ids import Id
 from app.features.schema import ProfileFeatures
+from app.features.views import view
 from app.service import Service
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
@@ -261,7 +262,7 @@ def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer
             decision.origin,
             given,
             rfc3339(read.at_ms) if read is not None else None,
-            {name: value.version for name, value in read.values.items()} if read is not None else None,
+            read.versions if read is not None else None,
         ),
         context=view(DecisionContext, decision.context, at=at.isoformat() if at is not None else None),
         candidates=_explained(decision),
