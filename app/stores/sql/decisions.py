@@ -33,7 +33,8 @@ LOGGED_USERS = 1_000  # unreadable statistics are logged once for each user, and
 log = logger("stores.decisions")
 
 SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
-SELECT_SHARE = "SELECT share, salt FROM rollout"
+# The stage of another challenger, before the roll-out begins anew, is no reason to let this one serve.
+SELECT_SHARE = "SELECT CASE WHEN challenger <> ? THEN 0 ELSE share END, salt FROM rollout"
 SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE user_id = ? AND request_id = ?"
 # The answer of a damaged decision is lost, so its request is decided anew.
 UPDATE_UNANSWERED = "UPDATE tip_scores SET request_id = NULL WHERE user_id = ? AND request_id = ?"
@@ -65,7 +66,7 @@ class SqlDecisions:
         # If it were read last, the erasure would go unnoticed.
         def work(connection: Connection) -> list[UserSnapshot]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
-            share, salt = connection.execute(SELECT_SHARE).fetchone()
+            share, salt = connection.execute(SELECT_SHARE, (self._spec.hash,)).fetchone()
             # Cached: it is the same for every user until a newer one is stored.
             prior = self._prior = newest_prior(
                 connection, self._spec, self._prior or Prior.none(self._spec), self._refused
