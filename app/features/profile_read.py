@@ -27,7 +27,7 @@ class ProfileRead(msgspec.Struct, frozen=True):
 
     @property
     def versions(self) -> dict[str, int]:
-        """The version of each value by feature name."""
+        """The version of each value, by feature name."""
         return {name: value.version for name, value in self.values.items()}
 
     @property
