@@ -99,7 +99,12 @@ def create_app(
         )
         if opened.tracing is not None:
             application.asgi_handler = opened.tracing.middleware(untraced)
-        fast_path.open(opened.reader, opened.registry, authenticator, metrics)
+        score = None
+        if opened.scoring is not None:
+            from app.api.scoring import plain_scores  # noqa: PLC0415  # it imports the bandit
+
+            score = plain_scores(opened.scoring.scorer, opened.mirror)
+        fast_path.open(opened.reader, opened.registry, authenticator, metrics, score)
         if limit is not None:
             limit.open(authenticator, opened.clock.monotonic)
         edge.shedding.open(
@@ -127,7 +132,7 @@ def create_app(
     )
     # These wrap the router, because it decodes paths before it runs middleware of its own.
     edge = Edge(application.asgi_handler, metrics)
-    fast_path = FastPath(edge, edge.bodies)
+    fast_path = FastPath(edge, edge.bodies, edge.shedding)
     limit = (
         RateLimit(fast_path, edge, settings.rate_limit, settings.rate_burst, metrics) if settings.rate_limit else None
     )

@@ -17,6 +17,7 @@ import re
 from functools import lru_cache
 from random import Random
 from time import perf_counter
+from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 from litestar.enums import HttpMethod, ScopeType
@@ -44,6 +45,7 @@ _ONCE = frozenset({b"host", b"x-api-key", b"content-type", b"content-encoding"})
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
 CACHE_CONTROL = (b"cache-control", b"no-store")
 REQUEST_ID_FORMAT = b"%016x"
+_BEGUN = "begun"
 random_bits = Random().getrandbits  # noqa: S311  # request ids are not secret
 log = logger("api")
 
@@ -62,10 +64,7 @@ class Edge:
             await self._inner(scope, receive, send)
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        started = perf_counter()
-        request_id = request_id_of(scope)
-        structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(**{REQUEST_ID: request_id.decode()})
+        request_id, started = begun(scope) or begin(scope, request_id_of(scope))
         status = 500
         body = Body(scope, receive, self.bodies)
 
@@ -126,6 +125,19 @@ class Edge:
         quiet = status < 400 or status == 507 or shed
         level = log.debug if quiet else log.info if status < 500 else log.error
         level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
+
+
+def begin(scope: HTTPScope, request_id: bytes) -> tuple[bytes, float]:
+    """Note the request id for log lines, and both the id and the time for `begun`; return them."""
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(**{REQUEST_ID: request_id.decode()})
+    found = cast(dict[str, Any], scope)[_BEGUN] = request_id, perf_counter()
+    return found
+
+
+def begun(scope: HTTPScope) -> tuple[bytes, float] | None:
+    """The id of a request that `begin` was called for, and when; None if it was not called."""
+    return cast(tuple[bytes, float] | None, scope.get(_BEGUN))
 
 
 def valid_request_id(value: bytes) -> bytes | None:

@@ -1,8 +1,9 @@
-"""The fast path: answers a plain `GET /profiles/{user_id}` or `POST /profiles/batch` without Litestar.
+"""The fast path: answers a plain `GET /profiles/{user_id}`, `POST /profiles/batch` or `POST /score` without Litestar.
 
 It sends only responses with status 200. A request that fails or is not plain (an escape, an unusual id, a query other
-than `features=`, an unexpected body, an invalid key) goes on to Litestar's route, which receives the messages again
-that were read here. If the reader sheds a request, the edge rejects the request.
+than `features=`, an unexpected header or body, an invalid key) goes on to Litestar's route, which receives the messages
+again that were read here. If the reader sheds a request, the edge rejects the request. A decision is not tried again:
+instead of the body, Litestar's route receives the error and reports it.
 Invariant: the response is the one that Litestar's route would give, and it is counted and logged in the same way.
 `tests/integration/api/middleware/test_fast_path.py` sends the same generated requests to both.
 """
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from time import perf_counter
+from typing import NamedTuple
 
 import msgspec
 from litestar.enums import ScopeType
@@ -28,11 +30,12 @@ from app.api.middleware.edge import (
     MAX_TARGET_BYTES,
     NO_SNIFF,
     REQUEST_ID_FORMAT,
+    begin,
     random_bits,
     request_id_of,
     valid_request_id,
 )
-from app.api.middleware.load_shedding import mark
+from app.api.middleware.load_shedding import Shedding, mark
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest
 from app.errors import Overloaded, ProfilesError, UnknownFeature
@@ -42,26 +45,48 @@ from app.profiles.online.reader import ProfileReader
 from app.telemetry import REQUEST_ID, Metrics, logger
 from app.telemetry.counters import FastHistogram
 
-ONE, BATCH = ("GET", "/profiles/{user_id}"), ("POST", "/profiles/batch")
+ONE, BATCH, SCORE = ("GET", "/profiles/{user_id}"), ("POST", "/profiles/batch"), ("POST", "/score")
 _PATH = re.compile(rb"/profiles/(?!batch$|history$)([A-Za-z0-9_~@:\-][A-Za-z0-9_~@:.\-]{0,127})").fullmatch
 _SELECTION = re.compile(rb"features=([A-Za-z0-9_]+(?:,[A-Za-z0-9_]+)*)").fullmatch
 _LENGTH = re.compile(rb"[1-9][0-9]{0,5}").fullmatch  # bodies under a megabyte
 _NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"content-encoding"})
+_CROSS_SITE = frozenset({b"origin", b"sec-fetch-site"})  # Litestar's guard checks them for every POST
 _BODY_HEADERS = frozenset({b"content-length", b"content-type"})
 _JSON = (b"content-type", b"application/json")
 _SELECTIONS_CAP = 1_024
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
+# Computes the body of a response from that of a request; None if Litestar's route must answer.
+Answer = Callable[[bytes], Awaitable[bytes | None]]
+Taken = deque[HTTPReceiveMessage | Exception]
 log = logger("api")
 
 
+class Post(NamedTuple):
+    """A POST that the fast path answers. If it is done `once`, Litestar's route reports an error of `answer` and does
+    not try again."""
+
+    route: tuple[str, str]
+    answer: Answer
+    once: bool
+
+
 class FastPath:
-    def __init__(self, inner: ASGIApp, bodies: Bodies) -> None:
+    def __init__(self, inner: ASGIApp, bodies: Bodies, shedding: Shedding) -> None:
         self.inner = inner
         self._bodies = bodies
+        self._shedding = shedding
         self._reader: ProfileReader | None = None
 
-    def open(self, reader: ProfileReader, registry: Registry, authenticator: Authenticator, metrics: Metrics) -> None:
-        """Start to answer requests. Until this call, every request goes on to `inner`."""
+    def open(
+        self,
+        reader: ProfileReader,
+        registry: Registry,
+        authenticator: Authenticator,
+        metrics: Metrics,
+        score: Answer | None = None,
+    ) -> None:
+        """Start to answer requests. Until this call, every request goes on to `inner`. Without `score`, decisions do,
+        too."""
         self._registry = registry
         self._renderer = Renderer(registry)
         self._grants = authenticator.grants
@@ -71,6 +96,10 @@ class FastPath:
         self._request_seconds = metrics.request_seconds
         self._masks = {b"": registry.full_mask}
         self._logs_requests = logging.getLogger().isEnabledFor(logging.DEBUG)
+        posts = [Post(BATCH, partial(self._batch, reader), once=False)]
+        if score is not None:
+            posts.append(Post(SCORE, score, once=True))
+        self._posts = {post.route[1].encode(): post for post in posts}
         self._reader = reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,10 +111,10 @@ class FastPath:
                     read = partial(self._one, scope, found[1], self._reader)
                     if await self._answer(scope, send, ONE, read):
                         return
-            elif scope["method"] == "POST" and path == b"/profiles/batch" and not scope["query_string"]:
-                body, taken = Body(scope, receive, self._bodies), deque[HTTPReceiveMessage | ProfilesError]()
+            elif scope["method"] == "POST" and (post := self._posts.get(path)) and not scope["query_string"]:
+                body, taken = Body(scope, receive, self._bodies), Taken()
                 try:
-                    if await self._answer(scope, send, BATCH, partial(self._batch, self._reader, body, taken)):
+                    if await self._answer(scope, send, post.route, partial(self._post, scope, post, body, taken)):
                         return
                 finally:
                     body.forget()
@@ -94,14 +123,14 @@ class FastPath:
         await self.inner(scope, receive, send)
 
     async def _answer(
-        self, scope: HTTPScope, send: Send, route: tuple[str, str], read: Callable[[], Awaitable[bytes | None]]
+        self, scope: HTTPScope, send: Send, route: tuple[str, str], read: Callable[[bytes], Awaitable[bytes | None]]
     ) -> bool:
         """Send the body that `read` returns, with status 200. Return False, with nothing sent, if the request must go
-        on to Litestar's route. `route` is the method and the path template."""
+        on to Litestar's route. `route` is the method and the path template; `read` gets the request id."""
         started = perf_counter()
         try:
-            request_id = self._admit(scope["headers"], with_body=route is BATCH)
-            body = await read() if request_id is not None else None
+            request_id = self._admit(scope["headers"], with_body=route is not ONE)
+            body = await read(request_id) if request_id is not None else None
         except Overloaded as error:
             mark(scope, error.kind)  # the edge rejects it, so the Litestar route does not try again
             scope["path_template"] = route[1]
@@ -117,7 +146,7 @@ class FastPath:
         await self._send(send, body, request_id, route, started)
         return True
 
-    async def _one(self, scope: HTTPScope, user: bytes, reader: ProfileReader) -> bytes | None:
+    async def _one(self, scope: HTTPScope, user: bytes, reader: ProfileReader, _: bytes) -> bytes | None:
         mask = self._mask(scope["query_string"])
         if not mask:
             return None
@@ -125,11 +154,25 @@ class FastPath:
         values = reader.local_values(user_id, mask) or (await reader.read_shared_values({user_id: mask}))[user_id]
         return self._renderer.template(mask) % (b'"%b"' % user, *values)
 
-    async def _batch(
-        self, reader: ProfileReader, body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]
-    ) -> bytes | None:
+    async def _post(self, scope: HTTPScope, post: Post, body: Body, taken: Taken, request_id: bytes) -> bytes | None:
+        if self._shedding.overload(scope) is not None:
+            return None  # the edge lets the request wait, or rejects it
+        if post.once:
+            begin(scope, request_id)
+        content = await _read(body, taken)
+        if content is None:
+            return None
         try:
-            asked = _decode_batch(await _read(body, taken))
+            return await post.answer(content)
+        except Exception as error:
+            if not post.once:
+                raise
+            taken.appendleft(error)
+            return None
+
+    async def _batch(self, reader: ProfileReader, content: bytes) -> bytes | None:
+        try:
+            asked = _decode_batch(content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
         if any(map(id_problem, asked.user_ids)):
@@ -158,7 +201,7 @@ class FastPath:
         request_id: bytes | None = None
         hosts = body_headers = 0
         for name, value in headers:
-            if name in _NOT_PLAIN or len(value) > MAX_HEADER_BYTES:
+            if name in _NOT_PLAIN or (with_body and name in _CROSS_SITE) or len(value) > MAX_HEADER_BYTES:
                 return None
             if name == b"x-api-key":
                 if key is not None:
@@ -191,32 +234,32 @@ class FastPath:
             log.debug("request", **fields, ms=round(elapsed * 1000, 2))
 
 
-async def _read(body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]) -> bytes:
-    """Receive the whole body; return b"" if it is incomplete. Append each message, or the final error, to `taken`, from
-    which `_replay` repeats them."""
+async def _read(body: Body, taken: Taken) -> bytes | None:
+    """Receive the whole body; return None if it is incomplete. Append each message, or the final error, to `taken`,
+    from which `_replay` repeats them."""
     content = b""
     while True:
         try:
             message = await body.receive()
         except ProfilesError as error:
             taken.append(error)
-            return b""
+            return None
         taken.append(message)
         if message["type"] != "http.request":
-            return b""
+            return None
         content += message["body"]
         if not message.get("more_body", False):
             return content
 
 
-def _replay(taken: deque[HTTPReceiveMessage | ProfilesError], receive: Receive) -> Receive:
+def _replay(taken: Taken, receive: Receive) -> Receive:
     """An ASGI `receive` that first returns or raises the items of `taken`, and then calls `receive` for more."""
 
     async def replay() -> HTTPReceiveMessage | WebSocketReceiveMessage:
         if not taken:
             return await receive()
         part = taken.popleft()
-        if not isinstance(part, ProfilesError):
+        if not isinstance(part, Exception):
             return part
         try:
             raise part

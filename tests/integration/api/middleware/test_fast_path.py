@@ -13,16 +13,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from litestar.types import Receive, Scope, Send
 
+from app.errors import StoreFull
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
-from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, live, new_user
+from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, live, new_user, problem
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.waiting import eventually
 
@@ -83,6 +85,8 @@ header = st.one_of(
         [("Accept", "text/html"), ("Accept-Encoding", "gzip"), ("Expect", "100-continue"), ("X-A", "\xff")]
     ),
     st.sampled_from([("Host", "localhost"), ("host", "elsewhere.example")]),
+    st.sampled_from([("Origin", "http://localhost"), ("Origin", "https://elsewhere.example"), ("Origin", "null")]),
+    st.sampled_from([("Sec-Fetch-Site", "same-origin"), ("Sec-Fetch-Site", "cross-site")]),
     st.just(("Cache-Control", "stale-if-error=60")),
 )
 good_key = st.just((("x-api-key", KEYS["reader"]),))
@@ -129,6 +133,49 @@ def batches(draw: st.DrawFn) -> Ask:
     return Ask("/profiles/batch" + query, draw(st.sampled_from(["POST"] * 9 + ["PUT"])), tuple(headers), body)
 
 
+numbers = st.one_of(st.integers(-3, 400), st.floats(0, 50).map(lambda number: round(number, 2)))
+tips = st.fixed_dictionaries(
+    {
+        "id": st.one_of(st.sampled_from(["a", "b", "c", "é", "a/b", ""]), st.integers(0, 99).map(str)),
+        "features": st.fixed_dictionaries(
+            {"is_overdue": st.booleans(), "task_age_days": numbers, "priority": numbers},
+            optional={"colour": st.just("red")},
+        ),
+    }
+)
+fresh_ids = st.uuids().map(lambda value: value.hex)
+score_bodies = st.fixed_dictionaries(
+    {"user_id": st.sampled_from([*USERS, *USERS, "ann", "a/b", "", "\x00"]), "candidates": st.lists(tips, max_size=6)},
+    optional={
+        "request_id": st.one_of(fresh_ids, fresh_ids, st.sampled_from(["known", "a/b", None])),
+        "context": st.one_of(
+            st.none(), st.fixed_dictionaries({"at": st.sampled_from(["2026-04-25T08:30:00+02:00", "8:30", None])})
+        ),
+        "profile_features": st.one_of(
+            st.none(),
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "preferred_hour": st.sampled_from([9, 9.0, 9.5, None]),
+                    "completion_rate_30d": numbers,
+                    "mood": st.just("good"),
+                },
+            ),
+        ),
+        "explore": st.sampled_from([True, False, False, None]),
+    },
+).map(json.dumps)
+
+
+@st.composite
+def scores(draw: st.DrawFn) -> Ask:
+    body = draw(st.one_of(score_bodies, score_bodies, score_bodies, bodies))
+    headers = [("Content-Type", draw(kinds)), ("Content-Length", str(len(body.encode("latin-1", "replace"))))]
+    headers += draw(st.one_of(good_key, st.lists(header, max_size=2).map(tuple), good_key))
+    query = draw(st.sampled_from([""] * 6 + ["?", "?a=b"]))
+    return Ask("/score" + query, draw(st.sampled_from(["POST"] * 9 + ["PUT"])), tuple(headers), body)
+
+
 async def told(site: Live, ask: Ask) -> Told:
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
     writer.write(ask.encoded())
@@ -149,6 +196,9 @@ async def told(site: Live, ask: Ask) -> Told:
     if "detail=true" in ask.target.partition("#")[0] and status.endswith("200 OK"):
         kept = [item for item in kept if item[0] != "content-length"]
         return Told(int(status.split()[1]), kept, _timeless(body) if body else body)  # empty for HEAD
+    if ask.target.startswith("/score") and status.endswith("200 OK") and not json.loads(ask.body).get("request_id"):
+        kept = [item for item in kept if item[0] != "content-length"]
+        return Told(int(status.split()[1]), kept, await _without_chance(site, body))
     return Told(int(status.split()[1]), kept, body)
 
 
@@ -157,6 +207,22 @@ def _timeless(body: bytes) -> object:
     for feature in answer["features"].values():
         for name in ("computed_at", "expires_at", "origin"):
             del feature[name]
+    return answer
+
+
+async def _without_chance(site: Live, body: bytes) -> object:
+    """A decision without what its random numbers decide, which must be as stored. One with a `request_id` is the same
+    on both sites, so its bytes are compared."""
+    answer = json.loads(body)
+    assert msgspec.json.encode(answer) == body
+    stored = await site.service.bandit.scorer.explain(answer["decision_id"])
+    decision = stored[0]
+    probabilities = {item["id"]: item.pop("probability") for item in answer["ranking"]}
+    assert probabilities == dict(
+        zip((item.id for item in decision.candidates), decision.ranking.pi.tolist(), strict=True)
+    )
+    assert answer.pop("chosen_id") == decision.chosen_id
+    del answer["decision_id"]
     return answer
 
 
@@ -213,10 +279,14 @@ async def pair(
 
 
 KEY = (("x-api-key", KEYS["reader"]),)
+DECISION = {
+    "user_id": "ada",
+    "candidates": [{"id": "a", "features": {"is_overdue": True, "task_age_days": 1, "priority": 2}}],
+}
 
 
 @settings(max_examples=4 * settings().max_examples, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.one_of(asks(), batches()))
+@given(st.one_of(asks(), batches(), scores()))
 @example(Ask("/profiles/ada", headers=KEY))
 @example(Ask("/profiles/ada?features=tip_volume_30d,preferred_hour", headers=KEY))
 @example(Ask("/profiles/ada?detail=true", "HEAD", headers=KEY))
@@ -237,6 +307,8 @@ async def test_plain_requests_do_not_reach_the_framework(pair: Pair) -> None:
         asked, headers = {"user_ids": [*USERS, USERS[0]]}, {"Cache-Control": "stale-if-error=60"}
         answer = await pair.site.client.post("/profiles/batch", json=asked, headers=headers)
         assert [profile["user_id"] for profile in answer.json()["profiles"]] == [*USERS, USERS[0]]
+        answer = await pair.site.client.post("/score", json=DECISION)
+        assert (answer.status_code, answer.json()["chosen_id"]) == (200, "a")
         for user in (user for user in USERS if not user.startswith(".")):
             for query in ("", "?features=tip_volume_30d", "?features=tip_volume_30d,preferred_hour"):
                 answer = await pair.site.client.get(f"/profiles/{user}{query}")
@@ -244,6 +316,25 @@ async def test_plain_requests_do_not_reach_the_framework(pair: Pair) -> None:
                 assert answer.json()["user_id"] == user
     finally:
         handler.inner = inner  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("error", "status"), [(StoreFull("no room"), 507), (ValueError("a defect"), 500)])
+async def test_failed_decision_is_not_tried_again(
+    own_site: Live, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    writes: list[Exception] = []
+
+    async def write(*_: object, **__: object) -> None:
+        writes.append(error)
+        raise error
+
+    with monkeypatch.context() as failing:
+        failing.setattr(own_site.service.database, "write", write)
+        answer = await own_site.client.post("/score", json=DECISION, headers={"X-Request-Id": "mine"})
+    problem(answer, status)
+    assert (len(writes), answer.headers["x-request-id"]) == (1, "mine")
+    await eventually(lambda: ("POST", "/score", str(status)) in counted(own_site))
+    assert (await own_site.client.post("/score", json=DECISION)).status_code == 200
 
 
 async def test_both_paths_read_the_events_of_either(pair: Pair) -> None:
