@@ -11,7 +11,7 @@ import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -133,43 +133,54 @@ def batches(draw: st.DrawFn) -> Ask:
     return Ask("/profiles/batch" + query, draw(st.sampled_from(["POST"] * 9 + ["PUT"])), tuple(headers), body)
 
 
-numbers = st.one_of(st.integers(-3, 400), st.floats(0, 50).map(lambda number: round(number, 2)))
+def mostly(good: st.SearchStrategy[Any], *odd: object) -> st.SearchStrategy[Any]:
+    return st.integers(0, 29).flatmap(lambda number: good if number != 13 else st.sampled_from(odd))
+
+
+numbers = st.one_of(st.integers(0, 400), st.floats(0, 50))
 tips = st.fixed_dictionaries(
     {
-        "id": st.one_of(st.sampled_from(["a", "b", "c", "é", "a/b", ""]), st.integers(0, 99).map(str)),
+        "id": mostly(st.one_of(st.just("é"), st.integers(0, 999).map(str)), "a/b", "", 1),
         "features": st.fixed_dictionaries(
-            {"is_overdue": st.booleans(), "task_age_days": numbers, "priority": numbers},
-            optional={"colour": st.just("red")},
+            {
+                "is_overdue": mostly(st.booleans(), 1),
+                "task_age_days": mostly(numbers, -1, "1"),
+                "priority": mostly(numbers, None),
+            }
         ),
     }
 )
-fresh_ids = st.uuids().map(lambda value: value.hex)
-score_bodies = st.fixed_dictionaries(
-    {"user_id": st.sampled_from([*USERS, *USERS, "ann", "a/b", "", "\x00"]), "candidates": st.lists(tips, max_size=6)},
+distinct_tips = st.lists(tips, min_size=1, max_size=5, unique_by=lambda tip: tip["id"])
+tip_lists = st.one_of(distinct_tips, distinct_tips, distinct_tips, st.lists(tips, max_size=5))
+profile_features = st.fixed_dictionaries(
+    {},
     optional={
-        "request_id": st.one_of(fresh_ids, fresh_ids, st.sampled_from(["known", "a/b", None])),
-        "context": st.one_of(
-            st.none(), st.fixed_dictionaries({"at": st.sampled_from(["2026-04-25T08:30:00+02:00", "8:30", None])})
+        "preferred_hour": mostly(st.sampled_from([9, 9.0, None]), 9.5),
+        "completion_rate_30d": mostly(numbers, "0.5"),
+        "mood": st.just("good"),
+    },
+)
+decisions = st.fixed_dictionaries(
+    {
+        "user_id": mostly(st.sampled_from([*USERS, "ann"]), "a/b", "", "\x00"),
+        "candidates": tip_lists,
+    },
+    optional={
+        "request_id": mostly(
+            st.one_of(st.uuids().map(str), st.uuids().map(str), st.sampled_from(["known", None])), ".."
         ),
-        "profile_features": st.one_of(
-            st.none(),
-            st.fixed_dictionaries(
-                {},
-                optional={
-                    "preferred_hour": st.sampled_from([9, 9.0, 9.5, None]),
-                    "completion_rate_30d": numbers,
-                    "mood": st.just("good"),
-                },
-            ),
+        "context": st.sampled_from(
+            [None, {}, {"at": None}, {"at": "2026-04-25T08:30:00+02:00"}] * 9 + [{"at": "8:30"}]
         ),
-        "explore": st.sampled_from([True, False, False, None]),
+        "profile_features": mostly(st.one_of(st.none(), profile_features), []),
+        "explore": mostly(st.booleans(), None),
     },
 ).map(json.dumps)
 
 
 @st.composite
 def scores(draw: st.DrawFn) -> Ask:
-    body = draw(st.one_of(score_bodies, score_bodies, score_bodies, bodies))
+    body = draw(bodies if draw(st.integers(0, 9)) == 7 else decisions)
     headers = [("Content-Type", draw(kinds)), ("Content-Length", str(len(body.encode("latin-1", "replace"))))]
     headers += draw(st.one_of(good_key, st.lists(header, max_size=2).map(tuple), good_key))
     query = draw(st.sampled_from([""] * 6 + ["?", "?a=b"]))
