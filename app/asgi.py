@@ -23,8 +23,9 @@ from litestar.exceptions import HTTPException
 from app.api import operations
 from app.api.auth.authentication import Authenticator, guard
 from app.api.auth.sessions import Sessions
+from app.api.events import plain_events
 from app.api.middleware.edge import Edge
-from app.api.middleware.fast_path import FastPath
+from app.api.middleware.fast_path import FastPath, Post
 from app.api.middleware.proxy_headers import behind_proxy
 from app.api.middleware.rate_limit import RateLimit
 from app.api.openapi.allowed_methods import options_of
@@ -99,12 +100,12 @@ def create_app(
         )
         if opened.tracing is not None:
             application.asgi_handler = opened.tracing.middleware(untraced)
-        score = None
+        posts = [Post("/events", "write", 202, partial(plain_events, opened.ingestor))]
         if opened.scoring is not None:
             from app.api.scoring import plain_scores  # noqa: PLC0415  # it imports the bandit
 
-            score = plain_scores(opened.scoring.scorer, opened.mirror)
-        fast_path.open(opened.reader, opened.registry, authenticator, metrics, score)
+            posts.append(Post("/score", "read", 200, plain_scores(opened.scoring.scorer, opened.mirror)))
+        fast_path.open(opened.reader, opened.registry, authenticator, metrics, posts)
         if limit is not None:
             limit.open(authenticator, opened.clock.monotonic)
         edge.shedding.open(

@@ -62,12 +62,6 @@ def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
     return cast(type[T], msgspec.defstruct(kind.__name__, [field], bases=(kind,), kw_only=True))
 
 
-@lru_cache(maxsize=32)
-def decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    """A decoder of JSON; making one takes longer than most bodies take to decode."""
-    return msgspec.json.Decoder(kind)
-
-
 async def body_as(request: HttpRequest, kind: type[T]) -> T:
     """Decode the JSON body into a struct.
 
@@ -81,7 +75,7 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
     if not body.strip():
         raise Undecodable("the body is empty; send a JSON object")
     try:
-        return cast(T, decode(body, decoder(kind)))
+        return decode(body, msgspec.json.Decoder(kind))
     except msgspec.ValidationError as error:
         raise InvalidInput("the body is invalid", [issue_of(str(error))]) from error
     except UNDECODABLE as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from itertools import repeat
 from typing import Annotated, Any, Literal
 
@@ -11,9 +11,11 @@ from litestar import MediaType, Response, get, post
 from litestar.params import PathParameter
 from msgspec import UNSET, Meta, UnsetType
 
+from app.api.auth.authentication import Caller
 from app.api.dependencies import HttpRequest, service_of
+from app.api.middleware.fast_path import Answer
 from app.api.openapi.document import USER_ID
-from app.api.request_parsing import body_as, check_ids, decoder, issue_of, with_mirror
+from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
 from app.api.schemas import Moment, Value, view
 from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
 from app.bandit.model.inputs import Candidate, Context, ContextFeatures, Features
@@ -230,13 +232,12 @@ async def post_score(request: HttpRequest) -> Response[ScoreAnswer]:
     return Response(answer, media_type=MediaType.JSON)
 
 
-def plain_scores(scorer: Scorer, mirror: type[msgspec.Struct]) -> Callable[[bytes], Awaitable[bytes | None]]:
+def plain_scores(scorer: Scorer, mirror: type[msgspec.Struct]) -> Answer:
     """A function that answers the body of `POST /score` as the route does. It returns None if the body does not decode
     as it is, and raises the other errors of the route."""
-    kind: Any = with_mirror(ScoreRequest, mirror)
-    decode_request = decoder(kind).decode
+    decode_request = msgspec.json.Decoder(with_mirror(ScoreRequest, mirror)).decode
 
-    async def answer(body: bytes) -> bytes | None:
+    async def answer(body: bytes, _: Caller) -> bytes | None:
         try:
             sent = decode_request(body)
         except (msgspec.ValidationError, *UNDECODABLE):

@@ -1,9 +1,10 @@
-"""The fast path: answers a plain `GET /profiles/{user_id}`, `POST /profiles/batch` or `POST /score` without Litestar.
+"""The fast path: answers plain requests of the most frequent routes without Litestar: `GET /profiles/{user_id}`,
+`POST /profiles/batch`, `POST /score` and `POST /events`.
 
-It sends only responses with status 200. A request that fails or is not plain (an escape, an unusual id, a query other
-than `features=`, an unexpected header or body, an invalid key) goes on to Litestar's route, which receives the messages
-again that were read here. If the reader sheds a request, the edge rejects the request. A decision is not tried again:
-instead of the body, Litestar's route receives the error and reports it.
+It sends only successful responses. A request that fails or is not plain (an escape, an unusual id, a query other than
+`features=`, an unexpected header or body, an invalid key) goes on to Litestar's route, which receives the messages
+again that were read here. If the reader sheds a request, the edge rejects the request. What stores something is not
+tried again: instead of the body, Litestar's route receives the error and reports it.
 Invariant: the response is the one that Litestar's route would give, and it is counted and logged in the same way.
 `tests/integration/api/middleware/test_fast_path.py` sends the same generated requests to both.
 """
@@ -22,7 +23,7 @@ import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Receive, Scope, Send, WebSocketReceiveMessage
 
-from app.api.auth.authentication import Authenticator, names_this_machine
+from app.api.auth.authentication import Authenticator, Caller, names_this_machine
 from app.api.middleware.body_limits import Bodies, Body
 from app.api.middleware.edge import (
     CACHE_CONTROL,
@@ -45,7 +46,7 @@ from app.profiles.online.reader import ProfileReader
 from app.telemetry import REQUEST_ID, Metrics, logger
 from app.telemetry.counters import FastHistogram
 
-ONE, BATCH, SCORE = ("GET", "/profiles/{user_id}"), ("POST", "/profiles/batch"), ("POST", "/score")
+ONE, BATCH = ("GET", "/profiles/{user_id}"), "/profiles/batch"
 _PATH = re.compile(rb"/profiles/(?!batch$|history$)([A-Za-z0-9_~@:\-][A-Za-z0-9_~@:.\-]{0,127})").fullmatch
 _SELECTION = re.compile(rb"features=([A-Za-z0-9_]+(?:,[A-Za-z0-9_]+)*)").fullmatch
 _LENGTH = re.compile(rb"[1-9][0-9]{0,5}").fullmatch  # bodies under a megabyte
@@ -55,19 +56,21 @@ _BODY_HEADERS = frozenset({b"content-length", b"content-type"})
 _JSON = (b"content-type", b"application/json")
 _SELECTIONS_CAP = 1_024
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
-# Computes the body of a response from that of a request; None if Litestar's route must answer.
-Answer = Callable[[bytes], Awaitable[bytes | None]]
+# Computes the body of a response from that of a request and its caller; None if Litestar's route must answer.
+Answer = Callable[[bytes, Caller], Awaitable[bytes | None]]
 Taken = deque[HTTPReceiveMessage | Exception]
 log = logger("api")
 
 
 class Post(NamedTuple):
-    """A POST that the fast path answers. If it is done `once`, Litestar's route reports an error of `answer` and does
-    not try again."""
+    """A POST of JSON that the fast path answers, with the scope that it needs and the status of its responses. Unless
+    `answer` may be tried `again`, Litestar's route only reports its error."""
 
-    route: tuple[str, str]
+    path: str
+    scope: str
+    status: int
     answer: Answer
-    once: bool
+    again: bool = False
 
 
 class FastPath:
@@ -83,23 +86,20 @@ class FastPath:
         registry: Registry,
         authenticator: Authenticator,
         metrics: Metrics,
-        score: Answer | None = None,
+        posts: Iterable[Post],
     ) -> None:
-        """Start to answer requests. Until this call, every request goes on to `inner`. Without `score`, decisions do,
-        too."""
+        """Start to answer reads and the `posts`. Until this call, every request goes on to `inner`."""
         self._registry = registry
         self._renderer = Renderer(registry)
-        self._grants = authenticator.grants
+        self._granted = authenticator.granted
         self._keyless = authenticator.keyless
         # Each histogram is created by its first answer, so that `/metrics` shows no series without observations.
-        self._seconds: dict[tuple[str, str], FastHistogram] = {}
+        self._seconds: dict[tuple[str, str, int], FastHistogram] = {}
         self._request_seconds = metrics.request_seconds
         self._masks = {b"": registry.full_mask}
         self._logs_requests = logging.getLogger().isEnabledFor(logging.DEBUG)
-        posts = [Post(BATCH, partial(self._batch, reader), once=False)]
-        if score is not None:
-            posts.append(Post(SCORE, score, once=True))
-        self._posts = {post.route[1].encode(): post for post in posts}
+        batch = Post(BATCH, "read", 200, partial(self._batch, reader), again=True)
+        self._posts = {post.path.encode(): post for post in (batch, *posts)}
         self._reader = reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,12 +109,13 @@ class FastPath:
                 found = _PATH(path)
                 if found is not None:
                     read = partial(self._one, scope, found[1], self._reader)
-                    if await self._answer(scope, send, ONE, read):
+                    if await self._answer(scope, send, ONE, 200, read):
                         return
             elif scope["method"] == "POST" and (post := self._posts.get(path)) and not scope["query_string"]:
                 body, taken = Body(scope, receive, self._bodies), Taken()
+                do = partial(self._post, scope, post, body, taken)
                 try:
-                    if await self._answer(scope, send, post.route, partial(self._post, scope, post, body, taken)):
+                    if await self._answer(scope, send, ("POST", post.path), post.status, do, post.scope):
                         return
                 finally:
                     body.forget()
@@ -123,14 +124,21 @@ class FastPath:
         await self.inner(scope, receive, send)
 
     async def _answer(
-        self, scope: HTTPScope, send: Send, route: tuple[str, str], read: Callable[[bytes], Awaitable[bytes | None]]
+        self,
+        scope: HTTPScope,
+        send: Send,
+        route: tuple[str, str],
+        status: int,
+        do: Callable[[Caller, bytes], Awaitable[bytes | None]],
+        needs: str = "read",
     ) -> bool:
-        """Send the body that `read` returns, with status 200. Return False, with nothing sent, if the request must go
-        on to Litestar's route. `route` is the method and the path template; `read` gets the request id."""
+        """Send the body that `do` returns for the caller and the request id, with the status. Return False, with
+        nothing sent, if the request must go on to Litestar's route. `route` is the method and the path template;
+        `needs`: the scope of the key."""
         started = perf_counter()
         try:
-            request_id = self._admit(scope["headers"], with_body=route is not ONE)
-            body = await read(request_id) if request_id is not None else None
+            admitted = self._admit(scope["headers"], needs, with_body=route is not ONE)
+            body = await do(*admitted) if admitted is not None else None
         except Overloaded as error:
             mark(scope, error.kind)  # the edge rejects it, so the Litestar route does not try again
             scope["path_template"] = route[1]
@@ -140,13 +148,13 @@ class FastPath:
         except Exception:  # a defect of this path; the Litestar route may still answer
             log.exception("fast_path_failed", **{REQUEST_ID: request_id_of(scope).decode()})
             return False
-        if body is None or request_id is None:
+        if body is None or admitted is None:
             return False
         scope["path_template"] = route[1]
-        await self._send(send, body, request_id, route, started)
+        await self._send(send, body, admitted[1], (*route, status), started)
         return True
 
-    async def _one(self, scope: HTTPScope, user: bytes, reader: ProfileReader, _: bytes) -> bytes | None:
+    async def _one(self, scope: HTTPScope, user: bytes, reader: ProfileReader, *_: object) -> bytes | None:
         mask = self._mask(scope["query_string"])
         if not mask:
             return None
@@ -154,23 +162,25 @@ class FastPath:
         values = reader.local_values(user_id, mask) or (await reader.read_shared_values({user_id: mask}))[user_id]
         return self._renderer.template(mask) % (b'"%b"' % user, *values)
 
-    async def _post(self, scope: HTTPScope, post: Post, body: Body, taken: Taken, request_id: bytes) -> bytes | None:
+    async def _post(
+        self, scope: HTTPScope, post: Post, body: Body, taken: Taken, caller: Caller, request_id: bytes
+    ) -> bytes | None:
         if self._shedding.overload(scope) is not None:
             return None  # the edge lets the request wait, or rejects it
-        if post.once:
+        if not post.again:
             begin(scope, request_id)
         content = await _read(body, taken)
         if content is None:
             return None
         try:
-            return await post.answer(content)
+            return await post.answer(content, caller)
         except Exception as error:
-            if not post.once:
+            if post.again:
                 raise
             taken.appendleft(error)
             return None
 
-    async def _batch(self, reader: ProfileReader, content: bytes) -> bytes | None:
+    async def _batch(self, reader: ProfileReader, content: bytes, _: Caller) -> bytes | None:
         try:
             asked = _decode_batch(content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -194,9 +204,12 @@ class FastPath:
                 self._masks[query] = mask
         return mask
 
-    def _admit(self, headers: Iterable[tuple[bytes, bytes]], *, with_body: bool) -> bytes | None:
-        """Check the headers and return the request id. Return None if Litestar's route must answer: a header is
-        unusual, the key lacks the scope `read`, or headers of a body are missing (`with_body`) or not expected."""
+    def _admit(
+        self, headers: Iterable[tuple[bytes, bytes]], needs: str, *, with_body: bool
+    ) -> tuple[Caller, bytes] | None:
+        """Check the headers and return the caller and the request id. Return None if Litestar's route must answer: a
+        header is unusual, the key lacks the scope `needs`, or headers of a body are missing (`with_body`) or not
+        expected."""
         key: str | None = None
         request_id: bytes | None = None
         hosts = body_headers = 0
@@ -215,22 +228,24 @@ class FastPath:
                 body_headers += 1
             elif name == b"host":
                 hosts += 1 if not self._keyless or names_this_machine(value.decode("latin-1")) else 2
-        if hosts > 1 or body_headers != 2 * with_body or not self._grants(key, "read"):
+        if hosts > 1 or body_headers != 2 * with_body or (caller := self._granted(key, needs)) is None:
             return None
-        return request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `new_request_id`, without the call
+        return caller, request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `new_request_id`, without the call
 
-    async def _send(self, send: Send, body: bytes, request_id: bytes, route: tuple[str, str], started: float) -> None:
+    async def _send(
+        self, send: Send, body: bytes, request_id: bytes, route: tuple[str, str, int], started: float
+    ) -> None:
         length = (b"content-length", b"%d" % len(body))
         headers = [_JSON, length, (b"x-request-id", request_id), NO_SNIFF, CACHE_CONTROL]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": route[2], "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
         elapsed = perf_counter() - started
         seconds = self._seconds.get(route)
         if seconds is None:
-            seconds = self._seconds[route] = self._request_seconds.labels(*route, 200)
+            seconds = self._seconds[route] = self._request_seconds.labels(*route)
         seconds.observe(elapsed)
         if self._logs_requests:
-            fields = {REQUEST_ID: request_id.decode(), "method": route[0], "route": route[1], "status": 200}
+            fields = {REQUEST_ID: request_id.decode(), "method": route[0], "route": route[1], "status": route[2]}
             log.debug("request", **fields, ms=round(elapsed * 1000, 2))
 
 

@@ -10,6 +10,7 @@ import json
 import re
 import signal
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -178,13 +179,34 @@ decisions = st.fixed_dictionaries(
 ).map(json.dumps)
 
 
-@st.composite
-def scores(draw: st.DrawFn) -> Ask:
-    body = draw(bodies if draw(st.integers(0, 9)) == 7 else decisions)
-    headers = [("Content-Type", draw(kinds)), ("Content-Length", str(len(body.encode("latin-1", "replace"))))]
-    headers += draw(st.one_of(good_key, st.lists(header, max_size=2).map(tuple), good_key))
-    query = draw(st.sampled_from([""] * 6 + ["?", "?a=b"]))
-    return Ask("/score" + query, draw(st.sampled_from(["POST"] * 9 + ["PUT"])), tuple(headers), body)
+events = st.fixed_dictionaries(
+    {
+        "subject": mostly(st.just("signals.tip.served"), "signals.tip", 1),
+        "event_id": mostly(st.one_of(st.uuids().map(str), st.sampled_from(["known", "known-2"])), "", "a/b"),
+        "user_id": mostly(st.sampled_from(USERS), ".."),
+        "tip_id": mostly(st.sampled_from(["tip", "é"]), None),
+        "occurred_at": mostly(
+            st.just(datetime.now(UTC).isoformat()), "2001-01-01T00:00:00Z", "2999-01-01T00:00:00Z", "now"
+        ),
+    },
+    optional={"decision_id": st.sampled_from(["d", None])},
+)
+deliveries = st.one_of(events.map(json.dumps), st.lists(events, max_size=4).map(json.dumps))
+
+
+def posts(path: str, key: str, sent: st.SearchStrategy[str]) -> st.SearchStrategy[Ask]:
+    """Mostly what the fast path answers."""
+
+    @st.composite
+    def drawn(draw: st.DrawFn) -> Ask:
+        body = draw(bodies if draw(st.integers(0, 9)) == 7 else sent)
+        headers = [("Content-Type", draw(kinds)), ("Content-Length", str(len(body.encode("latin-1", "replace"))))]
+        good = st.just((("x-api-key", KEYS[key]),))
+        headers += draw(st.one_of(good, st.lists(header, max_size=2).map(tuple), good))
+        query = draw(st.sampled_from([""] * 6 + ["?", "?a=b"]))
+        return Ask(path + query, draw(st.sampled_from(["POST"] * 9 + ["PUT"])), tuple(headers), body)
+
+    return drawn()
 
 
 async def told(site: Live, ask: Ask) -> Told:
@@ -210,6 +232,11 @@ async def told(site: Live, ask: Ask) -> Told:
     if ask.target.startswith("/score") and status.endswith("200 OK") and not json.loads(ask.body).get("request_id"):
         kept = [item for item in kept if item[0] != "content-length"]
         return Told(int(status.split()[1]), kept, await _without_chance(site, body))
+    if ask.target.startswith("/events") and status.endswith("202 Accepted"):
+        receipt = json.loads(body)
+        assert msgspec.json.encode(receipt) == body
+        # What is new on the first site is a duplicate on the second.
+        return Told(202, kept, (receipt.pop("accepted") + receipt.pop("duplicates"), receipt))
     return Told(int(status.split()[1]), kept, body)
 
 
@@ -297,7 +324,7 @@ DECISION = {
 
 
 @settings(max_examples=4 * settings().max_examples, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.one_of(asks(), batches(), scores()))
+@given(st.one_of(asks(), batches(), posts("/score", "reader", decisions), posts("/events", "writer", deliveries)))
 @example(Ask("/profiles/ada", headers=KEY))
 @example(Ask("/profiles/ada?features=tip_volume_30d,preferred_hour", headers=KEY))
 @example(Ask("/profiles/ada?detail=true", "HEAD", headers=KEY))
@@ -320,6 +347,7 @@ async def test_plain_requests_do_not_reach_the_framework(pair: Pair) -> None:
         assert [profile["user_id"] for profile in answer.json()["profiles"]] == [*USERS, USERS[0]]
         answer = await pair.site.client.post("/score", json=DECISION)
         assert (answer.status_code, answer.json()["chosen_id"]) == (200, "a")
+        await pair.site.send(served("ada", pair.site.now_ms))
         for user in (user for user in USERS if not user.startswith(".")):
             for query in ("", "?features=tip_volume_30d", "?features=tip_volume_30d,preferred_hour"):
                 answer = await pair.site.client.get(f"/profiles/{user}{query}")
