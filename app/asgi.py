@@ -100,11 +100,11 @@ def create_app(
         )
         if opened.tracing is not None:
             application.asgi_handler = opened.tracing.middleware(untraced)
-        posts = [Post("/events", "write", 202, partial(plain_events, opened.ingestor))]
+        posts = [Post(("POST", "/events", 202), "write", partial(plain_events, opened.ingestor))]
         if opened.scoring is not None:
             from app.api.scoring import plain_scores  # noqa: PLC0415  # it imports the bandit
 
-            posts.append(Post("/score", "read", 200, plain_scores(opened.scoring.scorer, opened.mirror)))
+            posts.append(Post(("POST", "/score", 200), "read", plain_scores(opened.scoring.scorer, opened.mirror)))
         fast_path.open(opened.reader, opened.registry, authenticator, metrics, posts)
         if limit is not None:
             limit.open(authenticator, opened.clock.monotonic)

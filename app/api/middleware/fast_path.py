@@ -46,7 +46,8 @@ from app.profiles.online.reader import ProfileReader
 from app.telemetry import REQUEST_ID, Metrics, logger
 from app.telemetry.counters import FastHistogram
 
-ONE, BATCH = ("GET", "/profiles/{user_id}"), "/profiles/batch"
+Route = tuple[str, str, int]  # the method, the path template, and the status of a response
+ONE: Route = ("GET", "/profiles/{user_id}", 200)
 _PATH = re.compile(rb"/profiles/(?!batch$|history$)([A-Za-z0-9_~@:\-][A-Za-z0-9_~@:.\-]{0,127})").fullmatch
 _SELECTION = re.compile(rb"features=([A-Za-z0-9_]+(?:,[A-Za-z0-9_]+)*)").fullmatch
 _LENGTH = re.compile(rb"[1-9][0-9]{0,5}").fullmatch  # bodies under a megabyte
@@ -63,12 +64,11 @@ log = logger("api")
 
 
 class Post(NamedTuple):
-    """A POST of JSON that the fast path answers, with the scope that it needs and the status of its responses. Unless
-    `answer` may be tried `again`, Litestar's route only reports its error."""
+    """A POST of JSON that the fast path answers, and the scope that it needs. Unless `answer` may be tried `again`,
+    Litestar's route only reports its error."""
 
-    path: str
+    route: Route
     scope: str
-    status: int
     answer: Answer
     again: bool = False
 
@@ -94,12 +94,12 @@ class FastPath:
         self._granted = authenticator.granted
         self._keyless = authenticator.keyless
         # Each histogram is created by its first answer, so that `/metrics` shows no series without observations.
-        self._seconds: dict[tuple[str, str, int], FastHistogram] = {}
+        self._seconds: dict[Route, FastHistogram] = {}
         self._request_seconds = metrics.request_seconds
         self._masks = {b"": registry.full_mask}
         self._logs_requests = logging.getLogger().isEnabledFor(logging.DEBUG)
-        batch = Post(BATCH, "read", 200, partial(self._batch, reader), again=True)
-        self._posts = {post.path.encode(): post for post in (batch, *posts)}
+        batch = Post(("POST", "/profiles/batch", 200), "read", partial(self._batch, reader), again=True)
+        self._posts = {post.route[1].encode(): post for post in (batch, *posts)}
         self._reader = reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,13 +109,13 @@ class FastPath:
                 found = _PATH(path)
                 if found is not None:
                     read = partial(self._one, scope, found[1], self._reader)
-                    if await self._answer(scope, send, ONE, 200, read):
+                    if await self._answer(scope, send, ONE, "read", read):
                         return
             elif scope["method"] == "POST" and (post := self._posts.get(path)) and not scope["query_string"]:
                 body, taken = Body(scope, receive, self._bodies), Taken()
                 do = partial(self._post, scope, post, body, taken)
                 try:
-                    if await self._answer(scope, send, ("POST", post.path), post.status, do, post.scope):
+                    if await self._answer(scope, send, post.route, post.scope, do):
                         return
                 finally:
                     body.forget()
@@ -127,14 +127,12 @@ class FastPath:
         self,
         scope: HTTPScope,
         send: Send,
-        route: tuple[str, str],
-        status: int,
+        route: Route,
+        needs: str,
         do: Callable[[Caller, bytes], Awaitable[bytes | None]],
-        needs: str = "read",
     ) -> bool:
-        """Send the body that `do` returns for the caller and the request id, with the status. Return False, with
-        nothing sent, if the request must go on to Litestar's route. `route` is the method and the path template;
-        `needs`: the scope of the key."""
+        """Send the body that `do` returns for the caller and the request id. Return False, with nothing sent, if the
+        request must go on to Litestar's route. `needs`: the scope that the key must have."""
         started = perf_counter()
         try:
             admitted = self._admit(scope["headers"], needs, with_body=route is not ONE)
@@ -151,7 +149,7 @@ class FastPath:
         if body is None or admitted is None:
             return False
         scope["path_template"] = route[1]
-        await self._send(send, body, admitted[1], (*route, status), started)
+        await self._send(send, body, admitted[1], route, started)
         return True
 
     async def _one(self, scope: HTTPScope, user: bytes, reader: ProfileReader, *_: object) -> bytes | None:
@@ -232,9 +230,7 @@ class FastPath:
             return None
         return caller, request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `new_request_id`, without the call
 
-    async def _send(
-        self, send: Send, body: bytes, request_id: bytes, route: tuple[str, str, int], started: float
-    ) -> None:
+    async def _send(self, send: Send, body: bytes, request_id: bytes, route: Route, started: float) -> None:
         length = (b"content-length", b"%d" % len(body))
         headers = [_JSON, length, (b"x-request-id", request_id), NO_SNIFF, CACHE_CONTROL]
         await send({"type": "http.response.start", "status": route[2], "headers": headers})
