@@ -64,7 +64,7 @@ class Edge:
             await self._inner(scope, receive, send)
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        request_id, started = begun(scope) or begin(scope, request_id_of(scope))
+        request_id, started = begin(scope)
         status = 500
         body = Body(scope, receive, self.bodies)
 
@@ -127,17 +127,14 @@ class Edge:
         level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
 
 
-def begin(scope: HTTPScope, request_id: bytes) -> tuple[bytes, float]:
-    """Note the request id for log lines, and both the id and the time for `begun`; return them."""
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(**{REQUEST_ID: request_id.decode()})
-    found = cast(dict[str, Any], scope)[_BEGUN] = request_id, perf_counter()
+def begin(scope: HTTPScope, request_id: bytes | None = None) -> tuple[bytes, float]:
+    """The id of a request, and when it began. The first call for it notes both, and the id for log lines."""
+    found = cast(tuple[bytes, float] | None, scope.get(_BEGUN))
+    if found is None:
+        found = cast(dict[str, Any], scope)[_BEGUN] = request_id or request_id_of(scope), perf_counter()
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(**{REQUEST_ID: found[0].decode()})
     return found
-
-
-def begun(scope: HTTPScope) -> tuple[bytes, float] | None:
-    """The id of a request that `begin` was called for, and when; None if it was not called."""
-    return cast(tuple[bytes, float] | None, scope.get(_BEGUN))
 
 
 def valid_request_id(value: bytes) -> bytes | None:
