@@ -31,7 +31,7 @@ from app.profiles.online.cache_protocol import FeatureValue, Profile
 from app.service import Service
 
 HOME = "/admin/users"
-NEWEST_EVENTS = 50
+NEWEST_EVENTS, NEWEST_DECISIONS = 50, 3
 
 
 class StoredEvent(msgspec.Struct):
@@ -177,11 +177,20 @@ async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
         holdings=holdings,
         retention_days=service.settings.retention_days,
         development=development,
+        decisions=await _newest_decisions(service, user_id),
         kinds=KINDS,
         hour_names=[f"{hour:02d}" for hour in range(24)],
         day_reactions=_reactions(development.days),
         hour_reactions=_reactions(development.hours),
     )
+
+
+async def _newest_decisions(service: Service, user_id: str) -> list[dict[str, Any]] | None:
+    """The user's newest decisions; None if scoring is off."""
+    if service.scoring is None:
+        return None
+    found = await service.scoring.decisions.newest(NEWEST_DECISIONS, user_id=user_id)
+    return [{**item._asdict(), "decided_at": item.decided_at_ms} for item in found]
 
 
 def _inspected(inspection: Inspection) -> Profile:
