@@ -27,6 +27,7 @@ from app.service import Service
 
 HOME = "/admin/decisions"
 DECISIONS_PER_PAGE = 50
+LEAST = 0.00005  # smaller contributions to a score are not shown
 BEFORE: dict[str, Any] = {"pattern": "^([0-9]{1,15}-[0-9]{1,18})?$"}
 ID: dict[str, Any] = {"anyOf": [USER_ID, {"const": ""}]}
 TIME: dict[str, Any] = {"anyOf": [MOMENT, {"const": ""}]}
@@ -122,6 +123,7 @@ async def inspect_decision(request: HttpRequest, decision_id: DecisionId) -> Res
         + [item for item in ranked if item.id != body.chosen_id and item.probability > 0],
         other={item.id: item.probability for item in body.shadow.candidates} if body.shadow is not None else {},
         groups=groups,
+        least=f"{LEAST:f}".rstrip("0"),
         low=min([0.0, *totals]),
         high=max([0.0, *totals]),
     )
@@ -159,10 +161,10 @@ def _utc_ms(text: str, name: str) -> int:
 
 
 def grouped(contributions: Mapping[str, float]) -> list[InputGroup]:
-    """The inputs that contribute to a score, grouped by their first factor, the largest sum first."""
+    """The inputs that contribute at least `LEAST` to a score, grouped by their first factor, the largest sum first."""
     groups: dict[str, dict[str, float]] = {}
     for name, part in contributions.items():
-        if part:
+        if abs(part) >= LEAST:
             groups.setdefault(name.partition("_x_")[0], {})[name] = part
     found = [InputGroup(name, sum(parts.values()), parts) for name, parts in groups.items()]
     return sorted(found, key=lambda group: -abs(group.total))

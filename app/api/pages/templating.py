@@ -98,7 +98,7 @@ def timestamp(when: str | int) -> Markup:
 
 
 def utc_input(when: str) -> str:
-    """A time as an input of the type `datetime-local` needs it: in UTC, without an offset. Other texts are unchanged."""
+    """A time for an input of the type `datetime-local`: in UTC, without an offset. Other texts are not changed."""
     try:
         at = datetime.fromisoformat(when)
         return (at.astimezone(UTC) if at.tzinfo else at).replace(tzinfo=None).isoformat(timespec="seconds")
