@@ -166,8 +166,11 @@ async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
 
 async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
     service = service_of(request)
-    (inspection,), holdings, development = await asyncio.gather(
-        service.inspector.inspect([user_id]), service.users.holdings(user_id), user_development(service, user_id)
+    (inspection,), holdings, development, decisions = await asyncio.gather(
+        service.inspector.inspect([user_id]),
+        service.users.holdings(user_id),
+        user_development(service, user_id),
+        _newest_decisions(service, user_id),
     )
     return await answer(
         request,
@@ -177,7 +180,7 @@ async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
         holdings=holdings,
         retention_days=service.settings.retention_days,
         development=development,
-        decisions=await _newest_decisions(service, user_id),
+        decisions=decisions,
         kinds=KINDS,
         hour_names=[f"{hour:02d}" for hour in range(24)],
         day_reactions=_reactions(development.days),
