@@ -28,7 +28,7 @@ from app.service import Service
 HOME = "/admin/decisions"
 DECISIONS_PER_PAGE = 50
 LEAST = 0.00005  # smaller contributions to a score are not shown
-BEFORE: dict[str, Any] = {"pattern": "^([0-9]{1,15}-[0-9]{1,18})?$"}
+BEFORE: dict[str, Any] = {"pattern": "^[0-9]{1,15}-[0-9]{1,18}$"}
 ID: dict[str, Any] = {"anyOf": [USER_ID, {"const": ""}]}
 TIME: dict[str, Any] = {"anyOf": [MOMENT, {"const": ""}]}
 # What an input of the type `datetime-local` sends.
@@ -85,7 +85,9 @@ async def find_decisions(
         ),
     ] = "",
     until: Annotated[str, QueryParameter(description="Only decisions made before this time.", schema_extra=TIME)] = "",
-    before: Annotated[str, QueryParameter(description="`next_before` of the page before.", schema_extra=BEFORE)] = "",
+    before: Annotated[
+        str | None, QueryParameter(description="`next_before` of the page before.", schema_extra=BEFORE)
+    ] = None,
 ) -> Response[DecisionLines]:
     wanted = {"decision_id": decision_id, "user_id": user_id, "since": since, "until": until}
     try:
@@ -100,7 +102,7 @@ async def find_decisions(
         )
     if decision_id and body.decisions and prefers_page(request):
         return await redirect(request, f"{HOME}/{quote(decision_id, safe='')}")
-    return await answer(request, body, "decisions.html", wanted=wanted, faults=(), first=not before)
+    return await answer(request, body, "decisions.html", wanted=wanted, faults=(), first=before is None)
 
 
 @admin_get(
@@ -130,7 +132,7 @@ async def inspect_decision(request: HttpRequest, decision_id: DecisionId) -> Res
 
 
 async def _found(
-    service: Service, *, decision_id: str, user_id: str, since: str, until: str, before: str
+    service: Service, *, decision_id: str, user_id: str, since: str, until: str, before: str | None
 ) -> DecisionLines:
     """Search. Raises `Undecodable` or `InvalidInput` if a parameter is invalid."""
     for name, value in (("decision_id", decision_id), ("user_id", user_id)):
@@ -138,14 +140,16 @@ async def _found(
             check_ids([value], name)
     since_ms = _utc_ms(since, "since") if since else EARLIEST_MS
     until_ms = _utc_ms(until, "until") if until else LATEST_MS
-    if re.fullmatch(BEFORE["pattern"][1:-1], before) is None:
-        raise Undecodable("before is invalid", [Issue("before", "must be the next_before of another page")])
+    place = (LATEST_MS, LATEST_MS)
+    if before is not None:
+        if re.fullmatch(BEFORE["pattern"][1:-1], before) is None:
+            raise Undecodable("before is invalid", [Issue("before", "must be the next_before of another page")])
+        at_ms, _, number = before.partition("-")
+        place = int(at_ms), int(number)
     decisions = service.bandit.decisions
     if decision_id:
         found = await decisions.summary(decision_id)
         return DecisionLines([view(DecisionLine, found)] if found is not None else [], None)
-    at_ms, _, number = before.partition("-")
-    place = (int(at_ms), int(number)) if before else (LATEST_MS, LATEST_MS)
     lines = await decisions.newest(
         DECISIONS_PER_PAGE + 1, user_id=user_id or None, since_ms=since_ms, until_ms=until_ms, before=place
     )

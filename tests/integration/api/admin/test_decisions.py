@@ -35,12 +35,13 @@ async def date(site: Live, at_ms: int, *decision_ids: str) -> None:
 async def ids(site: Live, query: str = "") -> list[str]:
     """The ids of a search, page by page."""
     found: list[str] = []
-    before: str | None = ""
-    while before is not None:
-        page = await site.json(f"/admin/decisions?{query}&before={before}")
+    more = ""
+    while True:
+        page = await site.json(f"/admin/decisions?{query}{more}")
         found += [line["decision_id"] for line in page["decisions"]]
-        before = page["next_before"]
-    return found
+        if page["next_before"] is None:
+            return found
+        more = f"&before={page['next_before']}"
 
 
 async def page_text(site: Live, path: str, status: int = 200) -> str:
@@ -135,6 +136,7 @@ async def test_page_says_that_nothing_matches(own_site: Live) -> None:
         ("since", "2026-13-01T00:00", 400),
         ("since", "12026-01-01T00:00", 400),
         ("until", "2026-04-25", 400),
+        ("before", "", 400),
         ("before", "7", 400),
         ("before", "1-2\n", 400),
         ("before", "1" * 16 + "-2", 400),
