@@ -125,6 +125,7 @@ async def test_decisions_are_searched_and_paged(
         await page.get_by_label("User id").fill(user)
         await page.get_by_label("From (UTC)").fill(since)
         await page.get_by_role("button", name="Show").click()
+        await expect(page).to_have_url(re.compile(f"user_id={user}"))
         await expect(page.locator("tbody tr")).to_have_count(2)
         await page.get_by_role("link", name="Older").click()
         await expect(page.locator("tbody tr")).to_have_count(1)
