@@ -68,8 +68,8 @@ class InputGroup(msgspec.Struct):
 @admin_get(
     HOME,
     summary="Find decisions",
-    description="The stored decisions, newest first; those of one user in the order in which they were stored. A page "
-    "for a browser, which `decision_id` leads to the page of that decision.",
+    description="The stored decisions, newest first; those of one user in the order in which they were stored. "
+    "A page for a browser, which `decision_id` redirects to that decision.",
     problems={422: "An id is invalid."},
 )
 async def find_decisions(
