@@ -17,12 +17,12 @@ from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import MOMENT, USER_ID
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.api.request_parsing import check_ids, moment_ms
-from app.api.schemas import view
 from app.api.scoring import DecisionAnswer, DecisionId, explanation
 from app.bandit.decisions import DecisionState, Role
 from app.bandit.ports import EARLIEST_MS, LATEST_MS
 from app.errors import InvalidInput, Issue, Undecodable
 from app.features.events import Action
+from app.features.views import view
 from app.service import Service
 
 HOME = "/admin/decisions"

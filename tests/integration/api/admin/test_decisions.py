@@ -210,6 +210,7 @@ async def test_list_shows_a_decision_with_damaged_probabilities(own_site: Live) 
     (line,) = (await own_site.json("/admin/decisions"))["decisions"]
     assert (line["decision_id"], line["probability"]) == (decision_id, None)
     assert decision_id in await page_text(own_site, "/admin/decisions")
+    await page_text(own_site, f"/admin/decisions/{decision_id}", 404)
 
 
 async def test_decisions_of_an_erased_user_are_not_listed(own_site: Live) -> None:
