@@ -1,9 +1,14 @@
-"""Decisions over HTTP while a worker computes their shadows, against the same without a challenger."""
+"""Decisions over HTTP: their cost, and the same while a worker computes their shadows.
+
+The cost is compared with what depends on the same machine: with one connection, which waits for the disk, a bare
+durable insert; with 32, for which the CPU is the limit, a bare ASGI application.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -11,12 +16,17 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import psutil  # type: ignore[import-untyped]  # publishes no types
 
 from app.bandit.model.specs import SPEC_V2
+from app.stores.sqlite.connection import connect
 from tests.bench.comparison import Comparison
 from tests.bench.environment import Environment
-from tests.bench.load import Load, middle, p50, post, wrk
-from tests.bench.servers import KEY, process_environment, running, service
+from tests.bench.load import Load, cost, get, middle, p50, post, wrk
+from tests.bench.servers import KEY, constant, process_environment, running, service, service_and_pid
 from tests.support.waiting import eventually_sync
 
 CANDIDATES = 20
@@ -28,8 +38,63 @@ MISSING = "SELECT 1 FROM tip_scores WHERE spec_hash = ? AND champion_p IS NULL L
 REQUESTS = 1_000
 
 
+INSERTS = 200
+INSERT = "INSERT INTO audit_trail (at_ms, actor, action, subject, outcome) VALUES (0, 'bench', 'insert', 'row', 'ok')"
+
+
 def measure(environment: Environment) -> Iterator[Comparison]:
     requests = [_request(user) for user in itertools.islice(itertools.cycle(environment.users), REQUESTS)]
+    yield from _costs(environment, requests)
+    yield from _with_shadows(environment, requests)
+
+
+def _costs(environment: Environment, requests: list[bytes]) -> Iterator[Comparison]:
+    copy = environment.settings.require_file().with_name("reference.db")
+    shutil.copyfile(environment.settings.require_file(), copy)
+    inserts: list[float] = []
+    one: list[Load] = []
+    many: list[Load] = []
+    bare: list[Load] = []
+    cpu: list[float] = []
+    with (
+        closing(connect(copy, read_only=False)) as plain,
+        constant() as minimal,
+        service_and_pid(environment.settings) as (port, pid),
+    ):
+        wrk(port, requests, CONNECTIONS[-1], SECONDS)
+        for _ in range(ROUNDS):
+            inserts.append(_insert_s(plain))
+            one.append(wrk(port, requests, 1, SECONDS))
+            bare.append(wrk(minimal, [get("/")], CONNECTIONS[-1], SECONDS))
+            before = _cpu_s(pid)
+            many.append(wrk(port, requests, CONNECTIONS[-1], SECONDS))
+            cpu.append((_cpu_s(pid) - before) / (many[-1].rate * SECONDS))
+    name = f"decision, {CANDIDATES} candidates"
+    # The limits are 1 ms where a bare insert takes 0.2, and 450 µs where the constant takes 18.
+    yield Comparison(f"{name}, 1 connection, p50", "a bare durable insert", median(inserts), middle(one, p50), 5)
+    busy = f"{name}, {CONNECTIONS[-1]} connections"
+    yield Comparison(busy, "bare ASGI constant", middle(bare, cost), middle(many, cost), 25)
+    yield Comparison(f"{busy}, CPU of the process", "time per decision", middle(many, cost), median(cpu))
+
+
+def _insert_s(connection: sqlite3.Connection) -> float:
+    """The median seconds of a transaction that inserts one row, when the WAL need not grow."""
+    taken: list[float] = []
+    for _ in range(INSERTS):
+        started = perf_counter()
+        connection.execute(INSERT)
+        taken.append(perf_counter() - started)
+    connection.execute("PRAGMA wal_checkpoint(RESTART)")
+    return median(taken)
+
+
+def _cpu_s(pid: int) -> float:
+    """The CPU time that a process has used."""
+    used = psutil.Process(pid).cpu_times()
+    return float(used.user + used.system)
+
+
+def _with_shadows(environment: Environment, requests: list[bytes]) -> Iterator[Comparison]:
     worker = {**process_environment(environment.settings), "PROFILES_WORKER_METRICS_PORT": "0"}
     with (
         running([sys.executable, "-m", "app", "worker"], worker),

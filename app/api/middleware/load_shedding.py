@@ -47,15 +47,17 @@ class Shedding:
     async def check(self, scope: HTTPScope) -> str | None:
         """Return None if the request is admitted, else the kind of load that is too high, such as `reads`; then the
         request is marked (`mark_of`). Under overload, wait for a while and check again before shedding."""
-        if (kind := mark_of(scope)) is None:
-            check = self._checks.get((scope["method"], scope["path"]))
-            if check is not None and check[1]():
-                if await self._queue.wait() and not check[1]():
-                    return None
-                kind = check[0]
-                mark(scope, kind)
-                scope["path_template"] = scope["path"]
+        if (kind := mark_of(scope)) is None and (kind := self.overload(scope)) is not None:
+            if await self._queue.wait() and self.overload(scope) is None:
+                return None
+            mark(scope, kind)
+            scope["path_template"] = scope["path"]
         return kind
+
+    def overload(self, scope: HTTPScope) -> str | None:
+        """The kind of load that is too high for the request now; None if it can be served."""
+        check = self._checks.get((scope["method"], scope["path"]))
+        return check[0] if check is not None and check[1]() else None
 
     def count(self, kind: str) -> None:
         """Count and log a shed request. Most of these lines are left out, since they would add to the load."""
