@@ -202,6 +202,8 @@ async def serve(
     settings.require_servers()
     settings.require_whole_model()
     async with AsyncExitStack() as stack:
+        # Before anything else, so that nothing is begun if the port is taken.
+        listener = stack.enter_context(shared or listening_socket(settings.host, settings.port))
         service = await stack.enter_async_context(open_service(settings, door="http"))
         await stack.enter_async_context(sampling(service, "api"))
         application = create_app(settings, service=service)
@@ -217,7 +219,7 @@ async def serve(
         log.info("serving", url=f"http://{settings.host}:{settings.port}", database=str(settings.database))
         await listen(
             application,
-            shared or listening_socket(settings.host, settings.port),
+            listener,
             shared=shared is not None,
             on_ready=on_ready,
             on_stop=lambda handing_over: about_to_stop(application, handing_over),

@@ -15,14 +15,14 @@ from app.api.auth.authentication import Caller
 from app.api.dependencies import HttpRequest, service_of
 from app.api.middleware.fast_path import Answer
 from app.api.openapi.document import USER_ID
-from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
+from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.api.schemas import Moment, Value
 from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
 from app.bandit.evaluation.records import DecisionContext
 from app.bandit.model.inputs import Candidate, Context, Features
 from app.bandit.scoring import Scorer
 from app.errors import InvalidInput, Issue
-from app.events.strict_json import UNDECODABLE, decode
+from app.events.strict_json import UNDECODABLE, decode, issue_of
 from app.features.clock import rfc3339
 from app.features.events import Action
 from app.features.ids import Id
@@ -353,7 +353,7 @@ def _candidate_issues(body: bytes) -> list[Issue]:
         try:
             decode(raw, _candidate_decoder)
         except msgspec.ValidationError as error:
-            found = issue_of(str(error))
+            found = issue_of(error)
             path = f"candidates[{index}]" + ("" if found.path == "$" else f".{found.path}")
             issues.append(Issue(path, found.detail))
     return issues

@@ -26,7 +26,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from app.api.middleware.body_limits import Bodies, Body
 from app.api.middleware.load_shedding import Shedding, mark_of
 from app.api.middleware.rate_limit import is_limited
-from app.api.problems import MEDIA_TYPE, encoded, headers_of
+from app.api.problems import HEADERS, MEDIA_TYPE, encoded
 from app.errors import Overloaded
 from app.telemetry import REQUEST_ID, Metrics, logger
 from app.telemetry.structlog_without_rich import structlog
@@ -121,7 +121,7 @@ class Edge:
         shed = mark_of(scope)
         if shed is not None:
             self.shedding.count(shed)
-        # A full disk is logged once by the database, and shed requests are logged together by `Shedding.count`.
+        # A full disk is logged once by the database, and shed requests by `Shedding.count`.
         quiet = status < 400 or status == 507 or shed
         level = log.debug if quiet else log.info if status < 500 else log.error
         level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
@@ -209,7 +209,7 @@ def _drop_foreign_cookies(scope: HTTPScope) -> None:
 def _problem(status: int, detail: str) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     body = encoded(status, detail)
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-    headers += [(name.lower().encode(), value.encode()) for name, value in headers_of(status).items()]
+    headers += [(name.lower().encode(), value.encode()) for name, value in HEADERS.get(status, {}).items()]
     return body, tuple(headers)
 
 

@@ -9,7 +9,6 @@ Invariant: a shed request is answered 503 with `Retry-After` and counted by kind
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from time import monotonic
 from typing import Any, cast
 
 from litestar.types import HTTPScope
@@ -18,7 +17,6 @@ from app.concurrency.overload_queue import OverloadQueue
 from app.telemetry import Metrics, logger
 
 WAIT_S = 2.0  # the longest wait before a request is shed: as long as events may wait for their commit
-LOG_EVERY_S = 5.0
 _MARK = "overloaded"
 log = logger("api")
 
@@ -41,8 +39,6 @@ class Shedding:
         self._metrics = metrics
         self._checks: Checks = {}
         self._queue = OverloadQueue(WAIT_S)
-        self._logged_at = float("-inf")
-        self._unlogged = 0
 
     def open(self, checks: Checks) -> None:
         """Start to shed. `checks`: by method and path, what reports overload; other requests are never shed."""
@@ -64,9 +60,6 @@ class Shedding:
         return check[0] if check is not None and check[1]() else None
 
     def count(self, kind: str) -> None:
-        """Count a shed request. The log gets one line for many requests; a line for each would add to the load."""
+        """Count and log a shed request. Most of these lines are left out, since they would add to the load."""
         self._metrics.shed.labels(kind).inc()
-        self._unlogged += 1
-        if monotonic() - self._logged_at > LOG_EVERY_S:
-            log.warning("requests_shed", requests=self._unlogged, kind=kind)
-            self._logged_at, self._unlogged = monotonic(), 0
+        log.warning("request_shed", what=kind)
