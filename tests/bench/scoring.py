@@ -1,7 +1,8 @@
 """Decisions over HTTP: their cost, and the same while a worker computes their shadows.
 
 The cost is compared with what depends on the same machine: with one connection, which waits for the disk, a bare
-durable insert; with 32, for which the CPU is the limit, a bare ASGI application.
+durable insert; with 32, for which the CPU is the limit, a bare ASGI application. On PostgreSQL, the users have no
+events.
 """
 
 from __future__ import annotations
@@ -11,22 +12,23 @@ import json
 import shutil
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import psutil  # type: ignore[import-untyped]  # publishes no types
 
 from app.bandit.model.specs import SPEC_V2
+from app.settings.database import postgres_url
+from app.stores.migrate import migrate
 from app.stores.sqlite.connection import connect
 from tests.bench.comparison import Comparison
 from tests.bench.environment import Environment
 from tests.bench.load import Load, cost, get, middle, p50, post, wrk
 from tests.bench.servers import KEY, constant, process_environment, running, service, service_and_pid
+from tests.support.postgres import servers
 from tests.support.waiting import eventually_sync
 
 CANDIDATES = 20
@@ -34,10 +36,8 @@ CONNECTIONS = (1, 8, 32)
 ROUNDS = 21
 SECONDS = 1
 DRAINED_S = 60.0
-MISSING = "SELECT 1 FROM tip_scores WHERE spec_hash = ? AND champion_p IS NULL LIMIT 1"
+MISSING = f"SELECT 1 FROM tip_scores WHERE spec_hash = '{SPEC_V2.hash}' AND champion_p IS NULL LIMIT 1"
 REQUESTS = 1_000
-
-
 INSERTS = 200
 INSERT = "INSERT INTO audit_trail (at_ms, actor, action, subject, outcome) VALUES (0, 'bench', 'insert', 'row', 'ok')"
 
@@ -45,7 +45,20 @@ INSERT = "INSERT INTO audit_trail (at_ms, actor, action, subject, outcome) VALUE
 def measure(environment: Environment) -> Iterator[Comparison]:
     requests = [_request(user) for user in itertools.islice(itertools.cycle(environment.users), REQUESTS)]
     yield from _costs(environment, requests)
-    yield from _with_shadows(environment, requests)
+    file = environment.settings.require_file()
+
+    def shadowed_on_sqlite() -> bool:
+        with closing(sqlite3.connect(file, timeout=10)) as connection:
+            return connection.execute(MISSING).fetchone() is None
+
+    yield from _with_shadows(environment, requests, "score", shadowed_on_sqlite)
+    with servers() as start:
+        server = start(fsync="on", full_page_writes="on", shared_buffers="128MB")
+        server.execute("CREATE DATABASE bench")
+        url = postgres_url(server.url("bench"))
+        migrate(url)
+        there = environment._replace(settings=replace(environment.settings, database=url))
+        yield from _with_shadows(there, requests, "score on PostgreSQL", lambda: not server.execute(MISSING, "bench"))
 
 
 def _costs(environment: Environment, requests: list[bytes]) -> Iterator[Comparison]:
@@ -94,7 +107,9 @@ def _cpu_s(pid: int) -> float:
     return float(used.user + used.system)
 
 
-def _with_shadows(environment: Environment, requests: list[bytes]) -> Iterator[Comparison]:
+def _with_shadows(
+    environment: Environment, requests: list[bytes], name: str, all_shadowed: Callable[[], bool]
+) -> Iterator[Comparison]:
     worker = {**process_environment(environment.settings), "PROFILES_WORKER_METRICS_PORT": "0"}
     with (
         running([sys.executable, "-m", "app", "worker"], worker),
@@ -108,16 +123,11 @@ def _with_shadows(environment: Environment, requests: list[bytes]) -> Iterator[C
                 for port in (shadowed, alone) if number % 2 else (alone, shadowed):
                     loads[port].append(wrk(port, requests, connections, SECONDS))
                     # Decisions that wait for their shadow would slow down the other service.
-                    eventually_sync(partial(_all_shadowed, environment.settings.require_file()), DRAINED_S)
+                    eventually_sync(all_shadowed, DRAINED_S)
             many = f"{connections} connection{'s' if connections > 1 else ''}"
-            name = f"score, {CANDIDATES} candidates, {many}, p50, with the shadow"
             without, ours = middle(loads[alone], p50), middle(loads[shadowed], p50)
-            yield Comparison(name, "the same without", without, ours, 1.1)
-
-
-def _all_shadowed(database: Path) -> bool:
-    with closing(sqlite3.connect(database, timeout=10)) as connection:
-        return connection.execute(MISSING, (SPEC_V2.hash,)).fetchone() is None
+            what = f"{name}, {CANDIDATES} candidates, {many}, p50, with the shadow"
+            yield Comparison(what, "the same without", without, ours, 1.1)
 
 
 def _request(user_id: str) -> bytes:
