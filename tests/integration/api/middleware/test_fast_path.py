@@ -161,12 +161,9 @@ def _timeless(body: bytes) -> object:
 
 
 def counted(site: Live) -> dict[tuple[str, ...], int]:
-    return {
-        tuple(sample.labels.values()): int(sample.value)
-        for family in site.service.metrics.collectors.collect()
-        for sample in family.samples
-        if sample.name == "profiles_http_request_duration_seconds_count"
-    }
+    name = "profiles_http_request_duration_seconds_count"
+    families = site.service.metrics.collectors.restricted_registry([name]).collect()
+    return {tuple(sample.labels.values()): int(sample.value) for family in families for sample in family.samples}
 
 
 async def told_and_counted(site: Live, ask: Ask) -> tuple[Told, set[tuple[str, ...]]]:
