@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta, timezone
 from random import Random
 from typing import Any
 
-import pandas as pd
 import pytest
 import pytest_asyncio
 
@@ -241,6 +240,8 @@ async def test_history_of_a_decision_is_what_was_served(client: Any) -> None:
 
 
 async def test_history_adds_the_features_to_a_frame(client: Any) -> None:
+    import pandas as pd  # noqa: PLC0415  # takes a third of a second
+
     user, moment = new_user(), now() - timedelta(days=2)
     await client.send([served(user, moment), feedback(user, moment, dwell_ms=5)])
     asked = pd.DataFrame(
