@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -410,7 +411,7 @@ def test_no_partial_copy_is_left_when_backup_is_stopped(
         connection.executemany("INSERT INTO filling VALUES (zeroblob(?))", [(2**20,)] * 150)
         connection.commit()
     if arguments[0] == "restore":
-        assert migrated("backup", "copy.db").code == 0
+        shutil.copyfile(tmp_path / "var/profiles.db", "copy.db")
     before = {path for path in tmp_path.rglob("*") if path.suffix not in (".db-wal", ".db-shm")}
     command = [sys.executable, "-m", "app", *arguments]
     environment = {**os.environ, "PROFILES_FEATURES": FEATURES}

@@ -156,8 +156,7 @@ def test_parquet_has_typed_columns_when_json_is_read(lived_in: Run, tmp_path: Pa
     ]
 
 
-@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
-@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+@pytest.mark.parametrize(("unit", "zone"), [("ms", "Europe/Berlin"), ("us", "UTC"), ("ns", "Europe/Berlin")])
 def test_types_are_kept_from_parquet_to_parquet(lived_in: Run, tmp_path: Path, unit: str, zone: str) -> None:
     start_s = now_ms() // 1000 - 5 * 86_400
     stamps = [start_s * 10**9 + digits for digits in (0, 123_456_789)] * 300

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -15,16 +17,36 @@ from app.bandit.model.specs import SPEC_V1, SPEC_V2, Input
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, Policy
 from app.bandit.ports import LoggedDecision, UserLog
+from app.settings.database import PostgresUrl
 from app.stores.sql.database import Database
 from tests.support.bandit_process import BanditProcess
-from tests.support.lived_decisions import live_through
+from tests.support.clock import NOW_MS, FakeClock
+from tests.support.database import copy_database
+from tests.support.lived_decisions import MINUTE_MS, live_through, write_log
 
 pytestmark = pytest.mark.both_engines
 
 
+LIVED = {"decisions": 160, "users": 6}
+
+
+@pytest.fixture(scope="module")
+def lived_template(migrated_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = copy_database(migrated_template, tmp_path_factory.mktemp("replay") / "profiles.db", "template")
+    asyncio.run(write_log(path, **LIVED))
+    return path
+
+
 @pytest.fixture
-async def process(database: Database) -> BanditProcess:
-    return await live_through(database, 160, users=6)
+def database_path(lived_template: Path, tmp_path: Path) -> Path:
+    return copy_database(lived_template, tmp_path / "profiles.db", "replay")
+
+
+@pytest.fixture
+async def process(store: Path | PostgresUrl, database: Database) -> BanditProcess:
+    if isinstance(store, Path):
+        return BanditProcess(database, clock=FakeClock(NOW_MS + LIVED["decisions"] * MINUTE_MS))
+    return await live_through(database, **LIVED)
 
 
 async def logs_of(process: BanditProcess) -> list[UserLog]:
