@@ -23,7 +23,6 @@ from app.bandit.model.inputs import NUMBER_BYTES, Array
 from app.bandit.model.policies import Policies
 from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
-from app.bandit.numpy_on_demand import np
 from app.bandit.ports import SettleCounts
 from app.errors import SpecMismatch
 from app.features.events import LoggedEvent
@@ -212,13 +211,10 @@ class _LoggedVector(NamedTuple):
 
 
 def _vector(row: Mapping[str, Any], spec: Spec) -> Array:
-    """The logged φ of a decision, followed by the additional inputs of `spec`, which are computed from the stored
-    request. If the request is damaged, they are left out, and are learned as zeros."""
-    logged = array(row["phi"])
+    """`Decision.vector`. If the request is damaged, its additional inputs are left out, and are learned as zeros."""
     with suppress(msgspec.MsgspecError, ValueError, LookupError):
-        decision = decision_of(row)
-        return np.concatenate([logged, decision.phi_under(spec)[decision.chosen, len(logged) :]])
-    return logged
+        return decision_of(row).vector(spec)
+    return array(row["phi"])
 
 
 class _LearningTransaction(msgspec.Struct):

@@ -42,7 +42,7 @@ async def test_record_has_all_that_a_decision_was_made_from(own_site: Live) -> N
     assert record["profile"] == profile["features"]
     assert record["profile_versions"] == profile["versions"]
     assert record["profile_read_at"] == profile["read_at"]
-    assert record["context_at"] == explained["context"]["at"]
+    assert record["context"] == explained["context"] == {"at": AT}
     assert {name: record[name] for name in ("state_version", "prior_version", "role")} == {
         name: policy[name] for name in ("state_version", "prior_version", "role")
     }

@@ -49,7 +49,7 @@ async def test_added_input_is_one_entry(extended: Path, database_path: Path) -> 
     assert {version: found["specs"][str(version)] for version in (1, 2)} == {
         spec.version: spec.hash for spec in SPECS.values()
     }
-    assert found["challenger"] == "lints-v3"
+    assert (found["challenger"], found["evaluated"]) == ("lints-v3", 3)
     assert found["names"] == [*NEWEST.names, "effort", "completion_x_effort", "weekend_x_effort"]
     assert found["schema"]["properties"]["effort_minutes"]["anyOf"] == [
         {"type": "number", "minimum": 0},
@@ -64,6 +64,7 @@ async def test_added_input_is_one_entry(extended: Path, database_path: Path) -> 
     assert found["pooled"]
     assert found["efforts"] == [5.0, 480.0, None]
     assert found["weekend"] is True
+    assert found["record"] == {"at": None, "weekend": True}
     assert found["weekend_x_effort"] == found["effort"]
     short, long, unknown = found["effort"]
     assert 0 == unknown < short < long == 1
