@@ -60,12 +60,16 @@ precision = 100.0
 """
 
 
+async def _write(path: Path, decisions: int) -> Path:
+    clock = FakeClock((now_ms() // DAY_MS - 2) * DAY_MS)  # at midnight, so that the hours do not depend on the test
+    await write_log(path, decisions, clock=clock)
+    return path
+
+
 @pytest.fixture(scope="module")
 def log(migrated_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = copy_database(migrated_template, tmp_path_factory.mktemp("evaluate") / "profiles.db", "log")
-    clock = FakeClock((now_ms() // DAY_MS - 2) * DAY_MS)  # at midnight, so that the hours do not depend on the test
-    asyncio.run(write_log(path, 400, clock=clock))
-    return path
+    return asyncio.run(_write(path, 400))
 
 
 def rows(log: Path, statement: str) -> list[Any]:
@@ -167,14 +171,15 @@ def test_picture_and_text_have_the_figures(profiles: Run, log: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_feature_that_tells_users_apart_has_a_lift_and_another_has_none(
-    profiles: Run, log: Path, tmp_path: Path
+    profiles: Run, migrated_template: Path, tmp_path: Path
 ) -> None:
+    log = asyncio.run(_write(copy_database(migrated_template, tmp_path / "long.db", "long"), 800))
     lifts = {}
     for name, value in (("useful", "AVG(dwell_ms)"), ("useless", "CAST(LENGTH(user_id) AS DOUBLE PRECISION)")):
         (tmp_path / f"{name}.py").write_text(FILE.format(dtype="float", value=value))
         found = figures(profiles, log, "--policy", "lints-v1+pool", "--with-feature", f"{name}.py")
         assert list(found) == ["decisions", "ess", "ips", "snips", "dr", "lift"]
-        assert found["decisions"] == 400
+        assert found["decisions"] == 800
         lifts[name] = found["lift"]
     assert lifts["useful"]["low"] > 0
     assert lifts["useless"]["low"] < 0.005

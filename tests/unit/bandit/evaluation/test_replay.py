@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -32,7 +33,7 @@ from tests.support.lived_decisions import MINUTE_MS, live_through, write_log
 pytestmark = pytest.mark.both_engines
 
 
-LIVED = {"decisions": 160, "users": 6}
+LIVED: Mapping[str, Any] = {"decisions": 160, "users": 6}
 
 
 @pytest.fixture(scope="module")
