@@ -161,9 +161,9 @@ def _timeless(body: bytes) -> object:
 
 
 def counted(site: Live) -> dict[tuple[str, ...], int]:
-    name = "profiles_http_request_duration_seconds_count"
-    families = site.service.metrics.collectors.restricted_registry([name]).collect()
-    return {tuple(sample.labels.values()): int(sample.value) for family in families for sample in family.samples}
+    (family,) = site.service.metrics.request_seconds.collect()
+    counts = (sample for sample in family.samples if sample.name.endswith("_count"))
+    return {tuple(sample.labels.values()): int(sample.value) for sample in counts}
 
 
 async def told_and_counted(site: Live, ask: Ask) -> tuple[Told, set[tuple[str, ...]]]:
