@@ -96,8 +96,8 @@ async def test_no_deadlock_when_sets_of_users_cross(database: PostgresDatabase) 
 
 
 async def test_deadlock_is_not_seen_by_a_caller(database: PostgresDatabase) -> None:
-    """1. One write updates a, the other b; 2. each waits for the other; 3. the server ends one, which is repeated. If it
-    locks its row again before the other wakes up, that is repeated."""
+    """1. One write updates a, the other b; 2. each waits for the other; 3. the server ends one, which is repeated. It
+    may lock its row before the other wakes up; then it happens again."""
     await counters(database, "a", "b")
     both = threading.Barrier(2)
     calls: list[str] = []
