@@ -227,7 +227,7 @@ async def test_read_fails_when_an_invalidation_was_known_to_be_owed(site: Site) 
 
 async def test_read_fails_when_the_cache_is_away_too(serve_site: ServeSite, cache: EmbeddedServer) -> None:
     clock = FakeClock()
-    async with serve_site(clock=clock, cache_url=cache.url, cache_timeout_ms=100) as live:
+    async with serve_site(clock=clock, cache_url=cache.url) as live:
         site = Site(live, clock)
         await site.cached("ann")
         with site.outage():
