@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import USER_ID
 from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
-from app.api.schemas import Moment, Value, view
+from app.api.schemas import Moment, Value
 from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
 from app.bandit.evaluation.records import DecisionContext
 from app.bandit.model.inputs import Candidate, Context, Features
@@ -24,6 +24,7 @@ from app.features.clock import rfc3339
 from app.features.events import Action
 from app.features.ids import Id
 from app.features.schema import ProfileFeatures
+from app.features.views import view
 from app.service import Service
 
 Probability = Annotated[float, Meta(ge=0, le=1)]

@@ -39,28 +39,28 @@ async def export(service: OpenService, since: str | None, until: str | None, out
     candidate, the context, the profile with the version of each value, the prior's version, state and reward. It is the
     record of GET /decisions. Times have a UTC offset, as in 2026-04-25T08:30:00+02:00.
     """
-    from app.bandit.evaluation.records import DecisionRecord
     from app.bandit.ports import EARLIEST_MS, DecisionMoment
     from app.stores.training_set.columns import JsonColumn
     from app.stores.training_set.output import NdjsonWriter, writer_for
 
-    after = DecisionMoment(moment_ms(since, "--since") if since is not None else EARLIEST_MS)
+    since_ms = moment_ms(since, "--since") if since is not None else EARLIEST_MS
+    after: DecisionMoment | None = DecisionMoment(since_ms)
     until_ms = moment_ms(until, "--until") if until is not None else service.clock.now_ms()
     path, written = None if str(output) == "-" else output, 0
     encode, kinds = msgspec.json.Encoder().encode, _kinds()
     stop_on_sigterm()
     with writer_for(path, NdjsonWriter) as writer, progress("decisions", shown=path is not None) as bar:
         task = bar.add_task("exporting", total=None)
-        while found := await service.bandit.decisions.page(after, until_ms, PAGE):
-            records = [DecisionRecord.of(*item) for item in found]
-            writer.write(
-                {
-                    name: JsonColumn([encode(getattr(record, name)) for record in records], kind)
-                    for name, kind in kinds.items()
-                }
-            )
-            after = DecisionMoment(found[-1][0].created_at_ms, found[-1][0].id)
-            written += len(found)
+        while after is not None:
+            records, after = await service.bandit.decisions.page(after, until_ms, PAGE)
+            if records:
+                writer.write(
+                    {
+                        name: JsonColumn([encode(getattr(record, name)) for record in records], kind)
+                        for name, kind in kinds.items()
+                    }
+                )
+            written += len(records)
             bar.update(task, completed=written)
     if path is not None:
         say(f"{written} decisions written to {path}")

@@ -14,6 +14,7 @@ from app.bandit.model.inputs import Candidate, Context, ContextFeatures
 from app.bandit.model.specs import SPECS
 from app.features.clock import rfc3339
 from app.features.events import Action
+from app.features.views import view
 
 Vector = list[float] | None
 Time = NewType("Time", str)  # RFC 3339 in UTC
@@ -74,25 +75,25 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, decision: Decision, outcome: DecisionOutcome) -> DecisionRecord:
         read, spec = decision.profile_read, SPECS.get(decision.spec_hash)
-        values = {name: getattr(decision, name) for name in cls.__struct_fields__ if hasattr(decision, name)}
-        for role, ranking in (("champion", decision.champion), ("challenger", decision.challenger)):
-            values[f"{role}_scores"] = None if ranking is None else ranking.scores.tolist()
-            values[f"{role}_pi"] = None if ranking is None else ranking.pi.tolist()
-        times = (("served_at", outcome.served_at_ms), ("settled_at", outcome.settled_at_ms))
-        values |= {name: None if at_ms is None else rfc3339(at_ms) for name, at_ms in times}
-        return cls(
-            **values
-            | {
-                "decision_id": decision.id,
-                "decided_at": rfc3339(decision.created_at_ms),
-                "profile_origin": decision.origin,
-                "profile_versions": read and read.versions,
-                "profile_read_at": read and rfc3339(read.at_ms),
-                "context": DecisionContext.of(decision.context),
-                "phi": spec and decision.phi_under(spec).tolist(),
-                "state": outcome.state,
-                "reward": outcome.reward,
-                "reward_source": outcome.source,
-                "action": outcome.action,
-            }
+        champion, challenger = decision.champion, decision.challenger
+        return view(
+            cls,
+            decision,
+            decision_id=decision.id,
+            decided_at=rfc3339(decision.created_at_ms),
+            profile_origin=decision.origin,
+            profile_versions=read and read.versions,
+            profile_read_at=read and rfc3339(read.at_ms),
+            context=DecisionContext.of(decision.context),
+            phi=spec and decision.phi_under(spec).tolist(),
+            champion_scores=champion and champion.scores.tolist(),
+            champion_pi=champion and champion.pi.tolist(),
+            challenger_scores=challenger and challenger.scores.tolist(),
+            challenger_pi=challenger and challenger.pi.tolist(),
+            state=outcome.state,
+            served_at=None if outcome.served_at_ms is None else rfc3339(outcome.served_at_ms),
+            reward=outcome.reward,
+            reward_source=outcome.source,
+            action=outcome.action,
+            settled_at=None if outcome.settled_at_ms is None else rfc3339(outcome.settled_at_ms),
         )

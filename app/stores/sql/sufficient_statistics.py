@@ -288,7 +288,7 @@ class SqlStates:
             row = (prior.spec_hash, packed(prior.mu), prior.users, prior.decisions, revision, prior.created_at_ms)
             connection.execute(INSERT_PRIOR, row)
             if seen is None:
-                begin_evaluation(connection)
+                begin_evaluation(connection, self._spec.hash)
             return True
 
         return await self._database.write(work, of=SERVICE)

@@ -6,7 +6,9 @@ import asyncio
 import csv
 import json
 import os
+import sqlite3
 import sys
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -53,6 +55,15 @@ def test_formats_have_the_same_decisions(profiles: Run, log: Path, tmp_path: Pat
                 assert row[name] == value, name
         for name in ("candidates", "profile", "phi"):
             assert json.loads(text[name]) == line[name], name
+
+
+def test_damaged_decisions_are_left_out_and_logged(profiles: Run, log: Path, tmp_path: Path) -> None:
+    damaged = copy_database(log, tmp_path / "damaged.db", "damaged")
+    with closing(sqlite3.connect(damaged)) as connection, connection:
+        connection.execute("UPDATE tip_scores SET request = '{' WHERE number <= 3")
+    written = profiles("decisions", "export", "--output", "x.ndjson", database=damaged)
+    assert (written.code, written.err.count("decision_unreadable")) == (0, 3)
+    assert "117 decisions written" in written.err
 
 
 def test_only_decisions_of_the_time_are_exported(profiles: Run, log: Path) -> None:

@@ -50,6 +50,11 @@ async def _found(process: BanditProcess) -> dict[str, Any]:
     rows = await process.database.read(lambda connection: named_rows(connection, SELECT_DECISIONS, ()))
     priors = dict(await process.rows("SELECT version, mu FROM bandit_priors"))
     found: dict[str, Any] = {"old": shadows_of_old_decisions(rows, priors)}
+    found["roles"] = sorted({(await process.decide(f"user-{number}")).role for number in range(10)})
+    stage = (await process.bandit.rollout.state()).stage
+    await process.bandit.rollout.watch()
+    state = await process.bandit.rollout.state()
+    found["stage"] = [stage, state.stage, state.share]
     before = await process.statistics()
     await process.bandit.maintenance.grow(math.inf)
     after = await process.statistics()
