@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ def test_allowed_features_are_in_the_registry() -> None:
     assert set(ALLOWED) <= set(REGISTRY.names)
 
 
-WORDS: list[tuple[dict[str, Scalar] | None, str]] = [
+WORDS: list[tuple[Mapping[str, Scalar] | None, str]] = [
     (None, ""),
     ({}, ""),
     (dict.fromkeys(ALLOWED), ""),
