@@ -13,8 +13,9 @@ from app.bootstrap.contract import load_contract
 from app.features.export import FORMATS
 from tests.support.browser import Scheme, looks, visiting
 from tests.support.events import served
+from tests.support.features import ProfileFeatures
 from tests.support.live import Live, live, new_user
-from tests.support.registry import REGISTRY, ProfileFeatures, own_entry, own_registry
+from tests.support.registry import REGISTRY, own_entry, own_registry
 from tests.support.site import ServeSite
 
 

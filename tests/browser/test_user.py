@@ -24,8 +24,9 @@ from tests.integration.api.test_scoring import score
 from tests.support.browser import NARROW, WIDE, Scheme, Visitor, looks, visiting
 from tests.support.entries import entry
 from tests.support.events import feedback, served
+from tests.support.features import ProfileFeatures
 from tests.support.live import Live, new_user
-from tests.support.registry import REGISTRY, ProfileFeatures
+from tests.support.registry import REGISTRY
 from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.site import ServeSite
 

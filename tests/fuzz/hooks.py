@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from schemathesis.core.parameters import ParameterLocation
 
 from app.features.events import SERVED
+from tests.fuzz.openapi import IDS_VARIABLE
 
-IDS_VARIABLE = "FUZZ_IDS"
 _IDS: dict[str, list[Any]] = json.loads(os.environ.get(IDS_VARIABLE, "{}"))
 _NOW = datetime.now(UTC)
 

@@ -17,11 +17,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tests.fuzz.hooks import IDS_VARIABLE
-
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 TIMEOUT_S = 3_600
+IDS_VARIABLE = "FUZZ_IDS"
 LETTERS = 200
 RUNS = 20
 CALLERS = ("anonymous", "reader", "writer", "admin")

@@ -15,20 +15,20 @@ class FakeClock:
 
     def __init__(self, now_ms: int = NOW_MS, monotonic_s: float = 1_000.0) -> None:
         self._now_ms = now_ms
-        self._monotonic_s = monotonic_s
+        self.monotonic_s = monotonic_s
 
     def now_ms(self) -> int:
         return self._now_ms
 
     def monotonic(self) -> float:
-        return self._monotonic_s
+        return self.monotonic_s
 
     def advance(self, ms: int) -> None:
         """Advance both clocks."""
         if ms < 0:
             raise ValueError("time cannot go back; use step_to to step the wall clock")
         self._now_ms += ms
-        self._monotonic_s += ms / 1_000
+        self.monotonic_s += ms / 1_000
 
     def step_to(self, now_ms: int) -> None:
         """Step the wall clock; the monotonic clock does not change."""

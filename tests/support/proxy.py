@@ -17,9 +17,11 @@ class Proxy:
     def __init__(self, target: Path) -> None:
         self.target = target
         self.holding = 0
+        self._held: tuple[bytes, ...] = ()
         self._passing = asyncio.Event()
         self._passing.set()
         self._refusing = False
+        self._released = asyncio.Event()
         self._listener: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
@@ -43,9 +45,15 @@ class Proxy:
         """Hold back bytes in both directions until `mend`; none are lost."""
         self._passing.clear()
 
+    def hold(self, *words: bytes) -> None:
+        """Hold back pieces with one of these words until `mend`; none are lost."""
+        self._held = words
+
     def mend(self) -> None:
         """Forward everything again."""
         self._refusing = False
+        self._held = ()
+        self._released.set()
         self._passing.set()
 
     async def open(self) -> None:
@@ -78,6 +86,8 @@ class Proxy:
             while piece := await source.read(1 << 16):
                 self.holding += 1
                 await self._passing.wait()
+                if any(word in piece for word in self._held):
+                    await self._released.wait()
                 self.holding -= 1
                 sink.write(piece)
                 await sink.drain()

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from app.bootstrap.service import Edges, OpenCache, OpenService, open_service
 from app.errors import CacheUnavailable
@@ -179,8 +180,9 @@ async def open_gated(
     clock: FakeClock,
     registry: Registry = REGISTRY,
     local_cache: type[LocalCache] = LocalCache,
+    **chosen: Any,
 ) -> AsyncIterator[PausableService]:
-    """Open one process over a migrated database."""
+    """Open one process over a migrated database, with settings by keyword."""
     pauses: list[float] = []
     sources: list[PausableSource] = []
 
@@ -202,7 +204,7 @@ async def open_gated(
         local_cache=local_cache,
         settles=False,
     )
-    settings = Settings(database=store, readers=READERS, near_users=NEAR_USERS)
+    settings = Settings(database=store, readers=READERS, near_users=NEAR_USERS, **chosen)
     contract = Contract(registry=registry, mirror=mirror_of(registry))
     async with open_service(settings, door="http", contract=contract, edges=edges) as service:
         opened = PausableService(service, clock, sources[0], pauses)

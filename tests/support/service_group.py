@@ -98,8 +98,9 @@ class ServiceGroup:
         timeout_ms: int = TIMEOUT_MS,
         url: str | None = None,
         clock: FakeClock | None = None,
+        **settings: Any,
     ) -> PausableService:
-        """One more process, with the clock of the group or one of its own."""
+        """One more process, with the clock of the group or one of its own, and settings by keyword."""
         make = over(
             url or self.server.url,
             lease_ms=lease_ms,
@@ -108,7 +109,7 @@ class ServiceGroup:
             nonce=self._kind.nonce,
         )
         service = await self._stack.enter_async_context(
-            open_gated(self.store, make, clock or self.clock, registry, self._kind.local_cache)
+            open_gated(self.store, make, clock or self.clock, registry, self._kind.local_cache, **settings)
         )
         self._services.append(service)
         return service

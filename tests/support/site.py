@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from app.api.routes import routes
 from app.api.server import KEEP_ALIVE_S
 from app.features.clock import Clock
 from app.features.contract import Contract
@@ -44,6 +45,8 @@ def serve_site(
     queue_server: EmbeddedServer,
 ) -> ServeSite:
     """Serves a site over an empty database, with settings by keyword."""
+    for handler in routes(scoring=True):
+        handler.signature_model  # noqa: B018  # each application copies its handlers, and would find it anew
 
     def serve(
         *,

@@ -50,11 +50,16 @@ log = logger("stores.queue")
 
 
 def connect(
-    url: str, name: str = QUEUE, *, blocking_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS
+    url: str,
+    name: str = QUEUE,
+    *,
+    blocking_s: float = TIMEOUT_S,
+    connections: int = MAX_CONNECTIONS,
+    kind: type[ArqRedis] | None = None,
 ) -> ArqRedis:
     """A client of the queue `name`. It connects on first use, with up to `connections` connections. `blocking_s`: time
     limit, in seconds, of connecting, of each reply, and of the wait for a free connection."""
-    return _client(_pool(url, blocking_s, connections), name)
+    return _client(_pool(url, blocking_s, connections), name, kind)
 
 
 def _pool(url: str, blocking_s: float, connections: int) -> BlockingConnectionPool:
@@ -62,10 +67,10 @@ def _pool(url: str, blocking_s: float, connections: int) -> BlockingConnectionPo
     return blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
 
 
-def _client(pool: BlockingConnectionPool, name: str) -> ArqRedis:
+def _client(pool: BlockingConnectionPool, name: str, kind: type[ArqRedis] | None = None) -> ArqRedis:
     from arq.connections import ArqRedis  # noqa: PLC0415
 
-    return ArqRedis(
+    return (kind or ArqRedis)(
         connection_pool=pool, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=name
     )
 

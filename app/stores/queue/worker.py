@@ -19,6 +19,7 @@ from typing import Any
 from arq.connections import ArqRedis
 from arq.cron import CronJob
 from arq.worker import Function, Worker
+from redis.asyncio.client import Pipeline
 from redis.connection import HiredisRespSerializer
 
 from app.concurrency.tasks import end
@@ -155,10 +156,26 @@ class _Lean:
         return left
 
 
+class _Pipeline(Pipeline):
+    """redis-py's pipeline, which keeps its connection if `reset` is cancelled while the queue is silent. Only `end` in
+    `_close` cancels it; the pool is then closed with all connections."""
+
+    async def reset(self) -> None:
+        try:
+            await super().reset()  # type: ignore[no-untyped-call]  # redis-py 5 types it not
+        finally:
+            self.connection = None
+
+
+class _Redis(ArqRedis):
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
 def _client(url: str, name: str) -> ArqRedis:
     """The worker's Redis client, without a socket timeout. With a socket timeout, redis-py creates a timer per reply
     and a task per write, which cost more than the jobs."""
-    client = connect(url, name, blocking_s=BLOCKING_S, connections=MAX_JOBS + 2)
+    client = connect(url, name, blocking_s=BLOCKING_S, connections=MAX_JOBS + 2, kind=_Redis)
     pool = client.connection_pool
     pool.connection_kwargs["socket_timeout"] = None
     pool.connection_class = type("Lean", (_Lean, pool.connection_class), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from time import perf_counter
 
 import pytest
@@ -50,19 +51,23 @@ VALUES = {
 }
 
 
+def bombs() -> Iterator[bytes]:
+    """Each value alone and in the fields."""
+    for value in VALUES.values():
+        fields = FIELDS if len(value) < 100_000 else FIELDS[:1]
+        yield from (value, *(b'{"%b":%b}' % (field.encode(), value) for field in fields), b'{"mood":%b}' % value)
+
+
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-async def test_bomb_is_refused_quickly_alone_and_in_any_field(site: Live, route: str, value: bytes) -> None:
-    fields = FIELDS if len(value) < 100_000 else FIELDS[:1]
-    for content in (value, *(b'{"%b":%b}' % (field.encode(), value) for field in fields), b'{"mood":%b}' % value):
+async def test_bomb_is_refused_quickly_alone_and_in_any_field(site: Live, route: str) -> None:
+    for content in bombs():
         started = perf_counter()
         answer = await site.client.post(route, content=content, headers=JSON)
         assert answer.status_code in (400, 413, 422), (answer.status_code, content[:60])
-        body = problem(answer, answer.status_code)
-        assert perf_counter() - started < SLOW_S
+        problem(answer, answer.status_code, content[:60])
+        assert perf_counter() - started < SLOW_S, content[:60]
         # What was sent is not sent back.
         assert len(answer.content) < 2_000, content[:60]
-        assert body["detail"]
 
 
 async def test_bomb_is_refused_when_it_is_one_line(site: Live) -> None:

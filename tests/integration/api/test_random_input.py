@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.live import JSON, NDJSON, Live, new_user, problem, raw_status
@@ -45,7 +45,6 @@ BODIES = st.one_of(
 
 
 @given(content=BODIES)
-@settings(max_examples=40)
 async def test_random_body_gets_a_valid_answer(site: Live, content: bytes) -> None:
     as_json = ("/events", "/profiles/batch", "/profiles/history", "/score", "/admin/rebuilds", "/generate")
     for path, headers in (*((path, JSON) for path in as_json), ("/events", NDJSON)):
@@ -59,7 +58,6 @@ IN_URLS = b"ABCxyz019-._~!$&'()*+,;=:@/?%"
 
 
 @given(target=st.binary(max_size=40))
-@settings(max_examples=50)
 @pytest.mark.slow
 async def test_random_target_gets_a_valid_answer(site: Live, target: bytes) -> None:
     # What no URL may hold as it is, the server refuses before the application hears of it.

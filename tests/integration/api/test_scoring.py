@@ -17,8 +17,9 @@ from app.errors import StoreFull
 from app.features.clock import rfc3339
 from tests.support.database import column
 from tests.support.events import feedback, served
+from tests.support.features import ProfileFeatures
 from tests.support.live import JSON, Live, assert_refused, new_user, paths, problem
-from tests.support.registry import REGISTRY, ProfileFeatures
+from tests.support.registry import REGISTRY
 
 pytestmark = pytest.mark.both_engines
 

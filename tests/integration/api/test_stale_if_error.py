@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
@@ -79,9 +79,9 @@ async def site(serve_site: ServeSite) -> AsyncIterator[Site]:
         yield Site(live, clock)
 
 
-def assert_refused(answer: httpx.Response) -> None:
+def assert_refused(answer: httpx.Response, header: str = "") -> None:
     """The answer is that of a request without the header."""
-    assert problem(answer, 503)["detail"] == OUTAGE
+    assert problem(answer, 503, header)["detail"] == OUTAGE
     assert answer.headers["retry-after"] == "1"
     assert not {"cache-status", "age"} & answer.headers.keys()
 
@@ -126,48 +126,48 @@ async def test_read_fails_when_a_value_is_not_cached(site: Site) -> None:
         assert (await site.get("ann", "?features=preferred_hour")).headers["cache-status"] == MARK
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        "stale-if-error=60",
-        "Stale-If-Error=60",
-        'stale-if-error="60"',
-        "stale-if-error=0000060",
-        "no-cache,stale-if-error=60 , max-age=0",
-        'x="a, stale-if-error=0", stale-if-error=60',
-        "stale-if-error=60, stale-if-error=0",
-        "stale-if-error=" + "9" * 5_000,
-    ],
+UNDERSTOOD = (
+    "stale-if-error=60",
+    "Stale-If-Error=60",
+    'stale-if-error="60"',
+    "stale-if-error=0000060",
+    "no-cache,stale-if-error=60 , max-age=0",
+    'x="a, stale-if-error=0", stale-if-error=60',
+    "stale-if-error=60, stale-if-error=0",
+    "stale-if-error=" + "9" * 5_000,
 )
-async def test_header_is_understood(site: Site, header: str) -> None:
+NOT_ALLOWED = (
+    "no-store",
+    "stale-while-revalidate=60",
+    "stale-if-error",
+    "stale-if-error=",
+    "stale-if-error=-1",
+    "stale-if-error=1.5",
+    "stale-if-error=1e3",
+    "stale-if-error=inf",
+    'stale-if-error="60',
+    'x="stale-if-error=60"',
+    "stale-if-error=0, stale-if-error=60",
+    "stale-if-error=x, stale-if-error=60",
+)
+
+
+async def test_header_is_understood(site: Site) -> None:
     await site.cached("ann")
     with site.outage():
-        assert (await site.get("ann", **{"Cache-Control": header})).headers["cache-status"] == MARK
+        for header in UNDERSTOOD:
+            answer = await site.get("ann", **{"Cache-Control": header})
+            assert answer.headers.get("cache-status") == MARK, header
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        "no-store",
-        "stale-while-revalidate=60",
-        "stale-if-error",
-        "stale-if-error=",
-        "stale-if-error=-1",
-        "stale-if-error=1.5",
-        "stale-if-error=1e3",
-        "stale-if-error=inf",
-        'stale-if-error="60',
-        'x="stale-if-error=60"',
-        "stale-if-error=0, stale-if-error=60",
-        "stale-if-error=x, stale-if-error=60",
-    ],
-)
-async def test_read_fails_when_the_header_does_not_allow_more(site: Site, header: str) -> None:
+async def test_read_fails_when_the_header_does_not_allow_more(site: Site) -> None:
     await site.cached("ann")
     site.clock.advance(1)
     with site.outage():
-        assert_refused(await site.get("ann", **{"Cache-Control": header}))
-    assert (await site.get("ann", **{"Cache-Control": header})).status_code == 200
+        for header in NOT_ALLOWED:
+            assert_refused(await site.get("ann", **{"Cache-Control": header}), header)
+    for header in NOT_ALLOWED:
+        assert (await site.get("ann", **{"Cache-Control": header})).status_code == 200, header
 
 
 async def test_header_is_understood_in_several_lines(site: Site) -> None:
@@ -227,7 +227,7 @@ async def test_read_fails_when_an_invalidation_was_known_to_be_owed(site: Site) 
 
 async def test_read_fails_when_the_cache_is_away_too(serve_site: ServeSite, cache: EmbeddedServer) -> None:
     clock = FakeClock()
-    async with serve_site(clock=clock, cache_url=cache.url, cache_timeout_ms=100) as live:
+    async with serve_site(clock=clock, cache_url=cache.url) as live:
         site = Site(live, clock)
         await site.cached("ann")
         with site.outage():
@@ -256,16 +256,9 @@ async def test_disabled_feature_stays_null_with_its_reason(site: Site) -> None:
         assert features["tip_volume_30d"]["origin"] == "unproven"
 
 
-READS: list[Callable[[Site], Any]] = [
-    lambda site: site.get("ann", "?as_of=2026-04-25T11:00:00Z"),
-    lambda site: site.live.client.post(
-        "/profiles/history", json={"rows": [{"user_id": "ann", "as_of": "2026-04-25T11:00:00Z"}]}, headers=ACCEPTS
-    ),
-]
-
-
-@pytest.mark.parametrize("read", READS)
-async def test_past_moments_fail_as_before(site: Site, read: Callable[[Site], Any]) -> None:
+async def test_past_moments_fail_as_before(site: Site) -> None:
     await site.cached("ann")
+    rows = {"rows": [{"user_id": "ann", "as_of": "2026-04-25T11:00:00Z"}]}
     with site.outage():
-        assert_refused(await read(site))
+        assert_refused(await site.get("ann", "?as_of=2026-04-25T11:00:00Z"))
+        assert_refused(await site.live.client.post("/profiles/history", json=rows, headers=ACCEPTS))

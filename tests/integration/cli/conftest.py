@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from app.bootstrap.service import open_service
 from app.cli import common, main
 from app.features.clock import DAY_MS
+from app.features.events import TipEvent
 from app.settings import Settings
 from tests.support.database import copy_database
-from tests.support.events import feedback, payload, served
+from tests.support.events import feedback, served
 from tests.support.logs import logging_put_back
 from tests.support.processes import free_port
 from tests.support.registry import FEATURES
@@ -91,18 +93,19 @@ def write_events(path: Path, *events: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="session")
 def forty_days_template(migrated_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with forty days of events of the users ann and bob, loaded by `profiles events`."""
-    directory = tmp_path_factory.mktemp("forty-days")
-    path = copy_database(migrated_template, directory / "profiles.db", "forty days")
+    """A database with forty days of events of the users ann and bob."""
+    path = copy_database(migrated_template, tmp_path_factory.mktemp("forty-days") / "profiles.db", "forty days")
     today = now_ms()
-    events = [payload(served("ann", today - day * DAY_MS, event_id=f"s{day}")) for day in range(1, 41)]
+    events: list[TipEvent] = [served("ann", today - day * DAY_MS, event_id=f"s{day}") for day in range(1, 41)]
     for day in range(1, 41):
         user, action = "ann" if day % 2 else "bob", "completed" if day % 3 else "dismissed"
-        shown = feedback(user, today - day * DAY_MS, action, dwell_ms=day * 100, event_id=f"f{day}")
-        events.append(payload(shown))
-    command = [sys.executable, "-m", "app", "events", write_events(directory / "events.ndjson", *events)]
-    environment = {**os.environ, "PROFILES_DATABASE": str(path), "PROFILES_FEATURES": FEATURES}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+        events.append(feedback(user, today - day * DAY_MS, action, dwell_ms=day * 100, event_id=f"f{day}"))
+
+    async def ingest() -> None:
+        async with open_service(Settings(database=path, features=FEATURES), door="command") as service:
+            await service.ingestor.ingest(events)
+
+    asyncio.run(ingest())
     return path
 
 

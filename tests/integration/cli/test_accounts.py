@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.cli.conftest import Run
-from tests.support.database import NOBODY, as_another_account
+from tests.support.database import NOBODY, as_another_account, copy_database
 
 
 @pytest.mark.parametrize(
@@ -29,12 +29,16 @@ from tests.support.database import NOBODY, as_another_account
     ids=lambda arguments: arguments[0],
 )
 def test_command_of_another_account_leaves_no_files(
-    profiles: Run, reachable: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+    profiles: Run,
+    reachable: Path,
+    migrated_template: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
 ) -> None:
     database = reachable / "data" / "profiles.db"
     database.parent.mkdir()
     monkeypatch.chdir(database.parent)
-    assert profiles("migrate", database=database, features="").code == 0
+    copy_database(migrated_template, database, "of the owner")
     shutil.copyfile(database, reachable / "backup.db")
     profiles(
         *arguments, database=database, features=""
@@ -53,9 +57,8 @@ def test_command_of_another_account_leaves_no_files(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another account")
 @pytest.mark.parametrize("log", ["profiles.db-wal", "profiles.db-shm"])
-def test_log_of_another_account_is_named(profiles: Run, reachable: Path, log: str) -> None:
-    database = reachable / "profiles.db"
-    assert profiles("migrate", database=database, features="").code == 0
+def test_log_of_another_account_is_named(profiles: Run, reachable: Path, migrated_template: Path, log: str) -> None:
+    database = copy_database(migrated_template, reachable / "profiles.db", "of the owner")
     assert profiles("profile", "ann", database=database, features="").code == 0
     (reachable / log).touch(0o644)
     os.chown(database, NOBODY, -1)

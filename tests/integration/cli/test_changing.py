@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -31,7 +32,8 @@ from tests.integration.cli.conftest import Run
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, payload, served
 from tests.support.live import live
-from tests.support.registry import FEATURES, REGISTRY, own_entry, own_registry
+from tests.support.processes import environment_of
+from tests.support.registry import REGISTRY, own_entry, own_registry
 from tests.support.servers import ask, keys
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually_sync
@@ -410,11 +412,10 @@ def test_no_partial_copy_is_left_when_backup_is_stopped(
         connection.executemany("INSERT INTO filling VALUES (zeroblob(?))", [(2**20,)] * 150)
         connection.commit()
     if arguments[0] == "restore":
-        assert migrated("backup", "copy.db").code == 0
+        shutil.copyfile(tmp_path / "var/profiles.db", "copy.db")
     before = {path for path in tmp_path.rglob("*") if path.suffix not in (".db-wal", ".db-shm")}
     command = [sys.executable, "-m", "app", *arguments]
-    environment = {**os.environ, "PROFILES_FEATURES": FEATURES}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(command, cwd=tmp_path, env=environment_of(), stderr=subprocess.PIPE, text=True) as running:
         eventually_sync(lambda: (tmp_path / part).exists() and (tmp_path / part).stat().st_size > 0)
         running.terminate()
         _, told = running.communicate(timeout=20)

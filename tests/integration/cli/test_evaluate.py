@@ -60,12 +60,16 @@ precision = 100.0
 """
 
 
+async def _write(path: Path, decisions: int) -> Path:
+    clock = FakeClock((now_ms() // DAY_MS - 2) * DAY_MS)  # at midnight, so that the hours do not depend on the test
+    await write_log(path, decisions, clock=clock)
+    return path
+
+
 @pytest.fixture(scope="module")
 def log(migrated_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = copy_database(migrated_template, tmp_path_factory.mktemp("evaluate") / "profiles.db", "log")
-    clock = FakeClock((now_ms() // DAY_MS - 2) * DAY_MS)  # at midnight, so that the hours do not depend on the test
-    asyncio.run(write_log(path, 800, clock=clock))
-    return path
+    return asyncio.run(_write(path, 400))
 
 
 def rows(log: Path, statement: str) -> list[Any]:
@@ -89,7 +93,7 @@ def test_policy_that_ran_has_the_figures_of_its_shadows(profiles: Run, log: Path
         rows(log, f"SELECT reward, {role}_p, champion_p, q_logged, v_{role} FROM tip_scores WHERE state = 'learned'")
     ).T
     weight = pi / pi_b
-    assert found["decisions"] == len(weight) == 800
+    assert found["decisions"] == len(weight) == 400
     assert found["ess"] == pytest.approx(weight.sum() ** 2 / (weight**2).sum())
     assert found["ips"]["value"] == pytest.approx((weight * reward).mean())
     assert found["snips"]["value"] == pytest.approx((weight * reward).sum() / weight.sum())
@@ -100,10 +104,10 @@ def test_policy_that_ran_has_the_figures_of_its_shadows(profiles: Run, log: Path
 def test_unsettled_decision_holds_back_newer_ones(profiles: Run, log: Path, tmp_path: Path) -> None:
     held = copy_database(log, tmp_path / "held.db", "held")
     with closing(sqlite3.connect(held)) as connection, connection:
-        connection.execute("UPDATE tip_scores SET state = 'open', reward = NULL WHERE number = 501")
-    assert figures(profiles, held, "--policy", "lints-v2")["decisions"] == 500
-    ((at_ms,),) = rows(log, "SELECT created_at_ms FROM tip_scores WHERE number = 601")
-    assert figures(profiles, log, "--policy", "lints-v2", "--since", rfc3339(at_ms))["decisions"] == 200
+        connection.execute("UPDATE tip_scores SET state = 'open', reward = NULL WHERE number = 251")
+    assert figures(profiles, held, "--policy", "lints-v2")["decisions"] == 250
+    ((at_ms,),) = rows(log, "SELECT created_at_ms FROM tip_scores WHERE number = 301")
+    assert figures(profiles, log, "--policy", "lints-v2", "--since", rfc3339(at_ms))["decisions"] == 100
 
 
 def test_users_with_damaged_statistics_are_left_out_with_a_warning(profiles: Run, log: Path, tmp_path: Path) -> None:
@@ -112,7 +116,7 @@ def test_users_with_damaged_statistics_are_left_out_with_a_warning(profiles: Run
         connection.execute("UPDATE bandit_states SET decisions = 1 WHERE user_id = 'user-3'")
     ((count,),) = rows(log, "SELECT COUNT(*) FROM tip_scores WHERE user_id = 'user-3'")
     shown = profiles("evaluate", "--policy", "lints-v2", "--json", database=damaged)
-    assert (shown.code, shown.json["decisions"]) == (0, 800 - count)
+    assert (shown.code, shown.json["decisions"]) == (0, 400 - count)
     assert f"warning: {count} decisions are left out" in shown.err
 
 
@@ -156,19 +160,20 @@ def test_picture_and_text_have_the_figures(profiles: Run, log: Path, tmp_path: P
     shown = profiles("evaluate", "--policy", "lints-v2", "--picture", "x.svg", database=log)
     assert shown.code == 0, shown.err
     found = figures(profiles, log, "--policy", "lints-v2")
-    assert f"lints-v2: 800 decisions of 20 users, effective sample size {found['ess']:,.0f}" in shown.out
+    assert f"lints-v2: 400 decisions of 20 users, effective sample size {found['ess']:,.0f}" in shown.out
     texts = [item.text or "" for item in ET.fromstring((tmp_path / "x.svg").read_text()).iter()]
     interval = "{value:.4f} ({low:.4f} to {high:.4f})".format(**found["dr"])
     assert interval in texts
     assert "{value:+.4f} ({low:+.4f} to {high:+.4f})".format(**found["dr"]) in shown.out
     counts = [int(text.split()[0]) for text in texts if "decisions: score" in text]
-    assert sum(counts) == 800
+    assert sum(counts) == 400
 
 
 @pytest.mark.slow
 def test_feature_that_tells_users_apart_has_a_lift_and_another_has_none(
-    profiles: Run, log: Path, tmp_path: Path
+    profiles: Run, migrated_template: Path, tmp_path: Path
 ) -> None:
+    log = asyncio.run(_write(copy_database(migrated_template, tmp_path / "long.db", "long"), 800))
     lifts = {}
     for name, value in (("useful", "AVG(dwell_ms)"), ("useless", "CAST(LENGTH(user_id) AS DOUBLE PRECISION)")):
         (tmp_path / f"{name}.py").write_text(FILE.format(dtype="float", value=value))
@@ -203,7 +208,7 @@ def test_feature_sees_only_what_each_decision_could_see(profiles: Run, log: Path
     for number, user in rows(database, "SELECT number, user_id FROM tip_scores ORDER BY number"):
         seen[number] = counts[user]
         counts[user] += 1
-    assert len(seen) == 801
+    assert len(seen) == 401
     known = sorted(count for count in seen.values() if count)  # the first decision of a user has no value
     for number, count in seen.items():
         rank = (np.searchsorted(known, count) + np.searchsorted(known, count, side="right")) / len(known) - 1
@@ -216,29 +221,28 @@ def test_feature_whose_value_is_not_of_its_dtype_is_named(profiles: Run, log: Pa
     assert (shown.code, "feature 'feature': the SQL" in shown.err) == (2, True), shown.err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ("--policy", "lints-v9"),
-            "--policy: lints-v9 is not one of lints-v1, lints-v2, lints-v1+pool, and not a file",
-        ),
-        (("--policy", "bad.toml"), "bad.toml is not one of"),
-        (("--policy", "bad.toml"), "Object contains unknown field `draws`"),
-        (("--policy", "base.toml"), "base must be one of lints-v1, lints-v2, lints-v1+pool, not 'lints-v9'"),
-        (
-            ("--policy", "factor.toml"),
-            "candidate must be one of one, is_overdue, task_age, priority, not 'age' - at `$.inputs[0]`",
-        ),
-        (("--policy", "line.toml"), r"not 'priority\n' - at `$.inputs[0]`"),
-        (("--policy", "evaluated.toml"), "hour_distance_sin, not 'evaluated' - at `$.inputs[0]`"),
-        (("--policy", "v.toml"), "Expected `float` > 0.0 - at `$.v`"),
-        (("--policy", "lints-v1", "--with-feature", "number.py"), "--policy: lints-v1 has no pooled prior"),
-        (("--policy", "lints-v1", "--with-feature", "text.py"), "REGISTRY: must have one feature, a number"),
-        (("--policy", "lints-v1", "--since", "2900-01-01T00:00:00Z"), "0 decisions of 0 users do not suffice"),
-    ],
-)
-def test_mistake_is_named(profiles: Run, log: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+MISTAKES: list[tuple[tuple[str, ...], str]] = [
+    (
+        ("--policy", "lints-v9"),
+        "--policy: lints-v9 is not one of lints-v1, lints-v2, lints-v1+pool, and not a file",
+    ),
+    (("--policy", "bad.toml"), "bad.toml is not one of"),
+    (("--policy", "bad.toml"), "Object contains unknown field `draws`"),
+    (("--policy", "base.toml"), "base must be one of lints-v1, lints-v2, lints-v1+pool, not 'lints-v9'"),
+    (
+        ("--policy", "factor.toml"),
+        "candidate must be one of one, is_overdue, task_age, priority, not 'age' - at `$.inputs[0]`",
+    ),
+    (("--policy", "line.toml"), r"not 'priority\n' - at `$.inputs[0]`"),
+    (("--policy", "evaluated.toml"), "hour_distance_sin, not 'evaluated' - at `$.inputs[0]`"),
+    (("--policy", "v.toml"), "Expected `float` > 0.0 - at `$.v`"),
+    (("--policy", "lints-v1", "--with-feature", "number.py"), "--policy: lints-v1 has no pooled prior"),
+    (("--policy", "lints-v1", "--with-feature", "text.py"), "REGISTRY: must have one feature, a number"),
+    (("--policy", "lints-v1", "--since", "2900-01-01T00:00:00Z"), "0 decisions of 0 users do not suffice"),
+]
+
+
+def test_mistake_is_named(profiles: Run, log: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text('id = "x"\nbase = "lints-v1"\ndraws = 5\n')
     (tmp_path / "base.toml").write_text('id = "x"\nbase = "lints-v9"\n')
     policy = functools.partial(POLICY.format, v=0.2, candidate="priority", shared="volume")
@@ -248,8 +252,9 @@ def test_mistake_is_named(profiles: Run, log: Path, tmp_path: Path, arguments: t
     (tmp_path / "v.toml").write_text(policy(v=-1.0))
     (tmp_path / "text.py").write_text(FILE.format(dtype="str", value="MAX(action)"))
     (tmp_path / "number.py").write_text(FILE.format(dtype="int", value="COUNT(*)"))
-    shown = profiles("evaluate", *arguments, database=log)
-    assert (shown.code, message in shown.err) == (5, True), shown.err
+    for arguments, message in MISTAKES:
+        shown = profiles("evaluate", *arguments, database=log)
+        assert (shown.code, message in shown.err) == (5, True), shown.err
 
 
 @pytest.mark.slow
@@ -258,5 +263,5 @@ def test_readme_evaluates_policies(log: Path, tmp_path: Path) -> None:
     reader.environment |= {"PROFILES_DATABASE": str(log), "PROFILES_FEATURES": FEATURES}
     printed = reader.follow(sections()["app/bandit/README.md: Evaluating a policy"])
     for name in ("lints-v2", "lints-v1+pool+mean_dwell_7d"):
-        assert f"{name}: 800 decisions of 20 users" in printed
+        assert f"{name}: 400 decisions of 20 users" in printed
     assert (tmp_path / "evaluation.svg").exists()

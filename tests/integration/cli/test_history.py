@@ -32,6 +32,7 @@ from app.features.registry import DTYPES
 from app.settings import Settings
 from tests.integration.cli.conftest import Outcome, Run, default_database, write_events
 from tests.support.events import payload, served
+from tests.support.processes import environment_of
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.score_requests import tip
 from tests.support.traffic import now_ms
@@ -156,8 +157,7 @@ def test_parquet_has_typed_columns_when_json_is_read(lived_in: Run, tmp_path: Pa
     ]
 
 
-@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
-@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+@pytest.mark.parametrize(("unit", "zone"), [("ms", "Europe/Berlin"), ("us", "UTC"), ("ns", "Europe/Berlin")])
 def test_types_are_kept_from_parquet_to_parquet(lived_in: Run, tmp_path: Path, unit: str, zone: str) -> None:
     start_s = now_ms() // 1000 - 5 * 86_400
     stamps = [start_s * 10**9 + digits for digits in (0, 123_456_789)] * 300
@@ -487,9 +487,8 @@ def test_no_file_is_left_when_history_is_stopped(
 ) -> None:
     (tmp_path / "rows.csv").write_text("user_id,as_of\n" + f"ann,{rfc3339(now_ms())}\n" * 300_000)
     command = [sys.executable, "-m", "app", "history", "rows.csv", "--output", f"set{to}"]
-    environment = {**os.environ, "PROFILES_FEATURES": FEATURES}
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(command, cwd=tmp_path, env=environment_of(), stderr=subprocess.PIPE, text=True) as running:
         signal.signal(signal.SIGINT, before)
         part = tmp_path / f"set{to}.part"
         eventually_sync(lambda: part.exists() and (part.stat().st_size > 0 or to == ".parquet"))

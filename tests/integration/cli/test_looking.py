@@ -14,7 +14,8 @@ from app.features.export import FORMATS
 from app.features.registry import DTYPES
 from app.features.schema import check_mirror
 from tests.integration.cli.conftest import Run
-from tests.support.registry import REGISTRY, ProfileFeatures
+from tests.support.features import ProfileFeatures
+from tests.support.registry import REGISTRY
 from tests.support.traffic import now_ms
 
 TYPESCRIPT = {"float": "number", "int": "number", "str": "string"}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.cli.conftest import Run
+from tests.support.database import copy_database
 
 NAMES = ["b%31.db", "b#1.db", "a?b/p.db", "a b.db", "//p.db", "file:p.db?mode=memory", "ä'\"&=.db", ":memory:", "-x.db"]
 
@@ -38,19 +39,20 @@ def test_database_is_the_named_file(profiles: Run, tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_backup_and_restore_take_the_named_file(profiles: Run, tmp_path: Path, name: str) -> None:
+def test_backup_and_restore_take_the_named_file(
+    profiles: Run, tmp_path: Path, migrated_template: Path, forty_days_template: Path, name: str
+) -> None:
     decoy, path = tmp_path / "b1.db", tmp_path / name.lstrip("/")
     named = str(path) if not name.startswith("//") else f"/{path}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    assert profiles("migrate", database=decoy).code == 0
-    assert profiles("demo", "--users", "3", "--days", "2", database=decoy).code == 0
+    copy_database(forty_days_template, decoy, "two users")
     assert profiles("backup", named, database=decoy).code == 0
-    assert users(path) == 3
-    assert profiles("demo", "--users", "5", "--days", "2", database=decoy).code == 0
+    assert users(path) == 2
+    copy_database(migrated_template, decoy, "no users")
     assert profiles("restore", "--yes", named, database=tmp_path / "new.db").code == 0
-    assert users(tmp_path / "new.db") == 3
+    assert users(tmp_path / "new.db") == 2
     assert profiles("restore", "--yes", str(decoy), database=path.with_name(path.name + "2")).code == 0
-    assert users(path.with_name(path.name + "2")) == 5
+    assert users(path.with_name(path.name + "2")) == 0
 
 
 def test_tilde_is_the_home_directory(profiles: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

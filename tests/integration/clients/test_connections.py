@@ -41,7 +41,7 @@ class Server:
     number, counted from 0. None closes the connection."""
 
     def __init__(self, answer: Callable[[int], bytes | None]) -> None:
-        self._answer = answer
+        self.answer = answer
         self.contract = NO_CONTRACT
         self.heads: list[bytes] = []
         self.connections: list[asyncio.StreamWriter] = []
@@ -56,7 +56,7 @@ class Server:
                     answer: bytes | None = self.contract
                 else:
                     self.heads.append(head)
-                    answer = self._answer(len(self.heads) - 1)
+                    answer = self.answer(len(self.heads) - 1)
                 if answer is None:
                     break
                 writer.write(answer)
@@ -114,7 +114,7 @@ async def test_connection_breaks_while_the_answer_is_awaited(kind: Any) -> None:
                 return None
             return answers[number]
 
-        server._answer = answer
+        server.answer = answer
         async with opened(kind(server.url, deadline_s=DEADLINE_S)) as client:
             await client.profile("ann")
             assert (await client.profile("ann")).tip_volume_30d == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pickle
 import signal
@@ -48,6 +49,7 @@ from tests.support.bandit_process import TIPS
 from tests.support.database import copy_database
 from tests.support.events import admitted, payload, served
 from tests.support.processes import ROOT, free_port
+from tests.support.proxy import proxy
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.servers import ask
 from tests.support.traffic import now_ms
@@ -620,6 +622,21 @@ async def test_worker_continues_when_the_queue_was_silent(
         await client.enqueue_job(TIP_EVENTS, [event("b")])
         await eventually_async(lambda: stored_is(service, 2), 15)
         await eventually_async(lambda: all_consumed(service))
+
+
+async def test_worker_leaves_no_connection_when_the_queue_is_silent_in_a_transaction(
+    settings: Settings, own_valkey: EmbeddedServer, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. arq watches the key of a job; 2. the queue is silent; 3. redis-py waits for the end of the watch when it is
+    cancelled. A connection that is left shows when the garbage is collected."""
+    monkeypatch.setattr(queue_worker, "SILENT_S", 0.2)
+    monkeypatch.setattr(queue_worker, "BLOCKING_S", 0.2)
+    async with proxy(own_valkey.socket_path) as between:
+        between.hold(b"EXISTS", b"UNWATCH")
+        async with working(replace(settings, queue_url=between.url)):
+            await client.enqueue_job(TIP_EVENTS, [event("a")])
+            await eventually(lambda: between.holding == 2, 15)
+    gc.collect()
 
 
 async def test_rebuild_is_completed_when_it_is_started_by_the_queue(settings: Settings, client: ArqRedis) -> None:

@@ -140,7 +140,7 @@ async def played(steps: Sequence[Step]) -> Driver:
     return driver
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 @given(STEPS)
 def test_batcher_keeps_its_guarantees_on_any_schedule(steps: list[Step]) -> None:
     driver = asyncio.run(played(steps))

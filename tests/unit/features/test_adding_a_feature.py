@@ -22,7 +22,8 @@ from app.stores.sqlite.source import SqliteSource
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.events import admitted, feedback
-from tests.support.registry import REGISTRY, ProfileFeatures
+from tests.support.features import ProfileFeatures
+from tests.support.registry import REGISTRY
 
 FAVOURITE = Feature(
     name="favourite_action_30d",

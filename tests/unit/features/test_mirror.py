@@ -12,7 +12,8 @@ from app.errors import RegistryError
 from app.features.registry import Registry
 from app.features.schema import Int, Str, check_mirror
 from tests.support.entries import entry
-from tests.support.registry import REGISTRY, ProfileFeatures
+from tests.support.features import ProfileFeatures
+from tests.support.registry import REGISTRY
 
 PROBE = Registry([entry(description="What it is.")])
 

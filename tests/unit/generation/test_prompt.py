@@ -8,7 +8,7 @@ from datetime import timedelta, timezone
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.generation.ports import TipRequest
@@ -52,7 +52,6 @@ def test_prompt_says_when_nothing_is_known() -> None:
 
 
 @given(REQUESTS)
-@settings(max_examples=100)
 def test_text_cannot_escape_the_marks(asked: TipRequest) -> None:
     inside = fenced(prompt_for(asked, MARK))
     assert not set("<>\n") & set(inside)

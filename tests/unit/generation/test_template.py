@@ -192,7 +192,7 @@ def test_language_is_that_of_the_tag_or_english(locale: str, language: str) -> N
 
 
 @given(REQUESTS)
-@settings(max_examples=200)
+@settings(max_examples=2 * settings().max_examples)
 def test_every_request_gets_a_valid_text(asked: TipRequest) -> None:
     text = template_tip(asked)
     assert text_problem(text, may_link=has_link(asked.task.title + (asked.task.notes or ""))) is None

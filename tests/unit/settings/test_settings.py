@@ -204,10 +204,10 @@ def read(**variables: str) -> Settings:
     return Settings.from_environment({f"PROFILES_{name}": value for name, value in variables.items()})
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_setting_is_read_when_its_value_is_allowed(name: str) -> None:
-    for text, value in GOOD[name].items():
-        assert getattr(read(**{name: text}), name.lower()) == value, text
+def test_setting_is_read_when_its_value_is_allowed() -> None:
+    for name, values in GOOD.items():
+        for text, value in values.items():
+            assert getattr(read(**{name: text}), name.lower()) == value, (name, text)
 
 
 def refusal(name: str, text: str) -> SettingsError:
@@ -217,9 +217,8 @@ def refusal(name: str, text: str) -> SettingsError:
     return caught.value
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_bad_value_is_refused_with_the_setting(name: str) -> None:
-    for allowed, texts in [(allowed, texts) for (setting, allowed), texts in BAD.items() if setting == name]:
+def test_bad_value_is_refused_with_the_setting() -> None:
+    for (name, allowed), texts in BAD.items():
         for text in texts:
             error = refusal(name, text)
             assert str(error).startswith(f"PROFILES_{name}: "), text

@@ -159,6 +159,6 @@ async def test_overview_reports_unknown_decision_ids_with_the_key(serve_site: Se
         assert "the decision_id that /score returned" in found["decision_ids"]["advice"]
 
 
-async def test_wrong_period_is_answered_with_the_allowed_ones(own_site: Live) -> None:
-    body = problem(await own_site.client.get("/admin?period=week"), 400)
+async def test_wrong_period_is_answered_with_the_allowed_ones(site: Live) -> None:
+    body = problem(await site.client.get("/admin?period=week"), 400)
     assert body["errors"] == [{"path": "period", "detail": "must be hour, day or month"}]

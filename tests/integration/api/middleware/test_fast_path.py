@@ -263,12 +263,9 @@ async def _without_chance(site: Live, body: bytes) -> object:
 
 
 def counted(site: Live) -> dict[tuple[str, ...], int]:
-    return {
-        tuple(sample.labels.values()): int(sample.value)
-        for family in site.service.metrics.collectors.collect()
-        for sample in family.samples
-        if sample.name == "profiles_http_request_duration_seconds_count"
-    }
+    (family,) = site.service.metrics.request_seconds.collect()
+    counts = (sample for sample in family.samples if sample.name.endswith("_count"))
+    return {tuple(sample.labels.values()): int(sample.value) for sample in counts}
 
 
 async def told_and_counted(site: Live, ask: Ask) -> tuple[Told, set[tuple[str, ...]]]:

@@ -19,8 +19,9 @@ from app.features.schema import Int
 from tests.integration.api.auth.test_access import TABLE
 from tests.support.clock import FakeClock
 from tests.support.entries import entry
+from tests.support.features import ProfileFeatures
 from tests.support.live import JSON, NDJSON, Live
-from tests.support.registry import REGISTRY, ProfileFeatures
+from tests.support.registry import REGISTRY
 from tests.support.site import ServeSite
 
 Document = dict[str, Any]

@@ -18,7 +18,8 @@ from app.profiles.online.request_batching import GROUP_CAP
 from app.profiles.ports import EVERY_SLOT, Cell, ComputeRow, Fill
 from tests.support.entries import entry
 from tests.support.events import feedback, served
-from tests.support.registry import REGISTRY, TIP_VOLUME
+from tests.support.features import TIP_VOLUME
+from tests.support.registry import REGISTRY
 from tests.support.servers import calls, keys
 from tests.support.service import NEAR_AFTER, READERS, PausableService, assert_true, let_pass
 from tests.support.service_group import ServiceGroup

@@ -11,7 +11,7 @@ from tests.support.tip_requests import REQUESTS
 
 
 @given(asked=REQUESTS)
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings().max_examples // 3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_request_is_sent(endpoint: ChatServer, open_writer: OpenWriter, asked: TipRequest) -> None:
     endpoint.will(says("A tip of the model."))
     async with open_writer(endpoint.url) as writer:

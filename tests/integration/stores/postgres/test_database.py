@@ -96,7 +96,8 @@ async def test_no_deadlock_when_sets_of_users_cross(database: PostgresDatabase) 
 
 
 async def test_deadlock_is_not_seen_by_a_caller(database: PostgresDatabase) -> None:
-    """1. One write updates a, the other b; 2. each waits for the other; 3. the server ends one, which is repeated."""
+    """1. One write updates a, the other b; 2. each waits for the other; 3. the server ends one, which is repeated. It
+    may lock its row before the other wakes up; then it happens again."""
     await counters(database, "a", "b")
     both = threading.Barrier(2)
     calls: list[str] = []
@@ -112,7 +113,7 @@ async def test_deadlock_is_not_seen_by_a_caller(database: PostgresDatabase) -> N
         database.write(lambda connection: work(connection, "a", "b"), of=()),
         database.write(lambda connection: work(connection, "b", "a"), of=()),
     )
-    assert len(calls) == 3
+    assert len(calls) >= 3
     assert (await counted(database, "a"), await counted(database, "b")) == (2, 2)
 
 

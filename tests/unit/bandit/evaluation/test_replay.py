@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,17 +22,37 @@ from app.bandit.model.specs import SPEC_V1, SPEC_V2, Input
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, Policy
 from app.bandit.ports import LoggedDecision, UserLog
+from app.settings.database import PostgresUrl
 from app.stores.sql.database import Database
 from app.stores.sql.sufficient_statistics import write_statistics
 from tests.support.bandit_process import BanditProcess
-from tests.support.lived_decisions import MINUTE_MS, live_through
+from tests.support.clock import NOW_MS, FakeClock
+from tests.support.database import copy_database, open_database
+from tests.support.lived_decisions import MINUTE_MS, live_through, write_log
 
 pytestmark = pytest.mark.both_engines
 
 
+LIVED: Mapping[str, Any] = {"decisions": 160, "users": 6}
+
+
+@pytest.fixture(scope="module")
+def lived_template(migrated_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = copy_database(migrated_template, tmp_path_factory.mktemp("replay") / "profiles.db", "template")
+    asyncio.run(write_log(path, **LIVED))
+    return path
+
+
 @pytest.fixture
-async def process(database: Database) -> BanditProcess:
-    return await live_through(database, 160, users=6)
+async def process(store: Path | PostgresUrl, lived_template: Path) -> AsyncIterator[BanditProcess]:
+    if isinstance(store, Path):
+        copy_database(lived_template, store, "replay")
+    database = await open_database(store, readers=2)
+    if isinstance(store, Path):
+        yield BanditProcess(database, clock=FakeClock(NOW_MS + LIVED["decisions"] * MINUTE_MS))
+    else:
+        yield await live_through(database, **LIVED)
+    await database.close()
 
 
 async def logs_of(process: BanditProcess) -> list[UserLog]:

@@ -39,37 +39,35 @@ def unsettled(
     return JudgedDecision("tip", NOW_MS, state, served_at_ms, source, told)  # type: ignore[arg-type]  # of a table
 
 
-@pytest.mark.parametrize(
-    ("decision", "event", "outcome", "state", "served_at"),
-    [
-        (unsettled("open"), served(at_ms=NOW_MS + 5), "served", "served", NOW_MS + 5),
-        (unsettled("open"), served(at_ms=NOW_MS - 5), "served", "served", NOW_MS),
-        (unsettled("open"), served(at_ms=ONE_DAY), "served", "served", ONE_DAY),
-        (unsettled("open"), served(at_ms=ONE_DAY + 1), "late", "open", None),
-        (unsettled("open"), served(tip_id="other"), "other tip", "open", None),
-        (unsettled("open"), feedback(at_ms=NOW_MS + 5), "learned", "learned", NOW_MS + 5),
-        (unsettled("open"), feedback(at_ms=ONE_DAY + 1), "late", "open", None),
-        (unsettled("open"), feedback(tip_id="other"), "other tip", "open", None),
-        (unsettled("served", NOW_MS + 7), served(at_ms=NOW_MS + 9), "repeated", "served", NOW_MS + 7),
-        (unsettled("served", NOW_MS + 7), feedback(at_ms=ONE_DAY + 7), "learned", "learned", NOW_MS + 7),
-        (unsettled("served", NOW_MS + 7), feedback(at_ms=ONE_DAY + 8), "late", "served", NOW_MS + 7),
-        (unsettled("served", NOW_MS + 7), feedback(at_ms=NOW_MS), "learned", "learned", NOW_MS + 7),
-        (unsettled("served", NOW_MS + 7), feedback(tip_id="other"), "other tip", "served", NOW_MS + 7),
-        (unsettled("learned", 7, "feedback"), feedback(), "repeated", "learned", 7),
-        (unsettled("learned", 7, "feedback"), served(), "served", "learned", 7),
-        (unsettled("learned", 7, "feedback", told=True), served(), "repeated", "learned", 7),
-        (unsettled("learned", 7, "default"), feedback(), "late", "learned", 7),
-        (unsettled("learned", 7, "default", told=True), served(), "repeated", "learned", 7),
-        (unsettled("expired"), served(), "late", "expired", None),
-        (unsettled("expired"), feedback(), "late", "expired", None),
-    ],
-)
-def test_event_is_judged_by_the_rules(
-    decision: JudgedDecision, event: TipEvent, outcome: EventOutcome, state: DecisionState, served_at: int | None
-) -> None:
-    found = judge(decision, logged(event), RULES)
-    assert (found.outcome, found.state, found.served_at_ms) == (outcome, state, served_at)
-    assert (found.reward is None) == (outcome != "learned")
+JUDGED: list[tuple[JudgedDecision, TipEvent, EventOutcome, DecisionState, int | None]] = [
+    (unsettled("open"), served(at_ms=NOW_MS + 5), "served", "served", NOW_MS + 5),
+    (unsettled("open"), served(at_ms=NOW_MS - 5), "served", "served", NOW_MS),
+    (unsettled("open"), served(at_ms=ONE_DAY), "served", "served", ONE_DAY),
+    (unsettled("open"), served(at_ms=ONE_DAY + 1), "late", "open", None),
+    (unsettled("open"), served(tip_id="other"), "other tip", "open", None),
+    (unsettled("open"), feedback(at_ms=NOW_MS + 5), "learned", "learned", NOW_MS + 5),
+    (unsettled("open"), feedback(at_ms=ONE_DAY + 1), "late", "open", None),
+    (unsettled("open"), feedback(tip_id="other"), "other tip", "open", None),
+    (unsettled("served", NOW_MS + 7), served(at_ms=NOW_MS + 9), "repeated", "served", NOW_MS + 7),
+    (unsettled("served", NOW_MS + 7), feedback(at_ms=ONE_DAY + 7), "learned", "learned", NOW_MS + 7),
+    (unsettled("served", NOW_MS + 7), feedback(at_ms=ONE_DAY + 8), "late", "served", NOW_MS + 7),
+    (unsettled("served", NOW_MS + 7), feedback(at_ms=NOW_MS), "learned", "learned", NOW_MS + 7),
+    (unsettled("served", NOW_MS + 7), feedback(tip_id="other"), "other tip", "served", NOW_MS + 7),
+    (unsettled("learned", 7, "feedback"), feedback(), "repeated", "learned", 7),
+    (unsettled("learned", 7, "feedback"), served(), "served", "learned", 7),
+    (unsettled("learned", 7, "feedback", told=True), served(), "repeated", "learned", 7),
+    (unsettled("learned", 7, "default"), feedback(), "late", "learned", 7),
+    (unsettled("learned", 7, "default", told=True), served(), "repeated", "learned", 7),
+    (unsettled("expired"), served(), "late", "expired", None),
+    (unsettled("expired"), feedback(), "late", "expired", None),
+]
+
+
+def test_event_is_judged_by_the_rules() -> None:
+    for decision, event, outcome, state, served_at in JUDGED:
+        found = judge(decision, logged(event), RULES)
+        assert (found.outcome, found.state, found.served_at_ms) == (outcome, state, served_at), (decision, event)
+        assert (found.reward is None) == (outcome != "learned")
 
 
 @pytest.mark.parametrize(("action", "reward"), [("completed", 1.0), ("snoozed", 0.3), ("dismissed", 0.0)])

@@ -97,7 +97,7 @@ async def take(steps: Sequence[Step], database: Database, challenger_from: int) 
     return Result({user: await plain.statistics(user) for user in users}, made)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings().max_examples // 3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps, st.integers(1, 25))
 async def test_replay_equals_learning_under_the_new_spec_from_the_start(
     database: Database, taken: list[Step], challenger_from: int

@@ -157,7 +157,7 @@ async def assert_learned_once(
     assert sum(count for _, _, count in counted) <= len(events), "an event counted twice"
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(history_events, min_size=1, max_size=10), st.lists(deliveries, max_size=6))
 async def test_each_decision_is_learned_once_whatever_is_delivered(
     workers: list[BanditProcess], monkeypatch: pytest.MonkeyPatch, history: list[HistoryEvent], made: list[Delivery]

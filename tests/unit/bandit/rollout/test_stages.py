@@ -37,37 +37,37 @@ def refused(
     return refusal(move, state_of(stage, share), said, served, challenged) or ""
 
 
-@pytest.mark.parametrize(
-    ("stage", "share", "move", "to"),
-    [
-        ("shadow", 0.0, "ramp", Target("ramp", 0.05)),
-        ("ramp", 0.05, "ramp", Target("ramp", 0.25)),
-        ("ramp", 0.25, "ramp", Target("ramp", 1.0)),
-        ("ramp", 1.0, "ramp", "serves every user already"),
-        ("promoted", 1.0, "ramp", "serves every user already"),
-        ("rolled back", 0.0, "ramp", Target("shadow", 0.0, anew=True)),
-        ("shadow", 0.0, "promote", "ramp it first"),
-        ("ramp", 0.05, "promote", "ramp it first"),
-        ("ramp", 0.25, "promote", "ramp it first"),
-        ("ramp", 1.0, "promote", Target("promoted", 1.0)),
-        ("promoted", 1.0, "promote", "promoted already"),
-        ("rolled back", 0.0, "promote", "ramp it first"),
-        ("shadow", 0.0, "rollback", Target("rolled back", 0.0)),
-        ("ramp", 0.05, "rollback", Target("rolled back", 0.0)),
-        ("ramp", 0.25, "rollback", Target("rolled back", 0.0)),
-        ("ramp", 1.0, "rollback", Target("rolled back", 0.0)),
-        ("promoted", 1.0, "rollback", Target("rolled back", 0.0)),
-        ("rolled back", 0.0, "rollback", "rolled back already"),
-    ],
-)
-def test_moves_lead_to_their_target_or_are_refused(stage: Stage, share: float, move: Move, to: Target | str) -> None:
-    if isinstance(to, Target):
-        assert target(move, state_of(stage, share), GOOD, 200, True) == to
-        assert refused(move, stage, share) == ""
-    else:
-        with pytest.raises(Conflict, match=to):
-            target(move, state_of(stage, share), GOOD, 200, True)
-        assert to in refused(move, stage, share)
+TARGETS: list[tuple[Stage, float, Move, Target | str]] = [
+    ("shadow", 0.0, "ramp", Target("ramp", 0.05)),
+    ("ramp", 0.05, "ramp", Target("ramp", 0.25)),
+    ("ramp", 0.25, "ramp", Target("ramp", 1.0)),
+    ("ramp", 1.0, "ramp", "serves every user already"),
+    ("promoted", 1.0, "ramp", "serves every user already"),
+    ("rolled back", 0.0, "ramp", Target("shadow", 0.0, anew=True)),
+    ("shadow", 0.0, "promote", "ramp it first"),
+    ("ramp", 0.05, "promote", "ramp it first"),
+    ("ramp", 0.25, "promote", "ramp it first"),
+    ("ramp", 1.0, "promote", Target("promoted", 1.0)),
+    ("promoted", 1.0, "promote", "promoted already"),
+    ("rolled back", 0.0, "promote", "ramp it first"),
+    ("shadow", 0.0, "rollback", Target("rolled back", 0.0)),
+    ("ramp", 0.05, "rollback", Target("rolled back", 0.0)),
+    ("ramp", 0.25, "rollback", Target("rolled back", 0.0)),
+    ("ramp", 1.0, "rollback", Target("rolled back", 0.0)),
+    ("promoted", 1.0, "rollback", Target("rolled back", 0.0)),
+    ("rolled back", 0.0, "rollback", "rolled back already"),
+]
+
+
+def test_moves_lead_to_their_target_or_are_refused() -> None:
+    for stage, share, move, to in TARGETS:
+        if isinstance(to, Target):
+            assert target(move, state_of(stage, share), GOOD, 200, True) == to
+            assert refused(move, stage, share) == ""
+        else:
+            with pytest.raises(Conflict, match=to):
+                target(move, state_of(stage, share), GOOD, 200, True)
+            assert to in refused(move, stage, share)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.25])

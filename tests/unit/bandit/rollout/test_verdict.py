@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,78 +57,81 @@ def judged(**fields: Any) -> Verdict:
     return verdict(figures, msgspec.structs.replace(GUARDRAILS, **guardrails), LIMITS)
 
 
-@pytest.mark.parametrize(
-    ("fields", "word", "reason"),
-    [
-        ({}, "promote", "That is an improvement."),
-        ({"n": 3_999}, "insufficient data", "3,999 decisions can be evaluated; the first look is at 4,000."),
-        ({"users": 99}, "insufficient data", "those of 99 users; an interval over users needs 100."),
-        (
-            {"n": 4_000, "users": 100, "ess": 1_000, "champion_ess": 1_000},
-            "promote",
-            "Over 4,000 decisions of 100 users",
-        ),
-        ({"effective_users": 99.0}, "insufficient data", "900 users, who count as 99 because some made far more"),
-        ({"effective_users": 100.0}, "promote", "improvement"),
-        ({"mean_weight": 1.0301}, "hold", "The challenger's mean weight is 1.030 ± 0.010 instead of 1"),
-        ({"champion_mean_weight": 1.0301}, "hold", "The champion's mean weight is 1.030 ± 0.010 instead of 1"),
-        ({"champion_mean_weight": 1.03}, "promote", "improvement"),
-        ({"champion_mean_weight": 1.0, "champion_mean_weight_error": 0.0}, "promote", "improvement"),
-        ({"mean_weight": 0.9699}, "hold", "not credible"),
-        ({"mean_weight": 1.03}, "promote", "improvement"),
-        ({"mean_weight": 1 + 1e-12, "mean_weight_error": 0.0}, "promote", "improvement"),
-        ({"ess": 999}, "insufficient data", "size of 8,000 decisions is 999 for the challenger"),
-        ({"n": 20_000, "ess": 1_999}, "insufficient data", "2,000 is needed"),
-        ({"n": 20_000, "ess": 2_000}, "promote", "improvement"),
-        ({"champion_ess": 999}, "insufficient data", "size of 8,000 decisions is 999 for the champion"),
-        ({"n": 50_000, "ess": 50_000, "champion_ess": 4_999}, "insufficient data", "5,000 is needed"),
-        ({"ess": 998, "champion_ess": 999}, "insufficient data", "998 for the challenger"),
-        ({"ess": 999, "champion_ess": 998}, "insufficient data", "998 for the champion"),
-        ({"lift": Interval(0.01, 0.0, 0.02)}, "promote", "an improvement is not shown"),
-        ({"lift": Interval(-0.00001, -0.01, 0.00001)}, "promote", "earns +0.0000 a decision"),
-        ({"lift": Interval(0.01, -0.00001, 0.02)}, "promote", "(+0.0000 to +0.0200)"),
-        ({"lift": Interval(0.0, -0.0199, 0.02)}, "promote", "A loss of more than 0.02 is ruled out"),
-        ({"lift": Interval(0.0, -0.02, 0.02)}, "hold", "A loss of more than 0.02 is not ruled out."),
-        ({"lift": Interval(-0.03, -0.05, -0.02)}, "hold", "not ruled out"),
-        ({"lift": Interval(-0.04, -0.06, -0.021)}, "roll back", "a loss of more than 0.02 for certain"),
-        (
-            {"dismissed_more": Interval(0.05, 0.031, 0.07)},
-            "roll back",
-            "5.0% more (3.1% to 7.0%), where 3.0% is allowed",
-        ),
-        ({"dismissed_more": Interval(0.05, 0.03, 0.07)}, "promote", "improvement"),
-        ({"p99_ms": 250.0, "slow": 0.02}, "roll back", "One answer in a hundred takes over 250 ms; 100 ms is allowed."),
-        ({"p99_ms": 250.0, "slow": 0.02}, "roll back", "At least 2.0% of the challenger's answers take longer."),
-        ({"p99_ms": 250.0, "slow": 0.01}, "promote", "improvement"),
-        ({"p99_ms": 250.0, "slow": 0.02, "p99_judged": False}, "promote", "improvement"),
-        ({"p99_ms": 361.0, "champion_p99_ms": 240.0, "slow": 0.02}, "roll back", "361 ms; 360 ms is allowed."),
-        ({"p99_ms": None, "no_profile": None, "dismissed_more": None}, "promote", "improvement"),
-        ({"experiment": experiment(-0.05, -0.021)}, "roll back", "earn -0.0500 a recent decision compared with the"),
-        ({"experiment": experiment(-0.05, -0.02)}, "promote", "improvement"),
-        (
-            {"experiment": experiment(0.0, 0.1, p=9e-5)},
-            "hold",
-            "9.1% of the users with recent decisions instead of 5%",
-        ),
-        ({"experiment": experiment(0.0, 0.1, p=1e-4)}, "promote", "improvement"),
-        ({"no_profile": 0.61}, "roll back", "61.0% of the decisions were made without a profile"),
-        # The first rule that applies decides.
-        ({"n": 10, "p99_ms": 250.0, "slow": 0.02}, "roll back", "250 ms"),
-        ({"n": 10, "mean_weight": 2.0}, "insufficient data", "10 decisions"),
-        ({"n": 1}, "insufficient data", "1 decision can"),
-        ({"mean_weight": 2.0, "p99_ms": 250.0, "slow": 0.02}, "roll back", "250 ms"),
-        ({"mean_weight": 2.0, "ess": 10}, "hold", "not credible"),
-        ({"champion_mean_weight": 2.0, "ess": 10}, "hold", "The champion's mean weight"),
-        ({"mean_weight": 2.0, "lift": Interval(-0.4, -0.6, -0.2)}, "hold", "not credible"),
-        ({"ess": 10, "lift": Interval(-0.4, -0.6, -0.2)}, "insufficient data", "needed"),
-    ],
-)
-def test_verdict_follows_the_rules_in_their_order(fields: dict[str, Any], word: str, reason: str) -> None:
-    found = judged(**fields)
-    assert (found.word, found.improved) == (word, word == "promote" and FIGURES.lift.low > 0 and "lift" not in fields)
-    assert reason in found.reason
-    assert found.reason.endswith(".")
-    assert found.reason[0].isupper() or found.reason[0].isdigit()
+RULES: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "promote", "That is an improvement."),
+    ({"n": 3_999}, "insufficient data", "3,999 decisions can be evaluated; the first look is at 4,000."),
+    ({"users": 99}, "insufficient data", "those of 99 users; an interval over users needs 100."),
+    (
+        {"n": 4_000, "users": 100, "ess": 1_000, "champion_ess": 1_000},
+        "promote",
+        "Over 4,000 decisions of 100 users",
+    ),
+    ({"effective_users": 99.0}, "insufficient data", "900 users, who count as 99 because some made far more"),
+    ({"effective_users": 100.0}, "promote", "improvement"),
+    ({"mean_weight": 1.0301}, "hold", "The challenger's mean weight is 1.030 ± 0.010 instead of 1"),
+    ({"champion_mean_weight": 1.0301}, "hold", "The champion's mean weight is 1.030 ± 0.010 instead of 1"),
+    ({"champion_mean_weight": 1.03}, "promote", "improvement"),
+    ({"champion_mean_weight": 1.0, "champion_mean_weight_error": 0.0}, "promote", "improvement"),
+    ({"mean_weight": 0.9699}, "hold", "not credible"),
+    ({"mean_weight": 1.03}, "promote", "improvement"),
+    ({"mean_weight": 1 + 1e-12, "mean_weight_error": 0.0}, "promote", "improvement"),
+    ({"ess": 999}, "insufficient data", "size of 8,000 decisions is 999 for the challenger"),
+    ({"n": 20_000, "ess": 1_999}, "insufficient data", "2,000 is needed"),
+    ({"n": 20_000, "ess": 2_000}, "promote", "improvement"),
+    ({"champion_ess": 999}, "insufficient data", "size of 8,000 decisions is 999 for the champion"),
+    ({"n": 50_000, "ess": 50_000, "champion_ess": 4_999}, "insufficient data", "5,000 is needed"),
+    ({"ess": 998, "champion_ess": 999}, "insufficient data", "998 for the challenger"),
+    ({"ess": 999, "champion_ess": 998}, "insufficient data", "998 for the champion"),
+    ({"lift": Interval(0.01, 0.0, 0.02)}, "promote", "an improvement is not shown"),
+    ({"lift": Interval(-0.00001, -0.01, 0.00001)}, "promote", "earns +0.0000 a decision"),
+    ({"lift": Interval(0.01, -0.00001, 0.02)}, "promote", "(+0.0000 to +0.0200)"),
+    ({"lift": Interval(0.0, -0.0199, 0.02)}, "promote", "A loss of more than 0.02 is ruled out"),
+    ({"lift": Interval(0.0, -0.02, 0.02)}, "hold", "A loss of more than 0.02 is not ruled out."),
+    ({"lift": Interval(-0.03, -0.05, -0.02)}, "hold", "not ruled out"),
+    ({"lift": Interval(-0.04, -0.06, -0.021)}, "roll back", "a loss of more than 0.02 for certain"),
+    (
+        {"dismissed_more": Interval(0.05, 0.031, 0.07)},
+        "roll back",
+        "5.0% more (3.1% to 7.0%), where 3.0% is allowed",
+    ),
+    ({"dismissed_more": Interval(0.05, 0.03, 0.07)}, "promote", "improvement"),
+    ({"p99_ms": 250.0, "slow": 0.02}, "roll back", "One answer in a hundred takes over 250 ms; 100 ms is allowed."),
+    ({"p99_ms": 250.0, "slow": 0.02}, "roll back", "At least 2.0% of the challenger's answers take longer."),
+    ({"p99_ms": 250.0, "slow": 0.01}, "promote", "improvement"),
+    ({"p99_ms": 250.0, "slow": 0.02, "p99_judged": False}, "promote", "improvement"),
+    ({"p99_ms": 361.0, "champion_p99_ms": 240.0, "slow": 0.02}, "roll back", "361 ms; 360 ms is allowed."),
+    ({"p99_ms": None, "no_profile": None, "dismissed_more": None}, "promote", "improvement"),
+    ({"experiment": experiment(-0.05, -0.021)}, "roll back", "earn -0.0500 a recent decision compared with the"),
+    ({"experiment": experiment(-0.05, -0.02)}, "promote", "improvement"),
+    (
+        {"experiment": experiment(0.0, 0.1, p=9e-5)},
+        "hold",
+        "9.1% of the users with recent decisions instead of 5%",
+    ),
+    ({"experiment": experiment(0.0, 0.1, p=1e-4)}, "promote", "improvement"),
+    ({"no_profile": 0.61}, "roll back", "61.0% of the decisions were made without a profile"),
+    # The first rule that applies decides.
+    ({"n": 10, "p99_ms": 250.0, "slow": 0.02}, "roll back", "250 ms"),
+    ({"n": 10, "mean_weight": 2.0}, "insufficient data", "10 decisions"),
+    ({"n": 1}, "insufficient data", "1 decision can"),
+    ({"mean_weight": 2.0, "p99_ms": 250.0, "slow": 0.02}, "roll back", "250 ms"),
+    ({"mean_weight": 2.0, "ess": 10}, "hold", "not credible"),
+    ({"champion_mean_weight": 2.0, "ess": 10}, "hold", "The champion's mean weight"),
+    ({"mean_weight": 2.0, "lift": Interval(-0.4, -0.6, -0.2)}, "hold", "not credible"),
+    ({"ess": 10, "lift": Interval(-0.4, -0.6, -0.2)}, "insufficient data", "needed"),
+]
+
+
+def test_verdict_follows_the_rules_in_their_order() -> None:
+    for fields, word, reason in RULES:
+        found = judged(**fields)
+        assert (found.word, found.improved) == (
+            word,
+            word == "promote" and FIGURES.lift.low > 0 and "lift" not in fields,
+        ), fields
+        assert reason in found.reason
+        assert found.reason.endswith(".")
+        assert found.reason[0].isupper() or found.reason[0].isdigit()
 
 
 def test_reason_names_every_guardrail_that_is_broken() -> None:

@@ -214,7 +214,7 @@ def sent_events(draw: st.DrawFn) -> TipEvent:
     return msgspec.structs.replace(feedback(draw(ids), action=draw(actions), dwell_ms=dwell_ms), **changes)
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(sent_events(), min_size=1, max_size=5))
 async def test_logged_event_equals_the_event_sent(event_log: SqlEventLog, sent: list[TipEvent]) -> None:
     seqs = (await append(event_log, *sent)).seqs

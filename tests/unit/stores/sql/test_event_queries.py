@@ -71,7 +71,7 @@ async def test_newest_events_cost_the_same_when_there_are_more(database_path: Pa
         assert steps(connection, SELECT_NEWEST_TRACED, parameters) <= few + 2
 
 
-property_settings = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+property_settings = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @property_settings

@@ -110,7 +110,7 @@ LETTERS = st.sampled_from(
 IDS = st.lists(LETTERS, min_size=1, max_size=4).map("".join)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=2 * settings().max_examples)
 @given(users=st.lists(IDS, max_size=12), prefix=st.lists(LETTERS, max_size=3).map("".join), limit=st.integers(1, 6))
 @pytest.mark.slow
 def test_search_equals_a_comparison_of_prefixes(

@@ -62,7 +62,7 @@ rows = st.one_of(
     st.builds(ComputeRow, users, masks, moments, st.none(), st.integers(0, 25)),
 )
 
-property_settings = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+property_settings = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def expected(stored: list[Admitted], asked: ComputeRow, now_ms: int) -> dict[str, reference.Value]:
