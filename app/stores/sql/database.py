@@ -16,7 +16,7 @@ from app.errors import SchemaMismatch
 from app.profiles.ports import ObservedState
 
 T = TypeVar("T")
-SCHEMA_REVISION = "0014"
+SCHEMA_REVISION = "0015"
 SELECT_REVISION = "SELECT version_num FROM alembic_version"
 Parameters = Sequence[object] | Mapping[str, object]
 

@@ -153,6 +153,15 @@ async def test_client_leaves_no_read_behind_when_it_closes() -> None:
     assert asyncio.all_tasks() - {asyncio.current_task()} <= {reading}
 
 
+async def test_read_fails_when_the_client_is_closed_meanwhile() -> None:
+    async with FakeAsyncProfiles() as profiles:
+        reads = [asyncio.create_task(profiles.profile(user)) for user in ("ann", "bob")]
+        await asyncio.sleep(0)
+    for read in reads:
+        with pytest.raises(ConnectionLost, match="closed"):
+            await read
+
+
 def test_training_set_warns_of_values_that_could_not_be_computed() -> None:
     class Partly(FakeService):
         def answer(self, request: Request) -> Response:

@@ -55,7 +55,18 @@ def test_url_may_have_port_and_path(url: str, host: str, port: int, first: str) 
 
 
 @pytest.mark.parametrize(
-    "url", ["h:8000", "ftp://h", "http://", "http://u:p@h", "http://h?a=b", "http://h#a", "http://h/a b", "http://h:x"]
+    "url",
+    [
+        "h:8000",
+        "ftp://h",
+        "http://",
+        "http://u:p@h",
+        "http://h?a=b",
+        "http://h#a",
+        "http://h/a b",
+        "http://h:x",
+        "http://é",
+    ],
 )
 def test_url_is_rejected_when_it_is_no_address(url: str) -> None:
     with pytest.raises(ValueError, match=r"url|port|Port"):

@@ -27,7 +27,7 @@ from profiles_client.calls import (
     or_default,
     run,
 )
-from profiles_client.errors import ContractWarning, IncompleteHistory
+from profiles_client.errors import ConnectionLost, ContractWarning, IncompleteHistory
 from profiles_client.features import ProfileFeatures
 from profiles_client.model import Action, Candidate, Choice, Event, F, Receipt, Row, Value
 from profiles_client.transports import AsyncioTransport, BlockingTransport
@@ -184,7 +184,7 @@ class AsyncProfiles(Client[F]):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        for reading in self._reading:  # whose callers were cancelled
+        for reading in self._reading:
             reading.cancel()
         try:
             await asyncio.gather(*self._reading, return_exceptions=True)
@@ -207,7 +207,13 @@ class AsyncProfiles(Client[F]):
             task.add_done_callback(self._reading.discard)
         users, reading = self._shared[kind]
         users[user] = None
-        return (await asyncio.shield(reading))[user]
+        try:
+            return (await asyncio.shield(reading))[user]
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if reading.cancelled() and task is not None and not task.cancelling():
+                raise ConnectionLost("the client was closed before the answer") from None
+            raise
 
     async def _read_shared(self, kind: tuple[float | None, str | None]) -> dict[str, F]:
         users, _ = self._shared.pop(kind)

@@ -50,6 +50,10 @@ class Endpoint:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
             raise ValueError(f"url: must be like http://host:8000 or https://host/prefix, not {url!r}")
+        if not parts.netloc.isascii():
+            raise ValueError(
+                f"url: the host must be ASCII, with an international name as xn--…, not {parts.hostname!r}"
+            )
         if not _PATH(parts.path):
             raise ValueError(f"url: the path must be percent-encoded, not {parts.path!r}")
         if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):

@@ -131,7 +131,7 @@ export class Profiles<F extends object = ProfileFeatures> {
     if (!(this.#deadlineMs > 0)) throw new RangeError(`deadlineMs: must be positive, not ${this.#deadlineMs}`);
   }
 
-  /** The features of a user. An unknown user is not an error. Reads of one turn of the event loop share a request. */
+  /** The features of a user. An unknown user is not an error. Reads that start together share a request. */
   async profile<N extends keyof F & string = keyof F & string, D = never>(
     user: string,
     options: ReadOptions<N, D> = {},

@@ -115,6 +115,13 @@ def test_both_engines_have_the_same_schema(postgres_url: PostgresUrl, database_p
             assert there[name][part] == table[part], f"{part} of {name}"
 
 
+def test_tables_of_events_are_vacuumed_after_few_new_rows(postgres_url: PostgresUrl) -> None:
+    with psycopg.connect(postgres_url.url) as connection:
+        options = connection.execute("SELECT relname, reloptions FROM pg_class WHERE reloptions IS NOT NULL").fetchall()
+    for table in ("event_log", "tip_views", "tip_feedback"):
+        assert dict(options)[table] == ["autovacuum_vacuum_insert_scale_factor=0.01"]
+
+
 def test_indexes_serve_the_same_queries(postgres_url: PostgresUrl, database_path: Path) -> None:
     there, here = schema(postgres_url), schema(database_path)
     for name, table in here.items():
