@@ -11,12 +11,11 @@ The server may be a cluster (`app.stores.valkey.cluster`). Then the epoch of eac
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from hiredis import ReplyError
@@ -36,7 +35,6 @@ from app.telemetry import Metrics, logger
 
 _SYNTAX_ERROR = "ERR syntax error"
 _WRONG_TYPE = "WRONGTYPE"
-_NO_SCRIPT = "NOSCRIPT"
 NONCE_BYTES = 12
 _KEYS_PER_SCAN = 1_000
 log = logger("stores.valkey")
@@ -55,12 +53,6 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then
 end
 return 0
 """
-
-
-@cache
-def _digest(script: bytes) -> str:
-    """The name by which a server runs a Lua script that it has loaded."""
-    return hashlib.sha1(script, usedforsecurity=False).hexdigest()
 
 
 def key(epoch: Epoch, cell: Cell) -> bytes:
@@ -325,17 +317,10 @@ class ValkeyCache:
     async def _run_script(
         self, what: str, script: bytes, calls: Sequence[tuple[Cell, tuple[bytes | int, ...]]], epoch: Epoch
     ) -> list[Any]:
-        async def run(command: bytes, text: bytes | str, at: Sequence[int], allowed: tuple[str, ...]) -> list[Any]:
-            def commands(epoch: str, places: Sequence[int]) -> list[Command]:
-                some = [calls[at[i]] for i in places]
-                return [(command, text, 1, key(epoch, cell), *arguments) for cell, arguments in some]
+        # With its text each time: a script is shorter than most values, and the server compiles it only once.
+        def commands(epoch: str, at: Sequence[int]) -> list[Command]:
+            some = [calls[i] for i in at]
+            return [(b"EVAL", script, 1, key(epoch, cell), *arguments) for cell, arguments in some]
 
-            users = [calls[i][0].user_id for i in at]
-            return (await self._send(what, Use.BACK, users, commands, epoch, allowed))[1]
-
-        replies = await run(b"EVALSHA", _digest(script), range(len(calls)), (_NO_SCRIPT,))
-        lacking = [place for place, reply in enumerate(replies) if isinstance(reply, ReplyError)]
-        if lacking:
-            for place, reply in zip(lacking, await run(b"EVAL", script, lacking, ()), strict=True):
-                replies[place] = reply
+        _, replies = await self._send(what, Use.BACK, [cell.user_id for cell, _ in calls], commands, epoch)
         return replies
