@@ -159,9 +159,9 @@ class Queue:
         await self._jobs.close(CLOSE_S)
         await self._pool.disconnect()
 
-    async def _start(self, job: str, run_id: str | int, job_id: str) -> None:
+    async def _start(self, job: str, argument: object, job_id: str | None = None) -> None:
         try:
-            await self._redis.enqueue_job(job, run_id, _job_id=job_id, **_trace_context())
+            await self._redis.enqueue_job(job, argument, _job_id=job_id, **_trace_context())
         except AWAY as error:
             self._metrics.publish_failures.inc()
             log.warning("publish_failed", job=job, error=str(error))
@@ -171,11 +171,7 @@ class Queue:
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def _enqueue(self, parts: Sequence[Sequence[int]]) -> list[None]:
-        try:
-            await self._redis.enqueue_job(CONSUME, [seq for part in parts for seq in part], **_trace_context())
-        except AWAY as error:
-            self._metrics.publish_failures.inc()
-            log.warning("publish_failed", job=CONSUME, error=str(error))
+        await self._start(CONSUME, [seq for part in parts for seq in part])
         return [None] * len(parts)
 
 

@@ -135,6 +135,11 @@ class Database(ABC):
         """Read the first row of one statement; None if the result is empty."""
         return await self.read(lambda connection: connection.execute(statement, parameters).fetchone())
 
+    async def value(self, statement: str, parameters: Parameters = ()) -> Any:
+        """Read the first column of the first row of one statement; None if the result is empty."""
+        row = await self.row(statement, parameters)
+        return None if row is None else row[0]
+
     async def execute(self, statement: str, parameters: Parameters = ()) -> int:
         """Run one statement in a transaction. Return the number of rows that it changed."""
         return await self.write(lambda connection: connection.execute(statement, parameters).rowcount, of=())

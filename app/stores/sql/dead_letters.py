@@ -115,12 +115,10 @@ class SqlDeadLetters(SqlRepository):
         return await self._database.execute(DELETE_LETTERS, (json.dumps(letter_ids),))
 
     async def newest_id(self) -> int:
-        (newest,) = await self._database.row(SELECT_NEWEST_ID)
-        return int(newest)
+        return int(await self._database.value(SELECT_NEWEST_ID))
 
     async def count(self) -> int:
-        (count,) = await self._database.row(SELECT_COUNT)
-        return int(count)
+        return int(await self._database.value(SELECT_COUNT))
 
     async def refused(self, reasons: Mapping[int, str], now_ms: int) -> None:
         rows = [(reason, now_ms, letter_id) for letter_id, reason in reasons.items()]

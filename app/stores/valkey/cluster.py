@@ -48,7 +48,6 @@ class ClusterNode(NamedTuple):
     flags: Collection[str]
     master: str
     config_epoch: int
-    link: str
     ranges: Sequence[tuple[int, int]]
 
 
@@ -56,13 +55,13 @@ def parse_nodes(text: str) -> list[ClusterNode]:
     """Parse the reply to `CLUSTER NODES`."""
     found: list[ClusterNode] = []
     for line in text.splitlines():
-        node, address, flags, master, _, _, config_epoch, link, *slots = line.split()
+        node, address, flags, master, _, _, config_epoch, _, *slots = line.split()
         host, _, port = address.partition("@")[0].rpartition(":")
         known = bool(host) and "noaddr" not in flags and "handshake" not in flags
         address = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}") if known else ""
         # A slot that is being moved is in square brackets.
         ranges = [(int((ends := part.split("-"))[0]), int(ends[-1])) for part in slots if part[0] != "["]
-        found.append(ClusterNode(node, address, flags.split(","), master, int(config_epoch), link, ranges))
+        found.append(ClusterNode(node, address, flags.split(","), master, int(config_epoch), ranges))
     return found
 
 
