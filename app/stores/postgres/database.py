@@ -45,8 +45,8 @@ class PostgresDatabase(Database):
     state: PostgresState
 
     def __init__(self, url: str, readers: int) -> None:
+        super().__init__()
         self.url = url
-        self.full = False
         self.state = PostgresState(url)
         # One more than the features use at a time, so that a health check never waits for a slow feature.
         self.readers = Pool(url, readers + 1, self.state)
@@ -94,13 +94,9 @@ class PostgresDatabase(Database):
         try:
             result = await self._writers.run(lambda connection: _transact(connection, work, users, again))
         except StoreFull as error:
-            if not self.full:
-                self.full = True
-                log.error("database_full", error=str(error), reads="continue")
+            self.wrote(error)
             raise
-        if self.full:
-            self.full = False
-            log.warning("database_has_room_again")
+        self.wrote()
         return result
 
     async def close(self) -> None:
