@@ -21,7 +21,7 @@ from app.errors import StoreFull, StoreUnavailable
 from app.stores.postgres.connection import Connection, connect, revision_of, unavailable
 from app.stores.postgres.observed_state import PostgresState
 from app.stores.postgres.pool import Pool
-from app.stores.sql.database import Database, Scope, check_revision
+from app.stores.sql.database import SPARE_READERS, Database, Scope, check_revision
 from app.telemetry import logger
 
 T = TypeVar("T")
@@ -48,8 +48,7 @@ class PostgresDatabase(Database):
         super().__init__()
         self.url = url
         self.state = PostgresState(url)
-        # One more than the features use at a time, so that a health check never waits for a slow feature.
-        self.readers = Pool(url, readers + 1, self.state)
+        self.readers = Pool(url, readers + SPARE_READERS, self.state)
         self._writers = Pool(url, WRITERS, self.state)
 
     @classmethod

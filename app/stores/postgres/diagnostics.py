@@ -17,7 +17,7 @@ from app.settings import Settings
 from app.settings.database import PostgresUrl
 from app.stores.postgres.connection import Connection, connect, revision_of, unavailable
 from app.stores.postgres.database import WRITERS
-from app.stores.sql.database import check_revision
+from app.stores.sql.database import SPARE_READERS, check_revision
 from app.stores.sql.diagnostics import diagnose_contents
 from app.stores.sql.event_log import FINDINGS, SELECT_FAULTS
 
@@ -85,7 +85,7 @@ def diagnose_database(
                 _rights(connection, role, is_super=is_super),
                 _encryption(connection),
                 _pooler(connection, url),
-                diagnose_connections(server, limits, processes, settings.readers + 1 + WRITERS + 1),
+                diagnose_connections(server, limits, processes, settings.readers + SPARE_READERS + WRITERS + 1),
                 clock,
             ]
             return [*lines, *([_integrity(connection)] if whole else []), *contents], running

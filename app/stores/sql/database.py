@@ -19,6 +19,9 @@ from app.telemetry import logger
 
 T = TypeVar("T")
 SCHEMA_REVISION = "0015"
+# More than the features use at a time: for an attempt to compute a feature that has failed, and so that a health check
+# never waits for a slow feature.
+SPARE_READERS = 2
 SELECT_REVISION = "SELECT version_num FROM alembic_version"
 LOG_FULL_EVERY_S = 60.0
 STILL_FULL_S = 5.0
@@ -55,9 +58,9 @@ class Reader(Protocol):
 
 
 class Readers(Protocol):
-    def one(self, *, extra: bool = False) -> AbstractAsyncContextManager[Reader]:
-        """Lend an idle connection for the block; with `extra`, open a new one and close it after the block. An error of
-        the engine that leaves the block becomes `StoreUnavailable`."""
+    def one(self) -> AbstractAsyncContextManager[Reader]:
+        """Lend an idle connection for the block. An error of the engine that leaves the block becomes
+        `StoreUnavailable`."""
 
     def interrupt(self) -> None:
         """Interrupt running statements, and later ones soon after they begin: the process is stopping."""

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from app.errors import StoreFull, StoreUnavailable
 from app.profiles.ports import State
-from app.stores.sql.database import SELECT_REVISION, Database, Scope, check_revision
+from app.stores.sql.database import SELECT_REVISION, SPARE_READERS, Database, Scope, check_revision
 from app.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
     Readers,
@@ -120,8 +120,7 @@ class SqliteDatabase(Database):
                 )
         database = cls(path, monotonic, checkpoint_frames)
         try:
-            # One more than the features use at a time, so that a health check never waits for a slow feature.
-            await database.readers.open(readers + 1)
+            await database.readers.open(readers + SPARE_READERS)
             database._writer = await open_thread(path, read_only=False)
             database._checkpointer = connect(path, read_only=False)
             database.state.last = State(database_id=await database._own_id())
