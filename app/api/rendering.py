@@ -8,8 +8,9 @@ from functools import lru_cache
 import msgspec
 from msgspec import UNSET
 
-from app.api.schemas import FeatureDetail, view
+from app.api.schemas import FeatureDetail
 from app.features.registry import Registry, indices
+from app.features.views import view
 from app.profiles.online.cache_protocol import FeatureValue
 
 TEMPLATES_CAP = 1_024

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from app.features.clock import rfc3339
 from app.features.ids import Id
 from app.features.registry import Dtype
 from app.features.schema import ProfileFeatures
 
-T = TypeVar("T", bound=msgspec.Struct)
 MAX_USERS = 1_000
 MAX_NAMES = 1_000
 MAX_MOMENTS = 10_000
@@ -28,18 +26,6 @@ FeatureNames = Annotated[
     list[Annotated[str, Meta(extra_json_schema=FEATURE_NAME)]],
     Meta(min_length=1, max_length=MAX_NAMES, description="Feature names. Default: all features."),
 ]
-
-
-def view(kind: type[T], source: object, **others: Any) -> T:
-    """Make a response struct of the type `kind`. A field is taken from `others`, else from the attribute of `source`
-    with the same name. If `source` has the attribute `x_ms` (epoch ms), the field `x` is that time as RFC 3339."""
-    for name in kind.__struct_fields__:
-        if name not in others and hasattr(source, f"{name}_ms"):
-            moment_ms = getattr(source, f"{name}_ms")
-            others[name] = None if moment_ms is None else rfc3339(moment_ms)
-        elif name not in others:
-            others[name] = getattr(source, name)
-    return kind(**others)
 
 
 class BatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

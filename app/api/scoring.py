@@ -14,15 +14,17 @@ from msgspec import UNSET, Meta, UnsetType
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import USER_ID
 from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
-from app.api.schemas import Moment, Value, view
+from app.api.schemas import Moment, Value
 from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
-from app.bandit.model.inputs import Candidate, Context, ContextFeatures, Features
+from app.bandit.evaluation.records import DecisionContext
+from app.bandit.model.inputs import Candidate, Context, Features
 from app.errors import InvalidInput, Issue
 from app.events.strict_json import decode
 from app.features.clock import rfc3339
 from app.features.events import Action
 from app.features.ids import Id
 from app.features.schema import ProfileFeatures
+from app.features.views import view
 from app.service import Service
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
@@ -130,12 +132,6 @@ class DecisionProfile(ProfileOrigin):
         dict[str, int] | None,
         Meta(description="For each value, the number of the user's newest event that it reflects; 0 if none."),
     ]
-
-
-class DecisionContext(ContextFeatures, frozen=True, kw_only=True, omit_defaults=False):
-    """The context of the scoring request. `at`: when the tip is shown."""
-
-    at: str | None
 
 
 class ExplainedCandidate(RankedCandidate, kw_only=True):
@@ -249,7 +245,7 @@ def _ranked(decision: Decision, ranking: Ranking) -> list[RankedCandidate]:
 
 
 def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer:
-    at, read, events = decision.context.at, decision.profile_read, outcome.events
+    read, events = decision.profile_read, outcome.events
     given: Any = decision.profile
     return view(
         DecisionAnswer,
@@ -261,9 +257,9 @@ def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer
             decision.origin,
             given,
             rfc3339(read.at_ms) if read is not None else None,
-            {name: value.version for name, value in read.values.items()} if read is not None else None,
+            read.versions if read is not None else None,
         ),
-        context=view(DecisionContext, decision.context, at=at.isoformat() if at is not None else None),
+        context=DecisionContext.of(decision.context),
         candidates=_explained(decision),
         shadow=_shadow(decision),
         outcome=view(

@@ -15,6 +15,7 @@ from app.bandit.model.inputs import Array, Candidate, Context, Profile
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.numpy_on_demand import np
 from app.features.events import Action
 from app.features.profile_read import ProfileRead
 
@@ -118,6 +119,13 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     def phi_under(self, spec: Spec) -> Array:
         """The input vectors φ (K, D) of the candidates under a spec, which may be newer than the decision."""
         return spec.phi(self.candidates, self.context, self.profile)
+
+    def vector(self, spec: Spec) -> Array:
+        """The logged φ of the chosen candidate, followed by the additional inputs of `spec`, computed from the
+        request."""
+        if len(self.phi) >= spec.size:
+            return self.phi
+        return np.concatenate([self.phi, self.phi_under(spec)[self.chosen, len(self.phi) :]])
 
     def contributions(self) -> list[dict[str, float]] | None:
         """For each candidate, in the order of the request, the part of its score that each input contributes, by name.

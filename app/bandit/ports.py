@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from app.bandit.decisions import Decision, DecisionOutcome, EventOutcome, UserSnapshot
+from app.bandit.evaluation.records import DecisionRecord
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.features.events import LoggedEvent
@@ -63,7 +64,7 @@ class DecisionPlace(NamedTuple):
     number: int = 0
 
 
-EARLIEST_MS, LATEST_MS = -(2**62), 2**62  # before and after the time of any decision
+EARLIEST_MS, LATEST_MS = -(10**18), 10**18  # before and after the time of any decision
 
 
 class DecisionMoment(NamedTuple):
@@ -71,6 +72,14 @@ class DecisionMoment(NamedTuple):
 
     at_ms: int
     decision_id: str = ""
+
+
+class DecisionsPage(NamedTuple):
+    """Decisions in the order of their moments. Continue after `following`; it is None on the last page. Damaged
+    decisions are left out, so that a page may have few records, or none, though more follow."""
+
+    records: list[DecisionRecord]
+    following: DecisionMoment | None
 
 
 class LoggedDecision(NamedTuple):
@@ -102,11 +111,11 @@ class DecisionRepository(Protocol):
         first after `after`. Decisions whose user's statistics have changed since the decision are skipped. Return the
         place of the last decision; None if no more follow."""
 
-    async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None: ...
+    async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
+        """The decision with this id; None if there is none, or it is damaged."""
 
-    async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> list[tuple[Decision, DecisionOutcome]]:
-        """Up to `limit` decisions after `after` that were made before `until_ms`, in the order of `DecisionMoment`. The
-        outcomes lack the numbers of events."""
+    async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> DecisionsPage:
+        """Up to `limit` decisions after `after` that were made before `until_ms`."""
 
     async def user_logs(self, after: str, decisions: int) -> list[UserLog]:
         """The logs of the users after the user `after`, in the order of ids, of at least so many decisions in all;
@@ -136,9 +145,9 @@ class LearningRepository(Protocol):
         """Settle up to `limit` decisions whose reward window has closed without feedback. If the tip was served, the
         reward of `app.bandit.learning.rewards.NO_FEEDBACK` is learned; otherwise the decision expires."""
 
-    async def grow(self, limit: int, now_ms: int) -> int:
-        """Extend the statistics of up to `limit` users to the longest spec, by a replay of their learned decisions, in
-        one transaction. Damaged statistics are set aside. Return the number of users; 0 if none is left."""
+    async def grow(self, now_ms: int) -> int:
+        """Extend the statistics of a page of users to the longest spec, by a replay of their learned decisions. Damaged
+        statistics are set aside. Return the number of users; 0 if none is left."""
 
 
 class StateRepository(Protocol):

@@ -88,7 +88,7 @@ class Scorer:
         """
         found = await self._decisions.find(decision_id)
         if found is None:
-            raise NotFound(f"there is no decision {decision_id!r}; it may have been pruned or erased")
+            raise NotFound(f"there is no decision {decision_id!r}; it may have been pruned or erased, or be damaged")
         return found
 
     async def close(self) -> None:

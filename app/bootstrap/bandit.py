@@ -84,6 +84,7 @@ def rollout(settings: Settings, database: Database, clock: Clock) -> Rollout:
     """Build the controller of the challenger's roll-out, which records each action in the audit trail."""
     policies = Policies.of(shadow=settings.shadow)
     trail, states = SqlAuditTrail(database), SqlStates(database, policies.longest)
+    challenger = None if policies.challenger is None else policies.challenger.spec.hash
 
     async def growth() -> StateGrowth:
         counts = await states.counts()
@@ -93,7 +94,7 @@ def rollout(settings: Settings, database: Database, clock: Clock) -> Rollout:
         return audited(trail, clock.now_ms(), actor, action, "rollout")
 
     return Rollout(
-        repository=SqlRollout(database),
+        repository=SqlRollout(database, challenger),
         limits=Limits(margin=settings.rollout_margin, **msgspec.structs.asdict(settings.rollout_guardrails)),
         window_ms=_rules(settings).window_ms,
         policies=policies,

@@ -137,7 +137,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             return
         from app.bandit.rollout.stages import STAGES  # noqa: PLC0415  # not imported unless there is a roll-out
 
-        state = await self.rollout.repository.state()
+        state = await self.rollout.state()
         metrics = self.computation.metrics.bandit
         metrics.share.set(state.share)
         for stage in STAGES:

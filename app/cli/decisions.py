@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 import msgspec
@@ -15,15 +15,6 @@ if TYPE_CHECKING:
     from app.stores.training_set.columns import Kind
 
 PAGE = 500
-# In Parquet the others are text, or JSON as text.
-TYPES: dict[Kind, tuple[str, ...]] = {
-    "bool": ("explore",),
-    "int": ("state_version", "prior_version", "chosen"),
-    "float": ("reward",),
-    "time": ("decided_at", "profile_read_at", "served_at", "settled_at"),
-    "vector": ("champion_scores", "champion_pi", "challenger_scores", "challenger_pi"),
-    "matrix": ("phi",),
-}
 
 
 @click.group()
@@ -45,32 +36,42 @@ async def export(service: OpenService, since: str | None, until: str | None, out
     """Write each decision with all that it was made from and its outcome, oldest first.
 
     A record has the candidates, their input vectors phi, the scores and propensities of both policies, the chosen
-    candidate, the profile with the version of each value, the prior's version, state and reward. It is the record of
-    GET /decisions. Times have a UTC offset, as in 2026-04-25T08:30:00+02:00.
+    candidate, the context, the profile with the version of each value, the prior's version, state and reward. It is the
+    record of GET /decisions. Times have a UTC offset, as in 2026-04-25T08:30:00+02:00.
     """
-    from app.bandit.evaluation.records import DecisionRecord
     from app.bandit.ports import EARLIEST_MS, DecisionMoment
     from app.stores.training_set.columns import JsonColumn
     from app.stores.training_set.output import NdjsonWriter, writer_for
 
-    after = DecisionMoment(moment_ms(since, "--since") if since is not None else EARLIEST_MS)
+    since_ms = moment_ms(since, "--since") if since is not None else EARLIEST_MS
+    after: DecisionMoment | None = DecisionMoment(since_ms)
     until_ms = moment_ms(until, "--until") if until is not None else service.clock.now_ms()
-    kinds = {name: kind for kind, names in TYPES.items() for name in names}
     path, written = None if str(output) == "-" else output, 0
-    encode = msgspec.json.Encoder().encode
+    encode, kinds = msgspec.json.Encoder().encode, _kinds()
     stop_on_sigterm()
     with writer_for(path, NdjsonWriter) as writer, progress("decisions", shown=path is not None) as bar:
         task = bar.add_task("exporting", total=None)
-        while found := await service.bandit.decisions.page(after, until_ms, PAGE):
-            records = [DecisionRecord.of(*item) for item in found]
-            writer.write(
-                {
-                    name: JsonColumn([encode(getattr(record, name)) for record in records], kinds.get(name, "text"))
-                    for name in DecisionRecord.__struct_fields__
-                }
-            )
-            after = DecisionMoment(found[-1][0].created_at_ms, found[-1][0].id)
-            written += len(found)
+        while after is not None:
+            records, after = await service.bandit.decisions.page(after, until_ms, PAGE)
+            if records:
+                writer.write(
+                    {
+                        name: JsonColumn([encode(getattr(record, name)) for record in records], kind)
+                        for name, kind in kinds.items()
+                    }
+                )
+            written += len(records)
             bar.update(task, completed=written)
     if path is not None:
         say(f"{written} decisions written to {path}")
+
+
+def _kinds() -> dict[str, Kind]:
+    """The kind of each column, by name, from the type of the record's field. What has no kind of its own is text, or
+    JSON as text."""
+    from app.bandit.evaluation.records import DecisionRecord, Time
+
+    kinds: dict[Any, Kind] = {bool: "bool", int: "int", float: "float", Time: "time"}
+    kinds |= {list[float]: "vector", list[list[float]]: "matrix"}
+    kinds |= {kind | None: name for kind, name in kinds.items()}
+    return {name: kinds.get(kind, "text") for name, kind in get_type_hints(DecisionRecord).items()}

@@ -22,7 +22,7 @@ PAGE = 1_000
 
 
 @click.command()
-@click.option("--policy", required=True, metavar="NAME|FILE.toml", help="lints-v1, lints-v1+pool, lints-v2 or a file.")
+@click.option("--policy", required=True, metavar="NAME|FILE.toml", help="A policy, such as lints-v1, or a file.")
 @click.option("--without-profile", is_flag=True, help="Evaluate the policy as if no user had a profile.")
 @click.option(
     "--v", "scale", type=click.FloatRange(min=0, min_open=True), help="Another v: how far the policy explores."
@@ -57,7 +57,6 @@ async def evaluate(
 
     from app.bandit.evaluation import evaluation as evaluations
     from app.bandit.evaluation.replay import PriorsFromLog, Replay, damaged, recorded, recorded_model
-    from app.bandit.model.thompson_sampling import CHALLENGER
 
     chosen = evaluations.policy_of(policy)
     if scale is not None:
@@ -70,9 +69,8 @@ async def evaluate(
     if with_feature is not None:
         name, values = await feature_values(service, with_feature)
         replays = [Replay(evaluations.with_feature(chosen, name), not without_profile, values), *replays]
-    if not without_profile and with_feature is None and chosen.spec.prefix_of(CHALLENGER.spec):
-        priors = [recorded(chosen.spec, stored)]
-    else:
+    priors = [prior for replay in replays if (prior := recorded(replay, stored)) is not None]
+    if len(priors) < len(replays):  # all are pooled, so that a lift does not depend on how
         pools = [PriorsFromLog(replay, stored) for replay in replays]
         async for log in _logs(service, "pooling"):
             for pool in pools:
@@ -159,7 +157,9 @@ async def feature_values(service: OpenService, file: Path) -> tuple[str, dict[in
                 for error in snapshot.errors.values():
                     raise RegistryError(registry[0].name, error)
                 for number, raw in zip(numbers, snapshot.rows, strict=False):
-                    value, _ = registry[0].value_of(raw[0])
+                    value, wrong = registry[0].value_of(raw[0])
+                    if wrong is not None:
+                        raise RegistryError(registry[0].name, wrong)
                     values[number] = None if value is None else float(value)
                 numbers, rows = numbers[fitting:], rows[fitting:]
     known = {number: value for number, value in values.items() if value is not None}

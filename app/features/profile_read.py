@@ -26,6 +26,11 @@ class ProfileRead(msgspec.Struct, frozen=True):
     values: dict[str, ValueRead]
 
     @property
+    def versions(self) -> dict[str, int]:
+        """The version of each value, by feature name."""
+        return {name: value.version for name, value in self.values.items()}
+
+    @property
     def version(self) -> int:
         """The highest version of a value; 0 without values."""
-        return max((value.version for value in self.values.values()), default=0)
+        return max(self.versions.values(), default=0)

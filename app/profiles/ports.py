@@ -244,7 +244,7 @@ class LoggedProfile(NamedTuple):
 
 
 class LoggedProfiles(Protocol):
-    """The profiles that are stored with decisions."""
+    """The profiles that are stored with decisions. Those of damaged decisions are left out."""
 
     async def newest(self, limit: int, *, after: int = 0, before: int = sys.maxsize) -> list[LoggedProfile]:
         """Up to `limit` logged profiles with a `number` above `after` and below `before`, newest first."""

@@ -103,7 +103,7 @@ def pool_of(users: Iterable[SufficientStatistics]) -> Pool:
     """A pool of v2, each user added alone."""
     pool = Pool(SPEC_V2)
     for statistics in users:
-        pool.add(statistics.spec_hash, [statistics.pack()], statistics.decisions)
+        pool.add([statistics.pack()], statistics.decisions)
     return pool
 
 

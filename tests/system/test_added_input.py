@@ -26,9 +26,11 @@ def test_commands_about_an_added_input_run(tmp_path: Path) -> None:
             tips = [Candidate("t-1", True, 3.5, 2, {"effort_minutes": 15})]
             decision = profiles.decide("user-0001", tips, context={"weekend": True})
         explained = reader.get(f"/decisions/{decision.id}")
+        contexts = [record["context"] for record in reader.get("/decisions")["decisions"]]
     assert '"decision_id"' in printed
     assert "\neffort_minutes\n" in printed
     assert "lints-v3" in printed
     assert explained["context"] == {"at": None, "weekend": True}
+    assert contexts == [explained["context"]] * 2
     (candidate,) = explained["candidates"]
     assert candidate["features"] == {"is_overdue": True, "task_age_days": 3.5, "priority": 2, "effort_minutes": 15}

@@ -6,6 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
+from app.bandit.model.specs import SPEC_V2
 from app.bandit.rollout.stages import Target
 from app.settings import Settings
 from app.stores.queue.worker import Pace
@@ -22,7 +23,7 @@ from tests.support.waiting import eventually_async
 async def test_worker_rolls_back_by_itself(
     database: SqliteDatabase, database_path: Path, valkey: EmbeddedServer, own_valkey: EmbeddedServer
 ) -> None:
-    now_ms, book = time.time_ns() // 1_000_000, SqlRollout(database)
+    now_ms, book = time.time_ns() // 1_000_000, SqlRollout(database, SPEC_V2.hash)
     await write(database, rows_of(some(4_000), made_ms=now_ms - 100 * HOUR_MS))
     slow = [{**row, "elapsed_us": 800_000} for row in rows_of(some(1_000, share=1.0), made_ms=now_ms - 60_000)]
     await write(database, slow)

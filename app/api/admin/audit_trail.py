@@ -14,9 +14,9 @@ from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import MAX_ROWID, ROWID, USER_ID
 from app.api.pages.negotiation import answer, prefers_page
 from app.api.request_parsing import check_ids
-from app.api.schemas import view
 from app.errors import InvalidInput, Issue
 from app.features.ids import user_hash
+from app.features.views import view
 from app.operations.audit import AuditFilter, state_of
 
 ENTRIES_PER_PAGE = 50

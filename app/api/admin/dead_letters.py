@@ -19,13 +19,13 @@ from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import MAX_ROWID, ROWID
 from app.api.pages.negotiation import answer, prefers_page, redirect
-from app.api.schemas import view
 from app.errors import Conflict, InvalidInput, Issue, NotFound, Undecodable
 from app.events.erasure import parts
 from app.events.ports import DeadLetter
 from app.events.replay import MOST, REFUSALS, ReplayedLetter, ReplayedLetters, reason_of
 from app.events.strict_json import UNDECODABLE
 from app.features.ids import id_problem, user_hash
+from app.features.views import view
 from app.service import Service
 
 LETTERS_PER_ANSWER = 100

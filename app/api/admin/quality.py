@@ -18,9 +18,10 @@ from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
-from app.api.schemas import Value, view
+from app.api.schemas import Value
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
+from app.features.views import view
 from app.profiles.consistency.inspection import Inspection
 from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, Sought, readable_report

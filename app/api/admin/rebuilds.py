@@ -21,10 +21,11 @@ from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, selected, service_of
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, check_ids
-from app.api.schemas import MAX_USERS, FeatureNames, view
+from app.api.schemas import MAX_USERS, FeatureNames
 from app.errors import Conflict, InvalidInput, Issue, NotFound
 from app.features.ids import Id, id_problem
 from app.features.registry import indices
+from app.features.views import view
 from app.profiles.ports import COUNTED
 from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.service import Service

@@ -20,11 +20,12 @@ from app.api.admin.handlers import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import UserId
 from app.api.pages.negotiation import answer, prefers_page, redirect
-from app.api.schemas import Value, view
+from app.api.schemas import Value
 from app.events.ports import TracedEvent
 from app.features.clock import DAY_MS, rfc3339, to_ms
 from app.features.events import Action, subject_of
 from app.features.registry import Registry
+from app.features.views import view
 from app.profiles.consistency.inspection import InspectedCell, Inspection
 from app.profiles.history.moments import DAYS, Point, development
 from app.profiles.online.cache_protocol import FeatureValue, Profile

@@ -6,10 +6,10 @@ The estimators and their intervals are those of the roll-out (`app.bandit.rollou
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -34,18 +34,29 @@ POLICIES = {policy.id: policy for policy in (CHAMPION, CHALLENGER, POOLED_CHAMPI
 class EvaluatedInput(Input, frozen=True, forbid_unknown_fields=True):
     """An input of a policy that is described in a file."""
 
-    candidate: Annotated[str, Meta(pattern=f"^({'|'.join(CANDIDATE_FACTORS)})$")] = ONE
-    shared: Annotated[str, Meta(pattern=f"^({'|'.join(SHARED_FACTORS)})$")] = ONE
     precision: Annotated[float, Meta(gt=0)] = NEW_PRECISION
+
+    def __post_init__(self) -> None:
+        _check("candidate", self.candidate, CANDIDATE_FACTORS)
+        _check("shared", self.shared, [factor for factor in SHARED_FACTORS if factor != EVALUATED])
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A policy that is described in a TOML file: that with the name `base`, and changes to it."""
 
     id: str
-    base: Literal["lints-v1", "lints-v1+pool", "lints-v2"]
+    base: str
     v: Annotated[float, Meta(gt=0)] = SCALE
     inputs: tuple[EvaluatedInput, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check("base", self.base, POLICIES)
+
+
+def _check(field: str, name: str, known: Collection[str]) -> None:
+    """Raise `ValueError`, which msgspec turns into an error with the place, if the name is not known."""
+    if name not in known:
+        raise ValueError(f"{field} must be one of {', '.join(known)}, not {name!r}")
 
 
 def policy_of(source: str) -> Policy:
@@ -105,13 +116,13 @@ class Evaluation:
 
     def add(self, log: UserLog) -> None:
         replay, prior = self._policy
-        rankings = [pair for pair in replay.rankings(log, prior) if self._counts(pair[0])]
+        rankings = list(replay.rankings(log, prior, self._counts))
         if not rankings:
             return
         others = [item.decision.ranking for item, _ in rankings]
         if self._baseline is not None:
             replay, prior = self._baseline
-            others = [ranking for item, ranking in replay.rankings(log, prior) if self._counts(item)]
+            others = [ranking for _, ranking in replay.rankings(log, prior, self._counts)]
         rows = []
         for (item, ranking), other in zip(rankings, others, strict=True):
             made, q = item.decision, self._predicted(item)

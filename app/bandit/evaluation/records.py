@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, NewType
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import asdict
 
 from app.bandit.decisions import Decision, DecisionOutcome, DecisionState, Origin, RewardSource, Role
-from app.bandit.model.inputs import Candidate
+from app.bandit.model.inputs import Candidate, Context, ContextFeatures
 from app.bandit.model.specs import SPECS
 from app.features.clock import rfc3339
 from app.features.events import Action
+from app.features.views import view
 
 Vector = list[float] | None
+Time = NewType("Time", str)  # RFC 3339 in UTC
+
+
+class DecisionContext(ContextFeatures, frozen=True, kw_only=True, omit_defaults=False):
+    """The context of the scoring request. `at`: when the tip is shown, with the user's UTC offset."""
+
+    at: str | None
+
+    @classmethod
+    def of(cls, context: Context) -> DecisionContext:
+        return cls(**asdict(context) | {"at": context.at and context.at.isoformat()})
 
 
 class DecisionRecord(msgspec.Struct, frozen=True):
     """A stored decision with all that it was made from, and its outcome. Lists are in the order of `candidates`."""
 
     decision_id: str
-    decided_at: str
+    decided_at: Time
     user_id: str
     request_id: str | None
     explore: Annotated[bool, Meta(description="False: the first of the ranking was chosen, whatever its propensity.")]
@@ -40,8 +53,8 @@ class DecisionRecord(msgspec.Struct, frozen=True):
             "service read the profile."
         ),
     ]
-    profile_read_at: str | None
-    context_at: Annotated[str | None, Meta(description="When the tip is shown, with the user's UTC offset.")]
+    profile_read_at: Time | None
+    context: DecisionContext
     candidates: Sequence[Candidate]
     phi: Annotated[
         list[list[float]] | None, Meta(description="The input vectors. Null if they belong to another release.")
@@ -53,34 +66,34 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     chosen: Annotated[int, Meta(description="The index of the chosen candidate.")]
     chosen_id: str
     state: DecisionState
-    served_at: str | None
+    served_at: Time | None
     reward: Annotated[float | None, Meta(description="Null until the decision is learned.")]
     reward_source: RewardSource | None
     action: Action | None
-    settled_at: str | None
+    settled_at: Time | None
 
     @classmethod
     def of(cls, decision: Decision, outcome: DecisionOutcome) -> DecisionRecord:
-        read, at, spec = decision.profile_read, decision.context.at, SPECS.get(decision.spec_hash)
-        values = {name: getattr(decision, name) for name in cls.__struct_fields__ if hasattr(decision, name)}
-        for role, ranking in (("champion", decision.champion), ("challenger", decision.challenger)):
-            values[f"{role}_scores"] = None if ranking is None else ranking.scores.tolist()
-            values[f"{role}_pi"] = None if ranking is None else ranking.pi.tolist()
-        times = (("served_at", outcome.served_at_ms), ("settled_at", outcome.settled_at_ms))
-        values |= {name: None if at_ms is None else rfc3339(at_ms) for name, at_ms in times}
-        return cls(
-            **values
-            | {
-                "decision_id": decision.id,
-                "decided_at": rfc3339(decision.created_at_ms),
-                "profile_origin": decision.origin,
-                "profile_versions": read and {name: value.version for name, value in read.values.items()},
-                "profile_read_at": read and rfc3339(read.at_ms),
-                "context_at": at and at.isoformat(),
-                "phi": spec and spec.phi(decision.candidates, decision.context, decision.profile).tolist(),
-                "state": outcome.state,
-                "reward": outcome.reward,
-                "reward_source": outcome.source,
-                "action": outcome.action,
-            }
+        read, spec = decision.profile_read, SPECS.get(decision.spec_hash)
+        champion, challenger = decision.champion, decision.challenger
+        return view(
+            cls,
+            decision,
+            decision_id=decision.id,
+            decided_at=rfc3339(decision.created_at_ms),
+            profile_origin=decision.origin,
+            profile_versions=read and read.versions,
+            profile_read_at=read and rfc3339(read.at_ms),
+            context=DecisionContext.of(decision.context),
+            phi=spec and decision.phi_under(spec).tolist(),
+            champion_scores=champion and champion.scores.tolist(),
+            champion_pi=champion and champion.pi.tolist(),
+            challenger_scores=challenger and challenger.scores.tolist(),
+            challenger_pi=challenger and challenger.pi.tolist(),
+            state=outcome.state,
+            served_at=None if outcome.served_at_ms is None else rfc3339(outcome.served_at_ms),
+            reward=outcome.reward,
+            reward_source=outcome.source,
+            action=outcome.action,
+            settled_at=None if outcome.settled_at_ms is None else rfc3339(outcome.settled_at_ms),
         )

@@ -6,8 +6,8 @@ computed again with the inputs of the policy, so a new input has its effect from
 
 - Decisions that the retention has pruned are in the user's stored statistics only. What these have beyond the logged
   decisions is the beginning, for the inputs that the policy has in common with them; other inputs begin with zeros.
-- The pooled prior is the recorded one if it has the policy's inputs. Otherwise priors are pooled from the log, at
-  moments at which priors were stored, from what had been learned before.
+- The pooled priors are the recorded ones if all of them have the policy's inputs. Otherwise priors are pooled from the
+  log, at moments at which priors were stored, from what had been learned before.
 
 Invariant: no reward has an effect on its own decision or on an earlier one.
 """
@@ -16,24 +16,26 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
 from app.bandit.decisions import Ranking
-from app.bandit.model.inputs import Array, candidate_factors, shared_factors
-from app.bandit.model.pooled_prior import SHRINKAGE, Prior
-from app.bandit.model.specs import SPECS, Spec
-from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import Policy, Posterior
+from app.bandit.model.inputs import Array, candidate_factors, packed, shared_factors
+from app.bandit.model.pooled_prior import Pool, Prior
+from app.bandit.model.specs import SPECS
+from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
+from app.bandit.model.thompson_sampling import Policy
 from app.bandit.numpy_on_demand import np
 from app.bandit.ports import LoggedDecision, UserLog
 from app.bandit.shadow import ranking_by
+from app.errors import SpecMismatch
 
 PriorMean = Callable[[int], Array]
 MOST_PRIORS = 256  # that are pooled from the log
 
 
-class Replay(msgspec.Struct, frozen=True, dict=True):
+class Replay(msgspec.Struct, frozen=True):
     """A policy to replay. Without `profiles`, every profile counts as absent. `values` has the values of the feature
     under evaluation, within [-1, 1], by the sequence number of the decision."""
 
@@ -47,34 +49,52 @@ class Replay(msgspec.Struct, frozen=True, dict=True):
         shared = shared_factors(made.context, profile, self.values.get(item.number, 0.0))
         return self.policy.spec.phi_from(candidate_factors(made.candidates), shared)
 
-    def rankings(self, log: UserLog, prior: PriorMean) -> Iterator[tuple[LoggedDecision, Ranking]]:
-        """The ranking that the policy would have answered in each of a user's decisions."""
-        learned = in_order_of_learning(log)
-        if damaged(log):
+    def rankings(
+        self, log: UserLog, prior: PriorMean, counts: Callable[[LoggedDecision], bool]
+    ) -> Iterator[tuple[LoggedDecision, Ranking]]:
+        """The ranking that the policy would have answered in each of a user's decisions that count."""
+        counted = [item for item in log.decisions if counts(item)]
+        if damaged(log) or not counted:
             return
+        learned = in_order_of_learning(log)
+        phis = {item.number: self.phi(item) for item in counted}
         statistics, at = self.before(log, learned), 0
-        for item in sorted(log.decisions, key=lambda each: (each.decision.state_version, each.number)):
+        for item in sorted(counted, key=lambda each: (each.decision.state_version, each.number)):
             while at < len(learned) and statistics.decisions < item.decision.state_version:
-                statistics, at = self.after(statistics, learned[at]), at + 1
+                statistics = self.after(statistics, learned[at], phis.get(learned[at].number))
+                at += 1
             mu = prior(item.decision.prior_version)
-            yield item, ranking_by(self.policy, item.decision, statistics, mu, self.phi(item))
+            yield item, ranking_by(self.policy, item.decision, statistics, mu, phis[item.number])
 
     def before(self, log: UserLog, learned: Sequence[LoggedDecision]) -> SufficientStatistics:
-        """The statistics of the decisions that are no longer in the log."""
+        """The statistics of the decisions that are no longer in the log: the stored ones without the logged decisions.
+
+        The stored statistics have learned each logged decision with all inputs of their spec. If they have not, because
+        an earlier release padded them with zeros, the inputs that each decision was logged with are used, and zeros for
+        the others. If the log contradicts the statistics even so, as after a restore, all are zeros.
+        """
         spec, stored = self.policy.spec, log.statistics
         if stored is None or stored.decisions <= len(learned):
             return SufficientStatistics.none(spec)
         own = SPECS[stored.spec_hash]
-        logged = SufficientStatistics.none(own)
-        for item in learned:
-            logged = logged.learned(item.decision.phi, _reward(item))
-        rest = SufficientStatistics(
-            own.hash, own.size, stored.numbers - logged.numbers, stored.decisions - logged.decisions
-        )
-        return rest.of_common_inputs(own, spec)
+        shared = min((len(item.decision.phi) for item in learned), default=own.size)
+        for known in (own, msgspec.structs.replace(own, inputs=own.inputs[:shared])):
+            logged = SufficientStatistics.none(known)
+            with suppress(SpecMismatch):  # a logged vector is damaged
+                for item in learned:
+                    logged = logged.learned(item.decision.vector(known)[: known.size], _reward(item))
+                numbers = stored.of_common_inputs(own, known).numbers - logged.numbers
+                rest = SufficientStatistics(known.hash, known.size, numbers, stored.decisions - logged.decisions)
+                if sound(known, rest.pack(), rest.decisions):
+                    return rest.of_common_inputs(known, spec)
+        return msgspec.structs.replace(SufficientStatistics.none(spec), decisions=stored.decisions - len(learned))
 
-    def after(self, statistics: SufficientStatistics, item: LoggedDecision) -> SufficientStatistics:
-        return statistics.learned(self.phi(item)[item.decision.chosen], _reward(item))
+    def after(
+        self, statistics: SufficientStatistics, item: LoggedDecision, phi: Array | None = None
+    ) -> SufficientStatistics:
+        """The statistics after the decision. `phi`: its input vectors, if they are known."""
+        phi = self.phi(item) if phi is None else phi
+        return statistics.learned(phi[item.decision.chosen], _reward(item))
 
 
 def prior_means(versions: Sequence[int], means: Sequence[Array], size: int) -> PriorMean:
@@ -88,10 +108,15 @@ def prior_means(versions: Sequence[int], means: Sequence[Array], size: int) -> P
     return mean
 
 
-def recorded(spec: Spec, priors: Iterable[Prior]) -> PriorMean:
-    """The first elements of the stored priors that begin with the inputs of the spec."""
-    known = [prior for prior in priors if spec.prefix_of(SPECS[prior.spec_hash])]
-    return prior_means([prior.version for prior in known], [prior.mu[: spec.size] for prior in known], spec.size)
+def recorded(replay: Replay, priors: Sequence[Prior]) -> PriorMean | None:
+    """The recorded priors, as far as the policy reads them. None if they must be pooled from the log, because one of
+    them lacks an input of the policy, or because they were made with profiles and the replay is without."""
+    spec = replay.policy.spec
+    if not spec.pooled:
+        return prior_means([], [], spec.size)
+    if not replay.profiles or not all(spec.prefix_of(SPECS[prior.spec_hash]) for prior in priors):
+        return None
+    return prior_means([prior.version for prior in priors], [prior.mu[: spec.size] for prior in priors], spec.size)
 
 
 class PriorsFromLog:
@@ -116,11 +141,10 @@ class PriorsFromLog:
 
     def pooled(self) -> PriorMean:
         spec = self._replay.policy.spec
-        means, total = [], np.zeros_like(self._sums[0])
+        means, pool = [], Pool(spec)
         for numbers in self._sums[:-1]:
-            total += numbers
-            s, y = SufficientStatistics(spec.hash, spec.size, total, 0).leading(spec.size)
-            means.append(Posterior(s, y, np.full(spec.size, SHRINKAGE)).theta)
+            pool.add([packed(numbers)], decisions=0, users=0)
+            means.append(pool.mean())
         return prior_means([prior.version for prior in self._priors], means, spec.size)
 
 
@@ -133,7 +157,7 @@ def recorded_model(priors: Iterable[Prior]) -> Callable[[LoggedDecision], Array]
         made, prior = item.decision, by_version.get(item.decision.prior_version)
         if prior is None:
             return np.zeros(len(made.candidates))
-        return np.clip(SPECS[prior.spec_hash].phi(made.candidates, made.context, made.profile) @ prior.mu, 0.0, 1.0)
+        return np.clip(made.phi_under(SPECS[prior.spec_hash]) @ prior.mu, 0.0, 1.0)
 
     return predicted
 

@@ -139,9 +139,9 @@ class DecisionLearner:
             for outcome, count in (await self._repository.learn(concerned, now_ms)).items():
                 self._metrics.bandit.events.labels(outcome).inc(count)
 
-    async def grow(self, limit: int) -> int:
-        """Extend the statistics of up to `limit` users to the longest spec (see `LearningRepository.grow`)."""
-        return await self._repository.grow(limit, self._clock.now_ms())
+    async def grow(self) -> int:
+        """Extend the statistics of a page of users to the longest spec (see `LearningRepository.grow`)."""
+        return await self._repository.grow(self._clock.now_ms())
 
     async def settle(self) -> int:
         """Settle the decisions whose reward window has closed without feedback, in small transactions: learn the

@@ -25,7 +25,6 @@ EVERY_S = 2.0
 POOL_EVERY_MS = 180_000
 POOL_FOR_S = 0.5
 GROW_FOR_S = 5.0
-GROWN_AT_ONCE = 10  # so that replaying their decisions does not delay a decision for long
 SHADOWS_AT_ONCE = 50  # so that storing them does not delay a decision for long
 REST_S = 0.05
 log = logger("bandit.maintenance")
@@ -73,12 +72,13 @@ class Maintenance:
         """Extend users' statistics to the spec with the most inputs, for about `for_s` seconds. Return True if no user
         is left."""
         until = self._clock.monotonic() + for_s
-        total = 0
-        while (grown := await self._learner.grow(GROWN_AT_ONCE)) and self._clock.monotonic() < until:
-            total += grown
+        total = grown = await self._learner.grow()
+        while grown and self._clock.monotonic() < until:
             await self._pause(REST_S)
-        if total + grown:
-            log.info("statistics_grown", users=total + grown, spec=self._policies.longest.hash[:12])
+            grown = await self._learner.grow()
+            total += grown
+        if total:
+            log.info("statistics_grown", users=total, spec=self._policies.longest.hash[:12])
             await self._count()
         return not grown
 

@@ -82,9 +82,13 @@ def log_ratio(full: float, amount: float) -> float:
     return min(1.0, math.log1p(max(0.0, amount)) / math.log1p(full))
 
 
-@lru_cache(maxsize=4096)
 def _hashes_to(place: int, size: int, text: str) -> bool:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % size == place
+    return _bucket(size, text) == place
+
+
+@lru_cache(maxsize=4096)  # every factor of the feature needs it
+def _bucket(size: int, text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % size
 
 
 def formulas(features: Sequence[Feature]) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,6 @@ from app.bandit.model.inputs import Array
 from app.bandit.model.specs import Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.numpy_on_demand import np
-from app.errors import SpecMismatch
 
 SHRINKAGE: Final = 10.0  # λ, the diagonal of Λ₀
 
@@ -64,15 +63,13 @@ class Pool:
         self.users = 0
         self.decisions = 0
 
-    def add(self, spec_hash: str, blobs: Sequence[bytes], decisions: int, users: int | None = None) -> None:
-        """Add packed statistics, learned from `decisions` decisions in total. If `users` is None, each blob holds the
-        statistics of one user. Otherwise the blobs are sums over `users` users in total.
+    def add(self, blobs: Sequence[bytes], decisions: int, users: int | None = None) -> None:
+        """Add packed statistics under the pool's spec, learned from `decisions` decisions in total. If `users` is None,
+        each blob holds the statistics of one user. Otherwise the blobs are sums over `users` users in total.
 
         Raises:
-            SpecMismatch: the statistics are of another spec, a blob has the wrong length, or the sum is not finite.
+            SpecMismatch: a blob has the length of another spec, or the sum is not finite.
         """
-        if spec_hash != self._spec.hash:
-            raise SpecMismatch(f"statistics of spec {spec_hash[:12]} do not belong to this pool")
         self._numbers = self._numbers + SufficientStatistics.summed(self._spec, blobs, decisions).numbers
         self.users += len(blobs) if users is None else users
         self.decisions += decisions

@@ -6,6 +6,10 @@ and only one is stored. If a guardrail breaks while the challenger serves users,
 shadow stage no user is harmed, so a broken guardrail is only reported. A promotion, which an admin decided, is not
 undone.
 
+A stage belongs to the challenger that reached it. If a release has another challenger, that one serves no users at this
+stage, and a worker begins the roll-out anew in the shadow. During an upgrade, workers of both releases run; a worker
+does not begin anew if the stage belongs to a challenger that it does not know, which is that of a later release.
+
 Invariant: the audit trail has every move with actor and reason, and no move is made on a state that has since changed.
 """
 
@@ -20,11 +24,12 @@ import msgspec
 
 from app.bandit.model.inputs import Array
 from app.bandit.model.policies import Policies
+from app.bandit.model.specs import SPECS
 from app.bandit.numpy_on_demand import np
 from app.bandit.rollout.aggregates import FEWEST_USERS, DecisionSums, Experiment
 from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, look_level, look_number, share_bound
 from app.bandit.rollout.ports import Counts, RolloutLook, RolloutRepository
-from app.bandit.rollout.stages import MOVES, Move, RolloutState, refusal, stage_label, target
+from app.bandit.rollout.stages import MOVES, Move, RolloutState, Target, refusal, stage_label, target
 from app.bandit.rollout.status import (
     DecisionsView,
     FiguresView,
@@ -56,6 +61,7 @@ REPORTED_FOR_MS = 7 * DAY_MS
 # The overview is drawn every ten seconds; broken guardrails after promotion are computed less often.
 CACHED_S = 20.0
 # The names of moves in the audit trail.
+BEGIN_ANEW = "begin roll-out anew"
 ACTIONS: dict[Move, str] = {"ramp": "ramp roll-out", "promote": "promote challenger", "rollback": "roll back roll-out"}
 log = logger("bandit.rollout")
 
@@ -94,12 +100,31 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
     def _challenged(self) -> bool:
         return self.policies.challenger is not None
 
+    def _of_another(self, state: RolloutState) -> bool:
+        """Whether the stage belongs to another challenger than that of this release."""
+        own = self.policies.challenger
+        return own is not None and state.challenger not in (None, own.spec.hash)
+
+    def _own(self, state: RolloutState) -> RolloutState:
+        if not self._of_another(state):
+            return state
+        reason = f"The stage {stage_label(state)} is that of another challenger, with the spec {state.challenger}."
+        return state._replace(stage="rolled back", share=0.0, reason=reason)
+
+    async def state(self) -> RolloutState:
+        """The stage of this release's challenger. The stage of another one counts as rolled back."""
+        return self._own(await self.repository.state())
+
     async def status(self) -> RolloutStatus:
-        state = await self.repository.state()
+        stored = await self.repository.state()
+        state = self._own(stored)
         counts, looks = await self.counts(state), await self.repository.looks()
         guardrails = await self.guardrails(state)
         said = self._verdict(looks, guardrails, counts)
-        refusals = {move: refusal(move, state, said, counts.served, self._challenged) for move in MOVES}
+        refusals = {
+            move: refusal(move, stored if move == "rollback" else state, said, counts.served, self._challenged)
+            for move in MOVES
+        }
         champion, challenger = self.policies.champion, self.policies.challenger
         next_look_at = FIRST_LOOK << look_number(looks[-1].estimates.n if looks else 0)
         return RolloutStatus(
@@ -173,21 +198,32 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         """
         async with self.audited(actor, ACTIONS[move]) as action:
             state = await self.repository.state()
+            own = state if move == "rollback" else self._own(state)
             said, served = Verdict("hold", ""), 0
             if move != "rollback":  # a rollback needs no verdict
                 counts, looks = await self.counts(state), await self.repository.looks()
                 said, served = self._verdict(looks, await self.guardrails(state), counts), counts.served
-            to = target(move, state, said, served, self._challenged)
+            to = target(move, own, said, served, self._challenged)
             why = reason.strip() or ("the shadow begins anew" if to.anew else said.reason) or "no reason was given"
-            moved = await self.repository.move(state, to, why, actor, self.clock.now_ms())
-            if moved is None:
-                raise Conflict("the roll-out was changed meanwhile by another process; read its status and try again")
-            action.outcome = f"done: {stage_label(state)} to {stage_label(to)}: {why}"
-            return moved
+            return await self._change(action, state, to, why, actor)
+
+    async def _change(
+        self, action: RolloutAction, state: RolloutState, to: Target, why: str, actor: str
+    ) -> RolloutState:
+        moved = await self.repository.move(state, to, why, actor, self.clock.now_ms())
+        if moved is None:
+            raise Conflict("the roll-out was changed meanwhile by another process; read its status and try again")
+        action.outcome = f"done: {stage_label(state)} to {stage_label(to)}: {why}"
+        return moved
 
     async def alarm(self) -> Alarm | None:
         """The problem that needs attention now; None if there is none. Cheap, since every overview calls it."""
         state = await self.repository.state()
+        if self._of_another(state):
+            advice = (
+                "A worker begins anew in the shadow, unless a later release has that challenger: then ramp to do so."
+            )
+            return Alarm(f"The champion serves every user. {self._own(state).reason}", advice)
         age_ms = self.clock.now_ms() - state.changed_at_ms
         if state.stage == "rolled back" and state.changed_by == WORKER and age_ms < REPORTED_FOR_MS:
             advice = "The champion serves every user again. Fix the cause; ramping then begins anew in the shadow."
@@ -207,11 +243,16 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
 
     async def watch(self) -> None:
         """Make the interim analysis if one is due, and check the guardrails. Do nothing once promoted or rolled back.
+        Begin anew in the shadow if the stage belongs to the challenger of an earlier release.
 
         Raises:
             StoreUnavailable: the database does not answer.
         """
         state = await self.repository.state()
+        if self._of_another(state):
+            if state.challenger in SPECS:
+                await self._begin_anew(state)
+            return
         if not state.running:
             return
         await self.look(state, await self.counts(state))
@@ -224,6 +265,16 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             log.info("rollout_changed_meanwhile", detail=str(error))
             return
         log.warning("rolled_back", share=state.share, reason=reason)
+
+    async def _begin_anew(self, state: RolloutState) -> None:
+        why = f"The challenger is another one than at the stage {stage_label(state)}, so it begins in the shadow."
+        try:
+            async with self.audited(WORKER, BEGIN_ANEW) as action:
+                await self._change(action, state, Target("shadow", 0.0, anew=True), why, WORKER)
+        except Conflict as error:  # another worker was first
+            log.info("rollout_changed_meanwhile", detail=str(error))
+            return
+        log.warning("rollout_begins_anew", before=stage_label(state), spec=self.policies.longest.hash, reason=why)
 
     async def look(self, state: RolloutState, counts: Counts) -> RolloutLook | None:
         """Make and store the interim analysis that is due. Return None if none is due or another worker was first."""

@@ -29,7 +29,8 @@ class RolloutState(NamedTuple):
 
     `reason`, `changed_by` and `changed_at_ms` describe the last move. Only decisions with a sequence number above
     `evaluated_after` count, so a roll-out that starts anew ignores the decisions before its start. `salt` decides which
-    users the challenger serves first. It changes only when a roll-out starts anew.
+    users the challenger serves first. It changes only when a roll-out starts anew. `challenger` is the hash of the spec
+    of the challenger that the stage belongs to; None if no challenger has been evaluated or moved yet.
     """
 
     stage: Stage
@@ -39,6 +40,7 @@ class RolloutState(NamedTuple):
     changed_at_ms: int
     evaluated_after: int
     salt: str = "1"
+    challenger: str | None = None
 
     @property
     def running(self) -> bool:

@@ -22,6 +22,7 @@ from app.bandit.rollout.verdict import (
     longest_allowed,
 )
 from app.features.clock import rfc3339
+from app.features.views import view
 
 
 class VerdictView(msgspec.Struct):
@@ -64,11 +65,12 @@ class FiguresView(msgspec.Struct, kw_only=True):
     @classmethod
     def of(cls, look: RolloutLook) -> FiguresView:
         found = look.estimates
-        # Fields of the same name are copied; the others follow.
-        named = {name: getattr(found, name) for name in cls.__struct_fields__ if hasattr(found, name)}
-        intervals = {name: IntervalView(*value) for name, value in named.items() if isinstance(value, Interval)}
-        return cls(
-            **named | intervals,
+        values = ((name, getattr(found, name, None)) for name in cls.__struct_fields__)
+        intervals = {name: IntervalView(*value) for name, value in values if isinstance(value, Interval)}
+        return view(
+            cls,
+            found,
+            **intervals,
             look=look.number,
             made_at=rfc3339(look.at_ms),
             decisions=found.n,

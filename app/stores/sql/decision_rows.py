@@ -73,8 +73,10 @@ def row_of(decision: Decision) -> dict[str, object]:
 
 
 def decision_of(row: Mapping[str, Any]) -> Decision:
-    """Decode a decision from a row of `tip_scores`, a mapping by column."""
+    """Decode a decision from a row of `tip_scores`, a mapping by column. Raises `DAMAGE` if the row is damaged."""
     request = _decode(row["request"])
+    if not 0 <= row["chosen"] < len(request.candidates):
+        raise ValueError(f"candidate {row['chosen']} of {len(request.candidates)} was chosen")
     return Decision(
         **{name: row[name] for name in _SAME},
         id=row["decision_id"],

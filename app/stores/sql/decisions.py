@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-
-import msgspec
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from app.bandit.decisions import Decision, DecisionOutcome, UserSnapshot
+from app.bandit.evaluation.records import DecisionRecord
 from app.bandit.model.policies import Policies
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.ports import (
     DecisionMoment,
     DecisionPlace,
+    DecisionsPage,
     LoggedDecision,
     ProposedDecision,
     RecordedDecision,
@@ -22,6 +22,7 @@ from app.bandit.ports import (
 )
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
+from app.stores.sql.damaged_rows import readable
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.decision_rows import decision_of, named_rows, outcome_of, row_of
 from app.stores.sql.shadows import missing_shadows, store_shadows
@@ -32,8 +33,11 @@ LOGGED_USERS = 1_000  # unreadable statistics are logged once for each user, and
 log = logger("stores.decisions")
 
 SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
-SELECT_SHARE = "SELECT share, salt FROM rollout"
+# The stage of another challenger, before the roll-out begins anew, is no reason to let this one serve.
+SELECT_SHARE = "SELECT CASE WHEN challenger <> ? THEN 0 ELSE share END, salt FROM rollout"
 SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE user_id = ? AND request_id = ?"
+# The answer of a damaged decision is lost, so its request is decided anew.
+UPDATE_UNANSWERED = "UPDATE tip_scores SET request_id = NULL WHERE user_id = ? AND request_id = ?"
 SELECT_BY_ID = "SELECT * FROM tip_scores WHERE decision_id = ?"
 SELECT_PAGE = """
 SELECT * FROM tip_scores WHERE (created_at_ms, decision_id) > (:at_ms, :decision_id) AND created_at_ms < :until
@@ -62,7 +66,7 @@ class SqlDecisions:
         # If it were read last, the erasure would go unnoticed.
         def work(connection: Connection) -> list[UserSnapshot]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
-            share, salt = connection.execute(SELECT_SHARE).fetchone()
+            share, salt = connection.execute(SELECT_SHARE, (self._spec.hash,)).fetchone()
             # Cached: it is the same for every user until a newer one is stored.
             prior = self._prior = newest_prior(
                 connection, self._spec, self._prior or Prior.none(self._spec), self._refused
@@ -74,7 +78,9 @@ class SqlDecisions:
                     share,
                     salt,
                     self._evidence_or_none(connection, question.user_id),
-                    _by_request(connection, question.user_id, question.request_id),
+                    next(
+                        (readable(row["number"], decision_of, row) for row in _by_request(connection, *question)), None
+                    ),
                 )
                 for question in questions
             ]
@@ -100,15 +106,26 @@ class SqlDecisions:
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
         def work(connection: Connection) -> tuple[Decision, DecisionOutcome] | None:
             for row in named_rows(connection, SELECT_BY_ID, (decision_id,)):
-                return decision_of(row), outcome_of(row, dict(connection.execute(SELECT_EVENTS, row).fetchall()))
+                events = dict(connection.execute(SELECT_EVENTS, row).fetchall())
+                return readable(row["number"], _decided, row, events)
             return None
 
         return await self._database.read(work)
 
-    async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> list[tuple[Decision, DecisionOutcome]]:
-        values = {**after._asdict(), "until": until_ms, "limit": limit}
-        rows = await self._database.read(lambda connection: named_rows(connection, SELECT_PAGE, values))
-        return [(decision_of(row), outcome_of(row, {})) for row in rows]
+    async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> DecisionsPage:
+        values = {**after._asdict(), "until": until_ms, "limit": limit + 1}
+
+        def work(connection: Connection) -> DecisionsPage:
+            rows = named_rows(connection, SELECT_PAGE, values)
+            records = [
+                record for row in rows[:limit] if (record := readable(row["number"], _record_of, row)) is not None
+            ]
+            if len(rows) <= limit:
+                return DecisionsPage(records, None)
+            last = rows[limit - 1]
+            return DecisionsPage(records, DecisionMoment(last["created_at_ms"], last["decision_id"]))
+
+        return await self._database.read(work)
 
     async def user_logs(self, after: str, decisions: int) -> list[UserLog]:
         def work(connection: Connection) -> list[UserLog]:
@@ -116,7 +133,7 @@ class SqlDecisions:
             user, read = after, 0
             while read < decisions and (row := connection.execute(SELECT_USER_AFTER, (user,)).fetchone()) is not None:
                 (user,) = row
-                found.append(UserLog(user, self._evidence_or_none(connection, user), list(_logged(connection, user))))
+                found.append(UserLog(user, self._evidence_or_none(connection, user), _logged(connection, user)))
                 read += len(found[-1].decisions)
             return found
 
@@ -139,9 +156,10 @@ class SqlDecisions:
         if proposed.erasures != erasures:
             return None
         # 1. Two requests with the same id find no decision; 2. both decide; 3. the second one finds the first's here.
-        stored = _by_request(connection, decision.user_id, decision.request_id)
-        if stored is not None:
-            return stored
+        for row in _by_request(connection, decision.user_id, decision.request_id):
+            if (stored := readable(row["number"], decision_of, row)) is not None:
+                return stored
+            connection.execute(UPDATE_UNANSWERED, (decision.user_id, decision.request_id))
         # 1. A request reads statistics; 2. a worker changes them; 3. the decision is refused here and made again. If it
         # were stored, the statistics that its shadow needs would be gone (`app.stores.sql.shadows`).
         if not has_version(connection, decision.user_id, decision.state_version, proposed.statistics_spec):
@@ -152,14 +170,22 @@ class SqlDecisions:
         return decision
 
 
-def _by_request(connection: Connection, user_id: str, request_id: str | None) -> Decision | None:
-    if request_id is None:
-        return None
-    rows = named_rows(connection, SELECT_BY_REQUEST, (user_id, request_id))
-    return decision_of(rows[0]) if rows else None
+def _by_request(connection: Connection, user_id: str, request_id: str | None) -> list[dict[str, Any]]:
+    """The stored decision with this request id, as a row; at most one."""
+    return [] if request_id is None else named_rows(connection, SELECT_BY_REQUEST, (user_id, request_id))
 
 
-def _logged(connection: Connection, user_id: str) -> Iterator[LoggedDecision]:
-    for row in named_rows(connection, SELECT_OF_USER, (user_id,)):
-        with suppress(msgspec.MsgspecError, ValueError):
-            yield LoggedDecision(row["number"], decision_of(row), outcome_of(row, {}))
+def _logged(connection: Connection, user_id: str) -> list[LoggedDecision]:
+    found = (
+        (row["number"], readable(row["number"], _decided, row, {}))
+        for row in named_rows(connection, SELECT_OF_USER, (user_id,))
+    )
+    return [LoggedDecision(number, *decided) for number, decided in found if decided is not None]
+
+
+def _decided(row: Mapping[str, Any], events: Mapping[Any, int]) -> tuple[Decision, DecisionOutcome]:
+    return decision_of(row), outcome_of(row, events)
+
+
+def _record_of(row: Mapping[str, Any]) -> DecisionRecord:
+    return DecisionRecord.of(*_decided(row, {}))

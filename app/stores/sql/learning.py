@@ -4,6 +4,13 @@ Invariants: an event that has been applied to a decision is in `decision_events`
 of a decision becomes `learned` in the transaction that adds the decision's input vector to the user's statistics, and
 only from `open` or `served`. Before a user's statistics change, the missing shadows of the user's decisions are stored.
 A decision is learned with all inputs of the statistics, also those that it was logged without.
+
+Statistics of a shorter spec grow by a replay of the user's learned decisions, which may be many. So a snapshot is
+replayed before the transaction that learns, and the result is stored in a transaction of its own:
+
+1. A worker replays a user's decisions; 2. another one learns one more, or the user is erased; 3. the first worker finds
+the number of the user's decisions, or of erasures, changed, and stores nothing. The transaction that learns then
+replays them itself.
 """
 
 from __future__ import annotations
@@ -12,6 +19,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,18 +31,19 @@ from app.bandit.model.inputs import NUMBER_BYTES, Array
 from app.bandit.model.policies import Policies
 from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
-from app.bandit.numpy_on_demand import np
 from app.bandit.ports import SettleCounts
 from app.errors import SpecMismatch
 from app.features.events import LoggedEvent
 from app.features.ids import user_hash
 from app.stores.sql.backlog import ASIDE
+from app.stores.sql.damaged_rows import DAMAGE
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.decision_rows import array, decision_of, named_rows
 from app.stores.sql.shadows import add_user_shadows
-from app.stores.sql.sufficient_statistics import read_statistics, set_aside, write_statistics
+from app.stores.sql.sufficient_statistics import has_version, read_statistics, set_aside, write_statistics
 from app.telemetry import logger
 
+GROWN_AT_ONCE = 10  # so that storing their shadows does not delay a decision for long
 log = logger("stores.learning")
 
 # Each of these three queries searches an index once, in a microsecond or two. For many events this is faster than one
@@ -97,6 +106,7 @@ _OF_USER = "SELECT * FROM tip_scores WHERE user_id = ?"
 SELECT_DECISION = f"{_OF_USER} AND number = ?"
 SELECT_LEARNED = f"{_OF_USER} AND state = 'learned' ORDER BY settled_at_ms, number"
 SELECT_TO_GROW = "SELECT user_id FROM bandit_states WHERE spec_hash IN (SELECT value FROM json_each(?)) LIMIT ?"
+SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
 SELECT_NOT_GROWN = """
 SELECT user_id FROM bandit_states
 WHERE user_id IN (SELECT value FROM json_each(?)) AND spec_hash IN (SELECT value FROM json_each(?))
@@ -113,6 +123,7 @@ class SqlLearning:
     def __init__(self, database: Database, policies: Policies, rules: Rules) -> None:
         self._database = database
         self._policies = policies
+        self._shorter = json.dumps([spec.hash for spec in policies.shorter()])
         self._rules = rules
 
     async def concerned(self, events: Sequence[LoggedEvent]) -> list[LoggedEvent]:
@@ -141,6 +152,7 @@ class SqlLearning:
             return Counter(outcome for outcome in outcomes if outcome is not None)
 
         users = {item.event.user_id for item in events}
+        await self._grow(list(users), now_ms)
         try:
             return await self._database.write(work, of=users)
         except SpecMismatch:
@@ -160,6 +172,7 @@ class SqlLearning:
             return SettleCounts(0, 0, 0)
         parameters = {**closed, "now": now_ms, "limit": limit, "known": json.dumps(list(SPECS))}
         users = {row[3] for row in await self._database.rows(SELECT_CLOSED, parameters)}
+        await self._grow(list(users), now_ms)
         users |= {row[0] for row in await self._database.rows(SELECT_UNSERVED, parameters)}
 
         def work(connection: Connection) -> SettleCounts:
@@ -175,23 +188,40 @@ class SqlLearning:
 
         return await self._database.write(work, of=users)
 
-    async def grow(self, limit: int, now_ms: int) -> int:
-        shorter = json.dumps([spec.hash for spec in self._policies.shorter()])
-        users = [user_id for (user_id,) in await self._database.rows(SELECT_TO_GROW, (shorter, limit))]
-
-        def work(connection: Connection) -> None:
-            transaction = _LearningTransaction(connection, self._policies, now_ms)
-            # Another worker may have chosen the same users. This one waited for it, and replays nothing again.
-            for (user_id,) in connection.execute(SELECT_NOT_GROWN, (json.dumps(users), shorter)).fetchall():
-                try:
-                    transaction.evidence[user_id] = transaction.grown(user_id)
-                except SpecMismatch:
-                    set_aside(connection, user_id)
-            transaction.write()
-
-        if users:
-            await self._database.write(work, of=users)
+    async def grow(self, now_ms: int) -> int:
+        users = [row[0] for row in await self._database.rows(SELECT_TO_GROW, (self._shorter, GROWN_AT_ONCE))]
+        await self._grow(users, now_ms)
         return len(users)
+
+    async def _grow(self, users: Sequence[str], now_ms: int) -> None:
+        """Extend the statistics of these users, as far as they belong to a shorter spec, page by page."""
+        found = await self._database.rows(SELECT_NOT_GROWN, (json.dumps(users), self._shorter))
+        for start in range(0, len(found), GROWN_AT_ONCE):
+            page = [user_id for (user_id,) in found[start : start + GROWN_AT_ONCE]]
+            growth = await self._database.read(partial(self._replay, page), snapshot=True)
+            if growth.replayed or growth.damaged:
+                await self._database.write(partial(self._store, growth, now_ms), of=page)
+
+    def _replay(self, users: Sequence[str], connection: Connection) -> _Growth:
+        (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
+        growth = _Growth(erasures, [], [])
+        for (user_id,) in connection.execute(SELECT_NOT_GROWN, (json.dumps(users), self._shorter)).fetchall():
+            try:
+                known = read_statistics(connection, user_id)
+                assert known is not None  # the snapshot has them
+                growth.replayed.append((user_id, known, _grown(connection, self._policies, user_id, known)))
+            except SpecMismatch:
+                growth.damaged.append(user_id)
+        return growth
+
+    def _store(self, growth: _Growth, now_ms: int, connection: Connection) -> None:
+        for user_id in growth.damaged:
+            set_aside(connection, user_id)
+        (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
+        for user_id, known, grown in growth.replayed if erasures == growth.erasures else ():
+            if has_version(connection, user_id, known.decisions, known.spec_hash):
+                add_user_shadows(connection, self._policies, user_id, known)
+                write_statistics(connection, {user_id: grown}, now_ms)
 
 
 def _query(logged: LoggedEvent) -> tuple[str, ...]:
@@ -212,13 +242,44 @@ class _LoggedVector(NamedTuple):
 
 
 def _vector(row: Mapping[str, Any], spec: Spec) -> Array:
-    """The logged φ of a decision, followed by the additional inputs of `spec`, which are computed from the stored
-    request. If the request is damaged, they are left out, and are learned as zeros."""
-    logged = array(row["phi"])
-    with suppress(msgspec.MsgspecError, ValueError, LookupError):
-        decision = decision_of(row)
-        return np.concatenate([logged, decision.phi_under(spec)[decision.chosen, len(logged) :]])
-    return logged
+    """`Decision.vector`. If the request is damaged, its additional inputs are left out, and are learned as zeros."""
+    with suppress(*DAMAGE):
+        return decision_of(row).vector(spec)
+    return array(row["phi"])
+
+
+def _grown(
+    connection: Connection,
+    policies: Policies,
+    user_id: str,
+    known: SufficientStatistics | None,
+    phi_spec: Spec | None = None,
+) -> SufficientStatistics:
+    """A user's statistics, extended to the spec that `Policies.grown` chooses. The sums over the additional inputs are
+    computed from the learned decisions in the log. Raises as `Policies.grown`."""
+    padded, spec = policies.grown(known, phi_spec)
+    if known is None or known.spec_hash == spec.hash:
+        return padded
+    try:
+        replayed = SufficientStatistics.none(spec)
+        for row in named_rows(connection, SELECT_LEARNED, (user_id,)):
+            replayed = replayed.learned(_vector(row, spec), row["reward"])
+        grown = known.grown(SPECS[known.spec_hash], spec, replayed)
+        if not sound(spec, grown.pack(), grown.decisions):
+            raise SpecMismatch("the logged decisions are not those that the statistics have learned")
+        return grown
+    except (SpecMismatch, ValueError) as error:  # the log is damaged, or the statistics come from a backup
+        log.warning("log_not_replayed", user=user_hash(user_id), error=str(error))
+        return padded
+
+
+class _Growth(NamedTuple):
+    """The result of a replay: of each user the statistics, and those extended to the longest spec; and the users whose
+    statistics are damaged. `erasures` is the number of users erased before."""
+
+    erasures: int
+    replayed: list[tuple[str, SufficientStatistics, SufficientStatistics]]
+    damaged: list[str]
 
 
 class _LearningTransaction(msgspec.Struct):
@@ -258,8 +319,7 @@ class _LearningTransaction(msgspec.Struct):
         return True
 
     def grown(self, user_id: str, phi_spec: Spec | None = None) -> SufficientStatistics:
-        """A user's statistics, extended to the spec that `Policies.grown` chooses. The sums over the additional inputs
-        are computed from the learned decisions in the log. The user must be locked.
+        """A user's statistics, extended as `_grown` describes. The user must be locked.
 
         Raises:
             SpecMismatch: the statistics are damaged or of an unknown spec.
@@ -268,20 +328,7 @@ class _LearningTransaction(msgspec.Struct):
         if known is None:
             known = read_statistics(self.connection, user_id)
             add_user_shadows(self.connection, self.policies, user_id, known)
-        padded, spec = self.policies.grown(known, phi_spec)
-        if known is None or known.spec_hash == spec.hash:
-            return padded
-        try:
-            replayed = SufficientStatistics.none(spec)
-            for row in named_rows(self.connection, SELECT_LEARNED, (user_id,)):
-                replayed = replayed.learned(_vector(row, spec), row["reward"])
-            grown = known.grown(SPECS[known.spec_hash], spec, replayed)
-            if not sound(spec, grown.pack(), grown.decisions):
-                raise SpecMismatch("the logged decisions are not those that the statistics have learned")
-            return grown
-        except (SpecMismatch, ValueError) as error:  # the log is damaged, or the statistics come from a backup
-            log.warning("log_not_replayed", user=user_hash(user_id), error=str(error))
-            return padded
+        return _grown(self.connection, self.policies, user_id, known, phi_spec)
 
     def write(self) -> None:
         write_statistics(self.connection, self.evidence, self.now_ms)
@@ -309,8 +356,8 @@ class _LearningTransaction(msgspec.Struct):
         evidence = self.grown(logged.user_id, spec)
         phi = array(logged.phi)
         if len(phi) < evidence.size:  # the decision was made before the statistics grew
-            for row in named_rows(self.connection, SELECT_DECISION, (logged.user_id, logged.number)):
-                phi = _vector(row, SPECS[evidence.spec_hash])
+            (row,) = named_rows(self.connection, SELECT_DECISION, (logged.user_id, logged.number))
+            phi = _vector(row, SPECS[evidence.spec_hash])
         self.evidence[logged.user_id] = evidence.learned(phi, judgement.reward)
         source = "feedback" if judgement.action is not None else "default"
         values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self.now_ms)

@@ -17,23 +17,26 @@ from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.ports import Counts, RecentDecisions, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target
 from app.features.events import Action
-from app.stores.sql.database import SERVICE, Connection, SqlRepository
+from app.stores.sql.database import SERVICE, Connection, Database, SqlRepository
 from app.telemetry import logger
 
 PAGE = 2_000
 NEWEST = 2**63 - 1
 log = logger("stores.rollout")
 
-SELECT_STATE = "SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after, salt FROM rollout"
+SELECT_STATE = """
+SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after, salt, challenger FROM rollout
+"""
 # Changes nothing if another process has changed the state since it was read.
 UPDATE_STATE = """
 UPDATE rollout SET stage = :stage, share = :share, reason = :reason, changed_by = :actor, changed_at_ms = :now,
     evaluated_after = CASE WHEN :anew THEN (SELECT COALESCE(MAX(number), 0) FROM tip_scores) ELSE evaluated_after END,
-    salt = CASE WHEN :anew THEN :salt ELSE salt END
+    salt = CASE WHEN :anew THEN :salt ELSE salt END, challenger = COALESCE(:challenger, challenger)
 WHERE stage = :seen_stage AND share = :seen_share AND changed_at_ms = :seen_at
 """
 UPDATE_FIRST_PRIOR = """
-UPDATE rollout SET evaluated_after = (SELECT COALESCE(MAX(number), 0) FROM tip_scores) WHERE stage = 'shadow'
+UPDATE rollout SET challenger = ?, evaluated_after = (SELECT COALESCE(MAX(number), 0) FROM tip_scores)
+WHERE stage = 'shadow'
 """
 DELETE_LOOKS = "DELETE FROM rollout_looks"
 SELECT_LOOKS = "SELECT number, body FROM rollout_looks ORDER BY number"
@@ -49,20 +52,20 @@ SELECT_OLDEST_UNSETTLED = """
 SELECT number FROM tip_scores
 WHERE state IN ('open', 'served') AND number >= ? ORDER BY number LIMIT 1
 """
-_SETTLED = "FROM tip_scores WHERE state = 'learned' AND explore = 1 AND number > :after"
+_SETTLED = "state = 'learned' AND explore = 1 AND number > :after"
 SELECT_COUNTS = f"""
 SELECT COUNT(champion_p) FILTER (WHERE number < :until), COUNT(champion_p) FILTER (WHERE number >= :until),
     COUNT(*) FILTER (WHERE champion_p IS NULL),
     COUNT(champion_p) FILTER (WHERE role = 'challenger' AND number >= :stage)
-{_SETTLED}
+FROM tip_scores WHERE {_SETTLED}
 """
 SELECT_NEWEST_PRIOR = "SELECT prior_version FROM tip_scores WHERE number = (SELECT MAX(number) FROM tip_scores)"
 _COLUMNS = f"""number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged,
     v_champion, v_challenger, action IS NOT DISTINCT FROM '{Action.DISMISSED}', agree"""
 # Without a pooled prior the challenger hardly differs from the champion. Few are excluded: see `begin_evaluation`.
 SELECT_PAGE = f"""
-SELECT {_COLUMNS}, pool_p, v_pool {_SETTLED.replace("tip_scores", "tip_scores LEFT JOIN pool_shadows USING (number)")}
-    AND number < :until AND champion_p IS NOT NULL AND prior_version > 0
+SELECT {_COLUMNS}, pool_p, v_pool FROM tip_scores LEFT JOIN pool_shadows USING (number)
+WHERE {_SETTLED} AND number < :until AND champion_p IS NOT NULL AND prior_version > 0
 ORDER BY number LIMIT :limit
 """
 SELECT_SHOWN = f"""
@@ -78,18 +81,23 @@ WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 """
 
 
-def begin_evaluation(connection: Connection) -> None:
-    """Restart the evaluation of the challenger, if the roll-out is in the shadow stage.
+def begin_evaluation(connection: Connection, challenger: str) -> None:
+    """Restart the evaluation of the challenger with this spec's hash, if the roll-out is in the shadow stage.
 
-    Called when the first pooled prior is stored, because decisions made without a prior do not count. A process that
+    Called when its first pooled prior is stored, because decisions made without a prior do not count. A process that
     found no prior may still store its decision after this restart; `SELECT_PAGE` leaves such a decision out.
     """
-    if connection.execute(UPDATE_FIRST_PRIOR).rowcount:
+    if connection.execute(UPDATE_FIRST_PRIOR, (challenger,)).rowcount:
         connection.execute(DELETE_LOOKS)
 
 
 class SqlRollout(SqlRepository):
     """The challenger's roll-out and its interim analyses. Implements `app.bandit.rollout.ports.RolloutRepository`."""
+
+    def __init__(self, database: Database, challenger: str | None) -> None:
+        """`challenger`: the hash of its spec; None if there is none."""
+        super().__init__(database)
+        self._challenger = challenger
 
     async def state(self) -> RolloutState:
         return RolloutState(*await self._database.row(SELECT_STATE))
@@ -103,6 +111,7 @@ class SqlRollout(SqlRepository):
             "now": now_ms,
             "anew": to.anew,
             "salt": str(now_ms),
+            "challenger": self._challenger,
             "seen_stage": seen.stage,
             "seen_share": seen.share,
             "seen_at": seen.changed_at_ms,

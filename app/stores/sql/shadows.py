@@ -16,8 +16,6 @@ from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
-import msgspec
-
 from app.bandit.decisions import Shadow
 from app.bandit.model.inputs import Array
 from app.bandit.model.policies import Policies
@@ -26,6 +24,7 @@ from app.bandit.ports import DecisionPlace
 from app.bandit.shadow import shadow_of
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
+from app.stores.sql.damaged_rows import DAMAGE
 from app.stores.sql.database import Connection
 from app.stores.sql.decision_rows import decision_of, named_rows
 from app.stores.sql.sufficient_statistics import prior_mean, read_statistics
@@ -105,6 +104,6 @@ def _shadows(
             if version not in means:
                 means[version] = prior_mean(connection, policies.longest, version)
             shadow = shadow_of(decision_of(row), statistics, means[version], policies)
-        except (SpecMismatch, msgspec.MsgspecError, ValueError):
+        except (SpecMismatch, *DAMAGE):
             continue
         yield {**shadow._asdict(), "user_id": row["user_id"], "number": row["number"]}

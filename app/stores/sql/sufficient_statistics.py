@@ -269,7 +269,7 @@ class SqlStates:
                 _, users, decisions, sums = zip(*page, strict=True)
                 damaged.extend(row[0] for row in page if not sound(self._spec, row[3], row[2]))
                 if not damaged:
-                    pool.add(self._spec.hash, sums, sum(decisions), sum(users))
+                    pool.add(sums, sum(decisions), sum(users))
             if damaged or (seen is None and not pool.users):
                 return None
             return pool.prior(0, now_ms), revision
@@ -288,7 +288,7 @@ class SqlStates:
             row = (prior.spec_hash, packed(prior.mu), prior.users, prior.decisions, revision, prior.created_at_ms)
             connection.execute(INSERT_PRIOR, row)
             if seen is None:
-                begin_evaluation(connection)
+                begin_evaluation(connection, self._spec.hash)
             return True
 
         return await self._database.write(work, of=SERVICE)
@@ -335,7 +335,7 @@ class SqlStates:
             users, _, blobs, decisions, *_ = zip(*page, strict=True)
             fits = [_intact(*row[1:]) for row in page]
             learned = sum(compress(decisions, fits))
-            pool.add(self._spec.hash, list(compress(blobs, fits)), learned)
+            pool.add(list(compress(blobs, fits)), learned)
             damaged += [user_id for user_id, well in zip(users, fits, strict=True) if not well]
         return pool, damaged
 

@@ -42,7 +42,7 @@ async def test_record_has_all_that_a_decision_was_made_from(own_site: Live) -> N
     assert record["profile"] == profile["features"]
     assert record["profile_versions"] == profile["versions"]
     assert record["profile_read_at"] == profile["read_at"]
-    assert record["context_at"] == explained["context"]["at"]
+    assert record["context"] == explained["context"] == {"at": AT}
     assert {name: record[name] for name in ("state_version", "prior_version", "role")} == {
         name: policy[name] for name in ("state_version", "prior_version", "role")
     }
@@ -94,8 +94,55 @@ async def test_lines_are_the_same_records_and_link_to_the_next_page(
 
 
 @pytest.mark.parametrize(
+    ("column", "value"),
+    [("request", "{"), ("request", '{"candidates":[]}'), ("chosen", 99), ("theta", b"0"), ("profile_read", "x")],
+)
+async def test_damaged_decisions_are_left_out(
+    own_site: Live, monkeypatch: pytest.MonkeyPatch, column: str, value: object
+) -> None:
+    """Also if they fill a page, or are the last ones of a page."""
+    site, user = own_site, new_user()
+    monkeypatch.setattr(decision_log, "DECISIONS_PER_PAGE", 2)
+    made = sorted([(await score(site, user_id=user))["decision_id"] for _ in range(7)])
+    database = site.service.database
+    await database.execute("UPDATE tip_scores SET created_at_ms = ?", (site.now_ms,))
+    for decision_id in (made[1], made[2], made[3], made[6]):
+        await database.execute(f"UPDATE tip_scores SET {column} = ? WHERE decision_id = ?", (value, decision_id))
+    assert [record["decision_id"] for record in await pages(site)] == [made[0], made[4], made[5]]
+    problem(await site.client.get(f"/decisions/{made[1]}"), 404)
+    lines = await site.client.get("/decisions?until=9000-01-01T00:00:00Z", headers=LINES)
+    assert [json.loads(line)["decision_id"] for line in lines.text.splitlines()] == [made[0]]
+
+
+async def test_request_is_decided_anew_when_its_decision_is_damaged(own_site: Live) -> None:
+    site, user = own_site, new_user()
+    lost = await score(site, user_id=user, request_id="r-1")
+    await site.service.database.execute("UPDATE tip_scores SET request = '{'")
+    again = await score(site, user_id=user, request_id="r-1")
+    assert again["decision_id"] != lost["decision_id"]
+    assert (await score(site, user_id=user, request_id="r-1")) == again
+
+
+@pytest.mark.parametrize("at_ms", [-5, -(10**18) + 1, 10**18 - 1])
+async def test_pages_go_on_after_any_time(own_site: Live, monkeypatch: pytest.MonkeyPatch, at_ms: int) -> None:
+    monkeypatch.setattr(decision_log, "DECISIONS_PER_PAGE", 1)
+    made = sorted([(await score(own_site, user_id=new_user()))["decision_id"] for _ in range(3)])
+    await own_site.service.database.execute("UPDATE tip_scores SET created_at_ms = ?", (at_ms,))
+    found = [record["decision_id"] for record in await pages(own_site)]
+    assert found == (made if at_ms == -5 else []), "a time that no calendar has is damage"
+
+
+@pytest.mark.parametrize(
     ("query", "path"),
-    [("cursor=x", "cursor"), ("cursor=5-", "cursor"), ("cursor=5-a%0A", "cursor"), ("since=5", "since"), ("n=1", "n")],
+    [
+        ("cursor=x", "cursor"),
+        ("cursor=5-", "cursor"),
+        ("cursor=5-a%0A", "cursor"),
+        ("cursor=-5", "cursor"),
+        ("cursor=1234567890123456789-a", "cursor"),
+        ("since=5", "since"),
+        ("n=1", "n"),
+    ],
 )
 async def test_invalid_parameter_is_named(site: Live, query: str, path: str) -> None:
     assert paths(problem(await site.client.get(f"/decisions?{query}"), 400)) == [path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import Decision, ScoringRequest
-from app.bandit.model.inputs import Context
+from app.bandit.model.inputs import NUMBER_BYTES, Context
+from app.bandit.model.specs import SPEC_V1
 from app.bootstrap.service import open_service
 from app.cli.evaluate import feature_values
 from app.features.clock import DAY_MS, rfc3339
@@ -53,7 +55,7 @@ v = {v}
 [[inputs]]
 name = "volume_x_hour"
 candidate = "{candidate}"
-shared = "volume"
+shared = "{shared}"
 precision = 100.0
 """
 
@@ -115,8 +117,22 @@ def test_users_with_damaged_statistics_are_left_out_with_a_warning(profiles: Run
 
 
 @pytest.mark.slow
+def test_priors_come_from_the_log_when_the_recorded_ones_are_of_an_earlier_spec(
+    profiles: Run, log: Path, tmp_path: Path
+) -> None:
+    earlier = copy_database(log, tmp_path / "earlier.db", "earlier")
+    with closing(sqlite3.connect(earlier)) as connection, connection:
+        connection.execute(
+            "UPDATE bandit_priors SET spec_hash = ?, mu = substr(mu, 1, ?)", (SPEC_V1.hash, SPEC_V1.size * NUMBER_BYTES)
+        )
+    found, expected = (figures(profiles, path, "--policy", "lints-v2") for path in (earlier, log))
+    for name in ("ips", "snips"):  # the reward model of the doubly robust estimate is the recorded prior
+        assert found[name]["value"] == pytest.approx(expected[name]["value"], rel=1e-6)
+
+
+@pytest.mark.slow
 def test_other_policies_are_replayed(profiles: Run, log: Path, tmp_path: Path) -> None:
-    (tmp_path / "v3.toml").write_text(POLICY.format(v=0.2, candidate="priority"))
+    (tmp_path / "v3.toml").write_text(POLICY.format(v=0.2, candidate="priority", shared="volume"))
     (tmp_path / "same.toml").write_text('id = "same"\nbase = "lints-v2"\n')
     second = figures(profiles, log, "--policy", "lints-v2")
     assert figures(profiles, log, "--policy", "same.toml") == second
@@ -194,6 +210,12 @@ def test_feature_sees_only_what_each_decision_could_see(profiles: Run, log: Path
         assert found[number] == (pytest.approx(rank) if count else 0)
 
 
+def test_feature_whose_value_is_not_of_its_dtype_is_named(profiles: Run, log: Path, tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(FILE.format(dtype="int", value="COUNT(*) + 0.5"))
+    shown = profiles("evaluate", "--policy", "lints-v1+pool", "--with-feature", "half.py", database=log)
+    assert (shown.code, "feature 'feature': the SQL" in shown.err) == (2, True), shown.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -203,7 +225,13 @@ def test_feature_sees_only_what_each_decision_could_see(profiles: Run, log: Path
         ),
         (("--policy", "bad.toml"), "bad.toml is not one of"),
         (("--policy", "bad.toml"), "Object contains unknown field `draws`"),
-        (("--policy", "factor.toml"), "'^(one|is_overdue|task_age|priority)$' - at `$.inputs[0].candidate`"),
+        (("--policy", "base.toml"), "base must be one of lints-v1, lints-v2, lints-v1+pool, not 'lints-v9'"),
+        (
+            ("--policy", "factor.toml"),
+            "candidate must be one of one, is_overdue, task_age, priority, not 'age' - at `$.inputs[0]`",
+        ),
+        (("--policy", "line.toml"), r"not 'priority\n' - at `$.inputs[0]`"),
+        (("--policy", "evaluated.toml"), "hour_distance_sin, not 'evaluated' - at `$.inputs[0]`"),
         (("--policy", "v.toml"), "Expected `float` > 0.0 - at `$.v`"),
         (("--policy", "lints-v1", "--with-feature", "number.py"), "--policy: lints-v1 has no pooled prior"),
         (("--policy", "lints-v1", "--with-feature", "text.py"), "REGISTRY: must have one feature, a number"),
@@ -212,8 +240,12 @@ def test_feature_sees_only_what_each_decision_could_see(profiles: Run, log: Path
 )
 def test_mistake_is_named(profiles: Run, log: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     (tmp_path / "bad.toml").write_text('id = "x"\nbase = "lints-v1"\ndraws = 5\n')
-    (tmp_path / "factor.toml").write_text(POLICY.format(v=0.2, candidate="age"))
-    (tmp_path / "v.toml").write_text(POLICY.format(v=-1.0, candidate="priority"))
+    (tmp_path / "base.toml").write_text('id = "x"\nbase = "lints-v9"\n')
+    policy = functools.partial(POLICY.format, v=0.2, candidate="priority", shared="volume")
+    (tmp_path / "factor.toml").write_text(policy(candidate="age"))
+    (tmp_path / "line.toml").write_text(policy(candidate="priority\\n"))
+    (tmp_path / "evaluated.toml").write_text(policy(shared="evaluated"))
+    (tmp_path / "v.toml").write_text(policy(v=-1.0))
     (tmp_path / "text.py").write_text(FILE.format(dtype="str", value="MAX(action)"))
     (tmp_path / "number.py").write_text(FILE.format(dtype="int", value="COUNT(*)"))
     shown = profiles("evaluate", *arguments, database=log)

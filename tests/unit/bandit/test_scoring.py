@@ -246,3 +246,10 @@ async def test_no_decision_is_answered_that_was_not_stored(database: Database, m
         await process.decide()
     await process.close()
     assert await process.stored() == 0
+
+
+async def test_stage_of_another_challenger_lets_this_one_serve_nobody(process: BanditProcess) -> None:
+    await process.execute("UPDATE rollout SET stage = 'ramp', share = 1, challenger = ?", SPEC_V2.hash)
+    assert (await process.decide("ann")).role == "challenger"
+    await process.execute("UPDATE rollout SET challenger = ?", SPEC_V1.hash)
+    assert (await process.decide("ann")).role == "champion"

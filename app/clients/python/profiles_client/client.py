@@ -210,8 +210,8 @@ class AsyncProfiles(Client[F]):
         try:
             return (await asyncio.shield(reading))[user]
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if reading.cancelled() and task is not None and not task.cancelling():
+            caller = asyncio.current_task()
+            if reading.cancelled() and caller is not None and not caller.cancelling():
                 raise ConnectionLost("the client was closed before the answer") from None
             raise
 

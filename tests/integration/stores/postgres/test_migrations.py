@@ -117,9 +117,10 @@ def test_both_engines_have_the_same_schema(postgres_url: PostgresUrl, database_p
 
 def test_tables_of_events_are_vacuumed_after_few_new_rows(postgres_url: PostgresUrl) -> None:
     with psycopg.connect(postgres_url.url) as connection:
-        options = connection.execute("SELECT relname, reloptions FROM pg_class WHERE reloptions IS NOT NULL").fetchall()
+        rows = connection.execute("SELECT relname, reloptions FROM pg_class WHERE reloptions IS NOT NULL").fetchall()
+    options: dict[str, list[str]] = dict(rows)
     for table in ("event_log", "tip_views", "tip_feedback"):
-        assert dict(options)[table] == ["autovacuum_vacuum_insert_scale_factor=0.01"]
+        assert options[table] == ["autovacuum_vacuum_insert_scale_factor=0.01"]
 
 
 def test_indexes_serve_the_same_queries(postgres_url: PostgresUrl, database_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -11,13 +13,16 @@ import pytest
 from app.bandit.decisions import Ranking
 from app.bandit.evaluation.evaluation import with_feature
 from app.bandit.evaluation.replay import PriorMean, PriorsFromLog, Replay, in_order_of_learning, prior_means, recorded
+from app.bandit.model.inputs import Array
+from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Input
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, Policy
 from app.bandit.ports import LoggedDecision, UserLog
 from app.stores.sql.database import Database
+from app.stores.sql.sufficient_statistics import write_statistics
 from tests.support.bandit_process import BanditProcess
-from tests.support.lived_decisions import live_through
+from tests.support.lived_decisions import MINUTE_MS, live_through
 
 pytestmark = pytest.mark.both_engines
 
@@ -32,12 +37,17 @@ async def logs_of(process: BanditProcess) -> list[UserLog]:
 
 
 async def replayed(process: BanditProcess, policy: Policy) -> dict[int, Ranking]:
-    priors = recorded(policy.spec, await process.bandit.decisions.priors())
+    priors = recorded(Replay(policy), await process.bandit.decisions.priors())
+    assert priors is not None
     return rankings(Replay(policy), priors, await logs_of(process))
 
 
+def every(_: LoggedDecision) -> bool:
+    return True
+
+
 def rankings(replay: Replay, priors: PriorMean, logs: Sequence[UserLog]) -> dict[int, Ranking]:
-    return {item.number: ranking for log in logs for item, ranking in replay.rankings(log, priors)}
+    return {item.number: ranking for log in logs for item, ranking in replay.rankings(log, priors, every)}
 
 
 @pytest.mark.parametrize("policy", [CHAMPION, CHALLENGER], ids=lambda policy: policy.id)
@@ -73,6 +83,61 @@ async def test_pruned_decisions_keep_their_effect(process: BanditProcess) -> Non
         for number, ranking in found.items():
             assert np.allclose(ranking.scores, before[policy.id][number].scores, rtol=0, atol=1e-9)
             assert np.allclose(ranking.pi, before[policy.id][number].pi, rtol=0, atol=1e-2)
+
+
+async def grown_log(database: Database, *, padded: bool) -> BanditProcess:
+    """A log whose first decisions were learned under v1, before the statistics grew: by a replay, or padded."""
+    plain = BanditProcess(database, shadow=False)
+    process = BanditProcess(database, clock=plain.clock)
+    for number in range(20):
+        plain.clock.advance(MINUTE_MS)
+        plain.profiles["ann"] = {"completion_rate_30d": number / 20, "tip_volume_30d": 3 * number}
+        if number == 12 and padded:
+            longer = {"ann": (await plain.statistics()).grown(SPEC_V1, SPEC_V2)}
+            await database.write(functools.partial(write_statistics, evidence=longer, now_ms=1), of=["ann"])
+        elif number == 12:
+            await process.bandit.maintenance.grow(math.inf)
+            process.profiles = plain.profiles
+        maker = plain if number < 12 else process
+        await maker.feed_back(await maker.decide(), "completed" if number % 3 else "dismissed")
+    return process
+
+
+async def test_decisions_of_a_grown_user_count_once_when_older_ones_are_pruned(database: Database) -> None:
+    process = await grown_log(database, padded=False)
+    before = await replayed(process, CHALLENGER)
+    assert await process.retention.prune(process.clock.now_ms() - 14 * MINUTE_MS, 1_000) == 5
+    after = await replayed(process, CHALLENGER)
+    assert len(after) == 15
+    for number, ranking in after.items():
+        np.testing.assert_allclose(ranking.scores, before[number].scores, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("policy", [CHAMPION, CHALLENGER], ids=lambda policy: policy.id)
+async def test_beginning_of_a_padded_user_has_the_inputs_of_every_logged_vector(
+    database: Database, policy: Policy
+) -> None:
+    process = await grown_log(database, padded=True)
+    (whole,) = await logs_of(process)
+    assert await process.retention.prune(process.clock.now_ms() - 14 * MINUTE_MS, 1_000) == 5
+    (log,) = await logs_of(process)
+    found = Replay(policy).before(log, in_order_of_learning(log))
+    expected = SufficientStatistics.none(policy.spec)
+    for item in in_order_of_learning(whole)[:5]:
+        expected = expected.learned(item.decision.phi, item.outcome.reward or 0.0)
+    assert found.decisions == 5
+    np.testing.assert_allclose(found.numbers, expected.numbers, rtol=0, atol=1e-12)
+
+
+async def test_beginning_is_zeros_when_the_log_contradicts_the_statistics(database: Database) -> None:
+    process = await grown_log(database, padded=False)
+    other = {"ann": msgspec.structs.replace(SufficientStatistics.none(SPEC_V2), decisions=50)}
+    await database.write(functools.partial(write_statistics, evidence=other, now_ms=1), of=["ann"])
+    (log,) = await logs_of(process)
+    found = Replay(CHALLENGER).before(log, in_order_of_learning(log))
+    assert not found.numbers.any()
+    assert found.decisions == 30
+    assert len(await replayed(process, CHALLENGER)) == 20
 
 
 async def test_no_reward_reaches_its_own_decision_or_an_earlier_one(process: BanditProcess) -> None:
@@ -111,18 +176,35 @@ async def test_priors_from_the_log_are_the_recorded_ones(process: BanditProcess)
     for log in logs:
         pool.add(log)
     assert len(stored) == 3
-    known, pooled = recorded(SPEC_V2, stored), pool.pooled()
+    known, pooled = recorded(Replay(CHALLENGER), stored), pool.pooled()
+    assert known is not None
     for version in range(stored[-1].version + 2):
         assert np.allclose(pooled(version), known(version), rtol=0, atol=1e-12)
     assert not known(0).any()
-    assert np.array_equal(recorded(SPEC_V1, stored)(stored[0].version), stored[0].mu[: SPEC_V1.size])
+    shorter = recorded(Replay(POOLED_CHAMPION), stored)
+    assert shorter is not None
+    assert np.array_equal(shorter(stored[0].version), stored[0].mu[: SPEC_V1.size])
+
+
+@pytest.mark.parametrize(
+    ("replay", "pooled"),
+    [
+        (Replay(CHALLENGER), True),
+        (Replay(POOLED_CHAMPION), False),
+        (Replay(POOLED_CHAMPION, profiles=False), True),
+        (Replay(CHAMPION, profiles=False), False),  # the policy reads no prior
+    ],
+)
+def test_priors_are_pooled_from_the_log_when_a_recorded_one_does_not_fit(replay: Replay, pooled: bool) -> None:
+    stored = [Prior(1, SPEC_V1.hash, np.full(SPEC_V1.size, 0.1), 1, 50, 0), Prior.none(SPEC_V2)]
+    assert (recorded(replay, stored) is None) == pooled
 
 
 async def test_without_profiles_no_input_of_the_profile_counts(process: BanditProcess) -> None:
     (log, *_), none = await logs_of(process), prior_means([], [], SPEC_V2.size)
-    blind = [ranking for _, ranking in Replay(CHALLENGER, profiles=False).rankings(log, none)]
-    plain = [ranking for _, ranking in Replay(CHAMPION).rankings(log, none)]
-    seeing = [ranking for _, ranking in Replay(CHALLENGER).rankings(log, none)]
+    blind = [ranking for _, ranking in Replay(CHALLENGER, profiles=False).rankings(log, none, every)]
+    plain = [ranking for _, ranking in Replay(CHAMPION).rankings(log, none, every)]
+    seeing = [ranking for _, ranking in Replay(CHALLENGER).rankings(log, none, every)]
     assert all(np.allclose(one.scores, two.scores, atol=1e-9) for one, two in zip(blind, plain, strict=True))
     assert not all(np.allclose(one.scores, two.scores, atol=1e-9) for one, two in zip(blind, seeing, strict=True))
 
@@ -137,6 +219,33 @@ async def test_new_input_is_learned_from_the_first_decision_on(process: BanditPr
     chosen = np.array([replay.phi(item)[item.decision.chosen] for item in learned])
     assert np.allclose(statistics.s, chosen.T @ chosen)
     assert np.allclose(chosen[:, SPEC_V1.size], 0.5 * chosen[:, 1])
+
+
+class RecordingReplay(Replay, frozen=True):
+    """Records the decisions whose input vectors it computes."""
+
+    computed: list[int] = msgspec.field(default_factory=list)
+
+    def phi(self, item: LoggedDecision) -> Array:
+        self.computed.append(item.number)
+        return super().phi(item)
+
+
+async def test_only_decisions_that_count_are_ranked_and_each_is_computed_once(process: BanditProcess) -> None:
+    logs, replay, whole = await logs_of(process), RecordingReplay(CHALLENGER), await replayed(process, CHALLENGER)
+    priors, versions = recorded(replay, await process.bandit.decisions.priors()), list[int]()
+    assert priors is not None
+
+    def prior(version: int) -> Array:
+        versions.append(version)
+        return priors(version)
+
+    found = [pair for log in logs for pair in replay.rankings(log, prior, lambda item: 80 < item.number <= 120)]
+    assert sorted(item.number for item, _ in found) == [*range(81, 121)]
+    assert all(np.array_equal(ranking.scores, whole[item.number].scores) for item, ranking in found)
+    assert len(versions) == 40
+    assert len(replay.computed) == len({*replay.computed})
+    assert max(replay.computed) == 120
 
 
 async def test_damaged_statistics_leave_their_user_out(process: BanditProcess) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from app.bandit.model.inputs import Array, Context
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.stores.sql import learning
-from app.stores.sql.database import Database
+from app.stores.sql.database import Connection, Database
 from app.stores.sql.sufficient_statistics import write_statistics
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess
 from tests.support.database import open_again, wipe
@@ -145,6 +145,20 @@ def assert_replayed(grown: SufficientStatistics, before: SufficientStatistics, m
     assert all(map(same_bits, grown.leading(OLD), (before.s, before.y)))
 
 
+def during_first_write(
+    database: Database, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], Awaitable[object]]
+) -> None:
+    """Let something happen before the next transaction begins."""
+    real = database.write
+
+    async def write(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(database, "write", real)
+        await meanwhile()
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(database, "write", write)
+
+
 async def test_only_pruned_decisions_are_padded(database: Database) -> None:
     process, made = await began_under_v1(database)
     before = await process.statistics()
@@ -209,14 +223,11 @@ async def test_user_stays_padded_when_a_worker_of_an_earlier_release_grew_it_mea
     decision = await plain.decide()
     process = BanditProcess(database, clock=plain.clock)
     padded = (await process.statistics()).grown(SPEC_V1, SPEC_V2)
-    real = database.write
 
-    async def write(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(database, "write", real)
-        await real(lambda connection: write_statistics(connection, {"ann": padded}, 1), of=["ann"])
-        return await real(*arguments, **options)
+    def pad(connection: Connection) -> None:
+        write_statistics(connection, {"ann": padded}, 1)
 
-    monkeypatch.setattr(database, "write", write)
+    during_first_write(database, monkeypatch, lambda: database.write(pad, of=["ann"]))
     assert await process.bandit.maintenance.grow(math.inf)
     assert (await process.statistics()).pack() == padded.pack()
     await process.feed_back(decision)
@@ -228,31 +239,23 @@ async def test_nothing_is_stored_when_the_user_is_erased_meanwhile(
 ) -> None:
     """1. A worker chooses users to grow; 2. one of them is erased; 3. the worker stores the others."""
     process, _ = await began_under_v1(database)
-    real = database.write
-
-    async def write(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(database, "write", real)
-        await process.users.erase("ann", process.clock.now_ms())
-        return await real(*arguments, **options)
-
-    monkeypatch.setattr(database, "write", write)
+    during_first_write(database, monkeypatch, lambda: process.users.erase("ann", process.clock.now_ms()))
     assert await process.bandit.maintenance.grow(math.inf)
     assert not await process.has_learned()
 
 
-async def test_each_user_is_replayed_once_when_workers_choose_the_same_users(
+async def test_user_grows_once_when_workers_choose_it_at_once(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, made = await began_under_v1(database)
     before = await process.statistics()
-    replayed: list[str] = []
-    real = SufficientStatistics.grown
+    stored: list[str] = []
 
-    def counted(self: SufficientStatistics, *arguments: Any) -> SufficientStatistics:
-        replayed.extend("once" for _ in arguments[2:])
-        return real(self, *arguments)
+    def counted(connection: Connection, evidence: Mapping[str, SufficientStatistics], now_ms: int) -> None:
+        stored.extend(evidence)
+        write_statistics(connection, evidence, now_ms)
 
-    monkeypatch.setattr(SufficientStatistics, "grown", counted)
+    monkeypatch.setattr(learning, "write_statistics", counted)
     others = [await open_again(database) for _ in range(3)]
     try:
         workers = [BanditProcess(one, clock=process.clock) for one in (database, *others)]
@@ -260,5 +263,92 @@ async def test_each_user_is_replayed_once_when_workers_choose_the_same_users(
     finally:
         for one in others:
             await one.close()
-    assert replayed == ["once"]
+    assert stored == ["ann"]
     assert_replayed(await process.statistics(), before, made)
+
+
+class Watched:
+    """A connection that records its statements."""
+
+    def __init__(self, connection: Connection, statements: list[str]) -> None:
+        self._connection, self._statements = connection, statements
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: str, *parameters: Any) -> Any:
+        self._statements.append(statement)
+        return self._connection.execute(statement, *parameters)
+
+
+@pytest.mark.parametrize("how", ["feedback", "default", "maintenance"])
+async def test_log_is_replayed_outside_of_transactions(
+    database: Database, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    process, made = await began_under_v1(database)
+    plain = BanditProcess(database, shadow=False, clock=process.clock)
+    waiting = await plain.decide()
+    await plain.serve(waiting)
+    if how == "default":
+        process.clock.advance(WINDOW_MS + GRACE_MS + 1)
+    statements: list[str] = []
+    real = database.write
+
+    async def write(work: Callable[[Any], Any], **options: Any) -> Any:
+        return await real(lambda connection: work(Watched(connection, statements)), **options)
+
+    monkeypatch.setattr(database, "write", write)
+    rewards = [(decision, 1.0) for decision in made]
+    if how == "feedback":
+        await process.feed_back(waiting)
+        rewards.append((waiting, 1.0))
+    elif how == "default":
+        assert await process.bandit.learner.settle() == 1
+        rewards.append((waiting, 0.0))
+    else:
+        assert await process.bandit.maintenance.grow(math.inf)
+    assert_learned(await process.statistics(), rewards)
+    assert statements
+    assert not [statement for statement in statements if "state = 'learned' ORDER" in statement]
+
+
+def assert_learned(statistics: SufficientStatistics, rewards: Sequence[tuple[Decision, float]]) -> None:
+    """The statistics are those that v2 would have learned from these decisions."""
+    expected = SufficientStatistics.none(SPEC_V2)
+    for decision, reward in rewards:
+        expected = expected.learned(full(decision), reward)
+    assert (statistics.spec_hash, statistics.decisions) == (SPEC_V2.hash, expected.decisions)
+    np.testing.assert_allclose(statistics.numbers, expected.numbers, rtol=0, atol=1e-12)
+
+
+async def test_decision_that_is_learned_during_the_replay_counts_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A worker replays ann's decisions; 2. a worker without a challenger learns another one; 3. the first worker
+    stores nothing of the replay, and learns its decision after both."""
+    process, made = await began_under_v1(database)
+    plain = BanditProcess(database, shadow=False, clock=process.clock)
+    second = await plain.decide()
+    await plain.serve(second)
+    process.clock.advance(WINDOW_MS + GRACE_MS + 1)
+    first = await plain.decide()
+    during_first_write(database, monkeypatch, lambda: plain.feed_back(first))
+    assert await process.bandit.learner.settle() == 1
+    assert_learned(await process.statistics(), [*((decision, 1.0) for decision in made), (first, 1.0), (second, 0.0)])
+    await process.assert_learned_once()
+
+
+async def test_replay_of_an_erased_user_is_not_stored(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. A worker replays ann's decision; 2. ann is erased, and one of her new decisions is learned, so that their
+    number is the same; 3. the worker stores nothing of the replay."""
+    process, _ = await began_under_v1(database, decisions=1)
+    plain = BanditProcess(database, shadow=False, clock=process.clock)
+    made: list[Decision] = []
+
+    async def erase() -> None:
+        await process.users.erase("ann", process.clock.now_ms())
+        made.append(await plain.learn_one())
+
+    during_first_write(database, monkeypatch, erase)
+    assert await process.bandit.maintenance.grow(math.inf)
+    assert_replayed(await process.statistics(), SufficientStatistics.none(SPEC_V1).learned(made[0].phi, 1.0), made)

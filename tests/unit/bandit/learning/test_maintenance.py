@@ -101,7 +101,7 @@ async def test_statistics_of_another_release_are_left_out_of_the_prior(process: 
 async def test_growth_continues_where_it_was_interrupted(
     process: BanditProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bandit.learning.maintenance.GROWN_AT_ONCE", 3)
+    monkeypatch.setattr("app.stores.sql.learning.GROWN_AT_ONCE", 3)
     monkeypatch.setattr("app.bandit.learning.maintenance.REST_S", 0.0)
     states = await enroll(process, 20)
     inject_failures(monkeypatch, SqlLearning, "grow", [None, None, StoreUnavailable("locked")])
@@ -179,7 +179,7 @@ async def test_damaged_statistics_are_set_aside_and_other_users_are_not_affected
     logged: Recorder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.bandit.learning.maintenance.GROWN_AT_ONCE", 1)
+    monkeypatch.setattr("app.stores.sql.learning.GROWN_AT_ONCE", 1)
     monkeypatch.setattr("app.bandit.learning.maintenance.REST_S", 0.0)
     states = await enroll(process, 8)
     bad = await damage(process, user_id, how)

@@ -316,7 +316,7 @@ async def test_pool_of_sums_equals_the_pool_of_their_users() -> None:
     ]
     sums = [pool_of(users[:10]), pool_of(users[10:])]
     whole = Pool(SPEC_V2)
-    whole.add(SPEC_V2.hash, [pool.total.pack() for pool in sums], 30, users=30)
+    whole.add([pool.total.pack() for pool in sums], 30, users=30)
     one = pool_of(users)
     assert (whole.users, whole.decisions) == (one.users, one.decisions) == (30, 30)
     np.testing.assert_allclose(whole.mean(), one.mean(), rtol=0, atol=1e-14)

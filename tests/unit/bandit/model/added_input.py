@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 
 from app.api.scoring import ScoreRequest
+from app.bandit.evaluation.evaluation import policy_of
+from app.bandit.evaluation.records import DecisionRecord
 from app.bandit.model.inputs import Context
 from app.bandit.model.policies import Policies
 from app.bandit.model.specs import NEWEST, SPECS
@@ -48,6 +50,11 @@ async def _found(process: BanditProcess) -> dict[str, Any]:
     rows = await process.database.read(lambda connection: named_rows(connection, SELECT_DECISIONS, ()))
     priors = dict(await process.rows("SELECT version, mu FROM bandit_priors"))
     found: dict[str, Any] = {"old": shadows_of_old_decisions(rows, priors)}
+    found["roles"] = sorted({(await process.decide(f"user-{number}")).role for number in range(10)})
+    stage = (await process.bandit.rollout.state()).stage
+    await process.bandit.rollout.watch()
+    state = await process.bandit.rollout.state()
+    found["stage"] = [stage, state.stage, state.share]
     before = await process.statistics()
     await process.bandit.maintenance.grow(math.inf)
     after = await process.statistics()
@@ -66,7 +73,8 @@ async def _found(process: BanditProcess) -> dict[str, Any]:
     weekend = msgspec.convert({"weekend": True}, Context)
     stranger = await process.decide("new", candidates=tips, context=weekend)
     await process.bandit.maintenance.shadow()
-    shown, _ = await process.bandit.scorer.explain(stranger.id)
+    shown, outcome = await process.bandit.scorer.explain(stranger.id)
+    found["record"] = msgspec.to_builtins(DecisionRecord.of(shown, outcome))["context"]
     assert shown.challenger is not None
     found["scores"] = shown.challenger.scores.tolist()
     found["efforts"] = [item.features.effort_minutes for item in shown.candidates]  # type: ignore[attr-defined]
@@ -89,6 +97,8 @@ async def _main(path: Path, now_ms: int) -> None:
     found["specs"] = {spec.version: spec.hash for spec in SPECS.values()}
     found["names"] = NEWEST.names
     found["challenger"] = CHALLENGER.id
+    (path.parent / "policy.toml").write_text(f'id = "bolder"\nbase = "{CHALLENGER.id}"\n')
+    found["evaluated"] = policy_of(str(path.parent / "policy.toml")).spec.version
     _, components = msgspec.json.schema_components([ScoreRequest])
     found["schema"] = components["CandidateFeatures"]
     print(json.dumps(found))

@@ -8,8 +8,10 @@ import pytest
 
 from app.bandit.model.definitions import __file__ as definitions
 from app.bandit.model.specs import NEWEST, SPECS
+from app.bandit.rollout.stages import Target
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import BanditProcess
+from tests.support.clock import NOW_MS
 from tests.support.program_copy import copied_program, found_by
 from tests.support.readme import ROOT, sections
 
@@ -42,6 +44,8 @@ async def test_added_input_is_one_entry(extended: Path, database_path: Path) -> 
             await process.pool()
         decision = await process.decide("ann" if number % 3 else "bob")
         await process.feed_back(decision, "dismissed" if number % 2 else "completed")
+    repository = process.bandit.rollout.repository
+    assert await repository.move(await repository.state(), Target("ramp", 0.5), "good", "ann", NOW_MS) is not None
     await process.close()
     await database.close()
 
@@ -49,7 +53,7 @@ async def test_added_input_is_one_entry(extended: Path, database_path: Path) -> 
     assert {version: found["specs"][str(version)] for version in (1, 2)} == {
         spec.version: spec.hash for spec in SPECS.values()
     }
-    assert found["challenger"] == "lints-v3"
+    assert (found["challenger"], found["evaluated"]) == ("lints-v3", 3)
     assert found["names"] == [*NEWEST.names, "effort", "completion_x_effort", "weekend_x_effort"]
     assert found["schema"]["properties"]["effort_minutes"]["anyOf"] == [
         {"type": "number", "minimum": 0},
@@ -64,6 +68,7 @@ async def test_added_input_is_one_entry(extended: Path, database_path: Path) -> 
     assert found["pooled"]
     assert found["efforts"] == [5.0, 480.0, None]
     assert found["weekend"] is True
+    assert found["record"] == {"at": None, "weekend": True}
     assert found["weekend_x_effort"] == found["effort"]
     short, long, unknown = found["effort"]
     assert 0 == unknown < short < long == 1
@@ -71,9 +76,14 @@ async def test_added_input_is_one_entry(extended: Path, database_path: Path) -> 
     assert short > long
     assert found["without_shadow"] == 0
 
+    # The stage at which the other challenger served half of the users is not that of this one.
+    assert found["roles"] == ["champion"]
+    assert found["stage"] == ["rolled back", "shadow", 0.0]
+
     # The program without the input is put back: it can read what it does not know.
     database = await SqliteDatabase.open(database_path, readers=1)
     process = BanditProcess(database)
+    assert (await process.bandit.rollout.state()).stage == "rolled back"
     (decision_id,) = (await process.rows("SELECT decision_id FROM tip_scores WHERE user_id = 'new'"))[0]
     shown, _ = await process.bandit.scorer.explain(decision_id)
     assert [item.id for item in shown.candidates] == ["short", "long", "unknown"]

@@ -7,6 +7,7 @@ import pytest
 
 from app.bandit.model.pooled_prior import SHRINKAGE, Pool, Prior, can_be_pooled
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
+from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.errors import SpecMismatch
 from tests.support.score_requests import MORNING, history_of, pool_of, taught, tip
 
@@ -44,16 +45,16 @@ def test_prior_is_refused_when_no_decisions_can_teach_it(decisions: int) -> None
 def test_pool_is_the_same_when_users_are_added_in_groups() -> None:
     each = [taught(*history_of(seed, 6)) for seed in range(7)]
     one, groups = pool_of(each), Pool(SPEC_V2)
-    groups.add(SPEC_V2.hash, [statistics.pack() for statistics in each[:4]], 24)
-    groups.add(SPEC_V2.hash, [statistics.pack() for statistics in each[4:]], 18)
+    groups.add([statistics.pack() for statistics in each[:4]], 24)
+    groups.add([statistics.pack() for statistics in each[4:]], 18)
     np.testing.assert_allclose(one.mean(), groups.mean(), rtol=1e-10)
     assert (one.users, one.decisions) == (groups.users, groups.decisions) == (7, 42)
 
 
 @pytest.mark.parametrize(("pool", "other"), [(SPEC_V2, SPEC_V1), (SPEC_V1, SPEC_V2)])
 def test_statistics_are_refused_when_the_pool_is_of_another_spec(pool: Spec, other: Spec) -> None:
-    with pytest.raises(SpecMismatch, match="belong to this pool"):
-        Pool(pool).add(other.hash, [], 0)
+    with pytest.raises(SpecMismatch, match="bytes of statistics"):
+        Pool(pool).add([SufficientStatistics.none(other).pack()], 0)
 
 
 def test_pool_finds_the_effect_of_a_profile_feature_when_no_user_could() -> None:

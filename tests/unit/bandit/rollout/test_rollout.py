@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.specs import SPEC_V2
+from app.bandit.model.specs import SPEC_V1, SPEC_V2
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.controller import FEWEST_ANSWERS, FEWEST_RECENT
 from app.bandit.rollout.ports import RecentDecisions, RolloutLook
-from app.bandit.rollout.stages import Move, RolloutState
+from app.bandit.rollout.stages import Move, RolloutState, Stage, Target
 from app.bandit.rollout.status import RolloutStatus
 from app.bootstrap import bandit
 from app.errors import Conflict, StoreUnavailable
@@ -488,3 +488,78 @@ async def test_another_trial_has_another_salt(fixture: RolloutFixture) -> None:
     assert (await fixture.state()).salt == "1"
     for move, salt in (("rollback", "1"), ("ramp", str(NOW_MS)), ("rollback", str(NOW_MS))):
         assert (await fixture.rollout.move(move, "ann")).salt == salt  # type: ignore[arg-type]  # a move
+
+
+UNKNOWN = "f" * 64
+
+
+async def reached_by(fixture: RolloutFixture, challenger: str, stage: Stage, share: float) -> None:
+    """Let a release with this challenger have reached a stage."""
+    repository = SqlRollout(fixture.database, challenger)
+    target = Target(stage, share)
+    assert await repository.move(await repository.state(), target, "it is good", "ann", NOW_MS - HOUR_MS) is not None
+
+
+@pytest.mark.parametrize(("stage", "share"), [("shadow", 0.0), ("ramp", 0.5), ("promoted", 1.0), ("rolled back", 0.0)])
+async def test_other_challenger_begins_in_the_shadow(
+    fixture: RolloutFixture, logs: Recorder, stage: Stage, share: float
+) -> None:
+    await fixture.write(some(4_000))
+    await fixture.rollout.watch()
+    assert len(await fixture.looks()) == 1
+    await reached_by(fixture, SPEC_V1.hash, stage, share)
+    found = await fixture.rollout.status()
+    assert (found.stage, found.share) == ("rolled back", 0.0)
+    assert SPEC_V1.hash in found.reason
+    assert "another" in str(await fixture.rollout.alarm())
+    await fixture.rollout.watch()
+    state = await fixture.state()
+    assert (state.stage, state.share, state.changed_by) == ("shadow", 0.0, "the worker")
+    assert (state.evaluated_after, state.salt, state.challenger) == (4_000, str(NOW_MS), SPEC_V2.hash)
+    assert await fixture.looks() == []
+    label = "50%" if stage == "ramp" else stage
+    ((actor, action, outcome),) = await fixture.audit_trail()
+    assert (actor, action) == ("the worker", "begin roll-out anew")
+    assert outcome.startswith(f"done: {label} to shadow: The challenger is another one")
+    assert [line["before"] for line in logs.of("rollout_begins_anew")] == [label]
+    await fixture.rollout.watch()
+    assert len(await fixture.audit_trail()) == 1
+    assert await fixture.rollout.alarm() is None
+
+
+async def test_workers_begin_anew_once(fixture: RolloutFixture) -> None:
+    await reached_by(fixture, SPEC_V1.hash, "ramp", 0.5)
+    await asyncio.gather(*(fixture.rollout.watch() for _ in range(3)))
+    assert [entry[2].partition(":")[0] for entry in await fixture.audit_trail()].count("done") == 1
+    assert (await fixture.state()).stage == "shadow"
+
+
+async def test_stage_of_a_later_release_is_left_to_its_workers(fixture: RolloutFixture) -> None:
+    """Otherwise the workers of both releases would begin anew in turns during an upgrade."""
+    await reached_by(fixture, UNKNOWN, "ramp", 0.5)
+    await fixture.rollout.watch()
+    assert (await fixture.state()).stage == "ramp"
+    assert "then ramp" in str(await fixture.rollout.alarm())
+    found = await fixture.rollout.status()
+    assert why_not(found, "rollback") is None, "the other release may still serve users"
+    with pytest.raises(Conflict, match="ramp it first"):
+        await fixture.rollout.move("promote", "ann")
+    assert (await fixture.rollout.move("ramp", "ann")).stage == "shadow"
+    assert (await fixture.state()).challenger == SPEC_V2.hash
+
+
+async def test_stage_without_a_challenger_is_left(database: Database) -> None:
+    fixture = RolloutFixture(database)
+    await reached_by(fixture, SPEC_V2.hash, "ramp", 0.5)
+    plain = bandit.rollout(Settings(shadow=False), database, fixture.clock)
+    await plain.watch()
+    assert (await plain.state()).stage == "ramp"
+    await plain.move("rollback", "ann")
+    assert (await fixture.state()).challenger == SPEC_V2.hash
+
+
+async def test_first_prior_ties_the_shadow_to_the_challenger(fixture: RolloutFixture) -> None:
+    assert (await fixture.state()).challenger is None
+    prior = Prior(0, SPEC_V2.hash, Prior.none(SPEC_V2).mu, 1, 1, NOW_MS)
+    assert await fixture.states.add_prior(prior, 1)
+    assert (await fixture.state()).challenger == SPEC_V2.hash

@@ -15,6 +15,7 @@ from app.features.clock import DAY_MS
 from app.features.profile_read import ProfileRead, ValueRead
 from app.stores.sql.database import Database
 from app.stores.sql.decision_rows import decision_of, row_of
+from app.stores.sql.logged_profiles import SqlLoggedProfiles
 from tests.support.bandit_process import BanditProcess
 from tests.support.events import feedback
 from tests.support.score_requests import tip
@@ -82,6 +83,14 @@ def test_decoded_decision_equals_the_stored_one(decision: Decision) -> None:
         else:
             assert one == other, name
     assert back.context.at is None or back.context.at.utcoffset() == decision.context.at.utcoffset()  # type: ignore[union-attr]
+
+
+async def test_profiles_of_damaged_decisions_are_left_out(database: Database) -> None:
+    process, logged = BanditProcess(database), SqlLoggedProfiles(database)
+    first, damaged, last = [await process.decide() for _ in range(3)]
+    await process.execute("UPDATE tip_scores SET request = '{' WHERE decision_id = ?", damaged.id)
+    assert [item.decision_id for item in await logged.newest(3)] == [last.id, first.id]
+    assert (await logged.by_id([first.id, damaged.id])).keys() == {first.id}
 
 
 async def test_pruning_deletes_old_decisions_and_the_priors_that_none_names(

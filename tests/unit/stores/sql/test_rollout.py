@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from app.bandit.model.specs import SPEC_V2
 from app.bandit.rollout.aggregates import DecisionPage, DecisionSums
 from app.bandit.rollout.ports import Counts, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target
@@ -28,7 +29,7 @@ LONG_AGO = NOW_MS - 72 * HOUR_MS
 
 @pytest.fixture
 def rollout(database: Database) -> SqlRollout:
-    return SqlRollout(database)
+    return SqlRollout(database, SPEC_V2.hash)
 
 
 def look(number: int) -> RolloutLook:
@@ -158,7 +159,9 @@ async def test_decisions_after_the_oldest_unsettled_one_wait(
 async def test_move_is_refused_when_the_state_changed(rollout: SqlRollout) -> None:
     seen = await rollout.state()
     moved = await rollout.move(seen, Target("ramp", 0.05), "it is good", "ann", NOW_MS)
-    assert moved == RolloutState("ramp", 0.05, "it is good", "ann", NOW_MS, 0, "1") == await rollout.state()
+    assert (
+        moved == RolloutState("ramp", 0.05, "it is good", "ann", NOW_MS, 0, "1", SPEC_V2.hash) == await rollout.state()
+    )
     assert await rollout.move(seen, Target("rolled back", 0.0), "no", "bob", NOW_MS) is None
     assert await rollout.state() == moved
 

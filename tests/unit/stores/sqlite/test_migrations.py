@@ -17,6 +17,7 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
+from app.bandit.model.specs import SPEC_V2
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.migrations import configuration
 from app.stores.migrate import current, migrate
@@ -325,6 +326,23 @@ def test_waiting_events_are_in_the_outbox_after_revision_0008(before_outbox: Pat
         assert connection.execute("SELECT * FROM outbox").fetchall() == [(2, "ann", 2, 0), (3, "ann", 2, 2)]
         assert connection.execute("SELECT * FROM decision_events").fetchall() == [(1, "ann", 1, "served")]
         assert [row[0] for row in log_rows(connection)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("shadowed", "changed_at_ms", "challenger"),
+    [("s", 0, "s"), ("s", 9, "s"), (None, 9, SPEC_V2.hash), (None, 0, None)],
+)
+def test_rollout_is_that_of_the_challenger_before_revision_0016(
+    tmp_path: Path, shadowed: str | None, changed_at_ms: int, challenger: str | None
+) -> None:
+    path = tmp_path / "profiles.db"
+    command.upgrade(configuration(path), "0015")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(DECISION, ("d", "r", "ann"))
+        connection.execute("UPDATE tip_scores SET challenger_p = 0.5 WHERE spec_hash = ?", (shadowed,))
+        connection.execute("UPDATE rollout SET stage = 'ramp', share = 0.5, changed_at_ms = ?", (changed_at_ms,))
+        command.upgrade(configuration(path), "0016")
+        assert connection.execute("SELECT stage, challenger FROM rollout").fetchall() == [("ramp", challenger)]
 
 
 def test_request_ids_are_unique_per_user_after_revision_0008(before_outbox: Path) -> None:

@@ -1,0 +1,23 @@
+"""Makes the structs of answers from the values that they show."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from app.features.clock import rfc3339
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def view(kind: type[T], source: object, **others: Any) -> T:
+    """Make a struct of the type `kind`. A field is taken from `others`, else from the attribute of `source` with the
+    same name. If `source` has the attribute `x_ms` (epoch ms), the field `x` is that time as RFC 3339."""
+    for name in kind.__struct_fields__:
+        if name not in others and hasattr(source, f"{name}_ms"):
+            moment_ms = getattr(source, f"{name}_ms")
+            others[name] = None if moment_ms is None else rfc3339(moment_ms)
+        elif name not in others:
+            others[name] = getattr(source, name)
+    return kind(**others)

@@ -1,0 +1,22 @@
+"""Adds the challenger that the stage of the roll-out belongs to: the hash of its spec.
+
+Revision ID: 0016
+"""
+
+from app.migrations.statements import run
+
+revision = "0016"
+down_revision = "0015"
+
+# The shadows tell which challenger it is; without any, it is that of the releases before, `lints-v2`. A roll-out that
+# nobody has moved, and without shadows, is that of whichever challenger comes first: null.
+UPDATE_CHALLENGER = """
+UPDATE rollout SET challenger = COALESCE(
+    (SELECT spec_hash FROM tip_scores WHERE challenger_p IS NOT NULL ORDER BY number DESC LIMIT 1),
+    CASE WHEN changed_at_ms > 0 THEN 'dd4bd9b905e81fe314a0ff986a76f4e3b6f76d11cccbab17fec6650e6248d35b' END
+)
+"""
+
+
+def upgrade() -> None:
+    run("ALTER TABLE rollout ADD COLUMN challenger TEXT", UPDATE_CHALLENGER)
