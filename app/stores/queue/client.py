@@ -22,7 +22,6 @@ from app.stores.queue.jobs import (
     REBUILD,
     deserialize,
     serialize,
-    set_aside_key,
     split,
     without_user,
 )
@@ -129,15 +128,9 @@ class Queue:
         return {item.decode() for item in found}
 
     async def erase(self, user_id: str) -> int:
-        """Remove a user's events from waiting jobs; return how many jobs changed.
-
-        Raises:
-            QueueUnavailable: the queue does not answer, or a worker of an earlier release reads a large job.
-        """
+        """Remove a user's events from waiting jobs; return how many jobs changed. Raises `QueueUnavailable`."""
         touched = 0
         async for ids in self._waiting():
-            if await self._ask("EXISTS", *map(set_aside_key, ids)):
-                raise QueueUnavailable("the queue has a large job that a worker of an earlier release has not finished")
             with _answering():
                 await asyncio.gather(*(split(self._redis, job_id) for job_id in ids))
         async for ids in self._waiting():

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from redis.exceptions import ResponseError, WatchError
+from redis.exceptions import WatchError
 
 from app.errors import InvalidInput
 from app.events.erasure import names, not_naming
@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 JOB_PREFIX = "arq:job:"  # arq's own constant
 CONSUME = "consume_events"
 TIP_EVENTS = "tip_events"
-LARGE_TIP_EVENTS = "large_tip_events"  # enqueued by workers of an earlier release
 REBUILD = "run_rebuild"
 BURY = "bury_job"
 QUALITY = "measure_quality"
 PRUNE = "cron:prune"
 HOURLY_QUALITY = "cron:quality"
-JOBS = frozenset({CONSUME, TIP_EVENTS, LARGE_TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
+JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
 PICKLED = "the job is a pickle, the default of arq; publish with job_serializer=msgspec.msgpack.encode"
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 MOST_TRIES = 1_000
@@ -153,9 +152,7 @@ async def split(redis: ArqRedis, job_id: str) -> None:
             pipe.multi()  # type: ignore[no-untyped-call]  # redis-py has no types
             if piece:
                 pieces[f"{job_id}:{taken}"] = score
-                # An earlier release erased events by overwriting them with a binary of zeros.
-                kept = [event for event in piece if not isinstance(event, bytes) or any(event)]
-                store(f"{key}:{taken}", serialize({"f": TIP_EVENTS, "a": [kept], "et": int(score)}))
+                store(f"{key}:{taken}", serialize({"f": TIP_EVENTS, "a": [piece], "et": int(score)}))
             at, taken = at + length, taken + len(piece)
             if taken == events:
                 store(key, serialize(rest))
@@ -163,18 +160,6 @@ async def split(redis: ArqRedis, job_id: str) -> None:
                     pipe.zadd(queue, pieces)
             with suppress(WatchError):  # the job has expired, or another process has split it
                 await pipe.execute()
-
-
-def set_aside_key(job_id: str) -> str:
-    """The key to which a worker of an earlier release has moved the bytes of a large job."""
-    return f"arq:large:{job_id}"
-
-
-async def put_back(redis: ArqRedis, job_id: str) -> None:
-    """Undo what a worker of an earlier release did to a large job: move its bytes back from `set_aside_key`. Events of
-    the job that are stored already will count as duplicates."""
-    with suppress(ResponseError):  # it has expired
-        await redis.rename(set_aside_key(job_id), JOB_PREFIX + job_id)
 
 
 def _first_event(head: bytes, size: int) -> tuple[int, int]:
