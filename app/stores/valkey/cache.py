@@ -36,6 +36,7 @@ from app.telemetry import Metrics, logger
 _SYNTAX_ERROR = "ERR syntax error"
 _WRONG_TYPE = "WRONGTYPE"
 NONCE_BYTES = 12
+_KEYS_PER_DEL = 512
 _KEYS_PER_SCAN = 1_000
 log = logger("stores.valkey")
 
@@ -207,9 +208,14 @@ class ValkeyCache:
         for cell in cells:
             by_user.setdefault(cell.user_id, []).append(cell)
         users, rows = list(by_user), list(by_user.values())
-        _, replies = await self._send_each(
-            "del", Use.FRONT, users, lambda epoch, at: [(b"DEL", *(key(epoch, cell) for cell in rows[i])) for i in at]
-        )
+
+        def deletions(epoch: Epoch, at: Sequence[int]) -> list[Command]:
+            if isinstance(self._servers, Cluster):
+                return [(b"DEL", *(key(epoch, cell) for cell in rows[i])) for i in at]
+            keys = [key(epoch, cell) for cell in cells]
+            return [(b"DEL", *keys[start : start + _KEYS_PER_DEL]) for start in range(0, len(keys), _KEYS_PER_DEL)]
+
+        _, replies = await self._send_each("del", Use.FRONT, users, deletions)
         failed = [i for i, reply in enumerate(replies) if isinstance(reply, CacheUnavailable)]
         if self._registration is not None:
             await self._registration.settle()
