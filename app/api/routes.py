@@ -26,8 +26,8 @@ def routes(*, scoring: bool) -> list[HTTPRouteHandler]:
     modules = [profiles, events, generation, *_ADMIN, operations]
     if scoring:
         from app.api import decision_log  # noqa: PLC0415
-        from app.api import scoring as decisions  # noqa: PLC0415
-        from app.api.admin import rollout  # noqa: PLC0415
+        from app.api import scoring as score  # noqa: PLC0415
+        from app.api.admin import decisions, rollout  # noqa: PLC0415
 
-        modules += [decisions, decision_log, rollout]
+        modules += [score, decision_log, decisions, rollout]
     return [handler for module in modules for handler in vars(module).values() if isinstance(handler, HTTPRouteHandler)]

@@ -236,7 +236,7 @@ async def post_score(request: HttpRequest) -> ScoreAnswer:
 )
 async def get_decision(request: HttpRequest, decision_id: DecisionId) -> DecisionAnswer:
     decision, outcome = await service_of(request).bandit.scorer.explain(decision_id)
-    return _explanation(decision, outcome)
+    return explanation(decision, outcome)
 
 
 def _ranked(decision: Decision, ranking: Ranking) -> list[RankedCandidate]:
@@ -244,7 +244,7 @@ def _ranked(decision: Decision, ranking: Ranking) -> list[RankedCandidate]:
     return list(map(RankedCandidate, ids, ranking.scores.tolist(), ranking.pi.tolist()))
 
 
-def _explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer:
+def explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer:
     read, events = decision.profile_read, outcome.events
     given: Any = decision.profile
     return view(

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from app.bandit.decisions import Decision, DecisionOutcome, EventOutcome, UserSnapshot
+from app.bandit.decisions import Decision, DecisionOutcome, DecisionState, EventOutcome, Role, UserSnapshot
 from app.bandit.evaluation.records import DecisionRecord
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.features.events import LoggedEvent
+from app.features.events import Action, LoggedEvent
 from app.features.profile_read import ProfileRead
 from app.features.registry import Scalar
 
@@ -82,6 +82,23 @@ class DecisionsPage(NamedTuple):
     following: DecisionMoment | None
 
 
+class DecisionSummary(NamedTuple):
+    """A decision in a list. `number` is its sequence number, `probability` that of the chosen candidate; None if the
+    stored probabilities are damaged."""
+
+    number: int
+    decision_id: str
+    decided_at_ms: int
+    user_id: str
+    chosen_id: str
+    probability: float | None
+    role: Role
+    served_by: str
+    state: DecisionState
+    reward: float | None
+    action: Action | None
+
+
 class LoggedDecision(NamedTuple):
     """A decision, its sequence number and its outcome."""
 
@@ -116,6 +133,21 @@ class DecisionRepository(Protocol):
 
     async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> DecisionsPage:
         """Up to `limit` decisions after `after` that were made before `until_ms`."""
+
+    async def summary(self, decision_id: str) -> DecisionSummary | None: ...
+
+    async def newest(
+        self,
+        limit: int,
+        *,
+        user_id: str | None = None,
+        since_ms: int = EARLIEST_MS,
+        until_ms: int = LATEST_MS,
+        before: tuple[int, int] = (LATEST_MS, LATEST_MS),
+    ) -> list[DecisionSummary]:
+        """Up to `limit` decisions made from `since_ms` on and before `until_ms`, the newest first. Those of one user
+        are in the order in which they were stored. `before`: time and number of the last decision of the page before.
+        """
 
     async def user_logs(self, after: str, decisions: int) -> list[UserLog]:
         """The logs of the users after the user `after`, in the order of ids, of at least so many decisions in all;

@@ -31,6 +31,7 @@ PAGES = {
     "find": "/admin/users?prefix=user-00",
     "data-quality": "/admin/data-quality",
     "rebuilds": "/admin/rebuilds",
+    "decisions": "/admin/decisions",
     "rollout": "/admin/rollout",
     "dead-letters": "/admin/dead-letters",
     "features": "/admin/features",

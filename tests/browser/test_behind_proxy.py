@@ -22,6 +22,7 @@ PAGES = (
     "/admin/data-quality",
     "/admin/data-quality/users?feature=tip_volume_30d&state=missing",
     "/admin/rebuilds",
+    "/admin/decisions",
     "/admin/rollout",
     "/admin/dead-letters",
     "/admin/features",

@@ -71,6 +71,10 @@ async def test_no_page_hides_a_character(own_site: Live) -> None:
     assert (await site.client.post("/admin/rollout/rollback", json=because)).status_code == 200
     discarded = await bury(site, "{}")
     assert (await site.client.delete(f"/admin/dead-letters/{discarded}", params=because)).status_code == 204
+    candidates = [{"id": ODD, "features": {"is_overdue": True, "task_age_days": 1, "priority": 1}}]
+    # Without a profile, because a read would fill the cache.
+    asked = {"user_id": ODD, "request_id": ODD, "candidates": candidates, "profile_features": None}
+    made = await site.json("/score", "POST", json=asked)
     listed = await site.client.post("/admin/rebuilds", json={"user_ids": [ODD]})
     run = listed.json()["id"]
     await site.service.rebuild_runs.finish(run, "failed", site.now_ms, f"cannot compute {ODD}")
@@ -81,6 +85,8 @@ async def test_no_page_hides_a_character(own_site: Live) -> None:
             for path in ("/admin/dead-letters", "/admin/features", "/admin/keys", "/admin/audit", "/admin/sign-in")
         },
         "/admin/users": f"/admin/users?prefix={quote(ODD[:3])}",
+        "/admin/decisions": "/admin/decisions",
+        "/admin/decisions/{decision_id}": f"/admin/decisions/{made['decision_id']}",
         "/admin/users/{user_id}": f"/admin/users/{user}",
         "/admin/users/{user_id}/erase": f"/admin/users/{user}/erase",
         "/admin/data-quality/users": "/admin/data-quality/users?feature=tip_volume_30d&state=missing&limit=1",
@@ -94,7 +100,10 @@ async def test_no_page_hides_a_character(own_site: Live) -> None:
         if isinstance(route, HTTPRoute) and route.path.startswith("/admin") and "GET" in route.methods
     } - {"/admin/static/{file_path}"}
     texts = {route: check(await site.client.get(path, headers=HTML)) for route, path in pages.items()}
-    user_pages = ("/admin/users", "/admin/users/{user_id}", "/admin/users/{user_id}/erase", "/admin/data-quality/users")
+    user_pages = (
+        *("/admin/users", "/admin/users/{user_id}", "/admin/users/{user_id}/erase", "/admin/data-quality/users"),
+        *("/admin/decisions", "/admin/decisions/{decision_id}"),
+    )
     assert [route for route in user_pages if visible(ODD) not in texts[route]] == []
     assert texts["/admin/users/{user_id}"].count(visible(ODD)) >= 5  # title, heading, tip, event, decision
     assert "⟨U+200B⟩" in check(await site.client.get(f"/admin/dead-letters/{raw}", headers=HTML))

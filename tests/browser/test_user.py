@@ -20,6 +20,7 @@ from app.profiles.ports import EVERY_SLOT
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.api.admin.test_user_inspection import NASTY
 from tests.integration.api.admin.test_users import put
+from tests.integration.api.test_scoring import score
 from tests.support.browser import NARROW, WIDE, Scheme, Visitor, looks, visiting
 from tests.support.entries import entry
 from tests.support.events import feedback, served
@@ -83,9 +84,25 @@ async def test_page_is_sound_when_there_are_many_events(
 
 async def test_page_is_short_on_a_telephone(site: Live, browser: Browser) -> None:
     user = await lively(site)
+    for _ in range(5):
+        await score(site, user_id=user)
     async with visiting(browser, site, width=NARROW) as visitor:
         await visitor.go(address(user))
+        assert await visitor.page.locator("table.decisions tbody tr").count() == 3
         assert await visitor.page.evaluate("document.documentElement.scrollHeight") < 4_000
+
+
+async def test_newest_decisions_link_to_all_decisions_of_the_user(site: Live, browser: Browser) -> None:
+    user = new_user()
+    made = [(await score(site, user_id=user))["decision_id"] for _ in range(4)]
+    async with visiting(browser, site) as visitor:
+        await visitor.go(address(user))
+        links = visitor.page.locator("table.decisions .when a")
+        addresses = [await link.get_attribute("href") for link in await links.all()]
+        assert addresses == [f"/admin/decisions/{decision_id}" for decision_id in reversed(made[1:])]
+        await visitor.assert_sound()
+        await visitor.page.get_by_role("link", name="All decisions of this user").click()
+        await expect(visitor.page.locator("tbody tr")).to_have_count(4)
 
 
 async def test_times_are_shown_in_the_zone_of_the_browser(site: Live, browser: Browser) -> None:

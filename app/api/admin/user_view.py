@@ -32,7 +32,7 @@ from app.profiles.online.cache_protocol import FeatureValue, Profile
 from app.service import Service
 
 HOME = "/admin/users"
-NEWEST_EVENTS = 50
+NEWEST_EVENTS, NEWEST_DECISIONS = 50, 3
 
 
 class StoredEvent(msgspec.Struct):
@@ -167,8 +167,11 @@ async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
 
 async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
     service = service_of(request)
-    (inspection,), holdings, development = await asyncio.gather(
-        service.inspector.inspect([user_id]), service.users.holdings(user_id), user_development(service, user_id)
+    (inspection,), holdings, development, decisions = await asyncio.gather(
+        service.inspector.inspect([user_id]),
+        service.users.holdings(user_id),
+        user_development(service, user_id),
+        _newest_decisions(service, user_id),
     )
     return await answer(
         request,
@@ -178,11 +181,20 @@ async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
         holdings=holdings,
         retention_days=service.settings.retention_days,
         development=development,
+        decisions=decisions,
         kinds=KINDS,
         hour_names=[f"{hour:02d}" for hour in range(24)],
         day_reactions=_reactions(development.days),
         hour_reactions=_reactions(development.hours),
     )
+
+
+async def _newest_decisions(service: Service, user_id: str) -> list[dict[str, Any]] | None:
+    """The user's newest decisions; None if scoring is off."""
+    if service.scoring is None:
+        return None
+    found = await service.scoring.decisions.newest(NEWEST_DECISIONS, user_id=user_id)
+    return [{**item._asdict(), "decided_at": item.decided_at_ms} for item in found]
 
 
 def _inspected(inspection: Inspection) -> Profile:

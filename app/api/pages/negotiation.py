@@ -87,7 +87,7 @@ async def redirect(request: HttpRequest, path: str, message: str = "", *, visit:
 async def render(request: HttpRequest, template: str, **context: Any) -> str:
     """Render a template. It sees `caller`, `keyless`, `root`, `path`, `navigation` and `now_ms` besides `context`."""
     # Imported here because only a page pays for the templates.
-    from app.api.pages.templating import NAVIGATION, environment  # noqa: PLC0415
+    from app.api.pages.templating import NAVIGATION, OF_SCORING, environment  # noqa: PLC0415
 
     service = service_of(request)
     context |= {
@@ -95,7 +95,7 @@ async def render(request: HttpRequest, template: str, **context: Any) -> str:
         "keyless": authenticator_of(request).keyless,
         "root": service.settings.root_path,
         "path": request.scope["path"],
-        "navigation": [item for item in NAVIGATION if service.scoring is not None or item[0] != "/admin/rollout"],
+        "navigation": [item for item in NAVIGATION if service.scoring is not None or item[0] not in OF_SCORING],
         "now_ms": service.clock.now_ms(),
     }
     # On a thread, because charts take some milliseconds each.

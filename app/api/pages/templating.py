@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -29,12 +29,14 @@ NAVIGATION = (
     ("/admin", "Overview"),
     ("/admin/data-quality", "Data quality"),
     ("/admin/rebuilds", "Rebuilds"),
+    ("/admin/decisions", "Decisions"),
     ("/admin/rollout", "Roll-out"),
     ("/admin/dead-letters", "Dead letters"),
     ("/admin/features", "Features"),
     ("/admin/keys", "Keys"),
     ("/admin/audit", "Audit trail"),
 )
+OF_SCORING = ("/admin/decisions", "/admin/rollout")
 _STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
 MISSING = "–"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -55,10 +57,10 @@ def environment() -> Environment:
     )
     functions = (
         *(moment, exact, duration, number, percent, fixed, spelled, measured, pretty, shown, visible),
-        *(percentages, bin_label, day, timestamp),
+        *(percentages, bin_label, day, timestamp, utc_input),
     )
     made.filters |= {function.__name__: function for function in functions}
-    made.filters |= {"visible_text": ids.visible, "decoded": msgspec.json.decode}
+    made.filters |= {"visible_text": ids.visible, "decoded": msgspec.json.decode, "fields": msgspec.structs.asdict}
     made.tests["hidden"] = lambda text: ids.visible(text) != text
     made.globals |= {
         "version": app.__version__,
@@ -93,6 +95,15 @@ def exact(when: str | int | None) -> str:
 def timestamp(when: str | int) -> Markup:
     """A time to the second, as `exact`. `pages.js` adds the time in the browser's zone."""
     return Markup('<time datetime="{}">{}</time>').format(rfc3339(in_ms(when)), exact(when))
+
+
+def utc_input(when: str) -> str:
+    """A time for an input of the type `datetime-local`: in UTC, without an offset. Other texts are not changed."""
+    try:
+        at = datetime.fromisoformat(when)
+        return (at.astimezone(UTC) if at.tzinfo else at).replace(tzinfo=None).isoformat(timespec="seconds")
+    except (ValueError, OverflowError):
+        return when
 
 
 def day(when: str) -> str:

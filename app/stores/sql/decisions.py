@@ -7,13 +7,17 @@ from typing import Any
 
 from app.bandit.decisions import Decision, DecisionOutcome, UserSnapshot
 from app.bandit.evaluation.records import DecisionRecord
+from app.bandit.model.inputs import NUMBER_BYTES
 from app.bandit.model.policies import Policies
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.ports import (
+    EARLIEST_MS,
+    LATEST_MS,
     DecisionMoment,
     DecisionPlace,
     DecisionsPage,
+    DecisionSummary,
     LoggedDecision,
     ProposedDecision,
     RecordedDecision,
@@ -21,10 +25,11 @@ from app.bandit.ports import (
     UserQuery,
 )
 from app.errors import SpecMismatch
+from app.features.events import stored_action
 from app.features.ids import user_hash
 from app.stores.sql.damaged_rows import readable
 from app.stores.sql.database import Connection, Database
-from app.stores.sql.decision_rows import decision_of, named_rows, outcome_of, row_of
+from app.stores.sql.decision_rows import array, decision_of, named_rows, outcome_of, row_of
 from app.stores.sql.shadows import missing_shadows, store_shadows
 from app.stores.sql.sufficient_statistics import all_priors, has_version, newest_prior, read_statistics
 from app.telemetry import logger
@@ -48,6 +53,17 @@ SELECT_OF_USER = "SELECT * FROM tip_scores WHERE user_id = ? ORDER BY number"
 SELECT_EVENTS = """
 SELECT outcome, COUNT(*) FROM decision_events WHERE user_id = :user_id AND number = :number GROUP BY outcome
 """
+_SUMMARIES = """
+SELECT number, decision_id, created_at_ms AS decided_at_ms, user_id, chosen_id, role, served_by, state, reward, action,
+    chosen, CASE role WHEN 'champion' THEN champion_pi ELSE challenger_pi END AS pi
+FROM tip_scores"""
+SELECT_SUMMARY = f"{_SUMMARIES} WHERE decision_id = ?"
+SELECT_NEWEST = f"""{_SUMMARIES} WHERE (created_at_ms, number) < (:at_ms, :number) AND created_at_ms >= :since
+ORDER BY created_at_ms DESC, number DESC LIMIT :limit"""
+# In the order of the numbers, for which an index of the user's decisions exists.
+SELECT_NEWEST_OF_USER = f"""{_SUMMARIES} WHERE user_id = :user AND number < :number
+    AND created_at_ms >= :since AND created_at_ms < :until
+ORDER BY number DESC LIMIT :limit"""
 
 
 class SqlDecisions:
@@ -127,6 +143,27 @@ class SqlDecisions:
 
         return await self._database.read(work)
 
+    async def summary(self, decision_id: str) -> DecisionSummary | None:
+        rows = await self._database.read(lambda connection: named_rows(connection, SELECT_SUMMARY, (decision_id,)))
+        return _summary(rows[0]) if rows else None
+
+    async def newest(
+        self,
+        limit: int,
+        *,
+        user_id: str | None = None,
+        since_ms: int = EARLIEST_MS,
+        until_ms: int = LATEST_MS,
+        before: tuple[int, int] = (LATEST_MS, LATEST_MS),
+    ) -> list[DecisionSummary]:
+        statement = SELECT_NEWEST if user_id is None else SELECT_NEWEST_OF_USER
+        at_ms, number = before if user_id is not None else min(before, (until_ms, 0))
+        values = {"user": user_id, "since": since_ms, "until": until_ms, "at_ms": at_ms, "number": number}
+        rows = await self._database.read(
+            lambda connection: named_rows(connection, statement, {**values, "limit": limit})
+        )
+        return [_summary(row) for row in rows]
+
     async def user_logs(self, after: str, decisions: int) -> list[UserLog]:
         def work(connection: Connection) -> list[UserLog]:
             found: list[UserLog] = []
@@ -173,6 +210,13 @@ class SqlDecisions:
 def _by_request(connection: Connection, user_id: str, request_id: str | None) -> list[dict[str, Any]]:
     """The stored decision with this request id, as a row; at most one."""
     return [] if request_id is None else named_rows(connection, SELECT_BY_REQUEST, (user_id, request_id))
+
+
+def _summary(row: dict[str, Any]) -> DecisionSummary:
+    stored = (row.pop("pi") or b"")[NUMBER_BYTES * row.pop("chosen") :][:NUMBER_BYTES]
+    probability = array(stored).item() if len(stored) == NUMBER_BYTES else None
+    action = None if row["action"] is None else stored_action(row["action"])
+    return DecisionSummary(**{**row, "probability": probability, "action": action})
 
 
 def _logged(connection: Connection, user_id: str) -> list[LoggedDecision]:

@@ -15,6 +15,8 @@ ABSENT = {
     "/score": "post",
     "/decisions/{decision_id}": "get",
     "/decisions": "get",
+    "/admin/decisions": "get",
+    "/admin/decisions/{decision_id}": "get",
     "/admin/rollout": "get",
     "/admin/rollout/ramp": "post",
     "/admin/rollout/promote": "post",
@@ -41,12 +43,14 @@ async def test_routes_of_scoring_are_absent(unscored: Live, site: Live) -> None:
     assert {"ScoreRequest", "ScoreAnswer", "DecisionAnswer", "RolloutStatus"} <= missing
 
 
-async def test_page_of_the_rollout_is_absent_from_the_navigation(unscored: Live, site: Live) -> None:
-    for path in ("/admin", "/admin/features", "/admin/nowhere"):
+async def test_pages_of_scoring_are_absent_from_the_navigation(unscored: Live, site: Live) -> None:
+    for path in ("/admin", "/admin/features", "/admin/nowhere", "/admin/users/ann"):
         pages = [(await at.client.get(path, headers=HTML)).text for at in (unscored, site)]
-        assert ["/admin/rollout" in page for page in pages] == [False, True], path
+        for address in ("/admin/rollout", "/admin/decisions"):
+            assert [address in page for page in pages] == [False, True], (path, address)
         assert "/admin/rebuilds" in pages[0]
-    assert (await unscored.client.get("/admin/rollout", headers=HTML)).status_code == 404
+    for path in ("/admin/rollout", "/admin/decisions"):
+        assert (await unscored.client.get(path, headers=HTML)).status_code == 404
 
 
 async def test_profiles_tips_and_erasure_work_without_scoring(unscored: Live) -> None:

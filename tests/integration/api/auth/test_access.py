@@ -64,6 +64,8 @@ TABLE = [
     Access("GET", "/admin/rebuilds/{run_id:str}", "/admin/rebuilds/nope", "admin", 404),
     Access("DELETE", "/admin/rebuilds/{run_id:str}", "/admin/rebuilds/nope", "admin", 404),
     Access("POST", "/admin/rebuilds/{run_id:str}/cancel", "/admin/rebuilds/nope/cancel", "admin", 415),
+    Access("GET", "/admin/decisions", "/admin/decisions", "admin", 200),
+    Access("GET", "/admin/decisions/{decision_id:str}", "/admin/decisions/nope", "admin", 404),
     Access("GET", "/admin/rollout", "/admin/rollout", "admin", 200),
     Access("POST", "/admin/rollout/ramp", "/admin/rollout/ramp", "admin", 409),
     Access("POST", "/admin/rollout/promote", "/admin/rollout/promote", "admin", 409),

@@ -48,6 +48,10 @@ OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "statistics": (sufficient_statistics.SELECT_STATE, (USER,)),
     "version": (sufficient_statistics.SELECT_VERSION, (USER,)),
     "decision by request": (decisions.SELECT_BY_REQUEST, (USER, "r77")),
+    "newest decisions": (
+        decisions.SELECT_NEWEST_OF_USER,
+        {"user": USER, "since": 0, "until": 10**9, "number": 10**9, "limit": 51},
+    ),
     "events of a decision": (decisions.SELECT_EVENTS, {"user_id": USER, "number": 77}),
     "is unsettled": (learning.SELECT_IS_UNSETTLED, (USER, "t3")),
     "is decision": (learning.SELECT_IS_DECISION, ("d77", USER)),

@@ -30,8 +30,11 @@ def test_every_picture_of_a_readme_is_checked() -> None:
 
 def test_sources_of_a_page_include_those_of_its_template() -> None:
     assert sources("user.html") == {
-        *(f"templates/{name}.html" for name in ("user", "charts", "layout", "macros", "user_macros")),
-        *("static/pages.css", "static/pages.js", "static/user.css"),
+        *(
+            f"templates/{name}.html"
+            for name in ("user", "charts", "layout", "macros", "user_macros", "decision_macros")
+        ),
+        *("static/pages.css", "static/pages.js", "static/user.css", "static/decisions.css"),
     }
 
 

@@ -67,6 +67,7 @@ SMALL_SCAN = re.compile(
 )
 SORTED = {"closed", "unserved", "samples lately", "users by prefix", "activity", "newest traced", "learned decisions"}
 PAGE = {"after": 0, "until": 9, "limit": 9, "among": 9, "stage": 0, "since": 0}
+NEWEST = {"user": "user-77", "since": 0, "until": 9, "at_ms": 9, "number": 9, "limit": 9}
 RANGE = {"spec": "s", "first": "a", "end": "b", "n": 9, "round": 1, "newest": 2}
 SHADOW = dict.fromkeys((*Shadow._fields, "user_id", "number"))
 STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
@@ -125,6 +126,9 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "revision": (sufficient_statistics.SELECT_SUM_COUNTS, ("s",), "COVERING INDEX pooled_ranges_by_claim"),
     "decision by request": (decisions.SELECT_BY_REQUEST, ("u", "r"), "(user_id=? AND request_id=?)"),
     "decision by id": (decisions.SELECT_BY_ID, ("d",), "(decision_id=?)"),
+    "summary of a decision": (decisions.SELECT_SUMMARY, ("d",), "(decision_id=?)"),
+    "newest decisions": (decisions.SELECT_NEWEST, NEWEST, "tip_scores_by_time (created_at_ms>? AND"),
+    "newest decisions of a user": (decisions.SELECT_NEWEST_OF_USER, NEWEST, "(user_id=? AND rowid<?)"),
     "missing shadows": (
         shadows.SELECT_PAGE,
         {"spec": "s", "user": "u", "number": 1, "limit": 9},

@@ -1,0 +1,174 @@
+"""Routes and pages of stored decisions: a list that can be searched, and one decision with its explanation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import msgspec
+from litestar import Response
+from litestar.params import QueryParameter
+from msgspec import Meta
+
+from app.api.admin.handlers import admin_get
+from app.api.dependencies import HttpRequest, service_of
+from app.api.openapi.document import MOMENT, USER_ID
+from app.api.pages.negotiation import answer, prefers_page, redirect
+from app.api.request_parsing import check_ids, moment_ms
+from app.api.scoring import DecisionAnswer, DecisionId, explanation
+from app.bandit.decisions import DecisionState, Role
+from app.bandit.ports import EARLIEST_MS, LATEST_MS
+from app.errors import InvalidInput, Issue, Undecodable
+from app.features.events import Action
+from app.features.views import view
+from app.service import Service
+
+HOME = "/admin/decisions"
+DECISIONS_PER_PAGE = 50
+LEAST = 0.00005  # smaller contributions to a score are not shown
+BEFORE: dict[str, Any] = {"pattern": "^[0-9]{1,15}-[0-9]{1,18}$"}
+ID: dict[str, Any] = {"anyOf": [USER_ID, {"const": ""}]}
+TIME: dict[str, Any] = {"anyOf": [MOMENT, {"const": ""}]}
+# What an input of the type `datetime-local` sends.
+_WITHOUT_OFFSET = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?", re.ASCII)
+
+
+class DecisionLine(msgspec.Struct):
+    """A decision in a list. `probability`: that of the chosen candidate; null if the stored ones are damaged."""
+
+    decision_id: str
+    decided_at: str
+    user_id: str
+    chosen_id: str
+    probability: float | None
+    role: Role
+    served_by: Annotated[str, Meta(description="The policy that decided.")]
+    state: DecisionState
+    reward: float | None
+    action: Action | None
+
+
+class DecisionLines(msgspec.Struct):
+    """A page of decisions, newest first. Continue with `before=next_before`, which is null on the last page."""
+
+    decisions: list[DecisionLine]
+    next_before: str | None
+
+
+class InputGroup(msgspec.Struct):
+    """Inputs with a common factor: the parts of a candidate's score that they contribute, and the sum of the parts."""
+
+    name: str
+    total: float
+    parts: dict[str, float]
+
+
+@admin_get(
+    HOME,
+    summary="Find decisions",
+    description="The stored decisions, newest first; those of one user in the order in which they were stored. "
+    "A page for a browser, which `decision_id` redirects to that decision.",
+    problems={422: "An id is invalid."},
+)
+async def find_decisions(
+    request: HttpRequest,
+    decision_id: Annotated[
+        str, QueryParameter(description="Only this decision, whatever else is asked for.", schema_extra=ID)
+    ] = "",
+    user_id: Annotated[str, QueryParameter(description="Only decisions for this user.", schema_extra=ID)] = "",
+    since: Annotated[
+        str,
+        QueryParameter(
+            description="Only decisions made at or after this time; UTC if it has no offset.", schema_extra=TIME
+        ),
+    ] = "",
+    until: Annotated[str, QueryParameter(description="Only decisions made before this time.", schema_extra=TIME)] = "",
+    before: Annotated[
+        str | None, QueryParameter(description="`next_before` of the page before.", schema_extra=BEFORE)
+    ] = None,
+) -> Response[DecisionLines]:
+    wanted = {"decision_id": decision_id, "user_id": user_id, "since": since, "until": until}
+    try:
+        body = await _found(service_of(request), **wanted, before=before)
+    except (InvalidInput, Undecodable) as error:
+        if not prefers_page(request):
+            raise
+        status = 400 if isinstance(error, Undecodable) else 422
+        body, faults = DecisionLines([], None), error.issues
+        return await answer(
+            request, body, "decisions.html", status_code=status, wanted=wanted, faults=faults, first=True
+        )
+    if decision_id and body.decisions and prefers_page(request):
+        return await redirect(request, f"{HOME}/{quote(decision_id, safe='')}")
+    return await answer(request, body, "decisions.html", wanted=wanted, faults=(), first=before is None)
+
+
+@admin_get(
+    f"{HOME}/{{decision_id:str}}",
+    summary="Look at a decision",
+    description="The same as `GET /decisions/{decision_id}`. A page for a browser.",
+)
+async def inspect_decision(request: HttpRequest, decision_id: DecisionId) -> Response[DecisionAnswer]:
+    body = explanation(*await service_of(request).bandit.scorer.explain(decision_id))
+    ranked = sorted(body.candidates, key=lambda item: -item.score)
+    groups = {item.id: grouped(item.contributions) for item in ranked if item.contributions is not None}
+    totals = [group.total for parts in groups.values() for group in parts]
+    return await answer(
+        request,
+        body,
+        "decision.html",
+        # The chosen candidate, then the others that could have been chosen.
+        ranked=ranked,
+        explained=[item for item in ranked if item.id == body.chosen_id]
+        + [item for item in ranked if item.id != body.chosen_id and item.probability > 0],
+        other={item.id: item.probability for item in body.shadow.candidates} if body.shadow is not None else {},
+        groups=groups,
+        least=f"{LEAST:f}".rstrip("0"),
+        low=min([0.0, *totals]),
+        high=max([0.0, *totals]),
+    )
+
+
+async def _found(
+    service: Service, *, decision_id: str, user_id: str, since: str, until: str, before: str | None
+) -> DecisionLines:
+    """Search. Raises `Undecodable` or `InvalidInput` if a parameter is invalid."""
+    for name, value in (("decision_id", decision_id), ("user_id", user_id)):
+        if value:
+            check_ids([value], name)
+    since_ms = _utc_ms(since, "since") if since else EARLIEST_MS
+    until_ms = _utc_ms(until, "until") if until else LATEST_MS
+    place = (LATEST_MS, LATEST_MS)
+    if before is not None:
+        if re.fullmatch(BEFORE["pattern"][1:-1], before) is None:
+            raise Undecodable("before is invalid", [Issue("before", "must be the next_before of another page")])
+        at_ms, _, number = before.partition("-")
+        place = int(at_ms), int(number)
+    decisions = service.bandit.decisions
+    if decision_id:
+        found = await decisions.summary(decision_id)
+        return DecisionLines([view(DecisionLine, found)] if found is not None else [], None)
+    lines = await decisions.newest(
+        DECISIONS_PER_PAGE + 1, user_id=user_id or None, since_ms=since_ms, until_ms=until_ms, before=place
+    )
+    page = lines[:DECISIONS_PER_PAGE]
+    more = f"{page[-1].decided_at_ms}-{page[-1].number}" if len(lines) > DECISIONS_PER_PAGE else None
+    return DecisionLines([view(DecisionLine, line) for line in page], more)
+
+
+def _utc_ms(text: str, name: str) -> int:
+    if _WITHOUT_OFFSET.fullmatch(text):
+        text += "Z" if text.count(":") == 2 else ":00Z"
+    return moment_ms(text, name)
+
+
+def grouped(contributions: Mapping[str, float]) -> list[InputGroup]:
+    """The inputs that contribute at least `LEAST` to a score, grouped by their first factor, the largest sum first."""
+    groups: dict[str, dict[str, float]] = {}
+    for name, part in contributions.items():
+        if abs(part) >= LEAST:
+            groups.setdefault(name.partition("_x_")[0], {})[name] = part
+    found = [InputGroup(name, sum(parts.values()), parts) for name, parts in groups.items()]
+    return sorted(found, key=lambda group: -abs(group.total))
