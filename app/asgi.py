@@ -23,8 +23,9 @@ from litestar.exceptions import HTTPException
 from app.api import operations
 from app.api.auth.authentication import Authenticator, guard
 from app.api.auth.sessions import Sessions
+from app.api.events import plain_events
 from app.api.middleware.edge import Edge
-from app.api.middleware.fast_path import FastPath
+from app.api.middleware.fast_path import FastPath, Post
 from app.api.middleware.proxy_headers import behind_proxy
 from app.api.middleware.rate_limit import RateLimit
 from app.api.openapi.allowed_methods import options_of
@@ -99,7 +100,12 @@ def create_app(
         )
         if opened.tracing is not None:
             application.asgi_handler = opened.tracing.middleware(untraced)
-        fast_path.open(opened.reader, opened.registry, authenticator, metrics)
+        posts = [Post(("POST", "/events", 202), "write", partial(plain_events, opened.ingestor))]
+        if opened.scoring is not None:
+            from app.api.scoring import plain_scores  # noqa: PLC0415  # it imports the bandit
+
+            posts.append(Post(("POST", "/score", 200), "read", plain_scores(opened.scoring.scorer, opened.mirror)))
+        fast_path.open(opened.reader, opened.registry, authenticator, metrics, posts)
         if limit is not None:
             limit.open(authenticator, opened.clock.monotonic)
         edge.shedding.open(
@@ -127,7 +133,7 @@ def create_app(
     )
     # These wrap the router, because it decodes paths before it runs middleware of its own.
     edge = Edge(application.asgi_handler, metrics)
-    fast_path = FastPath(edge, edge.bodies)
+    fast_path = FastPath(edge, edge.bodies, edge.shedding)
     limit = (
         RateLimit(fast_path, edge, settings.rate_limit, settings.rate_burst, metrics) if settings.rate_limit else None
     )
@@ -196,6 +202,8 @@ async def serve(
     settings.require_servers()
     settings.require_whole_model()
     async with AsyncExitStack() as stack:
+        # Before anything else, so that nothing is begun if the port is taken.
+        listener = stack.enter_context(shared or listening_socket(settings.host, settings.port))
         service = await stack.enter_async_context(open_service(settings, door="http"))
         await stack.enter_async_context(sampling(service, "api"))
         application = create_app(settings, service=service)
@@ -211,7 +219,7 @@ async def serve(
         log.info("serving", url=f"http://{settings.host}:{settings.port}", database=str(settings.database))
         await listen(
             application,
-            shared or listening_socket(settings.host, settings.port),
+            listener,
             shared=shared is not None,
             on_ready=on_ready,
             on_stop=lambda handing_over: about_to_stop(application, handing_over),

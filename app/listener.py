@@ -28,9 +28,6 @@ def listening_socket(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if hasattr(socket, "SO_REUSEPORT"):
-                # A new process may listen before the old one has closed its socket.
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             # Accepted connections inherit these options.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if sys.platform == "linux":

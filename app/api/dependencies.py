@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from litestar import Request
@@ -11,7 +10,6 @@ from litestar.connection import ASGIConnection
 from app.api.auth.authentication import Authenticator
 from app.api.auth.sessions import Sessions
 from app.api.rendering import Renderer
-from app.features.registry import Registry
 from app.generation.generator import TipGenerator
 from app.service import Service
 
@@ -37,8 +35,3 @@ def renderer_of(connection: Connection) -> Renderer:
 
 def tips_of(connection: Connection) -> TipGenerator:
     return cast(TipGenerator, connection.app.state.tips)
-
-
-def selected(registry: Registry, names: Sequence[str] | None) -> int:
-    """The bit mask of the named features, or of all if `names` is None. Raises `UnknownFeature`."""
-    return registry.full_mask if names is None else registry.mask(names)

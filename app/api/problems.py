@@ -20,8 +20,12 @@ from app.errors import Issue
 from app.telemetry import logger
 
 MEDIA_TYPE = "application/problem+json"
-RETRY_AFTER_S = 1
-RETRY_AFTER_FULL_S = 10  # an operator must free space on the disk
+HEADERS: dict[int, dict[str, str]] = {
+    401: {"WWW-Authenticate": 'ApiKey realm="profiles"'},
+    408: {"Connection": "close"},
+    503: {"Retry-After": "1"},
+    507: {"Retry-After": "10"},  # an operator must free space on the disk
+}
 MAX_ISSUES = 100
 DEFECT = "internal error: please report it with the X-Request-Id of this response"
 log = logger("api")
@@ -63,17 +67,6 @@ def problem(status: int, detail: str, issues: Sequence[Issue] = ()) -> Problem:
     return Problem(f"urn:profiles:problem:{phrase.lower().replace(' ', '-')}", phrase, status, detail, shown or UNSET)
 
 
-def headers_of(status: int) -> dict[str, str]:
-    """The response headers that an error with this status needs, such as `Retry-After` for 503."""
-    if status == 401:
-        return {"WWW-Authenticate": 'ApiKey realm="profiles"'}
-    if status == 507:
-        return {"Retry-After": str(RETRY_AFTER_FULL_S)}
-    if status == 408:
-        return {"Connection": "close"}
-    return {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
-
-
 def encoded(status: int, detail: str, issues: Sequence[Issue] = ()) -> bytes:
     return msgspec.json.encode(problem(status, detail, issues))
 
@@ -85,7 +78,7 @@ def _respond(
     issues: Sequence[Issue] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response[Any]:
-    headers = {**headers_of(status), **(headers or {})}
+    headers = {**HEADERS.get(status, {}), **(headers or {})}
     if prefers_page(request):
         title, said = problem(status, detail).title, detail[:1].upper() + detail[1:]
         return ErrorPage(status, headers, title=title, detail=said, issues=issues[:MAX_ISSUES])

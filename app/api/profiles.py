@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 from litestar import MediaType, Response, get, post
 from litestar.params import QueryParameter
 from msgspec import UNSET
 
-from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
+from app.api.dependencies import HttpRequest, renderer_of, service_of
 from app.api.openapi.document import MOMENT, UserId
 from app.api.request_parsing import body_as, check_ids, known_ms, moment_ms, stale_if_error_s
 from app.api.schemas import (
@@ -110,7 +110,7 @@ async def _read_profile(
 ) -> Response[Any]:
     service = service_of(request)
     try:
-        mask = selected(service.registry, features.split(",") if features is not None else None)
+        mask = service.registry.mask(features.split(",") if features is not None else None)
     except UnknownFeature as error:
         raise Undecodable(str(error), error.issues) from error  # 400 for a value in the query
     headers = None
@@ -145,7 +145,7 @@ async def post_batch(request: HttpRequest) -> Response[BatchAnswer]:
     service = service_of(request)
     asked = await body_as(request, BatchRequest)
     check_ids(asked.user_ids, "user_ids[{}]")
-    mask = selected(service.registry, asked.features)
+    mask = service.registry.mask(asked.features)
     wanted = dict.fromkeys(asked.user_ids, mask)
     headers = None
     try:
@@ -171,8 +171,8 @@ async def post_batch(request: HttpRequest) -> Response[BatchAnswer]:
 async def post_history(request: HttpRequest) -> HistoryAnswer:
     service = service_of(request)
     wanted = await body_as(request, HistoryRequest)
-    mask = selected(service.registry, wanted.features)
-    known: int | Literal["as_of"] | None = "as_of" if wanted.known_at == "as_of" else known_ms(wanted.known_at)
+    mask = service.registry.mask(wanted.features)
+    known = known_ms(wanted.known_at) if wanted.known_at not in (None, "as_of") else wanted.known_at
     moments = service.moments
     ids = [row.decision_id for row in wanted.rows if row.decision_id is not UNSET]
     decisions = await service.logged_profiles.by_id(ids) if ids else {}
@@ -205,7 +205,7 @@ def _history_row(
     place: str,
     moments: Moments,
     mask: int,
-    known: int | Literal["as_of"] | None,
+    known: int | str | None,
     decisions: Mapping[str, LoggedProfile],
 ) -> tuple[Profile, ComputeRow]:
     """The values that the row's decision recorded (none if it names no decision), and the computation of the other
@@ -224,7 +224,7 @@ def _history_row(
     if (id_issue := id_problem(row.user_id)) is not None:
         raise InvalidInput("an id is invalid", [Issue(f"{place}.user_id", id_issue)])
     at_ms = to_ms(row.as_of)
-    known_ms = at_ms if known == "as_of" else known
+    known_ms = at_ms if isinstance(known, str) else known
     if problem := moments.problem(at_ms, known_ms, mask):
         path = f"{place}.as_of" if problem.path == "as_of" else "known_at"
         raise InvalidInput("a moment is invalid", [Issue(path, problem.detail)])

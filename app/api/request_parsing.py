@@ -15,16 +15,13 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.dependencies import HttpRequest
 from app.errors import InvalidInput, Issue, Undecodable, UnsupportedMedia
-from app.events.strict_json import UNDECODABLE, decode, undecodable
+from app.events.strict_json import UNDECODABLE, decode, issue_of, undecodable
 from app.features.clock import to_ms
 from app.features.ids import id_problem
 
 T = TypeVar("T", bound=msgspec.Struct)
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
-_AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
-_FIELD = re.compile(r"^Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
-_SHOWN = 200
 _directives = re.compile(r'(?:[^,"]|"[^"]*")+').findall
 _MAX_DELTA_S = 2**31  # RFC 9111 takes a larger number of seconds for this one
 _Moment = Annotated[datetime, Meta(tz=True)]
@@ -77,19 +74,9 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
     try:
         return decode(body, msgspec.json.Decoder(kind))
     except msgspec.ValidationError as error:
-        raise InvalidInput("the body is invalid", [issue_of(str(error))]) from error
+        raise InvalidInput("the body is invalid", [issue_of(error)]) from error
     except UNDECODABLE as error:
         raise Undecodable(f"the body is {undecodable(error)}") from error
-
-
-def issue_of(message: str) -> Issue:
-    """Convert an error message of msgspec to an issue with the path of the invalid field."""
-    found = _AT.search(message)
-    path, detail = found["path"] if found else "", _AT.sub("", message)
-    if (field := _FIELD.match(detail)) is not None:
-        path = f"{path}.{field['name']}".removeprefix(".")
-        detail = "unknown field" if field["fault"] == "contains unknown" else "missing"
-    return Issue(path[:_SHOWN] or "$", detail[:_SHOWN])
 
 
 def check_ids(ids: Sequence[str], path: str) -> None:
@@ -117,10 +104,8 @@ def moment_ms(text: str, name: str) -> int:
     return at_ms
 
 
-def known_ms(text: str | None) -> int | None:
-    """`known_at` of a training-set request in epoch ms; None if absent or `as_of`. Raises `InvalidInput` (422)."""
-    if text is None or text == "as_of":
-        return None
+def known_ms(text: str) -> int:
+    """`known_at` of a training-set request in epoch ms. Raises `InvalidInput` (422) if it is invalid."""
     if (at_ms := _to_ms(text)) is None:
         reason = 'must be "as_of", or RFC 3339 with a UTC offset, such as 2026-04-25T08:30:00+02:00'
         raise InvalidInput("known_at is invalid", [Issue("known_at", reason)])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.features.ids import Id
-from app.features.registry import Dtype
+from app.features.registry import DTYPES
 from app.features.schema import ProfileFeatures
 
 MAX_USERS = 1_000
@@ -147,22 +147,15 @@ class FeatureDetail(msgspec.Struct):
     ] = UNSET
 
 
-class FloatDetail(FeatureDetail):
-    value: float | None
-    dtype: Literal["float"]
-
-
-class IntDetail(FeatureDetail):
-    value: int | None
-    dtype: Literal["int"]
-
-
-class StrDetail(FeatureDetail):
-    value: str | None
-    dtype: Literal["str"]
-
-
-DETAILS: dict[Dtype, type[FeatureDetail]] = {"float": FloatDetail, "int": IntDetail, "str": StrDetail}
+# `FloatDetail`, `IntDetail` and `StrDetail`: the details of features of one dtype, for the OpenAPI document.
+DETAILS: dict[str, type[msgspec.Struct]] = {
+    dtype: msgspec.defstruct(
+        f"{dtype.capitalize()}Detail",
+        [("value", kind | None), ("dtype", cast(Any, Literal)[dtype])],
+        bases=(FeatureDetail,),
+    )
+    for dtype, kind in DTYPES.items()
+}
 
 
 # `app.api.openapi.document` adds a field for each feature of the registry.

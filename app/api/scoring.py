@@ -7,25 +7,27 @@ from itertools import repeat
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import get, post
+from litestar import MediaType, Response, get, post
 from litestar.params import PathParameter
 from msgspec import UNSET, Meta, UnsetType
 
+from app.api.auth.authentication import Caller
 from app.api.dependencies import HttpRequest, service_of
+from app.api.middleware.fast_path import Answer
 from app.api.openapi.document import USER_ID
-from app.api.request_parsing import body_as, check_ids, issue_of, with_mirror
+from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.api.schemas import Moment, Value
 from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
 from app.bandit.evaluation.records import DecisionContext
 from app.bandit.model.inputs import Candidate, Context, Features
+from app.bandit.scoring import Scorer
 from app.errors import InvalidInput, Issue
-from app.events.strict_json import decode
+from app.events.strict_json import UNDECODABLE, decode, issue_of
 from app.features.clock import rfc3339
 from app.features.events import Action
 from app.features.ids import Id
 from app.features.schema import ProfileFeatures
 from app.features.views import view
-from app.service import Service
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
 CANDIDATES_EXAMPLE = [
@@ -190,6 +192,7 @@ DecisionId = Annotated[
 ]
 # The most commas in a valid list of candidates, if no text contains a comma.
 _MAX_COMMAS = MAX_CANDIDATES * (2 + len(CandidateFeatures.__struct_fields__))
+_encode = msgspec.json.Encoder().encode
 _candidate_decoder = msgspec.json.Decoder(ScoreCandidate)
 
 
@@ -213,16 +216,45 @@ class _RawCandidates(msgspec.Struct):
         507: None,
     },
 )
-async def post_score(request: HttpRequest) -> ScoreAnswer:
+async def post_score(request: HttpRequest) -> Response[ScoreAnswer]:
     service = service_of(request)
-    decision = await service.bandit.scorer.score(await _scoring_request(request, service))
-    return ScoreAnswer(
-        decision.id,
-        decision.chosen_id,
-        # Stable: ties keep the order of the request.
-        sorted(_ranked(decision, decision.ranking), key=lambda item: -item.score),
-        ServingPolicy(decision.served_by, decision.policy_hash, decision.state_version),
-        ProfileOrigin(decision.origin),
+    try:
+        sent = await body_as(request, with_mirror(ScoreRequest, service.mirror))
+    except InvalidInput as error:
+        if error.issues[0].path.startswith("candidates["):  # msgspec stops at the first invalid candidate
+            raise InvalidInput(str(error), _candidate_issues(await request.body()) or error.issues) from error
+        raise
+    answer: Any = await _score(service.bandit.scorer, sent)
+    return Response(answer, media_type=MediaType.JSON)
+
+
+def plain_scores(scorer: Scorer, mirror: type[msgspec.Struct]) -> Answer:
+    """A function that answers the body of `POST /score` as the route does. It returns None if the body does not decode
+    as it is, and raises the other errors of the route."""
+    decode_request = msgspec.json.Decoder(with_mirror(ScoreRequest, mirror)).decode
+
+    async def answer(body: bytes, _: Caller) -> bytes | None:
+        try:
+            sent = decode_request(body)
+        except (msgspec.ValidationError, *UNDECODABLE):
+            return None
+        return await _score(scorer, sent)
+
+    return answer
+
+
+async def _score(scorer: Scorer, sent: ScoreRequest) -> bytes:
+    """Decide, and encode the `ScoreAnswer`. Raises `InvalidInput`, and as `Scorer.score`."""
+    decision = await scorer.score(_scoring_request(sent))
+    return _encode(
+        ScoreAnswer(
+            decision.id,
+            decision.chosen_id,
+            # Stable: ties keep the order of the request.
+            sorted(_ranked(decision, decision.ranking), key=lambda item: -item.score),
+            ServingPolicy(decision.served_by, decision.policy_hash, decision.state_version),
+            ProfileOrigin(decision.origin),
+        )
     )
 
 
@@ -287,14 +319,8 @@ def _shadow(decision: Decision) -> ShadowRanking | None:
     return decision.champion and ShadowRanking("champion", _ranked(decision, decision.champion))
 
 
-async def _scoring_request(request: HttpRequest, service: Service) -> ScoringRequest:
-    """Decode and check the body of `POST /score`. Raises as `body_as` does, but lists every invalid candidate."""
-    try:
-        sent = await body_as(request, with_mirror(ScoreRequest, service.mirror))
-    except InvalidInput as error:
-        if error.issues[0].path.startswith("candidates["):  # msgspec stops at the first invalid candidate
-            raise InvalidInput(str(error), _candidate_issues(await request.body()) or error.issues) from error
-        raise
+def _scoring_request(sent: ScoreRequest) -> ScoringRequest:
+    """Check the ids. Raises `InvalidInput`."""
     check_ids([sent.user_id], "user_id")
     if sent.request_id is not None:
         check_ids([sent.request_id], "request_id")
@@ -327,7 +353,7 @@ def _candidate_issues(body: bytes) -> list[Issue]:
         try:
             decode(raw, _candidate_decoder)
         except msgspec.ValidationError as error:
-            found = issue_of(str(error))
+            found = issue_of(error)
             path = f"candidates[{index}]" + ("" if found.path == "$" else f".{found.path}")
             issues.append(Issue(path, found.detail))
     return issues

@@ -9,9 +9,9 @@ granian cannot end a connection whose peer reads nothing or is gone. Linux does 
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -131,10 +131,6 @@ class GranianServer(Server):
 
 def connections() -> int:
     """The most connections to accept: `CONNECTIONS`, or fewer if the limit of open files cannot be raised enough."""
-    if sys.platform == "win32":
-        return CONNECTIONS
-    import resource  # noqa: PLC0415  # POSIX only
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = CONNECTIONS + FILES_LEFT
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from app.cli.common import json_option, print_json, progress, say, user_pages, users_argument, with_service
-from app.features.clock import rfc3339
-from app.features.ids import visible
+from app.cli.common import json_option, print_json, print_rows, progress, say, user_pages, users_argument, with_service
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
-    from app.profiles.consistency.checker import CheckResult
-    from app.profiles.consistency.decisions import DecisionCheck
 
 PAGE = 64
-SHOWN = 20
 
 
 @click.command()
@@ -49,10 +44,9 @@ async def audit(service: OpenService, users: list[str], repair: bool, decisions:
     else:
         found = await _audit_decisions(service, decisions)
         failed = found["untrue"]
-    if as_json:
-        print_json(found)
-    else:
-        _show(found) if decisions is None else _show_decisions(found)
+    (print_json if as_json else print_rows)(found)
+    if found["untrue"]:
+        say("wrong values were found; please report them", level="warning")
     return 1 if failed else 0
 
 
@@ -67,8 +61,8 @@ async def _audit(service: OpenService, users: list[str], repair: bool) -> dict[s
         results = await service.checker.check(page)
         for result in results:
             counts[result.outcome] += 1
-            untrue += _plain(result)
-            report(result, service.metrics, after="on demand")
+            facts = report(result, service.metrics, after="on demand")
+            untrue += [{"user_id": result.user_id, **item} for item in facts]
         if repair:
             repaired += await service.checker.repair(results)
     return {"checked": counts.total(), "users": dict(counts), "untrue": untrue, "repaired": repaired}
@@ -86,82 +80,8 @@ async def _audit_decisions(service: OpenService, count: int) -> dict[str, Any]:
             for check in await service.decision_checker.check(page):
                 decisions[check.outcome] += 1
                 values.update(check.values.values())
-                untrue += _plain_decision(check)
-                report(check, service.metrics)
+                facts = report(check, service.metrics)
+                untrue += [{"user_id": check.decision.user_id, **item} for item in facts]
             before = page[-1].number
             bar.update(task, completed=decisions.total())
     return {"checked": decisions.total(), "decisions": dict(decisions), "values": dict(values), "untrue": untrue}
-
-
-def _plain_decision(check: DecisionCheck) -> list[dict[str, Any]]:
-    decision = check.decision
-    return [
-        {
-            "decision_id": decision.decision_id,
-            "user_id": decision.user_id,
-            "feature": item.feature,
-            "logged": item.logged.decode(),
-            "computed": item.computed.decode(),
-            "version": item.version,
-            "read_at": rfc3339(decision.read.at_ms),
-        }
-        for item in check.wrong
-        if decision.read is not None
-    ]
-
-
-def _show_decisions(found: dict[str, Any]) -> None:
-    for what in ("decisions", "values"):
-        counts = found[what]
-        listed = "".join(f"; {name}: {count}" for name, count in counts.items() if count)
-        click.echo(f"{what}: {sum(counts.values())}{listed}")
-    _show_first(
-        [
-            f"  {visible(item['decision_id'])}: {item['feature']} is wrong: logged {item['logged']}, computed "
-            f"{item['computed']} (event {item['version']}, read at {item['read_at']})"
-            for item in found["untrue"]
-        ]
-    )
-
-
-def _show_first(lines: list[str]) -> None:
-    for line in lines[:SHOWN]:
-        click.echo(line)
-    if len(lines) > SHOWN:
-        say(f"and {len(lines) - SHOWN} more; --json lists all", before="  … ")
-
-
-def _plain(result: CheckResult) -> list[dict[str, Any]]:
-    return [
-        {
-            "user_id": result.user_id,
-            "feature": cell.entry.name,
-            "fault": cell.fault,
-            "held": cell.held.json.decode(errors="replace"),
-            "computed": cell.outcome.json.decode(errors="replace"),
-            "held_version": cell.held.version,
-            "newest_events": dict(result.inspection.newest),
-            "held_computed_at": rfc3339(cell.held.computed_at_ms),
-        }
-        for cell in result.untrue
-        if cell.held is not None and result.inspection is not None
-    ]
-
-
-def _show(found: dict[str, Any]) -> None:
-    users = found["users"]
-    click.echo(
-        f"{found['checked']} users: {users['consistent']} are consistent, {users['empty']} have nothing cached, "
-        f"{users['pending']} have an event that is not consumed yet, {users['unchecked']} could not be checked, "
-        f"{users['violation']} have wrong values"
-    )
-    if not found["untrue"]:
-        return
-    click.echo(f"{len(found['untrue'])} values are wrong; {found['repaired']} of them were deleted. Please report it.")
-    _show_first(
-        [
-            f"  {visible(item['user_id'])}: {item['feature']} is {item['fault']}: "
-            f"cached {item['held']} (event {item['held_version']}), computed {item['computed']}"
-            for item in found["untrue"]
-        ]
-    )

@@ -30,7 +30,7 @@ from app.cli.common import (
     users_argument,
     with_service,
 )
-from app.cli.demo_set import generate
+from app.cli.demo_set import PREFIX, generate
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
 from app.features.events import TipEvent
 from app.settings import Settings
@@ -73,33 +73,34 @@ def rebuild(
     """
     if bool(users) == all_users:
         raise click.UsageError("give either USERS or --all")
-    count, failures = run(_rebuild(users, features, registry, rate))
+    count, failed = run(_rebuild(users, features, registry, rate))
     if as_json:
-        print_json({"rebuilt": count, "failed": {name: reason for name, (_, reason) in failures.items()}})
+        print_json({"rebuilt": count, "failed": failed})
     else:
         click.echo(f"{count} users rebuilt")
-        for name, (failed, reason) in failures.items():
-            click.echo(f"  {name}: failed for {failed} users: {reason}")
-    sys.exit(1 if failures else 0)
+        for name, reason in failed.items():
+            click.echo(f"  {name} failed: {reason}")
+    sys.exit(1 if failed else 0)
 
 
 async def _rebuild(
     users: list[str], features: tuple[str, ...], source: str | None, rate: int
-) -> tuple[int, dict[str, tuple[int, str]]]:
+) -> tuple[int, dict[str, str]]:
     """Rebuild the features of the users, or of all users if none are given, at most `rate` users per second (0: no
-    limit). Return the number of users and, for each feature that failed, the number of failures and the last reason.
-    `source` is the feature registry; None for the one that the settings name."""
+    limit). Return the number of users and, for each feature that failed, the reason. `source` is the feature registry;
+    None for the one that the settings name."""
     import asyncio
 
     from app.bootstrap.contract import load_contract
     from app.bootstrap.service import open_service
+    from app.profiles.online.cache_protocol import failures
 
     settings = settings_of_command()
     chunk = min(REBUILD_CHUNK, rate or REBUILD_CHUNK)
-    failures: dict[str, tuple[int, str]] = {}
+    failed: dict[str, str] = {}
     async with open_service(settings, door="command", contract=load_contract(settings, source)) as service:
         registry = service.registry
-        mask = registry.mask(features) if features else registry.full_mask
+        mask = registry.mask(features or None)
         since_ms = service.clock.now_ms() - registry.longest_window_ms(mask)
         await service.invalidator.settle()  # owed invalidations would delete the rebuilt values later
         done, started = 0, service.clock.monotonic()
@@ -109,14 +110,11 @@ async def _rebuild(
                     await asyncio.sleep(started + done / rate - service.clock.monotonic())
                 await service.cache.check()  # fail instead of computing values that cannot be stored
                 profiles = await service.rebuilder.rebuild(page, mask)
-                for index, reading in (item for profile in profiles.values() for item in profile.items()):
-                    if reading.error is not None:
-                        failed, _ = failures.get(registry.names[index], (0, ""))
-                        failures[registry.names[index]] = failed + 1, reading.error
+                failed |= failures(registry, profiles.values())
                 done += len(page)
         finally:
             await service.clear_local_caches()
-        return done, failures
+        return done, failed
 
 
 @click.command()
@@ -251,8 +249,8 @@ async def load_demo(
         with progress("users") as bar:
             task = bar.add_task("generating", total=users)
             while (chunk := list(islice(made, DEMO_CHUNK))) and not stopped():
-                stored += (await service.ingestor.ingest([event for _, event in chunk], historical=True)).accepted
-                bar.update(task, completed=chunk[-1][0])
+                stored += (await service.ingestor.ingest(chunk, historical=True)).accepted
+                bar.update(task, completed=int(chunk[-1].user_id.removeprefix(PREFIX)))
         act.outcome = f"{stored} events stored"
     return stored
 

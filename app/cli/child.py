@@ -90,10 +90,6 @@ class Child(msgspec.Struct, eq=False):
                 self.ready = bool(self._link.recv(1))  # nothing: it ended before it was ready
         return self.ready
 
-    def successor(self) -> Child:
-        """A new child of the same kind, which is not started yet."""
-        return Child(self.name, self.environment, self.listener, self.stop_s)
-
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
@@ -128,7 +124,7 @@ def replace_one_by_one(children: list[Child]) -> Generator[None, None, None]:
     """Replace each child by a new one, in place; yield while waiting. Each old process runs until the new one is ready.
     If a new process ends, or is not ready after `READY_S` seconds, it is stopped, and the remaining old ones stay."""
     for place, old in enumerate(children):
-        new = leaving = old.successor()
+        new = leaving = Child(old.name, old.environment, old.listener, old.stop_s)
         try:
             new.start()
             deadline = time.monotonic() + READY_S

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, wraps
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
 
 T = TypeVar("T")
-SHOWN_ISSUES = 20
+SHOWN_ISSUES = SHOWN_ROWS = 20
 WIDE = 1_000
 ACTOR = "the command line"  # in the audit trail
 # By code: the text of the help, and the errors that lead to it.
@@ -130,6 +130,41 @@ def plain(text: str) -> str:
 
 def print_json(value: object) -> None:
     out().print_json(json.dumps(value)) if out().is_terminal else print(json.dumps(value))
+
+
+def print_rows(found: Mapping[str, Any]) -> None:
+    """Print nested data as a table of names and values."""
+    from rich.table import Column, Table
+
+    table = Table(Column(no_wrap=True), Column(overflow="fold"), show_header=False)
+    for name, text in _rows(found):
+        table.add_row(name, text)
+    out().print(table)
+
+
+def _rows(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in found.items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, dict) and "low" not in value:
+            yield from _rows(value, f"{name}: ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield from ((name, _text(item)) for item in value[:SHOWN_ROWS])
+            if len(value) > SHOWN_ROWS:
+                yield name, f"and {len(value) - SHOWN_ROWS} more; --json lists all"
+        else:
+            yield name, _text(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):  # an interval, or an item of a list
+        return ", ".join(f"{key.replace('_', ' ')} {_text(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, list):
+        return "; ".join(map(_text, value)) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return plain(str(value))
 
 
 def progress(unit: str, *, shown: bool = True) -> Progress:

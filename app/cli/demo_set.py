@@ -13,6 +13,7 @@ from typing import NamedTuple
 from app.features.clock import DAY_MS, EPOCH, MILLISECOND
 from app.features.events import Action, TipEvent, TipFeedback, TipServed
 
+PREFIX = "user-"
 OTHER_ACTION_SHARE = 0.02  # for each action that `Habit` has no share for
 
 
@@ -49,15 +50,15 @@ HABITS = (
 OFFSETS_MIN = (-480, -300, 0, 60, 120, 330, 345, 540)
 
 
-def generate(*, users: int, days: int, seed: int, now_ms: int) -> Iterator[tuple[int, TipEvent]]:
-    """Yield (user's number, event), user by user. User ids are `user-0001` and so on; all times are before `now_ms`."""
+def generate(*, users: int, days: int, seed: int, now_ms: int) -> Iterator[TipEvent]:
+    """Yield events, user by user. User ids are `user-0001` and so on; all times are before `now_ms`."""
     today_ms = now_ms - now_ms % DAY_MS
     for number in range(1, users + 1):
         random = Random(f"{seed}/{number}")  # noqa: S311  # seeded, so that the set can be repeated
         habit = random.choices(HABITS, [item.share for item in HABITS])[0]
         offset_min = random.choice(OFFSETS_MIN)
         prefix = f"demo-{today_ms // DAY_MS}-{seed}-{days}-{number:04d}"
-        yield from ((number, event) for event in _events(prefix, number, habit, offset_min, days, today_ms, random))
+        yield from _events(prefix, number, habit, offset_min, days, today_ms, random)
 
 
 def _events(
@@ -72,7 +73,7 @@ def _events(
             hour = habit.hour + random.gauss(0, 2) - offset_min / 60
             # One day earlier, so that no UTC offset moves the time past the start of today.
             served_ms = today_ms - (day + 1) * DAY_MS + int((hour % 24) * 3_600_000) + random.randrange(60_000)
-            user_id, tip_id = f"user-{number:04d}", f"tip-{random.randrange(200):03d}"
+            user_id, tip_id = f"{PREFIX}{number:04d}", f"tip-{random.randrange(200):03d}"
             yield TipServed(
                 event_id=f"{prefix}-{count}s",
                 user_id=user_id,

@@ -18,6 +18,7 @@ from app.cli.common import (
     out,
     plain,
     print_json,
+    print_rows,
     progress,
     reason_option,
     registry_option,
@@ -30,7 +31,6 @@ from app.features.export import FORMATS, catalogue_entry
 from app.features.plan import Announced, Change, changes, definitions_of, feature_of
 from app.features.registry import Registry
 from app.features.scaffold import scaffold
-from app.profiles.ports import COUNTED
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def test(names: tuple[str, ...], registry: str | None, as_json: bool) -> None:
 
     settings = settings_of_command()
     contract = _contract(settings, registry)
-    mask = contract.registry.mask(names) if names else contract.registry.full_mask
+    mask = contract.registry.mask(names or None)
     found = run(run_examples(contract.registry, mask, settings.statement_timeout_ms / 1000))
     if as_json:
         print_json([item._asdict() for item in found])
@@ -163,10 +163,7 @@ def plan(registry: str | None, as_json: bool) -> None:
     """
     settings = settings_of_command()
     found = run(_plan(settings, _contract(settings, registry)))
-    if as_json:
-        print_json(found)
-    else:
-        _show_plan(found)
+    (print_json if as_json else print_rows)(found)
     sys.exit(1 if found["breaks"] else 0)
 
 
@@ -218,28 +215,6 @@ def _planned(change: Change, trial: Trial | None, users: int) -> dict[str, Any]:
     }
 
 
-def _show_plan(found: dict[str, Any]) -> None:
-    if found["compared_with"] is None:
-        click.echo("No process has served a registry yet, so every feature is new.")
-    else:
-        click.echo(f"Registry {found['registry']}, compared with {found['compared_with']}, seen {found['last_seen']}.")
-    if found["also_running"]:
-        click.echo(f"Other running processes serve {', '.join(found['also_running'])}.")
-    if not found["changes"]:
-        same = found["compared_with"] == found["registry"]
-        click.echo("Nothing changes." if same else "Only the order of the features changes.")
-    for item in found["changes"]:
-        details = f": {'; '.join(item['details'])}" if item["details"] else ""
-        click.echo(f"{'BREAKS  ' if item['breaks'] else ''}{item['feature']} {item['change']}{details}")
-        if item["recomputed_users"]:
-            cost = ""
-            if item["total_s"] is not None:
-                total = f"about {item['total_s']:,g} s" if item["total_s"] >= 1 else "less than 1 s"
-                cost = f": {total} of computing, {item['us_per_user']:,g} µs each"
-            bound = "at least" if item["recomputed_users"] == COUNTED else "up to"
-            click.echo(f"  recomputed for {bound} {item['recomputed_users']:,} users{cost}")
-
-
 @features.command()
 @click.argument("name")
 @click.option("--users", "count", default=1_000, show_default=True, type=click.IntRange(1, 1_000_000))
@@ -256,11 +231,7 @@ def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) 
     contract = _contract(settings, registry)
     contract.registry.mask([name])
     found = run(_diff(settings, contract, name, count, seed))
-    if as_json:
-        print_json(msgspec.to_builtins(found))
-    else:
-        for line in found.lines():
-            click.echo(line)
+    (print_json if as_json else print_rows)(msgspec.to_builtins(found))
 
 
 async def _diff(settings: Settings, contract: Contract, name: str, count: int, seed: int) -> Difference:

@@ -66,7 +66,7 @@ async def history(
         "as_of" if known_at == "as_of" else moment_ms(known_at, "--known-at") if known_at is not None else None
     )
     names = [name for listed in features for name in listed.split(",")]
-    mask = registry.mask(names) if names else registry.full_mask
+    mask = registry.mask(names or None)
     chosen = {index: registry[index] for index in indices(mask)}
     late = _LateArrivals({index: msgspec.json.encode(item.default) for index, item in chosen.items()})
     failed: dict[str, str] = {}

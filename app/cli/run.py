@@ -16,7 +16,6 @@ from dataclasses import replace
 import click
 
 from app.cli.common import json_option, print_json, say, settings_from_environment
-from app.cli.port import require_free_port
 from app.settings import Settings
 
 GRACE_S = 15.0
@@ -61,11 +60,7 @@ def serve(processes: int | None, listener: int | None, supervisor: int | None) -
             from app.asgi import run
 
             report_ready = _supervised(supervisor)
-            if listener is None:
-                require_free_port(settings)
-                run(settings)
-            else:
-                run(settings, report_ready, _inherited(listener))
+            run(settings, report_ready, _inherited(listener))
             return
     finally:
         gc.enable()
@@ -104,9 +99,11 @@ def _with_processes(processes: int | None) -> Settings:
     return settings if processes is None else replace(settings, processes=processes)
 
 
-def _inherited(descriptor: int) -> socket.socket:
+def _inherited(descriptor: int | None) -> socket.socket | None:
     """Open the listening socket that was inherited as this descriptor; child processes will not inherit it. It must not
     block: of several processes that wake up for one connection, all but one would hang in `accept`."""
+    if descriptor is None:
+        return None
     os.set_inheritable(descriptor, False)
     listener = socket.socket(fileno=descriptor)
     listener.setblocking(False)

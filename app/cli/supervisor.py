@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,6 @@ import click
 
 from app.cli.child import STOP_S, Child, replace_one_by_one
 from app.cli.common import as_json_lines, fail, run, running_servers, say, with_running_servers
-from app.cli.port import next_free_port, require_free_port
 from app.concurrency.tasks import stop_signals
 from app.errors import CacheUnavailable, SettingsError, Unavailable
 from app.listener import drop_new_connections, listening_socket
@@ -52,7 +51,7 @@ def supervise(settings: Settings) -> int:
     with _only_one(settings.directory):
         killed = running_servers(settings).exists()  # an earlier `up` was killed; its children are stopping
         settings = _with_free_ports(settings, wait=killed)
-        require_free_port(settings, CHILDREN_STOP_S if killed else 0)
+        _require_free_port(settings, CHILDREN_STOP_S if killed else 0)
         file = settings.database if settings.demo and isinstance(settings.database, Path) else None
         demo = file if file is not None and not file.exists() else None
         if demo is None:
@@ -82,7 +81,6 @@ def supervise_api(settings: Settings) -> int:
     settings.require_servers()
     settings.require_whole_model()
     stop, restart = _signals()
-    require_free_port(settings)
 
     def greet() -> None:
         say(f"{settings.processes} API processes are ready; `kill -USR2 {os.getpid()}` restarts them one by one")
@@ -106,13 +104,37 @@ def _with_free_ports(settings: Settings, *, wait: bool) -> Settings:
     def free(variable: str, port: int, excluded: int = 0) -> int:
         if wait or not port or PREFIX + variable in os.environ:
             return port
-        found = next_free_port(settings.host, port, excluded)
+        found = _next_free_port(settings.host, port, excluded)
         if found != port:
             say(f"port {port} is taken; using {found} for {PREFIX}{variable}")
         return found
 
     served = replace(settings, port=free("PORT", settings.port))
     return replace(served, worker_metrics_port=free("WORKER_METRICS_PORT", settings.worker_metrics_port, served.port))
+
+
+def _next_free_port(host: str, port: int, excluded: int) -> int:
+    """The first free port from `port` on, except `excluded`; `port` itself if the next hundred are all taken."""
+    for candidate in range(port, min(port + 100, 65_536)):
+        with suppress(SettingsError):
+            listening_socket(host, candidate).close()
+            if candidate != excluded:
+                return candidate
+    return port
+
+
+def _require_free_port(settings: Settings, wait_s: float) -> None:
+    """Raise `SettingsError` if PROFILES_PORT is still taken after `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            listening_socket(settings.host, settings.port).close()
+        except SettingsError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(CHECK_S)
+        else:
+            return
 
 
 def _keep_running(
@@ -131,11 +153,11 @@ def _keep_running(
     all are ready. Whenever `restart` is set, the processes are replaced one by one.
     """
     with listening_socket(settings.host, settings.port) as listener:
-        children = [
-            Child("serve", {**environment, **_process_variables(settings, place)}, listener, STOP_S + settings.drain_s)
-            for place in range(settings.processes)
-        ]
-        children += [Child(name, environment) for name in others]
+        children = [Child(name, environment) for name in others]
+        for place in reversed(range(settings.processes)):
+            port = settings.metrics_port and settings.metrics_port + place
+            own = {**environment, PREFIX + "PROCESSES": "1", PREFIX + "METRICS_PORT": str(port)}
+            children.insert(0, Child("serve", own, listener, STOP_S + settings.drain_s))
         replacing: Generator[None, None, None] | None = None
         code, greeted = 0, False
         try:
@@ -162,12 +184,6 @@ def _keep_running(
                 replacing.close()
     say("stopped")
     return code
-
-
-def _process_variables(settings: Settings, place: int) -> dict[str, str]:
-    """The environment variables that differ between the API processes. `place` numbers the processes from 0."""
-    port = settings.metrics_port and settings.metrics_port + place
-    return {PREFIX + "PROCESSES": "1", PREFIX + "METRICS_PORT": str(port)}
 
 
 def _stop(children: list[Child], listener: socket.socket, drain_s: float) -> None:

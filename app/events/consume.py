@@ -49,19 +49,27 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
     tracing: Callable[[list[str | None]], AbstractContextManager[object]] = nullcontext
     _in_hand: set[int] = msgspec.field(default_factory=set)
 
-    async def consume(self, seqs: Sequence[int]) -> int:
+    async def consume(self, seqs: Sequence[int], *, swept: bool = False) -> int:
         """Consume events, by sequence number; return how many were consumed.
 
-        The cache keys that the events make stale must have been deleted, or recorded for deletion. Events that the
-        sweep is consuming are skipped.
+        The cache keys that the events make stale must have been deleted, or recorded for deletion. Events that are
+        `swept` are not known to meet this, so their keys are deleted first. Events that another call is consuming are
+        skipped.
 
         Raises:
             Unavailable: the cache or the database does not answer. The events stay unconsumed; try again.
         """
         with self._taken(seqs) as mine:
-            events = await self.log.logged(mine)
+            # Read now, that nothing else in this process can consume them. Otherwise: 1. the sweep sees an unconsumed
+            # event; 2. a job consumes it and marks it; 3. the sweep learns it again.
+            if not (events := await self.log.logged(mine)):
+                return 0
             with self.tracing([item.traceparent for item in events]):
-                await self.invalidator.drop_older(await self._newest_per_cell(events))
+                newest = await self._newest_per_cell(events)
+                if swept:
+                    await self.invalidator.invalidate({user: cells.keys() for user, cells in newest.items()})
+                else:
+                    await self.invalidator.drop_older(newest)
                 return await self._learn(events)
 
     async def sweep(self) -> int:
@@ -73,24 +81,13 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
         while events := await self.log.unconsumed(
             before_ms, SWEEP_CHUNK, or_after_ms=self.clock.now_ms() + SWEEP_AGE_MS
         ):
-            consumed = await self._sweep([item.seq for item in events])
+            consumed = await self.consume([item.seq for item in events], swept=True)
             swept += consumed
             if consumed < len(events):
                 break  # events that failed or are held elsewhere are retried by the next sweep, not at once
         if swept:
             log.info("swept", events=swept)
         return swept
-
-    async def _sweep(self, seqs: Sequence[int]) -> int:
-        with self._taken(seqs) as mine:
-            # 1. The sweep sees an unconsumed event; 2. a job consumes it and marks it; 3. the sweep learns it again.
-            # Hence the second query, now that nothing else in this process can consume it.
-            if not (events := await self.log.logged(mine)):
-                return 0
-            with self.tracing([item.traceparent for item in events]):
-                stale = {user: cells.keys() for user, cells in (await self._newest_per_cell(events)).items()}
-                await self.invalidator.invalidate(stale)
-                return await self._learn(events)
 
     @contextmanager
     def _taken(self, seqs: Sequence[int]) -> Iterator[list[int]]:

@@ -143,20 +143,17 @@ class DeadLetters(Protocol):
 
     async def get(self, letter_id: int) -> DeadLetter | None: ...
 
-    async def discard(self, *letter_ids: int) -> int:
-        """Delete dead letters; return how many existed."""
-
-    async def newest_id(self) -> int:
-        """The highest id of a dead letter; 0 if there is none."""
+    async def discard(self, letter_id: int) -> bool:
+        """Delete a dead letter; return False if there is none with this id."""
 
     async def count(self) -> int: ...
 
-    async def refused(self, reasons: Mapping[int, str], now_ms: int) -> None:
-        """Record that replays were rejected again. `reasons` maps the id of a dead letter to the reason."""
+    async def refused(self, letter_id: int, reason: str, now_ms: int) -> None:
+        """Record that the replay of a dead letter was rejected again."""
 
-    async def revive(self, *letter_ids: int) -> int:
-        """Make the events of dead letters unconsumed again, with 0 failures, and delete the letters. Return the number
-        of letters deleted."""
+    async def revive(self, letter_id: int) -> bool:
+        """Make the event of a dead letter unconsumed again, with 0 failures, and delete the letter. Return False if the
+        letter does not exist."""
 
 
 class UserEvents(Protocol):

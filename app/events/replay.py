@@ -8,14 +8,13 @@ still invalid stays, with the newest reason. Two concurrent replays of a letter 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from app.errors import Conflict, InvalidInput, NotFound, Undecodable
-from app.events.ingest import Ingestor, Receipt
+from app.events.ingest import Ingestor
 from app.events.ports import DeadLetter, DeadLetters
 from app.events.validation import decode_json
 from app.features.clock import Clock
@@ -71,56 +70,37 @@ class Replayer(msgspec.Struct, frozen=True):
                 raise NotFound(f"dead letter {letter.id} is gone: it was replayed or discarded meanwhile")
             return ReplayedLetter(0, 0, True)
         try:
-            receipt = await self._take_in(letter)
+            receipt = await self.ingestor.ingest(decode_json(letter.payload.encode()))
         except REFUSALS as error:
-            await self.letters.refused({letter.id: reason_of(error)}, self.clock.now_ms())
+            await self.letters.refused(letter.id, reason_of(error), self.clock.now_ms())
             raise
         # 1. The event is stored; 2. the letter is deleted. After a crash in between, another replay finds a duplicate.
         await self.letters.discard(letter.id)
         return ReplayedLetter(receipt.accepted, receipt.duplicates, False)
 
     async def replay_all(self, after: int) -> ReplayedLetters:
-        """Replay up to `MOST` dead letters with ids above `after`, several at once, so that they share commits. Letters
-        that are created meanwhile are skipped. If it raises `StoreUnavailable`, finished replays are not undone."""
+        """Replay up to `MOST` dead letters with ids above `after`, several at once, so that they share commits. If it
+        raises `StoreUnavailable`, finished replays are not undone."""
         tally = ReplayedLetters(replayed=0, accepted=0, duplicates=0, revived=0, failed=0, failures=[], next_after=None)
-        newest = await self.letters.newest_id()
         for _ in range(0, MOST, AT_ONCE):
-            page = [letter for letter in await self.letters.list(after, AT_ONCE) if letter.id <= newest]
-            await self._replay_page(page, tally)
+            page = await self.letters.list(after, AT_ONCE)
+            outcomes = await asyncio.gather(*(self.replay(letter) for letter in page), return_exceptions=True)
+            for letter, outcome in zip(page, outcomes, strict=True):
+                if isinstance(outcome, REFUSALS):
+                    tally.failed += 1
+                    tally.failures.append(ReplayFailure(letter.id, reason_of(outcome)))
+                elif isinstance(outcome, ReplayedLetter):
+                    tally.replayed += 1
+                    tally.accepted += outcome.accepted
+                    tally.duplicates += outcome.duplicates
+                    tally.revived += outcome.revived
+                elif not isinstance(outcome, NotFound):
+                    raise outcome
             if len(page) < AT_ONCE:
                 return tally
             after = page[-1].id
         tally.next_after = after
         return tally
-
-    async def _replay_page(self, page: Sequence[DeadLetter], tally: ReplayedLetters) -> None:
-        revived = [letter.id for letter in page if letter.seq is not None]
-        others = [letter for letter in page if letter.seq is None]
-        failures: dict[int, str] = {}
-        stored: list[int] = []
-        outcomes = await asyncio.gather(*(self._take_in(letter) for letter in others), return_exceptions=True)
-        for letter, outcome in zip(others, outcomes, strict=True):
-            if isinstance(outcome, REFUSALS):
-                failures[letter.id] = reason_of(outcome)
-            elif isinstance(outcome, BaseException):
-                raise outcome
-            else:
-                stored.append(letter.id)
-                tally.accepted += outcome.accepted
-                tally.duplicates += outcome.duplicates
-        if revived:
-            count = await self.letters.revive(*revived)
-            tally.revived += count
-            tally.replayed += count
-        if stored:
-            tally.replayed += await self.letters.discard(*stored)
-        if failures:
-            await self.letters.refused(failures, self.clock.now_ms())
-        tally.failed += len(failures)
-        tally.failures += [ReplayFailure(letter_id, reason) for letter_id, reason in failures.items()]
-
-    async def _take_in(self, letter: DeadLetter) -> Receipt:
-        return await self.ingestor.ingest(decode_json(letter.payload.encode()))
 
 
 def reason_of(error: Undecodable | InvalidInput | Conflict) -> str:

@@ -6,15 +6,21 @@ accepts them only in a mode that accepts `"7200"` as well.
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import msgspec
+
+from app.errors import Issue
 
 T = TypeVar("T")
 # The second attempt decodes without a type, which may take twenty times the size of the body in memory. No valid body
 # with an integer is longer than this.
 _MOST_BYTES = 256 * 1024
 _EXACT = 2.0**53  # a larger float may stand for several integers
+_AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_FIELD = re.compile(r"^Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
+_SHOWN = 200
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -46,6 +52,17 @@ def undecodable(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return f"not valid JSON: {str(error).removeprefix('JSON is malformed: ')}"
+
+
+def issue_of(error: msgspec.ValidationError) -> Issue:
+    """The place of the wrong value, and what is wrong with it."""
+    message = str(error)
+    found = _AT.search(message)
+    path, detail = found["path"] if found else "", _AT.sub("", message)
+    if (field := _FIELD.match(detail)) is not None:
+        path = f"{path}.{field['name']}".removeprefix(".")
+        detail = "unknown field" if field["fault"] == "contains unknown" else "missing"
+    return Issue(path[:_SHOWN] or "$", detail if len(detail) <= _SHOWN else f"{detail[:_SHOWN]}…")
 
 
 def convert(payload: object, kind: Any) -> Any:

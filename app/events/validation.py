@@ -6,7 +6,6 @@ Every error names the place, as `[3].occurred_at` or `line 7` of newline-delimit
 from __future__ import annotations
 
 import hashlib
-import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -15,7 +14,7 @@ import msgspec
 
 from app.errors import InvalidInput, Issue, Undecodable
 from app.events.ports import Admitted
-from app.events.strict_json import UNDECODABLE, convert, decode, undecodable
+from app.events.strict_json import UNDECODABLE, convert, decode, issue_of, undecodable
 from app.features.clock import DAY_MS, rfc3339, to_ms
 from app.features.events import KNOWN_SUBJECTS, MAX_DWELL_MS, Action, TipEvent
 from app.features.ids import MAX_ID_LENGTH, id_problem
@@ -26,9 +25,6 @@ FUTURE_TOLERANCE_MS = 5 * 60_000
 _DECODER: msgspec.json.Decoder[TipEvent] = msgspec.json.Decoder(TipEvent)
 _RAW_DECODER: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 _ENCODER = msgspec.json.Encoder(order="deterministic")
-_AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
-_FIELD = re.compile(r"^Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
-_SHOWN = 200
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "a ZIP file",
@@ -68,7 +64,7 @@ def path_to(events: Sequence[TipEvent], index: int, field: str) -> str:
     """The path of a field of the event at `index` in its payload, such as `[3].event_id`, for an error."""
     plain = f"[{index}]" if len(events) > 1 else ""
     place = events.places[index] if isinstance(events, Batch) else plain
-    return f"{place}.{field}".removeprefix(".")
+    return _at(place, field)
 
 
 def decode_json(body: bytes) -> Batch:
@@ -143,7 +139,7 @@ def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> Batch:
         try:
             event = decode(item, _DECODER)
         except msgspec.ValidationError as error:
-            invalid.append(_issue(place, str(error)))
+            invalid.append(_issue(place, error))
         except UNDECODABLE as error:
             broken.append(Issue(place or "$", undecodable(error)))
         else:
@@ -165,32 +161,25 @@ def from_queue(payload: object, place: str) -> TipEvent:
     try:
         event: TipEvent = convert(payload, TipEvent)
     except msgspec.ValidationError as error:
-        raise InvalidInput("not a tip event", [_issue(place, str(error))]) from error
+        raise InvalidInput("not a tip event", [_issue(place, error)]) from error
     if issues := _id_issues(event, place):
         raise InvalidInput("not a tip event", issues)
     return event
 
 
-def _issue(place: str, message: str) -> Issue:
-    """Make an issue from a message of msgspec: the path of the field, the reason, and the values that are allowed."""
-    found = _AT.search(message)
-    path = found["path"] if found else ""
-    reason = _AT.sub("", message).replace("Invalid value", "unknown subject")  # msgspec says "value" only of the tag
-    field = _FIELD.match(reason)
-    if field is not None:
-        path = f".{field['name']}"
-    if field is not None and field["fault"] == "contains unknown":
+def _issue(place: str, error: msgspec.ValidationError) -> Issue:
+    """Make an issue from an error of msgspec: the path of the field, the reason, and the values that are allowed."""
+    found = issue_of(error)
+    path, detail = found.path, found.detail
+    if detail == "unknown field":
         detail = "unknown field; events of this subject have no field of that name"
-    elif field is not None:
-        detail = f"missing; allowed is {_ALLOWED[field['name']]}"
-    else:
-        allowed = _ALLOWED.get(path.removeprefix("."))
-        detail = _short(reason) + (f"; allowed is {allowed}" if allowed else "")
-    return Issue(_short(f"{place}{path}".removeprefix(".") or "$"), detail)
+    elif (allowed := _ALLOWED.get(path)) is not None:
+        detail = f"{detail.replace('Invalid value', 'unknown subject')}; allowed is {allowed}"
+    return Issue(_at(place, path), detail)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+def _at(place: str, field: str) -> str:
+    return place or "$" if field == "$" else f"{place}.{field}".removeprefix(".")
 
 
 def _id_issues(event: TipEvent, place: str) -> list[Issue]:
@@ -198,7 +187,7 @@ def _id_issues(event: TipEvent, place: str) -> list[Issue]:
     for name in ("event_id", "user_id", "tip_id", "decision_id"):
         value = getattr(event, name)
         if value is not None and (problem := id_problem(value)) is not None:
-            issues.append(Issue(f"{place}.{name}".removeprefix("."), problem))
+            issues.append(Issue(_at(place, name), problem))
     return issues
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta, timezone
 
 import msgspec
@@ -16,14 +16,12 @@ from app.features.events import FEEDBACK, SERVED, TipEvent
 HOUR_MS = 3_600_000
 
 
-class ExampleEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event of an example, `ago` before the computation. `action` is None if the event is a served tip."""
+class ExampleEvent(msgspec.Struct, frozen=True):
+    """An event of an example, `ago` before the computation. `fields` are those that a producer would send."""
 
-    action: str | None
     ago: timedelta
     local_hour: int | None
-    tip_id: str
-    dwell_ms: int | None
+    fields: Mapping[str, object]
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +37,7 @@ def served(
 ) -> ExampleEvent:
     """Make an example event: a tip was served to the user, `ago` before the computation. `local_hour` is the user's
     hour of the day, 0 to 23; by default it is the hour in UTC."""
-    return ExampleEvent(action=None, ago=ago, local_hour=local_hour, tip_id=tip_id, dwell_ms=None)
+    return ExampleEvent(ago, local_hour, {"subject": SERVED, "tip_id": tip_id})
 
 
 def feedback(
@@ -55,7 +53,8 @@ def feedback(
     `dwell_ms` is how long the tip was on screen, in milliseconds. `local_hour` is the user's hour of the day, 0 to 23;
     by default it is the hour in UTC.
     """
-    return ExampleEvent(action=action, ago=ago, local_hour=local_hour, tip_id=tip_id, dwell_ms=dwell_ms)
+    fields = {"subject": FEEDBACK, "tip_id": tip_id, "action": action, "dwell_ms": dwell_ms}
+    return ExampleEvent(ago, local_hour, fields)
 
 
 def events_of(example: Example, now_ms: int, user_id: str) -> list[TipEvent]:
@@ -64,22 +63,15 @@ def events_of(example: Example, now_ms: int, user_id: str) -> list[TipEvent]:
     Raises:
         msgspec.ValidationError: an event is invalid, for instance because of an unknown action.
     """
-    return [_event(f"{user_id}-{number}", user_id, item, now_ms) for number, item in enumerate(example.events)]
+    return [_event(item, now_ms, user_id, number) for number, item in enumerate(example.events)]
 
 
-def _event(event_id: str, user_id: str, item: ExampleEvent, now_ms: int) -> TipEvent:
+def _event(item: ExampleEvent, now_ms: int, user_id: str, number: int) -> TipEvent:
     occurred_ms = now_ms - item.ago // MILLISECOND
     utc_hour = occurred_ms // HOUR_MS % 24
     # The UTC offset, from -12 to +11 hours, at which it is `local_hour`.
     offset = 0 if item.local_hour is None else (item.local_hour - utc_hour + 12) % 24 - 12
-    payload: dict[str, object] = {
-        "subject": SERVED if item.action is None else FEEDBACK,
-        "event_id": event_id,
-        "user_id": user_id,
-        "tip_id": item.tip_id,
-        "occurred_at": (EPOCH + occurred_ms * MILLISECOND).astimezone(timezone(timedelta(hours=offset))),
-    }
-    if item.action is not None:
-        payload |= {"action": item.action, "dwell_ms": item.dwell_ms}
-    event: TipEvent = msgspec.convert(payload, TipEvent)
+    occurred_at = (EPOCH + occurred_ms * MILLISECOND).astimezone(timezone(timedelta(hours=offset)))
+    sent = {**item.fields, "event_id": f"{user_id}-{number}", "user_id": user_id, "occurred_at": occurred_at}
+    event: TipEvent = msgspec.convert(sent, TipEvent)
     return event

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -72,17 +72,9 @@ def definitions_of(registry: Registry) -> tuple[Definition, ...]:
 
 
 def feature_of(definition: Definition) -> Feature:
-    return Feature(
-        name=definition.name,
-        dtype=definition.dtype,
-        ttl=definition.ttl_ms * MILLISECOND,
-        window=definition.window_ms * MILLISECOND,
-        description=definition.description,
-        compute=definition.compute,
-        default=definition.default,
-        invalidated_by=definition.invalidated_by,
-        relations=definition.relations,
-    )
+    names = ("name", "dtype", "description", "compute", "default", "invalidated_by", "relations")
+    same: dict[str, Any] = {name: getattr(definition, name) for name in names}
+    return Feature(**same, ttl=definition.ttl_ms * MILLISECOND, window=definition.window_ms * MILLISECOND)
 
 
 def changes(before: Sequence[Definition], after: Sequence[Definition]) -> list[Change]:

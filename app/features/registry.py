@@ -202,12 +202,14 @@ class Registry(Sequence[Feature]):
         """The feature of this name. Raises `UnknownFeature`."""
         return self._entries[self.mask([name]).bit_length() - 1]
 
-    def mask(self, names: Iterable[str]) -> int:
-        """The bit mask of the features with these names.
+    def mask(self, names: Iterable[str] | None) -> int:
+        """The bit mask of the features with these names, or of all features if `names` is None.
 
         Raises:
             UnknownFeature: the message names every unknown feature, and the known ones.
         """
+        if names is None:
+            return self.full_mask
         mask = 0
         unknown: list[Issue] = []
         for name in names:

@@ -8,19 +8,9 @@ from textwrap import indent
 from typing import cast
 
 from app.features.clock import spoken
-from app.features.events import RELATIONS
 from app.features.export import mirror_line
 from app.features.registry import Dtype, Feature, Registry, Scalar
 
-_COUNT = "SELECT user_id, COUNT(*) AS value\nFROM {relation}\nGROUP BY user_id"
-_LATEST = """SELECT user_id, {column} AS value
-FROM (
-    SELECT user_id, {column}, ROW_NUMBER() OVER (
-        PARTITION BY user_id ORDER BY occurred_at_ms DESC, {column}
-    ) AS place
-    FROM {relation}
-) AS ranked
-WHERE place = 1"""
 # Lines of at most 88 characters and trailing commas, so that the formatter does not change the text.
 _MODULE = '''\
 # This file is a registry. To extend another registry, copy the entry and add its name.
@@ -55,34 +45,21 @@ REGISTRY = Registry([{constant}])
 '''
 
 
-# The arguments of the example's events as Python source, oldest first.
-_EVENTS = {"feedback": ('"completed"', '"dismissed"'), "views": ('tip_id="a"', 'tip_id="a"', 'tip_id="b"')}
-# By relation and dtype: the SQL and the description of a feature, and its value for the events.
-_SKETCHES: dict[tuple[str, str], tuple[str, str, Scalar]] = {
-    ("feedback", "float"): (
-        "SELECT\n    user_id,\n    COUNT(*) FILTER (WHERE action = 'completed')\n"
-        "        / CAST(COUNT(*) AS DOUBLE PRECISION) AS value\nFROM feedback\nGROUP BY user_id",
-        "Share of the user's tip feedback of the last {window} that is 'completed', 0 to 1.",
-        0.5,
-    ),
-    ("feedback", "int"): (_COUNT, "How often the user reacted to a tip in the last {window}.", 2),
-    ("feedback", "str"): (
-        _LATEST.replace("{column}", "action"),
-        "What the user did with a tip last, within {window}.",
-        "dismissed",
-    ),
-    ("views", "float"): (
-        "SELECT user_id, COUNT(*) / CAST(COUNT(DISTINCT tip_id) AS DOUBLE PRECISION) AS value\n"
-        "FROM views\nGROUP BY user_id",
-        "How often the user was served each tip, on average, in the last {window}.",
+# By dtype: the SQL of the value, the description, the default, and the value for the events of the example.
+_SKETCHES: dict[str, tuple[str, str, Scalar, Scalar]] = {
+    "float": (
+        "COUNT(*) / CAST(COUNT(DISTINCT tip_id) AS DOUBLE PRECISION)",
+        "The number of {rows} in the last {window}, divided by the number of tips.",
+        None,
         1.5,
     ),
-    ("views", "int"): (_COUNT, "How many tips the user was served in the last {window}.", 3),
-    ("views", "str"): (
-        _LATEST.replace("{column}", "tip_id"),
-        "The tip that the user was served last, within {window}.",
-        "b",
-    ),
+    "int": ("COUNT(*)", "The number of {rows} in the last {window}.", 0, 3),
+    "str": ("MAX(tip_id)", "The highest id of a tip among the {rows} in the last {window}.", None, "b"),
+}
+# By relation: what its rows are, and an event of the example.
+_ROWS = {
+    "feedback": ("reactions of the user to tips", 'feedback("completed", tip_id="{tip}", ago={ago})'),
+    "views": ("tips served to the user", 'served(tip_id="{tip}", ago={ago})'),
 }
 
 
@@ -94,34 +71,30 @@ def scaffold(name: str, relation: str, dtype: str, window: timedelta, ttl: timed
     Raises:
         RegistryError: the name is not an identifier.
     """
-    compute, description, value = _SKETCHES[relation, dtype]
+    compute, description, default, value = _SKETCHES[dtype]
+    rows, event = _ROWS[relation]
     entry = Feature(
         name=name,
         dtype=cast(Dtype, dtype),
         ttl=ttl,
         window=window,
-        description=description.format(window=spoken(window)),
-        compute=compute.format(relation=relation),
-        default=0 if dtype == "int" else None,
-        invalidated_by=(RELATIONS[relation],),
+        description=description.format(rows=rows, window=spoken(window)),
+        compute=f"SELECT user_id, {compute} AS value\nFROM {relation}\nGROUP BY user_id",
+        default=default,
     )
     Registry([entry])  # raises if a rule is broken
-    event = "served" if relation == "views" else "feedback"
-    events = [
-        f"                {event}({argument}, ago={_code(window / (number + 2))}),"
-        for number, argument in enumerate(_EVENTS[relation])
-    ]
+    events = [event.format(tip=tip, ago=_code(window / number)) for tip, number in (("a", 4), ("a", 3), ("b", 2))]
     return _MODULE.format(
-        event=event,
+        event=event.partition("(")[0],
         constant=f"{name.upper()}_" if name.upper() == "REGISTRY" else name.upper(),
         name=json.dumps(name),
         dtype=json.dumps(dtype),
         ttl=_code(ttl),
         window=_code(window),
         description=json.dumps(entry.description, ensure_ascii=False),
-        default="" if entry.default is None else f"    default={json.dumps(entry.default)},\n",
+        default="" if default is None else f"    default={json.dumps(default)},\n",
         compute=indent(entry.compute, " " * 8),
-        events="\n".join(events),
+        events=indent(",\n".join(events), " " * 16) + ",",
         value=json.dumps(value),
         mirror=indent(mirror_line(entry), "#"),
     )

@@ -58,7 +58,7 @@ def traits_of(features: Mapping[str, Scalar] | None) -> Traits:
         completion = dismissal = None
     return Traits(
         completes=_band(completion, SELDOM, USUALLY, ("seldom", "sometimes", "usually")),
-        dismisses=_dismisses(dismissal),
+        dismisses=_band(dismissal, HARDLY_EVER, OFTEN, ("hardly ever", None, "often")),
         reads=_band(dwell, BRIEFLY_MS, LONG_MS, ("briefly", None, "at length")),
         hour=int(hour) if hour is not None and 0 <= hour < 24 else None,
         tips=_band(volume, FEW_TIPS, MANY_TIPS, ("new", None, "many")),
@@ -90,12 +90,6 @@ def _number(value: Scalar) -> float | None:
 
 def _rate(value: float | None) -> float | None:
     return value if value is not None and 0 <= value <= 1 else None
-
-
-def _dismisses(rate: float | None) -> Dismisses | None:
-    if rate is None or HARDLY_EVER < rate < OFTEN:
-        return None
-    return "often" if rate >= OFTEN else "hardly ever"
 
 
 def _band(value: float | None, low: float, high: float, words: tuple[_Word, _Word | None, _Word]) -> _Word | None:

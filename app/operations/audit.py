@@ -62,12 +62,6 @@ class AuditTrail(Protocol):
     async def page(self, wanted: AuditFilter, before: int, limit: int) -> list[AuditEntry]:
         """The newest `limit` entries that match the filter and have an id below `before`, newest first."""
 
-    async def actors(self) -> list[str]:
-        """The distinct actors of recent entries, to offer as filters."""
-
-    async def actions(self) -> list[str]:
-        """The distinct actions of recent entries, to offer as filters."""
-
 
 class AuditedAction(msgspec.Struct):
     """An audited action in progress. `outcome`: the text to store at its end, if the code that performs the action sets

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from app.features.clock import rfc3339
 from app.operations.component_states import SEVERITY, ComponentStatus, State
 from app.operations.figures import Figure
 from app.operations.samples import Sample
 
-MINUTE_MS = 60_000
-RECENT_MS = 15 * MINUTE_MS
+RECENT_MS = 5 * 60_000
 GENERATIONS = "generations_"
 # Outcomes of tips for which the model was not called: no model is set, or the process was about to end.
 NO_MODEL_ASKED = frozenset({"template", "stopping"})
 BY_MODEL = "model"
-# The number of failures in a row after which the model is skipped for a while.
-MIN_FAILURES = 3
+MIN_FAILURES = 3  # fewer may be chance
 # The outcome of requests made while the model is skipped, which is not the cause of the problem.
 CONSEQUENCE = "circuit open"
 
@@ -180,32 +177,22 @@ def waiting_to_be_pruned(kinds: Sequence[str]) -> list[Finding]:
 
 
 def failing_model(samples: Iterable[Sample], now_ms: int) -> list[Finding]:
-    """A finding if the language model keeps failing, with the time of the first failure and the reasons. Requests
-    succeed and readiness does not change, because a template then writes the tips.
-
-    The model keeps failing if the template wrote more tips than the model in every minute since the first failure.
-    Minutes without tips are ignored.
-    """
-    minutes: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    """A finding, with the reasons, if the language model failed for more tips than it wrote within `RECENT_MS`. No
+    request fails and readiness does not change, because a template then writes the tips."""
+    outcomes: Counter[str] = Counter()
     for sample in samples:
-        for name, count in sample.counts.items():
-            outcome = name.removeprefix(GENERATIONS)
-            if outcome != name and outcome not in NO_MODEL_ASKED:
-                minutes[sample.at_ms // MINUTE_MS][outcome] += count
-    failing: list[int] = []
-    reasons: Counter[str] = Counter()
-    for minute in sorted(minutes):
-        successes = minutes[minute].pop(BY_MODEL, 0)
-        if minutes[minute].total() > successes:
-            failing.append(minute)
-            reasons += minutes[minute]
-        else:
-            failing, reasons = [], Counter()
-    if not failing or reasons.total() < MIN_FAILURES or now_ms - failing[-1] * MINUTE_MS > RECENT_MS:
+        if now_ms - sample.at_ms <= RECENT_MS:
+            for name, count in sample.counts.items():
+                if name.startswith(GENERATIONS):
+                    outcomes[name.removeprefix(GENERATIONS)] += count
+    written = outcomes.pop(BY_MODEL, 0)
+    for outcome in NO_MODEL_ASKED:
+        outcomes.pop(outcome, None)
+    if outcomes.total() <= max(written, MIN_FAILURES - 1):
         return []
-    ordered = sorted(reasons.items(), key=lambda item: (item[0] == CONSEQUENCE, -item[1]))
+    ordered = sorted(outcomes.items(), key=lambda item: (item[0] == CONSEQUENCE, -item[1]))
     why = ", ".join(f"{reason} ({count:,})" for reason, count in ordered)
-    text = f"The language model has kept failing since {rfc3339(failing[0] * MINUTE_MS)[11:16]} UTC: {why}."
+    text = f"The language model failed for {_counted(outcomes.total(), 'tip', 'tips')} in the last 5 minutes: {why}."
     advice = (
         "Tips are worded by the template meanwhile, and no request fails. app/generation/README.md explains each "
         "reason; the log has the details (model_failed). Check PROFILES_MODEL_URL, its key and its limits."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from app.features.clock import Clock
 from app.features.registry import Feature, Registry, Scalar
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents, Source
-from app.profiles.quality.drift import CommonBin, band, common_bins, numbers, psi, quantiles, too_few
+from app.profiles.quality.drift import Band, CommonBin, band, common_bins, numbers, psi, quantiles, too_few
 from app.profiles.quality.measurement import draw
 
 PAGE = 128
@@ -45,26 +45,14 @@ class Difference(msgspec.Struct, kw_only=True):
     feature: str
     users: int
     changed: int
+    changed_share: float
     before: Side
     after: Side
     psi: float | None
+    band: Band | None
     why_no_psi: str | None
     bins: list[CommonBin]
     examples: list[ChangedUser]
-
-    def lines(self) -> Iterator[str]:
-        """The comparison as lines of text for the command line."""
-        if not self.users:
-            yield "There are no users with an event in either window."
-            return
-        yield f"{self.feature}: {self.changed:,} of {self.users:,} users change ({self.changed / self.users:.1%})"
-        for name, side in (("before", self.before), ("after", self.after)):
-            shown = ", ".join("none" if value is None else f"{value:.6g}" for value in side.quartiles)
-            spread = f"quartiles {shown}; " if any(value is not None for value in side.quartiles) else ""
-            yield f"  {name} {side.fingerprint}: {spread}{side.nulls:,} null, {side.failed:,} failed"
-        yield f"  PSI {self.psi:.3f}, {band(self.psi)}" if self.psi is not None else f"  no PSI: {self.why_no_psi}"
-        for item in self.examples:
-            yield f"  {item.user_id}: {item.before} → {item.after}"
 
 
 async def compare(
@@ -98,13 +86,16 @@ async def compare(
         why_not = too_few(bins)
     else:
         bins, why_not = [], f"the dtype changes from {before.dtype} to {after.dtype}"
+    figure = None if why_not else round(psi(bins), 4)
     return Difference(
         feature=after.name,
         users=len(chosen),
         changed=len(changed),
+        changed_share=len(changed) / max(1, len(chosen)),
         before=sides[0].side(),
         after=sides[1].side(),
-        psi=None if why_not else round(psi(bins), 4),
+        psi=figure,
+        band=None if figure is None else band(figure),
         why_no_psi=why_not,
         bins=bins,
         examples=changed[:EXAMPLES],

@@ -19,6 +19,8 @@ Parsed = TypeVar("Parsed")
 N = TypeVar("N", int, float)
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SCOPES = ("read", "write", "admin")
+_SCOPE = "|".join(SCOPES)
+_API_KEY = re.compile(rf"([A-Za-z0-9_.\-]{{1,64}}):((?:{_SCOPE})(?:\+(?:{_SCOPE}))*):([0-9a-f]{{64}})")
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _URL_OPTIONS = ("db", "sentinel", *_TLS_OPTIONS)
 _CLUSTERS = ("redis+cluster", "rediss+cluster")
@@ -219,20 +221,16 @@ def networks(value: str) -> tuple[Network, ...]:
 
 
 def api_keys(value: str) -> tuple[ApiKey, ...]:
-    """Parse comma-separated `name:scope+scope:sha256hex`. Error messages show only the name of a key."""
+    """Parse comma-separated `name:scope+scope:sha256hex`. Error messages show at most the name of a key."""
     keys: list[ApiKey] = []
     for number, item in enumerate(_items(value), start=1):
-        parts = item.split(":")
-        if len(parts) != 3:
-            raise ValueError(f"key {number} must be name:scope+scope:sha256hex")
-        name, scopes, digest = parts
-        if not re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", name):
-            raise ValueError(f"key {number}: the name must be 1 to 64 of A-Z a-z 0-9 _ . -")
-        if not set(scopes.split("+")) <= set(SCOPES):
-            # The value is not shown, because it may be the key itself in the wrong place.
-            raise ValueError(f"key {name}: unknown scope; allowed are {', '.join(SCOPES)}, joined by +")
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise ValueError(f"key {name}: the last part must be a SHA-256 as 64 lower-case hex digits")
+        if (found := _API_KEY.fullmatch(item)) is None:
+            # The value is not shown, because it may be the key itself.
+            raise ValueError(
+                f"key {number} must be name:scope+scope:sha256hex, with a name of 1 to 64 of A-Z a-z 0-9 _ . -, "
+                f"scopes of {', '.join(SCOPES)}, and a SHA-256 as 64 lower-case hex digits"
+            )
+        name, scopes, digest = found.groups()
         if any(key.name == name for key in keys):
             raise ValueError(f"key {name}: the name is used twice; give each key its own name")
         if any(key.sha256.hex() == digest for key in keys):

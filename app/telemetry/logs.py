@@ -33,6 +33,7 @@ MOST_LINES, SPAN_S = 20, 10.0
 REPEATED = frozenset(
     {
         "request",
+        "request_shed",
         "sign_in_refused",
         "computation_failed",
         "invalidation_owed",

@@ -80,6 +80,6 @@ def _servers(directory: Path) -> Iterator[tuple[str, str, str]]:
 
 async def _load(settings: Settings) -> None:
     async with open_service(settings, door="bench") as service:
-        made = [event for _, event in generate(users=USERS, days=DAYS, seed=1, now_ms=SystemClock().now_ms())]
+        made = list(generate(users=USERS, days=DAYS, seed=1, now_ms=SystemClock().now_ms()))
         for start in range(0, len(made), PER_REQUEST):
             await service.ingestor.ingest(made[start : start + PER_REQUEST])

@@ -67,7 +67,7 @@ def service_and_pid(settings: Settings) -> Iterator[tuple[int, int]]:
 def process_environment(settings: Settings) -> dict[str, str]:
     """The settings as the environment of a process."""
     return {
-        "PROFILES_DATABASE": str(settings.database),
+        "PROFILES_DATABASE": getattr(settings.database, "url", None) or str(settings.database),
         "PROFILES_FEATURES": settings.features or "",
         "PROFILES_CACHE_URL": settings.cache_url or "",
         "PROFILES_QUEUE_URL": settings.queue_url or "",

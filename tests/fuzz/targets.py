@@ -151,7 +151,7 @@ def moments(raw: bytes) -> None:
             assert moment_ms(rfc3339(found), "as_of") == found
     with suppress(InvalidInput):
         known = known_ms(text)
-        if known is not None and _WRITTEN[0] <= known < _WRITTEN[1]:
+        if _WRITTEN[0] <= known < _WRITTEN[1]:
             assert known_ms(rfc3339(known)) == known
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -156,14 +157,16 @@ async def test_service_does_not_start_when_the_database_is_not_migrated(tmp_path
 
 async def test_cycle_collector_is_on_when_the_service_is_ready(database_path: Path, valkey: EmbeddedServer) -> None:
     thresholds = gc.get_threshold()
+    seen: list[tuple[bool, int]] = []
+
+    def stop() -> None:
+        seen.append((gc.isenabled(), gc.get_threshold()[0]))
+        os.kill(os.getpid(), signal.SIGTERM)
+
     gc.disable()  # as `profiles serve` does
     try:
-        with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingsError):
-            await serve(
-                Settings(features=FEATURES, database=database_path, port=taken.getsockname()[1], **_servers(valkey))
-            )
-        assert gc.isenabled()
-        assert gc.get_threshold()[0] == COLLECT_AFTER
+        await serve(Settings(features=FEATURES, database=database_path, port=0, **_servers(valkey)), on_ready=stop)
+        assert seen == [(True, COLLECT_AFTER)]
     finally:
         gc.enable()
         gc.set_threshold(*thresholds)

@@ -71,8 +71,8 @@ async def test_new_feature_is_filled_before_processes_start(fleet: Fleet, progra
 
     plan = programs.start("features", "plan", "--registry", new, database=fleet.database)
     assert plan.wait() == 1
-    assert "brand_new added\n" in plan.output
-    assert "BREAKS  tip_volume_30d removed\n" in plan.output
+    assert "feature brand_new, change added" in plan.output
+    assert "feature tip_volume_30d, change removed, details none, breaks yes" in plan.output
 
     await send(connection, served("ann", now_ms()))  # taken by a process that does not know the feature
     assert users_with(fleet, b"brand_new") == {b"bob"}

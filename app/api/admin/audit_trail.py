@@ -12,7 +12,7 @@ from msgspec import Meta
 from app.api.admin.handlers import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import MAX_ROWID, ROWID, USER_ID
-from app.api.pages.negotiation import answer, prefers_page
+from app.api.pages.negotiation import answer
 from app.api.request_parsing import check_ids
 from app.errors import InvalidInput, Issue
 from app.features.ids import user_hash
@@ -73,11 +73,7 @@ async def get_audit(
     page = entries[:ENTRIES_PER_PAGE]
     more = page[-1].id if len(entries) > ENTRIES_PER_PAGE else None
     body = AuditPage([view(AuditLine, entry, state=state_of(entry.outcome)) for entry in page], more)
-    if not prefers_page(request):
-        return await answer(request, body, "audit.html")
-    actors, actions = await service.audit_trail.actors(), await service.audit_trail.actions()
-    first = before == MAX_ROWID
-    return await answer(request, body, "audit.html", wanted=wanted, actors=actors, actions=actions, first=first)
+    return await answer(request, body, "audit.html", wanted=wanted, first=before == MAX_ROWID)
 
 
 def _subject(subject: str, user_id: str) -> str | None:

@@ -18,7 +18,7 @@ from msgspec import Meta
 from app.api.admin.auditing import audited, caller
 from app.api.admin.handlers import admin_delete, admin_get, admin_post, form_post
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, selected, service_of
+from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, check_ids
 from app.api.schemas import MAX_USERS, FeatureNames
@@ -167,7 +167,7 @@ async def _start(
     """Start a rebuild of `user_ids`; None means every user with an event in the longest feature window. Return the new
     run and True or, if a run of the same scope is active, that run and False. Raises `UnknownFeature`."""
     service = service_of(request)
-    mask = selected(service.registry, features)
+    mask = service.registry.mask(features)
     users = list(dict.fromkeys(user_ids)) if user_ids is not None else None
     now_ms = service.clock.now_ms()
     run = RebuildRun(

@@ -12,7 +12,7 @@ from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import answer, redirect
 from app.bandit.rollout.controller import ACTIONS, NEWEST, WORKER
-from app.bandit.rollout.stages import SERVED_BEFORE_MORE, STEPS, Move, RolloutState
+from app.bandit.rollout.stages import SERVED_BEFORE_MORE, STEPS, Move, Stage
 from app.bandit.rollout.status import RolloutStatus
 from app.errors import Conflict
 from app.features.clock import rfc3339
@@ -21,6 +21,12 @@ from app.operations.audit import MAX_REASON
 HOME = "/admin/rollout"
 # What a form holds in place of the time of the last change, if there was none.
 UNCHANGED = "unchanged"
+RESULTS: dict[Stage, str] = {
+    "shadow": "The roll-out starts again in the shadow.",
+    "ramp": "The challenger now serves {share:.0%} of the users.",
+    "promoted": "The challenger is promoted.",
+    "rolled back": "The challenger is rolled back. The champion now serves every user.",
+}
 
 
 @admin_get(
@@ -93,7 +99,8 @@ async def _move_from_page(request: HttpRequest, move: Move) -> Response[Any]:
     try:
         if move != "rollback":  # a rollback is allowed on an outdated page
             await _refuse_if_changed(request, move, form.get("seen", ""))
-        message = _result(await service_of(request).bandit.rollout.move(move, caller(request).name, reason))
+        state = await service_of(request).bandit.rollout.move(move, caller(request).name, reason)
+        message = RESULTS[state.stage].format(share=state.share)
     except Conflict as error:
         message = f"Nothing was changed: {str(error).rstrip('.')}."
     return await redirect(request, HOME, spelled(message))
@@ -110,13 +117,3 @@ async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> Non
     async with audited(request, ACTIONS[move], "rollout"):
         stage = f"{state.share:.0%} of the users" if state.stage == "ramp" else state.stage
         raise Conflict(f"the roll-out has changed since this page was made: {state.changed_by} moved it to {stage}")
-
-
-def _result(state: RolloutState) -> str:
-    if state.stage == "ramp":
-        return f"The challenger now serves {state.share:.0%} of the users."
-    if state.stage == "shadow":
-        return "The roll-out starts again in the shadow."
-    if state.stage == "promoted":
-        return "The challenger is promoted."
-    return "The challenger is rolled back. The champion now serves every user."

@@ -16,7 +16,7 @@ from msgspec import Meta
 from app.api.admin.auditing import audited
 from app.api.admin.handlers import admin_delete, admin_get, admin_post, form_post
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, renderer_of, selected, service_of
+from app.api.dependencies import HttpRequest, renderer_of, service_of
 from app.api.openapi.document import ID_PREFIX, UserId
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, prefix_of
@@ -90,7 +90,7 @@ async def get_users(
 )
 async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[DetailedProfileAnswer]:
     service = service_of(request)
-    mask = selected(service.registry, await _features_to_rebuild(request))
+    mask = service.registry.mask(await _features_to_rebuild(request))
     before = await service.inspector.live_values(user_id) if prefers_page(request) else None
     async with audited(request, "rebuild", user_hash(user_id)) as act:
         profile = (await service.rebuilder.rebuild([user_id], mask))[user_id]

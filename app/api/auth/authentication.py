@@ -78,10 +78,10 @@ class Authenticator:
             raise Forbidden(f"key {caller.name!r} lacks the scope {scope}")
         return caller
 
-    def grants(self, key: str | None, scope: str) -> bool:
-        """Whether the key is known and has the scope."""
+    def granted(self, key: str | None, scope: str) -> Caller | None:
+        """The caller that a key belongs to, if it is known and has the scope."""
         caller = self._find(key)
-        return caller is not None and scope in caller.scopes
+        return caller if caller is not None and scope in caller.scopes else None
 
     def named(self, name: str) -> Caller | None:
         """The caller whose key has this name. Only for a session: its key was checked at sign-in."""

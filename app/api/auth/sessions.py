@@ -23,15 +23,17 @@ from app.settings.parsers import ApiKey
 PATH = "/admin"
 NOT_SIGNED_IN = ""
 HOUR_MS = 3_600_000
-MAX_COOKIE = 1_024
+MAX_COOKIE = 4_096  # browsers store no longer ones
 
 
 class Session(NamedTuple):
-    """The contents of a session cookie. `name` is that of the API key used to sign in, or `NOT_SIGNED_IN`."""
+    """The contents of a session cookie. `name` is that of the API key used to sign in, or `NOT_SIGNED_IN`. `message` is
+    shown by the next page: the result of a form."""
 
     name: str
     id: str
     expires_at_ms: int
+    message: str = ""
 
     @property
     def signed_in(self) -> bool:
@@ -61,9 +63,8 @@ class Sessions:
         lifetime_hours: int,
         instance: str,
     ) -> None:
-        """`instance` is part of the cookies' names, because a browser sends a host's cookies to each of its ports."""
+        """`instance` is part of the cookie's name, because a browser sends a host's cookies to each of its ports."""
         self.cookie_name = f"profiles_session_{instance}"
-        self.message_cookie_name = f"profiles_message_{instance}"
         self._digests = {NOT_SIGNED_IN: b"", **{key.name: key.sha256 for key in keys if "admin" in key.scopes}}
         self._records = records
         self._clock = clock
@@ -92,18 +93,6 @@ class Sessions:
     async def end(self, session: Session) -> None:
         """End a session: its cookie and all copies of the cookie become invalid."""
         await self._records.end(session.id, session.expires_at_ms, self._clock.now_ms())
-
-    async def sign(self, session: Session, text: str) -> str:
-        """Sign `text` so that `unsign` returns it for this session only."""
-        return str((await self.signer(session.name)).dumps([session.id, text]))
-
-    async def unsign(self, session: Session, signed: str) -> str | None:
-        """The text given to `sign`; None if the signature is invalid or belongs to another session."""
-        try:
-            session_id, text = (await self.signer(session.name)).loads(signed)
-        except (BadData, ValueError, TypeError):
-            return None
-        return str(text) if session_id == session.id else None
 
     async def form_token(self, session: Session) -> str:
         """The anti-CSRF token that every form of this session must contain."""

@@ -32,30 +32,6 @@ class Bodies(msgspec.Struct):
         return self.held > BODIES_BYTES
 
 
-class Timer:
-    """Cancels the current task after `seconds`. Takes a fraction of the time of `asyncio.timeout`."""
-
-    __slots__ = ("_handle", "_task", "over")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        self._task = asyncio.current_task(loop)
-        self.over = False
-        self._handle = loop.call_later(seconds, self._end)
-
-    def _end(self) -> None:
-        self.over = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def stop(self) -> None:
-        self._handle.cancel()
-
-    def caused(self) -> bool:
-        """Return True if only this timer cancelled the task, and revoke the cancellation, so that the task
-        continues."""
-        return self.over and self._task is not None and self._task.uncancel() == 0
-
-
 class Body:
     """Receives the body of one request and counts its bytes in `bodies`."""
 
@@ -112,17 +88,12 @@ class Body:
         self._held = 0
 
     async def _in_time(self) -> HTTPReceiveMessage:
-        loop = asyncio.get_running_loop()
         if self._until is None:
-            self._until = loop.time() + BODY_S
-        timer = Timer(loop, self._until - loop.time())
+            self._until = asyncio.get_running_loop().time() + BODY_S
         try:
-            return await self._receive()  # type: ignore[return-value]  # HTTP only
-        except asyncio.CancelledError:
-            if not timer.caused():
-                raise
+            async with asyncio.timeout_at(self._until):
+                return await self._receive()  # type: ignore[return-value]  # HTTP only
+        except TimeoutError:
             self._more = False  # so that `drain` does not wait for the rest
             # Not bound to a name: exception and frame would form a reference cycle that keeps the connection open.
             raise TooSlow(f"the body did not arrive within {BODY_S:g} seconds; send the request again") from None
-        finally:
-            timer.stop()

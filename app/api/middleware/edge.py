@@ -17,6 +17,7 @@ import re
 from functools import lru_cache
 from random import Random
 from time import perf_counter
+from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 from litestar.enums import HttpMethod, ScopeType
@@ -25,7 +26,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from app.api.middleware.body_limits import Bodies, Body
 from app.api.middleware.load_shedding import Shedding, mark_of
 from app.api.middleware.rate_limit import is_limited
-from app.api.problems import MEDIA_TYPE, encoded, headers_of
+from app.api.problems import HEADERS, MEDIA_TYPE, encoded
 from app.errors import Overloaded
 from app.telemetry import REQUEST_ID, Metrics, logger
 from app.telemetry.structlog_without_rich import structlog
@@ -44,6 +45,7 @@ _ONCE = frozenset({b"host", b"x-api-key", b"content-type", b"content-encoding"})
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
 CACHE_CONTROL = (b"cache-control", b"no-store")
 REQUEST_ID_FORMAT = b"%016x"
+_BEGUN = "begun"
 random_bits = Random().getrandbits  # noqa: S311  # request ids are not secret
 log = logger("api")
 
@@ -62,10 +64,7 @@ class Edge:
             await self._inner(scope, receive, send)
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        started = perf_counter()
-        request_id = request_id_of(scope)
-        structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(**{REQUEST_ID: request_id.decode()})
+        request_id, started = begin(scope)
         status = 500
         body = Body(scope, receive, self.bodies)
 
@@ -122,10 +121,20 @@ class Edge:
         shed = mark_of(scope)
         if shed is not None:
             self.shedding.count(shed)
-        # A full disk is logged once by the database, and shed requests are logged together by `Shedding.count`.
+        # A full disk is logged once by the database, and shed requests by `Shedding.count`.
         quiet = status < 400 or status == 507 or shed
         level = log.debug if quiet else log.info if status < 500 else log.error
         level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
+
+
+def begin(scope: HTTPScope, request_id: bytes | None = None) -> tuple[bytes, float]:
+    """The id of a request, and when it began. The first call for it notes both, and the id for log lines."""
+    found = cast(tuple[bytes, float] | None, scope.get(_BEGUN))
+    if found is None:
+        found = cast(dict[str, Any], scope)[_BEGUN] = request_id or request_id_of(scope), perf_counter()
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(**{REQUEST_ID: found[0].decode()})
+    return found
 
 
 def valid_request_id(value: bytes) -> bytes | None:
@@ -200,7 +209,7 @@ def _drop_foreign_cookies(scope: HTTPScope) -> None:
 def _problem(status: int, detail: str) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     body = encoded(status, detail)
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-    headers += [(name.lower().encode(), value.encode()) for name, value in headers_of(status).items()]
+    headers += [(name.lower().encode(), value.encode()) for name, value in HEADERS.get(status, {}).items()]
     return body, tuple(headers)
 
 

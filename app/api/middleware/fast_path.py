@@ -1,8 +1,10 @@
-"""The fast path: answers a plain `GET /profiles/{user_id}` or `POST /profiles/batch` without Litestar.
+"""The fast path: answers plain requests of the most frequent routes without Litestar: `GET /profiles/{user_id}`,
+`POST /profiles/batch`, `POST /score` and `POST /events`.
 
-It sends only responses with status 200. A request that fails or is not plain (an escape, an unusual id, a query other
-than `features=`, an unexpected body, an invalid key) goes on to Litestar's route, which receives the messages again
-that were read here. If the reader sheds a request, the edge rejects the request.
+It sends only successful responses. A request that fails or is not plain (an escape, an unusual id, a query other than
+`features=`, an unexpected header or body, an invalid key) goes on to Litestar's route, which receives the messages
+again that were read here. If the reader sheds a request, the edge rejects the request. What stores something is not
+tried again: instead of the body, Litestar's route receives the error and reports it.
 Invariant: the response is the one that Litestar's route would give, and it is counted and logged in the same way.
 `tests/integration/api/middleware/test_fast_path.py` sends the same generated requests to both.
 """
@@ -15,12 +17,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from time import perf_counter
+from typing import NamedTuple
 
 import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Receive, Scope, Send, WebSocketReceiveMessage
 
-from app.api.auth.authentication import Authenticator, names_this_machine
+from app.api.auth.authentication import Authenticator, Caller, names_this_machine
 from app.api.middleware.body_limits import Bodies, Body
 from app.api.middleware.edge import (
     CACHE_CONTROL,
@@ -28,11 +31,12 @@ from app.api.middleware.edge import (
     MAX_TARGET_BYTES,
     NO_SNIFF,
     REQUEST_ID_FORMAT,
+    begin,
     random_bits,
     request_id_of,
     valid_request_id,
 )
-from app.api.middleware.load_shedding import mark
+from app.api.middleware.load_shedding import Shedding, mark
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest
 from app.errors import Overloaded, ProfilesError, UnknownFeature
@@ -42,35 +46,60 @@ from app.profiles.online.reader import ProfileReader
 from app.telemetry import REQUEST_ID, Metrics, logger
 from app.telemetry.counters import FastHistogram
 
-ONE, BATCH = ("GET", "/profiles/{user_id}"), ("POST", "/profiles/batch")
+Route = tuple[str, str, int]  # the method, the path template, and the status of a response
+ONE: Route = ("GET", "/profiles/{user_id}", 200)
 _PATH = re.compile(rb"/profiles/(?!batch$|history$)([A-Za-z0-9_~@:\-][A-Za-z0-9_~@:.\-]{0,127})").fullmatch
 _SELECTION = re.compile(rb"features=([A-Za-z0-9_]+(?:,[A-Za-z0-9_]+)*)").fullmatch
 _LENGTH = re.compile(rb"[1-9][0-9]{0,5}").fullmatch  # bodies under a megabyte
 _NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"content-encoding"})
+_CROSS_SITE = frozenset({b"origin", b"sec-fetch-site"})  # Litestar's guard checks them for every POST
 _BODY_HEADERS = frozenset({b"content-length", b"content-type"})
 _JSON = (b"content-type", b"application/json")
 _SELECTIONS_CAP = 1_024
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
+# Computes the body of a response from that of a request and its caller; None if Litestar's route must answer.
+Answer = Callable[[bytes, Caller], Awaitable[bytes | None]]
+Taken = deque[HTTPReceiveMessage | Exception]
 log = logger("api")
 
 
+class Post(NamedTuple):
+    """A POST of JSON that the fast path answers, and the scope that it needs. Unless `answer` may be tried `again`,
+    Litestar's route only reports its error."""
+
+    route: Route
+    scope: str
+    answer: Answer
+    again: bool = False
+
+
 class FastPath:
-    def __init__(self, inner: ASGIApp, bodies: Bodies) -> None:
+    def __init__(self, inner: ASGIApp, bodies: Bodies, shedding: Shedding) -> None:
         self.inner = inner
         self._bodies = bodies
+        self._shedding = shedding
         self._reader: ProfileReader | None = None
 
-    def open(self, reader: ProfileReader, registry: Registry, authenticator: Authenticator, metrics: Metrics) -> None:
-        """Start to answer requests. Until this call, every request goes on to `inner`."""
+    def open(
+        self,
+        reader: ProfileReader,
+        registry: Registry,
+        authenticator: Authenticator,
+        metrics: Metrics,
+        posts: Iterable[Post],
+    ) -> None:
+        """Start to answer reads and the `posts`. Until this call, every request goes on to `inner`."""
         self._registry = registry
         self._renderer = Renderer(registry)
-        self._grants = authenticator.grants
+        self._granted = authenticator.granted
         self._keyless = authenticator.keyless
         # Each histogram is created by its first answer, so that `/metrics` shows no series without observations.
-        self._seconds: dict[tuple[str, str], FastHistogram] = {}
+        self._seconds: dict[Route, FastHistogram] = {}
         self._request_seconds = metrics.request_seconds
         self._masks = {b"": registry.full_mask}
         self._logs_requests = logging.getLogger().isEnabledFor(logging.DEBUG)
+        batch = Post(("POST", "/profiles/batch", 200), "read", partial(self._batch, reader), again=True)
+        self._posts = {post.route[1].encode(): post for post in (batch, *posts)}
         self._reader = reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,12 +109,13 @@ class FastPath:
                 found = _PATH(path)
                 if found is not None:
                     read = partial(self._one, scope, found[1], self._reader)
-                    if await self._answer(scope, send, ONE, read):
+                    if await self._answer(scope, send, ONE, "read", read):
                         return
-            elif scope["method"] == "POST" and path == b"/profiles/batch" and not scope["query_string"]:
-                body, taken = Body(scope, receive, self._bodies), deque[HTTPReceiveMessage | ProfilesError]()
+            elif scope["method"] == "POST" and (post := self._posts.get(path)) and not scope["query_string"]:
+                body, taken = Body(scope, receive, self._bodies), Taken()
+                do = partial(self._post, scope, post, body, taken)
                 try:
-                    if await self._answer(scope, send, BATCH, partial(self._batch, self._reader, body, taken)):
+                    if await self._answer(scope, send, post.route, post.scope, do):
                         return
                 finally:
                     body.forget()
@@ -94,14 +124,19 @@ class FastPath:
         await self.inner(scope, receive, send)
 
     async def _answer(
-        self, scope: HTTPScope, send: Send, route: tuple[str, str], read: Callable[[], Awaitable[bytes | None]]
+        self,
+        scope: HTTPScope,
+        send: Send,
+        route: Route,
+        needs: str,
+        do: Callable[[Caller, bytes], Awaitable[bytes | None]],
     ) -> bool:
-        """Send the body that `read` returns, with status 200. Return False, with nothing sent, if the request must go
-        on to Litestar's route. `route` is the method and the path template."""
+        """Send the body that `do` returns for the caller and the request id. Return False, with nothing sent, if the
+        request must go on to Litestar's route. `needs`: the scope that the key must have."""
         started = perf_counter()
         try:
-            request_id = self._admit(scope["headers"], with_body=route is BATCH)
-            body = await read() if request_id is not None else None
+            admitted = self._admit(scope["headers"], needs, with_body=route is not ONE)
+            body = await do(*admitted) if admitted is not None else None
         except Overloaded as error:
             mark(scope, error.kind)  # the edge rejects it, so the Litestar route does not try again
             scope["path_template"] = route[1]
@@ -111,13 +146,13 @@ class FastPath:
         except Exception:  # a defect of this path; the Litestar route may still answer
             log.exception("fast_path_failed", **{REQUEST_ID: request_id_of(scope).decode()})
             return False
-        if body is None or request_id is None:
+        if body is None or admitted is None:
             return False
         scope["path_template"] = route[1]
-        await self._send(send, body, request_id, route, started)
+        await self._send(send, body, admitted[1], route, started)
         return True
 
-    async def _one(self, scope: HTTPScope, user: bytes, reader: ProfileReader) -> bytes | None:
+    async def _one(self, scope: HTTPScope, user: bytes, reader: ProfileReader, *_: object) -> bytes | None:
         mask = self._mask(scope["query_string"])
         if not mask:
             return None
@@ -125,11 +160,27 @@ class FastPath:
         values = reader.local_values(user_id, mask) or (await reader.read_shared_values({user_id: mask}))[user_id]
         return self._renderer.template(mask) % (b'"%b"' % user, *values)
 
-    async def _batch(
-        self, reader: ProfileReader, body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]
+    async def _post(
+        self, scope: HTTPScope, post: Post, body: Body, taken: Taken, caller: Caller, request_id: bytes
     ) -> bytes | None:
+        if self._shedding.overload(scope) is not None:
+            return None  # the edge lets the request wait, or rejects it
+        if not post.again:
+            begin(scope, request_id)
+        content = await _read(body, taken)
+        if content is None:
+            return None
         try:
-            asked = _decode_batch(await _read(body, taken))
+            return await post.answer(content, caller)
+        except Exception as error:
+            if post.again:
+                raise
+            taken.appendleft(error)
+            return None
+
+    async def _batch(self, reader: ProfileReader, content: bytes, _: Caller) -> bytes | None:
+        try:
+            asked = _decode_batch(content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
         if any(map(id_problem, asked.user_ids)):
@@ -151,14 +202,17 @@ class FastPath:
                 self._masks[query] = mask
         return mask
 
-    def _admit(self, headers: Iterable[tuple[bytes, bytes]], *, with_body: bool) -> bytes | None:
-        """Check the headers and return the request id. Return None if Litestar's route must answer: a header is
-        unusual, the key lacks the scope `read`, or headers of a body are missing (`with_body`) or not expected."""
+    def _admit(
+        self, headers: Iterable[tuple[bytes, bytes]], needs: str, *, with_body: bool
+    ) -> tuple[Caller, bytes] | None:
+        """Check the headers and return the caller and the request id. Return None if Litestar's route must answer: a
+        header is unusual, the key lacks the scope `needs`, or headers of a body are missing (`with_body`) or not
+        expected."""
         key: str | None = None
         request_id: bytes | None = None
         hosts = body_headers = 0
         for name, value in headers:
-            if name in _NOT_PLAIN or len(value) > MAX_HEADER_BYTES:
+            if name in _NOT_PLAIN or (with_body and name in _CROSS_SITE) or len(value) > MAX_HEADER_BYTES:
                 return None
             if name == b"x-api-key":
                 if key is not None:
@@ -172,51 +226,51 @@ class FastPath:
                 body_headers += 1
             elif name == b"host":
                 hosts += 1 if not self._keyless or names_this_machine(value.decode("latin-1")) else 2
-        if hosts > 1 or body_headers != 2 * with_body or not self._grants(key, "read"):
+        if hosts > 1 or body_headers != 2 * with_body or (caller := self._granted(key, needs)) is None:
             return None
-        return request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `new_request_id`, without the call
+        return caller, request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `new_request_id`, without the call
 
-    async def _send(self, send: Send, body: bytes, request_id: bytes, route: tuple[str, str], started: float) -> None:
+    async def _send(self, send: Send, body: bytes, request_id: bytes, route: Route, started: float) -> None:
         length = (b"content-length", b"%d" % len(body))
         headers = [_JSON, length, (b"x-request-id", request_id), NO_SNIFF, CACHE_CONTROL]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": route[2], "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
         elapsed = perf_counter() - started
         seconds = self._seconds.get(route)
         if seconds is None:
-            seconds = self._seconds[route] = self._request_seconds.labels(*route, 200)
+            seconds = self._seconds[route] = self._request_seconds.labels(*route)
         seconds.observe(elapsed)
         if self._logs_requests:
-            fields = {REQUEST_ID: request_id.decode(), "method": route[0], "route": route[1], "status": 200}
+            fields = {REQUEST_ID: request_id.decode(), "method": route[0], "route": route[1], "status": route[2]}
             log.debug("request", **fields, ms=round(elapsed * 1000, 2))
 
 
-async def _read(body: Body, taken: deque[HTTPReceiveMessage | ProfilesError]) -> bytes:
-    """Receive the whole body; return b"" if it is incomplete. Append each message, or the final error, to `taken`, from
-    which `_replay` repeats them."""
+async def _read(body: Body, taken: Taken) -> bytes | None:
+    """Receive the whole body; return None if it is incomplete. Append each message, or the final error, to `taken`,
+    from which `_replay` repeats them."""
     content = b""
     while True:
         try:
             message = await body.receive()
         except ProfilesError as error:
             taken.append(error)
-            return b""
+            return None
         taken.append(message)
         if message["type"] != "http.request":
-            return b""
+            return None
         content += message["body"]
         if not message.get("more_body", False):
             return content
 
 
-def _replay(taken: deque[HTTPReceiveMessage | ProfilesError], receive: Receive) -> Receive:
+def _replay(taken: Taken, receive: Receive) -> Receive:
     """An ASGI `receive` that first returns or raises the items of `taken`, and then calls `receive` for more."""
 
     async def replay() -> HTTPReceiveMessage | WebSocketReceiveMessage:
         if not taken:
             return await receive()
         part = taken.popleft()
-        if not isinstance(part, ProfilesError):
+        if not isinstance(part, Exception):
             return part
         try:
             raise part

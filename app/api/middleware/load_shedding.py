@@ -9,7 +9,6 @@ Invariant: a shed request is answered 503 with `Retry-After` and counted by kind
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from time import monotonic
 from typing import Any, cast
 
 from litestar.types import HTTPScope
@@ -18,7 +17,6 @@ from app.concurrency.overload_queue import OverloadQueue
 from app.telemetry import Metrics, logger
 
 WAIT_S = 2.0  # the longest wait before a request is shed: as long as events may wait for their commit
-LOG_EVERY_S = 5.0
 _MARK = "overloaded"
 log = logger("api")
 
@@ -41,8 +39,6 @@ class Shedding:
         self._metrics = metrics
         self._checks: Checks = {}
         self._queue = OverloadQueue(WAIT_S)
-        self._logged_at = float("-inf")
-        self._unlogged = 0
 
     def open(self, checks: Checks) -> None:
         """Start to shed. `checks`: by method and path, what reports overload; other requests are never shed."""
@@ -51,20 +47,19 @@ class Shedding:
     async def check(self, scope: HTTPScope) -> str | None:
         """Return None if the request is admitted, else the kind of load that is too high, such as `reads`; then the
         request is marked (`mark_of`). Under overload, wait for a while and check again before shedding."""
-        if (kind := mark_of(scope)) is None:
-            check = self._checks.get((scope["method"], scope["path"]))
-            if check is not None and check[1]():
-                if await self._queue.wait() and not check[1]():
-                    return None
-                kind = check[0]
-                mark(scope, kind)
-                scope["path_template"] = scope["path"]
+        if (kind := mark_of(scope)) is None and (kind := self.overload(scope)) is not None:
+            if await self._queue.wait() and self.overload(scope) is None:
+                return None
+            mark(scope, kind)
+            scope["path_template"] = scope["path"]
         return kind
 
+    def overload(self, scope: HTTPScope) -> str | None:
+        """The kind of load that is too high for the request now; None if it can be served."""
+        check = self._checks.get((scope["method"], scope["path"]))
+        return check[0] if check is not None and check[1]() else None
+
     def count(self, kind: str) -> None:
-        """Count a shed request. The log gets one line for many requests; a line for each would add to the load."""
+        """Count and log a shed request. Most of these lines are left out, since they would add to the load."""
         self._metrics.shed.labels(kind).inc()
-        self._unlogged += 1
-        if monotonic() - self._logged_at > LOG_EVERY_S:
-            log.warning("requests_shed", requests=self._unlogged, kind=kind)
-            self._logged_at, self._unlogged = monotonic(), 0
+        log.warning("request_shed", what=kind)

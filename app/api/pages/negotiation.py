@@ -21,7 +21,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from app.api.auth.authentication import ANYONE
 from app.api.auth.sessions import PATH, Session
 from app.api.dependencies import HttpRequest, authenticator_of, service_of
-from app.api.pages.session_cookies import Visit, cookies_of, message_of, visit_of
+from app.api.pages.session_cookies import Visit, cookies_of, visit_of
 from app.errors import StoreUnavailable
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -39,14 +39,9 @@ PAGE_HEADERS = {
 }
 
 
-def under_admin(scope: Scope) -> bool:
-    path = scope["path"]
-    return path == PATH or path.startswith(PATH + "/")
-
-
 def prefers_page(request: HttpRequest) -> bool:
     """Whether the client prefers HTML to JSON and the path is one of the admins' routes."""
-    return under_admin(request.scope) and prefers(request, HTML)
+    return f"{request.scope['path']}/".startswith(f"{PATH}/") and prefers(request, HTML)
 
 
 def prefers(request: HttpRequest, media_type: str) -> bool:
@@ -67,11 +62,10 @@ async def answer(
 
 
 async def page(request: HttpRequest, template: str, *, status_code: int = 200, **context: Any) -> Response[Any]:
-    """Render a page with the variables `context`. It shows the message that a redirect left in a cookie, once."""
+    """Render a page with the variables `context`. It shows the message that a redirect left in the cookie, once."""
     visit = await visit_of(request)
-    message = await message_of(request)
-    html = await render(request, template, visit=visit, message=message, **context)
-    cookies = await cookies_of(request, visit, None if message is None else "")
+    html = await render(request, template, visit=visit, message=visit.session.message, **context)
+    cookies = await cookies_of(request, visit, "")
     return Response(html, status_code=status_code, media_type=HTML, headers=PAGE_HEADERS, cookies=cookies)
 
 
@@ -79,7 +73,7 @@ async def redirect(request: HttpRequest, path: str, message: str = "", *, visit:
     """Redirect (303) to a page that shows `message` once. `path` is percent-encoded, without the root path. `visit`
     replaces the session of the request."""
     visit = visit or await visit_of(request)
-    cookies = await cookies_of(request, visit, message or None)
+    cookies = await cookies_of(request, visit, message or visit.session.message)
     location = service_of(request).settings.root_path + path
     return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": location}, cookies=cookies)
 

@@ -1,7 +1,7 @@
-"""The cookies of the admin pages: one for the browser's session, one with a message for the next page.
+"""The session of a browser on the admin pages, and its cookie.
 
-A message reports the result of a form on the page that follows. It travels in a cookie that lives for one minute and is
-signed like the session, so that no other site can forge a message.
+The cookie also carries a message to the next page, which reports the result of a form. The message is signed with the
+session, so no other site can forge one.
 """
 
 from __future__ import annotations
@@ -44,35 +44,20 @@ async def _enter(request: HttpRequest, session: Session, *, fresh: bool) -> Visi
     return visit
 
 
-async def cookies_of(request: HttpRequest, visit: Visit, message: str | None) -> list[Cookie]:
-    """The session cookie, unless the browser has it already, and a signed cookie with a message that the next page
-    shows. An empty `message` deletes that cookie, None leaves it."""
-    sessions = sessions_of(request)
-    cookies = []
-    if visit.fresh:
-        lasts_s = max(0, visit.session.expires_at_ms - service_of(request).clock.now_ms()) // 1000
-        cookies.append(_cookie(request, sessions.cookie_name, await sessions.cookie(visit.session), lasts_s))
-    if message is not None:
-        signed = await sessions.sign(visit.session, message[:MESSAGE_LENGTH]) if message else ""
-        cookies.append(_cookie(request, sessions.message_cookie_name, signed, 60 if message else 0))
-    return cookies
-
-
-async def message_of(request: HttpRequest) -> str | None:
-    """The message that the requested page should show, from a signed cookie; None without a cookie or if its signature
-    is wrong."""
-    sessions = sessions_of(request)
-    cookie = request.cookies.get(sessions.message_cookie_name)
-    return await sessions.unsign((await visit_of(request)).session, cookie) if cookie is not None else None
-
-
-def _cookie(request: HttpRequest, name: str, value: str, max_age_s: int) -> Cookie:
-    return Cookie(
-        key=name,
-        value=value,
-        path=service_of(request).settings.root_path + PATH,
-        max_age=max_age_s,
-        httponly=True,
-        secure=request.scope["scheme"] == "https",
-        samesite="lax",
-    )
+async def cookies_of(request: HttpRequest, visit: Visit, message: str) -> list[Cookie]:
+    """The session cookie with a message for the next page, unless the browser has it already."""
+    session = visit.session._replace(message=message[:MESSAGE_LENGTH])
+    if session == visit.session and not visit.fresh:
+        return []
+    settings, lasts_ms = service_of(request).settings, session.expires_at_ms - service_of(request).clock.now_ms()
+    return [
+        Cookie(
+            key=sessions_of(request).cookie_name,
+            value=await sessions_of(request).cookie(session),
+            path=settings.root_path + PATH,
+            max_age=max(0, lasts_ms) // 1000,
+            httponly=True,
+            secure=request.scope["scheme"] == "https",
+            samesite="lax",
+        )
+    ]

@@ -79,7 +79,9 @@ def hashed(prefix: str, size: int) -> dict[str, Transform]:
 
 
 def log_ratio(full: float, amount: float) -> float:
-    return min(1.0, math.log1p(max(0.0, amount)) / math.log1p(full))
+    # Conditions, because a call of `min` and of `max` takes as long as the logarithms.
+    share = math.log1p(amount) / math.log1p(full) if amount > 0 else 0.0
+    return share if share < 1 else 1.0
 
 
 def _hashes_to(place: int, size: int, text: str) -> bool:

@@ -91,10 +91,8 @@ def packed(array: Array) -> bytes:
 
 def candidate_factors(candidates: Sequence[Candidate]) -> Array:
     """The candidate factors: one row per candidate, columns in the order of `CANDIDATE_FACTORS`."""
-    factors = np.ones((len(candidates), len(CANDIDATE_FACTORS)))
-    for place, column in enumerate(columns(CANDIDATE_FEATURES, [item.features for item in candidates]), 1):
-        factors[:, place] = column
-    return factors
+    given = [item.features for item in candidates]
+    return np.array([[1.0] * len(given), *columns(CANDIDATE_FEATURES, given)]).T
 
 
 def shared_factors(context: Context, profile: Profile, evaluated: float = 0.0) -> Array:

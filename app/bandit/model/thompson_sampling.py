@@ -38,7 +38,7 @@ class Posterior:
 
     def __init__(self, s: Array, y: Array, precisions: Array, mu: Array | None = None) -> None:
         a = s.copy()
-        a.flat[:: len(y) + 1] += precisions
+        a.reshape(-1)[:: len(y) + 1] += precisions
         self._root = np.linalg.cholesky(a)
         theta = np.linalg.solve(a, y if mu is None else precisions * mu + y)
         self.theta: Array = np.asarray(theta, np.float64)
@@ -81,7 +81,9 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
         # The memory layout of a φ that never had more columns, so that every result has the same bits.
         own = np.ascontiguousarray(phi[:, : self.spec.size])
         means = own @ posterior.theta
-        drawn = means[:, None] + self.scale * (posterior.roots(own).T @ noise(decision_id, self.spec.size))
+        drawn = posterior.roots(own).T @ noise(decision_id, self.spec.size)
+        drawn *= self.scale
+        drawn += means[:, None]
         return Scored(means, propensities(drawn), posterior.theta)
 
     def posterior(self, statistics: SufficientStatistics, mu: Array | None) -> Posterior:
@@ -129,8 +131,8 @@ def propensities(drawn: Array) -> Array:
     candidate wins a draw if its score is the highest. Candidates that tie share the win."""
     candidates, draws = drawn.shape
     winners = drawn >= drawn.max(axis=0) - TIE
-    wins = np.count_nonzero(winners, axis=1)
-    if wins.sum() > draws:
+    wins = winners.sum(axis=1)
+    if np.count_nonzero(winners) > draws:
         wins = (winners / np.count_nonzero(winners, axis=0)).sum(axis=1)
     pi: Array = (1 - EPSILON) * (wins / draws) + EPSILON / candidates
     return pi

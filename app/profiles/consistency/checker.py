@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from app.features.clock import rfc3339
 from app.features.ids import user_hash
 from app.profiles.consistency.inspection import InspectedCell, Inspection, Inspector
 from app.profiles.online.invalidation import Stale
@@ -70,28 +71,29 @@ class ConsistencyChecker(msgspec.Struct, kw_only=True, eq=False):
         return CheckResult(user_id, outcome, inspection, faults if outcome == "violation" else ())
 
 
-def report(result: CheckResult, metrics: Metrics, **context: object) -> None:
-    """Count and log the wrong cached values of one user, with the facts that are needed to explain them.
+def report(result: CheckResult, metrics: Metrics, **context: object) -> list[dict[str, object]]:
+    """Count and log the wrong cached values of one user. Return the facts that are needed to explain each.
 
     The log has a hash instead of the user id, because the user may be erased later. The sequence numbers of the newest
     events identify the user as long as the database holds these events.
     """
+    found: list[dict[str, object]] = []
     for cell in result.untrue:
         assert cell.held is not None
         assert result.inspection is not None
         metrics.consistency_violations.labels(cell.entry.name, cell.fault).inc()
-        log.error(
-            "consistency_violation",
-            user=user_hash(result.user_id),
-            feature=cell.entry.name,
-            fault=cell.fault,
-            held=cell.held.json.decode(errors="replace"),
-            computed=cell.outcome.json.decode(errors="replace"),
-            held_version=cell.held.version,
-            held_computed_at_ms=cell.held.computed_at_ms,
-            held_expires_at_ms=cell.held.expires_at_ms,
-            fingerprint=cell.held.fingerprint.decode(errors="replace"),
-            newest_events=dict(result.inspection.newest),
-            seen_at_ms=result.inspection.at_ms,
-            **context,
-        )
+        facts: dict[str, object] = {
+            "feature": cell.entry.name,
+            "fault": cell.fault,
+            "held": cell.held.json.decode(errors="replace"),
+            "computed": cell.outcome.json.decode(errors="replace"),
+            "held_version": cell.held.version,
+            "held_computed_at": rfc3339(cell.held.computed_at_ms),
+            "held_expires_at_ms": cell.held.expires_at_ms,
+            "fingerprint": cell.held.fingerprint.decode(errors="replace"),
+            "newest_events": dict(result.inspection.newest),
+            "seen_at": rfc3339(result.inspection.at_ms),
+        }
+        log.error("consistency_violation", user=user_hash(result.user_id), **facts, **context)
+        found.append(facts)
+    return found

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from app.features.clock import rfc3339
 from app.profiles.online.cache_protocol import Profile
 from app.profiles.online.compute import Computation
 from app.profiles.ports import ComputeRow, LoggedProfile, LoggedProfiles
@@ -122,20 +123,24 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
         return DecisionCheck(decision, compared if compared in found else next(iter(found)), values, wrong)
 
 
-def report(check: DecisionCheck, metrics: Metrics) -> None:
-    """Count the check of a decision, and log its wrong values. The log has the id of the decision and not of the user,
-    because the user may be erased later."""
+def report(check: DecisionCheck, metrics: Metrics) -> list[dict[str, object]]:
+    """Count the check of a decision, and log its wrong values. Return what is logged of each. The log has the id of the
+    decision and not of the user, because the user may be erased later."""
     metrics.decision_checks.labels(check.outcome).inc()
-    for item in check.wrong:
-        log.error(
-            "decision_violation",
-            decision_id=check.decision.decision_id,
-            feature=item.feature,
-            logged=item.logged.decode(),
-            computed=item.computed.decode(),
-            version=item.version,
-            read_at_ms=check.decision.read.at_ms if check.decision.read else None,
-        )
+    found: list[dict[str, object]] = [
+        {
+            "decision_id": check.decision.decision_id,
+            "feature": item.feature,
+            "logged": item.logged.decode(),
+            "computed": item.computed.decode(),
+            "version": item.version,
+            "read_at": rfc3339(check.decision.read.at_ms) if check.decision.read else None,
+        }
+        for item in check.wrong
+    ]
+    for facts in found:
+        log.error("decision_violation", **facts)
+    return found
 
 
 class DecisionMonitor(msgspec.Struct, eq=False):

@@ -128,7 +128,9 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         found |= {user_id: _without_faults(found[user_id]) for user_id in left}
         distrusted = await self.distrusted()
         return [
-            one._replace(cache="owed") if one.cache != "away" and _is_among(distrusted, one.user_id) else one
+            one._replace(cache="owed")
+            if one.cache != "away" and distrusted & {EVERY_SLOT, hash_slot(one.user_id)}
+            else one
             for one in map(found.__getitem__, user_ids)
         ]
 
@@ -232,10 +234,6 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
             )
             for user_id, one in found.items()
         }
-
-
-def _is_among(slots: frozenset[int], user_id: str) -> bool:
-    return bool(slots) and (EVERY_SLOT in slots or hash_slot(user_id) in slots)
 
 
 def _away(inspection: Inspection) -> Inspection:

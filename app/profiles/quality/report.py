@@ -16,7 +16,7 @@ from msgspec import Meta
 from app.features.clock import DAY_MS, rfc3339
 from app.features.registry import Feature, Registry, Scalar
 from app.profiles.consistency.inspection import State
-from app.profiles.quality.drift import MAX_CATEGORIES, CommonBin, band, common_bins, numbers, psi, quantiles, too_few
+from app.profiles.quality.drift import CommonBin, band, common_bins, psi, quantiles, too_few
 
 AGE_SHARES = (0.5, 0.9, 0.99, 1.0)
 Z_95 = 1.96
@@ -227,23 +227,12 @@ def _unreached(entry: Feature, sample: UserSample) -> str | None:
 
 
 def distribution(entry: Feature, held: Counter[Scalar]) -> list[dict[str, object]]:
-    """Count the values that are not null. Floats, and ints with more than `MAX_CATEGORIES` different values, are
-    counted in ten bins of equal width, `{"from", "to", "count"}`, of which only the last includes `to`. All other
-    values are counted one by one, as `{"value", "count"}`; of texts, the `MAX_CATEGORIES` most frequent."""
-    if entry.dtype == "str":
-        ranked = [(value, count) for value, count in held.most_common() if value is not None]
-        return [{"value": value, "count": count} for value, count in ranked[:MAX_CATEGORIES]]
-    counts = sorted(numbers(held).items())
-    if not counts:
-        return []
-    if entry.dtype == "int" and len(counts) <= MAX_CATEGORIES:
-        return [{"value": int(number), "count": count} for number, count in counts]
-    low = counts[0][0]
-    width = (counts[-1][0] - low) / 10 or 1.0
-    bins = [0] * 10
-    for number, count in counts:
-        bins[min(9, int((number - low) / width))] += count
+    """Count the values that are not null in the bins of `common_bins`, as `{"value", "count"}` or `{"from", "to",
+    "count"}`. Of texts, only the `MAX_CATEGORIES` most frequent are counted."""
     return [
-        {"from": low + place * width, "to": low + (place + 1) * width, "count": count}
-        for place, count in enumerate(bins)
+        {"value": part.value, "count": part.now}
+        if part.kind == "value"
+        else {"from": part.start, "to": part.end, "count": part.now}
+        for part in common_bins(entry.dtype, held, Counter())
+        if part.kind == "range" or (part.kind == "value" and part.now)
     ]

@@ -17,13 +17,6 @@ WHERE id < :before
     AND (CAST(:subject AS TEXT) IS NULL OR subject = :subject)
 ORDER BY id DESC LIMIT :limit
 """
-# Among the newest entries only: 4 ms instead of 0.4 s with a million of them.
-SELECT_ACTORS = """
-SELECT DISTINCT actor FROM (SELECT actor FROM audit_trail ORDER BY id DESC LIMIT 10000) AS newest ORDER BY actor
-"""
-SELECT_ACTIONS = """
-SELECT DISTINCT action FROM (SELECT action FROM audit_trail ORDER BY id DESC LIMIT 10000) AS newest ORDER BY action
-"""
 
 
 class SqlAuditTrail(SqlRepository):
@@ -42,9 +35,3 @@ class SqlAuditTrail(SqlRepository):
 
     async def newest(self, limit: int) -> list[AuditEntry]:
         return await self.page(AuditFilter(), NEWEST, limit)
-
-    async def actors(self) -> list[str]:
-        return [name for (name,) in await self._database.rows(SELECT_ACTORS)]
-
-    async def actions(self) -> list[str]:
-        return [name for (name,) in await self._database.rows(SELECT_ACTIONS)]

@@ -144,6 +144,10 @@ class Database(ABC):
         """Run `work` on the thread of a read-only connection. Its statements see the same committed state if `snapshot`
         is True; otherwise each may see a newer one."""
 
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, which reads a few rows by key, as `read` does; without a thread if the engine needs none."""
+        return await self.read(work)
+
     @abstractmethod
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope) -> T:
         """Run `work` in one durable transaction, on the thread of a writing connection.

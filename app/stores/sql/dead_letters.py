@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-
 import msgspec
 
 from app.events.erasure import names, not_naming
@@ -27,18 +24,16 @@ ON CONFLICT (seq) DO UPDATE SET error = excluded.error, traceback = excluded.tra
 """
 INSERT_REVIVED = """
 INSERT INTO outbox (seq, user_id, received_at_ms) SELECT seq, user_id, received_at_ms FROM event_log
-WHERE (user_id, seq) IN (SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) FROM json_each(?)) ON CONFLICT DO NOTHING
+WHERE user_id = ? AND seq = ? ON CONFLICT DO NOTHING
 """
 SELECT_LETTERS = f"SELECT {_COLUMNS} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
 SELECT_LETTER = f"SELECT {_COLUMNS} FROM dead_letters WHERE id = ?"
 SELECT_COUNT = "SELECT COUNT(*) FROM dead_letters"
-SELECT_NEWEST_ID = "SELECT COALESCE(MAX(id), 0) FROM dead_letters"
 UPDATE_REFUSED = """
 UPDATE dead_letters SET error = ?, attempts = attempts + 1, last_failed_at_ms = ? WHERE id = ? AND seq IS NULL
 """
-_IDS = "id IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
-DELETE_LETTERS = f"DELETE FROM dead_letters WHERE {_IDS}"
-SELECT_OWNERS = f"SELECT DISTINCT user_id FROM dead_letters WHERE {_IDS} AND seq IS NOT NULL"
+DELETE_LETTER = "DELETE FROM dead_letters WHERE id = ?"
+SELECT_OWNER = "SELECT user_id FROM dead_letters WHERE id = ? AND seq IS NOT NULL"
 # A letter without a `user_id` never became an event. Its payload may name the user.
 SELECT_POSSIBLY_THEIRS = "SELECT id, payload, user_id FROM dead_letters WHERE user_id = ? OR user_id IS NULL"
 # Changes nothing if another user has been removed from the payload since it was read.
@@ -73,8 +68,7 @@ def erase_letters(connection: Connection, user_id: str) -> int:
     erased = set[int]()
     while found := letters_of(connection, user_id):
         erased |= found.keys()
-        empty = [letter_id for letter_id, (_, rest) in found.items() if rest is None]
-        connection.execute(DELETE_LETTERS, (json.dumps(empty),))
+        connection.executemany(DELETE_LETTER, [(letter_id,) for letter_id, (_, rest) in found.items() if rest is None])
         changed = [(rest, letter_id, payload) for letter_id, (payload, rest) in found.items() if rest is not None]
         connection.executemany(UPDATE_PAYLOAD, changed)
     return len(erased)
@@ -108,25 +102,21 @@ class SqlDeadLetters(SqlRepository):
         row = await self._database.row(SELECT_LETTER, (letter_id,))
         return DeadLetter(*row) if row else None
 
-    async def discard(self, *letter_ids: int) -> int:
-        return await self._database.execute(DELETE_LETTERS, (json.dumps(letter_ids),))
-
-    async def newest_id(self) -> int:
-        return int(await self._database.value(SELECT_NEWEST_ID))
+    async def discard(self, letter_id: int) -> bool:
+        return bool(await self._database.execute(DELETE_LETTER, (letter_id,)))
 
     async def count(self) -> int:
         return int(await self._database.value(SELECT_COUNT))
 
-    async def refused(self, reasons: Mapping[int, str], now_ms: int) -> None:
-        rows = [(reason, now_ms, letter_id) for letter_id, reason in reasons.items()]
-        await self._database.write(lambda connection: connection.executemany(UPDATE_REFUSED, rows), of=())
+    async def refused(self, letter_id: int, reason: str, now_ms: int) -> None:
+        await self._database.execute(UPDATE_REFUSED, (reason, now_ms, letter_id))
 
-    async def revive(self, *letter_ids: int) -> int:
-        def work(connection: Connection) -> int:
-            deleted = connection.execute(f"{DELETE_LETTERS} RETURNING user_id, seq", (json.dumps(letter_ids),))
-            events = deleted.fetchall()
-            connection.execute(INSERT_REVIVED, (json.dumps(events),))
-            return len(events)
+    async def revive(self, letter_id: int) -> bool:
+        def work(connection: Connection) -> bool:
+            event = connection.execute(f"{DELETE_LETTER} RETURNING user_id, seq", (letter_id,)).fetchone()
+            if event is not None:
+                connection.execute(INSERT_REVIVED, event)
+            return event is not None
 
-        owners = await self._database.rows(SELECT_OWNERS, (json.dumps(letter_ids),))
-        return await self._database.write(work, of={user_id for (user_id,) in owners})
+        owner = await self._database.row(SELECT_OWNER, (letter_id,))
+        return owner is not None and await self._database.write(work, of=owner)

@@ -101,7 +101,7 @@ class SqlDecisions:
                 for question in questions
             ]
 
-        return await self._database.read(work)
+        return await self._database.look(work)
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
         def work(connection: Connection) -> list[RecordedDecision]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.profiles.ports import State
 from app.stores.sql.database import Parameters
 from app.stores.sql.owed_invalidations import OWED_SLOTS
 from app.stores.sqlite.connection import connect, unavailable
 
+T = TypeVar("T")
 BUSY_TIMEOUT_S = 0.02
 SELECT_DATA_VERSION = "PRAGMA data_version"
 SELECT_STATE = f"""
@@ -57,8 +59,12 @@ class DataVersion:
         return self.rows(statement, parameters)[0]
 
     def rows(self, statement: str, parameters: Parameters = ()) -> list[Any]:
+        return self.run(lambda connection: connection.execute(statement, parameters).fetchall())
+
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Call `work` with the connection, on the caller's thread."""
         try:
-            return self._connection.execute(statement, parameters).fetchall()
+            return work(self._connection)
         except sqlite3.Error as error:
             raise unavailable(error) from error
 

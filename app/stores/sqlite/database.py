@@ -143,6 +143,12 @@ class SqliteDatabase(Database):
         async with self.readers.one() as reader:
             return await reader.run(run)
 
+    async def look(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return self._from_open_file(self.state.run(work))
+        except StoreUnavailable:  # a thread can wait for a lock, as the event loop must not
+            return await self.read(work)
+
     async def write(self, work: Callable[[sqlite3.Connection], T], *, of: Collection[str] | Scope) -> T:
         """Run `work` in one transaction: see `Database.write`. `of` is unused: SQLite has one writer at a time.
         `StoreUnavailable` can also mean that another file has taken the place of the database: the commit then went to

@@ -111,3 +111,9 @@ def lived_in(profiles: Run, forty_days_template: Path, tmp_path: Path) -> Run:
     """`profiles`, in a directory whose database has forty days of two users."""
     copy_database(forty_days_template, default_database(tmp_path), tmp_path.name)
     return profiles
+
+
+def rows_shown(out: str) -> dict[str, str]:
+    """The rows of a printed table, by their first cell."""
+    cells = [[cell.strip() for cell in line.split("│")] for line in out.splitlines() if line.startswith("│")]
+    return {name: value for _, name, value, _ in cells}

@@ -18,7 +18,7 @@ from app.profiles.ports import Cell
 from app.settings import Settings
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.integration.cli.conftest import Run
+from tests.integration.cli.conftest import Run, rows_shown
 from tests.support.events import served
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.score_requests import tip
@@ -69,8 +69,10 @@ def test_violation_is_named_and_then_repaired(migrated: Run, tmp_path: Path, val
     ]
     only = migrated("audit", "user-2", "user-5", cache_url=valkey.url)
     assert only.code == 1
-    assert "2 users: 1 are consistent" in only.out
-    assert "user-5: tip_volume_30d is unexplained: cached 77 (event 7), computed 1" in only.out
+    rows = rows_shown(only.out)
+    assert (rows["checked"], rows["users: consistent"], rows["users: violation"]) == ("2", "1", "1")
+    assert "user id user-5, feature tip_volume_30d, fault unexplained, held 77, computed 1, held version 7" in only.out
+    assert "please report" in only.err
     repaired = migrated("audit", "--repair", "--json", cache_url=valkey.url)
     assert (repaired.code, repaired.json["repaired"]) == (0, 2)
     after = migrated("audit", "--json", cache_url=valkey.url)
@@ -79,7 +81,7 @@ def test_violation_is_named_and_then_repaired(migrated: Run, tmp_path: Path, val
 
 def test_hidden_characters_of_a_user_id_are_shown(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
     asyncio.run(_fill(tmp_path / "var/profiles.db", valkey, [ODD]))
-    assert "user-6⟨U+200B⟩⟨U+0020⟩: tip_volume_30d is" in migrated("audit", cache_url=valkey.url).out
+    assert "user-6⟨U+200B⟩⟨U+0020⟩, feature tip_volume_30d" in migrated("audit", cache_url=valkey.url).out
     assert migrated("audit", "--json", cache_url=valkey.url).json["untrue"][0]["user_id"] == ODD
 
 
@@ -117,10 +119,9 @@ def test_audit_of_decisions_finds_nothing_when_their_profiles_are_right(migrated
     assert done.json["values"]["consistent"] == len(USERS) * len(REGISTRY)
     newest = migrated("audit", "--decisions", "5")
     assert newest.code == 0
-    assert (
-        newest.out
-        == f"decisions: 5; consistent: 4; not read: 1\nvalues: {4 * len(REGISTRY)}; consistent: {4 * len(REGISTRY)}\n"
-    )
+    rows = rows_shown(newest.out)
+    assert (rows["checked"], rows["decisions: consistent"], rows["decisions: not read"]) == ("5", "4", "1")
+    assert rows["values: consistent"] == str(4 * len(REGISTRY))
 
 
 def test_audit_names_a_decision_whose_profile_is_wrong(migrated: Run, tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_audit_names_a_decision_whose_profile_is_wrong(migrated: Run, tmp_path: 
     assert (item["decision_id"], item["user_id"], item["feature"]) == (decision_id, "user-1", "tip_volume_30d")
     assert (item["logged"], item["computed"], item["version"]) == ("77", "1", 2)
     shown = migrated("audit", "--decisions", "100")
-    assert f"{decision_id}: tip_volume_30d is wrong: logged 77, computed 1 (event 2, read at " in shown.out
+    assert f"decision id {decision_id}, feature tip_volume_30d, logged 77, computed 1, version 2" in shown.out
 
 
 def test_decisions_are_audited_without_users_or_repair(migrated: Run) -> None:

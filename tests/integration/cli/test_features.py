@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.stores.sql.registries import SqlRegistries
 from app.stores.sql.samples import SqlSamples
 from app.stores.sqlite.database import SqliteDatabase
-from tests.integration.cli.conftest import Run
+from tests.integration.cli.conftest import Run, rows_shown
 from tests.support.events import payload
 from tests.support.events import served as tip_served
 from tests.support.registry import COUNT_VIEWS, FEATURES, REGISTRY, own_entry, own_registry
@@ -179,18 +179,21 @@ def test_failing_examples_are_shown(profiles: Run, tmp_path: Path) -> None:
 def test_every_feature_is_new_when_nothing_was_served(populated: Run, unchanged: None) -> None:
     shown = populated("features", "plan")
     assert shown.code == 0
-    assert shown.out.startswith("No process has served a registry yet, so every feature is new.\n")
-    assert "tip_volume_30d added\n  recomputed for up to 2 users: less than 1 s of computing, " in shown.out
+    assert rows_shown(shown.out)["compared with"] == "none"
+    assert (
+        "feature tip_volume_30d, change added, details none, breaks no, recomputed users 2, us per user " in shown.out
+    )
 
 
 def test_plan_says_so_when_nothing_changes(populated: Run, tmp_path: Path) -> None:
     serve(tmp_path, FEATURES)
     shown = populated("features", "plan")
-    assert (shown.code, shown.out.splitlines()[1:]) == (0, ["Nothing changes."])
+    assert (shown.code, rows_shown(shown.out)["changes"]) == (0, "none")
     two = [own_entry("one"), own_entry("two")]
     serve(tmp_path, own_registry(tmp_path / "own.py", *two))
     other = own_registry(tmp_path / "other.py", *reversed(two))
-    assert "Only the order of the features changes.\n" in populated("features", "plan", features=other).out
+    rows = rows_shown(populated("features", "plan", features=other).out)
+    assert (rows["changes"], rows["registry"] == rows["compared with"]) == ("none", False)
 
 
 def test_plan_lists_changes_and_recomputed_users(populated: Run, tmp_path: Path) -> None:
@@ -217,9 +220,9 @@ def test_plan_lists_changes_and_recomputed_users(populated: Run, tmp_path: Path)
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([own_entry("other")], "BREAKS  probe removed\n"),
-        ([own_entry(dtype="float")], "BREAKS  probe changed: dtype: int → float\n"),
-        ([own_entry(compute=OVERFLOW)], "BREAKS  probe changed: SQL; fails: the SQL failed: integer overflow\n"),
+        ([own_entry("other")], "feature probe, change removed, details none, breaks yes"),
+        ([own_entry(dtype="float")], "feature probe, change changed, details dtype: int → float, breaks yes"),
+        ([own_entry(compute=OVERFLOW)], "details SQL; fails: the SQL failed: integer overflow, breaks yes"),
         (
             [own_entry(compute="SELECT user_id, 0.5 AS value FROM views GROUP BY user_id")],
             "fails: the SQL gave float 0.5 where int is",
@@ -241,8 +244,8 @@ def test_plan_names_other_running_registries(populated: Run, tmp_path: Path) -> 
     serve(tmp_path, *sources[1:], running=True)
     old, new = [load_contract(Settings(features=source)).registry.fingerprint for source in sources[1:]]
     shown = populated("features", "plan", features=sources[2])
-    assert shown.out.startswith(f"Registry {new}, compared with {new}, seen ")
-    assert f"Other running processes serve {old}.\n" in shown.out
+    rows = rows_shown(shown.out)
+    assert (rows["registry"], rows["compared with"], rows["also running"]) == (new, new, old)
 
 
 def test_plan_is_refused_when_the_sql_does_not_compile(populated: Run, tmp_path: Path) -> None:
@@ -263,9 +266,10 @@ def test_diff_compares_with_the_definition_served_last(populated: Run, tmp_path:
     shown = populated("features", "diff", "probe", features=new)
     assert dump(tmp_path) == before
     assert shown.code == 0
-    assert shown.out.startswith("probe: 1 of 2 users change (50.0%)\n")
-    assert "  no PSI: too few users" in shown.out
-    assert "  ann: 2 → 1\n" in shown.out
+    rows = rows_shown(shown.out)
+    assert (rows["users"], rows["changed"], rows["changed share"]) == ("2", "1", "0.5")
+    assert rows["why no psi"].startswith("too few users")
+    assert rows["examples"] == "user id ann, before 2, after 1"
     as_json = populated("features", "diff", "probe", "--json", "--users", "1", features=new).json
     assert (as_json["users"], as_json["after"]["failed"]) == (1, 0)
 
@@ -275,16 +279,16 @@ def test_diff_counts_failures_of_a_disabled_feature(populated: Run, tmp_path: Pa
     latest = "SELECT user_id, MAX(tip_id) AS value FROM views GROUP BY user_id"
     new = own_registry(tmp_path / "new.py", own_entry(dtype="str", compute=latest))
     assert populated("features", "disable", "probe", features=new).code == 0
-    shown = populated("features", "diff", "probe", features=new).out
-    assert "0 null, 2 failed" in shown
-    assert "no PSI: the dtype changes from int to str" in shown
+    rows = rows_shown(populated("features", "diff", "probe", features=new).out)
+    assert (rows["before: nulls"], rows["before: failed"]) == ("0", "2")
+    assert rows["why no psi"] == "the dtype changes from int to str"
 
 
 def test_diff_says_so_when_there_are_no_users(migrated: Run, tmp_path: Path) -> None:
     serve(tmp_path, own_registry(tmp_path / "own.py", own_entry()))
     new = own_registry(tmp_path / "new.py", own_entry(compute=COUNT_TIPS))
     shown = migrated("features", "diff", "probe", features=new)
-    assert (shown.code, shown.out) == (0, "There are no users with an event in either window.\n")
+    assert (shown.code, rows_shown(shown.out)["users"]) == (0, "0")
 
 
 def test_diff_is_refused_when_there_is_nothing_to_compare_with(migrated: Run, tmp_path: Path) -> None:

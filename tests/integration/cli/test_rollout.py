@@ -13,7 +13,7 @@ from app.features.clock import SystemClock
 from app.settings import Settings
 from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sqlite.database import SqliteDatabase
-from tests.integration.cli.conftest import Run
+from tests.integration.cli.conftest import Run, rows_shown
 from tests.support.decisions import rows_of, some, write
 
 
@@ -36,10 +36,12 @@ async def outcomes(path: Path) -> list[tuple[str, str, str]]:
 def test_status_is_shown_without_decisions(profiles: Run, database_path: Path) -> None:
     shown = profiles("rollout", "status", database=database_path)
     assert shown.code == 0
-    assert "shadow, the challenger serves 0% of the users" in shown.out
-    assert "too few decisions" in shown.out
-    assert "these are the champion's and do not count" in shown.out
-    assert "insufficient data: 0 decisions can be evaluated" in shown.out
+    rows = rows_shown(shown.out)
+    assert (rows["stage"], rows["share"], rows["figures"]) == ("shadow", "0", "none")
+    assert (rows["guardrails: p99 ms: value"], rows["guardrails: p99 ms: judged"]) == ("none", "no")
+    assert rows["verdict: verdict"] == "insufficient data"
+    assert "move ramp, allowed no, why not insufficient data: 0 decisions can be evaluated" in shown.out
+    assert "move rollback, allowed yes" in shown.out
     found = profiles("rollout", "status", "--json", database=database_path).json
     assert (found["stage"], found["figures"]) == ("shadow", None)
 
@@ -51,23 +53,18 @@ def test_ramp_and_rollback_are_audited(profiles: Run, database_path: Path) -> No
     asyncio.run(look(database_path, rows_of(some(4_000))))
     shown = profiles("rollout", "ramp", "--reason", "looks [good]", database=database_path)
     assert shown.code == 0
-    for text in (
-        "ramp, the challenger serves 5%",
-        "by the command line: looks [good]",
-        "lift",
-        "not allowed",
-        "200 are needed",
-    ):
-        assert text in shown.out
-    rails = profiles("rollout", "status", "--json", database=database_path).json["guardrails"]
-    assert f"challenger {rails['dismissals']['challenger']:.1%}, champion" in shown.out
+    rows = rows_shown(shown.out)
+    assert (rows["stage"], rows["share"]) == ("ramp", "0.05")
+    assert (rows["changed by"], rows["reason"]) == ("the command line", "looks [good]")
+    assert "200 are needed" in shown.out
+    found = profiles("rollout", "status", "--json", database=database_path).json
+    lift = found["figures"]["lift"]
+    assert rows["figures: lift"] == f"value {lift['value']:.4g}, low {lift['low']:.4g}, high {lift['high']:.4g}"
     promoted = profiles("rollout", "promote", database=database_path)
     assert (promoted.code, "ramp it first" in promoted.err) == (5, True)
     back = profiles("rollout", "rollback", "--json", database=database_path)
     assert (back.code, back.json["stage"]) == (0, "rolled back")
-    over = profiles("rollout", "status", database=database_path).out
-    assert "none: the roll-out is over" in over
-    assert "no further look" in over
+    assert rows_shown(profiles("rollout", "status", database=database_path).out)["stage"] == "rolled back"
     assert [entry[:2] for entry in asyncio.run(outcomes(database_path))] == [
         *[("the command line", "ramp roll-out")] * 2,
         ("the command line", "promote challenger"),

@@ -53,7 +53,7 @@ async def history(store: Path | PostgresUrl, valkey: EmbeddedServer, users: int)
     contract = Contract(registry=REGISTRY, mirror=mirror_of(REGISTRY))
     edges = Edges(clock=clock, random=Random(7), settles=False)
     async with open_service(settings, door="http", contract=contract, edges=edges) as service:
-        sent = [event for _, event in generate(users=users, days=DAYS, seed=1, now_ms=NOW_MS)]
+        sent = list(generate(users=users, days=DAYS, seed=1, now_ms=NOW_MS))
         sent.sort(key=lambda event: (event.occurred_at, event.event_id))
         while sent:
             size = random.choice((1, 7, 100, 500))

@@ -142,21 +142,6 @@ async def test_many_letters_are_replayed_in_pages(fixture: ReplayFixture, monkey
     assert await fixture.kept() == [letter.id for letter in letters[::2]]
 
 
-async def test_letters_buried_during_a_replay_are_left(fixture: ReplayFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AT_ONCE", 1)
-    await fixture.bury(payload(served("ann")))
-    discard = fixture.letters.discard
-
-    async def bury_another(*letter_ids: int) -> int:
-        await fixture.bury(payload(served("bob")))
-        return await discard(*letter_ids)
-
-    monkeypatch.setattr(fixture.letters, "discard", bury_another)
-    tally = await fixture.replayer.replay_all(0)
-    assert tally.replayed == 1
-    assert await fixture.kept() == [2]
-
-
 async def test_letters_stay_when_the_database_does_not_answer(
     fixture: ReplayFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,7 @@ async def _main(database: Path) -> None:
         found = await _found(site)
     overridden = Settings.from_environment({"PROFILES_REWARDS": f"{NAME}=0.75"})
     found["overridden"] = outcome_rewards(overridden.rewards)[NAME]
-    events = (event for _, event in generate(users=100, days=60, seed=1, now_ms=NOW_MS))
+    events = generate(users=100, days=60, seed=1, now_ms=NOW_MS)
     found["demo"] = Counter(str(event.action) for event in events if isinstance(event, TipFeedback))
     print(json.dumps(found))
 

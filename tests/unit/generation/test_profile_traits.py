@@ -33,7 +33,7 @@ def test_allowed_features_are_in_the_registry() -> None:
         ({"completion_rate_30d": 0}, "seldom completes tips"),
         ({"dismiss_rate_30d": 0.4}, "often dismisses tips"),
         ({"dismiss_rate_30d": 0.2}, ""),
-        ({"dismiss_rate_30d": 0.1}, "hardly ever dismisses tips"),
+        ({"dismiss_rate_30d": 0.09}, "hardly ever dismisses tips"),
         ({"mean_dwell_ms_30d": 2_999.0}, "reads tips briefly"),
         ({"mean_dwell_ms_30d": 3_000.0}, ""),
         ({"mean_dwell_ms_30d": 15_000.0}, "reads tips at length"),

@@ -198,8 +198,9 @@ def test_repeated_line_is_logged_then_counted() -> None:
     assert seen(lines, "request", status=404, route="unmatched") == 0
 
 
-def test_process_log_leaves_repeated_lines_out(written: StringIO) -> None:
+@pytest.mark.parametrize("event", ["request", "request_shed"])
+def test_process_log_leaves_repeated_lines_out(written: StringIO, event: str) -> None:
     configure_logging("json", "info", written)
     for _ in range(100):
-        logger("part").info("request", status=404, route="unmatched")
+        logger("part").warning(event, status=404, route="unmatched")
     assert len(written.getvalue().splitlines()) == MOST_LINES

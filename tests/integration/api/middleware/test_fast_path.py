@@ -10,19 +10,22 @@ import json
 import re
 import signal
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from litestar.types import Receive, Scope, Send
 
+from app.errors import StoreFull
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
-from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, live, new_user
+from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, live, new_user, problem
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.waiting import eventually
 
@@ -83,6 +86,8 @@ header = st.one_of(
         [("Accept", "text/html"), ("Accept-Encoding", "gzip"), ("Expect", "100-continue"), ("X-A", "\xff")]
     ),
     st.sampled_from([("Host", "localhost"), ("host", "elsewhere.example")]),
+    st.sampled_from([("Origin", "http://localhost"), ("Origin", "https://elsewhere.example"), ("Origin", "null")]),
+    st.sampled_from([("Sec-Fetch-Site", "same-origin"), ("Sec-Fetch-Site", "cross-site")]),
     st.just(("Cache-Control", "stale-if-error=60")),
 )
 good_key = st.just((("x-api-key", KEYS["reader"]),))
@@ -129,6 +134,79 @@ def batches(draw: st.DrawFn) -> Ask:
     return Ask("/profiles/batch" + query, draw(st.sampled_from(["POST"] * 9 + ["PUT"])), tuple(headers), body)
 
 
+def mostly(good: st.SearchStrategy[Any], *odd: object) -> st.SearchStrategy[Any]:
+    return st.integers(0, 29).flatmap(lambda number: good if number != 13 else st.sampled_from(odd))
+
+
+numbers = st.one_of(st.integers(0, 400), st.floats(0, 50))
+tips = st.fixed_dictionaries(
+    {
+        "id": mostly(st.one_of(st.just("é"), st.integers(0, 999).map(str)), "a/b", "", 1),
+        "features": st.fixed_dictionaries(
+            {
+                "is_overdue": mostly(st.booleans(), 1),
+                "task_age_days": mostly(numbers, -1, "1"),
+                "priority": mostly(numbers, None),
+            }
+        ),
+    }
+)
+distinct_tips = st.lists(tips, min_size=1, max_size=5, unique_by=lambda tip: tip["id"])
+tip_lists = st.one_of(distinct_tips, distinct_tips, distinct_tips, st.lists(tips, max_size=5))
+profile_features = st.fixed_dictionaries(
+    {},
+    optional={
+        "preferred_hour": mostly(st.sampled_from([9, 9.0, None]), 9.5),
+        "completion_rate_30d": mostly(numbers, "0.5"),
+        "mood": st.just("good"),
+    },
+)
+decisions = st.fixed_dictionaries(
+    {
+        "user_id": mostly(st.sampled_from([*USERS, "ann"]), "a/b", "", "\x00"),
+        "candidates": tip_lists,
+    },
+    optional={
+        "request_id": mostly(
+            st.one_of(st.uuids().map(str), st.uuids().map(str), st.sampled_from(["known", None])), ".."
+        ),
+        "context": st.sampled_from(
+            [None, {}, {"at": None}, {"at": "2026-04-25T08:30:00+02:00"}] * 9 + [{"at": "8:30"}]
+        ),
+        "profile_features": mostly(st.one_of(st.none(), profile_features), []),
+        "explore": mostly(st.booleans(), None),
+    },
+).map(json.dumps)
+
+
+events = st.fixed_dictionaries(
+    {
+        "subject": mostly(st.just("signals.tip.served"), "signals.tip", 1),
+        "event_id": mostly(st.one_of(st.uuids().map(str), st.sampled_from(["known", "known-2"])), "", "a/b"),
+        "user_id": mostly(st.sampled_from(USERS), ".."),
+        "tip_id": mostly(st.sampled_from(["tip", "é"]), None),
+        "occurred_at": mostly(st.just(datetime.now(UTC).isoformat()), "2001-01-01T00:00:00Z", "now"),
+    },
+    optional={"decision_id": st.sampled_from(["d", None])},
+)
+deliveries = st.one_of(events.map(json.dumps), st.lists(events, max_size=4).map(json.dumps))
+
+
+def posts(path: str, key: str, sent: st.SearchStrategy[str]) -> st.SearchStrategy[Ask]:
+    """Mostly what the fast path answers."""
+
+    @st.composite
+    def drawn(draw: st.DrawFn) -> Ask:
+        body = draw(bodies if draw(st.integers(0, 9)) == 7 else sent)
+        headers = [("Content-Type", draw(kinds)), ("Content-Length", str(len(body.encode("latin-1", "replace"))))]
+        good = st.just((("x-api-key", KEYS[key]),))
+        headers += draw(st.one_of(good, st.lists(header, max_size=2).map(tuple), good))
+        query = draw(st.sampled_from([""] * 6 + ["?", "?a=b"]))
+        return Ask(path + query, draw(st.sampled_from(["POST"] * 9 + ["PUT"])), tuple(headers), body)
+
+    return drawn()
+
+
 async def told(site: Live, ask: Ask) -> Told:
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
     writer.write(ask.encoded())
@@ -149,6 +227,14 @@ async def told(site: Live, ask: Ask) -> Told:
     if "detail=true" in ask.target.partition("#")[0] and status.endswith("200 OK"):
         kept = [item for item in kept if item[0] != "content-length"]
         return Told(int(status.split()[1]), kept, _timeless(body) if body else body)  # empty for HEAD
+    if ask.target.startswith("/score") and status.endswith("200 OK") and not json.loads(ask.body).get("request_id"):
+        kept = [item for item in kept if item[0] != "content-length"]
+        return Told(int(status.split()[1]), kept, await _without_chance(site, body))
+    if ask.target.startswith("/events") and status.endswith("202 Accepted"):
+        receipt = json.loads(body)
+        assert msgspec.json.encode(receipt) == body
+        # What is new on the first site is a duplicate on the second.
+        return Told(202, kept, (receipt.pop("accepted") + receipt.pop("duplicates"), receipt))
     return Told(int(status.split()[1]), kept, body)
 
 
@@ -157,6 +243,22 @@ def _timeless(body: bytes) -> object:
     for feature in answer["features"].values():
         for name in ("computed_at", "expires_at", "origin"):
             del feature[name]
+    return answer
+
+
+async def _without_chance(site: Live, body: bytes) -> object:
+    """A decision without what its random numbers decide, which must be as stored. One with a `request_id` is the same
+    on both sites, so its bytes are compared."""
+    answer = json.loads(body)
+    assert msgspec.json.encode(answer) == body
+    stored = await site.service.bandit.scorer.explain(answer["decision_id"])
+    decision = stored[0]
+    probabilities = {item["id"]: item.pop("probability") for item in answer["ranking"]}
+    assert probabilities == dict(
+        zip((item.id for item in decision.candidates), decision.ranking.pi.tolist(), strict=True)
+    )
+    assert answer.pop("chosen_id") == decision.chosen_id
+    del answer["decision_id"]
     return answer
 
 
@@ -213,10 +315,14 @@ async def pair(
 
 
 KEY = (("x-api-key", KEYS["reader"]),)
+DECISION = {
+    "user_id": "ada",
+    "candidates": [{"id": "a", "features": {"is_overdue": True, "task_age_days": 1, "priority": 2}}],
+}
 
 
 @settings(max_examples=4 * settings().max_examples, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.one_of(asks(), batches()))
+@given(st.one_of(asks(), batches(), posts("/score", "reader", decisions), posts("/events", "writer", deliveries)))
 @example(Ask("/profiles/ada", headers=KEY))
 @example(Ask("/profiles/ada?features=tip_volume_30d,preferred_hour", headers=KEY))
 @example(Ask("/profiles/ada?detail=true", "HEAD", headers=KEY))
@@ -237,6 +343,9 @@ async def test_plain_requests_do_not_reach_the_framework(pair: Pair) -> None:
         asked, headers = {"user_ids": [*USERS, USERS[0]]}, {"Cache-Control": "stale-if-error=60"}
         answer = await pair.site.client.post("/profiles/batch", json=asked, headers=headers)
         assert [profile["user_id"] for profile in answer.json()["profiles"]] == [*USERS, USERS[0]]
+        answer = await pair.site.client.post("/score", json=DECISION)
+        assert (answer.status_code, answer.json()["chosen_id"]) == (200, "a")
+        await pair.site.send(served("ada", pair.site.now_ms))
         for user in (user for user in USERS if not user.startswith(".")):
             for query in ("", "?features=tip_volume_30d", "?features=tip_volume_30d,preferred_hour"):
                 answer = await pair.site.client.get(f"/profiles/{user}{query}")
@@ -244,6 +353,25 @@ async def test_plain_requests_do_not_reach_the_framework(pair: Pair) -> None:
                 assert answer.json()["user_id"] == user
     finally:
         handler.inner = inner  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("error", "status"), [(StoreFull("no room"), 507), (ValueError("a defect"), 500)])
+async def test_failed_decision_is_not_tried_again(
+    own_site: Live, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    writes: list[Exception] = []
+
+    async def write(*_: object, **__: object) -> None:
+        writes.append(error)
+        raise error
+
+    with monkeypatch.context() as failing:
+        failing.setattr(own_site.service.database, "write", write)
+        answer = await own_site.client.post("/score", json=DECISION, headers={"X-Request-Id": "mine"})
+    problem(answer, status)
+    assert (len(writes), answer.headers["x-request-id"]) == (1, "mine")
+    await eventually(lambda: ("POST", "/score", str(status)) in counted(own_site))
+    assert (await own_site.client.post("/score", json=DECISION)).status_code == 200
 
 
 async def test_both_paths_read_the_events_of_either(pair: Pair) -> None:

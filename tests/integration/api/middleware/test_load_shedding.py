@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Callable
 from unittest.mock import AsyncMock
 
 import pytest
 
-from app.api.middleware import body_limits, load_shedding
-from app.api.middleware.load_shedding import LOG_EVERY_S, Shedding
+from app.api.middleware import body_limits
 from app.concurrency.overload_queue import OverloadQueue
-from app.telemetry import Metrics
 from tests.support.events import body, served
 from tests.support.live import JSON, Live, new_user, problem
 from tests.support.waiting import eventually
@@ -134,30 +131,3 @@ async def test_body_is_shed_when_too_many_bytes_are_held(
     for writer in writers:
         writer.close()
     await eventually(lambda: gateway.bodies.held == 0)
-
-
-async def test_log_has_one_line_for_many_shed_requests(
-    own_site: Live, overload: Callable[[object, bool], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    overload(own_site.service.computation, True)
-    for _ in range(20):
-        await own_site.client.get(f"/profiles/{new_user()}")
-    lines = [line for line in capsys.readouterr().err.splitlines() if "requests_shed" in line or " 503" in line]
-    assert len(lines) <= 1, lines
-
-
-async def test_log_counts_the_requests_shed_since_its_last_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = 1_000.0
-    monkeypatch.setattr(load_shedding, "monotonic", lambda: now)
-    keeper = Shedding(Metrics())
-    for _ in range(3):
-        keeper.count("reads")
-    now += LOG_EVERY_S + 1
-    keeper.count("reads")
-    keeper.count("reads")
-    now += LOG_EVERY_S + 1
-    keeper.count("reads")
-    told = re.findall(r"requests=(\d+)", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err))
-    assert told == ["1", "3", "2"]

@@ -11,7 +11,7 @@ import pytest
 
 from app.bandit.decisions import Decision, Origin, ScoringRequest
 from app.bandit.model.inputs import Context
-from app.features.clock import DAY_MS
+from app.features.clock import DAY_MS, rfc3339
 from app.features.events import TipEvent
 from app.features.registry import Registry
 from app.profiles.consistency import decisions
@@ -334,4 +334,4 @@ async def test_monitor_checks_a_sample_of_new_decisions(
     assert (counted("consistent"), counted("violation")) == (3, 1)
     (line,) = recorder.of("decision_violation")
     assert (line["decision_id"], line["feature"], line["version"]) == (decision.id, VOLUME, 1)
-    assert (line["logged"], line["computed"], line["read_at_ms"]) == ("7", "1", NOW_MS)
+    assert (line["logged"], line["computed"], line["read_at"]) == ("7", "1", rfc3339(NOW_MS))

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -180,6 +181,20 @@ async def test_write_fails_and_reads_continue_when_another_process_holds_the_loc
         assert await audited(database) == []
     await database.write(lambda connection: audit(connection, "accepted"), of=())
     assert await audited(database) == ["accepted"]
+
+
+async def test_look_needs_no_thread_unless_a_lock_is_in_the_way(database: SqliteDatabase) -> None:
+    def work(connection: sqlite3.Connection, locked: bool) -> tuple[int, list[str]]:
+        if locked and threading.get_ident() == own:
+            raise sqlite3.OperationalError("database is locked")
+        return threading.get_ident(), [row[0] for row in connection.execute("SELECT subject FROM audit_trail")]
+
+    own = threading.get_ident()
+    await database.write(lambda connection: audit(connection, "seen"), of=())
+    with write_locked(database.path):
+        assert await database.look(partial(work, locked=False)) == (own, ["seen"])
+        thread, seen = await database.look(partial(work, locked=True))
+    assert (thread == own, seen) == (False, ["seen"])
 
 
 async def test_write_waits_when_another_process_holds_the_lock_briefly(database: SqliteDatabase) -> None:
