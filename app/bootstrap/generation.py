@@ -22,12 +22,11 @@ async def open_tip_generator(settings: Settings, clock: Clock, metrics: Metrics)
         yield TipGenerator(None, clock, metrics)
         return
     # Imported here because most services have no model, and httpx takes a seventh of the start.
-    from app.stores.llm import LlmClient, LlmWriter  # noqa: PLC0415
+    from app.stores.llm import LlmWriter  # noqa: PLC0415
 
-    client = LlmClient(settings.model_url, settings.model_key)
+    writer = LlmWriter(settings.model_url, settings.model, clock, lambda: secrets.token_hex(8), key=settings.model_key)
     try:
-        writer = LlmWriter(client, settings.model, clock, lambda: secrets.token_hex(8))
         log.info("model_set", url=settings.model_url, model=settings.model)
         yield TipGenerator(Model(writer, settings.model, settings.model_calls), clock, metrics)
     finally:
-        await client.close()
+        await writer.close()

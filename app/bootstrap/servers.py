@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from app.errors import SettingsError
@@ -11,7 +12,7 @@ from app.features.clock import Clock
 from app.settings import Settings
 from app.stores.queue.client import Queue
 from app.stores.sql.database import Database
-from app.stores.sql.owed_invalidations import SqlRegistrationRepository
+from app.stores.sql.owed_invalidations import register_server
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.null_cache import NullCache
 from app.stores.valkey.server_registration import ServerRegistration
@@ -89,7 +90,7 @@ async def open_cache(
             lease_ms=settings.lease_ms,
             clock=clock,
             metrics=metrics,
-            registration=ServerRegistration(SqlRegistrationRepository(database), clock),
+            registration=ServerRegistration(database.state, partial(register_server, database), clock),
         )
     except ValueError as error:
         raise SettingsError("PROFILES_CACHE_URL", str(error)) from error

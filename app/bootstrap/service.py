@@ -149,7 +149,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         owed, users = SqlOwedInvalidations(database), SqlUsers(database)
         logged_profiles, cutoffs = SqlLoggedProfiles(database), SqlCutoffs(database)
         dead_letters, rebuild_runs = traced("dead_letters", SqlDeadLetters(database)), SqlRebuildRepository(database)
-        registries = SqlRegistries(database, database.state.query)
+        registries = SqlRegistries(database)
         availability = FeatureAvailability(registry, clock, lambda: database.state.last.disabled)
         sql_source = engine.source(registry, settings.readers)
         measured: Mapping[int, float] = {}

@@ -1,5 +1,7 @@
 """Migrates a database with Alembic, from an empty one to the schema that `app.stores` uses.
 
+Migrations go forward only: to return to an earlier release after one, restore a backup.
+
 Importing Alembic takes longer than the rest of a start. So `app.stores.migrate` imports this package only if the
 database is not at the newest revision.
 """

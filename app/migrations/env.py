@@ -13,7 +13,6 @@ from sqlalchemy.pool import NullPool
 
 from app.settings import Settings
 
-FIRST_ON_POSTGRES = "0008"  # creates the whole schema; the earlier revisions do nothing
 LOCK = 0x70726F66696C6573  # any number: two programs must not migrate at once
 
 database = context.config.attributes.get("database") or Settings.from_environment().database
@@ -25,9 +24,6 @@ else:
 
     creator = partial(connect, database.url, target_session_attrs="read-write")
     engine = create_engine("postgresql+psycopg://", creator=creator, poolclass=NullPool)
-    for earlier in context.script.walk_revisions("base", FIRST_ON_POSTGRES):
-        if earlier.revision != FIRST_ON_POSTGRES:
-            vars(earlier.module).update(upgrade=lambda: None, downgrade=lambda: None)
 
 
 @event.listens_for(engine, "connect")

@@ -3,15 +3,11 @@
 Revision ID: ${up_revision}
 """
 
-from alembic import op
+from app.migrations.statements import run
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 
 
 def upgrade() -> None:
-    ${upgrades if upgrades else "pass"}
-
-
-def downgrade() -> None:
-    ${downgrades if downgrades else "pass"}
+    ${upgrades if upgrades else "run()"}

@@ -25,13 +25,13 @@ import ssl
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import httpx
 import msgspec
 from msgspec import Meta
 
-from app.errors import ModelFailed
+from app.errors import FallbackReason, ModelFailed
 from app.features.clock import Clock, to_ms
 from app.generation.ports import TipRequest
 from app.generation.prompt import SYSTEM, Tip, prompt_for, tip_schema
@@ -49,70 +49,8 @@ PLAIN_FOR_S = 600.0  # an endpoint that refused the schema gets none for this lo
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 
 
-class Reply(NamedTuple):
-    """An HTTP answer, whatever its status. `retry_after` is the raw `Retry-After` header; None if it is missing."""
-
-    status: int
-    body: bytes
-    retry_after: str | None
-
-
 class NotConnected(ModelFailed):
     """The connection failed before an answer began, so the request may be sent again."""
-
-
-class LlmClient:
-    def __init__(self, url: str, key: str | None = None, *, connect_s: float = CONNECT_S) -> None:
-        """`/chat/completions` is appended to `url`, the base URL. `connect_s`: seconds allowed for connecting."""
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-        if key is not None:
-            headers["Authorization"] = f"Bearer {key}"
-        self._secret = key if key is not None and len(key) >= SECRET_CHARS else None
-        self._url = f"{url}/chat/completions"
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            # The caller has a deadline for the whole answer. A limit per read would never end a slow trickle.
-            timeout=httpx.Timeout(None, connect=connect_s),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
-            follow_redirects=False,
-            event_hooks={"response": [_remove_location]},
-            trust_env=False,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # cookies would accumulate
-            verify=_tls(url),
-        )
-
-    async def post(self, body: dict[str, Any]) -> Reply:
-        """Send `body` as JSON and return the answer, whatever its status.
-
-        Raises:
-            NotConnected: no connection was made, or it broke before an answer began.
-            ModelFailed: the connection broke within the answer, or the answer has more than `MOST_BYTES`.
-        """
-        begun = False
-        try:
-            async with self._client.stream("POST", self._url, json=body) as response:
-                begun = True
-                taken = bytearray()
-                async for piece in response.aiter_raw():
-                    taken += piece
-                    if len(taken) > MOST_BYTES:
-                        raise ModelFailed("invalid answer", f"the answer has more than {MOST_BYTES} bytes")
-                return Reply(response.status_code, bytes(taken), response.headers.get("retry-after"))
-        except httpx.ConnectTimeout:
-            raise NotConnected("timeout", "no connection in time") from None
-        except httpx.HTTPError as error:
-            # The type and not the text, which for invalid HTTP contains bytes of the answer.
-            kind = type(error).__name__
-            if begun:
-                raise ModelFailed("connection failed", f"the connection broke within the answer ({kind})") from None
-            raise NotConnected("connection failed", f"no answer began ({kind})") from None
-
-    def holds_key(self, text: str) -> bool:
-        """Whether a text contains the API key. False for a key of fewer than `SECRET_CHARS` characters, or none."""
-        return self._secret is not None and self._secret in text
-
-    async def close(self) -> None:
-        await self._client.aclose()
 
 
 async def _remove_location(response: httpx.Response) -> None:
@@ -187,82 +125,141 @@ def _no_tip(detail: str) -> NoReturn:
     raise ModelFailed("invalid answer", detail, well=True) from None
 
 
-class LlmWriter(msgspec.Struct, eq=False):
-    """Writes tips with a language model. Implements `app.generation.ports.Writer`.
+class LlmWriter:
+    """Writes tips with a language model. Implements `app.generation.ports.Writer`."""
 
-    `new_mark` returns new, unpredictable letters and digits for each prompt. The tags around the task contain them, so
-    that the task's text cannot pose as instructions. `patience_s`: time limit of one call of `write`, in seconds. A
-    retry begins only if at least `least_s` of this time are left.
-    """
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        clock: Clock,
+        new_mark: Callable[[], str],
+        *,
+        key: str | None = None,
+        connect_s: float = CONNECT_S,
+        patience_s: float = PATIENCE_S,
+        least_s: float = LEAST_S,
+    ) -> None:
+        """`/chat/completions` is appended to `url`, the base URL.
 
-    client: LlmClient
-    model: str
-    clock: Clock
-    new_mark: Callable[[], str]
-    patience_s: float = PATIENCE_S
-    least_s: float = LEAST_S
-    _plain_until: float = float("-inf")
+        `new_mark` returns new, unpredictable letters and digits for each prompt. The tags around the task contain them,
+        so that the task's text cannot pose as instructions. `connect_s` and `patience_s` limit connecting and one call
+        of `write`, in seconds. A retry begins only if at least `least_s` of this time are left.
+        """
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        self._secret = key if key is not None and len(key) >= SECRET_CHARS else None
+        self._url = f"{url}/chat/completions"
+        self._model = model
+        self._clock = clock
+        self._new_mark = new_mark
+        self._patience_s = patience_s
+        self._least_s = least_s
+        self._plain_until = float("-inf")
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            # `write` has a deadline for the whole answer. A limit per read would never end a slow trickle.
+            timeout=httpx.Timeout(None, connect=connect_s),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
+            follow_redirects=False,
+            event_hooks={"response": [_remove_location]},
+            trust_env=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # cookies would accumulate
+            verify=_tls(url),
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
 
     async def write(self, order: TipRequest) -> str:
-        until = self.clock.monotonic() + self.patience_s
+        until = self._clock.monotonic() + self._patience_s
         try:
-            async with asyncio.timeout(self.patience_s):
-                return await self._ask(prompt_for(order, self.new_mark()), until)
+            async with asyncio.timeout(self._patience_s):
+                return await self._ask(prompt_for(order, self._new_mark()), until)
         except TimeoutError:
-            raise ModelFailed("timeout", f"no whole answer in {self.patience_s:g} s") from None
+            raise ModelFailed("timeout", f"no whole answer in {self._patience_s:g} s") from None
 
     async def _ask(self, prompt: str, until: float) -> str:
-        with_schema = self.clock.monotonic() >= self._plain_until
+        with_schema = self._clock.monotonic() >= self._plain_until
         schema_refused, retries = False, RETRIES
         while True:
             try:
-                reply = await self.client.post(self._request(prompt, with_schema=with_schema))
+                reply, body = await self._post(self._request(prompt, with_schema=with_schema))
             except NotConnected as error:
                 failed: ModelFailed = error
                 temporary = True
             else:
-                if 200 <= reply.status < 300:
+                status = reply.status_code
+                if reply.is_success:
                     if schema_refused:
-                        self._plain_until = self.clock.monotonic() + PLAIN_FOR_S
-                    if self.client.holds_key(text := text_in(reply.body)):
+                        self._plain_until = self._clock.monotonic() + PLAIN_FOR_S
+                    text = text_in(body)
+                    if self._secret is not None and self._secret in text:
                         raise ModelFailed("invalid answer", "it repeats the key", well=True)
                     return text
-                if with_schema and reply.status in (400, 422):
+                if with_schema and status in (400, 422):
                     with_schema, schema_refused = False, True
                     continue
-                failed, temporary = self._failure(reply), reply.status == 429 or reply.status >= 500
+                failed, temporary = self._failure(reply), status == 429 or status >= 500
             pause_s = PAUSE_S if failed.pause_s is None else failed.pause_s
-            if not temporary or not retries or self.clock.monotonic() + pause_s + self.least_s > until:
+            if not temporary or not retries or self._clock.monotonic() + pause_s + self._least_s > until:
                 raise failed
             retries -= 1
             await asyncio.sleep(pause_s)
 
     def _request(self, prompt: str, *, with_schema: bool) -> dict[str, Any]:
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
-        request: dict[str, Any] = {"model": self.model, "messages": messages, "stream": False}
+        request: dict[str, Any] = {"model": self._model, "messages": messages, "stream": False}
         if with_schema:
             schema = {"name": "tip", "strict": True, "schema": tip_schema()}
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
         return request
 
-    def _failure(self, reply: Reply) -> ModelFailed:
+    async def _post(self, request: dict[str, Any]) -> tuple[httpx.Response, bytes]:
+        """Send a request; return the answer, whatever its status, and its body.
+
+        Raises:
+            NotConnected: no connection was made, or it broke before an answer began.
+            ModelFailed: the connection broke within the answer, or the answer has more than `MOST_BYTES`.
+        """
+        begun = False
+        try:
+            async with self._client.stream("POST", self._url, json=request) as reply:
+                begun = True
+                taken = bytearray()
+                async for piece in reply.aiter_raw():
+                    taken += piece
+                    if len(taken) > MOST_BYTES:
+                        raise ModelFailed("invalid answer", f"the answer has more than {MOST_BYTES} bytes")
+                return reply, bytes(taken)
+        except httpx.ConnectTimeout:
+            raise NotConnected("timeout", "no connection in time") from None
+        except httpx.HTTPError as error:
+            # The type and not the text, which for invalid HTTP contains bytes of the answer.
+            kind = type(error).__name__
+            if begun:
+                raise ModelFailed("connection failed", f"the connection broke within the answer ({kind})") from None
+            raise NotConnected("connection failed", f"no answer began ({kind})") from None
+
+    def _failure(self, reply: httpx.Response) -> ModelFailed:
         """The error for an answer whose status is not 2xx.
 
         400, 413 and 422 may be due to this prompt alone, so the endpoint stays in use. Any other means that it failed.
         """
-        detail = f"it answered {reply.status}"
-        if reply.status == 429:
-            return ModelFailed("rate limited", detail, pause_s=self._asked_pause_s(reply))
-        if reply.status >= 500:
-            return ModelFailed("server error", detail, pause_s=self._asked_pause_s(reply))
-        return ModelFailed("refused", detail, well=reply.status in (400, 413, 422))
+        status, detail = reply.status_code, f"it answered {reply.status_code}"
+        if status == 429 or status >= 500:
+            reason: FallbackReason = "rate limited" if status == 429 else "server error"
+            return ModelFailed(
+                reason, detail, pause_s=self._asked_pause_s(reply.headers.get("retry-after", "").strip())
+            )
+        return ModelFailed("refused", detail, well=status in (400, 413, 422))
 
-    def _asked_pause_s(self, reply: Reply) -> float | None:
+    def _asked_pause_s(self, value: str) -> float | None:
         """The pause in seconds that `Retry-After` asks for, as a number or a date; None if it is missing or invalid."""
-        value = (reply.retry_after or "").strip()
         if _SECONDS.fullmatch(value):
             return float(value)
         try:
-            return max(0.0, (to_ms(parsedate_to_datetime(value)) - self.clock.now_ms()) / 1_000)
+            return max(0.0, (to_ms(parsedate_to_datetime(value)) - self._clock.now_ms()) / 1_000)
         except (ValueError, TypeError, OverflowError):  # TypeError: a date without a zone
             return None

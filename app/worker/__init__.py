@@ -55,14 +55,6 @@ async def tip_events(ctx: JobContext, events: object) -> None:
     ctx["handover"].add(seqs)  # the job is done once its events are stored and invalidated
 
 
-@job(jobs.LARGE_TIP_EVENTS)
-async def large_tip_events(ctx: JobContext, *_: object) -> None:
-    """Job: a stand-in for a large `tip_events` job. A worker of an earlier release moved that job to another key and
-    enqueued this one under its id. Move the original back, and retry: the retry runs as `tip_events`."""
-    await jobs.put_back(ctx["redis"], ctx["job_id"])
-    raise Unfinished
-
-
 @job(jobs.CONSUME)
 async def consume_events(ctx: JobContext, seqs: list[int]) -> None:
     """Job: consume the events with these sequence numbers, which an API process has stored."""
@@ -131,7 +123,7 @@ async def sweep(service: OpenService, pace: Pace) -> None:
 # arq names each by its function, as `app.stores.queue.jobs` does.
 FUNCTIONS = [
     func(cast(Any, each), max_tries=FOR_EVER)
-    for each in (tip_events, large_tip_events, consume_events, run_rebuild, measure_quality, bury_job)
+    for each in (tip_events, consume_events, run_rebuild, measure_quality, bury_job)
 ]
 
 

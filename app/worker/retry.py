@@ -13,7 +13,6 @@ from datetime import datetime
 from functools import wraps
 from typing import Any, NotRequired, TypedDict
 
-from arq.connections import ArqRedis
 from arq.worker import Retry
 
 from app.bootstrap.service import OpenService
@@ -35,7 +34,6 @@ class JobContext(TypedDict):
     pace: Pace
     handover: Handover
     failures: Counter[str]
-    redis: NotRequired[ArqRedis]
     job_id: NotRequired[str]
     job_try: NotRequired[int]
     enqueue_time: NotRequired[datetime]

@@ -312,6 +312,13 @@ def new_database(postgres: PostgresServer) -> PostgresUrl:
     return parsed(postgres.url(name))
 
 
+def drop_tables(database: PostgresUrl) -> None:
+    """Leave the database as it was before it was migrated."""
+    with closing(psycopg.connect(database.url, autocommit=True)) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+
+
 @pytest.fixture
 def postgres_url(postgres: PostgresServer) -> Iterator[PostgresUrl]:
     """A migrated, empty database of one test."""

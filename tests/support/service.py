@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,7 +33,7 @@ from app.profiles.ports import Cell, ComputeRow, Source
 from app.settings import Settings
 from app.settings.database import PostgresUrl
 from app.stores.sql.database import Database
-from app.stores.sql.owed_invalidations import SqlRegistrationRepository
+from app.stores.sql.owed_invalidations import register_server
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.server_registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
 from app.stores.valkey.server_registration import REGISTER_EVERY_S, ServerRegistration
@@ -241,7 +242,7 @@ def over(
             nonce=nonce or (lambda: b"%d.%d" % (process, next(numbers))),
             clock=clock,
             metrics=metrics,
-            registration=ServerRegistration(SqlRegistrationRepository(database), clock, pause),
+            registration=ServerRegistration(database.state, partial(register_server, database), clock, pause),
         )
         try:
             await cache.open()

@@ -15,9 +15,10 @@ from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import Epoch, Fill
 from app.settings.database import PostgresUrl
 from app.stores.valkey.cache import ValkeyCache, key
-from app.stores.valkey.connections import Connections, Use
+from app.stores.valkey.connections import Use
 from app.stores.valkey.embedded import EmbeddedServer
 from app.stores.valkey.pipelined_connection import Command, PipelinedConnection
+from app.stores.valkey.single_server import SingleServer
 from tests.support.clock import FakeClock
 from tests.support.pause_points import DEADLINE_S, PausePoint, turn
 from tests.support.registry import REGISTRY
@@ -33,11 +34,12 @@ class PlainSet(ValkeyCache):
     async def fill(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
         """SET without comparing."""
         commands: list[Command] = [(b"SET", key(epoch, fill.cell), fill.value, b"PX", fill.ttl_ms) for fill in fills]
-        await self._send("fill", Use.BACK, lambda _: commands, epoch)
+        users = [fill.cell.user_id for fill in fills]
+        await self._send("fill", Use.BACK, users, lambda *_: commands, epoch)
         return [True] * len(fills)
 
 
-class _OneEpoch(Connections):
+class _OneEpoch(SingleServer):
     def epoch(self, connection: PipelinedConnection) -> str:
         return "forever"
 
@@ -47,7 +49,7 @@ class ConstantEpoch(ValkeyCache):
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
-        self._connections = _OneEpoch(parts["url"], parts["database_id"], parts["timeout_ms"] / 1000)
+        self._servers = _OneEpoch(parts["url"], parts["timeout_ms"] / 1000, "", parts["registration"], parts["metrics"])
 
 
 class Kind(NamedTuple):

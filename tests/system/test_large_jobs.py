@@ -8,11 +8,9 @@ from datetime import UTC, datetime
 import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
 
-from app.errors import QueueUnavailable
-from app.stores.queue.client import QUEUE, Queue, connect
-from app.stores.queue.jobs import JOB_PREFIX, LARGE_TIP_EVENTS, PIECE_EVENTS, TIP_EVENTS, serialize, set_aside_key
+from app.stores.queue.client import QUEUE, connect
+from app.stores.queue.jobs import PIECE_EVENTS, TIP_EVENTS
 from app.stores.queue.worker import MAX_JOBS
-from app.telemetry import Metrics
 from tests.support.fleet import Fleet
 from tests.support.waiting import eventually_async
 
@@ -67,29 +65,3 @@ async def test_large_job_ends_when_a_worker_is_killed(fleet: Fleet, count: int) 
     known = fleet.rows("SELECT COALESCE(SUM(body ->> '$.counts.events_duplicate'), 0) FROM samples")
     assert known[0][0] <= MAX_JOBS * PIECE_EVENTS
     await queue.aclose(close_connection_pool=True)
-
-
-async def test_large_job_that_an_earlier_release_has_begun_is_stored(fleet: Fleet) -> None:
-    """Its worker moved the job to another key, and left a small job with the position of the next event. An erased
-    event is a binary of zeros."""
-    client, published = connect(fleet.queue.url), list(events(3_000))
-    erased = serialize(published[7])
-    zeros = b"\xc4" + bytes([len(erased) - 2]) + bytes(len(erased) - 2)
-    await client.set(set_aside_key("old"), serialize({"f": TIP_EVENTS, "a": [published]}).replace(erased, zeros))
-    await client.set(JOB_PREFIX + "old", serialize({"f": LARGE_TIP_EVENTS, "a": [9_000, 100, 3_000]}))
-    await client.zadd(QUEUE, {"old": 1})
-    queue = Queue(fleet.queue.url, Metrics())
-    with pytest.raises(QueueUnavailable, match="earlier release"):
-        await queue.erase("user-7")
-    worker = fleet.worker()
-
-    async def done() -> bool:
-        return bool(await client.zcard(QUEUE) == 0)
-
-    await eventually_async(done, 60)
-    assert fleet.stored().keys() == {event["event_id"] for event in published if "tip_id" in event} - {"event-7"}
-    assert await client.keys("arq:large:*") == []
-    assert await queue.erase("user-7") == 0
-    assert worker.program.stop() == 0
-    await queue.close()
-    await client.aclose(close_connection_pool=True)

@@ -30,8 +30,9 @@ from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
 from app.stores.valkey import cluster, slot_owners
 from app.stores.valkey.cache import ValkeyCache, key
-from app.stores.valkey.connections import Connections, Use
+from app.stores.valkey.connections import Use
 from app.stores.valkey.pipelined_connection import Command
+from app.stores.valkey.single_server import SingleServer
 
 
 def hesitate(random: Random, probability: float, seconds: float) -> None:
@@ -65,7 +66,8 @@ def plain_set() -> None:
 
     async def fill(self: ValkeyCache, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
         commands: list[Command] = [(b"SET", key(epoch, item.cell), item.value, b"PX", item.ttl_ms) for item in fills]
-        await self._send("fill", Use.BACK, lambda _: commands, epoch)
+        users = [item.cell.user_id for item in fills]
+        await self._send("fill", Use.BACK, users, lambda *_: commands, epoch)
         return [True] * len(fills)
 
     _replace(ValkeyCache, "fill", fill)
@@ -110,7 +112,7 @@ def late_token() -> None:
 
 def constant_epoch() -> None:
     """All cache servers have the same epoch, also after a restart."""
-    _replace(Connections, "epoch", lambda self, connection: "forever")
+    _replace(SingleServer, "epoch", lambda self, connection: "forever")
 
 
 def open_gate() -> None:

@@ -48,6 +48,12 @@ def test_msgspec_names_path_and_reason_as_we_parse_them(text: str, message: str)
     assert str(caught.value) == message
 
 
+def test_msgspec_names_the_offset_of_the_bytes_after_a_value() -> None:
+    """`app.stores.queue.jobs` splits concatenated values there."""
+    with pytest.raises(msgspec.DecodeError, match=r"trailing characters \(byte 3\)"):
+        msgspec.msgpack.decode(b"\x92\x01\x02\x03", type=msgspec.Raw)
+
+
 def test_granian_makes_its_socket_in_a_method_that_we_replace() -> None:
     """`app.api.server.GranianServer` gives granian a listening socket."""
     source = inspect.getsource(Server._init_shared_socket)

@@ -8,7 +8,7 @@ import secrets
 from alembic import op
 from sqlalchemy import text
 
-from app.migrations.statements import drop, run
+from app.migrations.statements import run
 
 revision = "0001"
 down_revision = None
@@ -110,7 +110,3 @@ def upgrade() -> None:
     op.execute(
         text("INSERT INTO service (name, value) VALUES ('database_id', :id)").bindparams(id=secrets.token_hex(16))
     )
-
-
-def downgrade() -> None:
-    drop(TABLES)

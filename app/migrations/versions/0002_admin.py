@@ -8,7 +8,7 @@ import secrets
 from alembic import op
 from sqlalchemy import text
 
-from app.migrations.statements import drop, run
+from app.migrations.statements import run
 
 revision = "0002"
 down_revision = "0001"
@@ -43,7 +43,7 @@ TABLES = (
         error TEXT
     ) STRICT""",
     # One active report at a time.
-    "CREATE UNIQUE INDEX quality_reports_active ON quality_reports (state IN ('queued', 'running')) "
+    "CREATE UNIQUE INDEX quality_reports_active ON quality_reports ((state IN ('queued', 'running'))) "
     "WHERE state IN ('queued', 'running')",
     # Sessions that were signed out of before they expired.
     """CREATE TABLE ended_sessions (
@@ -59,8 +59,3 @@ def upgrade() -> None:
             secret=secrets.token_hex(32)
         )
     )
-
-
-def downgrade() -> None:
-    run("DELETE FROM service WHERE name = 'session_secret'")
-    drop(TABLES)

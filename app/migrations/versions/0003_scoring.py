@@ -3,7 +3,7 @@
 Revision ID: 0003
 """
 
-from app.migrations.statements import drop, run
+from app.migrations.statements import run
 
 revision = "0003"
 down_revision = "0002"
@@ -120,7 +120,3 @@ TABLES = (
 
 def upgrade() -> None:
     run(*TABLES)
-
-
-def downgrade() -> None:
-    drop(TABLES)

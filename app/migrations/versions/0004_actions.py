@@ -1,9 +1,9 @@
 """Removes the CHECK constraints on actions. `app.features.events.Action` declares them, and ingest rejects others.
 
-The two constraints are removed with the procedure of https://sqlite.org/lang_altertable.html#otheralter for changes
-that do not affect stored rows: only the definition of the tables changes, however many rows they have. The same
-transaction increases the schema version, so that other connections read the schema again. Connections of the
-previous release may stay open.
+On SQLite, they are removed with the procedure of https://sqlite.org/lang_altertable.html#otheralter for changes that do
+not affect stored rows: only the definition of the tables changes, however many rows they have. The same transaction
+increases the schema version, so that other connections read the schema again. Connections of the previous release may
+stay open.
 
 Revision ID: 0004
 """
@@ -16,25 +16,21 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
+from app.migrations.statements import on_postgres, run
+
 revision = "0004"
 down_revision = "0003"
 
-ACTIONS = "('completed', 'dismissed', 'snoozed')"
-CHECK = f" CHECK (action IN {ACTIONS})"
+CHECK = " CHECK (action IN ('completed', 'dismissed', 'snoozed'))"
 COLUMNS = {"tip_feedback": "action TEXT NOT NULL", "tip_scores": "action TEXT"}
 
 
 def upgrade() -> None:
     for table, column in COLUMNS.items():
-        _replace(op.get_bind(), table, f" {column}{CHECK},", f" {column},")
-
-
-def downgrade() -> None:
-    for table, column in COLUMNS.items():
-        others = text(f"SELECT action FROM {table} WHERE action NOT IN {ACTIONS} LIMIT 1")  # noqa: S608  # constants
-        if (action := op.get_bind().execute(others).scalar()) is not None:
-            raise CommandError(f"{table} has rows with the action {action!r}, which revision 0003 does not allow")
-        _replace(op.get_bind(), table, f" {column},", f" {column}{CHECK},")
+        if on_postgres():
+            run(f"ALTER TABLE {table} DROP CONSTRAINT {table}_action_check")
+        else:
+            _replace(op.get_bind(), table, f" {column}{CHECK},", f" {column},")
 
 
 def _replace(connection: Connection, table: str, old: str, new: str) -> None:

@@ -3,7 +3,7 @@
 Revision ID: 0005
 """
 
-from app.migrations.statements import drop, run
+from app.migrations.statements import run
 
 revision = "0005"
 down_revision = "0004"
@@ -27,7 +27,3 @@ TABLES = (
 
 def upgrade() -> None:
     run(*TABLES)
-
-
-def downgrade() -> None:
-    drop(TABLES)

@@ -16,7 +16,3 @@ def upgrade() -> None:
                 sent_by TEXT PRIMARY KEY, events INTEGER NOT NULL, newest_ms INTEGER NOT NULL
             ) STRICT, WITHOUT ROWID""",
     )
-
-
-def downgrade() -> None:
-    run("DROP TABLE unknown_decisions", "ALTER TABLE event_log DROP COLUMN sent_by")

@@ -11,7 +11,7 @@ from alembic import op
 from alembic.util.exc import CommandError
 from sqlalchemy import text
 
-from app.migrations.statements import run
+from app.migrations.statements import on_postgres, run
 
 revision = "0007"
 down_revision = "0006"
@@ -24,20 +24,15 @@ INDEXES = (
 
 
 def upgrade() -> None:
-    _copy("event_id TEXT NOT NULL UNIQUE,", "event_id TEXT NOT NULL,")
+    if on_postgres():
+        run("ALTER TABLE event_log DROP CONSTRAINT event_log_event_id_key")
+    else:
+        _copy("event_id TEXT NOT NULL UNIQUE,", "event_id TEXT NOT NULL,")
     run(
         "CREATE UNIQUE INDEX event_log_by_id ON event_log (user_id, event_id)",
         # JSON: the moment of the read, and the fingerprint and version of each value.
         "ALTER TABLE tip_scores ADD COLUMN profile_read TEXT",
     )
-
-
-def downgrade() -> None:
-    repeated = text("SELECT event_id FROM event_log GROUP BY event_id HAVING COUNT(*) > 1 LIMIT 1")
-    if (event_id := op.get_bind().execute(repeated).scalar()) is not None:
-        raise CommandError(f"several users have an event {event_id!r}, which revision 0006 does not allow")
-    run("ALTER TABLE tip_scores DROP COLUMN profile_read", "DROP INDEX event_log_by_id")
-    _copy("event_id TEXT NOT NULL,", "event_id TEXT NOT NULL UNIQUE,")
 
 
 def _copy(old: str, new: str) -> None:

@@ -5,10 +5,6 @@
 Revision ID: 0009
 """
 
-from functools import reduce
-
-from alembic import op
-
 from app.migrations.statements import run
 
 revision = "0009"
@@ -41,20 +37,7 @@ TABLES = (
     # Also counts the users and decisions of a range.
     "CREATE INDEX bandit_states_by_spec ON bandit_states (spec_hash, user_id, decisions)",
 )
-POSTGRES = {" TEXT": ' TEXT COLLATE "C"', " INTEGER": " BIGINT", " BLOB": " BYTEA", ") STRICT": ")"}
 
 
 def upgrade() -> None:
-    types = {} if op.get_context().dialect.name == "sqlite" else POSTGRES
-    for statement in TABLES:
-        run(reduce(lambda typed, name: typed.replace(name, types[name]), types, statement))
-
-
-def downgrade() -> None:
-    run(
-        "DROP INDEX bandit_states_by_spec",
-        "CREATE INDEX bandit_states_by_spec ON bandit_states (spec_hash)",
-        "UPDATE bandit_ledger SET changes = changes + (SELECT COALESCE(MAX(changes), 0) FROM bandit_priors)",
-        "DROP TABLE rebuild_parts",
-        "DROP TABLE pooled_ranges",
-    )
+    run(*TABLES)

@@ -3,8 +3,6 @@
 Revision ID: 0010
 """
 
-from alembic import op
-
 from app.migrations.statements import run
 
 revision = "0010"
@@ -12,13 +10,8 @@ down_revision = "0009"
 
 
 def upgrade() -> None:
-    integer = "INTEGER" if op.get_context().dialect.name == "sqlite" else "BIGINT"
     run(
         # -1 stands for all slots: rows of earlier releases.
-        f"ALTER TABLE owed_invalidations ADD COLUMN slot {integer} NOT NULL DEFAULT -1",
+        "ALTER TABLE owed_invalidations ADD COLUMN slot INTEGER NOT NULL DEFAULT -1",
         "CREATE INDEX owed_invalidations_by_slot ON owed_invalidations (slot)",
     )
-
-
-def downgrade() -> None:
-    run("DROP INDEX owed_invalidations_by_slot", "ALTER TABLE owed_invalidations DROP COLUMN slot")

@@ -6,9 +6,7 @@ An index-only scan reads the table for rows that no vacuum has seen. In a table 
 Revision ID: 0015
 """
 
-from alembic import op
-
-from app.migrations.statements import run
+from app.migrations.statements import on_postgres, run
 
 revision = "0015"
 down_revision = "0014"
@@ -18,10 +16,5 @@ OPTION = "autovacuum_vacuum_insert_scale_factor"
 
 
 def upgrade() -> None:
-    if op.get_context().dialect.name == "postgresql":
+    if on_postgres():
         run(*(f"ALTER TABLE {table} SET ({OPTION} = 0.01)" for table in TABLES))
-
-
-def downgrade() -> None:
-    if op.get_context().dialect.name == "postgresql":
-        run(*(f"ALTER TABLE {table} RESET ({OPTION})" for table in TABLES))

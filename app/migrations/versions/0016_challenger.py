@@ -3,8 +3,6 @@
 Revision ID: 0016
 """
 
-from alembic import op
-
 from app.migrations.statements import run
 
 revision = "0016"
@@ -21,9 +19,4 @@ UPDATE rollout SET challenger = COALESCE(
 
 
 def upgrade() -> None:
-    kind = "TEXT" if op.get_context().dialect.name == "sqlite" else 'TEXT COLLATE "C"'
-    run(f"ALTER TABLE rollout ADD COLUMN challenger {kind}", UPDATE_CHALLENGER)
-
-
-def downgrade() -> None:
-    run("ALTER TABLE rollout DROP COLUMN challenger")
+    run("ALTER TABLE rollout ADD COLUMN challenger TEXT", UPDATE_CHALLENGER)

@@ -97,7 +97,7 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
 
     async def read_features(self, user_id: str, mask: int) -> dict[str, Scalar]:
         """Read one user's values by feature name, of the features in the mask. Raises the errors of `read`."""
-        values = self.local_values(user_id, mask) or (await self.read_shared_values({user_id: mask}))[user_id]
+        values = (await self.read_values({user_id: mask}))[user_id]
         names = self.computation.registry.names
         return {names[index]: _decode(value) for index, value in zip(indices(mask), values, strict=True)}
 

@@ -21,7 +21,7 @@ from app.errors import StoreFull, StoreUnavailable
 from app.stores.postgres.connection import Connection, connect, revision_of, unavailable
 from app.stores.postgres.observed_state import PostgresState
 from app.stores.postgres.pool import Pool
-from app.stores.sql.database import Database, Scope, check_revision
+from app.stores.sql.database import SPARE_READERS, Database, Scope, check_revision
 from app.telemetry import logger
 
 T = TypeVar("T")
@@ -45,11 +45,10 @@ class PostgresDatabase(Database):
     state: PostgresState
 
     def __init__(self, url: str, readers: int) -> None:
+        super().__init__()
         self.url = url
-        self.full = False
         self.state = PostgresState(url)
-        # One more than the features use at a time, so that a health check never waits for a slow feature.
-        self.readers = Pool(url, readers + 1, self.state)
+        self.readers = Pool(url, readers + SPARE_READERS, self.state)
         self._writers = Pool(url, WRITERS, self.state)
 
     @classmethod
@@ -94,13 +93,9 @@ class PostgresDatabase(Database):
         try:
             result = await self._writers.run(lambda connection: _transact(connection, work, users, again))
         except StoreFull as error:
-            if not self.full:
-                self.full = True
-                log.error("database_full", error=str(error), reads="continue")
+            self.wrote(error)
             raise
-        if self.full:
-            self.full = False
-            log.warning("database_has_room_again")
+        self.wrote()
         return result
 
     async def close(self) -> None:

@@ -17,7 +17,7 @@ from app.settings import Settings
 from app.settings.database import PostgresUrl
 from app.stores.postgres.connection import Connection, connect, revision_of, unavailable
 from app.stores.postgres.database import WRITERS
-from app.stores.sql.database import check_revision
+from app.stores.sql.database import SPARE_READERS, check_revision
 from app.stores.sql.diagnostics import diagnose_contents
 from app.stores.sql.event_log import FINDINGS, SELECT_FAULTS
 
@@ -68,7 +68,27 @@ def diagnose_database(
             check_revision(revision_of(connection), connection.raw.info.dbname)
             if whole:
                 connection.execute("SET statement_timeout = 0")
-            return _diagnose(connection, settings, url, days, whole=whole, now_s=now_s)
+            server: dict[str, str] = dict(connection.execute(SELECT_SETTINGS).fetchall())
+            size, role, is_super, *limits = _row(connection, SELECT_ROLE)
+            before_s = now_s()
+            [theirs_s] = _row(connection, "SELECT EXTRACT(EPOCH FROM clock_timestamp())")
+            clock = diagnose_clock("database", before_s, float(theirs_s), now_s())
+            contents, running = diagnose_contents(connection, round(now_s() * 1000), days, whole=whole)
+            # One process more, for a release that is being replaced.
+            processes = max(settings.processes + 1, len(running)) + 1
+            lines = [
+                _release(server, f"{url} answers and is migrated ({size / MIB:,.1f} MiB)"),
+                diagnose_durability(server),
+                diagnose_standbys(server, *_row(connection, SELECT_STANDBYS)),
+                _autovacuum(server),
+                _encoding(server),
+                _rights(connection, role, is_super=is_super),
+                _encryption(connection),
+                _pooler(connection, url),
+                diagnose_connections(server, limits, processes, settings.readers + SPARE_READERS + WRITERS + 1),
+                clock,
+            ]
+            return [*lines, *([_integrity(connection)] if whole else []), *contents], running
     except SchemaMismatch as error:
         return [Line("database", "bad", str(error), NOT_MIGRATED)], []
     except (StoreUnavailable, psycopg.Error) as error:
@@ -77,38 +97,6 @@ def diagnose_database(
         if "read-only" in text or "hot standby" in text:
             remedy = "Name the primary, or every server: postgresql://host1,host2/name. A standby takes no writes."
         return [Line("database", "bad", text, remedy)], []
-
-
-def _diagnose(
-    connection: Connection,
-    settings: Settings,
-    url: PostgresUrl,
-    days: Mapping[str, int],
-    *,
-    whole: bool,
-    now_s: Callable[[], float],
-) -> tuple[list[Line], list[Sample]]:
-    server: dict[str, str] = dict(connection.execute(SELECT_SETTINGS).fetchall())
-    size, role, is_super, *limits = _row(connection, SELECT_ROLE)
-    before_s = now_s()
-    [theirs_s] = _row(connection, "SELECT EXTRACT(EPOCH FROM clock_timestamp())")
-    clock = diagnose_clock("database", before_s, float(theirs_s), now_s())
-    contents, running = diagnose_contents(connection, round(now_s() * 1000), days, whole=whole)
-    # One process more, for a release that is being replaced.
-    processes = max(settings.processes + 1, len(running)) + 1
-    lines = [
-        _release(server, f"{url} answers and is migrated ({size / MIB:,.1f} MiB)"),
-        diagnose_durability(server),
-        diagnose_standbys(server, *_row(connection, SELECT_STANDBYS)),
-        _autovacuum(server),
-        _encoding(server),
-        _rights(connection, role, is_super=is_super),
-        _encryption(connection),
-        _pooler(connection, url),
-        diagnose_connections(server, limits, processes, settings.readers + 1 + WRITERS + 1),
-        clock,
-    ]
-    return [*lines, *([_integrity(connection)] if whole else []), *contents], running
 
 
 def _row(connection: Connection, statement: str) -> Any:

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 
+from app.concurrency.batcher import Batcher, Bounds
 from app.errors import StoreUnavailable
 from app.profiles.ports import State
 from app.stores.postgres.connection import (
@@ -21,6 +25,7 @@ from app.stores.postgres.connection import (
 from app.stores.sql.owed_invalidations import OWED_SLOTS
 
 TIMEOUT_S = 1.0
+BOUNDS = Bounds(kind="queries of the state", at_once=sys.maxsize, most=sys.maxsize)
 SELECT_STATE = f"""
 WITH RECURSIVE {OWED_SLOTS}
 SELECT (SELECT CAST(COALESCE(json_agg(slot), '[]') AS text) FROM owed WHERE slot IS NOT NULL), server, generation,
@@ -40,8 +45,7 @@ class PostgresState:
     def __init__(self, url: str) -> None:
         self._url = url
         self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._turn = asyncio.Lock()
-        self._waiting: asyncio.Task[State] | None = None
+        self._queries: Batcher[None, State] = Batcher(self._query, time.monotonic, BOUNDS)
         self._closed = False
         self.last = State()
 
@@ -55,32 +59,27 @@ class PostgresState:
         Raises:
             StoreUnavailable: no server that accepts writes answers in time.
         """
-        if self._waiting is None:
-            self._waiting = asyncio.get_running_loop().create_task(self._query())
-            self._waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved
-        return await asyncio.shield(self._waiting)
+        return await self._queries.submit(None)
 
     async def close(self) -> None:
         self._closed = True
-        async with self._turn:
-            await self._disconnect()
+        await self._queries.close()
+        await self._disconnect()
 
-    async def _query(self) -> State:
-        async with self._turn:
-            self._waiting = None  # it begins now: later callers wait for another query
-            if self._closed:
-                raise StoreUnavailable("the database is closed")
-            reused = self._connection is not None
+    async def _query(self, callers: Sequence[None]) -> list[State]:
+        if self._closed:
+            raise StoreUnavailable("the database is closed")
+        reused = self._connection is not None
+        try:
             try:
-                try:
-                    self.last = await self._ask()
-                except (psycopg.OperationalError, StoreUnavailable):
-                    if not reused:
-                        raise
-                    self.last = await self._ask()  # it was lost while it was idle: another server may be the primary
-            except psycopg.Error as error:
-                raise unavailable(error) from error
-            return self.last
+                self.last = await self._ask()
+            except (psycopg.OperationalError, StoreUnavailable):
+                if not reused:
+                    raise
+                self.last = await self._ask()  # it was lost while it was idle: another server may be the primary
+        except psycopg.Error as error:
+            raise unavailable(error) from error
+        return [self.last] * len(callers)
 
     async def _ask(self) -> State:
         try:

@@ -94,8 +94,6 @@ class PooledConnection:
                 self.connection = None
 
     async def _connect(self) -> None:
-        if self._pool.closed:
-            raise StoreUnavailable("the database is closed")
         observer = self._pool.observer
         if self.connection is not None and self.connection.server != observer.last.database_id:
             self.connection.raw.close()
@@ -118,6 +116,8 @@ class PooledConnection:
         return connection
 
     async def _on_thread(self, call: Callable[..., T], *arguments: Any) -> T:
+        if self._pool.closed:
+            raise StoreUnavailable("the database is closed")
         running = asyncio.get_running_loop().run_in_executor(self._pool.threads, call, *arguments)
         self._running = running
         try:
@@ -144,7 +144,7 @@ class Pool:
     def __init__(self, url: str, size: int, observer: ObservedState) -> None:
         self.url = url
         self.observer = observer
-        self.threads = ThreadPoolExecutor(size + 1, "postgres")  # one more for an extra connection
+        self.threads = ThreadPoolExecutor(size, "postgres")
         self.stopping = False
         self.closed = False
         self._lent: set[PooledConnection] = set()
@@ -155,9 +155,9 @@ class Pool:
             self._idle.put_nowait(None)
 
     @asynccontextmanager
-    async def one(self, *, extra: bool = False) -> AsyncIterator[PooledConnection]:
-        """Lend an idle connection for the block; with `extra`, open a new one and close it after the block."""
-        lent = PooledConnection(self, None if extra else await self._take())
+    async def one(self) -> AsyncIterator[PooledConnection]:
+        """Lend an idle connection for the block."""
+        lent = PooledConnection(self, await self._take())
         self._lent.add(lent)
         try:
             yield lent
@@ -167,11 +167,11 @@ class Pool:
             raise unavailable(error) from error
         finally:
             if lent.busy:  # the caller was cancelled
-                task = asyncio.get_running_loop().create_task(self._give_back_when_idle(lent, extra))
+                task = asyncio.get_running_loop().create_task(self._give_back_when_idle(lent))
                 self._returning.add(task)
                 task.add_done_callback(self._returning.discard)
             else:
-                self._give_back(lent, extra)
+                self._give_back(lent)
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         async with self.one() as connection:
@@ -196,26 +196,23 @@ class Pool:
     async def _take(self) -> Connection | None:
         if self.closed:
             raise StoreUnavailable("the database is closed")
-        if not self._idle.empty():
-            return self._idle.get_nowait()
         try:
             async with asyncio.timeout(WAIT_S):
                 return await self._idle.get()
         except TimeoutError:
             raise StoreUnavailable("the database does not answer: all connections are busy") from None
 
-    async def _give_back_when_idle(self, lent: PooledConnection, extra: bool) -> None:
+    async def _give_back_when_idle(self, lent: PooledConnection) -> None:
         while busy := lent.busy:
             await asyncio.wait(busy)
-        self._give_back(lent, extra)
+        self._give_back(lent)
 
-    def _give_back(self, lent: PooledConnection, extra: bool) -> None:
+    def _give_back(self, lent: PooledConnection) -> None:
         self._lent.discard(lent)
-        if (extra or self.closed) and lent.connection is not None:
+        if self.closed and lent.connection is not None:
             lent.connection.raw.close()
             lent.connection = None
-        if not extra:
-            self._idle.put_nowait(lent.connection)
+        self._idle.put_nowait(lent.connection)
 
 
 def cancel(connection: Connection) -> None:

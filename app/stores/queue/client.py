@@ -22,7 +22,6 @@ from app.stores.queue.jobs import (
     REBUILD,
     deserialize,
     serialize,
-    set_aside_key,
     split,
     without_user,
 )
@@ -134,15 +133,9 @@ class Queue:
         return {item.decode() for item in found}
 
     async def erase(self, user_id: str) -> int:
-        """Remove a user's events from waiting jobs; return how many jobs changed.
-
-        Raises:
-            QueueUnavailable: the queue does not answer, or a worker of an earlier release reads a large job.
-        """
+        """Remove a user's events from waiting jobs; return how many jobs changed. Raises `QueueUnavailable`."""
         touched = 0
         async for ids in self._waiting():
-            if await self._ask("EXISTS", *map(set_aside_key, ids)):
-                raise QueueUnavailable("the queue has a large job that a worker of an earlier release has not finished")
             with _answering():
                 await asyncio.gather(*(split(self._redis, job_id) for job_id in ids))
         async for ids in self._waiting():
@@ -164,9 +157,9 @@ class Queue:
         await self._jobs.close(CLOSE_S)
         await self._pool.disconnect()
 
-    async def _start(self, job: str, run_id: str | int, job_id: str) -> None:
+    async def _start(self, job: str, argument: object, job_id: str | None = None) -> None:
         try:
-            await self._redis.enqueue_job(job, run_id, _job_id=job_id, **_trace_context())
+            await self._redis.enqueue_job(job, argument, _job_id=job_id, **_trace_context())
         except AWAY as error:
             self._metrics.publish_failures.inc()
             log.warning("publish_failed", job=job, error=str(error))
@@ -176,11 +169,7 @@ class Queue:
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def _enqueue(self, parts: Sequence[Sequence[int]]) -> list[None]:
-        try:
-            await self._redis.enqueue_job(CONSUME, [seq for part in parts for seq in part], **_trace_context())
-        except AWAY as error:
-            self._metrics.publish_failures.inc()
-            log.warning("publish_failed", job=CONSUME, error=str(error))
+        await self._start(CONSUME, [seq for part in parts for seq in part])
         return [None] * len(parts)
 
 

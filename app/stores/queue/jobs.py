@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from redis.exceptions import ResponseError, WatchError
+from redis.exceptions import WatchError
 
 from app.errors import InvalidInput
 from app.events.erasure import names, not_naming
@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 JOB_PREFIX = "arq:job:"  # arq's own constant
 CONSUME = "consume_events"
 TIP_EVENTS = "tip_events"
-LARGE_TIP_EVENTS = "large_tip_events"  # enqueued by workers of an earlier release
 REBUILD = "run_rebuild"
 BURY = "bury_job"
 QUALITY = "measure_quality"
 PRUNE = "cron:prune"
 HOURLY_QUALITY = "cron:quality"
-JOBS = frozenset({CONSUME, TIP_EVENTS, LARGE_TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
+JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
 PICKLED = "the job is a pickle, the default of arq; publish with job_serializer=msgspec.msgpack.encode"
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 MOST_TRIES = 1_000
@@ -42,13 +41,8 @@ _HEAD_BYTES = 1_000
 _OPENING = re.compile(
     rb"[\x82-\x85](?:\xa1t[\xc0\x00-\x7f])?\xa1f\xaatip_events\xa1a\x91(?:([\x90-\x9f])|\xdc(..)|\xdd(....))", re.DOTALL
 )
-# msgpack, by the first byte of a value: https://github.com/msgpack/msgpack/blob/master/spec.md
-_FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}  # nil, false, true, numbers
-_FIXED |= {0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8, 0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17}
-# Width of the length in bytes, and further bytes: binaries, extensions, strings.
-_SIZED = {0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1)}
-_SIZED |= {0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0)}
-_COUNTED = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # width of the count, values per item: arrays, maps
+# In msgspec's error for bytes after a value: their offset.
+_TRAILING = re.compile(r"trailing characters \(byte (\d+)\)").search
 
 
 def serialize(job: dict[str, Any]) -> bytes:
@@ -148,7 +142,8 @@ async def split(redis: ArqRedis, job_id: str) -> None:
                 data = await pipe.getrange(key, at, at + PIECE_BYTES - 1)
                 piece, length = leading(data, min(PIECE_EVENTS, events - taken))
                 if not piece:
-                    fault = f"is larger than {PIECE_BYTES:,} bytes" if len(data) == PIECE_BYTES else "is missing"
+                    large = f"is larger than {PIECE_BYTES:,} bytes, or not msgpack"
+                    fault = large if len(data) == PIECE_BYTES else "is missing"
                     raise InvalidInput(f"the event [{taken}] of {events} {fault}; the rest cannot be read")
                 rest: dict[str, Any] = {"f": TIP_EVENTS, "a": [[]]}
             except InvalidInput as error:
@@ -157,9 +152,7 @@ async def split(redis: ArqRedis, job_id: str) -> None:
             pipe.multi()  # type: ignore[no-untyped-call]  # redis-py has no types
             if piece:
                 pieces[f"{job_id}:{taken}"] = score
-                # An earlier release erased events by overwriting them with a binary of zeros.
-                kept = [event for event in piece if not isinstance(event, bytes) or any(event)]
-                store(f"{key}:{taken}", serialize({"f": TIP_EVENTS, "a": [kept], "et": int(score)}))
+                store(f"{key}:{taken}", serialize({"f": TIP_EVENTS, "a": [piece], "et": int(score)}))
             at, taken = at + length, taken + len(piece)
             if taken == events:
                 store(key, serialize(rest))
@@ -167,18 +160,6 @@ async def split(redis: ArqRedis, job_id: str) -> None:
                     pipe.zadd(queue, pieces)
             with suppress(WatchError):  # the job has expired, or another process has split it
                 await pipe.execute()
-
-
-def set_aside_key(job_id: str) -> str:
-    """The key to which a worker of an earlier release has moved the bytes of a large job."""
-    return f"arq:large:{job_id}"
-
-
-async def put_back(redis: ArqRedis, job_id: str) -> None:
-    """Undo what a worker of an earlier release did to a large job: move its bytes back from `set_aside_key`. Events of
-    the job that are stored already will count as duplicates."""
-    with suppress(ResponseError):  # it has expired
-        await redis.rename(set_aside_key(job_id), JOB_PREFIX + job_id)
 
 
 def _first_event(head: bytes, size: int) -> tuple[int, int]:
@@ -198,40 +179,20 @@ def _first_event(head: bytes, size: int) -> tuple[int, int]:
 def leading(data: bytes, most: int) -> tuple[list[object], int]:
     """Up to `most` complete values at the start of concatenated msgpack, and the offset at which the last one ends."""
     values: list[object] = []
-    begin = 0
-    with suppress(IndexError):
-        while len(values) < most and (end := _end(data, begin)) <= len(data):
-            values.append(_decoded(data[begin:end]))
-            begin = end
+    begin, view = 0, memoryview(data)
+    while len(values) < most and (length := _length(view[begin:])):
+        values.append(_decoded(data[begin : begin + length]))
+        begin += length
     return values, begin
 
 
-def _end(data: bytes, at: int) -> int:
-    """The offset at which the msgpack value that begins at `at` ends. If the value is incomplete, the offset is beyond
-    the end of `data`, or `IndexError` is raised."""
-    left = 1
-    while left:
-        code = data[at]
-        left -= 1
-        at += 1
-        if code <= 0x7F or code >= 0xE0:
-            continue
-        if code <= 0x8F:
-            left += 2 * (code & 0x0F)
-        elif code <= 0x9F:
-            left += code & 0x0F
-        elif code <= 0xBF:
-            at += code & 0x1F
-        elif code in _FIXED:
-            at += _FIXED[code]
-        elif code in _SIZED:
-            width, more = _SIZED[code]
-            at += width + more + int.from_bytes(data[at : at + width])
-        else:
-            width, values = _COUNTED.get(code, (0, 0))  # 0xC1 is invalid; decoding rejects it
-            left += values * int.from_bytes(data[at : at + width])
-            at += width
-    return at
+def _length(data: memoryview) -> int:
+    """The length of the first of concatenated msgpack values; 0 if it is incomplete or invalid."""
+    try:
+        msgspec.msgpack.decode(data, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return int(found[1]) if (found := _TRAILING(str(error))) else 0
+    return len(data)
 
 
 def _decoded(item: bytes) -> object:

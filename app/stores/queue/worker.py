@@ -99,10 +99,8 @@ async def keep_working(
 
 
 class _Worker(Worker):
-    """arq's worker, changed in three ways: polls are counted, a large job is split before arq fetches it, and no more
-    jobs are started once `allow_pick_jobs` is false."""
-
-    rounds = 0
+    """arq's worker, changed in three ways: `came_round` is set at the end of each poll, a large job is split before arq
+    fetches it, and no more jobs are started once `allow_pick_jobs` is false."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -121,17 +119,16 @@ class _Worker(Worker):
         await super().run_job(job_id, score)
 
     async def heart_beat(self) -> None:
-        """Count a poll of the queue: arq calls this method at the end of each poll."""
-        self.rounds += 1
+        """Note the end of a poll of the queue: arq calls this method then."""
         self.came_round.set()
         await super().heart_beat()
 
 
 async def _silence(worker: _Worker) -> None:
     """Return when the worker has finished no poll for `SILENT_S` seconds: the queue does not reply."""
-    seen = -1
-    while worker.rounds != seen:
-        seen = worker.rounds
+    worker.came_round.set()
+    while worker.came_round.is_set():
+        worker.came_round.clear()
         await asyncio.sleep(SILENT_S)
 
 

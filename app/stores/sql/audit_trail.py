@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.operations.audit import BEGUN, AuditEntry, AuditFilter
-from app.stores.sql.database import Connection, SqlRepository
+from app.stores.sql.database import SqlRepository
 
 NEWEST = 2**63 - 1
 INSERT_AUDIT = "INSERT INTO audit_trail (at_ms, actor, action, subject, outcome) VALUES (?, ?, ?, ?, ?) RETURNING id"
@@ -23,11 +23,8 @@ class SqlAuditTrail(SqlRepository):
     """The audit trail of admin actions. Implements `app.operations.audit.AuditTrail`."""
 
     async def begin(self, at_ms: int, actor: str, action: str, subject: str, outcome: str = BEGUN) -> int:
-        def work(connection: Connection) -> int:
-            (entry_id,) = connection.execute(INSERT_AUDIT, (at_ms, actor, action, subject, outcome)).fetchone()
-            return int(entry_id)
-
-        return await self._database.write(work, of=())
+        row = (at_ms, actor, action, subject, outcome)
+        return int(await self._database.write(lambda to: to.execute(INSERT_AUDIT, row).fetchone()[0], of=()))
 
     async def settle(self, entry_id: int, outcome: str) -> None:
         await self._database.execute(UPDATE_OUTCOME, (outcome, entry_id))

@@ -6,19 +6,27 @@ every engine: parameters are written `?` or `:name`, and lists are passed as JSO
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from enum import Enum
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
-from app.errors import SchemaMismatch
+from app.errors import SchemaMismatch, StoreFull
 from app.profiles.ports import ObservedState
+from app.telemetry import logger
 
 T = TypeVar("T")
 SCHEMA_REVISION = "0016"
+# More than the features use at a time: for an attempt to compute a feature that has failed, and so that a health check
+# never waits for a slow feature.
+SPARE_READERS = 2
 SELECT_REVISION = "SELECT version_num FROM alembic_version"
+LOG_FULL_EVERY_S = 60.0
+STILL_FULL_S = 5.0
 Parameters = Sequence[object] | Mapping[str, object]
+log = logger("stores")
 
 
 class Cursor(Protocol):
@@ -50,9 +58,9 @@ class Reader(Protocol):
 
 
 class Readers(Protocol):
-    def one(self, *, extra: bool = False) -> AbstractAsyncContextManager[Reader]:
-        """Lend an idle connection for the block; with `extra`, open a new one and close it after the block. An error of
-        the engine that leaves the block becomes `StoreUnavailable`."""
+    def one(self) -> AbstractAsyncContextManager[Reader]:
+        """Lend an idle connection for the block. An error of the engine that leaves the block becomes
+        `StoreUnavailable`."""
 
     def interrupt(self) -> None:
         """Interrupt running statements, and later ones soon after they begin: the process is stopping."""
@@ -93,9 +101,14 @@ class Database(ABC):
     """
 
     delete_lock: ClassVar[tuple[str, ...]] = ()
-    full: bool
+    full: bool = False
     readers: Readers
     state: ObservedState
+    _full_at = _logged_full_at = float("-inf")
+    _logged_full = False
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
 
     @property
     def id(self) -> str:
@@ -104,6 +117,24 @@ class Database(ABC):
     async def problem(self) -> str | None:
         """Why the database should not be used as it is, although it answers; None if all is well."""
         return "the disk is full: events and decisions are rejected, reads continue" if self.full else None
+
+    def wrote(self, refused: StoreFull | None = None) -> None:
+        """Note whether a write was refused for lack of room, and log each change. A full disk is logged at most once a
+        minute."""
+        if refused is None and not self.full:
+            return
+        now = self._monotonic()
+        if refused is not None:
+            self._full_at = now
+            if not self.full and now - self._logged_full_at >= LOG_FULL_EVERY_S:
+                self._logged_full, self._logged_full_at = True, now
+                log.error("database_full", error=str(refused), reads="continue")
+        elif now - self._full_at < STILL_FULL_S:
+            return  # a small write may fit although larger ones still do not
+        elif self._logged_full:
+            self._logged_full = False
+            log.warning("database_has_room_again")
+        self.full = refused is not None
 
     @abstractmethod
     async def close(self) -> None: ...
@@ -138,6 +169,11 @@ class Database(ABC):
     async def row(self, statement: str, parameters: Parameters = ()) -> Any:
         """Read the first row of one statement; None if the result is empty."""
         return await self.read(lambda connection: connection.execute(statement, parameters).fetchone())
+
+    async def value(self, statement: str, parameters: Parameters = ()) -> Any:
+        """Read the first column of the first row of one statement; None if the result is empty."""
+        row = await self.row(statement, parameters)
+        return None if row is None else row[0]
 
     async def execute(self, statement: str, parameters: Parameters = ()) -> int:
         """Run one statement in a transaction. Return the number of rows that it changed."""

@@ -78,11 +78,8 @@ class SqlDeadLetters(SqlRepository):
     """Dead letters in the database. Implements `app.events.ports.DeadLetters`."""
 
     async def bury_payload(self, payload: str, error: str, traceback: str, now_ms: int) -> int:
-        def work(connection: Connection) -> int:
-            (letter_id,) = connection.execute(INSERT_PAYLOAD, (payload, error, traceback, now_ms, now_ms)).fetchone()
-            return int(letter_id)
-
-        return await self._database.write(work, of=())
+        row = (payload, error, traceback, now_ms, now_ms)
+        return int(await self._database.write(lambda to: to.execute(INSERT_PAYLOAD, row).fetchone()[0], of=()))
 
     async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
         def work(connection: Connection) -> bool:
@@ -109,8 +106,7 @@ class SqlDeadLetters(SqlRepository):
         return bool(await self._database.execute(DELETE_LETTER, (letter_id,)))
 
     async def count(self) -> int:
-        (count,) = await self._database.row(SELECT_COUNT)
-        return int(count)
+        return int(await self._database.value(SELECT_COUNT))
 
     async def refused(self, letter_id: int, reason: str, now_ms: int) -> None:
         await self._database.execute(UPDATE_REFUSED, (reason, now_ms, letter_id))

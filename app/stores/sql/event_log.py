@@ -94,8 +94,8 @@ class SqlEventLog(SqlRepository, ABC):
         return {subject: known.get(subject, frozenset()) for subject in subjects}
 
     async def oldest_ms(self) -> int | None:
-        (oldest_ms,) = await self._database.row(SELECT_OLDEST)
-        return None if oldest_ms is None else int(oldest_ms)
+        oldest_ms: int | None = await self._database.value(SELECT_OLDEST)
+        return oldest_ms
 
     async def prune(self, before_ms: int, limit: int) -> int:
         events = await self._database.rows(SELECT_PRUNABLE, (before_ms, limit))

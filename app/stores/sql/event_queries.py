@@ -62,5 +62,4 @@ class SqlEventQueries(SqlRepository):
         return [RecentEvent(*row) for row in await self._database.rows(SELECT_RECENT, (seq, limit))]
 
     async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
-        (found,) = await self._database.row(SELECT_ANY_UNCONSUMED, (user_id, after_seq))
-        return bool(found)
+        return bool(await self._database.value(SELECT_ANY_UNCONSUMED, (user_id, after_seq)))

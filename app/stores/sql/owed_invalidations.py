@@ -6,8 +6,8 @@ import json
 from collections.abc import Collection, Sequence
 
 from app.features.ids import hash_slot
-from app.profiles.ports import OwedInvalidation, State
-from app.stores.sql.database import Connection, SqlRepository
+from app.profiles.ports import OwedInvalidation
+from app.stores.sql.database import Connection, Database, SqlRepository
 from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 
 # Part of a statement: the slots of all rows. Each step seeks the next slot in the index, however many rows a slot has.
@@ -64,17 +64,7 @@ class SqlOwedInvalidations(SqlRepository):
         await self._database.write(work, of=())
 
 
-class SqlRegistrationRepository(SqlRepository):
-    """Stores which server is registered as the cache, and the generation (number) of this registration.
-
-    Implements `app.stores.valkey.server_registration.RegistrationRepository`.
-    """
-
-    def current(self) -> State:
-        return self._database.state.last
-
-    async def query(self) -> State:
-        return await self._database.state.query()
-
-    async def register(self, server: str, after: int) -> None:
-        await self._database.execute(UPDATE_REGISTRATION, (server, after))
+async def register_server(database: Database, server: str, after: int) -> None:
+    """Register `server` as the cache under the generation `after` + 1. Do nothing if the generation is no longer
+    `after`. Raises `StoreUnavailable`."""
+    await database.execute(UPDATE_REGISTRATION, (server, after))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import msgspec
@@ -10,7 +9,7 @@ import msgspec
 from app.errors import Conflict, RegistryError, StoreUnavailable
 from app.features.plan import Announced, Definition, definitions_of
 from app.features.registry import Registry
-from app.stores.sql.database import Database
+from app.stores.sql.database import Database, SqlRepository
 
 SELECT_FEATURE_KEYS = "SELECT subject, feature FROM feature_keys"
 INSERT_FEATURE_KEY = (
@@ -51,14 +50,8 @@ async def announce(database: Database, registry: Registry, now_ms: int) -> None:
         await database.write(lambda connection: connection.executemany(INSERT_FEATURE_KEY, rows), of=())
 
 
-class SqlRegistries:
+class SqlRegistries(SqlRepository):
     """The registries that processes have served, and the disabled features. All methods raise `StoreUnavailable`."""
-
-    def __init__(self, database: Database, refresh: Callable[[], Awaitable[object]] | None = None) -> None:
-        """`refresh` is called after a change of the disabled features, so that this process sees it at once. Other
-        processes see it within a second."""
-        self._database = database
-        self._refresh = refresh
 
     async def announce(self, registry: Registry, now_ms: int) -> None:
         """Record that a process serves this registry. A known registry is not written again, so that a process can
@@ -80,7 +73,6 @@ class SqlRegistries:
         outcome = "enabled" if on else "disabled"
         if not await self._database.execute(statement, row):
             raise Conflict(f"{feature} is {outcome} already")
-        if self._refresh is not None:
-            with suppress(StoreUnavailable):  # the change is stored; the next query will show it
-                await self._refresh()
+        with suppress(StoreUnavailable):  # the change is stored; the next query will show it
+            await self._database.state.query()  # this process sees it at once, others within a second
         return outcome + (f": {reason}" if reason else "")

@@ -36,8 +36,8 @@ class SqlCutoffs(SqlRepository):
     `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
 
     async def cutoff(self, what: str) -> int | None:
-        row = await self._database.row(SELECT_CUTOFF, (what,))
-        return int(row[0]) if row is not None else None
+        stored = await self._database.value(SELECT_CUTOFF, (what,))
+        return None if stored is None else int(stored)
 
     async def set_cutoff(self, what: str, cutoff_ms: int) -> None:
         await self._database.execute(UPSERT_CUTOFF, (what, str(cutoff_ms)))
@@ -47,8 +47,8 @@ class DecisionRetention(SqlRepository):
     """Deletes old decisions, and the priors that no decision names. Implements `app.events.retention.Prunable`."""
 
     async def oldest_ms(self) -> int | None:
-        (oldest_ms,) = await self._database.row(SELECT_OLDEST)
-        return None if oldest_ms is None else int(oldest_ms)
+        oldest_ms: int | None = await self._database.value(SELECT_OLDEST)
+        return oldest_ms
 
     async def prune(self, before_ms: int, limit: int) -> int:
         def work(connection: Connection) -> int:

@@ -77,9 +77,9 @@ class SqlSource(ABC):
             return await reader.run(count)
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Compute the rows on a new connection, outside the limit `width`. A feature that was computed separately,
+        """Compute the rows outside the limit `width`, on a spare connection. A feature that was computed separately,
         because its SQL had failed before, is again computed together with the others if its SQL succeeds now."""
-        async with self._readers.one(extra=True) as reader:
+        async with self._readers.one() as reader:
             snapshot = await self._compute(reader, clock_ms, asked)
         failed = {index for _, index in snapshot.errors}
         for index in indices(_union(asked)):

@@ -102,12 +102,11 @@ class SqlUsers(SqlRepository):
 
     async def count_eligible(self, since_ms: int) -> int:
         parameters = {"after": "", "since": since_ms, "until": END_OF_TIME_MS, "limit": COUNTED}
-        (count,) = await self._database.row(SELECT_COUNT_ELIGIBLE, parameters)
-        return int(count)
+        return int(await self._database.value(SELECT_COUNT_ELIGIBLE, parameters))
 
     async def oldest_event_ms(self) -> int | None:
-        (oldest_ms,) = await self._database.row(SELECT_OLDEST)
-        return None if oldest_ms is None else int(oldest_ms)
+        oldest_ms: int | None = await self._database.value(SELECT_OLDEST)
+        return oldest_ms
 
     async def find(self, prefix: str, limit: int) -> list[str]:
         rows = await self._database.rows(SELECT_BY_PREFIX, {"prefix": prefix, "limit": limit})

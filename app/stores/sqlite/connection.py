@@ -216,19 +216,15 @@ class Readers:
             self._idle.put_nowait(reader)
 
     @asynccontextmanager
-    async def one(self, *, extra: bool = False) -> AsyncIterator[ThreadConnection]:
-        """Lend an idle connection for the block; with `extra`, open a new one and close it after the block."""
+    async def one(self) -> AsyncIterator[ThreadConnection]:
+        """Lend an idle connection for the block."""
+        reader = await self._idle.get()
         try:
-            reader = await open_thread(self._path, read_only=True) if extra else await self._idle.get()
-            try:
-                yield reader
-            finally:
-                if extra:
-                    await reader.close()
-                else:
-                    self._idle.put_nowait(reader)
+            yield reader
         except sqlite3.DatabaseError as error:
             raise unavailable(error) from error
+        finally:
+            self._idle.put_nowait(reader)
 
     def interrupt(self) -> None:
         """Interrupt running statements, and later ones after some ten milliseconds: the process is stopping."""

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from app.errors import StoreFull, StoreUnavailable
 from app.profiles.ports import State
-from app.stores.sql.database import SELECT_REVISION, Database, Scope, check_revision
+from app.stores.sql.database import SELECT_REVISION, SPARE_READERS, Database, Scope, check_revision
 from app.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
     Readers,
@@ -37,8 +37,6 @@ from app.telemetry import logger
 T = TypeVar("T")
 CHECKPOINT_FRAMES = 1_000  # a frame is a page: 4 MB
 WAL_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24  # https://sqlite.org/fileformat2.html#walformat
-LOG_FULL_EVERY_S = 60.0
-STILL_FULL_S = 5.0
 log = logger("stores.sqlite")
 
 SELECT_SERVICE = "SELECT name, value FROM service WHERE name IN ('database_id', 'inode')"
@@ -83,15 +81,11 @@ class SqliteDatabase(Database):
     state: DataVersion
 
     def __init__(self, path: Path, monotonic: Callable[[], float], checkpoint_frames: int) -> None:
+        super().__init__(monotonic)
         self.path = path
-        self.full = False
         self.links = 1
         self.checkpoints = 0
         self._file = path.stat()
-        self._monotonic = monotonic
-        self._logged_full_at = float("-inf")
-        self._logged_full = False
-        self._refused_at = float("-inf")
         self.readers = Readers(path)
         self.state = DataVersion(path)
         self._writer: ThreadConnection | None = None
@@ -126,8 +120,7 @@ class SqliteDatabase(Database):
                 )
         database = cls(path, monotonic, checkpoint_frames)
         try:
-            # One more than the features use at a time, so that a health check never waits for a slow feature.
-            await database.readers.open(readers + 1)
+            await database.readers.open(readers + SPARE_READERS)
             database._writer = await open_thread(path, read_only=False)
             database._checkpointer = connect(path, read_only=False)
             database.state.last = State(database_id=await database._own_id())
@@ -172,9 +165,9 @@ class SqliteDatabase(Database):
                 raise
             except sqlite3.DatabaseError as error:
                 refused = unavailable(error)
-                self._set_full(full=isinstance(refused, StoreFull), detail=str(error))
+                self.wrote(refused if isinstance(refused, StoreFull) else None)
                 raise refused from error
-            self._set_full(full=False, detail="")
+            self.wrote()
             return result
 
     async def _own_id(self) -> str:
@@ -232,23 +225,6 @@ class SqliteDatabase(Database):
         if self._wal is not None:
             os.close(self._wal)
             self._wal = None
-
-    def _set_full(self, *, full: bool, detail: str) -> None:
-        """Record whether the disk is full, and log each change. A full disk is logged at most once a minute."""
-        if not (full or self.full):
-            return
-        now = self._monotonic()
-        if full:
-            self._refused_at = now
-        elif now - self._refused_at < STILL_FULL_S:
-            return  # a small write may fit although larger ones still do not
-        if full and not self.full and now - self._logged_full_at >= LOG_FULL_EVERY_S:
-            self._logged_full, self._logged_full_at = True, now
-            log.error("database_full", database=str(self.path), error=detail, reads="continue")
-        elif self._logged_full and not full:
-            self._logged_full = False
-            log.warning("database_has_room_again", database=str(self.path))
-        self.full = full
 
     def _transact(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
         connection.execute("BEGIN IMMEDIATE")

@@ -1,7 +1,7 @@
 """The cache of profile features on Redis or Valkey ≥ 7.0.
 
 A *cell* is one feature of one user. Its key is `pf:<epoch>:{<user>}:<feature>`, with the user id percent-encoded; the
-braces are a Cluster hash tag. The epoch identifies database and server: see `app.stores.valkey.connections`. A command
+braces are a Cluster hash tag. The epoch identifies database and server (`app.stores.valkey.single_server`). A command
 is sent only on a connection whose epoch is that of the command's keys. A fill, which stores a computed value, is a
 compare-and-set: `SET … IFEQ` if the server knows this option, otherwise a Lua script.
 
@@ -11,12 +11,11 @@ The server may be a cluster (`app.stores.valkey.cluster`). Then the epoch of eac
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from hiredis import ReplyError
@@ -26,17 +25,16 @@ from app.features.clock import Clock
 from app.features.ids import quoted_in_key
 from app.profiles.online.cache_protocol import LEASE
 from app.profiles.ports import UNAVAILABLE, Cell, Epoch, Fill, Row
-from app.stores.valkey.breaker import CircuitBreaker
-from app.stores.valkey.cluster import Cluster, Commands, error_in
-from app.stores.valkey.connections import Connections, Use
-from app.stores.valkey.pipelined_connection import Command
+from app.stores.valkey.cluster import Cluster
+from app.stores.valkey.connections import Use
+from app.stores.valkey.pipelined_connection import Command, Commands
 from app.stores.valkey.pool import is_cluster
-from app.stores.valkey.server_registration import InMemoryRegistration, ServerRegistration
+from app.stores.valkey.server_registration import InMemoryState, ServerRegistration
+from app.stores.valkey.single_server import SingleServer
 from app.telemetry import Metrics, logger
 
 _SYNTAX_ERROR = "ERR syntax error"
 _WRONG_TYPE = "WRONGTYPE"
-_NO_SCRIPT = "NOSCRIPT"
 NONCE_BYTES = 12
 _KEYS_PER_DEL = 512
 _KEYS_PER_SCAN = 1_000
@@ -56,12 +54,6 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then
 end
 return 0
 """
-
-
-@cache
-def _digest(script: bytes) -> str:
-    """The name by which a server runs a Lua script that it has loaded."""
-    return hashlib.sha1(script, usedforsecurity=False).hexdigest()
 
 
 def key(epoch: Epoch, cell: Cell) -> bytes:
@@ -104,14 +96,6 @@ def _head(epoch: Epoch, user_id: str) -> bytes:
     return f"pf:{epoch}:{{{quoted_in_key(user_id)}}}:".encode()
 
 
-def _checked(replies: list[Any], allowed: tuple[str, ...] = ()) -> list[Any]:
-    """Return `replies`, or raise for the first error reply whose text does not begin with one of `allowed`."""
-    for reply in replies:
-        if isinstance(reply, ReplyError) and (error := error_in(reply, allowed)) is not None:
-            raise error
-    return replies
-
-
 def _nonces() -> Callable[[], bytes]:
     """A function that returns a new nonce at each call, unique among all processes: a random start and a counter."""
     start, numbers = secrets.token_bytes(NONCE_BYTES), itertools.count()
@@ -135,24 +119,23 @@ class ValkeyCache:
     ) -> None:
         """`timeout_ms` limits each command; `lease_ms` is the time to live of a lease, the marker of a computation.
         Without a `registration`, any server is accepted as the cache. Raises `ValueError` for an invalid URL."""
-        self._registration = registration
         self._lease_ms = lease_ms
         self._nonce = nonce or _nonces()
         self._clock = clock
         self._metrics = metrics
         self._without_ifeq: Epoch | None = None
-        self._cluster: Cluster | None = None
         if is_cluster(url):
-            registration = registration or ServerRegistration(InMemoryRegistration(database_id), clock)
-            self._cluster = Cluster(url, timeout_ms / 1000, registration, metrics)
-            self._registration = registration
-            return
-        self._connections = Connections(url, database_id, timeout_ms / 1000, registration)
-        self._breaker = CircuitBreaker(self.ping, metrics)
+            if registration is None:
+                state = InMemoryState(database_id)
+                registration = ServerRegistration(state, state.store, clock)
+            self._servers: Cluster | SingleServer = Cluster(url, timeout_ms / 1000, registration, metrics)
+        else:
+            self._servers = SingleServer(url, timeout_ms / 1000, database_id, registration, metrics)
+        self._registration = registration
 
     @property
     def available(self) -> bool:
-        return self._breaker.closed if self._cluster is None else self._cluster.available
+        return self._servers.available
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
         return await self.read_rows([(cell.user_id, (cell.feature.encode(),)) for cell in cells])
@@ -160,14 +143,12 @@ class ValkeyCache:
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
         """Read all features of all users in `rows` with one MGET; in a cluster with one for each user. Return the epoch
         and each key's content: None if it is empty, `UNAVAILABLE` if its master does not answer."""
-        if self._cluster is None:
-            epoch, (held,) = await self._send("read", Use.FRONT, lambda epoch: [mget(epoch, rows)])
+        users = [user_id for user_id, _ in rows]
+        if isinstance(self._servers, SingleServer):
+            epoch, (held,) = await self._send("read", Use.FRONT, users, lambda epoch, _: [mget(epoch, rows)])
             return epoch, held
-        epoch, replies = await self._send_each(
-            "read",
-            Use.FRONT,
-            [user_id for user_id, _ in rows],
-            lambda epoch, at: [mget_of_user(epoch, rows[i]) for i in at],
+        epoch, replies = await self._send(
+            "read", Use.FRONT, users, lambda epoch, at: [mget_of_user(epoch, rows[i]) for i in at]
         )
         held = []
         for (_, features), reply in zip(rows, replies, strict=True):
@@ -189,7 +170,7 @@ class ValkeyCache:
             return [(b"SET", key(epoch, cells[i]), leases[i], b"NX", b"GET", b"PX", self._lease_ms) for i in at]
 
         users = [cell.user_id for cell in cells]
-        _, previous = await self._send_each("lease", Use.FRONT, users, commands, epoch, (_WRONG_TYPE,))
+        _, previous = await self._send("lease", Use.FRONT, users, commands, epoch, (_WRONG_TYPE,))
         previous = [UNAVAILABLE if isinstance(held, CacheUnavailable) else held for held in previous]
         foreign = [cell for cell, held in zip(cells, previous, strict=True) if isinstance(held, ReplyError)]
         if foreign:
@@ -206,7 +187,7 @@ class ValkeyCache:
                 return [(b"SET", key(epoch, f.cell), f.value, b"IFEQ", f.token, b"PX", f.ttl_ms) for f in some]
 
             users = [fill.cell.user_id for fill in fills]
-            _, replies = await self._send_each("fill", Use.BACK, users, commands, epoch, (_SYNTAX_ERROR,))
+            _, replies = await self._send("fill", Use.BACK, users, commands, epoch, (_SYNTAX_ERROR,))
             if not any(isinstance(reply, ReplyError) for reply in replies):
                 return [reply == b"OK" for reply in replies]
             self._without_ifeq = epoch  # nodes that stored values refuse the next attempt: their tokens are gone
@@ -223,31 +204,24 @@ class ValkeyCache:
             return
         if self._registration is not None:
             await self._registration.refresh()  # after the commit that made the values stale
-        if self._cluster is not None:
-            await self._drop_in_cluster(self._cluster, cells)
-            return
-
-        def deletions(epoch: Epoch) -> list[Command]:
-            keys = [key(epoch, cell) for cell in cells]
-            return [(b"DEL", *keys[start : start + _KEYS_PER_DEL]) for start in range(0, len(keys), _KEYS_PER_DEL)]
-
-        await self._send("del", Use.FRONT, deletions)
-        if self._registration is not None:
-            await self._registration.settle()
-
-    async def _drop_in_cluster(self, cluster: Cluster, cells: Collection[Cell]) -> None:
         by_user: dict[str, list[Cell]] = {}
         for cell in cells:
             by_user.setdefault(cell.user_id, []).append(cell)
         users, rows = list(by_user), list(by_user.values())
-        _, replies = await cluster.send(
-            Use.FRONT, users, lambda epoch, at: [(b"DEL", *(key(epoch, cell) for cell in rows[i])) for i in at]
-        )
+
+        def deletions(epoch: Epoch, at: Sequence[int]) -> list[Command]:
+            if isinstance(self._servers, Cluster):
+                return [(b"DEL", *(key(epoch, cell) for cell in rows[i])) for i in at]
+            keys = [key(epoch, cell) for cell in cells]
+            return [(b"DEL", *keys[start : start + _KEYS_PER_DEL]) for start in range(0, len(keys), _KEYS_PER_DEL)]
+
+        _, replies = await self._send_each("del", Use.FRONT, users, deletions)
         failed = [i for i, reply in enumerate(replies) if isinstance(reply, CacheUnavailable)]
-        await cluster.registration.settle()
+        if self._registration is not None:
+            await self._registration.settle()
         if failed:
             error: CacheUnavailable = replies[failed[0]]
-            error.slots = cluster.slots_without_answer(users[i] for i in failed)
+            error.slots = self._servers.slots_without_answer(users[i] for i in failed)
             raise error
 
     async def drop_user(self, user_id: str) -> None:
@@ -271,12 +245,7 @@ class ValkeyCache:
     async def open(self) -> None:
         """Connect and register the server, so that the first read can use it. Do nothing if no server answers."""
         with suppress(CacheUnavailable):
-            await (self._connections.register() if self._cluster is None else self._cluster.open())
-
-    async def ping(self) -> None:
-        """Send a PING. Raises `CacheUnavailable` if the server does not answer."""
-        connection = await self._connections.get()
-        _checked(await connection.ask([(b"PING",)]))
+            await self._servers.open()
 
     async def check(self) -> None:
         """Run the commands of a read, a lease, a fill and an invalidation on a separate key, on each master.
@@ -285,10 +254,10 @@ class ValkeyCache:
             CacheUnavailable: the server does not answer, or a slot of the cluster has no owner.
             CacheRefused: the server refuses one of the commands; the message names it and the reason.
         """
-        if self._cluster is None:
-            await self._check("")
+        users = await self._servers.samples()
+        if len(users) == 1:
+            await self._check(users[0])
             return
-        users = await self._cluster.samples()
         found = await asyncio.gather(*map(self._check, users), return_exceptions=True)
         for error in filter(None, found):
             if isinstance(error, CacheUnavailable) and not isinstance(error, CacheRefused):
@@ -314,39 +283,22 @@ class ValkeyCache:
     async def close(self) -> None:
         if self._registration is not None:
             await self._registration.close()
-        if self._cluster is not None:
-            await self._cluster.close()
-            return
-        await self._breaker.close()
-        await self._connections.close()
+        await self._servers.close()
 
     async def _send(
         self,
         what: str,
         use: Use,
-        commands: Callable[[Epoch], Sequence[Command]],
+        user_ids: Sequence[str],
+        commands: Commands,
         epoch: Epoch | None = None,
         allowed: tuple[str, ...] = (),
     ) -> tuple[Epoch, list[Any]]:
-        """Send the commands that `commands` builds for the connection's epoch. Return that epoch and the replies. If
-        `epoch` is given and the connection has another, raise `CacheRefused` and send nothing. `what` labels the
-        duration in the metrics. Error replies that begin with one of `allowed` are returned, all others are raised."""
-        started = self._clock.monotonic()
-        try:
-            connection = await self._connections.get(use)
-            # No await from here to `ask`: keys built for this connection must be sent on this connection.
-            current = self._connections.epoch(connection)
-            if epoch is not None and current != epoch:
-                raise CacheRefused("the cache was restarted or replaced during the request")
-            replies = _checked(await connection.ask(commands(current)), allowed)
-        except CacheUnavailable as error:
-            refused = isinstance(error, CacheRefused)
-            self._metrics.cache_errors.labels("refused" if refused else "silent").inc()
-            if not refused:
-                self._breaker.failed()
-            raise
-        self._breaker.failures = 0
-        self._metrics.cache_seconds.labels(what).observe(self._clock.monotonic() - started)
+        """Send one command for each user. Return the epoch and the replies; see `Cluster.send`. `what` labels the
+        duration in the metrics. If no node answers, raise the first of the errors."""
+        current, replies = await self._send_each(what, use, user_ids, commands, epoch, allowed)
+        if all(isinstance(reply, CacheUnavailable) for reply in replies):
+            raise replies[0]
         return current, replies
 
     async def _send_each(
@@ -358,37 +310,23 @@ class ValkeyCache:
         epoch: Epoch | None = None,
         allowed: tuple[str, ...] = (),
     ) -> tuple[Epoch, list[Any]]:
-        """Send one command for each user; see `_send`. In a cluster, the reply is a `CacheUnavailable` for the users
-        whose node does not answer; if none answers, the first of these errors is raised."""
-        if self._cluster is None:
-            return await self._send(what, use, lambda epoch: commands(epoch, range(len(user_ids))), epoch, allowed)
         started = self._clock.monotonic()
-        current, replies = await self._cluster.send(
-            use, user_ids, commands, epoch, allowed, proven=what in ("read", "lease")
-        )
-        if all(isinstance(reply, CacheUnavailable) for reply in replies):
-            raise replies[0]
+        proven = what in ("read", "lease")
+        found = await self._servers.send(use, user_ids, commands, epoch, allowed, proven=proven)
         self._metrics.cache_seconds.labels(what).observe(self._clock.monotonic() - started)
-        return current, replies
+        return found
 
     async def _one(self, what: str, user_id: str, command: Command) -> Any:
-        _, (reply,) = await self._send_each(what, Use.BACK, [user_id], lambda *_: [command])
+        _, (reply,) = await self._send(what, Use.BACK, [user_id], lambda *_: [command])
         return reply
 
     async def _run_script(
         self, what: str, script: bytes, calls: Sequence[tuple[Cell, tuple[bytes | int, ...]]], epoch: Epoch
     ) -> list[Any]:
-        async def run(command: bytes, text: bytes | str, at: Sequence[int], allowed: tuple[str, ...]) -> list[Any]:
-            def commands(epoch: str, places: Sequence[int]) -> list[Command]:
-                some = [calls[at[i]] for i in places]
-                return [(command, text, 1, key(epoch, cell), *arguments) for cell, arguments in some]
+        # With its text each time: a script is shorter than most values, and the server compiles it only once.
+        def commands(epoch: str, at: Sequence[int]) -> list[Command]:
+            some = [calls[i] for i in at]
+            return [(b"EVAL", script, 1, key(epoch, cell), *arguments) for cell, arguments in some]
 
-            users = [calls[i][0].user_id for i in at]
-            return (await self._send_each(what, Use.BACK, users, commands, epoch, allowed))[1]
-
-        replies = await run(b"EVALSHA", _digest(script), range(len(calls)), (_NO_SCRIPT,))
-        lacking = [place for place, reply in enumerate(replies) if isinstance(reply, ReplyError)]
-        if lacking:
-            for place, reply in zip(lacking, await run(b"EVAL", script, lacking, ()), strict=True):
-                replies[place] = reply
+        _, replies = await self._send(what, Use.BACK, [cell.user_id for cell, _ in calls], commands, epoch)
         return replies

@@ -19,37 +19,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
-
-from hiredis import ReplyError
 
 from app.concurrency.tasks import end
 from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
 from app.features.ids import HASH_SLOTS, hash_slot
 from app.profiles.ports import Epoch, State
 from app.stores.valkey.connections import Connections, Use
-from app.stores.valkey.pipelined_connection import Command, PipelinedConnection, Replies
+from app.stores.valkey.pipelined_connection import Command, Commands, PipelinedConnection, Replies, error_in
 from app.stores.valkey.pool import split_cluster_url
 from app.stores.valkey.server_registration import ServerRegistration
 from app.stores.valkey.slot_owners import Claim, Owner, owners, with_claims
 from app.telemetry import Metrics, logger, warn
 
 REFRESH_EVERY_S = 0.5
-# Errors of a server that will answer later; all others refuse the command.
-_PASSING = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN", "MOVED", "ASK ")
 _REPLICATION: Command = (b"INFO", b"replication")
 log = logger("stores.valkey")
-
-# Makes the commands for some of a call's users, given by their places in the call, under the epoch of their slots.
-Commands = Callable[[str, Sequence[int]], Sequence[Command]]
-
-
-def error_in(reply: object, allowed: tuple[str, ...] = ()) -> CacheUnavailable | None:
-    """The error in a reply. None if the reply is no error, or an error whose text begins with one of `allowed`."""
-    if not isinstance(reply, ReplyError) or (text := str(reply)).startswith(allowed):
-        return None
-    return CacheUnavailable(text) if text.startswith(_PASSING) else CacheRefused(text)
 
 
 class ClusterNode(NamedTuple):
@@ -62,7 +48,6 @@ class ClusterNode(NamedTuple):
     flags: Collection[str]
     master: str
     config_epoch: int
-    link: str
     ranges: Sequence[tuple[int, int]]
 
 
@@ -70,13 +55,13 @@ def parse_nodes(text: str) -> list[ClusterNode]:
     """Parse the reply to `CLUSTER NODES`."""
     found: list[ClusterNode] = []
     for line in text.splitlines():
-        node, address, flags, master, _, _, config_epoch, link, *slots = line.split()
+        node, address, flags, master, _, _, config_epoch, _, *slots = line.split()
         host, _, port = address.partition("@")[0].rpartition(":")
         known = bool(host) and "noaddr" not in flags and "handshake" not in flags
         address = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}") if known else ""
         # A slot that is being moved is in square brackets.
         ranges = [(int((ends := part.split("-"))[0]), int(ends[-1])) for part in slots if part[0] != "["]
-        found.append(ClusterNode(node, address, flags.split(","), master, int(config_epoch), link, ranges))
+        found.append(ClusterNode(node, address, flags.split(","), master, int(config_epoch), ranges))
     return found
 
 
@@ -187,7 +172,7 @@ class Cluster:
 
     def _owners(self) -> Sequence[Owner | None]:
         """The registered owner of each slot, as of the last query. Sets `_epoch`, the epoch of the whole cluster."""
-        state = self.registration.current()
+        state = self.registration.state.last
         if state is not self._state:
             self._state, self._epoch = state, f"{state.database_id}|{state.server}"
         return owners(self._epoch)
@@ -342,7 +327,7 @@ class Cluster:
 
     def _node(self, address: str) -> Connections:
         if address not in self._nodes:
-            self._nodes[address] = Connections(self._node_url(address), "", self._timeout_s, in_cluster=True)
+            self._nodes[address] = Connections(self._node_url(address), self._timeout_s, in_cluster=True)
         return self._nodes[address]
 
 

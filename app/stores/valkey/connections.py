@@ -1,10 +1,7 @@
-"""Connections to the cache server, and the epoch that is part of every cache key.
+"""Connections to a cache server. Each learns the server's identity before its first command.
 
-The epoch is a short hash of the database's id, the server's identity and the generation under which the server is
-registered. The identity is the server's `run_id`, which changes with every start, and the number of the logical
-database; for a node of a cluster, the `run_id` and the replication id, which changes when the node becomes a master. A
-connection learns the identity before its first command, and keys are built only for the epoch of the connection that
-carries them. So no key is read again after a failover, or after a restart with old contents.
+The identity is the server's `run_id`, which changes with every start, and the number of the logical database; for a
+node of a cluster, the `run_id` and the replication id, which changes when the node becomes a master.
 
 There are two connections, so that the commands of requests never queue behind a thousand stores of computed values.
 """
@@ -12,9 +9,7 @@ There are two connections, so that the commands of requests never queue behind a
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
-from contextlib import suppress
 from enum import Enum
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,11 +18,9 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.concurrency.tasks import end
-from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
-from app.profiles.ports import State
+from app.errors import CacheUnavailable
 from app.stores.valkey.pipelined_connection import PipelinedConnection
 from app.stores.valkey.pool import AWAY, IS_CLUSTER, IS_NO_CLUSTER, blocking_pool, public_reason
-from app.stores.valkey.server_registration import ServerRegistration
 
 _MOVES = 3
 _RUN_ID = re.compile(rb"run_id:([0-9a-f]+)")
@@ -45,25 +38,11 @@ class Use(Enum):
 class Connections:
     """The two connections of a process to its cache, or to a node of a cluster, opened on first use."""
 
-    def __init__(
-        self,
-        url: str,
-        database_id: str,
-        timeout_s: float,
-        registration: ServerRegistration | None = None,
-        *,
-        in_cluster: bool = False,
-    ) -> None:
-        """Without a `registration`, whichever server answers at `url` is used. This is safe if only one process uses
-        it, or if the server never changes."""
-        self._database_id = database_id
+    def __init__(self, url: str, timeout_s: float, *, in_cluster: bool = False) -> None:
         self._in_cluster = in_cluster
-        self._registration = registration
         self._timeout_s = timeout_s
         self._newest = ""
         self._greeted: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
-        self._known: tuple[str, State | None] = ("", None)
-        self._epoch = ""
         self._connections: dict[Use, PipelinedConnection] = {}
         self._opening: dict[Use, asyncio.Task[None]] = {}
         # Used only to make connections, because it handles TLS, passwords and Sentinel.
@@ -96,34 +75,6 @@ class Connections:
         connection = self._connections.get(use)
         usable = connection is not None and not connection.closed and connection.server == self._newest
         return connection if usable else None
-
-    def epoch(self, connection: PipelinedConnection) -> str:
-        """The epoch of keys sent on this connection. Raises `CacheRefused` if another server is the registered
-        cache."""
-        state = self._registration.current() if self._registration is not None else None
-        server, known = self._known
-        if server == connection.server and known is state:
-            return self._epoch  # nothing has changed since the last command
-        if self._registration is not None:
-            state = self._registration.require(connection.server)
-        database_id, generation = (state.database_id, state.generation) if state is not None else (self._database_id, 0)
-        identity = f"{database_id}:{connection.server}:{generation}"
-        self._epoch = hashlib.sha256(identity.encode()).hexdigest()[:12]
-        self._known = (connection.server, state)
-        return self._epoch
-
-    async def register(self) -> None:
-        """Connect, and register the server as the cache unless it is registered. Raises `CacheUnavailable`."""
-        if self._registration is None:
-            return
-        connection = await self.get()
-        with suppress(CacheRefused):
-            self.epoch(connection)
-            return
-        try:
-            await self._registration.register(connection.server)
-        except StoreUnavailable as error:
-            raise CacheUnavailable(str(error)) from error
 
     async def close(self) -> None:
         await end(list(self._opening.values()))

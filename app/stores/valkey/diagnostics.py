@@ -6,7 +6,6 @@ The checks write test keys, and delete them.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -183,7 +182,6 @@ async def _cache_refusal(url: str) -> str | None:
         database_id="doctor",
         timeout_ms=int(TIMEOUT_S * 1000),
         lease_ms=1_000,
-        nonce=lambda: secrets.token_bytes(12),
         clock=SystemClock(),
         metrics=Metrics(),
     )

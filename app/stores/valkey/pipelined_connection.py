@@ -21,15 +21,26 @@ from redis.asyncio.connection import AbstractConnection
 from app.errors import CacheRefused, CacheUnavailable
 
 MAX_WAITING = 4_096
+# Errors of a server that will answer later; all others refuse the command.
+_PASSING = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN", "MOVED", "ASK ")
 _LAST_READ_S = 0.001
 _INCOMPLETE = object()
 
 # A command as its arguments, or as the bytes to send.
 Command = tuple[bytes | str | int, ...] | bytes
 Replies = asyncio.Future[list[Any]]
+# Makes the commands for some of a call's users, given by their places in the call, under the epoch of their keys.
+Commands = Callable[[str, Sequence[int]], Sequence[Command]]
 
 # hiredis declares a tuple of one element, but takes any number.
 _pack: Callable[[tuple[bytes | str | int, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+
+def error_in(reply: object, allowed: tuple[str, ...] = ()) -> CacheUnavailable | None:
+    """The error in a reply. None if the reply is no error, or an error whose text begins with one of `allowed`."""
+    if not isinstance(reply, hiredis.ReplyError) or (text := str(reply)).startswith(allowed):
+        return None
+    return CacheUnavailable(text) if text.startswith(_PASSING) else CacheRefused(text)
 
 
 class PipelinedConnection(asyncio.Protocol):

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from app.errors import CacheRefused, StoreUnavailable
 from app.features.clock import Clock
-from app.profiles.ports import State
+from app.profiles.ports import ObservedState, State
 from app.telemetry import logger, warn
 
 HOLD_BACK_S = 0.100
@@ -28,37 +27,20 @@ REGISTER_EVERY_S = 1.0
 log = logger("stores.valkey")
 
 
-class RegistrationRepository(Protocol):
-    """Stores in the database which cache server the processes use, and its generation.
-
-    `app.stores.sql.owed_invalidations` implements it.
-    """
-
-    def current(self) -> State:
-        """The registered server, its generation and the database's id, as this process last queried them."""
-
-    async def query(self) -> State:
-        """Query the registered server, its generation and the database's id after this call began. Raises
-        `StoreUnavailable`."""
-
-    async def register(self, server: str, after: int) -> None:
-        """Register `server` under the generation `after` + 1. Do nothing if the generation is no longer `after`."""
-
-
-class InMemoryRegistration:
-    """A registration that no other process sees, for a cache without a database."""
+class InMemoryState:
+    """A state that no other process sees, for a cache without a database."""
 
     def __init__(self, database_id: str) -> None:
-        self._state = State(database_id=database_id)
+        self.last = State(database_id=database_id)
 
-    def current(self) -> State:
-        return self._state
+    def look(self) -> State:
+        return self.last
 
     async def query(self) -> State:
-        return self._state
+        return self.last
 
-    async def register(self, server: str, after: int) -> None:
-        self._state = self._state._replace(server=server, generation=after + 1)
+    async def store(self, server: str, after: int) -> None:
+        self.last = self.last._replace(server=server, generation=after + 1)
 
 
 class ServerRegistration:
@@ -67,12 +49,15 @@ class ServerRegistration:
 
     def __init__(
         self,
-        repository: RegistrationRepository,
+        state: ObservedState,
+        store: Callable[[str, int], Awaitable[None]],
         clock: Clock,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._repository = repository
-        self.current = repository.current
+        """`store` registers a server in the database, under the number after the given generation. It does nothing if
+        the generation is another one by then."""
+        self.state = state
+        self._store = store
         self._clock = clock
         self._pause = pause
         self._seen = State()
@@ -86,7 +71,7 @@ class ServerRegistration:
         Raises:
             CacheRefused: another server is registered. `server` will be registered in the background.
         """
-        state = self.current()
+        state = self.state.last
         self._note(state)
         if state.server != server:
             self._register_soon(server)
@@ -97,7 +82,7 @@ class ServerRegistration:
         """Query the registration, so that the next command has the current generation in its keys. Raises
         `CacheRefused` if the database does not answer."""
         try:
-            self._note(await self._repository.query())
+            self._note(await self.state.query())
         except StoreUnavailable as error:
             raise CacheRefused("the registered server is unknown, because the database does not answer") from error
 
@@ -115,10 +100,10 @@ class ServerRegistration:
     async def revise(self, server_after: Callable[[State], str]) -> None:
         """Register what `server_after` returns for the current registration, unless it is registered already: the
         identity of a server or, for a cluster, the list of slot owners as JSON. Raises `StoreUnavailable`."""
-        state = await self._repository.query()
+        state = await self.state.query()
         if state.server != (server := server_after(state)):
-            await self._repository.register(server, state.generation)
-            state = await self._repository.query()
+            await self._store(server, state.generation)
+            state = await self.state.query()
             log.info("cache_registered", server=server[:12], generation=state.generation)
         self._note(state)
 

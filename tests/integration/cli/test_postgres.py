@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from alembic import command
 
-from app.migrations import configuration
 from app.settings.database import PostgresUrl
 from app.stores.sql.database import SCHEMA_REVISION
 from tests.integration.cli.conftest import Run
+from tests.support.postgres import drop_tables
 
 
 def test_database_is_migrated(profiles: Run, postgres_url: PostgresUrl, tmp_path: Path) -> None:
-    command.downgrade(configuration(postgres_url), "base")
+    drop_tables(postgres_url)
     first = profiles("migrate", "--json", database=postgres_url.url)
     assert first.json == {"database": str(postgres_url), "from": None, "to": SCHEMA_REVISION}
     again = profiles("migrate", database=postgres_url.url)

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from app.features.clock import SystemClock
-from app.stores.llm import LlmClient, LlmWriter
+from app.stores.llm import LlmWriter
 from tests.support.chat_server import ChatServer, chat_server
 
 KEY = "sk-top-secret"
@@ -31,12 +31,13 @@ def open_writer() -> OpenWriter:
     async def opened(
         url: str, *, connect_s: float = 1.0, patience_s: float = 5.0, least_s: float = 0.0, key: str | None = KEY
     ) -> AsyncIterator[LlmWriter]:
-        client = LlmClient(url, key, connect_s=connect_s)
+        times = {"connect_s": connect_s, "patience_s": patience_s, "least_s": least_s}
         marks = (f"mark{number}" for number in count())
+        writer = LlmWriter(url, "m-1", SystemClock(), lambda: next(marks), key=key, **times)
         try:
-            yield LlmWriter(client, "m-1", SystemClock(), lambda: next(marks), patience_s=patience_s, least_s=least_s)
+            yield writer
         finally:
-            await client.close()
+            await writer.close()
 
     return opened
 

@@ -13,7 +13,7 @@ import pytest
 from app.errors import StoreUnavailable
 from app.settings.database import PostgresUrl
 from app.stores.postgres.database import PostgresDatabase
-from app.stores.sql.database import SERVICE, Connection
+from app.stores.sql.database import SERVICE, SPARE_READERS, Connection
 from app.stores.sql.users import SqlUsers
 from tests.support.bandit_process import BanditProcess
 from tests.support.postgres import PostgresServer
@@ -279,7 +279,7 @@ async def test_waiting_callers_are_told_when_the_database_closes(postgres_url: P
     database = await PostgresDatabase.open(postgres_url.url, readers=1)
     tasks = [asyncio.create_task(database.rows("SELECT pg_sleep(60)")) for _ in range(5)]
     other = await PostgresDatabase.open(postgres_url.url, readers=1)
-    await eventually_async(lambda: running(other, "SELECT pg_sleep%", 2))
+    await eventually_async(lambda: running(other, "SELECT pg_sleep%", 1 + SPARE_READERS))
     await database.close()
     assert {type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)} == {StoreUnavailable}
     await other.close()

@@ -8,9 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from alembic import command
 
-from app.migrations import configuration
 from app.operations.doctor import Line
 from app.settings import Settings
 from app.settings.database import PostgresUrl
@@ -18,7 +16,7 @@ from app.settings.database import postgres_url as parsed
 from app.stores.migrate import migrate
 from app.stores.postgres.diagnostics import diagnose_connections, diagnose_database, diagnose_durability
 from app.stores.sql.database import SCHEMA_REVISION
-from tests.support.postgres import USER, PgBouncer, PostgresServer, StartPostgres
+from tests.support.postgres import USER, PgBouncer, PostgresServer, StartPostgres, drop_tables
 from tests.support.processes import ROOT
 from tests.support.readme import blocks_of
 from tests.support.waiting import eventually_sync
@@ -90,7 +88,7 @@ def test_standbys_are_reported(start_postgres: StartPostgres) -> None:
     assert found.state == "bad"
     assert "A standby takes no writes" in found.remedy
     both = f"postgresql://{USER}@{standby.host}:{standby.port},{server.host}:{server.port}/postgres"
-    command.downgrade(configuration(parsed(both)), "base")
+    drop_tables(parsed(server.url()))
     assert migrate(parsed(both)) == (None, SCHEMA_REVISION)
     assert look(both)["database"].state == "ok"
     standby.stop()

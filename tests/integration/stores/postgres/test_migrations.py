@@ -13,17 +13,15 @@ from typing import Any
 
 import psycopg
 import pytest
-from alembic import command
 from sqlalchemy import URL, Engine, create_engine, inspect
 from sqlalchemy.pool import NullPool
 
 from app.errors import SchemaMismatch, StoreUnavailable
-from app.migrations import configuration
 from app.settings.database import PostgresUrl
 from app.settings.database import postgres_url as parsed
 from app.stores.migrate import current, migrate
 from app.stores.sql.database import SCHEMA_REVISION
-from tests.support.postgres import binaries
+from tests.support.postgres import binaries, drop_tables
 from tests.support.processes import ROOT, environment_of
 
 KINDS = {"BIGINT": "INTEGER", "BYTEA": "BLOB", "DOUBLE PRECISION": "REAL", 'TEXT COLLATE "C"': "TEXT"}
@@ -138,21 +136,10 @@ def test_unique_keys_of_partitioned_tables_contain_the_user(postgres_url: Postgr
     assert [(table, key) for table, key in rows if table in KEYED_BY_USER and "user_id" not in key] == []
 
 
-def test_schema_is_the_same_after_downgrade_and_upgrade(postgres_url: PostgresUrl) -> None:
-    before = dump(postgres_url)
-    command.downgrade(configuration(postgres_url), "base")
-    assert re.findall("CREATE (?:TABLE|SEQUENCE) .*?[ ;]", dump(postgres_url)) == [
-        "CREATE TABLE public.alembic_version "
-    ]
-    assert migrate(postgres_url) == (None, SCHEMA_REVISION)
-    assert dump(postgres_url) == before
-    assert migrate(postgres_url) == (SCHEMA_REVISION, SCHEMA_REVISION)
-
-
 def test_each_new_database_has_its_own_secrets(postgres_url: PostgresUrl) -> None:
     found = set()
     for _ in range(2):
-        command.downgrade(configuration(postgres_url), "base")
+        drop_tables(postgres_url)
         migrate(postgres_url)
         with psycopg.connect(postgres_url.url) as connection:
             found |= set(connection.execute("SELECT name, value FROM service").fetchall())
@@ -160,7 +147,7 @@ def test_each_new_database_has_its_own_secrets(postgres_url: PostgresUrl) -> Non
 
 
 def test_database_is_migrated_once_when_two_programs_start(postgres_url: PostgresUrl) -> None:
-    command.downgrade(configuration(postgres_url), "base")
+    drop_tables(postgres_url)
     with ThreadPoolExecutor() as threads:
         results = list(threads.map(migrate_alone, [postgres_url] * 2))
     assert results == [0, 0]
@@ -168,7 +155,7 @@ def test_database_is_migrated_once_when_two_programs_start(postgres_url: Postgre
 
 
 def test_nothing_is_migrated_when_a_table_is_in_the_way(postgres_url: PostgresUrl) -> None:
-    command.downgrade(configuration(postgres_url), "base")
+    drop_tables(postgres_url)
     with psycopg.connect(postgres_url.url) as connection:
         connection.execute("CREATE TABLE rollout_looks (note text)")
     before = dump(postgres_url)
@@ -185,7 +172,7 @@ def test_database_is_refused_when_this_program_is_older(postgres_url: PostgresUr
 
 
 def test_database_is_migrated_by_alembic_itself(postgres_url: PostgresUrl) -> None:
-    command.downgrade(configuration(postgres_url), "base")
+    drop_tables(postgres_url)
     environment = environment_of(database=postgres_url.url)
     subprocess.run([sys.executable, "-m", "alembic", "upgrade", "head"], cwd=ROOT, env=environment, check=True)
     assert current(postgres_url) == SCHEMA_REVISION

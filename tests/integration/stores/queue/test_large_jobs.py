@@ -198,7 +198,7 @@ async def test_job_is_buried_when_it_is_larger_than_allowed(client: ArqRedis, mo
 async def test_rest_is_buried_when_an_event_is_missing_or_too_large(client: ArqRedis) -> None:
     whole = _job(a=[[{"a": 1}, "x" * module.PIECE_BYTES]])
     for raw, fault in (
-        (whole, "the event [1] of 2 is larger than 262,144 bytes; the rest cannot be read"),
+        (whole, "the event [1] of 2 is larger than 262,144 bytes, or not msgpack; the rest cannot be read"),
         (_job(a=[EVENTS])[:-100_000], "is missing; the rest cannot be read"),
     ):
         await published(client, raw)

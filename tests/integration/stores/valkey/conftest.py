@@ -42,8 +42,8 @@ async def connect() -> AsyncIterator[Connect]:
     """Open connections to a URL; they are closed after the test."""
     opened: list[Connections] = []
 
-    def open_one(url: str, database_id: str = "db", timeout_s: float = 5) -> Connections:
-        opened.append(Connections(url, database_id, timeout_s))
+    def open_one(url: str, timeout_s: float = 5) -> Connections:
+        opened.append(Connections(url, timeout_s))
         return opened[-1]
 
     yield open_one

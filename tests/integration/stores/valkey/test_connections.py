@@ -1,4 +1,4 @@
-"""Connections to the cache, their epochs, and commands after a change of the server."""
+"""Connections to the cache, and commands after a change of the server."""
 
 from __future__ import annotations
 
@@ -18,11 +18,18 @@ from tests.support.servers import VALKEY, StartServer, ask, calls
 CELL = Cell("ann", "f")
 
 
-async def test_connections_to_one_server_share_an_epoch(server: EmbeddedServer, connect: Connect) -> None:
-    here, there = connect(server.url), connect(server.url, "another")
-    front, back = await asyncio.gather(here.get(), here.get(Use.BACK))
+async def test_connections_to_one_server_have_its_identity(server: EmbeddedServer, connect: Connect) -> None:
+    connections = connect(server.url)
+    front, back = await asyncio.gather(connections.get(), connections.get(Use.BACK))
     assert front is not back
-    assert here.epoch(front) == here.epoch(back) != there.epoch(await there.get())
+    assert front.server == back.server == ask(server, "INFO", "server")["run_id"]
+
+
+async def test_databases_have_different_epochs_on_one_server(server: EmbeddedServer, open_cache: OpenCache) -> None:
+    one, same, other = (open_cache(server, database_id=name) for name in ("one", "one", "other"))
+    epoch, _ = await one.read([CELL])
+    assert (await same.read([CELL]))[0] == epoch
+    assert (await other.read([CELL]))[0] != epoch
 
 
 async def test_one_connection_is_opened_for_concurrent_callers(server: EmbeddedServer, connect: Connect) -> None:
@@ -52,12 +59,11 @@ async def test_all_connections_follow_when_the_address_moves(start_server: Start
     async with proxy(old.socket_path) as moving:
         connections = connect(moving.url)
         front = await connections.get()
-        before = connections.epoch(front)
         moving.target = new.socket_path
         assert await connections.get() is front, "the move is not known yet"
-        after = connections.epoch(await connections.get(Use.BACK))
-        assert after != before
-        assert connections.epoch(await connections.get()) == after
+        back = await connections.get(Use.BACK)
+        assert back.server != front.server
+        assert (await connections.get()).server == back.server
         assert front.closed
     old.kill()
     new.kill()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ import app.bootstrap.servers
 from app.bootstrap.service import OpenService, open_service
 from app.errors import CacheRefused
 from app.settings import Settings
-from app.stores.sql.owed_invalidations import SqlRegistrationRepository
+from app.stores.sql.owed_invalidations import register_server
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.valkey.embedded import EmbeddedServer
 from app.stores.valkey.server_registration import HOLD_BACK_S, ServerRegistration
@@ -145,36 +147,32 @@ async def test_no_read_is_stale_when_processes_use_two_logical_databases(
                     assert (await volume(service))[0] == number
 
 
-@pytest.fixture
-def repository(database: SqliteDatabase) -> SqlRegistrationRepository:
-    return SqlRegistrationRepository(database)
+def registration_in(database: SqliteDatabase, clock: FakeClock, **options: Any) -> ServerRegistration:
+    return ServerRegistration(database.state, partial(register_server, database), clock, **options)
 
 
-async def test_one_of_two_wins_when_both_register(
-    database: SqliteDatabase, repository: SqlRegistrationRepository
-) -> None:
+async def test_one_of_two_wins_when_both_register(database: SqliteDatabase) -> None:
     clock = FakeClock()
-    first, second = ServerRegistration(repository, clock), ServerRegistration(repository, clock)
+    first, second = registration_in(database, clock), registration_in(database, clock)
     await first.register("a" * 40)
-    await repository.register("b" * 40, 0)  # after generation 0, but there is a generation 1
+    await register_server(database, "b" * 40, 0)  # after generation 0, but there is a generation 1
     await second.register("a" * 40)
-    state = await repository.query()
+    state = await database.state.query()
     assert (state.server, state.generation) == ("a" * 40, 1)
     assert first.require("a" * 40) == second.require("a" * 40) == state
 
 
-async def test_unregistered_server_is_refused_and_then_registered(repository: SqlRegistrationRepository) -> None:
-    clock = FakeClock()
-    registration = ServerRegistration(repository, clock)
+async def test_unregistered_server_is_refused_and_then_registered(database: SqliteDatabase) -> None:
+    registration = registration_in(database, FakeClock())
     await registration.register("a" * 40)
     with pytest.raises(CacheRefused):
         registration.require("b" * 40)
-    await eventually(lambda: repository.current().server == "b" * 40)
+    await eventually(lambda: database.state.last.server == "b" * 40)
     assert registration.require("b" * 40).generation == 2
     await registration.close()
 
 
-async def test_settle_waits_until_older_queries_have_expired(repository: SqlRegistrationRepository) -> None:
+async def test_settle_waits_until_older_queries_have_expired(database: SqliteDatabase) -> None:
     clock = FakeClock()
     pauses: list[float] = []
 
@@ -182,7 +180,7 @@ async def test_settle_waits_until_older_queries_have_expired(repository: SqlRegi
         pauses.append(seconds)
         clock.advance(int(seconds * 1000))
 
-    registration = ServerRegistration(repository, clock, pause)
+    registration = registration_in(database, clock, pause=pause)
     await registration.register("a" * 40)
     clock.advance(30)
     await registration.settle()

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-import app.stores.sqlite.database as module
+import app.stores.sql.database as module
 from app.errors import StoreFull, StoreUnavailable
+from app.stores.sql.database import LOG_FULL_EVERY_S, STILL_FULL_S
 from app.stores.sqlite.connection import KEPT_WAL_BYTES
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -28,7 +29,7 @@ from tests.support.logs import Recorder
 
 CHECKPOINT_FRAMES = 64
 CHECKPOINT_BYTES = CHECKPOINT_FRAMES * 4_096
-STILL_FULL_MS = round(module.STILL_FULL_S * 1000)
+STILL_FULL_MS = round(STILL_FULL_S * 1000)
 HOLD_THE_WRITE_LOCK = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -429,7 +430,7 @@ async def test_full_disk_is_logged_once_when_it_lasts(
         clock.advance(STILL_FULL_MS)
         await clocked.write(lambda _: None, of=())
     assert [line["event"] for line in recorder.lines] == ["database_full", "database_has_room_again"]
-    clock.advance(round(module.LOG_FULL_EVERY_S * 1000))
+    clock.advance(round(LOG_FULL_EVERY_S * 1000))
     await write_until_full(clocked)
     assert len(recorder.of("database_full")) == 2
 

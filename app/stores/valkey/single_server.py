@@ -1,0 +1,151 @@
+"""Commands to a single cache server: the epoch of their keys, and a circuit breaker.
+
+The epoch is a short hash of the database's id, the server's identity and the generation under which the server is
+registered. Keys are built only for the epoch of the connection that carries them. So no key is read again after a
+failover, or after a restart with old contents.
+
+Commands are sent while the circuit is closed. The circuit opens after `TRIP_AFTER` failures in a row. Requests then no
+longer wait for timeouts, and a background task probes the server. The first answer closes the circuit again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from app.concurrency.tasks import end
+from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
+from app.profiles.ports import Epoch, State
+from app.stores.valkey.connections import Connections, Use
+from app.stores.valkey.pipelined_connection import Commands, PipelinedConnection, error_in
+from app.stores.valkey.server_registration import ServerRegistration
+from app.telemetry import Metrics, logger
+
+TRIP_AFTER = 3
+PROBE_EVERY_S = 0.2
+log = logger("stores.valkey")
+
+
+class SingleServer:
+    """Sends commands to one server, or to the master of a Sentinel group. Has the methods of
+    `app.stores.valkey.cluster.Cluster`. `available`: whether the circuit is closed."""
+
+    def __init__(
+        self, url: str, timeout_s: float, database_id: str, registration: ServerRegistration | None, metrics: Metrics
+    ) -> None:
+        """Without a `registration`, whichever server answers at `url` is used. This is safe if only one process uses
+        it, or if the server never changes. Raises `ValueError` for an invalid URL."""
+        self.registration = registration
+        self.available = True
+        self._database_id = database_id
+        self._metrics = metrics
+        self._connections = Connections(url, timeout_s)
+        self._known: tuple[str, State | None] = ("", None)
+        self._epoch = ""
+        self._failures = 0  # in a row
+        self._probing: asyncio.Task[None] | None = None
+        metrics.cache_available.set(1)
+
+    async def open(self) -> None:
+        """Connect, and register the server as the cache unless it is registered. Raises `CacheUnavailable`."""
+        if self.registration is None:
+            return
+        connection = await self._connections.get()
+        with suppress(CacheRefused):
+            self.epoch(connection)
+            return
+        try:
+            await self.registration.register(connection.server)
+        except StoreUnavailable as error:
+            raise CacheUnavailable(str(error)) from error
+
+    async def send(
+        self,
+        use: Use,
+        user_ids: Sequence[str],
+        commands: Commands,
+        epoch: Epoch | None = None,
+        allowed: tuple[str, ...] = (),
+        *,
+        proven: bool = False,
+    ) -> tuple[Epoch, list[Any]]:
+        """Send commands for some users. Return the epoch of the keys, and the replies. See `Cluster.send`.
+
+        Raises:
+            CacheUnavailable: the server does not answer.
+            CacheRefused: the connection has another epoch than `epoch`, another server is registered, or the server
+                refuses a command.
+        """
+        try:
+            connection = await self._connections.get(use)
+            # No await from here to `ask`: keys built for this connection must be sent on this connection.
+            current = self.epoch(connection)
+            if epoch is not None and current != epoch:
+                raise CacheRefused("the cache was restarted or replaced during the request")
+            replies = await connection.ask(commands(current, range(len(user_ids))))
+            for reply in replies:
+                if type(reply) is not list and (error := error_in(reply, allowed)) is not None:
+                    raise error
+        except CacheUnavailable as failure:
+            refused = isinstance(failure, CacheRefused)
+            self._metrics.cache_errors.labels("refused" if refused else "silent").inc()
+            if not refused:
+                self._failed()
+            raise
+        self._failures = 0
+        return current, replies
+
+    def epoch(self, connection: PipelinedConnection) -> Epoch:
+        """The epoch of keys sent on this connection. Raises `CacheRefused` if another server is the registered
+        cache."""
+        state = self.registration.state.last if self.registration is not None else None
+        server, known = self._known
+        if server == connection.server and known is state:
+            return self._epoch  # nothing has changed since the last command
+        if self.registration is not None:
+            state = self.registration.require(connection.server)
+        database_id, generation = (state.database_id, state.generation) if state is not None else (self._database_id, 0)
+        identity = f"{database_id}:{connection.server}:{generation}"
+        self._epoch = hashlib.sha256(identity.encode()).hexdigest()[:12]
+        self._known = (connection.server, state)
+        return self._epoch
+
+    def slots_without_answer(self, _: Iterable[str]) -> None:
+        """None: if a command fails, it fails for the users of all slots."""
+
+    async def samples(self) -> list[str]:
+        return [""]
+
+    async def close(self) -> None:
+        if self._probing is not None:
+            await end([self._probing])
+        await self._connections.close()
+
+    def _failed(self) -> None:
+        self._failures += 1
+        if self.available and self._failures >= TRIP_AFTER:
+            self.available = False
+            self._metrics.cache_available.set(0)
+            log.warning("cache_circuit_opened")
+            self._probing = asyncio.get_running_loop().create_task(self._probe_until_answered())
+
+    async def _probe_until_answered(self) -> None:
+        while True:
+            try:
+                connection = await self._connections.get()
+                (reply,) = await connection.ask([(b"PING",)])
+                if (error := error_in(reply)) is None:
+                    break
+                raise error
+            except CacheUnavailable as error:
+                log.debug("cache_probe_failed", error=str(error))
+            except Exception:  # a defect must not keep the circuit open
+                log.exception("cache_probe_failed")
+            await asyncio.sleep(PROBE_EVERY_S)
+        self._failures = 0
+        self.available = True
+        self._metrics.cache_available.set(1)
+        log.info("cache_circuit_closed")
