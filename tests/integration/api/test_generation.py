@@ -265,7 +265,6 @@ async def test_overview_reports_the_model_when_it_keeps_failing(modelled: Live, 
     for _ in range(SKIP_AFTER + 2):
         assert (await worded(modelled))["source"] == "template"
     (found,) = await findings()
-    assert re.search(r"since \d\d:\d\d UTC: refused \(3\), circuit open \(2\)\.$", found["text"])
-    assert "circuit open" in found["text"]
+    assert found["text"].endswith("refused (3), circuit open (2).")
     answer = await modelled.client.get("/readyz")
     assert (answer.status_code, answer.json()) == (200, ready)
