@@ -36,6 +36,7 @@ CONNECTIONS = (1, 8, 32)
 ROUNDS = 21
 SECONDS = 1
 DRAINED_S = 60.0
+BACKLOG_S = 600.0  # for the decisions of the measurement before, which had no worker
 MISSING = f"SELECT 1 FROM tip_scores WHERE spec_hash = '{SPEC_V2.hash}' AND champion_p IS NULL LIMIT 1"
 REQUESTS = 1_000
 INSERTS = 200
@@ -116,6 +117,7 @@ def _with_shadows(
         service(environment.settings) as shadowed,
         service(replace(environment.settings, shadow=False)) as alone,
     ):
+        eventually_sync(all_shadowed, BACKLOG_S)
         for connections in CONNECTIONS:
             loads: dict[int, list[Load]] = {shadowed: [], alone: []}
             for number in range(ROUNDS):

@@ -156,10 +156,11 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
             end = start + sum([masks(mask).width for mask in wanted.values()])
             hits = self._hits(wanted, held[start:end], at)
             if hits is not None:
-                parts = self._parts(wanted, held, start)
-                request.answer(
-                    hits if request.plain else {user_id: self._decoded(mask, part) for user_id, mask, part in parts}
-                )
+                if request.plain:
+                    request.answer(hits)
+                else:
+                    parts = self._parts(wanted, held, start)
+                    request.answer({user_id: self._decoded(mask, part) for user_id, mask, part in parts})
                 if local_cache is not None:
                     for user_id, mask, part in self._parts(wanted, held, start):
                         local_cache.offer(mark, user_id, mask, part, hits[user_id])
@@ -179,10 +180,14 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
 
     def _hits(self, wanted: Wanted, held: Sequence[bytes | None], at: ReadTime) -> dict[str, Sequence[bytes]] | None:
         """The JSON of each wanted feature by user id, given the contents of the keys; None unless all are hits."""
-        answer: dict[str, Sequence[bytes]] = {}
-        if len(wanted) > 1 and len(masks := set(wanted.values())) == 1:
+        if len(wanted) == 1:
+            ((user_id, mask),) = wanted.items()
+            values = self.computation.masks(mask).values(held, at)
+            return {user_id: values} if values is not None else None
+        if len(masks := set(wanted.values())) == 1:
             rows = self.computation.masks(masks.pop()).rows(held, at)
             return dict(zip(wanted, rows, strict=True)) if rows is not None else None
+        answer: dict[str, Sequence[bytes]] = {}
         for user_id, mask, part in self._parts(wanted, held, 0):
             values = self.computation.masks(mask).values(part, at)
             if values is None:
