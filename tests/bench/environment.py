@@ -7,6 +7,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,10 @@ from app.bootstrap.service import open_service
 from app.cli.demo_set import generate
 from app.features.clock import SystemClock
 from app.settings import Settings
+from app.settings.database import postgres_url
 from app.stores.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
+from tests.support.postgres import PostgresServer, servers
 from tests.support.registry import FEATURES
 
 USERS = 1_000
@@ -62,6 +65,17 @@ def environment(template: Path) -> Iterator[Environment]:
             users = [f"user-{number:04d}" for number in range(1, USERS + 1)]
             settings = Settings(features=FEATURES, database=database, cache_url=cache, queue_url=queue)
             yield Environment(settings, reference, users, SystemClock().now_ms())
+
+
+@contextmanager
+def on_postgres(here: Environment) -> Iterator[tuple[Environment, PostgresServer]]:
+    """The environment with a new database `bench` of a durable PostgreSQL server, and that server."""
+    with servers() as start:
+        server = start(fsync="on", full_page_writes="on", shared_buffers="128MB")
+        server.execute("CREATE DATABASE bench")
+        url = postgres_url(server.url("bench"))
+        migrate(url)
+        yield here._replace(settings=replace(here.settings, database=url)), server
 
 
 @contextmanager

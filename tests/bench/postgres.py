@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 
 import uvloop
 
@@ -15,12 +14,10 @@ from app.bootstrap.engines import open_engine
 from app.bootstrap.service import open_service
 from app.features.events import TipEvent
 from app.profiles.ports import ComputeRow
-from app.settings.database import postgres_url
-from app.stores.migrate import migrate
 from tests.bench.comparison import Comparison, compare
-from tests.bench.environment import Environment
+from tests.bench.environment import Environment, on_postgres
 from tests.support.events import feedback, served
-from tests.support.postgres import PostgresServer, servers
+from tests.support.postgres import PostgresServer
 from tests.support.registry import REGISTRY
 
 BATCH = 500
@@ -32,12 +29,7 @@ EVENTS = 300
 
 def measure(environment: Environment) -> Iterator[Comparison]:
     """Seconds per event, and seconds per user."""
-    with servers() as start:
-        server = start(fsync="on", full_page_writes="on", shared_buffers="128MB")
-        server.execute("CREATE DATABASE bench")
-        url = postgres_url(server.url("bench"))
-        migrate(url)
-        there = environment._replace(settings=replace(environment.settings, database=url))
+    with on_postgres(environment) as (there, server):
         yield from uvloop.run(_all(environment, there, server))
 
 

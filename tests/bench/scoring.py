@@ -21,14 +21,11 @@ from time import perf_counter
 import psutil  # type: ignore[import-untyped]  # publishes no types
 
 from app.bandit.model.specs import SPEC_V2
-from app.settings.database import postgres_url
-from app.stores.migrate import migrate
 from app.stores.sqlite.connection import connect
 from tests.bench.comparison import Comparison
-from tests.bench.environment import Environment
+from tests.bench.environment import Environment, on_postgres
 from tests.bench.load import Load, cost, get, middle, p50, post, wrk
 from tests.bench.servers import KEY, constant, process_environment, running, service, service_and_pid
-from tests.support.postgres import servers
 from tests.support.waiting import eventually_sync
 
 CANDIDATES = 20
@@ -53,12 +50,7 @@ def measure(environment: Environment) -> Iterator[Comparison]:
             return connection.execute(MISSING).fetchone() is None
 
     yield from _with_shadows(environment, requests, "score", shadowed_on_sqlite)
-    with servers() as start:
-        server = start(fsync="on", full_page_writes="on", shared_buffers="128MB")
-        server.execute("CREATE DATABASE bench")
-        url = postgres_url(server.url("bench"))
-        migrate(url)
-        there = environment._replace(settings=replace(environment.settings, database=url))
+    with on_postgres(environment) as (there, server):
         yield from _with_shadows(there, requests, "score on PostgreSQL", lambda: not server.execute(MISSING, "bench"))
 
 
