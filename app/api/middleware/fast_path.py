@@ -135,7 +135,8 @@ class FastPath:
         started = perf_counter()
         try:
             admitted = self._admit(scope["headers"], needs, with_body=route is not ONE)
-            body = await do(*admitted) if admitted is not None else None
+            if admitted is None or (body := await do(*admitted)) is None:
+                return False
         except Overloaded as error:
             mark(scope, error.kind)  # the edge rejects it, so the Litestar route does not try again
             scope["path_template"] = route[1]
@@ -145,8 +146,6 @@ class FastPath:
         except Exception:  # a defect of this path; the Litestar route may still answer
             begin(scope)  # so that this line has the request id of the answer
             log.exception("fast_path_failed")
-            return False
-        if body is None or admitted is None:
             return False
         scope["path_template"] = route[1]
         await self._send(send, body, admitted[1], route, started)
@@ -227,7 +226,7 @@ class FastPath:
                 hosts += 1 if not self._keyless or names_this_machine(value.decode("latin-1")) else 2
         if hosts > 1 or body_headers != 2 * with_body or (caller := self._granted(key, needs)) is None:
             return None
-        return caller, request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `new_request_id`, without the call
+        return caller, request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `request_id_of`
 
     async def _send(self, send: Send, body: bytes, request_id: bytes, route: Route, started: float) -> None:
         length = (b"content-length", b"%d" % len(body))
