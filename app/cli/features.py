@@ -157,9 +157,9 @@ def plan(registry: str | None, as_json: bool) -> None:
     """Show what would change if the registry were served.
 
     The registry is compared with the one that processes serve or, if none is running, served last. Shown are the
-    features that change, for how many users they must be recomputed, and the cost. Nothing is written. Exit code 1 if
-    serving the registry would break callers (a feature is removed or its dtype changes) or if a process could not start
-    (the SQL of a feature fails for stored users).
+    features that change, for how many users they must be recomputed (counted up to 100,000), and the cost. Nothing is
+    written. Exit code 1 if serving the registry would break callers (a feature is removed or its dtype changes) or if a
+    process could not start (the SQL of a feature fails for stored users).
     """
     settings = settings_of_command()
     found = run(_plan(settings, _contract(settings, registry)))

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from app.features.clock import rfc3339
 from app.operations.component_states import SEVERITY, ComponentStatus, State
 from app.operations.figures import Figure
 from app.operations.samples import Sample
 
-RECENT_MS = 5 * 60_000
+RECENT_MS = 15 * 60_000
 GENERATIONS = "generations_"
 # Outcomes of tips for which the model was not called: no model is set, or the process was about to end.
 NO_MODEL_ASKED = frozenset({"template", "stopping"})
@@ -176,7 +177,7 @@ def waiting_to_be_pruned(kinds: Sequence[str]) -> list[Finding]:
     return [Finding("degraded", "retention", text, advice)]
 
 
-def failing_model(samples: Iterable[Sample], now_ms: int) -> list[Finding]:
+def failing_model(samples: Sequence[Sample], now_ms: int) -> list[Finding]:
     """A finding, with the reasons, if the language model failed for more tips than it wrote within `RECENT_MS`. No
     request fails and readiness does not change, because a template then writes the tips."""
     outcomes: Counter[str] = Counter()
@@ -192,9 +193,12 @@ def failing_model(samples: Iterable[Sample], now_ms: int) -> list[Finding]:
         return []
     ordered = sorted(outcomes.items(), key=lambda item: (item[0] == CONSEQUENCE, -item[1]))
     why = ", ".join(f"{reason} ({count:,})" for reason, count in ordered)
-    text = f"The language model failed for {_counted(outcomes.total(), 'tip', 'tips')} in the last 5 minutes: {why}."
+    text = f"The language model failed for {_counted(outcomes.total(), 'tip', 'tips')} in the last 15 minutes: {why}."
+    last_ms = max((sample.at_ms for sample in samples if sample.counts.get(GENERATIONS + BY_MODEL)), default=None)
+    if last_ms is not None:
+        text += f" It last wrote one at {rfc3339(last_ms)[11:16]} UTC."
     advice = (
-        "Tips are worded by the template meanwhile, and no request fails. app/generation/README.md explains each "
-        "reason; the log has the details (model_failed). Check PROFILES_MODEL_URL, its key and its limits."
+        "A template words the tips instead, and no request fails. app/generation/README.md explains each reason; "
+        "the log has the details (model_failed). Check PROFILES_MODEL_URL, its key and its limits."
     )
     return [Finding("degraded", "model", text, advice)]

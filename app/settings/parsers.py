@@ -19,8 +19,12 @@ Parsed = TypeVar("Parsed")
 N = TypeVar("N", int, float)
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SCOPES = ("read", "write", "admin")
-_SCOPE = "|".join(SCOPES)
-_API_KEY = re.compile(rf"([A-Za-z0-9_.\-]{{1,64}}):((?:{_SCOPE})(?:\+(?:{_SCOPE}))*):([0-9a-f]{{64}})")
+# The parts of an API key in the settings, and what each must be.
+_API_KEY = (
+    (r"[A-Za-z0-9_.\-]{1,64}", "the name must be 1 to 64 of A-Z a-z 0-9 _ . -"),
+    (r"(read|write|admin)(\+(read|write|admin))*", "the scopes must be read, write or admin, joined by +"),
+    (r"[0-9a-f]{64}", "the last part must be the SHA-256 of the key as 64 lower-case hex digits"),
+)
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _URL_OPTIONS = ("db", "sentinel", *_TLS_OPTIONS)
 _CLUSTERS = ("redis+cluster", "rediss+cluster")
@@ -224,13 +228,13 @@ def api_keys(value: str) -> tuple[ApiKey, ...]:
     """Parse comma-separated `name:scope+scope:sha256hex`. Error messages show at most the name of a key."""
     keys: list[ApiKey] = []
     for number, item in enumerate(_items(value), start=1):
-        if (found := _API_KEY.fullmatch(item)) is None:
-            # The value is not shown, because it may be the key itself.
-            raise ValueError(
-                f"key {number} must be name:scope+scope:sha256hex, with a name of 1 to 64 of A-Z a-z 0-9 _ . -, "
-                f"scopes of {', '.join(SCOPES)}, and a SHA-256 as 64 lower-case hex digits"
-            )
-        name, scopes, digest = found.groups()
+        parts = item.split(":")
+        if len(parts) != len(_API_KEY):
+            raise ValueError(f"key {number} must be name:scope+scope:sha256hex")
+        for part, (pattern, rule) in zip(parts, _API_KEY, strict=True):
+            if re.fullmatch(pattern, part) is None:  # The part is not shown, because it may be the key itself.
+                raise ValueError(f"key {number}: {rule}")
+        name, scopes, digest = parts
         if any(key.name == name for key in keys):
             raise ValueError(f"key {name}: the name is used twice; give each key its own name")
         if any(key.sha256.hex() == digest for key in keys):

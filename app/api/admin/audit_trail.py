@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from app.api.admin.handlers import admin_get
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import MAX_ROWID, ROWID, USER_ID
+from app.api.openapi.document import MAX_ROWID, OPTIONAL_ID, ROWID
 from app.api.pages.negotiation import answer
 from app.api.request_parsing import check_ids
 from app.errors import InvalidInput, Issue
@@ -60,11 +60,7 @@ async def get_audit(
     action: Annotated[str, QueryParameter(description="Only this action.")] = "",
     subject: Annotated[str, QueryParameter(description="Only actions on this subject, as it is stored.")] = "",
     user_id: Annotated[
-        str,
-        QueryParameter(
-            description="Only actions on this user; instead of `subject`.",
-            schema_extra={"anyOf": [USER_ID, {"const": ""}]},
-        ),
+        str, QueryParameter(description="Only actions on this user; instead of `subject`.", schema_extra=OPTIONAL_ID)
     ] = "",
 ) -> Response[AuditPage]:
     service = service_of(request)

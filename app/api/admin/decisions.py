@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from app.api.admin.handlers import admin_get
 from app.api.dependencies import HttpRequest, service_of
-from app.api.openapi.document import MOMENT, USER_ID
+from app.api.openapi.document import MOMENT, OPTIONAL_ID
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.api.request_parsing import check_ids, moment_ms
 from app.api.scoring import DecisionAnswer, DecisionId, explanation
@@ -29,7 +29,6 @@ HOME = "/admin/decisions"
 DECISIONS_PER_PAGE = 50
 LEAST = 0.00005  # smaller contributions to a score are not shown
 BEFORE: dict[str, Any] = {"pattern": "^[0-9]{1,15}-[0-9]{1,18}$"}
-ID: dict[str, Any] = {"anyOf": [USER_ID, {"const": ""}]}
 TIME: dict[str, Any] = {"anyOf": [MOMENT, {"const": ""}]}
 # What an input of the type `datetime-local` sends.
 _WITHOUT_OFFSET = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?", re.ASCII)
@@ -75,9 +74,9 @@ class InputGroup(msgspec.Struct):
 async def find_decisions(
     request: HttpRequest,
     decision_id: Annotated[
-        str, QueryParameter(description="Only this decision, whatever else is asked for.", schema_extra=ID)
+        str, QueryParameter(description="Only this decision, whatever else is asked for.", schema_extra=OPTIONAL_ID)
     ] = "",
-    user_id: Annotated[str, QueryParameter(description="Only decisions for this user.", schema_extra=ID)] = "",
+    user_id: Annotated[str, QueryParameter(description="Only decisions for this user.", schema_extra=OPTIONAL_ID)] = "",
     since: Annotated[
         str,
         QueryParameter(
@@ -127,7 +126,7 @@ async def inspect_decision(request: HttpRequest, decision_id: DecisionId) -> Res
         groups=groups,
         least=f"{LEAST:f}".rstrip("0"),
         low=min([0.0, *totals]),
-        high=max([0.0, *totals]),
+        high=max([LEAST, *totals]),
     )
 
 

@@ -1,9 +1,9 @@
 """Authentication by API key or session cookie, authorization by scope, and protection against cross-site requests.
 
-The service stores only the SHA-256 of a key. A key is compared with every configured digest, in constant time, so that
-the response time reveals nothing about the digests. Without configured keys every caller has every scope; the settings
-allow that only on a loopback address. An admin's browser sends a session cookie instead of a key
-(`app.api.auth.sessions`).
+The service stores only the SHA-256 of a key. A key that this process has not accepted before is compared with every
+configured digest, in constant time, so that the response time reveals nothing about the digests. Without configured
+keys every caller has every scope; the settings allow that only on a loopback address. An admin's browser sends a
+session cookie instead of a key (`app.api.auth.sessions`).
 
 Invariant: neither a session cookie nor a loopback connection suffices for a change, because a page of another site can
 make the browser send a request with both. A form also carries the CSRF token of its session, any other request of a
@@ -56,8 +56,8 @@ class Authenticator:
         self._keys = tuple(
             (key.sha256, Caller(key.name, ANYONE.scopes if "admin" in key.scopes else key.scopes)) for key in keys
         )
-        # The configured keys that requests have sent, since hashing one takes longer than the rest of a check. How long
-        # a lookup takes tells nothing about them: it compares texts only if their hashes with a secret seed are equal.
+        # The accepted keys, at most one per configured digest, since hashing one takes longer than the rest of a check.
+        # The time of a lookup reveals none: texts are compared only if their hashes, with a secret seed, are equal.
         self._found: dict[str, Caller] = {}
 
     @property

@@ -142,16 +142,12 @@ def valid_request_id(value: bytes) -> bytes | None:
     return value if _REQUEST_ID.fullmatch(value) else None
 
 
-def new_request_id() -> bytes:
-    return REQUEST_ID_FORMAT % random_bits(64)
-
-
 def request_id_of(scope: HTTPScope) -> bytes:
     """The request id that the caller sent, if it is valid, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and (sent := valid_request_id(value)) is not None:
             return sent
-    return new_request_id()
+    return REQUEST_ID_FORMAT % random_bits(64)
 
 
 def _too_long(scope: HTTPScope, path: bytes) -> tuple[int, str] | None:

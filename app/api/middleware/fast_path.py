@@ -33,7 +33,6 @@ from app.api.middleware.edge import (
     REQUEST_ID_FORMAT,
     begin,
     random_bits,
-    request_id_of,
     valid_request_id,
 )
 from app.api.middleware.load_shedding import Shedding, mark
@@ -64,13 +63,13 @@ log = logger("api")
 
 
 class Post(NamedTuple):
-    """A POST of JSON that the fast path answers, and the scope that it needs. Unless `answer` may be tried `again`,
-    Litestar's route only reports its error."""
+    """A POST of JSON that the fast path answers, and the scope that it needs. If `answer` fails and is not
+    `repeatable`, Litestar's route only reports the error."""
 
     route: Route
     scope: str
     answer: Answer
-    again: bool = False
+    repeatable: bool = False
 
 
 class FastPath:
@@ -98,7 +97,7 @@ class FastPath:
         self._request_seconds = metrics.request_seconds
         self._masks = {b"": registry.full_mask}
         self._logs_requests = logging.getLogger().isEnabledFor(logging.DEBUG)
-        batch = Post(("POST", "/profiles/batch", 200), "read", partial(self._batch, reader), again=True)
+        batch = Post(("POST", "/profiles/batch", 200), "read", partial(self._batch, reader), repeatable=True)
         self._posts = {post.route[1].encode(): post for post in (batch, *posts)}
         self._reader = reader
 
@@ -136,7 +135,8 @@ class FastPath:
         started = perf_counter()
         try:
             admitted = self._admit(scope["headers"], needs, with_body=route is not ONE)
-            body = await do(*admitted) if admitted is not None else None
+            if admitted is None or (body := await do(*admitted)) is None:
+                return False
         except Overloaded as error:
             mark(scope, error.kind)  # the edge rejects it, so the Litestar route does not try again
             scope["path_template"] = route[1]
@@ -144,9 +144,8 @@ class FastPath:
         except ProfilesError:
             return False  # the Litestar route meets the same error and reports it
         except Exception:  # a defect of this path; the Litestar route may still answer
-            log.exception("fast_path_failed", **{REQUEST_ID: request_id_of(scope).decode()})
-            return False
-        if body is None or admitted is None:
+            begin(scope)  # so that this line has the request id of the answer
+            log.exception("fast_path_failed")
             return False
         scope["path_template"] = route[1]
         await self._send(send, body, admitted[1], route, started)
@@ -165,15 +164,14 @@ class FastPath:
     ) -> bytes | None:
         if self._shedding.overload(scope) is not None:
             return None  # the edge lets the request wait, or rejects it
-        if not post.again:
-            begin(scope, request_id)
+        begin(scope, request_id)
         content = await _read(body, taken)
         if content is None:
             return None
         try:
             return await post.answer(content, caller)
         except Exception as error:
-            if post.again:
+            if post.repeatable:
                 raise
             taken.appendleft(error)
             return None
@@ -185,7 +183,7 @@ class FastPath:
             return None
         if any(map(id_problem, asked.user_ids)):
             return None
-        mask = self._registry.full_mask if asked.features is None else self._registry.mask(asked.features)
+        mask = self._registry.mask(asked.features)
         values = await reader.read_values(dict.fromkeys(asked.user_ids, mask))
         return self._renderer.batch(asked.user_ids, values, mask)
 
@@ -228,7 +226,7 @@ class FastPath:
                 hosts += 1 if not self._keyless or names_this_machine(value.decode("latin-1")) else 2
         if hosts > 1 or body_headers != 2 * with_body or (caller := self._granted(key, needs)) is None:
             return None
-        return caller, request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `new_request_id`, without the call
+        return caller, request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `request_id_of`
 
     async def _send(self, send: Send, body: bytes, request_id: bytes, route: Route, started: float) -> None:
         length = (b"content-length", b"%d" % len(body))

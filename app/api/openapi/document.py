@@ -90,6 +90,7 @@ Schema = dict[str, Any]
 MAX_ROWID = 2**63 - 1
 ROWID: Schema = {"maximum": MAX_ROWID}  # Litestar would convert it to a float, which rounds it
 USER_ID: Schema = {"minLength": 1, "maxLength": MAX_ID_LENGTH, "pattern": ID_PATTERN}
+OPTIONAL_ID: Schema = {"anyOf": [USER_ID, {"const": ""}]}  # browsers send empty fields of a form, too
 ID_PREFIX: Schema = {"maxLength": MAX_ID_LENGTH, "pattern": r"^[^/\x00-\x1f\x7f-\x9f]*$"}
 MOMENT: Schema = {"format": "date-time", "examples": ["2026-04-25T08:30:00+02:00"]}
 UserId = Annotated[

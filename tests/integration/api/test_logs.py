@@ -195,6 +195,17 @@ async def test_json_lines_have_request_ids_and_no_keys(served: ServeProcess) -> 
     assert [line["event"] for line in lines].count("serving") == 1
 
 
+async def test_all_lines_of_a_request_have_the_id_of_its_answer(served: ServeProcess) -> None:
+    async with served("json") as serving:
+        async with httpx.AsyncClient(base_url=serving.url, trust_env=False, verify=NO_TLS) as client:
+            answer = await client.get("/profiles/boom", headers=as_caller("reader"))
+        request_id = answer.headers["x-request-id"]
+        written = await _written(serving, {request_id: answer.status_code})
+    ids = {line["event"]: line["request_id"] for line in map(json.loads, written.splitlines()) if "request_id" in line}
+    assert ids.keys() >= {"fast_path_failed", "unexpected_error", "request"}
+    assert set(ids.values()) == {request_id}
+
+
 @pytest.mark.slow
 async def test_console_lines_have_no_keys_and_cannot_be_forged(served: ServeProcess) -> None:
     async with served("console") as serving:

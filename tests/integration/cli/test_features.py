@@ -274,6 +274,13 @@ def test_diff_compares_with_the_definition_served_last(populated: Run, tmp_path:
     assert (as_json["users"], as_json["after"]["failed"]) == (1, 0)
 
 
+def test_diff_shows_all_digits_of_large_values(populated: Run, tmp_path: Path) -> None:
+    serve(tmp_path, own_registry(tmp_path / "own.py", own_entry(compute=COUNT_VIEWS)))
+    large = own_entry(dtype="float", compute=COUNT_TIPS.replace("COUNT(DISTINCT tip_id)", "12345.6"))
+    rows = rows_shown(populated("features", "diff", "probe", features=own_registry(tmp_path / "new.py", large)).out)
+    assert rows["after: quartiles"] == "12,346; 12,346; 12,346"
+
+
 def test_diff_counts_failures_of_a_disabled_feature(populated: Run, tmp_path: Path) -> None:
     serve(tmp_path, own_registry(tmp_path / "own.py", own_entry(compute=OVERFLOW)))
     latest = "SELECT user_id, MAX(tip_id) AS value FROM views GROUP BY user_id"

@@ -146,7 +146,7 @@ BAD_SETTINGS = {
     "PROFILES_CACHE_URL: must start with redis://, rediss:// or unix://": {"cache_url": "http://x"},
     "PROFILES_QUEUE_URL: ": {"queue_url": "redis://host:port"},
     "PROFILES_RETENTION_DAYS: must be a whole number from 1 to": {"retention_days": "0"},
-    "PROFILES_API_KEYS: key 1 must be name:scope+scope:sha256hex": {"api_keys": "a:read:secret"},
+    "PROFILES_API_KEYS: key 1: the last part must be the SHA-256": {"api_keys": "a:read:secret"},
     "PROFILES_LOG_FORMAT: must be one of console, json": {"log_format": "xml"},
     "PROFILES_DEMO: must be 0 or 1 (given: 'yes')": {"demo": "yes"},
     "PROFILES_REWARDS: unknown outcome 'shared'; outcomes are completed, dismissed, ": {"rewards": "shared=1"},
