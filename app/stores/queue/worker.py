@@ -154,8 +154,8 @@ class _Lean:
 
 
 class _Pipeline(Pipeline):
-    """A pipeline that drops its connection even if `reset` is cancelled while the queue is silent; redis-py's would keep
-    it. Only `end` in `_close` cancels `reset`, and the pool is closed next, with all its connections."""
+    """A pipeline that drops its connection even if `reset` is cancelled while the queue is silent. redis-py's keeps it.
+    Only `end` in `_close` cancels `reset`, and the pool is closed next, with all its connections."""
 
     async def reset(self) -> None:
         try:

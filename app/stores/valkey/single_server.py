@@ -30,8 +30,8 @@ log = logger("stores.valkey")
 
 
 class SingleServer:
-    """Sends commands to one server, or to the master of a Sentinel group, as `app.stores.valkey.cluster.Cluster` does to
-    several. `available`: whether the circuit is closed."""
+    """Sends commands to one server, or to the master of a Sentinel group. Used as `app.stores.valkey.cluster.Cluster`
+    is. `available`: whether the circuit is closed."""
 
     def __init__(
         self, url: str, timeout_s: float, database_id: str, registration: ServerRegistration | None, metrics: Metrics
