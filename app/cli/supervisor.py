@@ -153,11 +153,12 @@ def _keep_running(
     all are ready. Whenever `restart` is set, the processes are replaced one by one.
     """
     with listening_socket(settings.host, settings.port) as listener:
-        children = [Child(name, environment) for name in others]
-        for place in reversed(range(settings.processes)):
+        children = list[Child]()
+        for place in range(settings.processes):
             port = settings.metrics_port and settings.metrics_port + place
             own = {**environment, PREFIX + "PROCESSES": "1", PREFIX + "METRICS_PORT": str(port)}
-            children.insert(0, Child("serve", own, listener, STOP_S + settings.drain_s))
+            children.append(Child("serve", own, listener, STOP_S + settings.drain_s))
+        children += [Child(name, environment) for name in others]
         replacing: Generator[None, None, None] | None = None
         code, greeted = 0, False
         try:

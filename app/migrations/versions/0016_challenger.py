@@ -8,8 +8,8 @@ from app.migrations.statements import run
 revision = "0016"
 down_revision = "0015"
 
-# The shadows tell which challenger it is; without any, it is that of the releases before, `lints-v2`. A roll-out that
-# nobody has moved, and without shadows, is that of whichever challenger comes first: null.
+# The challenger of the newest shadow. Without shadows: if the stage was ever changed, that of earlier releases,
+# `lints-v2`; otherwise null, and the first challenger that runs takes its place.
 UPDATE_CHALLENGER = """
 UPDATE rollout SET challenger = COALESCE(
     (SELECT spec_hash FROM tip_scores WHERE challenger_p IS NOT NULL ORDER BY number DESC LIMIT 1),

@@ -80,6 +80,7 @@ def report(result: CheckResult, metrics: Metrics, **context: object) -> list[dic
     found: list[dict[str, object]] = []
     for cell in result.untrue:
         assert cell.held is not None
+        assert cell.held.expires_at_ms is not None
         assert result.inspection is not None
         metrics.consistency_violations.labels(cell.entry.name, cell.fault).inc()
         facts: dict[str, object] = {
@@ -89,7 +90,7 @@ def report(result: CheckResult, metrics: Metrics, **context: object) -> list[dic
             "computed": cell.outcome.json.decode(errors="replace"),
             "held_version": cell.held.version,
             "held_computed_at": rfc3339(cell.held.computed_at_ms),
-            "held_expires_at_ms": cell.held.expires_at_ms,
+            "held_expires_at": rfc3339(cell.held.expires_at_ms),
             "fingerprint": cell.held.fingerprint.decode(errors="replace"),
             "newest_events": dict(result.inspection.newest),
             "seen_at": rfc3339(result.inspection.at_ms),

@@ -142,8 +142,7 @@ async def split(redis: ArqRedis, job_id: str) -> None:
                 data = await pipe.getrange(key, at, at + PIECE_BYTES - 1)
                 piece, length = leading(data, min(PIECE_EVENTS, events - taken))
                 if not piece:
-                    large = f"is larger than {PIECE_BYTES:,} bytes, or not msgpack"
-                    fault = large if len(data) == PIECE_BYTES else "is missing"
+                    fault = f"is missing, not msgpack, or larger than {PIECE_BYTES:,} bytes"
                     raise InvalidInput(f"the event [{taken}] of {events} {fault}; the rest cannot be read")
                 rest: dict[str, Any] = {"f": TIP_EVENTS, "a": [[]]}
             except InvalidInput as error:

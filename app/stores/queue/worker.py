@@ -154,12 +154,12 @@ class _Lean:
 
 
 class _Pipeline(Pipeline):
-    """redis-py's pipeline, which keeps its connection if `reset` is cancelled while the queue is silent. Only `end` in
-    `_close` cancels it; the pool is then closed with all connections."""
+    """A pipeline that drops its connection even if `reset` is cancelled while the queue is silent. redis-py's keeps it.
+    Only `end` in `_close` cancels `reset`, and the pool is closed next, with all its connections."""
 
     async def reset(self) -> None:
         try:
-            await super().reset()  # type: ignore[no-untyped-call]  # redis-py 5 types it not
+            await super().reset()  # type: ignore[no-untyped-call]  # redis-py has no types
         finally:
             self.connection = None
 

@@ -216,10 +216,10 @@ class ValkeyCache:
             return [(b"DEL", *keys[start : start + _KEYS_PER_DEL]) for start in range(0, len(keys), _KEYS_PER_DEL)]
 
         _, replies = await self._send_each("del", Use.FRONT, users, deletions)
-        failed = [i for i, reply in enumerate(replies) if isinstance(reply, CacheUnavailable)]
         if self._registration is not None:
             await self._registration.settle()
-        if failed:
+        failed = [i for i, reply in enumerate(replies) if isinstance(reply, CacheUnavailable)]
+        if failed and isinstance(self._servers, Cluster):  # a single server raises its error
             error: CacheUnavailable = replies[failed[0]]
             error.slots = self._servers.slots_without_answer(users[i] for i in failed)
             raise error

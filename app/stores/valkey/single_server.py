@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,14 +30,14 @@ log = logger("stores.valkey")
 
 
 class SingleServer:
-    """Sends commands to one server, or to the master of a Sentinel group. Has the methods of
-    `app.stores.valkey.cluster.Cluster`. `available`: whether the circuit is closed."""
+    """Sends commands to one server, or to the master of a Sentinel group. Used as `app.stores.valkey.cluster.Cluster`
+    is. `available`: whether the circuit is closed."""
 
     def __init__(
         self, url: str, timeout_s: float, database_id: str, registration: ServerRegistration | None, metrics: Metrics
     ) -> None:
-        """Without a `registration`, whichever server answers at `url` is used. This is safe if only one process uses
-        it, or if the server never changes. Raises `ValueError` for an invalid URL."""
+        """Without a `registration`, any server that answers at `url` is used. This is safe if only one process uses it,
+        or if the server never changes. Raises `ValueError` for an invalid URL."""
         self.registration = registration
         self.available = True
         self._database_id = database_id
@@ -112,9 +112,6 @@ class SingleServer:
         self._epoch = hashlib.sha256(identity.encode()).hexdigest()[:12]
         self._known = (connection.server, state)
         return self._epoch
-
-    def slots_without_answer(self, _: Iterable[str]) -> None:
-        """None: if a command fails, it fails for the users of all slots."""
 
     async def samples(self) -> list[str]:
         return [""]

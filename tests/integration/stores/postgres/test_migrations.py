@@ -13,10 +13,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from alembic import command
 from sqlalchemy import URL, Engine, create_engine, inspect
 from sqlalchemy.pool import NullPool
 
 from app.errors import SchemaMismatch, StoreUnavailable
+from app.migrations import configuration
 from app.settings.database import PostgresUrl
 from app.settings.database import postgres_url as parsed
 from app.stores.migrate import current, migrate
@@ -115,11 +117,29 @@ def test_both_engines_have_the_same_schema(postgres_url: PostgresUrl, database_p
             assert there[name][part] == table[part], f"{part} of {name}"
 
 
-def test_tables_of_events_are_vacuumed_after_few_new_rows(postgres_url: PostgresUrl) -> None:
-    with psycopg.connect(postgres_url.url) as connection:
+def storage_options(database: PostgresUrl) -> dict[str, list[str]]:
+    with psycopg.connect(database.url) as connection:
         rows = connection.execute("SELECT relname, reloptions FROM pg_class WHERE reloptions IS NOT NULL").fetchall()
-    options: dict[str, list[str]] = dict(rows)
+    return dict(rows)
+
+
+def test_tables_of_events_are_vacuumed_after_few_new_rows(postgres_url: PostgresUrl) -> None:
+    options = storage_options(postgres_url)
     for table in ("event_log", "tip_views", "tip_feedback"):
+        assert options[table] == ["autovacuum_vacuum_insert_scale_factor=0.01"]
+
+
+def test_partitions_are_vacuumed_after_few_new_rows_when_a_table_is_partitioned(postgres_url: PostgresUrl) -> None:
+    drop_tables(postgres_url)
+    command.upgrade(configuration(postgres_url), "0014")
+    with psycopg.connect(postgres_url.url) as connection:
+        connection.execute("ALTER TABLE event_log RENAME TO whole")
+        connection.execute("CREATE TABLE event_log (LIKE whole INCLUDING ALL) PARTITION BY HASH (user_id)")
+        connection.execute("DROP TABLE whole")
+        connection.execute("CREATE TABLE one PARTITION OF event_log FOR VALUES WITH (MODULUS 1, REMAINDER 0)")
+    migrate(postgres_url)
+    options = storage_options(postgres_url)
+    for table in ("one", "tip_views", "tip_feedback"):
         assert options[table] == ["autovacuum_vacuum_insert_scale_factor=0.01"]
 
 

@@ -195,17 +195,19 @@ async def test_job_is_buried_when_it_is_larger_than_allowed(client: ArqRedis, mo
     assert "300,000" in said
 
 
-async def test_rest_is_buried_when_an_event_is_missing_or_too_large(client: ArqRedis) -> None:
-    whole = _job(a=[[{"a": 1}, "x" * module.PIECE_BYTES]])
-    for raw, fault in (
-        (whole, "the event [1] of 2 is larger than 262,144 bytes, or not msgpack; the rest cannot be read"),
-        (_job(a=[EVENTS])[:-100_000], "is missing; the rest cannot be read"),
+async def test_rest_is_buried_when_an_event_cannot_be_read(client: ArqRedis) -> None:
+    fault = " is missing, not msgpack, or larger than 262,144 bytes; the rest cannot be read"
+    large = _job(a=[[{"a": 1}, "x" * module.PIECE_BYTES]])
+    for raw, said_of in (
+        (large, "the event [1] of 2"),
+        (_job(a=[EVENTS])[:-100_000], f" of {len(EVENTS)}"),
+        (_job(a=[[*EVENTS, "bad"]]).replace(b"\xa3bad", b"\xc1"), f"the event [{len(EVENTS)}] of {len(EVENTS) + 1}"),
     ):
         await published(client, raw)
         await split(client, "job")
         (name, (_, said)), (_, (first,)), *_ = await waiting(client)
         assert name == BURY
-        assert said.endswith(fault)
+        assert said.endswith(said_of + fault)
         assert first[0] in ({"a": 1}, EVENTS[0])
         await client.flushall()
 
