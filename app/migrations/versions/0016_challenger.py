@@ -8,8 +8,8 @@ from app.migrations.statements import run
 revision = "0016"
 down_revision = "0015"
 
-# The shadows tell which challenger it is; without any, it is that of the releases before, `lints-v2`. A roll-out that
-# nobody has moved, and without shadows, is that of whichever challenger comes first: null.
+# The newest shadow tells which challenger it is. Without shadows, a roll-out that was moved is that of `lints-v2`, the
+# challenger of the releases before. One that was not moved belongs to the first challenger that comes: null.
 UPDATE_CHALLENGER = """
 UPDATE rollout SET challenger = COALESCE(
     (SELECT spec_hash FROM tip_scores WHERE challenger_p IS NOT NULL ORDER BY number DESC LIMIT 1),
