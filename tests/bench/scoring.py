@@ -58,8 +58,10 @@ def measure(environment: Environment) -> Iterator[Comparison]:
         server.execute("CREATE DATABASE bench")
         url = postgres_url(server.url("bench"))
         migrate(url)
-        there = environment._replace(settings=replace(environment.settings, database=url))
-        yield from _with_shadows(there, requests, "score on PostgreSQL", lambda: not server.execute(MISSING, "bench"))
+        on_postgres = environment._replace(settings=replace(environment.settings, database=url))
+        yield from _with_shadows(
+            on_postgres, requests, "score on PostgreSQL", lambda: not server.execute(MISSING, "bench")
+        )
 
 
 def _costs(environment: Environment, requests: list[bytes]) -> Iterator[Comparison]:

@@ -250,31 +250,22 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             StoreUnavailable: the database does not answer.
         """
         state = await self.repository.state()
-        if self._belongs_to_another(state):
-            if state.challenger in SPECS:
-                await self._begin_anew(state)
-            return
-        if not state.running:
-            return
-        await self.look(state, await self.counts(state))
-        if not state.share or not (found := broken(await self.guardrails(state), self.limits)):
-            return
-        reason = " ".join(found)
         try:
-            await self.move("rollback", WORKER, reason)
+            if self._belongs_to_another(state):
+                if state.challenger in SPECS:
+                    await self._begin_anew(state)
+            elif state.running:
+                await self.look(state, await self.counts(state))
+                if state.share and (found := broken(await self.guardrails(state), self.limits)):
+                    await self.move("rollback", WORKER, reason := " ".join(found))
+                    log.warning("rolled_back", share=state.share, reason=reason)
         except Conflict as error:  # another process moved it first
             log.info("rollout_changed_meanwhile", detail=str(error))
-            return
-        log.warning("rolled_back", share=state.share, reason=reason)
 
     async def _begin_anew(self, state: RolloutState) -> None:
         why = f"The challenger is another one than at the stage {stage_label(state)}, so it begins in the shadow."
-        try:
-            async with self.audited(WORKER, BEGIN_ANEW) as action:
-                await self._change(action, state, Target("shadow", 0.0, anew=True), why, WORKER)
-        except Conflict as error:  # another worker was first
-            log.info("rollout_changed_meanwhile", detail=str(error))
-            return
+        async with self.audited(WORKER, BEGIN_ANEW) as action:
+            await self._change(action, state, Target("shadow", 0.0, anew=True), why, WORKER)
         log.warning("rollout_begins_anew", before=stage_label(state), spec=self.policies.longest.hash, reason=why)
 
     async def look(self, state: RolloutState, counts: Counts) -> RolloutLook | None:
