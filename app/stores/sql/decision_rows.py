@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from app.bandit.decisions import Decision, DecisionOutcome, Ranking, Role
-from app.bandit.model.inputs import STORED, Array, Candidate, Context, packed
+from app.bandit.model.inputs import STORED, Array, Candidate, Context, Profile, packed
 from app.bandit.model.specs import SPECS
 from app.bandit.numpy_on_demand import np
 from app.features.events import stored_action
@@ -24,7 +24,7 @@ from app.stores.sql.logged_profiles import profile_read_of
 class _StoredRequest(msgspec.Struct):
     candidates: tuple[Candidate, ...]
     at: datetime | None
-    profile: dict[str, Any] | None
+    profile: Profile
     context: Context = Context()  # without `at`; earlier releases stored no other
 
 

@@ -98,6 +98,7 @@ async def test_lines_are_the_same_records_and_link_to_the_next_page(
     [
         ("request", "{"),
         ("request", '{"candidates":[]}'),
+        ("request", json.dumps({"candidates": candidates(), "at": None, "profile": {"tip_volume_30d": []}})),
         ("chosen", 99),
         ("theta", b"0"),
         ("theta", bytes(8)),
