@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -67,14 +66,10 @@ async def get_decisions(
         following = f"{page.following.at_ms}-{page.following.decision_id}"
         query = urlencode({"cursor": following} | ({"until": until} if until is not None else {}))
         headers["Link"] = f'<{service_of(request).settings.root_path}/decisions?{query}>; rel="next"'
-    # Encoding a page takes milliseconds.
-    encoded = await asyncio.to_thread(_encoded, page.records)
+    # Encoding a page takes milliseconds. One call for all records would not let another thread run during that time.
+    encoded = await asyncio.to_thread(lambda: [msgspec.json.encode(record) for record in page.records])
     if prefers(request, NDJSON):
         lines: Any = b"".join([record + b"\n" for record in encoded])
         return Response(lines, media_type=NDJSON, headers=headers)
     body: Any = b'{"decisions":[%b],"next_cursor":%b}' % (b",".join(encoded), msgspec.json.encode(following))
     return Response(body, headers=headers)
-
-
-def _encoded(records: Sequence[DecisionRecord]) -> list[bytes]:
-    return [msgspec.json.encode(record) for record in records]

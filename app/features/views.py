@@ -11,13 +11,15 @@ from app.features.clock import rfc3339
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def view(kind: type[T], source: object, **others: Any) -> T:
-    """Make a struct of the type `kind`. A field is taken from `others`, else from the attribute of `source` with the
-    same name. If `source` has the attribute `x_ms` (epoch ms), the field `x` is that time as RFC 3339."""
-    for name in kind.__struct_fields__:
-        if name not in others and hasattr(source, f"{name}_ms"):
-            moment_ms = getattr(source, f"{name}_ms")
-            others[name] = None if moment_ms is None else rfc3339(moment_ms)
-        elif name not in others:
-            others[name] = getattr(source, name)
+def view(kind: type[T], *sources: object, **others: Any) -> T:
+    """Make a struct of the type `kind`. A field is taken from `others`, else from the attribute with the same name of
+    the first of the `sources` that has it. If a source has the attribute `x_ms` (epoch ms), the field `x` is that time
+    as RFC 3339."""
+    for source in sources:
+        for name in kind.__struct_fields__:
+            if name not in others and hasattr(source, f"{name}_ms"):
+                moment_ms = getattr(source, f"{name}_ms")
+                others[name] = None if moment_ms is None else rfc3339(moment_ms)
+            elif name not in others and hasattr(source, name):
+                others[name] = getattr(source, name)
     return kind(**others)

@@ -7,6 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
+from app.bandit.model.specs import SPEC_V2
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.stages import Stage, Target
 from app.bootstrap.service import OpenService
@@ -20,7 +21,7 @@ BLANK: Mapping[str, object] = {
     "role": "champion",
     "served_by": "lints-v1",
     "policy_hash": "p",
-    "spec_hash": "s",
+    "spec_hash": SPEC_V2.hash,
     "state_version": 0,
     "prior_version": 1,
     "profile_origin": "service",

@@ -6,11 +6,13 @@ import shutil
 import socket
 import subprocess
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
+from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.postgres import missing
 from tests.support.processes import ROOT, free_port
 from tests.support.servers import VALKEY, StartServer, ask
@@ -32,6 +34,10 @@ def node_port() -> int:
             return port
 
 
+def knows_every_node(server: EmbeddedServer) -> bool:
+    return f"cluster_known_nodes:{NODES}" in ask(server, "CLUSTER", "INFO").decode().split()
+
+
 def test_script_creates_a_cluster_once(start_server: StartServer, tmp_path: Path) -> None:
     client = shutil.which("redis-cli") or missing("redis-cli is missing: apt-get install redis-tools")
     (tmp_path / "valkey-cli").symlink_to(client)
@@ -46,4 +52,4 @@ def test_script_creates_a_cluster_once(start_server: StartServer, tmp_path: Path
             info = ask(server, "CLUSTER", "INFO").decode().split()
             assert {"cluster_state:ok", "cluster_size:3", "cluster_slots_ok:16384"} <= set(info)
             # Until a handshake of two nodes with each other is over, a node may count the other twice.
-            eventually_sync(lambda server=server: b"cluster_known_nodes:6\r" in ask(server, "CLUSTER", "INFO"))
+            eventually_sync(partial(knows_every_node, server))

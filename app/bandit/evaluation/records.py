@@ -79,6 +79,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
         return view(
             cls,
             decision,
+            outcome,
             decision_id=decision.id,
             decided_at=rfc3339(decision.created_at_ms),
             profile_origin=decision.origin,
@@ -90,10 +91,5 @@ class DecisionRecord(msgspec.Struct, frozen=True):
             champion_pi=champion and champion.pi.tolist(),
             challenger_scores=challenger and challenger.scores.tolist(),
             challenger_pi=challenger and challenger.pi.tolist(),
-            state=outcome.state,
-            served_at=None if outcome.served_at_ms is None else rfc3339(outcome.served_at_ms),
-            reward=outcome.reward,
             reward_source=outcome.source,
-            action=outcome.action,
-            settled_at=None if outcome.settled_at_ms is None else rfc3339(outcome.settled_at_ms),
         )

@@ -100,24 +100,24 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
     def _challenged(self) -> bool:
         return self.policies.challenger is not None
 
-    def _of_another(self, state: RolloutState) -> bool:
+    def _belongs_to_another(self, state: RolloutState) -> bool:
         """Whether the stage belongs to another challenger than that of this release."""
         own = self.policies.challenger
         return own is not None and state.challenger not in (None, own.spec.hash)
 
-    def _own(self, state: RolloutState) -> RolloutState:
-        if not self._of_another(state):
+    def _effective(self, state: RolloutState) -> RolloutState:
+        """What the stage means to this release: the stage of another challenger counts as rolled back."""
+        if not self._belongs_to_another(state):
             return state
         reason = f"The stage {stage_label(state)} is that of another challenger, with the spec {state.challenger}."
         return state._replace(stage="rolled back", share=0.0, reason=reason)
 
     async def state(self) -> RolloutState:
-        """The stage of this release's challenger. The stage of another one counts as rolled back."""
-        return self._own(await self.repository.state())
+        return self._effective(await self.repository.state())
 
     async def status(self) -> RolloutStatus:
         stored = await self.repository.state()
-        state = self._own(stored)
+        state = self._effective(stored)
         counts, looks = await self.counts(state), await self.repository.looks()
         guardrails = await self.guardrails(state)
         said = self._verdict(looks, guardrails, counts)
@@ -198,12 +198,13 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         """
         async with self.audited(actor, ACTIONS[move]) as action:
             state = await self.repository.state()
-            own = state if move == "rollback" else self._own(state)
+            # A rollback also ends the stage of another challenger, which another release may let serve.
+            judged = state if move == "rollback" else self._effective(state)
             said, served = Verdict("hold", ""), 0
             if move != "rollback":  # a rollback needs no verdict
                 counts, looks = await self.counts(state), await self.repository.looks()
                 said, served = self._verdict(looks, await self.guardrails(state), counts), counts.served
-            to = target(move, own, said, served, self._challenged)
+            to = target(move, judged, said, served, self._challenged)
             why = reason.strip() or ("the shadow begins anew" if to.anew else said.reason) or "no reason was given"
             return await self._change(action, state, to, why, actor)
 
@@ -219,11 +220,11 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
     async def alarm(self) -> Alarm | None:
         """The problem that needs attention now; None if there is none. Cheap, since every overview calls it."""
         state = await self.repository.state()
-        if self._of_another(state):
+        if self._belongs_to_another(state):
             advice = (
                 "A worker begins anew in the shadow, unless a later release has that challenger: then ramp to do so."
             )
-            return Alarm(f"The champion serves every user. {self._own(state).reason}", advice)
+            return Alarm(f"In this release the champion serves every user. {self._effective(state).reason}", advice)
         age_ms = self.clock.now_ms() - state.changed_at_ms
         if state.stage == "rolled back" and state.changed_by == WORKER and age_ms < REPORTED_FOR_MS:
             advice = "The champion serves every user again. Fix the cause; ramping then begins anew in the shadow."
@@ -249,31 +250,22 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             StoreUnavailable: the database does not answer.
         """
         state = await self.repository.state()
-        if self._of_another(state):
-            if state.challenger in SPECS:
-                await self._begin_anew(state)
-            return
-        if not state.running:
-            return
-        await self.look(state, await self.counts(state))
-        if not state.share or not (found := broken(await self.guardrails(state), self.limits)):
-            return
-        reason = " ".join(found)
         try:
-            await self.move("rollback", WORKER, reason)
+            if self._belongs_to_another(state):
+                if state.challenger in SPECS:
+                    await self._begin_anew(state)
+            elif state.running:
+                await self.look(state, await self.counts(state))
+                if state.share and (found := broken(await self.guardrails(state), self.limits)):
+                    await self.move("rollback", WORKER, reason := " ".join(found))
+                    log.warning("rolled_back", share=state.share, reason=reason)
         except Conflict as error:  # another process moved it first
             log.info("rollout_changed_meanwhile", detail=str(error))
-            return
-        log.warning("rolled_back", share=state.share, reason=reason)
 
     async def _begin_anew(self, state: RolloutState) -> None:
         why = f"The challenger is another one than at the stage {stage_label(state)}, so it begins in the shadow."
-        try:
-            async with self.audited(WORKER, BEGIN_ANEW) as action:
-                await self._change(action, state, Target("shadow", 0.0, anew=True), why, WORKER)
-        except Conflict as error:  # another worker was first
-            log.info("rollout_changed_meanwhile", detail=str(error))
-            return
+        async with self.audited(WORKER, BEGIN_ANEW) as action:
+            await self._change(action, state, Target("shadow", 0.0, anew=True), why, WORKER)
         log.warning("rollout_begins_anew", before=stage_label(state), spec=self.policies.longest.hash, reason=why)
 
     async def look(self, state: RolloutState, counts: Counts) -> RolloutLook | None:
@@ -285,7 +277,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         sums = DecisionSums()
         async for page in self.repository.pages(state, counts.until):
             sums.add(page)
-        # Users may have been erased since the decisions were counted.
+        # Fewer than were counted, if users have been erased since, or if another release has made some of them.
         if sums.users < 2 or look_number(sums.n) <= look_number(made_at):
             return None
         # Releases that looked at fewer decisions have used more numbers. No number, and so no level, is used twice.

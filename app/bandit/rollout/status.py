@@ -70,11 +70,11 @@ class FiguresView(msgspec.Struct, kw_only=True):
         return view(
             cls,
             found,
+            look,
             **intervals,
             look=look.number,
             made_at=rfc3339(look.at_ms),
             decisions=found.n,
-            level=look.level,
             doubly_robust=IntervalView(*found.dr),
             effective_sample_size=found.ess,
             champion_effective_sample_size=found.champion_ess,

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from app.bandit.decisions import Decision, DecisionOutcome, Ranking
-from app.bandit.model.inputs import STORED, Array, Candidate, Context, packed
+from app.bandit.decisions import Decision, DecisionOutcome, Ranking, Role
+from app.bandit.model.inputs import STORED, Array, Candidate, Context, Profile, packed
+from app.bandit.model.specs import SPECS
 from app.bandit.numpy_on_demand import np
 from app.features.events import stored_action
 from app.stores.sql.database import Connection, Parameters
@@ -23,7 +24,7 @@ from app.stores.sql.logged_profiles import profile_read_of
 class _StoredRequest(msgspec.Struct):
     candidates: tuple[Candidate, ...]
     at: datetime | None
-    profile: dict[str, Any] | None
+    profile: Profile
     context: Context = Context()  # without `at`; earlier releases stored no other
 
 
@@ -36,9 +37,9 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_StoredRequest).decode
 
 
-def array(stored: bytes) -> Array:
-    """Decode an array of little-endian float64."""
-    return np.frombuffer(stored, STORED).astype(np.float64)
+def array(stored: bytes, size: int = -1) -> Array:
+    """Decode an array of little-endian float64. Raises `ValueError` if it is not of this size, -1 for any."""
+    return np.frombuffer(stored, STORED).astype(np.float64).reshape(size)
 
 
 def named_rows(connection: Connection, statement: str, values: Parameters) -> list[dict[str, Any]]:
@@ -87,10 +88,10 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
         profile_present=bool(row["profile_present"]),
         candidates=request.candidates,
         context=replace(request.context, at=request.at),
-        theta=array(row["theta"]),
-        phi=array(row["phi"]),
-        champion=_ranking(row["champion_scores"], row["champion_pi"]),
-        challenger=_ranking(row["challenger_scores"], row["challenger_pi"]),
+        theta=array(row["theta"], _size(row["policy_hash"])),
+        phi=array(row["phi"], _size(row["spec_hash"])),
+        champion=_ranking("champion", row, len(request.candidates)),
+        challenger=_ranking("challenger", row, len(request.candidates)),
     )
 
 
@@ -111,5 +112,12 @@ def _blobs(ranking: Ranking | None) -> tuple[bytes | None, bytes | None]:
     return (None, None) if ranking is None else (packed(ranking.scores), packed(ranking.pi))
 
 
-def _ranking(scores: bytes | None, pi: bytes | None) -> Ranking | None:
-    return None if scores is None or pi is None else Ranking(array(scores), array(pi))
+def _ranking(role: Role, row: Mapping[str, Any], candidates: int) -> Ranking | None:
+    scores, pi = row[f"{role}_scores"], row[f"{role}_pi"]
+    if role != row["role"] and (scores is None or pi is None):
+        return None  # the shadow is not computed yet
+    return Ranking(array(scores or b"", candidates), array(pi or b"", candidates))
+
+
+def _size(spec_hash: str) -> int:
+    return SPECS[spec_hash].size if spec_hash in SPECS else -1

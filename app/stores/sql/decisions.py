@@ -111,7 +111,7 @@ class SqlDecisions:
         return await self._database.write(work, of={item.decision.user_id for item in proposed})
 
     async def add_shadows(self, after: DecisionPlace, limit: int) -> DecisionPlace | None:
-        # Computed from one snapshot, so that no lock is held meanwhile.
+        # Computed from one snapshot, without a lock.
         place, shadows = await self._database.read(
             lambda connection: missing_shadows(connection, self._policies, after, limit), snapshot=True
         )

@@ -39,6 +39,7 @@ from app.stores.sql.backlog import ASIDE
 from app.stores.sql.damaged_rows import DAMAGE
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.decision_rows import array, decision_of, named_rows
+from app.stores.sql.decisions import SELECT_ERASURES
 from app.stores.sql.shadows import add_user_shadows
 from app.stores.sql.sufficient_statistics import has_version, read_statistics, set_aside, write_statistics
 from app.telemetry import logger
@@ -106,7 +107,6 @@ _OF_USER = "SELECT * FROM tip_scores WHERE user_id = ?"
 SELECT_DECISION = f"{_OF_USER} AND number = ?"
 SELECT_LEARNED = f"{_OF_USER} AND state = 'learned' ORDER BY settled_at_ms, number"
 SELECT_TO_GROW = "SELECT user_id FROM bandit_states WHERE spec_hash IN (SELECT value FROM json_each(?)) LIMIT ?"
-SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
 SELECT_NOT_GROWN = """
 SELECT user_id FROM bandit_states
 WHERE user_id IN (SELECT value FROM json_each(?)) AND spec_hash IN (SELECT value FROM json_each(?))

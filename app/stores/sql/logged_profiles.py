@@ -11,6 +11,7 @@ import msgspec
 
 from app.features.ids import id_problem
 from app.features.profile_read import ProfileRead
+from app.features.registry import Scalar
 from app.profiles.ports import LoggedProfile
 from app.stores.sql.damaged_rows import readable
 from app.stores.sql.database import SqlRepository
@@ -21,7 +22,7 @@ SELECT_BY_IDS = f"{_SELECT} WHERE decision_id IN (SELECT value FROM json_each(?)
 
 
 class _Request(msgspec.Struct):
-    profile: dict[str, Any] | None
+    profile: dict[str, Scalar] | None
 
 
 # Not with `->>`: PostgreSQL would decode every string of the request, and fail if one contains NUL.

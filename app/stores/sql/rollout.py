@@ -31,12 +31,13 @@ SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after, salt, c
 UPDATE_STATE = """
 UPDATE rollout SET stage = :stage, share = :share, reason = :reason, changed_by = :actor, changed_at_ms = :now,
     evaluated_after = CASE WHEN :anew THEN (SELECT COALESCE(MAX(number), 0) FROM tip_scores) ELSE evaluated_after END,
-    salt = CASE WHEN :anew THEN :salt ELSE salt END, challenger = COALESCE(:challenger, challenger)
+    salt = CASE WHEN :anew THEN :salt ELSE salt END,
+    challenger = CASE WHEN :anew THEN :challenger ELSE COALESCE(challenger, :challenger) END
 WHERE stage = :seen_stage AND share = :seen_share AND changed_at_ms = :seen_at
 """
 UPDATE_FIRST_PRIOR = """
-UPDATE rollout SET challenger = ?, evaluated_after = (SELECT COALESCE(MAX(number), 0) FROM tip_scores)
-WHERE stage = 'shadow'
+UPDATE rollout SET challenger = :own, evaluated_after = (SELECT COALESCE(MAX(number), 0) FROM tip_scores)
+WHERE stage = 'shadow' AND COALESCE(challenger, :own) = :own
 """
 DELETE_LOOKS = "DELETE FROM rollout_looks"
 SELECT_LOOKS = "SELECT number, body FROM rollout_looks ORDER BY number"
@@ -52,20 +53,22 @@ SELECT_OLDEST_UNSETTLED = """
 SELECT number FROM tip_scores
 WHERE state IN ('open', 'served') AND number >= ? ORDER BY number LIMIT 1
 """
-_SETTLED = "state = 'learned' AND explore = 1 AND number > :after"
-SELECT_COUNTS = f"""
+# An index covers this query. So it counts decisions of another release, too, which may run during an upgrade.
+SELECT_COUNTS = """
 SELECT COUNT(champion_p) FILTER (WHERE number < :until), COUNT(champion_p) FILTER (WHERE number >= :until),
     COUNT(*) FILTER (WHERE champion_p IS NULL),
     COUNT(champion_p) FILTER (WHERE role = 'challenger' AND number >= :stage)
-FROM tip_scores WHERE {_SETTLED}
+FROM tip_scores WHERE state = 'learned' AND explore = 1 AND number > :after
 """
 SELECT_NEWEST_PRIOR = "SELECT prior_version FROM tip_scores WHERE number = (SELECT MAX(number) FROM tip_scores)"
 _COLUMNS = f"""number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged,
     v_champion, v_challenger, action IS NOT DISTINCT FROM '{Action.DISMISSED}', agree"""
+# Another release has logged its decisions under another spec, and computed their shadows by its challenger.
+_EVALUATED = "explore = 1 AND champion_p IS NOT NULL AND spec_hash = COALESCE(:challenger, spec_hash)"
 # Without a pooled prior the challenger hardly differs from the champion. Few are excluded: see `begin_evaluation`.
 SELECT_PAGE = f"""
 SELECT {_COLUMNS}, pool_p, v_pool FROM tip_scores LEFT JOIN pool_shadows USING (number)
-WHERE {_SETTLED} AND number < :until AND champion_p IS NOT NULL AND prior_version > 0
+WHERE state = 'learned' AND {_EVALUATED} AND number > :after AND number < :until AND prior_version > 0
 ORDER BY number LIMIT :limit
 """
 SELECT_SHOWN = f"""
@@ -73,7 +76,7 @@ SELECT {_COLUMNS}, NULL, NULL, CASE WHEN created_at_ms >= :stage THEN role = 'ch
 WHERE number > (
         SELECT MAX(number) FROM (SELECT :after AS number UNION ALL SELECT MAX(number) - :among FROM tip_scores) AS low
     )
-    AND explore = 1 AND state IN ('served', 'learned') AND champion_p IS NOT NULL
+    AND {_EVALUATED} AND state IN ('served', 'learned')
 """
 SELECT_RECENT = """
 SELECT elapsed_us / 1000.0, profile_present = 0, role = 'challenger', created_at_ms FROM tip_scores
@@ -82,12 +85,12 @@ WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 
 
 def begin_evaluation(connection: Connection, challenger: str) -> None:
-    """Restart the evaluation of the challenger with this spec's hash, if the roll-out is in the shadow stage.
+    """Restart the evaluation of the challenger with this spec's hash, if it is in the shadow stage.
 
     Called when its first pooled prior is stored, because decisions made without a prior do not count. A process that
     found no prior may still store its decision after this restart; `SELECT_PAGE` leaves such a decision out.
     """
-    if connection.execute(UPDATE_FIRST_PRIOR, (challenger,)).rowcount:
+    if connection.execute(UPDATE_FIRST_PRIOR, {"own": challenger}).rowcount:
         connection.execute(DELETE_LOOKS)
 
 
@@ -166,7 +169,7 @@ class SqlRollout(SqlRepository):
     async def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
         after = state.evaluated_after
         while True:
-            values = {"after": after, "until": until, "limit": PAGE}
+            values = {"after": after, "until": until, "challenger": state.challenger, "limit": PAGE}
             rows = await self._database.rows(SELECT_PAGE, values)
             if not rows:
                 return
@@ -174,7 +177,8 @@ class SqlRollout(SqlRepository):
             yield _page(rows)
 
     async def shown(self, state: RolloutState, among: int) -> tuple[DecisionPage, Array]:
-        values = {"after": state.evaluated_after, "among": among, "stage": state.changed_at_ms}
+        stage = {"challenger": state.challenger, "stage": state.changed_at_ms}
+        values = {**stage, "after": state.evaluated_after, "among": among}
 
         def work(connection: Connection) -> tuple[DecisionPage, Array]:
             rows = connection.execute(SELECT_SHOWN, values).fetchall()

@@ -95,7 +95,18 @@ async def test_lines_are_the_same_records_and_link_to_the_next_page(
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("request", "{"), ("request", '{"candidates":[]}'), ("chosen", 99), ("theta", b"0"), ("profile_read", "x")],
+    [
+        ("request", "{"),
+        ("request", '{"candidates":[]}'),
+        ("request", json.dumps({"candidates": candidates(), "at": None, "profile": {"tip_volume_30d": []}})),
+        ("chosen", 99),
+        ("theta", b"0"),
+        ("theta", bytes(8)),
+        ("phi", b""),
+        ("champion_scores", bytes(8)),
+        ("champion_pi", None),
+        ("profile_read", "x"),
+    ],
 )
 async def test_damaged_decisions_are_left_out(
     own_site: Live, monkeypatch: pytest.MonkeyPatch, column: str, value: object
@@ -114,10 +125,11 @@ async def test_damaged_decisions_are_left_out(
     assert [json.loads(line)["decision_id"] for line in lines.text.splitlines()] == [made[0]]
 
 
-async def test_request_is_decided_anew_when_its_decision_is_damaged(own_site: Live) -> None:
+@pytest.mark.parametrize("damage", ["request = '{'", "champion_pi = NULL"])
+async def test_request_is_decided_anew_when_its_decision_is_damaged(own_site: Live, damage: str) -> None:
     site, user = own_site, new_user()
     lost = await score(site, user_id=user, request_id="r-1")
-    await site.service.database.execute("UPDATE tip_scores SET request = '{'")
+    await site.service.database.execute(f"UPDATE tip_scores SET {damage}")
     again = await score(site, user_id=user, request_id="r-1")
     assert again["decision_id"] != lost["decision_id"]
     assert (await score(site, user_id=user, request_id="r-1")) == again

@@ -563,3 +563,36 @@ async def test_first_prior_ties_the_shadow_to_the_challenger(fixture: RolloutFix
     prior = Prior(0, SPEC_V2.hash, Prior.none(SPEC_V2).mu, 1, 1, NOW_MS)
     assert await fixture.states.add_prior(prior, 1)
     assert (await fixture.state()).challenger == SPEC_V2.hash
+
+
+@pytest.mark.parametrize("challenger", [SPEC_V1.hash, UNKNOWN])
+async def test_first_prior_leaves_the_evaluation_of_another_challenger(
+    fixture: RolloutFixture, challenger: str
+) -> None:
+    """During an upgrade, a worker of each release pools priors for its own challenger."""
+    await fixture.write(some(4_000))
+    await fixture.rollout.watch()
+    await reached_by(fixture, challenger, "shadow", 0.0)
+    assert await fixture.states.add_prior(Prior.none(SPEC_V2), 1)
+    assert ((await fixture.state()).challenger, len(await fixture.looks())) == (challenger, 1)
+
+
+async def test_rollback_of_a_later_release_is_left_to_its_workers(fixture: RolloutFixture) -> None:
+    """Otherwise they would find another challenger rolled back, and begin anew."""
+    await reached_by(fixture, UNKNOWN, "ramp", 0.5)
+    assert (await fixture.rollout.move("rollback", "ann")).stage == "rolled back"
+    assert (await fixture.state()).challenger == UNKNOWN
+    assert (await fixture.rollout.move("ramp", "ann")).stage == "shadow"
+    assert (await fixture.state()).challenger == SPEC_V2.hash
+
+
+async def test_decisions_of_another_release_are_not_evaluated(fixture: RolloutFixture) -> None:
+    """Its workers compute the shadows of its decisions, by its challenger."""
+    await reached_by(fixture, SPEC_V2.hash, "ramp", 0.25)
+    for spec in (SPEC_V1.hash, SPEC_V2.hash):
+        await fixture.write(some(4_000, share=0.25), spec_hash=spec, made_ms=LATELY)
+    await fixture.rollout.watch()
+    assert [look.estimates.n for look in await fixture.looks()] == [4_000]
+    found = (await fixture.rollout.status()).experiment
+    assert found is not None
+    assert found.champion.decisions + found.challenger.decisions == 4_000

@@ -330,7 +330,7 @@ def test_waiting_events_are_in_the_outbox_after_revision_0008(before_outbox: Pat
 
 @pytest.mark.parametrize(
     ("shadowed", "changed_at_ms", "challenger"),
-    [("s", 0, "s"), ("s", 9, "s"), (None, 9, SPEC_V2.hash), (None, 0, None)],
+    [("s", 0, "s"), ("s", 9, "s"), (None, 9, SPEC_V2.hash), (None, 0, None), ("unreadable s", 9, SPEC_V2.hash)],
 )
 def test_rollout_is_that_of_the_challenger_before_revision_0016(
     tmp_path: Path, shadowed: str | None, changed_at_ms: int, challenger: str | None
@@ -339,7 +339,8 @@ def test_rollout_is_that_of_the_challenger_before_revision_0016(
     command.upgrade(configuration(path), "0015")
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(DECISION, ("d", "r", "ann"))
-        connection.execute("UPDATE tip_scores SET challenger_p = 0.5 WHERE spec_hash = ?", (shadowed,))
+        if shadowed is not None:
+            connection.execute("UPDATE tip_scores SET challenger_p = 0.5, spec_hash = ?", (shadowed,))
         connection.execute("UPDATE rollout SET stage = 'ramp', share = 0.5, changed_at_ms = ?", (changed_at_ms,))
         command.upgrade(configuration(path), "0016")
         assert connection.execute("SELECT stage, challenger FROM rollout").fetchall() == [("ramp", challenger)]
