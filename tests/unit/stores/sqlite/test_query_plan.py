@@ -66,7 +66,7 @@ SMALL_SCAN = re.compile(
     r"|outbox|.* USING COVERING INDEX bandit_states_by_spec)"
 )
 SORTED = {"closed", "unserved", "samples lately", "users by prefix", "activity", "newest traced", "learned decisions"}
-PAGE = {"after": 0, "until": 9, "limit": 9, "among": 9, "stage": 0, "since": 0}
+PAGE = {"after": 0, "until": 9, "limit": 9, "among": 9, "stage": 0, "since": 0, "challenger": "s"}
 NEWEST = {"user": "user-77", "since": 0, "until": 9, "at_ms": 9, "number": 9, "limit": 9}
 RANGE = {"spec": "s", "first": "a", "end": "b", "n": 9, "round": 1, "newest": 2}
 SHADOW = dict.fromkeys((*Shadow._fields, "user_id", "number"))
