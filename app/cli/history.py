@@ -158,12 +158,10 @@ async def _served(
 
 def _decision_columns(asked: Sequence[ComputeRow]) -> dict[str, Column]:
     """The columns `user_id` and `as_of`, which rows with a `decision_id` get from their decisions."""
-    from app.stores.training_set.columns import TextColumn
+    from app.stores.training_set.columns import JsonColumn
 
-    return {
-        "user_id": TextColumn([row.user_id for row in asked]),
-        "as_of": TextColumn([rfc3339(row.now_ms or 0) for row in asked]),
-    }
+    texts = {"user_id": [row.user_id for row in asked], "as_of": [rfc3339(row.now_ms or 0) for row in asked]}
+    return {name: JsonColumn([msgspec.json.encode(text) for text in column], "text") for name, column in texts.items()}
 
 
 class _LateArrivals(msgspec.Struct):
