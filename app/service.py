@@ -14,7 +14,7 @@ from app.errors import SettingsError
 from app.events.consume import Consumer
 from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
-from app.events.ports import DeadLetters, UserEvents, UserRecords
+from app.events.ports import DeadLetters, UserRecords
 from app.events.queue_door import QueueDoor
 from app.events.replay import Replayer
 from app.events.retention import Retention
@@ -101,7 +101,6 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     replayer: Replayer
     retention: Retention
     users: UserRecords
-    user_events: UserEvents
     erasure: Erasure
 
     scoring: Bandit | None

@@ -54,7 +54,6 @@ from app.stores.sql.backlog import unknown_decisions
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
 from app.stores.sql.event_log import SqlEventLog
-from app.stores.sql.event_queries import SqlEventQueries
 from app.stores.sql.local_cache_epoch import clear_local_caches
 from app.stores.sql.logged_profiles import SqlLoggedProfiles
 from app.stores.sql.owed_invalidations import SqlOwedInvalidations
@@ -260,7 +259,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             clear_local_caches=clear_caches,
             inspector=inspector,
             moments=Moments(registry, settings.retention_days, clock),
-            checker=ConsistencyChecker(inspector=inspector, events=SqlEventQueries(database), drop=drop),
+            checker=ConsistencyChecker(inspector=inspector, drop=drop),
             decision_checker=DecisionChecker(
                 logged=logged_profiles, computation=computation, pruned_before=partial(cutoffs.cutoff, "events")
             ),
@@ -281,7 +280,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 clock,
             ),
             users=users,
-            user_events=SqlEventQueries(database),
             erasure=Erasure(
                 users=users,
                 erase_jobs=queue.erase if queue is not None else _no_job,

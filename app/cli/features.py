@@ -259,7 +259,7 @@ async def _diff(settings: Settings, contract: Contract, name: str, count: int, s
                 feature_of(before),
                 entry,
                 engine.source,
-                SqlUsers(database),
+                SqlUsers(database).eligible,
                 count=count,
                 random=Random(seed),  # noqa: S311  # a sample, no secret
                 clock=clock,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import Random
 
 import msgspec
 
 from app.features.clock import Clock
 from app.features.registry import Feature, Registry, Scalar
-from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents, Source
+from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Source
 from app.profiles.quality.drift import Band, CommonBin, band, common_bins, numbers, psi, quantiles, too_few
 from app.profiles.quality.measurement import draw
 
@@ -59,7 +59,7 @@ async def compare(
     before: Feature,
     after: Feature,
     source_of: Callable[[Registry], Source],
-    users: NewestEvents,
+    eligible: Callable[[str, int, int, int], Awaitable[list[str]]],
     *,
     count: int,
     random: Random,
@@ -68,12 +68,13 @@ async def compare(
 ) -> Difference:
     """Compute both definitions for up to `count` users, and compare the values.
 
-    The users are drawn at random from those with an event within the longer of the two windows. `source_of` returns a
-    `Source` for a registry. `tell` is called with the number of users done so far. Raises `StoreUnavailable`.
+    The users are drawn at random from those with an event within the longer of the two windows. `eligible`: see
+    `UserQueries.eligible`. `source_of` returns a `Source` for a registry. `tell` is called with the number of users
+    done so far. Raises `StoreUnavailable`.
     """
     now_ms = clock.now_ms()
     since_ms = now_ms - max(before.window_ms, after.window_ms)
-    _, chosen = await draw(users, (since_ms, END_OF_TIME_MS), count, random, asyncio.sleep, clock)
+    _, chosen = await draw(eligible, (since_ms, END_OF_TIME_MS), count, random, asyncio.sleep, clock)
     sides = [_Definition(entry, source_of(Registry([entry]))) for entry in (before, after)]
     changed: list[ChangedUser] = []
     for start in range(0, len(chosen), PAGE):

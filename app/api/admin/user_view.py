@@ -203,7 +203,7 @@ def _inspected(inspection: Inspection) -> Profile:
 
 
 async def _user_view(service: Service, inspection: Inspection, profile: Profile) -> UserView:
-    events = await service.user_events.newest_events(inspection.user_id, NEWEST_EVENTS)
+    events = await service.users.newest_events(inspection.user_id, NEWEST_EVENTS)
     return UserView(
         inspection.user_id,
         {cell.entry.name: _cell_state(cell, profile[index], inspection) for index, cell in enumerate(inspection.cells)},
@@ -272,7 +272,7 @@ async def user_development(service: Service, user_id: str) -> UserDevelopment:
     """A user's last 30 days before now: counts of events, and features as of each day."""
     now_ms = service.clock.now_ms()
     counts, points = await asyncio.gather(
-        service.user_events.activity(user_id, now_ms, DAYS),
+        service.users.activity(user_id, now_ms, DAYS),
         development(service.reader.read_as_of, service.moments, user_id, now_ms),
     )
     by_day: defaultdict[int, Counter[str]] = defaultdict(Counter)

@@ -16,7 +16,6 @@ from app.features.clock import rfc3339
 from app.features.ids import user_hash
 from app.profiles.consistency.inspection import InspectedCell, Inspection, Inspector
 from app.profiles.online.invalidation import Stale
-from app.profiles.ports import RecentEvents
 from app.telemetry import Metrics, logger
 
 # `empty`: nothing is cached, so nothing can be wrong. `pending`: a value is older than an event that has not been
@@ -39,7 +38,6 @@ class ConsistencyChecker(msgspec.Struct, kw_only=True, eq=False):
     """Checks the cached values of users. `drop` deletes cached values and makes every process clear its local cache."""
 
     inspector: Inspector
-    events: RecentEvents
     drop: Callable[[Stale], Awaitable[None]]
 
     async def check(self, user_ids: Sequence[str]) -> list[CheckResult]:
@@ -66,7 +64,7 @@ class ConsistencyChecker(msgspec.Struct, kw_only=True, eq=False):
             outcome = "violation"
             oldest = min(cell.held.version for cell in faults if cell.held is not None)
             only_stale = all(cell.fault == "stale" for cell in faults)
-            if only_stale and await self.events.any_unconsumed(user_id, oldest):
+            if only_stale and await self.inspector.users.any_unconsumed(user_id, oldest):
                 outcome = "pending"
         return CheckResult(user_id, outcome, inspection, faults if outcome == "violation" else ())
 

@@ -51,7 +51,8 @@ class ConsistencyMonitor(msgspec.Struct, kw_only=True, eq=False):
 
     async def round(self) -> None:
         """Choose users of new events, schedule their checks, and run those that are due. Raises `StoreUnavailable`."""
-        newest = await self.checker.events.since(self._position or 0, 1 if self._position is None else NEWEST)
+        users, limit = self.checker.inspector.users, NEWEST if self._position is not None else 1
+        newest = await users.recent(self._position or 0, limit)
         if self._position is not None:
             self._schedule(newest)
         self._position = newest[0].seq if newest else self._position or 0

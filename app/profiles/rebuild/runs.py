@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from app.errors import CacheUnavailable
-from app.profiles.ports import NewestEvents
+from app.profiles.ports import UserQueries
 from app.profiles.rebuild.rebuilder import Rebuilder
 from app.telemetry import logger
 
@@ -120,7 +120,7 @@ def scope_of(user_ids: Sequence[str] | None) -> str:
 class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
     runs: RebuildRepository
     rebuilder: Rebuilder
-    users: NewestEvents
+    users: UserQueries
     _running: set[str] = msgspec.field(default_factory=set)
 
     async def total(self, user_ids: Sequence[str] | None, mask: int) -> int:
