@@ -27,7 +27,7 @@ from app.operations.samples import Gauges, SampleStore
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.decisions import DecisionChecker
 from app.profiles.consistency.inspection import Inspector
-from app.profiles.history.moments import Moments
+from app.profiles.history import Moments
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Invalidator
 from app.profiles.online.reader import ProfileReader

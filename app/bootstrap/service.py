@@ -34,7 +34,7 @@ from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.decisions import DecisionChecker
 from app.profiles.consistency.inspection import Fault, Inspector
-from app.profiles.history.moments import Moments
+from app.profiles.history import Moments
 from app.profiles.online.cache_protocol import Filler, TrustGate
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Invalidator, Stale
