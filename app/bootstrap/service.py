@@ -43,8 +43,7 @@ from app.profiles.online.reader import ProfileReader
 from app.profiles.ports import Cache, Source
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
-from app.profiles.rebuild.rebuilder import Rebuilder
-from app.profiles.rebuild.runs import RebuildRunner
+from app.profiles.rebuild import Rebuilder, RebuildRunner
 from app.profiles.trial import SAMPLE, try_features
 from app.service import Service
 from app.settings import Settings
