@@ -28,8 +28,8 @@ from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running, stop_signals
 from app.errors import SettingsError
 from app.events.ports import Learner
+from app.profiles.consistency.checker import ROUND_S, ConsistencyMonitor
 from app.profiles.consistency.decisions import DecisionMonitor
-from app.profiles.consistency.monitor import ROUND_S, ConsistencyMonitor
 from app.settings import Settings
 from app.stores.queue import client, jobs
 from app.stores.queue.worker import STOP_GRACE_S, Pace, keep_working

@@ -10,8 +10,7 @@ import pytest
 
 from app.features.clock import DAY_MS
 from app.profiles.consistency import checker
-from app.profiles.consistency.checker import CheckResult, ConsistencyChecker
-from app.profiles.consistency.monitor import DELAYS, LATE_S, ConsistencyMonitor
+from app.profiles.consistency.checker import DELAYS, LATE_S, CheckResult, ConsistencyChecker, ConsistencyMonitor
 from app.profiles.online.invalidation import Stale
 from app.stores.sql.users import SqlUsers
 from tests.integration.profiles.consistency.test_inspection import inspector, put
