@@ -11,8 +11,8 @@ from app.errors import SettingsError
 from app.features.clock import Clock
 from app.settings import Settings
 from app.stores.queue.client import Queue
+from app.stores.sql.cache_state import register_server
 from app.stores.sql.database import Database
-from app.stores.sql.owed_invalidations import register_server
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.null_cache import NullCache
 from app.stores.valkey.server_registration import ServerRegistration

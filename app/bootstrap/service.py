@@ -50,12 +50,11 @@ from app.settings import Settings
 from app.stores.queue.client import Queue
 from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sql.backlog import unknown_decisions
+from app.stores.sql.cache_state import SqlOwedInvalidations, clear_local_caches
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
 from app.stores.sql.event_log import SqlEventLog
-from app.stores.sql.local_cache_epoch import clear_local_caches
 from app.stores.sql.logged_profiles import SqlLoggedProfiles
-from app.stores.sql.owed_invalidations import SqlOwedInvalidations
 from app.stores.sql.quality_runs import SqlQualityRepository
 from app.stores.sql.rebuilds import SqlRebuildRepository
 from app.stores.sql.registries import SqlRegistries, announce

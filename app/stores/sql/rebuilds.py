@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 
 from app.profiles.rebuild import STALE_MS, Part, RebuildRun, State
+from app.stores.sql.cache_state import ADVANCE_LOCAL_CACHE_EPOCH
 from app.stores.sql.database import SERVICE, Connection, SqlRepository
-from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 
 _COLUMNS = (
     "id, scope, user_ids, features, total, requested_by, created_at_ms, touched_at_ms, state, done, position, "

@@ -9,11 +9,10 @@ from app.events.ports import ActivityCount, Holdings, TracedEvent
 from app.features.clock import DAY_MS
 from app.features.events import KNOWN_SUBJECTS
 from app.profiles.ports import COUNTED, END_OF_TIME_MS, RecentEvent
+from app.stores.sql.cache_state import ADVANCE_LOCAL_CACHE_EPOCH, insert_owed
 from app.stores.sql.database import Connection, SqlRepository
 from app.stores.sql.dead_letters import erase_letters, letters_of
 from app.stores.sql.event_log import EVENT_COLUMNS, EVENT_JOINS, SELECT_OLDEST, logged_event
-from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
-from app.stores.sql.owed_invalidations import insert_owed
 
 SELECT_NEWEST = """
 SELECT asked.value, kind.value,

@@ -24,10 +24,9 @@ from typing import Any, TypeVar
 
 from app.features.events import KNOWN_SUBJECTS
 from app.profiles.ports import State
+from app.stores.sql.cache_state import OWED_SLOTS, SELECT_LOCAL_CACHE_EPOCH
 from app.stores.sql.database import Parameters
 from app.stores.sql.event_log import SELECT_POSITION
-from app.stores.sql.local_cache_epoch import SELECT_LOCAL_CACHE_EPOCH
-from app.stores.sql.owed_invalidations import OWED_SLOTS
 from app.stores.sqlite.connection import connect, unavailable
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ import app.bootstrap.servers
 from app.bootstrap.service import OpenService, open_service
 from app.errors import CacheRefused
 from app.settings import Settings
-from app.stores.sql.owed_invalidations import register_server
+from app.stores.sql.cache_state import register_server
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.valkey.embedded import EmbeddedServer
 from app.stores.valkey.server_registration import HOLD_BACK_S, ServerRegistration

@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.features.events import FEEDBACK, SERVED
-from app.stores.sql.local_cache_epoch import clear_local_caches
+from app.stores.sql.cache_state import clear_local_caches
 from app.stores.sql.users import SqlUsers
 from app.stores.sqlite.data_version import TAIL_CAP, DataVersion, SqliteChangeFeed
 from app.stores.sqlite.database import SqliteDatabase
