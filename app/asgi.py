@@ -47,8 +47,7 @@ from app.features.contract import Contract
 from app.listener import listening_socket
 from app.operations.samples import EVERY_S
 from app.settings import Settings
-from app.stores.sql.key_uses import SqlKeyUses
-from app.stores.sql.sessions import SqlSessions
+from app.stores.sql.access import SqlKeyUses, SqlSessions
 from app.telemetry import Metrics, configure_logging, logger, serve_metrics
 
 COLLECT_AFTER = 20_000
