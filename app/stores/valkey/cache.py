@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 from hiredis import ReplyError
 
@@ -330,3 +330,14 @@ class ValkeyCache:
 
         _, replies = await self._send(what, Use.BACK, [cell.user_id for cell, _ in calls], commands, epoch)
         return replies
+
+
+class NullCache:
+    """The cache of a process without one: each command raises, so that every read is computed in the database."""
+
+    available = False
+
+    async def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise CacheUnavailable("no cache is set (PROFILES_CACHE_URL)")
+
+    read = read_rows = lease = fill = drop = drop_user = drop_exactly = check = _refuse
