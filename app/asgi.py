@@ -39,8 +39,7 @@ from app.api.server import listen
 from app.bootstrap.generation import open_tip_generator
 from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
-from app.concurrency.periodic import repeat
-from app.concurrency.tasks import running
+from app.concurrency.tasks import repeat, running
 from app.errors import ProfilesError, StoreUnavailable
 from app.features.clock import DAY_MS, Clock, SystemClock
 from app.features.contract import Contract

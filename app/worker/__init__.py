@@ -24,8 +24,7 @@ from arq.worker import func
 
 from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
-from app.concurrency.periodic import repeat
-from app.concurrency.tasks import running, stop_signals
+from app.concurrency.tasks import repeat, running, stop_signals
 from app.errors import SettingsError
 from app.events.ports import Learner
 from app.profiles.consistency.checker import ROUND_S, ConsistencyMonitor

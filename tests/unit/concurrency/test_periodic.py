@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from app.concurrency import periodic
-from app.concurrency.periodic import repeat
+from app.concurrency.tasks import repeat
 from app.errors import StoreUnavailable
 from tests.support.logs import Recorder
 
