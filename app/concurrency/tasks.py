@@ -1,4 +1,4 @@
-"""Helpers: run tasks until a block ends, repeat work, cancel tasks, make a future fail, and signals that stop a process."""
+"""Helpers: run tasks until a block ends, repeat work, cancel tasks, make a future fail; and the stop signals."""
 
 from __future__ import annotations
 

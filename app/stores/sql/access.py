@@ -1,6 +1,5 @@
 """Stores the secret that signs the session cookies of admins, the sessions that were signed out, and when each API key
-was used last, so that unused keys can be found.
-"""
+was used last, so that unused keys can be found."""
 
 from __future__ import annotations
 

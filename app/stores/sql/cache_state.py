@@ -1,6 +1,5 @@
 """What the database records about caches: deletions of cache keys that are still owed, the server that is registered as
-the cache, and the *local cache epoch*, a counter. When the counter advances, every process clears its local cache.
-"""
+the cache, and the *local cache epoch*, a counter. When the counter advances, every process clears its local cache."""
 
 from __future__ import annotations
 
@@ -16,13 +15,6 @@ ADVANCE_LOCAL_CACHE_EPOCH = """
 INSERT INTO service (name, value) VALUES ('recalls', '1')
 ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(service.value AS BIGINT) + 1 AS TEXT)
 """
-
-
-async def clear_local_caches(database: Database) -> None:
-    """Make every process clear its local cache before its next read from that cache. Raises `StoreUnavailable`."""
-    await database.execute(ADVANCE_LOCAL_CACHE_EPOCH)
-
-
 # Part of a statement: the slots of all rows. Each step seeks the next slot in the index, however many rows a slot has.
 OWED_SLOTS = """
 owed (slot) AS (
@@ -81,3 +73,8 @@ async def register_server(database: Database, server: str, after: int) -> None:
     """Register `server` as the cache under the generation `after` + 1. Do nothing if the generation is no longer
     `after`. Raises `StoreUnavailable`."""
     await database.execute(UPDATE_REGISTRATION, (server, after))
+
+
+async def clear_local_caches(database: Database) -> None:
+    """Make every process clear its local cache before its next read from that cache. Raises `StoreUnavailable`."""
+    await database.execute(ADVANCE_LOCAL_CACHE_EPOCH)
