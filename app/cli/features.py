@@ -35,8 +35,7 @@ from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.features.contract import Contract
-    from app.profiles.difference import Difference
-    from app.profiles.trial import Trial
+    from app.profiles.trial import Difference, Trial
     from app.stores.sql.database import Database
 
 UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
@@ -236,7 +235,7 @@ def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) 
 
 async def _diff(settings: Settings, contract: Contract, name: str, count: int, seed: int) -> Difference:
     from app.bootstrap.engines import open_engine
-    from app.profiles.difference import compare
+    from app.profiles.trial import compare
     from app.stores.sql.users import SqlUsers
 
     clock, entry = SystemClock(), contract.registry.named(name)

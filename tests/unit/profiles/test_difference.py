@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from random import Random
 
 from app.features.registry import Feature, Registry
-from app.profiles.difference import EXAMPLES, Difference, compare
 from app.profiles.ports import ComputeRow, Snapshot
+from app.profiles.trial import EXAMPLES, Difference, compare
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.entries import entry
 
