@@ -27,10 +27,9 @@ from app.cli.common import (
 )
 from app.errors import NotFound, RegistryError
 from app.features.clock import SystemClock, rfc3339, spoken
-from app.features.export import FORMATS, catalogue_entry
+from app.features.export import FORMATS, catalogue_entry, scaffold
 from app.features.plan import Announced, Change, changes, definitions_of, feature_of
 from app.features.registry import Registry
-from app.features.scaffold import scaffold
 from app.settings import Settings
 
 if TYPE_CHECKING:
