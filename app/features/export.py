@@ -1,6 +1,4 @@
-"""Writes features as text: for other programs, as JSON Schema, Python or TypeScript; and the source of a new feature,
-which `profiles features new` prints.
-"""
+"""Writes features as text: for other programs, as JSON Schema, Python or TypeScript; and the source of a new feature."""
 
 from __future__ import annotations
 
