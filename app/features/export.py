@@ -1,4 +1,4 @@
-"""Writes features as text: for other programs, as JSON Schema, Python or TypeScript; and the source of a new feature."""
+"""Writes features as text for other programs (JSON Schema, Python, TypeScript), and the source of a new feature."""
 
 from __future__ import annotations
 
