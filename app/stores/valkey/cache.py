@@ -215,7 +215,7 @@ class ValkeyCache:
             keys = [key(epoch, cell) for cell in cells]
             return [(b"DEL", *keys[start : start + _KEYS_PER_DEL]) for start in range(0, len(keys), _KEYS_PER_DEL)]
 
-        _, replies = await self._send_each("del", Use.FRONT, users, deletions)
+        _, replies = await self._send("del", Use.FRONT, users, deletions, raises=False)
         if self._registration is not None:
             await self._registration.settle()
         failed = [i for i, reply in enumerate(replies) if isinstance(reply, CacheUnavailable)]
@@ -293,28 +293,18 @@ class ValkeyCache:
         commands: Commands,
         epoch: Epoch | None = None,
         allowed: tuple[str, ...] = (),
+        *,
+        raises: bool = True,
     ) -> tuple[Epoch, list[Any]]:
         """Send one command for each user. Return the epoch and the replies; see `Cluster.send`. `what` labels the
-        duration in the metrics. If no node answers, raise the first of the errors."""
-        current, replies = await self._send_each(what, use, user_ids, commands, epoch, allowed)
-        if all(isinstance(reply, CacheUnavailable) for reply in replies):
-            raise replies[0]
-        return current, replies
-
-    async def _send_each(
-        self,
-        what: str,
-        use: Use,
-        user_ids: Sequence[str],
-        commands: Commands,
-        epoch: Epoch | None = None,
-        allowed: tuple[str, ...] = (),
-    ) -> tuple[Epoch, list[Any]]:
+        duration in the metrics. If `raises`, raise the first of the errors if no node answers."""
         started = self._clock.monotonic()
         proven = what in ("read", "lease")
-        found = await self._servers.send(use, user_ids, commands, epoch, allowed, proven=proven)
+        current, replies = await self._servers.send(use, user_ids, commands, epoch, allowed, proven=proven)
         self._metrics.cache_seconds.labels(what).observe(self._clock.monotonic() - started)
-        return found
+        if raises and all(isinstance(reply, CacheUnavailable) for reply in replies):
+            raise replies[0]
+        return current, replies
 
     async def _one(self, what: str, user_id: str, command: Command) -> Any:
         _, (reply,) = await self._send(what, Use.BACK, [user_id], lambda *_: [command])
