@@ -141,8 +141,7 @@ class ValkeyCache:
         return await self.read_rows([(cell.user_id, (cell.feature.encode(),)) for cell in cells])
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """Read all features of all users in `rows` with one MGET; in a cluster with one for each user. Return the epoch
-        and each key's content: None if it is empty, `UNAVAILABLE` if its master does not answer."""
+        """Read with one MGET; in a cluster with one for each user."""
         users = [user_id for user_id, _ in rows]
         if isinstance(self._servers, SingleServer):
             epoch, (held,) = await self._send("read", Use.FRONT, users, lambda epoch, _: [mget(epoch, rows)])
@@ -156,12 +155,8 @@ class ValkeyCache:
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Put a new lease under each empty key, with a pipelined `SET … NX GET`. Return what each key
-        holds then: the new lease, or what was there.
-
-        A lease marks that a value is being computed. A key that is not a string is deleted: another program wrote it,
-        and the cache could never use it.
-        """
+        """Put leases with a pipelined `SET … NX GET`. A key that is not a string is deleted: another program wrote it,
+        and the cache could never use it."""
         if not cells:
             return []
         leases = [LEASE + self._nonce() for _ in cells]
@@ -195,11 +190,8 @@ class ValkeyCache:
         return [reply == 1 for reply in await self._run_script("fill", SET_IF_EQUAL, calls, epoch)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """Delete the keys of these cells. The epoch in the keys is that of the connection that sends the DEL.
-
-        Return only after the server has confirmed the deletion, and no process can still be reading from a server that
-        was registered as the cache before.
-        """
+        """The epoch in the keys is that of the connection that sends the DEL. Return only after no process can still be
+        reading from a server that was registered as the cache before."""
         if not cells:
             return
         if self._registration is not None:
