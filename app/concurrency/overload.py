@@ -1,17 +1,9 @@
 """Admission under overload: an estimate of the queueing delay, and a queue of requests that will probably be shed.
 
-An unbounded queue turns overload into ever longer waits, until every answer comes too late. A request that would wait
-too long is therefore rejected at once, and admitted requests are answered in bounded time. No capacity is configured:
-the service rate is measured while the process works.
-
-A rejection costs time, too. If ten times as many requests arrive as can be served, an event loop that rejects each one
-at once has no time left: cache hits and admitted requests wait behind rejections. During overload, requests therefore
-wait in the overload queue and are released in groups, with pauses between the groups. The wait slows down the clients
-that cause the overload, because a client that waits for its answer sends no other request. A released request is
-checked again: by then it may be a cache hit, or there may be capacity for it.
-
-In a trial, a jittered sleep and a second check instead of the queue served as many requests. But the sleeping requests
-still loaded the process after their clients had left, which failed three of seven runs of the benchmark `overload`.
+A request that would wait too long is rejected at once, so that admitted requests are answered in bounded time. No
+capacity is configured: the service rate is measured while the process works. During overload, requests that will
+probably be rejected wait in the overload queue, because rejections cost time, too. They are released in groups, with
+pauses between the groups, and checked again. `app/README.md` has the reasons.
 
 Invariant: while requests wait, the queue pauses for `PAUSE_FACTOR` times the time that the last group took, at most
 `PAUSE_MOST_S`. A request waits at most `most_s` seconds, plus the pause and the group under way.

@@ -23,9 +23,7 @@ from app.telemetry import logger
 
 BEFORE_DAYS = 7
 SAMPLE = 20_000
-# On a busy machine a read waits for a step of the measurement. With pages of 8 users, the p99 of reads is at most
-# twice that without a measurement; with 16 users, and cached and computed values in one step of 2 ms, it was 3.5 times.
-# With 4 users, a job has not enough time to pause between the steps.
+# Reads wait for a step: see `app/README.md`. With 4 users, a job has not enough time to pause between the steps.
 PAGE = 8
 DRAW_PAGE = 100
 # After each step, the measurement pauses for up to this multiple of the step's time, if the budget allows.
@@ -151,8 +149,7 @@ async def draw(
     a uniform sample in random order.
 
     Uses J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985), page by page, with a pause after each page
-    until the monotonic time `rest_until`. A single statement that ranks all users would delay reads: on a busy machine,
-    it took 0.2 s for 100,000 users.
+    until the monotonic time `rest_until`.
     """
     drawn: list[str] = []
     seen, after, began = 0, "", clock.monotonic()
