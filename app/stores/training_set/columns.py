@@ -26,6 +26,7 @@ _LISTS: dict[Kind, Any] = {
     "vector": list[list[float] | None],
     "matrix": list[list[list[float]] | None],
 }
+_decode = msgspec.json.Decoder(str).decode
 
 
 class JsonColumn(msgspec.Struct, frozen=True):
@@ -53,8 +54,7 @@ class JsonColumn(msgspec.Struct, frozen=True):
 
     def _texts(self) -> list[str | None]:
         return [
-            None if value == NULL else msgspec.json.decode(value) if value[:1] == b'"' else value.decode()
-            for value in self.values
+            _decode(value) if value[:1] == b'"' else None if value == NULL else value.decode() for value in self.values
         ]
 
 

@@ -35,8 +35,9 @@ EXPECTED = (
     "decision_id"
 )
 _KINDS: dict[type, Kind] = {str: "text", bool: "bool", int: "int", float: "float", list: "text", dict: "text"}
-_DECODER = msgspec.json.Decoder()
-_RAW_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+_decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Block(NamedTuple):
@@ -143,7 +144,7 @@ def _csv(file: IO[bytes]) -> Rows:
             if len(fields) != len(names):
                 detail = f"it has {len(fields)} fields, and the header has {len(names)}"
                 raise InvalidInput("a row is not allowed", [Issue(f"line {line}", detail)])
-            yield line, [msgspec.json.encode(value) for value in fields]
+            yield line, list(map(_encode, fields))
 
     return Rows(names, _blocks(rows(), dict.fromkeys(names, "text")))
 
@@ -180,7 +181,7 @@ def _ndjson(file: IO[bytes]) -> Rows:
             if (known := kinds.setdefault(name, kind)) != kind and kind is not None:
                 kinds[name] = kind if known is None else "float" if {known, kind} == {"int", "float"} else "text"
     file.seek(start)
-    rows = ((number, _RAW_DECODER.decode(line)) for number, line in _numbered(file))
+    rows = ((number, _decode_raw(line)) for number, line in _numbered(file))
     values = ((number, [bytes(row.get(name, NULL)) for name in kinds]) for number, row in rows)
     return Rows(list(kinds), _blocks(values, {name: kind or "text" for name, kind in kinds.items()}))
 
@@ -196,7 +197,7 @@ def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 def _object(number: int, line: bytes) -> dict[str, Any]:
     try:
-        found = _DECODER.decode(line)
+        found = _decode(line)
     except (msgspec.DecodeError, RecursionError) as error:
         detail = f"not JSON: {str(error).removeprefix('JSON is malformed: ')}; {EXPECTED}"
         raise Undecodable("the file cannot be read", [Issue(f"line {number}", detail)]) from error
@@ -206,7 +207,7 @@ def _object(number: int, line: bytes) -> dict[str, Any]:
 
 
 def _strings(values: Sequence[bytes]) -> list[str | None]:
-    return [msgspec.json.decode(value) or None if value[:1] == b'"' else None for value in values]
+    return [_decode(value) or None if value[:1] == b'"' else None for value in values]
 
 
 def _parquet(file: IO[bytes], shown: str) -> Rows:
