@@ -187,15 +187,9 @@ async def work(
             *(repeat(*work) for work in (service.scoring.periodic if service.scoring is not None else ())),
         ]
         if settings.audit_users:
-            sample, metrics = Random(), service.metrics  # noqa: S311  # draws a sample
-            profiles = ConsistencyMonitor(
-                checker=service.checker,
-                users_per_s=settings.audit_users,
-                random=sample,
-                clock=service.clock,
-                metrics=metrics,
-            )
-            decisions = DecisionMonitor(service.decision_checker, settings.audit_users, sample, metrics)
+            sample = Random()  # noqa: S311  # draws a sample
+            profiles = ConsistencyMonitor(service.checker, settings.audit_users, sample)
+            decisions = DecisionMonitor(service.decision_checker, settings.audit_users, sample)
             periodic.append(repeat("audit", profiles.round, ROUND_S))
             periodic.append(repeat("decision audit", decisions.round, ROUND_S))
         await stack.enter_async_context(running(*periodic))

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from app.features.clock import Clock, rfc3339
+from app.features.clock import rfc3339
 from app.features.ids import user_hash
 from app.profiles.consistency.inspection import InspectedCell, Inspection, Inspector
 from app.profiles.online.invalidation import Stale
@@ -121,15 +121,13 @@ class ScheduledCheck(NamedTuple):
     seq: int
 
 
-class ConsistencyMonitor(msgspec.Struct, kw_only=True, eq=False):
+class ConsistencyMonitor(msgspec.Struct, eq=False):
     """Samples users with recent events, and checks each of them after every delay in `DELAYS`. Each worker has one
     instance and calls its `round` every `ROUND_S` seconds."""
 
     checker: ConsistencyChecker
     users_per_s: int
     random: Random
-    clock: Clock
-    metrics: Metrics
     _position: int | None = None
     _scheduled: list[ScheduledCheck] = msgspec.field(default_factory=list)
 
@@ -147,7 +145,8 @@ class ConsistencyMonitor(msgspec.Struct, kw_only=True, eq=False):
     def _schedule(self, newest: Sequence[RecentEvent]) -> None:
         by_user = {item.user_id: item for item in reversed(newest)}  # the newest of each user
         chosen = self.random.sample(list(by_user.values()), min(self.users_per_s, len(by_user)))
-        now_ms, now = self.clock.now_ms(), self.clock.monotonic()
+        clock = self.checker.inspector.computation.clock
+        now_ms, now = clock.now_ms(), clock.monotonic()
         for item in chosen:
             # Bounded, since rounds are a second apart and the wall clock may have been set meanwhile.
             age_s = min(max(0.0, (now_ms - item.received_at_ms) / 1000), ROUND_S)
@@ -155,25 +154,27 @@ class ConsistencyMonitor(msgspec.Struct, kw_only=True, eq=False):
                 heapq.heappush(self._scheduled, ScheduledCheck(now - age_s + delay_s, after, item.user_id, item.seq))
 
     def _due(self) -> list[ScheduledCheck]:
-        now = self.clock.monotonic()
+        computation = self.checker.inspector.computation
+        now = computation.clock.monotonic()
         due = []
         while self._scheduled and self._scheduled[0].due <= now:
             check = heapq.heappop(self._scheduled)
             if now - check.due > LATE_S:
-                self.metrics.consistency_checks.labels(check.after, "unchecked").inc()
+                computation.metrics.consistency_checks.labels(check.after, "unchecked").inc()
             else:
                 due.append(check)
         return due
 
     async def _check(self, checks: Sequence[ScheduledCheck]) -> None:
+        metrics = self.checker.inspector.computation.metrics
         results = await self.checker.check(list(dict.fromkeys(check.user_id for check in checks)))
         by_user = {result.user_id: result for result in results}
         for check in checks:
-            self.metrics.consistency_checks.labels(check.after, by_user[check.user_id].outcome).inc()
+            metrics.consistency_checks.labels(check.after, by_user[check.user_id].outcome).inc()
         for result in results:
             if result.untrue:
                 check = next(check for check in checks if check.user_id == result.user_id)
-                report(result, self.metrics, after=check.after, event_seq=check.seq)
+                report(result, metrics, after=check.after, event_seq=check.seq)
         if repaired := await self.checker.repair(results):
-            self.metrics.consistency_repairs.inc(repaired)
+            metrics.consistency_repairs.inc(repaired)
             log.warning("untrue_values_dropped", values=repaired)

@@ -136,13 +136,7 @@ async def test_repair_removes_cached_and_local_values(service: PausableService, 
 
 
 def watch(service: PausableService, users_per_s: int = 5) -> ConsistencyMonitor:
-    return ConsistencyMonitor(
-        checker=auditor(service),
-        users_per_s=users_per_s,
-        random=Random(1),
-        clock=service.clock,
-        metrics=service.metrics,
-    )
+    return ConsistencyMonitor(auditor(service), users_per_s, Random(1))
 
 
 def checks(service: PausableService, after: str, outcome: str) -> float:
