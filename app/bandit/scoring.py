@@ -109,7 +109,7 @@ class Scorer:
         if snapshot.stored is not None:
             return snapshot.stored
         decision = self._decide(request, profile, read, snapshot, started)
-        spec = None if snapshot.statistics is None else snapshot.statistics.spec_hash
+        spec = None if snapshot.statistics is None else snapshot.statistics.spec.hash
         recorded = await self._records.submit(ProposedDecision(decision, erasures, spec))
         self._erasures = recorded.erasures
         if recorded.decision is not decision:
@@ -125,7 +125,8 @@ class Scorer:
         snapshot: UserSnapshot,
         started: float,
     ) -> Decision:
-        statistics, spec = self._policies.grown(snapshot.statistics)
+        statistics = self._policies.grown(snapshot.statistics)
+        spec = statistics.spec
         role = self._role(request.user_id, snapshot)
         policy = self._policies.policy(role)
         # Includes the inputs that only the other policy reads.

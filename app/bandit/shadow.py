@@ -34,7 +34,7 @@ def shadow_of(decision: Decision, statistics: SufficientStatistics | None, mu: A
     Raises:
         SpecMismatch: the statistics or `mu` belong to another spec than the policies.
     """
-    grown, _ = policies.grown(statistics)
+    grown = policies.grown(statistics)
     phi = decision.phi_under(policies.longest)
     other = policies.policy("challenger" if decision.role == "champion" else "champion")
     own, shadow = decision.ranking, ranking_by(other, decision, grown, mu, phi)

@@ -76,17 +76,17 @@ class Replay(msgspec.Struct, frozen=True):
         spec, stored = self.policy.spec, log.statistics
         if stored is None or stored.decisions <= len(learned):
             return SufficientStatistics.none(spec)
-        own = SPECS[stored.spec_hash]
+        own = stored.spec
         shared = min((len(item.decision.phi) for item in learned), default=own.size)
         for known in (own, msgspec.structs.replace(own, inputs=own.inputs[:shared])):
             logged = SufficientStatistics.none(known)
             with suppress(SpecMismatch):  # a logged vector is damaged
                 for item in learned:
                     logged = logged.learned(item.decision.vector(known)[: known.size], _reward(item))
-                numbers = stored.of_common_inputs(own, known).numbers - logged.numbers
-                rest = SufficientStatistics(known.hash, known.size, numbers, stored.decisions - logged.decisions)
+                numbers = stored.of_common_inputs(known).numbers - logged.numbers
+                rest = SufficientStatistics(known, numbers, stored.decisions - logged.decisions)
                 if sound(known, rest.pack(), rest.decisions):
-                    return rest.of_common_inputs(known, spec)
+                    return rest.of_common_inputs(spec)
         return msgspec.structs.replace(SufficientStatistics.none(spec), decisions=stored.decisions - len(learned))
 
     def after(

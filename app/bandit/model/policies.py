@@ -39,13 +39,11 @@ class Policies(NamedTuple):
         """The policy that has the role. If there is no challenger, the champion has both roles."""
         return self.challenger or self.champion if role == "challenger" else self.champion
 
-    def grown(
-        self, statistics: SufficientStatistics | None, phi_spec: Spec | None = None
-    ) -> tuple[SufficientStatistics, Spec]:
+    def grown(self, statistics: SufficientStatistics | None, phi_spec: Spec | None = None) -> SufficientStatistics:
         """Pad the statistics with zeros to the longest of: their own spec, `self.longest` and `phi_spec`.
 
-        `statistics` is None for a new user, `phi_spec` the spec of a vector that is about to be learned. Return the
-        padded statistics and their spec. Statistics never become shorter, whichever policies run.
+        `statistics` is None for a new user, `phi_spec` the spec of a vector that is about to be learned. Statistics
+        never become shorter, whichever policies run.
 
         Raises:
             SpecMismatch: the longest of these specs does not begin with the inputs of the others.
@@ -53,13 +51,12 @@ class Policies(NamedTuple):
         wanted = self.longest
         if phi_spec is not None and phi_spec.size > wanted.size:
             wanted = phi_spec
-        own = wanted if statistics is None else SPECS[statistics.spec_hash]
-        reached = own if own.size >= wanted.size else wanted
+        found = SufficientStatistics.none(wanted) if statistics is None else statistics
+        if found.size < wanted.size:
+            found = found.grown(wanted)
         # The sizes alone would allow adding a vector to the sums of other inputs.
-        if phi_spec is not None and not phi_spec.prefix_of(reached):
+        if phi_spec is not None and not phi_spec.prefix_of(found.spec):
             raise SpecMismatch(
-                f"statistics of {reached.id} {reached.version} take no vector of {phi_spec.id} {phi_spec.version}"
+                f"statistics of {found.spec.id} {found.spec.version} take no vector of {phi_spec.id} {phi_spec.version}"
             )
-        if statistics is None:
-            return SufficientStatistics.none(wanted), wanted
-        return (statistics if reached is own else statistics.grown(own, reached)), reached
+        return found

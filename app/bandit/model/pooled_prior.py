@@ -76,7 +76,7 @@ class Pool:
 
     @property
     def total(self) -> SufficientStatistics:
-        return SufficientStatistics(self._spec.hash, self._spec.size, self._numbers, self.decisions)
+        return SufficientStatistics(self._spec, self._numbers, self.decisions)
 
     def mean(self) -> Array:
         """The prior mean μ = (Λ₀ + Σ S)⁻¹ Σ y (D,) over the added statistics S and y, with Λ₀ = `SHRINKAGE` · I."""

@@ -28,21 +28,24 @@ _ROUNDING = 1e-9
 
 class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
     """The sums S = Σ φφᵀ (D, D) and y = Σ rφ (D,) over the learned decisions of a user, with the inputs φ of the chosen
-    candidate and its reward r. They belong to the spec with `spec_hash`, which has D = `size` inputs.
+    candidate and its reward r. `spec` has D inputs.
 
     `numbers` (D(D+1)/2 + D,) holds them as stored: the lower triangle of S row by row, then y. It is never modified.
     The triangle for the first k inputs is a prefix of the whole, so learning, growing and storing build no matrix.
     """
 
-    spec_hash: str
-    size: int
+    spec: Spec
     numbers: Array
     decisions: int
 
     @classmethod
     def none(cls, spec: Spec) -> SufficientStatistics:
         """The statistics of a new user: zeros."""
-        return cls(spec.hash, spec.size, np.zeros(_length(spec.size)), 0)
+        return cls(spec, np.zeros(_length(spec.size)), 0)
+
+    @property
+    def size(self) -> int:
+        return self.spec.size
 
     @property
     def s(self) -> Array:
@@ -72,39 +75,32 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
         numbers[: len(rows)] += phi[rows] * phi[columns]
         y = len(numbers) - self.size
         numbers[y : y + known] += reward * phi
-        return SufficientStatistics(self.spec_hash, self.size, numbers, self.decisions + 1)
+        return SufficientStatistics(self.spec, numbers, self.decisions + 1)
 
-    def grown(
-        self, spec_from: Spec, spec_to: Spec, replayed: SufficientStatistics | None = None
-    ) -> SufficientStatistics:
+    def grown(self, spec: Spec, replayed: SufficientStatistics | None = None) -> SufficientStatistics:
         """The statistics extended to a longer spec. The sums over its additional inputs are taken from `replayed`,
-        which has learned some or all of the same decisions under `spec_to`. Without it they are zeros.
+        which has learned some or all of the same decisions under `spec`. Without it they are zeros.
 
         Raises:
-            SpecMismatch: the statistics are not of `spec_from`, or `spec_to` does not begin with its inputs.
+            SpecMismatch: `spec` does not begin with the inputs of the statistics' spec.
         """
-        if self.spec_hash != spec_from.hash:
-            raise SpecMismatch(f"statistics are of spec {self.spec_hash[:12]}, not {spec_from.hash[:12]}")
-        if not spec_from.prefix_of(spec_to):
-            raise SpecMismatch(
-                f"spec {spec_to.id} {spec_to.version} does not begin with {spec_from.id} {spec_from.version}"
-            )
-        numbers = (replayed or SufficientStatistics.none(spec_to)).numbers.copy()
-        y, y_grown = len(self.numbers) - self.size, len(numbers) - spec_to.size
-        numbers[:y] = self.numbers[:y]
-        numbers[y_grown : y_grown + self.size] = self.numbers[y:]
-        return SufficientStatistics(spec_to.hash, spec_to.size, numbers, self.decisions)
+        if not self.spec.prefix_of(spec):
+            raise SpecMismatch(f"spec {spec.id} {spec.version} does not begin with {self.spec.id} {self.spec.version}")
+        return self._with_first_inputs(self.size, replayed or SufficientStatistics.none(spec))
 
-    def of_common_inputs(self, spec_from: Spec, spec_to: Spec) -> SufficientStatistics:
+    def of_common_inputs(self, spec: Spec) -> SufficientStatistics:
         """The statistics of the first inputs, as far as both specs have the same, under another spec: the rest is 0."""
-        pairs = zip(spec_from.inputs, spec_to.inputs, strict=False)
+        pairs = zip(self.spec.inputs, spec.inputs, strict=False)
         common = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-        numbers = np.zeros(_length(spec_to.size))
-        triangle = common * (common + 1) // 2
-        y, y_other = len(self.numbers) - self.size, len(numbers) - spec_to.size
+        return self._with_first_inputs(common, SufficientStatistics.none(spec))
+
+    def _with_first_inputs(self, count: int, other: SufficientStatistics) -> SufficientStatistics:
+        """The sums of the first `count` inputs from these statistics, and all others from `other`."""
+        numbers, triangle = other.numbers.copy(), count * (count + 1) // 2
+        y, y_other = len(self.numbers) - self.size, len(numbers) - other.size
         numbers[:triangle] = self.numbers[:triangle]
-        numbers[y_other : y_other + common] = self.numbers[y : y + common]
-        return SufficientStatistics(spec_to.hash, spec_to.size, numbers, self.decisions)
+        numbers[y_other : y_other + count] = self.numbers[y : y + count]
+        return SufficientStatistics(other.spec, numbers, self.decisions)
 
     def leading(self, size: int) -> tuple[Array, Array]:
         """Copies of S (size, size) and y (size,) for the first `size` inputs.
@@ -130,7 +126,7 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
             SpecMismatch: the blob has the length of another spec.
         """
         (numbers,) = _stored(spec, [blob])
-        return cls(spec.hash, spec.size, numbers.astype(np.float64, copy=False), decisions)
+        return cls(spec, numbers.astype(np.float64, copy=False), decisions)
 
     @classmethod
     def summed(cls, spec: Spec, blobs: Sequence[bytes], decisions: int) -> SufficientStatistics:
@@ -143,7 +139,7 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
             numbers: Array = _stored(spec, blobs).sum(axis=0, dtype=np.float64)
         if not np.isfinite(numbers).all():
             raise SpecMismatch(f"statistics of spec {spec.id} {spec.version} contain NaN or infinity")
-        return cls(spec.hash, spec.size, numbers, decisions)
+        return cls(spec, numbers, decisions)
 
 
 def _stored(spec: Spec, blobs: Sequence[bytes]) -> Array:

@@ -13,14 +13,13 @@ random numbers. So its answers are bit for bit the same before and after the sta
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Final
 
 import msgspec
 
 from app.bandit.decisions import Ranking
 from app.bandit.model.inputs import Array
-from app.bandit.model.specs import NEWEST, SPEC_V1, SPECS, Spec
+from app.bandit.model.specs import NEWEST, SPEC_V1, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
@@ -58,7 +57,7 @@ class Scored(msgspec.Struct, frozen=True, eq=False):
     theta: Array
 
 
-class Policy(msgspec.Struct, frozen=True, dict=True):
+class Policy(msgspec.Struct, frozen=True):
     """A policy that chooses tips: linear Thompson sampling over the inputs of one spec. `scale` is v."""
 
     id: str
@@ -93,18 +92,13 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
             SpecMismatch: the statistics belong to a spec that does not begin with the inputs of this policy's spec, or
                 μ does not have one element per input.
         """
-        if statistics.spec_hash not in self._readable:
-            raise SpecMismatch(f"policy {self.id} cannot read statistics of spec {statistics.spec_hash[:12]}")
+        if not self.spec.prefix_of(statistics.spec):
+            raise SpecMismatch(f"policy {self.id} cannot read statistics of spec {statistics.spec.hash[:12]}")
         if not self.spec.pooled:
             mu = None
         elif mu is not None and len(mu) != self.spec.size:
             raise SpecMismatch(f"policy {self.id} has {self.spec.size} inputs, the prior's mean {len(mu)}")
         return Posterior(*statistics.leading(self.spec.size), self.spec.precisions, mu)
-
-    @cached_property
-    def _readable(self) -> frozenset[str]:
-        known = (*SPECS.values(), self.spec)
-        return frozenset(spec.hash for spec in known if self.spec.prefix_of(spec))
 
 
 CHAMPION: Final = Policy("lints-v1", SPEC_V1)

@@ -219,7 +219,7 @@ class SqlLearning:
             set_aside(connection, user_id)
         (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
         for user_id, known, grown in growth.replayed if erasures == growth.erasures else ():
-            if has_version(connection, user_id, known.decisions, known.spec_hash):
+            if has_version(connection, user_id, known.decisions, known.spec.hash):
                 add_user_shadows(connection, self._policies, user_id, known)
                 write_statistics(connection, {user_id: grown}, now_ms)
 
@@ -257,14 +257,15 @@ def _grown(
 ) -> SufficientStatistics:
     """A user's statistics, extended to the spec that `Policies.grown` chooses. The sums over the additional inputs are
     computed from the learned decisions in the log. Raises as `Policies.grown`."""
-    padded, spec = policies.grown(known, phi_spec)
-    if known is None or known.spec_hash == spec.hash:
+    padded = policies.grown(known, phi_spec)
+    spec = padded.spec
+    if known is None or known.spec == spec:
         return padded
     try:
         replayed = SufficientStatistics.none(spec)
         for row in named_rows(connection, SELECT_LEARNED, (user_id,)):
             replayed = replayed.learned(_vector(row, spec), row["reward"])
-        grown = known.grown(SPECS[known.spec_hash], spec, replayed)
+        grown = known.grown(spec, replayed)
         if not sound(spec, grown.pack(), grown.decisions):
             raise SpecMismatch("the logged decisions are not those that the statistics have learned")
         return grown
@@ -357,7 +358,7 @@ class _LearningTransaction(msgspec.Struct):
         phi = array(logged.phi)
         if len(phi) < evidence.size:  # the decision was made before the statistics grew
             (row,) = named_rows(self.connection, SELECT_DECISION, (logged.user_id, logged.number))
-            phi = _vector(row, SPECS[evidence.spec_hash])
+            phi = _vector(row, evidence.spec)
         self.evidence[logged.user_id] = evidence.learned(phi, judgement.reward)
         source = "feedback" if judgement.action is not None else "default"
         values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self.now_ms)

@@ -116,7 +116,7 @@ def read_statistics(connection: Connection, user_id: str) -> SufficientStatistic
 
 def write_statistics(connection: Connection, evidence: Mapping[str, SufficientStatistics], now_ms: int) -> None:
     """Replace the statistics of each user in `evidence`, a mapping by user id."""
-    states = [(user_id, (item.spec_hash, item.pack(), item.decisions)) for user_id, item in evidence.items()]
+    states = [(user_id, (item.spec.hash, item.pack(), item.decisions)) for user_id, item in evidence.items()]
     rows = [(user_id, *state, *_checksums(*state), now_ms) for user_id, state in states]
     connection.executemany(UPSERT_STATE, rows)
 

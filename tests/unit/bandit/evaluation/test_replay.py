@@ -116,7 +116,7 @@ async def grown_log(database: Database, *, padded: bool) -> BanditProcess:
         plain.clock.advance(MINUTE_MS)
         plain.profiles["ann"] = {"completion_rate_30d": number / 20, "tip_volume_30d": 3 * number}
         if number == 12 and padded:
-            longer = {"ann": (await plain.statistics()).grown(SPEC_V1, SPEC_V2)}
+            longer = {"ann": (await plain.statistics()).grown(SPEC_V2)}
             await database.write(functools.partial(write_statistics, evidence=longer, now_ms=1), of=["ann"])
         elif number == 12:
             await process.bandit.maintenance.grow(math.inf)
@@ -285,7 +285,7 @@ def test_common_inputs_are_kept_and_others_are_zero() -> None:
     for _ in range(5):
         statistics = statistics.learned(random.uniform(-1, 1, SPEC_V2.size), 0.5)
     other = msgspec.structs.replace(SPEC_V1, inputs=(*SPEC_V1.inputs[:4], Input("new", shared="volume"), Input("more")))
-    found = statistics.of_common_inputs(SPEC_V2, other)
+    found = statistics.of_common_inputs(other)
     assert np.array_equal(found.s[:4, :4], statistics.s[:4, :4])
     assert np.array_equal(found.y[:4], statistics.y[:4])
     assert not found.s[4:].any()

@@ -311,11 +311,11 @@ async def test_decision_made_before_growth_is_learned_with_all_inputs(
     assert len(first.phi) == SPEC_V1.size
     await plain.feed_back(first)
     statistics = await plain.statistics()
-    assert statistics.spec_hash == SPEC_V1.hash
+    assert statistics.spec == SPEC_V1
 
     await process.feed_back(second)
     grown = await process.statistics()
-    assert (grown.spec_hash, grown.decisions) == (SPEC_V2.hash, 2)
+    assert (grown.spec, grown.decisions) == (SPEC_V2, 2)
     known = [SPEC_V2.phi(made.candidates, made.context, made.profile)[made.chosen] for made in (first, second)]
     assert known[0][SPEC_V1.size :].any()
     np.testing.assert_array_equal(grown.s, np.outer(known[0], known[0]) + np.outer(known[1], known[1]))

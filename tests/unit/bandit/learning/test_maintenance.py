@@ -58,7 +58,7 @@ async def test_prior_is_pooled_over_all_users_when_they_have_grown(
 ) -> None:
     monkeypatch.setattr("app.stores.sql.sufficient_statistics.PAGE", 7)
     states = await enroll(process, 40)
-    everyone = [item if item.size == SPEC_V2.size else item.grown(SPEC_V1, SPEC_V2) for item in states]
+    everyone = [item if item.size == SPEC_V2.size else item.grown(SPEC_V2) for item in states]
     for users, counted in ((20, everyone[1::2]), (40, everyone)):
         assert await process.pool(), "growth changes the sums, though nothing was learned"
         ((spec_hash, mu, *numbers),) = await process.rows(
@@ -229,7 +229,7 @@ SELECT_CHECKSUMS = "SELECT header_crc32, evidence_crc32 FROM bandit_states WHERE
 async def test_releases_with_and_without_checksums_take_turns(process: BanditProcess) -> None:
     first = await process.decide()
     short = statistics_of(0, grown=False)
-    await process.execute(UPSERT_BEFORE, short.spec_hash, short.pack(), short.decisions)
+    await process.execute(UPSERT_BEFORE, short.spec.hash, short.pack(), short.decisions)
     assert await process.rows(SELECT_CHECKSUMS) == [(None, None)]
     assert (await process.statistics()).pack() == short.pack()
     await process.feed_back(first)
@@ -241,8 +241,8 @@ async def test_releases_with_and_without_checksums_take_turns(process: BanditPro
     read = SufficientStatistics.unpack(SPECS[spec_hash], blob, decisions)
     random = np.random.default_rng(1)
     learned = read.learned(random.uniform(-1, 1, read.size), 0.5)
-    for older in (learned, short, short.grown(SPEC_V1, SPEC_V2)):
-        await process.execute(UPSERT_BEFORE, older.spec_hash, older.pack(), older.decisions)
+    for older in (learned, short, short.grown(SPEC_V2)):
+        await process.execute(UPSERT_BEFORE, older.spec.hash, older.pack(), older.decisions)
         assert await process.rows(SELECT_CHECKSUMS) == [checksums], "of the row before"
         assert (await process.statistics()).pack() == older.pack()
     assert await process.database.read(partial(damaged, whole=True)) == 0

@@ -75,8 +75,8 @@ class RandomRun:
         await self.store(user_id)
 
     async def grow(self, user_id: str) -> None:
-        if (known := self.learned.get(user_id)) is not None and known.spec_hash == SPEC_V1.hash:
-            self.learned[user_id] = known.grown(SPEC_V1, SPEC_V2)
+        if (known := self.learned.get(user_id)) is not None and known.spec == SPEC_V1:
+            self.learned[user_id] = known.grown(SPEC_V2)
             await self.store(user_id)
 
     async def store(self, user_id: str) -> None:
@@ -142,7 +142,7 @@ class RandomRun:
             pass
         await self.pool()
         kept = {first for (first,) in await self.database.rows("SELECT first_user FROM pooled_ranges")}
-        one = pool_of(item for item in self.learned.values() if item.spec_hash == SPEC_V2.hash)
+        one = pool_of(item for item in self.learned.values() if item.spec == SPEC_V2)
         found = self.prior or Prior.none(SPEC_V2)
         faults = [f"{first} is erased, and begins a range" for first in kept - self.learned.keys() - {""}]
         if (found.users, found.decisions) != (one.users, one.decisions):

@@ -69,7 +69,7 @@ def test_champion_answers_bit_for_bit_as_without_growth(seed: int, before: int, 
     phi, rewards = history_of(seed, before + after)
     asked = request_of(seed, count)
     never = taught(phi[:before, :OLD], rewards[:before], SufficientStatistics.none(SPEC_V1))
-    grown = never.grown(SPEC_V1, SPEC_V2)
+    grown = never.grown(SPEC_V2)
     first = CHAMPION.decide("d", never, None, np.ascontiguousarray(asked[:, :OLD]))
     assert same(CHAMPION.decide("d", grown, mean_of(seed), asked), first)
 
@@ -84,7 +84,7 @@ def test_challenger_at_growth_has_the_mean_without_a_profile_and_the_derived_var
     seed: int, decisions: int, pooled: bool
 ) -> None:
     phi, rewards = history_of(seed, decisions)
-    grown = taught(phi[:, :OLD], rewards, SufficientStatistics.none(SPEC_V1)).grown(SPEC_V1, SPEC_V2)
+    grown = taught(phi[:, :OLD], rewards, SufficientStatistics.none(SPEC_V1)).grown(SPEC_V2)
     mu = mean_of(seed)
     mu[OLD:] = 0
     asked = request_of(seed)
@@ -105,7 +105,7 @@ def test_challenger_at_growth_has_the_mean_without_a_profile_and_the_derived_var
 @given(seeds, st.integers(0, 10))
 def test_challenger_at_growth_is_the_champion_without_prior_and_profile(seed: int, decisions: int) -> None:
     phi, rewards = history_of(seed, decisions)
-    grown = taught(phi[:, :OLD], rewards, SufficientStatistics.none(SPEC_V1)).grown(SPEC_V1, SPEC_V2)
+    grown = taught(phi[:, :OLD], rewards, SufficientStatistics.none(SPEC_V1)).grown(SPEC_V2)
     asked = request_of(seed, known=False)
     champion = CHAMPION.decide("d", grown, None, asked)
     challenger = CHALLENGER.decide("d", grown, None, asked)
@@ -305,8 +305,7 @@ def test_many_decisions_outweigh_the_prior() -> None:
     ("policy", "statistics"),
     [
         (CHALLENGER, SufficientStatistics.none(SPEC_V1)),
-        (CHAMPION, SufficientStatistics.none(msgspec.structs.replace(SPEC_V1, version=9))),
-        (CHAMPION, SufficientStatistics.none(PLAIN_COLUMNS)),
+        (CHAMPION, SufficientStatistics.none(msgspec.structs.replace(SPEC_V1, inputs=SPEC_V1.inputs[::-1]))),
     ],
 )
 def test_statistics_are_refused_when_the_policy_cannot_read_them(
