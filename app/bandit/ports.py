@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from app.bandit.decisions import Decision, DecisionOutcome, DecisionState, EventOutcome, Role, UserSnapshot
 from app.bandit.evaluation.records import DecisionRecord
 from app.bandit.model.pooled_prior import Prior
@@ -115,6 +117,13 @@ class UserLog(NamedTuple):
     decisions: list[LoggedDecision]
 
 
+class StateGrowth(msgspec.Struct):
+    """Numbers of users: all with learned statistics, and those whose statistics lack inputs of the challenger."""
+
+    users: int
+    to_grow: int
+
+
 class DecisionRepository(Protocol):
     async def snapshots(self, queries: Sequence[UserQuery]) -> list[UserSnapshot]:
         """Read the data of each queried user, in the order of the queries. If statistics are damaged or of an unknown
@@ -203,5 +212,5 @@ class StateRepository(Protocol):
     async def prior_version(self) -> int:
         """The version of the newest prior; 0 if there is none."""
 
-    async def counts(self) -> Mapping[str, int]:
-        """Numbers of users by the hash of the spec that their statistics belong to, at most 100,000 per spec."""
+    async def growth(self) -> StateGrowth:
+        """Count the users with statistics, at most 100,000 per spec."""

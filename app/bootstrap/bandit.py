@@ -14,7 +14,6 @@ from app.bandit.model.policies import Policies
 from app.bandit.ports import ReadProfile
 from app.bandit.rollout.controller import WATCH_EVERY_S, Rollout
 from app.bandit.rollout.stages import serves_challenger
-from app.bandit.rollout.status import StateGrowth
 from app.bandit.rollout.verdict import Limits
 from app.bandit.scoring import Scorer
 from app.bootstrap.servers import Wrap, untraced
@@ -83,12 +82,8 @@ def bandit(
 def rollout(settings: Settings, database: Database, clock: Clock) -> Rollout:
     """Build the controller of the challenger's roll-out, which records each action in the audit trail."""
     policies = Policies.of(shadow=settings.shadow)
-    trail, states = SqlAuditTrail(database), SqlStates(database, policies.longest)
+    trail = SqlAuditTrail(database)
     challenger = None if policies.challenger is None else policies.challenger.spec.hash
-
-    async def growth() -> StateGrowth:
-        counts = await states.counts()
-        return StateGrowth(sum(counts.values()), sum(counts.get(spec.hash, 0) for spec in policies.shorter()))
 
     def audited_action(actor: str, action: str) -> AbstractAsyncContextManager[AuditedAction]:
         return audited(trail, clock.now_ms(), actor, action, "rollout")
@@ -98,7 +93,7 @@ def rollout(settings: Settings, database: Database, clock: Clock) -> Rollout:
         limits=Limits(margin=settings.rollout_margin, **msgspec.structs.asdict(settings.rollout_guardrails)),
         window_ms=_rules(settings).window_ms,
         policies=policies,
-        growth=growth,
+        states=SqlStates(database, policies.longest),
         audited=audited_action,
         clock=clock,
     )

@@ -14,6 +14,7 @@ Invariant: no reward has an effect on its own decision or on an earlier one.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,9 +22,8 @@ from contextlib import suppress
 import msgspec
 
 from app.bandit.decisions import Ranking
-from app.bandit.model.inputs import Array, candidate_factors, packed, shared_factors
-from app.bandit.model.pooled_prior import Pool, Prior
-from app.bandit.model.specs import SPECS
+from app.bandit.model.inputs import Array, candidate_factors, shared_factors
+from app.bandit.model.pooled_prior import Prior, pooled_mean
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.bandit.model.thompson_sampling import Policy
 from app.bandit.numpy_on_demand import np
@@ -114,7 +114,7 @@ def recorded(replay: Replay, priors: Sequence[Prior]) -> PriorMean | None:
     spec = replay.policy.spec
     if not spec.pooled:
         return prior_means([], [], spec.size)
-    if not replay.profiles or not all(spec.prefix_of(SPECS[prior.spec_hash]) for prior in priors):
+    if not replay.profiles or not all(spec.prefix_of(prior.spec) for prior in priors):
         return None
     return prior_means([prior.version for prior in priors], [prior.mu[: spec.size] for prior in priors], spec.size)
 
@@ -141,10 +141,8 @@ class PriorsFromLog:
 
     def pooled(self) -> PriorMean:
         spec = self._replay.policy.spec
-        means, pool = [], Pool(spec)
-        for numbers in self._sums[:-1]:
-            pool.add([packed(numbers)], decisions=0, users=0)
-            means.append(pool.mean())
+        totals = itertools.accumulate(self._sums[:-1])
+        means = [pooled_mean(SufficientStatistics(spec, numbers, 0)) for numbers in totals]
         return prior_means([prior.version for prior in self._priors], means, spec.size)
 
 
@@ -157,7 +155,7 @@ def recorded_model(priors: Iterable[Prior]) -> Callable[[LoggedDecision], Array]
         made, prior = item.decision, by_version.get(item.decision.prior_version)
         if prior is None:
             return np.zeros(len(made.candidates))
-        return np.clip(made.phi_under(SPECS[prior.spec_hash]) @ prior.mu, 0.0, 1.0)
+        return np.clip(made.phi_under(prior.spec) @ prior.mu, 0.0, 1.0)
 
     return predicted
 

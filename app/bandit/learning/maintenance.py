@@ -117,7 +117,7 @@ class Maintenance:
         return added
 
     async def _count(self) -> None:
-        counts = await self._states.counts()
-        self._metrics.bandit.states.set(sum(counts.values()))
-        self._metrics.bandit.to_grow.set(sum(counts.get(spec.hash, 0) for spec in self._policies.shorter()))
+        growth = await self._states.growth()
+        self._metrics.bandit.states.set(growth.users)
+        self._metrics.bandit.to_grow.set(growth.to_grow)
         self._metrics.bandit.prior.set(await self._states.prior_version())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from app.bandit.decisions import Role
-from app.bandit.model.specs import SPECS, Spec
+from app.bandit.model.specs import Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, Policy
 from app.errors import SpecMismatch
@@ -30,10 +30,6 @@ class Policies(NamedTuple):
     def longest(self) -> Spec:
         """The spec with the most inputs. Decisions are logged under it, and users' statistics are extended to it."""
         return (self.challenger or self.champion).spec
-
-    def shorter(self) -> list[Spec]:
-        """The other specs that `longest` begins with: statistics under them can be extended to `longest`."""
-        return [spec for spec in SPECS.values() if spec != self.longest and spec.prefix_of(self.longest)]
 
     def policy(self, role: Role) -> Policy:
         """The policy that has the role. If there is no challenger, the champion has both roles."""

@@ -12,7 +12,6 @@ except for rounding, since floating-point addition depends on the order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -26,14 +25,14 @@ SHRINKAGE: Final = 10.0  # λ, the diagonal of Λ₀
 
 
 class Prior(msgspec.Struct, frozen=True, eq=False):
-    """The mean `mu` (D,) from which a user's weights start, for the spec with `spec_hash`.
+    """The mean `mu` (D,) from which a user's weights start.
 
     `users` and `decisions` are the numbers of users and decisions it was estimated from. Version 0 stands for no
     estimate yet: `mu` is all zeros.
     """
 
     version: int
-    spec_hash: str
+    spec: Spec
     mu: Array
     users: int
     decisions: int
@@ -42,7 +41,7 @@ class Prior(msgspec.Struct, frozen=True, eq=False):
     @classmethod
     def none(cls, spec: Spec) -> Prior:
         """The prior that is used until one has been estimated: version 0, all zeros."""
-        return cls(0, spec.hash, np.zeros(spec.size), 0, 0, 0)
+        return cls(0, spec, np.zeros(spec.size), 0, 0, 0)
 
 
 def can_be_pooled(mu: Array, decisions: int) -> bool:
@@ -54,35 +53,8 @@ def can_be_pooled(mu: Array, decisions: int) -> bool:
     return bool((np.abs(mu) <= (1 + 1e-9) * np.sqrt(decisions / (4 * SHRINKAGE))).all())
 
 
-class Pool:
-    """Sums the statistics of many users to estimate a prior. Memory does not depend on the number of users."""
-
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
-        self._numbers = SufficientStatistics.none(spec).numbers
-        self.users = 0
-        self.decisions = 0
-
-    def add(self, blobs: Sequence[bytes], decisions: int, users: int | None = None) -> None:
-        """Add packed statistics under the pool's spec, learned from `decisions` decisions in total. If `users` is None,
-        each blob holds the statistics of one user. Otherwise the blobs are sums over `users` users in total.
-
-        Raises:
-            SpecMismatch: a blob has the length of another spec, or the sum is not finite.
-        """
-        self._numbers = self._numbers + SufficientStatistics.summed(self._spec, blobs, decisions).numbers
-        self.users += len(blobs) if users is None else users
-        self.decisions += decisions
-
-    @property
-    def total(self) -> SufficientStatistics:
-        return SufficientStatistics(self._spec, self._numbers, self.decisions)
-
-    def mean(self) -> Array:
-        """The prior mean μ = (Λ₀ + Σ S)⁻¹ Σ y (D,) over the added statistics S and y, with Λ₀ = `SHRINKAGE` · I."""
-        a, y = self.total.leading(self._spec.size)
-        a.flat[:: self._spec.size + 1] += SHRINKAGE
-        return np.asarray(np.linalg.solve(a, y), np.float64)
-
-    def prior(self, version: int, now_ms: int) -> Prior:
-        return Prior(version, self._spec.hash, self.mean(), self.users, self.decisions, now_ms)
+def pooled_mean(total: SufficientStatistics) -> Array:
+    """The prior mean μ (D,), from the sum of the statistics S and y of all users."""
+    a, y = total.leading(total.size)
+    a.flat[:: total.size + 1] += SHRINKAGE
+    return np.asarray(np.linalg.solve(a, y), np.float64)

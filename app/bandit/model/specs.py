@@ -75,6 +75,10 @@ class Spec(msgspec.Struct, frozen=True, dict=True):
         """Whether the first inputs of `other` are the inputs of this spec, in the same order."""
         return other.inputs[: self.size] == self.inputs
 
+    def shorter(self) -> list[Spec]:
+        """The other specs that this one begins with: statistics under them can be extended to this one."""
+        return [spec for spec in SPECS.values() if spec != self and spec.prefix_of(self)]
+
     def phi(self, candidates: Sequence[Candidate], context: Context, profile: Profile) -> Array:
         """The input vectors φ (K, D), one row per candidate, with finite components within [-1, 1]."""
         return self.phi_from(candidate_factors(candidates), shared_factors(context, profile))

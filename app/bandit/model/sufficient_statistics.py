@@ -128,18 +128,17 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
         (numbers,) = _stored(spec, [blob])
         return cls(spec, numbers.astype(np.float64, copy=False), decisions)
 
-    @classmethod
-    def summed(cls, spec: Spec, blobs: Sequence[bytes], decisions: int) -> SufficientStatistics:
-        """The sum of the packed statistics of several users; `decisions` is the total number of their decisions.
+    def plus(self, blobs: Sequence[bytes], decisions: int) -> SufficientStatistics:
+        """The sum of these and of packed statistics under the same spec, of this number of decisions in total.
 
         Raises:
             SpecMismatch: a blob has the length of another spec, or the sum contains NaN or infinity.
         """
         with np.errstate(over="ignore", invalid="ignore"):
-            numbers: Array = _stored(spec, blobs).sum(axis=0, dtype=np.float64)
+            numbers = self.numbers + _stored(self.spec, blobs).sum(axis=0, dtype=np.float64)
         if not np.isfinite(numbers).all():
-            raise SpecMismatch(f"statistics of spec {spec.id} {spec.version} contain NaN or infinity")
-        return cls(spec, numbers, decisions)
+            raise SpecMismatch(f"statistics of spec {self.spec.id} {self.spec.version} contain NaN or infinity")
+        return SufficientStatistics(self.spec, numbers, self.decisions + decisions)
 
 
 def _stored(spec: Spec, blobs: Sequence[bytes]) -> Array:

@@ -16,7 +16,7 @@ Invariant: the audit trail has every move with actor and reason, and no move is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -26,6 +26,7 @@ from app.bandit.model.inputs import Array
 from app.bandit.model.policies import Policies
 from app.bandit.model.specs import SPECS
 from app.bandit.numpy_on_demand import np
+from app.bandit.ports import StateRepository
 from app.bandit.rollout.aggregates import FEWEST_USERS, DecisionSums, Experiment
 from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, look_level, look_number, share_bound
 from app.bandit.rollout.ports import Counts, RolloutLook, RolloutRepository
@@ -37,7 +38,6 @@ from app.bandit.rollout.status import (
     LookView,
     MoveView,
     RolloutStatus,
-    StateGrowth,
     VerdictView,
 )
 from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, broken, longest_allowed, too_little, verdict
@@ -84,14 +84,13 @@ class Alarm(NamedTuple):
 
 
 class Rollout(msgspec.Struct, kw_only=True, eq=False):
-    """The roll-out of the challenger. `window_ms` is the length of the reward window. `growth` counts the users whose
-    statistics have yet to be extended to the challenger's spec."""
+    """The roll-out of the challenger. `window_ms` is the length of the reward window."""
 
     repository: RolloutRepository
     limits: Limits
     window_ms: int
     policies: Policies
-    growth: Callable[[], Awaitable[StateGrowth]]
+    states: StateRepository
     audited: Audited
     clock: Clock
     _cached_broken: tuple[float, list[str]] | None = None
@@ -143,7 +142,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             experiment=guardrails.experiment,
             looks=[LookView.of(look) for look in looks],
             moves=[MoveView(move, why_not is None, why_not) for move, why_not in refusals.items()],
-            states=await self.growth(),
+            states=await self.states.growth(),
         )
 
     async def counts(self, state: RolloutState) -> Counts:

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from app.bandit.ports import StateGrowth
 from app.bandit.rollout.aggregates import Experiment
 from app.bandit.rollout.bootstrap_intervals import Interval, IntervalView
 from app.bandit.rollout.ports import RolloutLook
@@ -170,13 +171,6 @@ class MoveView(msgspec.Struct):
     move: Move
     allowed: bool
     why_not: str | None
-
-
-class StateGrowth(msgspec.Struct):
-    """Numbers of users: all with learned statistics, and those whose statistics lack inputs of the challenger."""
-
-    users: int
-    to_grow: int
 
 
 class RolloutStatus(msgspec.Struct, kw_only=True):

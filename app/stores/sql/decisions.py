@@ -31,7 +31,7 @@ from app.stores.sql.damaged_rows import readable
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.decision_rows import array, decision_of, named_rows, outcome_of, row_of
 from app.stores.sql.shadows import missing_shadows, store_shadows
-from app.stores.sql.sufficient_statistics import all_priors, has_version, newest_prior, read_statistics
+from app.stores.sql.sufficient_statistics import has_version, newest_prior, priors, read_statistics
 from app.telemetry import logger
 
 LOGGED_USERS = 1_000  # unreadable statistics are logged once for each user, and for at most this many users
@@ -177,7 +177,7 @@ class SqlDecisions:
         return await self._database.read(work, snapshot=True)
 
     async def priors(self) -> list[Prior]:
-        return await self._database.read(all_priors)
+        return [prior for prior in await self._database.read(priors) if prior is not None]
 
     def _evidence_or_none(self, connection: Connection, user_id: str) -> SufficientStatistics | None:
         try:

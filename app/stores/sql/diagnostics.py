@@ -18,7 +18,7 @@ from app.stores.sql.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
 from app.stores.sql.retention import SELECT_CUTOFF
 from app.stores.sql.retention import SELECT_OLDEST as SELECT_OLDEST_DECISION
 from app.stores.sql.samples import hour_counts, running
-from app.stores.sql.sufficient_statistics import damaged, damaged_priors
+from app.stores.sql.sufficient_statistics import damaged, priors
 
 SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
 SELECT_DISABLED = "SELECT feature, disabled_by, reason, disabled_at_ms FROM disabled_features ORDER BY feature"
@@ -73,7 +73,7 @@ def diagnose_contents(
         _decision_ids(connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()),
         _count("dead letters", work.dead_letters),
         _count("evidence", damaged(connection, whole=whole and SCORING)),
-        *([_count("priors", damaged_priors(connection))] if SCORING else []),
+        *([_count("priors", sum(prior is None for prior in priors(connection)))] if SCORING else []),
         _samples(first(SELECT_NEWEST_SAMPLE), now_ms),
         _audit(hour_counts(connection, now_ms)),
         diagnose_features(samples, {row.feature: str(row) for row in disabled}),

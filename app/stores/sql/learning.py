@@ -123,7 +123,7 @@ class SqlLearning:
     def __init__(self, database: Database, policies: Policies, rules: Rules) -> None:
         self._database = database
         self._policies = policies
-        self._shorter = json.dumps([spec.hash for spec in policies.shorter()])
+        self._shorter = json.dumps([spec.hash for spec in policies.longest.shorter()])
         self._rules = rules
 
     async def concerned(self, events: Sequence[LoggedEvent]) -> list[LoggedEvent]:

@@ -219,7 +219,7 @@ async def test_priors_from_the_log_are_the_recorded_ones(process: BanditProcess)
     ],
 )
 def test_priors_are_pooled_from_the_log_when_a_recorded_one_does_not_fit(replay: Replay, pooled: bool) -> None:
-    stored = [Prior(1, SPEC_V1.hash, np.full(SPEC_V1.size, 0.1), 1, 50, 0), Prior.none(SPEC_V2)]
+    stored = [Prior(1, SPEC_V1, np.full(SPEC_V1.size, 0.1), 1, 50, 0), Prior.none(SPEC_V2)]
     assert (recorded(replay, stored) is None) == pooled
 
 

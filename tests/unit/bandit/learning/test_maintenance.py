@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from app.bandit.learning.maintenance import POOL_EVERY_MS
-from app.bandit.model.pooled_prior import Prior
+from app.bandit.model.pooled_prior import Prior, pooled_mean
 from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
+from app.bandit.ports import StateGrowth
 from app.concurrency.periodic import repeat
 from app.errors import SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
@@ -65,7 +66,7 @@ async def test_prior_is_pooled_over_all_users_when_they_have_grown(
             "SELECT spec_hash, mu, users, decisions FROM bandit_priors ORDER BY version DESC LIMIT 1"
         )
         assert (spec_hash, *numbers) == (SPEC_V2.hash, users, sum(item.decisions for item in counted))
-        np.testing.assert_allclose(np.frombuffer(mu), pool_of(counted).mean(), atol=1e-12)
+        np.testing.assert_allclose(np.frombuffer(mu), pooled_mean(pool_of(counted)), atol=1e-12)
         assert await process.bandit.maintenance.grow(math.inf)
     decision = await process.decide("new")
     assert decision.prior_version == 2
@@ -107,11 +108,11 @@ async def test_growth_continues_where_it_was_interrupted(
     inject_failures(monkeypatch, SqlLearning, "grow", [None, None, StoreUnavailable("locked")])
     with pytest.raises(StoreUnavailable):
         await process.bandit.maintenance.grow(math.inf)
-    assert await process.bandit.states.counts() == {SPEC_V1.hash: 4, SPEC_V2.hash: 16}
+    assert await process.bandit.states.growth() == StateGrowth(20, 4)
     assert not await process.bandit.maintenance.grow(-1), "the time is over after one page"
-    assert await process.bandit.states.counts() == {SPEC_V1.hash: 1, SPEC_V2.hash: 19}
+    assert await process.bandit.states.growth() == StateGrowth(20, 1)
     assert await process.bandit.maintenance.grow(math.inf)
-    assert await process.bandit.states.counts() == {SPEC_V2.hash: 20}
+    assert await process.bandit.states.growth() == StateGrowth(20, 0)
     for number, before in enumerate(states):
         after = await process.statistics(f"user-{number:04d}")
         assert after.decisions == before.decisions
@@ -133,7 +134,7 @@ async def test_decision_reads_statistics_that_have_not_grown(database: Database)
     assert after.leading(before.size)[0].tobytes() == before.s.tobytes()
     assert await process.stored(f"decision_id = '{decision.id}' AND challenger_p IS NOT NULL") == 1
     await plain.decide()
-    assert await process.bandit.states.counts() == {SPEC_V2.hash: 1}, "what has grown stays so"
+    assert await process.bandit.states.growth() == StateGrowth(1, 0), "what has grown stays so"
 
 
 async def test_unreadable_statistics_are_kept_and_fail_no_decision(process: BanditProcess) -> None:
@@ -192,7 +193,7 @@ async def test_damaged_statistics_are_set_aside_and_other_users_are_not_affected
     )
     assert (spec_hash[:11], kept) == ("unreadable ", bad), "the row is kept, under the name of no spec"
     assert (await backlog(process.database, NOW_MS)).unreadable == 1
-    assert (await process.bandit.states.counts())[SPEC_V2.hash] == 8, "the seven others have grown, and there is ann"
+    assert await process.bandit.states.growth() == StateGrowth(8, 0), "the seven others have grown, and there is ann"
     rows = await process.rows("SELECT users, decisions FROM bandit_priors ORDER BY version")
     others = sum(item.decisions for item in states) - states[int(user_id[-1])].decisions
     assert rows == [(7, others), (8, others + 1)]
@@ -368,7 +369,8 @@ async def test_nothing_grows_without_a_challenger(database: Database) -> None:
     process = BanditProcess(database, shadow=False)
     await enroll(process, 4)
     assert await process.bandit.maintenance.grow(math.inf)
-    assert await process.bandit.states.counts() == {SPEC_V1.hash: 2, SPEC_V2.hash: 2}
+    assert await process.rows("SELECT COUNT(*) FROM bandit_states WHERE spec_hash = ?", SPEC_V1.hash) == [(2,)]
+    assert await process.bandit.states.growth() == StateGrowth(4, 0)
     assert not await process.pool(), "the champion has no use for it"
 
 

@@ -72,14 +72,14 @@ def test_sum_is_refused_when_it_is_not_finite(place: int, number: float) -> None
     numbers = [1.0, 2.0, 3.0, 4.0, 5.0]
     numbers[place] = number
     with pytest.raises(SpecMismatch, match="NaN or infinity"):
-        SufficientStatistics.summed(PAIR, [struct.pack("<5d", 1, 2, 3, 4, 5), struct.pack("<5d", *numbers)], 7)
+        SufficientStatistics.none(PAIR).plus([struct.pack("<5d", 1, 2, 3, 4, 5), struct.pack("<5d", *numbers)], 7)
 
 
 @pytest.mark.parametrize("wrong", [(1.7e308, 1.7e308), (INF, -INF), (NAN, 1.0)])
 def test_damage_is_found_without_warnings_when_numbers_are_huge(wrong: tuple[float, float]) -> None:
     packed = struct.pack("<5d", *wrong, 1, 1, 1)
     with pytest.raises(SpecMismatch):
-        SufficientStatistics.summed(PAIR, [packed, packed], 7)
+        SufficientStatistics.none(PAIR).plus([packed, packed], 7)
     assert not sound(PAIR, packed, 7)
 
 
@@ -148,10 +148,10 @@ def test_decision_is_refused_when_an_input_or_the_reward_is_out_of_range(phi: tu
 
 def test_summed_statistics_are_the_sums_over_users() -> None:
     each = [taught(*history_of(seed, 5)) for seed in range(4)]
-    total = SufficientStatistics.summed(SPEC_V2, [one.pack() for one in each], 20)
+    total = SufficientStatistics.none(SPEC_V2).plus([one.pack() for one in each], 20)
     np.testing.assert_allclose(total.s, sum(one.s for one in each), rtol=1e-13)
     np.testing.assert_allclose(total.y, sum(one.y for one in each), rtol=1e-13)
-    assert same(SufficientStatistics.summed(SPEC_V2, [], 0), SufficientStatistics.none(SPEC_V2))
+    assert same(SufficientStatistics.none(SPEC_V2).plus([], 0), SufficientStatistics.none(SPEC_V2))
 
 
 @given(seeds, st.integers(0, 6), st.integers(0, 6))

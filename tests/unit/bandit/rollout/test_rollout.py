@@ -560,7 +560,7 @@ async def test_stage_without_a_challenger_is_left(database: Database) -> None:
 
 async def test_first_prior_ties_the_shadow_to_the_challenger(fixture: RolloutFixture) -> None:
     assert (await fixture.state()).challenger is None
-    prior = Prior(0, SPEC_V2.hash, Prior.none(SPEC_V2).mu, 1, 1, NOW_MS)
+    prior = Prior(0, SPEC_V2, Prior.none(SPEC_V2).mu, 1, 1, NOW_MS)
     assert await fixture.states.add_prior(prior, 1)
     assert (await fixture.state()).challenger == SPEC_V2.hash
 
