@@ -53,14 +53,14 @@ class Rules(msgspec.Struct, frozen=True):
 
 
 class JudgedDecision(NamedTuple):
-    """What `judge` needs to know of a stored decision, settled or not. `source` tells where the learned reward came
-    from; None until one is learned. `told_served` tells whether a served event about the decision has been counted."""
+    """What `judge` needs to know of a stored decision, settled or not. `reward_source` is None until a reward is
+    learned. `told_served` tells whether a served event about the decision has been counted."""
 
     chosen_id: str
     created_at_ms: int
     state: DecisionState
     served_at_ms: int | None
-    source: RewardSource | None
+    reward_source: RewardSource | None
     told_served: bool
 
 
@@ -101,7 +101,7 @@ def judge(decision: JudgedDecision, logged: LoggedEvent, rules: Rules) -> Judgem
         return Judgement("late", state, served)
     if state == "learned":
         if isinstance(event, TipFeedback):
-            return Judgement("repeated" if decision.source == "feedback" else "late", state, served)
+            return Judgement("repeated" if decision.reward_source == "feedback" else "late", state, served)
         return Judgement("repeated" if decision.told_served else "served", state, served)
     if state == "open" and at_ms > decision.created_at_ms + rules.window_ms:
         return Judgement("late", state, served)
