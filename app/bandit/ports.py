@@ -22,13 +22,6 @@ from app.features.registry import Scalar
 ReadProfile = Callable[[str], Awaitable[tuple[Mapping[str, Scalar], ProfileRead]]]
 
 
-class UserQuery(NamedTuple):
-    """A request for a `UserSnapshot`: the user, and the id of the scoring request, to find its stored decision."""
-
-    user_id: str
-    request_id: str | None
-
-
 class ProposedDecision(NamedTuple):
     """A decision to store. It is stored only if the number of users erased so far still equals `erasures`, and the
     user's statistics still have exactly `decision.state_version` decisions and belong to the spec with the hash
@@ -37,17 +30,6 @@ class ProposedDecision(NamedTuple):
     decision: Decision
     erasures: int
     statistics_spec: str | None
-
-
-class RecordedDecision(NamedTuple):
-    """The result of a `ProposedDecision`: the stored decision, which may be an earlier one with the same request id.
-
-    `decision` is None, and nothing was stored, if any user was erased, or this user's statistics changed, since they
-    were read. `erasures` is the current number of users erased so far.
-    """
-
-    decision: Decision | None
-    erasures: int
 
 
 class SettleCounts(NamedTuple):
@@ -125,12 +107,13 @@ class StateGrowth(msgspec.Struct):
 
 
 class DecisionRepository(Protocol):
-    async def snapshots(self, queries: Sequence[UserQuery]) -> list[UserSnapshot]:
-        """Read the data of each queried user, in the order of the queries. If statistics are damaged or of an unknown
-        spec, this is logged, and `statistics` is None."""
+    async def snapshots(self, queries: Sequence[tuple[str, str | None]]) -> list[UserSnapshot]:
+        """Read the data of each queried user, in the order of the queries: pairs of a user id and the id of the scoring
+        request. If statistics are damaged or of an unknown spec, this is logged, and `statistics` is None."""
 
-    async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
-        """Store the decisions whose conditions are met in one durable commit; return one result for each, in order."""
+    async def record(self, proposed: Sequence[ProposedDecision]) -> list[Decision | None]:
+        """Store the decisions whose conditions are met in one durable commit. Return, in order, each stored decision,
+        which may be an earlier one with the same request id; None if the conditions are not met."""
 
     async def add_shadows(self, after: DecisionPlace, limit: int) -> DecisionPlace | None:
         """Compute and store the shadows (both policies' rankings) of up to `limit` unsettled decisions without one, the

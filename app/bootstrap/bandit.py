@@ -13,7 +13,6 @@ from app.bandit.learning.maintenance import EVERY_S, Maintenance
 from app.bandit.model.policies import Policies
 from app.bandit.ports import ReadProfile
 from app.bandit.rollout.controller import WATCH_EVERY_S, Rollout
-from app.bandit.rollout.stages import serves_challenger
 from app.bandit.rollout.verdict import Limits
 from app.bandit.scoring import Scorer
 from app.bootstrap.servers import Wrap, untraced
@@ -61,7 +60,6 @@ def bandit(
             decisions=decisions,
             read_profile=read_profile,
             policies=policies,
-            serves_challenger=serves_challenger,
             new_id=new_id or time_ordered_id,
             clock=clock,
             metrics=metrics,

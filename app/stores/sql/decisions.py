@@ -20,9 +20,7 @@ from app.bandit.ports import (
     DecisionSummary,
     LoggedDecision,
     ProposedDecision,
-    RecordedDecision,
     UserLog,
-    UserQuery,
 )
 from app.errors import SpecMismatch
 from app.features.events import stored_action
@@ -77,7 +75,7 @@ class SqlDecisions:
         self._refused: set[int] = set()
         self._logged: set[str] = set()
 
-    async def snapshots(self, questions: Sequence[UserQuery]) -> list[UserSnapshot]:
+    async def snapshots(self, queries: Sequence[tuple[str, str | None]]) -> list[UserSnapshot]:
         # 1. `erasures` is read before the user's data; 2. the user is erased; 3. `record` compares and stores nothing.
         # If it were read last, the erasure would go unnoticed.
         def work(connection: Connection) -> list[UserSnapshot]:
@@ -93,20 +91,18 @@ class SqlDecisions:
                     prior,
                     share,
                     salt,
-                    self._evidence_or_none(connection, question.user_id),
-                    next(
-                        (readable(row["number"], decision_of, row) for row in _by_request(connection, *question)), None
-                    ),
+                    self._evidence_or_none(connection, query[0]),
+                    next(map(_decision, _by_request(connection, *query)), None),
                 )
-                for question in questions
+                for query in queries
             ]
 
         return await self._database.look(work)
 
-    async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
-        def work(connection: Connection) -> list[RecordedDecision]:
+    async def record(self, proposed: Sequence[ProposedDecision]) -> list[Decision | None]:
+        def work(connection: Connection) -> list[Decision | None]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
-            return [RecordedDecision(self._record(connection, item, erasures), erasures) for item in proposed]
+            return [self._record(connection, item, erasures) for item in proposed]
 
         return await self._database.write(work, of={item.decision.user_id for item in proposed})
 
@@ -194,7 +190,7 @@ class SqlDecisions:
             return None
         # 1. Two requests with the same id find no decision; 2. both decide; 3. the second one finds the first's here.
         for row in _by_request(connection, decision.user_id, decision.request_id):
-            if (stored := readable(row["number"], decision_of, row)) is not None:
+            if (stored := _decision(row)) is not None:
                 return stored
             connection.execute(UPDATE_UNANSWERED, (decision.user_id, decision.request_id))
         # 1. A request reads statistics; 2. a worker changes them; 3. the decision is refused here and made again. If it
@@ -210,6 +206,11 @@ class SqlDecisions:
 def _by_request(connection: Connection, user_id: str, request_id: str | None) -> list[dict[str, Any]]:
     """The stored decision with this request id, as a row; at most one."""
     return [] if request_id is None else named_rows(connection, SELECT_BY_REQUEST, (user_id, request_id))
+
+
+def _decision(row: Mapping[str, Any]) -> Decision | None:
+    """None if the row is damaged."""
+    return readable(row["number"], decision_of, row)
 
 
 def _summary(row: dict[str, Any]) -> DecisionSummary:
