@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 
 from app.bandit.learning.attribution import DecisionLearner
 from app.bandit.model.policies import Policies
-from app.bandit.ports import DecisionPlace, DecisionRepository, StateRepository
+from app.bandit.ports import DecisionRepository, StateRepository
 from app.features.clock import Clock
 from app.telemetry import Metrics, logger
 
@@ -97,7 +97,7 @@ class Maintenance:
         Raises:
             StoreUnavailable: the database does not answer.
         """
-        after = DecisionPlace()
+        after = ("", 0)
         while (place := await self._decisions.add_shadows(after, SHADOWS_AT_ONCE)) is not None:
             after = place
             await self._pause(REST_S)

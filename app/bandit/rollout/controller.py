@@ -26,10 +26,9 @@ from app.bandit.model.inputs import Array
 from app.bandit.model.policies import Policies
 from app.bandit.model.specs import SPECS
 from app.bandit.numpy_on_demand import np
-from app.bandit.ports import StateRepository
+from app.bandit.ports import Counts, RolloutLook, RolloutRepository, StateRepository
 from app.bandit.rollout.aggregates import FEWEST_USERS, DecisionSums, Experiment
 from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, look_level, look_number, share_bound
-from app.bandit.rollout.ports import Counts, RolloutLook, RolloutRepository
 from app.bandit.rollout.stages import MOVES, Move, RolloutState, Target, refusal, stage_label, target
 from app.bandit.rollout.status import (
     DecisionsView,

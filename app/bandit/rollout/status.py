@@ -7,10 +7,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from app.bandit.ports import StateGrowth
+from app.bandit.ports import RolloutLook, StateGrowth
 from app.bandit.rollout.aggregates import Experiment
 from app.bandit.rollout.bootstrap_intervals import Interval, IntervalView
-from app.bandit.rollout.ports import RolloutLook
 from app.bandit.rollout.stages import Move, Stage
 from app.bandit.rollout.verdict import (
     SLOW_SHARE,
@@ -114,7 +113,7 @@ class GuardrailsView(msgspec.Struct):
 
     @classmethod
     def of(cls, guardrails: Guardrails, limits: Limits) -> GuardrailsView:
-        more = _interval(guardrails.dismissed_more)
+        more = guardrails.dismissed_more and IntervalView(*guardrails.dismissed_more)
         return cls(
             DismissalsView(guardrails.dismissed_champion, guardrails.dismissed_challenger, more, limits.dismissed),
             GuardrailView(guardrails.p99_ms, longest_allowed(guardrails, limits), guardrails.p99_judged),
@@ -122,10 +121,6 @@ class GuardrailsView(msgspec.Struct):
             GuardrailView(guardrails.no_profile, limits.no_profile),
             broken(guardrails, limits),
         )
-
-
-def _interval(found: Interval | None) -> IntervalView | None:
-    return None if found is None else IntervalView(*found)
 
 
 class DecisionsView(msgspec.Struct):

@@ -15,8 +15,6 @@ from app.bandit.ports import (
     EARLIEST_MS,
     LATEST_MS,
     DecisionMoment,
-    DecisionPlace,
-    DecisionsPage,
     DecisionSummary,
     LoggedDecision,
     ProposedDecision,
@@ -106,7 +104,7 @@ class SqlDecisions:
 
         return await self._database.write(work, of={item.decision.user_id for item in proposed})
 
-    async def add_shadows(self, after: DecisionPlace, limit: int) -> DecisionPlace | None:
+    async def add_shadows(self, after: tuple[str, int], limit: int) -> tuple[str, int] | None:
         # Computed from one snapshot, without a lock.
         place, shadows = await self._database.read(
             lambda connection: missing_shadows(connection, self._policies, after, limit), snapshot=True
@@ -124,18 +122,16 @@ class SqlDecisions:
 
         return await self._database.read(work)
 
-    async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> DecisionsPage:
+    async def page(
+        self, after: DecisionMoment, until_ms: int, limit: int
+    ) -> tuple[list[DecisionRecord], DecisionMoment | None]:
         values = {**after._asdict(), "until": until_ms, "limit": limit + 1}
 
-        def work(connection: Connection) -> DecisionsPage:
+        def work(connection: Connection) -> tuple[list[DecisionRecord], DecisionMoment | None]:
             rows = named_rows(connection, SELECT_PAGE, values)
-            records = [
-                record for row in rows[:limit] if (record := readable(row["number"], _record_of, row)) is not None
-            ]
-            if len(rows) <= limit:
-                return DecisionsPage(records, None)
-            last = rows[limit - 1]
-            return DecisionsPage(records, DecisionMoment(last["created_at_ms"], last["decision_id"]))
+            records = (readable(row["number"], _record_of, row) for row in rows[:limit])
+            moments = [DecisionMoment(row["created_at_ms"], row["decision_id"]) for row in rows]
+            return [record for record in records if record is not None], moments[limit - 1] if moments[limit:] else None
 
         return await self._database.read(work)
 
@@ -173,7 +169,7 @@ class SqlDecisions:
         return await self._database.read(work, snapshot=True)
 
     async def priors(self) -> list[Prior]:
-        return [prior for prior in await self._database.read(priors) if prior is not None]
+        return await self._database.read(lambda connection: [item for item in priors(connection) if item is not None])
 
     def _evidence_or_none(self, connection: Connection, user_id: str) -> SufficientStatistics | None:
         try:

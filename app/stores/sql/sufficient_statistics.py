@@ -23,7 +23,7 @@ erased user's id is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from operator import eq
 from typing import Any
 from zlib import crc32
@@ -191,9 +191,9 @@ def prior_mean(connection: Connection, spec: Spec, version: int) -> Array:
     return found.mu
 
 
-def priors(connection: Connection) -> list[Prior | None]:
+def priors(connection: Connection) -> Iterator[Prior | None]:
     """The priors of the specs that this release knows, oldest first; None for each damaged one."""
-    return [_prior(*row) for row in connection.execute(SELECT_PRIORS) if row[1] in SPECS]
+    return (_prior(*row) for row in connection.execute(SELECT_PRIORS) if row[1] in SPECS)
 
 
 def _prior(version: int, spec_hash: str, mu: bytes, users: int, decisions: int, created_at_ms: int) -> Prior | None:

@@ -10,9 +10,9 @@ import pytest
 
 from app.bandit.model.pooled_prior import Prior
 from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.ports import RecentDecisions, RolloutLook
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.controller import FEWEST_ANSWERS, FEWEST_RECENT
-from app.bandit.rollout.ports import RecentDecisions, RolloutLook
 from app.bandit.rollout.stages import Move, RolloutState, Stage, Target
 from app.bandit.rollout.status import RolloutStatus
 from app.bootstrap import bandit
