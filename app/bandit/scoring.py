@@ -22,7 +22,7 @@ from collections.abc import Callable
 from app.bandit.decisions import Decision, DecisionOutcome, Role, ScoringRequest, UserSnapshot
 from app.bandit.model.inputs import PROFILE_FEATURES, Profile
 from app.bandit.model.policies import Policies
-from app.bandit.model.thompson_sampling import answered_ranking, choose
+from app.bandit.model.thompson_sampling import answered_ranking, best, sample
 from app.bandit.ports import DecisionRepository, ProposedDecision, ReadProfile
 from app.bandit.rollout.stages import serves_challenger
 from app.concurrency.batcher import Batcher, Bounds
@@ -135,7 +135,7 @@ class Scorer:
         decision_id = self._new_id()
         scored = policy.decide(decision_id, statistics, snapshot.prior.mu, phi)
         ranking = answered_ranking(scored.means, scored.pi, request.explore)
-        chosen = choose(ranking, decision_id, request.explore)
+        chosen = sample(ranking.pi, decision_id) if request.explore else best(ranking.scores)
         return Decision(
             id=decision_id,
             request_id=request.request_id,

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
-from app.bandit.learning.attribution import DecisionLearner, Rules
+from app.bandit.learning.attribution import HOUR_MS, DecisionLearner, Rules, outcome_rewards
 from app.bandit.learning.maintenance import EVERY_S, Maintenance
 from app.bandit.model.policies import Policies
 from app.bandit.ports import ReadProfile
@@ -98,4 +98,4 @@ def rollout(settings: Settings, database: Database, clock: Clock) -> Rollout:
 
 
 def _rules(settings: Settings) -> Rules:
-    return Rules.of(settings.rewards, settings.reward_window_hours)
+    return Rules(outcome_rewards(settings.rewards), settings.reward_window_hours * HOUR_MS)

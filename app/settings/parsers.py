@@ -263,7 +263,7 @@ def _assignments(value: str, parse: Callable[[str, str], float], what: str = "")
 
 
 def rewards(value: str) -> tuple[tuple[str, float], ...]:
-    """Parse comma-separated `outcome=reward`. `app.bandit.learning.rewards` checks the names of the outcomes."""
+    """Parse comma-separated `outcome=reward`. `app.bandit.learning.attribution` checks the names of the outcomes."""
     return tuple(_assignments(value, lambda _, text: share(text), "the reward of ").items())
 
 

@@ -19,14 +19,14 @@ from typing import NamedTuple
 import msgspec
 
 from app.bandit.decisions import DecisionState, EventOutcome, RewardSource
-from app.bandit.learning.rewards import outcome_rewards
 from app.bandit.ports import LearningRepository
-from app.errors import InvalidInput
+from app.errors import InvalidInput, SettingsError
 from app.features.clock import Clock, to_ms
 from app.features.events import Action, LoggedEvent, TipFeedback
 from app.telemetry import Metrics, logger
 
 HOUR_MS = 3_600_000
+NO_FEEDBACK = "none"
 # An event from within the window may still be on its way when the window closes.
 GRACE_MS = 60_000
 # A producer's clock may be behind ours by this much. An event from longer before a decision is not about it.
@@ -42,14 +42,22 @@ class Rules(msgspec.Struct, frozen=True):
     rewards: Mapping[str, float]
     window_ms: int
 
-    @classmethod
-    def of(cls, overrides: Iterable[tuple[str, float]], window_hours: int) -> Rules:
-        """Make the rules from settings. `overrides` are pairs of outcome and reward.
 
-        Raises:
-            SettingsError: an override names an unknown outcome.
-        """
-        return cls(outcome_rewards(overrides), window_hours * HOUR_MS)
+def outcome_rewards(overrides: Iterable[tuple[str, float]] = ()) -> Mapping[str, float]:
+    """The reward, within [0, 1], of each outcome. `overrides` are pairs of outcome and reward.
+
+    An outcome is the name of an action, or `NO_FEEDBACK` for a served tip without feedback in time.
+
+    Raises:
+        SettingsError: an override names an unknown outcome.
+    """
+    rewards = {**{action.value: action.reward for action in Action}, NO_FEEDBACK: 0.0}
+    for outcome, reward in overrides:
+        if outcome not in rewards:
+            allowed = ", ".join(rewards)
+            raise SettingsError("PROFILES_REWARDS", f"unknown outcome {outcome!r}; outcomes are {allowed}")
+        rewards[outcome] = reward
+    return rewards
 
 
 class JudgedDecision(NamedTuple):

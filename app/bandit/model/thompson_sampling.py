@@ -151,8 +151,3 @@ def answered_ranking(means: Array, pi: Array, explore: bool) -> Ranking:
 def best(scores: Array) -> int:
     """The index of the highest score; if several are equal, the first of them."""
     return int(np.argmax(scores))
-
-
-def choose(ranking: Ranking, decision_id: str, explore: bool) -> int:
-    """The index of the candidate to show: sampled from π or, without exploration, the one with the highest score."""
-    return sample(ranking.pi, decision_id) if explore else best(ranking.scores)

@@ -24,8 +24,7 @@ from typing import Any
 import msgspec
 
 from app.bandit.decisions import EventOutcome
-from app.bandit.learning.attribution import GRACE_MS, JudgedDecision, Judgement, Rules, judge, latest_made
-from app.bandit.learning.rewards import NO_FEEDBACK
+from app.bandit.learning.attribution import GRACE_MS, NO_FEEDBACK, JudgedDecision, Judgement, Rules, judge, latest_made
 from app.bandit.model.inputs import NUMBER_BYTES, Array
 from app.bandit.model.policies import Policies
 from app.bandit.model.specs import SPECS, Spec

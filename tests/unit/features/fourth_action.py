@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from app.bandit.learning.rewards import outcome_rewards
+from app.bandit.learning.attribution import outcome_rewards
 from app.cli.demo_set import generate
 from app.features.events import TipFeedback
 from app.settings import Settings

@@ -25,7 +25,7 @@ from app.bandit.model.thompson_sampling import (
     Posterior,
     Scored,
     answered_ranking,
-    choose,
+    best,
     noise,
     propensities,
     sample,
@@ -255,7 +255,7 @@ def test_last_candidate_is_sampled_when_pi_sums_to_less_than_the_draw(monkeypatc
 def test_first_of_the_best_is_chosen_without_exploration() -> None:
     for means, expected in (([0.1, 0.3, 0.3, 0.2], 1), ([0.1, 0.3 - 1e-15, 0.3, 0.2], 1), ([-2.0], 0)):
         pi = np.full(len(means), 1 / len(means))
-        assert choose(answered_ranking(np.array(means), pi, explore=False), "d", explore=False) == expected
+        assert best(answered_ranking(np.array(means), pi, explore=False).scores) == expected
 
 
 @given(seeds, profiles, profiles)
