@@ -11,9 +11,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from app.bandit.model.inputs import Array, Candidate, Context, Profile
+from app.bandit.model.inputs import SPECS, Array, Candidate, Context, Profile, Spec
 from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.numpy_on_demand import np
 from app.features.events import Action

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from app.bandit.model.specs import SPEC_V2
+from app.bandit.model.inputs import SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bootstrap.service import open_service
 from app.features.clock import DAY_MS, SystemClock

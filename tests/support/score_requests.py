@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import numpy as np
 from hypothesis import strategies as st
 
-from app.bandit.model.inputs import Array, Candidate, Context, Features
-from app.bandit.model.specs import SPEC_V2, Spec
+from app.bandit.model.inputs import SPEC_V2, Array, Candidate, Context, Features, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import Policy
 

@@ -10,8 +10,7 @@ from msgspec import Meta
 from msgspec.structs import asdict
 
 from app.bandit.decisions import Decision, DecisionOutcome, DecisionState, Origin, RewardSource, Role
-from app.bandit.model.inputs import Candidate, Context, ContextFeatures
-from app.bandit.model.specs import SPECS
+from app.bandit.model.inputs import SPECS, Candidate, Context, ContextFeatures
 from app.features.clock import rfc3339
 from app.features.events import Action
 from app.features.views import view

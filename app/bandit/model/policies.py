@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from app.bandit.decisions import Role
-from app.bandit.model.specs import Spec
+from app.bandit.model.inputs import Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, Policy
 from app.errors import SpecMismatch

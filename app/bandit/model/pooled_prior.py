@@ -16,8 +16,7 @@ from typing import Final
 
 import msgspec
 
-from app.bandit.model.inputs import Array
-from app.bandit.model.specs import Spec
+from app.bandit.model.inputs import Array, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.numpy_on_demand import np
 

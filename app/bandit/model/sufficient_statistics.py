@@ -18,8 +18,7 @@ from itertools import takewhile
 
 import msgspec
 
-from app.bandit.model.inputs import NUMBER_BYTES, STORED, Array, Places, packed
-from app.bandit.model.specs import Spec
+from app.bandit.model.inputs import NUMBER_BYTES, STORED, Array, Places, Spec, packed
 from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
 

@@ -18,8 +18,7 @@ from typing import Final
 import msgspec
 
 from app.bandit.decisions import Ranking
-from app.bandit.model.inputs import Array
-from app.bandit.model.specs import NEWEST, SPEC_V1, Spec
+from app.bandit.model.inputs import NEWEST, SPEC_V1, Array, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch

@@ -13,8 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from app.bandit.decisions import Decision, DecisionOutcome, Ranking, Role
-from app.bandit.model.inputs import STORED, Array, Candidate, Context, Profile, packed
-from app.bandit.model.specs import SPECS
+from app.bandit.model.inputs import SPECS, STORED, Array, Candidate, Context, Profile, packed
 from app.bandit.numpy_on_demand import np
 from app.features.events import stored_action
 from app.stores.sql.database import Connection, Parameters

@@ -25,9 +25,8 @@ import msgspec
 
 from app.bandit.decisions import EventOutcome
 from app.bandit.learning.attribution import GRACE_MS, NO_FEEDBACK, JudgedDecision, Judgement, Rules, judge, latest_made
-from app.bandit.model.inputs import NUMBER_BYTES, Array
+from app.bandit.model.inputs import NUMBER_BYTES, SPECS, Array, Spec
 from app.bandit.model.policies import Policies
-from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.bandit.ports import SettleCounts
 from app.errors import SpecMismatch

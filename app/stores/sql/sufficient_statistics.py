@@ -28,9 +28,8 @@ from operator import eq
 from typing import Any
 from zlib import crc32
 
-from app.bandit.model.inputs import NUMBER_BYTES, Array, packed
+from app.bandit.model.inputs import NUMBER_BYTES, SPECS, Array, Spec, packed
 from app.bandit.model.pooled_prior import Prior, can_be_pooled, pooled_mean
-from app.bandit.model.specs import SPECS, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.bandit.ports import StateGrowth
 from app.errors import SpecMismatch

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.features.clock import DAY_MS
 from app.operations.component_states import ComponentView

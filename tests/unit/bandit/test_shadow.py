@@ -13,8 +13,7 @@ import pytest
 
 from app.bandit.decisions import Decision
 from app.bandit.learning import maintenance
-from app.bandit.model.inputs import Array, Context
-from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Array, Context
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, answered_ranking
 from app.bandit.ports import ProposedDecision

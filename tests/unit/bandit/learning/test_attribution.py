@@ -9,7 +9,7 @@ import pytest
 
 from app.bandit.decisions import DecisionState, EventOutcome
 from app.bandit.learning.attribution import GRACE_MS, HOUR_MS, SKEW_MS, JudgedDecision, Rules, judge, outcome_rewards
-from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
 from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.features.clock import DAY_MS

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from app.bandit.decisions import Decision
 from app.bandit.learning.attribution import GRACE_MS
-from app.bandit.model.inputs import Array, Context
-from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Array, Context
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.stores.sql import learning
 from app.stores.sql.database import Connection, Database

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from app.bandit.learning.maintenance import POOL_EVERY_MS
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS
 from app.bandit.model.pooled_prior import Prior, pooled_mean
-from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.bandit.ports import StateGrowth
 from app.concurrency.periodic import repeat

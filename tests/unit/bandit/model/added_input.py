@@ -15,9 +15,8 @@ import numpy as np
 from app.api.scoring import ScoreRequest
 from app.bandit.evaluation.evaluation import policy_of
 from app.bandit.evaluation.records import DecisionRecord
-from app.bandit.model.inputs import Context
+from app.bandit.model.inputs import NEWEST, SPECS, Context
 from app.bandit.model.policies import Policies
-from app.bandit.model.specs import NEWEST, SPECS
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER
 from app.bandit.shadow import shadow_of

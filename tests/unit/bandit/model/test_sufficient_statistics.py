@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit.model.inputs import Candidate, Context, Profile
-from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Candidate, Context, Profile, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.errors import SpecMismatch
 from tests.support.score_requests import candidates, contexts, history_of, profiles, same_bits, seeds, taught

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from app.bandit.model import random_streams
 from app.bandit.model.definitions import NEW_PRECISION
-from app.bandit.model.inputs import Array, Profile
-from app.bandit.model.specs import SPEC_V1, SPEC_V2, Input, Spec
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Array, Input, Profile, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import (
     CHALLENGER,

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from app.bandit.model.specs import SPEC_V2
+from app.bandit.model.inputs import SPEC_V2
 from app.bandit.ports import Counts, RolloutLook
 from app.bandit.rollout.aggregates import DecisionPage, DecisionSums
 from app.bandit.rollout.stages import RolloutState, Target
