@@ -10,9 +10,6 @@ a user that was read before the user's erasure is never stored after it. For the
 
 If the count taken in step 1 was out of date, the request only decides once more than necessary. It also decides again
 if a worker has changed the user's statistics since step 2.
-
-Only the ranking by the policy that serves is computed. A worker computes the ranking by the other policy, the shadow of
-the decision, from what is stored (`app.bandit.shadow`).
 """
 
 from __future__ import annotations

@@ -4,11 +4,8 @@ Invariant: a decision is learned once, from the vector that was logged with it, 
 often it is delivered.
 
 `app.bandit.ports.LearningRepository` finds the decision of an event, and stores the changed decision and statistics in
-one transaction. The rules refer to the times of events, not of their arrival:
-  - A decision's reward window opens when its tip is served. Feedback without a served event counts as serving, too.
-  - The first feedback within the window is learned. Feedback that is later or about a tip not chosen is only counted.
-  - A served event that arrives after the feedback counts as `served` once, and changes nothing.
-  - If the tip is not served within one window length after the decision, the decision expires and is not learned.
+one transaction. The rules, in `app/bandit/README.md`, refer to the times of events, not of their arrival. Feedback
+without a served event counts as serving, too.
 """
 
 from __future__ import annotations

@@ -2,12 +2,9 @@
 
     μ = (Λ₀ + Σ S)⁻¹ Σ y        sums over all users, Λ₀ = 10 I: ridge regression over all decisions
 
-A user's profile hardly varies, so the decisions of one user cannot show the effect of a profile feature; the decisions
-of all users can. Each prior has a version, which is stored with every decision made under it. The sums include the user
-whose weights the prior is for. So with very few users, a user's statistics shape both the prior and the posterior.
-
-The sums over ranges of users are stored, and a prior is made from these. It equals the prior of one sum over all users
-except for rounding, since floating-point addition depends on the order.
+The sums include the user whose weights the prior is for. So with very few users, a user's statistics shape both the
+prior and the posterior. The sums over ranges of users are stored, and a prior is made from these. It equals the prior
+of one sum over all users except for rounding, since floating-point addition depends on the order.
 """
 
 from __future__ import annotations

@@ -3,9 +3,8 @@
 S. Agrawal, N. Goyal: Thompson sampling for contextual bandits with linear payoffs, ICML 2013, algorithm 1, with a prior
 (Λ, μ) of the spec. The posterior of the weights is N(θ̂, v²A⁻¹) with A = Λ + S and θ̂ = A⁻¹(Λμ + y). M draws from it
 give π̂(a), the share of draws in which candidate a is best. The policy is π(a) = (1-ε) π̂(a) + ε/K for K candidates, and
-the chosen candidate is sampled from π. So the logged propensity is exact, and no importance weight exceeds K/ε. M does
-not change a candidate's marginal probability, since π̂ has the same expected value for every M; more draws only make
-the logged π less coarse.
+the chosen candidate is sampled from π. M does not change a candidate's marginal probability, since π̂ has the same
+expected value for every M; more draws only make the logged π less coarse.
 
 Invariant: a policy reads only the inputs that its spec names, which come first in φ, in the statistics and in the
 random numbers. So its answers are bit for bit the same before and after the statistics grow to a longer spec.

@@ -6,9 +6,8 @@ and only one is stored. If a guardrail breaks while the challenger serves users,
 shadow stage no user is harmed, so a broken guardrail is only reported. A promotion, which an admin decided, is not
 undone.
 
-A stage belongs to the challenger that reached it. If a release has another challenger, that one serves no users at this
-stage, and a worker begins the roll-out anew in the shadow. During an upgrade, workers of both releases run; a worker
-does not begin anew if the stage belongs to a challenger that it does not know, which is that of a later release.
+A stage belongs to the challenger that reached it. If a release has another challenger, a worker begins the roll-out
+anew in the shadow, unless it does not know the challenger of the stage, which is that of a later release.
 
 Invariant: the audit trail has every move with actor and reason, and no move is made on a state that has since changed.
 """

@@ -1,21 +1,13 @@
 """Decides the verdict on the challenger: one word, and a reason in whole sentences with the figures.
 
 Invariant: the verdict is `promote` only if the whole interval of the lift (the challenger's reward per decision minus
-the champion's) lies above -margin and the figures are credible. The rules, in this order:
+the champion's) lies above -margin and the figures are credible. `app/bandit/README.md` has the rules; `verdict` applies
+them in order, and the first that holds decides.
 
-1. A guardrail is broken: `roll back`, without regard to the other rules.
-2. Fewer decisions than the first interim analysis needs, or fewer users than an interval needs, effectively:
-   `insufficient data`.
-3. A policy's mean weight differs from 1 by more than 3 standard errors: `hold`. With correct propensities its expected
-   value is 1, so propensities are wrong, or decisions were lost depending on the choice. Also if the challenger does
-   not serve the share of users that it should ("sample ratio mismatch"): decisions of one policy are lost.
-4. A policy's effective sample size is below max(1000, n/10): `insufficient data`.
-5. The whole interval of the lift lies below -margin: `roll back`.
-6. The whole interval lies above -margin: `promote`, by one step. If it lies above 0, an improvement is shown.
-7. Otherwise: `hold`.
-
-Rules 3 and 4 apply to both policies, since the lift is the difference of two estimates. Decisions that a policy served
-itself have the weight 1, so in the shadow stage the champion always passes, and at 100 % the challenger does.
+With correct propensities the expected mean weight is 1. If it differs, propensities are wrong, or decisions were lost
+depending on the choice. Weights and effective sample sizes of both policies count, since the lift is the difference of
+two estimates. Decisions that a policy served itself have the weight 1, so in the shadow stage the champion always
+passes, and at 100 % the challenger does.
 """
 
 from __future__ import annotations

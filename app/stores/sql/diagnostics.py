@@ -12,7 +12,7 @@ from app.operations.doctor import Line, diagnose_features
 from app.operations.findings import AUDIT_RULES, waiting_to_be_pruned, wrong_decisions
 from app.operations.samples import Sample
 from app.profiles.availability import Disabled
-from app.stores.sql.backlog import AHEAD_MS, SELECT_BACKLOG, SELECT_UNKNOWN, backlog_of
+from app.stores.sql.backlog import SELECT_UNKNOWN, backlog_of
 from app.stores.sql.database import Connection
 from app.stores.sql.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
 from app.stores.sql.retention import SELECT_CUTOFF
@@ -64,7 +64,7 @@ def diagnose_contents(
         return None if row is None or row[0] is None else int(row[0])
 
     samples = running(connection, now_ms)
-    work = backlog_of(connection.execute(SELECT_BACKLOG, (now_ms + AHEAD_MS,)).fetchone(), now_ms)
+    work = backlog_of(connection, now_ms)
     disabled = [Disabled(*row) for row in connection.execute(SELECT_DISABLED)]
     lines = [
         _outbox(work.outbox or 0, work.outbox_age_s or 0.0),

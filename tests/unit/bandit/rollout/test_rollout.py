@@ -15,14 +15,13 @@ from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.controller import FEWEST_ANSWERS, FEWEST_RECENT
 from app.bandit.rollout.stages import Move, RolloutState, Stage, Target
 from app.bandit.rollout.status import RolloutStatus
-from app.bootstrap import bandit
 from app.errors import Conflict, StoreUnavailable
 from app.settings import Settings
 from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sql.database import Database
 from app.stores.sql.rollout import SqlRollout
 from app.stores.sql.sufficient_statistics import SqlStates
-from tests.support.bandit_process import inject_failures
+from tests.support.bandit_process import inject_failures, rollout_of
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 from tests.support.logs import Recorder
@@ -38,7 +37,7 @@ class RolloutFixture:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.clock = FakeClock()
-        self.rollout = bandit.rollout(Settings(), database, self.clock)
+        self.rollout = rollout_of(Settings(), database, self.clock)
         self.states = SqlStates(database, SPEC_V2)
 
     async def store(self, rows: Sequence[dict[str, object]]) -> None:
@@ -74,7 +73,7 @@ class RolloutFixture:
 
 
 @pytest.fixture
-def fixture(database: Database) -> RolloutFixture:
+async def fixture(database: Database) -> RolloutFixture:
     return RolloutFixture(database)
 
 
@@ -170,7 +169,7 @@ async def test_look_has_the_same_result_in_every_worker(fixture: RolloutFixture)
     await fixture.write(some(4_000))
     state = await fixture.state()
     counts = await fixture.rollout.counts(state)
-    workers = [bandit.rollout(Settings(), fixture.database, FakeClock()) for _ in range(2)]
+    workers = [rollout_of(Settings(), fixture.database, FakeClock()) for _ in range(2)]
     made = await asyncio.gather(*(item.look(state, counts) for item in workers))
     assert sorted(item is not None for item in made) == [False, True]
     kept = await fixture.looks()
@@ -349,7 +348,7 @@ async def test_wrong_propensities_hold_the_roll_out(fixture: RolloutFixture) -> 
 
 
 async def test_ramp_is_refused_without_a_challenger(fixture: RolloutFixture) -> None:
-    alone = bandit.rollout(Settings(shadow=False), fixture.database, fixture.clock)
+    alone = rollout_of(Settings(shadow=False), fixture.database, fixture.clock)
     assert "PROFILES_SHADOW" in (why_not(await alone.status(), "ramp") or "")
 
 
@@ -360,7 +359,7 @@ async def test_alarm_is_raised_only_with_a_challenger(fixture: RolloutFixture) -
     alarm = await fixture.rollout.alarm()
     assert alarm is not None
     assert alarm.text.startswith("The challenger serves 25% of the users. Over 4,000 decisions")
-    alone = bandit.rollout(Settings(shadow=False), fixture.database, fixture.clock)
+    alone = rollout_of(Settings(shadow=False), fixture.database, fixture.clock)
     assert await alone.alarm() is None
 
 
@@ -551,7 +550,7 @@ async def test_stage_of_a_later_release_is_left_to_its_workers(fixture: RolloutF
 async def test_stage_without_a_challenger_is_left(database: Database) -> None:
     fixture = RolloutFixture(database)
     await reached_by(fixture, SPEC_V2.hash, "ramp", 0.5)
-    plain = bandit.rollout(Settings(shadow=False), database, fixture.clock)
+    plain = rollout_of(Settings(shadow=False), database, fixture.clock)
     await plain.watch()
     assert (await plain.state()).stage == "ramp"
     await plain.move("rollback", "ann")
