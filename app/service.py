@@ -41,7 +41,7 @@ from app.telemetry import Metrics
 if TYPE_CHECKING:
     from app.bandit.learning.attribution import DecisionLearner
     from app.bandit.learning.maintenance import Maintenance
-    from app.bandit.model.policies import Policies
+    from app.bandit.model.thompson_sampling import Policies
     from app.bandit.ports import DecisionRepository, StateRepository
     from app.bandit.rollout.controller import Rollout
     from app.bandit.scoring import Scorer

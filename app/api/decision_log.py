@@ -15,7 +15,7 @@ from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import MOMENT
 from app.api.pages.negotiation import prefers
 from app.api.request_parsing import NDJSON, moment_ms
-from app.bandit.evaluation.records import DecisionRecord
+from app.bandit.decisions import DecisionRecord
 from app.bandit.ports import EARLIEST_MS, LATEST_MS, DecisionMoment
 from app.errors import Issue, Undecodable
 

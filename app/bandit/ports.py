@@ -13,11 +13,17 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from app.bandit.decisions import Decision, DecisionOutcome, DecisionState, EventOutcome, Role, UserSnapshot
-from app.bandit.evaluation.records import DecisionRecord
+from app.bandit.decisions import (
+    Decision,
+    DecisionOutcome,
+    DecisionRecord,
+    DecisionState,
+    EventOutcome,
+    Role,
+    UserSnapshot,
+)
 from app.bandit.model.inputs import Array
-from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
 from app.bandit.rollout.aggregates import DecisionPage, Estimates
 from app.bandit.rollout.stages import RolloutState, Target
 from app.bandit.rollout.verdict import Verdict

@@ -18,8 +18,7 @@ from collections.abc import Callable
 
 from app.bandit.decisions import Decision, DecisionOutcome, Role, ScoringRequest, UserSnapshot
 from app.bandit.model.inputs import PROFILE_FEATURES, Profile
-from app.bandit.model.policies import Policies
-from app.bandit.model.thompson_sampling import answered_ranking, best, sample
+from app.bandit.model.thompson_sampling import Policies, answered_ranking, best, sample
 from app.bandit.ports import DecisionRepository, ProposedDecision, ReadProfile
 from app.bandit.rollout.stages import serves_challenger
 from app.concurrency.batcher import Batcher, Bounds

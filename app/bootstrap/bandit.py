@@ -10,7 +10,7 @@ import msgspec
 
 from app.bandit.learning.attribution import HOUR_MS, DecisionLearner, Rules, outcome_rewards
 from app.bandit.learning.maintenance import EVERY_S, Maintenance
-from app.bandit.model.policies import Policies
+from app.bandit.model.thompson_sampling import Policies
 from app.bandit.ports import ReadProfile
 from app.bandit.rollout.controller import WATCH_EVERY_S, Rollout
 from app.bandit.rollout.verdict import Limits

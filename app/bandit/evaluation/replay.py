@@ -23,8 +23,7 @@ import msgspec
 
 from app.bandit.decisions import Ranking
 from app.bandit.model.inputs import Array, candidate_factors, shared_factors
-from app.bandit.model.pooled_prior import Prior, pooled_mean
-from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, pooled_mean, sound
 from app.bandit.model.thompson_sampling import Policy
 from app.bandit.numpy_on_demand import np
 from app.bandit.ports import LoggedDecision, UserLog

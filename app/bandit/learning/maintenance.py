@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from app.bandit.learning.attribution import DecisionLearner
-from app.bandit.model.policies import Policies
+from app.bandit.model.thompson_sampling import Policies
 from app.bandit.ports import DecisionRepository, StateRepository
 from app.features.clock import Clock
 from app.telemetry import Metrics, logger

@@ -1,13 +1,22 @@
-"""Sufficient statistics of ridge regression, per user: S = Σ φφᵀ, y = Σ rφ, and the number of decisions n.
+"""Sufficient statistics of ridge regression, per user, and the prior that is pooled from those of all users.
 
-They exclude the prior, which belongs to the spec. So every policy whose spec begins with the same inputs can use them:
-the champion reads the rows and columns of the first inputs, the challenger reads all.
+The statistics are S = Σ φφᵀ, y = Σ rφ, and the number of decisions n. They exclude the prior, which belongs to the
+spec. So every policy whose spec begins with the same inputs can use them: the champion reads the rows and columns of
+the first inputs, the challenger reads all.
 
 Invariants:
 - Statistics belong to one spec; statistics of another spec are rejected.
 - Extending statistics to a longer spec ("growing") keeps their numbers, and learning adds element by element. So the
   numbers of the first inputs stay bit for bit what they would be without growing.
 - Statistics that no n decisions can have produced are never used, since they would distort the prior of every user.
+
+The pooled prior is the mean μ from which each user's weights start:
+
+    μ = (Λ₀ + Σ S)⁻¹ Σ y        sums over all users, Λ₀ = 10 I: ridge regression over all decisions
+
+The sums include the user whose weights the prior is for. So with very few users, a user's statistics shape both the
+prior and the posterior. The sums over ranges of users are stored, and a prior is made from these. It equals the prior
+of one sum over all users except for rounding, since floating-point addition depends on the order.
 """
 
 from __future__ import annotations
@@ -15,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import takewhile
+from typing import Final
 
 import msgspec
 
@@ -22,6 +32,7 @@ from app.bandit.model.inputs import NUMBER_BYTES, STORED, Array, Places, Spec, p
 from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
 
+SHRINKAGE: Final = 10.0  # λ, the diagonal of Λ₀
 _ROUNDING = 1e-9
 
 
@@ -170,6 +181,42 @@ def sound(spec: Spec, blob: bytes, decisions: int) -> bool:
     except np.linalg.LinAlgError:
         return False
     return True
+
+
+class Prior(msgspec.Struct, frozen=True, eq=False):
+    """The mean `mu` (D,) from which a user's weights start.
+
+    `users` and `decisions` are the numbers of users and decisions it was estimated from. Version 0 stands for no
+    estimate yet: `mu` is all zeros.
+    """
+
+    version: int
+    spec: Spec
+    mu: Array
+    users: int
+    decisions: int
+    created_at_ms: int
+
+    @classmethod
+    def none(cls, spec: Spec) -> Prior:
+        """The prior that is used until one has been estimated: version 0, all zeros."""
+        return cls(0, spec, np.zeros(spec.size), 0, 0, 0)
+
+
+def can_be_pooled(mu: Array, decisions: int) -> bool:
+    """Whether n = `decisions` decisions could give μ = (S + λI)⁻¹y, with λ = `SHRINKAGE`: every |μᵢ| ≤ √(n / 4λ).
+
+    With S = ΦᵀΦ, y = Φᵀr and rewards r in [0, 1], yᵀS⁺y ≤ n. For every eigenvalue s of S, s / (s + λ)² ≤ 1 / 4λ. Hence
+    |μ|² ≤ n / 4λ. NaN and infinity fail the comparison.
+    """
+    return bool((np.abs(mu) <= (1 + 1e-9) * np.sqrt(decisions / (4 * SHRINKAGE))).all())
+
+
+def pooled_mean(total: SufficientStatistics) -> Array:
+    """The prior mean μ (D,), from the sum of the statistics S and y of all users."""
+    a, y = total.leading(total.size)
+    a.flat[:: total.size + 1] += SHRINKAGE
+    return np.asarray(np.linalg.solve(a, y), np.float64)
 
 
 def _length(size: int) -> int:

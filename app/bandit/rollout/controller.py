@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from app.bandit.model.inputs import SPECS, Array
-from app.bandit.model.policies import Policies
+from app.bandit.model.thompson_sampling import Policies
 from app.bandit.numpy_on_demand import np
 from app.bandit.ports import Counts, RolloutLook, RolloutRepository, StateRepository
 from app.bandit.rollout.aggregates import FEWEST_USERS, DecisionSums, Experiment

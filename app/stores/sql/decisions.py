@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.bandit.decisions import Decision, DecisionOutcome, UserSnapshot
-from app.bandit.evaluation.records import DecisionRecord
+from app.bandit.decisions import Decision, DecisionOutcome, DecisionRecord, UserSnapshot
 from app.bandit.model.inputs import NUMBER_BYTES
-from app.bandit.model.policies import Policies
-from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
+from app.bandit.model.thompson_sampling import Policies
 from app.bandit.ports import (
     EARLIEST_MS,
     LATEST_MS,

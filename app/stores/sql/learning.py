@@ -26,8 +26,8 @@ import msgspec
 from app.bandit.decisions import EventOutcome
 from app.bandit.learning.attribution import GRACE_MS, NO_FEEDBACK, JudgedDecision, Judgement, Rules, judge, latest_made
 from app.bandit.model.inputs import NUMBER_BYTES, SPECS, Array, Spec
-from app.bandit.model.policies import Policies
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
+from app.bandit.model.thompson_sampling import Policies
 from app.bandit.ports import SettleCounts
 from app.errors import SpecMismatch
 from app.features.events import LoggedEvent
@@ -160,9 +160,8 @@ class SqlLearning:
             raise
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
-        """Settle decisions without feedback whose reward window has closed, up to `limit` of those whose tip was served
-        and of those whose tip was not. The former are learned with the default reward, the latter expire. The write
-        lock is taken only if a read finds such decisions."""
+        """Settle up to `limit` decisions whose tip was served, and as many others. The write lock is taken only if a
+        read finds such decisions."""
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS}
         (any_closed,) = await self._database.row(SELECT_ANY_CLOSED, closed)
         if not any_closed:

@@ -18,8 +18,8 @@ from typing import Any
 
 from app.bandit.decisions import Shadow
 from app.bandit.model.inputs import Array
-from app.bandit.model.policies import Policies
 from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.thompson_sampling import Policies
 from app.bandit.shadow import shadow_of
 from app.errors import SpecMismatch
 from app.features.ids import user_hash

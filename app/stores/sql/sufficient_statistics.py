@@ -29,8 +29,7 @@ from typing import Any
 from zlib import crc32
 
 from app.bandit.model.inputs import NUMBER_BYTES, SPECS, Array, Spec, packed
-from app.bandit.model.pooled_prior import Prior, can_be_pooled, pooled_mean
-from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, can_be_pooled, pooled_mean, sound
 from app.bandit.ports import StateGrowth
 from app.errors import SpecMismatch
 from app.features.ids import AFTER_ALL_IDS, user_hash

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2
-from app.bandit.model.pooled_prior import pooled_mean
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.sufficient_statistics import SufficientStatistics, pooled_mean
 from app.bandit.model.thompson_sampling import CHALLENGER
 from tests.bench.bandit_simulation import (
     PARTS,

@@ -17,8 +17,7 @@ from app.bandit.decisions import Ranking
 from app.bandit.evaluation.evaluation import with_feature
 from app.bandit.evaluation.replay import PriorMean, PriorsFromLog, Replay, in_order_of_learning, prior_means, recorded
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Array, Input
-from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, Policy
 from app.bandit.ports import LoggedDecision, UserLog
 from app.settings.database import PostgresUrl

@@ -14,8 +14,7 @@ import pytest
 
 from app.bandit.learning.maintenance import POOL_EVERY_MS
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS
-from app.bandit.model.pooled_prior import Prior, pooled_mean
-from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, pooled_mean, sound
 from app.bandit.ports import StateGrowth
 from app.concurrency.periodic import repeat
 from app.errors import SpecMismatch, StoreUnavailable

@@ -14,8 +14,7 @@ import pytest
 
 from app.bandit.learning.maintenance import POOL_EVERY_MS
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Spec
-from app.bandit.model.pooled_prior import Prior, pooled_mean
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, pooled_mean
 from app.stores.sql import sufficient_statistics as module
 from app.stores.sql import users
 from app.stores.sql.database import Connection, Database, Scope

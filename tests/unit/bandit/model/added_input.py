@@ -13,12 +13,11 @@ import msgspec
 import numpy as np
 
 from app.api.scoring import ScoreRequest
+from app.bandit.decisions import DecisionRecord
 from app.bandit.evaluation.evaluation import policy_of
-from app.bandit.evaluation.records import DecisionRecord
 from app.bandit.model.inputs import NEWEST, SPECS, Context
-from app.bandit.model.policies import Policies
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import CHALLENGER
+from app.bandit.model.thompson_sampling import CHALLENGER, Policies
 from app.bandit.shadow import shadow_of
 from app.stores.sql.decision_rows import array, decision_of, named_rows
 from app.stores.sqlite.database import SqliteDatabase

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Spec
-from app.bandit.model.pooled_prior import SHRINKAGE, Prior, can_be_pooled, pooled_mean
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.sufficient_statistics import SHRINKAGE, Prior, SufficientStatistics, can_be_pooled, pooled_mean
 from app.errors import SpecMismatch
 from tests.support.score_requests import MORNING, history_of, pool_of, taught, tip
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2
-from app.bandit.model.pooled_prior import Prior
+from app.bandit.model.sufficient_statistics import Prior
 from app.bandit.ports import RecentDecisions, RolloutLook
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.controller import FEWEST_ANSWERS, FEWEST_RECENT
