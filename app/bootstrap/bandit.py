@@ -66,7 +66,6 @@ def bandit(
         clock=clock,
     )
     return Bandit(
-        policies=policies,
         scorer=Scorer(
             decisions=decisions,
             read_profile=read_profile,

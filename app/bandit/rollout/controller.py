@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -71,13 +71,6 @@ class RolloutAction(Protocol):
 
 # Called with actor and action. Returns a context that records the intent on entry and the outcome on exit.
 Audited = Callable[[str, str], AbstractAsyncContextManager[RolloutAction]]
-
-
-class Alarm(NamedTuple):
-    """A problem of the roll-out that needs an admin's attention, and advice what to do about it."""
-
-    text: str
-    advice: str
 
 
 class Rollout(msgspec.Struct, kw_only=True, eq=False):
@@ -174,12 +167,9 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             sums = DecisionSums()
             sums.add(page)
             enough = sums.n >= FEWEST_RECENT and sums.users >= FEWEST_USERS
-            champion, challenger, more = sums.dismissals() if enough else (None, None, None)
             return msgspec.structs.replace(
                 found,
-                dismissed_champion=champion,
-                dismissed_challenger=challenger,
-                dismissed_more=more,
+                dismissals=sums.dismissals() if enough else None,
                 slow=share_bound(slow, answers) if answers >= FEWEST_ANSWERS else None,
                 experiment=Experiment.of(page, arms, state.share) if judged and 0 < state.share < 1 else None,
             )
@@ -213,29 +203,30 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         action.outcome = f"done: {stage_label(state)} to {stage_label(to)}: {why}"
         return moved
 
-    async def alarm(self) -> Alarm | None:
-        """The problem that needs attention now; None if there is none. Cheap, since every overview calls it."""
+    async def alarm(self) -> tuple[str, str] | None:
+        """The problem that needs attention now, and advice what to do; None if there is none. Cheap, since every
+        overview calls it."""
         state = await self.repository.state()
         if self._belongs_to_another(state):
             advice = (
                 "A worker begins anew in the shadow, unless a later release has that challenger: then ramp to do so."
             )
-            return Alarm(f"In this release the champion serves every user. {self._effective(state).reason}", advice)
+            return f"In this release the champion serves every user. {self._effective(state).reason}", advice
         age_ms = self.clock.now_ms() - state.changed_at_ms
         if state.stage == "rolled back" and state.changed_by == WORKER and age_ms < REPORTED_FOR_MS:
             advice = "The champion serves every user again. Fix the cause; ramping then begins anew in the shadow."
-            return Alarm(f"The roll-out was rolled back automatically. {state.reason}", advice)
+            return f"The roll-out was rolled back automatically. {state.reason}", advice
         if not self._challenged:  # the champion serves every user, whatever the stage
             return None
         if state.stage == "promoted" and (found := await self._broken_recently(state)):
             advice = "Nothing is rolled back automatically after promotion. Fix the cause, or roll back."
-            return Alarm(f"The challenger is promoted, and a guardrail is broken. {' '.join(found)}", advice)
+            return f"The challenger is promoted, and a guardrail is broken. {' '.join(found)}", advice
         looks = await self.repository.looks() if state.stage == "ramp" else []
         # Judged without guardrails: a guardrail that was broken at the time of the look may hold again, and one that is
         # broken now rolls back automatically.
         said = verdict(looks[-1].estimates, Guardrails(), self.limits) if looks else None
         if said is not None and said.word == "roll back":
-            return Alarm(f"The challenger serves {state.share:.0%} of the users. {said.reason}", "Roll it back.")
+            return f"The challenger serves {state.share:.0%} of the users. {said.reason}", "Roll it back."
         return None
 
     async def watch(self) -> None:

@@ -113,9 +113,9 @@ class GuardrailsView(msgspec.Struct):
 
     @classmethod
     def of(cls, guardrails: Guardrails, limits: Limits) -> GuardrailsView:
-        more = guardrails.dismissed_more and IntervalView(*guardrails.dismissed_more)
+        champion, challenger, more = guardrails.dismissals or (None, None, None)
         return cls(
-            DismissalsView(guardrails.dismissed_champion, guardrails.dismissed_challenger, more, limits.dismissed),
+            DismissalsView(champion, challenger, more and IntervalView(*more), limits.dismissed),
             GuardrailView(guardrails.p99_ms, longest_allowed(guardrails, limits), guardrails.p99_judged),
             GuardrailView(guardrails.slow, SLOW_SHARE, guardrails.p99_judged),
             GuardrailView(guardrails.no_profile, limits.no_profile),

@@ -40,15 +40,13 @@ class Limits(RolloutRails, frozen=True):
 class Guardrails(msgspec.Struct, frozen=True):
     """Measurements on recent decisions that must not exceed the `Limits`; each is None if too few decisions were made.
 
-    Dismissals and `no_profile` are shares of decisions; `dismissed_more` is the challenger's share minus the
-    champion's. `p99_ms` is the 99th percentile of the challenger's answer times, and `champion_p99_ms` of the
-    champion's in the same period. `slow` is the lower bound of the share of the challenger's answers that take longer
-    than allowed. In the shadow stage `p99_ms` and `slow` cover the champion's answers, and are not judged.
+    `dismissals` are those of `DecisionSums.dismissals`, `no_profile` is a share of decisions. `p99_ms` is the 99th
+    percentile of the challenger's answer times, and `champion_p99_ms` of the champion's in the same period. `slow` is
+    the lower bound of the share of the challenger's answers that take longer than allowed. In the shadow stage `p99_ms`
+    and `slow` cover the champion's answers, and are not judged.
     """
 
-    dismissed_champion: float | None = None
-    dismissed_challenger: float | None = None
-    dismissed_more: Interval | None = None
+    dismissals: tuple[float, float, Interval] | None = None
     p99_ms: float | None = None
     no_profile: float | None = None
     champion_p99_ms: float | None = None
@@ -83,9 +81,8 @@ def too_little(n: int, users: int | None = None, effective: float | None = None)
 def broken(guardrails: Guardrails, limits: Limits) -> list[str]:
     """Compare the measurements with the limits; return one sentence for each broken guardrail."""
     found = []
-    more = guardrails.dismissed_more
-    challenger, champion = guardrails.dismissed_challenger, guardrails.dismissed_champion
-    if more is not None and challenger is not None and champion is not None and more.low > limits.dismissed:
+    if guardrails.dismissals is not None and (more := guardrails.dismissals[2]).low > limits.dismissed:
+        champion, challenger, _ = guardrails.dismissals
         found.append(
             f"The challenger's tips are dismissed more often, {challenger:.1%} against {champion:.1%}: "
             f"{more.value:.1%} more ({more.low:.1%} to {more.high:.1%}), where {limits.dismissed:.1%} is allowed."

@@ -358,7 +358,7 @@ async def test_alarm_is_raised_only_with_a_challenger(fixture: RolloutFixture) -
     await fixture.rollout.watch()
     alarm = await fixture.rollout.alarm()
     assert alarm is not None
-    assert alarm.text.startswith("The challenger serves 25% of the users. Over 4,000 decisions")
+    assert alarm[0].startswith("The challenger serves 25% of the users. Over 4,000 decisions")
     alone = rollout_of(Settings(shadow=False), fixture.database, fixture.clock)
     assert await alone.alarm() is None
 
@@ -389,12 +389,12 @@ async def test_broken_guardrail_raises_an_alarm_after_promotion(
     await fixture.execute("UPDATE rollout SET stage = 'promoted'")
     alarm = await fixture.rollout.alarm()
     assert alarm is not None
-    assert alarm.text == (
+    assert alarm[0] == (
         "The challenger is promoted, and a guardrail is broken. "
         "One answer in a hundred takes over 900 ms; 100 ms is allowed. "
         "At least 98.6% of the challenger's answers take longer."
     )
-    assert "roll back" in alarm.advice
+    assert "roll back" in alarm[1]
     assert await fixture.rollout.alarm() == alarm
     assert len(asked) == 1, "the second alarm uses the cached guardrails"
     fixture.clock.advance(24 * HOUR_MS)
