@@ -65,14 +65,11 @@ SELECT *, EXISTS (
 FROM tip_scores
 """
 _NEW = "NOT EXISTS (SELECT 1 FROM decision_events WHERE user_id = :user AND seq = :seq)"
-SELECT_NAMED = _DECISION + f"WHERE decision_id = :decision AND user_id = :user AND {_NEW}"
-SELECT_NEWEST = (
-    _DECISION
-    + f"""
+SELECT_NAMED = f"{_DECISION} WHERE decision_id = :decision AND user_id = :user AND {_NEW}"
+SELECT_NEWEST = f"""{_DECISION}
 WHERE user_id = :user AND chosen_id = :tip AND state IN ('open', 'served') AND created_at_ms <= :latest AND {_NEW}
 ORDER BY number DESC LIMIT 1
 """
-)
 INSERT_COUNTED = "INSERT INTO decision_events (seq, user_id, number, outcome) VALUES (?, ?, ?, ?)"
 UPDATE_SERVED = "UPDATE tip_scores SET state = 'served', served_at_ms = ? WHERE user_id = ? AND number = ?"
 UPDATE_LEARNED = """
@@ -196,14 +193,13 @@ class SqlLearning:
             await self._grow_page([user_id for (user_id,) in found[start : start + GROWN_AT_ONCE]], now_ms)
 
     async def _grow_page(self, users: Sequence[str], now_ms: int) -> None:
-        replayed: dict[str, tuple[SufficientStatistics, SufficientStatistics]] = {}  # without damaged ones
-
-        def replay(connection: Connection) -> Any:
+        def replay(connection: Connection) -> tuple[Any, dict[str, tuple[SufficientStatistics, SufficientStatistics]]]:
+            replayed = {}  # without damaged ones
             for user_id in users:
                 with suppress(SpecMismatch):
                     if (known := read_statistics(connection, user_id)) is not None:
                         replayed[user_id] = known, _grown(connection, self._policies, user_id, known)
-            return connection.execute(SELECT_ERASURES).fetchone()
+            return connection.execute(SELECT_ERASURES).fetchone(), replayed
 
         def store(connection: Connection) -> None:
             erased = connection.execute(SELECT_ERASURES).fetchone() != erasures
@@ -216,7 +212,7 @@ class SqlLearning:
                     add_user_shadows(connection, self._policies, user_id, known)
                     write_statistics(connection, {user_id: grown}, now_ms)
 
-        erasures = await self._database.read(replay, snapshot=True)
+        erasures, replayed = await self._database.read(replay, snapshot=True)
         await self._database.write(store, of=users)
 
 
@@ -277,7 +273,7 @@ class _LearningTransaction(msgspec.Struct):
         event = logged.event
         known = {"user": event.user_id, "decision": event.decision_id, "tip": event.tip_id, "seq": logged.seq}
         statement = SELECT_NEWEST if event.decision_id is None else SELECT_NAMED
-        for row in named_rows(self.connection, statement, {**known, "latest": latest_made(logged)}):
+        for row in named_rows(self.connection, statement, {**known, "latest": latest_made(logged)}):  # at most one
             judgement = judge(JudgedDecision(**{name: row[name] for name in JudgedDecision._fields}), logged, rules)
             if judgement.outcome == "served" and judgement.state == "served":
                 self.connection.execute(UPDATE_SERVED, (judgement.served_at_ms, row["user_id"], row["number"]))
