@@ -40,6 +40,7 @@ from app.bandit.rollout.status import (
 from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, broken, longest_allowed, too_little, verdict
 from app.errors import Conflict
 from app.features.clock import DAY_MS, Clock, rfc3339
+from app.features.views import view
 from app.telemetry import logger
 
 WATCH_EVERY_S = 20.0
@@ -116,11 +117,9 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         }
         champion, challenger = self.policies.champion, self.policies.challenger
         next_look_at = FIRST_LOOK << look_number(looks[-1].estimates.n if looks else 0)
-        return RolloutStatus(
-            stage=state.stage,
-            share=state.share,
-            reason=state.reason,
-            changed_by=state.changed_by,
+        return view(
+            RolloutStatus,
+            state,
             changed_at=rfc3339(state.changed_at_ms) if state.changed_at_ms else None,
             champion=champion.id,
             challenger=challenger.id if challenger is not None else None,
