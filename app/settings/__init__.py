@@ -39,7 +39,9 @@ def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings of a process, immutable. Use `Settings.from_environment`, or keywords in a test."""
+    """All settings of a process, immutable. Use `Settings.from_environment`, or keywords in a test.
+
+    Raises `SettingsError` if only one of the model's URL and name is set, or a key without both."""
 
     database: Path | PostgresUrl = _setting(
         Path("var/profiles.db"),
@@ -186,6 +188,12 @@ class Settings:
     model_calls: int = _setting(16, parsers.whole(1, 1_000), "Concurrent calls of the model by one process.")
     demo: bool = _setting(True, parsers.switch, "1: `profiles up` loads the demonstration set into a new SQLite file.")
 
+    def __post_init__(self) -> None:
+        if self.model_url is None and (self.model is not None or self.model_key is not None):
+            raise SettingsError("PROFILES_MODEL_URL", "must be set if PROFILES_MODEL or PROFILES_MODEL_KEY is set")
+        if self.model_url is not None and self.model is None:
+            raise SettingsError("PROFILES_MODEL", "must name a model, because PROFILES_MODEL_URL is set")
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read and validate `PROFILES_…` variables. Raises `SettingsError` for the first that is invalid."""
@@ -233,13 +241,6 @@ class Settings:
             if url is None:
                 example = "redis://127.0.0.1:6379/0"
                 raise SettingsError(name, f"must be set, such as {example}; only `profiles up` starts its own servers")
-
-    def require_whole_model(self) -> None:
-        """Raise `SettingsError` if only one of the model's URL and name is set, or a key without both."""
-        if self.model_url is None and (self.model is not None or self.model_key is not None):
-            raise SettingsError("PROFILES_MODEL_URL", "must be set if PROFILES_MODEL or PROFILES_MODEL_KEY is set")
-        if self.model_url is not None and self.model is None:
-            raise SettingsError("PROFILES_MODEL", "must name a model, because PROFILES_MODEL_URL is set")
 
     def require_safe_binding(self) -> None:
         """Raise `SettingsError` if other machines could reach the service, and no keys are set."""
