@@ -23,7 +23,6 @@ from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
 from app.events.ports import Admitted, Learner
 from app.events.queue_door import QueueDoor
-from app.events.replay import Replayer
 from app.events.retention import Kept, Retention
 from app.events.validation import Admission
 from app.features.clock import Clock, SystemClock
@@ -268,10 +267,9 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             quality=quality,
             event_log=event_log,
             ingestor=ingestor,
-            queue_door=QueueDoor(ingestor, dead_letters, clock, metrics),
+            queue_door=QueueDoor(ingestor, dead_letters),
             consumer=consumer,
             dead_letters=dead_letters,
-            replayer=Replayer(ingestor, dead_letters, clock),
             retention=Retention(
                 [
                     Kept("events", event_log, settings.retention_days),

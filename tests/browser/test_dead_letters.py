@@ -140,8 +140,8 @@ async def test_page_says_that_a_replayed_letter_is_gone(own_site: Live, browser:
 async def test_all_letters_are_replayed_and_failures_listed(
     own_site: Live, browser: Browser, monkeypatch: pytest.MonkeyPatch, scripts: bool
 ) -> None:
-    monkeypatch.setattr("app.events.replay.AT_ONCE", 1)
-    monkeypatch.setattr("app.events.replay.MOST", 2)
+    monkeypatch.setattr("app.events.queue_door.AT_ONCE", 1)
+    monkeypatch.setattr("app.events.queue_door.MOST", 2)
     users = [new_user() for _ in range(2)]
     await bury(own_site, payload(served(users[0], own_site.now_ms)))
     bad = await bury(own_site, EVIL)
