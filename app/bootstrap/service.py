@@ -24,7 +24,6 @@ from app.events.ingest import Ingestor
 from app.events.ports import Admitted, Learner
 from app.events.queue_door import QueueDoor
 from app.events.retention import Kept, Retention
-from app.events.validation import Admission
 from app.features.clock import Clock, SystemClock
 from app.features.contract import Contract
 from app.features.plan import feature_of
@@ -198,7 +197,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             invalidator=invalidator,
             # A worker consumes the events of its own jobs, so it publishes nothing.
             publish=queue.publish if queue is not None and door != "queue" else None,
-            admission=Admission(settings.retention_days),
+            retention_days=settings.retention_days,
             clock=clock,
             metrics=metrics,
             door=door,

@@ -25,7 +25,7 @@ import msgspec
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import Conflict, Issue
 from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates
-from app.events.validation import Admission, path_to
+from app.events.validation import admit, path_to
 from app.features.clock import Clock
 from app.features.events import TipEvent
 from app.telemetry import Metrics
@@ -64,7 +64,7 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
     log: EventLog
     invalidator: Invalidates
     publish: Callable[[Sequence[int]], None] | None
-    admission: Admission
+    retention_days: int
     clock: Clock
     metrics: Metrics
     door: str
@@ -96,7 +96,7 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
         """
         try:
             sender = sent_by or _SENDERS.get(self.door, self.door)
-            admitted = self.admission.admit(events, self.clock.now_ms(), sender, historical=historical)
+            admitted = admit(events, self.clock.now_ms(), self.retention_days, sender, historical=historical)
         except Exception:
             self.metrics.events.labels(self.door, "refused").inc(len(events))
             raise

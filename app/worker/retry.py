@@ -10,14 +10,15 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NotRequired, TypedDict
 
 from arq.worker import Retry
 
 from app.bootstrap.service import OpenService
+from app.concurrency.batcher import Handover
 from app.errors import Unavailable
-from app.events.consume import Handover
+from app.events.consume import BOUNDS
 from app.stores.queue.worker import Pace
 from app.telemetry import logger, warn
 
@@ -32,7 +33,7 @@ class JobContext(TypedDict):
 
     service: OpenService
     pace: Pace
-    handover: Handover
+    handover: Handover[int]
     failures: Counter[str]
     job_id: NotRequired[str]
     job_try: NotRequired[int]
@@ -44,7 +45,7 @@ class Unfinished(Exception):
 
 
 def context(service: OpenService, pace: Pace) -> JobContext:
-    handover = Handover(service.consumer, pace.work_s)
+    handover = Handover(partial(service.consumer.consume_within, pace.work_s), BOUNDS)
     return {"service": service, "pace": pace, "handover": handover, "failures": Counter()}
 
 

@@ -7,14 +7,13 @@ the event log.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import cached_property
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from app.concurrency.batcher import Batcher, Bounds
-from app.errors import Overloaded, QueueUnavailable
+from app.concurrency.batcher import Bounds, Handover
+from app.errors import QueueUnavailable
 from app.stores.queue.jobs import (
     CONSUME,
     JOB_PREFIX,
@@ -91,8 +90,7 @@ class Queue:
         self._name = name
         self._pool = _pool(url, TIMEOUT_S, MAX_CONNECTIONS)
         self._metrics = metrics
-        self._at_once = bounds.at_once
-        self._jobs: Batcher[Sequence[int], None] = Batcher(self._enqueue, time.monotonic, bounds, size=len)
+        self._events: Handover[int] = Handover(partial(self._start, CONSUME), bounds)
 
     @cached_property
     def _redis(self) -> ArqRedis:
@@ -101,9 +99,7 @@ class Queue:
     def publish(self, seqs: Sequence[int]) -> None:
         """Enqueue jobs for the events with these sequence numbers, in the background; return at once. If too many
         events wait to be sent (`Bounds.most`), the rest is left to the worker's periodic sweep of the event log."""
-        with suppress(Overloaded):
-            for start in range(0, len(seqs), self._at_once):
-                self._jobs.submit(seqs[start : start + self._at_once])
+        self._events.add(seqs)
 
     async def start_rebuild(self, run_id: str) -> None:
         """Enqueue a rebuild. If that fails, the worker's periodic sweep enqueues it later."""
@@ -154,7 +150,7 @@ class Queue:
 
     async def close(self) -> None:
         """Publish pending events for up to `CLOSE_S` seconds, then close."""
-        await self._jobs.close(CLOSE_S)
+        await self._events.close(CLOSE_S)
         await self._pool.disconnect()
 
     async def _start(self, job: str, argument: object, job_id: str | None = None) -> None:
@@ -167,10 +163,6 @@ class Queue:
     async def _ask(self, *command: str | bytes) -> Any:
         with _answering():
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
-
-    async def _enqueue(self, parts: Sequence[Sequence[int]]) -> list[None]:
-        await self._start(CONSUME, [seq for part in parts for seq in part])
-        return [None] * len(parts)
 
 
 def _trace_context() -> dict[str, Any]:

@@ -12,7 +12,6 @@ from app.errors import Conflict, InvalidInput, NotFound, StoreUnavailable, Undec
 from app.events.ingest import Ingestor
 from app.events.ports import DeadLetter
 from app.events.queue_door import QueueDoor, ReplayedLetter
-from app.events.validation import Admission
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
 from app.telemetry import Metrics
@@ -35,7 +34,7 @@ class ReplayFixture:
             log=self.log,
             invalidator=RecordingInvalidator(Journal()),
             publish=None,
-            admission=Admission(180),
+            retention_days=180,
             clock=self.clock,
             metrics=Metrics(),
             door="http",
