@@ -32,8 +32,9 @@ _SHOWN = 80
 
 
 def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
-    """Declare a field of `Settings`. `parse` converts the variable's text, and raises `ValueError` if it is invalid.
-    `text` describes the setting. If `secret`, errors and `repr` do not show its value, which may contain a password."""
+    """Declare a field of `Settings`. `parse` converts the variable's text, and raises `ValueError` if it is invalid. If
+    `default` is None, an empty text stands for it. `text` describes the setting. If `secret`, errors and `repr` do not
+    show its value, which may contain a password."""
     return field(default=default, metadata={"parse": parse, "text": text}, repr=not secret)
 
 
@@ -51,19 +52,19 @@ class Settings:
     )
     features: str | None = _setting(
         None,
-        parsers.optional(parsers.registry_source),
+        parsers.registry_source,
         "Your own registry: package.module:NAME or /path/features.py:NAME. Empty: the built-in registry.",
     )
     cache_url: str | None = _setting(
         None,
-        parsers.optional(parsers.cache_url),
+        parsers.cache_url,
         "Redis or Valkey for the cached features; it may evict. redis://, rediss:// or unix://; for a cluster "
         "redis+cluster:// or rediss+cluster://.",
         secret=True,
     )
     queue_url: str | None = _setting(
         None,
-        parsers.optional(parsers.queue_url),
+        parsers.queue_url,
         "Redis or Valkey for the job queue; it must not evict. redis://, rediss:// or unix://.",
         secret=True,
     )
@@ -136,7 +137,7 @@ class Settings:
     )
     traces_url: str | None = _setting(
         None,
-        parsers.optional(parsers.traces_url),
+        parsers.traces_url,
         "Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://host:4318. Empty: no traces.",
         secret=True,
     )
@@ -175,15 +176,13 @@ class Settings:
     )
     model_url: str | None = _setting(
         None,
-        parsers.optional(parsers.model_url),
+        parsers.model_url,
         "Base URL of an OpenAI-compatible endpoint that writes tips, such as https://host/v1. Empty: templates.",
         secret=True,
     )
-    model: str | None = _setting(
-        None, parsers.optional(parsers.model_name), "The name of the model at that endpoint.", secret=True
-    )
+    model: str | None = _setting(None, parsers.model_name, "The name of the model at that endpoint.", secret=True)
     model_key: str | None = _setting(
-        None, parsers.optional(parsers.secret), "The API key for that endpoint, if it needs one.", secret=True
+        None, parsers.secret, "The API key for that endpoint, if it needs one.", secret=True
     )
     model_calls: int = _setting(16, parsers.whole(1, 1_000), "Concurrent calls of the model by one process.")
     demo: bool = _setting(True, parsers.switch, "1: `profiles up` loads the demonstration set into a new SQLite file.")
@@ -207,13 +206,14 @@ class Settings:
                 raise SettingsError(name, f"unknown setting; {hint}")
         values: dict[str, Any] = {}
         for name, item in known.items():
-            if name not in environ:
+            text = environ.get(name)
+            if text is None or (not text and item.default is None):
                 continue
             try:
-                values[item.name] = item.metadata["parse"](environ[name])
+                values[item.name] = item.metadata["parse"](text)
             except ValueError as error:
-                given = environ[name][:_SHOWN]
-                raise SettingsError(name, f"{error} (given: {given!r})" if item.repr else str(error)) from None
+                shown = f" (given: {text[:_SHOWN]!r})" if item.repr else ""
+                raise SettingsError(name, f"{error}{shown}") from None
         return cls(**values)
 
     @property

@@ -15,7 +15,6 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import msgspec
 
-Parsed = TypeVar("Parsed")
 N = TypeVar("N", int, float)
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SCOPES = ("read", "write", "admin")
@@ -51,11 +50,6 @@ class RolloutRails(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return ",".join(f"{item.name}={getattr(self, item.name):g}" for item in msgspec.structs.fields(self))
-
-
-def optional(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed | None]:
-    """Wrap a parser so that it returns None for an empty text."""
-    return lambda value: parse(value) if value else None
 
 
 def path(value: str) -> Path:
