@@ -51,7 +51,6 @@ from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sql.backlog import unknown_decisions
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
-from app.stores.sql.event_log import SqlEventLog
 from app.stores.sql.event_queries import SqlEventQueries
 from app.stores.sql.local_cache_epoch import clear_local_caches
 from app.stores.sql.logged_profiles import SqlLoggedProfiles
@@ -79,13 +78,9 @@ class OpenService(Service, frozen=True, kw_only=True):
     database: Database
     cache: Cache
     queue: Queue | None
-    owed: SqlOwedInvalidations
-    event_log: SqlEventLog
     users: SqlUsers
     registries: SqlRegistries
     audit_trail: SqlAuditTrail
-    trust_gate: TrustGate
-    local_cache: LocalCache | None
     tracing: Tracing | None
 
 
@@ -126,10 +121,8 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
     Raises:
         SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process cannot start.
     """
-    if contract is None:
-        contract = load_contract(settings)
-    else:
-        contract.check(settings)
+    contract = contract or load_contract(settings)
+    contract.check(settings)
     registry = contract.registry
     metrics = metrics or Metrics()
     metrics.export_faults_as_zero(registry.names, get_args(Fault))
@@ -240,14 +233,11 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             database=database,
             cache=cache,
             queue=queue,
-            owed=owed,
             registry=registry,
             mirror=contract.mirror,
             registries=registries,
             costs=measured,
             reader=reader,
-            trust_gate=trust_gate,
-            local_cache=local_cache,
             tracing=tracing,
             computation=computation,
             invalidator=invalidator,
@@ -264,7 +254,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             ),
             logged_profiles=logged_profiles,
             quality=quality,
-            event_log=event_log,
             ingestor=ingestor,
             queue_door=QueueDoor(ingestor, dead_letters),
             consumer=consumer,

@@ -66,7 +66,7 @@ async def test_sweep_consumes_an_event_that_is_not_resent(database_path: Path, v
         event = served("ada", service.clock.now_ms() - 10_000)
         await service.rebuilder.rebuild(["ada"], 1 << VOLUME)
         admitted = admit([event], service.clock.now_ms() - 5_000, 180)
-        await service.event_log.append([admitted])  # what a process has done that dies here
+        await service.consumer.log.append([admitted])  # what a process has done that dies here
         assert await service.consumer.sweep() == 1
         after = (await service.reader.read({"ada": 1 << VOLUME}))["ada"][VOLUME]
         assert (after.json, after.cached) == (b"1", False)

@@ -104,7 +104,7 @@ async def decided(service: OpenService, clock: FakeClock, users: Sequence[str]) 
         new_id=lambda: f"decision-{next(numbers)}",
     )
     consumer = Consumer(
-        log=service.event_log,
+        log=service.consumer.log,
         letters=service.dead_letters,
         invalidator=service.invalidator,
         learners=[own.learner],

@@ -271,7 +271,7 @@ async def test_hourly_measurement_is_skipped_while_one_runs(service: OpenService
 async def test_pruning_continues_in_pieces(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "STEP", 2)
     old_ms = now_ms() - (service.settings.retention_days + 1) * DAY_MS
-    await service.event_log.append([[admitted(served("ann", old_ms)) for _ in range(5)]])
+    await service.consumer.log.append([[admitted(served("ann", old_ms)) for _ in range(5)]])
     with monkeypatch.context() as patch:
         patch.setattr(Pace, "budget_s", -1)
         with pytest.raises(Retry) as caught:
@@ -493,7 +493,7 @@ async def test_worker_continues_when_the_queue_returns(settings: Settings, own_v
         await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY))
         own_valkey.kill()
         # What comes by HTTP meanwhile is consumed all the same.
-        await service.event_log.append([[admitted(served("ann", now_ms()), now_ms())]])
+        await service.consumer.log.append([[admitted(served("ann", now_ms()), now_ms())]])
         await eventually_async(lambda: all_consumed(service), 10)
         own_valkey.start()
         await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY), 15)
@@ -678,7 +678,7 @@ async def test_sweep_goes_on_when_it_fails(settings: Settings, monkeypatch: pyte
             monkeypatch.setattr(service.consumer, "sweep", fail)
             await eventually(lambda failures=failures: len(failures) > 2)  # type: ignore[misc]  # a default binds
         monkeypatch.setattr(service.consumer, "sweep", sound)
-        await service.event_log.append([[admitted(served("ann", now_ms()), now_ms())]])
+        await service.consumer.log.append([[admitted(served("ann", now_ms()), now_ms())]])
         await eventually_async(lambda: all_consumed(service))
 
 
@@ -695,7 +695,7 @@ async def test_metrics_are_served_when_a_port_is_set(settings: Settings, client:
             text = (await browser.get(f"http://127.0.0.1:{port}/metrics")).text
         assert 'profiles_events_total{door="queue",outcome="accepted"} 1.0' in text
         async with working(served_there) as (another, _):  # without metrics, but of use
-            await service.event_log.append([[admitted(served("bob", now_ms()), now_ms())]])
+            await service.consumer.log.append([[admitted(served("bob", now_ms()), now_ms())]])
             await eventually_async(lambda: all_consumed(another))
     with closing(socket.create_server(("127.0.0.1", port))) as taken:
         async with working(served_there), httpx.AsyncClient(trust_env=False) as browser:
