@@ -21,7 +21,7 @@ from app.errors import RegistryError
 from app.events.consume import Consumer
 from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
-from app.events.ports import Admitted, Learner
+from app.events.ports import Admitted
 from app.events.queue_door import QueueDoor
 from app.events.retention import Kept, Retention
 from app.features.clock import Clock, SystemClock
@@ -107,16 +107,14 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
     door: str,
     contract: Contract | None = None,
     metrics: Metrics | None = None,
-    learners: Sequence[Learner] = (),
     edges: Edges | None = None,
 ) -> AsyncIterator[OpenService]:
     """Open all adapters and services of a process, and close them in the reverse order when the block ends.
 
     `door` is the entry point through which events come: `http`, `queue` or `command`. It labels the ingest metrics.
     With `http` there is a local cache on SQLite; with `http` and `queue` the database records that this process serves
-    the registry. `learners` receive consumed events in addition to the bandit. Without a cache URL, reads compute from
-    the database and invalidations are stored until a cache accepts them. Without a queue URL, events wait until a
-    worker's sweep consumes them.
+    the registry. Without a cache URL, reads compute from the database, and invalidations are stored until a cache
+    accepts them. Without a queue URL, events wait until a worker's sweep consumes them.
 
     Raises:
         SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process cannot start.
@@ -201,7 +199,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             log=event_log,
             letters=dead_letters,
             invalidator=invalidator,
-            learners=[scoring.learner, *learners] if scoring is not None else learners,
+            learners=[scoring.learner] if scoring is not None else [],
             clock=clock,
             metrics=metrics,
             tracing=tracing.consuming if tracing is not None else nullcontext,

@@ -127,8 +127,6 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
 
     async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
         """Pass events to the learners together, and one by one if that fails. Return the events that were learned."""
-        if not events:
-            return events
         try:
             for learner in self.learners:
                 await learner.learn(events)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,7 +27,6 @@ from app.bootstrap.service import OpenService, open_service
 from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running, stop_signals
 from app.errors import SettingsError
-from app.events.ports import Learner
 from app.profiles.consistency.decisions import DecisionMonitor
 from app.profiles.consistency.monitor import ROUND_S, ConsistencyMonitor
 from app.settings import Settings
@@ -162,10 +161,9 @@ async def work(
     stop: asyncio.Event,
     *,
     pace: Pace | None = None,
-    learners: Sequence[Learner] = (),
-    on_ready: Callable[[OpenService], None] = lambda _: None,
+    on_ready: Callable[[OpenService], object] = lambda _: None,
 ) -> None:
-    """Run jobs and periodic work until `stop` is set. `learners` also receive the consumed events.
+    """Run jobs and periodic work until `stop` is set. `on_ready` is called with the service before the first job.
 
     While the queue is unavailable, only periodic work runs; arq's worker is restarted afterwards.
 
@@ -176,7 +174,7 @@ async def work(
     assert settings.queue_url is not None
     pace = pace or Pace()
     async with AsyncExitStack() as stack:
-        service = await stack.enter_async_context(open_service(settings, door="queue", learners=learners))
+        service = await stack.enter_async_context(open_service(settings, door="queue"))
         await stack.enter_async_context(sampling(service, "worker"))
         stop_metrics = serve_metrics(
             service.metrics, settings.host, settings.worker_metrics_port, "PROFILES_WORKER_METRICS_PORT"
@@ -220,20 +218,16 @@ async def work(
 
 
 def run(
-    settings: Settings,
-    *,
-    pace: Pace | None = None,
-    learners: Sequence[Learner] = (),
-    on_ready: Callable[[], None] = lambda: None,
+    settings: Settings, *, pace: Pace | None = None, on_ready: Callable[[OpenService], object] = lambda _: None
 ) -> None:
-    """Run a worker until SIGTERM, SIGINT or SIGHUP."""
+    """Run a worker until SIGTERM, SIGINT or SIGHUP; see `work`."""
     configure_logging(settings.log_format, settings.log_level)
 
     async def main() -> None:
         stop = asyncio.Event()
         for number in stop_signals():
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await work(settings, stop, pace=pace, learners=learners, on_ready=lambda _: on_ready())
+        await work(settings, stop, pace=pace, on_ready=on_ready)
 
     sys.setswitchinterval(0.0005)  # by default, a busy event loop makes the database's threads wait 5 ms at a time
     uvloop.run(main())

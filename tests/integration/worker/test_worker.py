@@ -304,9 +304,12 @@ async def working(
     """A worker in this event loop: its service, and the event that stops it. It is always stopped at the end."""
     stop = asyncio.Event()
     ready: list[OpenService] = []
-    running = asyncio.create_task(
-        work(settings, stop, pace=pace, learners=[learner or FakeLearner()], on_ready=ready.append)
-    )
+
+    def on_ready(service: OpenService) -> None:
+        service.consumer.learners = [*service.consumer.learners, learner or FakeLearner()]
+        ready.append(service)
+
+    running = asyncio.create_task(work(settings, stop, pace=pace, on_ready=on_ready))
     try:
         await eventually(lambda: ready or running.done(), START_S)
         if running.done():
