@@ -20,9 +20,7 @@ from typing import Any, Literal, cast
 
 from app.errors import SettingsError
 from app.settings import parsers
-from app.settings.database import PostgresUrl
-from app.settings.database import database as parse_database
-from app.settings.parsers import ApiKey, Network, RolloutRails
+from app.settings.parsers import ApiKey, Network, PostgresUrl, RolloutRails
 
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
@@ -46,7 +44,7 @@ class Settings:
 
     database: Path | PostgresUrl = _setting(
         Path("var/profiles.db"),
-        parse_database,
+        parsers.database,
         "The SQLite file with the events, or a PostgreSQL database: postgresql://user@host/name?sslmode=verify-full.",
         secret=True,
     )

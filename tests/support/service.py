@@ -31,7 +31,7 @@ from app.profiles.online.cache_protocol import FeatureValue, Profile, decode
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import Cell, ComputeRow, Source
 from app.settings import Settings
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.sql.database import Database
 from app.stores.sql.owed_invalidations import register_server
 from app.stores.valkey.cache import ValkeyCache

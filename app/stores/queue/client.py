@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # As in arq, which is imported on first use, because it takes 5 ms of the start.
 QUEUE = "arq:queue"
-HEALTH_SUFFIX = ":health-check"
+HEALTH_SUFFIX = ":health-check"  # of the key that the workers of a queue refresh while they are alive
 HEALTH_KEY = QUEUE + HEALTH_SUFFIX
 # A sorted set of the ids of the databases in which workers of this queue store events, by the time of the last report.
 DATABASES_SUFFIX = ":databases"
@@ -78,11 +78,6 @@ def own_name(job: str, queue: str) -> str:
     return job if queue == QUEUE else f"{job}:{queue}"
 
 
-def health_key(name: str) -> str:
-    """The Redis key that the workers of a queue refresh while they are alive."""
-    return name + HEALTH_SUFFIX
-
-
 class Queue:
     """Publishes events, starts runs and queries the queue's state."""
 
@@ -115,7 +110,7 @@ class Queue:
 
     async def worker_alive(self) -> bool:
         """Whether a worker has refreshed the health key in the last three seconds. Raises `QueueUnavailable`."""
-        return int(await self._ask("EXISTS", health_key(self._name))) == 1
+        return int(await self._ask("EXISTS", self._name + HEALTH_SUFFIX)) == 1
 
     async def show_database(self, database_id: str, now_ms: int) -> None:
         """Record that a worker of this database uses the queue. Raises `QueueUnavailable`."""

@@ -23,7 +23,7 @@ from redis.asyncio.client import Pipeline
 from redis.connection import HiredisRespSerializer
 
 from app.concurrency.tasks import end
-from app.stores.queue.client import connect, health_key
+from app.stores.queue.client import HEALTH_SUFFIX, connect
 from app.stores.queue.jobs import deserialize, serialize, split
 from app.stores.valkey.pool import AWAY
 from app.telemetry import logger
@@ -192,7 +192,7 @@ def _worker(
         max_jobs=MAX_JOBS,
         keep_result=0,
         health_check_interval=HEALTH_EVERY_S,
-        health_check_key=health_key(name),
+        health_check_key=name + HEALTH_SUFFIX,
         handle_signals=False,
         job_serializer=serialize,
         job_deserializer=deserialize,

@@ -35,7 +35,7 @@ from app.features.clock import DAY_MS
 from app.features.events import LoggedEvent
 from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.settings import Settings
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.queue import jobs as queue_jobs
 from app.stores.queue import worker as queue_worker
 from app.stores.queue.client import HEALTH_KEY, QUEUE, connect
@@ -43,8 +43,7 @@ from app.stores.queue.jobs import TIP_EVENTS
 from app.stores.queue.worker import ARQ_EXTRA_S, Pace
 from app.stores.sql.backlog import backlog
 from app.stores.valkey.embedded import EmbeddedServer
-from app.worker import crons, work
-from app.worker.retry import UNEXPECTED_TRIES, JobContext, back_off, context
+from app.worker import UNEXPECTED_TRIES, JobContext, back_off, context, crons, work
 from tests.support.bandit_process import TIPS
 from tests.support.database import copy_database
 from tests.support.events import admitted, payload, served

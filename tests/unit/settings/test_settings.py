@@ -11,8 +11,7 @@ import pytest
 
 from app.errors import SettingsError
 from app.settings import Settings, described, hash_key, is_loopback, variable
-from app.settings.database import PostgresUrl
-from app.settings.parsers import ApiKey, RolloutRails
+from app.settings.parsers import ApiKey, PostgresUrl, RolloutRails
 from tests.support.registry import REGISTRY
 
 DIGEST = hash_key("key").hex()

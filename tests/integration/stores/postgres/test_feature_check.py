@@ -10,7 +10,7 @@ import pytest
 
 from app.errors import RegistryError
 from app.features.registry import Registry
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.postgres.connection import Connection, connect
 from app.stores.postgres.feature_check import check_features
 from tests.support.entries import entry
