@@ -48,11 +48,9 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
     _in_hand: set[int] = msgspec.field(default_factory=set)
 
     async def consume(self, seqs: Sequence[int], *, swept: bool = False) -> int:
-        """Consume events, by sequence number; return how many were consumed.
-
-        The cache keys that the events make stale must have been deleted, or recorded for deletion. Events that are
-        `swept` are not known to meet this, so their keys are deleted first. Events that another call is consuming are
-        skipped.
+        """Consume events, by sequence number; return how many were consumed. Events that another call is consuming are
+        skipped. The cache keys that the events make stale must have been deleted, or be owed, unless they are `swept`:
+        then their keys are deleted first.
 
         Raises:
             Unavailable: the cache or the database does not answer. The events stay unconsumed; try again.
@@ -71,8 +69,7 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
                 return await self._learn(events)
 
     async def consume_within(self, limit_s: float, seqs: Sequence[int]) -> None:
-        """Consume events, or leave them to the sweep if that fails or takes longer than `limit_s` seconds. As for
-        `consume`, the cache keys that the events make stale must have been deleted."""
+        """Consume events as `consume` does, or leave them to the sweep if that fails or takes longer than `limit_s`."""
         try:
             async with asyncio.timeout(limit_s):
                 await self.consume(seqs)

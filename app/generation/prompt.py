@@ -44,8 +44,7 @@ class Tip(msgspec.Struct, forbid_unknown_fields=True):
 
 def prompt_for(request: TipRequest, mark: str) -> str:
     """Build the user message for a request; `SYSTEM` is the system message. The marks around the task's text contain
-    `mark`, so that the text cannot pose as instructions. `mark` must consist of unpredictable letters and digits, new
-    for each prompt."""
+    `mark`, which must consist of unpredictable letters and digits, new for each prompt."""
     due = request.due_at
     now = request.now if due is None else request.now.astimezone(due.tzinfo)
     habits = described(request.traits) or "nothing is known"

@@ -138,12 +138,9 @@ class LlmWriter:
         patience_s: float = PATIENCE_S,
         least_s: float = LEAST_S,
     ) -> None:
-        """`/chat/completions` is appended to `url`, the base URL.
-
-        `new_mark` returns new, unpredictable letters and digits for each prompt. The tags around the task contain them,
-        so that the task's text cannot pose as instructions. `connect_s` and `patience_s` limit connecting and one call
-        of `write`, in seconds. A retry begins only if at least `least_s` of this time are left.
-        """
+        """`url` is the base URL, without `/chat/completions`. `new_mark` makes the mark of each prompt (`prompt_for`).
+        `connect_s` and `patience_s` limit connecting and one call of `write`, in seconds. A retry begins only if at
+        least `least_s` of this time are left."""
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"

@@ -47,29 +47,17 @@ BOUNDS = Bounds(kind="publishing", at_once=1_000, most=100_000, apart_s=0.05)
 log = logger("stores.queue")
 
 
-def connect(
-    url: str,
-    name: str = QUEUE,
-    *,
-    blocking_s: float = TIMEOUT_S,
-    connections: int = MAX_CONNECTIONS,
-    kind: type[ArqRedis] | None = None,
-) -> ArqRedis:
-    """A client of the queue `name`. It connects on first use, with up to `connections` connections. `blocking_s`: time
-    limit, in seconds, of connecting, of each reply, and of the wait for a free connection."""
-    return _client(_pool(url, blocking_s, connections), name, kind)
-
-
-def _pool(url: str, blocking_s: float, connections: int) -> BlockingConnectionPool:
+def pool(url: str, timeout_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS) -> BlockingConnectionPool:
     # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.
-    return blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
+    return blocking_pool(url, timeout_s, connections, lib_name=None, lib_version=None)
 
 
-def _client(pool: BlockingConnectionPool, name: str, kind: type[ArqRedis] | None = None) -> ArqRedis:
+def client(connections: BlockingConnectionPool, name: str, kind: type[ArqRedis] | None = None) -> ArqRedis:
+    """A client of the queue `name`. It connects on first use."""
     from arq.connections import ArqRedis  # noqa: PLC0415
 
     return (kind or ArqRedis)(
-        connection_pool=pool, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=name
+        connection_pool=connections, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=name
     )
 
 
@@ -83,13 +71,13 @@ class Queue:
 
     def __init__(self, url: str, metrics: Metrics, name: str = QUEUE, bounds: Bounds = BOUNDS) -> None:
         self._name = name
-        self._pool = _pool(url, TIMEOUT_S, MAX_CONNECTIONS)
+        self._pool = pool(url)
         self._metrics = metrics
         self._events: Handover[int] = Handover(partial(self._start, CONSUME), bounds)
 
     @cached_property
     def _redis(self) -> ArqRedis:
-        return _client(self._pool, self._name)
+        return client(self._pool, self._name)
 
     def publish(self, seqs: Sequence[int]) -> None:
         """Enqueue jobs for the events with these sequence numbers, in the background; return at once. If too many

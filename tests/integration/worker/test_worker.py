@@ -38,7 +38,7 @@ from app.settings import Settings
 from app.settings.parsers import PostgresUrl
 from app.stores.queue import jobs as queue_jobs
 from app.stores.queue import worker as queue_worker
-from app.stores.queue.client import HEALTH_KEY, QUEUE, connect
+from app.stores.queue.client import HEALTH_KEY, QUEUE
 from app.stores.queue.jobs import TIP_EVENTS
 from app.stores.queue.worker import ARQ_EXTRA_S, Pace
 from app.stores.sql.backlog import backlog
@@ -49,6 +49,7 @@ from tests.support.database import copy_database
 from tests.support.events import admitted, payload, served
 from tests.support.processes import ROOT, free_port
 from tests.support.proxy import proxy
+from tests.support.queue import connect
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.servers import ask
 from tests.support.traffic import now_ms

@@ -1,0 +1,11 @@
+"""A client of the queue, as programs that publish events have one."""
+
+from __future__ import annotations
+
+from arq.connections import ArqRedis
+
+from app.stores.queue.client import QUEUE, client, pool
+
+
+def connect(url: str, name: str = QUEUE) -> ArqRedis:
+    return client(pool(url), name)
