@@ -224,7 +224,6 @@ def test_bad_value_is_refused_with_the_setting() -> None:
             error = refusal(name, text)
             assert str(error).startswith(f"PROFILES_{name}: "), text
             assert allowed in str(error), text
-            assert error.setting == f"PROFILES_{name}"
 
 
 def test_every_setting_is_tried_with_good_and_bad_values() -> None:
@@ -404,7 +403,7 @@ def test_file_is_required_when_the_database_is_one_of_postgresql() -> None:
 def test_settings_are_refused_when_the_model_is_incomplete(given: dict[str, str], missing: str) -> None:
     with pytest.raises(SettingsError) as caught:
         read(**given)
-    assert caught.value.setting == missing
+    assert str(caught.value).startswith(f"{missing}: ")
     assert read(MODEL_URL="https://host/v1", MODEL="m").model == "m"
 
 
