@@ -6,6 +6,8 @@ from arq.connections import ArqRedis
 
 from app.stores.queue.client import QUEUE, client, pool
 
+TIMEOUT_S = 20.0  # a job of many megabytes takes seconds on a busy machine
+
 
 def connect(url: str, name: str = QUEUE) -> ArqRedis:
-    return client(pool(url), name)
+    return client(pool(url, TIMEOUT_S), name)
