@@ -27,7 +27,7 @@ from app.bootstrap.service import open_service
 from app.features.clock import DAY_MS, SystemClock
 from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.settings import Settings
-from app.settings.database import PostgresUrl, postgres_url
+from app.settings.parsers import PostgresUrl, postgres_url
 from app.stores.migrate import migrate
 from app.stores.sql.database import Connection, Database
 from app.stores.valkey.embedded import EmbeddedServer, cache_options

@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from app.bandit.decisions import Shadow
-from app.settings.database import postgres_url as parsed
+from app.settings.parsers import postgres_url as parsed
 from app.stores.postgres.connection import Connection, connect, translated
 from app.stores.sql import decisions, event_log, event_queries, learning, shadows, sufficient_statistics, users
 from app.stores.sql.database import Parameters

@@ -20,7 +20,7 @@ from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Array, Input
 from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, Policy
 from app.bandit.ports import LoggedDecision, UserLog
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.sql.database import Database
 from app.stores.sql.sufficient_statistics import write_statistics
 from tests.support.bandit_process import BanditProcess
