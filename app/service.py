@@ -16,7 +16,6 @@ from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
 from app.events.ports import DeadLetters, UserRecords
 from app.events.queue_door import QueueDoor
-from app.events.replay import Replayer
 from app.events.retention import Retention
 from app.features.clock import Clock
 from app.features.plan import Registries
@@ -40,7 +39,6 @@ from app.telemetry import Metrics
 if TYPE_CHECKING:
     from app.bandit.learning.attribution import DecisionLearner
     from app.bandit.learning.maintenance import Maintenance
-    from app.bandit.model.policies import Policies
     from app.bandit.ports import DecisionRepository, StateRepository
     from app.bandit.rollout.controller import Rollout
     from app.bandit.scoring import Scorer
@@ -50,7 +48,6 @@ class Bandit(NamedTuple):
     """The parts of the contextual bandit that routes, jobs and commands use. `periodic` is the work of a worker: the
     name, the function and the seconds between two calls."""
 
-    policies: Policies
     scorer: Scorer
     learner: DecisionLearner
     maintenance: Maintenance
@@ -97,7 +94,6 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     queue_door: QueueDoor
     consumer: Consumer
     dead_letters: DeadLetters
-    replayer: Replayer
     retention: Retention
     users: UserRecords
     erasure: Erasure

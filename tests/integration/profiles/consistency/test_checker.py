@@ -35,7 +35,7 @@ def auditor(service: PausableService, pause: Callable[[float], Awaitable[None]] 
 
 
 async def consumed(service: PausableService) -> None:
-    log = service.inner.event_log
+    log = service.inner.consumer.log
     await log.mark_consumed([item.seq for item in await log.unconsumed(2**60, 1_000)])
 
 
@@ -210,7 +210,7 @@ async def test_late_check_is_skipped(service: PausableService) -> None:
 async def test_unconsumed_events_are_found_by_user(service: PausableService) -> None:
     users = SqlUsers(service.database)
     assert await users.recent(0, 1) == []
-    await service.inner.event_log.append([[admitted(served("ann")), admitted(served("bob"))]])
+    await service.inner.consumer.log.append([[admitted(served("ann")), admitted(served("bob"))]])
     assert [item.seq for item in await users.recent(0, 1)] == [2]
     assert await users.any_unconsumed("ann", 0)
     assert not await users.any_unconsumed("ann", 1)
