@@ -113,7 +113,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
     *,
     door: str,
     contract: Contract | None = None,
-    metrics: Metrics | None = None,
     learners: Sequence[Learner] = (),
     edges: Edges | None = None,
 ) -> AsyncIterator[OpenService]:
@@ -133,7 +132,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
     else:
         contract.check(settings)
     registry = contract.registry
-    metrics = metrics or Metrics()
+    metrics = Metrics()
     metrics.export_faults_as_zero(registry.names, get_args(Fault))
     edges = edges or Edges()
     clock = edges.clock

@@ -51,11 +51,11 @@ log = logger("api")
 
 
 class Edge:
-    def __init__(self, inner: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, inner: ASGIApp, metrics: Metrics, shedding: Shedding) -> None:
         self._inner = inner
         self._metrics = metrics
         self.bodies = Bodies()
-        self.shedding = Shedding(metrics)
+        self.shedding = shedding
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP:

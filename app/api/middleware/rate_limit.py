@@ -48,35 +48,31 @@ class TokenBuckets(msgspec.Struct):
 
 
 class RateLimit:
-    def __init__(self, inner: ASGIApp, refuse: ASGIApp, per_s: int, burst: int, metrics: Metrics) -> None:
-        """`refuse` is the application that rejects requests over the limit. A `burst` of 0 means `per_s`."""
+    def __init__(
+        self, inner: ASGIApp, refuse: ASGIApp, buckets: TokenBuckets, authenticator: Authenticator, metrics: Metrics
+    ) -> None:
+        """`refuse` is the application that rejects requests over the limit."""
         self._inner = inner
         self._refuse = refuse
-        self._per_s = per_s
-        self._burst = burst or per_s
-        self._limited = metrics.rate_limited
-        self._buckets: TokenBuckets | None = None
-        window_s = math.ceil(self._burst / per_s)
-        self._policy = (b"ratelimit-policy", b'"requests";q=%d;w=%d' % (self._burst, window_s))
-
-    def open(self, authenticator: Authenticator, now: Callable[[], float]) -> None:
-        """Start limiting. Until then no request is limited."""
+        self._buckets = buckets
         self._name_of = authenticator.name_of
-        self._buckets = TokenBuckets(self._per_s, self._burst, now)
+        self._limited = metrics.rate_limited
+        window_s = math.ceil(buckets.burst / buckets.per_s)
+        self._policy = (b"ratelimit-policy", b'"requests";q=%d;w=%d' % (buckets.burst, window_s))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP or self._buckets is None or scope["path"] in NOT_LIMITED:
+        if scope["type"] != ScopeType.HTTP or scope["path"] in NOT_LIMITED:
             await self._inner(scope, receive, send)
             return
         key = next((value for name, value in scope["headers"] if name == b"x-api-key"), None)
         name = self._name_of(key.decode("latin-1")) if key is not None else None
         allowed, tokens = self._buckets.take(f"key {name}" if name is not None else f"peer {_peer(scope)}")
-        full_s = math.ceil((self._burst - tokens) / self._per_s)
+        full_s = math.ceil((self._buckets.burst - tokens) / self._buckets.per_s)
         headers = [self._policy, (b"ratelimit", b'"requests";r=%d;t=%d' % (int(tokens), full_s))]
         if not allowed:
             self._limited.labels(name or "without a key").inc()
             cast(dict[str, Any], scope)[_MARK] = True
-            headers.append((b"retry-after", b"%d" % max(1, math.ceil((1 - tokens) / self._per_s))))
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil((1 - tokens) / self._buckets.per_s))))
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
