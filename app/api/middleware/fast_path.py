@@ -88,7 +88,7 @@ class FastPath:
         self._reader = reader
         self._registry = renderer.registry
         self._renderer = renderer
-        self._granted = authenticator.granted
+        self._find = authenticator.find
         self._keyless = authenticator.keyless
         # Each histogram is created by its first answer, so that `/metrics` shows no series without observations.
         self._seconds: dict[Route, FastHistogram] = {}
@@ -221,7 +221,8 @@ class FastPath:
                 body_headers += 1
             elif name == b"host":
                 hosts += 1 if not self._keyless or names_this_machine(value.decode("latin-1")) else 2
-        if hosts > 1 or body_headers != 2 * with_body or (caller := self._granted(key, needs)) is None:
+        caller = self._find(key)
+        if hosts > 1 or body_headers != 2 * with_body or caller is None or needs not in caller.scopes:
             return None
         return caller, request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `request_id_of`
 

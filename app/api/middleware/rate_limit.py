@@ -17,7 +17,7 @@ import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from app.api.auth.authentication import Authenticator
+from app.api.auth.authentication import ANYONE, Authenticator
 from app.telemetry import Metrics
 
 CALLERS = 10_000  # buckets kept
@@ -55,7 +55,7 @@ class RateLimit:
         self._inner = inner
         self._refuse = refuse
         self._buckets = buckets
-        self._name_of = authenticator.name_of
+        self._find = authenticator.find
         self._limited = metrics.rate_limited
         window_s = math.ceil(buckets.burst / buckets.per_s)
         self._policy = (b"ratelimit-policy", b'"requests";q=%d;w=%d' % (buckets.burst, window_s))
@@ -65,7 +65,8 @@ class RateLimit:
             await self._inner(scope, receive, send)
             return
         key = next((value for name, value in scope["headers"] if name == b"x-api-key"), None)
-        name = self._name_of(key.decode("latin-1")) if key is not None else None
+        caller = self._find(key.decode("latin-1")) if key is not None else None
+        name = caller.name if caller is not None and caller is not ANYONE else None
         allowed, tokens = self._buckets.take(f"key {name}" if name is not None else f"peer {_peer(scope)}")
         full_s = math.ceil((self._buckets.burst - tokens) / self._buckets.per_s)
         headers = [self._policy, (b"ratelimit", b'"requests";r=%d;t=%d' % (int(tokens), full_s))]
