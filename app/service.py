@@ -41,7 +41,6 @@ from app.telemetry import Metrics
 if TYPE_CHECKING:
     from app.bandit.learning.attribution import DecisionLearner
     from app.bandit.learning.maintenance import Maintenance
-    from app.bandit.model.policies import Policies
     from app.bandit.ports import DecisionRepository, StateRepository
     from app.bandit.rollout.controller import Rollout
     from app.bandit.scoring import Scorer
@@ -51,7 +50,6 @@ class Bandit(NamedTuple):
     """The parts of the contextual bandit that routes, jobs and commands use. `periodic` is the work of a worker: the
     name, the function and the seconds between two calls."""
 
-    policies: Policies
     scorer: Scorer
     learner: DecisionLearner
     maintenance: Maintenance

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from litestar import MediaType, Response, post
+from litestar import Response, post
 
 from app.api.admin.auditing import caller
 from app.api.auth.authentication import ANYONE, Caller
@@ -38,7 +38,7 @@ async def post_events(request: HttpRequest) -> Response[EventsReceipt]:
     body = await request.body()
     events = decode_lines(body) if kind == NDJSON else decode_json(body)
     answer: Any = await _ingest(service_of(request).ingestor, events, caller(request))
-    return Response(answer, media_type=MediaType.JSON)
+    return Response(answer)
 
 
 async def plain_events(ingestor: Ingestor, body: bytes, known: Caller) -> bytes:

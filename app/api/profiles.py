@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, cast
 
 import msgspec
-from litestar import MediaType, Response, get, post
+from litestar import Response, get, post
 from litestar.params import QueryParameter
 from msgspec import UNSET
 
@@ -61,10 +61,6 @@ KnownAt = Annotated[
     ),
 ]
 log = logger("api")
-
-
-def _json(body: bytes, headers: Mapping[str, str] | None = None) -> Response[Any]:
-    return Response(body, media_type=MediaType.JSON, headers=headers)
 
 
 @get(
@@ -130,7 +126,7 @@ async def _read_profile(
         except StoreUnavailable as error:
             found, headers = await _read_unproven(request, wanted, error)
         profile = found[user_id]
-    return _json(renderer_of(request).profile(user_id, profile, mask, detail=detail), headers)
+    return Response(renderer_of(request).profile(user_id, profile, mask, detail=detail), headers=headers)
 
 
 @post(
@@ -153,7 +149,8 @@ async def post_batch(request: HttpRequest) -> Response[BatchAnswer]:
     except StoreUnavailable as error:
         found, headers = await _read_unproven(request, wanted, error)
         values = {user_id: [profile[index].json for index in indices(mask)] for user_id, profile in found.items()}
-    return _json(renderer_of(request).batch(asked.user_ids, values, mask), headers)
+    body: Any = renderer_of(request).batch(asked.user_ids, values, mask)
+    return Response(body, headers=headers)
 
 
 @post(

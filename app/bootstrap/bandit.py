@@ -57,7 +57,6 @@ def bandit(
     )
     controller = rollout(settings, database, clock)
     return Bandit(
-        policies=policies,
         scorer=Scorer(
             decisions=decisions,
             read_profile=read_profile,

@@ -16,7 +16,7 @@ import msgspec
 from litestar import Response
 from msgspec import Meta
 
-from app.api.admin.handlers import admin_get
+from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import UserId
 from app.api.pages.negotiation import answer, prefers_page, redirect
