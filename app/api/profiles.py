@@ -173,22 +173,19 @@ async def post_history(request: HttpRequest) -> HistoryAnswer:
     moments = service.moments
     ids = [row.decision_id for row in wanted.rows if row.decision_id is not UNSET]
     decisions = await service.logged_profiles.by_id(ids) if ids else {}
-    asked: list[ComputeRow] = []
-    served: list[Profile] = []
+    found: list[tuple[Profile, ComputeRow]] = []
     issues: list[Issue] = []
     for index, row in enumerate(wanted.rows):
         try:
-            values, computed = _history_row(row, f"rows[{index}]", moments, mask, known, decisions)
+            found.append(_history_row(row, f"rows[{index}]", moments, mask, known, decisions))
         except InvalidInput as error:
             issues += error.issues
-        else:
-            asked.append(computed)
-            served.append(values)
     if issues:
         raise InvalidInput("a row is invalid", issues)
+    asked = [row for _, row in found]
     async with _cancelled_on_disconnect(request):
-        computed_profiles = await service.reader.read_as_of(asked)
-    profiles = [one | other for one, other in zip(served, computed_profiles, strict=True)]
+        computed = await service.reader.read_as_of(asked)
+    profiles = [served | others for (served, _), others in zip(found, computed, strict=True)]
     render = renderer_of(request).values
     rows = [
         HistoryRow(row.user_id, rfc3339(row.now_ms or 0), cast(Any, msgspec.Raw(render(profile, mask))))
