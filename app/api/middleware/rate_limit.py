@@ -11,18 +11,17 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, cast
 
 import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from app.api.auth.authentication import ANYONE, Authenticator
+from app.api.middleware.edge import Edge
 from app.telemetry import Metrics
 
 CALLERS = 10_000  # buckets kept
 NOT_LIMITED = frozenset({"/healthz", "/readyz", "/metrics"})
-_MARK = "rate_limited"
 
 
 class TokenBuckets(msgspec.Struct):
@@ -49,11 +48,11 @@ class TokenBuckets(msgspec.Struct):
 
 class RateLimit:
     def __init__(
-        self, inner: ASGIApp, refuse: ASGIApp, buckets: TokenBuckets, authenticator: Authenticator, metrics: Metrics
+        self, inner: ASGIApp, edge: Edge, buckets: TokenBuckets, authenticator: Authenticator, metrics: Metrics
     ) -> None:
-        """`refuse` is the application that rejects requests over the limit."""
+        """`edge` reads the bodies of requests over the limit, rejects, counts and logs them."""
         self._inner = inner
-        self._refuse = refuse
+        self._edge = edge
         self._buckets = buckets
         self._find = authenticator.find
         self._limited = metrics.rate_limited
@@ -72,7 +71,6 @@ class RateLimit:
         headers = [self._policy, (b"ratelimit", b'"requests";r=%d;t=%d' % (int(tokens), full_s))]
         if not allowed:
             self._limited.labels(name or "without a key").inc()
-            cast(dict[str, Any], scope)[_MARK] = True
             headers.append((b"retry-after", b"%d" % max(1, math.ceil((1 - tokens) / self._buckets.per_s))))
 
         async def send_marked(message: Message) -> None:
@@ -80,13 +78,7 @@ class RateLimit:
                 message["headers"] = [*message["headers"], *headers]
             await send(message)
 
-        # The edge answers requests over the limit: it reads the body, counts and logs.
-        await (self._inner if allowed else self._refuse)(scope, receive, send_marked)
-
-
-def is_limited(scope: HTTPScope) -> bool:
-    """Whether the request was marked as being over the rate limit."""
-    return _MARK in scope
+        await (self._inner if allowed else self._edge.reject_limited)(scope, receive, send_marked)
 
 
 def _peer(scope: HTTPScope) -> str:
