@@ -5,9 +5,7 @@ The supervisor locks the data directory, migrates the database, starts the serve
 starts the child processes, in this order. It stops them in the reverse order, so that every process stops before the
 servers that it uses. Invariant: when `supervise` returns, nothing it started is running.
 
-The supervisor opens the listening socket, and the API processes accept from it. The kernel gives a connection to a
-process that accepts, so none waits for a process that is suspended, dead or leaving. With a socket for each process
-(`SO_REUSEPORT`), the kernel resets the connections in the queue of each socket that is closed.
+The supervisor opens the listening socket, and the API processes accept from it (`app/README.md` says why).
 """
 
 from __future__ import annotations

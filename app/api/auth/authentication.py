@@ -1,9 +1,6 @@
 """Authentication by API key or session cookie, authorization by scope, and protection against cross-site requests.
 
-The service stores only the SHA-256 of a key. A key that this process has not accepted before is compared with every
-configured digest, in constant time, so that the response time reveals nothing about the digests. Without configured
-keys every caller has every scope; the settings allow that only on a loopback address. An admin's browser sends a
-session cookie instead of a key (`app.api.auth.sessions`).
+`app/api/README.md` describes what protects keys, sessions and a service without keys.
 
 Invariant: neither a session cookie nor a loopback connection suffices for a change, because a page of another site can
 make the browser send a request with both. A form also carries the CSRF token of its session, any other request of a
