@@ -24,7 +24,7 @@ from litestar.types import ASGIApp
 from app.api import operations
 from app.api.auth.authentication import Authenticator, guard
 from app.api.auth.sessions import Sessions
-from app.api.events import plain_events
+from app.api.events import ingest_body
 from app.api.middleware.edge import Edge
 from app.api.middleware.fast_path import FastPath, Post
 from app.api.middleware.load_shedding import Shedding
@@ -130,7 +130,7 @@ def _with_middleware(application: Litestar, router: ASGIApp, service: OpenServic
         ("POST", "/events"): ("events", lambda: service.ingestor.overloaded),
         ("POST", "/profiles/history"): ("history", lambda: service.reader.history_overloaded),
     }
-    posts = [Post(("POST", "/events", 202), "write", partial(plain_events, service.ingestor))]
+    posts = [Post(("POST", "/events", 202), "write", partial(ingest_body, service.ingestor))]
     if scoring is not None:
         from app.api.scoring import plain_scores  # noqa: PLC0415  # it imports the bandit
 
