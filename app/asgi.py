@@ -38,8 +38,8 @@ from app.api.rendering import Renderer
 from app.api.request_parsing import check_parameters
 from app.api.routes import routes
 from app.api.server import listen
-from app.bootstrap.generation import open_tip_generator
 from app.bootstrap.health import sampling
+from app.bootstrap.servers import open_tip_generator
 from app.bootstrap.service import OpenService, open_service
 from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running
@@ -201,7 +201,6 @@ async def serve(
     """
     settings.require_safe_binding()
     settings.require_servers()
-    settings.require_whole_model()
     async with AsyncExitStack() as stack:
         # Before anything else, so that nothing is begun if the port is taken.
         listener = stack.enter_context(shared or listening_socket(settings.host, settings.port))

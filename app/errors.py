@@ -48,7 +48,6 @@ class SettingsError(ProfilesError):
 
     def __init__(self, setting: str, reason: str) -> None:
         super().__init__(f"{setting}: {reason}")
-        self.setting = setting
 
 
 class RegistryError(ProfilesError):
@@ -56,7 +55,6 @@ class RegistryError(ProfilesError):
 
     def __init__(self, entry: str, reason: str) -> None:
         super().__init__(f"feature {entry!r}: {reason}" if entry != "*" else f"the registry: {reason}")
-        self.entry = entry
 
 
 class SchemaMismatch(ProfilesError):

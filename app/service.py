@@ -16,7 +16,6 @@ from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
 from app.events.ports import DeadLetters, UserEvents, UserRecords
 from app.events.queue_door import QueueDoor
-from app.events.replay import Replayer
 from app.events.retention import Retention
 from app.features.clock import Clock
 from app.features.plan import Registries
@@ -96,7 +95,6 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     queue_door: QueueDoor
     consumer: Consumer
     dead_letters: DeadLetters
-    replayer: Replayer
     retention: Retention
     users: UserRecords
     user_events: UserEvents

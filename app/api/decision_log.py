@@ -15,7 +15,7 @@ from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import MOMENT
 from app.api.pages.negotiation import prefers
 from app.api.request_parsing import NDJSON, moment_ms
-from app.bandit.evaluation.records import DecisionRecord
+from app.bandit.decisions import DecisionRecord
 from app.bandit.ports import EARLIEST_MS, LATEST_MS, DecisionMoment
 from app.errors import Issue, Undecodable
 
@@ -60,14 +60,14 @@ async def get_decisions(
         if (parts := re.fullmatch(CURSOR["pattern"], cursor)) is None:
             raise Undecodable("cursor is invalid", [Issue("cursor", "must be the next_cursor of another page")])
         after = max(after, DecisionMoment(int(parts[1]), parts[2]))
-    page = await service_of(request).bandit.decisions.page(after, until_ms, DECISIONS_PER_PAGE)
+    records, last = await service_of(request).bandit.decisions.page(after, until_ms, DECISIONS_PER_PAGE)
     headers, following = {"Vary": "Accept"}, None
-    if page.following is not None:
-        following = f"{page.following.at_ms}-{page.following.decision_id}"
+    if last is not None:
+        following = f"{last.at_ms}-{last.decision_id}"
         query = urlencode({"cursor": following} | ({"until": until} if until is not None else {}))
         headers["Link"] = f'<{service_of(request).settings.root_path}/decisions?{query}>; rel="next"'
     # Encoding a page takes milliseconds. One call for all records would not let another thread run during that time.
-    encoded = await asyncio.to_thread(lambda: [msgspec.json.encode(record) for record in page.records])
+    encoded = await asyncio.to_thread(lambda: [msgspec.json.encode(record) for record in records])
     if prefers(request, NDJSON):
         lines: Any = b"".join([record + b"\n" for record in encoded])
         return Response(lines, media_type=NDJSON, headers=headers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from litestar import post
@@ -17,13 +17,13 @@ from msgspec import UNSET, Meta, UnsetType
 from app.api.dependencies import HttpRequest, service_of, tips_of
 from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.api.schemas import Moment
-from app.errors import FallbackReason, InvalidInput, Issue, Unavailable
+from app.errors import InvalidInput, Issue, Unavailable
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.ids import Id
 from app.features.registry import Scalar
 from app.features.schema import ProfileFeatures
-from app.generation.ports import Task, TipRequest
-from app.generation.profile_traits import ALLOWED, traits_of
+from app.generation.generator import GeneratedTip
+from app.generation.tip_request import ALLOWED, TipRequest, traits_of
 from app.service import Service
 from app.telemetry import logger
 
@@ -62,18 +62,6 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = "en"
 
 
-class GeneratedTip(msgspec.Struct, kw_only=True):
-    """The text of a tip, and whether a model or a template wrote it."""
-
-    text: Annotated[str, Meta(description="One paragraph of plain text, at most 500 characters.")]
-    source: Literal["model", "template"]
-    fallback_reason: Annotated[
-        FallbackReason | UnsetType, Meta(description="Why a template replaced the configured model.")
-    ] = UNSET
-    model: Annotated[str | UnsetType, Meta(description="The model that wrote it.")] = UNSET
-    prompt_version: Annotated[str, Meta(description="Changes with the prompt.")]
-
-
 @post(
     "/generate",
     status_code=200,
@@ -92,16 +80,17 @@ async def post_generate(request: HttpRequest) -> GeneratedTip:
         check_ids([asked.user_id], "user_id")
     if LOCALE.fullmatch(asked.locale) is None:
         raise InvalidInput("the locale is invalid", [Issue("locale", "must be a BCP 47 tag, such as en or de-AT")])
-    task = Task(title=asked.task.title, notes=asked.task.notes, due_at=asked.task.due_at, priority=asked.task.priority)
     traits = traits_of(await _features(service, asked))
-    now = EPOCH + service.clock.now_ms() * MILLISECOND
-    written = await tips_of(request).write(TipRequest(task=task, traits=traits, locale=asked.locale, now=now))
-    return GeneratedTip(
-        text=written.text,
-        source="template" if written.model is None else "model",
-        fallback_reason=written.reason or UNSET,
-        model=written.model or UNSET,
-        prompt_version=written.prompt_version,
+    return await tips_of(request).write(
+        TipRequest(
+            title=asked.task.title,
+            notes=asked.task.notes,
+            due_at=asked.task.due_at,
+            priority=asked.task.priority,
+            traits=traits,
+            locale=asked.locale,
+            now=EPOCH + service.clock.now_ms() * MILLISECOND,
+        )
     )
 
 

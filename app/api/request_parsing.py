@@ -17,7 +17,7 @@ from app.api.dependencies import HttpRequest
 from app.errors import InvalidInput, Issue, Undecodable, UnsupportedMedia
 from app.events.strict_json import UNDECODABLE, decode, issue_of, undecodable
 from app.features.clock import to_ms
-from app.features.ids import id_problem
+from app.features.ids import all_allowed, id_problem
 
 T = TypeVar("T", bound=msgspec.Struct)
 JSON = "application/json"
@@ -82,9 +82,10 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
 def check_ids(ids: Sequence[str], path: str) -> None:
     """Raise `InvalidInput` with an issue for each invalid id. Its path is `path`, in which `{}` stands for the
     index."""
+    if all_allowed(ids):
+        return
     issues = [Issue(path.format(index), problem) for index, value in enumerate(ids) if (problem := id_problem(value))]
-    if issues:
-        raise InvalidInput("an id is invalid", issues)
+    raise InvalidInput("an id is invalid", issues)
 
 
 def prefix_of(text: str) -> str:

@@ -17,8 +17,16 @@ from app.api.middleware.fast_path import Answer
 from app.api.openapi.document import USER_ID
 from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.api.schemas import Moment, Value
-from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionOutcome, Origin, Ranking, Role, ScoringRequest
-from app.bandit.evaluation.records import DecisionContext
+from app.bandit.decisions import (
+    MAX_CANDIDATES,
+    Decision,
+    DecisionContext,
+    DecisionOutcome,
+    Origin,
+    Ranking,
+    Role,
+    ScoringRequest,
+)
 from app.bandit.model.inputs import Candidate, Context, Features
 from app.bandit.scoring import Scorer
 from app.errors import InvalidInput, Issue

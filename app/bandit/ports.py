@@ -1,30 +1,38 @@
 """Protocols for the storage of the bandit; `app.stores.sql` implements them.
 
+A decision is settled when its reward is learned or it expires. A roll-out evaluates it if it was made with exploration,
+its reward is learned, and it has both policies' propensities. `app/bandit/README.md` tells why others do not count.
+
 All methods raise `StoreUnavailable` if the database does not answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from app.bandit.decisions import Decision, DecisionOutcome, DecisionState, EventOutcome, Role, UserSnapshot
-from app.bandit.evaluation.records import DecisionRecord
-from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+import msgspec
+
+from app.bandit.decisions import (
+    Decision,
+    DecisionOutcome,
+    DecisionRecord,
+    DecisionState,
+    EventOutcome,
+    Role,
+    UserSnapshot,
+)
+from app.bandit.model.inputs import Array
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
+from app.bandit.rollout.aggregates import DecisionPage, Estimates
+from app.bandit.rollout.stages import RolloutState, Target
+from app.bandit.rollout.verdict import Verdict
 from app.features.events import Action, LoggedEvent
 from app.features.profile_read import ProfileRead
 from app.features.registry import Scalar
 
 # Reads a user's profile: the values by feature name, and how they were read.
 ReadProfile = Callable[[str], Awaitable[tuple[Mapping[str, Scalar], ProfileRead]]]
-
-
-class UserQuery(NamedTuple):
-    """A request for a `UserSnapshot`: the user, and the id of the scoring request, to find its stored decision."""
-
-    user_id: str
-    request_id: str | None
 
 
 class ProposedDecision(NamedTuple):
@@ -37,17 +45,6 @@ class ProposedDecision(NamedTuple):
     statistics_spec: str | None
 
 
-class RecordedDecision(NamedTuple):
-    """The result of a `ProposedDecision`: the stored decision, which may be an earlier one with the same request id.
-
-    `decision` is None, and nothing was stored, if any user was erased, or this user's statistics changed, since they
-    were read. `erasures` is the current number of users erased so far.
-    """
-
-    decision: Decision | None
-    erasures: int
-
-
 class SettleCounts(NamedTuple):
     """Numbers of decisions whose reward window has closed. `learned`: the tip was served. `expired`: it was not served.
     `set_aside`: the decision or the user's statistics are damaged, so nothing was learned."""
@@ -55,13 +52,6 @@ class SettleCounts(NamedTuple):
     learned: int
     expired: int
     set_aside: int
-
-
-class DecisionPlace(NamedTuple):
-    """A position among all decisions, ordered by user id and sequence number. The default is before the first."""
-
-    user: str = ""
-    number: int = 0
 
 
 EARLIEST_MS, LATEST_MS = -(10**18), 10**18  # before and after the time of any decision
@@ -72,14 +62,6 @@ class DecisionMoment(NamedTuple):
 
     at_ms: int
     decision_id: str = ""
-
-
-class DecisionsPage(NamedTuple):
-    """Decisions in the order of their moments. Continue after `following`; it is None on the last page. Damaged
-    decisions are left out, so that a page may have few records, or none, though more follow."""
-
-    records: list[DecisionRecord]
-    following: DecisionMoment | None
 
 
 class DecisionSummary(NamedTuple):
@@ -115,24 +97,36 @@ class UserLog(NamedTuple):
     decisions: list[LoggedDecision]
 
 
+class StateGrowth(msgspec.Struct):
+    """Numbers of users: all with learned statistics, and those whose statistics lack inputs of the challenger."""
+
+    users: int
+    to_grow: int
+
+
 class DecisionRepository(Protocol):
-    async def snapshots(self, queries: Sequence[UserQuery]) -> list[UserSnapshot]:
-        """Read the data of each queried user, in the order of the queries. If statistics are damaged or of an unknown
-        spec, this is logged, and `statistics` is None."""
+    async def snapshots(self, queries: Sequence[tuple[str, str | None]]) -> list[UserSnapshot]:
+        """Read the data of each queried user, in the order of the queries: pairs of a user id and the id of the scoring
+        request. If statistics are damaged or of an unknown spec, this is logged, and `statistics` is None."""
 
-    async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
-        """Store the decisions whose conditions are met in one durable commit; return one result for each, in order."""
+    async def record(self, proposed: Sequence[ProposedDecision]) -> list[Decision | None]:
+        """Store the decisions whose conditions are met in one durable commit. Return, in order, each stored decision,
+        which may be an earlier one with the same request id; None if the conditions are not met."""
 
-    async def add_shadows(self, after: DecisionPlace, limit: int) -> DecisionPlace | None:
+    async def add_shadows(self, after: tuple[str, int], limit: int) -> tuple[str, int] | None:
         """Compute and store the shadows (both policies' rankings) of up to `limit` unsettled decisions without one, the
-        first after `after`. Decisions whose user's statistics have changed since the decision are skipped. Return the
-        place of the last decision; None if no more follow."""
+        first after `after`, in the order of user ids and numbers. Decisions whose user's statistics have changed since
+        the decision are skipped. Return the user id and the number of the last decision; None if no more follow."""
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
         """The decision with this id; None if there is none, or it is damaged."""
 
-    async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> DecisionsPage:
-        """Up to `limit` decisions after `after` that were made before `until_ms`."""
+    async def page(
+        self, after: DecisionMoment, until_ms: int, limit: int
+    ) -> tuple[list[DecisionRecord], DecisionMoment | None]:
+        """Up to `limit` decisions after `after` that were made before `until_ms`, and the moment after which to
+        continue; None on the last page. Damaged decisions are left out, so that a page may have few records, or none,
+        though more follow."""
 
     async def summary(self, decision_id: str) -> DecisionSummary | None: ...
 
@@ -175,7 +169,7 @@ class LearningRepository(Protocol):
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
         """Settle up to `limit` decisions whose reward window has closed without feedback. If the tip was served, the
-        reward of `app.bandit.learning.rewards.NO_FEEDBACK` is learned; otherwise the decision expires."""
+        reward of `app.bandit.learning.attribution.NO_FEEDBACK` is learned; otherwise the decision expires."""
 
     async def grow(self, now_ms: int) -> int:
         """Extend the statistics of a page of users to the longest spec, by a replay of their learned decisions. Damaged
@@ -203,5 +197,77 @@ class StateRepository(Protocol):
     async def prior_version(self) -> int:
         """The version of the newest prior; 0 if there is none."""
 
-    async def counts(self) -> Mapping[str, int]:
-        """Numbers of users by the hash of the spec that their statistics belong to, at most 100,000 per spec."""
+    async def growth(self) -> StateGrowth:
+        """Count the users with statistics, at most 100,000 per spec."""
+
+
+class RolloutLook(msgspec.Struct, frozen=True):
+    """An interim analysis ("look"): its number, counted from 1, the estimates, and the verdict and stage of that time.
+    `level` is the probability with which each interval misses the true value."""
+
+    number: int
+    at_ms: int
+    level: float
+    stage: str = msgspec.field(name="words")  # the name in stored looks
+    estimates: Estimates
+    verdict: Verdict
+
+
+class Counts(NamedTuple):
+    """Numbers of decisions with a learned reward since the roll-out began, by whether they can be evaluated.
+
+    `evaluated` decisions have sequence numbers below `until`. `waiting` decisions are newer than the oldest one without
+    a reward, and are evaluated once it is settled. `unshadowed` decisions lack one policy's propensities. `served`
+    counts the evaluated and waiting decisions that the challenger served since the stage began. `without_prior`
+    decisions would be evaluated if a prior had been pooled before they were made.
+    """
+
+    until: int
+    evaluated: int
+    waiting: int
+    unshadowed: int
+    served: int
+    without_prior: int = 0
+
+
+class RecentDecisions(NamedTuple):
+    """Recent decisions, settled or not, in columns of one element per decision.
+
+    `elapsed_ms` is the duration of the scoring request, without its commit. `without_profile` is 1 if every profile
+    feature was missing or null, `by_challenger` is 1 if the challenger served, else 0. `made_ms` is in epoch ms.
+    """
+
+    elapsed_ms: Array
+    without_profile: Array
+    by_challenger: Array
+    made_ms: Array
+
+
+class RolloutRepository(Protocol):
+    async def state(self) -> RolloutState: ...
+
+    async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
+        """Change the stage in one transaction; return None, and change nothing, if the state is no longer `seen`. If
+        the roll-out starts anew, the stored looks (interim analyses) are deleted, too."""
+
+    async def looks(self) -> list[RolloutLook]:
+        """The looks (interim analyses), oldest first. Looks in the unreadable format of another release are omitted."""
+
+    async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
+        """Store an interim analysis. Return False if its number is taken or the roll-out started anew after `seen`."""
+
+    async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
+        """Count the decisions of the roll-out by whether they can be evaluated. A decision whose reward is not known
+        yet delays all later ones, unless it was made before `overdue_ms` (epoch ms)."""
+
+    def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
+        """Yield pages of the evaluated decisions whose sequence number is below `until`, oldest first."""
+
+    async def shown(self, state: RolloutState, among: int) -> tuple[DecisionPage, Array]:
+        """Read recent decisions whose tip was shown: of the newest `among` decisions of the roll-out, those that were
+        made with exploration and have both policies' rankings. A decision without a reward yet has the reward 0. For
+        each decision, the array has 1 if the challenger served, 0 if the champion did, and NaN if the decision is older
+        than the current stage."""
+
+    async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
+        """The decisions made at or after `since_ms`; if there are more than `limit`, the newest of them."""

@@ -10,9 +10,6 @@ a user that was read before the user's erasure is never stored after it. For the
 
 If the count taken in step 1 was out of date, the request only decides once more than necessary. It also decides again
 if a worker has changed the user's statistics since step 2.
-
-Only the ranking by the policy that serves is computed. A worker computes the ranking by the other policy, the shadow of
-the decision, from what is stored (`app.bandit.shadow`).
 """
 
 from __future__ import annotations
@@ -21,9 +18,9 @@ from collections.abc import Callable
 
 from app.bandit.decisions import Decision, DecisionOutcome, Role, ScoringRequest, UserSnapshot
 from app.bandit.model.inputs import PROFILE_FEATURES, Profile
-from app.bandit.model.policies import Policies
-from app.bandit.model.thompson_sampling import answered_ranking, choose
-from app.bandit.ports import DecisionRepository, ProposedDecision, ReadProfile, RecordedDecision, UserQuery
+from app.bandit.model.thompson_sampling import Policies, answered_ranking, best, sample
+from app.bandit.ports import DecisionRepository, ProposedDecision, ReadProfile
+from app.bandit.rollout.stages import serves_challenger
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import NotFound, Overloaded, StoreUnavailable
 from app.features.clock import Clock
@@ -42,23 +39,19 @@ class Scorer:
         decisions: DecisionRepository,
         read_profile: ReadProfile,
         policies: Policies,
-        serves_challenger: Callable[[str, float, str], bool],
         new_id: Callable[[], str],
         clock: Clock,
         metrics: Metrics,
     ) -> None:
-        """Create a scorer. `serves_challenger` tells, from a user id, the challenger's share of users and the salt of
-        the roll-out, whether the challenger serves the user."""
         self._decisions = decisions
         self._read_profile = read_profile
         self._policies = policies
-        self._serves_challenger = serves_challenger
         self._new_id = new_id
         self._clock = clock
         self._metrics = metrics
         self._erasures: int | None = None
-        self._snapshots: Batcher[UserQuery, UserSnapshot] = Batcher(decisions.snapshots, clock.monotonic, BOUNDS)
-        self._records: Batcher[ProposedDecision, RecordedDecision] = Batcher(decisions.record, clock.monotonic, BOUNDS)
+        self._snapshots = Batcher(decisions.snapshots, clock.monotonic, BOUNDS)
+        self._records = Batcher(decisions.record, clock.monotonic, BOUNDS)
 
     @property
     def overloaded(self) -> bool:
@@ -97,7 +90,7 @@ class Scorer:
         await self._records.close()
 
     async def _try(self, request: ScoringRequest, started: float) -> Decision | None:
-        query = UserQuery(request.user_id, request.request_id)
+        query = (request.user_id, request.request_id)
         if (erasures := self._erasures) is None:
             erasures = (await self._snapshots.submit(query)).erasures
         pending = self._snapshots.submit(query)
@@ -109,11 +102,12 @@ class Scorer:
         if snapshot.stored is not None:
             return snapshot.stored
         decision = self._decide(request, profile, read, snapshot, started)
-        spec = None if snapshot.statistics is None else snapshot.statistics.spec_hash
+        spec = None if snapshot.statistics is None else snapshot.statistics.spec.hash
         recorded = await self._records.submit(ProposedDecision(decision, erasures, spec))
-        self._erasures = recorded.erasures
-        if recorded.decision is not decision:
-            return recorded.decision
+        if recorded is None:
+            self._erasures = None  # it may have changed
+        if recorded is not decision:
+            return recorded
         self._metrics.bandit.decisions.labels(decision.served_by, decision.origin).inc()
         return decision
 
@@ -125,15 +119,19 @@ class Scorer:
         snapshot: UserSnapshot,
         started: float,
     ) -> Decision:
-        statistics, spec = self._policies.grown(snapshot.statistics)
-        role = self._role(request.user_id, snapshot)
+        statistics = self._policies.grown(snapshot.statistics)
+        spec = statistics.spec
+        challenged = self._policies.challenger is not None and serves_challenger(
+            request.user_id, snapshot.share, snapshot.salt
+        )
+        role: Role = "challenger" if challenged else "champion"
         policy = self._policies.policy(role)
         # Includes the inputs that only the other policy reads.
         phi = spec.phi(request.candidates, request.context, profile)
         decision_id = self._new_id()
         scored = policy.decide(decision_id, statistics, snapshot.prior.mu, phi)
         ranking = answered_ranking(scored.means, scored.pi, request.explore)
-        chosen = choose(ranking, decision_id, request.explore)
+        chosen = sample(ranking.pi, decision_id) if request.explore else best(ranking.scores)
         return Decision(
             id=decision_id,
             request_id=request.request_id,
@@ -159,7 +157,3 @@ class Scorer:
             champion=ranking if role == "champion" else None,
             challenger=ranking if role == "challenger" else None,
         )
-
-    def _role(self, user_id: str, at: UserSnapshot) -> Role:
-        served = self._policies.challenger is not None and self._serves_challenger(user_id, at.share, at.salt)
-        return "challenger" if served else "champion"

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from app.bandit.decisions import Decision, Ranking, Shadow
 from app.bandit.model.inputs import Array, packed
-from app.bandit.model.policies import Policies
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import POOLED_CHAMPION, Policy, answered_ranking, best
+from app.bandit.model.thompson_sampling import POOLED_CHAMPION, Policies, Policy, answered_ranking, best
 from app.bandit.numpy_on_demand import np
 
 
@@ -34,7 +33,7 @@ def shadow_of(decision: Decision, statistics: SufficientStatistics | None, mu: A
     Raises:
         SpecMismatch: the statistics or `mu` belong to another spec than the policies.
     """
-    grown, _ = policies.grown(statistics)
+    grown = policies.grown(statistics)
     phi = decision.phi_under(policies.longest)
     other = policies.policy("challenger" if decision.role == "champion" else "champion")
     own, shadow = decision.ranking, ranking_by(other, decision, grown, mu, phi)

@@ -1,7 +1,8 @@
-"""Opens the servers that the settings name: the cache, the queue and the collector of traces."""
+"""Opens the servers that the settings name: the cache, the queue, the collector of traces and the language model."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from app.errors import SettingsError
 from app.features.clock import Clock
+from app.generation.generator import Model, TipGenerator
 from app.settings import Settings
 from app.stores.queue.client import Queue
 from app.stores.sql.database import Database
@@ -16,7 +18,7 @@ from app.stores.sql.owed_invalidations import register_server
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.null_cache import NullCache
 from app.stores.valkey.server_registration import ServerRegistration
-from app.telemetry import Metrics
+from app.telemetry import Metrics, logger
 
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 # they serve, and may have traces. A command ends soon.
 ROLES = {"http": "api", "queue": "worker"}
 Port = TypeVar("Port")
+log = logger("bootstrap")
 
 
 class Wrap(Protocol):
@@ -99,3 +102,20 @@ async def open_cache(
         yield cache
     finally:
         await cache.close()
+
+
+@asynccontextmanager
+async def open_tip_generator(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncIterator[TipGenerator]:
+    """Open the generator of tips. It uses a language model if the settings name one, and templates otherwise."""
+    if settings.model_url is None or settings.model is None:
+        yield TipGenerator(None, clock, metrics)
+        return
+    # Imported here because most services have no model, and httpx takes a seventh of the start.
+    from app.stores.llm import LlmWriter  # noqa: PLC0415
+
+    writer = LlmWriter(settings.model_url, settings.model, clock, lambda: secrets.token_hex(8), key=settings.model_key)
+    try:
+        log.info("model_set", url=settings.model_url, model=settings.model)
+        yield TipGenerator(Model(writer.write, settings.model, settings.model_calls), clock, metrics)
+    finally:
+        await writer.close()

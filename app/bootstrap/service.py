@@ -21,11 +21,9 @@ from app.errors import RegistryError
 from app.events.consume import Consumer
 from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
-from app.events.ports import Admitted, Learner
+from app.events.ports import Admitted
 from app.events.queue_door import QueueDoor
-from app.events.replay import Replayer
 from app.events.retention import Kept, Retention
-from app.events.validation import Admission
 from app.features.clock import Clock, SystemClock
 from app.features.contract import Contract
 from app.features.plan import feature_of
@@ -53,7 +51,6 @@ from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sql.backlog import unknown_decisions
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
-from app.stores.sql.event_log import SqlEventLog
 from app.stores.sql.event_queries import SqlEventQueries
 from app.stores.sql.local_cache_epoch import clear_local_caches
 from app.stores.sql.logged_profiles import SqlLoggedProfiles
@@ -81,13 +78,9 @@ class OpenService(Service, frozen=True, kw_only=True):
     database: Database
     cache: Cache
     queue: Queue | None
-    owed: SqlOwedInvalidations
-    event_log: SqlEventLog
     users: SqlUsers
     registries: SqlRegistries
     audit_trail: SqlAuditTrail
-    trust_gate: TrustGate
-    local_cache: LocalCache | None
     tracing: Tracing | None
 
 
@@ -113,24 +106,20 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
     *,
     door: str,
     contract: Contract | None = None,
-    learners: Sequence[Learner] = (),
     edges: Edges | None = None,
 ) -> AsyncIterator[OpenService]:
     """Open all adapters and services of a process, and close them in the reverse order when the block ends.
 
     `door` is the entry point through which events come: `http`, `queue` or `command`. It labels the ingest metrics.
     With `http` there is a local cache on SQLite; with `http` and `queue` the database records that this process serves
-    the registry. `learners` receive consumed events in addition to the bandit. Without a cache URL, reads compute from
-    the database and invalidations are stored until a cache accepts them. Without a queue URL, events wait until a
-    worker's sweep consumes them.
+    the registry. Without a cache URL, reads compute from the database, and invalidations are stored until a cache
+    accepts them. Without a queue URL, events wait until a worker's sweep consumes them.
 
     Raises:
         SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process cannot start.
     """
-    if contract is None:
-        contract = load_contract(settings)
-    else:
-        contract.check(settings)
+    contract = contract or load_contract(settings)
+    contract.check(settings)
     registry = contract.registry
     metrics = Metrics()
     metrics.export_faults_as_zero(registry.names, get_args(Fault))
@@ -198,7 +187,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             invalidator=invalidator,
             # A worker consumes the events of its own jobs, so it publishes nothing.
             publish=queue.publish if queue is not None and door != "queue" else None,
-            admission=Admission(settings.retention_days),
+            retention_days=settings.retention_days,
             clock=clock,
             metrics=metrics,
             door=door,
@@ -209,7 +198,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             log=event_log,
             letters=dead_letters,
             invalidator=invalidator,
-            learners=[scoring.learner, *learners] if scoring is not None else learners,
+            learners=[scoring.learner] if scoring is not None else [],
             clock=clock,
             metrics=metrics,
             tracing=tracing.consuming if tracing is not None else nullcontext,
@@ -241,14 +230,11 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             database=database,
             cache=cache,
             queue=queue,
-            owed=owed,
             registry=registry,
             mirror=contract.mirror,
             registries=registries,
             costs=measured,
             reader=reader,
-            trust_gate=trust_gate,
-            local_cache=local_cache,
             tracing=tracing,
             computation=computation,
             invalidator=invalidator,
@@ -265,12 +251,10 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             ),
             logged_profiles=logged_profiles,
             quality=quality,
-            event_log=event_log,
             ingestor=ingestor,
-            queue_door=QueueDoor(ingestor, dead_letters, clock, metrics),
+            queue_door=QueueDoor(ingestor, dead_letters),
             consumer=consumer,
             dead_letters=dead_letters,
-            replayer=Replayer(ingestor, dead_letters, clock),
             retention=Retention(
                 [
                     Kept("events", event_log, settings.retention_days),

@@ -188,7 +188,7 @@ def settings_from_environment() -> Settings:
     """Read the settings. Raises `SettingsError` if one is invalid, or PROFILES_REWARDS names an unknown outcome."""
     settings = Settings.from_environment()
     if settings.rewards:
-        from app.bandit.learning.rewards import outcome_rewards
+        from app.bandit.learning.attribution import outcome_rewards
 
         outcome_rewards(settings.rewards)
     return settings

@@ -69,7 +69,7 @@ async def export(service: OpenService, since: str | None, until: str | None, out
 def _kinds() -> dict[str, Kind]:
     """The kind of each column, by name, from the type of the record's field. What has no kind of its own is text, or
     JSON as text."""
-    from app.bandit.evaluation.records import DecisionRecord, Time
+    from app.bandit.decisions import DecisionRecord, Time
 
     kinds: dict[Any, Kind] = {bool: "bool", int: "int", float: "float", Time: "time"}
     kinds |= {list[float]: "vector", list[list[float]]: "matrix"}

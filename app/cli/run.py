@@ -75,7 +75,8 @@ def worker(supervisor: int | None) -> None:
     """Run a worker: consume events, rebuild and check profiles, delete old data."""
     from app.worker import run
 
-    run(settings_from_environment(), on_ready=_supervised(supervisor))
+    report_ready = _supervised(supervisor)
+    run(settings_from_environment(), on_ready=lambda _: report_ready())
 
 
 @click.command()

@@ -44,7 +44,6 @@ SOCKET_PATH_LIMIT = 100
 def supervise(settings: Settings) -> int:
     """Run the servers, the API and a worker until SIGINT, SIGTERM or SIGHUP (terminal closed); return the exit code."""
     settings.require_safe_binding()
-    settings.require_whole_model()
     stop, restart = _signals()
     with _only_one(settings.directory):
         killed = running_servers(settings).exists()  # an earlier `up` was killed; its children are stopping
@@ -77,7 +76,6 @@ def supervise_api(settings: Settings) -> int:
     """Run several API processes until SIGINT, SIGTERM or SIGHUP; return the exit code."""
     settings.require_safe_binding()
     settings.require_servers()
-    settings.require_whole_model()
     stop, restart = _signals()
 
     def greet() -> None:

@@ -6,8 +6,10 @@ A commit, a job or a hop to the database's thread costs about the same for one i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import Generic, NamedTuple, TypeVar
 
@@ -149,3 +151,30 @@ class Batcher(Generic[Item, Result]):
             for entry, result in zip(group, results, strict=True):
                 if not entry.done.done():
                     entry.done.set_result(result)
+
+
+class Handover(Generic[Item]):
+    """Collects lists of items and passes them to `work` in the background, `bounds.at_once` items at a time or fewer.
+    Items beyond `bounds.most` are dropped."""
+
+    def __init__(
+        self,
+        work: Callable[[list[Item]], Awaitable[None]],
+        bounds: Bounds,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        async def work_on(parts: Sequence[Sequence[Item]]) -> list[None]:
+            await work([item for part in parts for item in part])
+            return [None] * len(parts)
+
+        self._at_once = bounds.at_once
+        self._batches: Batcher[Sequence[Item], None] = Batcher(work_on, time.monotonic, bounds, size=len, pause=pause)
+
+    def add(self, items: Sequence[Item]) -> None:
+        with suppress(Overloaded):
+            for start in range(0, len(items), self._at_once):
+                self._batches.submit(items[start : start + self._at_once])
+
+    async def close(self, grace_s: float) -> None:
+        """Work on the pending items for up to `grace_s` seconds. No items may be added afterwards."""
+        await self._batches.close(grace_s)

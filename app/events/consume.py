@@ -9,24 +9,22 @@ event becomes a dead letter after `ATTEMPTS` failures. If the cache, the queue o
 Within one process, a job and the sweep never consume the same event at the same time, so it is not learned twice
 concurrently.
 
-A queue job is done when its events are durable and their cache keys deleted. It does not wait for consumption but
-passes its events to `Handover`. Consuming the events of many jobs together takes one query of the log, one of the cache
-and one commit. If a batch fails, times out or is rejected, nothing is lost: the sweep consumes every event that is not
-marked as consumed.
+A queue job is done when its events are durable and their cache keys deleted. It does not wait for consumption: its
+events are handed over to `consume_within`. Consuming the events of many jobs together takes one query of the log, one
+of the cache and one commit.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import msgspec
 
-from app.concurrency.batcher import Batcher, Bounds
-from app.errors import Overloaded, Unavailable
+from app.concurrency.batcher import Bounds
+from app.errors import Unavailable
 from app.events.ports import DeadLetters, EventLog, Invalidates, Learner
 from app.features.clock import Clock
 from app.features.events import KNOWN_SUBJECTS, LoggedEvent, subject_of
@@ -50,11 +48,9 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
     _in_hand: set[int] = msgspec.field(default_factory=set)
 
     async def consume(self, seqs: Sequence[int], *, swept: bool = False) -> int:
-        """Consume events, by sequence number; return how many were consumed.
-
-        The cache keys that the events make stale must have been deleted, or recorded for deletion. Events that are
-        `swept` are not known to meet this, so their keys are deleted first. Events that another call is consuming are
-        skipped.
+        """Consume events, by sequence number; return how many were consumed. Events that another call is consuming are
+        skipped. The cache keys that the events make stale must have been deleted, or be owed, unless they are `swept`:
+        then their keys are deleted first.
 
         Raises:
             Unavailable: the cache or the database does not answer. The events stay unconsumed; try again.
@@ -71,6 +67,16 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
                 else:
                     await self.invalidator.drop_older(newest)
                 return await self._learn(events)
+
+    async def consume_within(self, limit_s: float, seqs: Sequence[int]) -> None:
+        """Consume events as `consume` does, or leave them to the sweep if that fails or takes longer than `limit_s`."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self.consume(seqs)
+        except (Unavailable, TimeoutError) as error:
+            warn(log, error)("left_to_the_sweep", events=len(seqs), error=str(error) or type(error).__name__)
+        except Exception:
+            log.exception("left_to_the_sweep", events=len(seqs))
 
     async def sweep(self) -> int:
         """Consume events that have been unconsumed for `SWEEP_AGE_MS`; return how many were consumed. The process that
@@ -118,8 +124,6 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
 
     async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
         """Pass events to the learners together, and one by one if that fails. Return the events that were learned."""
-        if not events:
-            return events
         try:
             for learner in self.learners:
                 await learner.learn(events)
@@ -134,45 +138,3 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
             log.warning("event_failed", event_id=item.event.event_id, error=reason, buried=buried)
             return []
         return events
-
-
-class Handover:
-    """Collects stored events and has the consumer consume them in batches, in the background. There is one instance per
-    worker process."""
-
-    def __init__(
-        self,
-        consumer: Consumer,
-        within_s: float,
-        bounds: Bounds = BOUNDS,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        """`within_s`: the time limit of one batch, in seconds."""
-        self._consumer = consumer
-        self._within_s = within_s
-        self._at_once = bounds.at_once
-        self._batches: Batcher[Sequence[int], None] = Batcher(
-            self._consume, time.monotonic, bounds, size=len, pause=pause
-        )
-
-    def add(self, seqs: Sequence[int]) -> None:
-        """Add stored events, by sequence number, to be consumed soon in the background. The cache keys that the events
-        make stale must have been deleted, or recorded for deletion."""
-        with suppress(Overloaded):
-            for start in range(0, len(seqs), self._at_once):
-                self._batches.submit(seqs[start : start + self._at_once])
-
-    async def close(self, grace_s: float) -> None:
-        """Consume pending events for up to `grace_s` seconds. No events may be added afterwards."""
-        await self._batches.close(grace_s)
-
-    async def _consume(self, parts: Sequence[Sequence[int]]) -> list[None]:
-        seqs = [seq for part in parts for seq in part]
-        try:
-            async with asyncio.timeout(self._within_s):
-                await self._consumer.consume(seqs)
-        except (Unavailable, TimeoutError) as error:
-            warn(log, error)("left_to_the_sweep", events=len(seqs), error=str(error) or type(error).__name__)
-        except Exception:
-            log.exception("left_to_the_sweep", events=len(seqs))
-        return [None] * len(parts)

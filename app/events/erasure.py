@@ -27,9 +27,8 @@ log = logger("events.erasure")
 
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True):
-    """Erases users from the queue, the database and the cache. `erase_jobs` removes a user's events from waiting queue
-    jobs. `settle` deletes the cache keys that are recorded for deletion in the database, among them those of the user.
-    `drop_cached` deletes the user's keys under every cache epoch, current or not."""
+    """`erase_jobs` removes a user's events from waiting queue jobs. `settle` deletes the cache keys whose deletion is
+    owed, among them those of the user. `drop_cached` deletes the user's keys under every cache epoch."""
 
     users: UserRecords
     erase_jobs: Callable[[str], Awaitable[object]]

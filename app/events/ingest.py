@@ -25,7 +25,7 @@ import msgspec
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import Conflict, Issue
 from app.events.ports import Admitted, Appended, ClashingEvent, EventLog, Invalidates
-from app.events.validation import Admission, path_to
+from app.events.validation import admit, path_to
 from app.features.clock import Clock
 from app.features.events import TipEvent
 from app.telemetry import Metrics
@@ -41,11 +41,8 @@ BOUNDS_OF = {
 
 
 class Receipt(NamedTuple):
-    """The result of storing one request's events. `seqs` has the sequence numbers of the new events.
-
-    `invalidated` is False if the cache did not answer. The database then records that the stale keys must be deleted;
-    until they are, reads compute their values and do not use the cache.
-    """
+    """The result of storing one request's events. `invalidated` is False if the deletion of stale cache keys is owed.
+    `seqs` has the sequence numbers of the new events."""
 
     accepted: int
     duplicates: int
@@ -64,7 +61,7 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
     log: EventLog
     invalidator: Invalidates
     publish: Callable[[Sequence[int]], None] | None
-    admission: Admission
+    retention_days: int
     clock: Clock
     metrics: Metrics
     door: str
@@ -96,7 +93,7 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
         """
         try:
             sender = sent_by or _SENDERS.get(self.door, self.door)
-            admitted = self.admission.admit(events, self.clock.now_ms(), sender, historical=historical)
+            admitted = admit(events, self.clock.now_ms(), self.retention_days, sender, historical=historical)
         except Exception:
             self.metrics.events.labels(self.door, "refused").inc(len(events))
             raise
@@ -131,8 +128,8 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
     async def _invalidate(
         self, group: Sequence[Sequence[Admitted]], outcomes: Sequence[Appended | ClashingEvent]
     ) -> bool:
-        """Delete the cache keys that committed events made stale, then notify the workers. Return True if the keys are
-        deleted, False if the deletion has yet to be made."""
+        """Delete the cache keys that committed events made stale, then notify the workers. Return whether the keys are
+        deleted, and not owed."""
         stored = [
             (events, outcome) for events, outcome in zip(group, outcomes, strict=True) if isinstance(outcome, Appended)
         ]

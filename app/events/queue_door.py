@@ -1,34 +1,66 @@
-"""Ingests events that other programs publish as queue jobs.
+"""Ingests events that other programs publish as queue jobs, and replays dead letters when an admin asks for it.
 
-Invariant: when `take_in` returns, every item of the payload is either stored as an event or is a dead letter. Events
-are stored first: storing is idempotent, and creating a dead letter is not. So if the payload is retried after a failure
-between these steps, each rejected item still becomes one dead letter.
+Invariants:
+- When `take_in` returns, every item of the payload is either stored as an event or is a dead letter. Events are stored
+  first: storing is idempotent, and creating a dead letter is not. So if the payload is retried after a failure between
+  these steps, each rejected item still becomes one dead letter.
+- A letter is deleted only after its event is stored; a letter that is still invalid stays, with the newest reason. Two
+  concurrent replays of a letter store its event once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
-from app.errors import Conflict, InvalidInput
+from app.errors import Conflict, InvalidInput, NotFound, Undecodable
 from app.events.ingest import Ingestor
-from app.events.ports import DeadLetters
-from app.events.replay import reason_of
-from app.events.validation import MAX_EVENTS, from_queue
-from app.features.clock import Clock
+from app.events.ports import DeadLetter, DeadLetters
+from app.events.validation import MAX_EVENTS, decode_json, from_queue
 from app.features.events import TipEvent
-from app.telemetry import Metrics, logger
+from app.telemetry import logger
 
+AT_ONCE = 100
+MOST = 1_000
+MAX_REASON = 1_000
+REFUSALS = (Undecodable, InvalidInput, Conflict)
 log = logger("events.queue_door")
+
+
+class ReplayedLetter(msgspec.Struct):
+    """The result of replaying a dead letter: the numbers of its events that are new, and that were stored before."""
+
+    accepted: int
+    duplicates: int
+    revived: Annotated[bool, Meta(description="The event was stored already; a worker will consume it again.")]
+
+
+class ReplayFailure(msgspec.Struct):
+    """A dead letter that could not be replayed, and why."""
+
+    id: int
+    reason: str
+
+
+class ReplayedLetters(msgspec.Struct, kw_only=True):
+    """The result of replaying dead letters. If `next_after` is not null, there are more letters above that id."""
+
+    replayed: Annotated[int, Meta(description="Letters that are deleted, because their events are stored.")]
+    accepted: int
+    duplicates: int
+    revived: Annotated[int, Meta(description="Events that were stored already; a worker will consume them again.")]
+    failed: int
+    failures: list[ReplayFailure]
+    next_after: int | None
 
 
 class QueueDoor(msgspec.Struct, eq=False, dict=True):
     ingestor: Ingestor
     letters: DeadLetters
-    clock: Clock
-    metrics: Metrics
 
     async def take_in(self, payload: object) -> list[int]:
         """Store a payload, a list of events, and return the sequence numbers of the new events.
@@ -61,9 +93,55 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
             text = msgspec.json.encode(payload, enc_hook=repr).decode()
         except RecursionError:
             text = '"nested too deeply to be kept"'
-        letter = await self.letters.bury_payload(text, reason, "", self.clock.now_ms())
-        self.metrics.events.labels("queue", "buried").inc()
+        letter = await self.letters.bury_payload(text, reason, "", self.ingestor.clock.now_ms())
+        self.ingestor.metrics.events.labels("queue", "buried").inc()
         log.warning("event_buried", dead_letter=letter, error=reason)
+
+    async def replay(self, letter: DeadLetter) -> ReplayedLetter:
+        """Replay one dead letter; it is deleted if that succeeds. If its event is stored, the event is consumed again.
+        Otherwise the payload is ingested as if it had just arrived, which the event id makes idempotent.
+
+        Raises:
+            Undecodable, InvalidInput, Conflict: the payload is still invalid; the letter stays.
+            NotFound: the letter was replayed or discarded meanwhile.
+            StoreUnavailable: the database does not answer; try again.
+        """
+        if letter.seq is not None:
+            if not await self.letters.revive(letter.id):
+                raise NotFound(f"dead letter {letter.id} is gone: it was replayed or discarded meanwhile")
+            return ReplayedLetter(0, 0, True)
+        try:
+            receipt = await self.ingestor.ingest(decode_json(letter.payload.encode()))
+        except REFUSALS as error:
+            await self.letters.refused(letter.id, reason_of(error), self.ingestor.clock.now_ms())
+            raise
+        # 1. The event is stored; 2. the letter is deleted. After a crash in between, another replay finds a duplicate.
+        await self.letters.discard(letter.id)
+        return ReplayedLetter(receipt.accepted, receipt.duplicates, False)
+
+    async def replay_all(self, after: int) -> ReplayedLetters:
+        """Replay up to `MOST` dead letters with ids above `after`, several at once, so that they share commits. If it
+        raises `StoreUnavailable`, finished replays are not undone."""
+        tally = ReplayedLetters(replayed=0, accepted=0, duplicates=0, revived=0, failed=0, failures=[], next_after=None)
+        for _ in range(0, MOST, AT_ONCE):
+            page = await self.letters.list(after, AT_ONCE)
+            outcomes = await asyncio.gather(*(self.replay(letter) for letter in page), return_exceptions=True)
+            for letter, outcome in zip(page, outcomes, strict=True):
+                if isinstance(outcome, REFUSALS):
+                    tally.failed += 1
+                    tally.failures.append(ReplayFailure(letter.id, reason_of(outcome)))
+                elif isinstance(outcome, ReplayedLetter):
+                    tally.replayed += 1
+                    tally.accepted += outcome.accepted
+                    tally.duplicates += outcome.duplicates
+                    tally.revived += outcome.revived
+                elif not isinstance(outcome, NotFound):
+                    raise outcome
+            if len(page) < AT_ONCE:
+                return tally
+            after = page[-1].id
+        tally.next_after = after
+        return tally
 
     async def _store(self, events: Sequence[TipEvent], refused: list[tuple[object, str]]) -> list[int]:
         try:
@@ -80,3 +158,10 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
             else:
                 seqs.extend(outcome.seqs)
         return seqs
+
+
+def reason_of(error: Undecodable | InvalidInput | Conflict) -> str:
+    """The reasons why a payload was rejected, each with its place, as text of at most `MAX_REASON` characters."""
+    places = (issue.detail if issue.path == "$" else f"{issue.path}: {issue.detail}" for issue in error.issues)
+    reason = "; ".join(places) or str(error)
+    return reason[:MAX_REASON]

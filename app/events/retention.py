@@ -46,13 +46,11 @@ class Kept(NamedTuple):
 
 
 def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> int | None:
-    """The cutoff of the next run, which deletes the rows before it; None if an admin must confirm the run.
+    """The cutoff of the next run; None if an admin must confirm the run.
 
     `wanted_ms` is the current time minus the retention, `done_ms` the cutoff of the previous run (None: there was
-    none), and `oldest_ms` the time of the oldest row. The cutoff becomes `wanted_ms`, but moves by at most
-    `LARGEST_MOVE_MS` from `done_ms`, so that a wrong clock deletes little. It may move back, too: otherwise a clock
-    that was ahead once would keep it ahead. A first run is not limited, so an admin must confirm it if the oldest row
-    is more than `LARGEST_MOVE_MS` older than `wanted_ms`.
+    none), and `oldest_ms` the time of the oldest row. The cutoff may move back, too: otherwise a clock that was ahead
+    once would keep it ahead.
     """
     if done_ms is not None:
         return max(done_ms - LARGEST_MOVE_MS, min(done_ms + LARGEST_MOVE_MS, wanted_ms))
@@ -80,8 +78,7 @@ class Retention(msgspec.Struct, frozen=True):
     ) -> dict[str, int] | None:
         """Delete expired rows for about `budget_s` seconds. Return the number of deleted rows by kind, or None if the
         time was up before all expired rows were deleted. `go_on`: continue with the cutoff of the previous run, which
-        was cut short. `confirmed`: delete every row that is expired by the clock. Otherwise a run deletes at most three
-        days of rows; a first run that would have to delete more deletes nothing."""
+        was cut short. `confirmed`: delete every row that is expired by the clock."""
         deadline = self.clock.monotonic() + budget_s
         gone: dict[str, int] = {}
         finished = True

@@ -191,54 +191,50 @@ def _id_issues(event: TipEvent, place: str) -> list[Issue]:
     return issues
 
 
-class Admission(msgspec.Struct, frozen=True):
-    """Checks event times: within the retention, and at most `FUTURE_TOLERANCE_MS` ahead of the clock."""
+def admit(
+    events: Sequence[TipEvent], now_ms: int, retention_days: int, sent_by: str = "", *, historical: bool = False
+) -> list[Admitted]:
+    """Give each event the time that features use: its own, or `now_ms` if its own is ahead of that. `sent_by` and
+    `historical` are stored with the events; see `Admitted`.
 
-    retention_days: int
-
-    def admit(
-        self, events: Sequence[TipEvent], now_ms: int, sent_by: str = "", *, historical: bool = False
-    ) -> list[Admitted]:
-        """Give each event the time that features use: its own, or `now_ms` if its own is ahead of that. The other
-        parameters are stored with the events; see `Admitted`.
-
-        Raises:
-            InvalidInput: at least one event time is out of bounds; each is named.
-        """
-        oldest_ms = now_ms - self.retention_days * DAY_MS
-        admitted: list[Admitted] = []
-        traceparent = TRACEPARENT.get()
-        issues: list[Issue] = []
-        for index, event in enumerate(events):
-            path = path_to(events, index, "occurred_at")
-            try:
-                claimed_ms = to_ms(event.occurred_at)
-            except OverflowError:
-                issues.append(Issue(path, "the time is out of range"))
-                continue
-            if claimed_ms > now_ms + FUTURE_TOLERANCE_MS:
-                issues.append(Issue(path, f"more than five minutes ahead of the server's clock, {rfc3339(now_ms)}"))
-            elif claimed_ms < oldest_ms:
-                issues.append(Issue(path, f"older than the retention of {self.retention_days} days"))
-            else:
-                early = claimed_ms > now_ms
-                offset = event.occurred_at.utcoffset() or timedelta(0)
-                admitted.append(
-                    Admitted(
-                        event=event,
-                        digest=digest(event),
-                        occurred_at_ms=now_ms if early else claimed_ms,
-                        utc_offset_min=offset // timedelta(minutes=1),
-                        claimed_at_ms=claimed_ms if early else None,
-                        received_at_ms=now_ms,
-                        sent_by=sent_by,
-                        historical=historical,
-                        traceparent=traceparent,
-                    )
+    Raises:
+        InvalidInput: at least one event is older than the retention, or more than `FUTURE_TOLERANCE_MS` ahead of the
+            clock; each is named.
+    """
+    oldest_ms = now_ms - retention_days * DAY_MS
+    admitted: list[Admitted] = []
+    traceparent = TRACEPARENT.get()
+    issues: list[Issue] = []
+    for index, event in enumerate(events):
+        path = path_to(events, index, "occurred_at")
+        try:
+            claimed_ms = to_ms(event.occurred_at)
+        except OverflowError:
+            issues.append(Issue(path, "the time is out of range"))
+            continue
+        if claimed_ms > now_ms + FUTURE_TOLERANCE_MS:
+            issues.append(Issue(path, f"more than five minutes ahead of the server's clock, {rfc3339(now_ms)}"))
+        elif claimed_ms < oldest_ms:
+            issues.append(Issue(path, f"older than the retention of {retention_days} days"))
+        else:
+            early = claimed_ms > now_ms
+            offset = event.occurred_at.utcoffset() or timedelta(0)
+            admitted.append(
+                Admitted(
+                    event=event,
+                    digest=digest(event),
+                    occurred_at_ms=now_ms if early else claimed_ms,
+                    utc_offset_min=offset // timedelta(minutes=1),
+                    claimed_at_ms=claimed_ms if early else None,
+                    received_at_ms=now_ms,
+                    sent_by=sent_by,
+                    historical=historical,
+                    traceparent=traceparent,
                 )
-        if issues:
-            raise InvalidInput("nothing was stored: the event times below are out of bounds", issues)
-        return admitted
+            )
+    if issues:
+        raise InvalidInput("nothing was stored: the event times below are out of bounds", issues)
+    return admitted
 
 
 def digest(event: TipEvent) -> bytes:

@@ -10,16 +10,18 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from app.errors import FallbackReason, ModelFailed
 from app.features.clock import Clock
-from app.generation.ports import TipRequest, Writer
 from app.generation.prompt import PROMPT_VERSION
 from app.generation.template import template_tip
 from app.generation.text_rules import has_link, single_spaced, text_problem
+from app.generation.tip_request import TipRequest
 from app.telemetry import Metrics, logger
 
 NOT_CALLED = frozenset({"circuit open", "busy", "stopping"})
@@ -29,20 +31,23 @@ STOPPING_S = 1.5  # a process must stop within five seconds
 log = logger("generation")
 
 
-class WrittenTip(NamedTuple):
-    """The text of a tip, and its origin. `model` is the name of the model that wrote it, None for the template.
-    `reason` says why the model did not write the text; None if it did, or if no model is set."""
+class GeneratedTip(msgspec.Struct, kw_only=True):
+    """The text of a tip, and whether a model or a template wrote it."""
 
-    text: str
-    model: str | None
-    reason: FallbackReason | None
-    prompt_version: str = PROMPT_VERSION
+    text: Annotated[str, Meta(description="One paragraph of plain text, at most 500 characters.")]
+    source: Literal["model", "template"]
+    fallback_reason: Annotated[
+        FallbackReason | UnsetType, Meta(description="Why a template replaced the configured model.")
+    ] = UNSET
+    model: Annotated[str | UnsetType, Meta(description="The model that wrote it.")] = UNSET
+    prompt_version: Annotated[str, Meta(description="Changes with the prompt.")]
 
 
 class Model(NamedTuple):
-    """A language model: the writer that calls it, its name, and the largest number of concurrent calls."""
+    """A language model: its name, and the largest number of concurrent calls. `write` calls it: it returns or raises
+    `ModelFailed` within a bounded time, and the text is not yet checked."""
 
-    writer: Writer
+    write: Callable[[TipRequest], Awaitable[str]]
     name: str
     at_once: int
 
@@ -58,23 +63,25 @@ class TipGenerator(msgspec.Struct, eq=False):
     _under_way: set[asyncio.Timeout] = msgspec.field(default_factory=set)
     _stopping: bool = False
 
-    async def write(self, request: TipRequest) -> WrittenTip:
+    async def write(self, request: TipRequest) -> GeneratedTip:
         """Generate a tip, with the template if the model fails; no error is raised."""
-        if self.model is None:
-            self.metrics.generations.labels("template").inc()
-            return WrittenTip(template_tip(request), None, None)
-        try:
-            tip = WrittenTip(await self._ask(self.model, request), self.model.name, None)
-        except ModelFailed as failed:
-            # At the level info, requests that make no call would write one line each while the service is busy.
-            write_log = log.debug if failed.reason in NOT_CALLED else log.info
-            write_log("model_failed", reason=failed.reason, detail=str(failed))
-            tip = WrittenTip(template_tip(request), None, failed.reason)
-        except Exception:  # a defect of this service; the request gets a tip all the same
-            log.exception("model_failed")
-            tip = WrittenTip(template_tip(request), None, "internal error")
-        self.metrics.generations.labels(tip.reason or "model").inc()
-        return tip
+        reason: FallbackReason | UnsetType = UNSET
+        if self.model is not None:
+            try:
+                text = await self._ask(self.model, request)
+                self.metrics.generations.labels("model").inc()
+                return GeneratedTip(text=text, source="model", model=self.model.name, prompt_version=PROMPT_VERSION)
+            except ModelFailed as failed:
+                # At the level info, requests that make no call would write one line each while the service is busy.
+                write_log = log.debug if failed.reason in NOT_CALLED else log.info
+                write_log("model_failed", reason=failed.reason, detail=str(failed))
+                reason = failed.reason
+            except Exception:  # a defect of this service; the request gets a tip all the same
+                log.exception("model_failed")
+                reason = "internal error"
+        self.metrics.generations.labels(reason or "template").inc()
+        text = template_tip(request)
+        return GeneratedTip(text=text, source="template", fallback_reason=reason, prompt_version=PROMPT_VERSION)
 
     def stop(self) -> None:
         """Start no more calls of the model, and end the calls in progress within `STOPPING_S` seconds."""
@@ -101,7 +108,7 @@ class TipGenerator(msgspec.Struct, eq=False):
             self._note(started, well=False)
             raise
         self._note(started, well=True)
-        if (problem := text_problem(text, may_link=has_link(request.task.title))) is not None:
+        if (problem := text_problem(text, may_link=has_link(request.title))) is not None:
             raise ModelFailed("invalid answer", f"the text is no tip: {problem}", well=True)
         return text
 
@@ -127,7 +134,7 @@ class TipGenerator(msgspec.Struct, eq=False):
         try:
             async with timer:
                 self._under_way.add(timer)
-                return await model.writer.write(request)
+                return await model.write(request)
         except TimeoutError:
             if not timer.expired():
                 raise

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from app.generation.profile_traits import Mood
+from app.generation.tip_request import Mood
 
 
 class Phrases(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,8 +11,8 @@ from datetime import datetime
 from zlib import crc32
 
 from app.generation.languages import Phrases, phrases_of
-from app.generation.ports import Task, TipRequest
 from app.generation.text_rules import cleaned, final_stop, first_sentence, is_readable, shortened
+from app.generation.tip_request import TipRequest
 
 TITLE_CHARS, NOTE_CHARS = 100, 80
 IMPORTANT = 3.0
@@ -26,33 +26,33 @@ def template_tip(request: TipRequest) -> str:
     The hour is left out if the task is due by the end of tomorrow. Users who read tips only briefly get the first two
     sentences.
     """
-    phrases, task, traits = phrases_of(request.locale), request.task, request.traits
+    phrases, traits = phrases_of(request.locale), request.traits
     variants = phrases.encouragement[traits.mood]
     # Another sentence on another day and for another task, so that a list of tips does not repeat itself.
-    chosen = crc32(f"{request.now.date()} {task.title}".encode("utf-8", "surrogatepass")) % len(variants)
-    sentences = [_opening(phrases, task, request.now), variants[chosen]]
+    chosen = crc32(f"{request.now.date()} {request.title}".encode("utf-8", "surrogatepass")) % len(variants)
+    sentences = [_opening(phrases, request), variants[chosen]]
     if traits.reads != "briefly":
-        soon = task.due_at is not None and _days(task.due_at, request.now) <= 1
+        soon = request.due_at is not None and _days(request.due_at, request.now) <= 1
         if traits.hour is not None and not soon:  # a task that is due soon does not wait for the preferred hour
             good_hour = phrases.good_hour.format(_hour(phrases, traits.hour))
             sentences.append(good_hour if traits.hour else phrases.good_midnight)
-        if note := first_sentence(task.notes or "", NOTE_CHARS):
+        if note := first_sentence(request.notes or "", NOTE_CHARS):
             sentences.append(phrases.note.format(_quoted(phrases, note), final_stop(note)))
     return " ".join(sentences)
 
 
-def is_important(task: Task) -> bool:
-    return task.priority is not None and task.priority >= IMPORTANT
+def is_important(request: TipRequest) -> bool:
+    return request.priority is not None and request.priority >= IMPORTANT
 
 
-def _opening(phrases: Phrases, task: Task, now: datetime) -> str:
-    title = shortened(cleaned(task.title), TITLE_CHARS)
+def _opening(phrases: Phrases, request: TipRequest) -> str:
+    title, due, now = shortened(cleaned(request.title), TITLE_CHARS), request.due_at, request.now
     subject = _quoted(phrases, title) if is_readable(title) else phrases.unnamed
-    if task.due_at is None:
-        return (phrases.waiting_important if is_important(task) else phrases.waiting).format(subject)
-    past = task.due_at < now if _has_time(task.due_at) else _days(task.due_at, now) < 0
-    sentence = (phrases.was_due if past else phrases.due).format(subject, _when(phrases, task.due_at, now))
-    return phrases.important.format(sentence) if is_important(task) else sentence
+    if due is None:
+        return (phrases.waiting_important if is_important(request) else phrases.waiting).format(subject)
+    past = due < now if _has_time(due) else _days(due, now) < 0
+    sentence = (phrases.was_due if past else phrases.due).format(subject, _when(phrases, due, now))
+    return phrases.important.format(sentence) if is_important(request) else sentence
 
 
 def _quoted(phrases: Phrases, text: str) -> str:

@@ -17,7 +17,7 @@ from alembic.util.exc import CommandError
 from sqlalchemy.exc import DatabaseError
 
 from app.errors import SchemaMismatch, StoreUnavailable
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 
 
 def configuration(database: Path | PostgresUrl) -> Config:

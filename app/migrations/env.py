@@ -4,11 +4,12 @@
 the database is that of PROFILES_DATABASE.
 """
 
+import sqlite3
 from functools import partial
 from pathlib import Path
 
 from alembic import context
-from sqlalchemy import URL, create_engine, event
+from sqlalchemy import create_engine, event
 from sqlalchemy.pool import NullPool
 
 from app.settings import Settings
@@ -17,23 +18,21 @@ LOCK = 0x70726F66696C6573  # any number: two programs must not migrate at once
 
 database = context.config.attributes.get("database") or Settings.from_environment().database
 if isinstance(database, Path):
-    # Not a URL string: in a URL, `?` and `%` in the path would have a meaning.
-    engine = create_engine(URL.create("sqlite", database=str(database.absolute())), poolclass=NullPool)
+    # Explicit transactions, so that a migration is atomic: the driver would commit before DDL.
+    open_file = partial(sqlite3.connect, database, timeout=10, isolation_level=None)
+    engine = create_engine("sqlite://", creator=open_file, poolclass=NullPool)
 else:
     from psycopg import connect
 
-    creator = partial(connect, database.url, target_session_attrs="read-write")
-    engine = create_engine("postgresql+psycopg://", creator=creator, poolclass=NullPool)
+    open_session = partial(connect, database.url, target_session_attrs="read-write")
+    engine = create_engine("postgresql+psycopg://", creator=open_session, poolclass=NullPool)
 
 
 @event.listens_for(engine, "connect")
 def _configure(connection, _record):  # type: ignore[no-untyped-def]
     if isinstance(database, Path):
-        # Explicit transactions, so that a migration is atomic: the driver would commit before DDL.
-        connection.isolation_level = None
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA busy_timeout = 10000")
 
 
 @event.listens_for(engine, "begin")

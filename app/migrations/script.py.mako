@@ -1,7 +1,4 @@
-"""${message}
-
-Revision ID: ${up_revision}
-"""
+"""${message}"""
 
 from app.migrations.statements import run
 

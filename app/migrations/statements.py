@@ -3,6 +3,7 @@
 import re
 
 from alembic import op
+from alembic.util.exc import CommandError
 from sqlalchemy import text
 
 # Text is compared by its bytes, as on SQLite, whatever the collation of the database.
@@ -22,11 +23,20 @@ def on_postgres() -> bool:
     return op.get_context().dialect.name == "postgresql"
 
 
-def run(*statements: str) -> None:
+def run(*statements: str, **values: str) -> None:
     for statement in statements:
         translated = statement
         if on_postgres():
             for name, replacement in POSTGRES.items():
                 translated = translated.replace(name, replacement)
             translated = RESERVED.sub('"only"', translated)
-        op.execute(text(translated))
+        op.execute(text(translated).bindparams(**values))
+
+
+def changed_definition(table: str, old: str, new: str) -> str:
+    """The definition of a table on SQLite, with the text `new` in place of `old`."""
+    definition = text("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = :table").bindparams(table=table)
+    sql: str = op.get_bind().execute(definition).scalar_one()
+    if sql.count(old) != 1:
+        raise CommandError(f"the earlier revisions did not create {table} like this: {old!r} is not in it once")
+    return sql.replace(old, new)

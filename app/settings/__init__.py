@@ -20,9 +20,7 @@ from typing import Any, Literal, cast
 
 from app.errors import SettingsError
 from app.settings import parsers
-from app.settings.database import PostgresUrl
-from app.settings.database import database as parse_database
-from app.settings.parsers import ApiKey, Network, RolloutRails
+from app.settings.parsers import ApiKey, Network, PostgresUrl, RolloutRails
 
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
@@ -32,36 +30,39 @@ _SHOWN = 80
 
 
 def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
-    """Declare a field of `Settings`. `parse` converts the variable's text, and raises `ValueError` if it is invalid.
-    `text` describes the setting. If `secret`, errors and `repr` do not show its value, which may contain a password."""
+    """Declare a field of `Settings`. `parse` converts the variable's text, and raises `ValueError` if it is invalid. If
+    `default` is None, an empty text stands for it. `text` describes the setting. If `secret`, errors and `repr` do not
+    show its value, which may contain a password."""
     return field(default=default, metadata={"parse": parse, "text": text}, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings of a process, immutable. Use `Settings.from_environment`, or keywords in a test."""
+    """All settings of a process, immutable. Use `Settings.from_environment`, or keywords in a test.
+
+    Raises `SettingsError` if only one of the model's URL and name is set, or a key without both."""
 
     database: Path | PostgresUrl = _setting(
         Path("var/profiles.db"),
-        parse_database,
+        parsers.database,
         "The SQLite file with the events, or a PostgreSQL database: postgresql://user@host/name?sslmode=verify-full.",
         secret=True,
     )
     features: str | None = _setting(
         None,
-        parsers.optional(parsers.registry_source),
+        parsers.registry_source,
         "Your own registry: package.module:NAME or /path/features.py:NAME. Empty: the built-in registry.",
     )
     cache_url: str | None = _setting(
         None,
-        parsers.optional(parsers.cache_url),
+        parsers.cache_url,
         "Redis or Valkey for the cached features; it may evict. redis://, rediss:// or unix://; for a cluster "
         "redis+cluster:// or rediss+cluster://.",
         secret=True,
     )
     queue_url: str | None = _setting(
         None,
-        parsers.optional(parsers.queue_url),
+        parsers.queue_url,
         "Redis or Valkey for the job queue; it must not evict. redis://, rediss:// or unix://.",
         secret=True,
     )
@@ -134,7 +135,7 @@ class Settings:
     )
     traces_url: str | None = _setting(
         None,
-        parsers.optional(parsers.traces_url),
+        parsers.traces_url,
         "Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://host:4318. Empty: no traces.",
         secret=True,
     )
@@ -173,18 +174,22 @@ class Settings:
     )
     model_url: str | None = _setting(
         None,
-        parsers.optional(parsers.model_url),
+        parsers.model_url,
         "Base URL of an OpenAI-compatible endpoint that writes tips, such as https://host/v1. Empty: templates.",
         secret=True,
     )
-    model: str | None = _setting(
-        None, parsers.optional(parsers.model_name), "The name of the model at that endpoint.", secret=True
-    )
+    model: str | None = _setting(None, parsers.model_name, "The name of the model at that endpoint.", secret=True)
     model_key: str | None = _setting(
-        None, parsers.optional(parsers.secret), "The API key for that endpoint, if it needs one.", secret=True
+        None, parsers.secret, "The API key for that endpoint, if it needs one.", secret=True
     )
     model_calls: int = _setting(16, parsers.whole(1, 1_000), "Concurrent calls of the model by one process.")
     demo: bool = _setting(True, parsers.switch, "1: `profiles up` loads the demonstration set into a new SQLite file.")
+
+    def __post_init__(self) -> None:
+        if self.model_url is None and (self.model is not None or self.model_key is not None):
+            raise SettingsError("PROFILES_MODEL_URL", "must be set if PROFILES_MODEL or PROFILES_MODEL_KEY is set")
+        if self.model_url is not None and self.model is None:
+            raise SettingsError("PROFILES_MODEL", "must name a model, because PROFILES_MODEL_URL is set")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -199,13 +204,14 @@ class Settings:
                 raise SettingsError(name, f"unknown setting; {hint}")
         values: dict[str, Any] = {}
         for name, item in known.items():
-            if name not in environ:
+            text = environ.get(name)
+            if text is None or (not text and item.default is None):
                 continue
             try:
-                values[item.name] = item.metadata["parse"](environ[name])
+                values[item.name] = item.metadata["parse"](text)
             except ValueError as error:
-                given = environ[name][:_SHOWN]
-                raise SettingsError(name, f"{error} (given: {given!r})" if item.repr else str(error)) from None
+                shown = f" (given: {text[:_SHOWN]!r})" if item.repr else ""
+                raise SettingsError(name, f"{error}{shown}") from None
         return cls(**values)
 
     @property
@@ -233,13 +239,6 @@ class Settings:
             if url is None:
                 example = "redis://127.0.0.1:6379/0"
                 raise SettingsError(name, f"must be set, such as {example}; only `profiles up` starts its own servers")
-
-    def require_whole_model(self) -> None:
-        """Raise `SettingsError` if only one of the model's URL and name is set, or a key without both."""
-        if self.model_url is None and (self.model is not None or self.model_key is not None):
-            raise SettingsError("PROFILES_MODEL_URL", "must be set if PROFILES_MODEL or PROFILES_MODEL_KEY is set")
-        if self.model_url is not None and self.model is None:
-            raise SettingsError("PROFILES_MODEL", "must name a model, because PROFILES_MODEL_URL is set")
 
     def require_safe_binding(self) -> None:
         """Raise `SettingsError` if other machines could reach the service, and no keys are set."""

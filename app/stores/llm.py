@@ -33,8 +33,8 @@ from msgspec import Meta
 
 from app.errors import FallbackReason, ModelFailed
 from app.features.clock import Clock, to_ms
-from app.generation.ports import TipRequest
 from app.generation.prompt import SYSTEM, Tip, prompt_for, tip_schema
+from app.generation.tip_request import TipRequest
 
 CONNECT_S = 2.0
 MOST_BYTES = 64 * 1024
@@ -126,8 +126,6 @@ def _no_tip(detail: str) -> NoReturn:
 
 
 class LlmWriter:
-    """Writes tips with a language model. Implements `app.generation.ports.Writer`."""
-
     def __init__(
         self,
         url: str,
@@ -140,12 +138,9 @@ class LlmWriter:
         patience_s: float = PATIENCE_S,
         least_s: float = LEAST_S,
     ) -> None:
-        """`/chat/completions` is appended to `url`, the base URL.
-
-        `new_mark` returns new, unpredictable letters and digits for each prompt. The tags around the task contain them,
-        so that the task's text cannot pose as instructions. `connect_s` and `patience_s` limit connecting and one call
-        of `write`, in seconds. A retry begins only if at least `least_s` of this time are left.
-        """
+        """`url` is the base URL, without `/chat/completions`. `new_mark` makes the mark of each prompt (`prompt_for`).
+        `connect_s` and `patience_s` limit connecting and one call of `write`, in seconds. A retry begins only if at
+        least `least_s` of this time are left."""
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
@@ -172,11 +167,12 @@ class LlmWriter:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def write(self, order: TipRequest) -> str:
+    async def write(self, request: TipRequest) -> str:
+        """Ask the model for a tip; the text is not yet checked. Raises `ModelFailed`."""
         until = self._clock.monotonic() + self._patience_s
         try:
             async with asyncio.timeout(self._patience_s):
-                return await self._ask(prompt_for(order, self._new_mark()), until)
+                return await self._ask(prompt_for(request, self._new_mark()), until)
         except TimeoutError:
             raise ModelFailed("timeout", f"no whole answer in {self._patience_s:g} s") from None
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from app.errors import StoreUnavailable
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.sql.database import SCHEMA_REVISION, SELECT_REVISION
 from app.stores.sqlite.connection import check_rights
 

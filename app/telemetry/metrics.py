@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from wsgiref.simple_server import WSGIServer
 
@@ -208,28 +209,25 @@ def serve_metrics(metrics: Metrics, host: str, port: int, setting: str) -> Calla
     taken, for example by the process that this one replaces, log the error, go on, and try again every second."""
     if port == 0:
         return lambda: None
+    begin = partial(start_http_server, port, addr=host, registry=metrics.collectors)
+    server: WSGIServer | None = None
+    try:
+        server = begin()[0]
+    except OSError as error:
+        detail = f"trying again every second; if another program keeps the port, set {setting} to another, or to 0"
+        logger("telemetry").error("metrics_not_served", host=host, port=port, error=str(error), detail=detail)
     stopped = threading.Event()
-
-    def begin(*, again: bool = False) -> WSGIServer | None:
-        try:
-            return start_http_server(port, addr=host, registry=metrics.collectors)[0]
-        except OSError as error:
-            if not again:
-                detail = (
-                    f"trying again every second; if another program keeps the port, set {setting} to another, or to 0"
-                )
-                logger("telemetry").error("metrics_not_served", host=host, port=port, error=str(error), detail=detail)
-            return None
 
     def run(server: WSGIServer | None) -> None:
         while server is None and not stopped.wait(METRICS_RETRY_S):
-            server = begin(again=True)
+            with suppress(OSError):
+                server = begin()[0]
         stopped.wait()
         if server is not None:
             server.shutdown()
             server.server_close()
 
-    running = threading.Thread(target=run, args=(begin(),), daemon=True, name="metrics")
+    running = threading.Thread(target=run, args=(server,), daemon=True, name="metrics")
     running.start()
 
     def stop() -> None:

@@ -27,9 +27,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.bandit.model.inputs import Array, Context, Profile, candidate_factors, shared_factors
-from app.bandit.model.pooled_prior import SHRINKAGE
-from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Array, Context, Profile, Spec, candidate_factors, shared_factors
+from app.bandit.model.sufficient_statistics import SHRINKAGE
 from app.bandit.model.thompson_sampling import EPSILON, POOLED_CHAMPION, SCALE
 from tests.support.score_requests import tip
 

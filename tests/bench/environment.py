@@ -17,7 +17,7 @@ from app.bootstrap.service import open_service
 from app.cli.demo_set import generate
 from app.features.clock import SystemClock
 from app.settings import Settings
-from app.settings.database import postgres_url
+from app.settings.parsers import postgres_url
 from app.stores.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
 from tests.support.postgres import PostgresServer, servers

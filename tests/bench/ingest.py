@@ -13,7 +13,7 @@ import uvloop
 
 from app.bootstrap.service import open_service
 from app.events.ports import Admitted
-from app.events.validation import Admission
+from app.events.validation import admit
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import TipEvent, TipServed
 from app.stores.sqlite.connection import connect
@@ -45,7 +45,7 @@ async def _ingest(environment: Environment) -> Comparison:
         async with open_service(environment.settings, door="bench") as opened:
 
             async def reference() -> None:
-                rows = [_row(next(seqs), item) for item in Admission(180).admit(_batch(numbers, now_ms), now_ms)]
+                rows = [_row(next(seqs), item) for item in admit(_batch(numbers, now_ms), now_ms, 180)]
                 plain.execute("BEGIN IMMEDIATE")
                 plain.executemany(INSERT_LOG, [row[0] for row in rows])
                 plain.executemany(INSERT_VIEW, [row[1] for row in rows])

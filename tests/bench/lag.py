@@ -21,12 +21,12 @@ from redis.asyncio import Redis
 from app.bootstrap.service import open_service
 from app.features.clock import rfc3339
 from app.settings import Settings
-from app.stores.queue.client import connect
 from app.stores.queue.jobs import TIP_EVENTS
 from tests.bench.comparison import Comparison
 from tests.bench.environment import Environment
 from tests.bench.reference_servers import redis_settings
 from tests.bench.servers import process_environment, running
+from tests.support.queue import connect
 from tests.support.registry import REGISTRY
 
 RATE = 100

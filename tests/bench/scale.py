@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from app.bandit.model.specs import SPEC_V2
+from app.bandit.model.inputs import SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bootstrap.service import open_service
 from app.features.clock import DAY_MS, SystemClock
 from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.settings import Settings
-from app.settings.database import PostgresUrl, postgres_url
+from app.settings.parsers import PostgresUrl, postgres_url
 from app.stores.migrate import migrate
 from app.stores.sql.database import Connection, Database
 from app.stores.valkey.embedded import EmbeddedServer, cache_options

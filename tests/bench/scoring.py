@@ -20,7 +20,7 @@ from time import perf_counter
 
 import psutil  # type: ignore[import-untyped]  # publishes no types
 
-from app.bandit.model.specs import SPEC_V2
+from app.bandit.model.inputs import SPEC_V2
 from app.stores.sqlite.connection import connect
 from tests.bench.comparison import Comparison
 from tests.bench.environment import Environment, on_postgres

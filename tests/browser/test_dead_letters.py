@@ -22,7 +22,7 @@ async def bury(site: Live, content: object, error: str = "no event", traceback: 
 async def bury_event(site: Live, user: str) -> int:
     """A dead letter of an event that a worker could not consume."""
     await site.send(served(user, site.now_ms))
-    (event,) = await site.service.event_log.unconsumed(site.now_ms + 1, 10)
+    (event,) = await site.service.consumer.log.unconsumed(site.now_ms + 1, 10)
     trace = 'Traceback (most recent call last):\n  File "learn.py", line 7\nValueError: cannot learn'
     await site.service.dead_letters.failed(event.seq, "ValueError: cannot learn", trace, site.now_ms, 1)
     return (await site.service.dead_letters.list(0, 100))[-1].id
@@ -111,7 +111,7 @@ async def test_event_is_unconsumed_again_when_its_letter_is_replayed(own_site: L
         await visitor.go(f"/admin/dead-letters/{letter}")
         await visitor.page.get_by_role("button", name=f"Replay letter {letter}").click()
         await expect(visitor.page.get_by_role("status")).to_contain_text("a worker will consume its event again")
-    assert len(await own_site.service.event_log.unconsumed(own_site.now_ms + 1, 10)) == 1
+    assert len(await own_site.service.consumer.log.unconsumed(own_site.now_ms + 1, 10)) == 1
 
 
 async def test_page_shows_the_error_when_a_replay_fails(own_site: Live, browser: Browser) -> None:
@@ -140,8 +140,8 @@ async def test_page_says_that_a_replayed_letter_is_gone(own_site: Live, browser:
 async def test_all_letters_are_replayed_and_failures_listed(
     own_site: Live, browser: Browser, monkeypatch: pytest.MonkeyPatch, scripts: bool
 ) -> None:
-    monkeypatch.setattr("app.events.replay.AT_ONCE", 1)
-    monkeypatch.setattr("app.events.replay.MOST", 2)
+    monkeypatch.setattr("app.events.queue_door.AT_ONCE", 1)
+    monkeypatch.setattr("app.events.queue_door.MOST", 2)
     users = [new_user() for _ in range(2)]
     await bury(own_site, payload(served(users[0], own_site.now_ms)))
     bad = await bury(own_site, EVIL)

@@ -11,8 +11,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from app.api.admin import decisions
-from app.bandit.model.inputs import packed
-from app.bandit.model.specs import SPEC_V2
+from app.bandit.model.inputs import SPEC_V2, packed
 from tests.integration.api.test_scoring import AT, candidates, consume, score
 from tests.support.browser import NARROW, WIDE, Scheme, looks, visiting
 from tests.support.decisions import move_to

@@ -208,7 +208,7 @@ async def test_page_shows_ids_as_text(site: Live, browser: Browser, nasty: str) 
 async def test_events_show_their_state(own_site: Live, browser: Browser) -> None:
     site, user = own_site, new_user()
     await site.send(served(user, site.now_ms - 60_000), feedback(user, site.now_ms + 200_000, "snoozed", dwell_ms=0))
-    first, second = (item.seq for item in await site.service.event_log.unconsumed(site.now_ms + 1, 10))
+    first, second = (item.seq for item in await site.service.consumer.log.unconsumed(site.now_ms + 1, 10))
     await site.service.dead_letters.failed(first, "it failed", "Traceback", site.now_ms, 1)
     async with visiting(browser, site) as visitor:
         await visitor.go(address(user))

@@ -17,7 +17,7 @@ from app.api.middleware.edge import _rejection
 from app.api.middleware.fast_path import _PATH
 from app.api.request_parsing import known_ms, moment_ms
 from app.errors import InvalidInput, Undecodable
-from app.events.validation import Admission, decode_json, decode_lines, digest, from_queue, path_to
+from app.events.validation import admit, decode_json, decode_lines, digest, from_queue, path_to
 from app.features.clock import rfc3339
 from app.features.events import TipEvent
 from app.features.ids import id_problem
@@ -29,7 +29,6 @@ from tests.support.registry import REGISTRY
 NOW_MS = 1_777_000_000_000
 # Times that the service writes in answers: the years 1000 to 9999.
 _WRITTEN = (-30_610_224_000_000, 253_402_300_800_000)
-_ADMISSION = Admission(180)
 _MASK = FeatureMask(REGISTRY, 1)
 
 
@@ -60,7 +59,7 @@ def _check_events(events: list[TipEvent]) -> None:
         assert digest(again) == digest(event)
         assert path_to(events, index, "x").endswith("x")
     try:
-        admitted = _ADMISSION.admit(events, NOW_MS)
+        admitted = admit(events, NOW_MS, 180)
     except InvalidInput as error:
         _check_error(error)
         return

@@ -28,7 +28,7 @@ from app.events.validation import FUTURE_TOLERANCE_MS
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent, TipFeedback
 from app.profiles.online.cache_protocol import CLOCK_SKEW_MS
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.database import column, copy_database

@@ -13,8 +13,10 @@ import pytest
 from app.bandit.decisions import Decision, DecisionOutcome, ScoringRequest
 from app.bandit.model.inputs import Context
 from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.rollout.controller import Rollout
 from app.bootstrap.bandit import bandit
 from app.events.consume import SWEEP_AGE_MS, Consumer
+from app.features.clock import Clock
 from app.features.events import TipEvent
 from app.features.profile_read import ProfileRead
 from app.features.registry import Scalar
@@ -49,6 +51,13 @@ def inject_failures(patch: pytest.MonkeyPatch, owner: type, method: str, failure
         return await real(self, *arguments)
 
     patch.setattr(owner, method, failing)
+
+
+def rollout_of(settings: Settings, database: Database, clock: Clock) -> Rollout:
+    async def read_profile(_: str) -> tuple[Mapping[str, Scalar], ProfileRead]:
+        raise AssertionError("a roll-out reads no profile")
+
+    return bandit(settings, database, read_profile, clock, Metrics()).rollout
 
 
 class BanditProcess:

@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from app.settings.database import PostgresUrl
-from app.settings.database import postgres_url as parsed
+from app.settings.parsers import PostgresUrl
+from app.settings.parsers import postgres_url as parsed
 from app.stores.migrate import migrate
 from app.stores.postgres.connection import connect
 from app.stores.postgres.database import PostgresDatabase

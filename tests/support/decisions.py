@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from app.bandit.model.specs import SPEC_V2
+from app.bandit.model.inputs import SPEC_V2
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.stages import Stage, Target
 from app.bootstrap.service import OpenService

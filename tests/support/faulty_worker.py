@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from app.bootstrap.service import OpenService
 from app.cli.common import exit_code, fail
 from app.errors import ProfilesError
 from app.features.events import LoggedEvent
@@ -39,7 +40,11 @@ def main() -> None:
     try:
         settings = Settings.from_environment()
         learner = FaultyLearner(settings, stuck="stuck" in sys.argv[1:])
-        run(settings, pace=Pace(job_timeout_s=JOB_TIMEOUT_S), learners=[learner])
+
+        def add_learner(service: OpenService) -> None:
+            service.consumer.learners = [*service.consumer.learners, learner]
+
+        run(settings, pace=Pace(job_timeout_s=JOB_TIMEOUT_S), on_ready=add_learner)
     except ProfilesError as error:
         fail(error)
         sys.exit(exit_code(error))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.postgres.connection import connect
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.http import Connection, serving

@@ -12,8 +12,7 @@ import msgspec
 import numpy as np
 
 from app.bandit.decisions import Decision
-from app.bandit.model.inputs import Array, Candidate, Context
-from app.bandit.model.specs import SPEC_V2, SPECS, Spec
+from app.bandit.model.inputs import SPEC_V2, SPECS, Array, Candidate, Context, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, answered_ranking, best
 from app.stores.sql.database import Connection

@@ -21,8 +21,8 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-from app.settings.database import PostgresUrl
-from app.settings.database import postgres_url as parsed
+from app.settings.parsers import PostgresUrl
+from app.settings.parsers import postgres_url as parsed
 from app.stores.migrate import migrate
 from tests.support.processes import free_port
 from tests.support.waiting import eventually_sync

@@ -8,9 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import numpy as np
 from hypothesis import strategies as st
 
-from app.bandit.model.inputs import Array, Candidate, Context, Features
-from app.bandit.model.pooled_prior import Pool
-from app.bandit.model.specs import SPEC_V2, Spec
+from app.bandit.model.inputs import SPEC_V2, Array, Candidate, Context, Features, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import Policy
 
@@ -99,12 +97,12 @@ def taught(phi: Array, rewards: Array, start: SufficientStatistics | None = None
     return start
 
 
-def pool_of(users: Iterable[SufficientStatistics]) -> Pool:
-    """A pool of v2, each user added alone."""
-    pool = Pool(SPEC_V2)
+def pool_of(users: Iterable[SufficientStatistics]) -> SufficientStatistics:
+    """The sum of the statistics of users under v2, each added alone."""
+    total = SufficientStatistics.none(SPEC_V2)
     for statistics in users:
-        pool.add([statistics.pack()], statistics.decisions)
-    return pool
+        total = total.plus([statistics.pack()], statistics.decisions)
+    return total
 
 
 def variances(policy: Policy, statistics: SufficientStatistics, mu: Array | None, phi: Array) -> Array:

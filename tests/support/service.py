@@ -31,7 +31,7 @@ from app.profiles.online.cache_protocol import FeatureValue, Profile, decode
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import Cell, ComputeRow, Source
 from app.settings import Settings
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.sql.database import Database
 from app.stores.sql.owed_invalidations import register_server
 from app.stores.valkey.cache import ValkeyCache
@@ -70,7 +70,7 @@ class PausableService:
         self.source = source
         self.pauses = pauses
         self.database = service.database
-        self.owed = service.owed
+        self.owed = service.invalidator.owed
         self.metrics = service.metrics
         self.registry = service.registry
         self.reader = service.reader
@@ -81,12 +81,12 @@ class PausableService:
 
     @property
     def caches_locally(self) -> bool:
-        return self.inner.local_cache is not None
+        return self.inner.reader.local_cache is not None
 
     @property
     def near(self) -> LocalCache:
-        assert self.inner.local_cache is not None
-        return self.inner.local_cache
+        assert self.inner.reader.local_cache is not None
+        return self.inner.reader.local_cache
 
     async def profile(self, user_id: str, mask: int | None = None) -> Profile:
         return (await self.reader.read({user_id: mask or self.registry.full_mask}))[user_id]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from app.features.registry import Registry
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import Epoch, Fill
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.connections import Use
 from app.stores.valkey.embedded import EmbeddedServer

@@ -14,7 +14,7 @@ from app.api.server import KEEP_ALIVE_S
 from app.features.clock import Clock
 from app.features.contract import Contract
 from app.settings import Settings
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.queue.client import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.live import API_KEYS, Live, fresh_database, live

@@ -7,8 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from hypothesis import strategies as st
 
 from app.generation.languages import phrases_of
-from app.generation.ports import Task, TipRequest
-from app.generation.profile_traits import ALLOWED, Mood, Traits, traits_of
+from app.generation.tip_request import ALLOWED, Mood, TipRequest, Traits, traits_of
 
 NOW = datetime(2026, 11, 25, 9, 30, tzinfo=UTC)
 HABITS = {
@@ -51,14 +50,16 @@ FEATURES = st.none() | st.dictionaries(
     | st.text(max_size=5)
     | st.booleans(),
 )
-TASKS = st.builds(
-    Task,
+REQUESTS = st.builds(
+    TipRequest,
     title=TEXTS.filter(bool),
     notes=st.none() | TEXTS,
     due_at=st.none() | MOMENTS,
     priority=PRIORITIES,
+    traits=FEATURES.map(traits_of),
+    locale=LOCALES,
+    now=st.just(NOW),
 )
-REQUESTS = st.builds(TipRequest, task=TASKS, traits=FEATURES.map(traits_of), locale=LOCALES, now=st.just(NOW))
 
 
 def tip_request(
@@ -71,8 +72,7 @@ def tip_request(
     locale: str = "en",
     now: datetime = NOW,
 ) -> TipRequest:
-    task = Task(title=title, notes=notes, due_at=due_at, priority=priority)
-    return TipRequest(task=task, traits=traits, locale=locale, now=now)
+    return TipRequest(title=title, notes=notes, due_at=due_at, priority=priority, traits=traits, locale=locale, now=now)
 
 
 def with_first_variant(text: str, mood: Mood, locale: str = "en") -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from tests.support.fleet import Fleet
 from tests.support.processes import Programs
 from tests.support.servers import VALKEY, StartServer

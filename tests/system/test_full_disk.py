@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from app.stores.queue.client import connect
 from app.stores.queue.jobs import TIP_EVENTS
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet, Member
 from tests.support.http import Connection
 from tests.support.live import fresh_database
 from tests.support.processes import Programs
+from tests.support.queue import connect
 from tests.support.servers import VALKEY, StartServer
 from tests.support.small_disk import Disk, LimitedFiles, small_file_system
 from tests.support.traffic import now_ms

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from app.bootstrap.service import open_service
+from app.events.validation import admit
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import served
@@ -64,8 +65,8 @@ async def test_sweep_consumes_an_event_that_is_not_resent(database_path: Path, v
     async with open_service(settings, door="queue") as service:
         event = served("ada", service.clock.now_ms() - 10_000)
         await service.rebuilder.rebuild(["ada"], 1 << VOLUME)
-        admitted = service.ingestor.admission.admit([event], service.clock.now_ms() - 5_000)
-        await service.event_log.append([admitted])  # what a process has done that dies here
+        admitted = admit([event], service.clock.now_ms() - 5_000, 180)
+        await service.consumer.log.append([admitted])  # what a process has done that dies here
         assert await service.consumer.sweep() == 1
         after = (await service.reader.read({"ada": 1 << VOLUME}))["ada"][VOLUME]
         assert (after.json, after.cached) == (b"1", False)

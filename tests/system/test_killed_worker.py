@@ -9,7 +9,6 @@ from time import monotonic
 import pytest
 
 from app.events.consume import SWEEP_AGE_MS
-from app.stores.queue.client import connect
 from app.stores.queue.jobs import TIP_EVENTS
 from app.stores.queue.worker import ARQ_EXTRA_S
 from app.worker import SWEEP_EVERY_S
@@ -17,6 +16,7 @@ from tests.support.events import payload, served
 from tests.support.faulty_worker import JOB_TIMEOUT_S
 from tests.support.fleet import Fleet
 from tests.support.http import Connection
+from tests.support.queue import connect
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually, eventually_async
 

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
 
-from app.stores.queue.client import QUEUE, connect
+from app.stores.queue.client import QUEUE
 from app.stores.queue.jobs import PIECE_EVENTS, TIP_EVENTS
 from app.stores.queue.worker import MAX_JOBS
 from tests.support.fleet import Fleet
+from tests.support.queue import connect
 from tests.support.waiting import eventually_async
 
 MIB = 1024 * 1024

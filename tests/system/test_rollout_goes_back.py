@@ -6,7 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from app.bandit.model.specs import SPEC_V2
+from app.bandit.model.inputs import SPEC_V2
 from app.bandit.rollout.stages import Target
 from app.settings import Settings
 from app.stores.queue.worker import Pace

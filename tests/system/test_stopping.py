@@ -11,13 +11,14 @@ from time import monotonic
 
 import pytest
 
-from app.stores.queue.client import QUEUE, connect
+from app.stores.queue.client import QUEUE
 from app.stores.queue.jobs import TIP_EVENTS
 from tests.support.balancer import balancer
 from tests.support.chat_server import chat_server, is_silent
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet, Member
 from tests.support.http import Connection, serving
+from tests.support.queue import connect
 from tests.support.senders import CLIENTS, Senders
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually, eventually_async

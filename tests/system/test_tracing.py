@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.stores.queue.client import connect
 from app.stores.queue.jobs import TIP_EVENTS
 from tests.support.collector import CollectedSpan, Collector, running_collector
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet
 from tests.support.http import Answer, Connection
+from tests.support.queue import connect
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually
 

@@ -13,12 +13,13 @@ import pytest_asyncio
 from arq.connections import ArqRedis
 from arq.constants import job_key_prefix
 
-from app.stores.queue.client import QUEUE, connect
+from app.stores.queue.client import QUEUE
 from app.stores.queue.jobs import TIP_EVENTS
 from tests.support.events import feedback, payload, served
 from tests.support.http import Broken, Connection, serving
 from tests.support.live import new_user
 from tests.support.processes import Program, Programs, free_port
+from tests.support.queue import connect
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually, eventually_async
 

@@ -16,7 +16,7 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
-from app.bandit.model.specs import SPEC_V1
+from app.bandit.model.inputs import SPEC_V1
 from tests.support.events import payload, served
 from tests.support.http import Connection, serving
 from tests.support.processes import ROOT, Program, environment_of, free_port

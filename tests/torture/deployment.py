@@ -20,7 +20,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from app.settings import hash_key
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.processes import Program, environment_of, free_port

@@ -18,8 +18,8 @@ from typing import Any
 import psycopg
 
 from app.errors import StoreUnavailable
-from app.settings.database import PostgresUrl
-from app.settings.database import postgres_url as parsed
+from app.settings.parsers import PostgresUrl
+from app.settings.parsers import postgres_url as parsed
 from app.stores.migrate import migrate
 from app.stores.postgres.connection import Connection, connect
 from app.stores.valkey.embedded import EmbeddedServer, server_binary

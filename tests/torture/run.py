@@ -14,9 +14,9 @@ from redis.exceptions import RedisError
 from app.bootstrap.service import open_service
 from app.profiles.ports import END_OF_TIME_MS
 from app.settings import Settings
-from app.stores.queue.client import connect
 from tests.support.fleet import counted
 from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults
+from tests.support.queue import connect
 from tests.support.waiting import eventually_async
 from tests.torture.clients import ERASABLE, RESEND_AFTER_NS, Client, UserPool
 from tests.torture.config import Config

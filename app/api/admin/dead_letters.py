@@ -22,7 +22,7 @@ from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.errors import Conflict, InvalidInput, Issue, NotFound, Undecodable
 from app.events.erasure import parts
 from app.events.ports import DeadLetter
-from app.events.replay import MOST, REFUSALS, ReplayedLetter, ReplayedLetters, reason_of
+from app.events.queue_door import MOST, REFUSALS, ReplayedLetter, ReplayedLetters, reason_of
 from app.events.strict_json import UNDECODABLE
 from app.features.ids import id_problem, user_hash
 from app.features.views import view
@@ -98,7 +98,7 @@ async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response
 )
 async def replay_letters(request: HttpRequest, after: After = 0) -> Response[ReplayedLetters]:
     async with audited(request, "replay all", "dead-letters") as act:
-        tally = await service_of(request).replayer.replay_all(after)
+        tally = await service_of(request).queue_door.replay_all(after)
         act.outcome = f"done: {tally.replayed} replayed, {tally.failed} still fail"
     return await answer(request, tally, "replayed.html")
 
@@ -170,7 +170,7 @@ async def _replay(request: HttpRequest, letter_id: int) -> ReplayedLetter:
     letter = await _letter(service, letter_id)
     async with audited(request, "replay", f"dead-letter:{letter_id}") as act:
         try:
-            return await service.replayer.replay(letter)
+            return await service.queue_door.replay(letter)
         except REFUSALS as error:
             # The message of the error may quote the payload, which may name a user.
             clash = isinstance(error, Conflict)

@@ -104,5 +104,5 @@ async def _own_view(service: Service) -> Sample:
 async def _more_findings(service: Service) -> list[Finding]:
     waiting, unknown = await asyncio.gather(service.retention.waiting(), service.unknown_decisions())
     alarm = await service.scoring.rollout.alarm() if service.scoring is not None else None
-    found = [] if alarm is None else [Finding("degraded", "rollout", alarm.text, alarm.advice)]
+    found = [] if alarm is None else [Finding("degraded", "rollout", *alarm)]
     return found + waiting_to_be_pruned(waiting) + wrong_decisions(unknown)

@@ -40,7 +40,7 @@ from app.api.middleware.load_shedding import mark
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest
 from app.errors import Overloaded, ProfilesError, UnknownFeature
-from app.features.ids import id_problem
+from app.features.ids import all_allowed
 from app.profiles.online.reader import ProfileReader
 from app.telemetry import REQUEST_ID, Metrics, logger
 from app.telemetry.counters import FastHistogram
@@ -178,7 +178,7 @@ class FastPath:
             asked = _decode_batch(content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        if any(map(id_problem, asked.user_ids)):
+        if not all_allowed(asked.user_ids):
             return None
         mask = self._registry.mask(asked.features)
         values = await self._reader.read_values(dict.fromkeys(asked.user_ids, mask))

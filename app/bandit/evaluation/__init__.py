@@ -1,1 +1,1 @@
-"""The decision log for analysis, and the evaluation of policies that never served."""
+"""The evaluation of policies that never served."""

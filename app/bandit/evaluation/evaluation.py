@@ -16,8 +16,7 @@ from msgspec import Meta
 
 from app.bandit.evaluation.replay import PriorMean, Replay
 from app.bandit.model.definitions import NEW_PRECISION, ONE
-from app.bandit.model.inputs import CANDIDATE_FACTORS, EVALUATED, SHARED_FACTORS, Array
-from app.bandit.model.specs import Input
+from app.bandit.model.inputs import CANDIDATE_FACTORS, EVALUATED, SHARED_FACTORS, Array, Input
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, SCALE, Policy, best
 from app.bandit.numpy_on_demand import np
 from app.bandit.ports import LoggedDecision, UserLog

@@ -14,6 +14,7 @@ Invariant: no reward has an effect on its own decision or on an earlier one.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,10 +22,8 @@ from contextlib import suppress
 import msgspec
 
 from app.bandit.decisions import Ranking
-from app.bandit.model.inputs import Array, candidate_factors, packed, shared_factors
-from app.bandit.model.pooled_prior import Pool, Prior
-from app.bandit.model.specs import SPECS
-from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
+from app.bandit.model.inputs import Array, candidate_factors, shared_factors
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, pooled_mean, sound
 from app.bandit.model.thompson_sampling import Policy
 from app.bandit.numpy_on_demand import np
 from app.bandit.ports import LoggedDecision, UserLog
@@ -76,17 +75,17 @@ class Replay(msgspec.Struct, frozen=True):
         spec, stored = self.policy.spec, log.statistics
         if stored is None or stored.decisions <= len(learned):
             return SufficientStatistics.none(spec)
-        own = SPECS[stored.spec_hash]
+        own = stored.spec
         shared = min((len(item.decision.phi) for item in learned), default=own.size)
         for known in (own, msgspec.structs.replace(own, inputs=own.inputs[:shared])):
             logged = SufficientStatistics.none(known)
             with suppress(SpecMismatch):  # a logged vector is damaged
                 for item in learned:
                     logged = logged.learned(item.decision.vector(known)[: known.size], _reward(item))
-                numbers = stored.of_common_inputs(own, known).numbers - logged.numbers
-                rest = SufficientStatistics(known.hash, known.size, numbers, stored.decisions - logged.decisions)
+                numbers = stored.of_common_inputs(known).numbers - logged.numbers
+                rest = SufficientStatistics(known, numbers, stored.decisions - logged.decisions)
                 if sound(known, rest.pack(), rest.decisions):
-                    return rest.of_common_inputs(known, spec)
+                    return rest.of_common_inputs(spec)
         return msgspec.structs.replace(SufficientStatistics.none(spec), decisions=stored.decisions - len(learned))
 
     def after(
@@ -114,7 +113,7 @@ def recorded(replay: Replay, priors: Sequence[Prior]) -> PriorMean | None:
     spec = replay.policy.spec
     if not spec.pooled:
         return prior_means([], [], spec.size)
-    if not replay.profiles or not all(spec.prefix_of(SPECS[prior.spec_hash]) for prior in priors):
+    if not replay.profiles or not all(spec.prefix_of(prior.spec) for prior in priors):
         return None
     return prior_means([prior.version for prior in priors], [prior.mu[: spec.size] for prior in priors], spec.size)
 
@@ -141,10 +140,8 @@ class PriorsFromLog:
 
     def pooled(self) -> PriorMean:
         spec = self._replay.policy.spec
-        means, pool = [], Pool(spec)
-        for numbers in self._sums[:-1]:
-            pool.add([packed(numbers)], decisions=0, users=0)
-            means.append(pool.mean())
+        totals = itertools.accumulate(self._sums[:-1])
+        means = [pooled_mean(SufficientStatistics(spec, numbers, 0)) for numbers in totals]
         return prior_means([prior.version for prior in self._priors], means, spec.size)
 
 
@@ -157,7 +154,7 @@ def recorded_model(priors: Iterable[Prior]) -> Callable[[LoggedDecision], Array]
         made, prior = item.decision, by_version.get(item.decision.prior_version)
         if prior is None:
             return np.zeros(len(made.candidates))
-        return np.clip(made.phi_under(SPECS[prior.spec_hash]) @ prior.mu, 0.0, 1.0)
+        return np.clip(made.phi_under(prior.spec) @ prior.mu, 0.0, 1.0)
 
     return predicted
 

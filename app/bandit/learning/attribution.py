@@ -4,11 +4,8 @@ Invariant: a decision is learned once, from the vector that was logged with it, 
 often it is delivered.
 
 `app.bandit.ports.LearningRepository` finds the decision of an event, and stores the changed decision and statistics in
-one transaction. The rules refer to the times of events, not of their arrival:
-  - A decision's reward window opens when its tip is served. Feedback without a served event counts as serving, too.
-  - The first feedback within the window is learned. Feedback that is later or about a tip not chosen is only counted.
-  - A served event that arrives after the feedback counts as `served` once, and changes nothing.
-  - If the tip is not served within one window length after the decision, the decision expires and is not learned.
+one transaction. The rules, in `app/bandit/README.md`, refer to the times of events, not of their arrival. Feedback
+without a served event counts as serving, too.
 """
 
 from __future__ import annotations
@@ -19,14 +16,14 @@ from typing import NamedTuple
 import msgspec
 
 from app.bandit.decisions import DecisionState, EventOutcome, RewardSource
-from app.bandit.learning.rewards import outcome_rewards
 from app.bandit.ports import LearningRepository
-from app.errors import InvalidInput
+from app.errors import InvalidInput, SettingsError
 from app.features.clock import Clock, to_ms
 from app.features.events import Action, LoggedEvent, TipFeedback
 from app.telemetry import Metrics, logger
 
 HOUR_MS = 3_600_000
+NO_FEEDBACK = "none"
 # An event from within the window may still be on its way when the window closes.
 GRACE_MS = 60_000
 # A producer's clock may be behind ours by this much. An event from longer before a decision is not about it.
@@ -42,25 +39,33 @@ class Rules(msgspec.Struct, frozen=True):
     rewards: Mapping[str, float]
     window_ms: int
 
-    @classmethod
-    def of(cls, overrides: Iterable[tuple[str, float]], window_hours: int) -> Rules:
-        """Make the rules from settings. `overrides` are pairs of outcome and reward.
 
-        Raises:
-            SettingsError: an override names an unknown outcome.
-        """
-        return cls(outcome_rewards(overrides), window_hours * HOUR_MS)
+def outcome_rewards(overrides: Iterable[tuple[str, float]] = ()) -> Mapping[str, float]:
+    """The reward, within [0, 1], of each outcome. `overrides` are pairs of outcome and reward.
+
+    An outcome is the name of an action, or `NO_FEEDBACK` for a served tip without feedback in time.
+
+    Raises:
+        SettingsError: an override names an unknown outcome.
+    """
+    rewards = {**{action.value: action.reward for action in Action}, NO_FEEDBACK: 0.0}
+    for outcome, reward in overrides:
+        if outcome not in rewards:
+            allowed = ", ".join(rewards)
+            raise SettingsError("PROFILES_REWARDS", f"unknown outcome {outcome!r}; outcomes are {allowed}")
+        rewards[outcome] = reward
+    return rewards
 
 
 class JudgedDecision(NamedTuple):
-    """What `judge` needs to know of a stored decision, settled or not. `source` tells where the learned reward came
-    from; None until one is learned. `told_served` tells whether a served event about the decision has been counted."""
+    """What `judge` needs to know of a stored decision, settled or not. `reward_source` is None until a reward is
+    learned. `told_served` tells whether a served event about the decision has been counted."""
 
     chosen_id: str
     created_at_ms: int
     state: DecisionState
     served_at_ms: int | None
-    source: RewardSource | None
+    reward_source: RewardSource | None
     told_served: bool
 
 
@@ -101,7 +106,7 @@ def judge(decision: JudgedDecision, logged: LoggedEvent, rules: Rules) -> Judgem
         return Judgement("late", state, served)
     if state == "learned":
         if isinstance(event, TipFeedback):
-            return Judgement("repeated" if decision.source == "feedback" else "late", state, served)
+            return Judgement("repeated" if decision.reward_source == "feedback" else "late", state, served)
         return Judgement("repeated" if decision.told_served else "served", state, served)
     if state == "open" and at_ms > decision.created_at_ms + rules.window_ms:
         return Judgement("late", state, served)

@@ -16,8 +16,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from app.bandit.learning.attribution import DecisionLearner
-from app.bandit.model.policies import Policies
-from app.bandit.ports import DecisionPlace, DecisionRepository, StateRepository
+from app.bandit.model.thompson_sampling import Policies
+from app.bandit.ports import DecisionRepository, StateRepository
 from app.features.clock import Clock
 from app.telemetry import Metrics, logger
 
@@ -97,7 +97,7 @@ class Maintenance:
         Raises:
             StoreUnavailable: the database does not answer.
         """
-        after = DecisionPlace()
+        after = ("", 0)
         while (place := await self._decisions.add_shadows(after, SHADOWS_AT_ONCE)) is not None:
             after = place
             await self._pause(REST_S)
@@ -117,7 +117,7 @@ class Maintenance:
         return added
 
     async def _count(self) -> None:
-        counts = await self._states.counts()
-        self._metrics.bandit.states.set(sum(counts.values()))
-        self._metrics.bandit.to_grow.set(sum(counts.get(spec.hash, 0) for spec in self._policies.shorter()))
+        growth = await self._states.growth()
+        self._metrics.bandit.states.set(growth.users)
+        self._metrics.bandit.to_grow.set(growth.to_grow)
         self._metrics.bandit.prior.set(await self._states.prior_version())

@@ -3,24 +3,22 @@
 S. Agrawal, N. Goyal: Thompson sampling for contextual bandits with linear payoffs, ICML 2013, algorithm 1, with a prior
 (Λ, μ) of the spec. The posterior of the weights is N(θ̂, v²A⁻¹) with A = Λ + S and θ̂ = A⁻¹(Λμ + y). M draws from it
 give π̂(a), the share of draws in which candidate a is best. The policy is π(a) = (1-ε) π̂(a) + ε/K for K candidates, and
-the chosen candidate is sampled from π. So the logged propensity is exact, and no importance weight exceeds K/ε. M does
-not change a candidate's marginal probability, since π̂ has the same expected value for every M; more draws only make
-the logged π less coarse.
+the chosen candidate is sampled from π. M does not change a candidate's marginal probability, since π̂ has the same
+expected value for every M; more draws only make the logged π less coarse.
 
 Invariant: a policy reads only the inputs that its spec names, which come first in φ, in the statistics and in the
-random numbers. So its answers are bit for bit the same before and after the statistics grow to a longer spec.
+random numbers. So its answers are bit for bit the same before and after the statistics grow to a longer spec. The first
+inputs of the challenger's spec are those of the champion's, so both policies read the same statistics of a user.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
-from app.bandit.decisions import Ranking
-from app.bandit.model.inputs import Array
-from app.bandit.model.specs import NEWEST, SPEC_V1, SPECS, Spec
+from app.bandit.decisions import Ranking, Role
+from app.bandit.model.inputs import NEWEST, SPEC_V1, Array, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
@@ -58,7 +56,7 @@ class Scored(msgspec.Struct, frozen=True, eq=False):
     theta: Array
 
 
-class Policy(msgspec.Struct, frozen=True, dict=True):
+class Policy(msgspec.Struct, frozen=True):
     """A policy that chooses tips: linear Thompson sampling over the inputs of one spec. `scale` is v."""
 
     id: str
@@ -93,24 +91,62 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
             SpecMismatch: the statistics belong to a spec that does not begin with the inputs of this policy's spec, or
                 μ does not have one element per input.
         """
-        if statistics.spec_hash not in self._readable:
-            raise SpecMismatch(f"policy {self.id} cannot read statistics of spec {statistics.spec_hash[:12]}")
+        if not self.spec.prefix_of(statistics.spec):
+            raise SpecMismatch(f"policy {self.id} cannot read statistics of spec {statistics.spec.hash[:12]}")
         if not self.spec.pooled:
             mu = None
         elif mu is not None and len(mu) != self.spec.size:
             raise SpecMismatch(f"policy {self.id} has {self.spec.size} inputs, the prior's mean {len(mu)}")
         return Posterior(*statistics.leading(self.spec.size), self.spec.precisions, mu)
 
-    @cached_property
-    def _readable(self) -> frozenset[str]:
-        known = (*SPECS.values(), self.spec)
-        return frozenset(spec.hash for spec in known if self.spec.prefix_of(spec))
-
 
 CHAMPION: Final = Policy("lints-v1", SPEC_V1)
 CHALLENGER: Final = Policy(f"lints-v{NEWEST.version}", NEWEST)
 # The pool without the new inputs; only evaluated. It reads the first elements of the challenger's pooled prior.
 POOLED_CHAMPION: Final = Policy("lints-v1+pool", msgspec.structs.replace(SPEC_V1, pooled=True))
+
+
+class Policies(NamedTuple):
+    """The champion, which serves users, and the challenger, which is evaluated and may serve a share of the users."""
+
+    champion: Policy
+    challenger: Policy | None
+
+    @classmethod
+    def of(cls, *, shadow: bool) -> Policies:
+        """The policies of this release. `shadow`: whether the challenger is one of them."""
+        return cls(CHAMPION, CHALLENGER if shadow else None)
+
+    @property
+    def longest(self) -> Spec:
+        """The spec with the most inputs. Decisions are logged under it, and users' statistics are extended to it."""
+        return (self.challenger or self.champion).spec
+
+    def policy(self, role: Role) -> Policy:
+        """The policy that has the role. If there is no challenger, the champion has both roles."""
+        return self.challenger or self.champion if role == "challenger" else self.champion
+
+    def grown(self, statistics: SufficientStatistics | None, phi_spec: Spec | None = None) -> SufficientStatistics:
+        """Pad the statistics with zeros to the longest of: their own spec, `self.longest` and `phi_spec`.
+
+        `statistics` is None for a new user, `phi_spec` the spec of a vector that is about to be learned. Statistics
+        never become shorter, whichever policies run.
+
+        Raises:
+            SpecMismatch: the longest of these specs does not begin with the inputs of the others.
+        """
+        wanted = self.longest
+        if phi_spec is not None and phi_spec.size > wanted.size:
+            wanted = phi_spec
+        found = SufficientStatistics.none(wanted) if statistics is None else statistics
+        if found.size < wanted.size:
+            found = found.grown(wanted)
+        # The sizes alone would allow adding a vector to the sums of other inputs.
+        if phi_spec is not None and not phi_spec.prefix_of(found.spec):
+            raise SpecMismatch(
+                f"statistics of {found.spec.id} {found.spec.version} take no vector of {phi_spec.id} {phi_spec.version}"
+            )
+        return found
 
 
 def noise(decision_id: str, size: int, draws: int = DRAWS) -> Array:
@@ -157,8 +193,3 @@ def answered_ranking(means: Array, pi: Array, explore: bool) -> Ranking:
 def best(scores: Array) -> int:
     """The index of the highest score; if several are equal, the first of them."""
     return int(np.argmax(scores))
-
-
-def choose(ranking: Ranking, decision_id: str, explore: bool) -> int:
-    """The index of the candidate to show: sampled from π or, without exploration, the one with the highest score."""
-    return sample(ranking.pi, decision_id) if explore else best(ranking.scores)

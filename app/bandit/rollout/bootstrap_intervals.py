@@ -1,13 +1,8 @@
 """Intervals for interim analyses and guardrails: they stay valid although they are computed again as decisions arrive.
+`app/bandit/README.md` has the levels of the looks, the interim analyses, and the errors of the guardrails.
 
-*Resampling users.* Decisions of one user resemble each other, so the bootstrap draws users, not decisions. Every figure
-is a ratio of two sums over users. So per-user sums suffice, and a replicate weights them by how often each user was
-drawn. Figures that are bootstrapped together use the same draws.
-
-*Looks* are the interim analyses. They are made at 4,000, 8,000, 16,000, … evaluated decisions, whatever earlier looks
-have shown. Look k has the level α_k = α / (k (k + 1)); the levels sum to α, since 1 / (k (k + 1)) = 1/k - 1/(k + 1). By
-the union bound, the probability that the intervals of a figure miss its true value at any look is at most α, even if an
-admin stops at a favourable look. The first look takes half of α, so it waits until it can lead to a verdict.
+*Resampling users.* Every figure is a ratio of two sums over users. So per-user sums suffice, and a replicate weights
+them by how often each user was drawn. Figures that are bootstrapped together use the same draws.
 
 *The interval* is the bootstrap-t (B. Efron, R. Tibshirani: An Introduction to the Bootstrap, 1993, section 12.5): the
 distance of each replicate from the estimate is divided by the replicate's own linearised standard error. A bootstrap-t
@@ -15,10 +10,8 @@ follows the skewness that importance weights cause; a percentile interval would 
 with fewer than `RESOLVED` replicates beyond it (a late look asks for 1 in 10,000) is extrapolated with the tail of a
 normal distribution.
 
-*Guardrails* are checked every few seconds, on windows that overlap, so a month has many checks. The bounds are so wide
-that fewer than 1 % of all roll-outs have a false alarm (`app/bandit/README.md`): for a mean, ± `GUARDRAIL_ERRORS`
-linearised standard errors, and for a share the exact bound of C. J. Clopper, E. S. Pearson: The use of confidence or
-fiducial limits, Biometrika 26, 1934, with the level `GUARDRAIL_LEVEL`.
+*Guardrails* have the bounds ± `GUARDRAIL_ERRORS` linearised standard errors for a mean. For a share they have the exact
+bound of C. J. Clopper, E. S. Pearson: The use of confidence or fiducial limits, Biometrika 26, 1934.
 
 The random generator is passed in. Memory is one chunk of replicates, whatever the number of users.
 """

@@ -6,9 +6,8 @@ and only one is stored. If a guardrail breaks while the challenger serves users,
 shadow stage no user is harmed, so a broken guardrail is only reported. A promotion, which an admin decided, is not
 undone.
 
-A stage belongs to the challenger that reached it. If a release has another challenger, that one serves no users at this
-stage, and a worker begins the roll-out anew in the shadow. During an upgrade, workers of both releases run; a worker
-does not begin anew if the stage belongs to a challenger that it does not know, which is that of a later release.
+A stage belongs to the challenger that reached it. If a release has another challenger, a worker begins the roll-out
+anew in the shadow, unless it does not know the challenger of the stage, which is that of a later release.
 
 Invariant: the audit trail has every move with actor and reason, and no move is made on a state that has since changed.
 """
@@ -16,19 +15,18 @@ Invariant: the audit trail has every move with actor and reason, and no move is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
-from app.bandit.model.inputs import Array
-from app.bandit.model.policies import Policies
-from app.bandit.model.specs import SPECS
+from app.bandit.model.inputs import SPECS, Array
+from app.bandit.model.thompson_sampling import Policies
 from app.bandit.numpy_on_demand import np
+from app.bandit.ports import Counts, RolloutLook, RolloutRepository, StateRepository
 from app.bandit.rollout.aggregates import FEWEST_USERS, DecisionSums, Experiment
 from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, look_level, look_number, share_bound
-from app.bandit.rollout.ports import Counts, RolloutLook, RolloutRepository
 from app.bandit.rollout.stages import MOVES, Move, RolloutState, Target, refusal, stage_label, target
 from app.bandit.rollout.status import (
     DecisionsView,
@@ -37,12 +35,12 @@ from app.bandit.rollout.status import (
     LookView,
     MoveView,
     RolloutStatus,
-    StateGrowth,
     VerdictView,
 )
 from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, broken, longest_allowed, too_little, verdict
 from app.errors import Conflict
 from app.features.clock import DAY_MS, Clock, rfc3339
+from app.features.views import view
 from app.telemetry import logger
 
 WATCH_EVERY_S = 20.0
@@ -76,22 +74,14 @@ class RolloutAction(Protocol):
 Audited = Callable[[str, str], AbstractAsyncContextManager[RolloutAction]]
 
 
-class Alarm(NamedTuple):
-    """A problem of the roll-out that needs an admin's attention, and advice what to do about it."""
-
-    text: str
-    advice: str
-
-
 class Rollout(msgspec.Struct, kw_only=True, eq=False):
-    """The roll-out of the challenger. `window_ms` is the length of the reward window. `growth` counts the users whose
-    statistics have yet to be extended to the challenger's spec."""
+    """The roll-out of the challenger. `window_ms` is the length of the reward window."""
 
     repository: RolloutRepository
     limits: Limits
     window_ms: int
     policies: Policies
-    growth: Callable[[], Awaitable[StateGrowth]]
+    states: StateRepository
     audited: Audited
     clock: Clock
     _cached_broken: tuple[float, list[str]] | None = None
@@ -127,11 +117,9 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         }
         champion, challenger = self.policies.champion, self.policies.challenger
         next_look_at = FIRST_LOOK << look_number(looks[-1].estimates.n if looks else 0)
-        return RolloutStatus(
-            stage=state.stage,
-            share=state.share,
-            reason=state.reason,
-            changed_by=state.changed_by,
+        return view(
+            RolloutStatus,
+            state,
             changed_at=rfc3339(state.changed_at_ms) if state.changed_at_ms else None,
             champion=champion.id,
             challenger=challenger.id if challenger is not None else None,
@@ -143,7 +131,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             experiment=guardrails.experiment,
             looks=[LookView.of(look) for look in looks],
             moves=[MoveView(move, why_not is None, why_not) for move, why_not in refusals.items()],
-            states=await self.growth(),
+            states=await self.states.growth(),
         )
 
     async def counts(self, state: RolloutState) -> Counts:
@@ -178,12 +166,9 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             sums = DecisionSums()
             sums.add(page)
             enough = sums.n >= FEWEST_RECENT and sums.users >= FEWEST_USERS
-            champion, challenger, more = sums.dismissals() if enough else (None, None, None)
             return msgspec.structs.replace(
                 found,
-                dismissed_champion=champion,
-                dismissed_challenger=challenger,
-                dismissed_more=more,
+                dismissals=sums.dismissals() if enough else None,
                 slow=share_bound(slow, answers) if answers >= FEWEST_ANSWERS else None,
                 experiment=Experiment.of(page, arms, state.share) if judged and 0 < state.share < 1 else None,
             )
@@ -217,29 +202,30 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         action.outcome = f"done: {stage_label(state)} to {stage_label(to)}: {why}"
         return moved
 
-    async def alarm(self) -> Alarm | None:
-        """The problem that needs attention now; None if there is none. Cheap, since every overview calls it."""
+    async def alarm(self) -> tuple[str, str] | None:
+        """The problem that needs attention now, and advice what to do; None if there is none. Cheap, since every
+        overview calls it."""
         state = await self.repository.state()
         if self._belongs_to_another(state):
             advice = (
                 "A worker begins anew in the shadow, unless a later release has that challenger: then ramp to do so."
             )
-            return Alarm(f"In this release the champion serves every user. {self._effective(state).reason}", advice)
+            return f"In this release the champion serves every user. {self._effective(state).reason}", advice
         age_ms = self.clock.now_ms() - state.changed_at_ms
         if state.stage == "rolled back" and state.changed_by == WORKER and age_ms < REPORTED_FOR_MS:
             advice = "The champion serves every user again. Fix the cause; ramping then begins anew in the shadow."
-            return Alarm(f"The roll-out was rolled back automatically. {state.reason}", advice)
+            return f"The roll-out was rolled back automatically. {state.reason}", advice
         if not self._challenged:  # the champion serves every user, whatever the stage
             return None
         if state.stage == "promoted" and (found := await self._broken_recently(state)):
             advice = "Nothing is rolled back automatically after promotion. Fix the cause, or roll back."
-            return Alarm(f"The challenger is promoted, and a guardrail is broken. {' '.join(found)}", advice)
+            return f"The challenger is promoted, and a guardrail is broken. {' '.join(found)}", advice
         looks = await self.repository.looks() if state.stage == "ramp" else []
         # Judged without guardrails: a guardrail that was broken at the time of the look may hold again, and one that is
         # broken now rolls back automatically.
         said = verdict(looks[-1].estimates, Guardrails(), self.limits) if looks else None
         if said is not None and said.word == "roll back":
-            return Alarm(f"The challenger serves {state.share:.0%} of the users. {said.reason}", "Roll it back.")
+            return f"The challenger serves {state.share:.0%} of the users. {said.reason}", "Roll it back."
         return None
 
     async def watch(self) -> None:

@@ -7,9 +7,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from app.bandit.ports import RolloutLook, StateGrowth
 from app.bandit.rollout.aggregates import Experiment
 from app.bandit.rollout.bootstrap_intervals import Interval, IntervalView
-from app.bandit.rollout.ports import RolloutLook
 from app.bandit.rollout.stages import Move, Stage
 from app.bandit.rollout.verdict import (
     SLOW_SHARE,
@@ -113,18 +113,14 @@ class GuardrailsView(msgspec.Struct):
 
     @classmethod
     def of(cls, guardrails: Guardrails, limits: Limits) -> GuardrailsView:
-        more = _interval(guardrails.dismissed_more)
+        champion, challenger, more = guardrails.dismissals or (None, None, None)
         return cls(
-            DismissalsView(guardrails.dismissed_champion, guardrails.dismissed_challenger, more, limits.dismissed),
+            DismissalsView(champion, challenger, more and IntervalView(*more), limits.dismissed),
             GuardrailView(guardrails.p99_ms, longest_allowed(guardrails, limits), guardrails.p99_judged),
             GuardrailView(guardrails.slow, SLOW_SHARE, guardrails.p99_judged),
             GuardrailView(guardrails.no_profile, limits.no_profile),
             broken(guardrails, limits),
         )
-
-
-def _interval(found: Interval | None) -> IntervalView | None:
-    return None if found is None else IntervalView(*found)
 
 
 class DecisionsView(msgspec.Struct):
@@ -170,13 +166,6 @@ class MoveView(msgspec.Struct):
     move: Move
     allowed: bool
     why_not: str | None
-
-
-class StateGrowth(msgspec.Struct):
-    """Numbers of users: all with learned statistics, and those whose statistics lack inputs of the challenger."""
-
-    users: int
-    to_grow: int
 
 
 class RolloutStatus(msgspec.Struct, kw_only=True):

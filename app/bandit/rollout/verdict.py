@@ -1,21 +1,13 @@
 """Decides the verdict on the challenger: one word, and a reason in whole sentences with the figures.
 
 Invariant: the verdict is `promote` only if the whole interval of the lift (the challenger's reward per decision minus
-the champion's) lies above -margin and the figures are credible. The rules, in this order:
+the champion's) lies above -margin and the figures are credible. `app/bandit/README.md` has the rules; `verdict` applies
+them in order, and the first that holds decides.
 
-1. A guardrail is broken: `roll back`, without regard to the other rules.
-2. Fewer decisions than the first interim analysis needs, or fewer users than an interval needs, effectively:
-   `insufficient data`.
-3. A policy's mean weight differs from 1 by more than 3 standard errors: `hold`. With correct propensities its expected
-   value is 1, so propensities are wrong, or decisions were lost depending on the choice. Also if the challenger does
-   not serve the share of users that it should ("sample ratio mismatch"): decisions of one policy are lost.
-4. A policy's effective sample size is below max(1000, n/10): `insufficient data`.
-5. The whole interval of the lift lies below -margin: `roll back`.
-6. The whole interval lies above -margin: `promote`, by one step. If it lies above 0, an improvement is shown.
-7. Otherwise: `hold`.
-
-Rules 3 and 4 apply to both policies, since the lift is the difference of two estimates. Decisions that a policy served
-itself have the weight 1, so in the shadow stage the champion always passes, and at 100 % the challenger does.
+With correct propensities the expected mean weight is 1. If it differs, propensities are wrong, or decisions were lost
+depending on the choice. Weights and effective sample sizes of both policies count, since the lift is the difference of
+two estimates. Decisions that a policy served itself have the weight 1, so in the shadow stage the champion always
+passes, and at 100 % the challenger does.
 """
 
 from __future__ import annotations
@@ -48,15 +40,13 @@ class Limits(RolloutRails, frozen=True):
 class Guardrails(msgspec.Struct, frozen=True):
     """Measurements on recent decisions that must not exceed the `Limits`; each is None if too few decisions were made.
 
-    Dismissals and `no_profile` are shares of decisions; `dismissed_more` is the challenger's share minus the
-    champion's. `p99_ms` is the 99th percentile of the challenger's answer times, and `champion_p99_ms` of the
-    champion's in the same period. `slow` is the lower bound of the share of the challenger's answers that take longer
-    than allowed. In the shadow stage `p99_ms` and `slow` cover the champion's answers, and are not judged.
+    `dismissals` are those of `DecisionSums.dismissals`, `no_profile` is a share of decisions. `p99_ms` is the 99th
+    percentile of the challenger's answer times, and `champion_p99_ms` of the champion's in the same period. `slow` is
+    the lower bound of the share of the challenger's answers that take longer than allowed. In the shadow stage `p99_ms`
+    and `slow` cover the champion's answers, and are not judged.
     """
 
-    dismissed_champion: float | None = None
-    dismissed_challenger: float | None = None
-    dismissed_more: Interval | None = None
+    dismissals: tuple[float, float, Interval] | None = None
     p99_ms: float | None = None
     no_profile: float | None = None
     champion_p99_ms: float | None = None
@@ -91,9 +81,8 @@ def too_little(n: int, users: int | None = None, effective: float | None = None)
 def broken(guardrails: Guardrails, limits: Limits) -> list[str]:
     """Compare the measurements with the limits; return one sentence for each broken guardrail."""
     found = []
-    more = guardrails.dismissed_more
-    challenger, champion = guardrails.dismissed_challenger, guardrails.dismissed_champion
-    if more is not None and challenger is not None and champion is not None and more.low > limits.dismissed:
+    if guardrails.dismissals is not None and (more := guardrails.dismissals[2]).low > limits.dismissed:
+        champion, challenger, _ = guardrails.dismissals
         found.append(
             f"The challenger's tips are dismissed more often, {challenger:.1%} against {champion:.1%}: "
             f"{more.value:.1%} more ({more.low:.1%} to {more.high:.1%}), where {limits.dismissed:.1%} is allowed."

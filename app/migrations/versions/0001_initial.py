@@ -1,12 +1,6 @@
-"""Creates the tables of events, cache invalidations, dead letters, rebuilds and the audit trail.
-
-Revision ID: 0001
-"""
+"""Creates the tables of events, cache invalidations, dead letters, rebuilds and the audit trail."""
 
 import secrets
-
-from alembic import op
-from sqlalchemy import text
 
 from app.migrations.statements import run
 
@@ -107,6 +101,4 @@ TABLES = (
 
 def upgrade() -> None:
     run(*TABLES)
-    op.execute(
-        text("INSERT INTO service (name, value) VALUES ('database_id', :id)").bindparams(id=secrets.token_hex(16))
-    )
+    run("INSERT INTO service (name, value) VALUES ('database_id', :value)", value=secrets.token_hex(16))

@@ -1,12 +1,6 @@
-"""Creates the tables of the admin pages: metric samples, component states, quality reports, signed-out sessions.
-
-Revision ID: 0002
-"""
+"""Creates the tables of the admin pages: metric samples, component states, quality reports, signed-out sessions."""
 
 import secrets
-
-from alembic import op
-from sqlalchemy import text
 
 from app.migrations.statements import run
 
@@ -54,8 +48,4 @@ TABLES = (
 
 def upgrade() -> None:
     run(*TABLES)
-    op.execute(
-        text("INSERT INTO service (name, value) VALUES ('session_secret', :secret)").bindparams(
-            secret=secrets.token_hex(32)
-        )
-    )
+    run("INSERT INTO service (name, value) VALUES ('session_secret', :value)", value=secrets.token_hex(32))

@@ -1,7 +1,4 @@
-"""Creates the tables of scoring and learning: statistics of each user, pooled priors, decisions, the roll-out.
-
-Revision ID: 0003
-"""
+"""Creates the tables of scoring and learning: statistics of each user, pooled priors, decisions, the roll-out."""
 
 from app.migrations.statements import run
 

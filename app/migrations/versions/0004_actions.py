@@ -4,8 +4,6 @@ On SQLite, they are removed with the procedure of https://sqlite.org/lang_altert
 not affect stored rows: only the definition of the tables changes, however many rows they have. The same transaction
 increases the schema version, so that other connections read the schema again. Connections of the previous release may
 stay open.
-
-Revision ID: 0004
 """
 
 import sqlite3
@@ -16,7 +14,7 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
-from app.migrations.statements import on_postgres, run
+from app.migrations.statements import changed_definition, on_postgres, run
 
 revision = "0004"
 down_revision = "0003"
@@ -30,17 +28,14 @@ def upgrade() -> None:
         if on_postgres():
             run(f"ALTER TABLE {table} DROP CONSTRAINT {table}_action_check")
         else:
-            _replace(op.get_bind(), table, f" {column}{CHECK},", f" {column},")
+            _define(op.get_bind(), table, changed_definition(table, f" {column}{CHECK},", f" {column},"))
 
 
-def _replace(connection: Connection, table: str, old: str, new: str) -> None:
-    """Replace the text `old` in the stored definition of a table. The change must not affect how rows are stored."""
-    definition = text("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = :table").bindparams(table=table)
+def _define(connection: Connection, table: str, sql: str) -> None:
+    """Replace the stored definition of a table. The change must not affect how rows are stored."""
     layout = text("SELECT * FROM pragma_table_xinfo(:table)").bindparams(table=table)
-    sql, before = connection.execute(definition).scalar_one(), connection.execute(layout).all()
-    if sql.count(old) != 1:
-        raise CommandError(f"the earlier revisions did not create {table} like this: {old!r} is not in it once")
-    _define(connection, table, sql.replace(old, new))
+    before = connection.execute(layout).all()
+    _write_schema(connection, table, sql)
     version = connection.execute(text("PRAGMA schema_version")).scalar_one()
     connection.execute(text(f"PRAGMA schema_version = {version + 1}"))
     connection.execute(text("PRAGMA writable_schema = RESET"))  # off, and this connection reads the schema again
@@ -48,7 +43,7 @@ def _replace(connection: Connection, table: str, old: str, new: str) -> None:
         raise CommandError(f"the columns of {table} would change")
 
 
-def _define(connection: Connection, table: str, sql: str) -> None:
+def _write_schema(connection: Connection, table: str, sql: str) -> None:
     driver = connection.connection.driver_connection
     if sys.version_info >= (3, 12) and isinstance(driver, sqlite3.Connection):
         driver.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, False)  # Apple's SQLite protects the schema otherwise

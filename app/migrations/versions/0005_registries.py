@@ -1,7 +1,4 @@
-"""Creates the tables of the feature registries that processes have served, and of disabled features.
-
-Revision ID: 0005
-"""
+"""Creates the tables of the feature registries that processes have served, and of disabled features."""
 
 from app.migrations.statements import run
 

@@ -1,7 +1,4 @@
-"""Adds the sender of an event, and a table that counts events with an unknown `decision_id` by sender.
-
-Revision ID: 0006
-"""
+"""Adds the sender of an event, and a table that counts events with an unknown `decision_id` by sender."""
 
 from app.migrations.statements import run
 

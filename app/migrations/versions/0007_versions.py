@@ -3,15 +3,9 @@
 SQLite cannot drop a UNIQUE constraint, so the log is copied: about three seconds for each million events, in one
 transaction. Processes of the previous release may keep running. During the migration their writes wait or answer 503,
 and their reads continue. After it they still reject an event id that another user has used.
-
-Revision ID: 0007
 """
 
-from alembic import op
-from alembic.util.exc import CommandError
-from sqlalchemy import text
-
-from app.migrations.statements import on_postgres, run
+from app.migrations.statements import changed_definition, on_postgres, run
 
 revision = "0007"
 down_revision = "0006"
@@ -27,7 +21,7 @@ def upgrade() -> None:
     if on_postgres():
         run("ALTER TABLE event_log DROP CONSTRAINT event_log_event_id_key")
     else:
-        _copy("event_id TEXT NOT NULL UNIQUE,", "event_id TEXT NOT NULL,")
+        _copy_log()
     run(
         "CREATE UNIQUE INDEX event_log_by_id ON event_log (user_id, event_id)",
         # JSON: the moment of the read, and the fingerprint and version of each value.
@@ -35,16 +29,12 @@ def upgrade() -> None:
     )
 
 
-def _copy(old: str, new: str) -> None:
-    """Replace the log by a copy whose definition has the text `new` instead of `old`. The copy continues the numbering
-    of events, so that no sequence number is used again."""
-    definition = text("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = 'event_log'")
-    sql = op.get_bind().execute(definition).scalar_one()
-    if sql.count(old) != 1:
-        raise CommandError(f"the earlier revisions did not create event_log like this: {old!r} is not in it once")
-    columns = sql[sql.index("(") :].replace(old, new)
+def _copy_log() -> None:
+    """Replace the log by a copy without the constraint. The copy continues the numbering of events, so that no sequence
+    number is used again."""
+    sql = changed_definition("event_log", "event_id TEXT NOT NULL UNIQUE,", "event_id TEXT NOT NULL,")
     run(
-        f"CREATE TABLE new_log {columns}",
+        f"CREATE TABLE new_log {sql[sql.index('(') :]}",
         "INSERT INTO new_log SELECT * FROM event_log ORDER BY seq",
         "DELETE FROM sqlite_sequence WHERE name = 'new_log'",
         "INSERT INTO sqlite_sequence (name, seq) SELECT 'new_log', seq FROM sqlite_sequence WHERE name = 'event_log'",

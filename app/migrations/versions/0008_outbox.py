@@ -5,8 +5,6 @@ writes afterwards, so stop or replace them.
 
 On PostgreSQL, the tables that requests and events write to get unique keys that begin with `user_id`, so that they can
 be partitioned by user. No database there is at an earlier revision, so all tables are empty.
-
-Revision ID: 0008
 """
 
 from app.migrations.statements import on_postgres, run

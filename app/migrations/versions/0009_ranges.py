@@ -1,8 +1,6 @@
 """Adds what workers share when they work on ranges of users: sums of statistics, and the parts of a rebuild.
 
 `bandit_ledger.changes` is not used any more. It stays, so that processes of the previous release may stay open.
-
-Revision ID: 0009
 """
 
 from app.migrations.statements import run

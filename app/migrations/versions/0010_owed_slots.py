@@ -1,7 +1,4 @@
-"""Adds hash slots to owed invalidations, so that these keep only users of the same slot from reading cached values.
-
-Revision ID: 0010
-"""
+"""Adds hash slots to owed invalidations, so that these keep only users of the same slot from reading cached values."""
 
 from app.migrations.statements import run
 

@@ -1,8 +1,5 @@
 """Adds the salt that decides which users a roll-out's challenger serves, and a table for the shadows of a third policy,
-which has the pooled prior but not the profile.
-
-Revision ID: 0011
-"""
+which has the pooled prior but not the profile."""
 
 from app.migrations.statements import run
 

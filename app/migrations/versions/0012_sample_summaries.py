@@ -1,7 +1,4 @@
-"""Adds summaries of samples, from which the overview draws the last days.
-
-Revision ID: 0012
-"""
+"""Adds summaries of samples, from which the overview draws the last days."""
 
 from app.migrations.statements import run
 

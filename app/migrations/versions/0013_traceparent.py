@@ -1,7 +1,4 @@
-"""Adds the traceparent of an event's request or job to the outbox, so that a worker continues the trace.
-
-Revision ID: 0013
-"""
+"""Adds the traceparent of an event's request or job to the outbox, so that a worker continues the trace."""
 
 from app.migrations.statements import run
 

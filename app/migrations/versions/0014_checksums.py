@@ -1,7 +1,4 @@
-"""Adds checksums to users' sufficient statistics: of their spec and number of decisions, and of their numbers.
-
-Revision ID: 0014
-"""
+"""Adds checksums to users' sufficient statistics: of their spec and number of decisions, and of their numbers."""
 
 from app.migrations.statements import run
 

@@ -2,8 +2,6 @@
 
 An index-only scan reads the table for rows that no vacuum has seen. In a table that keeps events for a year, the last
 20 % are all events in the window of a feature.
-
-Revision ID: 0015
 """
 
 from alembic import op

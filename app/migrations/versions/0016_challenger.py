@@ -1,7 +1,4 @@
-"""Adds the challenger that the stage of the roll-out belongs to: the hash of its spec.
-
-Revision ID: 0016
-"""
+"""Adds the challenger that the stage of the roll-out belongs to: the hash of its spec."""
 
 from app.migrations.statements import run
 

@@ -19,7 +19,7 @@ ingest of an event, A an admin who rebuilds or erases:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -70,6 +70,20 @@ class LocalCache(msgspec.Struct, eq=False):
         of_user = self._kept.get(user_id) if self._check() else None
         kept = of_user.get(mask) if of_user is not None else None
         return kept if kept is not None and kept.is_current(now_ms) else None
+
+    def find_all(self, wanted: Mapping[str, int], now_ms: int) -> dict[str, KeptProfile]:
+        """The wanted profiles that `find` would return. Costs a third of a call for each of a hundred users."""
+        if (self._checked is None and self._kept.keys().isdisjoint(wanted)) or not self._check():
+            return {}
+        latest_ms = now_ms + CLOCK_SKEW_MS
+        return {
+            user_id: kept
+            for user_id, mask in wanted.items()
+            if (of_user := self._kept.get(user_id)) is not None
+            and (kept := of_user.get(mask)) is not None
+            and kept.computed_at_ms <= latest_ms
+            and now_ms < kept.expires_at_ms
+        }
 
     def mark(self) -> int:
         """How many times the local cache has been cleared. A read calls this before it reads the shared cache and

@@ -180,12 +180,11 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         local_cache, distrusted = self._trusted_local_cache()
         if local_cache is None:
             return {}
-        now_ms = self.computation.clock.now_ms()
+        hits = local_cache.find_all(wanted, self.computation.clock.now_ms())
         found = {
             user_id: kept.values
-            for user_id, mask in wanted.items()
-            if (kept := local_cache.find(user_id, mask, now_ms)) is not None
-            and (not distrusted or hash_slot(user_id) not in distrusted)
+            for user_id, kept in hits.items()
+            if not distrusted or hash_slot(user_id) not in distrusted
         }
         self._count_local(sum(map(len, found.values())))
         return found

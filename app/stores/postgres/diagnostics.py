@@ -14,7 +14,7 @@ from app.errors import SchemaMismatch, StoreUnavailable
 from app.operations.doctor import NOT_MIGRATED, Line, diagnose_clock
 from app.operations.samples import Sample
 from app.settings import Settings
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.postgres.connection import Connection, connect, revision_of, unavailable
 from app.stores.postgres.database import WRITERS
 from app.stores.sql.database import SPARE_READERS, check_revision

@@ -7,14 +7,13 @@ the event log.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import cached_property
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from app.concurrency.batcher import Batcher, Bounds
-from app.errors import Overloaded, QueueUnavailable
+from app.concurrency.batcher import Bounds, Handover
+from app.errors import QueueUnavailable
 from app.stores.queue.jobs import (
     CONSUME,
     JOB_PREFIX,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 # As in arq, which is imported on first use, because it takes 5 ms of the start.
 QUEUE = "arq:queue"
-HEALTH_SUFFIX = ":health-check"
+HEALTH_SUFFIX = ":health-check"  # of the key that the workers of a queue refresh while they are alive
 HEALTH_KEY = QUEUE + HEALTH_SUFFIX
 # A sorted set of the ids of the databases in which workers of this queue store events, by the time of the last report.
 DATABASES_SUFFIX = ":databases"
@@ -48,29 +47,17 @@ BOUNDS = Bounds(kind="publishing", at_once=1_000, most=100_000, apart_s=0.05)
 log = logger("stores.queue")
 
 
-def connect(
-    url: str,
-    name: str = QUEUE,
-    *,
-    blocking_s: float = TIMEOUT_S,
-    connections: int = MAX_CONNECTIONS,
-    kind: type[ArqRedis] | None = None,
-) -> ArqRedis:
-    """A client of the queue `name`. It connects on first use, with up to `connections` connections. `blocking_s`: time
-    limit, in seconds, of connecting, of each reply, and of the wait for a free connection."""
-    return _client(_pool(url, blocking_s, connections), name, kind)
-
-
-def _pool(url: str, blocking_s: float, connections: int) -> BlockingConnectionPool:
+def pool(url: str, timeout_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS) -> BlockingConnectionPool:
     # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.
-    return blocking_pool(url, blocking_s, connections, lib_name=None, lib_version=None)
+    return blocking_pool(url, timeout_s, connections, lib_name=None, lib_version=None)
 
 
-def _client(pool: BlockingConnectionPool, name: str, kind: type[ArqRedis] | None = None) -> ArqRedis:
+def client(connections: BlockingConnectionPool, name: str, kind: type[ArqRedis] | None = None) -> ArqRedis:
+    """A client of the queue `name`. It connects on first use."""
     from arq.connections import ArqRedis  # noqa: PLC0415
 
     return (kind or ArqRedis)(
-        connection_pool=pool, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=name
+        connection_pool=connections, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=name
     )
 
 
@@ -79,31 +66,23 @@ def own_name(job: str, queue: str) -> str:
     return job if queue == QUEUE else f"{job}:{queue}"
 
 
-def health_key(name: str) -> str:
-    """The Redis key that the workers of a queue refresh while they are alive."""
-    return name + HEALTH_SUFFIX
-
-
 class Queue:
     """Publishes events, starts runs and queries the queue's state."""
 
     def __init__(self, url: str, metrics: Metrics, name: str = QUEUE, bounds: Bounds = BOUNDS) -> None:
         self._name = name
-        self._pool = _pool(url, TIMEOUT_S, MAX_CONNECTIONS)
+        self._pool = pool(url)
         self._metrics = metrics
-        self._at_once = bounds.at_once
-        self._jobs: Batcher[Sequence[int], None] = Batcher(self._enqueue, time.monotonic, bounds, size=len)
+        self._events: Handover[int] = Handover(partial(self._start, CONSUME), bounds)
 
     @cached_property
     def _redis(self) -> ArqRedis:
-        return _client(self._pool, self._name)
+        return client(self._pool, self._name)
 
     def publish(self, seqs: Sequence[int]) -> None:
         """Enqueue jobs for the events with these sequence numbers, in the background; return at once. If too many
         events wait to be sent (`Bounds.most`), the rest is left to the worker's periodic sweep of the event log."""
-        with suppress(Overloaded):
-            for start in range(0, len(seqs), self._at_once):
-                self._jobs.submit(seqs[start : start + self._at_once])
+        self._events.add(seqs)
 
     async def start_rebuild(self, run_id: str) -> None:
         """Enqueue a rebuild. If that fails, the worker's periodic sweep enqueues it later."""
@@ -119,7 +98,7 @@ class Queue:
 
     async def worker_alive(self) -> bool:
         """Whether a worker has refreshed the health key in the last three seconds. Raises `QueueUnavailable`."""
-        return int(await self._ask("EXISTS", health_key(self._name))) == 1
+        return int(await self._ask("EXISTS", self._name + HEALTH_SUFFIX)) == 1
 
     async def show_database(self, database_id: str, now_ms: int) -> None:
         """Record that a worker of this database uses the queue. Raises `QueueUnavailable`."""
@@ -154,7 +133,7 @@ class Queue:
 
     async def close(self) -> None:
         """Publish pending events for up to `CLOSE_S` seconds, then close."""
-        await self._jobs.close(CLOSE_S)
+        await self._events.close(CLOSE_S)
         await self._pool.disconnect()
 
     async def _start(self, job: str, argument: object, job_id: str | None = None) -> None:
@@ -167,10 +146,6 @@ class Queue:
     async def _ask(self, *command: str | bytes) -> Any:
         with _answering():
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
-
-    async def _enqueue(self, parts: Sequence[Sequence[int]]) -> list[None]:
-        await self._start(CONSUME, [seq for part in parts for seq in part])
-        return [None] * len(parts)
 
 
 def _trace_context() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from redis.asyncio.client import Pipeline
 from redis.connection import HiredisRespSerializer
 
 from app.concurrency.tasks import end
-from app.stores.queue.client import connect, health_key
+from app.stores.queue.client import HEALTH_SUFFIX, client, pool
 from app.stores.queue.jobs import deserialize, serialize, split
 from app.stores.valkey.pool import AWAY
 from app.telemetry import logger
@@ -172,11 +172,10 @@ class _Redis(ArqRedis):
 def _client(url: str, name: str) -> ArqRedis:
     """The worker's Redis client, without a socket timeout. With a socket timeout, redis-py creates a timer per reply
     and a task per write, which cost more than the jobs."""
-    client = connect(url, name, blocking_s=BLOCKING_S, connections=MAX_JOBS + 2, kind=_Redis)
-    pool = client.connection_pool
-    pool.connection_kwargs["socket_timeout"] = None
-    pool.connection_class = type("Lean", (_Lean, pool.connection_class), {})
-    return client
+    connections = pool(url, BLOCKING_S, MAX_JOBS + 2)
+    connections.connection_kwargs["socket_timeout"] = None
+    connections.connection_class = type("Lean", (_Lean, connections.connection_class), {})
+    return client(connections, name, _Redis)
 
 
 def _worker(
@@ -192,7 +191,7 @@ def _worker(
         max_jobs=MAX_JOBS,
         keep_result=0,
         health_check_interval=HEALTH_EVERY_S,
-        health_check_key=health_key(name),
+        health_check_key=name + HEALTH_SUFFIX,
         handle_signals=False,
         job_serializer=serialize,
         job_deserializer=deserialize,

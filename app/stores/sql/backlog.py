@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from app.features.clock import DAY_MS
 from app.operations.samples import Gauges
-from app.stores.sql.database import Database
+from app.stores.sql.database import Connection, Database
 
 # Put before the spec's hash in rows that are set aside (`app.stores.sql.sufficient_statistics`).
 ASIDE = "unreadable "
@@ -26,14 +23,16 @@ SELECT_UNKNOWN = "SELECT sent_by, events FROM unknown_decisions WHERE newest_ms 
 
 async def backlog(database: Database, now_ms: int) -> Gauges:
     """Count the pending work and the faults in the database. Raises `StoreUnavailable`."""
-    return backlog_of(await database.row(SELECT_BACKLOG, (now_ms + AHEAD_MS,)), now_ms)
+    return await database.read(lambda connection: backlog_of(connection, now_ms))
 
 
-def backlog_of(row: Sequence[Any], now_ms: int) -> Gauges:
+def backlog_of(connection: Connection, now_ms: int) -> Gauges:
+    row = connection.execute(SELECT_BACKLOG, (now_ms + AHEAD_MS,)).fetchone()
     outbox, oldest_ms, dead_letters, owed, unreadable, ahead = row
+    age_s = 0.0 if oldest_ms is None else max(0, now_ms - oldest_ms) / 1000
     return Gauges(
         outbox=outbox,
-        outbox_age_s=max(0, now_ms - oldest_ms) / 1000 if oldest_ms is not None else 0.0,
+        outbox_age_s=age_s,
         dead_letters=dead_letters,
         owed=owed,
         events_ahead=ahead,

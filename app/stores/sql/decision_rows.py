@@ -13,8 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from app.bandit.decisions import Decision, DecisionOutcome, Ranking, Role
-from app.bandit.model.inputs import STORED, Array, Candidate, Context, Profile, packed
-from app.bandit.model.specs import SPECS
+from app.bandit.model.inputs import SPECS, STORED, Array, Candidate, Context, Profile, packed
 from app.bandit.numpy_on_demand import np
 from app.features.events import stored_action
 from app.stores.sql.database import Connection, Parameters
@@ -53,8 +52,7 @@ def row_of(decision: Decision) -> dict[str, object]:
     """The values of a new row of `tip_scores`, by column."""
     profile = None if decision.profile is None else dict(decision.profile)
     context = replace(decision.context, at=None)
-    champion_scores, champion_pi = _blobs(decision.champion)
-    challenger_scores, challenger_pi = _blobs(decision.challenger)
+    rankings = {"champion": decision.champion, "challenger": decision.challenger}
     return {
         **{name: getattr(decision, name) for name in _SAME},
         "decision_id": decision.id,
@@ -65,10 +63,8 @@ def row_of(decision: Decision) -> dict[str, object]:
         "chosen_id": decision.chosen_id,
         "theta": packed(decision.theta),
         "phi": packed(decision.phi),
-        "champion_scores": champion_scores,
-        "champion_pi": champion_pi,
-        "challenger_scores": challenger_scores,
-        "challenger_pi": challenger_pi,
+        **{f"{role}_scores": ranking and packed(ranking.scores) for role, ranking in rankings.items()},
+        **{f"{role}_pi": ranking and packed(ranking.pi) for role, ranking in rankings.items()},
         "request": _encode(_StoredRequest(decision.candidates, decision.context.at, profile, context)).decode(),
     }
 
@@ -106,10 +102,6 @@ def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int]) -> DecisionOut
         row["settled_at_ms"],
         dict(events),
     )
-
-
-def _blobs(ranking: Ranking | None) -> tuple[bytes | None, bytes | None]:
-    return (None, None) if ranking is None else (packed(ranking.scores), packed(ranking.pi))
 
 
 def _ranking(role: Role, row: Mapping[str, Any], candidates: int) -> Ranking | None:

@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.bandit.decisions import Decision, DecisionOutcome, UserSnapshot
-from app.bandit.evaluation.records import DecisionRecord
+from app.bandit.decisions import Decision, DecisionOutcome, DecisionRecord, UserSnapshot
 from app.bandit.model.inputs import NUMBER_BYTES
-from app.bandit.model.policies import Policies
-from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
+from app.bandit.model.thompson_sampling import Policies
 from app.bandit.ports import (
     EARLIEST_MS,
     LATEST_MS,
     DecisionMoment,
-    DecisionPlace,
-    DecisionsPage,
     DecisionSummary,
     LoggedDecision,
     ProposedDecision,
-    RecordedDecision,
     UserLog,
-    UserQuery,
 )
 from app.errors import SpecMismatch
 from app.features.events import stored_action
@@ -31,7 +25,7 @@ from app.stores.sql.damaged_rows import readable
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.decision_rows import array, decision_of, named_rows, outcome_of, row_of
 from app.stores.sql.shadows import missing_shadows, store_shadows
-from app.stores.sql.sufficient_statistics import all_priors, has_version, newest_prior, read_statistics
+from app.stores.sql.sufficient_statistics import has_version, newest_prior, priors, read_statistics
 from app.telemetry import logger
 
 LOGGED_USERS = 1_000  # unreadable statistics are logged once for each user, and for at most this many users
@@ -77,7 +71,7 @@ class SqlDecisions:
         self._refused: set[int] = set()
         self._logged: set[str] = set()
 
-    async def snapshots(self, questions: Sequence[UserQuery]) -> list[UserSnapshot]:
+    async def snapshots(self, queries: Sequence[tuple[str, str | None]]) -> list[UserSnapshot]:
         # 1. `erasures` is read before the user's data; 2. the user is erased; 3. `record` compares and stores nothing.
         # If it were read last, the erasure would go unnoticed.
         def work(connection: Connection) -> list[UserSnapshot]:
@@ -93,24 +87,22 @@ class SqlDecisions:
                     prior,
                     share,
                     salt,
-                    self._evidence_or_none(connection, question.user_id),
-                    next(
-                        (readable(row["number"], decision_of, row) for row in _by_request(connection, *question)), None
-                    ),
+                    self._evidence_or_none(connection, query[0]),
+                    next(map(_decision, _by_request(connection, *query)), None),
                 )
-                for question in questions
+                for query in queries
             ]
 
         return await self._database.look(work)
 
-    async def record(self, proposed: Sequence[ProposedDecision]) -> list[RecordedDecision]:
-        def work(connection: Connection) -> list[RecordedDecision]:
+    async def record(self, proposed: Sequence[ProposedDecision]) -> list[Decision | None]:
+        def work(connection: Connection) -> list[Decision | None]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
-            return [RecordedDecision(self._record(connection, item, erasures), erasures) for item in proposed]
+            return [self._record(connection, item, erasures) for item in proposed]
 
         return await self._database.write(work, of={item.decision.user_id for item in proposed})
 
-    async def add_shadows(self, after: DecisionPlace, limit: int) -> DecisionPlace | None:
+    async def add_shadows(self, after: tuple[str, int], limit: int) -> tuple[str, int] | None:
         # Computed from one snapshot, without a lock.
         place, shadows = await self._database.read(
             lambda connection: missing_shadows(connection, self._policies, after, limit), snapshot=True
@@ -128,18 +120,16 @@ class SqlDecisions:
 
         return await self._database.read(work)
 
-    async def page(self, after: DecisionMoment, until_ms: int, limit: int) -> DecisionsPage:
+    async def page(
+        self, after: DecisionMoment, until_ms: int, limit: int
+    ) -> tuple[list[DecisionRecord], DecisionMoment | None]:
         values = {**after._asdict(), "until": until_ms, "limit": limit + 1}
 
-        def work(connection: Connection) -> DecisionsPage:
+        def work(connection: Connection) -> tuple[list[DecisionRecord], DecisionMoment | None]:
             rows = named_rows(connection, SELECT_PAGE, values)
-            records = [
-                record for row in rows[:limit] if (record := readable(row["number"], _record_of, row)) is not None
-            ]
-            if len(rows) <= limit:
-                return DecisionsPage(records, None)
-            last = rows[limit - 1]
-            return DecisionsPage(records, DecisionMoment(last["created_at_ms"], last["decision_id"]))
+            records = (readable(row["number"], _record_of, row) for row in rows[:limit])
+            moments = [DecisionMoment(row["created_at_ms"], row["decision_id"]) for row in rows]
+            return [record for record in records if record is not None], moments[limit - 1] if moments[limit:] else None
 
         return await self._database.read(work)
 
@@ -177,7 +167,7 @@ class SqlDecisions:
         return await self._database.read(work, snapshot=True)
 
     async def priors(self) -> list[Prior]:
-        return await self._database.read(all_priors)
+        return await self._database.read(lambda connection: [item for item in priors(connection) if item is not None])
 
     def _evidence_or_none(self, connection: Connection, user_id: str) -> SufficientStatistics | None:
         try:
@@ -194,7 +184,7 @@ class SqlDecisions:
             return None
         # 1. Two requests with the same id find no decision; 2. both decide; 3. the second one finds the first's here.
         for row in _by_request(connection, decision.user_id, decision.request_id):
-            if (stored := readable(row["number"], decision_of, row)) is not None:
+            if (stored := _decision(row)) is not None:
                 return stored
             connection.execute(UPDATE_UNANSWERED, (decision.user_id, decision.request_id))
         # 1. A request reads statistics; 2. a worker changes them; 3. the decision is refused here and made again. If it
@@ -210,6 +200,11 @@ class SqlDecisions:
 def _by_request(connection: Connection, user_id: str, request_id: str | None) -> list[dict[str, Any]]:
     """The stored decision with this request id, as a row; at most one."""
     return [] if request_id is None else named_rows(connection, SELECT_BY_REQUEST, (user_id, request_id))
+
+
+def _decision(row: Mapping[str, Any]) -> Decision | None:
+    """None if the row is damaged."""
+    return readable(row["number"], decision_of, row)
 
 
 def _summary(row: dict[str, Any]) -> DecisionSummary:

@@ -12,13 +12,13 @@ from app.operations.doctor import Line, diagnose_features
 from app.operations.findings import AUDIT_RULES, waiting_to_be_pruned, wrong_decisions
 from app.operations.samples import Sample
 from app.profiles.availability import Disabled
-from app.stores.sql.backlog import AHEAD_MS, SELECT_BACKLOG, SELECT_UNKNOWN, backlog_of
+from app.stores.sql.backlog import SELECT_UNKNOWN, backlog_of
 from app.stores.sql.database import Connection
 from app.stores.sql.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
 from app.stores.sql.retention import SELECT_CUTOFF
 from app.stores.sql.retention import SELECT_OLDEST as SELECT_OLDEST_DECISION
 from app.stores.sql.samples import hour_counts, running
-from app.stores.sql.sufficient_statistics import damaged, damaged_priors
+from app.stores.sql.sufficient_statistics import damaged, priors
 
 SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
 SELECT_DISABLED = "SELECT feature, disabled_by, reason, disabled_at_ms FROM disabled_features ORDER BY feature"
@@ -64,7 +64,7 @@ def diagnose_contents(
         return None if row is None or row[0] is None else int(row[0])
 
     samples = running(connection, now_ms)
-    work = backlog_of(connection.execute(SELECT_BACKLOG, (now_ms + AHEAD_MS,)).fetchone(), now_ms)
+    work = backlog_of(connection, now_ms)
     disabled = [Disabled(*row) for row in connection.execute(SELECT_DISABLED)]
     lines = [
         _outbox(work.outbox or 0, work.outbox_age_s or 0.0),
@@ -73,7 +73,7 @@ def diagnose_contents(
         _decision_ids(connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()),
         _count("dead letters", work.dead_letters),
         _count("evidence", damaged(connection, whole=whole and SCORING)),
-        *([_count("priors", damaged_priors(connection))] if SCORING else []),
+        *([_count("priors", sum(prior is None for prior in priors(connection)))] if SCORING else []),
         _samples(first(SELECT_NEWEST_SAMPLE), now_ms),
         _audit(hour_counts(connection, now_ms)),
         diagnose_features(samples, {row.feature: str(row) for row in disabled}),

@@ -19,18 +19,15 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from app.bandit.decisions import EventOutcome
-from app.bandit.learning.attribution import GRACE_MS, JudgedDecision, Judgement, Rules, judge, latest_made
-from app.bandit.learning.rewards import NO_FEEDBACK
-from app.bandit.model.inputs import NUMBER_BYTES, Array
-from app.bandit.model.policies import Policies
-from app.bandit.model.specs import SPECS, Spec
+from app.bandit.learning.attribution import GRACE_MS, NO_FEEDBACK, JudgedDecision, Judgement, Rules, judge, latest_made
+from app.bandit.model.inputs import NUMBER_BYTES, SPECS, Array, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
+from app.bandit.model.thompson_sampling import Policies
 from app.bandit.ports import SettleCounts
 from app.errors import SpecMismatch
 from app.features.events import LoggedEvent
@@ -62,19 +59,17 @@ ON CONFLICT (sent_by) DO UPDATE SET newest_ms = excluded.newest_ms,
 """
 # The decision that an event is about, if the event has not been applied before.
 _DECISION = """
-SELECT number, spec_hash, phi, user_id, chosen_id, created_at_ms, state, served_at_ms, reward_source,
-    EXISTS (SELECT 1 FROM decision_events WHERE user_id = :user AND number = tip_scores.number AND outcome = 'served')
+SELECT *, EXISTS (
+    SELECT 1 FROM decision_events WHERE user_id = :user AND number = tip_scores.number AND outcome = 'served'
+) AS told_served
 FROM tip_scores
 """
 _NEW = "NOT EXISTS (SELECT 1 FROM decision_events WHERE user_id = :user AND seq = :seq)"
-SELECT_NAMED = _DECISION + f"WHERE decision_id = :decision AND user_id = :user AND {_NEW}"
-SELECT_NEWEST = (
-    _DECISION
-    + f"""
+SELECT_NAMED = f"{_DECISION} WHERE decision_id = :decision AND user_id = :user AND {_NEW}"
+SELECT_NEWEST = f"""{_DECISION}
 WHERE user_id = :user AND chosen_id = :tip AND state IN ('open', 'served') AND created_at_ms <= :latest AND {_NEW}
 ORDER BY number DESC LIMIT 1
 """
-)
 INSERT_COUNTED = "INSERT INTO decision_events (seq, user_id, number, outcome) VALUES (?, ?, ?, ?)"
 UPDATE_SERVED = "UPDATE tip_scores SET state = 'served', served_at_ms = ? WHERE user_id = ? AND number = ?"
 UPDATE_LEARNED = """
@@ -90,22 +85,21 @@ SELECT_ANY_CLOSED = """
 SELECT EXISTS (SELECT 1 FROM tip_scores WHERE state = 'served' AND served_at_ms < :closed)
     OR EXISTS (SELECT 1 FROM tip_scores WHERE state = 'open' AND created_at_ms < :closed)
 """
-SELECT_CLOSED = f"""
-SELECT number, spec_hash, phi, decision.user_id, served_at_ms
-{_DECISIONS} AND state = 'served' AND served_at_ms < :closed AND spec_hash IN (SELECT value FROM json_each(:known))
+_CLOSED = f"""{_DECISIONS} AND state = 'served' AND served_at_ms < :closed
+    AND spec_hash IN (SELECT value FROM json_each(:known))
     AND COALESCE((SELECT spec_hash FROM bandit_states WHERE user_id = decision.user_id), decision.spec_hash)
         IN (SELECT value FROM json_each(:known))
 ORDER BY served_at_ms LIMIT :limit
 """
+SELECT_CLOSED = f"SELECT decision.* {_CLOSED}"
+SELECT_USERS_OF_CLOSED = f"SELECT decision.user_id {_CLOSED}"
 # The result matches the hash of no spec, so the decision is not selected again.
 UPDATE_ASIDE = f"UPDATE tip_scores SET spec_hash = '{ASIDE}' || spec_hash WHERE user_id = ? AND number = ?"
 SELECT_UNSERVED = f"""
 SELECT decision.user_id, number {_DECISIONS} AND state = 'open' AND created_at_ms < :closed
 ORDER BY created_at_ms LIMIT :limit
 """
-_OF_USER = "SELECT * FROM tip_scores WHERE user_id = ?"
-SELECT_DECISION = f"{_OF_USER} AND number = ?"
-SELECT_LEARNED = f"{_OF_USER} AND state = 'learned' ORDER BY settled_at_ms, number"
+SELECT_LEARNED = "SELECT * FROM tip_scores WHERE user_id = ? AND state = 'learned' ORDER BY settled_at_ms, number"
 SELECT_TO_GROW = "SELECT user_id FROM bandit_states WHERE spec_hash IN (SELECT value FROM json_each(?)) LIMIT ?"
 SELECT_NOT_GROWN = """
 SELECT user_id FROM bandit_states
@@ -123,7 +117,7 @@ class SqlLearning:
     def __init__(self, database: Database, policies: Policies, rules: Rules) -> None:
         self._database = database
         self._policies = policies
-        self._shorter = json.dumps([spec.hash for spec in policies.shorter()])
+        self._shorter = json.dumps([spec.hash for spec in policies.longest.shorter()])
         self._rules = rules
 
     async def concerned(self, events: Sequence[LoggedEvent]) -> list[LoggedEvent]:
@@ -163,15 +157,14 @@ class SqlLearning:
             raise
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
-        """Settle decisions without feedback whose reward window has closed, up to `limit` of those whose tip was served
-        and of those whose tip was not. The former are learned with the default reward, the latter expire. The write
-        lock is taken only if a read finds such decisions."""
+        """Settle up to `limit` decisions whose tip was served, and as many others. The write lock is taken only if a
+        read finds such decisions."""
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS}
         (any_closed,) = await self._database.row(SELECT_ANY_CLOSED, closed)
         if not any_closed:
             return SettleCounts(0, 0, 0)
         parameters = {**closed, "now": now_ms, "limit": limit, "known": json.dumps(list(SPECS))}
-        users = {row[3] for row in await self._database.rows(SELECT_CLOSED, parameters)}
+        users = {row[0] for row in await self._database.rows(SELECT_USERS_OF_CLOSED, parameters)}
         await self._grow(list(users), now_ms)
         users |= {row[0] for row in await self._database.rows(SELECT_UNSERVED, parameters)}
 
@@ -179,8 +172,8 @@ class SqlLearning:
             transaction = _LearningTransaction(connection, self._policies, now_ms)
             reward = self._rules.rewards[NO_FEEDBACK]
             # Only of the locked users: a decision of another one may be changed by another worker.
-            rows = [row for row in connection.execute(SELECT_CLOSED, parameters).fetchall() if row[3] in users]
-            learned = [transaction.learn_default(_LoggedVector(*row[:4]), row[4], reward) for row in rows]
+            rows = [row for row in named_rows(connection, SELECT_CLOSED, parameters) if row["user_id"] in users]
+            learned = [transaction.learn_default(row, reward) for row in rows]
             transaction.write()
             unserved = [row for row in connection.execute(SELECT_UNSERVED, parameters).fetchall() if row[0] in users]
             expired = connection.execute(UPDATE_EXPIRED, {"now": now_ms, "expired": json.dumps(unserved)}).rowcount
@@ -197,31 +190,30 @@ class SqlLearning:
         """Extend the statistics of these users, as far as they belong to a shorter spec, page by page."""
         found = await self._database.rows(SELECT_NOT_GROWN, (json.dumps(users), self._shorter))
         for start in range(0, len(found), GROWN_AT_ONCE):
-            page = [user_id for (user_id,) in found[start : start + GROWN_AT_ONCE]]
-            growth = await self._database.read(partial(self._replay, page), snapshot=True)
-            if growth.replayed or growth.damaged:
-                await self._database.write(partial(self._store, growth, now_ms), of=page)
+            await self._grow_page([user_id for (user_id,) in found[start : start + GROWN_AT_ONCE]], now_ms)
 
-    def _replay(self, users: Sequence[str], connection: Connection) -> _Growth:
-        (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
-        growth = _Growth(erasures, [], [])
-        for (user_id,) in connection.execute(SELECT_NOT_GROWN, (json.dumps(users), self._shorter)).fetchall():
-            try:
-                known = read_statistics(connection, user_id)
-                assert known is not None  # the snapshot has them
-                growth.replayed.append((user_id, known, _grown(connection, self._policies, user_id, known)))
-            except SpecMismatch:
-                growth.damaged.append(user_id)
-        return growth
+    async def _grow_page(self, users: Sequence[str], now_ms: int) -> None:
+        def replay(connection: Connection) -> tuple[Any, dict[str, tuple[SufficientStatistics, SufficientStatistics]]]:
+            replayed = {}  # without damaged ones
+            for user_id in users:
+                with suppress(SpecMismatch):
+                    if (known := read_statistics(connection, user_id)) is not None:
+                        replayed[user_id] = known, _grown(connection, self._policies, user_id, known)
+            return connection.execute(SELECT_ERASURES).fetchone(), replayed
 
-    def _store(self, growth: _Growth, now_ms: int, connection: Connection) -> None:
-        for user_id in growth.damaged:
-            set_aside(connection, user_id)
-        (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
-        for user_id, known, grown in growth.replayed if erasures == growth.erasures else ():
-            if has_version(connection, user_id, known.decisions, known.spec_hash):
-                add_user_shadows(connection, self._policies, user_id, known)
-                write_statistics(connection, {user_id: grown}, now_ms)
+        def store(connection: Connection) -> None:
+            erased = connection.execute(SELECT_ERASURES).fetchone() != erasures
+            for user_id in users:
+                if user_id not in replayed:
+                    set_aside(connection, user_id)
+                    continue
+                known, grown = replayed[user_id]
+                if not erased and has_version(connection, user_id, known.decisions, known.spec.hash):
+                    add_user_shadows(connection, self._policies, user_id, known)
+                    write_statistics(connection, {user_id: grown}, now_ms)
+
+        erasures, replayed = await self._database.read(replay, snapshot=True)
+        await self._database.write(store, of=users)
 
 
 def _query(logged: LoggedEvent) -> tuple[str, ...]:
@@ -232,20 +224,13 @@ def _query(logged: LoggedEvent) -> tuple[str, ...]:
     return SELECT_IS_UNSETTLED, event.user_id, event.tip_id
 
 
-class _LoggedVector(NamedTuple):
-    """The input vector `phi` that was logged with a decision, as little-endian float64."""
-
-    number: int
-    spec_hash: str
-    phi: bytes
-    user_id: str
-
-
 def _vector(row: Mapping[str, Any], spec: Spec) -> Array:
     """`Decision.vector`. If the request is damaged, its additional inputs are left out, and are learned as zeros."""
-    with suppress(*DAMAGE):
-        return decision_of(row).vector(spec)
-    return array(row["phi"])
+    phi = array(row["phi"])
+    if len(phi) < spec.size:  # the decision was made before the statistics grew
+        with suppress(*DAMAGE):
+            return decision_of(row).vector(spec)
+    return phi
 
 
 def _grown(
@@ -257,29 +242,21 @@ def _grown(
 ) -> SufficientStatistics:
     """A user's statistics, extended to the spec that `Policies.grown` chooses. The sums over the additional inputs are
     computed from the learned decisions in the log. Raises as `Policies.grown`."""
-    padded, spec = policies.grown(known, phi_spec)
-    if known is None or known.spec_hash == spec.hash:
+    padded = policies.grown(known, phi_spec)
+    spec = padded.spec
+    if known is None or known.spec == spec:
         return padded
     try:
         replayed = SufficientStatistics.none(spec)
         for row in named_rows(connection, SELECT_LEARNED, (user_id,)):
             replayed = replayed.learned(_vector(row, spec), row["reward"])
-        grown = known.grown(SPECS[known.spec_hash], spec, replayed)
+        grown = known.grown(spec, replayed)
         if not sound(spec, grown.pack(), grown.decisions):
             raise SpecMismatch("the logged decisions are not those that the statistics have learned")
         return grown
     except (SpecMismatch, ValueError) as error:  # the log is damaged, or the statistics come from a backup
         log.warning("log_not_replayed", user=user_hash(user_id), error=str(error))
         return padded
-
-
-class _Growth(NamedTuple):
-    """The result of a replay: of each user the statistics, and those extended to the longest spec; and the users whose
-    statistics are damaged. `erasures` is the number of users erased before."""
-
-    erasures: int
-    replayed: list[tuple[str, SufficientStatistics, SufficientStatistics]]
-    damaged: list[str]
 
 
 class _LearningTransaction(msgspec.Struct):
@@ -293,72 +270,52 @@ class _LearningTransaction(msgspec.Struct):
     def take(self, logged: LoggedEvent, rules: Rules) -> EventOutcome | None:
         """Apply an event to its decision. Return the outcome; None if the event concerns no decision or was applied
         before."""
-        row = self._decision(logged)
-        if row is None:
-            return None
-        vector = _LoggedVector(*row[:4])
-        judgement = judge(JudgedDecision(*row[4:]), logged, rules)
-        if judgement.outcome == "served" and judgement.state == "served":
-            self.connection.execute(UPDATE_SERVED, (judgement.served_at_ms, vector.user_id, vector.number))
-        elif judgement.outcome == "learned":
-            self._learn(vector, judgement)
-        counted = (logged.seq, vector.user_id, vector.number, judgement.outcome)
-        self.connection.execute(INSERT_COUNTED, counted)
-        return judgement.outcome
+        event = logged.event
+        known = {"user": event.user_id, "decision": event.decision_id, "tip": event.tip_id, "seq": logged.seq}
+        statement = SELECT_NEWEST if event.decision_id is None else SELECT_NAMED
+        for row in named_rows(self.connection, statement, {**known, "latest": latest_made(logged)}):  # at most one
+            judgement = judge(JudgedDecision(**{name: row[name] for name in JudgedDecision._fields}), logged, rules)
+            if judgement.outcome == "served" and judgement.state == "served":
+                self.connection.execute(UPDATE_SERVED, (judgement.served_at_ms, row["user_id"], row["number"]))
+            elif judgement.outcome == "learned":
+                self._learn(row, judgement)
+            counted = (logged.seq, row["user_id"], row["number"], judgement.outcome)
+            self.connection.execute(INSERT_COUNTED, counted)
+            return judgement.outcome
+        return None
 
-    def learn_default(self, logged: _LoggedVector, served_at_ms: int, reward: float) -> bool:
+    def learn_default(self, row: Mapping[str, Any], reward: float) -> bool:
         """Learn `reward` for a decision without feedback. If the decision or the user's statistics are damaged, return
         False, and overwrite the spec hash of the damaged row, so that no process reads the row again."""
         try:
-            self._learn(logged, Judgement("late", "learned", served_at_ms, reward))
+            self._learn(row, Judgement("late", "learned", row["served_at_ms"], reward))
         except SpecMismatch as error:
-            if not set_aside(self.connection, logged.user_id):  # the statistics are readable, so the decision is not
-                self.connection.execute(UPDATE_ASIDE, (logged.user_id, logged.number))
-                log.warning("decision_set_aside", number=logged.number, error=str(error))
+            if not set_aside(self.connection, row["user_id"]):  # the statistics are readable, so the decision is not
+                self.connection.execute(UPDATE_ASIDE, (row["user_id"], row["number"]))
+                log.warning("decision_set_aside", number=row["number"], error=str(error))
             return False
         return True
-
-    def grown(self, user_id: str, phi_spec: Spec | None = None) -> SufficientStatistics:
-        """A user's statistics, extended as `_grown` describes. The user must be locked.
-
-        Raises:
-            SpecMismatch: the statistics are damaged or of an unknown spec.
-        """
-        known = self.evidence.get(user_id)
-        if known is None:
-            known = read_statistics(self.connection, user_id)
-            add_user_shadows(self.connection, self.policies, user_id, known)
-        return _grown(self.connection, self.policies, user_id, known, phi_spec)
 
     def write(self) -> None:
         write_statistics(self.connection, self.evidence, self.now_ms)
 
-    def _decision(self, logged: LoggedEvent) -> tuple[Any, ...] | None:
-        event = logged.event
-        if event.decision_id is not None:
-            named = {"decision": event.decision_id, "user": event.user_id, "seq": logged.seq}
-            cursor = self.connection.execute(SELECT_NAMED, named)
-        else:
-            newest = {"user": event.user_id, "tip": event.tip_id, "latest": latest_made(logged), "seq": logged.seq}
-            cursor = self.connection.execute(SELECT_NEWEST, newest)
-        row: tuple[Any, ...] | None = cursor.fetchone()
-        return row
-
-    def _learn(self, logged: _LoggedVector, judgement: Judgement) -> None:
-        spec = SPECS.get(logged.spec_hash)
+    def _learn(self, row: Mapping[str, Any], judgement: Judgement) -> None:
+        """Learn from a row of `tip_scores`. Raises `SpecMismatch` if its vector or the statistics are damaged, or of an
+        unknown spec."""
+        user_id, spec = row["user_id"], SPECS.get(row["spec_hash"])
         if spec is None:
-            raise SpecMismatch(f"the decision's vector is of spec {logged.spec_hash[:12]}, which this release lacks")
-        if len(logged.phi) != (wanted := spec.size * NUMBER_BYTES):
+            raise SpecMismatch(f"the decision's vector is of spec {row['spec_hash'][:12]}, which this release lacks")
+        if len(row["phi"]) != (wanted := spec.size * NUMBER_BYTES):
             raise SpecMismatch(
-                f"the decision's vector has {len(logged.phi)} bytes, {spec.id} {spec.version} has {wanted}"
+                f"the decision's vector has {len(row['phi'])} bytes, {spec.id} {spec.version} has {wanted}"
             )
         assert judgement.reward is not None
-        evidence = self.grown(logged.user_id, spec)
-        phi = array(logged.phi)
-        if len(phi) < evidence.size:  # the decision was made before the statistics grew
-            (row,) = named_rows(self.connection, SELECT_DECISION, (logged.user_id, logged.number))
-            phi = _vector(row, SPECS[evidence.spec_hash])
-        self.evidence[logged.user_id] = evidence.learned(phi, judgement.reward)
+        known = self.evidence.get(user_id)
+        if known is None:
+            known = read_statistics(self.connection, user_id)
+            add_user_shadows(self.connection, self.policies, user_id, known)
+        evidence = _grown(self.connection, self.policies, user_id, known, spec)
+        self.evidence[user_id] = evidence.learned(_vector(row, evidence.spec), judgement.reward)
         source = "feedback" if judgement.action is not None else "default"
         values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self.now_ms)
-        self.connection.execute(UPDATE_LEARNED, (*values, logged.user_id, logged.number))
+        self.connection.execute(UPDATE_LEARNED, (*values, user_id, row["number"]))

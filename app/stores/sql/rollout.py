@@ -13,8 +13,8 @@ import msgspec
 
 from app.bandit.model.inputs import Array
 from app.bandit.numpy_on_demand import np
+from app.bandit.ports import Counts, RecentDecisions, RolloutLook
 from app.bandit.rollout.aggregates import DecisionPage
-from app.bandit.rollout.ports import Counts, RecentDecisions, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target
 from app.features.events import Action
 from app.stores.sql.database import SERVICE, Connection, Database, SqlRepository
@@ -61,8 +61,10 @@ SELECT COUNT(champion_p) FILTER (WHERE number < :until), COUNT(champion_p) FILTE
 FROM tip_scores WHERE state = 'learned' AND explore = 1 AND number > :after
 """
 SELECT_NEWEST_PRIOR = "SELECT prior_version FROM tip_scores WHERE number = (SELECT MAX(number) FROM tip_scores)"
-_COLUMNS = f"""number, user_id, COALESCE(reward, 0), role = 'challenger', champion_p, challenger_p, q_logged,
-    v_champion, v_challenger, action IS NOT DISTINCT FROM '{Action.DISMISSED}', agree"""
+# As in `DecisionPage`.
+_COLUMNS = f"""number, user_id, COALESCE(reward, 0), CASE role WHEN 'champion' THEN champion_p ELSE challenger_p END,
+    champion_p, challenger_p, q_logged, v_champion, v_challenger,
+    action IS NOT DISTINCT FROM '{Action.DISMISSED}', agree"""
 # Another release has logged its decisions under another spec, and computed their shadows by its challenger.
 _EVALUATED = "explore = 1 AND champion_p IS NOT NULL AND spec_hash = COALESCE(:challenger, spec_hash)"
 # Without a pooled prior the challenger hardly differs from the champion. Few are excluded: see `begin_evaluation`.
@@ -95,7 +97,7 @@ def begin_evaluation(connection: Connection, challenger: str) -> None:
 
 
 class SqlRollout(SqlRepository):
-    """The challenger's roll-out and its interim analyses. Implements `app.bandit.rollout.ports.RolloutRepository`."""
+    """The challenger's roll-out and its interim analyses. Implements `app.bandit.ports.RolloutRepository`."""
 
     def __init__(self, database: Database, challenger: str | None) -> None:
         """`challenger`: the hash of its spec; None if there is none."""
@@ -107,12 +109,10 @@ class SqlRollout(SqlRepository):
 
     async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
         values = {
-            "stage": to.stage,
-            "share": to.share,
+            **to._asdict(),
             "reason": reason,
             "actor": actor,
             "now": now_ms,
-            "anew": to.anew,
             "salt": str(now_ms),
             "challenger": self._challenger,
             "seen_stage": seen.stage,
@@ -208,21 +208,4 @@ def _look(number: int, body: str) -> RolloutLook | None:
 
 
 def _page(rows: Sequence[Sequence[Any]]) -> DecisionPage:
-    users = [row[1] for row in rows]
-    reward, challenger, champion_p, challenger_p, q, v_champion, v_challenger, dismissed, agreed, pool_p, v_pool = (
-        np.array([row[2:13] for row in rows], dtype=np.float64).reshape(-1, 11).T
-    )
-    return DecisionPage(
-        users=users,
-        rewards=reward,
-        pi_b=np.where(challenger > 0, challenger_p, champion_p),
-        pi_champion=champion_p,
-        pi_challenger=challenger_p,
-        q_logged=q,
-        v_champion=v_champion,
-        v_challenger=v_challenger,
-        dismissed=dismissed,
-        agreed=agreed,
-        pi_pool=pool_p,
-        v_pool=v_pool,
-    )
+    return DecisionPage([row[1] for row in rows], *np.array([row[2:13] for row in rows], np.float64).reshape(-1, 11).T)

@@ -18,9 +18,8 @@ from typing import Any
 
 from app.bandit.decisions import Shadow
 from app.bandit.model.inputs import Array
-from app.bandit.model.policies import Policies
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.ports import DecisionPlace
+from app.bandit.model.thompson_sampling import Policies
 from app.bandit.shadow import shadow_of
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
@@ -75,18 +74,19 @@ def store_shadows(connection: Connection, shadows: Sequence[Mapping[str, object]
 
 
 def missing_shadows(
-    connection: Connection, policies: Policies, after: DecisionPlace, limit: int
-) -> tuple[DecisionPlace | None, list[dict[str, object]]]:
+    connection: Connection, policies: Policies, after: tuple[str, int], limit: int
+) -> tuple[tuple[str, int] | None, list[dict[str, object]]]:
     """Compute the missing shadows of up to `limit` decisions after the place `after`. Return the place of the last
     decision, None if no more follow; and the shadows, as parameters of `store_shadows`."""
     if policies.challenger is None:
         return None, []
-    rows = named_rows(connection, SELECT_PAGE, {**after._asdict(), "spec": policies.longest.hash, "limit": limit})
+    values = {"user": after[0], "number": after[1], "spec": policies.longest.hash, "limit": limit}
+    rows = named_rows(connection, SELECT_PAGE, values)
     shadows: list[dict[str, object]] = []
     for user_id, own in groupby(rows, key=lambda row: str(row["user_id"])):
         with suppress(SpecMismatch):  # the statistics are damaged
             shadows += _shadows(connection, policies, list(own), read_statistics(connection, user_id))
-    return DecisionPlace(rows[-1]["user_id"], rows[-1]["number"]) if len(rows) == limit else None, shadows
+    return (rows[-1]["user_id"], rows[-1]["number"]) if len(rows) == limit else None, shadows
 
 
 def _shadows(

@@ -23,16 +23,14 @@ erased user's id is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import compress
+from collections.abc import Iterator, Mapping
 from operator import eq
-from typing import NamedTuple
+from typing import Any
 from zlib import crc32
 
-from app.bandit.model.inputs import NUMBER_BYTES, Array, packed
-from app.bandit.model.pooled_prior import Pool, Prior, can_be_pooled
-from app.bandit.model.specs import SPECS, Spec
-from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
+from app.bandit.model.inputs import NUMBER_BYTES, SPECS, Array, Spec, packed
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, can_be_pooled, pooled_mean, sound
+from app.bandit.ports import StateGrowth
 from app.errors import SpecMismatch
 from app.features.ids import AFTER_ALL_IDS, user_hash
 from app.stores.sql.backlog import ASIDE, SELECT_ASIDE_COUNT
@@ -95,13 +93,10 @@ UPDATE_ASIDE = "UPDATE bandit_states SET spec_hash = ? WHERE user_id = ?"
 SELECT_COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM bandit_states WHERE spec_hash = ? LIMIT 100000) AS counted"
 SELECT_CHANGES_SEEN = "SELECT MAX(changes) FROM bandit_priors WHERE spec_hash = ?"
 SELECT_NEWEST_VERSION = "SELECT version FROM bandit_priors WHERE spec_hash = ? ORDER BY version DESC LIMIT 1"
-SELECT_PRIOR_BELOW = """
-SELECT version, mu, users, decisions, created_at_ms FROM bandit_priors
-WHERE spec_hash = ? AND version < ? ORDER BY version DESC LIMIT 1
-"""
-SELECT_PRIORS = "SELECT mu, decisions FROM bandit_priors WHERE spec_hash = ?"
-SELECT_ALL_PRIORS = "SELECT version, spec_hash, mu, users, decisions, created_at_ms FROM bandit_priors ORDER BY version"
-SELECT_PRIOR = f"{SELECT_PRIORS} AND version = ?"
+_PRIORS = "SELECT version, spec_hash, mu, users, decisions, created_at_ms FROM bandit_priors"
+SELECT_PRIORS = f"{_PRIORS} ORDER BY version"
+SELECT_PRIOR = f"{_PRIORS} WHERE spec_hash = ? AND version = ?"
+SELECT_PRIOR_BELOW = f"{_PRIORS} WHERE spec_hash = ? AND version < ? ORDER BY version DESC LIMIT 1"
 INSERT_PRIOR = """
 INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) VALUES (?, ?, ?, ?, ?, ?)
 """
@@ -116,7 +111,7 @@ def read_statistics(connection: Connection, user_id: str) -> SufficientStatistic
 
 def write_statistics(connection: Connection, evidence: Mapping[str, SufficientStatistics], now_ms: int) -> None:
     """Replace the statistics of each user in `evidence`, a mapping by user id."""
-    states = [(user_id, (item.spec_hash, item.pack(), item.decisions)) for user_id, item in evidence.items()]
+    states = [(user_id, (item.spec.hash, item.pack(), item.decisions)) for user_id, item in evidence.items()]
     rows = [(user_id, *state, *_checksums(*state), now_ms) for user_id, state in states]
     connection.executemany(UPSERT_STATE, rows)
 
@@ -172,11 +167,11 @@ def newest_prior(connection: Connection, spec: Spec, known: Prior, refused: set[
         return known
     version = row[0] + 1
     while (row := connection.execute(SELECT_PRIOR_BELOW, (spec.hash, version)).fetchone()) is not None:
-        version, mu, users, decisions, created_at_ms = row
+        version = row[0]
         if version == known.version:
             break
-        if _is_prior(spec, mu, decisions):
-            return Prior(version, spec.hash, array(mu), users, decisions, created_at_ms)
+        if (found := _prior(*row)) is not None:
+            return found
         if version not in refused:
             refused.add(version)
             log.warning("prior_refused", version=version)
@@ -189,41 +184,21 @@ def prior_mean(connection: Connection, spec: Spec, version: int) -> Array:
     if version == 0:
         return Prior.none(spec).mu
     row = connection.execute(SELECT_PRIOR, (spec.hash, version)).fetchone()
-    if row is None or not _is_prior(spec, *row):
+    if row is None or (found := _prior(*row)) is None:
         raise SpecMismatch(f"there is no intact prior {version} of {spec.id} {spec.version}")
-    return array(row[0])
+    return found.mu
 
 
-def all_priors(connection: Connection) -> list[Prior]:
-    """The intact priors of the specs that this release knows, oldest first."""
-    return [
-        Prior(version, spec_hash, array(mu), users, decisions, created_at_ms)
-        for version, spec_hash, mu, users, decisions, created_at_ms in connection.execute(SELECT_ALL_PRIORS)
-        if spec_hash in SPECS and _is_prior(SPECS[spec_hash], mu, decisions)
-    ]
+def priors(connection: Connection) -> Iterator[Prior | None]:
+    """The priors of the specs that this release knows, oldest first; None for each damaged one."""
+    return (_prior(*row) for row in connection.execute(SELECT_PRIORS) if row[1] in SPECS)
 
 
-def damaged_priors(connection: Connection) -> int:
-    """The number of damaged priors of the specs that this release knows."""
-    return sum(
-        not _is_prior(spec, mu, decisions)
-        for spec in SPECS.values()
-        for mu, decisions in connection.execute(SELECT_PRIORS, (spec.hash,))
-    )
-
-
-def _is_prior(spec: Spec, mu: bytes, decisions: int) -> bool:
-    return len(mu) == NUMBER_BYTES * spec.size and can_be_pooled(array(mu), decisions)
-
-
-class _Claim(NamedTuple):
-    """A range of users, from `first` up to but without `end`, that this process has claimed, to sum their statistics.
-    `users` and `decisions` are the counts of the stored sum; None without a sum."""
-
-    first: str
-    end: str
-    users: int | None
-    decisions: int | None
+def _prior(version: int, spec_hash: str, mu: bytes, users: int, decisions: int, created_at_ms: int) -> Prior | None:
+    spec = SPECS[spec_hash]
+    if len(mu) != NUMBER_BYTES * spec.size or not can_be_pooled(array(mu), decisions):
+        return None
+    return Prior(version, spec, array(mu), users, decisions, created_at_ms)
 
 
 class SqlStates:
@@ -242,15 +217,16 @@ class SqlStates:
         claim = await self._database.write(lambda connection: self._claim(connection, due), of=())
         if claim is None:
             return True  # another worker was faster
-        pool, damaged = await self._database.read(lambda connection: self._summed(connection, claim), snapshot=True)
-        if pool is None:
+        summed = await self._database.read(lambda connection: self._summed(connection, claim), snapshot=True)
+        if summed is None:
             return True
+        total, users, damaged = summed
 
         def work(connection: Connection) -> None:
             for user_id in damaged:
                 set_aside(connection, user_id)
-            found = {"users": pool.users, "decisions": pool.decisions, "evidence": pool.total.pack()}
-            connection.execute(UPDATE_SUM, {**due, **found, "first": claim.first})
+            found = {"users": users, "decisions": total.decisions, "evidence": total.pack()}
+            connection.execute(UPDATE_SUM, {**claim, **found})
 
         await self._database.write(work, of=damaged)
         return True
@@ -263,16 +239,16 @@ class SqlStates:
             (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
             if missing or revision <= (seen or 0):
                 return None
-            pool = Pool(self._spec)
+            total, users = SufficientStatistics.none(self._spec), 0
             cursor = connection.execute(SELECT_SUMS, (self._spec.hash,))
             while page := cursor.fetchmany(PAGE):
-                _, users, decisions, sums = zip(*page, strict=True)
                 damaged.extend(row[0] for row in page if not sound(self._spec, row[3], row[2]))
                 if not damaged:
-                    pool.add(sums, sum(decisions), sum(users))
-            if damaged or (seen is None and not pool.users):
+                    total = total.plus([row[3] for row in page], sum(row[2] for row in page))
+                    users += sum(row[1] for row in page)
+            if damaged or (seen is None and not users):
                 return None
-            return pool.prior(0, now_ms), revision
+            return Prior(0, self._spec, pooled_mean(total), users, total.decisions, now_ms), revision
 
         found = await self._database.read(work, snapshot=True)
         for first in damaged:
@@ -285,7 +261,7 @@ class SqlStates:
             (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
             if seen is not None and seen >= revision:
                 return False
-            row = (prior.spec_hash, packed(prior.mu), prior.users, prior.decisions, revision, prior.created_at_ms)
+            row = (prior.spec.hash, packed(prior.mu), prior.users, prior.decisions, revision, prior.created_at_ms)
             connection.execute(INSERT_PRIOR, row)
             if seen is None:
                 begin_evaluation(connection, self._spec.hash)
@@ -297,47 +273,50 @@ class SqlStates:
         row = await self._database.row(SELECT_NEWEST_VERSION, (self._spec.hash,))
         return 0 if row is None else int(row[0])
 
-    async def counts(self) -> Mapping[str, int]:
-        def work(connection: Connection) -> Mapping[str, int]:
-            counts = {spec_hash: connection.execute(SELECT_COUNT, (spec_hash,)).fetchone()[0] for spec_hash in SPECS}
-            return {spec_hash: count for spec_hash, count in counts.items() if count}
+    async def growth(self) -> StateGrowth:
+        def work(connection: Connection) -> StateGrowth:
+            counts = {spec: connection.execute(SELECT_COUNT, (spec.hash,)).fetchone()[0] for spec in SPECS.values()}
+            return StateGrowth(sum(counts.values()), sum(counts[spec] for spec in self._spec.shorter()))
 
         return await self._database.read(work)
 
-    def _claim(self, connection: Connection, due: Mapping[str, object]) -> _Claim | None:
-        """Claim a range that is still to be summed in this round; None if there is none, or another worker was faster.
-        A range that has become too large is cut. `due`: the parameters of `SELECT_DUE` and `UPDATE_CLAIM`."""
+    def _claim(self, connection: Connection, due: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Claim a range of users that is still to be summed in this round, from `first` up to but without `end`; None
+        if there is none, or another worker was faster. A range that has become too large is cut. `due`: the parameters
+        of `SELECT_DUE` and `UPDATE_CLAIM`. The result has them, too, and the counts `users` and `decisions` of the
+        stored sum; None without a sum."""
         row = connection.execute(SELECT_DUE, due).fetchone()
         if row is None:
             return None
         first, claimed_at_ms, users, decisions = row
-        claimed = {**due, "first": first, "claimed": claimed_at_ms}
-        if not connection.execute(UPDATE_CLAIM, claimed).rowcount:
+        claim = {**due, "first": first, "claimed": claimed_at_ms, "users": users, "decisions": decisions}
+        if not connection.execute(UPDATE_CLAIM, claim).rowcount:
             return None
-        (end,) = connection.execute(SELECT_END, claimed).fetchone()
-        within = {"first": first, "end": end or AFTER_ALL_IDS}
-        if connection.execute(SELECT_NTH_USER, {**within, "n": 2 * RANGE_USERS}).fetchone() is not None:
-            (within["end"],) = connection.execute(SELECT_NTH_USER, {**within, "n": RANGE_USERS}).fetchone()
-            connection.execute(UPDATE_NO_SUM, claimed)
-            connection.execute(INSERT_RANGE, {**due, **within})
-            users = decisions = None
-        return _Claim(**within, users=users, decisions=decisions)
+        (end,) = connection.execute(SELECT_END, claim).fetchone()
+        claim["end"] = end or AFTER_ALL_IDS
+        if connection.execute(SELECT_NTH_USER, {**claim, "n": 2 * RANGE_USERS}).fetchone() is not None:
+            (claim["end"],) = connection.execute(SELECT_NTH_USER, {**claim, "n": RANGE_USERS}).fetchone()
+            connection.execute(UPDATE_NO_SUM, claim)
+            connection.execute(INSERT_RANGE, claim)
+            claim["users"] = claim["decisions"] = None
+        return claim
 
-    def _summed(self, connection: Connection, claim: _Claim) -> tuple[Pool | None, list[str]]:
-        """Sum the statistics in the range. Return the sum, None if the range has not changed since the stored sum; and
-        the ids of users with damaged statistics."""
-        within = {"first": claim.first, "end": claim.end, "spec": self._spec.hash}
-        if connection.execute(SELECT_LEARNED, within).fetchone() == (claim.users, claim.decisions):
-            return None, []
-        pool, damaged = Pool(self._spec), []
-        cursor = connection.execute(SELECT_STATES_IN_RANGE, within)
+    def _summed(
+        self, connection: Connection, claim: Mapping[str, Any]
+    ) -> tuple[SufficientStatistics, int, list[str]] | None:
+        """Sum the statistics in the range. Return the sum, the number of users in it, and the ids of users with damaged
+        statistics; None if the range has not changed since the stored sum."""
+        if connection.execute(SELECT_LEARNED, claim).fetchone() == (claim["users"], claim["decisions"]):
+            return None
+        total, users, damaged = SufficientStatistics.none(self._spec), 0, list[str]()
+        cursor = connection.execute(SELECT_STATES_IN_RANGE, claim)
         while page := cursor.fetchmany(PAGE):
-            users, _, blobs, decisions, *_ = zip(*page, strict=True)
-            fits = [_intact(*row[1:]) for row in page]
-            learned = sum(compress(decisions, fits))
-            pool.add(list(compress(blobs, fits)), learned)
-            damaged += [user_id for user_id, well in zip(users, fits, strict=True) if not well]
-        return pool, damaged
+            intact: list[Any] = []
+            for row in page:
+                intact.append(row) if _intact(*row[1:]) else damaged.append(row[0])
+            total = total.plus([row[2] for row in intact], sum(row[3] for row in intact))
+            users += len(intact)
+        return total, users, damaged
 
 
 def _statistics(spec_hash: str, evidence: bytes, decisions: int, *checksums: int | None) -> SufficientStatistics:

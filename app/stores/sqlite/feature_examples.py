@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from app.errors import ProfilesError
-from app.events.validation import Admission
+from app.events.validation import admit
 from app.features.examples import events_of
 from app.features.registry import Feature, Registry, as_dtype, indices
 from app.profiles.ports import ComputeRow
@@ -55,7 +55,7 @@ async def _run(database: SqliteDatabase, source: SqliteSource, registry: Registr
     for number, example in enumerate(entry.examples, start=1):
         user_id = f"{entry.name}-{number}"
         try:
-            admitted = Admission(KEPT_DAYS).admit(events_of(example, NOW_MS, user_id), NOW_MS)
+            admitted = admit(events_of(example, NOW_MS, user_id), NOW_MS, KEPT_DAYS)
         except (msgspec.ValidationError, ProfilesError) as error:
             failures.append(f"example {number}: an event is not allowed: {error}")
             continue

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from hiredis import ReplyError
+
 from app.concurrency.tasks import end
 from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
 from app.profiles.ports import Epoch, State
@@ -87,7 +89,7 @@ class SingleServer:
                 raise CacheRefused("the cache was restarted or replaced during the request")
             replies = await connection.ask(commands(current, range(len(user_ids))))
             for reply in replies:
-                if type(reply) is not list and (error := error_in(reply, allowed)) is not None:
+                if isinstance(reply, ReplyError) and (error := error_in(reply, allowed)) is not None:
                     raise error
         except CacheUnavailable as failure:
             refused = isinstance(failure, CacheRefused)

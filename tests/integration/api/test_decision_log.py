@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.api import decision_log
-from app.bandit.model.specs import SPEC_V2
+from app.bandit.model.inputs import SPEC_V2
 from app.features.clock import rfc3339
 from tests.integration.api.test_scoring import AT, candidates, consume, decision, score
 from tests.support.events import feedback

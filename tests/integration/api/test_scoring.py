@@ -12,7 +12,7 @@ import pytest
 
 from app.api.request_parsing import with_mirror
 from app.api.scoring import ScoreRequest
-from app.bandit.model.specs import SPEC_V1
+from app.bandit.model.inputs import SPEC_V1
 from app.errors import StoreFull
 from app.features.clock import rfc3339
 from tests.support.database import column

@@ -218,9 +218,9 @@ async def test_read_is_computed_when_only_the_proof_fails(site: Site) -> None:
 
 async def test_read_fails_when_an_invalidation_was_known_to_be_owed(site: Site) -> None:
     await site.cached("ann")
-    await site.live.service.owed.owe(["another-user"], 1)
+    await site.live.service.invalidator.owed.owe(["another-user"], 1)
     site.pass_check()
-    assert await site.live.service.trust_gate.distrusted()
+    assert await site.live.service.reader.gate.distrusted()
     with site.outage():
         assert_refused(await site.get("ann"))
 

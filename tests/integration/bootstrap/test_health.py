@@ -14,7 +14,7 @@ from app.bootstrap.health import sampling
 from app.bootstrap.service import open_service
 from app.errors import StoreUnavailable
 from app.settings import Settings
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.sql.backlog import AHEAD_MS
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters

@@ -35,7 +35,7 @@ async def _fill(database: Path, server: EmbeddedServer, untrue: list[str]) -> No
     ) as service:
         now_ms = service.clock.now_ms()
         await service.ingestor.ingest([served(user, now_ms) for user in USERS])
-        await service.event_log.mark_consumed(list(range(1, len(USERS) + 1)))
+        await service.consumer.log.mark_consumed(list(range(1, len(USERS) + 1)))
         await service.rebuilder.rebuild(USERS, REGISTRY.full_mask)
         assert isinstance(service.cache, ValkeyCache)
         for user in untrue:

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from app.bandit.evaluation.records import DecisionRecord
-from app.bandit.model.specs import SPEC_V2
+from app.bandit.decisions import DecisionRecord
+from app.bandit.model.inputs import SPEC_V2
 from tests.integration.cli.conftest import Run
 from tests.support.database import copy_database
 from tests.support.lived_decisions import write_log

@@ -16,13 +16,13 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.features.clock import DAY_MS
 from app.operations.component_states import ComponentView
 from app.operations.samples import Sample
 from app.settings import hash_key
-from app.stores.queue.client import HEALTH_KEY, health_key
+from app.stores.queue.client import HEALTH_KEY, HEALTH_SUFFIX
 from app.stores.sql.backlog import ASIDE
 from app.stores.sqlite.diagnostics import diagnose_file_system
 from app.stores.valkey.embedded import EmbeddedServer
@@ -376,5 +376,5 @@ def test_pruning_that_needs_confirmation_is_named(deployment: Deployment) -> Non
 
 def test_worker_of_the_named_queue_is_checked(deployment: Deployment) -> None:
     assert deployment.lines(queue_name="other")["worker"][0] == "bad"
-    ask(deployment.queue, "SET", health_key("other"), "alive")
+    ask(deployment.queue, "SET", "other" + HEALTH_SUFFIX, "alive")
     assert deployment.lines(queue_name="other")["worker"][0] == "ok"

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import Decision, ScoringRequest
-from app.bandit.model.inputs import NUMBER_BYTES, Context
-from app.bandit.model.specs import SPEC_V1
+from app.bandit.model.inputs import NUMBER_BYTES, SPEC_V1, Context
 from app.bootstrap.service import open_service
 from app.cli.evaluate import feature_values
 from app.features.clock import DAY_MS, rfc3339

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.sql.database import SCHEMA_REVISION
 from tests.integration.cli.conftest import Run
 from tests.support.postgres import drop_tables

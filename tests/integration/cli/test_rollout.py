@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from app.bootstrap import bandit
 from app.features.clock import SystemClock
 from app.settings import Settings
 from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sqlite.database import SqliteDatabase
 from tests.integration.cli.conftest import Run, rows_shown
+from tests.support.bandit_process import rollout_of
 from tests.support.decisions import rows_of, some, write
 
 
 async def look(path: Path, rows: Sequence[dict[str, object]]) -> None:
     database, settings, clock = await SqliteDatabase.open(path, 1), Settings(), SystemClock()
     await write(database, rows)
-    rollout = bandit.rollout(settings, database, clock)
+    rollout = rollout_of(settings, database, clock)
     await rollout.watch()
     await database.close()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.service import PausableService
 from tests.support.service_group import ServiceGroup

@@ -22,7 +22,7 @@ from app.features.events import TipEvent
 from app.features.schema import mirror_of
 from app.profiles.ports import ComputeRow
 from app.settings import Settings
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.bandit_process import feedback_for, served_for
@@ -104,7 +104,7 @@ async def decided(service: OpenService, clock: FakeClock, users: Sequence[str]) 
         new_id=lambda: f"decision-{next(numbers)}",
     )
     consumer = Consumer(
-        log=service.event_log,
+        log=service.consumer.log,
         letters=service.dead_letters,
         invalidator=service.invalidator,
         learners=[own.learner],

@@ -35,21 +35,21 @@ from app.features.clock import DAY_MS
 from app.features.events import LoggedEvent
 from app.profiles.rebuild.runs import RebuildRun, scope_of
 from app.settings import Settings
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.queue import jobs as queue_jobs
 from app.stores.queue import worker as queue_worker
-from app.stores.queue.client import HEALTH_KEY, QUEUE, connect
+from app.stores.queue.client import HEALTH_KEY, QUEUE
 from app.stores.queue.jobs import TIP_EVENTS
 from app.stores.queue.worker import ARQ_EXTRA_S, Pace
 from app.stores.sql.backlog import backlog
 from app.stores.valkey.embedded import EmbeddedServer
-from app.worker import crons, work
-from app.worker.retry import UNEXPECTED_TRIES, JobContext, back_off, context
+from app.worker import UNEXPECTED_TRIES, JobContext, back_off, context, crons, work
 from tests.support.bandit_process import TIPS
 from tests.support.database import copy_database
 from tests.support.events import admitted, payload, served
 from tests.support.processes import ROOT, free_port
 from tests.support.proxy import proxy
+from tests.support.queue import connect
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.servers import ask
 from tests.support.traffic import now_ms
@@ -271,7 +271,7 @@ async def test_hourly_measurement_is_skipped_while_one_runs(service: OpenService
 async def test_pruning_continues_in_pieces(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "STEP", 2)
     old_ms = now_ms() - (service.settings.retention_days + 1) * DAY_MS
-    await service.event_log.append([[admitted(served("ann", old_ms)) for _ in range(5)]])
+    await service.consumer.log.append([[admitted(served("ann", old_ms)) for _ in range(5)]])
     with monkeypatch.context() as patch:
         patch.setattr(Pace, "budget_s", -1)
         with pytest.raises(Retry) as caught:
@@ -304,9 +304,12 @@ async def working(
     """A worker in this event loop: its service, and the event that stops it. It is always stopped at the end."""
     stop = asyncio.Event()
     ready: list[OpenService] = []
-    running = asyncio.create_task(
-        work(settings, stop, pace=pace, learners=[learner or FakeLearner()], on_ready=ready.append)
-    )
+
+    def on_ready(service: OpenService) -> None:
+        service.consumer.learners = [*service.consumer.learners, learner or FakeLearner()]
+        ready.append(service)
+
+    running = asyncio.create_task(work(settings, stop, pace=pace, on_ready=on_ready))
     try:
         await eventually(lambda: ready or running.done(), START_S)
         if running.done():
@@ -493,7 +496,7 @@ async def test_worker_continues_when_the_queue_returns(settings: Settings, own_v
         await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY))
         own_valkey.kill()
         # What comes by HTTP meanwhile is consumed all the same.
-        await service.event_log.append([[admitted(served("ann", now_ms()), now_ms())]])
+        await service.consumer.log.append([[admitted(served("ann", now_ms()), now_ms())]])
         await eventually_async(lambda: all_consumed(service), 10)
         own_valkey.start()
         await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY), 15)
@@ -678,7 +681,7 @@ async def test_sweep_goes_on_when_it_fails(settings: Settings, monkeypatch: pyte
             monkeypatch.setattr(service.consumer, "sweep", fail)
             await eventually(lambda failures=failures: len(failures) > 2)  # type: ignore[misc]  # a default binds
         monkeypatch.setattr(service.consumer, "sweep", sound)
-        await service.event_log.append([[admitted(served("ann", now_ms()), now_ms())]])
+        await service.consumer.log.append([[admitted(served("ann", now_ms()), now_ms())]])
         await eventually_async(lambda: all_consumed(service))
 
 
@@ -695,7 +698,7 @@ async def test_metrics_are_served_when_a_port_is_set(settings: Settings, client:
             text = (await browser.get(f"http://127.0.0.1:{port}/metrics")).text
         assert 'profiles_events_total{door="queue",outcome="accepted"} 1.0' in text
         async with working(served_there) as (another, _):  # without metrics, but of use
-            await service.event_log.append([[admitted(served("bob", now_ms()), now_ms())]])
+            await service.consumer.log.append([[admitted(served("bob", now_ms()), now_ms())]])
             await eventually_async(lambda: all_consumed(another))
     with closing(socket.create_server(("127.0.0.1", port))) as taken:
         async with working(served_there), httpx.AsyncClient(trust_env=False) as browser:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import Decision
-from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Spec
 from app.bandit.model.thompson_sampling import CHAMPION, EPSILON, sample
 from app.bandit.scoring import BOUNDS
 from app.errors import NotFound, Overloaded, StoreUnavailable

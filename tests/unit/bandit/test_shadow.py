@@ -13,8 +13,7 @@ import pytest
 
 from app.bandit.decisions import Decision
 from app.bandit.learning import maintenance
-from app.bandit.model.inputs import Array, Context
-from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Array, Context
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, answered_ranking
 from app.bandit.ports import ProposedDecision
@@ -149,7 +148,7 @@ async def test_shadow_is_that_of_the_statistics_before_growth(database: Database
         await plain.learn_one()
     decisions = [await process.decide() for _ in range(2)]
     statistics, mu = await known_to(process, decisions[0])
-    padded = statistics.grown(SPEC_V1, SPEC_V2)
+    padded = statistics.grown(SPEC_V2)
     await (process.bandit.maintenance.grow(math.inf) if how == "by a worker" else process.feed_back(decisions[1]))
     grown, _ = await known_to(process, decisions[0])
     assert grown.y[SPEC_V1.size :].any()

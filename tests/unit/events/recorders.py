@@ -9,7 +9,6 @@ from typing import cast
 from app.concurrency.batcher import Bounds
 from app.events.ingest import Ingestor, Receipt
 from app.events.ports import Admitted, Appended, ClashingEvent, EventLog
-from app.events.validation import Admission
 from app.features.events import TipEvent
 from app.stores.sql.database import Database
 from app.telemetry import Metrics
@@ -90,7 +89,7 @@ class IngestFixture:
             log=cast(EventLog, self.log),  # nothing else of it is used
             invalidator=self.invalidator,
             publish=self.publisher.publish,
-            admission=Admission(retention_days=180),
+            retention_days=180,
             clock=self.clock,
             metrics=self.metrics,
             door="http",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidInput, Issue, Undecodable
-from app.events.validation import Admission, decode_json, decode_lines, from_queue
+from app.events.validation import admit, decode_json, decode_lines, from_queue
 from app.features.clock import to_ms
 from app.features.events import Action
 from tests.support.clock import NOW_MS
@@ -20,7 +20,6 @@ from tests.support.events import feedback, payload
 
 FEEDBACK_EVENT = feedback("ann", dwell_ms=7_200, offset_min=120, event_id="e-1")
 SENT = payload(FEEDBACK_EVENT)
-ADMISSION = Admission(retention_days=180)
 ids = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/"), min_size=1, max_size=128).filter(
     lambda text: text not in (".", "..")
 )
@@ -52,7 +51,7 @@ def test_valid_events_round_trip_through_every_door(sent: list[dict[str, object]
     for item, event in zip(sent, by_array, strict=True):
         assert {name: getattr(event, name, value) for name, value in item.items()} == item
         assert event.occurred_at.utcoffset() == item["occurred_at"].utcoffset()  # type: ignore[attr-defined]  # a datetime
-    assert [item.occurred_at_ms for item in ADMISSION.admit(by_array, NOW_MS)] == [
+    assert [item.occurred_at_ms for item in admit(by_array, NOW_MS, 180)] == [
         to_ms(event.occurred_at) for event in by_array
     ]
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from app.errors import InvalidInput, Issue
-from app.events.validation import FUTURE_TOLERANCE_MS, Admission, decode_json, decode_lines, digest
+from app.events.validation import FUTURE_TOLERANCE_MS, admit, decode_json, decode_lines, digest
 from app.features.clock import DAY_MS, rfc3339
 from app.features.events import TipEvent
 from tests.support.clock import NOW_MS
@@ -16,13 +16,12 @@ from tests.support.events import admitted, body, feedback, local_time, payload, 
 
 FEEDBACK_EVENT = feedback("ann", dwell_ms=7_200, offset_min=120, event_id="e-1")
 SENT = payload(FEEDBACK_EVENT)
-ADMISSION = Admission(retention_days=180)
 
 
 def admit_one(event: TipEvent, now_ms: int = NOW_MS) -> Issue | None:
     """The issue of an event's time, if any."""
     try:
-        ADMISSION.admit([event], now_ms)
+        admit([event], now_ms, 180)
     except InvalidInput as error:
         (only,) = error.issues
         return only
@@ -31,14 +30,14 @@ def admit_one(event: TipEvent, now_ms: int = NOW_MS) -> Issue | None:
 
 def test_event_counts_at_its_own_time_when_that_is_past_or_present() -> None:
     for at_ms in (NOW_MS, NOW_MS - 1, NOW_MS - 180 * DAY_MS):
-        (item,) = ADMISSION.admit([feedback(at_ms=at_ms, offset_min=-210)], NOW_MS)
+        (item,) = admit([feedback(at_ms=at_ms, offset_min=-210)], NOW_MS, 180)
         assert (item.occurred_at_ms, item.claimed_at_ms, item.received_at_ms) == (at_ms, None, NOW_MS)
         assert item.utc_offset_min == -210
 
 
 def test_event_counts_at_its_arrival_when_slightly_ahead() -> None:
     for ahead_ms in (1, 4 * 60_000, FUTURE_TOLERANCE_MS):
-        (item,) = ADMISSION.admit([served(at_ms=NOW_MS + ahead_ms)], NOW_MS)
+        (item,) = admit([served(at_ms=NOW_MS + ahead_ms)], NOW_MS, 180)
         assert (item.occurred_at_ms, item.claimed_at_ms, item.received_at_ms) == (NOW_MS, NOW_MS + ahead_ms, NOW_MS)
 
 
@@ -68,7 +67,7 @@ def test_every_event_is_named_by_its_place_when_several_times_are_refused() -> N
 
     def paths(events: list[TipEvent]) -> list[str]:
         with pytest.raises(InvalidInput) as caught:
-            ADMISSION.admit(events, NOW_MS)
+            admit(events, NOW_MS, 180)
         return [issue.path for issue in caught.value.issues]
 
     encoded = [msgspec.json.encode(event) for event in (early, sound, early)]
@@ -97,5 +96,5 @@ def test_digest_tells_whether_content_is_the_same() -> None:
 
 def test_builder_of_the_tests_admits_as_the_service_does() -> None:
     event = feedback(at_ms=NOW_MS - 5, offset_min=345)
-    assert ADMISSION.admit([event], NOW_MS, "a producer") == [admitted(event)]
+    assert admit([event], NOW_MS, 180, "a producer") == [admitted(event)]
     assert event.occurred_at == local_time(NOW_MS - 5)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
+from app.concurrency.batcher import Bounds, Handover
 from app.errors import CacheUnavailable
-from app.events.consume import BOUNDS, SWEEP_AGE_MS, Handover
+from app.events.consume import BOUNDS, SWEEP_AGE_MS
 from app.features.events import LoggedEvent
 from app.stores.sql.registries import announce
 from app.stores.sqlite.database import SqliteDatabase
@@ -44,13 +46,19 @@ def pause() -> Pause:
     return Pause()
 
 
+def handing_over(
+    consumption: ConsumerFixture, pause: Pause, bounds: Bounds = BOUNDS, limit_s: float = GRACE_S
+) -> Handover[int]:
+    return Handover(partial(consumption.consumer.consume_within, limit_s), bounds, pause)
+
+
 @pytest.fixture
-async def handover(consumption: ConsumerFixture, pause: Pause) -> Handover:
-    return Handover(consumption.consumer, GRACE_S, pause=pause)
+async def handover(consumption: ConsumerFixture, pause: Pause) -> Handover[int]:
+    return handing_over(consumption, pause)
 
 
 async def test_events_of_many_jobs_share_a_consumption(
-    consumption: ConsumerFixture, handover: Handover, pause: Pause
+    consumption: ConsumerFixture, handover: Handover[int], pause: Pause
 ) -> None:
     handover.add(await consumption.store(served(event_id="first")))
     await eventually(lambda: consumption.learner.learned == ["first"])
@@ -69,13 +77,13 @@ async def test_events_of_many_jobs_share_a_consumption(
 async def test_consumption_does_not_wait_when_there_are_enough_events(
     consumption: ConsumerFixture, pause: Pause
 ) -> None:
-    handover = Handover(consumption.consumer, GRACE_S, BOUNDS._replace(at_once=2), pause=pause)
+    handover = handing_over(consumption, pause, BOUNDS._replace(at_once=2))
     handover.add(await consumption.store(*(served(event_id=name) for name in "abcd")))
     await handover.close(GRACE_S)
     assert (consumption.learner.learned, len(consumption.invalidator.older), pause.begun) == (list("abcd"), 2, 0)
 
 
-async def test_nothing_starts_when_no_event_is_new(consumption: ConsumerFixture, handover: Handover) -> None:
+async def test_nothing_starts_when_no_event_is_new(consumption: ConsumerFixture, handover: Handover[int]) -> None:
     handover.add([])
     await handover.close(GRACE_S)
     assert consumption.invalidator.older == []
@@ -83,7 +91,7 @@ async def test_nothing_starts_when_no_event_is_new(consumption: ConsumerFixture,
 
 @pytest.mark.parametrize("error", [CacheUnavailable("away"), RuntimeError("a defect")])
 async def test_failed_events_are_left_to_the_sweep(
-    consumption: ConsumerFixture, handover: Handover, pause: Pause, error: Exception
+    consumption: ConsumerFixture, handover: Handover[int], pause: Pause, error: Exception
 ) -> None:
     pause.over.set()
     consumption.invalidator.failure = error
@@ -107,16 +115,16 @@ async def test_next_events_are_consumed_after_a_timeout(
     async def hang(_: LoggedEvent) -> None:
         await never.wait()
 
-    handover = Handover(consumption.consumer, within_s=0.02, pause=pause)
+    handover = handing_over(consumption, pause, limit_s=0.02)
     with monkeypatch.context() as patch:
         patch.setattr(consumption.learner, "learn", hang)
         handover.add(await consumption.store(served(event_id="a")))
         await handover.close(GRACE_S)
-    await _consumed(consumption, Handover(consumption.consumer, GRACE_S, pause=pause), "b")
+    await _consumed(consumption, handing_over(consumption, pause), "b")
     assert await consumption.unconsumed() == ["a"]
 
 
-async def _consumed(consumption: ConsumerFixture, handover: Handover, event_id: str) -> None:
+async def _consumed(consumption: ConsumerFixture, handover: Handover[int], event_id: str) -> None:
     handover.add(await consumption.store(served(event_id=event_id)))
     await eventually_async(lambda: _is_learned(consumption, event_id))
     await handover.close(GRACE_S)
@@ -127,7 +135,7 @@ async def _is_learned(consumption: ConsumerFixture, event_id: str) -> bool:
 
 
 async def test_events_beyond_the_cap_are_left_to_the_sweep(consumption: ConsumerFixture, pause: Pause) -> None:
-    handover = Handover(consumption.consumer, GRACE_S, BOUNDS._replace(most=2), pause=pause)
+    handover = handing_over(consumption, pause, BOUNDS._replace(most=2))
     for seqs in [await consumption.store(served(event_id=name)) for name in "abc"]:
         handover.add(seqs)
     await handover.close(GRACE_S)
@@ -135,7 +143,7 @@ async def test_events_beyond_the_cap_are_left_to_the_sweep(consumption: Consumer
 
 
 async def test_pending_events_are_left_to_the_sweep_at_shutdown(
-    consumption: ConsumerFixture, handover: Handover, pause: Pause
+    consumption: ConsumerFixture, handover: Handover[int], pause: Pause
 ) -> None:
     handover.add(await consumption.store(served(event_id="a")))
     await eventually(lambda: consumption.learner.learned == ["a"])

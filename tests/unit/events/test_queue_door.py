@@ -15,7 +15,7 @@ from app.features.clock import DAY_MS
 from app.stores.sql.dead_letters import SqlDeadLetters
 from app.stores.sql.registries import announce
 from app.stores.sqlite.database import SqliteDatabase
-from tests.support.clock import NOW_MS, FakeClock
+from tests.support.clock import NOW_MS
 from tests.support.events import feedback, payload, served
 from tests.support.registry import REGISTRY
 from tests.unit.events.recorders import IngestFixture
@@ -27,7 +27,7 @@ class Door:
     def __init__(self, database: SqliteDatabase) -> None:
         self.fixture = IngestFixture(database)
         self.letters = SqlDeadLetters(database)
-        self.door = QueueDoor(self.fixture.ingestor, self.letters, FakeClock(), self.fixture.metrics)
+        self.door = QueueDoor(self.fixture.ingestor, self.letters)
 
     async def take_in(self, *items: object) -> list[int]:
         """A list, as it comes off the queue."""

@@ -7,12 +7,11 @@ import json
 
 import pytest
 
-import app.events.replay as module
+import app.events.queue_door as module
 from app.errors import Conflict, InvalidInput, NotFound, StoreUnavailable, Undecodable
 from app.events.ingest import Ingestor
 from app.events.ports import DeadLetter
-from app.events.replay import ReplayedLetter, Replayer
-from app.events.validation import Admission
+from app.events.queue_door import QueueDoor, ReplayedLetter
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
 from app.telemetry import Metrics
@@ -35,12 +34,12 @@ class ReplayFixture:
             log=self.log,
             invalidator=RecordingInvalidator(Journal()),
             publish=None,
-            admission=Admission(180),
+            retention_days=180,
             clock=self.clock,
             metrics=Metrics(),
             door="http",
         )
-        self.replayer = Replayer(self.ingestor, self.letters, self.clock)
+        self.door = QueueDoor(self.ingestor, self.letters)
 
     async def bury(self, content: object) -> DeadLetter:
         """A letter as the queue's door leaves it."""
@@ -70,7 +69,7 @@ async def failed_for_good(fixture: ReplayFixture, user: str) -> DeadLetter:
 
 async def test_letter_is_stored_once_when_replayed_concurrently(fixture: ReplayFixture) -> None:
     letter = await fixture.bury(payload(served("ann")))
-    outcomes = await asyncio.gather(*(fixture.replayer.replay(letter) for _ in range(8)))
+    outcomes = await asyncio.gather(*(fixture.door.replay(letter) for _ in range(8)))
     outcomes.sort(key=lambda outcome: outcome.accepted)
     assert outcomes == [ReplayedLetter(0, 1, False)] * 7 + [ReplayedLetter(1, 0, False)]
     assert await fixture.stored() == ["ann"]
@@ -79,7 +78,7 @@ async def test_letter_is_stored_once_when_replayed_concurrently(fixture: ReplayF
 
 async def test_event_is_revived_once_when_replayed_concurrently(fixture: ReplayFixture) -> None:
     letter = await failed_for_good(fixture, "ann")
-    outcomes = await asyncio.gather(*(fixture.replayer.replay(letter) for _ in range(4)), return_exceptions=True)
+    outcomes = await asyncio.gather(*(fixture.door.replay(letter) for _ in range(4)), return_exceptions=True)
     assert [outcome for outcome in outcomes if isinstance(outcome, ReplayedLetter)] == [ReplayedLetter(0, 0, True)]
     assert sum(isinstance(outcome, NotFound) for outcome in outcomes) == 3
     assert await fixture.stored() == ["ann"]
@@ -100,7 +99,7 @@ async def test_letter_keeps_the_newest_reason(
     letter = await fixture.bury(content)
     fixture.clock.advance(1_000)
     with pytest.raises(error):
-        await fixture.replayer.replay(letter)
+        await fixture.door.replay(letter)
     kept = await fixture.letters.get(letter.id)
     assert kept is not None
     assert (kept.attempts, kept.created_at_ms, kept.last_failed_at_ms) == (2, NOW_MS, NOW_MS + 1_000)
@@ -117,7 +116,7 @@ async def test_failing_letters_stay_with_their_reason(fixture: ReplayFixture) ->
     duplicate = await fixture.bury(payload(known))
     bad = await fixture.bury({"any": "thing"})
     clash = await fixture.bury({**payload(known), "tip_id": "another"})
-    tally = await fixture.replayer.replay_all(0)
+    tally = await fixture.door.replay_all(0)
     assert (tally.replayed, tally.accepted, tally.duplicates, tally.revived) == (3, 1, 1, 1)
     assert (tally.failed, [item.id for item in tally.failures]) == (2, [bad.id, clash.id])
     assert "content" in tally.failures[1].reason
@@ -132,12 +131,12 @@ async def test_many_letters_are_replayed_in_pages(fixture: ReplayFixture, monkey
     monkeypatch.setattr(module, "AT_ONCE", 2)
     monkeypatch.setattr(module, "MOST", 4)
     letters = [await fixture.bury(payload(served(f"user-{number}")) if number % 2 else number) for number in range(9)]
-    first = await fixture.replayer.replay_all(0)
+    first = await fixture.door.replay_all(0)
     assert (first.replayed, len(first.failures), first.next_after) == (2, 2, letters[3].id)
     assert first.next_after is not None
-    second = await fixture.replayer.replay_all(first.next_after)
+    second = await fixture.door.replay_all(first.next_after)
     assert second.next_after == letters[7].id
-    last = await fixture.replayer.replay_all(letters[7].id)
+    last = await fixture.door.replay_all(letters[7].id)
     assert (last.replayed, [item.id for item in last.failures], last.next_after) == (0, [letters[8].id], None)
     assert await fixture.kept() == [letter.id for letter in letters[::2]]
 
@@ -153,11 +152,11 @@ async def test_letters_stay_when_the_database_does_not_answer(
     with monkeypatch.context() as patch:
         patch.setattr(fixture.ingestor, "ingest", locked)
         with pytest.raises(StoreUnavailable):
-            await fixture.replayer.replay_all(0)
+            await fixture.door.replay_all(0)
         with pytest.raises(StoreUnavailable):
-            await fixture.replayer.replay(letters[0])
+            await fixture.door.replay(letters[0])
     assert [letter.attempts for letter in await fixture.letters.list(0, 10)] == [1, 1]
-    assert (await fixture.replayer.replay_all(0)).replayed == 2
+    assert (await fixture.door.replay_all(0)).replayed == 2
 
 
 async def test_conflict_is_reported(fixture: ReplayFixture) -> None:
@@ -165,5 +164,5 @@ async def test_conflict_is_reported(fixture: ReplayFixture) -> None:
     await fixture.ingestor.ingest([event])
     letter = await fixture.bury({**payload(event), "tip_id": "another"})
     with pytest.raises(Conflict):
-        await fixture.replayer.replay(letter)
+        await fixture.door.replay(letter)
     assert await fixture.kept() == [letter.id]

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from app.bandit.learning.rewards import outcome_rewards
+from app.bandit.learning.attribution import outcome_rewards
 from app.cli.demo_set import generate
 from app.features.events import TipFeedback
 from app.settings import Settings
@@ -31,7 +31,7 @@ async def _found(site: Live) -> dict[str, Any]:
     await site.send(
         served("ann", now_ms, decision_id=decision_id), feedback("ann", now_ms, NAME, decision_id=decision_id)
     )
-    await site.service.bandit.learner.learn(await site.service.event_log.unconsumed(now_ms + 60_000, 10))
+    await site.service.bandit.learner.learn(await site.service.consumer.log.unconsumed(now_ms + 60_000, 10))
     refused = await site.client.post("/events", json=payload(feedback("ann", now_ms), action="liked"))
     assert refused.status_code == 422
     schemas = (await get("/schema/openapi.json"))["components"]["schemas"]

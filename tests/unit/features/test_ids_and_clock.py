@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.features.clock import rfc3339, to_ms
-from app.features.ids import id_problem, visible
+from app.features.ids import all_allowed, id_problem, visible
 
 
 def test_id_is_allowed_when_it_keeps_the_rules() -> None:
@@ -28,6 +28,16 @@ def test_id_is_refused_when_it_breaks_a_rule() -> None:
             assert reason in (id_problem(value) or ""), value
     for code in (0x0, 0xA, 0x7F, 0x9F, 0xD800, 0xDFFF):
         assert f"U+{code:04X}" in (id_problem(f"a{chr(code)}b") or "")
+
+
+odd_ids = st.one_of(
+    st.text(st.sampled_from("a./\n…\ud800"), max_size=3), st.integers(127, 130).map(lambda length: "x" * length)
+)
+
+
+@given(st.lists(odd_ids, max_size=4))
+def test_ids_are_all_allowed_when_no_id_breaks_a_rule(ids: list[str]) -> None:
+    assert all_allowed(ids) == all(id_problem(value) is None for value in ids)
 
 
 SHOWN = {

@@ -8,13 +8,14 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET, UnsetType
 
 from app.errors import FallbackReason, ModelFailed
-from app.generation.generator import LONGEST_SKIP_S, SKIP_AFTER, SKIP_S, Model, TipGenerator, WrittenTip
-from app.generation.ports import TipRequest
+from app.generation.generator import LONGEST_SKIP_S, SKIP_AFTER, SKIP_S, GeneratedTip, Model, TipGenerator
 from app.generation.prompt import PROMPT_VERSION
 from app.generation.template import template_tip
 from app.generation.text_rules import text_problem
+from app.generation.tip_request import TipRequest
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
 from tests.support.tip_requests import tip_request
@@ -22,6 +23,14 @@ from tests.support.waiting import eventually
 
 REQUEST = tip_request()
 TEMPLATE = template_tip(REQUEST)
+
+
+def from_template(reason: FallbackReason | UnsetType = UNSET) -> GeneratedTip:
+    return GeneratedTip(text=TEMPLATE, source="template", fallback_reason=reason, prompt_version=PROMPT_VERSION)
+
+
+def from_model(text: str) -> GeneratedTip:
+    return GeneratedTip(text=text, source="model", model="m-1", prompt_version=PROMPT_VERSION)
 
 
 class FakeWriter:
@@ -48,16 +57,16 @@ class GeneratorFixture:
         self.writer = FakeWriter(outcome)
         self.clock = FakeClock()
         self.metrics = Metrics()
-        self.tips = TipGenerator(Model(self.writer, "m-1", at_once), self.clock, self.metrics)
+        self.tips = TipGenerator(Model(self.writer.write, "m-1", at_once), self.clock, self.metrics)
 
-    async def generate(self, request: TipRequest = REQUEST) -> WrittenTip:
+    async def generate(self, request: TipRequest = REQUEST) -> GeneratedTip:
         return await self.tips.write(request)
 
-    async def reasons(self, count: int) -> list[FallbackReason | None]:
+    async def reasons(self, count: int) -> list[FallbackReason | UnsetType]:
         """The reasons of that many tips."""
-        return [(await self.generate()).reason for _ in range(count)]
+        return [(await self.generate()).fallback_reason for _ in range(count)]
 
-    async def pending(self, calls: int = 1) -> list[asyncio.Task[WrittenTip]]:
+    async def pending(self, calls: int = 1) -> list[asyncio.Task[GeneratedTip]]:
         """Requests whose calls wait for the gate."""
         self.writer.gate.clear()
         expected = self.writer.calls + calls
@@ -78,26 +87,26 @@ class GeneratorFixture:
 async def test_template_writes_the_tip_without_a_reason_when_there_is_no_model() -> None:
     metrics = Metrics()
     tip = await TipGenerator(None, FakeClock(), metrics).write(REQUEST)
-    assert tip == WrittenTip(TEMPLATE, None, None, PROMPT_VERSION)
+    assert tip == from_template()
     assert metrics.collectors.get_sample_value("profiles_generations_total", {"outcome": "template"}) == 1
 
 
 async def test_model_writes_the_tip_when_there_is_one() -> None:
     fixture = GeneratorFixture("  A tip\nof two lines. ")
-    assert await fixture.generate() == WrittenTip("A tip of two lines.", "m-1", None)
+    assert await fixture.generate() == from_model("A tip of two lines.")
     assert (fixture.counted("model"), fixture.timed) == (1, 1)
 
 
 @pytest.mark.parametrize("reason", get_args(FallbackReason))
 async def test_template_writes_the_tip_with_a_reason_when_the_model_fails(reason: FallbackReason) -> None:
     fixture = GeneratorFixture(ModelFailed(reason, "it did"))
-    assert await fixture.generate() == WrittenTip(TEMPLATE, None, reason)
+    assert await fixture.generate() == from_template(reason)
     assert (fixture.counted(reason), fixture.timed) == (1, 1)
 
 
 async def test_template_writes_the_tip_when_the_writer_has_a_defect(capsys: pytest.CaptureFixture[str]) -> None:
     fixture = GeneratorFixture(KeyError("defect"))
-    assert await fixture.generate() == WrittenTip(TEMPLATE, None, "internal error")
+    assert await fixture.generate() == from_template("internal error")
     assert "KeyError" in capsys.readouterr().err
 
 
@@ -105,7 +114,7 @@ async def test_template_writes_the_tip_when_the_writer_has_a_defect(capsys: pyte
 async def test_text_is_refused_when_it_is_no_tip(text: str) -> None:
     fixture = GeneratorFixture(text)
     for _ in range(2 * SKIP_AFTER):  # never skips the model
-        assert await fixture.generate() == WrittenTip(TEMPLATE, None, "invalid answer")
+        assert await fixture.generate() == from_template("invalid answer")
     assert fixture.writer.calls == 2 * SKIP_AFTER
 
 
@@ -127,7 +136,7 @@ async def test_model_is_skipped_after_consecutive_failures_until_the_pause_is_ov
     assert reasons == ["timeout"] * SKIP_AFTER + ["circuit open"] * 2
     assert fixture.writer.calls == fixture.timed == SKIP_AFTER
     fixture.clock.advance(int(SKIP_S * 1000) - 1)
-    assert (await fixture.generate()).reason == "circuit open"
+    assert (await fixture.generate()).fallback_reason == "circuit open"
     fixture.clock.advance(1)
     reasons = await fixture.reasons(2)
     assert reasons == ["timeout", "circuit open"]  # one more failure begins the next pause
@@ -143,7 +152,7 @@ async def test_failures_with_a_success_between_them_do_not_skip_the_model() -> N
     fixture = GeneratorFixture()
     for number in range(3 * SKIP_AFTER):
         fixture.writer.outcome = ModelFailed("timeout", "silent") if number % SKIP_AFTER else "A tip."
-        assert (await fixture.generate()).reason != "circuit open"
+        assert (await fixture.generate()).fallback_reason != "circuit open"
 
 
 @pytest.mark.parametrize(
@@ -153,9 +162,9 @@ async def test_pause_is_the_retry_after_within_limits(retry_after_s: float | Non
     fixture = GeneratorFixture(ModelFailed("rate limited", "429", pause_s=retry_after_s))
     await fixture.reasons(SKIP_AFTER)
     fixture.clock.advance(int(skipped_s * 1000) - 1)
-    assert (await fixture.generate()).reason == "circuit open"
+    assert (await fixture.generate()).fallback_reason == "circuit open"
     fixture.clock.advance(1)
-    assert (await fixture.generate()).reason == "rate limited"
+    assert (await fixture.generate()).fallback_reason == "rate limited"
 
 
 async def test_call_from_before_a_pause_does_not_shorten_it() -> None:
@@ -164,16 +173,16 @@ async def test_call_from_before_a_pause_does_not_shorten_it() -> None:
     fixture.writer.gate.set()
     await fixture.reasons(SKIP_AFTER)
     fixture.writer.outcome = ModelFailed("timeout", "silent")
-    assert (await early).reason == "timeout"
+    assert (await early).fallback_reason == "timeout"
     fixture.clock.advance(29_999)
-    assert (await fixture.generate()).reason == "circuit open"
+    assert (await fixture.generate()).fallback_reason == "circuit open"
 
 
 async def test_concurrent_calls_are_limited() -> None:
     fixture = GeneratorFixture(at_once=2)
     waiting = await fixture.pending(calls=2)
     for _ in range(2 * SKIP_AFTER):
-        assert await fixture.generate() == WrittenTip(TEMPLATE, None, "busy")
+        assert await fixture.generate() == from_template("busy")
     fixture.writer.gate.set()
     assert [tip.model for tip in await asyncio.gather(*waiting)] == ["m-1", "m-1"]
     assert (await fixture.generate()).model == "m-1"
@@ -185,9 +194,9 @@ async def test_pending_calls_end_when_the_process_stops(monkeypatch: pytest.Monk
     fixture = GeneratorFixture()
     (waiting,) = await fixture.pending()
     fixture.tips.stop()
-    assert await fixture.generate() == WrittenTip(TEMPLATE, None, "stopping")
+    assert await fixture.generate() == from_template("stopping")
     assert not waiting.done()
-    assert await waiting == WrittenTip(TEMPLATE, None, "stopping")
+    assert await waiting == from_template("stopping")
     assert fixture.writer.calls == 1
 
 
@@ -200,7 +209,7 @@ async def test_answer_during_the_stop_is_used() -> None:
 
 
 async def test_timeout_of_a_writer_is_a_defect_unless_the_process_stops() -> None:
-    assert (await GeneratorFixture(TimeoutError()).generate()).reason == "internal error"
+    assert (await GeneratorFixture(TimeoutError()).generate()).fallback_reason == "internal error"
 
 
 async def test_cancelled_request_frees_its_call() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.generation.ports import TipRequest
 from app.generation.prompt import PROMPT_VERSION, SYSTEM, Tip, prompt_for, tip_schema
+from app.generation.tip_request import TipRequest
 from tests.support.tip_requests import FINISHER, NOW, REQUESTS, TEXTS, tip_request
 
 MARK = "0123456789abcdef"

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 
 from app.generation.languages import LANGUAGES, phrases_of
-from app.generation.ports import TipRequest
-from app.generation.profile_traits import Mood, Traits
 from app.generation.template import template_tip
 from app.generation.text_rules import has_link, text_problem
+from app.generation.tip_request import Mood, TipRequest, Traits
 from tests.support.tip_requests import FINISHER, NOW, REQUESTS, tip_request, with_first_variant
 
 BERLIN = timezone(timedelta(hours=1))
@@ -195,7 +194,7 @@ def test_language_is_that_of_the_tag_or_english(locale: str, language: str) -> N
 @settings(max_examples=2 * settings().max_examples)
 def test_every_request_gets_a_valid_text(asked: TipRequest) -> None:
     text = template_tip(asked)
-    assert text_problem(text, may_link=has_link(asked.task.title + (asked.task.notes or ""))) is None
+    assert text_problem(text, may_link=has_link(asked.title + (asked.notes or ""))) is None
     assert template_tip(asked) == text
     opening, closing = phrases_of(asked.locale).quotes
     assert text.count(opening) == text.count(closing) <= 2  # quoted text cannot end its quotation

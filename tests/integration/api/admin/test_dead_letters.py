@@ -97,14 +97,14 @@ async def test_letter_stays_when_its_replay_is_refused(own_site: Live) -> None:
 async def test_event_is_unconsumed_again_when_its_letter_is_replayed(own_site: Live) -> None:
     site = own_site
     await site.send(served(new_user(), site.now_ms))
-    (event,) = await site.service.event_log.unconsumed(site.now_ms + 1, 10)
+    (event,) = await site.service.consumer.log.unconsumed(site.now_ms + 1, 10)
     assert await site.service.dead_letters.failed(event.seq, "it failed", "Traceback", site.now_ms, 1)
-    assert await site.service.event_log.unconsumed(site.now_ms + 1, 10) == []
+    assert await site.service.consumer.log.unconsumed(site.now_ms + 1, 10) == []
     (letter,) = await listed(site, 0)
     assert (letter["source"], letter["event_seq"]) == ("consumption", event.seq)
     answer = await site.client.post(f"/admin/dead-letters/{letter['id']}/replay")
     assert answer.json() == {"accepted": 0, "duplicates": 0, "revived": True}
-    assert [again.seq for again in await site.service.event_log.unconsumed(site.now_ms + 1, 10)] == [event.seq]
+    assert [again.seq for again in await site.service.consumer.log.unconsumed(site.now_ms + 1, 10)] == [event.seq]
     assert await listed(site, 0) == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from app.api.auth.authentication import Authenticator
 from app.asgi import note_key_uses
 from app.errors import StoreUnavailable
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.sql.key_uses import SqlKeyUses
 from tests.support.live import API_KEYS, KEYS, Live, as_caller
 from tests.support.site import ServeSite

@@ -141,7 +141,7 @@ async def test_findings_link_to_pages_of_the_navigation() -> None:
 async def test_overview_reports_a_first_pruning_that_waits(serve_site: ServeSite) -> None:
     async with serve_site() as site:
         old_ms = site.now_ms - 200 * DAY_MS
-        await site.service.event_log.append([[admitted(served(new_user(), old_ms))]])
+        await site.service.consumer.log.append([[admitted(served(new_user(), old_ms))]])
         found = {item["subject"]: item for item in (await view(site))["findings"]}
         assert found["retention"]["text"].startswith("Old events are not deleted")
         assert "profiles prune --confirm" in found["retention"]["advice"]

@@ -274,7 +274,7 @@ async def test_decisions_are_evaluated_and_the_share_selects_the_policy(
             user, own_site.now_ms, tip_id=body["chosen_id"], event_id=f"e-{number}", decision_id=body["decision_id"]
         )
         await own_site.send(told)
-    waiting = await own_site.service.event_log.unconsumed(own_site.now_ms + 1, 100)
+    waiting = await own_site.service.consumer.log.unconsumed(own_site.now_ms + 1, 100)
     await own_site.service.consumer.consume([item.seq for item in waiting])
     decisions = (await seen(own_site))["decisions"]
     assert (decisions["evaluated"], decisions["waiting"], decisions["unshadowed"]) == (0, 0, 0)

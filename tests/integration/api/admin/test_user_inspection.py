@@ -67,8 +67,8 @@ async def test_event_has_its_state_and_times(own_site: Live) -> None:
     await site.send(served(user, site.now_ms - 5_000))
     await site.send(feedback(user, ahead_ms))
     await site.send(feedback(user, site.now_ms))
-    first, second, third = (item.seq for item in await site.service.event_log.unconsumed(site.now_ms + 1, 10))
-    await site.service.event_log.mark_consumed([first])
+    first, second, third = (item.seq for item in await site.service.consumer.log.unconsumed(site.now_ms + 1, 10))
+    await site.service.consumer.log.mark_consumed([first])
     await site.service.dead_letters.failed(third, "it failed", "Traceback", site.now_ms, 1)
     newest, corrected, oldest = (await look(site, user))["events"]
     assert [item["seq"] for item in (newest, corrected, oldest)] == [third, second, first]

@@ -160,7 +160,7 @@ async def test_audit_trail_does_not_contain_an_erased_user(own_site: Live) -> No
 async def test_database_does_not_contain_an_erased_user(own_site: Live) -> None:
     site, user = own_site, new_user()
     await site.send(served(user, site.now_ms), feedback(user, site.now_ms))
-    (event, _) = await site.service.event_log.unconsumed(site.now_ms + 1, 10)
+    (event, _) = await site.service.consumer.log.unconsumed(site.now_ms + 1, 10)
     await site.service.dead_letters.failed(event.seq, "it failed", "Traceback", site.now_ms, 1)
     several = [{"user_id": "another", "n": 1.50, "ok": True}, {"user_id": user}, {"events": [{"user_id": user}]}, 7]
     for sent in ({"user_id": user}, {"user_id": "another"}, {"deep": [{"user_id": user}]}, several, [several[1]]):

@@ -36,7 +36,7 @@ def auditor(service: PausableService, pause: Callable[[float], Awaitable[None]] 
 
 
 async def consumed(service: PausableService) -> None:
-    log = service.inner.event_log
+    log = service.inner.consumer.log
     await log.mark_consumed([item.seq for item in await log.unconsumed(2**60, 1_000)])
 
 
@@ -217,7 +217,7 @@ async def test_late_check_is_skipped(service: PausableService) -> None:
 async def test_unconsumed_events_are_found_by_user(service: PausableService) -> None:
     recent = SqlEventQueries(service.database)
     assert await recent.since(0, 1) == []
-    await service.inner.event_log.append([[admitted(served("ann")), admitted(served("bob"))]])
+    await service.inner.consumer.log.append([[admitted(served("ann")), admitted(served("bob"))]])
     assert [item.seq for item in await recent.since(0, 1)] == [2]
     assert await recent.any_unconsumed("ann", 0)
     assert not await recent.any_unconsumed("ann", 1)

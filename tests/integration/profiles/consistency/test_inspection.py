@@ -38,7 +38,7 @@ async def _never(_: float) -> None:
 def inspector(service: PausableService, pause: Callable[[float], Awaitable[None]] = no_pause) -> Inspector:
     return Inspector(
         filler=Filler(service.cache, service.registry, Metrics()),
-        distrusted=service.inner.trust_gate.distrusted,
+        distrusted=service.inner.reader.gate.distrusted,
         users=service.inner.users,
         computation=service.computation,
         pause=pause,

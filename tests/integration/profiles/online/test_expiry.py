@@ -11,6 +11,7 @@ from app.profiles.online.cache_protocol import CLOCK_SKEW_MS, FeatureValue, deco
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key
 from tests.support.clock import NOW_MS
+from tests.support.database import log_of
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask
@@ -85,7 +86,7 @@ async def test_default_is_cached_after_the_last_event_has_left(service: Pausable
 
 async def test_pruned_event_does_not_expire_a_value(service: PausableService) -> None:
     await service.send(served(USER, NOW_MS - 31 * DAY_MS), served(USER, NOW_MS - 1))
-    await service.inner.event_log.prune(NOW_MS - 30 * DAY_MS, 10)
+    await log_of(service.database).prune(NOW_MS - 30 * DAY_MS, 10)
     (value,) = (await service.profile(USER, REGISTRY.mask([VOLUME]))).values()
     assert value.expires_at_ms is not None
     assert value.expires_at_ms - NOW_MS > REGISTRY.named(VOLUME).ttl_ms * 0.8

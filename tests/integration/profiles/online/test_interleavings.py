@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.schedules import Schedule, caught, on_own_server, on_shared_server
 from tests.support.servers import StartServer

@@ -249,7 +249,7 @@ async def test_all_owed_rows_are_settled_when_there_are_many(service: PausableSe
     await service.drain()
     await service.owed.owe(users, 1)
     service.clock.advance(51)
-    assert await service.inner.trust_gate.distrusted()
+    assert await service.inner.reader.gate.distrusted()
     assert await service.invalidator.settle() == len(users)
     assert await owed(service) == []
     assert service.cache.commands["drop"] == 3

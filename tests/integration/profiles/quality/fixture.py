@@ -23,7 +23,7 @@ class QualityFixture:
         self.users = service.inner.users
         self.inspector = Inspector(
             filler=Filler(service.cache, service.registry, Metrics()),
-            distrusted=service.inner.trust_gate.distrusted,
+            distrusted=service.inner.reader.gate.distrusted,
             users=self.users,
             computation=service.computation,
             pause=self._at_once,

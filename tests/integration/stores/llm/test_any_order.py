@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, given, settings
 
-from app.generation.ports import TipRequest
+from app.generation.tip_request import TipRequest
 from tests.integration.stores.llm.conftest import OpenWriter
 from tests.support.chat_server import ChatServer, says
 from tests.support.tip_requests import REQUESTS

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.errors import StoreUnavailable
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.postgres.database import PostgresDatabase
 from app.stores.sql.database import SERVICE, SPARE_READERS, Connection
 from app.stores.sql.users import SqlUsers

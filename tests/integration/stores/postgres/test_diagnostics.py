@@ -11,8 +11,8 @@ import pytest
 
 from app.operations.doctor import Line
 from app.settings import Settings
-from app.settings.database import PostgresUrl
-from app.settings.database import postgres_url as parsed
+from app.settings.parsers import PostgresUrl
+from app.settings.parsers import postgres_url as parsed
 from app.stores.migrate import migrate
 from app.stores.postgres.diagnostics import diagnose_connections, diagnose_database, diagnose_durability
 from app.stores.sql.database import SCHEMA_REVISION

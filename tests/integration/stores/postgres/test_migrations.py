@@ -19,8 +19,8 @@ from sqlalchemy.pool import NullPool
 
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.migrations import configuration
-from app.settings.database import PostgresUrl
-from app.settings.database import postgres_url as parsed
+from app.settings.parsers import PostgresUrl
+from app.settings.parsers import postgres_url as parsed
 from app.stores.migrate import current, migrate
 from app.stores.sql.database import SCHEMA_REVISION
 from tests.support.postgres import binaries, drop_tables

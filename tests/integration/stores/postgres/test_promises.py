@@ -12,8 +12,8 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.profiles.ports import Cell, ComputeRow
-from app.settings.database import PostgresUrl
-from app.settings.database import postgres_url as parsed
+from app.settings.parsers import PostgresUrl
+from app.settings.parsers import postgres_url as parsed
 from app.stores.migrate import migrate
 from app.stores.postgres import database as transactions
 from app.stores.postgres import event_log, pool

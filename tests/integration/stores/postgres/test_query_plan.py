@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from app.bandit.decisions import Shadow
-from app.settings.database import postgres_url as parsed
+from app.settings.parsers import postgres_url as parsed
 from app.stores.postgres.connection import Connection, connect, translated
 from app.stores.sql import decisions, event_log, event_queries, learning, shadows, sufficient_statistics, users
 from app.stores.sql.database import Parameters
@@ -59,7 +59,6 @@ OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "named decision": (learning.SELECT_NAMED, {"decision": "d77", "user": USER, "seq": 1}),
     "newest decision": (learning.SELECT_NEWEST, {"user": USER, "tip": "t3", "latest": 10**9, "seq": 1}),
     "learned decisions": (learning.SELECT_LEARNED, (USER,)),
-    "decision by number": (learning.SELECT_DECISION, (USER, 77)),
     "served": (learning.UPDATE_SERVED, (1, USER, 77)),
     "learned": (learning.UPDATE_LEARNED, (1, 0.5, "feedback", "completed", 1, USER, 77)),
     "missing shadows": (shadows.SELECT_OF_USER, {"spec": "spec", "user": USER, "version": 1}),

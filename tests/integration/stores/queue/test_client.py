@@ -20,10 +20,11 @@ from redis.asyncio.connection import BlockingConnectionPool
 from app.errors import QueueUnavailable
 from app.stores.queue import client as queue
 from app.stores.queue import jobs as jobs_module
-from app.stores.queue.client import Queue, connect
+from app.stores.queue.client import Queue
 from app.stores.queue.jobs import BURY, CONSUME, JOBS, REBUILD, TIP_EVENTS, deserialize, serialize
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
+from tests.support.queue import connect
 from tests.support.servers import ask
 from tests.support.waiting import eventually
 

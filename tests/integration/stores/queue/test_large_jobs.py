@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.stores.queue import jobs as module
-from app.stores.queue.client import QUEUE, Queue, connect
+from app.stores.queue.client import QUEUE, Queue
 from app.stores.queue.jobs import BURY, PICKLED, TIP_EVENTS, deserialize, leading, serialize, split
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
+from tests.support.queue import connect
 from tests.support.servers import ask
 
 KEY = job_key_prefix + "job"

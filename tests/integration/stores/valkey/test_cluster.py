@@ -182,7 +182,7 @@ async def test_lost_shard_affects_only_its_users(shards: Shards) -> None:
     assert await shards.read(user) == [False]
     assert not await shards.send(user)
     for service in shards.services:
-        await service.owed.owe(others, 1)  # as if their deletions had failed before
+        await service.invalidator.owed.owe(others, 1)  # as if their deletions had failed before
         with pytest.raises(CacheUnavailable):
             await service.invalidator.settle()
         assert (await service.database.state.query()).owed == {hash_slot(user)}

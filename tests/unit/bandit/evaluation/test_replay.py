@@ -16,13 +16,11 @@ import pytest
 from app.bandit.decisions import Ranking
 from app.bandit.evaluation.evaluation import with_feature
 from app.bandit.evaluation.replay import PriorMean, PriorsFromLog, Replay, in_order_of_learning, prior_means, recorded
-from app.bandit.model.inputs import Array
-from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.specs import SPEC_V1, SPEC_V2, Input
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Array, Input
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, Policy
 from app.bandit.ports import LoggedDecision, UserLog
-from app.settings.database import PostgresUrl
+from app.settings.parsers import PostgresUrl
 from app.stores.sql.database import Database
 from app.stores.sql.sufficient_statistics import write_statistics
 from tests.support.bandit_process import BanditProcess
@@ -116,7 +114,7 @@ async def grown_log(database: Database, *, padded: bool) -> BanditProcess:
         plain.clock.advance(MINUTE_MS)
         plain.profiles["ann"] = {"completion_rate_30d": number / 20, "tip_volume_30d": 3 * number}
         if number == 12 and padded:
-            longer = {"ann": (await plain.statistics()).grown(SPEC_V1, SPEC_V2)}
+            longer = {"ann": (await plain.statistics()).grown(SPEC_V2)}
             await database.write(functools.partial(write_statistics, evidence=longer, now_ms=1), of=["ann"])
         elif number == 12:
             await process.bandit.maintenance.grow(math.inf)
@@ -219,7 +217,7 @@ async def test_priors_from_the_log_are_the_recorded_ones(process: BanditProcess)
     ],
 )
 def test_priors_are_pooled_from_the_log_when_a_recorded_one_does_not_fit(replay: Replay, pooled: bool) -> None:
-    stored = [Prior(1, SPEC_V1.hash, np.full(SPEC_V1.size, 0.1), 1, 50, 0), Prior.none(SPEC_V2)]
+    stored = [Prior(1, SPEC_V1, np.full(SPEC_V1.size, 0.1), 1, 50, 0), Prior.none(SPEC_V2)]
     assert (recorded(replay, stored) is None) == pooled
 
 
@@ -285,7 +283,7 @@ def test_common_inputs_are_kept_and_others_are_zero() -> None:
     for _ in range(5):
         statistics = statistics.learned(random.uniform(-1, 1, SPEC_V2.size), 0.5)
     other = msgspec.structs.replace(SPEC_V1, inputs=(*SPEC_V1.inputs[:4], Input("new", shared="volume"), Input("more")))
-    found = statistics.of_common_inputs(SPEC_V2, other)
+    found = statistics.of_common_inputs(other)
     assert np.array_equal(found.s[:4, :4], statistics.s[:4, :4])
     assert np.array_equal(found.y[:4], statistics.y[:4])
     assert not found.s[4:].any()

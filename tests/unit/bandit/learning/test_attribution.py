@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from app.bandit.decisions import DecisionState, EventOutcome
-from app.bandit.learning.attribution import GRACE_MS, HOUR_MS, SKEW_MS, JudgedDecision, Rules, judge
-from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
+from app.bandit.learning.attribution import GRACE_MS, HOUR_MS, SKEW_MS, JudgedDecision, Rules, judge, outcome_rewards
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
 from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.features.clock import DAY_MS
@@ -24,7 +24,7 @@ from tests.support.events import feedback, served
 
 pytestmark = pytest.mark.both_engines
 
-RULES = Rules.of((), WINDOW_MS // HOUR_MS)
+RULES = Rules(outcome_rewards(), WINDOW_MS)
 ONE_DAY = NOW_MS + WINDOW_MS
 
 
@@ -77,7 +77,7 @@ def test_reward_is_that_of_the_action(action: str, reward: float) -> None:
 
 
 def test_reward_is_the_override_when_there_is_one() -> None:
-    rules = Rules.of([("snoozed", 0.25), ("none", 0.125)], 24)
+    rules = Rules(outcome_rewards([("snoozed", 0.25), ("none", 0.125)]), 24 * HOUR_MS)
     assert rules.rewards == {"completed": 1.0, "dismissed": 0.0, "snoozed": 0.25, "none": 0.125}
     assert judge(unsettled("open"), logged(feedback(action="snoozed")), rules).reward == 0.25
 
@@ -86,7 +86,7 @@ def test_reward_is_the_override_when_there_is_one() -> None:
 def test_override_is_rejected_when_its_outcome_is_unknown(name: str) -> None:
     allowed = "outcomes are completed, dismissed, snoozed, none"
     with pytest.raises(SettingsError, match=f"PROFILES_REWARDS: unknown outcome '{name}'; {allowed}"):
-        Rules.of([(name, 1.0)], 24)
+        outcome_rewards([(name, 1.0)])
 
 
 async def test_action_of_a_later_release_becomes_a_dead_letter(
@@ -311,11 +311,11 @@ async def test_decision_made_before_growth_is_learned_with_all_inputs(
     assert len(first.phi) == SPEC_V1.size
     await plain.feed_back(first)
     statistics = await plain.statistics()
-    assert statistics.spec_hash == SPEC_V1.hash
+    assert statistics.spec == SPEC_V1
 
     await process.feed_back(second)
     grown = await process.statistics()
-    assert (grown.spec_hash, grown.decisions) == (SPEC_V2.hash, 2)
+    assert (grown.spec, grown.decisions) == (SPEC_V2, 2)
     known = [SPEC_V2.phi(made.candidates, made.context, made.profile)[made.chosen] for made in (first, second)]
     assert known[0][SPEC_V1.size :].any()
     np.testing.assert_array_equal(grown.s, np.outer(known[0], known[0]) + np.outer(known[1], known[1]))

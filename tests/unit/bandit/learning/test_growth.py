@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from app.bandit.decisions import Decision
 from app.bandit.learning.attribution import GRACE_MS
-from app.bandit.model.inputs import Array, Context
-from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Array, Context
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.stores.sql import learning
 from app.stores.sql.database import Connection, Database
@@ -109,7 +108,7 @@ async def test_replay_equals_learning_under_the_new_spec_from_the_start(
     assert found.statistics.keys() == expected.statistics.keys()
     for user, statistics in found.statistics.items():
         wanted = expected.statistics[user]
-        assert (statistics.spec_hash, statistics.decisions) == (SPEC_V2.hash, wanted.decisions)
+        assert (statistics.spec, statistics.decisions) == (SPEC_V2, wanted.decisions)
         assert all(map(same_bits, statistics.leading(OLD), wanted.leading(OLD)))
         np.testing.assert_allclose(statistics.numbers, wanted.numbers, rtol=0, atol=1e-12)
     for one, other in zip(found.decisions, expected.decisions, strict=True):
@@ -130,7 +129,7 @@ async def began_under_v1(database: Database, decisions: int = 5) -> tuple[Bandit
         plain.clock.advance(HOUR_MS)
         plain.profiles["ann"] = {"completion_rate_30d": number / 9, "tip_volume_30d": number, "preferred_hour": number}
         made.append(await plain.learn_one())
-    assert (await plain.statistics()).spec_hash == SPEC_V1.hash
+    assert (await plain.statistics()).spec == SPEC_V1
     return BanditProcess(database, clock=plain.clock), made
 
 
@@ -140,8 +139,8 @@ def assert_replayed(grown: SufficientStatistics, before: SufficientStatistics, m
     for decision in made:
         expected = expected.learned(full(decision), 1.0)
     assert expected.y[OLD:].any()
-    assert (grown.spec_hash, grown.decisions) == (SPEC_V2.hash, before.decisions)
-    assert same_bits(grown.numbers, before.grown(SPEC_V1, SPEC_V2, expected).numbers)
+    assert (grown.spec, grown.decisions) == (SPEC_V2, before.decisions)
+    assert same_bits(grown.numbers, before.grown(SPEC_V2, expected).numbers)
     assert all(map(same_bits, grown.leading(OLD), (before.s, before.y)))
 
 
@@ -189,7 +188,7 @@ async def test_statistics_are_padded_when_the_log_contradicts_them(
         await database.write(lambda connection: write_statistics(connection, backup, 1), of=["ann"])
     before = await process.statistics()
     await process.bandit.maintenance.grow(math.inf)
-    assert (await process.statistics()).pack() == before.grown(SPEC_V1, SPEC_V2).pack()
+    assert (await process.statistics()).pack() == before.grown(SPEC_V2).pack()
     assert len(log.of("log_not_replayed")) == 1
 
 
@@ -222,7 +221,7 @@ async def test_user_stays_padded_when_a_worker_of_an_earlier_release_grew_it_mea
     await plain.learn_one()
     decision = await plain.decide()
     process = BanditProcess(database, clock=plain.clock)
-    padded = (await process.statistics()).grown(SPEC_V1, SPEC_V2)
+    padded = (await process.statistics()).grown(SPEC_V2)
 
     def pad(connection: Connection) -> None:
         write_statistics(connection, {"ann": padded}, 1)
@@ -317,7 +316,7 @@ def assert_learned(statistics: SufficientStatistics, rewards: Sequence[tuple[Dec
     expected = SufficientStatistics.none(SPEC_V2)
     for decision, reward in rewards:
         expected = expected.learned(full(decision), reward)
-    assert (statistics.spec_hash, statistics.decisions) == (SPEC_V2.hash, expected.decisions)
+    assert (statistics.spec, statistics.decisions) == (SPEC_V2, expected.decisions)
     np.testing.assert_allclose(statistics.numbers, expected.numbers, rtol=0, atol=1e-12)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from app.bandit.learning.maintenance import POOL_EVERY_MS
-from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS
-from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, pooled_mean, sound
+from app.bandit.ports import StateGrowth
 from app.concurrency.periodic import repeat
 from app.errors import SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
@@ -58,14 +58,14 @@ async def test_prior_is_pooled_over_all_users_when_they_have_grown(
 ) -> None:
     monkeypatch.setattr("app.stores.sql.sufficient_statistics.PAGE", 7)
     states = await enroll(process, 40)
-    everyone = [item if item.size == SPEC_V2.size else item.grown(SPEC_V1, SPEC_V2) for item in states]
+    everyone = [item if item.size == SPEC_V2.size else item.grown(SPEC_V2) for item in states]
     for users, counted in ((20, everyone[1::2]), (40, everyone)):
         assert await process.pool(), "growth changes the sums, though nothing was learned"
         ((spec_hash, mu, *numbers),) = await process.rows(
             "SELECT spec_hash, mu, users, decisions FROM bandit_priors ORDER BY version DESC LIMIT 1"
         )
         assert (spec_hash, *numbers) == (SPEC_V2.hash, users, sum(item.decisions for item in counted))
-        np.testing.assert_allclose(np.frombuffer(mu), pool_of(counted).mean(), atol=1e-12)
+        np.testing.assert_allclose(np.frombuffer(mu), pooled_mean(pool_of(counted)), atol=1e-12)
         assert await process.bandit.maintenance.grow(math.inf)
     decision = await process.decide("new")
     assert decision.prior_version == 2
@@ -107,11 +107,11 @@ async def test_growth_continues_where_it_was_interrupted(
     inject_failures(monkeypatch, SqlLearning, "grow", [None, None, StoreUnavailable("locked")])
     with pytest.raises(StoreUnavailable):
         await process.bandit.maintenance.grow(math.inf)
-    assert await process.bandit.states.counts() == {SPEC_V1.hash: 4, SPEC_V2.hash: 16}
+    assert await process.bandit.states.growth() == StateGrowth(20, 4)
     assert not await process.bandit.maintenance.grow(-1), "the time is over after one page"
-    assert await process.bandit.states.counts() == {SPEC_V1.hash: 1, SPEC_V2.hash: 19}
+    assert await process.bandit.states.growth() == StateGrowth(20, 1)
     assert await process.bandit.maintenance.grow(math.inf)
-    assert await process.bandit.states.counts() == {SPEC_V2.hash: 20}
+    assert await process.bandit.states.growth() == StateGrowth(20, 0)
     for number, before in enumerate(states):
         after = await process.statistics(f"user-{number:04d}")
         assert after.decisions == before.decisions
@@ -133,7 +133,7 @@ async def test_decision_reads_statistics_that_have_not_grown(database: Database)
     assert after.leading(before.size)[0].tobytes() == before.s.tobytes()
     assert await process.stored(f"decision_id = '{decision.id}' AND challenger_p IS NOT NULL") == 1
     await plain.decide()
-    assert await process.bandit.states.counts() == {SPEC_V2.hash: 1}, "what has grown stays so"
+    assert await process.bandit.states.growth() == StateGrowth(1, 0), "what has grown stays so"
 
 
 async def test_unreadable_statistics_are_kept_and_fail_no_decision(process: BanditProcess) -> None:
@@ -192,7 +192,7 @@ async def test_damaged_statistics_are_set_aside_and_other_users_are_not_affected
     )
     assert (spec_hash[:11], kept) == ("unreadable ", bad), "the row is kept, under the name of no spec"
     assert (await backlog(process.database, NOW_MS)).unreadable == 1
-    assert (await process.bandit.states.counts())[SPEC_V2.hash] == 8, "the seven others have grown, and there is ann"
+    assert await process.bandit.states.growth() == StateGrowth(8, 0), "the seven others have grown, and there is ann"
     rows = await process.rows("SELECT users, decisions FROM bandit_priors ORDER BY version")
     others = sum(item.decisions for item in states) - states[int(user_id[-1])].decisions
     assert rows == [(7, others), (8, others + 1)]
@@ -229,7 +229,7 @@ SELECT_CHECKSUMS = "SELECT header_crc32, evidence_crc32 FROM bandit_states WHERE
 async def test_releases_with_and_without_checksums_take_turns(process: BanditProcess) -> None:
     first = await process.decide()
     short = statistics_of(0, grown=False)
-    await process.execute(UPSERT_BEFORE, short.spec_hash, short.pack(), short.decisions)
+    await process.execute(UPSERT_BEFORE, short.spec.hash, short.pack(), short.decisions)
     assert await process.rows(SELECT_CHECKSUMS) == [(None, None)]
     assert (await process.statistics()).pack() == short.pack()
     await process.feed_back(first)
@@ -241,8 +241,8 @@ async def test_releases_with_and_without_checksums_take_turns(process: BanditPro
     read = SufficientStatistics.unpack(SPECS[spec_hash], blob, decisions)
     random = np.random.default_rng(1)
     learned = read.learned(random.uniform(-1, 1, read.size), 0.5)
-    for older in (learned, short, short.grown(SPEC_V1, SPEC_V2)):
-        await process.execute(UPSERT_BEFORE, older.spec_hash, older.pack(), older.decisions)
+    for older in (learned, short, short.grown(SPEC_V2)):
+        await process.execute(UPSERT_BEFORE, older.spec.hash, older.pack(), older.decisions)
         assert await process.rows(SELECT_CHECKSUMS) == [checksums], "of the row before"
         assert (await process.statistics()).pack() == older.pack()
     assert await process.database.read(partial(damaged, whole=True)) == 0
@@ -368,7 +368,8 @@ async def test_nothing_grows_without_a_challenger(database: Database) -> None:
     process = BanditProcess(database, shadow=False)
     await enroll(process, 4)
     assert await process.bandit.maintenance.grow(math.inf)
-    assert await process.bandit.states.counts() == {SPEC_V1.hash: 2, SPEC_V2.hash: 2}
+    assert await process.rows("SELECT COUNT(*) FROM bandit_states WHERE spec_hash = ?", SPEC_V1.hash) == [(2,)]
+    assert await process.bandit.states.growth() == StateGrowth(4, 0)
     assert not await process.pool(), "the champion has no use for it"
 
 

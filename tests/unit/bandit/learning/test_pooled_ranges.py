@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from app.bandit.learning.maintenance import POOL_EVERY_MS
-from app.bandit.model.pooled_prior import Pool, Prior
-from app.bandit.model.specs import SPEC_V1, SPEC_V2, Spec
-from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Spec
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, pooled_mean
 from app.stores.sql import sufficient_statistics as module
 from app.stores.sql import users
 from app.stores.sql.database import Connection, Database, Scope
@@ -75,8 +74,8 @@ class RandomRun:
         await self.store(user_id)
 
     async def grow(self, user_id: str) -> None:
-        if (known := self.learned.get(user_id)) is not None and known.spec_hash == SPEC_V1.hash:
-            self.learned[user_id] = known.grown(SPEC_V1, SPEC_V2)
+        if (known := self.learned.get(user_id)) is not None and known.spec == SPEC_V1:
+            self.learned[user_id] = known.grown(SPEC_V2)
             await self.store(user_id)
 
     async def store(self, user_id: str) -> None:
@@ -142,12 +141,13 @@ class RandomRun:
             pass
         await self.pool()
         kept = {first for (first,) in await self.database.rows("SELECT first_user FROM pooled_ranges")}
-        one = pool_of(item for item in self.learned.values() if item.spec_hash == SPEC_V2.hash)
+        grown = [item for item in self.learned.values() if item.spec == SPEC_V2]
+        one = pool_of(grown)
         found = self.prior or Prior.none(SPEC_V2)
         faults = [f"{first} is erased, and begins a range" for first in kept - self.learned.keys() - {""}]
-        if (found.users, found.decisions) != (one.users, one.decisions):
-            faults.append(f"{found.users} users and {found.decisions} decisions, not {one.users} and {one.decisions}")
-        if not np.allclose(found.mu, one.mean(), rtol=0, atol=1e-12):
+        if (found.users, found.decisions) != (len(grown), one.decisions):
+            faults.append(f"{found.users} users and {found.decisions} decisions, not {len(grown)} and {one.decisions}")
+        if not np.allclose(found.mu, pooled_mean(one), rtol=0, atol=1e-12):
             faults.append("the mean differs by more than rounding")
         return faults
 
@@ -315,8 +315,7 @@ async def test_pool_of_sums_equals_the_pool_of_their_users() -> None:
         for _ in range(30)
     ]
     sums = [pool_of(users[:10]), pool_of(users[10:])]
-    whole = Pool(SPEC_V2)
-    whole.add([pool.total.pack() for pool in sums], 30, users=30)
+    whole = SufficientStatistics.none(SPEC_V2).plus([pool.pack() for pool in sums], 30)
     one = pool_of(users)
-    assert (whole.users, whole.decisions) == (one.users, one.decisions) == (30, 30)
-    np.testing.assert_allclose(whole.mean(), one.mean(), rtol=0, atol=1e-14)
+    assert whole.decisions == one.decisions == 30
+    np.testing.assert_allclose(pooled_mean(whole), pooled_mean(one), rtol=0, atol=1e-14)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.bandit.model.definitions import __file__ as definitions
-from app.bandit.model.specs import NEWEST, SPECS
+from app.bandit.model.inputs import NEWEST, SPECS
 from app.bandit.rollout.stages import Target
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import BanditProcess

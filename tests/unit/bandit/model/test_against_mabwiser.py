@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.bandit.model.inputs import Array
-from app.bandit.model.specs import SPEC_V1
+from app.bandit.model.inputs import SPEC_V1, Array
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHAMPION, SCALE, noise
 from tests.support.score_requests import history_of, request_of, taught, variances

@@ -8,21 +8,20 @@ from typing import Any
 
 import pytest
 
-from app.bandit.model.pooled_prior import Prior
-from app.bandit.model.specs import SPEC_V1, SPEC_V2
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2
+from app.bandit.model.sufficient_statistics import Prior
+from app.bandit.ports import RecentDecisions, RolloutLook
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.controller import FEWEST_ANSWERS, FEWEST_RECENT
-from app.bandit.rollout.ports import RecentDecisions, RolloutLook
 from app.bandit.rollout.stages import Move, RolloutState, Stage, Target
 from app.bandit.rollout.status import RolloutStatus
-from app.bootstrap import bandit
 from app.errors import Conflict, StoreUnavailable
 from app.settings import Settings
 from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sql.database import Database
 from app.stores.sql.rollout import SqlRollout
 from app.stores.sql.sufficient_statistics import SqlStates
-from tests.support.bandit_process import inject_failures
+from tests.support.bandit_process import inject_failures, rollout_of
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 from tests.support.logs import Recorder
@@ -38,7 +37,7 @@ class RolloutFixture:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.clock = FakeClock()
-        self.rollout = bandit.rollout(Settings(), database, self.clock)
+        self.rollout = rollout_of(Settings(), database, self.clock)
         self.states = SqlStates(database, SPEC_V2)
 
     async def store(self, rows: Sequence[dict[str, object]]) -> None:
@@ -74,7 +73,7 @@ class RolloutFixture:
 
 
 @pytest.fixture
-def fixture(database: Database) -> RolloutFixture:
+async def fixture(database: Database) -> RolloutFixture:
     return RolloutFixture(database)
 
 
@@ -170,7 +169,7 @@ async def test_look_has_the_same_result_in_every_worker(fixture: RolloutFixture)
     await fixture.write(some(4_000))
     state = await fixture.state()
     counts = await fixture.rollout.counts(state)
-    workers = [bandit.rollout(Settings(), fixture.database, FakeClock()) for _ in range(2)]
+    workers = [rollout_of(Settings(), fixture.database, FakeClock()) for _ in range(2)]
     made = await asyncio.gather(*(item.look(state, counts) for item in workers))
     assert sorted(item is not None for item in made) == [False, True]
     kept = await fixture.looks()
@@ -349,7 +348,7 @@ async def test_wrong_propensities_hold_the_roll_out(fixture: RolloutFixture) -> 
 
 
 async def test_ramp_is_refused_without_a_challenger(fixture: RolloutFixture) -> None:
-    alone = bandit.rollout(Settings(shadow=False), fixture.database, fixture.clock)
+    alone = rollout_of(Settings(shadow=False), fixture.database, fixture.clock)
     assert "PROFILES_SHADOW" in (why_not(await alone.status(), "ramp") or "")
 
 
@@ -359,8 +358,8 @@ async def test_alarm_is_raised_only_with_a_challenger(fixture: RolloutFixture) -
     await fixture.rollout.watch()
     alarm = await fixture.rollout.alarm()
     assert alarm is not None
-    assert alarm.text.startswith("The challenger serves 25% of the users. Over 4,000 decisions")
-    alone = bandit.rollout(Settings(shadow=False), fixture.database, fixture.clock)
+    assert alarm[0].startswith("The challenger serves 25% of the users. Over 4,000 decisions")
+    alone = rollout_of(Settings(shadow=False), fixture.database, fixture.clock)
     assert await alone.alarm() is None
 
 
@@ -390,12 +389,12 @@ async def test_broken_guardrail_raises_an_alarm_after_promotion(
     await fixture.execute("UPDATE rollout SET stage = 'promoted'")
     alarm = await fixture.rollout.alarm()
     assert alarm is not None
-    assert alarm.text == (
+    assert alarm[0] == (
         "The challenger is promoted, and a guardrail is broken. "
         "One answer in a hundred takes over 900 ms; 100 ms is allowed. "
         "At least 98.6% of the challenger's answers take longer."
     )
-    assert "roll back" in alarm.advice
+    assert "roll back" in alarm[1]
     assert await fixture.rollout.alarm() == alarm
     assert len(asked) == 1, "the second alarm uses the cached guardrails"
     fixture.clock.advance(24 * HOUR_MS)
@@ -551,7 +550,7 @@ async def test_stage_of_a_later_release_is_left_to_its_workers(fixture: RolloutF
 async def test_stage_without_a_challenger_is_left(database: Database) -> None:
     fixture = RolloutFixture(database)
     await reached_by(fixture, SPEC_V2.hash, "ramp", 0.5)
-    plain = bandit.rollout(Settings(shadow=False), database, fixture.clock)
+    plain = rollout_of(Settings(shadow=False), database, fixture.clock)
     await plain.watch()
     assert (await plain.state()).stage == "ramp"
     await plain.move("rollback", "ann")
@@ -560,7 +559,7 @@ async def test_stage_without_a_challenger_is_left(database: Database) -> None:
 
 async def test_first_prior_ties_the_shadow_to_the_challenger(fixture: RolloutFixture) -> None:
     assert (await fixture.state()).challenger is None
-    prior = Prior(0, SPEC_V2.hash, Prior.none(SPEC_V2).mu, 1, 1, NOW_MS)
+    prior = Prior(0, SPEC_V2, Prior.none(SPEC_V2).mu, 1, 1, NOW_MS)
     assert await fixture.states.add_prior(prior, 1)
     assert (await fixture.state()).challenger == SPEC_V2.hash
 

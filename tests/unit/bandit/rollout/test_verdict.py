@@ -14,9 +14,7 @@ from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, broken, too_
 
 LIMITS = Limits(margin=0.02, dismissed=0.03, p99_ms=100, no_profile=0.5)
 GUARDRAILS = Guardrails(
-    dismissed_champion=0.2,
-    dismissed_challenger=0.21,
-    dismissed_more=Interval(0.01, -0.01, 0.03),
+    dismissals=(0.2, 0.21, Interval(0.01, -0.01, 0.03)),
     p99_ms=12,
     no_profile=0.2,
 )
@@ -90,17 +88,17 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
     ({"lift": Interval(-0.03, -0.05, -0.02)}, "hold", "not ruled out"),
     ({"lift": Interval(-0.04, -0.06, -0.021)}, "roll back", "a loss of more than 0.02 for certain"),
     (
-        {"dismissed_more": Interval(0.05, 0.031, 0.07)},
+        {"dismissals": (0.2, 0.25, Interval(0.05, 0.031, 0.07))},
         "roll back",
         "5.0% more (3.1% to 7.0%), where 3.0% is allowed",
     ),
-    ({"dismissed_more": Interval(0.05, 0.03, 0.07)}, "promote", "improvement"),
+    ({"dismissals": (0.2, 0.25, Interval(0.05, 0.03, 0.07))}, "promote", "improvement"),
     ({"p99_ms": 250.0, "slow": 0.02}, "roll back", "One answer in a hundred takes over 250 ms; 100 ms is allowed."),
     ({"p99_ms": 250.0, "slow": 0.02}, "roll back", "At least 2.0% of the challenger's answers take longer."),
     ({"p99_ms": 250.0, "slow": 0.01}, "promote", "improvement"),
     ({"p99_ms": 250.0, "slow": 0.02, "p99_judged": False}, "promote", "improvement"),
     ({"p99_ms": 361.0, "champion_p99_ms": 240.0, "slow": 0.02}, "roll back", "361 ms; 360 ms is allowed."),
-    ({"p99_ms": None, "no_profile": None, "dismissed_more": None}, "promote", "improvement"),
+    ({"p99_ms": None, "no_profile": None, "dismissals": None}, "promote", "improvement"),
     ({"experiment": experiment(-0.05, -0.021)}, "roll back", "earn -0.0500 a recent decision compared with the"),
     ({"experiment": experiment(-0.05, -0.02)}, "promote", "improvement"),
     (
@@ -136,7 +134,7 @@ def test_verdict_follows_the_rules_in_their_order() -> None:
 
 def test_reason_names_every_guardrail_that_is_broken() -> None:
     bad = msgspec.structs.replace(
-        GUARDRAILS, dismissed_more=Interval(0.05, 0.04, 0.06), p99_ms=101.0, slow=0.02, no_profile=0.9
+        GUARDRAILS, dismissals=(0.2, 0.25, Interval(0.05, 0.04, 0.06)), p99_ms=101.0, slow=0.02, no_profile=0.9
     )
     assert len(broken(bad, LIMITS)) == 3
     reason = verdict(FIGURES, bad, LIMITS).reason
@@ -179,7 +177,7 @@ def test_promote_is_given_if_and_only_if_every_condition_holds(
         n=n,
         users=users,
         lift=lift,
-        dismissed_more=more,
+        dismissals=(0.2, 0.21, more),
         mean_weight=weight,
         mean_weight_error=error,
         ess=ess,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.errors import StoreUnavailable
 from app.events.ports import Admitted, Appended, ClashingEvent
-from app.events.validation import Admission, digest
+from app.events.validation import admit, digest
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED, Action, TipEvent
 from app.features.registry import Registry
@@ -228,7 +228,7 @@ async def test_logged_event_equals_the_event_sent(event_log: SqlEventLog, sent: 
 
 async def test_logged_time_is_the_claimed_time_when_it_lies_ahead(event_log: SqlEventLog) -> None:
     early = feedback(at_ms=NOW_MS + 4 * 60_000, offset_min=345)
-    await event_log.append([Admission(retention_days=180).admit([early], NOW_MS)])
+    await event_log.append([admit([early], NOW_MS, 180)])
     (logged,) = await event_log.logged([1])
     assert logged.event == early
 
@@ -237,7 +237,7 @@ async def test_times_are_compared_to_the_millisecond(event_log: SqlEventLog) -> 
     exact = served(event_id="a")
     finer = msgspec.structs.replace(exact, occurred_at=exact.occurred_at.replace(microsecond=999))
     assert digest(exact) == digest(finer)
-    items: list[Admitted] = Admission(retention_days=180).admit([finer], NOW_MS)
+    items: list[Admitted] = admit([finer], NOW_MS, 180)
     await event_log.append([items])
     (logged,) = await event_log.logged([1])
     assert logged.event == exact

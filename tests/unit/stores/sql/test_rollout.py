@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from app.bandit.model.specs import SPEC_V2
+from app.bandit.model.inputs import SPEC_V2
+from app.bandit.ports import Counts, RolloutLook
 from app.bandit.rollout.aggregates import DecisionPage, DecisionSums
-from app.bandit.rollout.ports import Counts, RolloutLook
 from app.bandit.rollout.stages import RolloutState, Target
 from app.bandit.rollout.verdict import Verdict
 from app.stores.sql import rollout as module

@@ -17,7 +17,7 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from app.bandit.model.specs import SPEC_V2
+from app.bandit.model.inputs import SPEC_V2
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.migrations import configuration
 from app.stores.migrate import current, migrate

@@ -151,7 +151,6 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
         "tip_scores_unsettled (user_id=? AND chosen_id=?)",
     ),
     "learned decisions": (learning.SELECT_LEARNED, ("u",), "tip_scores_by_user (user_id=?)"),
-    "decision by number": (learning.SELECT_DECISION, ("u", 1), "INTEGER PRIMARY KEY (rowid=?)"),
     "any closed": (learning.SELECT_ANY_CLOSED, {"closed": 1}, "tip_scores_served (served_at_ms<?)"),
     "closed": (learning.SELECT_CLOSED, {"closed": 1, "known": "[]", "limit": 1}, "tip_scores_served (served_at_ms<?)"),
     "unserved": (learning.SELECT_UNSERVED, {"closed": 1, "limit": 1}, "tip_scores_open (created_at_ms<?)"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from app.features.registry import Scalar
-from app.generation.profile_traits import ALLOWED, Mood, Traits, described, traits_of
+from app.generation.tip_request import ALLOWED, Mood, Traits, described, traits_of
 from tests.support.registry import REGISTRY
 from tests.support.tip_requests import FEATURES, HABITS
 

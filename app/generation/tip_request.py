@@ -1,13 +1,17 @@
-"""Reduces a user's profile to traits, such as "usually completes tips": the only data about a user that a writer gets.
+"""The request for a tip's text: a task, and the user's profile reduced to traits, such as "usually completes tips".
 
-Invariant: only features in `ALLOWED` are read, and no number but the preferred hour leaves this module. So a remote
-language model is told habits, never the recorded values behind them. This module never receives a user's id.
+Invariants: a writer learns nothing else about the user, and no user's id. Only features in `ALLOWED` are read, and no
+number but the preferred hour leaves this module. So a remote language model is told habits, never the recorded values
+behind them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Literal, NamedTuple, TypeVar
+
+import msgspec
 
 from app.features.registry import Scalar
 
@@ -45,6 +49,19 @@ class Traits(NamedTuple):
         if self.completes is not None:
             return "hesitant" if self.completes == "seldom" else "mixed"
         return "unknown"
+
+
+class TipRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to word a tip about a task. `title` and `notes` are untrusted text. `due_at` and the current time `now`
+    have a UTC offset. A higher `priority` means a more important task. `locale` is a BCP 47 tag."""
+
+    title: str
+    notes: str | None
+    due_at: datetime | None
+    priority: float | None
+    traits: Traits
+    locale: str
+    now: datetime
 
 
 def traits_of(features: Mapping[str, Scalar] | None) -> Traits:

@@ -1,46 +1,121 @@
 """The worker process: arq jobs, the periodic work beside them, and `WorkerSettings`.
 
-A job only passes its arguments to the service. If the database, the cache or the queue does not answer, it raises
-`Retry` (`app.worker.retry`). The sweep, which consumes events whose job was lost, is not an arq job, so that it also
-runs while the queue is unavailable.
+A job only passes its arguments to the service. arq drops a job that raises anything but `Retry`, and a job that was
+tried `max_tries` times. No event may be lost in this way, so jobs raise only `Retry` and have no limit of tries. The
+sweep, which consumes events whose job was lost, is not an arq job, so that it also runs while the queue is unavailable.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import partial, wraps
 from random import Random
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import uvloop
 from arq.connections import RedisSettings
 from arq.cron import CronJob, cron
-from arq.worker import func
+from arq.worker import Retry, func
 
 from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
+from app.concurrency.batcher import Handover
 from app.concurrency.periodic import repeat
 from app.concurrency.tasks import running, stop_signals
-from app.errors import SettingsError
-from app.events.ports import Learner
+from app.errors import SettingsError, Unavailable
+from app.events.consume import BOUNDS
 from app.profiles.consistency.decisions import DecisionMonitor
 from app.profiles.consistency.monitor import ROUND_S, ConsistencyMonitor
 from app.settings import Settings
 from app.stores.queue import client, jobs
 from app.stores.queue.worker import STOP_GRACE_S, Pace, keep_working
-from app.telemetry import configure_logging, logger, serve_metrics
-from app.worker.retry import JobContext, Unfinished, context, job
+from app.telemetry import configure_logging, logger, serve_metrics, warn
 
 FOR_EVER = 1_000_000_000
+RETRY_FIRST_S = 0.2
+RETRY_MOST_S = 5.0
+UNEXPECTED_TRIES = 5
 SWEEP_EVERY_S = 2.0
 SHARE_EVERY_S = 2.0
 HOURLY = "the worker, hourly"
 log = logger("worker")
+
+
+class JobContext(TypedDict):
+    """The context that arq passes to every job. `failures` counts unexpected errors by job id."""
+
+    service: OpenService
+    pace: Pace
+    handover: Handover[int]
+    failures: Counter[str]
+    job_id: NotRequired[str]
+    job_try: NotRequired[int]
+    enqueue_time: NotRequired[datetime]
+
+
+class Unfinished(Exception):
+    """Raised by a job whose try has no time left: the job continues in another try at once."""
+
+
+def context(service: OpenService, pace: Pace) -> JobContext:
+    handover = Handover(partial(service.consumer.consume_within, pace.work_s), BOUNDS)
+    return {"service": service, "pace": pace, "handover": handover, "failures": Counter()}
+
+
+def back_off(tries: int) -> float:
+    """The delay in seconds before try `tries` + 1: it doubles up to `RETRY_MOST_S`."""
+    return float(min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(tries - 1, 10)))
+
+
+def job(
+    name: str, give_up: Callable[..., Awaitable[None]] | None = None
+) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., Coroutine[Any, Any, None]]]:
+    """Decorate a coroutine function as the arq job `name`, which raises only `Retry`.
+
+    `Unavailable` and timeouts are retried without limit. After `UNEXPECTED_TRIES` other errors of one job, `give_up` is
+    called with the context, the reason and the arguments of the job, and the job ends.
+    """
+
+    def decorate(work: Callable[..., Awaitable[None]]) -> Callable[..., Coroutine[Any, Any, None]]:
+        @wraps(work)
+        async def run(ctx: JobContext, *arguments: object, traceparent: object = None) -> None:  # for `Tracing.job`
+            tries, job_id = int(ctx.get("job_try") or 1), str(ctx.get("job_id"))
+            count, failures = ctx["service"].metrics.jobs.labels, ctx["failures"]
+            try:
+                try:
+                    async with asyncio.timeout(ctx["pace"].work_s):
+                        await work(ctx, *arguments)
+                except (Unfinished, Unavailable, TimeoutError):
+                    raise
+                except Exception as error:
+                    failures[job_id] += 1
+                    log.exception("job_failed", job=name, tries=tries)
+                    if failures[job_id] < UNEXPECTED_TRIES:
+                        count(name, "failed").inc()
+                        raise Retry(defer=back_off(tries)) from error
+                    if give_up is not None:
+                        await give_up(ctx, f"the job failed {UNEXPECTED_TRIES} times: {error!r}", *arguments)
+                    count(name, "given up").inc()
+                else:
+                    count(name, "done").inc()
+                failures.pop(job_id, None)
+            except Unfinished as unfinished:
+                count(name, "continued").inc()
+                raise Retry(defer=0) from unfinished
+            except (Unavailable, TimeoutError) as error:
+                count(name, "retried").inc()
+                warn(log, error)("job_retried", job=name, tries=tries, error=str(error) or type(error).__name__)
+                raise Retry(defer=back_off(tries)) from error
+
+        return run
+
+    return decorate
 
 
 @job(jobs.TIP_EVENTS, lambda ctx, reason, events: ctx["service"].queue_door.bury(events, reason))
@@ -151,7 +226,7 @@ def __getattr__(name: str) -> type:
         "functions": FUNCTIONS,
         "redis_settings": RedisSettings.from_dsn(settings.queue_url),
         "queue_name": settings.queue_name,
-        "health_check_key": client.health_key(settings.queue_name),
+        "health_check_key": settings.queue_name + client.HEALTH_SUFFIX,
         "on_startup": refuse,
     }
     return type(name, (), attributes)
@@ -162,10 +237,9 @@ async def work(
     stop: asyncio.Event,
     *,
     pace: Pace | None = None,
-    learners: Sequence[Learner] = (),
-    on_ready: Callable[[OpenService], None] = lambda _: None,
+    on_ready: Callable[[OpenService], object] = lambda _: None,
 ) -> None:
-    """Run jobs and periodic work until `stop` is set. `learners` also receive the consumed events.
+    """Run jobs and periodic work until `stop` is set. `on_ready` is called with the service before the first job.
 
     While the queue is unavailable, only periodic work runs; arq's worker is restarted afterwards.
 
@@ -176,7 +250,7 @@ async def work(
     assert settings.queue_url is not None
     pace = pace or Pace()
     async with AsyncExitStack() as stack:
-        service = await stack.enter_async_context(open_service(settings, door="queue", learners=learners))
+        service = await stack.enter_async_context(open_service(settings, door="queue"))
         await stack.enter_async_context(sampling(service, "worker"))
         stop_metrics = serve_metrics(
             service.metrics, settings.host, settings.worker_metrics_port, "PROFILES_WORKER_METRICS_PORT"
@@ -220,20 +294,16 @@ async def work(
 
 
 def run(
-    settings: Settings,
-    *,
-    pace: Pace | None = None,
-    learners: Sequence[Learner] = (),
-    on_ready: Callable[[], None] = lambda: None,
+    settings: Settings, *, pace: Pace | None = None, on_ready: Callable[[OpenService], object] = lambda _: None
 ) -> None:
-    """Run a worker until SIGTERM, SIGINT or SIGHUP."""
+    """Run a worker until SIGTERM, SIGINT or SIGHUP; see `work`."""
     configure_logging(settings.log_format, settings.log_level)
 
     async def main() -> None:
         stop = asyncio.Event()
         for number in stop_signals():
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await work(settings, stop, pace=pace, learners=learners, on_ready=lambda _: on_ready())
+        await work(settings, stop, pace=pace, on_ready=on_ready)
 
     sys.setswitchinterval(0.0005)  # by default, a busy event loop makes the database's threads wait 5 ms at a time
     uvloop.run(main())

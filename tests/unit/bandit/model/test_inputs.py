@@ -15,10 +15,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import NODEFAULT
 
-from app.bandit.model import specs
+from app.bandit.model import inputs
 from app.bandit.model.definitions import NEW_PRECISION, VERSIONS
-from app.bandit.model.inputs import PROFILE_FEATURES, Candidate, Context, Profile, packed
-from app.bandit.model.specs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
+from app.bandit.model.inputs import (
+    PROFILE_FEATURES,
+    SPEC_V1,
+    SPEC_V2,
+    SPECS,
+    Candidate,
+    Context,
+    Input,
+    Profile,
+    Spec,
+    packed,
+)
 from tests.support.registry import REGISTRY
 from tests.support.score_requests import MORNING, PROFILE, candidates, contexts, numbers, profiles, tip
 
@@ -87,7 +97,7 @@ def test_hash_changes_with_any_part_of_the_spec(changed: Spec) -> None:
 
 @pytest.mark.parametrize(("factors", "name"), [("CANDIDATE_FACTORS", "priority"), ("SHARED_FACTORS", "hour_cos")])
 def test_hash_changes_with_a_formula(factors: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(specs, factors, {**getattr(specs, factors), name: "something else"})
+    monkeypatch.setattr(inputs, factors, {**getattr(inputs, factors), name: "something else"})
     assert msgspec.structs.replace(SPEC_V1).hash != SPEC_V1.hash
 
 

@@ -1,0 +1,13 @@
+"""A client of the queue, as programs that publish events have one."""
+
+from __future__ import annotations
+
+from arq.connections import ArqRedis
+
+from app.stores.queue.client import QUEUE, client, pool
+
+TIMEOUT_S = 20.0  # a job of many megabytes takes seconds on a busy machine
+
+
+def connect(url: str, name: str = QUEUE) -> ArqRedis:
+    return client(pool(url, TIMEOUT_S), name)
