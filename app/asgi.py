@@ -19,15 +19,17 @@ import litestar_offline_docs
 import uvloop
 from litestar import Litestar
 from litestar.exceptions import HTTPException
+from litestar.types import ASGIApp
 
 from app.api import operations
 from app.api.auth.authentication import Authenticator, guard
 from app.api.auth.sessions import Sessions
-from app.api.events import plain_events
+from app.api.events import ingest_body
 from app.api.middleware.edge import Edge
 from app.api.middleware.fast_path import FastPath, Post
+from app.api.middleware.load_shedding import Shedding
 from app.api.middleware.proxy_headers import behind_proxy
-from app.api.middleware.rate_limit import RateLimit
+from app.api.middleware.rate_limit import RateLimit, TokenBuckets
 from app.api.openapi.allowed_methods import options_of
 from app.api.openapi.document import ASSETS, openapi_config, openapi_document
 from app.api.pages.assets import pages_assets, static_files
@@ -47,7 +49,7 @@ from app.listener import listening_socket
 from app.operations.samples import EVERY_S
 from app.settings import Settings
 from app.stores.sql.access import SqlKeyUses, SqlSessions
-from app.telemetry import Metrics, configure_logging, logger, serve_metrics
+from app.telemetry import configure_logging, logger, serve_metrics
 
 COLLECT_AFTER = 20_000
 DOCUMENTATION = Path(litestar_offline_docs.__file__).parent / "static"
@@ -64,55 +66,22 @@ def create_app(
     feature registry and its typed Struct) when it starts, and closes it when it stops.
     """
     settings = settings or Settings.from_environment()
-    metrics = service.metrics if service is not None else Metrics()
-    authenticator = Authenticator(settings.api_keys)
 
     @asynccontextmanager
     async def lifespan(application: Litestar) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             opened = service
             if opened is None:
-                opened = await stack.enter_async_context(
-                    open_service(settings, door="http", contract=contract, metrics=metrics)
-                )
+                opened = await stack.enter_async_context(open_service(settings, door="http", contract=contract))
                 await stack.enter_async_context(sampling(opened, "api"))
-            tips = open_tip_generator(settings, opened.clock, metrics)
+            tips = open_tip_generator(settings, opened.clock, opened.metrics)
             application.state.tips = await stack.enter_async_context(tips)
-            begin(application, opened)
-            noting = partial(note_key_uses, authenticator, application.state.key_uses, opened.clock)
+            _set_state(application, opened)
+            application.asgi_handler = _with_middleware(application, router, opened)
+            state = application.state
+            noting = partial(note_key_uses, state.authenticator, state.key_uses, opened.clock)
             await stack.enter_async_context(running(repeat("key_uses", noting, EVERY_S)))
             yield
-
-    def begin(application: Litestar, opened: OpenService) -> None:
-        application.state.service = opened
-        application.state.authenticator = authenticator
-        application.state.key_uses = SqlKeyUses(opened.database)
-        application.state.renderer = Renderer(opened.registry)
-        application.state.sessions = Sessions(
-            keys=settings.api_keys,
-            records=SqlSessions(opened.database),
-            clock=opened.clock,
-            new_id=lambda: secrets.token_urlsafe(16),
-            lifetime_hours=settings.session_hours,
-            instance=opened.database.id[:8],
-        )
-        if opened.tracing is not None:
-            application.asgi_handler = opened.tracing.middleware(untraced)
-        posts = [Post(("POST", "/events", 202), "write", partial(plain_events, opened.ingestor))]
-        if opened.scoring is not None:
-            from app.api.scoring import plain_scores  # noqa: PLC0415  # it imports the bandit
-
-            posts.append(Post(("POST", "/score", 200), "read", plain_scores(opened.scoring.scorer, opened.mirror)))
-        fast_path.open(opened.reader, opened.registry, authenticator, metrics, posts)
-        if limit is not None:
-            limit.open(authenticator, opened.clock.monotonic)
-        edge.shedding.open(
-            {
-                ("POST", "/events"): ("events", lambda: opened.ingestor.overloaded),
-                ("POST", "/profiles/history"): ("history", lambda: opened.reader.history_overloaded),
-                ("POST", "/score"): ("scores", lambda: opened.scoring is not None and opened.scoring.scorer.overloaded),
-            }
-        )
 
     handlers = routes(scoring=settings.scoring)
     application = Litestar(
@@ -129,19 +98,51 @@ def create_app(
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )
-    # These wrap the router, because it decodes paths before it runs middleware of its own.
-    edge = Edge(application.asgi_handler, metrics)
-    fast_path = FastPath(edge, edge.bodies, edge.shedding)
-    limit = (
-        RateLimit(fast_path, edge, settings.rate_limit, settings.rate_burst, metrics) if settings.rate_limit else None
-    )
-    untraced = application.asgi_handler = behind_proxy(
-        limit or fast_path,
-        root_path=settings.root_path,
-        trusted=settings.trusted_proxies,
-        own={route.path.split("/")[1] for route in application.routes},
-    )
+    router = application.asgi_handler
     return application
+
+
+def _set_state(application: Litestar, service: OpenService) -> None:
+    """Make the objects that `app.api.dependencies` finds in the application's state."""
+    settings, state = service.settings, application.state
+    state.service = service
+    state.authenticator = Authenticator(settings.api_keys)
+    state.key_uses = SqlKeyUses(service.database)
+    state.renderer = Renderer(service.registry)
+    state.sessions = Sessions(
+        keys=settings.api_keys,
+        records=SqlSessions(service.database),
+        clock=service.clock,
+        new_id=lambda: secrets.token_urlsafe(16),
+        lifetime_hours=settings.session_hours,
+        instance=service.database.id[:8],
+    )
+
+
+def _with_middleware(application: Litestar, router: ASGIApp, service: OpenService) -> ASGIApp:
+    """The application's router behind all middleware. Litestar's own middleware would not do, because the router
+    decodes paths before it runs any."""
+    settings, metrics, scoring = service.settings, service.metrics, service.scoring
+    authenticator = application.state.authenticator
+    checks = {
+        ("POST", "/events"): ("events", lambda: service.ingestor.overloaded),
+        ("POST", "/profiles/history"): ("history", lambda: service.reader.history_overloaded),
+    }
+    posts = [Post(("POST", "/events", 202), "write", partial(ingest_body, service.ingestor))]
+    if scoring is not None:
+        from app.api.scoring import plain_scores  # noqa: PLC0415  # it imports the bandit
+
+        checks["POST", "/score"] = "scores", lambda: scoring.scorer.overloaded
+        posts.append(Post(("POST", "/score", 200), "read", plain_scores(scoring.scorer, service.mirror)))
+    edge = Edge(router, metrics, Shedding(metrics, checks))
+    handler: ASGIApp = FastPath(edge, service.reader, application.state.renderer, authenticator, metrics, posts)
+    if settings.rate_limit:
+        burst = settings.rate_burst or settings.rate_limit
+        buckets = TokenBuckets(settings.rate_limit, burst, service.clock.monotonic)
+        handler = RateLimit(handler, edge, buckets, authenticator, metrics)
+    own = {route.path.split("/")[1] for route in application.routes}
+    handler = behind_proxy(handler, root_path=settings.root_path, trusted=settings.trusted_proxies, own=own)
+    return service.tracing.middleware(handler) if service.tracing is not None else handler
 
 
 async def note_key_uses(authenticator: Authenticator, uses: SqlKeyUses, clock: Clock) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from litestar import MediaType, Response, post
+from litestar import Response, post
 
 from app.api.admin.auditing import caller
 from app.api.auth.authentication import ANYONE, Caller
@@ -36,17 +37,15 @@ from app.features.events import TipFeedback, TipServed
 async def post_events(request: HttpRequest) -> Response[EventsReceipt]:
     kind = media_type(request, (JSON, NDJSON))
     body = await request.body()
-    events = decode_lines(body) if kind == NDJSON else decode_json(body)
-    answer: Any = await _ingest(service_of(request).ingestor, events, caller(request))
-    return Response(answer, media_type=MediaType.JSON)
+    decode = decode_lines if kind == NDJSON else decode_json
+    answer: Any = await ingest_body(service_of(request).ingestor, body, caller(request), decode)
+    return Response(answer)
 
 
-async def plain_events(ingestor: Ingestor, body: bytes, known: Caller) -> bytes:
-    """Answer the body of a `POST /events` with JSON as the route does, with the same errors."""
-    return await _ingest(ingestor, decode_json(body), known)
-
-
-async def _ingest(ingestor: Ingestor, events: Batch, known: Caller) -> bytes:
+async def ingest_body(
+    ingestor: Ingestor, body: bytes, known: Caller, decode: Callable[[bytes], Batch] = decode_json
+) -> bytes:
+    """Store the events in a body that the caller sent, and encode the receipt."""
     sender = "a caller without a key" if known == ANYONE else f"the key {known.name}"
-    receipt = await ingestor.ingest(events, sender)
+    receipt = await ingestor.ingest(decode(body), sender)
     return msgspec.json.encode(EventsReceipt(receipt.accepted, receipt.duplicates, receipt.invalidated))

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, cast
 
 import msgspec
-from litestar import MediaType, Response, get, post
+from litestar import Response, get, post
 from litestar.params import QueryParameter
 from msgspec import UNSET
 
@@ -60,10 +60,6 @@ KnownAt = Annotated[
     ),
 ]
 log = logger("api")
-
-
-def _json(body: bytes, headers: Mapping[str, str] | None = None) -> Response[Any]:
-    return Response(body, media_type=MediaType.JSON, headers=headers)
 
 
 @get(
@@ -129,7 +125,7 @@ async def _read_profile(
         except StoreUnavailable as error:
             found, headers = await _read_unproven(request, wanted, error)
         profile = found[user_id]
-    return _json(renderer_of(request).profile(user_id, profile, mask, detail=detail), headers)
+    return Response(renderer_of(request).profile(user_id, profile, mask, detail=detail), headers=headers)
 
 
 @post(
@@ -152,7 +148,8 @@ async def post_batch(request: HttpRequest) -> Response[BatchAnswer]:
     except StoreUnavailable as error:
         found, headers = await _read_unproven(request, wanted, error)
         values = {user_id: [profile[index].json for index in indices(mask)] for user_id, profile in found.items()}
-    return _json(renderer_of(request).batch(asked.user_ids, values, mask), headers)
+    body: Any = renderer_of(request).batch(asked.user_ids, values, mask)
+    return Response(body, headers=headers)
 
 
 @post(
@@ -175,22 +172,19 @@ async def post_history(request: HttpRequest) -> HistoryAnswer:
     moments = service.moments
     ids = [row.decision_id for row in wanted.rows if row.decision_id is not UNSET]
     decisions = await service.logged_profiles.by_id(ids) if ids else {}
-    asked: list[ComputeRow] = []
-    served: list[Profile] = []
+    found: list[tuple[Profile, ComputeRow]] = []
     issues: list[Issue] = []
     for index, row in enumerate(wanted.rows):
         try:
-            values, computed = _history_row(row, f"rows[{index}]", moments, mask, known, decisions)
+            found.append(_history_row(row, f"rows[{index}]", moments, mask, known, decisions))
         except InvalidInput as error:
             issues += error.issues
-        else:
-            asked.append(computed)
-            served.append(values)
     if issues:
         raise InvalidInput("a row is invalid", issues)
+    asked = [row for _, row in found]
     async with _cancelled_on_disconnect(request):
-        computed_profiles = await service.reader.read_as_of(asked)
-    profiles = [one | other for one, other in zip(served, computed_profiles, strict=True)]
+        computed = await service.reader.read_as_of(asked)
+    profiles = [served | others for (served, _), others in zip(found, computed, strict=True)]
     render = renderer_of(request).values
     rows = [
         HistoryRow(row.user_id, rfc3339(row.now_ms or 0), cast(Any, msgspec.Raw(render(profile, mask))))

@@ -19,7 +19,7 @@ _encode = msgspec.json.Encoder().encode
 
 class Renderer:
     def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+        self.registry = registry
         self._names = [_encode(name) + b":" for name in registry.names]
         self.template = lru_cache(TEMPLATES_CAP)(self._template)
 
@@ -33,7 +33,7 @@ class Renderer:
 
     def details(self, profile: Mapping[int, FeatureValue], mask: int) -> bytes:
         """The JSON object `{name: detail, …}` of the features in the mask; see `FeatureDetail`."""
-        return _encode({self._registry.names[index]: self._detail(index, profile[index]) for index in indices(mask)})
+        return _encode({self.registry.names[index]: self._detail(index, profile[index]) for index in indices(mask)})
 
     def profile(self, user_id: str, profile: Mapping[int, FeatureValue], mask: int, *, detail: bool = False) -> bytes:
         """The JSON body for one user. With `detail`, each feature has its dtype, times and origin."""
@@ -52,7 +52,7 @@ class Renderer:
             FeatureDetail,
             value,
             value=msgspec.Raw(value.json),
-            dtype=self._registry[index].dtype,
+            dtype=self.registry[index].dtype,
             origin="unproven" if value.unproven else "cache" if value.cached else "computed",
             error=value.error if value.error is not None else UNSET,
         )

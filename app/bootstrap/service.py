@@ -103,7 +103,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
     *,
     door: str,
     contract: Contract | None = None,
-    metrics: Metrics | None = None,
     edges: Edges | None = None,
 ) -> AsyncIterator[OpenService]:
     """Open all adapters and services of a process, and close them in the reverse order when the block ends.
@@ -119,7 +118,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
     contract = contract or load_contract(settings)
     contract.check(settings)
     registry = contract.registry
-    metrics = metrics or Metrics()
+    metrics = Metrics()
     metrics.export_faults_as_zero(registry.names, get_args(Fault))
     edges = edges or Edges()
     clock = edges.clock

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -31,7 +30,7 @@ from app.cli.common import (
     with_service,
 )
 from app.cli.demo_set import PREFIX, generate
-from app.errors import Conflict, InvalidInput, Issue, Undecodable
+from app.errors import Conflict, InvalidInput, Issue, ProfilesError, Undecodable
 from app.features.events import TipEvent
 from app.settings import Settings
 
@@ -60,9 +59,10 @@ INVALID = (InvalidInput, Undecodable, Conflict)
     "--rate", default=500, show_default=True, type=click.IntRange(0, 1_000_000), help="Users per second; 0: no limit."
 )
 @json_option
-def rebuild(
-    users: list[str], all_users: bool, features: tuple[str, ...], registry: str | None, rate: int, as_json: bool
-) -> None:
+@with_service
+async def rebuild(
+    service: OpenService, users: list[str], all_users: bool, features: tuple[str, ...], rate: int, as_json: bool
+) -> int:
     """Compute and cache features now, for USERS or, with --all, for all users.
 
     To fill a new feature before a release that serves it, name its registry: `profiles rebuild --all --feature NAME
@@ -71,50 +71,36 @@ def rebuild(
 
     Exit code 1 if a value could not be computed.
     """
-    if bool(users) == all_users:
-        raise click.UsageError("give either USERS or --all")
-    count, failed = run(_rebuild(users, features, registry, rate))
-    if as_json:
-        print_json({"rebuilt": count, "failed": failed})
-    else:
-        click.echo(f"{count} users rebuilt")
-        for name, reason in failed.items():
-            click.echo(f"  {name} failed: {reason}")
-    sys.exit(1 if failed else 0)
-
-
-async def _rebuild(
-    users: list[str], features: tuple[str, ...], source: str | None, rate: int
-) -> tuple[int, dict[str, str]]:
-    """Rebuild the features of the users, or of all users if none are given, at most `rate` users per second (0: no
-    limit). Return the number of users and, for each feature that failed, the reason. `source` is the feature registry;
-    None for the one that the settings name."""
     import asyncio
 
-    from app.bootstrap.contract import load_contract
-    from app.bootstrap.service import open_service
     from app.profiles.online.cache_protocol import failures
 
-    settings = settings_of_command()
+    if bool(users) == all_users:
+        raise click.UsageError("give either USERS or --all")
+    registry = service.registry
+    mask = registry.mask(features or None)
+    since_ms = service.clock.now_ms() - registry.longest_window_ms(mask)
     chunk = min(REBUILD_CHUNK, rate or REBUILD_CHUNK)
     failed: dict[str, str] = {}
-    async with open_service(settings, door="command", contract=load_contract(settings, source)) as service:
-        registry = service.registry
-        mask = registry.mask(features or None)
-        since_ms = service.clock.now_ms() - registry.longest_window_ms(mask)
-        await service.invalidator.settle()  # owed invalidations would delete the rebuilt values later
-        done, started = 0, service.clock.monotonic()
-        try:
-            async for page in user_pages(service, users, since_ms, chunk, "rebuilding"):
-                if rate:
-                    await asyncio.sleep(started + done / rate - service.clock.monotonic())
-                await service.cache.check()  # fail instead of computing values that cannot be stored
-                profiles = await service.rebuilder.rebuild(page, mask)
-                failed |= failures(registry, profiles.values())
-                done += len(page)
-        finally:
-            await service.clear_local_caches()
-        return done, failed
+    await service.invalidator.settle()  # owed invalidations would delete the rebuilt values later
+    done, started = 0, service.clock.monotonic()
+    try:
+        async for page in user_pages(service, users, since_ms, chunk, "rebuilding"):
+            if rate:
+                await asyncio.sleep(started + done / rate - service.clock.monotonic())
+            await service.cache.check()  # fail instead of computing values that cannot be stored
+            profiles = await service.rebuilder.rebuild(page, mask)
+            failed |= failures(registry, profiles.values())
+            done += len(page)
+    finally:
+        await service.clear_local_caches()
+    if as_json:
+        print_json({"rebuilt": done, "failed": failed})
+    else:
+        click.echo(f"{done} users rebuilt")
+        for name, reason in failed.items():
+            click.echo(f"  {name} failed: {reason}")
+    return 1 if failed else 0
 
 
 @click.command()
@@ -173,50 +159,35 @@ async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: 
     """Ingest the lines of a piece of the file together, and add the counts to `totals`.
 
     `first` is the line number of the first line. If a line is invalid and `skip_bad` is true, each line is ingested
-    alone. If `skip_bad` is false, the error is printed and no line of the piece is stored.
-    """
-    from app.events.validation import decode_lines
-
-    if not any(line.strip() for line in piece):
-        return
-    try:
-        receipts = [await ingest(decode_lines(b"".join(piece), first))]
-    except INVALID as error:
-        if not skip_bad:
-            fail(error)
-            totals["refused"] += len({issue.path.partition(".")[0] for issue in error.issues}) or 1
-            return
-        receipts = await _load_lines(ingest, piece, first, totals)
-    for receipt in receipts:
-        totals["accepted"] += receipt.accepted
-        totals["duplicates"] += receipt.duplicates
-
-
-async def _load_lines(ingest: Ingest, piece: list[bytes], first: int, totals: dict[str, int]) -> list[Receipt]:
-    """Ingest each line alone; print and count the invalid ones. Return the receipts of the valid ones.
-
-    The lines are ingested concurrently, so that they share commits. `first` is the line number of the first line.
+    alone, and the invalid ones are printed. If `skip_bad` is false, the error is printed and no line of the piece is
+    stored.
     """
     import asyncio
 
     from app.events.validation import decode_lines
 
-    async def load(number: int, line: bytes) -> Receipt | list[Issue]:
+    async def load(number: int, line: bytes) -> Receipt | ProfilesError:
         try:
             return await ingest(decode_lines(line, number))
         except INVALID as error:
-            return list(error.issues) or [Issue(f"line {number}", str(error))]
+            return error
 
     lines = [(number, line) for number, line in enumerate(piece, start=first) if line.strip()]
-    receipts: list[Receipt] = []
-    for outcome in await asyncio.gather(*(load(number, line) for number, line in lines)):
-        if isinstance(outcome, list):
+    outcomes = [await load(first, b"".join(piece))] if lines else []
+    if skip_bad and any(isinstance(outcome, ProfilesError) for outcome in outcomes):
+        # Concurrently, so that they share commits.
+        outcomes = await asyncio.gather(*(load(number, line) for number, line in lines))
+    for (number, _), outcome in zip(lines, outcomes, strict=False):
+        if not isinstance(outcome, ProfilesError):
+            totals["accepted"] += outcome.accepted
+            totals["duplicates"] += outcome.duplicates
+        elif skip_bad:
             totals["refused"] += 1
-            for issue in outcome:
+            for issue in outcome.issues or [Issue(f"line {number}", str(outcome))]:
                 complain(issue)
         else:
-            receipts.append(outcome)
-    return receipts
+            fail(outcome)
+            totals["refused"] += len({issue.path.partition(".")[0] for issue in outcome.issues}) or 1
 
 
 @click.command()

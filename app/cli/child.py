@@ -93,12 +93,11 @@ class Child(msgspec.Struct, eq=False):
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def ask_to_hand_over(self) -> None:
-        """Ask the process to stop. If it shares its listener, the other processes take over new connections."""
-        self._signal(signal.SIGTERM if self.listener is None else signal.SIGUSR2)
-
-    def ask_to_stop(self) -> None:
-        self._signal(signal.SIGTERM)
+    def ask_to_stop(self, *, handing_over: bool = False) -> None:
+        """Send SIGTERM or, if the process is `handing_over` and shares its listener, the signal to leave new
+        connections to the other processes and then stop."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGUSR2 if handing_over and self.listener is not None else signal.SIGTERM)
 
     def stop(self) -> None:
         """Send SIGTERM, and SIGKILL if the process has not ended after `stop_s` seconds."""
@@ -110,10 +109,6 @@ class Child(msgspec.Struct, eq=False):
                 self._process.kill()
                 self._process.wait()
         self._close_link()
-
-    def _signal(self, number: int) -> None:
-        if self._process is not None and self.running():
-            self._process.send_signal(number)
 
     def _close_link(self) -> None:
         if self._link is not None:
@@ -134,7 +129,7 @@ def replace_one_by_one(children: list[Child]) -> Generator[None, None, None]:
                     return
                 yield
             children[place], leaving = new, old
-            old.ask_to_hand_over()
+            old.ask_to_stop(handing_over=True)
             deadline = time.monotonic() + HAND_OVER_S + old.stop_s
             while old.running() and time.monotonic() < deadline:
                 yield

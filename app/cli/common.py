@@ -234,14 +234,18 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def with_service(command: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
-    """Make a command of a coroutine function whose first argument is an open service. Its result is the exit code."""
+    """Make a command of a coroutine function whose first argument is an open service. Its result is the exit code. The
+    service has the registry of `registry_option`, if the command has that option."""
 
     @wraps(command)
     def run_command(*arguments: Any, **options: Any) -> None:
+        from app.bootstrap.contract import load_contract
         from app.bootstrap.service import open_service
 
         async def work() -> int | None:
-            async with open_service(settings_of_command(), door="command") as service:
+            settings = settings_of_command()
+            contract = load_contract(settings, options.pop("registry", None))
+            async with open_service(settings, door="command", contract=contract) as service:
                 return await command(service, *arguments, **options)
 
         sys.exit(run(work()))

@@ -33,10 +33,11 @@ class Habit(NamedTuple):
     snoozes: float
     dwell_ms: int
 
-    def shares(self) -> dict[Action, float]:
-        """The share of tips that get each action; the rest get no feedback."""
+    def action(self, random: Random) -> Action | None:
+        """Draw the action that a tip gets; None for no feedback."""
         named = {Action.COMPLETED: self.completes, Action.DISMISSED: self.dismisses, Action.SNOOZED: self.snoozes}
-        return {**named, **{action: OTHER_ACTION_SHARE for action in Action if action not in named}}
+        shares = {**named, **{action: OTHER_ACTION_SHARE for action in Action if action not in named}}
+        return random.choices([*shares, None], [*shares.values(), 1 - sum(shares.values())])[0]
 
 
 HABITS = (
@@ -80,7 +81,7 @@ def _events(
                 tip_id=tip_id,
                 occurred_at=(EPOCH + served_ms * MILLISECOND).astimezone(zone),
             )
-            action = _action(habit, random)
+            action = habit.action(random)
             if action is None:
                 continue
             dwell_ms = int(random.expovariate(1 / habit.dwell_ms)) if random.random() < 0.9 else None
@@ -93,12 +94,3 @@ def _events(
                 action=action,
                 dwell_ms=dwell_ms,
             )
-
-
-def _action(habit: Habit, random: Random) -> Action | None:
-    draw, bound = random.random(), 0.0
-    for action, share in habit.shares().items():
-        bound += share
-        if draw < bound:
-            return action
-    return None

@@ -5,9 +5,7 @@ The supervisor locks the data directory, migrates the database, starts the serve
 starts the child processes, in this order. It stops them in the reverse order, so that every process stops before the
 servers that it uses. Invariant: when `supervise` returns, nothing it started is running.
 
-The supervisor opens the listening socket, and the API processes accept from it. The kernel gives a connection to a
-process that accepts, so none waits for a process that is suspended, dead or leaving. With a socket for each process
-(`SO_REUSEPORT`), the kernel resets the connections in the queue of each socket that is closed.
+The supervisor opens the listening socket, and the API processes accept from it (`app/README.md` says why).
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -126,13 +124,11 @@ def _require_free_port(settings: Settings, wait_s: float) -> None:
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            listening_socket(settings.host, settings.port).close()
+            return listening_socket(settings.host, settings.port).close()
         except SettingsError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(CHECK_S)
-        else:
-            return
+        time.sleep(CHECK_S)
 
 
 def _keep_running(
@@ -249,27 +245,23 @@ def _servers(settings: Settings) -> Iterator[tuple[list[EmbeddedServer], str, st
     """Start a server for the cache or queue if its URL is not set; yield the started servers and the URLs of both."""
     directory = settings.directory.resolve() / "run"
     directory.mkdir(parents=True, exist_ok=True)
-    with _socket_directory(directory) as sockets:
-        wanted: list[tuple[str, str | None, list[str]]] = [
+    started: list[EmbeddedServer] = []
+    urls: list[str] = []
+    with ExitStack() as stack:
+        sockets = stack.enter_context(_socket_directory(directory))
+        for name, url, options in (
             ("cache", settings.cache_url, cache_options(settings.embedded_cache_mb)),
             ("queue", settings.queue_url, queue_options()),
-        ]
-        started: list[EmbeddedServer] = []
-        urls: list[str] = []
-        try:
-            for name, url, options in wanted:
-                if url is not None:
-                    urls.append(url)
-                    continue
+        ):
+            if url is None:
                 server = EmbeddedServer(directory / name, sockets / f"{name}.sock", options)
                 server.take_over()
                 server.start()
+                stack.callback(server.stop)
                 started.append(server)
-                urls.append(server.url)
-            yield started, urls[0], urls[1]
-        finally:
-            for server in reversed(started):
-                server.stop()
+                url = server.url  # noqa: PLW2901  # of the server that was started instead
+            urls.append(url)
+        yield started, urls[0], urls[1]
 
 
 @contextmanager

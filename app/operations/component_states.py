@@ -1,8 +1,7 @@
 """Derives the state of the service and of its components from the readiness checks of all processes.
 
 Processes may disagree: one may fail to reach a cache that another one reaches. The state of a component is the worst
-that any process reported lately. Every process derives it from the same stored samples, so the state does not flap when
-processes disagree, and it improves as soon as no process reports the problem any more.
+that any process reported lately (`app/README.md` says why it does not flap).
 """
 
 from __future__ import annotations

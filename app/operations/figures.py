@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from app.features.views import view
 from app.operations.samples import Sample, Totals, sum_samples
 from app.telemetry import FAST
 
@@ -160,22 +161,21 @@ KINDS = (
 )
 
 
-def compute_figures(samples: Sequence[Sample], now_ms: int) -> tuple[dict[str, Figure], Mapping[str, int]]:
+def compute_figures(
+    samples: Sequence[Sample], by_name: Mapping[str, list[float | None]], now_ms: int
+) -> tuple[dict[str, Figure], Mapping[str, int]]:
     """Compute every figure, by its name, and the sum of every count over the last hour, by its name. `samples` must
-    come oldest first."""
+    come oldest first. `by_name` has the series of each figure."""
     latest = sum_samples(item for item in samples if item.at_ms > now_ms - NOW_MS)
     (oldest_ms, *_) = slot_starts(now_ms)
     hour = sum_samples(item for item in samples if item.at_ms >= oldest_ms)
-    by_name = series(samples, now_ms)
     figures = {
-        kind.name: Figure(
-            kind.title,
-            kind.explanation,
-            kind.unit,
-            _value(kind, latest, newest=True),
-            _value(kind, hour),
-            kind.hour_is,
-            by_name[kind.name],
+        kind.name: view(
+            Figure,
+            kind,
+            now=_value(kind, latest, newest=True),
+            hour=_value(kind, hour),
+            series=by_name[kind.name],
         )
         for kind in KINDS
     }

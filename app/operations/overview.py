@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from app.features.clock import rfc3339
+from app.features.views import view
 from app.operations.component_states import (
     COMPONENTS,
     ComponentStatus,
@@ -82,12 +83,8 @@ def build_overview(
     statuses = _statuses(record, own, now_ms)
     # With current gauges, so that a dead letter that was just replayed does not count as waiting.
     samples = record.samples if own is None else [*record.samples, own]
-    figures, counts = compute_figures(samples, now_ms)
-    period: Period = "hour"
-    if history is not None:
-        period, summaries = history
-        for name, values in series(summaries, now_ms, period).items():
-            figures[name].series = values
+    period, of_period = history if history is not None else ("hour", samples)
+    figures, counts = compute_figures(samples, series(of_period, now_ms, period), now_ms)
     alive = [item for item in _newest(record.samples) if now_ms - item.at_ms <= ALIVE_MS]
     found = [
         *findings(statuses, figures, counts),
@@ -101,12 +98,9 @@ def build_overview(
         state=state,
         verdict=_verdict(state, len(found), sampled=sampled),
         findings=found,
-        components=[
-            Component(item.component, item.state, item.detail, rfc3339(item.since_ms), rfc3339(item.seen_ms))
-            for item in statuses
-        ],
+        components=[view(Component, item, name=item.component) for item in statuses],
         processes=[
-            ProcessView(item.role, item.process, rfc3339(item.at_ms), item.stopped, item.registry)
+            view(ProcessView, item, last_seen=rfc3339(item.at_ms))
             for item in sorted(alive, key=lambda item: (item.role, item.process))
         ],
         sampled=sampled,
@@ -121,7 +115,7 @@ def _statuses(record: Record, own: Sample | None, now_ms: int) -> list[Component
     found = dict(record.statuses)
     if own is not None:
         others = [
-            {name: _reported(view, sample) for name, view in sample.components.items()}
+            {name: _reported(seen, sample) for name, seen in sample.components.items()}
             for sample in _newest(record.samples)
             if sample.process != own.process and not sample.stopped and abs(now_ms - sample.at_ms) <= CURRENT_MS
         ]
@@ -136,8 +130,8 @@ def _newest(samples: Iterable[Sample]) -> list[Sample]:
     return list({sample.process: sample for sample in samples}.values())
 
 
-def _reported(view: ComponentView, sample: Sample) -> ComponentView:
-    return ComponentView(view.state, f"{view.detail} (reported by {sample.process_label})" if view.detail else "")
+def _reported(seen: ComponentView, sample: Sample) -> ComponentView:
+    return ComponentView(seen.state, f"{seen.detail} (reported by {sample.process_label})" if seen.detail else "")
 
 
 def _overall(statuses: Iterable[ComponentStatus], found: Collection[Finding]) -> State:

@@ -33,6 +33,7 @@ from app.settings import Settings, hash_key
 from app.settings.parsers import ApiKey
 from tests.support.database import copy_database
 from tests.support.events import body
+from tests.support.waiting import eventually
 
 KEYS = {"reader": "read-me-if-you-can", "writer": "write-it-down", "admin": "all-of-it", "stranger": "not-known-here"}
 # Loading the system's certificates takes longer than most tests, and no test uses TLS here.
@@ -160,8 +161,6 @@ async def live(
         settings, door="http", contract=contract, edges=Edges(clock=clock or SystemClock())
     ) as service:
         application = create_app(settings, service=service)
-        if not hit_path:
-            application.asgi_handler = behind_the_hit_path(application)
         door = listening_socket("127.0.0.1", 0)
         port = door.getsockname()[1]
         server = GranianServer(application, door, head_s=head_s)
@@ -169,7 +168,9 @@ async def live(
         url = f"http://127.0.0.1:{port}"
         try:
             async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False, verify=NO_TLS) as client:
-                await answering(port)
+                await eventually(lambda: application.state.get("service") is not None)
+                if not hit_path:
+                    application.asgi_handler = behind_the_hit_path(application)
                 yield Live(url, port, service, application, client)
         finally:
             about_to_stop(application)  # as `profiles serve` does

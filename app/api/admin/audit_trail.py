@@ -9,7 +9,7 @@ from litestar import Response
 from litestar.params import QueryParameter
 from msgspec import Meta
 
-from app.api.admin.handlers import admin_get
+from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import MAX_ROWID, OPTIONAL_ID, ROWID
 from app.api.pages.negotiation import answer

@@ -12,7 +12,7 @@ from litestar import Response
 from litestar.params import QueryParameter
 from msgspec import Meta
 
-from app.api.admin.handlers import admin_get
+from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import MOMENT, OPTIONAL_ID
 from app.api.pages.negotiation import answer, prefers_page, redirect

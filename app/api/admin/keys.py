@@ -8,7 +8,7 @@ import msgspec
 from litestar import Response
 from msgspec import Meta
 
-from app.api.admin.handlers import admin_get
+from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import answer
 from app.features.clock import rfc3339

@@ -11,7 +11,7 @@ import msgspec
 from litestar import Response
 from litestar.params import QueryParameter
 
-from app.api.admin.handlers import admin_get
+from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable

@@ -13,8 +13,8 @@ from litestar import Response
 from litestar.params import QueryParameter
 from msgspec import Meta
 
+from app.api.admin import admin_get, admin_post
 from app.api.admin.auditing import audited, caller
-from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import answer, page, prefers_page, redirect

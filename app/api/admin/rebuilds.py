@@ -15,8 +15,8 @@ from litestar import Response
 from litestar.params import FromPath
 from msgspec import Meta
 
+from app.api.admin import admin_delete, admin_get, admin_post, form_post
 from app.api.admin.auditing import audited, caller
-from app.api.admin.handlers import admin_delete, admin_get, admin_post, form_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import answer, page, prefers_page, redirect

@@ -6,8 +6,8 @@ from typing import Any
 
 from litestar import Response
 
+from app.api.admin import admin_get, admin_post
 from app.api.admin.auditing import WITH_REASON, Reason, audited, caller, reason_of
-from app.api.admin.handlers import admin_get, admin_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.pages.negotiation import answer, redirect

@@ -9,9 +9,7 @@ from litestar import Response, get, post
 from app.api.admin.auditing import audited
 from app.api.auth.forms import read_form
 from app.api.dependencies import HttpRequest, authenticator_of, service_of, sessions_of
-from app.api.pages.negotiation import page, redirect
-from app.api.pages.session_cookies import begin_visit, visit_of
-from app.errors import Forbidden, Unauthenticated
+from app.api.pages.negotiation import begin_visit, page, redirect, visit_of
 from app.telemetry import logger
 
 log = logger("service.sign_in")
@@ -52,22 +50,20 @@ async def post_sign_in(request: HttpRequest) -> Response[Any]:
     if authenticator.keyless:
         return await redirect(request, next_path, "Signing in is not needed: no API keys are configured.")
     key = form.get("key", "").strip() or None
-    try:
-        name = authenticator.require(key, "admin").name
-    except Unauthenticated:
+    caller = authenticator.find(key)
+    if caller is None:
         # Not audited: any client that reaches this page could fill the disk with attempts.
         log.warning("sign_in_refused", reason="unknown key")
         return await _sign_in_page(request, next_path, "This key is not known.", status=401)
-    except Forbidden as error:
-        name = authenticator.caller(key).name
-        await service.audit_trail.begin(service.clock.now_ms(), name, "sign in", "session", f"refused: {error}")
-        return await _sign_in_page(request, next_path, "This key lacks the scope admin.", status=403)
+    outcome = "done" if "admin" in caller.scopes else f"refused: key {caller.name!r} lacks the scope admin"
     # Before the session begins: if the audit fails, the error page must not set the session cookie.
-    await service.audit_trail.begin(service.clock.now_ms(), name, "sign in", "session", "done")
+    await service.audit_trail.begin(service.clock.now_ms(), caller.name, "sign in", "session", outcome)
+    if "admin" not in caller.scopes:
+        return await _sign_in_page(request, next_path, "This key lacks the scope admin.", status=403)
     if request.headers.get("x-forwarded-proto") == "https" and request.scope["scheme"] != "https":
         log.warning("proxy_not_trusted", effect="the session cookie lacks Secure", setting="PROFILES_TRUSTED_PROXIES")
-    visit = await begin_visit(request, name)
-    return await redirect(request, next_path, visit=visit)
+    await begin_visit(request, caller.name)
+    return await redirect(request, next_path)
 
 
 @post("/admin/sign-out", status_code=200, opt={"scope": "admin", "form": True}, include_in_schema=False)
@@ -78,5 +74,5 @@ async def post_sign_out(request: HttpRequest) -> Response[Any]:
         return await redirect(request, HOME)
     async with audited(request, "sign out", "session"):
         await sessions_of(request).end(visit.session)
-    anonymous = await begin_visit(request, "")
-    return await redirect(request, SIGN_IN, "You have signed out.", visit=anonymous)
+    await begin_visit(request, "")
+    return await redirect(request, SIGN_IN, "You have signed out.")

@@ -16,7 +16,7 @@ import msgspec
 from litestar import Response
 from msgspec import Meta
 
-from app.api.admin.handlers import admin_get
+from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import UserId
 from app.api.pages.negotiation import answer, prefers_page, redirect
@@ -212,23 +212,19 @@ async def _user_view(service: Service, inspection: Inspection, profile: Profile)
 
 
 def _cell_state(cell: InspectedCell, reading: FeatureValue, inspection: Inspection) -> FeatureStateView:
-    entry, held = cell.entry, cell.held
     return view(
         FeatureStateView,
         reading,
+        cell,
+        cell.entry,
         value=msgspec.json.decode(reading.json),
-        dtype=entry.dtype,
         origin="cache" if reading.cached else "computed",
         freshness=cell.state,
-        invalidated_by=list(entry.invalidated_by),
-        description=entry.description,
         state=cell.state if inspection.cache == "trusted" and cell.state is not None else "degraded",
-        ttl_s=entry.ttl_ms / 1000,
-        holds=cell.holds,
-        held=_held_value(held, inspection.at_ms) if held is not None else None,
+        ttl_s=cell.entry.ttl_ms / 1000,
+        held=_held_value(cell.held, inspection.at_ms) if cell.held is not None else None,
         recomputed=msgspec.json.decode(cell.outcome.json),
         error=cell.outcome.error,
-        difference=cell.difference,
         disabled=cell.disabled and cell.outcome.error is not None,
     )
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
-from litestar import MediaType, Response
+from litestar import Response
 from litestar.params import QueryParameter
 from msgspec import Meta
 
+from app.api.admin import admin_delete, admin_get, admin_post, form_post
 from app.api.admin.auditing import audited
-from app.api.admin.handlers import admin_delete, admin_get, admin_post, form_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, renderer_of, service_of
 from app.api.openapi.document import ID_PREFIX, UserId
@@ -99,7 +99,7 @@ async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[Detail
             act.outcome = "done: " + ", ".join(service.registry.names[index] for index in indices(mask))
     if not prefers_page(request):
         body: Any = renderer_of(request).profile(user_id, profile, mask, detail=True)
-        return Response(body, media_type=MediaType.JSON)
+        return Response(body)
     rows = [
         (service.registry.names[index], before[index] if before is not None else None, profile[index])
         for index in indices(mask)

@@ -1,9 +1,6 @@
 """Authentication by API key or session cookie, authorization by scope, and protection against cross-site requests.
 
-The service stores only the SHA-256 of a key. A key that this process has not accepted before is compared with every
-configured digest, in constant time, so that the response time reveals nothing about the digests. Without configured
-keys every caller has every scope; the settings allow that only on a loopback address. An admin's browser sends a
-session cookie instead of a key (`app.api.auth.sessions`).
+`app/api/README.md` describes what protects keys, sessions and a service without keys.
 
 Invariant: neither a session cookie nor a loopback connection suffices for a change, because a page of another site can
 make the browser send a request with both. A form also carries the CSRF token of its session, any other request of a
@@ -46,12 +43,13 @@ ANYONE = Caller("anyone", frozenset({"read", "write", "admin"}))
 
 
 class Authenticator:
-    """Finds the caller that an API key belongs to. If no keys are configured, every caller is `ANYONE`.
+    """Finds the caller that an API key belongs to. If no keys are configured (`keyless`), every caller is `ANYONE`.
 
     `used` collects the names of keys that requests and sessions use, until `app.asgi.note_key_uses` stores them.
     """
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
+        self.keyless = not keys
         self.used: set[str] = set()
         self._keys = tuple(
             (key.sha256, Caller(key.name, ANYONE.scopes if "admin" in key.scopes else key.scopes)) for key in keys
@@ -60,31 +58,15 @@ class Authenticator:
         # The time of a lookup reveals none: texts are compared only if their hashes, with a secret seed, are equal.
         self._found: dict[str, Caller] = {}
 
-    @property
-    def keyless(self) -> bool:
-        """Whether no keys are configured, so that every caller has every scope."""
-        return not self._keys
-
-    def caller(self, key: str | None) -> Caller:
-        """The caller that a key belongs to. Raises `Unauthenticated` if there is no key or it is unknown."""
-        found = self._find(key)
-        if found is None:
-            if key is None:
-                raise Unauthenticated("no API key: send one in the header X-API-Key")
-            raise Unauthenticated("unknown API key in the header X-API-Key")
-        return found
-
     def require(self, key: str | None, scope: str) -> Caller:
         """The caller that a key belongs to. Raises `Unauthenticated`, or `Forbidden` if the key lacks the scope."""
-        caller = self.caller(key)
+        caller = self.find(key)
+        if caller is None:
+            problem = "no API key: send one" if key is None else "unknown API key"
+            raise Unauthenticated(f"{problem} in the header X-API-Key")
         if scope not in caller.scopes:
             raise Forbidden(f"key {caller.name!r} lacks the scope {scope}")
         return caller
-
-    def granted(self, key: str | None, scope: str) -> Caller | None:
-        """The caller that a key belongs to, if it is known and has the scope."""
-        caller = self._find(key)
-        return caller if caller is not None and scope in caller.scopes else None
 
     def named(self, name: str) -> Caller | None:
         """The caller whose key has this name. Only for a session: its key was checked at sign-in."""
@@ -93,13 +75,9 @@ class Authenticator:
             self.used.add(name)
         return found
 
-    def name_of(self, key: str) -> str | None:
-        """The name of a key; None if the key is not configured."""
-        caller = self._find(key)
-        return caller.name if caller is not None and caller is not ANYONE else None
-
-    def _find(self, key: str | None) -> Caller | None:
-        if not self._keys:
+    def find(self, key: str | None) -> Caller | None:
+        """The caller that a key belongs to; None if there is no key or it is unknown."""
+        if self.keyless:
             return ANYONE
         if key is None:
             return None

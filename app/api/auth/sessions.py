@@ -1,9 +1,8 @@
 """Browser sessions: a signed cookie instead of a key in a header.
 
-The cookie contains the name of the API key that was used to sign in, a random id and the time of expiry. It is signed
-with the database's secret *and* the digest of that API key. So a session ends when it expires, when the visitor signs
-out, or when the key is removed from the settings. Forging a cookie requires both the database and the settings. Before
-sign-in, a session has an empty name; it exists so that the sign-in form has a CSRF token, too.
+The cookie is signed with the database's secret *and* the digest of the API key that was used to sign in. So a session
+ends when it expires, when the visitor signs out, or when the key is removed from the settings. Before sign-in, a
+session has an empty name; it exists so that the sign-in form has a CSRF token, too.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from app.api.middleware.body_limits import Bodies, Body
 from app.api.middleware.load_shedding import Shedding, mark_of
-from app.api.middleware.rate_limit import is_limited
 from app.api.problems import HEADERS, MEDIA_TYPE, encoded
 from app.errors import Overloaded
 from app.telemetry import REQUEST_ID, Metrics, logger
@@ -51,11 +50,11 @@ log = logger("api")
 
 
 class Edge:
-    def __init__(self, inner: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, inner: ASGIApp, metrics: Metrics, shedding: Shedding) -> None:
         self._inner = inner
         self._metrics = metrics
         self.bodies = Bodies()
-        self.shedding = Shedding(metrics)
+        self.shedding = shedding
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP:
@@ -63,7 +62,14 @@ class Edge:
         else:
             await self._inner(scope, receive, send)
 
-    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    async def reject_limited(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        """Reject a request that is over the rate limit."""
+        detail = "too many requests with this key or from this address; retry after the seconds in Retry-After"
+        await self._answer(scope, receive, send, (429, detail))
+
+    async def _answer(
+        self, scope: HTTPScope, receive: Receive, send: Send, rejection: tuple[int, str] | None = None
+    ) -> None:
         request_id, started = begin(scope)
         status = 500
         body = Body(scope, receive, self.bodies)
@@ -81,7 +87,9 @@ class Edge:
             await send(message)
 
         try:
-            rejection = await self._over_limit(scope) or _rejection(scope)
+            if rejection is None and (kind := await self.shedding.check(scope)) is not None:
+                rejection = 503, str(Overloaded(kind))
+            rejection = rejection or _rejection(scope)
             if rejection is None:
                 _drop_foreign_cookies(scope)
                 await self._pass_on(scope, body.receive, send_marked)
@@ -107,12 +115,6 @@ class Edge:
             await self._inner(scope, receive, send_without_body)
         finally:
             scope["method"] = HttpMethod.HEAD.value
-
-    async def _over_limit(self, scope: HTTPScope) -> tuple[int, str] | None:
-        if is_limited(scope):
-            return 429, "too many requests with this key or from this address; retry after the seconds in Retry-After"
-        kind = await self.shedding.check(scope)
-        return (503, str(Overloaded(kind))) if kind is not None else None
 
     def _record(self, scope: HTTPScope, status: int, elapsed: float) -> None:
         route = scope.get("path_template") or "unmatched"

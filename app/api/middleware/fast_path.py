@@ -24,23 +24,23 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Receive, Scope, Send, WebSocketReceiveMessage
 
 from app.api.auth.authentication import Authenticator, Caller, names_this_machine
-from app.api.middleware.body_limits import Bodies, Body
+from app.api.middleware.body_limits import Body
 from app.api.middleware.edge import (
     CACHE_CONTROL,
     MAX_HEADER_BYTES,
     MAX_TARGET_BYTES,
     NO_SNIFF,
     REQUEST_ID_FORMAT,
+    Edge,
     begin,
     random_bits,
     valid_request_id,
 )
-from app.api.middleware.load_shedding import Shedding, mark
+from app.api.middleware.load_shedding import mark
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest
 from app.errors import Overloaded, ProfilesError, UnknownFeature
 from app.features.ids import all_allowed
-from app.features.registry import Registry
 from app.profiles.online.reader import ProfileReader
 from app.telemetry import REQUEST_ID, Metrics, logger
 from app.telemetry.counters import FastHistogram
@@ -73,41 +73,38 @@ class Post(NamedTuple):
 
 
 class FastPath:
-    def __init__(self, inner: ASGIApp, bodies: Bodies, shedding: Shedding) -> None:
-        self.inner = inner
-        self._bodies = bodies
-        self._shedding = shedding
-        self._reader: ProfileReader | None = None
-
-    def open(
+    def __init__(
         self,
+        inner: Edge,
         reader: ProfileReader,
-        registry: Registry,
+        renderer: Renderer,
         authenticator: Authenticator,
         metrics: Metrics,
         posts: Iterable[Post],
     ) -> None:
-        """Start to answer reads and the `posts`. Until this call, every request goes on to `inner`."""
-        self._registry = registry
-        self._renderer = Renderer(registry)
-        self._granted = authenticator.granted
+        self.inner: ASGIApp = inner
+        self._bodies = inner.bodies
+        self._shedding = inner.shedding
+        self._reader = reader
+        self._registry = renderer.registry
+        self._renderer = renderer
+        self._find = authenticator.find
         self._keyless = authenticator.keyless
         # Each histogram is created by its first answer, so that `/metrics` shows no series without observations.
         self._seconds: dict[Route, FastHistogram] = {}
         self._request_seconds = metrics.request_seconds
-        self._masks = {b"": registry.full_mask}
+        self._masks = {b"": renderer.registry.full_mask}
         self._logs_requests = logging.getLogger().isEnabledFor(logging.DEBUG)
-        batch = Post(("POST", "/profiles/batch", 200), "read", partial(self._batch, reader), repeatable=True)
+        batch = Post(("POST", "/profiles/batch", 200), "read", self._batch, repeatable=True)
         self._posts = {post.route[1].encode(): post for post in (batch, *posts)}
-        self._reader = reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == ScopeType.HTTP and self._reader is not None:
+        if scope["type"] == ScopeType.HTTP:
             path = scope.get("raw_path") or b""
             if scope["method"] == "GET":
                 found = _PATH(path)
                 if found is not None:
-                    read = partial(self._one, scope, found[1], self._reader)
+                    read = partial(self._one, scope, found[1])
                     if await self._answer(scope, send, ONE, "read", read):
                         return
             elif scope["method"] == "POST" and (post := self._posts.get(path)) and not scope["query_string"]:
@@ -151,11 +148,11 @@ class FastPath:
         await self._send(send, body, admitted[1], route, started)
         return True
 
-    async def _one(self, scope: HTTPScope, user: bytes, reader: ProfileReader, *_: object) -> bytes | None:
+    async def _one(self, scope: HTTPScope, user: bytes, *_: object) -> bytes | None:
         mask = self._mask(scope["query_string"])
         if not mask:
             return None
-        user_id = user.decode()
+        reader, user_id = self._reader, user.decode()
         values = reader.local_values(user_id, mask) or (await reader.read_shared_values({user_id: mask}))[user_id]
         return self._renderer.template(mask) % (b'"%b"' % user, *values)
 
@@ -176,7 +173,7 @@ class FastPath:
             taken.appendleft(error)
             return None
 
-    async def _batch(self, reader: ProfileReader, content: bytes, _: Caller) -> bytes | None:
+    async def _batch(self, content: bytes, _: Caller) -> bytes | None:
         try:
             asked = _decode_batch(content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -184,7 +181,7 @@ class FastPath:
         if not all_allowed(asked.user_ids):
             return None
         mask = self._registry.mask(asked.features)
-        values = await reader.read_values(dict.fromkeys(asked.user_ids, mask))
+        values = await self._reader.read_values(dict.fromkeys(asked.user_ids, mask))
         return self._renderer.batch(asked.user_ids, values, mask)
 
     def _mask(self, query: bytes) -> int:
@@ -224,7 +221,8 @@ class FastPath:
                 body_headers += 1
             elif name == b"host":
                 hosts += 1 if not self._keyless or names_this_machine(value.decode("latin-1")) else 2
-        if hosts > 1 or body_headers != 2 * with_body or (caller := self._granted(key, needs)) is None:
+        caller = self._find(key)
+        if hosts > 1 or body_headers != 2 * with_body or caller is None or needs not in caller.scopes:
             return None
         return caller, request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `request_id_of`
 

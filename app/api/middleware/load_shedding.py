@@ -20,7 +20,8 @@ WAIT_S = 2.0  # the longest wait before a request is shed: as long as events may
 _MARK = "overloaded"
 log = logger("api")
 
-# By method and path: the kind of load, and a function that says whether there is too much of it.
+# By method and path: the kind of load, and a function that says whether there is too much of it. Other requests are
+# never shed.
 Checks = Mapping[tuple[str, str], tuple[str, Callable[[], bool]]]
 
 
@@ -35,14 +36,10 @@ def mark_of(scope: HTTPScope) -> str | None:
 
 
 class Shedding:
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, checks: Checks) -> None:
         self._metrics = metrics
-        self._checks: Checks = {}
-        self._queue = OverloadQueue(WAIT_S)
-
-    def open(self, checks: Checks) -> None:
-        """Start to shed. `checks`: by method and path, what reports overload; other requests are never shed."""
         self._checks = checks
+        self._queue = OverloadQueue(WAIT_S)
 
     async def check(self, scope: HTTPScope) -> str | None:
         """Return None if the request is admitted, else the kind of load that is too high, such as `reads`; then the

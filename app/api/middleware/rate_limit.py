@@ -11,18 +11,17 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, cast
 
 import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from app.api.auth.authentication import Authenticator
+from app.api.auth.authentication import ANYONE, Authenticator
+from app.api.middleware.edge import Edge
 from app.telemetry import Metrics
 
 CALLERS = 10_000  # buckets kept
 NOT_LIMITED = frozenset({"/healthz", "/readyz", "/metrics"})
-_MARK = "rate_limited"
 
 
 class TokenBuckets(msgspec.Struct):
@@ -48,48 +47,38 @@ class TokenBuckets(msgspec.Struct):
 
 
 class RateLimit:
-    def __init__(self, inner: ASGIApp, refuse: ASGIApp, per_s: int, burst: int, metrics: Metrics) -> None:
-        """`refuse` is the application that rejects requests over the limit. A `burst` of 0 means `per_s`."""
+    def __init__(
+        self, inner: ASGIApp, edge: Edge, buckets: TokenBuckets, authenticator: Authenticator, metrics: Metrics
+    ) -> None:
+        """`edge` reads the bodies of requests over the limit, rejects, counts and logs them."""
         self._inner = inner
-        self._refuse = refuse
-        self._per_s = per_s
-        self._burst = burst or per_s
+        self._edge = edge
+        self._buckets = buckets
+        self._find = authenticator.find
         self._limited = metrics.rate_limited
-        self._buckets: TokenBuckets | None = None
-        window_s = math.ceil(self._burst / per_s)
-        self._policy = (b"ratelimit-policy", b'"requests";q=%d;w=%d' % (self._burst, window_s))
-
-    def open(self, authenticator: Authenticator, now: Callable[[], float]) -> None:
-        """Start limiting. Until then no request is limited."""
-        self._name_of = authenticator.name_of
-        self._buckets = TokenBuckets(self._per_s, self._burst, now)
+        window_s = math.ceil(buckets.burst / buckets.per_s)
+        self._policy = (b"ratelimit-policy", b'"requests";q=%d;w=%d' % (buckets.burst, window_s))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP or self._buckets is None or scope["path"] in NOT_LIMITED:
+        if scope["type"] != ScopeType.HTTP or scope["path"] in NOT_LIMITED:
             await self._inner(scope, receive, send)
             return
         key = next((value for name, value in scope["headers"] if name == b"x-api-key"), None)
-        name = self._name_of(key.decode("latin-1")) if key is not None else None
+        caller = self._find(key.decode("latin-1")) if key is not None else None
+        name = caller.name if caller is not None and caller is not ANYONE else None
         allowed, tokens = self._buckets.take(f"key {name}" if name is not None else f"peer {_peer(scope)}")
-        full_s = math.ceil((self._burst - tokens) / self._per_s)
+        full_s = math.ceil((self._buckets.burst - tokens) / self._buckets.per_s)
         headers = [self._policy, (b"ratelimit", b'"requests";r=%d;t=%d' % (int(tokens), full_s))]
         if not allowed:
             self._limited.labels(name or "without a key").inc()
-            cast(dict[str, Any], scope)[_MARK] = True
-            headers.append((b"retry-after", b"%d" % max(1, math.ceil((1 - tokens) / self._per_s))))
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil((1 - tokens) / self._buckets.per_s))))
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *headers]
             await send(message)
 
-        # The edge answers requests over the limit: it reads the body, counts and logs.
-        await (self._inner if allowed else self._refuse)(scope, receive, send_marked)
-
-
-def is_limited(scope: HTTPScope) -> bool:
-    """Whether the request was marked as being over the rate limit."""
-    return _MARK in scope
+        await (self._inner if allowed else self._edge.reject_limited)(scope, receive, send_marked)
 
 
 def _peer(scope: HTTPScope) -> str:

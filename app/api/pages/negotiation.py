@@ -1,7 +1,8 @@
 """Content negotiation: the admins' routes answer with a page to a browser, with JSON to any other client.
 
 `answer` returns a struct as JSON or renders a template with it. `page` renders a page that has no JSON equivalent, such
-as a form. `redirect` answers a submitted form: the next page shows the result. `ErrorPage` renders an error.
+as a form. `redirect` answers a submitted form: the next page shows the result, which the session cookie carries to it,
+signed with the session, so that no other site can forge it. `ErrorPage` renders an error.
 
 Invariant: every page carries a content security policy that forbids inline scripts and requests to other sites, and no
 cache stores it. A browser that is not signed in is redirected to the sign-in page, then to the requested page.
@@ -16,12 +17,12 @@ from urllib.parse import quote
 
 import msgspec
 from litestar import Litestar, Response
+from litestar.datastructures import Cookie
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from app.api.auth.authentication import ANYONE
 from app.api.auth.sessions import PATH, Session
-from app.api.dependencies import HttpRequest, authenticator_of, service_of
-from app.api.pages.session_cookies import Visit, cookies_of, visit_of
+from app.api.dependencies import HttpRequest, authenticator_of, service_of, sessions_of
 from app.errors import StoreUnavailable
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -30,13 +31,64 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_NO_VISIT = Visit(Session("", "", 0), "", fresh=False)
+MESSAGE_LENGTH = 600
+_VISIT = "visit"
 PAGE_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     # Not `no-referrer`: the Origin of a form would be `null`, as that of a sandboxed page of another site is.
     "Referrer-Policy": "same-origin",
     "Vary": "Accept, Cookie",
 }
+
+
+class Visit(msgspec.Struct, frozen=True):
+    """A browser's session and the CSRF token of its forms. `fresh`: the browser does not have the cookie yet."""
+
+    session: Session
+    form_token: str
+    fresh: bool
+
+
+_NO_VISIT = Visit(Session("", "", 0), "", fresh=False)
+
+
+async def visit_of(request: HttpRequest) -> Visit:
+    """The session that the request has begun, else that of its cookie, else a new anonymous one."""
+    known: Visit | None = request.state.get(_VISIT)
+    if known is not None:
+        return known
+    sessions = sessions_of(request)
+    session = await sessions.recognise(request.cookies.get(sessions.cookie_name))
+    return await _enter(request, session or sessions.begin(), fresh=session is None)
+
+
+async def begin_visit(request: HttpRequest, name: str) -> None:
+    """Begin a session with a new id, for the API key `name`; if `name` is empty, the session is anonymous."""
+    await _enter(request, sessions_of(request).begin(name), fresh=True)
+
+
+async def _enter(request: HttpRequest, session: Session, *, fresh: bool) -> Visit:
+    visit = request.state[_VISIT] = Visit(session, await sessions_of(request).form_token(session), fresh)
+    return visit
+
+
+async def cookies_of(request: HttpRequest, visit: Visit, message: str) -> list[Cookie]:
+    """The session cookie with a message for the next page, unless the browser has it already."""
+    session = visit.session._replace(message=message[:MESSAGE_LENGTH])
+    if session == visit.session and not visit.fresh:
+        return []
+    settings, lasts_ms = service_of(request).settings, session.expires_at_ms - service_of(request).clock.now_ms()
+    return [
+        Cookie(
+            key=sessions_of(request).cookie_name,
+            value=await sessions_of(request).cookie(session),
+            path=settings.root_path + PATH,
+            max_age=max(0, lasts_ms) // 1000,
+            httponly=True,
+            secure=request.scope["scheme"] == "https",
+            samesite="lax",
+        )
+    ]
 
 
 def prefers_page(request: HttpRequest) -> bool:
@@ -69,10 +121,9 @@ async def page(request: HttpRequest, template: str, *, status_code: int = 200, *
     return Response(html, status_code=status_code, media_type=HTML, headers=PAGE_HEADERS, cookies=cookies)
 
 
-async def redirect(request: HttpRequest, path: str, message: str = "", *, visit: Visit | None = None) -> Response[Any]:
-    """Redirect (303) to a page that shows `message` once. `path` is percent-encoded, without the root path. `visit`
-    replaces the session of the request."""
-    visit = visit or await visit_of(request)
+async def redirect(request: HttpRequest, path: str, message: str = "") -> Response[Any]:
+    """Redirect (303) to a page that shows `message` once. `path` is percent-encoded, without the root path."""
+    visit = await visit_of(request)
     cookies = await cookies_of(request, visit, message or visit.session.message)
     location = service_of(request).settings.root_path + path
     return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": location}, cookies=cookies)

@@ -119,7 +119,7 @@ def test_json_log_is_one_line(place: Callable[[str], None], text: str) -> None:
 
 
 class Failing(Authenticator):
-    def _find(self, key: str | None) -> None:
+    def find(self, key: str | None) -> None:
         held = {"x-api-key": key, "hashed": hash_key(key or "")}
         raise RuntimeError(f"{len(held)} headers cannot be read")
 

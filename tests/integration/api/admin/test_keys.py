@@ -60,7 +60,7 @@ async def test_no_key_is_listed_when_none_is_configured(own_site: Live) -> None:
 
 async def test_use_is_stored_later_when_the_database_fails(own_site: Live) -> None:
     service, authenticator = own_site.service, Authenticator(API_KEYS)
-    authenticator.caller(KEYS["reader"])
+    authenticator.find(KEYS["reader"])
     uses = SqlKeyUses(service.database)
     await service.database.execute("ALTER TABLE service RENAME TO service_away")
     with pytest.raises(StoreUnavailable):
