@@ -1,6 +1,6 @@
 """Fixtures of every test, and Hypothesis' profiles.
 
-In CI, the examples are the same on every run. `make unit` and `make quick` try 20 examples, `make test` 100.
+In CI, the examples are the same on every run. `make unit` and `make quick` try 10 examples, `make test` 100.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytest_plugins = [
 
 settings.register_profile("local", deadline=None)
 settings.register_profile(
-    "quick", deadline=None, max_examples=20, database=None, derandomize="CI" in os.environ, print_blob=True
+    "quick", deadline=None, max_examples=10, database=None, derandomize="CI" in os.environ, print_blob=True
 )
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")

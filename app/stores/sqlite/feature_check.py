@@ -67,7 +67,6 @@ def check_features(registry: Registry, connection: sqlite3.Connection) -> None:
         try:
             for statement in (statements.live, statements.past):
                 plan += connection.execute("EXPLAIN QUERY PLAN " + statement, parameters).fetchall()
-                connection.execute("EXPLAIN " + statement, parameters).fetchall()
         except sqlite3.Error as error:
             raise RegistryError(entry.name, _explained(error)) from error
         for *_, step in plan:

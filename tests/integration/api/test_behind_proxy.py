@@ -35,7 +35,9 @@ async def sign_in(site: Live, headers: dict[str, str], root: str = "") -> httpx.
     return await site.client.post(f"{root}/admin/sign-in", data=form, headers={**HTML, **cookie, **headers})
 
 
-@pytest.mark.parametrize("root", ["/tips", "/profiles", "/a/b"])
+@pytest.mark.parametrize(
+    "root", [pytest.param("/tips", marks=pytest.mark.slow), "/profiles", pytest.param("/a/b", marks=pytest.mark.slow)]
+)
 async def test_route_is_found_with_and_without_the_root_path(serve_site: ServeSite, root: str) -> None:
     async with serve_site(root_path=root) as site:
         for prefix in ("", root):

@@ -195,6 +195,7 @@ async def test_json_lines_have_request_ids_and_no_keys(served: ServeProcess) -> 
     assert [line["event"] for line in lines].count("serving") == 1
 
 
+@pytest.mark.slow
 async def test_all_lines_of_a_request_have_the_id_of_its_answer(served: ServeProcess) -> None:
     async with served("json") as serving:
         async with httpx.AsyncClient(base_url=serving.url, trust_env=False, verify=NO_TLS) as client:

@@ -396,10 +396,11 @@ def test_key_is_refused_when_its_name_or_scope_is_not_allowed(profiles: Run) -> 
         assert profiles("keys", "new", *arguments).code == 2, arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        pytest.param(["backup", "copy.db"], "copy.db.part", marks=pytest.mark.slow),
+        (["backup", "copy.db"], "copy.db.part"),
         (["restore", "--yes", "copy.db"], "var/profiles.db.restoring"),
     ],
     ids=["backup", "restore"],

@@ -157,7 +157,14 @@ def test_parquet_has_typed_columns_when_json_is_read(lived_in: Run, tmp_path: Pa
     ]
 
 
-@pytest.mark.parametrize(("unit", "zone"), [("ms", "Europe/Berlin"), ("us", "UTC"), ("ns", "Europe/Berlin")])
+@pytest.mark.parametrize(
+    ("unit", "zone"),
+    [
+        pytest.param("ms", "Europe/Berlin", marks=pytest.mark.slow),
+        pytest.param("us", "UTC", marks=pytest.mark.slow),
+        ("ns", "Europe/Berlin"),
+    ],
+)
 def test_types_are_kept_from_parquet_to_parquet(lived_in: Run, tmp_path: Path, unit: str, zone: str) -> None:
     start_s = now_ms() // 1000 - 5 * 86_400
     stamps = [start_s * 10**9 + digits for digits in (0, 123_456_789)] * 300
@@ -209,9 +216,12 @@ def test_only_named_features_are_computed(lived_in: Run, tmp_path: Path) -> None
 # --- where the input comes from
 
 
-@pytest.mark.parametrize("source", WRITTEN)
 @pytest.mark.parametrize(
-    "through", ["pipe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fifo", "redirected"))]
+    ("through", "source"),
+    [
+        pytest.param(*pair, marks=() if pair == ("pipe", ".csv") else pytest.mark.slow)
+        for pair in product(["pipe", "fifo", "redirected"], WRITTEN)
+    ],
 )
 def test_rows_come_through_a_pipe(
     lived_in: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, through: str

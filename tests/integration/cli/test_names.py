@@ -12,7 +12,10 @@ import pytest
 from tests.integration.cli.conftest import Run
 from tests.support.database import copy_database
 
-NAMES = ["b%31.db", "b#1.db", "a?b/p.db", "a b.db", "//p.db", "file:p.db?mode=memory", "ä'\"&=.db", ":memory:", "-x.db"]
+NAMES = [
+    *("b%31.db", "//p.db", "file:p.db?mode=memory", ":memory:", "-x.db"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("b#1.db", "a?b/p.db", "a b.db", "ä'\"&=.db")),
+]
 
 
 def users(path: Path) -> int:

@@ -44,7 +44,9 @@ async def test_printed_module_loads_and_its_example_holds(tmp_path: Path, relati
     assert await run(contract) == (1, [])
 
 
-@pytest.mark.parametrize("window", [timedelta(minutes=1), timedelta(minutes=45), timedelta(days=9_999)])
+@pytest.mark.parametrize(
+    "window", [timedelta(minutes=1), pytest.param(timedelta(minutes=45), marks=pytest.mark.slow), timedelta(days=9_999)]
+)
 async def test_example_holds_when_the_window_is_short_or_long(tmp_path: Path, window: timedelta) -> None:
     for number, (relation, dtype) in enumerate(COMBINATIONS):
         path = tmp_path / f"features{number}.py"

@@ -182,7 +182,7 @@ async def test_form_redirects_to_the_page_with_its_result(own_site: Live) -> Non
     problem(await own_site.client.post("/admin/rollout/ramp", data={"reason": "because"}), 403)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("share", [0.0, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.05, 1.0))])
 async def test_one_step_is_made_when_forms_race(own_site: Live, share: float) -> None:
     await decide(own_site, 4_000)
     if share:

@@ -121,8 +121,17 @@ def leaves_ms(fact: Admitted) -> int:
     return fact.occurred_at_ms + THIRTY_DAYS_MS
 
 
-@pytest.mark.parametrize("stepping", [False, True], ids=["apart", "stepping"])
-@pytest.mark.parametrize("apart_ms", [HALF_A_SECOND, THREE_SECONDS, AN_HOUR])
+@pytest.mark.parametrize(
+    ("apart_ms", "stepping"),
+    [
+        pytest.param(HALF_A_SECOND, False, marks=pytest.mark.slow),
+        (HALF_A_SECOND, True),
+        pytest.param(THREE_SECONDS, False, marks=pytest.mark.slow),
+        pytest.param(THREE_SECONDS, True, marks=pytest.mark.slow),
+        (AN_HOUR, False),
+        pytest.param(AN_HOUR, True, marks=pytest.mark.slow),
+    ],
+)
 async def test_every_value_is_true_at_a_moment_of_the_clocks(
     group: ServiceGroup, apart_ms: int, stepping: bool
 ) -> None:

@@ -35,6 +35,7 @@ async def test_reads_are_right_when_the_server_restarts(
         await schedule(group)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "mutant"), caught, ids=_name)
 async def test_stale_read_is_found_when_the_cache_is_broken(
     schedule: Schedule, mutant: Kind, start_server: StartServer, store: Path | PostgresUrl
