@@ -41,16 +41,14 @@ from app.api.server import listen
 from app.bootstrap.health import sampling
 from app.bootstrap.servers import open_tip_generator
 from app.bootstrap.service import OpenService, open_service
-from app.concurrency.periodic import repeat
-from app.concurrency.tasks import running
+from app.concurrency.tasks import repeat, running
 from app.errors import ProfilesError, StoreUnavailable
 from app.features.clock import DAY_MS, Clock, SystemClock
 from app.features.contract import Contract
 from app.listener import listening_socket
 from app.operations.samples import EVERY_S
 from app.settings import Settings
-from app.stores.sql.key_uses import SqlKeyUses
-from app.stores.sql.sessions import SqlSessions
+from app.stores.sql.access import SqlKeyUses, SqlSessions
 from app.telemetry import configure_logging, logger, serve_metrics
 
 COLLECT_AFTER = 20_000

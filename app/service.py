@@ -14,7 +14,7 @@ from app.errors import SettingsError
 from app.events.consume import Consumer
 from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
-from app.events.ports import DeadLetters, UserEvents, UserRecords
+from app.events.ports import DeadLetters, UserRecords
 from app.events.queue_door import QueueDoor
 from app.events.retention import Retention
 from app.features.clock import Clock
@@ -26,14 +26,13 @@ from app.operations.samples import Gauges, SampleStore
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.decisions import DecisionChecker
 from app.profiles.consistency.inspection import Inspector
-from app.profiles.history.moments import Moments
+from app.profiles.history import Moments
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Invalidator
 from app.profiles.online.reader import ProfileReader
 from app.profiles.ports import LoggedProfiles
 from app.profiles.quality.runs import DataQuality
-from app.profiles.rebuild.rebuilder import Rebuilder
-from app.profiles.rebuild.runs import RebuildRepository, RebuildRunner
+from app.profiles.rebuild import Rebuilder, RebuildRepository, RebuildRunner
 from app.settings import Settings
 from app.telemetry import Metrics
 
@@ -97,7 +96,6 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: DeadLetters
     retention: Retention
     users: UserRecords
-    user_events: UserEvents
     erasure: Erasure
 
     scoring: Bandit | None

@@ -26,12 +26,11 @@ from arq.worker import Retry, func
 from app.bootstrap.health import sampling
 from app.bootstrap.service import OpenService, open_service
 from app.concurrency.batcher import Handover
-from app.concurrency.periodic import repeat
-from app.concurrency.tasks import running, stop_signals
+from app.concurrency.tasks import repeat, running, stop_signals
 from app.errors import SettingsError, Unavailable
 from app.events.consume import BOUNDS
+from app.profiles.consistency.checker import ROUND_S, ConsistencyMonitor
 from app.profiles.consistency.decisions import DecisionMonitor
-from app.profiles.consistency.monitor import ROUND_S, ConsistencyMonitor
 from app.settings import Settings
 from app.stores.queue import client, jobs
 from app.stores.queue.worker import STOP_GRACE_S, Pace, keep_working
@@ -262,15 +261,9 @@ async def work(
             *(repeat(*work) for work in (service.scoring.periodic if service.scoring is not None else ())),
         ]
         if settings.audit_users:
-            sample, metrics = Random(), service.metrics  # noqa: S311  # draws a sample
-            profiles = ConsistencyMonitor(
-                checker=service.checker,
-                users_per_s=settings.audit_users,
-                random=sample,
-                clock=service.clock,
-                metrics=metrics,
-            )
-            decisions = DecisionMonitor(service.decision_checker, settings.audit_users, sample, metrics)
+            sample = Random()  # noqa: S311  # draws a sample
+            profiles = ConsistencyMonitor(service.checker, settings.audit_users, sample)
+            decisions = DecisionMonitor(service.decision_checker, settings.audit_users, sample)
             periodic.append(repeat("audit", profiles.round, ROUND_S))
             periodic.append(repeat("decision audit", decisions.round, ROUND_S))
         await stack.enter_async_context(running(*periodic))

@@ -32,8 +32,7 @@ from app.features.clock import rfc3339, to_ms
 from app.features.export import catalogue_entry
 from app.features.ids import id_problem
 from app.features.registry import indices
-from app.profiles.history.decisions import served_row
-from app.profiles.history.moments import Moments
+from app.profiles.history import Moments, served_row
 from app.profiles.online.cache_protocol import Profile, failures
 from app.profiles.ports import ComputeRow, LoggedProfile
 from app.service import Service

@@ -46,7 +46,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
 
 
 async def _sqlite(settings: Settings, timeout_s: float) -> Engine:
-    from app.stores.sqlite.change_feed import SqliteChangeFeed  # noqa: PLC0415  # the other engine is not imported
+    from app.stores.sqlite.data_version import SqliteChangeFeed  # noqa: PLC0415  # the other engine is not imported
     from app.stores.sqlite.database import SqliteDatabase  # noqa: PLC0415
     from app.stores.sqlite.event_log import SqliteEventLog  # noqa: PLC0415
     from app.stores.sqlite.feature_check import check_features  # noqa: PLC0415

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from app.concurrency.periodic import repeat
-from app.concurrency.tasks import running
+from app.concurrency.tasks import repeat, running
 from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUnavailable
 from app.features.clock import rfc3339
 from app.operations.component_states import ReadinessCheck, State

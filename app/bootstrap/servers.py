@@ -13,10 +13,9 @@ from app.features.clock import Clock
 from app.generation.generator import Model, TipGenerator
 from app.settings import Settings
 from app.stores.queue.client import Queue
+from app.stores.sql.cache_state import register_server
 from app.stores.sql.database import Database
-from app.stores.sql.owed_invalidations import register_server
-from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.null_cache import NullCache
+from app.stores.valkey.cache import NullCache, ValkeyCache
 from app.stores.valkey.server_registration import ServerRegistration
 from app.telemetry import Metrics, logger
 

@@ -32,7 +32,7 @@ from app.profiles.availability import FeatureAvailability
 from app.profiles.consistency.checker import ConsistencyChecker
 from app.profiles.consistency.decisions import DecisionChecker
 from app.profiles.consistency.inspection import Fault, Inspector
-from app.profiles.history.moments import Moments
+from app.profiles.history import Moments
 from app.profiles.online.cache_protocol import Filler, TrustGate
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Invalidator, Stale
@@ -41,20 +41,17 @@ from app.profiles.online.reader import ProfileReader
 from app.profiles.ports import Cache, Source
 from app.profiles.quality.measurement import QualityMeasurement
 from app.profiles.quality.runs import DataQuality
-from app.profiles.rebuild.rebuilder import Rebuilder
-from app.profiles.rebuild.runs import RebuildRunner
+from app.profiles.rebuild import Rebuilder, RebuildRunner
 from app.profiles.trial import SAMPLE, try_features
 from app.service import Service
 from app.settings import Settings
 from app.stores.queue.client import Queue
 from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sql.backlog import unknown_decisions
+from app.stores.sql.cache_state import SqlOwedInvalidations, clear_local_caches
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
-from app.stores.sql.event_queries import SqlEventQueries
-from app.stores.sql.local_cache_epoch import clear_local_caches
 from app.stores.sql.logged_profiles import SqlLoggedProfiles
-from app.stores.sql.owed_invalidations import SqlOwedInvalidations
 from app.stores.sql.quality_runs import SqlQualityRepository
 from app.stores.sql.rebuilds import SqlRebuildRepository
 from app.stores.sql.registries import SqlRegistries, announce
@@ -245,7 +242,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             clear_local_caches=clear_caches,
             inspector=inspector,
             moments=Moments(registry, settings.retention_days, clock),
-            checker=ConsistencyChecker(inspector=inspector, events=SqlEventQueries(database), drop=drop),
+            checker=ConsistencyChecker(inspector=inspector, drop=drop),
             decision_checker=DecisionChecker(
                 logged=logged_profiles, computation=computation, pruned_before=partial(cutoffs.cutoff, "events")
             ),
@@ -264,7 +261,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
                 clock,
             ),
             users=users,
-            user_events=SqlEventQueries(database),
             erasure=Erasure(
                 users=users,
                 erase_jobs=queue.erase if queue is not None else _no_job,

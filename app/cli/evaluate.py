@@ -126,7 +126,7 @@ async def feature_values(service: OpenService, file: Path) -> tuple[str, dict[in
     from app.bandit.evaluation.evaluation import ranked
     from app.bootstrap.engines import open_engine
     from app.features.contract import import_registry
-    from app.profiles.history.moments import Moments
+    from app.profiles.history import Moments
     from app.profiles.ports import ComputeRow
 
     registry, _ = import_registry(f"{file}:REGISTRY", "--with-feature")

@@ -27,16 +27,14 @@ from app.cli.common import (
 )
 from app.errors import NotFound, RegistryError
 from app.features.clock import SystemClock, rfc3339, spoken
-from app.features.export import FORMATS, catalogue_entry
+from app.features.export import FORMATS, catalogue_entry, scaffold
 from app.features.plan import Announced, Change, changes, definitions_of, feature_of
 from app.features.registry import Registry
-from app.features.scaffold import scaffold
 from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.features.contract import Contract
-    from app.profiles.difference import Difference
-    from app.profiles.trial import Trial
+    from app.profiles.trial import Difference, Trial
     from app.stores.sql.database import Database
 
 UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
@@ -236,7 +234,7 @@ def diff(name: str, count: int, seed: int, registry: str | None, as_json: bool) 
 
 async def _diff(settings: Settings, contract: Contract, name: str, count: int, seed: int) -> Difference:
     from app.bootstrap.engines import open_engine
-    from app.profiles.difference import compare
+    from app.profiles.trial import compare
     from app.stores.sql.users import SqlUsers
 
     clock, entry = SystemClock(), contract.registry.named(name)
@@ -259,7 +257,7 @@ async def _diff(settings: Settings, contract: Contract, name: str, count: int, s
                 feature_of(before),
                 entry,
                 engine.source,
-                SqlUsers(database),
+                SqlUsers(database).eligible,
                 count=count,
                 random=Random(seed),  # noqa: S311  # a sample, no secret
                 clock=clock,

@@ -18,7 +18,7 @@ from app.profiles.ports import ComputeRow, LoggedProfiles
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
-    from app.profiles.history.moments import Moments
+    from app.profiles.history import Moments
     from app.profiles.online.cache_protocol import Profile
     from app.profiles.online.reader import ProfileReader
     from app.stores.training_set.columns import Column
@@ -143,7 +143,7 @@ async def _served(
 ) -> list[tuple[Profile, ComputeRow]]:
     """For each input row with a `decision_id`: the values that were recorded with the decision, and a row that asks for
     the computation of the features in `mask` that were not. Raises `InvalidInput` if a decision cannot be used."""
-    from app.profiles.history.decisions import served_row
+    from app.profiles.history import served_row
 
     ids = block.keys["decision_id"]
     found = await decisions.by_id([decision_id for decision_id in ids if decision_id is not None])
@@ -158,12 +158,10 @@ async def _served(
 
 def _decision_columns(asked: Sequence[ComputeRow]) -> dict[str, Column]:
     """The columns `user_id` and `as_of`, which rows with a `decision_id` get from their decisions."""
-    from app.stores.training_set.columns import TextColumn
+    from app.stores.training_set.columns import JsonColumn
 
-    return {
-        "user_id": TextColumn([row.user_id for row in asked]),
-        "as_of": TextColumn([rfc3339(row.now_ms or 0) for row in asked]),
-    }
+    texts = {"user_id": [row.user_id for row in asked], "as_of": [rfc3339(row.now_ms or 0) for row in asked]}
+    return {name: JsonColumn([msgspec.json.encode(text) for text in column], "text") for name, column in texts.items()}
 
 
 class _LateArrivals(msgspec.Struct):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import Generic, NamedTuple, TypeVar
 
-from app.concurrency.load_estimate import LoadEstimate
+from app.concurrency.overload import LoadEstimate
 from app.concurrency.tasks import end, fail
 from app.errors import Overloaded
 

@@ -1,14 +1,18 @@
-"""Helpers: run tasks until a block ends, cancel tasks, make a future fail, and the signals that stop a process."""
+"""Helpers: run tasks until a block ends, repeat work, cancel tasks, make a future fail; and the stop signals."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from app.errors import Unavailable
+from app.telemetry import logger, warn
+
 CANCEL_AGAIN_S = 0.5
+log = logger("periodic")
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -47,3 +51,27 @@ def fail(done: asyncio.Future[Any], error: BaseException) -> None:
         done.exception()  # retrieved: asyncio logs an exception that no caller retrieves, and the caller may be gone
     else:
         done.cancel()
+
+
+async def repeat(
+    name: str,
+    work: Callable[[], Awaitable[object]],
+    every_s: float,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Run `work`, then pause for `every_s` seconds, until cancelled.
+
+    A run that fails is logged under `name`, and the next run takes place as usual. If a server stays unavailable, only
+    the first failure is logged as a warning. Any other exception is logged with its traceback.
+    """
+    unavailable = False
+    while True:
+        try:
+            await work()
+            unavailable = False
+        except Unavailable as error:
+            (log.debug if unavailable else warn(log, error))("run_put_off", name=name, error=str(error))
+            unavailable = True
+        except Exception:
+            log.exception("run_failed", name=name)
+        await pause(every_s)

@@ -156,8 +156,12 @@ class DeadLetters(Protocol):
         letter does not exist."""
 
 
-class UserEvents(Protocol):
-    """Queries of one user's events, for the admin pages. Raises `StoreUnavailable`."""
+class UserRecords(Protocol):
+    """Finds users, and shows, counts and erases the rows that the database holds of a user. Raises
+    `StoreUnavailable`."""
+
+    async def find(self, prefix: str, limit: int) -> list[str]:
+        """Up to `limit` ids of users that begin with `prefix`, in the order of their UTF-8 bytes."""
 
     async def newest_events(self, user_id: str, limit: int) -> list[TracedEvent]:
         """Up to `limit` of the user's events, newest first."""
@@ -165,13 +169,6 @@ class UserEvents(Protocol):
     async def activity(self, user_id: str, until_ms: int, days: int) -> list[ActivityCount]:
         """The user's event counts over `days` periods of 24 hours that end at `until_ms`. They are unordered, and a
         count of 0 is left out."""
-
-
-class UserRecords(Protocol):
-    """Finds users, and counts and erases the rows that the database holds of a user. Raises `StoreUnavailable`."""
-
-    async def find(self, prefix: str, limit: int) -> list[str]:
-        """Up to `limit` ids of users that begin with `prefix`, in the order of their UTF-8 bytes."""
 
     async def holdings(self, user_id: str) -> Holdings: ...
 

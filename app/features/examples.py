@@ -63,15 +63,13 @@ def events_of(example: Example, now_ms: int, user_id: str) -> list[TipEvent]:
     Raises:
         msgspec.ValidationError: an event is invalid, for instance because of an unknown action.
     """
-    return [_event(item, now_ms, user_id, number) for number, item in enumerate(example.events)]
-
-
-def _event(item: ExampleEvent, now_ms: int, user_id: str, number: int) -> TipEvent:
-    occurred_ms = now_ms - item.ago // MILLISECOND
-    utc_hour = occurred_ms // HOUR_MS % 24
-    # The UTC offset, from -12 to +11 hours, at which it is `local_hour`.
-    offset = 0 if item.local_hour is None else (item.local_hour - utc_hour + 12) % 24 - 12
-    occurred_at = (EPOCH + occurred_ms * MILLISECOND).astimezone(timezone(timedelta(hours=offset)))
-    sent = {**item.fields, "event_id": f"{user_id}-{number}", "user_id": user_id, "occurred_at": occurred_at}
-    event: TipEvent = msgspec.convert(sent, TipEvent)
-    return event
+    events: list[TipEvent] = []
+    for number, item in enumerate(example.events):
+        occurred_ms = now_ms - item.ago // MILLISECOND
+        utc_hour = occurred_ms // HOUR_MS % 24
+        # The UTC offset, from -12 to +11 hours, at which it is `local_hour`.
+        offset = 0 if item.local_hour is None else (item.local_hour - utc_hour + 12) % 24 - 12
+        occurred_at = (EPOCH + occurred_ms * MILLISECOND).astimezone(timezone(timedelta(hours=offset)))
+        sent = {**item.fields, "event_id": f"{user_id}-{number}", "user_id": user_id, "occurred_at": occurred_at}
+        events.append(msgspec.convert(sent, TipEvent))
+    return events

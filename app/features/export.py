@@ -1,14 +1,17 @@
-"""Exports the names and types of the features for other programs, as JSON Schema, Python or TypeScript."""
+"""Writes features as text for other programs (JSON Schema, Python, TypeScript), and the source of a new feature."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from datetime import timedelta
+from textwrap import indent
+from typing import Any, cast
 
 import msgspec
 
-from app.features.registry import Dtype, Feature, Registry
+from app.features.clock import spoken
+from app.features.registry import Dtype, Feature, Registry, Scalar
 
 _TYPESCRIPT: dict[Dtype, str] = {"float": "number", "int": "number", "str": "string"}
 LINE = 120
@@ -88,3 +91,97 @@ FORMATS: dict[str, Callable[[Registry, type[msgspec.Struct]], str]] = {
     "python": python,
     "typescript": typescript,
 }
+
+
+# Lines of at most 88 characters and trailing commas, so that the formatter does not change the text.
+_MODULE = '''\
+# This file is a registry. To extend another registry, copy the entry and add its name.
+from datetime import timedelta
+
+from app.features.examples import Example, {event}
+from app.features.registry import Feature, Registry
+
+{constant} = Feature(
+    name={name},
+    dtype={dtype},
+    ttl={ttl},
+    window={window},
+    description={description},
+{default}    compute="""
+{compute}
+    """,
+    examples=[
+        Example(
+            events=[
+{events}
+            ],
+            value={value},
+        ),
+    ],
+)
+
+REGISTRY = Registry([{constant}])
+
+# Its line in the mirror, if the registry has one (a class ProfileFeatures beside it):
+{mirror}
+'''
+
+
+# By dtype: the SQL of the value, the description, the default, and the value for the events of the example.
+_SKETCHES: dict[str, tuple[str, str, Scalar, Scalar]] = {
+    "float": (
+        "COUNT(*) / CAST(COUNT(DISTINCT tip_id) AS DOUBLE PRECISION)",
+        "The number of {rows} in the last {window}, divided by the number of tips.",
+        None,
+        1.5,
+    ),
+    "int": ("COUNT(*)", "The number of {rows} in the last {window}.", 0, 3),
+    "str": ("MAX(tip_id)", "The highest id of a tip among the {rows} in the last {window}.", None, "b"),
+}
+# By relation: what its rows are, and an event of the example.
+_ROWS = {
+    "feedback": ("reactions of the user to tips", 'feedback("completed", tip_id="{tip}", ago={ago})'),
+    "views": ("tips served to the user", 'served(tip_id="{tip}", ago={ago})'),
+}
+
+
+def scaffold(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta) -> str:
+    """Source of a Python module that declares a registry with one feature, and an example of it.
+
+    `relation` is `views` or `feedback`. A comment at the end has the field for the module's `ProfileFeatures`, if any.
+
+    Raises:
+        RegistryError: the name is not an identifier.
+    """
+    compute, description, default, value = _SKETCHES[dtype]
+    rows, event = _ROWS[relation]
+    entry = Feature(
+        name=name,
+        dtype=cast(Dtype, dtype),
+        ttl=ttl,
+        window=window,
+        description=description.format(rows=rows, window=spoken(window)),
+        compute=f"SELECT user_id, {compute} AS value\nFROM {relation}\nGROUP BY user_id",
+        default=default,
+    )
+    Registry([entry])  # raises if a rule is broken
+    events = [event.format(tip=tip, ago=_code(window / number)) for tip, number in (("a", 4), ("a", 3), ("b", 2))]
+    return _MODULE.format(
+        event=event.partition("(")[0],
+        constant=f"{name.upper()}_" if name.upper() == "REGISTRY" else name.upper(),
+        name=json.dumps(name),
+        dtype=json.dumps(dtype),
+        ttl=_code(ttl),
+        window=_code(window),
+        description=json.dumps(entry.description, ensure_ascii=False),
+        default="" if default is None else f"    default={json.dumps(default)},\n",
+        compute=indent(entry.compute, " " * 8),
+        events=indent(",\n".join(events), " " * 16) + ",",
+        value=json.dumps(value),
+        mirror=indent(mirror_line(entry), "#"),
+    )
+
+
+def _code(span: timedelta) -> str:
+    count, unit = spoken(span).split()
+    return f"timedelta({unit.removesuffix('s')}s={count})"

@@ -10,6 +10,7 @@ import msgspec
 
 from app.features.clock import MILLISECOND, spoken
 from app.features.registry import Dtype, Feature, Registry, Scalar
+from app.features.views import view
 
 Kind = Literal["added", "removed", "changed"]
 
@@ -67,8 +68,7 @@ class Change(NamedTuple):
 
 
 def definitions_of(registry: Registry) -> tuple[Definition, ...]:
-    names = Definition.__struct_fields__
-    return tuple(Definition(**{name: getattr(entry, name) for name in names}) for entry in registry)
+    return tuple(view(Definition, entry) for entry in registry)
 
 
 def feature_of(definition: Definition) -> Feature:

@@ -36,15 +36,7 @@ _INT64 = 1 << 63
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
-    """The declaration of a feature, an entry of the registry.
-
-    `compute` is one SELECT of `(user_id, value)`, at most one row per user, over the relations `views` and `feedback`.
-    The relations contain only the events of the last `window`, so the SQL needs no time bounds and must not use the
-    current time. `default` is the value if the SELECT returns no row or NULL. `invalidated_by` names the subjects
-    (kinds of events) that can change the value; by default, it is derived from the relations that the SQL reads.
-
-    `profiles features test` runs the `examples`.
-    """
+    """The declaration of a feature, an entry of the registry. `app/features/README.md` describes the fields."""
 
     name: str
     dtype: Dtype

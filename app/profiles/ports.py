@@ -198,11 +198,23 @@ class ChangeFeed(Protocol):
         this user is owed: then nothing proves that a cached value is current."""
 
 
-class NewestEvents(Protocol):
-    """Queries of the event log for users with events in a time span, and for their newest events."""
+class RecentEvent(NamedTuple):
+    seq: int
+    user_id: str
+    received_at_ms: int
+
+
+class UserQueries(Protocol):
+    """Queries of the event log: users with events in a time span, newest events, and unconsumed ones."""
 
     async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
         """The sequence number of each user's newest event of each kind, by (user id, event subject)."""
+
+    async def recent(self, after_seq: int, limit: int) -> list[RecentEvent]:
+        """Up to `limit` events of any user with a sequence number above `after_seq`, newest first."""
+
+    async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
+        """Whether any event of the user with a sequence number above `after_seq` is still unconsumed."""
 
     async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = END_OF_TIME_MS) -> list[str]:
         """Up to `limit` ids of users with an event between `since_ms` and `until_ms`. They are the ids above `after`,
@@ -213,22 +225,6 @@ class NewestEvents(Protocol):
 
     async def oldest_event_ms(self) -> int | None:
         """Event time of the oldest stored event; None if there is none."""
-
-
-class RecentEvent(NamedTuple):
-    seq: int
-    user_id: str
-    received_at_ms: int
-
-
-class RecentEvents(Protocol):
-    """Queries of the event log for the consistency checks."""
-
-    async def since(self, seq: int, limit: int) -> list[RecentEvent]:
-        """Up to `limit` events with a sequence number above `seq`, newest first."""
-
-    async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
-        """Whether any event of the user with a sequence number above `after_seq` is still unconsumed."""
 
 
 class LoggedProfile(NamedTuple):

@@ -1,15 +1,28 @@
-"""Computes each feature by itself for some stored users, to find out whether it works and how long it takes."""
+"""Tries definitions of features on stored users, before they serve.
+
+`try_features` computes each feature by itself, to find out whether it works and how long it takes. `compare` compares
+two definitions of one feature, computed for the same users at the same moment.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
 from typing import NamedTuple
 
+import msgspec
+
 from app.features.clock import Clock
-from app.features.registry import Registry, indices
-from app.profiles.ports import ComputeRow, Source
+from app.features.registry import Feature, Registry, Scalar, indices
+from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Source
+from app.profiles.quality.drift import Band, CommonBin, band, common_bins, numbers, psi, quantiles, too_few
+from app.profiles.quality.measurement import draw
 
 SAMPLE = 20
+PAGE = 128
+EXAMPLES = 5
 
 
 class Trial(NamedTuple):
@@ -49,3 +62,113 @@ async def _try(source: Source, registry: Registry, index: int, user_ids: Sequenc
         if wrong is not None:
             return Trial(index, took_us, user_id, wrong)
     return Trial(index, took_us)
+
+
+class Side(msgspec.Struct):
+    """A summary of the values of one definition: how many are null, how many failed, and the quartiles. The quartiles
+    are None if no value is a number."""
+
+    fingerprint: str
+    nulls: int
+    failed: int
+    quartiles: list[float | None]
+
+
+class ChangedUser(msgspec.Struct):
+    user_id: str
+    before: Scalar
+    after: Scalar
+
+
+class Difference(msgspec.Struct, kw_only=True):
+    """The result of comparing two definitions of a feature, `before` and `after`, for the same users.
+
+    `psi` is the population stability index between the two sets of values. It is None if there are too few users or the
+    dtypes differ; then `why_no_psi` is the reason. `examples` are some of the users whose value changes.
+    """
+
+    feature: str
+    users: int
+    changed: int
+    changed_share: float
+    before: Side
+    after: Side
+    psi: float | None
+    band: Band | None
+    why_no_psi: str | None
+    bins: list[CommonBin]
+    examples: list[ChangedUser]
+
+
+async def compare(
+    before: Feature,
+    after: Feature,
+    source_of: Callable[[Registry], Source],
+    eligible: Callable[[str, int, int, int], Awaitable[list[str]]],
+    *,
+    count: int,
+    random: Random,
+    clock: Clock,
+    tell: Callable[[int], object],
+) -> Difference:
+    """Compute both definitions for up to `count` users, and compare the values.
+
+    The users are drawn at random from those with an event within the longer of the two windows. `eligible`: see
+    `UserQueries.eligible`. `source_of` returns a `Source` for a registry. `tell` is called with the number of users
+    done so far. Raises `StoreUnavailable`.
+    """
+    now_ms = clock.now_ms()
+    since_ms = now_ms - max(before.window_ms, after.window_ms)
+    _, chosen = await draw(eligible, (since_ms, END_OF_TIME_MS), count, random, asyncio.sleep, clock)
+    sides = [_Definition(entry, source_of(Registry([entry]))) for entry in (before, after)]
+    changed: list[ChangedUser] = []
+    for start in range(0, len(chosen), PAGE):
+        page = chosen[start : start + PAGE]
+        old, new = [await side.compute(page, now_ms) for side in sides]
+        changed += [ChangedUser(*row) for row in zip(page, old, new, strict=True) if row[1] != row[2]]
+        tell(start + len(page))
+    if before.dtype == after.dtype:
+        bins = common_bins(after.dtype, sides[1].counts, sides[0].counts)
+        why_not = too_few(bins)
+    else:
+        bins, why_not = [], f"the dtype changes from {before.dtype} to {after.dtype}"
+    figure = None if why_not else round(psi(bins), 4)
+    return Difference(
+        feature=after.name,
+        users=len(chosen),
+        changed=len(changed),
+        changed_share=len(changed) / max(1, len(chosen)),
+        before=sides[0].side(),
+        after=sides[1].side(),
+        psi=figure,
+        band=None if figure is None else band(figure),
+        why_no_psi=why_not,
+        bins=bins,
+        examples=changed[:EXAMPLES],
+    )
+
+
+class _Definition(msgspec.Struct):
+    """One definition of the feature. Computes its values for pages of users, and counts the values and the failures."""
+
+    entry: Feature
+    source: Source
+    failed: int = 0
+    counts: Counter[Scalar] = msgspec.field(default_factory=Counter)
+
+    async def compute(self, user_ids: list[str], now_ms: int) -> list[Scalar]:
+        snapshot = await self.source.compute(now_ms, [ComputeRow(user_id, 1) for user_id in user_ids])
+        values: list[Scalar] = []
+        for place, row in enumerate(snapshot.rows):
+            value, error = self.entry.value_of(row[0])
+            if error is not None or (place, 0) in snapshot.errors:
+                self.failed += 1
+                value = None
+            else:
+                self.counts[value] += 1
+            values.append(value)
+        return values
+
+    def side(self) -> Side:
+        quartiles = quantiles(numbers(self.counts).elements(), (0.25, 0.5, 0.75))
+        return Side(self.entry.fingerprint, self.counts[None], self.failed, quartiles)

@@ -18,7 +18,7 @@ from app.bootstrap.service import OpenService, open_service
 from app.concurrency.tasks import end
 from app.profiles.online.cache_protocol import FeatureValue, encode
 from app.profiles.ports import Cell
-from app.profiles.rebuild.runs import CHUNK
+from app.profiles.rebuild import CHUNK
 from app.settings import Settings
 from app.stores.queue.worker import Pace
 from app.stores.valkey.cache import key

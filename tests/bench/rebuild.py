@@ -9,7 +9,7 @@ from contextlib import closing
 import uvloop
 
 from app.bootstrap.service import open_service
-from app.profiles.rebuild.runs import CHUNK
+from app.profiles.rebuild import CHUNK
 from app.stores.sql.profile_statement import build
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.source import DIALECT

@@ -25,7 +25,7 @@ from app.bandit.model.inputs import SPEC_V2
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bootstrap.service import open_service
 from app.features.clock import DAY_MS, SystemClock
-from app.profiles.rebuild.runs import RebuildRun, scope_of
+from app.profiles.rebuild import RebuildRun, scope_of
 from app.settings import Settings
 from app.settings.parsers import PostgresUrl, postgres_url
 from app.stores.migrate import migrate

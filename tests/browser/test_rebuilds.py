@@ -149,7 +149,7 @@ async def test_second_start_links_to_the_active_run(own_site: Live, browser: Bro
 
 
 async def test_bar_moves_during_the_run(own_site: Live, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.profiles.rebuild.runs.CHUNK", 1)
+    monkeypatch.setattr("app.profiles.rebuild.CHUNK", 1)
     users = await some_users(own_site)
     run = await started(own_site)
     async with visiting(browser, own_site) as visitor:

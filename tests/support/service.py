@@ -32,8 +32,8 @@ from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import Cell, ComputeRow, Source
 from app.settings import Settings
 from app.settings.parsers import PostgresUrl
+from app.stores.sql.cache_state import register_server
 from app.stores.sql.database import Database
-from app.stores.sql.owed_invalidations import register_server
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.server_registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
 from app.stores.valkey.server_registration import REGISTER_EVERY_S, ServerRegistration

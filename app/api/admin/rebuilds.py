@@ -27,7 +27,7 @@ from app.features.ids import Id, id_problem
 from app.features.registry import indices
 from app.features.views import view
 from app.profiles.ports import COUNTED
-from app.profiles.rebuild.runs import RebuildRun, scope_of
+from app.profiles.rebuild import RebuildRun, scope_of
 from app.service import Service
 
 HOME = "/admin/rebuilds"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -27,7 +27,7 @@ from app.features.events import Action, subject_of
 from app.features.registry import Registry
 from app.features.views import view
 from app.profiles.consistency.inspection import InspectedCell, Inspection
-from app.profiles.history.moments import DAYS, Point, development
+from app.profiles.history import DAYS
 from app.profiles.online.cache_protocol import FeatureValue, Profile
 from app.service import Service
 
@@ -203,7 +203,7 @@ def _inspected(inspection: Inspection) -> Profile:
 
 
 async def _user_view(service: Service, inspection: Inspection, profile: Profile) -> UserView:
-    events = await service.user_events.newest_events(inspection.user_id, NEWEST_EVENTS)
+    events = await service.users.newest_events(inspection.user_id, NEWEST_EVENTS)
     return UserView(
         inspection.user_id,
         {cell.entry.name: _cell_state(cell, profile[index], inspection) for index, cell in enumerate(inspection.cells)},
@@ -267,35 +267,37 @@ async def get_development(request: HttpRequest, user_id: UserId) -> Response[Use
 async def user_development(service: Service, user_id: str) -> UserDevelopment:
     """A user's last 30 days before now: counts of events, and features as of each day."""
     now_ms = service.clock.now_ms()
-    counts, points = await asyncio.gather(
-        service.user_events.activity(user_id, now_ms, DAYS),
-        development(service.reader.read_as_of, service.moments, user_id, now_ms),
+    asked = service.moments.timeline(user_id, now_ms)
+    counts, profiles = await asyncio.gather(
+        service.users.activity(user_id, now_ms, DAYS), service.reader.read_as_of(asked)
     )
+    ends = [row.now_ms or 0 for row in asked]
     by_day: defaultdict[int, Counter[str]] = defaultdict(Counter)
     by_hour: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for item in counts:
         if item.kind in KINDS:  # a newer release that was rolled back may have stored another kind
             by_day[item.days_ago][item.kind] += item.events
             by_hour[item.local_hour][item.kind] += item.events
-    ends = [now_ms - ago * DAY_MS for ago in range(DAYS)]
-    days = [DailyTips(start=rfc3339(end - DAY_MS), end=rfc3339(end), **by_day[ago]) for ago, end in enumerate(ends)]
+    days = [
+        DailyTips(start=rfc3339(end - DAY_MS), end=rfc3339(end), **by_day[(now_ms - end) // DAY_MS]) for end in ends
+    ]
     return UserDevelopment(
         user_id,
         rfc3339(now_ms),
-        days[::-1],
+        days,
         [HourlyTips(hour=hour, **by_hour[hour]) for hour in range(24)],
-        {name: _course(index, points) for index, name in enumerate(service.registry.names)},
+        {name: _course(index, zip(ends, profiles, strict=True)) for index, name in enumerate(service.registry.names)},
     )
 
 
-def _course(index: int, points: Sequence[Point]) -> list[FeaturePoint]:
+def _course(index: int, points: Iterable[tuple[int, Profile]]) -> list[FeaturePoint]:
     return [
         FeaturePoint(
-            rfc3339(point.at_ms),
-            msgspec.json.decode(point.profile[index].json) if index in point.profile else None,
-            index in point.profile,
+            rfc3339(at_ms),
+            msgspec.json.decode(profile[index].json) if index in profile else None,
+            index in profile,
         )
-        for point in points
+        for at_ms, profile in points
     ]
 
 

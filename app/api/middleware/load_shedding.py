@@ -2,7 +2,7 @@
 
 `Shedding` recognises events, scores and training sets by method and path alone, so that it can shed them cheaply:
 before the body is read, and outside the framework. Other requests are shed when the layer that serves them raises
-`Overloaded`. The load is estimated in `app.concurrency.load_estimate`.
+`Overloaded`. The load is estimated in `app.concurrency.overload`.
 Invariant: a shed request is answered 503 with `Retry-After` and counted by kind.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from litestar.types import HTTPScope
 
-from app.concurrency.overload_queue import OverloadQueue
+from app.concurrency.overload import OverloadQueue
 from app.telemetry import Metrics, logger
 
 WAIT_S = 2.0  # the longest wait before a request is shed: as long as events may wait for their commit

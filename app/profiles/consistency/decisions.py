@@ -149,7 +149,6 @@ class DecisionMonitor(msgspec.Struct, eq=False):
     checker: DecisionChecker
     per_round: int
     random: Random
-    metrics: Metrics
     _position: int | None = None
 
     async def round(self) -> None:
@@ -160,5 +159,5 @@ class DecisionMonitor(msgspec.Struct, eq=False):
         if self._position is not None:
             chosen = self.random.sample(newest, min(self.per_round, len(newest)))
             for check in await self.checker.check(chosen):
-                report(check, self.metrics)
+                report(check, self.checker.computation.metrics)
         self._position = newest[0].number if newest else self._position or 0

@@ -18,7 +18,7 @@ from app.features.ids import hash_slot
 from app.features.registry import Feature, indices
 from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, decode, read_time
 from app.profiles.online.compute import Computation
-from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, ComputeRow, NewestEvents
+from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, ComputeRow, UserQueries
 
 ATTEMPTS = 3
 PAUSE_S = 0.3
@@ -82,7 +82,7 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
 
     filler: Filler
     distrusted: Callable[[], Awaitable[frozenset[int]]]
-    users: NewestEvents
+    users: UserQueries
     computation: Computation
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 

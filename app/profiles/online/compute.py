@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from app.concurrency.load_estimate import LoadEstimate
+from app.concurrency.overload import LoadEstimate
 from app.concurrency.tasks import fail
 from app.errors import StoreUnavailable, Unavailable
 from app.features.clock import Clock

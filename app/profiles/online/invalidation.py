@@ -18,7 +18,7 @@ from contextlib import suppress
 
 import msgspec
 
-from app.concurrency.periodic import repeat
+from app.concurrency.tasks import repeat
 from app.errors import CacheUnavailable
 from app.features.clock import Clock
 from app.features.ids import hash_slot

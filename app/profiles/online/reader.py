@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from app.concurrency.overload_queue import OverloadQueue
+from app.concurrency.overload import OverloadQueue
 from app.errors import CacheUnavailable, Overloaded
 from app.features.ids import hash_slot
 from app.features.profile_read import ProfileRead, ValueRead

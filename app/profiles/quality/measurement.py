@@ -17,15 +17,13 @@ import msgspec
 from app.errors import CacheUnavailable
 from app.features.clock import DAY_MS, Clock
 from app.profiles.consistency.inspection import Inspector
-from app.profiles.ports import END_OF_TIME_MS, ComputeRow, NewestEvents
+from app.profiles.ports import END_OF_TIME_MS, ComputeRow
 from app.profiles.quality.report import Figures, QualityReport, UserSample, report
 from app.telemetry import logger
 
 BEFORE_DAYS = 7
 SAMPLE = 20_000
-# On a busy machine a read waits for a step of the measurement. With pages of 8 users, the p99 of reads is at most
-# twice that without a measurement; with 16 users, and cached and computed values in one step of 2 ms, it was 3.5 times.
-# With 4 users, a job has not enough time to pause between the steps.
+# Reads wait for a step: see `app/README.md`. With 4 users, a job has not enough time to pause between the steps.
 PAGE = 8
 DRAW_PAGE = 100
 # After each step, the measurement pauses for up to this multiple of the step's time, if the budget allows.
@@ -81,7 +79,7 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
         before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))
         (eligible, now), (eligible_before, before) = [
-            await draw(users, span, self.sample, self.random, self.pause, clock, rest_until) for span in spans
+            await draw(users.eligible, span, self.sample, self.random, self.pause, clock, rest_until) for span in spans
         ]
         figures = {entry.name: Figures() for entry in registry}
         oldest_ms = await users.oldest_event_ms()
@@ -137,7 +135,7 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
 
 
 async def draw(
-    users: NewestEvents,
+    eligible: Callable[[str, int, int, int], Awaitable[list[str]]],
     span: tuple[int, int],
     size: int,
     random: Random,
@@ -147,15 +145,15 @@ async def draw(
 ) -> tuple[int, list[str]]:
     """Draw up to `size` users at random from the users with an event in `span`, (first, last) in milliseconds.
 
-    Returns the number of users with an event in the span, and the drawn users, a uniform sample in random order.
+    `eligible`: see `UserQueries.eligible`. Returns the number of users with an event in the span, and the drawn users,
+    a uniform sample in random order.
 
     Uses J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985), page by page, with a pause after each page
-    until the monotonic time `rest_until`. A single statement that ranks all users would delay reads: on a busy machine,
-    it took 0.2 s for 100,000 users.
+    until the monotonic time `rest_until`.
     """
     drawn: list[str] = []
     seen, after, began = 0, "", clock.monotonic()
-    while page := await users.eligible(after, span[0], DRAW_PAGE, span[1]):
+    while page := await eligible(after, span[0], DRAW_PAGE, span[1]):
         for user_id in page:
             seen += 1
             if len(drawn) < size:

@@ -22,7 +22,7 @@ from app.stores.postgres.connection import (
     connection_parameters,
     unavailable,
 )
-from app.stores.sql.owed_invalidations import OWED_SLOTS
+from app.stores.sql.cache_state import OWED_SLOTS
 
 TIMEOUT_S = 1.0
 BOUNDS = Bounds(kind="queries of the state", at_once=sys.maxsize, most=sys.maxsize)

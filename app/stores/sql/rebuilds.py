@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from app.profiles.rebuild.runs import STALE_MS, Part, RebuildRun, State
+from app.profiles.rebuild import STALE_MS, Part, RebuildRun, State
+from app.stores.sql.cache_state import ADVANCE_LOCAL_CACHE_EPOCH
 from app.stores.sql.database import SERVICE, Connection, SqlRepository
-from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 
 _COLUMNS = (
     "id, scope, user_ids, features, total, requested_by, created_at_ms, touched_at_ms, state, done, position, "
@@ -52,7 +52,7 @@ WHERE id = :id AND state IN ('queued', 'running')
 
 
 class SqlRebuildRepository(SqlRepository):
-    """The rebuild runs. Implements `app.profiles.rebuild.runs.RebuildRepository`. The transaction that ends a run also
+    """The rebuild runs. Implements `app.profiles.rebuild.RebuildRepository`. The transaction that ends a run also
     makes every process clear its local cache."""
 
     async def open(self, run: RebuildRun) -> RebuildRun | None:

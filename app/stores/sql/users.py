@@ -1,18 +1,18 @@
-"""Queries the users in the event log (newest events, pages of users, search by prefix), and erases users."""
+"""Queries the event log (users and their events), and erases users."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 
-from app.events.ports import Holdings
+from app.events.ports import ActivityCount, Holdings, TracedEvent
+from app.features.clock import DAY_MS
 from app.features.events import KNOWN_SUBJECTS
-from app.profiles.ports import COUNTED, END_OF_TIME_MS
+from app.profiles.ports import COUNTED, END_OF_TIME_MS, RecentEvent
+from app.stores.sql.cache_state import ADVANCE_LOCAL_CACHE_EPOCH, insert_owed
 from app.stores.sql.database import Connection, SqlRepository
 from app.stores.sql.dead_letters import erase_letters, letters_of
-from app.stores.sql.event_log import SELECT_OLDEST
-from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
-from app.stores.sql.owed_invalidations import insert_owed
+from app.stores.sql.event_log import EVENT_COLUMNS, EVENT_JOINS, SELECT_OLDEST, logged_event
 
 SELECT_NEWEST = """
 SELECT asked.value, kind.value,
@@ -56,6 +56,38 @@ WITH RECURSIVE found (user_id, number) AS (
 )
 SELECT user_id FROM found WHERE substr(user_id, 1, length(:prefix)) = :prefix ORDER BY number
 """
+# Each subject comes sorted from its index and stops at the LIMIT, however many events the user has.
+_NEWEST_SEQS = "\n    UNION ALL\n".join(
+    f"""    SELECT seq FROM (
+        SELECT seq FROM event_log WHERE user_id = :user AND subject = '{subject}' ORDER BY seq DESC LIMIT :limit
+    ) AS newest"""
+    for subject in sorted(KNOWN_SUBJECTS)
+)
+SELECT_NEWEST_TRACED = f"""
+SELECT {EVENT_COLUMNS}, COALESCE(letter.attempts, outbox.attempts, 0),
+    log.occurred_at_ms, log.claimed_at_ms, outbox.seq IS NULL, letter.id
+FROM (
+{_NEWEST_SEQS}
+    ORDER BY seq DESC LIMIT :limit
+) AS newest
+JOIN event_log AS log ON log.user_id = :user AND log.seq = newest.seq
+{EVENT_JOINS}
+LEFT JOIN outbox ON outbox.user_id = log.user_id AND outbox.seq = log.seq
+LEFT JOIN dead_letters AS letter ON letter.seq = log.seq
+ORDER BY log.seq DESC
+"""
+_WITHIN = f"user_id = :user AND occurred_at_ms > :until - :days * {DAY_MS} AND occurred_at_ms <= :until"
+_PLACE = (
+    f"(:until - occurred_at_ms) / {DAY_MS} AS days_ago, "
+    "((occurred_at_ms + utc_offset_min * 60000) / 3600000) % 24 AS local_hour"
+)
+SELECT_ACTIVITY = f"""
+SELECT {_PLACE}, 'served' AS kind, COUNT(*) FROM tip_views WHERE {_WITHIN} GROUP BY days_ago, local_hour
+UNION ALL
+SELECT {_PLACE}, action AS kind, COUNT(*) FROM tip_feedback WHERE {_WITHIN} GROUP BY days_ago, local_hour, kind
+"""
+SELECT_RECENT = "SELECT seq, user_id, received_at_ms FROM event_log WHERE seq > ? ORDER BY seq DESC LIMIT ?"
+SELECT_ANY_UNCONSUMED = "SELECT EXISTS (SELECT 1 FROM outbox WHERE user_id = ? AND seq > ?)"
 DELETE_EVENTS = (
     "DELETE FROM tip_views WHERE user_id = :user",
     "DELETE FROM tip_feedback WHERE user_id = :user",
@@ -85,7 +117,7 @@ UPDATE_LEDGER = "UPDATE bandit_ledger SET erasures = erasures + 1"
 
 
 class SqlUsers(SqlRepository):
-    """Finds users by their events, and erases all data of a user. Implements `app.profiles.ports.NewestEvents` and
+    """Queries users and their events, and erases all data of a user. Implements `app.profiles.ports.UserQueries` and
     `app.events.ports.UserRecords`."""
 
     async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
@@ -111,6 +143,24 @@ class SqlUsers(SqlRepository):
     async def find(self, prefix: str, limit: int) -> list[str]:
         rows = await self._database.rows(SELECT_BY_PREFIX, {"prefix": prefix, "limit": limit})
         return [user_id for (user_id,) in rows]
+
+    async def newest_events(self, user_id: str, limit: int) -> list[TracedEvent]:
+        rows = await self._database.rows(SELECT_NEWEST_TRACED, {"user": user_id, "limit": limit})
+        return [
+            TracedEvent(logged_event(row[:-4]), counted_at_ms, claimed_at_ms, bool(consumed), letter_id)
+            for row in rows
+            for counted_at_ms, claimed_at_ms, consumed, letter_id in [row[-4:]]
+        ]
+
+    async def activity(self, user_id: str, until_ms: int, days: int) -> list[ActivityCount]:
+        rows = await self._database.rows(SELECT_ACTIVITY, {"user": user_id, "until": until_ms, "days": days})
+        return [ActivityCount(*row) for row in rows]
+
+    async def recent(self, after_seq: int, limit: int) -> list[RecentEvent]:
+        return [RecentEvent(*row) for row in await self._database.rows(SELECT_RECENT, (after_seq, limit))]
+
+    async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
+        return bool(await self._database.value(SELECT_ANY_UNCONSUMED, (user_id, after_seq)))
 
     async def holdings(self, user_id: str) -> Holdings:
         """Count the rows that `erase` would delete now, by kind."""

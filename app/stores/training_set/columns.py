@@ -1,7 +1,7 @@
 """Columns of a training set. Each column keeps the representation of its source and is converted to another on demand.
 
 Parquet columns are Arrow arrays, which preserves types. NDJSON columns are the bytes of each value, which preserves
-`1.10` as `1.10`. CSV columns are text. Computed features are JSON. Null is an empty field in CSV.
+`1.10` as `1.10`. CSV columns are JSON strings. Computed features are JSON. Null is an empty field in CSV.
 """
 
 from __future__ import annotations
@@ -26,20 +26,7 @@ _LISTS: dict[Kind, Any] = {
     "vector": list[list[float] | None],
     "matrix": list[list[list[float]] | None],
 }
-
-
-class TextColumn(msgspec.Struct, frozen=True):
-    values: Sequence[str]
-
-    def text(self) -> Sequence[str]:
-        return self.values
-
-    def json(self) -> Sequence[bytes]:
-        return [msgspec.json.encode(value) for value in self.values]
-
-    def arrow(self) -> Any:
-        pa, _ = arrow_modules()
-        return pa.array(self.values, pa.string())
+_decode = msgspec.json.Decoder(str).decode
 
 
 class JsonColumn(msgspec.Struct, frozen=True):
@@ -67,8 +54,7 @@ class JsonColumn(msgspec.Struct, frozen=True):
 
     def _texts(self) -> list[str | None]:
         return [
-            None if value == NULL else msgspec.json.decode(value) if value[:1] == b'"' else value.decode()
-            for value in self.values
+            _decode(value) if value[:1] == b'"' else None if value == NULL else value.decode() for value in self.values
         ]
 
 
@@ -111,7 +97,7 @@ class ArrowColumn(msgspec.Struct, frozen=True):
 
 
 # The values of one column in consecutive rows, as CSV fields (`text`), JSON or an Arrow array.
-Column = TextColumn | JsonColumn | ArrowColumn
+Column = JsonColumn | ArrowColumn
 
 
 def arrow_modules() -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ import msgspec
 
 from app.errors import InvalidInput, Issue, StoreUnavailable, Undecodable
 from app.events.validation import TABLE, other_format
-from app.stores.training_set.columns import NULL, ArrowColumn, Column, JsonColumn, Kind, TextColumn, arrow_modules
+from app.stores.training_set.columns import NULL, ArrowColumn, Column, JsonColumn, Kind, arrow_modules
 
 # The columns that say what a row asks for: a user and a moment, or a decision.
 MOMENT_KEYS = ("user_id", "as_of")
@@ -35,8 +35,9 @@ EXPECTED = (
     "decision_id"
 )
 _KINDS: dict[type, Kind] = {str: "text", bool: "bool", int: "int", float: "float", list: "text", dict: "text"}
-_DECODER = msgspec.json.Decoder()
-_RAW_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+_decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Block(NamedTuple):
@@ -137,22 +138,24 @@ def _at_least_one(blocks: Iterator[Block], shown: str) -> Iterator[Block]:
 def _csv(file: IO[bytes]) -> Rows:
     records = _records(csv.reader((line.decode() for line in _lines(file)), strict=True))
     _, names = next(records, (0, []))
-    return Rows(names, _csv_blocks(records, names))
 
-
-def _csv_blocks(records: Iterator[tuple[int, list[str]]], names: Sequence[str]) -> Iterator[Block]:
-    while piece := list(islice(records, BLOCK)):
-        for line, fields in piece:
+    def rows() -> Iterator[tuple[int, Sequence[bytes]]]:
+        for line, fields in records:
             if len(fields) != len(names):
                 detail = f"it has {len(fields)} fields, and the header has {len(names)}"
                 raise InvalidInput("a row is not allowed", [Issue(f"line {line}", detail)])
-        columns = dict(zip(names, zip(*(fields for _, fields in piece), strict=True), strict=True))
-        yield Block(
-            "line",
-            [line for line, _ in piece],
-            {name: [value or None for value in columns[name]] for name in _keys(columns)},
-            {name: TextColumn(values) for name, values in columns.items()},
-        )
+            yield line, list(map(_encode, fields))
+
+    return Rows(names, _blocks(rows(), dict.fromkeys(names, "text")))
+
+
+def _blocks(rows: Iterator[tuple[int, Sequence[bytes]]], kinds: Mapping[str, Kind]) -> Iterator[Block]:
+    """`rows`: the line of each row, and its values as JSON. `kinds`: the kind of each value, by name."""
+    while piece := list(islice(rows, BLOCK)):
+        values = zip(*(row for _, row in piece), strict=True)
+        columns = {name: JsonColumn(column, kinds[name]) for name, column in zip(kinds, values, strict=True)}
+        keys = {name: _strings(columns[name].values) for name in _keys(columns)}
+        yield Block("line", [line for line, _ in piece], keys, dict(columns))
 
 
 def _records(reader: Any) -> Iterator[tuple[int, list[str]]]:
@@ -178,19 +181,9 @@ def _ndjson(file: IO[bytes]) -> Rows:
             if (known := kinds.setdefault(name, kind)) != kind and kind is not None:
                 kinds[name] = kind if known is None else "float" if {known, kind} == {"int", "float"} else "text"
     file.seek(start)
-    return Rows(list(kinds), _ndjson_blocks(_numbered(file), {name: kind or "text" for name, kind in kinds.items()}))
-
-
-def _ndjson_blocks(lines: Iterator[tuple[int, bytes]], kinds: dict[str, Kind]) -> Iterator[Block]:
-    while piece := list(islice(lines, BLOCK)):
-        rows = [_RAW_DECODER.decode(line) for _, line in piece]
-        columns = {name: [bytes(row.get(name, NULL)) for row in rows] for name in kinds}
-        yield Block(
-            "line",
-            [number for number, _ in piece],
-            {name: _strings(columns[name]) for name in _keys(columns)},
-            {name: JsonColumn(columns[name], kind) for name, kind in kinds.items()},
-        )
+    rows = ((number, _decode_raw(line)) for number, line in _numbered(file))
+    values = ((number, [bytes(row.get(name, NULL)) for name in kinds]) for number, row in rows)
+    return Rows(list(kinds), _blocks(values, {name: kind or "text" for name, kind in kinds.items()}))
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -204,7 +197,7 @@ def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 def _object(number: int, line: bytes) -> dict[str, Any]:
     try:
-        found = _DECODER.decode(line)
+        found = _decode(line)
     except (msgspec.DecodeError, RecursionError) as error:
         detail = f"not JSON: {str(error).removeprefix('JSON is malformed: ')}; {EXPECTED}"
         raise Undecodable("the file cannot be read", [Issue(f"line {number}", detail)]) from error
@@ -214,7 +207,7 @@ def _object(number: int, line: bytes) -> dict[str, Any]:
 
 
 def _strings(values: Sequence[bytes]) -> list[str | None]:
-    return [msgspec.json.decode(value) or None if value[:1] == b'"' else None for value in values]
+    return [_decode(value) or None if value[:1] == b'"' else None for value in values]
 
 
 def _parquet(file: IO[bytes], shown: str) -> Rows:

@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 from hiredis import ReplyError
 
@@ -141,8 +141,7 @@ class ValkeyCache:
         return await self.read_rows([(cell.user_id, (cell.feature.encode(),)) for cell in cells])
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """Read all features of all users in `rows` with one MGET; in a cluster with one for each user. Return the epoch
-        and each key's content: None if it is empty, `UNAVAILABLE` if its master does not answer."""
+        """Read with one MGET; in a cluster with one for each user."""
         users = [user_id for user_id, _ in rows]
         if isinstance(self._servers, SingleServer):
             epoch, (held,) = await self._send("read", Use.FRONT, users, lambda epoch, _: [mget(epoch, rows)])
@@ -156,12 +155,8 @@ class ValkeyCache:
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Put a new lease under each empty key, with a pipelined `SET … NX GET`. Return what each key
-        holds then: the new lease, or what was there.
-
-        A lease marks that a value is being computed. A key that is not a string is deleted: another program wrote it,
-        and the cache could never use it.
-        """
+        """Put leases with a pipelined `SET … NX GET`. A key that is not a string is deleted: another program wrote it,
+        and the cache could never use it."""
         if not cells:
             return []
         leases = [LEASE + self._nonce() for _ in cells]
@@ -195,11 +190,8 @@ class ValkeyCache:
         return [reply == 1 for reply in await self._run_script("fill", SET_IF_EQUAL, calls, epoch)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """Delete the keys of these cells. The epoch in the keys is that of the connection that sends the DEL.
-
-        Return only after the server has confirmed the deletion, and no process can still be reading from a server that
-        was registered as the cache before.
-        """
+        """The epoch in the keys is that of the connection that sends the DEL. Return only after no process can still be
+        reading from a server that was registered as the cache before."""
         if not cells:
             return
         if self._registration is not None:
@@ -215,7 +207,7 @@ class ValkeyCache:
             keys = [key(epoch, cell) for cell in cells]
             return [(b"DEL", *keys[start : start + _KEYS_PER_DEL]) for start in range(0, len(keys), _KEYS_PER_DEL)]
 
-        _, replies = await self._send_each("del", Use.FRONT, users, deletions)
+        _, replies = await self._send("del", Use.FRONT, users, deletions, raises=False)
         if self._registration is not None:
             await self._registration.settle()
         failed = [i for i, reply in enumerate(replies) if isinstance(reply, CacheUnavailable)]
@@ -293,28 +285,18 @@ class ValkeyCache:
         commands: Commands,
         epoch: Epoch | None = None,
         allowed: tuple[str, ...] = (),
+        *,
+        raises: bool = True,
     ) -> tuple[Epoch, list[Any]]:
         """Send one command for each user. Return the epoch and the replies; see `Cluster.send`. `what` labels the
-        duration in the metrics. If no node answers, raise the first of the errors."""
-        current, replies = await self._send_each(what, use, user_ids, commands, epoch, allowed)
-        if all(isinstance(reply, CacheUnavailable) for reply in replies):
-            raise replies[0]
-        return current, replies
-
-    async def _send_each(
-        self,
-        what: str,
-        use: Use,
-        user_ids: Sequence[str],
-        commands: Commands,
-        epoch: Epoch | None = None,
-        allowed: tuple[str, ...] = (),
-    ) -> tuple[Epoch, list[Any]]:
+        duration in the metrics. If `raises`, raise the first of the errors if no node answers."""
         started = self._clock.monotonic()
         proven = what in ("read", "lease")
-        found = await self._servers.send(use, user_ids, commands, epoch, allowed, proven=proven)
+        current, replies = await self._servers.send(use, user_ids, commands, epoch, allowed, proven=proven)
         self._metrics.cache_seconds.labels(what).observe(self._clock.monotonic() - started)
-        return found
+        if raises and all(isinstance(reply, CacheUnavailable) for reply in replies):
+            raise replies[0]
+        return current, replies
 
     async def _one(self, what: str, user_id: str, command: Command) -> Any:
         _, (reply,) = await self._send(what, Use.BACK, [user_id], lambda *_: [command])
@@ -330,3 +312,14 @@ class ValkeyCache:
 
         _, replies = await self._send(what, Use.BACK, [cell.user_id for cell, _ in calls], commands, epoch)
         return replies
+
+
+class NullCache:
+    """The cache of a process without one: each command raises, so that every read is computed in the database."""
+
+    available = False
+
+    async def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise CacheUnavailable("no cache is set (PROFILES_CACHE_URL)")
+
+    read = read_rows = lease = fill = drop = drop_user = drop_exactly = check = _refuse

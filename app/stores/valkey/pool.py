@@ -15,7 +15,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio.connection import BlockingConnectionPool
-from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 PORT, SENTINEL_PORT = 6379, 26379
@@ -38,33 +38,14 @@ def public_reason(error: Exception) -> str:
     return text if text in (IS_CLUSTER, IS_NO_CLUSTER) else "it does not answer"
 
 
-class _Master:
-    """Stands in for a Sentinel pool: redis-py's Sentinel connections ask their pool only for the master's address."""
-
-    is_master = True
-    check_connection = False
-
-    def __init__(self, sentinel: Sentinel, name: str) -> None:
-        self._sentinel = sentinel
-        self._name = name
-
-    async def get_master_address(self) -> tuple[str, int]:
-        """Ask the sentinels for the master's host and port. Called on every connect, so a failover needs no restart."""
-        address: tuple[str, int] = await self._sentinel.discover_master(self._name)
-        return address
-
-
-class _GroupPool(BlockingConnectionPool):
+class _GroupPool(SentinelConnectionPool, BlockingConnectionPool):
     """A pool for a Sentinel group. It also closes the connections to the sentinels."""
-
-    def __init__(self, sentinel: Sentinel, **options: Any) -> None:
-        super().__init__(**options)
-        self._sentinel = sentinel
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
-        for client in self._sentinel.sentinels:
-            await client.aclose()
+        if inuse_connections:  # not for a new master, to which the pool connects now
+            for client in self.sentinel_manager.sentinels:
+                await client.aclose()
 
 
 def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) -> BlockingConnectionPool:
@@ -90,12 +71,12 @@ def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) 
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
     )
-    return _GroupPool(
+    return _GroupPool(  # type: ignore[no-untyped-call]
+        name[0],
         sentinel,
         max_connections=connections,
         timeout=timeout_s,
-        connection_class=SentinelManagedSSLConnection if parts.scheme == "rediss" else SentinelManagedConnection,
-        connection_pool=_Master(sentinel, name[0]),
+        ssl=parts.scheme == "rediss",
         db=int(parts.path.strip("/") or 0),
         username=unquote(user) or None,
         password=unquote(password) or None,

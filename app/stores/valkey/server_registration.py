@@ -93,10 +93,6 @@ class ServerRegistration:
         if remaining > 0:
             await self._pause(remaining)
 
-    async def register(self, server: str) -> None:
-        """Register `server` as the cache, unless it is registered. Raises `StoreUnavailable`."""
-        await self.revise(lambda _: server)
-
     async def revise(self, server_after: Callable[[State], str]) -> None:
         """Register what `server_after` returns for the current registration, unless it is registered already: the
         identity of a server or, for a cluster, the list of slot owners as JSON. Raises `StoreUnavailable`."""
@@ -126,6 +122,6 @@ class ServerRegistration:
 
     async def _try_to_register(self, server: str) -> None:
         try:
-            await self.register(server)
+            await self.revise(lambda _: server)
         except StoreUnavailable as error:
             warn(log, error)("cache_not_registered", error=str(error))

@@ -60,7 +60,7 @@ class SingleServer:
             self.epoch(connection)
             return
         try:
-            await self.registration.register(connection.server)
+            await self.registration.revise(lambda _: connection.server)
         except StoreUnavailable as error:
             raise CacheUnavailable(str(error)) from error
 

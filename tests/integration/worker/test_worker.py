@@ -33,7 +33,7 @@ from app.errors import CacheUnavailable, SettingsError, StoreUnavailable
 from app.events import consume, retention
 from app.features.clock import DAY_MS
 from app.features.events import LoggedEvent
-from app.profiles.rebuild.runs import RebuildRun, scope_of
+from app.profiles.rebuild import RebuildRun, scope_of
 from app.settings import Settings
 from app.settings.parsers import PostgresUrl
 from app.stores.queue import jobs as queue_jobs
@@ -224,7 +224,7 @@ async def test_rebuild_fails_after_its_attempts(service: OpenService, monkeypatc
 
 async def test_job_is_requeued_when_more_users_remain(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
     await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
-    monkeypatch.setattr("app.profiles.rebuild.runs.CHUNK", 2)
+    monkeypatch.setattr("app.profiles.rebuild.CHUNK", 2)
     await service.rebuild_runs.open(run_of(service, "run", now_ms()))
     monkeypatch.setattr(Pace, "budget_s", 0.0)
     with pytest.raises(Retry) as caught:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.concurrency.load_estimate import LoadEstimate
+from app.concurrency.overload import LoadEstimate
 
 PATIENCE_S, ALWAYS = 1.0, 10
 

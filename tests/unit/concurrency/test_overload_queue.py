@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.concurrency.overload_queue import AT_ONCE, LOOP_TURNS, PAUSE_FACTOR, PAUSE_MOST_S, OverloadQueue
+from app.concurrency.overload import AT_ONCE, LOOP_TURNS, PAUSE_FACTOR, PAUSE_MOST_S, OverloadQueue
 from tests.support.waiting import eventually
 
 MOST_S = 1.0

@@ -6,15 +6,15 @@ import asyncio
 
 import pytest
 
-from app.concurrency import periodic
-from app.concurrency.periodic import repeat
+from app.concurrency import tasks
+from app.concurrency.tasks import repeat
 from app.errors import StoreUnavailable
 from tests.support.logs import Recorder
 
 
 async def test_work_is_repeated_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     logs = Recorder()
-    monkeypatch.setattr(periodic, "log", logs)
+    monkeypatch.setattr(tasks, "log", logs)
     away, defect = StoreUnavailable("away"), RuntimeError("a defect")
     outcomes = iter([away, away, None, away, defect, defect])
     pauses: list[float] = []

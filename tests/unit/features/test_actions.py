@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.features.events import Action
-from app.stores.sql.event_queries import SqlEventQueries
+from app.stores.sql.users import SqlUsers
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.program_copy import copied_program, found_by
 from tests.support.readme import sections
@@ -55,6 +55,6 @@ async def test_fourth_action_needs_one_line(extended: Path, database_path: Path)
 
     # The program with three actions is put back: what it does not know can still be read.
     database = await SqliteDatabase.open(database_path, readers=1)
-    events = await SqlEventQueries(database).newest_events("ann", 10)
+    events = await SqlUsers(database).newest_events("ann", 10)
     await database.close()
     assert [getattr(item.logged.event, "action", None) for item in events] == [NAME, None]

@@ -14,8 +14,7 @@ import pytest
 from app.bootstrap.contract import load_contract
 from app.errors import RegistryError
 from app.features.contract import Contract
-from app.features.export import python
-from app.features.scaffold import scaffold
+from app.features.export import python, scaffold
 from app.settings import Settings
 from app.stores.sqlite.feature_examples import run_examples
 

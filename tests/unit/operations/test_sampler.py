@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from app.concurrency.periodic import repeat
+from app.concurrency.tasks import repeat
 from app.errors import StoreUnavailable
 from app.operations.component_states import ReadinessCheck
 from app.operations.samples import ASK_AGAIN_S, EVERY_S, LAST_S, Gauges, Record, Sample, Sampler

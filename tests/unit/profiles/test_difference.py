@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from random import Random
 
 from app.features.registry import Feature, Registry
-from app.profiles.difference import EXAMPLES, Difference, compare
 from app.profiles.ports import ComputeRow, Snapshot
+from app.profiles.trial import EXAMPLES, Difference, compare
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.entries import entry
 
@@ -21,18 +21,9 @@ class Users:
         self.user_ids = [f"user-{number:05}" for number in range(count)]
         self.since_ms: set[int] = set()
 
-    async def oldest_event_ms(self) -> int | None:
-        raise AssertionError
-
-    async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = 0) -> list[str]:
+    async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int) -> list[str]:
         self.since_ms.add(since_ms)
         return [user_id for user_id in self.user_ids if user_id > after][:limit]
-
-    async def count_eligible(self, since_ms: int) -> int:
-        raise AssertionError
-
-    async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
-        raise AssertionError
 
 
 class NumberSource:
@@ -76,7 +67,14 @@ async def difference(
         return sources[registry[0].fingerprint]
 
     return await compare(
-        before, after, source_of, users, count=count, random=Random(seed), clock=FakeClock(), tell=lambda done: None
+        before,
+        after,
+        source_of,
+        users.eligible,
+        count=count,
+        random=Random(seed),
+        clock=FakeClock(),
+        tell=lambda done: None,
     )
 
 

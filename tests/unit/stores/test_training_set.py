@@ -14,7 +14,7 @@ import pytest
 
 from app.errors import InvalidInput, StoreUnavailable
 from app.stores.training_set import output
-from app.stores.training_set.columns import Column, JsonColumn, Kind, TextColumn
+from app.stores.training_set.columns import Column, JsonColumn, Kind
 from app.stores.training_set.output import writer_for
 
 KINDS: dict[str, Kind] = {"rate": "float", "count": "int", "kind": "text"}
@@ -28,12 +28,11 @@ FILES = ["set.csv", "set.ndjson", "set.parquet"]
 
 
 def columns(rows: list[list[Any]]) -> dict[str, Column]:
-    user_ids, moments, *values = zip(*rows, strict=True)
-    found = {
+    kinds: list[Kind] = ["text", "text", *KINDS.values()]
+    return {
         name: JsonColumn([json.dumps(value).encode() for value in column], kind)
-        for (name, kind), column in zip(KINDS.items(), values, strict=True)
+        for name, kind, column in zip(NAMES, kinds, zip(*rows, strict=True), strict=True)
     }
-    return {"user_id": TextColumn(user_ids), "as_of": TextColumn(moments), **found}
 
 
 def write(path: Path, *blocks: list[list[Any]]) -> None:

@@ -10,7 +10,7 @@ from app.api.auth.authentication import Authenticator
 from app.asgi import note_key_uses
 from app.errors import StoreUnavailable
 from app.settings.parsers import PostgresUrl
-from app.stores.sql.key_uses import SqlKeyUses
+from app.stores.sql.access import SqlKeyUses
 from tests.support.live import API_KEYS, KEYS, Live, as_caller
 from tests.support.site import ServeSite
 from tests.support.waiting import eventually_async

@@ -156,7 +156,7 @@ async def test_refusals_of_rebuilds_are_audited(own_site: Live) -> None:
 
 
 async def test_rebuild_resumes_when_its_worker_is_restarted(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.profiles.rebuild.runs.CHUNK", 2)
+    monkeypatch.setattr("app.profiles.rebuild.CHUNK", 2)
     users = sorted(new_user() for _ in range(5))
     await own_site.send(*(served(user, own_site.now_ms) for user in users))
     run = await start(own_site, {"scope": "all"})

@@ -10,7 +10,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from app.api.middleware import body_limits
-from app.concurrency.overload_queue import OverloadQueue
+from app.concurrency.overload import OverloadQueue
 from tests.support.events import body, served
 from tests.support.live import JSON, Live, new_user, problem
 from tests.support.waiting import eventually

@@ -10,10 +10,9 @@ import pytest
 
 from app.features.clock import DAY_MS
 from app.profiles.consistency import checker
-from app.profiles.consistency.checker import CheckResult, ConsistencyChecker
-from app.profiles.consistency.monitor import DELAYS, LATE_S, ConsistencyMonitor
+from app.profiles.consistency.checker import DELAYS, LATE_S, CheckResult, ConsistencyChecker, ConsistencyMonitor
 from app.profiles.online.invalidation import Stale
-from app.stores.sql.event_queries import SqlEventQueries
+from app.stores.sql.users import SqlUsers
 from tests.integration.profiles.consistency.test_inspection import inspector, put
 from tests.support.clock import NOW_MS, no_pause
 from tests.support.events import admitted, feedback, served
@@ -32,7 +31,7 @@ def auditor(service: PausableService, pause: Callable[[float], Awaitable[None]] 
         await service.invalidator.invalidate(stale)
         await service.inner.clear_local_caches()
 
-    return ConsistencyChecker(inspector=inspector(service, pause), events=SqlEventQueries(service.database), drop=drop)
+    return ConsistencyChecker(inspector=inspector(service, pause), drop=drop)
 
 
 async def consumed(service: PausableService) -> None:
@@ -137,13 +136,7 @@ async def test_repair_removes_cached_and_local_values(service: PausableService, 
 
 
 def watch(service: PausableService, users_per_s: int = 5) -> ConsistencyMonitor:
-    return ConsistencyMonitor(
-        checker=auditor(service),
-        users_per_s=users_per_s,
-        random=Random(1),
-        clock=service.clock,
-        metrics=service.metrics,
-    )
+    return ConsistencyMonitor(auditor(service), users_per_s, Random(1))
 
 
 def checks(service: PausableService, after: str, outcome: str) -> float:
@@ -215,11 +208,11 @@ async def test_late_check_is_skipped(service: PausableService) -> None:
 
 
 async def test_unconsumed_events_are_found_by_user(service: PausableService) -> None:
-    recent = SqlEventQueries(service.database)
-    assert await recent.since(0, 1) == []
+    users = SqlUsers(service.database)
+    assert await users.recent(0, 1) == []
     await service.inner.consumer.log.append([[admitted(served("ann")), admitted(served("bob"))]])
-    assert [item.seq for item in await recent.since(0, 1)] == [2]
-    assert await recent.any_unconsumed("ann", 0)
-    assert not await recent.any_unconsumed("ann", 1)
+    assert [item.seq for item in await users.recent(0, 1)] == [2]
+    assert await users.any_unconsumed("ann", 0)
+    assert not await users.any_unconsumed("ann", 1)
     await consumed(service)
-    assert not await recent.any_unconsumed("ann", 0)
+    assert not await users.any_unconsumed("ann", 0)

@@ -314,7 +314,7 @@ async def test_monitor_checks_a_sample_of_new_decisions(
 ) -> None:
     recorder = Recorder()
     monkeypatch.setattr(decisions, "log", recorder)
-    monitor = DecisionMonitor(service.inner.decision_checker, 3, Random(1), service.metrics)
+    monitor = DecisionMonitor(service.inner.decision_checker, 3, Random(1))
 
     def counted(outcome: str) -> float:
         return service.counted("decision_checks", outcome=outcome)

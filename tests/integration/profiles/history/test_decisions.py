@@ -10,8 +10,7 @@ import pytest
 from app.errors import InvalidInput
 from app.features.clock import DAY_MS
 from app.features.registry import Registry
-from app.profiles.history.decisions import served_row
-from app.profiles.history.moments import Moments
+from app.profiles.history import Moments, served_row
 from app.profiles.ports import LoggedProfile
 from tests.integration.profiles.consistency.test_decisions import score
 from tests.support.clock import NOW_MS

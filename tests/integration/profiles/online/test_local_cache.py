@@ -11,10 +11,9 @@ import pytest
 
 from app.profiles.online.cache_protocol import LAST_EXPIRY_MS
 from app.profiles.online.local_cache import MASKS_PER_USER, PROOFS_PER_TICK, KeptProfile, LocalCache
-from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH, SELECT_LOCAL_CACHE_EPOCH
+from app.stores.sql.cache_state import ADVANCE_LOCAL_CACHE_EPOCH, SELECT_LOCAL_CACHE_EPOCH
 from app.stores.sql.users import DELETE_EVENTS
-from app.stores.sqlite.change_feed import SELECT_TAIL, TAIL_CAP
-from app.stores.sqlite.data_version import DataVersion
+from app.stores.sqlite.data_version import SELECT_TAIL, TAIL_CAP, DataVersion
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
 from tests.support.registry import REGISTRY

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from app.concurrency.overload_queue import AT_ONCE, OverloadQueue
+from app.concurrency.overload import AT_ONCE, OverloadQueue
 from app.errors import Overloaded
 from app.profiles.online import compute as module
 from app.profiles.online.cache_protocol import Profile

@@ -391,7 +391,7 @@ async def test_sample_is_uniform_among_eligible_users(fixture: QualityFixture, m
     span, pause, clock = (NOW_MS - 2 * DAY_MS, NOW_MS - 1), fixture.measurement.pause, fixture.service.clock
     random, times, first = Random(7), Counter[str](), Counter[str]()
     for _ in range(400):
-        total, drawn = await module.draw(fixture.users, span, 3, random, pause, clock)
+        total, drawn = await module.draw(fixture.users.eligible, span, 3, random, pause, clock)
         assert (total, len(set(drawn))) == (8, 3)
         times.update(drawn)
         first.update(drawn[:1])
@@ -399,6 +399,6 @@ async def test_sample_is_uniform_among_eligible_users(fixture: QualityFixture, m
     assert times.keys() == first.keys() == set(names)
     assert all(abs(count - 150) < 4 * 9.7 for count in times.values()), times
     assert all(abs(count - 50) < 4 * 6.6 for count in first.values()), first
-    same = [await module.draw(fixture.users, span, 9, Random(1), pause, clock) for _ in range(2)]
+    same = [await module.draw(fixture.users.eligible, span, 9, Random(1), pause, clock) for _ in range(2)]
     assert same[0] == same[1]
     assert sorted(same[0][1]) == names

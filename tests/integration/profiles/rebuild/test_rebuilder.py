@@ -6,7 +6,7 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.profiles.online.cache_protocol import decode
-from app.profiles.rebuild.rebuilder import ATTEMPTS
+from app.profiles.rebuild import ATTEMPTS
 from tests.support.events import served
 from tests.support.registry import REGISTRY
 from tests.support.servers import ask

@@ -9,12 +9,12 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-import app.profiles.rebuild.runs as module
+import app.profiles.rebuild as module
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.profiles.online.cache_protocol import decode
 from app.profiles.ports import Cell
-from app.profiles.rebuild.runs import RebuildRepository, RebuildRun, RebuildRunner, scope_of
+from app.profiles.rebuild import RebuildRepository, RebuildRun, RebuildRunner, scope_of
 from tests.support.clock import NOW_MS
 from tests.support.events import served
 from tests.support.registry import REGISTRY

@@ -14,7 +14,7 @@ from psycopg import sql
 from app.bandit.decisions import Shadow
 from app.settings.parsers import postgres_url as parsed
 from app.stores.postgres.connection import Connection, connect, translated
-from app.stores.sql import decisions, event_log, event_queries, learning, shadows, sufficient_statistics, users
+from app.stores.sql import decisions, event_log, learning, shadows, sufficient_statistics, users
 from app.stores.sql.database import Parameters
 from tests.support.postgres import TEMPLATE, PostgresServer
 from tests.unit.stores.sqlite.test_migrations import statements
@@ -64,8 +64,8 @@ OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "missing shadows": (shadows.SELECT_OF_USER, {"spec": "spec", "user": USER, "version": 1}),
     "shadow": (shadows.UPDATE_SHADOW, SHADOW),
     "shadow of the pool": (shadows.INSERT_POOL, SHADOW),
-    "newest events": (event_queries.SELECT_NEWEST_TRACED, {"user": USER, "limit": 50}),
-    "activity": (event_queries.SELECT_ACTIVITY, {"user": USER, "until": 10**9, "days": 30}),
+    "newest events": (users.SELECT_NEWEST_TRACED, {"user": USER, "limit": 50}),
+    "activity": (users.SELECT_ACTIVITY, {"user": USER, "until": 10**9, "days": 30}),
     "newest of a user": (users.SELECT_NEWEST, (json.dumps([USER]), '["signals.tip.served"]')),
 }
 

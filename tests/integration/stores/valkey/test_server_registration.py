@@ -15,7 +15,7 @@ import app.bootstrap.servers
 from app.bootstrap.service import OpenService, open_service
 from app.errors import CacheRefused
 from app.settings import Settings
-from app.stores.sql.owed_invalidations import register_server
+from app.stores.sql.cache_state import register_server
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.valkey.embedded import EmbeddedServer
 from app.stores.valkey.server_registration import HOLD_BACK_S, ServerRegistration
@@ -154,9 +154,9 @@ def registration_in(database: SqliteDatabase, clock: FakeClock, **options: Any) 
 async def test_one_of_two_wins_when_both_register(database: SqliteDatabase) -> None:
     clock = FakeClock()
     first, second = registration_in(database, clock), registration_in(database, clock)
-    await first.register("a" * 40)
+    await first.revise(lambda _: "a" * 40)
     await register_server(database, "b" * 40, 0)  # after generation 0, but there is a generation 1
-    await second.register("a" * 40)
+    await second.revise(lambda _: "a" * 40)
     state = await database.state.query()
     assert (state.server, state.generation) == ("a" * 40, 1)
     assert first.require("a" * 40) == second.require("a" * 40) == state
@@ -164,7 +164,7 @@ async def test_one_of_two_wins_when_both_register(database: SqliteDatabase) -> N
 
 async def test_unregistered_server_is_refused_and_then_registered(database: SqliteDatabase) -> None:
     registration = registration_in(database, FakeClock())
-    await registration.register("a" * 40)
+    await registration.revise(lambda _: "a" * 40)
     with pytest.raises(CacheRefused):
         registration.require("b" * 40)
     await eventually(lambda: database.state.last.server == "b" * 40)
@@ -181,7 +181,7 @@ async def test_settle_waits_until_older_queries_have_expired(database: SqliteDat
         clock.advance(int(seconds * 1000))
 
     registration = registration_in(database, clock, pause=pause)
-    await registration.register("a" * 40)
+    await registration.revise(lambda _: "a" * 40)
     clock.advance(30)
     await registration.settle()
     await registration.settle()

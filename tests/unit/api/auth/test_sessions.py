@@ -14,8 +14,8 @@ from itsdangerous import URLSafeSerializer
 from app.api.auth.sessions import HOUR_MS, MAX_COOKIE, Session, SessionRecords, Sessions
 from app.settings import hash_key
 from app.settings.parsers import ApiKey
+from app.stores.sql.access import INSERT_ENDED, KEPT, SqlSessions
 from app.stores.sql.database import Database
-from app.stores.sql.sessions import INSERT_ENDED, KEPT, SqlSessions
 from tests.support.clock import FakeClock
 
 pytestmark = pytest.mark.both_engines

@@ -16,7 +16,7 @@ from app.bandit.learning.maintenance import POOL_EVERY_MS
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS
 from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, pooled_mean, sound
 from app.bandit.ports import StateGrowth
-from app.concurrency.periodic import repeat
+from app.concurrency.tasks import repeat
 from app.errors import SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.stores.sql.backlog import backlog

@@ -12,9 +12,8 @@ from typing import Any, TypeVar, cast
 
 import pytest
 
-import app.profiles.rebuild.runs as module
-from app.profiles.rebuild.rebuilder import Rebuilder
-from app.profiles.rebuild.runs import STALE_MS, RebuildRun, RebuildRunner, scope_of
+import app.profiles.rebuild as module
+from app.profiles.rebuild import STALE_MS, Rebuilder, RebuildRun, RebuildRunner, scope_of
 from app.stores.sql.database import Connection, Database, Scope
 from app.stores.sql.rebuilds import SqlRebuildRepository
 from app.stores.sql.users import SqlUsers

@@ -18,7 +18,7 @@ from app.features.events import TipEvent, TipFeedback
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
 from app.stores.sql.event_log import SqlEventLog
-from app.stores.sql.event_queries import SELECT_NEWEST_TRACED, SqlEventQueries
+from app.stores.sql.users import SELECT_NEWEST_TRACED, SqlUsers
 from tests.support.clock import NOW_MS
 from tests.support.database import steps, wipe
 from tests.support.events import admitted, feedback, served
@@ -28,12 +28,12 @@ pytestmark = pytest.mark.both_engines
 
 
 @pytest.fixture
-def queries(database: Database) -> SqlEventQueries:
-    return SqlEventQueries(database)
+def queries(database: Database) -> SqlUsers:
+    return SqlUsers(database)
 
 
 async def test_newest_events_are_returned_with_their_state(
-    database: Database, event_log: SqlEventLog, queries: SqlEventQueries
+    database: Database, event_log: SqlEventLog, queries: SqlUsers
 ) -> None:
     early = admitted(feedback("ann", NOW_MS + 60_000, dwell_ms=3, offset_min=330))
     corrected = early._replace(occurred_at_ms=NOW_MS, claimed_at_ms=NOW_MS + 60_000)
@@ -79,7 +79,7 @@ property_settings = settings(suppress_health_check=[HealthCheck.function_scoped_
 @example(stored=[admitted(feedback("ann", NOW_MS + after, offset_min=330)) for after in (-1, 0, 1)])
 @given(stored=st.lists(facts(), max_size=30))
 async def test_activity_counts_each_event_of_the_window(
-    database: Database, event_log: SqlEventLog, queries: SqlEventQueries, stored: list[Admitted]
+    database: Database, event_log: SqlEventLog, queries: SqlUsers, stored: list[Admitted]
 ) -> None:
     await wipe(database)
     await event_log.append([stored])

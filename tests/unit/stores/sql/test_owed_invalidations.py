@@ -6,8 +6,8 @@ import pytest
 
 from app.features.ids import hash_slot
 from app.profiles.ports import EVERY_SLOT
+from app.stores.sql.cache_state import SqlOwedInvalidations
 from app.stores.sql.database import Database
-from app.stores.sql.owed_invalidations import SqlOwedInvalidations
 
 pytestmark = pytest.mark.both_engines
 USERS = ("ann", "bob", "cid")

@@ -9,10 +9,9 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.features.events import FEEDBACK, SERVED
-from app.stores.sql.local_cache_epoch import clear_local_caches
+from app.stores.sql.cache_state import clear_local_caches
 from app.stores.sql.users import SqlUsers
-from app.stores.sqlite.change_feed import TAIL_CAP, SqliteChangeFeed
-from app.stores.sqlite.data_version import DataVersion
+from app.stores.sqlite.data_version import TAIL_CAP, DataVersion, SqliteChangeFeed
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from tests.support.events import admitted, feedback, served

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from app.errors import StoreFull, StoreUnavailable
-from app.stores.sql.owed_invalidations import SqlOwedInvalidations
+from app.stores.sql.cache_state import SqlOwedInvalidations
 from app.stores.sql.registries import announce
 from app.stores.sqlite.connection import BUSY_TIMEOUT_S
 from app.stores.sqlite.database import SqliteDatabase

@@ -13,7 +13,6 @@ from app.features.registry import Registry
 from app.stores.sql import (
     decisions,
     event_log,
-    event_queries,
     learning,
     logged_profiles,
     retention,
@@ -85,12 +84,12 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "newest of users": (users.SELECT_NEWEST, ("[]", "[]"), "event_log_by_user (user_id=? AND subject=?)"),
     "users by prefix": (users.SELECT_BY_PREFIX, {"prefix": "a", "limit": 20}, "event_log_by_id (user_id>?)"),
     "activity": (
-        event_queries.SELECT_ACTIVITY,
+        users.SELECT_ACTIVITY,
         {"user": "ann", "until": 1, "days": 30},
         COVERED.format(table="tip_feedback"),
     ),
     "newest traced": (
-        event_queries.SELECT_NEWEST_TRACED,
+        users.SELECT_NEWEST_TRACED,
         {"user": "ann", "limit": 50},
         "event_log_by_user (user_id=? AND subject=?)",
     ),

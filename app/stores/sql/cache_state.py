@@ -1,4 +1,5 @@
-"""Stores owed invalidations, which are deletions of cache keys still to be made, and which server is the cache."""
+"""What the database records about caches: deletions of cache keys that are still owed, the server that is registered as
+the cache, and the *local cache epoch*, a counter. When the counter advances, every process clears its local cache."""
 
 from __future__ import annotations
 
@@ -8,8 +9,12 @@ from collections.abc import Collection, Sequence
 from app.features.ids import hash_slot
 from app.profiles.ports import OwedInvalidation
 from app.stores.sql.database import Connection, Database, SqlRepository
-from app.stores.sql.local_cache_epoch import ADVANCE_LOCAL_CACHE_EPOCH
 
+SELECT_LOCAL_CACHE_EPOCH = "SELECT COALESCE((SELECT value FROM service WHERE name = 'recalls'), '0')"
+ADVANCE_LOCAL_CACHE_EPOCH = """
+INSERT INTO service (name, value) VALUES ('recalls', '1')
+ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(service.value AS BIGINT) + 1 AS TEXT)
+"""
 # Part of a statement: the slots of all rows. Each step seeks the next slot in the index, however many rows a slot has.
 OWED_SLOTS = """
 owed (slot) AS (
@@ -68,3 +73,8 @@ async def register_server(database: Database, server: str, after: int) -> None:
     """Register `server` as the cache under the generation `after` + 1. Do nothing if the generation is no longer
     `after`. Raises `StoreUnavailable`."""
     await database.execute(UPDATE_REGISTRATION, (server, after))
+
+
+async def clear_local_caches(database: Database) -> None:
+    """Make every process clear its local cache before its next read from that cache. Raises `StoreUnavailable`."""
+    await database.execute(ADVANCE_LOCAL_CACHE_EPOCH)

@@ -1,13 +1,9 @@
-"""An overload queue: requests that will probably be shed wait briefly before they are rejected.
+"""Admission under overload: an estimate of the queueing delay, and a queue of requests that will probably be shed.
 
-A rejection costs time, too. If ten times as many requests arrive as can be served, an event loop that rejects each one
-at once has no time left: cache hits and admitted requests wait behind rejections. During overload, requests therefore
-wait in this queue and are released in groups, with pauses between the groups. The wait slows down the clients that
-cause the overload, because a client that waits for its answer sends no other request. A released request is checked
-again: by then it may be a cache hit, or there may be capacity for it.
-
-In a trial, a jittered sleep and a second check instead of the queue served as many requests. But the sleeping requests
-still loaded the process after their clients had left, which failed three of seven runs of the benchmark `overload`.
+A request that would wait too long is rejected at once, so that admitted requests are answered in bounded time. No
+capacity is configured: the service rate is measured while the process works. During overload, requests that will
+probably be rejected wait in the overload queue, because rejections cost time, too. They are released in groups, with
+pauses between the groups, and checked again. `app/README.md` has the reasons.
 
 Invariant: while requests wait, the queue pauses for `PAUSE_FACTOR` times the time that the last group took, at most
 `PAUSE_MOST_S`. A request waits at most `most_s` seconds, plus the pause and the group under way.
@@ -27,6 +23,37 @@ AT_ONCE = 32
 LOOP_TURNS = 4
 PAUSE_FACTOR = 9
 PAUSE_MOST_S = 0.1
+_WEIGHT = 0.1  # of the newest sample in the moving averages
+
+
+class LoadEstimate(msgspec.Struct, kw_only=True, eq=False):
+    """Estimates how long new work would wait in one queue. The owner of the queue keeps `waiting`, the number of units
+    (events or users, for example) in the queue, up to date, and reports finished units with `worked`.
+
+    `lanes`: how many pieces of work run at once.
+    `patience_s`: the queue is full if the estimated wait is longer than this, in seconds.
+    `always`: up to this many units may wait whatever the estimate says, because one slow piece of work is not an
+        overload.
+    """
+
+    lanes: int
+    patience_s: float
+    always: int
+    waiting: int = 0
+    _seconds: float = 0.0
+    _units: float = 0.0
+
+    def worked(self, units: int, seconds: float) -> None:
+        # Two averages instead of one of the time per unit, which a small piece that was held up would distort.
+        self._seconds += _WEIGHT * (seconds - self._seconds)
+        self._units += _WEIGHT * (units - self._units)
+
+    @property
+    def full(self) -> bool:
+        """Whether the next request should be rejected because it would wait too long."""
+        if self.waiting <= self.always or not self._units:
+            return False
+        return self.waiting * self._seconds / self._units / self.lanes > self.patience_s
 
 
 class OverloadQueue(msgspec.Struct, eq=False):

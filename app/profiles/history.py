@@ -1,13 +1,53 @@
-"""Rows of a training set that are given by a decision's id: they repeat the values that the decision was made from."""
+"""Profiles as of past moments: for which moments they can be computed, the timeline of a user, and decisions' values.
+
+Invariants: no moment lies in the future. A feature has a value only if all events of its window are still stored, since
+a part of them gives a plausible but wrong value. An event counts from its event time on, even if it arrived later;
+requests can set `known_at` to leave out events that arrived after that time. The timeline does not set it, so a point
+may count events that the service received only after that day.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
 from app.errors import InvalidInput, Issue
-from app.profiles.history.moments import Moments
+from app.features.clock import DAY_MS, Clock, rfc3339
+from app.features.registry import Registry
 from app.profiles.online.cache_protocol import FeatureValue, Profile, not_computed
 from app.profiles.ports import ComputeRow, LoggedProfile
+
+DAYS = 30
+
+
+class Moments(msgspec.Struct, frozen=True):
+    """Checks whether features can be computed as of a past moment."""
+
+    registry: Registry
+    retention_days: int
+    clock: Clock
+
+    def problem(self, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:
+        """Why the features in the mask cannot be computed as of `at_ms` from the events received by `known_at_ms`
+        (None: from all events); None if they can."""
+        now_ms = self.clock.now_ms()
+        if at_ms > now_ms:
+            return Issue("as_of", f"lies in the future; the time of the service is {rfc3339(now_ms)}")
+        window_ms = self.registry.longest_window_ms(mask)
+        kept_from_ms = now_ms - self.retention_days * DAY_MS
+        if at_ms - window_ms < kept_from_ms:
+            earliest = rfc3339(kept_from_ms + window_ms)
+            return Issue("as_of", f"reaches back beyond kept history; the earliest possible is {earliest}")
+        if known_at_ms is not None and known_at_ms > now_ms:
+            return Issue("known_at", f"lies in the future; the time of the service is {rfc3339(now_ms)}")
+        return None
+
+    def timeline(self, user_id: str, now_ms: int) -> list[ComputeRow]:
+        """The rows that compute the timeline of a user: one for each of the last `DAYS` moments that are a day apart,
+        oldest first, ending with `now_ms`. A feature is left out if its window reaches beyond the retention."""
+        bits = [1 << index for index in range(len(self.registry))]
+        moments = [now_ms - days_ago * DAY_MS for days_ago in range(DAYS - 1, -1, -1)]
+        masks = [sum(bit for bit in bits if not self.problem(at_ms, None, bit)) for at_ms in moments]
+        return [ComputeRow(user_id, mask, at_ms) for at_ms, mask in zip(moments, masks, strict=True)]
 
 
 def served_row(decision: LoggedProfile | None, path: str, moments: Moments, mask: int) -> tuple[Profile, ComputeRow]:
