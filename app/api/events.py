@@ -9,13 +9,14 @@ import msgspec
 from litestar import Response, post
 
 from app.api.admin.auditing import caller
-from app.api.auth.authentication import ANYONE, Caller
+from app.api.auth.authentication import ANYONE
 from app.api.dependencies import HttpRequest, service_of
 from app.api.request_parsing import JSON, NDJSON, media_type
 from app.api.schemas import EventsReceipt
 from app.events.ingest import Ingestor
 from app.events.validation import Batch, decode_json, decode_lines
 from app.features.events import TipFeedback, TipServed
+from app.settings.parsers import ApiKey
 
 
 @post(
@@ -43,7 +44,7 @@ async def post_events(request: HttpRequest) -> Response[EventsReceipt]:
 
 
 async def ingest_body(
-    ingestor: Ingestor, body: bytes, known: Caller, decode: Callable[[bytes], Batch] = decode_json
+    ingestor: Ingestor, body: bytes, known: ApiKey, decode: Callable[[bytes], Batch] = decode_json
 ) -> bytes:
     """Store the events in a body that the caller sent, and encode the receipt."""
     sender = "a caller without a key" if known == ANYONE else f"the key {known.name}"

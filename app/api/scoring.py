@@ -11,7 +11,6 @@ from litestar import MediaType, Response, get, post
 from litestar.params import PathParameter
 from msgspec import UNSET, Meta, UnsetType
 
-from app.api.auth.authentication import Caller
 from app.api.dependencies import HttpRequest, service_of
 from app.api.middleware.fast_path import Answer
 from app.api.openapi.document import USER_ID
@@ -36,6 +35,7 @@ from app.features.events import Action
 from app.features.ids import Id
 from app.features.schema import ProfileFeatures
 from app.features.views import view
+from app.settings.parsers import ApiKey
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
 CANDIDATES_EXAMPLE = [
@@ -241,7 +241,7 @@ def plain_scores(scorer: Scorer, mirror: type[msgspec.Struct]) -> Answer:
     as it is, and raises the other errors of the route."""
     decode_request = msgspec.json.Decoder(with_mirror(ScoreRequest, mirror)).decode
 
-    async def answer(body: bytes, _: Caller) -> bytes | None:
+    async def answer(body: bytes, _: ApiKey) -> bytes | None:
         try:
             sent = decode_request(body)
         except (msgspec.ValidationError, *UNDECODABLE):

@@ -12,13 +12,13 @@ import msgspec
 from litestar.params import QueryParameter
 from msgspec import Meta
 
-from app.api.auth.authentication import Caller
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.request_parsing import body_as
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
 from app.operations import audit
 from app.operations.audit import MAX_REASON, reason_problem
+from app.settings.parsers import ApiKey
 
 REASON_SCHEMA = {"maxLength": MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
 Reason = Annotated[
@@ -46,8 +46,8 @@ WITH_REASON: dict[str, Any] = {
 }
 
 
-def caller(request: HttpRequest) -> Caller:
-    known: Caller = request.scope["user"]
+def caller(request: HttpRequest) -> ApiKey:
+    known: ApiKey = request.scope["user"]
     return known
 
 

@@ -13,17 +13,18 @@ import hmac
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
+from msgspec.structs import replace
 
 from app.api.auth.forms import TOKEN_FIELD, is_form, read_form
 from app.api.auth.sessions import Session, Sessions
 from app.errors import Forbidden, Unauthenticated
 from app.settings import hash_key, is_loopback
-from app.settings.parsers import ApiKey
+from app.settings.parsers import SCOPES, ApiKey
 
 HEADER = "x-api-key"
 TOKEN_HEADER = "x-csrf-token"  # noqa: S105  # the name of a header, not a secret
@@ -32,18 +33,13 @@ _PORT = re.compile(r":[0-9]+$")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-class Caller(NamedTuple):
-    """The caller of a request: the name and the scopes of its API key."""
-
-    name: str
-    scopes: frozenset[str]
-
-
-ANYONE = Caller("anyone", frozenset({"read", "write", "admin"}))
+ALL_SCOPES = frozenset(SCOPES)
+ANYONE = ApiKey("anyone", ALL_SCOPES, b"")
 
 
 class Authenticator:
-    """Finds the caller that an API key belongs to. If no keys are configured (`keyless`), every caller is `ANYONE`.
+    """Finds the `ApiKey` of a caller. If no keys are configured (`keyless`), it is `ANYONE`. The scope `admin` includes
+    the others.
 
     `used` collects the names of keys that requests and sessions use, until `app.asgi.note_key_uses` stores them.
     """
@@ -51,14 +47,12 @@ class Authenticator:
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self.keyless = not keys
         self.used: set[str] = set()
-        self._keys = tuple(
-            (key.sha256, Caller(key.name, ANYONE.scopes if "admin" in key.scopes else key.scopes)) for key in keys
-        )
+        self._keys = [replace(key, scopes=ALL_SCOPES) if "admin" in key.scopes else key for key in keys]
         # The accepted keys, at most one per configured digest, since hashing one takes longer than the rest of a check.
         # The time of a lookup reveals none: texts are compared only if their hashes, with a secret seed, are equal.
-        self._found: dict[str, Caller] = {}
+        self._found: dict[str, ApiKey] = {}
 
-    def require(self, key: str | None, scope: str) -> Caller:
+    def require(self, key: str | None, scope: str) -> ApiKey:
         """The caller that a key belongs to. Raises `Unauthenticated`, or `Forbidden` if the key lacks the scope."""
         caller = self.find(key)
         if caller is None:
@@ -68,14 +62,14 @@ class Authenticator:
             raise Forbidden(f"key {caller.name!r} lacks the scope {scope}")
         return caller
 
-    def named(self, name: str) -> Caller | None:
+    def named(self, name: str) -> ApiKey | None:
         """The caller whose key has this name. Only for a session: its key was checked at sign-in."""
-        found = next((caller for _, caller in self._keys if caller.name == name), None)
+        found = next((known for known in self._keys if known.name == name), None)
         if found is not None:
             self.used.add(name)
         return found
 
-    def find(self, key: str | None) -> Caller | None:
+    def find(self, key: str | None) -> ApiKey | None:
         """The caller that a key belongs to; None if there is no key or it is unknown."""
         if self.keyless:
             return ANYONE
@@ -85,9 +79,9 @@ class Authenticator:
         found = self._found.get(key)
         if found is None:
             digest = hash_key(key)
-            for known, caller in self._keys:
-                if hmac.compare_digest(known, digest):
-                    found = self._found[key] = caller
+            for known in self._keys:
+                if hmac.compare_digest(known.sha256, digest):
+                    found = self._found[key] = known
             if found is None:
                 return None
         self.used.add(found.name)

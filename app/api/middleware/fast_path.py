@@ -23,7 +23,7 @@ import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Receive, Scope, Send, WebSocketReceiveMessage
 
-from app.api.auth.authentication import Authenticator, Caller, names_this_machine
+from app.api.auth.authentication import Authenticator, names_this_machine
 from app.api.middleware.body_limits import Body
 from app.api.middleware.edge import (
     CACHE_CONTROL,
@@ -42,6 +42,7 @@ from app.api.schemas import BatchRequest
 from app.errors import Overloaded, ProfilesError, UnknownFeature
 from app.features.ids import all_allowed
 from app.profiles.online.reader import ProfileReader
+from app.settings.parsers import ApiKey
 from app.telemetry import REQUEST_ID, Metrics, logger
 from app.telemetry.counters import FastHistogram
 
@@ -57,7 +58,7 @@ _JSON = (b"content-type", b"application/json")
 _SELECTIONS_CAP = 1_024
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
 # Computes the body of a response from that of a request and its caller; None if Litestar's route must answer.
-Answer = Callable[[bytes, Caller], Awaitable[bytes | None]]
+Answer = Callable[[bytes, ApiKey], Awaitable[bytes | None]]
 Taken = deque[HTTPReceiveMessage | Exception]
 log = logger("api")
 
@@ -125,7 +126,7 @@ class FastPath:
         send: Send,
         route: Route,
         needs: str,
-        do: Callable[[Caller, bytes], Awaitable[bytes | None]],
+        do: Callable[[ApiKey, bytes], Awaitable[bytes | None]],
     ) -> bool:
         """Send the body that `do` returns for the caller and the request id. Return False, with nothing sent, if the
         request must go on to Litestar's route. `needs`: the scope that the key must have."""
@@ -157,7 +158,7 @@ class FastPath:
         return self._renderer.template(mask) % (b'"%b"' % user, *values)
 
     async def _post(
-        self, scope: HTTPScope, post: Post, body: Body, taken: Taken, caller: Caller, request_id: bytes
+        self, scope: HTTPScope, post: Post, body: Body, taken: Taken, caller: ApiKey, request_id: bytes
     ) -> bytes | None:
         if self._shedding.overload(scope) is not None:
             return None  # the edge lets the request wait, or rejects it
@@ -173,7 +174,7 @@ class FastPath:
             taken.appendleft(error)
             return None
 
-    async def _batch(self, content: bytes, _: Caller) -> bytes | None:
+    async def _batch(self, content: bytes, _: ApiKey) -> bytes | None:
         try:
             asked = _decode_batch(content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -199,7 +200,7 @@ class FastPath:
 
     def _admit(
         self, headers: Iterable[tuple[bytes, bytes]], needs: str, *, with_body: bool
-    ) -> tuple[Caller, bytes] | None:
+    ) -> tuple[ApiKey, bytes] | None:
         """Check the headers and return the caller and the request id. Return None if Litestar's route must answer: a
         header is unusual, the key lacks the scope `needs`, or headers of a body are missing (`with_body`) or not
         expected."""
