@@ -1,9 +1,6 @@
-"""Who words tips is joined as the settings say, and costs a start without a model nothing."""
+"""Who words tips is joined as the settings say."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import pytest
 
@@ -38,9 +35,3 @@ async def test_nothing_is_opened_when_the_model_is_set_by_half() -> None:
     with pytest.raises(SettingsError):
         async with open_tip_generator(Settings(model="m"), FakeClock(), Metrics()):
             pass
-
-
-def test_start_does_not_import_what_only_a_model_needs() -> None:
-    program = "import app.asgi, sys; print('httpx' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
-    assert shown.stdout.strip() == "False"
