@@ -93,34 +93,33 @@ async def test_lines_are_the_same_records_and_link_to_the_next_page(
     assert len(found) == 5
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("request", "{"),
-        ("request", '{"candidates":[]}'),
-        ("request", json.dumps({"candidates": candidates(), "at": None, "profile": {"tip_volume_30d": []}})),
-        ("chosen", 99),
-        ("theta", b"0"),
-        ("theta", bytes(8)),
-        ("phi", b""),
-        ("champion_scores", bytes(8)),
-        ("champion_pi", None),
-        ("profile_read", "x"),
-    ],
-)
-async def test_damaged_decisions_are_left_out(
-    own_site: Live, monkeypatch: pytest.MonkeyPatch, column: str, value: object
-) -> None:
+DAMAGE: list[tuple[str, object]] = [
+    ("request", "{"),
+    ("request", '{"candidates":[]}'),
+    ("request", json.dumps({"candidates": candidates(), "at": None, "profile": {"tip_volume_30d": []}})),
+    ("chosen", 99),
+    ("theta", b"0"),
+    ("theta", bytes(8)),
+    ("phi", b""),
+    ("champion_scores", bytes(8)),
+    ("champion_pi", None),
+    ("profile_read", "x"),
+]
+
+
+async def test_damaged_decisions_are_left_out(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if they fill a page, or are the last ones of a page."""
     site, user = own_site, new_user()
     monkeypatch.setattr(decision_log, "DECISIONS_PER_PAGE", 2)
-    made = sorted([(await score(site, user_id=user))["decision_id"] for _ in range(7)])
+    made = sorted([(await score(site, user_id=user))["decision_id"] for _ in range(14)])
+    sound = [made[0], made[4], made[5], made[9]]
+    damaged = [decision_id for decision_id in made if decision_id not in sound]
     database = site.service.database
     await database.execute("UPDATE tip_scores SET created_at_ms = ?", (site.now_ms,))
-    for decision_id in (made[1], made[2], made[3], made[6]):
+    for decision_id, (column, value) in zip(damaged, DAMAGE, strict=True):
         await database.execute(f"UPDATE tip_scores SET {column} = ? WHERE decision_id = ?", (value, decision_id))
-    assert [record["decision_id"] for record in await pages(site)] == [made[0], made[4], made[5]]
-    problem(await site.client.get(f"/decisions/{made[1]}"), 404)
+        problem(await site.client.get(f"/decisions/{decision_id}"), 404)
+    assert [record["decision_id"] for record in await pages(site)] == sound
     lines = await site.client.get("/decisions?until=9000-01-01T00:00:00Z", headers=LINES)
     assert [json.loads(line)["decision_id"] for line in lines.text.splitlines()] == [made[0]]
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from msgspec import UNSET
 
 from app.bootstrap.servers import open_tip_generator
@@ -31,9 +28,3 @@ async def test_model_words_when_one_is_set() -> None:
     marks = {asked.prompt.partition("<task-")[2].partition(">")[0] for asked in endpoint.asked}
     assert len(marks) == 2
     assert all(len(mark) == 16 for mark in marks)
-
-
-def test_start_does_not_import_what_only_a_model_needs() -> None:
-    program = "import app.asgi, sys; print('httpx' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
-    assert shown.stdout.strip() == "False"

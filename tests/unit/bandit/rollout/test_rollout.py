@@ -499,7 +499,15 @@ async def reached_by(fixture: RolloutFixture, challenger: str, stage: Stage, sha
     assert await repository.move(await repository.state(), target, "it is good", "ann", NOW_MS - HOUR_MS) is not None
 
 
-@pytest.mark.parametrize(("stage", "share"), [("shadow", 0.0), ("ramp", 0.5), ("promoted", 1.0), ("rolled back", 0.0)])
+@pytest.mark.parametrize(
+    ("stage", "share"),
+    [
+        ("ramp", 0.5),
+        pytest.param("shadow", 0.0, marks=pytest.mark.slow),
+        pytest.param("promoted", 1.0, marks=pytest.mark.slow),
+        pytest.param("rolled back", 0.0, marks=pytest.mark.slow),
+    ],
+)
 async def test_other_challenger_begins_in_the_shadow(
     fixture: RolloutFixture, logs: Recorder, stage: Stage, share: float
 ) -> None:
