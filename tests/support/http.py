@@ -101,15 +101,15 @@ async def _response(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
 
 async def serving(port: int, timeout_s: float = 30.0) -> None:
     """Wait until the port answers /healthz with 200."""
-    connection = Connection(port)
+    await eventually_async(lambda: answers(port), timeout_s)
 
-    async def answers() -> bool:
-        try:
-            return (await connection.get("/healthz")).status == 200
-        except Broken:
-            return False
 
+async def answers(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether the port answers /healthz with 200."""
+    connection = Connection(port, host=host)
     try:
-        await eventually_async(answers, timeout_s)
+        return (await connection.get("/healthz")).status == 200
+    except Broken:
+        return False
     finally:
         await connection.close()

@@ -23,6 +23,7 @@ from app.settings import hash_key
 from app.settings.parsers import PostgresUrl
 from app.stores.migrate import migrate
 from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.http import answers
 from tests.support.processes import Program, environment_of, free_port
 from tests.support.proxy import Proxy
 from tests.support.servers import OPTIONS
@@ -199,7 +200,8 @@ class Deployment:
         slot.program = program
 
         async def started_or_ended() -> bool:
-            ready = await _listening(slot.host, port) if slot.role == "serve" else "worker_started" in program.output
+            # An API process listens before it has opened the database, without which it ends.
+            ready = await answers(port, slot.host) if slot.role == "serve" else "worker_started" in program.output
             return ready or not program.running
 
         await eventually_async(started_or_ended, START_S)
@@ -330,12 +332,3 @@ def _traceback(program: Program) -> str:
         if at >= 0:
             return f"{program.name} printed:\n{output[max(0, at - 500) : at + 2500]}"
     return ""
-
-
-async def _listening(host: str, port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection(host, port)
-    except OSError:
-        return False
-    writer.close()
-    return True
