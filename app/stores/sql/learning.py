@@ -193,27 +193,31 @@ class SqlLearning:
             await self._grow_page([user_id for (user_id,) in found[start : start + GROWN_AT_ONCE]], now_ms)
 
     async def _grow_page(self, users: Sequence[str], now_ms: int) -> None:
-        def replay(connection: Connection) -> tuple[Any, dict[str, tuple[SufficientStatistics, SufficientStatistics]]]:
-            replayed = {}  # without damaged ones
-            for user_id in users:
-                with suppress(SpecMismatch):
-                    if (known := read_statistics(connection, user_id)) is not None:
-                        replayed[user_id] = known, _grown(connection, self._policies, user_id, known)
+        def replay(connection: Connection) -> tuple[Any, dict[str, tuple[SufficientStatistics, ...]]]:
+            replayed: dict[str, tuple[SufficientStatistics, ...]] = {}  # before and after; empty if damaged
+            for (user_id,) in connection.execute(SELECT_NOT_GROWN, (json.dumps(users), self._shorter)).fetchall():
+                try:
+                    known = read_statistics(connection, user_id)
+                    assert known is not None  # the snapshot has them
+                    replayed[user_id] = known, _grown(connection, self._policies, user_id, known)
+                except SpecMismatch:
+                    replayed[user_id] = ()
             return connection.execute(SELECT_ERASURES).fetchone(), replayed
 
         def store(connection: Connection) -> None:
             erased = connection.execute(SELECT_ERASURES).fetchone() != erasures
-            for user_id in users:
-                if user_id not in replayed:
+            for user_id, found in replayed.items():
+                if not found:
                     set_aside(connection, user_id)
                     continue
-                known, grown = replayed[user_id]
+                known, grown = found
                 if not erased and has_version(connection, user_id, known.decisions, known.spec.hash):
                     add_user_shadows(connection, self._policies, user_id, known)
                     write_statistics(connection, {user_id: grown}, now_ms)
 
         erasures, replayed = await self._database.read(replay, snapshot=True)
-        await self._database.write(store, of=users)
+        if replayed:
+            await self._database.write(store, of=list(replayed))
 
 
 def _query(logged: LoggedEvent) -> tuple[str, ...]:
