@@ -66,7 +66,7 @@ async def get_decisions(
         following = f"{last.at_ms}-{last.decision_id}"
         query = urlencode({"cursor": following} | ({"until": until} if until is not None else {}))
         headers["Link"] = f'<{service_of(request).settings.root_path}/decisions?{query}>; rel="next"'
-    # Encoding a page takes milliseconds. One call for all records would not let another thread run during that time.
+    # Encoding a page takes milliseconds. Between two records, the event loop can run; within one call it could not.
     encoded = await asyncio.to_thread(lambda: [msgspec.json.encode(record) for record in records])
     if prefers(request, NDJSON):
         lines: Any = b"".join([record + b"\n" for record in encoded])

@@ -204,7 +204,7 @@ class Filler:
     def hit(self, index: int, held: bytes | None, at: ReadTime) -> FeatureValue | None:
         """Decode the contents of a key. None unless a read may serve the value: it must have been computed with this
         process's definition of the feature and must not have expired."""
-        if held is None or held[:1] != VALUE:  # most misses: matching would cost more
+        if held is None or held[:1] != VALUE:  # an empty key or a lease, without the cost of a match
             return None
         return decode(held) if self._masks[index].values([held], at) is not None else None
 

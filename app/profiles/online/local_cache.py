@@ -72,17 +72,16 @@ class LocalCache(msgspec.Struct, eq=False):
         return kept if kept is not None and kept.is_current(now_ms) else None
 
     def find_all(self, wanted: Mapping[str, int], now_ms: int) -> dict[str, KeptProfile]:
-        """The wanted profiles that `find` would return. Costs a third of a call for each of a hundred users."""
+        """What `find` returns for each user and mask, without those for whom it returns None. One loop instead of a
+        call for each user, since a batch has many."""
         if (self._checked is None and self._kept.keys().isdisjoint(wanted)) or not self._check():
             return {}
-        latest_ms = now_ms + CLOCK_SKEW_MS
         return {
             user_id: kept
             for user_id, mask in wanted.items()
             if (of_user := self._kept.get(user_id)) is not None
             and (kept := of_user.get(mask)) is not None
-            and kept.computed_at_ms <= latest_ms
-            and now_ms < kept.expires_at_ms
+            and kept.is_current(now_ms)
         }
 
     def mark(self) -> int:
