@@ -31,7 +31,7 @@ unit: $(STAMP) ## Run the tests that need no server: pure code and SQLite
 	@$(BIN)/python -m pytest -q -m "not slow" --hypothesis-profile quick -n 2 --dist worksteal tests/unit $(ARGS)
 
 quick: $(STAMP) ## Run the fast tests: unit and integration
-	@$(BIN)/python -m pytest -q -m "not slow" --hypothesis-profile quick -n 4 --dist worksteal tests/unit tests/integration $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not slow" --hypothesis-profile quick -n 3 --dist worksteal tests/unit tests/integration $(ARGS)
 
 test: $(STAMP) ## Run all tests
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

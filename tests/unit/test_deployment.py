@@ -43,6 +43,7 @@ def manifest(kind: str, name: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_compose_files_are_valid() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     files = sorted(DOCKER.glob("compose*.yaml"))

@@ -35,6 +35,7 @@ async def sign_in(site: Live, headers: dict[str, str], root: str = "") -> httpx.
     return await site.client.post(f"{root}/admin/sign-in", data=form, headers={**HTML, **cookie, **headers})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "root", [pytest.param("/tips", marks=pytest.mark.slow), "/profiles", pytest.param("/a/b", marks=pytest.mark.slow)]
 )
@@ -147,6 +148,7 @@ async def test_origin_needs_the_same_port_when_there_are_no_keys(site: Live) -> 
     problem(await site.client.delete("/admin/users/ada", headers=headers), 403)
 
 
+@pytest.mark.slow
 async def test_services_on_one_host_do_not_sign_each_other_out(serve_site: ServeSite) -> None:
     async with serve_site(api_keys=API_KEYS) as one, serve_site(api_keys=API_KEYS) as other:
         jar = httpx.Cookies()

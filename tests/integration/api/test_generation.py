@@ -204,6 +204,7 @@ FAILURES: list[tuple[Plan, str]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_template_writes_the_tip_when_the_model_fails(
     modelled: Live, endpoint: ChatServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +251,7 @@ async def test_template_writes_the_tip_when_all_calls_are_in_use(modelled: Live,
     assert [answer["source"] for answer in await asyncio.gather(*first)] == ["model", "model"]
 
 
+@pytest.mark.slow
 async def test_overview_reports_the_model_when_it_keeps_failing(modelled: Live, endpoint: ChatServer) -> None:
     own = sampler(modelled.service, "api")
 

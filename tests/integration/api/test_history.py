@@ -129,6 +129,7 @@ async def test_history_is_refused_when_a_decision_cannot_be_used(site: Live) -> 
     assert paths(problem(answer, 422)) == ["rows[0].decision_id", "rows[2].decision_id", "rows[3].as_of"]
 
 
+@pytest.mark.slow
 async def test_history_is_served_when_it_has_the_largest_length(site: Live) -> None:
     at = rfc3339(site.now_ms - DAY_MS)
     asked = [{"user_id": f"u{number % 500}", "as_of": at} for number in range(10_000)]

@@ -59,6 +59,7 @@ def bombs() -> Iterator[bytes]:
         yield from (value, *(b'{"%b":%b}' % (field.encode(), value) for field in fields), b'{"mood":%b}' % value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "route", [route if route in QUICK else pytest.param(route, marks=pytest.mark.slow) for route in ROUTES]
 )

@@ -173,6 +173,7 @@ def assert_no_key(written: str) -> None:
             assert secret not in written
 
 
+@pytest.mark.slow
 async def test_json_lines_have_request_ids_and_no_keys(served: ServeProcess) -> None:
     async with served("json") as serving:
         statuses = await _traffic(serving.url)

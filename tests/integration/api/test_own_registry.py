@@ -45,6 +45,7 @@ def reactions(site: Live, user_id: str, count: int) -> list[TipFeedback]:
     return [feedback(user_id, site.now_ms - 1_000, dwell_ms=1) for _ in range(count)]
 
 
+@pytest.mark.slow
 async def test_each_feature_has_its_own_window(own: Live) -> None:
     user = new_user("ann")
     days = (1, 6, 8, 60, 95)
@@ -76,6 +77,7 @@ async def test_score_and_generate_work_when_their_features_are_missing(own: Live
     assert answer.json()["errors"][0]["path"] == "profile_features.seen_week"
 
 
+@pytest.mark.slow
 async def test_runaway_feature_is_null_and_delays_no_other(own: Live) -> None:
     user, other = new_user("ann"), new_user("bob")
     await own.send(*reactions(own, user, 4), *(served(name, own.now_ms - 1_000) for name in (user, other)))
@@ -108,6 +110,7 @@ async def test_feature_is_served_again_when_its_facts_are_repaired(own: Live) ->
     await eventually_async(back)
 
 
+@pytest.mark.slow
 async def test_history_names_the_features_that_failed(own: Live) -> None:
     user = new_user("ann")
     await own.send(*reactions(own, user, 4))
@@ -129,6 +132,7 @@ async def test_users_count_as_eligible_over_the_longest_window(own: Live) -> Non
         assert (await own.client.delete(f"/admin/rebuilds/{rebuild.json()['id']}")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_data_quality_shows_failed_features(own: Live) -> None:
     user = new_user("ann")
     await own.send(*reactions(own, user, 4))

@@ -67,6 +67,7 @@ async def test_id_in_a_path_is_decoded_once(site: Live) -> None:
         assert (status, body["user_id"]) == (200, user), escaped
 
 
+@pytest.mark.slow
 async def test_allow_lists_the_documented_methods_and_options(site: Live) -> None:
     document = (await site.client.get("/schema/openapi.json")).json()
     for path, methods in document["paths"].items():

@@ -97,6 +97,7 @@ async def test_site_is_degraded_when_neither_cache_nor_queue_is_set(serve_site: 
         assert (await site.features(user))["tip_volume_30d"] == 1
 
 
+@pytest.mark.slow
 async def test_site_serves_reads_when_the_database_is_locked(own_site: Live) -> None:
     with closing(sqlite3.connect(own_site.service.settings.require_file(), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

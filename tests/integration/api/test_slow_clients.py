@@ -20,6 +20,8 @@ from tests.support.pause_points import turn
 from tests.support.site import ServeSite
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 HEAD_S = 0.5
 BODY_S = 0.4
 SLACK_S = 6.0  # a busy machine

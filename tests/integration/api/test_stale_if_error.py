@@ -187,6 +187,7 @@ async def test_value_is_served_until_it_is_older_than_asked(site: Site) -> None:
         assert_refused(await site.batch("ann"))
 
 
+@pytest.mark.slow
 async def test_value_is_not_served_when_it_has_expired(site: Site) -> None:
     leaves_ms = NOW_MS + 30_000
     await site.live.send(served("ann", leaves_ms - 30 * DAY_MS), feedback("bob", NOW_MS))

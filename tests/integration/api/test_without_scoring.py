@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 from tests.support.events import feedback, served
@@ -34,6 +35,7 @@ async def unscored(serve_site: ServeSite) -> AsyncIterator[Live]:
         yield served_site
 
 
+@pytest.mark.slow
 async def test_routes_of_scoring_are_absent(unscored: Live, site: Live) -> None:
     for path, method in ABSENT.items():
         problem(await unscored.client.request(method, path, content=json.dumps(SCORE), headers=JSON), 404)

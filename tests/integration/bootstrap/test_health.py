@@ -47,6 +47,7 @@ async def kept(database: Database) -> list[tuple[str, bool]]:
     return [(sample.role, sample.stopped) for sample in (await SqlSamples(database).since(0)).samples]
 
 
+@pytest.mark.slow
 async def test_application_takes_samples_while_it_runs(settings: Settings, database: Database) -> None:
     application = create_app(settings)
     async with application.lifespan():
@@ -54,6 +55,7 @@ async def test_application_takes_samples_while_it_runs(settings: Settings, datab
     assert await kept(database) == [("api", False), ("api", True)]
 
 
+@pytest.mark.slow
 async def test_worker_takes_samples_while_it_runs(settings: Settings, database: Database) -> None:
     stop = asyncio.Event()
     working = asyncio.create_task(work(settings, stop))
@@ -63,6 +65,7 @@ async def test_worker_takes_samples_while_it_runs(settings: Settings, database: 
     assert await kept(database) == [("worker", False), ("worker", True)]
 
 
+@pytest.mark.slow
 async def test_worker_gauges_are_right_after_a_sample(settings: Settings, database: Database) -> None:
     """Unlike an API's, they are not refreshed by a scrape."""
     await SqlDeadLetters(database).bury_payload("1", "no event", "", 1)
@@ -128,6 +131,7 @@ async def test_rollout_gauges_are_kept_when_the_database_fails(settings: Setting
         assert seen("profiles_rollout_stage", {"stage": "rolled back"}) == 1
 
 
+@pytest.mark.slow
 async def test_every_component_has_a_state_after_the_first_sample(settings: Settings, database: Database) -> None:
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
         await sampled(database)

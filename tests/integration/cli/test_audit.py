@@ -59,6 +59,7 @@ def test_audit_finds_nothing_when_all_values_are_right(migrated: Run, tmp_path: 
     assert (done.json["untrue"], done.json["repaired"]) == ([], 0)
 
 
+@pytest.mark.slow
 def test_violation_is_named_and_then_repaired(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
     asyncio.run(_fill(tmp_path / "var/profiles.db", valkey, ["user-1", "user-5"]))
     found = migrated("audit", "--json", cache_url=valkey.url)
@@ -79,6 +80,7 @@ def test_violation_is_named_and_then_repaired(migrated: Run, tmp_path: Path, val
     assert (after.code, after.json["users"]["violation"]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_hidden_characters_of_a_user_id_are_shown(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:
     asyncio.run(_fill(tmp_path / "var/profiles.db", valkey, [ODD]))
     assert "user-6⟨U+200B⟩⟨U+0020⟩, feature tip_volume_30d" in migrated("audit", cache_url=valkey.url).out

@@ -61,6 +61,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- events
 
 
+@pytest.mark.slow
 def test_events_are_loaded_once_when_the_file_is_loaded_again(
     migrated: Run, tmp_path: Path, small_pieces: None
 ) -> None:
@@ -95,6 +96,7 @@ def test_loading_stops_at_the_first_bad_line(
     assert stored(tmp_path) == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 def test_rest_is_loaded_when_bad_lines_are_skipped(migrated: Run, tmp_path: Path, small_pieces: None) -> None:
     lines = [
         line("a"),
@@ -129,6 +131,7 @@ def test_bytes_that_are_no_text_are_escaped(migrated: Run, tmp_path: Path) -> No
     assert "\x1b" not in shown.err
 
 
+@pytest.mark.slow
 def test_byte_order_mark_and_line_ends_of_windows_are_accepted(migrated: Run, tmp_path: Path) -> None:
     (tmp_path / "events").write_bytes(f"\ufeff{line('a')}\r\n{line('b')}\r\n".encode())
     for arguments in ((), ("--skip-bad",)):
@@ -200,6 +203,7 @@ def test_rebuild_fills_the_cache(populated: Run, own_valkey: EmbeddedServer, mon
     assert " cache " in populated("profile", "user-1", **server).out
 
 
+@pytest.mark.slow
 def test_rebuild_fills_values_of_the_named_registry(populated: Run, own_valkey: EmbeddedServer, tmp_path: Path) -> None:
     server = {"cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
     new = own_registry(tmp_path / "new.py", own_entry("brand_new", days=60))
@@ -225,6 +229,7 @@ def test_rebuild_keeps_to_the_rate(populated: Run, own_valkey: EmbeddedServer) -
     assert took[1] >= 4 / 2  # two at a time, the last after four
 
 
+@pytest.mark.slow
 def test_rebuild_counts_values_that_fail(populated: Run, own_valkey: EmbeddedServer, tmp_path: Path) -> None:
     sql = "SELECT user_id, 0.5 AS value FROM views GROUP BY user_id"
     new = own_registry(tmp_path / "new.py", own_entry("sound"), own_entry("faulty", sql))
@@ -265,6 +270,7 @@ def test_rebuild_fails_when_the_cache_refuses_writes(populated: Run, own_valkey:
 # --- beside a running `profiles up`
 
 
+@pytest.mark.slow
 def test_commands_find_the_servers_of_a_running_up(populated: Run, tmp_path: Path, own_valkey: EmbeddedServer) -> None:
     announced = tmp_path / "var" / "run" / "servers.json"
     announced.parent.mkdir()

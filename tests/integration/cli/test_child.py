@@ -11,6 +11,7 @@ from app.cli.child import Child
 from tests.support.waiting import eventually_sync
 
 
+@pytest.mark.slow
 def test_child_is_this_program_when_the_directory_shadows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "app").mkdir()
     for name in ("__init__.py", "__main__.py"):

@@ -32,6 +32,7 @@ def log(migrated_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
+@pytest.mark.slow
 def test_formats_have_the_same_decisions(profiles: Run, log: Path, tmp_path: Path) -> None:
     for name in ("x.parquet", "x.ndjson", "x.csv"):
         written = profiles("decisions", "export", "--output", name, database=log)
@@ -57,6 +58,7 @@ def test_formats_have_the_same_decisions(profiles: Run, log: Path, tmp_path: Pat
             assert json.loads(text[name]) == line[name], name
 
 
+@pytest.mark.slow
 def test_damaged_decisions_are_left_out_and_logged(profiles: Run, log: Path, tmp_path: Path) -> None:
     damaged = copy_database(log, tmp_path / "damaged.db", "damaged")
     with closing(sqlite3.connect(damaged)) as connection, connection:

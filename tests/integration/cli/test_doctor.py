@@ -136,6 +136,7 @@ def test_exit_code_is_of_the_worst_line(deployment: Deployment) -> None:
     assert (deployment.look().code, deployment.look("--strict").code) == (1, 1)
 
 
+@pytest.mark.slow
 def test_doctor_gives_up_when_a_server_is_silent(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.stores.valkey.diagnostics.TIMEOUT_S", 0.2)
     deployment.cache.signal(signal.SIGSTOP)
@@ -199,6 +200,7 @@ ROW_FAULTS = [
 ]
 
 
+@pytest.mark.slow
 def test_database_fault_is_named(deployment: Deployment) -> None:
     sound, before = deployment.database.read_bytes(), deployment.lines()
     for statement, check, state, text in ROW_FAULTS:

@@ -30,6 +30,8 @@ from tests.support.registry import FEATURES
 from tests.support.score_requests import tip
 from tests.support.traffic import now_ms
 
+pytestmark = pytest.mark.slow
+
 FILE = """
 from datetime import timedelta
 
@@ -83,7 +85,6 @@ def figures(profiles: Run, log: Path, *arguments: str) -> Any:
 
 
 @pytest.mark.parametrize(("policy", "role"), [("lints-v1", "champion"), ("lints-v2", "challenger")])
-@pytest.mark.slow
 def test_policy_that_ran_has_the_figures_of_its_shadows(profiles: Run, log: Path, policy: str, role: str) -> None:
     found = figures(profiles, log, "--policy", policy)
     assert list(found) == ["decisions", "ess", "ips", "snips", "dr"]
@@ -119,7 +120,6 @@ def test_users_with_damaged_statistics_are_left_out_with_a_warning(profiles: Run
     assert f"warning: {count} decisions are left out" in shown.err
 
 
-@pytest.mark.slow
 def test_priors_come_from_the_log_when_the_recorded_ones_are_of_an_earlier_spec(
     profiles: Run, log: Path, tmp_path: Path
 ) -> None:
@@ -133,7 +133,6 @@ def test_priors_come_from_the_log_when_the_recorded_ones_are_of_an_earlier_spec(
         assert found[name]["value"] == pytest.approx(expected[name]["value"], rel=1e-6)
 
 
-@pytest.mark.slow
 def test_other_policies_are_replayed(profiles: Run, log: Path, tmp_path: Path) -> None:
     (tmp_path / "v3.toml").write_text(POLICY.format(v=0.2, candidate="priority", shared="volume"))
     (tmp_path / "same.toml").write_text('id = "same"\nbase = "lints-v2"\n')
@@ -168,7 +167,6 @@ def test_picture_and_text_have_the_figures(profiles: Run, log: Path, tmp_path: P
     assert sum(counts) == 400
 
 
-@pytest.mark.slow
 def test_feature_that_tells_users_apart_has_a_lift_and_another_has_none(
     profiles: Run, migrated_template: Path, tmp_path: Path
 ) -> None:
@@ -256,7 +254,6 @@ def test_mistake_is_named(profiles: Run, log: Path, tmp_path: Path) -> None:
         assert (shown.code, message in shown.err) == (5, True), shown.err
 
 
-@pytest.mark.slow
 def test_readme_evaluates_policies(log: Path, tmp_path: Path) -> None:
     reader = Reader(tmp_path)
     reader.environment |= {"PROFILES_DATABASE": str(log), "PROFILES_FEATURES": FEATURES}

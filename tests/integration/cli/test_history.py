@@ -100,6 +100,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return typed(path.read_bytes().decode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "to"),
     [pytest.param(*pair, marks=() if pair[0] == pair[1] else pytest.mark.slow) for pair in product(WRITTEN, repeat=2)],
@@ -216,6 +217,7 @@ def test_only_named_features_are_computed(lived_in: Run, tmp_path: Path) -> None
 # --- where the input comes from
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("through", "source"),
     [
@@ -277,6 +279,7 @@ BAD_FILES = {
 }
 
 
+@pytest.mark.slow
 def test_file_that_cannot_be_read_is_refused(migrated: Run, tmp_path: Path) -> None:
     for message, content in BAD_FILES.items():
         (tmp_path / "rows").write_bytes(content)
@@ -324,6 +327,7 @@ BAD_ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_line_is_named_when_a_row_is_wrong(lived_in: Run, tmp_path: Path) -> None:
     for text, message in BAD_ROWS:
         (tmp_path / "rows").write_text(text.format(now=rfc3339(now_ms())))
@@ -422,6 +426,7 @@ def test_late_events_are_left_out_when_known_at_is_received(lived_in: Run, tmp_p
     assert (volumes(whole), whole.err) == ([30], "")
 
 
+@pytest.mark.slow
 def test_late_events_are_not_mentioned_without_any(lived_in: Run, tmp_path: Path) -> None:
     at = rfc3339(now_ms() - DAY_MS)
     rows = "".join(f"{user},{at}\n" for user in ["ann", *(f"cold-{n}" for n in range(1, 1_500))])
@@ -442,6 +447,7 @@ def arrivals(directory: Path) -> dict[str, tuple[bool, bool]]:
     return {event_id: (bool(log), bool(fact)) for event_id, log, fact in rows}
 
 
+@pytest.mark.slow
 def test_historical_events_are_known_from_their_own_time(migrated: Run, tmp_path: Path) -> None:
     at_ms = now_ms() - 3 * DAY_MS
     (tmp_path / "rows.csv").write_text(f"user_id,as_of\nann,{rfc3339(at_ms)}\nann,{rfc3339(at_ms - 1)}\n")
@@ -484,6 +490,7 @@ def test_demo_set_is_known_at_its_own_times(migrated: Run, tmp_path: Path) -> No
 # --- a run that is stopped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "to"),
     [

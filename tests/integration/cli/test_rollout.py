@@ -46,6 +46,7 @@ def test_status_is_shown_without_decisions(profiles: Run, database_path: Path) -
     assert (found["stage"], found["figures"]) == ("shadow", None)
 
 
+@pytest.mark.slow
 def test_ramp_and_rollback_are_audited(profiles: Run, database_path: Path) -> None:
     refused = profiles("rollout", "ramp", database=database_path)
     assert refused.code == 5

@@ -78,6 +78,7 @@ def test_usage_is_shown_when_a_command_is_unknown(profiles: Run) -> None:
     assert (shown.code, "No such command 'frobnicate'" in shown.err) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("program", "unused"), IMPORTED.values(), ids=IMPORTED)
 def test_process_imports_nothing_needless(program: str, unused: set[str]) -> None:
     command = [sys.executable, "-c", f"{program}; import sys; print(*sys.modules)"]

@@ -154,6 +154,7 @@ async def test_deadline_ends_a_call_without_an_answer(kind: Any) -> None:
         assert len(server.heads) == 1
 
 
+@pytest.mark.slow
 @BOTH
 async def test_deadline_ends_a_call_whose_answer_trickles(kind: Any) -> None:
     async with serving(lambda _: ANSWER[:20]) as server, opened(kind(server.url, deadline_s=DEADLINE_S)) as client:
@@ -183,6 +184,7 @@ async def test_late_answer_answers_no_other_request(kind: Any) -> None:
             assert (await client.profile("ann")).tip_volume_30d == 3
 
 
+@pytest.mark.slow
 @BOTH
 async def test_nothing_listens(kind: Any) -> None:
     url = f"http://127.0.0.1:{free_port()}"
@@ -304,6 +306,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @BOTH
 async def test_https_checks_the_certificate(kind: Any, certificate: Path) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -64,6 +64,7 @@ async def test_client_warns_when_the_service_has_other_features(
         assert len(caught) == 1
 
 
+@pytest.mark.slow
 @BOTH
 @IGNORE_CONTRACT
 @pytest.mark.asyncio(loop_scope="session")
@@ -88,6 +89,7 @@ async def test_further_features_are_sent(service_url: str) -> None:
         assert [issue.path for issue in refused.value.issues] == ["context.weather"]
 
 
+@pytest.mark.slow
 @IGNORE_CONTRACT
 async def test_worker_learns_from_a_reported_decision(service_url: str) -> None:
     async with AsyncProfiles(service_url, deadline_s=DEADLINE_S) as profiles:

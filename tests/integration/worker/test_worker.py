@@ -447,6 +447,7 @@ def other_settings(settings: Settings, migrated_template: Path, tmp_path: Path) 
     return replace(settings, database=copy_database(migrated_template, tmp_path / "other.db", "another database"))
 
 
+@pytest.mark.slow
 async def test_named_queues_keep_services_apart(
     settings: Settings, other_settings: Settings, client: ArqRedis, own_valkey: EmbeddedServer
 ) -> None:
@@ -474,6 +475,7 @@ async def completed(service: OpenService) -> bool:
     return await service.quality.runs.newest_completed() is not None
 
 
+@pytest.mark.slow
 async def test_two_databases_on_one_queue_are_detected(settings: Settings, other_settings: Settings) -> None:
     async with working(settings) as (service, _):
         await eventually_async(lambda: shown(service, 1))
@@ -491,6 +493,7 @@ async def shown(service: OpenService, count: int) -> bool:
     return len(await service.queue.databases(service.clock.now_ms())) == count
 
 
+@pytest.mark.slow
 async def test_worker_continues_when_the_queue_returns(settings: Settings, own_valkey: EmbeddedServer) -> None:
     async with working(settings) as (service, _):
         await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY))
@@ -548,6 +551,7 @@ async def test_crashed_job_returns_within_the_job_timeout(
         gate.open.set()
 
 
+@pytest.mark.slow
 async def test_stopping_finishes_running_jobs_only(
     settings: Settings, client: ArqRedis, begun: list[queue_worker._Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -568,6 +572,7 @@ async def test_stopping_finishes_running_jobs_only(
         await eventually(lambda: learner.learned == ["a", "late"])
 
 
+@pytest.mark.slow
 async def test_job_returns_when_it_outlasts_stopping(
     settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -606,6 +611,7 @@ async def emptied(client: ArqRedis) -> bool:
     return bool(await client.zcard(QUEUE) == 0)
 
 
+@pytest.mark.slow
 async def test_worker_continues_when_the_queue_was_silent(
     settings: Settings,
     own_valkey: EmbeddedServer,
@@ -627,6 +633,7 @@ async def test_worker_continues_when_the_queue_was_silent(
         await eventually_async(lambda: all_consumed(service))
 
 
+@pytest.mark.slow
 async def test_worker_leaves_no_connection_when_the_queue_is_silent_in_a_transaction(
     settings: Settings, own_valkey: EmbeddedServer, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -668,6 +675,7 @@ async def test_rebuild_is_taken_up_when_its_job_was_lost(settings: Settings) -> 
         await eventually_async(completed, 10)
 
 
+@pytest.mark.slow
 async def test_sweep_goes_on_when_it_fails(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     async with working(settings) as (service, _):
         sound = service.consumer.sweep

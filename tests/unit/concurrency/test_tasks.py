@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 
+import pytest
+
 from app.concurrency.tasks import end, stop_signals
 
 
+@pytest.mark.slow
 async def test_task_ends_when_it_swallows_a_cancellation() -> None:
     swallowed = 0
     started = asyncio.Event()

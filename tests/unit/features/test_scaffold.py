@@ -44,6 +44,7 @@ async def test_printed_module_loads_and_its_example_holds(tmp_path: Path, relati
     assert await run(contract) == (1, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "window", [timedelta(minutes=1), pytest.param(timedelta(minutes=45), marks=pytest.mark.slow), timedelta(days=9_999)]
 )

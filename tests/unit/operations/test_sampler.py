@@ -171,6 +171,7 @@ async def test_last_sample_is_stored_without_asking_readiness() -> None:
     assert kept.counts == {"hits": 1}
 
 
+@pytest.mark.slow
 async def test_close_is_quick_when_the_database_is_locked() -> None:
     watched = Watched()
     watched.store.gate = asyncio.Event()

@@ -73,6 +73,7 @@ async def test_process_starts_degraded_when_a_served_definition_fails(
         assert (profile[1].json, reason in (profile[1].error or "")) == (b"null", True)
 
 
+@pytest.mark.slow
 async def test_feature_is_served_again_when_its_data_allow_it(
     database: SqliteDatabase, event_log: SqliteEventLog
 ) -> None:

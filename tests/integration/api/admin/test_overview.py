@@ -77,6 +77,7 @@ async def test_figures_are_empty_when_there_is_no_sample(own_site: Live) -> None
     assert states(body)["database"] == "ok"
 
 
+@pytest.mark.slow
 async def test_overview_shows_an_outage_and_its_start(
     serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
 ) -> None:
@@ -104,6 +105,7 @@ async def test_overview_shows_an_outage_and_its_start(
         assert str(cache.socket_path) not in str(first)
 
 
+@pytest.mark.slow
 async def test_overview_links_to_the_dead_letters(own_site: Live) -> None:
     await sampler(own_site.service, "api").sample()
     await own_site.service.dead_letters.bury_payload("1", "no event", "", own_site.now_ms)

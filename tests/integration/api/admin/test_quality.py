@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from app.features.clock import DAY_MS
 from app.operations.audit import AuditFilter
 from app.stores.valkey.embedded import EmbeddedServer
@@ -55,6 +57,7 @@ async def test_quality_is_all_zero_when_no_user_is_eligible(own_site: Live) -> N
         }
 
 
+@pytest.mark.slow
 async def test_counts_of_states_add_up_to_the_eligible_users(own_site: Live, cache_server: EmbeddedServer) -> None:
     site = own_site
     whole, part, none, old = (new_user() for _ in range(4))
@@ -180,6 +183,7 @@ async def behind(site: Live, query: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 async def test_users_of_a_state_are_listed_page_by_page(own_site: Live, cache_server: EmbeddedServer) -> None:
     site = own_site
     users = sorted(new_user() for _ in range(5))

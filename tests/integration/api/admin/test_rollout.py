@@ -56,6 +56,7 @@ async def test_rollout_begins_in_the_shadow(own_site: Live) -> None:
     assert body["states"] == {"users": 0, "to_grow": 0}
 
 
+@pytest.mark.slow
 async def test_figures_are_those_of_the_newest_look(own_site: Live) -> None:
     await decide(own_site, 4_000)
     body = await seen(own_site)
@@ -104,6 +105,7 @@ async def test_latency_is_judged_when_the_challenger_serves_users(own_site: Live
     ]
 
 
+@pytest.mark.slow
 async def test_challenger_is_ramped_one_step_and_audited(own_site: Live) -> None:
     await decide(own_site, 4_000)
     answer = await own_site.client.post("/admin/rollout/ramp?reason=looks+good")
@@ -129,6 +131,7 @@ async def test_challenger_is_ramped_one_step_and_audited(own_site: Live) -> None
     assert entries[-1]["outcome"] == "done: shadow to 5%: looks good"
 
 
+@pytest.mark.slow
 async def test_challenger_is_promoted_when_it_serves_all_users(own_site: Live) -> None:
     await decide(own_site, 4_000)
     await move_to(own_site.service, "ramp", 1.0)
@@ -220,6 +223,7 @@ async def test_overview_reports_an_automatic_rollback(own_site: Live) -> None:
     assert await found() == []  # an admin did it
 
 
+@pytest.mark.slow
 async def test_overview_reports_a_challenger_that_loses(own_site: Live) -> None:
     worse = some(4_000, skill=-1.5)
     await write(own_site.service.database, rows_of(worse))
@@ -253,6 +257,7 @@ async def test_ramp_is_refused_when_shadowing_is_off(serve_site: Any) -> None:
         assert "There is no challenger" in page.text
 
 
+@pytest.mark.slow
 async def test_decisions_are_evaluated_and_the_share_selects_the_policy(
     own_site: Live,
 ) -> None:

@@ -29,6 +29,7 @@ async def look(site: Live, user: str, part: str = "") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 async def test_cell_shows_the_cached_and_the_computed_value(site: Live, cache_server: EmbeddedServer) -> None:
     user = new_user()
     seq = 10**9
@@ -50,6 +51,7 @@ async def test_cell_shows_the_cached_and_the_computed_value(site: Live, cache_se
         assert cells[entry.name]["error"] is None
 
 
+@pytest.mark.slow
 async def test_difference_is_unexplained_when_a_value_is_wrong(site: Live, cache_server: EmbeddedServer) -> None:
     user = new_user()
     await site.send(served(user, site.now_ms))

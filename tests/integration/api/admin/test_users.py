@@ -74,6 +74,7 @@ async def test_user_view_shows_the_newest_fifty_events(site: Live) -> None:
     assert seqs == sorted(seqs, reverse=True)
 
 
+@pytest.mark.slow
 async def test_freshness_follows_the_cached_values(site: Live, cache_server: EmbeddedServer) -> None:
     user = new_user()
     assert set((await states(site, user)).values()) == {"missing"}
@@ -87,6 +88,7 @@ async def test_freshness_follows_the_cached_values(site: Live, cache_server: Emb
     assert (await states(site, user))["tip_volume_30d"] == "stale"
 
 
+@pytest.mark.slow
 async def test_freshness_is_null_when_the_cache_is_down(serve_site: ServeSite, start_server: StartServer) -> None:
     cache = start_server(VALKEY)
     async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:

@@ -143,6 +143,7 @@ async def visit(site: Live, key_name: str) -> tuple[dict[str, str], str]:
     return {"Cookie": f"{sessions.cookie_name}={await sessions.cookie(session)}"}, await sessions.form_token(session)
 
 
+@pytest.mark.slow
 async def test_session_needs_its_token_for_changes_and_opens_admin_routes_only(keyed: Live) -> None:
     async def ask(access: Access, headers: dict[str, str]) -> httpx.Response:
         keyed.client.cookies.clear()
@@ -177,6 +178,7 @@ ADDRESSES = ["[::2]:8000", "192.0.2.1", "0.0.0.0", "0", "127.1", "2130706433", "
 MALFORMED = ["[", "[::1", "localhost@rebound.example"]
 
 
+@pytest.mark.slow
 async def test_keyless_site_is_closed_when_the_host_is_foreign(site: Live, keyed: Live) -> None:
     for access in TABLE:
         for host in (NAMES[0], ADDRESSES[0], MALFORMED[0]) if access.scope is not None else ():

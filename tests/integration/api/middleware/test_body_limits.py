@@ -180,6 +180,7 @@ async def test_answer_arrives_when_more_is_sent_than_is_drained(site: Live, monk
     await _gets_an_answer(*await _opened(site, size=3 * MB, sent=MB))
 
 
+@pytest.mark.slow
 async def test_refused_body_is_drained_without_being_held(site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body_limits, "BODIES_BYTES", MB)
     reader, writer = await _opened(site, size=6 * MB, sent=5 * MB)

@@ -416,6 +416,7 @@ async def test_local_cache_is_not_stale_when_another_process_changes_a_user(pair
     assert b'"tip_volume_30d":0' in answer.body  # type: ignore[operator]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["paused", "killed"])
 async def test_answers_are_the_same_when_the_cache_fails(
     migrated_template: Path, tmp_path: Path, own_server: EmbeddedServer, queue_server: EmbeddedServer, trouble: str

@@ -88,6 +88,7 @@ def left(answer: httpx.Response) -> int:
     return int(found[1])
 
 
+@pytest.mark.slow
 async def test_only_the_key_that_sends_too_many_is_limited(serve_site: ServeSite) -> None:
     async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
         reader, admin = as_caller("reader"), as_caller("admin")
@@ -131,6 +132,7 @@ async def test_address_is_not_limited_by_requests_of_another(serve_site: ServeSi
             assert (await another.get("/profiles/u")).status_code == 401
 
 
+@pytest.mark.slow
 async def test_limits_are_not_documented_when_there_are_none(site: Live) -> None:
     answer = await site.client.get("/profiles/u")
     assert not {"ratelimit", "ratelimit-policy"} & answer.headers.keys()
@@ -139,6 +141,7 @@ async def test_limits_are_not_documented_when_there_are_none(site: Live) -> None
     assert "408" in document["paths"]["/events"]["post"]["responses"]
 
 
+@pytest.mark.slow
 async def test_limits_are_documented_when_they_are_set(serve_site: ServeSite) -> None:
     async with serve_site(rate_limit=1000) as limited:
         document = (await limited.client.get("/schema/openapi.json")).json()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
+import pytest
 import pytest_asyncio
 from msgspec import UNSET, Meta, UnsetType
 
@@ -156,6 +157,7 @@ def example(document: Document, schema: Document) -> Any:
     }
 
 
+@pytest.mark.slow
 async def test_examples_are_accepted_in_three_years(serve_site: ServeSite) -> None:
     clock = FakeClock(SystemClock().now_ms() + 3 * 365 * DAY_MS)
     async with serve_site(clock=clock) as later:
@@ -216,6 +218,7 @@ class Extended(ProfileFeatures, kw_only=True, frozen=True):
     probe: Annotated[Int | UnsetType, Meta(description="A feature of the tests.")] = UNSET
 
 
+@pytest.mark.slow
 async def test_feature_is_documented_when_it_is_added(serve_site: ServeSite) -> None:
     contract = Contract(registry=Registry([*REGISTRY, entry(default=7)]), mirror=Extended)
     async with serve_site(contract=contract) as site:

@@ -292,6 +292,7 @@ async def test_reads_are_right_when_the_change_feed_fails(service: PausableServi
         assert (await service.plain(USER))["tip_volume_30d"] == 1
 
 
+@pytest.mark.slow
 async def test_number_of_kept_users_is_bounded(service: PausableService) -> None:
     users = [f"user {number}" for number in range(NEAR_USERS + 3)]
     for user_id in users:

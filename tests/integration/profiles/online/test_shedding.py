@@ -163,6 +163,7 @@ async def test_rebuild_is_not_shed(service: PausableService, monkeypatch: pytest
     assert (await service.rebuild("ann"))["ann"]["tip_volume_30d"] == 0
 
 
+@pytest.mark.slow
 async def test_past_reads_are_shed_and_leave_a_reader_free(service: PausableService, group: ServiceGroup) -> None:
     mask = service.registry.full_mask
     rows = [ComputeRow("ann", mask, NOW_MS, None)] * CAP * (MOMENTS_ALWAYS + 1)

@@ -292,6 +292,7 @@ async def test_request_is_not_retried_when_too_little_time_is_left(
         assert (await failure(writer)).reason == "server error"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [is_silent, trickles, trickles_its_head])
 @pytest.mark.parametrize("before", [None, answers(500), refuses_schemas(closes)], ids=["", "500", "refuses"])
 async def test_request_times_out(
@@ -305,6 +306,7 @@ async def test_request_times_out(
         assert 0.29 <= monotonic() - started < 3  # the machine may be busy
 
 
+@pytest.mark.slow
 async def test_connection_times_out_when_it_is_not_accepted(open_writer: OpenWriter) -> None:
     with socket.socket() as full:  # a listener whose queue is full answers no further connection
         full.bind(("127.0.0.1", 0))

@@ -325,6 +325,7 @@ backup.restore(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 async def test_old_log_is_not_replayed_when_restore_is_killed(database_path: Path, tmp_path: Path) -> None:
     copy, crashed = tmp_path / "copy.db", tmp_path / "crashed.db"
     backup(database_path, copy)

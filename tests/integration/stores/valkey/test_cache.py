@@ -139,6 +139,7 @@ async def test_key_of_another_type_is_deleted(cache: ValkeyCache, server: Embedd
     assert await cache.fill(epoch, [Fill(CELL, lease, b"V", 9_000)]) == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["read", "lease", "fill", "drop", "drop_exactly"])
 async def test_command_times_out_when_the_server_is_paused(
     impatient: ValkeyCache, own_server: EmbeddedServer, command: str
@@ -180,6 +181,7 @@ async def test_breaker_opens_while_the_server_is_paused(own_server: EmbeddedServ
     assert held == [None]
 
 
+@pytest.mark.slow
 async def test_breaker_stays_closed_when_failures_are_not_in_a_row(
     impatient: ValkeyCache, own_server: EmbeddedServer
 ) -> None:
@@ -230,6 +232,7 @@ async def test_read_gets_its_own_reply_when_others_were_cancelled(
     await eventually(lambda: ask(valkey, "INFO", "clients")["connected_clients"] == 1)  # the connection of `ask`
 
 
+@pytest.mark.slow
 async def test_read_gets_its_own_reply_when_others_timed_out(
     valkey: EmbeddedServer, valkey_proxy: Proxy, open_cache: OpenCache
 ) -> None:

@@ -14,6 +14,7 @@ from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_opti
 from tests.support.servers import StartServer, ask, binary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "policy", "kept"), [(cache_options(8), b"allkeys-lru", None), (queue_options(), b"noeviction", b"v")]
 )

@@ -50,6 +50,7 @@ async def test_all_commands_fail_when_one_times_out(impatient: PipelinedConnecti
     assert impatient.closed
 
 
+@pytest.mark.slow
 async def test_command_survives_a_blocked_event_loop(valkey: EmbeddedServer, connect: Connect) -> None:
     connection = await connect(valkey.url, timeout_s=TIMEOUT_S).get()  # no proxy: it runs on the blocked loop
     replies = connection.ask([(b"ECHO", b"patience")])

@@ -79,6 +79,7 @@ async def move(way: Proxy, server: EmbeddedServer) -> None:
     way.mend()
 
 
+@pytest.mark.slow
 async def test_read_is_right_when_another_process_deletes_on_another_server(
     database_path: Path, start_server: StartServer
 ) -> None:

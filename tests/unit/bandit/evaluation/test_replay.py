@@ -71,6 +71,7 @@ def rankings(replay: Replay, priors: PriorMean, logs: Sequence[UserLog]) -> dict
     return {item.number: ranking for log in logs for item, ranking in replay.rankings(log, priors, every)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [CHAMPION, CHALLENGER], ids=lambda policy: policy.id)
 async def test_policies_that_ran_make_the_same_rankings(process: BanditProcess, policy: Policy) -> None:
     found = await replayed(process, policy)
@@ -84,6 +85,7 @@ async def test_policies_that_ran_make_the_same_rankings(process: BanditProcess, 
             assert np.array_equal(found[item.number].scores, stored.scores)
 
 
+@pytest.mark.slow
 async def test_logs_come_in_pages_of_whole_users(process: BanditProcess) -> None:
     after, found = "", []
     while logs := await process.bandit.decisions.user_logs(after, 40):

@@ -174,6 +174,7 @@ async def test_two_workers_learn_once_when_they_consume_the_same_events(workers:
     assert sum((await workers[0].counted()).values()) == len(events)
 
 
+@pytest.mark.slow
 async def test_no_feedback_is_lost_when_processes_learn_from_one_user_at_once(database: Database) -> None:
     others = [await open_again(database) for _ in range(3)]
     try:

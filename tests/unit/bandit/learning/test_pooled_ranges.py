@@ -158,6 +158,7 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAGE", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_ranges")
 async def test_sums_over_ranges_equal_one_sum_whatever_happens_in_between(database: Database) -> None:
     for seed in range(SEEDS):
@@ -173,6 +174,7 @@ FORGETFUL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_ranges")
 @pytest.mark.parametrize("forgotten", FORGETFUL)
 async def test_forgotten_change_is_found(database: Database, monkeypatch: pytest.MonkeyPatch, forgotten: str) -> None:

@@ -223,6 +223,7 @@ def test_actions_have_the_frequency_of_pi() -> None:
     assert ((taken - 20_000 * pi) ** 2 / (20_000 * pi)).sum() < 18.5  # chi-square, 4 degrees of freedom, 0.1 %
 
 
+@pytest.mark.slow
 def test_actions_have_the_frequency_of_pi_when_pi_comes_from_the_same_id() -> None:
     statistics = taught(*history_of(1, 8))
     asked = request_of(2, 5)

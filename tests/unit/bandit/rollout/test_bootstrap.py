@@ -84,6 +84,7 @@ def test_interval_is_students_when_users_are_normal() -> None:
     assert standard_error(parts, np.ones(400)) == pytest.approx(parts.std(ddof=1) / math.sqrt(400))
 
 
+@pytest.mark.slow
 def test_interval_is_that_of_a_plain_loop_over_replicates() -> None:
     random = np.random.default_rng(4)
     wholes = random.integers(1, 9, 25).astype(float)

@@ -103,6 +103,7 @@ async def test_verdict_is_insufficient_data_without_decisions(fixture: RolloutFi
     assert why_not(found, "rollback") is None
 
 
+@pytest.mark.slow
 async def test_looks_are_made_once_when_they_are_due(fixture: RolloutFixture, logs: Recorder) -> None:
     rows = rows_of(some(16_500))
     await fixture.store(rows[:3_999])
@@ -165,6 +166,7 @@ async def test_first_prior_changes_nothing_outside_the_shadow(fixture: RolloutFi
     assert (await fixture.state()).evaluated_after == 0
 
 
+@pytest.mark.slow
 async def test_look_has_the_same_result_in_every_worker(fixture: RolloutFixture) -> None:
     await fixture.write(some(4_000))
     state = await fixture.state()
@@ -202,6 +204,7 @@ async def test_verdict_says_how_many_decisions_wait_for_an_unsettled_one(fixture
     assert "1,099 more are settled, and count once all decisions made before" in found.verdict.reason
 
 
+@pytest.mark.slow
 async def test_challenger_is_ramped_step_by_step_with_an_audit_trail(fixture: RolloutFixture) -> None:
     await fixture.write(some(4_000))
     await fixture.rollout.watch()
@@ -310,6 +313,7 @@ async def test_broken_guardrail_is_only_reported_in_the_shadow_and_after_promoti
     assert (await fixture.state()).stage == "promoted"
 
 
+@pytest.mark.slow
 async def test_slow_answers_break_no_guardrail_in_the_shadow(fixture: RolloutFixture) -> None:
     """All answers are the champion's; the challenger is computed after the answer."""
     await fixture.write(some(4_000))
@@ -337,6 +341,7 @@ async def test_slow_challenger_is_rolled_back_only_when_the_champion_is_faster(
         assert (await fixture.rollout.status()).guardrails.p99_ms.value == pytest.approx(challenger_ms)
 
 
+@pytest.mark.slow
 async def test_wrong_propensities_hold_the_roll_out(fixture: RolloutFixture) -> None:
     page = some(4_000)
     wrong = page._replace(pi_challenger=page.pi_challenger * 1.3)
@@ -352,6 +357,7 @@ async def test_ramp_is_refused_without_a_challenger(fixture: RolloutFixture) -> 
     assert "PROFILES_SHADOW" in (why_not(await alone.status(), "ramp") or "")
 
 
+@pytest.mark.slow
 async def test_alarm_is_raised_only_with_a_challenger(fixture: RolloutFixture) -> None:
     await fixture.write(some(4_000, skill=-1.5))
     await fixture.set_share(0.25)
@@ -363,6 +369,7 @@ async def test_alarm_is_raised_only_with_a_challenger(fixture: RolloutFixture) -
     assert await alone.alarm() is None
 
 
+@pytest.mark.slow
 async def test_alarm_ignores_a_guardrail_broken_at_the_time_of_the_look(fixture: RolloutFixture) -> None:
     await fixture.write(some(4_000))
     await fixture.write(some(FEWEST_RECENT, seed=2), made_ms=LATELY, profile_present=0)
@@ -402,6 +409,7 @@ async def test_broken_guardrail_raises_an_alarm_after_promotion(
     assert len(asked) == 2
 
 
+@pytest.mark.slow
 async def test_roll_out_begun_by_an_earlier_release_uses_no_level_twice(fixture: RolloutFixture) -> None:
     """Its first three looks were at 1,000, 2,000 and 4,000 decisions."""
     rows = rows_of(some(8_000))
@@ -438,6 +446,7 @@ async def test_slow_answers_of_an_earlier_trial_do_not_count(fixture: RolloutFix
     assert (await fixture.state()).stage == "ramp"
 
 
+@pytest.mark.slow
 async def test_rewards_of_the_users_of_each_policy_are_compared(fixture: RolloutFixture) -> None:
     page = some(12_000, users=1_200, share=0.25)
     served = (page.pi_b == page.pi_challenger).astype(float)
@@ -469,6 +478,7 @@ async def test_only_decisions_of_the_stage_belong_to_the_experiment(fixture: Rol
     assert (await fixture.rollout.status()).experiment is None
 
 
+@pytest.mark.slow
 async def test_ramp_is_refused_when_the_challenger_serves_a_wrong_share(fixture: RolloutFixture) -> None:
     await fixture.write(some(4_000))
     await fixture.rollout.watch()
@@ -593,6 +603,7 @@ async def test_rollback_of_a_later_release_is_left_to_its_workers(fixture: Rollo
     assert (await fixture.state()).challenger == SPEC_V2.hash
 
 
+@pytest.mark.slow
 async def test_decisions_of_another_release_are_not_evaluated(fixture: RolloutFixture) -> None:
     """Its workers compute the shadows of its decisions, by its challenger."""
     await reached_by(fixture, SPEC_V2.hash, "ramp", 0.25)

@@ -134,6 +134,7 @@ async def faults(database: Database, clock: FakeClock, seed: int, users: list[st
     return found
 
 
+@pytest.mark.slow
 async def test_each_user_is_rebuilt_and_counted_once_whichever_workers_die(
     database: Database, clock: FakeClock
 ) -> None:

@@ -131,6 +131,7 @@ async def test_search_returns_an_id_before_longer_ones(database: Database, event
     assert await users.find("c", 10) == []
 
 
+@pytest.mark.slow
 def test_search_costs_the_same_when_there_are_more_users_and_events(events: sqlite3.Connection) -> None:
     def cost() -> int:
         return steps(events, SELECT_BY_PREFIX, {"prefix": "user-00", "limit": 20})

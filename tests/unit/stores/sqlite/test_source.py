@@ -138,6 +138,7 @@ async def slow(database: SqliteDatabase, event_log: SqliteEventLog) -> SqliteSou
     return SqliteSource(database, SLOW, timeout_s=TIMEOUT_S)
 
 
+@pytest.mark.slow
 async def test_slow_feature_leaves_the_others_correct(slow: SqliteSource) -> None:
     asked = [ComputeRow(user_id, SLOW.full_mask) for user_id in ("ann", "bob", "cid")]
     snapshot = await slow.compute(NOW_MS, asked)
@@ -147,6 +148,7 @@ async def test_slow_feature_leaves_the_others_correct(slow: SqliteSource) -> Non
     assert (snapshot.overdue, list(snapshot.versions)) == (1 << 1, [3, 2, 4])
 
 
+@pytest.mark.slow
 async def test_users_of_a_statement_share_the_deadline_of_a_feature(
     database: SqliteDatabase, event_log: SqliteEventLog
 ) -> None:
@@ -171,6 +173,7 @@ async def test_users_of_a_statement_share_the_deadline_of_a_feature(
     assert snapshot.overdue == 0b10
 
 
+@pytest.mark.slow
 async def test_slow_feature_delays_no_statement_without_it(slow: SqliteSource) -> None:
     await slow.compute(NOW_MS, [ComputeRow("ann", SLOW.full_mask)])
     started = monotonic()
