@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
+from math import nan
 from random import Random
 from typing import Any
 
@@ -107,13 +108,20 @@ async def test_any_id_can_be_read(client: Any) -> None:
 
 
 async def test_invalid_id_is_named(client: Any) -> None:
-    for user in ("", ".", "..", "a/b", "x" * 129, "a\nb", "a\n", "\x7f", "\x85", "\ud800"):
+    for user in ("", ".", "..", "a/b", "x" * 129, "a\nb", "a\n", "\x7f", "\x85", "\ud800", None, 1, b"ann"):
         with pytest.raises(Invalid) as one:
             await client.profile(user)
         assert [issue.path for issue in one.value.issues] == ["user_id"], user
         with pytest.raises(Invalid) as many:
             await client.profiles(["ann", "ann", user])
         assert [issue.path for issue in many.value.issues] == ["user_ids[2]"], user
+
+
+async def test_text_is_no_list_of_ids(client: Any) -> None:
+    for call, path in ((client.profiles, "user_ids"), (client.history, "rows")):
+        with pytest.raises(Invalid) as caught:
+            await call("ann")
+        assert [issue.path for issue in caught.value.issues] == [path]
 
 
 async def test_many_users_are_read_in_several_requests(client: Any) -> None:
@@ -225,6 +233,13 @@ async def test_history_has_each_row_at_its_moment_in_order(client: Any) -> None:
     assert [row.features.tip_volume_30d for row in await client.history(asked, known_at="as_of")] == [0, 0, 0, 0]
 
 
+async def test_history_names_an_invalid_row(client: Any) -> None:
+    for row in (None, nan, (), ("ann",), ("ann", now(), 1), ("ann", "yesterday"), ("ann", None), ("ann", nan), (nan, now())):
+        with pytest.raises(Invalid) as caught:
+            await client.history([("ann", now()), row])
+        assert [issue.path.partition(".")[0] for issue in caught.value.issues] == ["rows[1]"], row
+
+
 async def test_history_of_a_decision_is_what_was_served(client: Any) -> None:
     user = new_user()
     await client.send(served(user))
@@ -253,6 +268,9 @@ async def test_history_adds_the_features_to_a_frame(client: Any) -> None:
     assert list(found["tip_volume_30d"]) == [1, 0]
     assert found["mean_dwell_ms_30d"].dtype == "float64"
     assert found["mean_dwell_ms_30d"].isna().tolist() == [False, True]
+
+    texts = await client.history(asked.assign(as_of=[(moment + timedelta(seconds=1)).isoformat()] * 2))
+    assert list(texts["tip_volume_30d"]) == [1, 0]  # the times of a file that pandas read
 
     before = await client.history(asked, known_at=pd.Timestamp(moment))
     assert list(before["tip_volume_30d"]) == [0, 0]

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from math import nan
 from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -149,7 +150,7 @@ def test_service_may_name_a_date() -> None:
     assert 28 < script.pauses[0] <= 45
 
 
-@pytest.mark.parametrize("header", ["soon", "-1", "²", ""])
+@pytest.mark.parametrize("header", ["soon", "-1", "²", "", f"Mon, 30 Nov 2026 00:00:00 +{'9' * 20}"])
 def test_retry_after_is_ignored_when_it_is_invalid(header: str) -> None:
     answer = Response(503, {b"retry-after": header.encode()}, b"{}")
     script = Script(answer, PROFILE)
@@ -195,17 +196,46 @@ def test_problem_becomes_an_error_of_its_status(status: int, kind: type[Profiles
     assert (error.request_id, error.retry_after_s) == ("request-1", 9)
 
 
-@pytest.mark.parametrize("body", [b"<html>Bad Gateway</html>", b"", b"\xff", b'{"status": "x"}', b"[]"])
+@pytest.mark.parametrize(
+    "body", [b"<html>Bad Gateway</html>", b"", b"\xff", b'{"status": "x"}', b"[]", b'{"title": "\xff"}']
+)
 def test_error_of_a_proxy_needs_no_problem(body: bytes) -> None:
     with pytest.raises(Rejected) as caught:
-        read(Script(Response(414, {}, body)))
-    assert str(caught.value).startswith("414 ")
+        read(Script(Response(451, {}, body)))
+    assert str(caught.value).startswith("451 Unavailable For Legal Reasons: ")
+
+
+def test_redirect_names_its_target() -> None:
+    with pytest.raises(Rejected, match=r"^302 Redirect: to https://sign-in\.example/; ") as caught:
+        read(Script(Response(302, {b"location": b"https://sign-in.example/"}, b"")))
+    assert caught.value.problem is not None
+    assert caught.value.problem.status == 302
 
 
 def test_answer_that_breaks_the_contract_is_an_error() -> None:
     answer = Response(200, {}, b'{"user_id": "ann", "features": {"tip_volume_30d": "three"}}')
     with pytest.raises(ProfilesError, match=r"tip_volume_30d"):
         read(Script(answer))
+
+
+@pytest.mark.parametrize("body", [b"<html>Sign in</html>", b"", b'{"user_id": "\xff"}'])
+def test_answer_that_is_not_json_is_an_error(body: bytes) -> None:
+    with pytest.raises(ProfilesError, match=r"^the answer is not JSON: ."):
+        read(Script(Response(200, {}, body)))
+
+
+def test_deadline_of_a_call_must_be_a_number() -> None:
+    script = Script(PROFILE)
+    with pytest.raises(ValueError, match=r"^deadline_s: "):
+        run(calls(script).profile("ann", nan))
+    assert not script.requests
+
+
+def test_decision_is_not_asked_for_when_its_time_is_a_text() -> None:
+    script, at = Script(PROFILE), cast(datetime, "2026-11-29T10:00:00Z")
+    with pytest.raises(AttributeError):
+        run(calls(script).decide(Choice, "ann", [Candidate("t", True, 1, 1)], at, {}, explore=True, deadline_s=None))
+    assert not script.requests
 
 
 @pytest.mark.parametrize("failure", [LOST, failed(503, "5"), failed(500), DeadlineExceeded("late")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import nan
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +68,9 @@ def test_url_may_have_port_and_path(url: str, host: str, port: int, first: str) 
         "http://h/a b",
         "http://h:x",
         "http://é",
+        "http://a..b",
+        f"http://{'a' * 64}.org",
+        "http://h:0",
     ],
 )
 def test_url_is_rejected_when_it_is_no_address(url: str) -> None:
@@ -80,9 +85,10 @@ def test_key_is_rejected_when_no_header_can_hold_it(key: str) -> None:
     assert not key or key not in str(caught.value)
 
 
-def test_deadline_must_be_positive() -> None:
+@pytest.mark.parametrize("deadline_s", [0, -1, nan])
+def test_deadline_must_be_positive(deadline_s: float) -> None:
     with pytest.raises(ValueError, match=r"^deadline_s: "):
-        Profiles("http://h", deadline_s=0)
+        Profiles("http://h", deadline_s=deadline_s)
 
 
 @pytest.mark.parametrize("value", ["", "x", TRACE + "\r\nX-API-Key: stolen", TRACE.upper(), TRACE[:-1]])
@@ -115,6 +121,22 @@ def test_connection_is_not_used_again_when_its_answer_was_the_last(answer: bytes
     assert response is not None
     assert response.body == b"hello"
     assert not reader.reusable
+
+
+def test_answer_without_a_length_ends_with_the_connection() -> None:
+    reader = ResponseReader()
+    assert reader.feed(b"HTTP/1.0 404 Not Found\r\nServer: x\r\n\r\n<html>") is None
+    assert reader.feed(b"</html>") is None
+    assert reader.feed(b"") == Response(404, {b"server": b"x"}, b"<html></html>")
+    assert not reader.reusable
+
+
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\n", WITH_LENGTH[:-1], CHUNKED[:-1], EARLY])
+def test_connection_is_lost_when_it_ends_within_an_answer(start: bytes) -> None:
+    reader = ResponseReader()
+    assert reader.feed(start) is None
+    with pytest.raises(ConnectionLost):
+        reader.feed(b"")
 
 
 @pytest.mark.parametrize("data", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"])

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from itertools import count, islice
+from math import isnan
 from random import Random
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
@@ -45,6 +47,7 @@ RAISE: Any = object()  # the default of `default=`
 _valid_id = re.compile(ID_PATTERN).match
 _surrogate = re.compile("[\ud800-\udfff]").search
 _index = re.compile(r"\[(\d+)\]")
+_phrases = {item.value: item.phrase for item in HTTPStatus}
 _plain = re.compile(r"[A-Za-z0-9_\-.~@:]+").fullmatch
 
 Traceparent = Callable[[], str | None]
@@ -110,6 +113,7 @@ class Calls(Generic[F]):
 
     async def profiles(self, users: Iterable[str], deadline_s: float | None) -> dict[str, F]:
         deadline, found, unique = self._deadline(deadline_s), dict[str, F](), dict[str, None]()
+        _check_several(users, "user_ids")
         for index, user in enumerate(users):
             check_id(user, f"user_ids[{index}]")
             unique[user] = None
@@ -140,6 +144,7 @@ class Calls(Generic[F]):
         deadline_s: float | None,
     ) -> T:
         """What `make` returns for the fields of a `Choice`."""
+        zone = at.tzinfo if at is not None else None  # fails before the decision is made if `at` is no datetime
         body: dict[str, object] = {"user_id": user, "request_id": new_id(), "explore": explore}
         body["candidates"] = [
             {
@@ -156,18 +161,16 @@ class Calls(Generic[F]):
         if at is not None or context:
             body["context"] = {**context, **({} if at is None else {"at": at})}
         score = _decoded(_SCORE, await self._ask("POST", "/score", _encoded(body), self._deadline(deadline_s)))
-        return make(score.decision_id, user, score.chosen_id, score.ranking, at.tzinfo if at is not None else None)
+        return make(score.decision_id, user, score.chosen_id, score.ranking, zone)
 
     async def history(
         self, rows: HistoryRows, known_at: KnownAt, deadline_s: float
     ) -> tuple[list[Row[F]], dict[str, str]]:
         """The rows, and the features that could not be computed, with the reason."""
         deadline, found, failed = self._deadline(deadline_s), list[Row[F]](), dict[str, str]()
+        _check_several(rows, "rows")
         for start, chunk in _chunks(rows, MAX_ROWS):
-            asked = [
-                {"decision_id": row} if isinstance(row, str) else {"user_id": row[0], "as_of": row[1].isoformat()}
-                for row in chunk
-            ]
+            asked = [_row(row, f"rows[{index}]") for index, row in enumerate(chunk, start)]
             body: dict[str, object] = {"rows": asked}
             if known_at is not None:
                 body["known_at"] = known_at if isinstance(known_at, str) else known_at.isoformat()
@@ -227,7 +230,10 @@ class Calls(Generic[F]):
         raise error_of(answer, start)
 
     def _deadline(self, deadline_s: float | None) -> float:
-        return self.transport.now() + (self.deadline_s if deadline_s is None else deadline_s)
+        seconds = self.deadline_s if deadline_s is None else deadline_s
+        if isnan(seconds):
+            raise ValueError("deadline_s: must be a number of seconds, not NaN")
+        return self.transport.now() + seconds
 
 
 def run(call: Coroutine[Any, Any, T]) -> T:
@@ -261,11 +267,30 @@ def current_traceparent() -> str | None:
 
 def check_id(user: str, path: str = "user_id") -> None:
     """Raises `Invalid` if `user` cannot be an id. A path with `/` or `..` would name another route."""
-    if len(user) <= 128 and _valid_id(user) and not _surrogate(user):
+    if isinstance(user, str) and len(user) <= 128 and _valid_id(user) and not _surrogate(user):
         return
-    detail = "must have 1 to 128 characters without control characters or `/`, and not be `.` or `..`"
+    detail = "must be text of 1 to 128 characters without control characters or `/`, and not `.` or `..`"
+    raise _invalid("Invalid id", path, detail)
+
+
+def _check_several(items: object, path: str) -> None:
+    """Raises `Invalid` if the items are one text, whose characters would be taken for ids."""
+    if isinstance(items, str):
+        raise _invalid("Invalid ids", path, "must be a list, not one text")
+
+
+def _row(row: object, path: str) -> dict[str, object]:
+    match row:
+        case str():
+            return {"decision_id": row}
+        case user, as_of:  # a frame that was read from a file may have a text
+            return {"user_id": user, "as_of": as_of.isoformat() if isinstance(as_of, datetime) else as_of}
+    raise _invalid("Invalid row", path, "must be (user_id, as_of) or the id of a decision")
+
+
+def _invalid(title: str, path: str, detail: str) -> Invalid:
     issue = Issue(path, detail)
-    raise Invalid(f"{path} {detail}", problem=Problem(title="Invalid id", status=422, detail=detail, errors=(issue,)))
+    return Invalid(f"{path} {detail}", problem=Problem(title=title, status=422, detail=detail, errors=(issue,)))
 
 
 def error_of(answer: Response, start: int = 0) -> ProfilesError:
@@ -274,8 +299,11 @@ def error_of(answer: Response, start: int = 0) -> ProfilesError:
     status = answer.status
     try:
         problem = msgspec.json.decode(answer.body, type=Problem)
-    except msgspec.DecodeError:
-        problem = Problem(detail=answer.body[:200].decode("utf-8", "replace"))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        problem = Problem(title=_phrases.get(status, ""), detail=_start(answer.body))
+    if 300 <= status < 400:
+        place = answer.headers.get(b"location", b"another address").decode("latin-1")
+        problem = Problem(title="Redirect", detail=f"to {place}; give the client the URL of the service itself")
     issues = tuple(
         Issue(_index.sub(lambda found: f"[{int(found[1]) + start}]", issue.path, count=1), issue.detail)
         for issue in problem.errors
@@ -285,7 +313,7 @@ def error_of(answer: Response, start: int = 0) -> ProfilesError:
     request_id = answer.headers.get(b"x-request-id", b"").decode("latin-1") or None
     kind = BY_STATUS.get(status, Unavailable if status >= 500 else Rejected)
     return kind(
-        f"{status} {problem.title}: {problem.detail}{faults}",
+        f"{status} {problem.title}: {problem.detail or 'no details'}{faults}",
         problem=problem,
         request_id=request_id,
         retry_after_s=_retry_after_s(answer.headers.get(b"retry-after", b"").decode("latin-1")),
@@ -298,15 +326,21 @@ def _retry_after_s(value: str) -> float | None:
         return float(value)
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], answer: bytes) -> T:
     try:
         return decoder.decode(answer)
-    except msgspec.DecodeError as error:
+    except msgspec.ValidationError as error:
         raise ProfilesError(f"the answer does not fit the contract: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProfilesError(f"the answer is not JSON: {_start(answer) or 'it is empty'}") from error
+
+
+def _start(body: bytes) -> str:
+    return body[:200].decode("utf-8", "replace")
 
 
 def _encoded(value: object) -> bytes:

@@ -70,7 +70,7 @@ class Client(Generic[F]):
         `contract` is the class that `profiles features --format python` writes for features of your own. `traceparent`
         returns the header of that name for each request; without it, OpenTelemetry's current span is passed on.
         """
-        if deadline_s <= 0:
+        if not deadline_s > 0:
             raise ValueError(f"deadline_s: must be positive, not {deadline_s}")
         self._endpoint = Endpoint(url, key, tls)
         self._options = (contract, deadline_s, traceparent, Random())  # noqa: S311  # jitter is not secret

@@ -201,6 +201,10 @@ class _Stream(asyncio.Protocol):
             if not answer.done():
                 answer.set_result(response)
 
+    def eof_received(self) -> None:
+        self.open = False
+        self.data_received(b"")
+
     def connection_lost(self, exc: Exception | None) -> None:
         reason = f": {exc}" if exc is not None else ""
         self._fail(ConnectionLost(f"the connection broke before the answer{reason}"))

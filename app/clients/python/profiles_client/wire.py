@@ -54,6 +54,12 @@ class Endpoint:
             raise ValueError(
                 f"url: the host must be ASCII, with an international name as xn--…, not {parts.hostname!r}"
             )
+        try:
+            parts.hostname.encode("idna")  # as the resolver does
+        except UnicodeError:
+            raise ValueError(f"url: {parts.hostname!r} is not the name of a host") from None
+        if parts.port == 0:
+            raise ValueError("url: the port must be from 1 to 65535")
         if not _PATH(parts.path):
             raise ValueError(f"url: the path must be percent-encoded, not {parts.path!r}")
         if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
@@ -84,12 +90,17 @@ class ResponseReader:
         self._headers: dict[bytes, bytes] = {}
         self._parts: list[bytes] = []
         self._complete: Response | None = None
+        self._unbounded = False
 
     def feed(self, data: bytes) -> Response | None:
         """Add received bytes; return the response once it is complete, before that None. Raises `ConnectionLost` if
-        `data` is empty, because the service has closed the connection, or not HTTP."""
+        `data` is not HTTP, or empty, because the service has closed the connection. An answer that has no length ends
+        there, as those of some proxies do."""
         if not data:
-            raise ConnectionLost("the service closed the connection before the end of its answer")
+            if not self._unbounded:
+                raise ConnectionLost("the service closed the connection before the end of its answer")
+            self.reusable = False
+            return Response(self._parser.get_status_code(), self._headers, b"".join(self._parts))
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -107,10 +118,14 @@ class ResponseReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.lower()] = value
 
+    def on_headers_complete(self) -> None:
+        self._unbounded = not self._headers.keys() & {b"content-length", b"transfer-encoding"}
+
     def on_body(self, data: bytes) -> None:
         self._parts.append(data)
 
     def on_message_complete(self) -> None:
+        self._unbounded = False
         status = self._parser.get_status_code()
         if status >= 200 and self._complete is None:  # the others announce a response
             self.reusable = self.reusable and self._parser.should_keep_alive()
