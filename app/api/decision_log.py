@@ -56,6 +56,8 @@ async def get_decisions(
 ) -> Response[DecisionLogPage]:
     after = DecisionMoment(moment_ms(since, "since") if since is not None else EARLIEST_MS)
     until_ms = moment_ms(until, "until") if until is not None else LATEST_MS
+    if after.at_ms > until_ms:
+        raise Undecodable("the period is invalid", [Issue("since", "must not be later than until")])
     if cursor is not None:
         if (parts := re.fullmatch(CURSOR["pattern"], cursor)) is None:
             raise Undecodable("cursor is invalid", [Issue("cursor", "must be the next_cursor of another page")])

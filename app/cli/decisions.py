@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from app.cli.common import moment_ms, progress, say, stop_on_sigterm, with_service
+from app.errors import InvalidInput, Issue
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
@@ -49,17 +50,18 @@ async def export(service: OpenService, since: str | None, until: str | None, out
     path, written = None if str(output) == "-" else output, 0
     encode, kinds = msgspec.json.Encoder().encode, _kinds()
     stop_on_sigterm()
+    if since_ms > until_ms:
+        raise InvalidInput("the period is invalid", [Issue("--since", "must not be later than --until (default: now)")])
     with writer_for(path, NdjsonWriter) as writer, progress("decisions", shown=path is not None) as bar:
         task = bar.add_task("exporting", total=None)
         while after is not None:
             records, after = await service.bandit.decisions.page(after, until_ms, PAGE)
-            if records:
-                writer.write(
-                    {
-                        name: JsonColumn([encode(getattr(record, name)) for record in records], kind)
-                        for name, kind in kinds.items()
-                    }
-                )
+            writer.write(  # without records, too: the file then has the columns, and Parquet is not Parquet without
+                {
+                    name: JsonColumn([encode(getattr(record, name)) for record in records], kind)
+                    for name, kind in kinds.items()
+                }
+            )
             written += len(records)
             bar.update(task, completed=written)
     if path is not None:

@@ -53,10 +53,9 @@ async def evaluate(
     robust, with 95 % intervals over users. They are the effect on the next decision: what the policy would have learned
     from its own choices is not part of it.
     """
-    import asyncio
-
     from app.bandit.evaluation import evaluation as evaluations
     from app.bandit.evaluation.replay import PriorsFromLog, Replay, damaged, recorded, recorded_model
+    from app.stores.training_set.output import new_file
 
     chosen = evaluations.policy_of(policy)
     if scale is not None:
@@ -99,8 +98,8 @@ async def evaluate(
     intervals = {"IPS": estimates.ips, "SNIPS": estimates.snips, "doubly robust": estimates.dr}
     intervals["without it" if with_feature else "served"] = estimates.champion
     if file is not None:
-        picture = evaluations.picture(replays[0].policy.id, intervals, bins)
-        await asyncio.to_thread(file.write_text, picture)
+        with new_file(file) as picture:
+            picture.write(evaluations.picture(replays[0].policy.id, intervals, bins).encode())
     if as_json:
         print_json(_json(estimates, lift=with_feature is not None))
     else:

@@ -109,7 +109,7 @@ WRITERS: dict[str, type[TrainingSetWriter]] = {".csv": CsvWriter, ".ndjson": Ndj
 @contextmanager
 def writer_for(path: Path | None, default: type[TrainingSetWriter] = CsvWriter) -> Iterator[TrainingSetWriter]:
     """Yield a writer for the format that the suffix of `path` names; without a path, for the default format on standard
-    output. The file appears under its name only when it is complete."""
+    output."""
     if path is None:
         standard_output = default(sys.stdout.buffer)
         yield standard_output
@@ -117,14 +117,21 @@ def writer_for(path: Path | None, default: type[TrainingSetWriter] = CsvWriter) 
         return
     if path.suffix not in WRITERS:
         raise InvalidInput(f"cannot tell the format of {path.name}: the name must end in {', '.join(WRITERS)}")
+    with new_file(path) as file:
+        writer = WRITERS[path.suffix](file)
+        yield writer
+        writer.close()
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file to write, which appears under its name only when it is complete."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
-            writer = WRITERS[path.suffix](file)
-            yield writer
-            writer.close()
+            yield file
         part.replace(path)
     except OSError as error:
-        raise StoreUnavailable(f"cannot write {path}: {error}") from error
+        raise StoreUnavailable(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)

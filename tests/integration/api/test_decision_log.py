@@ -152,6 +152,7 @@ async def test_pages_go_on_after_any_time(own_site: Live, monkeypatch: pytest.Mo
         ("cursor=-5", "cursor"),
         ("cursor=1234567890123456789-a", "cursor"),
         ("since=5", "since"),
+        ("since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z", "since"),
         ("n=1", "n"),
     ],
 )

@@ -75,6 +75,21 @@ def test_only_decisions_of_the_time_are_exported(profiles: Run, log: Path) -> No
     assert part.out.splitlines() == everything[10:30]
     refused = profiles("decisions", "export", "--since", "yesterday", "--output", "-", database=log)
     assert (refused.code, "--since: 'yesterday' is not a time" in refused.err) == (5, True)
+    backwards = ("--since", times[30], "--until", times[10])
+    refused = profiles("decisions", "export", *backwards, "--output", "x.csv", database=log)
+    assert (refused.code, "--since: must not be later than --until" in refused.err) == (5, True)
+
+
+def test_file_has_its_columns_when_no_decision_is_of_the_time(profiles: Run, log: Path, tmp_path: Path) -> None:
+    until = ("--until", "2001-01-01T00:00:00Z")
+    for name in ("x.parquet", "x.ndjson", "x.csv"):
+        written = profiles("decisions", "export", *until, "--output", name, database=log)
+        assert (written.code, written.err.strip()) == (0, f"0 decisions written to {name}")
+    names = list(DecisionRecord.__struct_fields__)
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert (table.num_rows, table.column_names) == (0, names)
+    assert (tmp_path / "x.csv").read_text() == ",".join(names) + "\n"
+    assert not (tmp_path / "x.ndjson").read_bytes()
 
 
 def _peak_kb(database: Path, output: str) -> int:

@@ -167,6 +167,12 @@ def test_picture_and_text_have_the_figures(profiles: Run, log: Path, tmp_path: P
     assert sum(counts) == 400
 
 
+def test_picture_that_cannot_be_written_is_named(profiles: Run, log: Path) -> None:
+    shown = profiles("evaluate", "--policy", "lints-v2", "--picture", "no/such/x.svg", database=log)
+    assert (shown.code, "cannot write no/such/x.svg: No such file" in shown.err) == (4, True), shown.err
+    assert "Traceback" not in shown.err
+
+
 def test_feature_that_tells_users_apart_has_a_lift_and_another_has_none(
     profiles: Run, migrated_template: Path, tmp_path: Path
 ) -> None:
