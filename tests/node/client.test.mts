@@ -155,6 +155,16 @@ test("an id that names another route is refused before it is sent", async () => 
   }
 });
 
+test("what is no id and no list is named", async () => {
+  for (const id of [undefined, null, 1] as unknown as string[]) {
+    await assert.rejects(client.profile(id), (error) => error instanceof Invalid && error.issues[0]?.path === "user_id");
+  }
+  for (const [call, path] of [[() => client.profiles("ada"), "user_ids"], [() => client.history("ada"), "rows"]] as const) {
+    await assert.rejects(call(), (error) => error instanceof Invalid && error.issues[0]?.path === path);
+  }
+  await assert.rejects(client.profile("ada", { deadlineMs: NaN }), RangeError);
+});
+
 test("more users and events than fit in a request take several", async () => {
   const sizes: number[] = [];
   const counting = new Profiles(URL_, {
@@ -276,6 +286,34 @@ test("other errors are not repeated", async () => {
       assert.equal(requests.length, 1, String(code));
     });
   }
+});
+
+test("an answer of another server is an error that says so", async () => {
+  const page: Answer = (response) => response.end("<html>Sign in</html>");
+  await serving([page], async (url) => {
+    await assert.rejects(new Profiles(url, { deadlineMs: 30_000 }).profile("ada"), /the answer is not JSON: <html>/);
+  });
+  for (const body of [null, {}, [], "ok", { title: "Welcome" }]) {
+    await serving([(response) => response.end(JSON.stringify(body))], async (url) => {
+      const other = new Profiles(url, { deadlineMs: 30_000 });
+      for (const call of [
+        () => other.profile("ada"),
+        () => other.profiles(["ada", "grace"]),
+        () => other.decide("ada", CANDIDATES),
+        () => other.history([["ada", new Date()]]),
+        () => other.send(tipServed({ user_id: "ada", tip_id: "tip" })),
+        () => other.contractProblem(),
+      ]) {
+        await assert.rejects(call(), (error) => error instanceof ProfilesError && /does not fit/.test(error.message));
+      }
+    });
+  }
+  await serving([(response) => response.writeHead(302, { Location: "https://sign-in.example/" }).end()], async (url) => {
+    await assert.rejects(new Profiles(url).profile("ada"), /^Rejected: 302 Redirect: to https:\/\/sign-in\.example\/; /);
+  });
+  await serving([(response) => response.writeHead(404).end()], async (url) => {
+    await assert.rejects(new Profiles(url).profile("ada"), /^NotFound: 404 Not Found: no details$/);
+  });
 });
 
 test("an error of a proxy need not be a problem", async () => {

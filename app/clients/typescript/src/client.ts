@@ -145,6 +145,7 @@ export class Profiles<F extends object = ProfileFeatures> {
     users: Iterable<string>,
     options: ReadOptions<N, D> = {},
   ): Promise<Map<string, Pick<F, N>> | D> {
+    checkSeveral(users, "user_ids");
     const asked = [...users];
     asked.forEach((user, index) => checkId(user, `user_ids[${index}]`));
     return this.#orDefault(options, () => this.#read<Pick<F, N>>([...new Set(asked)], options));
@@ -159,7 +160,7 @@ export class Profiles<F extends object = ProfileFeatures> {
     const deadline = this.#deadline(options);
     let total: Receipt = { accepted: 0, duplicates: 0, invalidated: true };
     for (const [start, chunk] of chunks("subject" in events ? [events] : [...events], MAX_EVENTS)) {
-      const receipt = await this.#ask<Receipt>("POST", "/events", chunk, deadline, { start });
+      const receipt = await this.#ask<Receipt>("accepted", "POST", "/events", chunk, deadline, { start });
       total = {
         accepted: total.accepted + receipt.accepted,
         duplicates: total.duplicates + receipt.duplicates,
@@ -185,7 +186,7 @@ export class Profiles<F extends object = ProfileFeatures> {
     };
     return this.#orDefault(options, async () => {
       type Score = { decision_id: string; chosen_id: string; ranking: Ranked[] };
-      const score = await this.#ask<Score>("POST", "/score", body, this.#deadline(options));
+      const score = await this.#ask<Score>("decision_id", "POST", "/score", body, this.#deadline(options));
       return new Decision(this, score.decision_id, user, score.chosen_id, score.ranking, at);
     });
   }
@@ -195,6 +196,7 @@ export class Profiles<F extends object = ProfileFeatures> {
     rows: Iterable<HistoryRow>,
     options: HistoryOptions<N> = {},
   ): Promise<History<Pick<F, N>>> {
+    checkSeveral(rows, "rows");
     const { features, knownAt, deadlineMs = HISTORY_DEADLINE_MS } = options;
     const deadline = this.#deadline({ deadlineMs });
     const asked = Array.from(rows, (row) =>
@@ -206,7 +208,7 @@ export class Profiles<F extends object = ProfileFeatures> {
     for (const [start, chunk] of chunks(asked, MAX_ROWS)) {
       type Answer = { rows: typeof found; failed?: typeof failed };
       const body = { rows: chunk, ...selection(features), ...known };
-      const answer = await this.#ask<Answer>("POST", "/profiles/history", body, deadline, { start });
+      const answer = await this.#ask<Answer>("rows", "POST", "/profiles/history", body, deadline, { start });
       for (const row of answer.rows) found.push(row);
       failed = { ...failed, ...answer.failed };
     }
@@ -220,7 +222,7 @@ export class Profiles<F extends object = ProfileFeatures> {
   async contractProblem(options: CallOptions = {}): Promise<string | undefined> {
     type Answer = { features: { name: string; fingerprint: string }[] };
     const ours = new Map(Object.entries(this.#options.fingerprints ?? FINGERPRINTS));
-    const answer = await this.#ask<Answer>("GET", "/features", undefined, this.#deadline(options));
+    const answer = await this.#ask<Answer>("features", "GET", "/features", undefined, this.#deadline(options));
     const theirs = new Map(answer.features.map(({ name, fingerprint }) => [name, fingerprint]));
     const differences = [...new Set([...ours.keys(), ...theirs.keys()])]
       .filter((name) => ours.get(name) !== theirs.get(name))
@@ -259,12 +261,13 @@ export class Profiles<F extends object = ProfileFeatures> {
     if (users.length === 1 && first !== undefined && !ROUTES.has(first)) {
       const query = features === undefined ? "" : `?features=${features.map(encodeURIComponent).join(",")}`;
       const path = `/profiles/${encodeURIComponent(first)}${query}`;
-      return new Map([[first, (await this.#ask<Profile>("GET", path, undefined, deadline, { traceparent })).features]]);
+      const profile = await this.#ask<Profile>("features", "GET", path, undefined, deadline, { traceparent });
+      return new Map([[first, profile.features]]);
     }
     const found = new Map<string, P>();
     for (const [, chunk] of chunks(users, MAX_USERS)) {
       const body = { user_ids: chunk, ...selection(features) };
-      const answer = await this.#ask<Batch>("POST", "/profiles/batch", body, deadline, { traceparent });
+      const answer = await this.#ask<Batch>("profiles", "POST", "/profiles/batch", body, deadline, { traceparent });
       for (const profile of answer.profiles) found.set(profile.user_id, profile.features);
     }
     return found;
@@ -280,14 +283,16 @@ export class Profiles<F extends object = ProfileFeatures> {
   }
 
   #deadline({ deadlineMs = this.#deadlineMs }: CallOptions): number {
+    if (Number.isNaN(deadlineMs)) throw new RangeError("deadlineMs: must be a number, not NaN");
     return performance.now() + deadlineMs;
   }
 
   /**
-   * Send a request, again if the error may pass, until the deadline. Throws the last error. `start` is the index of the
-   * first item of the body among the caller's.
+   * Send a request, again if the error may pass, until the deadline. Throws the last error. The answer must have the
+   * field; another server may answer at the URL. `start` is the index of the first item of the body among the caller's.
    */
   async #ask<T>(
+    field: keyof T & string,
     method: string,
     path: string,
     body: unknown,
@@ -305,7 +310,9 @@ export class Profiles<F extends object = ProfileFeatures> {
     for (let attempt = 0; ; attempt++) {
       let pauseMs: number;
       try {
-        return (await this.#once(path, request, deadline, start)) as T;
+        const answer = await this.#once(path, request, deadline, start);
+        if (typeof answer === "object" && answer !== null && field in answer) return answer as T;
+        throw new ProfilesError(`the answer does not fit the contract: it lacks \`${field}\``);
       } catch (error) {
         if (!(error instanceof ConnectionLost || (error instanceof Unavailable && isRetried(error)))) throw error;
         const askedMs = error.retryAfterMs ?? 0;
@@ -418,11 +425,19 @@ function selection(features: readonly string[] | undefined): { features?: readon
 
 /** Throws `Invalid` if `user` cannot be an id. A path with `/` or `..` would name another route. */
 function checkId(user: string, path: string): void {
-  const length = [...user].length;
+  const length = typeof user === "string" ? [...user].length : 0;
   if (length > 0 && length <= 128 && !INVALID_ID.test(user)) return;
-  const detail = "must have 1 to 128 characters without control characters or `/`, and not be `.` or `..`";
-  const problem = { type: "about:blank", title: "Invalid id", status: 422, detail, errors: [{ path, detail }] };
-  throw new Invalid(`${path} ${detail}`, { problem });
+  throw invalid("Invalid id", path, "must be text of 1 to 128 characters without control characters or `/`, and not `.` or `..`");
+}
+
+/** Throws `Invalid` if the items are one text, whose characters would be taken for ids. */
+function checkSeveral(items: unknown, path: string): void {
+  if (typeof items === "string") throw invalid("Invalid ids", path, "must be a list, not one text");
+}
+
+function invalid(title: string, path: string, detail: string): Invalid {
+  const problem = { type: "about:blank", title, status: 422, detail, errors: [{ path, detail }] };
+  return new Invalid(`${path} ${detail}`, { problem });
 }
 
 /** Lists of at most `size` items, each with the index of its first item. */

@@ -107,7 +107,7 @@ const BY_STATUS: Readonly<Record<number, ErrorClass>> = {
  */
 export function errorOf(response: Response, body: string, start = 0): ProfilesError {
   const { status } = response;
-  const told = problemIn(body);
+  const told = problemIn(response, body);
   const errors = (told.errors ?? []).map(({ path, detail }) => ({
     path: path.replace(/\[(\d+)\]/, (_, index) => `[${Number(index) + start}]`),
     detail,
@@ -115,21 +115,25 @@ export function errorOf(response: Response, body: string, start = 0): ProfilesEr
   const problem = { ...told, status, errors };
   const faults = errors.map(({ path, detail }) => `; ${path}: ${detail}`).join("");
   const kind = BY_STATUS[status] ?? (status >= 500 ? Unavailable : Rejected);
-  return new kind(`${status} ${problem.title}: ${problem.detail}${faults}`, {
+  return new kind(`${status} ${problem.title}: ${problem.detail || "no details"}${faults}`, {
     problem,
     requestId: response.headers.get("x-request-id") ?? undefined,
     retryAfterMs: retryAfterMs(response.headers.get("retry-after")),
   });
 }
 
-function problemIn(body: string): Problem {
+function problemIn({ status, statusText, headers, type }: Response, body: string): Problem {
+  if ((status >= 300 && status < 400) || type === "opaqueredirect") {
+    const detail = `to ${headers.get("location") ?? "another address"}; give the client the URL of the service itself`;
+    return { type: "about:blank", title: "Redirect", status, detail };
+  }
   try {
     const found: unknown = JSON.parse(body);
     if (isProblem(found)) return found;
   } catch {
     // not JSON
   }
-  return { type: "about:blank", title: "", status: 0, detail: body.slice(0, 200) };
+  return { type: "about:blank", title: statusText, status, detail: body.slice(0, 200) };
 }
 
 function isProblem(found: unknown): found is Problem {
