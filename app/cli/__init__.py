@@ -11,7 +11,7 @@ import click
 
 import app
 from app.cli.common import EXIT_CODES, exit_code, fail
-from app.errors import ProfilesError
+from app.errors import ProfilesError, StoreUnavailable
 
 _EPILOG = "Exit codes: 0 success; 1 partial failure; " + "; ".join(
     f"{code} {text}" for code, (text, _) in EXIT_CODES.items()
@@ -64,12 +64,27 @@ def _as_utf8(argument: str) -> str:
 
 
 def main() -> None:
-    """Run the command; a `ProfilesError` becomes a message and an exit code instead of a traceback."""
+    """Run the command. A `ProfilesError`, or an error of the operating system such as a full disk, becomes a message and
+    an exit code instead of a traceback."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the caller has closed it
+            setattr(sys, name, open(os.devnull, mode))
     for stream in (sys.stdout, sys.stderr):  # the encoding of a terminal may lack characters
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        cli(prog_name="profiles", args=[_as_utf8(argument) for argument in sys.argv[1:]])
+        try:
+            cli(prog_name="profiles", args=[_as_utf8(argument) for argument in sys.argv[1:]])
+        finally:
+            sys.stdout.flush()
     except ProfilesError as error:
         fail(error)
         sys.exit(exit_code(error))
+    except OSError as error:
+        # What is left in the buffer cannot be written either, and Python would try when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has what it wants
+            sys.exit(1)
+        place = error.filename or "the output of the command"
+        fail(failed := StoreUnavailable(f"cannot read or write {place}: {error.strerror or error}"))
+        sys.exit(exit_code(failed))

@@ -230,6 +230,9 @@ def stop_on_sigterm() -> None:
 def run(work: Coroutine[Any, Any, T]) -> T:
     import asyncio
 
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # asyncio would replace the default handler by one that waits until a blocking read, of a pipe, returns.
+        signal.signal(signal.SIGINT, lambda *_: signal.default_int_handler(signal.SIGINT, None))
     return asyncio.run(work)
 
 

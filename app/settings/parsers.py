@@ -6,6 +6,7 @@ A parser raises a `ValueError` that says what is allowed. Its message never cont
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -88,7 +89,10 @@ def database(value: str) -> Path | PostgresUrl:
         return postgres_url(value)
     if re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", value):
         raise ValueError("must be the path of a SQLite file or postgresql://…; no other database is supported")
-    return path(value)
+    found = path(value)
+    if os.path.isdir(found):  # noqa: PTH112  # `Path.is_dir` raises if a parent may not be searched
+        raise ValueError("must be the path of a file, and is a directory")
+    return found
 
 
 def postgres_url(value: str) -> PostgresUrl:

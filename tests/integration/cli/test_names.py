@@ -74,6 +74,12 @@ def test_url_is_refused(profiles: Run, tmp_path: Path, url: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_directory_is_refused(profiles: Run, tmp_path: Path) -> None:
+    for command in ("migrate", "profile ann", "doctor"):
+        shown = profiles(*command.split(), database=tmp_path)
+        assert (shown.code, "PROFILES_DATABASE: must be the path of a file, and is a directory" in shown.err) == (2, True)
+
+
 def test_wal_lies_beside_the_target_of_a_link(profiles: Run, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     assert profiles("migrate", database=tmp_path / "disk" / "p.db").code == 0

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.cli.change import LINES_PER_REQUEST
+from app.features.clock import rfc3339
 from tests.integration.cli.conftest import Run
 from tests.support.registry import FEATURES
+from tests.support.traffic import now_ms
 
 pytestmark = pytest.mark.slow  # a process for each command
 USER = "Zoë"
 
 
-def run(arguments: list[str | bytes], directory: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """`profiles …` as a process of its own, with a pipe for its output."""
+def environment_of(**more: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PROFILES_", "LC_", "LANG"))}
+    return {**inherited, "PROFILES_FEATURES": FEATURES, "COLUMNS": "80", **more}
+
+
+def run(
+    arguments: Sequence[str | bytes], directory: Path, stdout: Any = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    """`profiles …` as a process of its own, with a pipe for its output."""
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments],
         cwd=directory,
-        env={**inherited, "PROFILES_FEATURES": FEATURES, "COLUMNS": "80", **environment},
-        capture_output=True,
+        env=environment_of(**environment),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         check=False,
         timeout=60,
     )
@@ -36,6 +49,47 @@ def test_output_is_whole_in_a_pipe(migrated: Run, tmp_path: Path, arguments: lis
     assert "…" not in shown
     if arguments == ["features"]:
         assert "Share of the user's tip feedback of the last 30 days that is 'completed', 0 to 1." in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["features"], ["profile", "ann", "--json"], ["openapi"], ["history", "rows.csv"], ["events", "none"]],
+    ids=lambda given: given[0],
+)
+def test_output_that_cannot_be_written_is_an_error(migrated: Run, tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "rows.csv").write_text(f"user_id,as_of\nann,{rfc3339(now_ms())}\n")
+    (tmp_path / "none").touch()
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as full, open(writer, "wb") as unread:
+        for output, code, message in ((full, 4, b"No space left on device"), (unread, 1, b"")):
+            shown = run(arguments, tmp_path, stdout=output, PYTHONUNBUFFERED="")
+            assert (shown.returncode, message in shown.stderr) == (code, True), shown.stderr
+            assert shown.stderr.count(b"\n") == bool(message), shown.stderr
+
+
+def test_closed_streams_are_empty(migrated: Run, tmp_path: Path) -> None:
+    for command, code in (("profile ann", 0), ("events -", 0), ("history -", 5), ("profile a/b", 5)):
+        closed = ["sh", "-c", f"exec '{sys.executable}' -m app {command} <&- >&- 2>&-"]
+        assert subprocess.run(closed, cwd=tmp_path, env=environment_of(), check=False, timeout=60).returncode == code
+
+
+def test_ctrl_c_ends_a_command_that_waits_for_input(migrated: Run, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "app", "events", "-", "--skip-bad"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment_of(), stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        signal.signal(signal.SIGINT, before)
+        assert running.stdin is not None
+        assert running.stderr is not None
+        running.stdin.write(b"bad\n" * LINES_PER_REQUEST)
+        running.stdin.flush()
+        for _ in range(LINES_PER_REQUEST):
+            assert b"not valid JSON" in running.stderr.readline()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=30) == 1
+        assert running.stderr.read() == b"\nAborted!\n"
 
 
 @pytest.mark.parametrize(

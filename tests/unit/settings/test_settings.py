@@ -275,6 +275,7 @@ def test_value_is_read_from_a_file(tmp_path: Path) -> None:
     ("content", "others", "reason"),
     [
         (None, {}, "PROFILES_MODEL_KEY_FILE: names a file that cannot be read: .*No such file"),
+        (b"\n", {}, "PROFILES_MODEL_KEY_FILE: names an empty file"),
         (b"\xff", {}, "PROFILES_MODEL_KEY_FILE: names a file that cannot be read: .*utf-8"),
         (b"x", {"PROFILES_MODEL_KEY": "y"}, "PROFILES_MODEL_KEY_FILE: cannot be combined with PROFILES_MODEL_KEY"),
         (b"x", {"PROFILES_MODEL_KEYS_FILE": "y"}, "PROFILES_MODEL_KEYS_FILE: unknown setting"),
