@@ -30,7 +30,7 @@ from app.cli.common import (
     with_service,
 )
 from app.cli.demo_set import PREFIX, generate
-from app.errors import Conflict, InvalidInput, Issue, ProfilesError, Undecodable
+from app.errors import CacheUnavailable, Conflict, InvalidInput, Issue, ProfilesError, Undecodable
 from app.features.events import TipEvent
 from app.settings import Settings
 
@@ -82,9 +82,9 @@ async def rebuild(
     since_ms = service.clock.now_ms() - registry.longest_window_ms(mask)
     chunk = min(REBUILD_CHUNK, rate or REBUILD_CHUNK)
     failed: dict[str, str] = {}
-    await service.invalidator.settle()  # owed invalidations would delete the rebuilt values later
     done, started = 0, service.clock.monotonic()
     try:
+        await service.invalidator.settle()  # owed invalidations would delete the rebuilt values later
         async for page in user_pages(service, users, since_ms, chunk, "rebuilding"):
             if rate:
                 await asyncio.sleep(started + done / rate - service.clock.monotonic())
@@ -92,6 +92,8 @@ async def rebuild(
             profiles = await service.rebuilder.rebuild(page, mask)
             failed |= failures(registry, profiles.values())
             done += len(page)
+    except CacheUnavailable as error:
+        raise CacheUnavailable(f"the cache cannot be used: {error}; `profiles doctor` examines it") from error
     finally:
         await service.clear_local_caches()
     if as_json:

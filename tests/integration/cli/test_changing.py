@@ -203,6 +203,14 @@ def test_rebuild_fills_the_cache(populated: Run, own_valkey: EmbeddedServer, mon
     assert " cache " in populated("profile", "user-1", **server).out
 
 
+def test_rebuild_names_the_cache_that_fails(populated: Run, own_valkey: EmbeddedServer) -> None:
+    ask(own_valkey, "REPLICAOF", "127.0.0.1", "1")
+    for url, reason in ((own_valkey.url, "READONLY"), ("redis://127.0.0.1:1/0", "ConnectionError")):
+        for users in ("user-1", "--all"):
+            shown = populated("rebuild", users, cache_url=url, cache_timeout_ms=5_000)
+            assert (shown.code, f"the cache cannot be used: {reason}" in shown.err) == (4, True), shown.err
+
+
 @pytest.mark.slow
 def test_rebuild_fills_values_of_the_named_registry(populated: Run, own_valkey: EmbeddedServer, tmp_path: Path) -> None:
     server = {"cache_url": own_valkey.url, "cache_timeout_ms": 5_000}

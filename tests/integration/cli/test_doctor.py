@@ -261,6 +261,8 @@ def test_missing_or_foreign_database_is_named(deployment: Deployment, tmp_path: 
     other = tmp_path / "photo.jpg"
     other.write_bytes(b"\xff\xd8" * 4_000)
     assert deployment.lines(database=other)["database"][0] == "bad"
+    assert "Run `profiles migrate`" in deployment.look(database=tmp_path / "none.db").out
+    assert "keep a copy, and restore a backup" in deployment.look(database=other).out
 
 
 def test_damaged_database_is_named(deployment: Deployment) -> None:

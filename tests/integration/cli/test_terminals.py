@@ -16,26 +16,22 @@ import pytest
 from app.cli.change import LINES_PER_REQUEST
 from app.features.clock import rfc3339
 from tests.integration.cli.conftest import Run
-from tests.support.registry import FEATURES
+from tests.support.processes import environment_of
 from tests.support.traffic import now_ms
 
 pytestmark = pytest.mark.slow  # a process for each command
 USER = "Zoë"
 
 
-def environment_of(**more: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PROFILES_", "LC_", "LANG"))}
-    return {**inherited, "PROFILES_FEATURES": FEATURES, "COLUMNS": "80", **more}
-
-
 def run(
     arguments: Sequence[str | bytes], directory: Path, stdout: Any = subprocess.PIPE, **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
     """`profiles …` as a process of its own, with a pipe for its output."""
+    inherited = {name: value for name, value in environment_of().items() if not name.startswith(("LC_", "LANG"))}
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments],
         cwd=directory,
-        env=environment_of(**environment),
+        env={**inherited, "COLUMNS": "80", **environment},
         stdout=stdout,
         stderr=subprocess.PIPE,
         check=False,
