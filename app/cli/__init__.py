@@ -6,6 +6,7 @@ import os
 import sys
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 
 import click
 
@@ -64,11 +65,11 @@ def _as_utf8(argument: str) -> str:
 
 
 def main() -> None:
-    """Run the command. A `ProfilesError`, or an error of the operating system such as a full disk, becomes a message and
-    an exit code instead of a traceback."""
+    """Run the command. A `ProfilesError`, or an error of the operating system such as a full disk, becomes a message
+    and an exit code instead of a traceback."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the caller has closed it
-            setattr(sys, name, open(os.devnull, mode))
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # open until the process ends
     for stream in (sys.stdout, sys.stderr):  # the encoding of a terminal may lack characters
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 PAGE = 1_000
 
 
+def _scale(_: click.Context, __: click.Parameter, scale: float | None) -> float | None:
+    from app.bandit.evaluation.evaluation import MAX_V
+
+    if scale is not None and not 0 < scale <= MAX_V:  # not `FloatRange`, which takes NaN
+        raise click.BadParameter(f"must be greater than 0 and at most {MAX_V:,}")
+    return scale
+
+
 @click.command()
 @click.option("--policy", required=True, metavar="NAME|FILE.toml", help="A policy, such as lints-v1, or a file.")
 @click.option("--without-profile", is_flag=True, help="Evaluate the policy as if no user had a profile.")
-@click.option(
-    "--v", "scale", type=click.FloatRange(min=0, min_open=True), help="Another v: how far the policy explores."
-)
+@click.option("--v", "scale", type=float, callback=_scale, help="Another v, up to 1,000: how far the policy explores.")
 @click.option(
     "--with-feature",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -33,11 +33,14 @@ POLICIES = {policy.id: policy for policy in (CHAMPION, CHALLENGER, POOLED_CHAMPI
 class EvaluatedInput(Input, frozen=True, forbid_unknown_fields=True):
     """An input of a policy that is described in a file."""
 
-    precision: Annotated[float, Meta(gt=0)] = NEW_PRECISION
+    precision: Annotated[float, Meta(ge=1e-12, le=1e12)] = NEW_PRECISION
 
     def __post_init__(self) -> None:
         _check("candidate", self.candidate, CANDIDATE_FACTORS)
         _check("shared", self.shared, [factor for factor in SHARED_FACTORS if factor != EVALUATED])
+
+
+MAX_V = 1_000  # already about one choice at random; sums of squares stay finite
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,7 +48,7 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     id: str
     base: str
-    v: Annotated[float, Meta(gt=0)] = SCALE
+    v: Annotated[float, Meta(gt=0, le=MAX_V)] = SCALE
     inputs: tuple[EvaluatedInput, ...] = ()
 
     def __post_init__(self) -> None:

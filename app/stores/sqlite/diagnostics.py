@@ -58,8 +58,8 @@ def diagnose_database(
         return [Line("database", "bad", str(error), NOT_MIGRATED)], []
     except (StoreUnavailable, sqlite3.Error) as error:
         remedy = "Run `profiles migrate` to create a database, or `profiles restore` to restore a backup."
-        if os.path.exists(path):
-            remedy = "Correct what it names. If it is damaged, keep a copy, and restore a backup with `profiles restore`."
+        if path.exists():
+            remedy = "Correct what it names; or keep a copy, and restore a backup with `profiles restore`."
         text = str(unavailable(error) if isinstance(error, sqlite3.Error) else error)
         return [Line("database", "bad", text, remedy)], []
 

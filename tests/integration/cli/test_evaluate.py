@@ -239,6 +239,8 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("--policy", "line.toml"), r"not 'priority\n' - at `$.inputs[0]`"),
     (("--policy", "evaluated.toml"), "hour_distance_sin, not 'evaluated' - at `$.inputs[0]`"),
     (("--policy", "v.toml"), "Expected `float` > 0.0 - at `$.v`"),
+    (("--policy", "endless.toml"), "Expected `float` <= 1000.0 - at `$.v`"),
+    (("--policy", "precision.toml"), "Expected `float` <= 1000000000000.0 - at `$.inputs[0].precision`"),
     (("--policy", "lints-v1", "--with-feature", "number.py"), "--policy: lints-v1 has no pooled prior"),
     (("--policy", "lints-v1", "--with-feature", "text.py"), "REGISTRY: must have one feature, a number"),
     (("--policy", "lints-v1", "--since", "2900-01-01T00:00:00Z"), "0 decisions of 0 users do not suffice"),
@@ -253,11 +255,19 @@ def test_mistake_is_named(profiles: Run, log: Path, tmp_path: Path) -> None:
     (tmp_path / "line.toml").write_text(policy(candidate="priority\\n"))
     (tmp_path / "evaluated.toml").write_text(policy(shared="evaluated"))
     (tmp_path / "v.toml").write_text(policy(v=-1.0))
+    (tmp_path / "endless.toml").write_text(policy(v="inf"))
+    (tmp_path / "precision.toml").write_text(policy().replace("precision = 100.0", "precision = inf"))
     (tmp_path / "text.py").write_text(FILE.format(dtype="str", value="MAX(action)"))
     (tmp_path / "number.py").write_text(FILE.format(dtype="int", value="COUNT(*)"))
     for arguments, message in MISTAKES:
         shown = profiles("evaluate", *arguments, database=log)
         assert (shown.code, message in shown.err) == (5, True), shown.err
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "1e308", "0", "-1"])
+def test_policy_is_not_evaluated_when_v_is_out_of_range(profiles: Run, log: Path, scale: str) -> None:
+    shown = profiles("evaluate", "--policy", "lints-v2", "--v", scale, database=log)
+    assert (shown.code, "must be greater than 0 and at most 1,000" in shown.err) == (2, True), shown.err
 
 
 def test_readme_evaluates_policies(log: Path, tmp_path: Path) -> None:

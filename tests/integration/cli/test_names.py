@@ -77,7 +77,8 @@ def test_url_is_refused(profiles: Run, tmp_path: Path, url: str) -> None:
 def test_directory_is_refused(profiles: Run, tmp_path: Path) -> None:
     for command in ("migrate", "profile ann", "doctor"):
         shown = profiles(*command.split(), database=tmp_path)
-        assert (shown.code, "PROFILES_DATABASE: must be the path of a file, and is a directory" in shown.err) == (2, True)
+        assert shown.code == 2
+        assert "PROFILES_DATABASE: must be the path of a file, and is a directory" in shown.err
 
 
 def test_wal_lies_beside_the_target_of_a_link(profiles: Run, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_output_that_cannot_be_written_is_an_error(migrated: Run, tmp_path: Path
     (tmp_path / "none").touch()
     reader, writer = os.pipe()
     os.close(reader)
-    with open("/dev/full", "wb") as full, open(writer, "wb") as unread:
+    with Path("/dev/full").open("wb") as full, os.fdopen(writer, "wb") as unread:
         for output, code, message in ((full, 4, b"No space left on device"), (unread, 1, b"")):
             shown = run(arguments, tmp_path, stdout=output, PYTHONUNBUFFERED="")
             assert (shown.returncode, message in shown.stderr) == (code, True), shown.stderr

@@ -234,7 +234,17 @@ async def test_history_has_each_row_at_its_moment_in_order(client: Any) -> None:
 
 
 async def test_history_names_an_invalid_row(client: Any) -> None:
-    for row in (None, nan, (), ("ann",), ("ann", now(), 1), ("ann", "yesterday"), ("ann", None), ("ann", nan), (nan, now())):
+    for row in (
+        None,
+        nan,
+        (),
+        ("ann",),
+        ("ann", now(), 1),
+        ("ann", "yesterday"),
+        ("ann", None),
+        ("ann", nan),
+        (nan, now()),
+    ):
         with pytest.raises(Invalid) as caught:
             await client.history([("ann", now()), row])
         assert [issue.path.partition(".")[0] for issue in caught.value.issues] == ["rows[1]"], row

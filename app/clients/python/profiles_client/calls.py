@@ -265,7 +265,7 @@ def current_traceparent() -> str | None:
     return f"00-{span.trace_id:032x}-{span.span_id:016x}-{int(span.trace_flags):02x}"
 
 
-def check_id(user: str, path: str = "user_id") -> None:
+def check_id(user: object, path: str = "user_id") -> None:
     """Raises `Invalid` if `user` cannot be an id. A path with `/` or `..` would name another route."""
     if isinstance(user, str) and len(user) <= 128 and _valid_id(user) and not _surrogate(user):
         return
