@@ -39,4 +39,5 @@ def upgrade(database: Path | PostgresUrl) -> None:
     except CommandError as error:
         raise SchemaMismatch(f"the database at {database} cannot be migrated by this program: {error}") from error
     except (OSError, sqlite3.Error, DatabaseError) as error:
-        raise StoreUnavailable(f"cannot migrate the database at {database}: {error}") from error
+        reason = error.orig if isinstance(error, DatabaseError) else error
+        raise StoreUnavailable(f"cannot migrate the database at {database}: {reason}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from app.errors import StoreUnavailable
 from app.settings.parsers import PostgresUrl
 from app.stores.sql.database import SCHEMA_REVISION, SELECT_REVISION
-from app.stores.sqlite.connection import check_rights
+from app.stores.sqlite.connection import check_rights, error_name
 
 
 def migrate(database: Path | PostgresUrl) -> tuple[str | None, str]:
@@ -51,7 +51,9 @@ def _of_file(path: Path) -> str | None:
     with closing(sqlite3.connect(path)) as connection:
         try:
             row = connection.execute(SELECT_REVISION).fetchone()
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
+            if error_name(error) != "SQLITE_ERROR":  # such as a lock; this one means that the table is missing
+                raise
             return None
     return str(row[0]) if row else None
 

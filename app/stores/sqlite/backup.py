@@ -53,7 +53,7 @@ def backup(database: Path, target: Path, on_step: Callable[[int, int], None] = l
     except (sqlite3.Error, OSError) as error:
         raise StoreUnavailable(f"cannot back {database} up to {target}: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        _discard(part)
 
 
 def restore(source: Path, database: Path) -> None:
@@ -85,7 +85,7 @@ def restore(source: Path, database: Path) -> None:
     except OSError as error:
         raise StoreUnavailable(f"cannot restore {database} from {source}: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        _discard(part)
 
 
 def adopt(database: Path) -> None:
@@ -177,8 +177,13 @@ def _delete_log(database: Path) -> None:
 
 def _create(part: Path) -> None:
     """Create an empty file that only its owner may read. Replace a file that a killed process left."""
-    part.unlink(missing_ok=True)
+    _discard(part)
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def _discard(part: Path) -> None:
+    for suffix in ("", "-journal"):  # on a full disk, SQLite leaves the journal of what it could not write
+        part.with_name(part.name + suffix).unlink(missing_ok=True)
 
 
 def _put(part: Path, target: Path, like: Path) -> None:

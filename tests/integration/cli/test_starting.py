@@ -241,6 +241,15 @@ def test_migrate_creates_a_database(profiles: Run, tmp_path: Path) -> None:
     assert (again.code, again.err) == (0, f"deep/down/p.db is already at revision {SCHEMA_REVISION}\n")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])  # the first still lets migrate read
+def test_lock_is_named_when_migrate_fails(profiles: Run, tmp_path: Path, lock: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "p.db", isolation_level=None)) as other:
+        other.execute(f"BEGIN {lock}")
+        shown = profiles("migrate", database="p.db")
+    assert (shown.code, shown.err) == (4, "error: cannot migrate the database at p.db: database is locked\n")
+
+
 def test_path_is_named_when_migrate_fails(profiles: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     shown = profiles("migrate", database="file/p.db")

@@ -351,6 +351,12 @@ def test_no_partial_file_is_left_when_the_disk_is_full(database_path: Path, tmp_
             backup(small.directory / "profiles.db", small.directory / "again.db")
         with pytest.raises(StoreUnavailable):
             restore(copy, small.directory / "profiles.db")
+        filler = small.directory / "filler"  # room for a beginning and for its journal
+        os.truncate(filler, filler.stat().st_size - 65_536)
+        with pytest.raises(StoreUnavailable):
+            backup(small.directory / "profiles.db", small.directory / "again.db")
+        with pytest.raises(StoreUnavailable):
+            restore(copy, small.directory / "profiles.db")
         assert {path.name for path in small.directory.iterdir()} <= {
             "profiles.db",
             "filler",
