@@ -342,6 +342,9 @@ async def test_old_log_is_not_replayed_when_restore_is_killed(database_path: Pat
 def test_no_partial_file_is_left_when_the_disk_is_full(database_path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     backup(database_path, copy)
+    with closing(sqlite3.connect(copy)) as connection, connection:  # more than SQLite keeps in memory
+        connection.execute("CREATE TABLE large (content)")
+        connection.executemany("INSERT INTO large VALUES (zeroblob(?))", [(1_000_000,)] * 6)
     with small_file_system(tmp_path / "small") as small:
         if small is None:
             pytest.skip("only root may mount a file system")
@@ -352,7 +355,7 @@ def test_no_partial_file_is_left_when_the_disk_is_full(database_path: Path, tmp_
         with pytest.raises(StoreUnavailable):
             restore(copy, small.directory / "profiles.db")
         filler = small.directory / "filler"  # room for a beginning and for its journal
-        os.truncate(filler, filler.stat().st_size - 65_536)
+        os.truncate(filler, filler.stat().st_size - 1_000_000)
         with pytest.raises(StoreUnavailable):
             backup(small.directory / "profiles.db", small.directory / "again.db")
         with pytest.raises(StoreUnavailable):
