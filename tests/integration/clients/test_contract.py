@@ -250,6 +250,13 @@ async def test_history_names_an_invalid_row(client: Any) -> None:
         assert [issue.path.partition(".")[0] for issue in caught.value.issues] == ["rows[1]"], row
 
 
+async def test_history_names_an_invalid_known_at(client: Any) -> None:
+    for known_at in ("yesterday", datetime(2026, 1, 1)):  # noqa: DTZ001  # without an offset
+        with pytest.raises(Invalid) as caught:
+            await client.history([("ann", now())], known_at=known_at)
+        assert [issue.path for issue in caught.value.issues] == ["known_at"]
+
+
 async def test_history_of_a_decision_is_what_was_served(client: Any) -> None:
     user = new_user()
     await client.send(served(user))

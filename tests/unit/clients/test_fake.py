@@ -91,6 +91,18 @@ def test_client_must_be_open() -> None:
         client.profile("ann")
 
 
+async def test_client_is_opened_once() -> None:
+    with FakeProfiles() as client:
+        with pytest.raises(RuntimeError, match="open already"), client:
+            pass
+        assert client.profile("ann").tip_volume_30d == 0
+    async with FakeAsyncProfiles() as other:
+        with pytest.raises(RuntimeError, match="open already"):
+            async with other:
+                pass
+        assert (await other.profile("ann")).tip_volume_30d == 0
+
+
 async def test_reads_of_one_turn_share_a_request() -> None:
     service = Recording()
     service.profiles |= {f"user-{number}": ProfileFeatures(tip_volume_30d=number) for number in range(1_500)}

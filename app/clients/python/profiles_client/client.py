@@ -76,6 +76,10 @@ class Client(Generic[F]):
         self._options = (contract, deadline_s, traceparent, Random())  # noqa: S311  # jitter is not secret
         self._opened: Calls[F] | None = None
 
+    def _check_closed(self) -> None:
+        if self._opened is not None:
+            raise RuntimeError(f"{type(self).__name__} is open already: share it within its `with` block")
+
     @property
     def _calls(self) -> Calls[F]:
         if self._opened is None:
@@ -94,6 +98,7 @@ class Profiles(Client[F]):
         return BlockingTransport(self._endpoint)
 
     def __enter__(self) -> Self:
+        self._check_closed()
         self._opened = Calls(self._transport(), *self._options)
         try:
             if problem := run(self._calls.contract_problem()):
@@ -172,6 +177,7 @@ class AsyncProfiles(Client[F]):
         return AsyncioTransport(self._endpoint)
 
     async def __aenter__(self) -> Self:
+        self._check_closed()
         self._opened = Calls(self._transport(), *self._options)
         self._shared = dict[object, tuple[dict[str, None], asyncio.Task[dict[str, F]]]]()
         self._reading = set[asyncio.Task[dict[str, F]]]()

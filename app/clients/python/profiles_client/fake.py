@@ -202,7 +202,10 @@ class FakeService:
             return {"user_id": decision.user_id, "as_of": decision.at, "features": decision.features}
         if row.user_id is None or row.as_of is None:
             raise _Refused(422, "missing; a row has user_id and as_of, or decision_id", path)
-        known = row.as_of if known_at == "as_of" else msgspec.convert(known_at, datetime | None)
+        try:
+            known = row.as_of if known_at == "as_of" else msgspec.convert(known_at, Moment | None)
+        except msgspec.ValidationError as error:
+            raise _Refused(422, str(error), "known_at") from error
         features = self._features(row.user_id, row.as_of, known)
         return {"user_id": row.user_id, "as_of": row.as_of, "features": features}
 
