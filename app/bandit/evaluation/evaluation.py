@@ -138,6 +138,11 @@ class Evaluation:
 
     def estimates(self) -> Estimates:
         """Raises `Conflict` if the log is not sufficient."""
+        if not self._sums.n:
+            raise Conflict(
+                "no decision of the period can be evaluated: one counts if it explored, its reward is learned, and "
+                "no older one still waits for its reward"
+            )
         try:
             return self._sums.estimates(LEVEL, np.random.default_rng(1))
         except ValueError as error:

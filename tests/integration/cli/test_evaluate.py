@@ -243,7 +243,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("--policy", "precision.toml"), "Expected `float` <= 1000000000000.0 - at `$.inputs[0].precision`"),
     (("--policy", "lints-v1", "--with-feature", "number.py"), "--policy: lints-v1 has no pooled prior"),
     (("--policy", "lints-v1", "--with-feature", "text.py"), "REGISTRY: must have one feature, a number"),
-    (("--policy", "lints-v1", "--since", "2900-01-01T00:00:00Z"), "0 decisions of 0 users do not suffice"),
+    (("--policy", "lints-v1", "--since", "2900-01-01T00:00:00Z"), "no decision of the period can be evaluated: "),
 ]
 
 
