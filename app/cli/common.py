@@ -35,7 +35,7 @@ ACTOR = "the command line"  # in the audit trail
 EXIT_CODES: dict[int, tuple[str, tuple[type[ProfilesError], ...]]] = {
     2: ("invalid usage, setting or registry", (errors.SettingsError, errors.RegistryError)),
     3: ("the database is not migrated, or is newer than this program", (errors.SchemaMismatch,)),
-    4: ("the database, cache or queue does not answer", (errors.Unavailable,)),
+    4: ("the database, cache or queue does not answer, or a file cannot be written", (errors.Unavailable,)),
     5: ("invalid input", (errors.InvalidInput, errors.Undecodable, errors.Conflict, errors.NotFound)),
 }
 

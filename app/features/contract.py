@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import redirect_stdout
 from hashlib import sha256
 from pathlib import Path
 from traceback import walk_tb
@@ -49,9 +50,12 @@ def import_registry(source: str, setting: str) -> tuple[Registry, type[msgspec.S
     """
     place, _, name = source.rpartition(":")
     try:
-        module = (
-            _run_file(Path(place).expanduser().absolute()) if place.endswith(".py") else importlib.import_module(place)
-        )
+        with redirect_stdout(sys.stderr):  # a command's standard output may be read by a program
+            module = (
+                _run_file(Path(place).expanduser().absolute())
+                if place.endswith(".py")
+                else importlib.import_module(place)
+            )
     except RegistryError:
         raise
     except (Exception, SystemExit) as error:  # an operator's module can raise anything

@@ -111,6 +111,15 @@ def test_mirror_is_printed_when_it_disagrees(profiles: Run, tmp_path: Path) -> N
     assert profiles("features", features=own).code == 0
 
 
+def test_what_a_registry_prints_is_no_output(profiles: Run, tmp_path: Path) -> None:
+    module = own_registry(tmp_path / "own.py", own_entry("widgets"))
+    with (tmp_path / "own.py").open("a") as file:
+        file.write("\nprint('loaded')\n")
+    shown = profiles("features", "--format", "json", "--registry", module)
+    assert [entry["name"] for entry in shown.json["features"]] == ["widgets"]
+    assert shown.err == "loaded\n"
+
+
 def test_one_line_names_a_registry_that_cannot_be_loaded(profiles: Run, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("x = 1\nraise ValueError('a\\nb')\n")
     for command in (["features"], ["features", "test"], ["features", "plan"], ["profile", "ann"]):
