@@ -155,6 +155,23 @@ async def test_read_is_stale_when_the_replication_id_is_ignored(
         await demote_and_promote(shards)
 
 
+async def test_rebuild_computes_once_when_a_master_is_dead(shards: Shards) -> None:
+    user, *others = shards.users
+    shards.masters[0].kill()
+    assert not await shards.send(user)
+    service = shards.services[0]
+
+    def computed_users() -> float:
+        return service.metrics.collectors.get_sample_value("profiles_computed_users_total") or 0
+
+    before = computed_users()
+    rebuilt = await service.rebuilder.rebuild(shards.users, 1 << VOLUME)
+    assert computed_users() - before == len(shards.users)
+    assert {user_id for user_id in shards.users if rebuilt[user_id][VOLUME].expires_at_ms is None} == {user}
+    assert int(rebuilt[user][VOLUME].json) == shards.sent[user]
+    assert await shards.read(*others, services=[0]) == [True, True]
+
+
 async def test_paused_master_affects_only_its_shard(shards: Shards) -> None:
     user, *others = shards.users
     shards.masters[0].signal(signal.SIGSTOP)
