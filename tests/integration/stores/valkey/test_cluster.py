@@ -61,7 +61,7 @@ class Shards:
         return hits
 
     async def until_hits(self, *user_ids: str) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while not all(await self.read(*user_ids)):
                 pass
 
@@ -106,7 +106,7 @@ async def failover_with_lost_deletions(shards: Shards) -> None:
     shards.masters[0].kill()
     shards.cluster.take_over(replica)
     hits = []
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not all(await shards.read(user)):
             hits += await shards.read(*others)
     hits += await shards.read(*others)
