@@ -141,7 +141,7 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
             if len(page) < AT_ONCE:
                 return tally
             after = page[-1].id
-        tally.next_after = after
+        tally.next_after = after if await self.letters.list(after, 1) else None
         return tally
 
     async def _store(self, events: Sequence[TipEvent], refused: list[tuple[object, str]]) -> list[int]:
