@@ -174,6 +174,7 @@ def _in_json(value: object) -> object:
 
 
 def _text(value: object) -> str:
+    value = value.data if isinstance(value, msgspec.msgpack.Ext) else value
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 

@@ -103,7 +103,9 @@ async def test_replay_refuses_what_only_msgpack_can_say(door: Door, changes: dic
     assert [letter.id for letter in await door.buried()] == [tally.failures[0].id]
 
 
-@pytest.mark.parametrize("item", [{"user_id": b"ann"}, {b"user_id": b"ann"}, b"ann", [b"ann"]])
+@pytest.mark.parametrize(
+    "item", [{"user_id": b"ann"}, {b"user_id": b"ann"}, b"ann", [b"ann"], msgspec.msgpack.Ext(5, b"ann")]
+)
 async def test_letter_in_bytes_is_erased_with_its_user(door: Door, database: SqliteDatabase, item: object) -> None:
     await door.take_in(item)
     assert (await SqlUsers(database).erase("bob", NOW_MS)).dead_letters == 0
