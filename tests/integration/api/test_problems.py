@@ -62,6 +62,18 @@ async def test_request_is_refused_when_its_target_is_invalid(site: Live) -> None
             assert (status, body["status"]) == (expected, expected), target
 
 
+async def test_refused_parameter_is_named_with_all_that_is_allowed(site: Live) -> None:
+    for path, name, allowed in (
+        ("/profiles/ada?detail=2", "detail", "true or false"),
+        ("/admin/users?limit=x", "limit", "a whole number from 1 to 100"),
+        ("/admin/users?limit=101", "limit", "a whole number from 1 to 100"),
+        ("/admin/data-quality?max_age_s=-1", "max_age_s", "a whole number from 0 to 31622400"),
+        ("/admin?period=year", "period", "hour, day or month"),
+    ):
+        (issue,) = problem(await site.client.get(path), 400)["errors"]
+        assert issue == {"path": name, "detail": f"must be {allowed}"}
+
+
 @pytest.mark.parametrize("route", ["/events", "/profiles/batch", "/score"])
 async def test_format_of_a_body_is_named_when_it_is_not_json(site: Live, route: str) -> None:
     for sent, name in (
