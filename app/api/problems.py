@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
+from litestar.params import KwargDefinition
 from msgspec import UNSET, UnsetType
 
 from app import errors
@@ -125,11 +126,19 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
 
 
 def _allowed(request: HttpRequest, key: str) -> str | None:
-    """What a parameter must be, if its type lists the values; Litestar's message names only the wrong value."""
+    """What a parameter must be. Litestar's message names the type of the wrong value, which is always text, and only
+    one of the limits of a number."""
     parameter = request.route_handler.parsed_fn_signature.parameters.get(key)
-    if parameter is None or not parameter.is_literal:
+    if parameter is None:
         return None
-    return f"must be {', '.join(parameter.args[:-1])} or {parameter.args[-1]}"
+    if parameter.is_literal:
+        return f"must be {', '.join(parameter.args[:-1])} or {parameter.args[-1]}"
+    if parameter.annotation is bool:
+        return "must be true or false"
+    limits = parameter.kwarg_definition
+    if not isinstance(limits, KwargDefinition) or limits.ge is None or limits.le is None:
+        return None
+    return f"must be a whole number from {limits.ge} to {limits.le}"
 
 
 def on_exception(request: HttpRequest, error: Exception) -> Response[Any]:

@@ -76,7 +76,7 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise InvalidInput("the body is invalid", [issue_of(error)]) from error
     except UNDECODABLE as error:
-        raise Undecodable(f"the body is {undecodable(error)}") from error
+        raise Undecodable(f"the body is {undecodable(error, body)}") from error
 
 
 def check_ids(ids: Sequence[str], path: str) -> None:

@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -90,7 +91,7 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
     async def bury(self, payload: object, reason: str) -> None:
         """Store a rejected payload as a dead letter, with the reason. Raises `StoreUnavailable`."""
         try:
-            text = msgspec.json.encode(payload, enc_hook=repr).decode()
+            text = msgspec.json.encode(_in_json(payload)).decode()
         except RecursionError:
             text = '"nested too deeply to be kept"'
         letter = await self.letters.bury_payload(text, reason, "", self.ingestor.clock.now_ms())
@@ -140,7 +141,7 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
             if len(page) < AT_ONCE:
                 return tally
             after = page[-1].id
-        tally.next_after = after
+        tally.next_after = after if await self.letters.list(after, 1) else None
         return tally
 
     async def _store(self, events: Sequence[TipEvent], refused: list[tuple[object, str]]) -> list[int]:
@@ -158,6 +159,23 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
             else:
                 seqs.extend(outcome.seqs)
         return seqs
+
+
+def _in_json(value: object) -> object:
+    """The payload with each value that JSON lacks as an object such as `{"bytes": "ada"}`, which no field of an event
+    accepts. As text, a replay would accept it and store what nobody sent: the user `YWRh`, or a time in UTC."""
+    if isinstance(value, dict):
+        return {_text(key): _in_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_json(item) for item in value]
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return {type(value).__name__: _text(value)}
+
+
+def _text(value: object) -> str:
+    value = value.data if isinstance(value, msgspec.msgpack.Ext) else value
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def reason_of(error: Undecodable | InvalidInput | Conflict) -> str:

@@ -7,6 +7,7 @@ accepts them only in a mode that accepts `"7200"` as well.
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +22,14 @@ _EXACT = 2.0**53  # a larger float may stand for several integers
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"^Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 _SHOWN = 200
+# The first bytes of other formats.
+MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "a ZIP file",
+    b"PAR1": "Parquet",
+    BOM_UTF16_LE: "text in UTF-16",
+    BOM_UTF16_BE: "text in UTF-16",
+}
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -45,8 +54,11 @@ def decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
         return converted
 
 
-def undecodable(error: Exception) -> str:
+def undecodable(error: Exception, body: bytes) -> str:
     """What is wrong with a body for which `decode` has raised one of `UNDECODABLE`."""
+    for magic, name in (*MAGIC.items(), (BOM_UTF8, "text with a byte order mark")):
+        if body.startswith(magic):
+            return f"not valid JSON: it is {name}; send JSON in UTF-8 without a byte order mark"
     if isinstance(error, UnicodeDecodeError):
         return "not valid UTF-8"
     if isinstance(error, RecursionError):

@@ -6,7 +6,7 @@ Every error names the place, as `[3].occurred_at` or `line 7` of newline-delimit
 from __future__ import annotations
 
 import hashlib
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -14,7 +14,7 @@ import msgspec
 
 from app.errors import InvalidInput, Issue, Undecodable
 from app.events.ports import Admitted
-from app.events.strict_json import UNDECODABLE, convert, decode, issue_of, undecodable
+from app.events.strict_json import MAGIC, UNDECODABLE, convert, decode, issue_of, undecodable
 from app.features.clock import DAY_MS, rfc3339, to_ms
 from app.features.events import KNOWN_SUBJECTS, MAX_DWELL_MS, Action, TipEvent
 from app.features.ids import MAX_ID_LENGTH, id_problem
@@ -25,13 +25,6 @@ FUTURE_TOLERANCE_MS = 5 * 60_000
 _DECODER: msgspec.json.Decoder[TipEvent] = msgspec.json.Decoder(TipEvent)
 _RAW_DECODER: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 _ENCODER = msgspec.json.Encoder(order="deterministic")
-_MAGIC = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "a ZIP file",
-    b"PAR1": "Parquet",
-    BOM_UTF16_LE: "text in UTF-16",
-    BOM_UTF16_BE: "text in UTF-16",
-}
 TABLE = "a table of columns"
 LINES_EXPECTED = "send newline-delimited JSON in UTF-8, one event per line"
 _FORMAT_BYTES = 4_096  # enough to recognise a format
@@ -85,7 +78,7 @@ def decode_json(body: bytes) -> Batch:
         items = _RAW_DECODER.decode(body)
         # `Raw` does not decode the items. Their UTF-8 is checked when each is decoded.
     except UNDECODABLE as error:
-        raise Undecodable(f"the body is {undecodable(error)}") from error
+        raise Undecodable(f"the body is {undecodable(error, body)}") from error
     _check_count(len(items))
     return _decode_each(items, [f"[{index}]" for index in range(len(items))])
 
@@ -108,7 +101,7 @@ def decode_lines(body: bytes, first: int = 1) -> Batch:
 
 def other_format(head: bytes) -> str | None:
     """The format of a file, recognised by its first bytes `head`; None if it may be newline-delimited JSON."""
-    for magic, name in _MAGIC.items():
+    for magic, name in MAGIC.items():
         if head.startswith(magic):
             return name
     if len(head) > 1 and head[:2].count(0) == 1:  # UTF-16 without a byte order mark
@@ -141,7 +134,7 @@ def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> Batch:
         except msgspec.ValidationError as error:
             invalid.append(_issue(place, error))
         except UNDECODABLE as error:
-            broken.append(Issue(place or "$", undecodable(error)))
+            broken.append(Issue(place or "$", undecodable(error, bytes(item))))
         else:
             invalid.extend(_id_issues(event, place))
             events.append(event)

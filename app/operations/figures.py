@@ -127,7 +127,7 @@ KINDS = (
     ),
     FigureKind(
         *("fills_refused", "Fills refused", "count", "total"),
-        "Values not cached because an event arrived while they were computed. This is how stale values are avoided.",
+        "Values not cached because an event or another value came first. This is how stale values are avoided.",
     ),
     FigureKind(
         *("lag_p50_ms", "Lag, median", "ms", "over all"),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -26,7 +27,7 @@ from app.features.registry import indices
 from app.profiles.online.cache_protocol import Filler, Profile
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Stale
-from app.profiles.ports import Epoch, UserQueries
+from app.profiles.ports import UNAVAILABLE, Epoch, UserQueries
 from app.telemetry import logger
 
 ATTEMPTS = 3
@@ -64,28 +65,31 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
         for start in range(0, len(user_ids), USERS_AT_ONCE):
             wanted = dict.fromkeys(user_ids[start : start + USERS_AT_ONCE], mask)
             for _ in range(ATTEMPTS):
-                wanted = await self._attempt(wanted, profiles)
+                wanted = await self._attempt(wanted, profiles, left)
                 if not wanted or not self.keeps:
                     break
-            left |= wanted
+            for user_id, refused in wanted.items():
+                left[user_id] = left.get(user_id, 0) | refused
         if left:
             log.info("rebuild_not_kept", users=len(left), detail="the next read computes")
             names = self.computation.registry.names
             await self.invalidate({user: [names[index] for index in indices(mask)] for user, mask in left.items()})
         return profiles
 
-    async def _attempt(self, wanted: Mapping[str, int], profiles: dict[str, Profile]) -> dict[str, int]:
-        """Compute values into `profiles` and try once to store them. Return the masks of the features whose values were
-        not stored, by user id."""
+    async def _attempt(
+        self, wanted: Mapping[str, int], profiles: dict[str, Profile], left: dict[str, int]
+    ) -> dict[str, int]:
+        """Compute values into `profiles` and try once to store them. Return the masks of the features to try again, by
+        user id. Features whose keys cannot be read, because their server is unavailable, are added to `left`."""
         epoch, tokens = await self._tokens(wanted)
         computed = await self.computation.live(wanted)
         for user_id, mask in wanted.items():
             profile = profiles.setdefault(user_id, {})
             for index in indices(mask):
-                value = computed[user_id][index]
-                profile[index] = value if tokens else value._replace(expires_at_ms=None)
-        if not tokens:
-            return dict(wanted)
+                profile[index] = computed[user_id][index]
+                if tokens[user_id][index] == UNAVAILABLE:
+                    profile[index] = profile[index]._replace(expires_at_ms=None)
+                    left[user_id] = left.get(user_id, 0) | 1 << index
         fills = self.filler.fills(tokens, profiles)
         refused: dict[str, int] = {}
         for fill, landed in zip(fills, await self.filler.store(epoch, fills), strict=True):
@@ -96,14 +100,12 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
 
     async def _tokens(self, wanted: Mapping[str, int]) -> tuple[Epoch, dict[str, dict[int, bytes]]]:
         """The epoch, and the token of each key by user id and feature index: the bytes that the key must still hold
-        when the rebuilt value is stored. No tokens if the cache is unavailable."""
-        if not self.keeps:
-            return "", {}
-        try:
-            epoch, held = await self.filler.read(wanted)
-            return epoch, await self.filler.tokens(epoch, held)
-        except CacheUnavailable:
-            return "", {}
+        when the rebuilt value is stored, or `UNAVAILABLE`."""
+        with suppress(CacheUnavailable):
+            if self.keeps:
+                epoch, held = await self.filler.read(wanted)
+                return epoch, await self.filler.tokens(epoch, held)
+        return "", {user_id: dict.fromkeys(indices(mask), UNAVAILABLE) for user_id, mask in wanted.items()}
 
 
 class RebuildRun(NamedTuple):

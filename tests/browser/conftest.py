@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser
+from playwright.async_api import Browser, expect
 
 from tests.support.browser import chromium
+from tests.support.waiting import PATIENCE_S
+
+expect.set_options(timeout=1000 * PATIENCE_S)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

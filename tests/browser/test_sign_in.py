@@ -150,7 +150,10 @@ async def test_session_stays_when_another_site_sends_a_form(keyed: Live, browser
 def test_next_page_is_the_overview_when_it_is_on_another_site() -> None:
     for path in ("https://a.example", "//a.example", "/adminx", "/admin\\x", "/admin/é", "/admin/\n", "", "/events"):
         assert safe_next(path) == "/admin", path
-    assert safe_next("/admin/users/a%20b?x=1") == "/admin/users/a%20b?x=1"
+    for path in ("/admin/..", "/admin/../other", "/admin/%2E%2e/x", "/admin/.%2e#x", "/admin/./../x", "/admin/..?x"):
+        assert safe_next(path) == "/admin", path
+    for path in ("/admin/users/a%20b?x=1", "/admin/users/...", "/admin/users/..a", "/admin/audit?subject=/../"):
+        assert safe_next(path) == path
 
 
 async def test_sign_in_and_out_are_audited(keyed: Live, browser: Browser) -> None:

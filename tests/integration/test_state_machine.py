@@ -407,14 +407,12 @@ def test_every_read_is_true_when_anything_happens(examples: Examples) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("examples", "count"), [("sqlite", 80), ("postgres", 30)], indirect=["examples"])
 def test_every_read_is_true_when_anything_happens_for_long(examples: Examples, count: int) -> None:
     examples(TRUE, settings(max_examples=count, stateful_step_count=60))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("mutant", [PLAIN_SET, CONSTANT_EPOCH], ids=lambda kind: kind.name)
 def test_the_machine_finds_a_stale_read_when_the_cache_is_a_mutant(examples: Examples, mutant: Kind) -> None:
     with pytest.raises((AssertionError, Flaky)):

@@ -15,6 +15,8 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Response, async_playwright
 
+from tests.support.waiting import PATIENCE_S
+
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 Scheme = Literal["light", "dark"]
 WIDE, NARROW = 1280, 390
@@ -133,7 +135,7 @@ async def visiting(
         timezone_id=zone,
         ignore_https_errors=True,  # for self-signed certificates of tests
     )
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(1000 * PATIENCE_S)
     try:
         visitor = Visitor(site, context, await context.new_page())
         yield visitor

@@ -33,7 +33,7 @@ class FaultyLearner:
         if "poison" in tips and not (self._directory / "cured").exists():
             raise ValueError("this event cannot be learned from")
         if "stuck" in tips and self._stuck:
-            await eventually((self._directory / "go").exists, timeout_s=60)
+            await eventually((self._directory / "go").exists)
 
 
 def main() -> None:

@@ -56,6 +56,17 @@ def resident_mib(pid: int) -> float:
     return float(psutil.Process(pid).memory_info().rss) / 2**20
 
 
+def suspend(pid: int) -> None:
+    """Stop a process by SIGSTOP. Until its main thread has run to take the signal, the other threads go on: on a busy
+    machine, they could still accept a connection, which nobody would answer."""
+    os.kill(pid, signal.SIGSTOP)
+    eventually_sync(lambda: all(stat.rpartition(") ")[2][0] == "T" for stat in _threads(pid)))
+
+
+def _threads(pid: int) -> list[str]:
+    return [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+
+
 class Program:
     """One `python -m …` in a session of its own."""
 
@@ -140,7 +151,7 @@ class Program:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        eventually_sync(lambda: not self.family(), 10)
+        eventually_sync(lambda: not self.family())
         return left
 
 

@@ -113,7 +113,7 @@ class Reader:
                 command, env=self.environment, cwd=self.directory, stdout=output, stderr=subprocess.STDOUT
             )
         try:
-            eventually_sync(lambda: child.poll() is not None or self._ready(), timeout_s=60)
+            eventually_sync(lambda: child.poll() is not None or self._ready())
             assert child.poll() is None, log.read_text()
             yield
         finally:

@@ -69,4 +69,4 @@ class Senders:
     async def answered(self, count: int) -> None:
         """Return when so many more requests have been answered."""
         enough = self.answers + count
-        await eventually(lambda: self.answers >= enough, 60)
+        await eventually(lambda: self.answers >= enough)

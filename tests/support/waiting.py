@@ -9,7 +9,7 @@ from time import monotonic
 
 _STEP_S = 0.002
 # Only failing tests wait for so long. It is generous, because the machine may be overloaded.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 async def eventually(predicate: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:

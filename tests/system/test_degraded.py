@@ -23,7 +23,7 @@ from tests.support.servers import ask
 from tests.support.traffic import Client, TrafficRecord
 from tests.support.waiting import eventually, eventually_async
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.slow
 
 CLIENTS = 4
 PAIRS_BEFORE = 15

@@ -24,7 +24,7 @@ from tests.support.small_disk import Disk, LimitedFiles, small_file_system
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually_async
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.slow
 PIECE = 50
 RETURN_S = 40.0
 WORDS = {"database_full": 1, "database_has_room_again": 1}

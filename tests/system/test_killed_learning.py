@@ -42,7 +42,7 @@ class Classroom:
             try:
                 answer = await connection.post(path, body)
             except Broken:
-                await eventually(lambda port=port: self.alive.port != port, 30)  # type: ignore[misc]
+                await eventually(lambda port=port: self.alive.port != port)  # type: ignore[misc]
                 continue
             finally:
                 await connection.close()
@@ -89,14 +89,14 @@ async def test_each_decision_is_kept_and_learned_once_when_processes_are_killed(
     attending = [asyncio.create_task(room.attend(client)) for client in range(CLIENTS)]
     total = CLIENTS * ROUNDS
     for number, share in enumerate((0.2, 0.4, 0.6, 0.8)):
-        await eventually(lambda share=share: room.done >= share * total, 60)  # type: ignore[misc]
+        await eventually(lambda share=share: room.done >= share * total)  # type: ignore[misc]
         if number % 2:
             await room.kill_api()
         else:
             workers[number // 2].program.kill()
             workers.append(fleet.worker())
     await asyncio.gather(*attending)
-    await eventually(lambda: fleet.unconsumed() == 0, 30)
+    await eventually(lambda: fleet.unconsumed() == 0)
 
     for request_id, body in room.answers.items():
         user = request_id.rsplit("-", 1)[0]

@@ -17,7 +17,7 @@ from app.api.server import STOP_GRACE_S
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet, Member, counted
 from tests.support.http import Answer, Connection
-from tests.support.processes import free_port
+from tests.support.processes import free_port, suspend
 from tests.support.registry import own_entry, own_registry
 from tests.support.senders import Senders
 from tests.support.traffic import now_ms
@@ -26,7 +26,7 @@ from tests.support.waiting import eventually, eventually_async
 PROCESSES = 3
 REQUESTS = 60
 ROLLS = 2
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.slow
 
 
 async def serve(fleet: Fleet, **settings: Any) -> Member:
@@ -50,7 +50,7 @@ async def ask(port: int, path: str = "/profiles/ann") -> Answer:
 
 
 async def is_said(member: Member, text: str, times: int = 1) -> None:
-    await eventually(lambda: member.program.output.count(text) == times, 60)
+    await eventually(lambda: member.program.output.count(text) == times)
 
 
 async def test_each_process_answers_and_has_its_own_metrics(fleet: Fleet) -> None:
@@ -95,7 +95,7 @@ async def test_others_serve_when_one_process_ends(fleet: Fleet, number: int) -> 
 async def test_others_serve_when_one_process_is_suspended(fleet: Fleet) -> None:
     member = await serve(fleet)
     suspended = min(pids(member))
-    os.kill(suspended, signal.SIGSTOP)
+    suspend(suspended)
     try:
         for _ in range(REQUESTS):
             assert (await ask(member.port)).status == 200

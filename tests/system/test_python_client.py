@@ -20,7 +20,6 @@ from tests.support.waiting import eventually
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(180),
     pytest.mark.filterwarnings("ignore::profiles_client.ContractWarning"),
 ]
 PROCESSES = 2

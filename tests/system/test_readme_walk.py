@@ -13,7 +13,6 @@ from tests.support.readme import ROOT, UP, Reader, sections
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_own_feature_works_as_the_readme_says(tmp_path: Path) -> None:
     assert shutil.which("curl"), "the README's commands need curl"
     assert not tmp_path.is_relative_to(ROOT)

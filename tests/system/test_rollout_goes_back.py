@@ -38,7 +38,7 @@ async def test_worker_rolls_back_by_itself(
     stop = asyncio.Event()
     working = asyncio.create_task(work(settings, stop, pace=Pace(job_timeout_s=3)))
     try:
-        await eventually_async(went_back, timeout_s=15)
+        await eventually_async(went_back)
     finally:
         stop.set()
         await working

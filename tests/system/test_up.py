@@ -23,7 +23,7 @@ from tests.support.queue import connect
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually, eventually_async
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.slow
 
 SOON_S = 15.0
 CHILDREN = {"api": ("-m app serve",), "worker": ("-m app worker",), "cache": ("cache.sock",), "queue": ("queue.sock",)}

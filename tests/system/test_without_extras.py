@@ -23,7 +23,7 @@ from tests.support.processes import ROOT, Program, environment_of, free_port
 from tests.support.servers import VALKEY, StartServer
 from tests.support.traffic import now_ms
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.slow
 
 
 def needed(requirements: Iterable[str], extras: Iterable[str], found: dict[str, Path]) -> None:

@@ -59,7 +59,6 @@ def test_program_says_what_it_lacks_when_it_cannot_make_hosts(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("hosts")
-@pytest.mark.timeout(240)
 def test_every_answer_is_explained_when_hosts_and_servers_fail() -> None:
     code, output = run("--cluster --minutes 0.4 --rate 1.6 --users 12 --clients 8")
     assert code == 0, output
@@ -68,7 +67,6 @@ def test_every_answer_is_explained_when_hosts_and_servers_fail() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("hosts")
-@pytest.mark.timeout(240)
 def test_read_on_one_host_reflects_the_event_on_another() -> None:
     code, output = run("--cluster --mode relay --operations 2000")
     assert code == 0, output
@@ -77,7 +75,6 @@ def test_read_on_one_host_reflects_the_event_on_another() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("hosts")
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "mutant",
     [

@@ -69,8 +69,8 @@ async def get_letters(request: HttpRequest, after: After = 0) -> Response[DeadLe
     service = service_of(request)
     as_page = prefers_page(request)
     limit = LETTERS_PER_PAGE if as_page else LETTERS_PER_ANSWER
-    letters = await service.dead_letters.list(after, limit)
-    more = letters[-1].id if len(letters) == limit else None
+    found = await service.dead_letters.list(after, limit + 1)
+    letters, more = found[:limit], found[limit - 1].id if len(found) > limit else None
     body = DeadLetterList([view(DeadLetterView, item, event_seq=item.seq) for item in letters], more)
     if not as_page:
         return await answer(request, body, "dead_letters.html")

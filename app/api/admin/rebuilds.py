@@ -38,7 +38,7 @@ class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request to rebuild features of listed users, or of every eligible user (`scope: all`), which is every user with
     an event within the longest window of the features."""
 
-    scope: Literal["all"] | None = None
+    scope: str | None = None
     user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)] | None = None
     features: FeatureNames | None = None
 
@@ -110,6 +110,8 @@ async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:
     if is_form(request):
         return await _start_from_form(request)
     wanted = await body_as(request, RebuildRequest)
+    if wanted.scope not in (None, "all"):
+        raise InvalidInput("the scope is unknown", [Issue("scope", 'must be "all"; name single users in user_ids')])
     if (wanted.scope is None) == (wanted.user_ids is None):
         raise InvalidInput("the scope is unclear", [Issue("$", 'give either {"scope": "all"} or {"user_ids": […]}')])
     check_ids(wanted.user_ids or [], "user_ids[{}]")

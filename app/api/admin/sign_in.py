@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from litestar import Response, get, post
@@ -15,12 +16,14 @@ from app.telemetry import logger
 log = logger("service.sign_in")
 HOME = "/admin"
 SIGN_IN = "/admin/sign-in"
+_DOTS = re.compile(r"/(?:\.|%2e){1,2}(?:[/#]|$)", re.IGNORECASE)  # a browser removes these segments: `..` leaves /admin
 
 
 def safe_next(path: str) -> str:
     """The path to redirect to after signing in: `path` if it is an admin page of this service, else the overview."""
     ours = path == HOME or path.startswith((f"{HOME}/", f"{HOME}?"))
-    return path if ours and path.isascii() and path.isprintable() and "\\" not in path else HOME
+    leaves = "\\" in path or _DOTS.search(path.partition("?")[0]) is not None
+    return path if ours and path.isascii() and path.isprintable() and not leaves else HOME
 
 
 async def _sign_in_page(request: HttpRequest, next_path: str, refusal: str = "", status: int = 200) -> Response[Any]:

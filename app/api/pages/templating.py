@@ -146,7 +146,9 @@ def number(value: float | None, unit: str = "", digits: int = 3) -> str:
     """A number with grouped thousands and its unit; a dash for None. Fractions have `digits` significant digits."""
     if value is None:
         return MISSING
-    if value == int(value) or abs(value) >= 10**digits:
+    if isinstance(value, int):
+        text = f"{value:,}"  # `.0f` converts it to a float, and a decision may have been made from a larger number
+    elif value == int(value) or abs(value) >= 10**digits:
         text = f"{value:,.0f}"
     else:
         text = f"{value:,.{digits}g}"

@@ -28,6 +28,7 @@ from app.concurrency.overload import LoadEstimate
 from app.concurrency.tasks import fail
 from app.errors import StoreUnavailable, Unavailable
 from app.features.clock import Clock
+from app.features.ids import user_hash
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability, FeatureTrouble
 from app.profiles.online.cache_protocol import (
@@ -305,5 +306,5 @@ class Computation:
         if error is None:
             return _encode(value), None
         self.metrics.computation_errors.labels(entry.name).inc()
-        log.error("computation_failed", feature=entry.name, user_id=user_id, error=error)
+        log.error("computation_failed", feature=entry.name, user=user_hash(user_id), error=error)
         return NULL, error

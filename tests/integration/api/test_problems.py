@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from app.errors import StoreUnavailable
 from app.features.clock import rfc3339
 from app.profiles.online.reader import ProfileReader
-from tests.support.live import Live, new_user, problem, raw_status
+from tests.support.live import JSON, Live, new_user, problem, raw_status
 
 BAD_IDS = {
     400: b"% %4 %zz %u0041 %FF %C3%28 %C0%AF %C0%AE%C0%AE %ED%A0%80 %F4%90%80%80".split(),
@@ -59,6 +60,29 @@ async def test_request_is_refused_when_its_target_is_invalid(site: Live) -> None
         for target in some:
             status, body = await raw_status(site, target)
             assert (status, body["status"]) == (expected, expected), target
+
+
+async def test_refused_parameter_is_named_with_all_that_is_allowed(site: Live) -> None:
+    for path, name, allowed in (
+        ("/profiles/ada?detail=2", "detail", "true or false"),
+        ("/admin/users?limit=x", "limit", "a whole number from 1 to 100"),
+        ("/admin/users?limit=101", "limit", "a whole number from 1 to 100"),
+        ("/admin/data-quality?max_age_s=-1", "max_age_s", "a whole number from 0 to 31622400"),
+        ("/admin?period=year", "period", "hour, day or month"),
+    ):
+        (issue,) = problem(await site.client.get(path), 400)["errors"]
+        assert issue == {"path": name, "detail": f"must be {allowed}"}
+
+
+@pytest.mark.parametrize("route", ["/events", "/profiles/batch", "/score"])
+async def test_format_of_a_body_is_named_when_it_is_not_json(site: Live, route: str) -> None:
+    for sent, name in (
+        (gzip.compress(b"{}"), "gzip"),
+        ("[{}]".encode("utf-16"), "text in UTF-16"),
+        (b"\xef\xbb\xbf{}", "text with a byte order mark"),
+    ):
+        answer = await site.client.post(route, content=sent, headers=JSON)
+        assert f"it is {name}; send JSON in UTF-8" in problem(answer, 400, name)["detail"]
 
 
 async def test_id_in_a_path_is_decoded_once(site: Live) -> None:

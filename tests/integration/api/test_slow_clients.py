@@ -167,4 +167,4 @@ async def _dropped(connection: socket.socket) -> None:
         connections = psutil.net_connections("tcp")
         return any(one.raddr and one.raddr == mine and one.status == "ESTABLISHED" for one in connections)
 
-    await eventually(lambda: not is_open(), 20)
+    await eventually(lambda: not is_open())

@@ -88,7 +88,6 @@ def test_package_compiles_for_browsers(project: Path) -> None:
         assert "node:" not in path.read_text()
 
 
-@pytest.mark.timeout(400)  # npm installs packages
 def test_readme_leads_to_a_program_that_works(tmp_path: Path) -> None:
     node_modules()
     reader = Reader(tmp_path)

@@ -399,7 +399,7 @@ async def test_poison_event_becomes_a_dead_letter(settings: Settings, client: Ar
         async def buried() -> bool:
             return (await backlog(service.database, service.clock.now_ms())).dead_letters == 1
 
-        await eventually_async(buried, 10)
+        await eventually_async(buried)
         assert sorted(learner.learned) == ["a", "c"]
         (letter,) = await service.dead_letters.list(0, 10)
         assert (letter.attempts, letter.error) == (consume.ATTEMPTS, "ValueError: cannot learn from this")
@@ -427,7 +427,7 @@ async def test_worker_continues_when_the_queue_holds_garbage(settings: Settings,
         async def buried() -> bool:
             return (await backlog(service.database, service.clock.now_ms())).dead_letters == len(junk)
 
-        await eventually_async(buried, 10)
+        await eventually_async(buried)
         await client.enqueue_job(TIP_EVENTS, [event("a")])
         await eventually_async(lambda: stored_is(service, 1))
 
@@ -500,12 +500,12 @@ async def test_worker_continues_when_the_queue_returns(settings: Settings, own_v
         own_valkey.kill()
         # What comes by HTTP meanwhile is consumed all the same.
         await service.consumer.log.append([[admitted(served("ann", now_ms()), now_ms())]])
-        await eventually_async(lambda: all_consumed(service), 10)
+        await eventually_async(lambda: all_consumed(service))
         own_valkey.start()
-        await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY), 15)
+        await eventually(lambda: ask(own_valkey, "EXISTS", HEALTH_KEY))
         returned = connect(own_valkey.url)
         await returned.enqueue_job(TIP_EVENTS, [event("b")])
-        await eventually_async(lambda: stored_is(service, 2), 10)
+        await eventually_async(lambda: stored_is(service, 2))
         await returned.aclose(close_connection_pool=True)
 
 
@@ -626,10 +626,10 @@ async def test_worker_continues_when_the_queue_was_silent(
         await client.enqueue_job(TIP_EVENTS, [event("a")])
         await eventually_async(lambda: emptied(client))
         own_valkey.signal(signal.SIGSTOP)
-        await eventually(lambda: len(begun) > 2, 15)
+        await eventually(lambda: len(begun) > 2)
         own_valkey.signal(signal.SIGCONT)
         await client.enqueue_job(TIP_EVENTS, [event("b")])
-        await eventually_async(lambda: stored_is(service, 2), 15)
+        await eventually_async(lambda: stored_is(service, 2))
         await eventually_async(lambda: all_consumed(service))
 
 
@@ -645,7 +645,7 @@ async def test_worker_leaves_no_connection_when_the_queue_is_silent_in_a_transac
         between.hold(b"EXISTS", b"UNWATCH")
         async with working(replace(settings, queue_url=between.url)):
             await client.enqueue_job(TIP_EVENTS, [event("a")])
-            await eventually(lambda: between.holding == 2, 15)
+            await eventually(lambda: between.holding == 2)
     gc.collect()
 
 
@@ -660,7 +660,7 @@ async def test_rebuild_is_completed_when_it_is_started_by_the_queue(settings: Se
             run = await service.rebuild_runs.get("run")
             return run is not None and run.state == "completed" and run.done == 300
 
-        await eventually_async(completed, 10)
+        await eventually_async(completed)
 
 
 async def test_rebuild_is_taken_up_when_its_job_was_lost(settings: Settings) -> None:
@@ -672,7 +672,7 @@ async def test_rebuild_is_taken_up_when_its_job_was_lost(settings: Settings) -> 
             run = await service.rebuild_runs.get("run")
             return run is not None and run.state == "completed"
 
-        await eventually_async(completed, 10)
+        await eventually_async(completed)
 
 
 @pytest.mark.slow
@@ -750,7 +750,7 @@ async def test_users_of_new_events_are_checked(settings: Settings) -> None:
             count = service.metrics.collectors.get_sample_value("profiles_consistency_checks_total", labels)
             return bool(count)
 
-        await eventually_async(checked, 20, 0.3)
+        await eventually_async(checked, step_s=0.3)
 
 
 @pytest.mark.parametrize(

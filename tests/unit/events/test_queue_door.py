@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -14,6 +16,7 @@ from app.events.validation import MAX_EVENTS
 from app.features.clock import DAY_MS
 from app.stores.sql.dead_letters import SqlDeadLetters
 from app.stores.sql.registries import announce
+from app.stores.sql.users import SqlUsers
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.clock import NOW_MS
 from tests.support.events import feedback, payload, served
@@ -78,6 +81,36 @@ async def test_rest_counts_when_one_item_is_bad(door: Door, item: object, reason
     assert letter.error.startswith(reason)
     assert (letter.source, letter.seq) == ("queue", None)
     msgspec.json.decode(letter.payload)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"occurred_at": datetime.fromtimestamp(NOW_MS / 1000, UTC)},
+        {"dwell_ms": math.nan},
+        {"dwell_ms": -math.inf},
+        {"user_id": b"ann"},
+        {"tip_id": b"\xff"},
+        {"decision_id": msgspec.msgpack.Ext(5, b"x")},
+    ],
+)
+async def test_replay_refuses_what_only_msgpack_can_say(door: Door, changes: dict[str, object]) -> None:
+    await door.take_in(payload(feedback("ann", event_id="x"), **changes))
+    assert await door.letters.count() == 1
+    tally = await door.door.replay_all(0)
+    assert (tally.replayed, tally.failed) == (0, 1)
+    assert await door.fixture.stored() == []
+    assert [letter.id for letter in await door.buried()] == [tally.failures[0].id]
+
+
+@pytest.mark.parametrize(
+    "item", [{"user_id": b"ann"}, {b"user_id": b"ann"}, b"ann", [b"ann"], msgspec.msgpack.Ext(5, b"ann")]
+)
+async def test_letter_in_bytes_is_erased_with_its_user(door: Door, database: SqliteDatabase, item: object) -> None:
+    await door.take_in(item)
+    assert (await SqlUsers(database).erase("bob", NOW_MS)).dead_letters == 0
+    assert (await SqlUsers(database).erase("ann", NOW_MS)).dead_letters == 1
+    assert await door.buried() == []
 
 
 @pytest.mark.parametrize("whole", [None, "text", {"events": []}, 7])

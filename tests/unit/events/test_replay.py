@@ -139,6 +139,8 @@ async def test_many_letters_are_replayed_in_pages(fixture: ReplayFixture, monkey
     last = await fixture.door.replay_all(letters[7].id)
     assert (last.replayed, [item.id for item in last.failures], last.next_after) == (0, [letters[8].id], None)
     assert await fixture.kept() == [letter.id for letter in letters[::2]]
+    await fixture.letters.discard(letters[8].id)
+    assert (await fixture.door.replay_all(0)).next_after is None  # four letters are left
 
 
 async def test_letters_stay_when_the_database_does_not_answer(

@@ -218,3 +218,9 @@ async def test_decisions_of_an_erased_user_are_not_listed(own_site: Live) -> Non
     await made(own_site, user, 2)
     assert (await own_site.client.delete(f"/admin/users/{user}")).status_code == 204
     assert await ids(own_site) == []
+
+
+async def test_page_shows_a_profile_with_an_integer_beyond_any_float(site: Live) -> None:
+    made_from = await score(site, user_id=new_user(), profile_features={"tip_volume_30d": 10**400})
+    text = await page_text(site, f"/admin/decisions/{made_from['decision_id']}")
+    assert "10" + "\u202f000" * 133 in text

@@ -132,6 +132,8 @@ async def test_rebuild_is_refused_when_its_body_is_invalid(site: Live) -> None:
         ({"user_ids": ["u"], "when": "now"}, "when"),
     ]
     await assert_refused(site, "/admin/rebuilds", bodies)
+    unknown = problem(await site.client.post("/admin/rebuilds", json={"scope": "ALL"}), 422)
+    assert '"all"' in unknown["errors"][0]["detail"]
 
 
 async def test_start_and_cancellation_of_a_rebuild_are_audited(own_site: Live) -> None:

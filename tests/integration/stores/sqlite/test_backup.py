@@ -246,7 +246,7 @@ async def test_backup_contains_whole_commits_and_all_acknowledged_events(
     writing = [asyncio.create_task(work) for work in (produce("ann"), produce("bob"), erase_and_consume())]
     for number in range(5):
         enough = len(acknowledged) + 100
-        await eventually(lambda enough=enough: len(acknowledged) > enough, 20)  # type: ignore[misc]
+        await eventually(lambda enough=enough: len(acknowledged) > enough)  # type: ignore[misc]
         before = set(acknowledged)
         copy = tmp_path / f"copy-{number}.db"
         await asyncio.to_thread(backup, database.path, copy)

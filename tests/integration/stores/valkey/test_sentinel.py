@@ -44,7 +44,7 @@ class Group:
         )
         command = [self.program, str(conf), "--sentinel"]
         self.children.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
-        eventually_sync(lambda: self.answers("SENTINEL", "REPLICAS", NAME), timeout_s=40)
+        eventually_sync(lambda: self.answers("SENTINEL", "REPLICAS", NAME))
 
     @property
     def url(self) -> str:

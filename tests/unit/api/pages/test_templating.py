@@ -71,6 +71,11 @@ def test_number_has_three_significant_digits() -> None:
     assert (number(0.00001234), number(3, "ms")) == ("0.000012", "3 ms")
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), 2**63, 0])
+def test_number_is_exact_when_it_is_an_integer(value: int) -> None:
+    assert number(value).replace("\u202f", "") == str(value)
+
+
 def test_percentage_is_0_or_100_only_when_the_share_is() -> None:
     texts = {0: "0", 1: "100", 0.5: "50", 0.99999: "> 99.9", 0.00001: "< 0.1", 0.123: "12.3"}
     assert {share: percent(share) for share in texts} == {share: f"{text}\u202f%" for share, text in texts.items()}

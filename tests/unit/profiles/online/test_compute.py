@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -12,6 +13,7 @@ import pytest
 from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
+from app.features.ids import user_hash
 from app.features.registry import Registry
 from app.profiles.online.cache_protocol import Profile
 from app.profiles.online.compute import CAP, MOMENTS_ALWAYS, Computation
@@ -19,10 +21,11 @@ from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
-from app.telemetry import Metrics
+from app.telemetry import Metrics, configure_logging
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
+from tests.support.logs import logging_put_back
 from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually
 
@@ -226,6 +229,15 @@ async def test_value_of_another_dtype_is_refused_and_counted(metrics: Metrics, r
     assert [(value.json, value.error) for value in sound] == [(b"5", None)] * 3
     assert counted(metrics, "computation_errors", feature="one") == 1
     assert counted(metrics, "computation_errors", feature="two") == 0
+
+
+async def test_log_names_a_user_only_by_hash_when_a_value_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_put_back():
+        configure_logging("json", "info")
+        await computation(ScriptedSource(lambda asked, index: "text")).live({"ann": 1})
+    (line,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (line["event"], line["feature"], line["user"]) == ("computation_failed", "one", user_hash("ann"))
+    assert "ann" not in {str(value) for value in line.values()}
 
 
 async def test_failed_cell_is_refused_and_counted(metrics: Metrics) -> None:
