@@ -118,6 +118,7 @@ def test_settings_of_manifests_are_valid_and_pods_have_time_to_stop() -> None:
     assert port["containerPort"] == chosen.worker_metrics_port
 
 
+@pytest.mark.slow
 def test_pods_are_replaced_without_an_interruption() -> None:
     deployment = manifest("Deployment", "profiles-api")["spec"]
     assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}

@@ -96,6 +96,7 @@ async def test_logs_come_in_pages_of_whole_users(process: BanditProcess) -> None
     assert sum(len(log.decisions) for log in found) == 160
 
 
+@pytest.mark.slow
 async def test_pruned_decisions_keep_their_effect(process: BanditProcess) -> None:
     before = {policy.id: await replayed(process, policy) for policy in (CHAMPION, CHALLENGER)}
     await process.retention.prune(process.clock.now_ms() - 60 * 60_000, 1_000)
