@@ -84,7 +84,7 @@ def main() -> None:
     except OSError as error:
         # What is left in the buffer cannot be written either, and Python would try when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has what it wants
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has closed the pipe
             sys.exit(1)
         place = error.filename or "the output of the command"
         fail(failed := StoreUnavailable(f"cannot read or write {place}: {error.strerror or error}"))

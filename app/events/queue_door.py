@@ -163,7 +163,8 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
 
 def _in_json(value: object) -> object:
     """The payload with each value that JSON lacks as an object such as `{"bytes": "ada"}`, which no field of an event
-    accepts. As text, a replay would accept it and store what nobody sent: the user `YWRh`, or a time in UTC."""
+    accepts. As plain text, a replay would accept it
+    and store an event that was never sent: bytes become base64, such as the user `YWRh`, and times become UTC."""
     if isinstance(value, dict):
         return {_text(key): _in_json(item) for key, item in value.items()}
     if isinstance(value, list):

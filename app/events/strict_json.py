@@ -23,7 +23,7 @@ _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"^Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 _SHOWN = 200
 # The first bytes of other formats.
-MAGIC = {
+_MAGIC = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "a ZIP file",
     b"PAR1": "Parquet",
@@ -54,11 +54,16 @@ def decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
         return converted
 
 
+def format_of(head: bytes) -> str | None:
+    """The format of a file that begins with the bytes `head`, if it is not JSON and can be recognised."""
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+
+
 def undecodable(error: Exception, body: bytes) -> str:
     """What is wrong with a body for which `decode` has raised one of `UNDECODABLE`."""
-    for magic, name in (*MAGIC.items(), (BOM_UTF8, "text with a byte order mark")):
-        if body.startswith(magic):
-            return f"not valid JSON: it is {name}; send JSON in UTF-8 without a byte order mark"
+    name = "text with a byte order mark" if body.startswith(BOM_UTF8) else format_of(body)
+    if name is not None:
+        return f"not valid JSON: it is {name}; send JSON in UTF-8 without a byte order mark"
     if isinstance(error, UnicodeDecodeError):
         return "not valid UTF-8"
     if isinstance(error, RecursionError):

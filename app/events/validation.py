@@ -14,7 +14,7 @@ import msgspec
 
 from app.errors import InvalidInput, Issue, Undecodable
 from app.events.ports import Admitted
-from app.events.strict_json import MAGIC, UNDECODABLE, convert, decode, issue_of, undecodable
+from app.events.strict_json import UNDECODABLE, convert, decode, format_of, issue_of, undecodable
 from app.features.clock import DAY_MS, rfc3339, to_ms
 from app.features.events import KNOWN_SUBJECTS, MAX_DWELL_MS, Action, TipEvent
 from app.features.ids import MAX_ID_LENGTH, id_problem
@@ -101,9 +101,8 @@ def decode_lines(body: bytes, first: int = 1) -> Batch:
 
 def other_format(head: bytes) -> str | None:
     """The format of a file, recognised by its first bytes `head`; None if it may be newline-delimited JSON."""
-    for magic, name in MAGIC.items():
-        if head.startswith(magic):
-            return name
+    if (name := format_of(head)) is not None:
+        return name
     if len(head) > 1 and head[:2].count(0) == 1:  # UTF-16 without a byte order mark
         return "text in UTF-16"
     line = head.lstrip().partition(b"\n")[0].rstrip()

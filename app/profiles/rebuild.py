@@ -86,9 +86,11 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
         for user_id, mask in wanted.items():
             profile = profiles.setdefault(user_id, {})
             for index in indices(mask):
-                profile[index] = computed[user_id][index]
-                if tokens[user_id][index] == UNAVAILABLE:
-                    profile[index] = profile[index]._replace(expires_at_ms=None)
+                value = computed[user_id][index]
+                if tokens[user_id][index] != UNAVAILABLE:
+                    profile[index] = value
+                else:
+                    profile[index] = value._replace(expires_at_ms=None)
                     left[user_id] = left.get(user_id, 0) | 1 << index
         fills = self.filler.fills(tokens, profiles)
         refused: dict[str, int] = {}

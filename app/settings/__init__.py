@@ -300,7 +300,7 @@ def _with_files(environ: Mapping[str, str], secret: Collection[str]) -> dict[str
             values[setting] = Path(values.pop(name)).read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(name, f"names a file that cannot be read: {error}") from None
-        if not values[setting]:  # a secret that was not written, which must not mean that none is needed
+        if not values[setting]:  # an empty file of API keys would switch authentication off
             raise SettingsError(name, "names an empty file")
     return values
 

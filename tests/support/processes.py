@@ -57,8 +57,8 @@ def resident_mib(pid: int) -> float:
 
 
 def suspend(pid: int) -> None:
-    """Stop a process by SIGSTOP. Until its main thread has run to take the signal, the other threads go on: on a busy
-    machine, they could still accept a connection, which nobody would answer."""
+    """Stop a process by SIGSTOP, and wait until all its threads have stopped. On a busy machine, this takes a while, in
+    which another thread than the main one may accept a connection. It would then stay without an answer."""
     os.kill(pid, signal.SIGSTOP)
     eventually_sync(lambda: all(stat.rpartition(") ")[2][0] == "T" for stat in _threads(pid)))
 

@@ -59,7 +59,7 @@ def diagnose_database(
     except (StoreUnavailable, sqlite3.Error) as error:
         remedy = "Run `profiles migrate` to create a database, or `profiles restore` to restore a backup."
         if path.exists():
-            remedy = "Correct what it names; or keep a copy, and restore a backup with `profiles restore`."
+            remedy = "Correct this; or keep a copy of the file, and restore a backup with `profiles restore`."
         text = str(unavailable(error) if isinstance(error, sqlite3.Error) else error)
         return [Line("database", "bad", text, remedy)], []
 

@@ -262,7 +262,7 @@ def test_missing_or_foreign_database_is_named(deployment: Deployment, tmp_path: 
     other.write_bytes(b"\xff\xd8" * 4_000)
     assert deployment.lines(database=other)["database"][0] == "bad"
     assert "Run `profiles migrate`" in deployment.look(database=tmp_path / "none.db").out
-    assert "keep a copy, and restore a backup" in deployment.look(database=other).out
+    assert "keep a copy of the file, and restore a backup" in deployment.look(database=other).out
 
 
 def test_damaged_database_is_named(deployment: Deployment) -> None:

@@ -113,7 +113,7 @@ class Calls(Generic[F]):
 
     async def profiles(self, users: Iterable[str], deadline_s: float | None) -> dict[str, F]:
         deadline, found, unique = self._deadline(deadline_s), dict[str, F](), dict[str, None]()
-        _check_several(users, "user_ids")
+        _check_list(users, "user_ids")
         for index, user in enumerate(users):
             check_id(user, f"user_ids[{index}]")
             unique[user] = None
@@ -168,7 +168,7 @@ class Calls(Generic[F]):
     ) -> tuple[list[Row[F]], dict[str, str]]:
         """The rows, and the features that could not be computed, with the reason."""
         deadline, found, failed = self._deadline(deadline_s), list[Row[F]](), dict[str, str]()
-        _check_several(rows, "rows")
+        _check_list(rows, "rows")
         for start, chunk in _chunks(rows, MAX_ROWS):
             asked = [_row(row, f"rows[{index}]") for index, row in enumerate(chunk, start)]
             body: dict[str, object] = {"rows": asked}
@@ -269,21 +269,21 @@ def check_id(user: object, path: str = "user_id") -> None:
     """Raises `Invalid` if `user` cannot be an id. A path with `/` or `..` would name another route."""
     if isinstance(user, str) and len(user) <= 128 and _valid_id(user) and not _surrogate(user):
         return
-    detail = "must be text of 1 to 128 characters without control characters or `/`, and not `.` or `..`"
+    detail = "must be a string of 1 to 128 characters without control characters or `/`, and not `.` or `..`"
     raise _invalid("Invalid id", path, detail)
 
 
-def _check_several(items: object, path: str) -> None:
-    """Raises `Invalid` if the items are one text, whose characters would be taken for ids."""
+def _check_list(items: object, path: str) -> None:
+    """Raises `Invalid` if the items are a string, whose characters would be taken for ids."""
     if isinstance(items, str):
-        raise _invalid("Invalid ids", path, "must be a list, not one text")
+        raise _invalid("Invalid ids", path, "must be a list, not a string")
 
 
 def _row(row: object, path: str) -> dict[str, object]:
     match row:
         case str():
             return {"decision_id": row}
-        case user, as_of:  # a frame that was read from a file may have a text
+        case user, as_of:  # a frame that was read from a file may have a string
             return {"user_id": user, "as_of": as_of.isoformat() if isinstance(as_of, datetime) else as_of}
     raise _invalid("Invalid row", path, "must be (user_id, as_of) or the id of a decision")
 
@@ -300,7 +300,7 @@ def error_of(answer: Response, start: int = 0) -> ProfilesError:
     try:
         problem = msgspec.json.decode(answer.body, type=Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        problem = Problem(title=_phrases.get(status, ""), detail=_start(answer.body))
+        problem = Problem(title=_phrases.get(status, ""), detail=_excerpt(answer.body))
     if 300 <= status < 400:
         place = answer.headers.get(b"location", b"another address").decode("latin-1")
         problem = Problem(title="Redirect", detail=f"to {place}; give the client the URL of the service itself")
@@ -336,10 +336,10 @@ def _decoded(decoder: msgspec.json.Decoder[T], answer: bytes) -> T:
     except msgspec.ValidationError as error:
         raise ProfilesError(f"the answer does not fit the contract: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProfilesError(f"the answer is not JSON: {_start(answer) or 'it is empty'}") from error
+        raise ProfilesError(f"the answer is not JSON: {_excerpt(answer) or 'it is empty'}") from error
 
 
-def _start(body: bytes) -> str:
+def _excerpt(body: bytes) -> str:
     return body[:200].decode("utf-8", "replace")
 
 

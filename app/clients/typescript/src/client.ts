@@ -427,12 +427,12 @@ function selection(features: readonly string[] | undefined): { features?: readon
 function checkId(user: string, path: string): void {
   const length = typeof user === "string" ? [...user].length : 0;
   if (length > 0 && length <= 128 && !INVALID_ID.test(user)) return;
-  throw invalid("Invalid id", path, "must be text of 1 to 128 characters without control characters or `/`, and not `.` or `..`");
+  throw invalid("Invalid id", path, "must be a string of 1 to 128 characters without control characters or `/`, and not `.` or `..`");
 }
 
-/** Throws `Invalid` if the items are one text, whose characters would be taken for ids. */
+/** Throws `Invalid` if the items are a string, whose characters would be taken for ids. */
 function checkSeveral(items: unknown, path: string): void {
-  if (typeof items === "string") throw invalid("Invalid ids", path, "must be a list, not one text");
+  if (typeof items === "string") throw invalid("Invalid ids", path, "must be a list, not a string");
 }
 
 function invalid(title: string, path: string, detail: string): Invalid {
