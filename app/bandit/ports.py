@@ -36,9 +36,10 @@ ReadProfile = Callable[[str], Awaitable[tuple[Mapping[str, Scalar], ProfileRead]
 
 
 class ProposedDecision(NamedTuple):
-    """A decision to store. It is stored only if the number of users erased so far still equals `erasures`, and the
-    user's statistics still have exactly `decision.state_version` decisions and belong to the spec with the hash
-    `statistics_spec`, None for a user without statistics."""
+    """A decision to store. It is stored only if the user has not been erased since it was made, and the user's
+    statistics still have exactly `decision.state_version` decisions and belong to the spec with the hash
+    `statistics_spec`, None for a user without statistics. `erasures`: how many users had been erased before it was
+    made."""
 
     decision: Decision
     erasures: int

@@ -8,8 +8,9 @@ a user that was read before the user's erasure is never stored after it. For the
 3. The user is erased; the same transaction increments the count.
 4. The decision is not stored, since the count differs from the count in step 1, and the request decides again.
 
-If the count taken in step 1 was out of date, the request only decides once more than necessary. It also decides again
-if a worker has changed the user's statistics since step 2.
+If another user was erased in step 3, the decision is stored: an event that the profile reflects still exists. If that
+is not known, the request only decides once more than necessary. It also decides again if a worker has changed the
+user's statistics since step 2.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Scorer:
         for _ in range(TRIES):
             if (decision := await self._try(request, started)) is not None:
                 return decision
-        raise StoreUnavailable(f"users' data was erased or learned during each of {TRIES} attempts; nothing was stored")
+        raise StoreUnavailable(f"the user's data was erased or learned during each of {TRIES} attempts; nothing was stored")
 
     async def explain(self, decision_id: str) -> tuple[Decision, DecisionOutcome]:
         """Find a decision and its outcome by the decision's id.

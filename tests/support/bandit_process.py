@@ -18,7 +18,7 @@ from app.bootstrap.bandit import bandit
 from app.events.consume import SWEEP_AGE_MS, Consumer
 from app.features.clock import Clock
 from app.features.events import TipEvent
-from app.features.profile_read import ProfileRead
+from app.features.profile_read import ProfileRead, ValueRead
 from app.features.registry import Scalar
 from app.settings import Settings
 from app.stores.sql.database import Database
@@ -61,7 +61,8 @@ def rollout_of(settings: Settings, database: Database, clock: Clock) -> Rollout:
 
 
 class BanditProcess:
-    """`while_reading_profile` is called whenever a profile is read."""
+    """`while_reading_profile` is called whenever a profile is read. `profiles` are the profiles by user id, `PROFILE` by
+    default. `versions` are the versions of their values by user id; by default, those of a user without events."""
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class BanditProcess:
         self.clock = clock or FakeClock()
         self.metrics = Metrics()
         self.profiles: dict[str, Mapping[str, Scalar]] = {}
+        self.versions: dict[str, Mapping[str, int]] = {}
         self.while_reading_profile: Callable[[], Any] | None = None
         self.bandit = bandit(
             Settings(shadow=shadow),
@@ -102,7 +104,10 @@ class BanditProcess:
     async def _profile(self, user_id: str) -> tuple[Mapping[str, Scalar], ProfileRead]:
         if self.while_reading_profile is not None:
             await self.while_reading_profile()
-        return self.profiles.get(user_id, PROFILE), ProfileRead(self.clock.now_ms(), {})
+        profile = self.profiles.get(user_id, PROFILE)
+        versions = self.versions.get(user_id, dict.fromkeys(profile, -1))
+        values = {name: ValueRead("fingerprint", version) for name, version in versions.items()}
+        return profile, ProfileRead(self.clock.now_ms(), values)
 
     async def decide(self, user_id: str = "ann", **asked: Any) -> Decision:
         """A decision about `TIPS`; other fields of `ScoringRequest` by keyword."""

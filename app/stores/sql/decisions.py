@@ -36,6 +36,7 @@ SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
 SELECT_SHARE = "SELECT CASE WHEN challenger <> ? THEN 0 ELSE share END, salt FROM rollout"
 SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE user_id = ? AND request_id = ?"
 # The answer of a damaged decision is lost, so its request is decided anew.
+SELECT_EVENT = "SELECT 1 FROM event_log WHERE user_id = ? AND seq = ?"
 UPDATE_UNANSWERED = "UPDATE tip_scores SET request_id = NULL WHERE user_id = ? AND request_id = ?"
 SELECT_BY_ID = "SELECT * FROM tip_scores WHERE decision_id = ?"
 SELECT_PAGE = """
@@ -180,7 +181,7 @@ class SqlDecisions:
 
     def _record(self, connection: Connection, proposed: ProposedDecision, erasures: int) -> Decision | None:
         decision = proposed.decision
-        if proposed.erasures != erasures:
+        if proposed.erasures != erasures and not _made_since_erasure(connection, decision):
             return None
         # 1. Two requests with the same id find no decision; 2. both decide; 3. the second one finds the first's here.
         for row in _by_request(connection, decision.user_id, decision.request_id):
@@ -195,6 +196,17 @@ class SqlDecisions:
         placeholders = ", ".join(f":{column}" for column in row)
         connection.execute(f"INSERT INTO tip_scores ({', '.join(row)}) VALUES ({placeholders})", row)
         return decision
+
+
+def _made_since_erasure(connection: Connection, decision: Decision) -> bool:
+    """Whether everything that the decision read about its user was stored after the user's last erasure. False if that
+    is not known."""
+    if (read := decision.profile_read) is not None:
+        # An erasure deletes the user's events, so none has come since the oldest of these was stored.
+        oldest = min((version for version in read.versions.values() if version > 0), default=0)
+        if oldest:
+            return connection.execute(SELECT_EVENT, (decision.user_id, oldest)).fetchone() is not None
+    return decision.state_version == 0  # neither events nor statistics of the user were read
 
 
 def _by_request(connection: Connection, user_id: str, request_id: str | None) -> list[dict[str, Any]]:

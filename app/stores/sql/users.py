@@ -197,7 +197,7 @@ class SqlUsers(SqlRepository):
 
         1. `erase` commits; 2. a request reads the old profile from the cache; 3. the keys are deleted; 4. the request
         stores its decision. This call deletes that decision. If step 4 comes after this call, the request stores
-        nothing, because the counter of erasures has changed.
+        nothing, because the counter of erasures has changed and the events of the old profile are gone.
         """
         await self._database.write(lambda connection: self._erase_decisions(connection, user_id), of=[user_id])
 

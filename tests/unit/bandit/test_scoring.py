@@ -163,14 +163,55 @@ async def test_decision_is_made_anew_when_the_user_is_erased_meanwhile(process: 
     assert not await process.has_learned()
 
 
-async def test_request_fails_when_users_are_erased_during_every_attempt(process: BanditProcess) -> None:
+async def test_request_fails_when_the_user_is_erased_during_every_attempt(process: BanditProcess) -> None:
+    process.versions["ann"] = {"preferred_hour": 1}  # an event that does not exist
+
     async def erase() -> None:
-        await process.users.erase("bob", process.clock.now_ms())
+        await process.users.erase("ann", process.clock.now_ms())
 
     process.while_reading_profile = erase
     with pytest.raises(StoreUnavailable, match="nothing was stored"):
         await process.decide()
     assert await process.stored() == 0
+
+
+@pytest.mark.parametrize("learned", [0, 2])
+async def test_decision_is_made_once_when_other_users_are_erased(process: BanditProcess, learned: int) -> None:
+    for _ in range(learned):
+        await process.learn_one()
+    (seq,) = await process.store(served("ann"))
+    process.versions["ann"] = {"preferred_hour": seq}
+    erased = 0
+
+    async def erase() -> None:
+        nonlocal erased
+        erased += 1
+        await process.users.erase("bob", process.clock.now_ms())
+
+    process.while_reading_profile = erase
+    assert (await process.decide()).state_version == learned
+    assert erased == 1
+
+
+async def test_decision_is_made_anew_when_some_values_are_older_than_the_erasure(process: BanditProcess) -> None:
+    """1. A value is read from the cache; 2. the user is erased, and sends events again; 3. another value is computed,
+    from the new events; 4. the decision is refused because of the first value."""
+    (old,) = await process.store(served("ann"))
+    reads = 0
+
+    async def erase_once() -> None:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
+            await process.users.erase("ann", process.clock.now_ms())
+            (new,) = await process.store(served("ann"))
+            process.versions["ann"] = {"preferred_hour": old, "tip_volume_30d": new}
+        else:
+            process.versions.clear()
+
+    process.while_reading_profile = erase_once
+    await process.decide()
+    assert reads == 2
 
 
 async def test_feedback_consumed_after_the_erasure_restores_nothing(process: BanditProcess) -> None:
@@ -209,6 +250,8 @@ async def test_erasure_deletes_decisions_made_from_the_cached_profile(process: B
         reading.set()
         await gone.wait()
 
+    (seq,) = await process.store(served("ann"))
+    process.versions["ann"] = {"preferred_hour": seq}
     await process.users.erase("ann", process.clock.now_ms())
     early = await process.decide()
     process.while_reading_profile = hold
@@ -216,6 +259,7 @@ async def test_erasure_deletes_decisions_made_from_the_cached_profile(process: B
     await reading.wait()
     await process.users.erase_decisions("ann")
     process.while_reading_profile, process.profiles["ann"] = None, {}
+    process.versions.clear()
     with pytest.raises(NotFound):
         await process.bandit.scorer.explain(early.id)
     gone.set()
