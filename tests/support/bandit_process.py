@@ -61,8 +61,8 @@ def rollout_of(settings: Settings, database: Database, clock: Clock) -> Rollout:
 
 
 class BanditProcess:
-    """`while_reading_profile` is called whenever a profile is read. `profiles` are the profiles by user id, `PROFILE` by
-    default. `versions` are the versions of their values by user id; by default, those of a user without events."""
+    """`while_reading_profile` is called whenever a profile is read. `profiles` are the profiles by user id, by default
+    `PROFILE`. `versions` are the versions of their values by user id, by default those of a user without events."""
 
     def __init__(
         self,
