@@ -72,7 +72,7 @@ class Scorer:
         for _ in range(TRIES):
             if (decision := await self._try(request, started)) is not None:
                 return decision
-        raise StoreUnavailable(f"the user was erased or learned from during each of {TRIES} attempts; nothing was stored")
+        raise StoreUnavailable(f"the user was erased or learned from in each of {TRIES} attempts; nothing was stored")
 
     async def explain(self, decision_id: str) -> tuple[Decision, DecisionOutcome]:
         """Find a decision and its outcome by the decision's id.
