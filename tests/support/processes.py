@@ -15,6 +15,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,29 @@ import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
 
 from tests.support.registry import FEATURES
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 
 ROOT = Path(__file__).parents[2]
 MARK = "TEST_PROCESS_MARK"
-START_S = 30.0
-STOP_S = 25.0
-EPHEMERAL_FROM = 32_000
+EPHEMERAL_FROM = 32_768
+PORTS = range(20_000, 30_000)
+
+
+def _shuffled_ports() -> Iterator[int]:
+    """The ports of this test process, none twice before all were used, because most are bound only later."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = PORTS[int(worker) :: count]
+    return cycle(random.sample(ports, len(ports)))
+
+
+_ports = _shuffled_ports()
 
 
 def free_port() -> int:
     """An unused loopback port below the ephemeral ports, which the system assigns itself."""
     while True:
-        port = random.randrange(20_000, EPHEMERAL_FROM)
+        port = next(_ports)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -118,13 +129,13 @@ class Program:
 
     def says(self, text: str) -> None:
         """Wait until the program prints `text`."""
-        eventually_sync(lambda: text in self.output or not self.running, START_S)
+        eventually_sync(lambda: text in self.output or not self.running)
         assert text in self.output, f"`{self.name}` did not print {text!r}:\n{self.output}"
 
     def send(self, number: int) -> None:
         self._process.send_signal(number)
 
-    def wait(self, timeout_s: float = STOP_S) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the end of the program; its exit code."""
         try:
             return self._process.wait(timeout_s)

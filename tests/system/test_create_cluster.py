@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import yaml
 
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.postgres import missing
-from tests.support.processes import ROOT, free_port
+from tests.support.processes import EPHEMERAL_FROM, ROOT, free_port
 from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.waiting import eventually_sync
 
@@ -27,11 +25,10 @@ BUS = 10_000  # the cluster's own port is higher by this much
 
 
 def node_port() -> int:
-    while True:
-        port = free_port()
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port + BUS))
-            return port
+    """A free port. That of the cluster's bus is above those of `free_port`, and below the ephemeral ones."""
+    while (port := free_port()) + BUS >= EPHEMERAL_FROM:
+        pass
+    return port
 
 
 def knows_every_node(server: EmbeddedServer) -> bool:
