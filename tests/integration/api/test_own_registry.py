@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -84,13 +83,13 @@ async def test_runaway_feature_is_null_and_delays_no_other(own: Live) -> None:
     found = (await own.json(f"/profiles/{user}?detail=true"))["features"]
     assert (found["runaway"]["value"], found["seen_week"]["value"]) == (None, 1)
     assert found["runaway"]["error"] == "the SQL took longer than 300 ms for one user"
-    # The others go on: forty deadlines would take 12 s.
-    async with asyncio.timeout(6):
-        for number in range(40):
-            assert (await own.features(f"{other}-{number}"))["runaway"] is None
-            ready = await own.client.get("/readyz")
-            assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
-            assert "runaway: the SQL took longer than 300 ms" in ready.json()["checks"]["features"]
+    for number in range(40):
+        assert (await own.features(f"{other}-{number}"))["runaway"] is None
+        ready = await own.client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+        assert "runaway: the SQL took longer than 300 ms" in ready.json()["checks"]["features"]
+    seen = own.service.metrics.collectors.get_sample_value
+    assert (seen("profiles_computation_errors_total", {"feature": "runaway"}) or 0) < 20, "most reads did not run it"
     (entry,) = (item for item in (await own.client.get("/features")).json()["features"] if item["name"] == "runaway")
     assert (entry["state"], entry["reason"]) == ("failing", "the SQL took longer than 300 ms for one user")
 
