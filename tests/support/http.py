@@ -7,9 +7,7 @@ import json
 from time import monotonic
 from typing import Any, NamedTuple
 
-from tests.support.waiting import eventually_async
-
-TIMEOUT_S = 30.0
+from tests.support.waiting import PATIENCE_S, eventually_async
 
 
 class Broken(Exception):
@@ -64,7 +62,7 @@ class Connection:
         """Send the bytes of a request. Raises `Broken` if it is not answered."""
         started = monotonic()
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(PATIENCE_S):
                 if self._streams is None:
                     self._streams = await self._connected()
                 reader, writer = self._streams
@@ -99,7 +97,7 @@ async def _response(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
     return status, await reader.readexactly(int(rest[: rest.index(b"\r\n")])), last
 
 
-async def serving(port: int, timeout_s: float = 30.0) -> None:
+async def serving(port: int, timeout_s: float = PATIENCE_S) -> None:
     """Wait until the port answers /healthz with 200."""
     await eventually_async(lambda: answers(port), timeout_s)
 

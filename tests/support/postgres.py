@@ -25,11 +25,10 @@ from app.settings.parsers import PostgresUrl
 from app.settings.parsers import postgres_url as parsed
 from app.stores.migrate import migrate
 from tests.support.processes import free_port
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 
 USER = "profiles"
 ACCOUNTS = ("postgres", "nobody")
-START_S = 30.0
 TEMPLATE = "profiles_template"
 TABLES = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
 DISCONNECT_OTHERS = """SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
@@ -119,7 +118,7 @@ class PostgresServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C must not reach it before its clients
             )
-        eventually_sync(lambda: self.answers() or not self.running, START_S)
+        eventually_sync(lambda: self.answers() or not self.running)
         assert self.running, self.log
 
     @property
@@ -194,7 +193,7 @@ class PostgresServer:
         source = f"{url}?application_name={name}"
         self._run("pg_basebackup", "-D", self.data, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", source)
         self.start()
-        eventually_sync(lambda: primary._state(name) == "streaming", START_S)
+        eventually_sync(lambda: primary._state(name) == "streaming")
         if synchronous:
             primary.wait_for(name)
 
@@ -203,12 +202,12 @@ class PostgresServer:
         self.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
         self.execute("SELECT pg_reload_conf()")
         if name:
-            eventually_sync(lambda: self._state(name, "sync_state") == "sync", START_S)
+            eventually_sync(lambda: self._state(name, "sync_state") == "sync")
 
     def promote(self) -> None:
         """Make this standby a primary, which waits for no standby."""
         self.execute("SELECT pg_promote()")
-        eventually_sync(lambda: self.execute("SELECT pg_is_in_recovery()") == [(False,)], START_S)
+        eventually_sync(lambda: self.execute("SELECT pg_is_in_recovery()") == [(False,)])
         self.wait_for("")
 
     def _state(self, name: str, column: str = "state") -> str | None:
@@ -225,7 +224,7 @@ class PostgresServer:
             with suppress(ProcessLookupError):
                 self.signal(signal.SIGCONT)
             self._child.send_signal(number)
-            self._child.wait(START_S)
+            self._child.wait(PATIENCE_S)
         self._child = None
 
 
@@ -255,7 +254,7 @@ class PgBouncer:
 
     def close(self) -> None:
         self._child.kill()
-        self._child.wait()
+        self._child.wait(PATIENCE_S)
 
 
 StartPostgres = Callable[..., PostgresServer]

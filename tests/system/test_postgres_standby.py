@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.postgres import START_S, account, as_account, binaries
+from tests.support.postgres import account, as_account, binaries
 from tests.support.processes import ROOT, environment_of, free_port
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 
 pytestmark = pytest.mark.slow
 
-STOP_S = 20.0
 PASSWORDS = {"profiles_password": 'it\'s "profiles"', "replication_password": "it's $replication"}
 INSERT = "INSERT INTO kept VALUES ('{}') RETURNING pg_is_in_recovery()"
 CREATE = "CREATE TABLE IF NOT EXISTS kept (value TEXT)"
@@ -82,12 +81,12 @@ class Node:
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(STOP_S)
+            self._process.wait(PATIENCE_S)
             self._process = None
 
     def waits(self, role: str) -> None:
         """Wait until it says that it waits for the other server, which is `role`."""
-        eventually_sync(lambda: f"waiting for the other server, which is {role}" in self.output, START_S)
+        eventually_sync(lambda: f"waiting for the other server, which is {role}" in self.output)
 
     def _psql(self, where: str, sql: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
         command = [str(binaries() / "psql"), "-XAtq", "-d", where, "-c", sql]
@@ -106,7 +105,7 @@ def migrates(node: Node) -> bool:
     url = f"postgresql://profiles@{hosts}/profiles?target_session_attrs=read-write"
     environment = {**environment_of(database=url), "PGPASSWORD": PASSWORDS["profiles_password"]}
     command = [sys.executable, "-m", "app", "migrate"]
-    return subprocess.run(command, env=environment, timeout=START_S, check=False).returncode == 0
+    return subprocess.run(command, env=environment, timeout=PATIENCE_S, check=False).returncode == 0
 
 
 @pytest.fixture
@@ -132,7 +131,7 @@ def test_standby_confirms_commits_and_takes_over(nodes: tuple[Node, Node]) -> No
         node.start()
         node.waits("unreachable")
     first.alone()
-    eventually_sync(lambda: replicates(first, second), START_S)
+    eventually_sync(lambda: replicates(first, second))
     assert migrates(first)
     assert first.as_service(CREATE).returncode == 0
     assert first.as_service(INSERT.format("before")).stdout.strip() == "f"
@@ -143,7 +142,7 @@ def test_standby_confirms_commits_and_takes_over(nodes: tuple[Node, Node]) -> No
     with pytest.raises(subprocess.TimeoutExpired):
         first.as_service(INSERT.format("not confirmed yet"), timeout_s=1)
     first.start()
-    eventually_sync(lambda: replicates(second, first), START_S)
+    eventually_sync(lambda: replicates(second, first))
     assert first.psql("SELECT pg_is_in_recovery()").stdout.strip() == "t", first.output
     assert migrates(first)
     assert first.as_service(INSERT.format("after")).stdout.strip() == "f"
@@ -154,7 +153,7 @@ def test_standby_confirms_commits_and_takes_over(nodes: tuple[Node, Node]) -> No
         node.stop()
     for node in nodes:
         node.start()
-    eventually_sync(lambda: replicates(second, first), START_S)
+    eventually_sync(lambda: replicates(second, first))
     assert first.as_service(INSERT.format("again")).stdout.strip() == "f"
 
 
@@ -162,7 +161,7 @@ def test_primary_works_alone_when_the_operator_says_so(nodes: tuple[Node, Node])
     first, second = nodes
     first.alone()
     first.start()
-    eventually_sync(first.answers, START_S)
+    eventually_sync(first.answers)
     # No commit is acknowledged without the standby.
     with pytest.raises(subprocess.TimeoutExpired):
         first.as_service(CREATE, timeout_s=1)
@@ -173,7 +172,7 @@ def test_primary_works_alone_when_the_operator_says_so(nodes: tuple[Node, Node])
 
     # The standby takes over the data, and not this setting.
     second.start()
-    eventually_sync(lambda: second.answers() and "streaming|async" in first.standbys(), START_S)
+    eventually_sync(lambda: second.answers() and "streaming|async" in first.standbys())
     first.stop()
     second.psql("SELECT pg_promote()")
     assert second.psql("SELECT value FROM kept").stdout.split() == ["alone"]
@@ -185,7 +184,7 @@ def test_former_primary_does_not_answer_while_the_other_may_have_been_promoted(n
     first.alone()
     for node in nodes:
         node.start()
-    eventually_sync(lambda: replicates(first, second), START_S)
+    eventually_sync(lambda: replicates(first, second))
     first.stop(signal.SIGQUIT)
     second.psql("SELECT pg_promote()")
     second.stop()
@@ -194,7 +193,7 @@ def test_former_primary_does_not_answer_while_the_other_may_have_been_promoted(n
     assert first.psql("SELECT 1").returncode != 0
     second.alone()
     second.start()
-    eventually_sync(lambda: replicates(second, first), START_S)
+    eventually_sync(lambda: replicates(second, first))
 
 
 def test_server_without_data_creates_no_second_database(nodes: tuple[Node, Node]) -> None:
@@ -202,12 +201,12 @@ def test_server_without_data_creates_no_second_database(nodes: tuple[Node, Node]
     first.alone()
     for node in nodes:
         node.start()
-    eventually_sync(lambda: replicates(first, second), START_S)
+    eventually_sync(lambda: replicates(first, second))
     first.stop()
     shutil.rmtree(first.directory / "data")
     first.alone()  # by mistake: the other one is there, and was not promoted
     first.start()
     first.waits("standby")
     second.psql("SELECT pg_promote()")
-    eventually_sync(lambda: replicates(second, first), START_S)
+    eventually_sync(lambda: replicates(second, first))
     assert not (first.directory / "alone").exists()  # it holds for one start

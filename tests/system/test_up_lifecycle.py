@@ -23,7 +23,7 @@ from tests.support.fleet import Fleet
 from tests.support.http import Connection
 from tests.support.processes import Program, Programs, free_port
 from tests.support.traffic import now_ms
-from tests.support.waiting import eventually, eventually_async
+from tests.support.waiting import PATIENCE_S, eventually, eventually_async
 
 FAMILY = 5  # itself, API, worker, cache, queue
 pytestmark = pytest.mark.slow
@@ -206,7 +206,7 @@ def test_each_process_has_its_own_ports(programs: Programs, tmp_path: Path) -> N
     assert started[0][1] != started[1][1]
     assert "for PROFILES_PORT" in started[1][0].output
     for program, port in started:
-        assert httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False, timeout=PATIENCE_S).status_code == 200
         assert program.stop() == 0
         assert "metrics_not_served" not in program.output
 

@@ -23,7 +23,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.chat_server import answers, chat_server
 from tests.support.live import KEYS, NO_TLS, answering, as_caller, fresh_database
 from tests.support.processes import free_port
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 CHILD = r"""
 import app.api.auth.authentication
@@ -104,7 +104,7 @@ async def _started(settings: dict[str, str], log: Path) -> AsyncIterator[Process
         await answering(int(settings["PORT"]))
         yield output
         child.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE_S):
             assert await child.wait() == 0, output.written[-2_000:]
     finally:
         if child.returncode is None:
@@ -116,7 +116,7 @@ async def _traffic(url: str) -> dict[str, int]:
     """Send requests of every kind at once, with keys in every place; request id to status."""
     statuses: dict[str, int] = {}
     asked: list[Coroutine[None, None, None]] = []
-    async with httpx.AsyncClient(base_url=url, trust_env=False, verify=NO_TLS) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False, verify=NO_TLS) as client:
 
         async def ask(name: str, method: str, path: str, headers: dict[str, str], **more: object) -> None:
             headers = {**headers, "X-Request-Id": name}
@@ -199,7 +199,9 @@ async def test_json_lines_have_request_ids_and_no_keys(served: ServeProcess) -> 
 @pytest.mark.slow
 async def test_all_lines_of_a_request_have_the_id_of_its_answer(served: ServeProcess) -> None:
     async with served("json") as serving:
-        async with httpx.AsyncClient(base_url=serving.url, trust_env=False, verify=NO_TLS) as client:
+        async with httpx.AsyncClient(
+            base_url=serving.url, timeout=PATIENCE_S, trust_env=False, verify=NO_TLS
+        ) as client:
             answer = await client.get("/profiles/boom", headers=as_caller("reader"))
         request_id = answer.headers["x-request-id"]
         written = await _written(serving, {request_id: answer.status_code})

@@ -53,11 +53,11 @@ from tests.support.queue import connect
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.servers import ask
 from tests.support.traffic import now_ms
-from tests.support.waiting import eventually, eventually_async
+from tests.support.waiting import PATIENCE_S, eventually, eventually_async
 
 pytestmark = pytest.mark.both_engines
 PACE = Pace(job_timeout_s=3)
-START_S, STOP_S = 20.0, 30.0
+START_S, STOP_S = PATIENCE_S, PATIENCE_S
 
 
 class FakeLearner:
@@ -702,14 +702,14 @@ async def test_metrics_are_served_when_a_port_is_set(settings: Settings, client:
         await client.enqueue_job(TIP_EVENTS, [event("a")])
         await eventually_async(lambda: stored_is(service, 1))
         await eventually_async(lambda: all_consumed(service))  # counted before it is consumed
-        async with httpx.AsyncClient(trust_env=False) as browser:
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as browser:
             text = (await browser.get(f"http://127.0.0.1:{port}/metrics")).text
         assert 'profiles_events_total{door="queue",outcome="accepted"} 1.0' in text
         async with working(served_there) as (another, _):  # without metrics, but of use
             await service.consumer.log.append([[admitted(served("bob", now_ms()), now_ms())]])
             await eventually_async(lambda: all_consumed(another))
     with closing(socket.create_server(("127.0.0.1", port))) as taken:
-        async with working(served_there), httpx.AsyncClient(trust_env=False) as browser:
+        async with working(served_there), httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as browser:
             taken.close()  # as a process does that is replaced
 
             async def answers() -> bool:
