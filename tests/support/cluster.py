@@ -1,6 +1,6 @@
 """A cluster of three masters with a replica each, on loopback: failovers, and slots that move.
 
-`cluster` is shared by a whole run and emptied for each test. `own_cluster` is one that the test may break.
+`cluster` is shared by a whole run, emptied before each test and mended after it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,12 @@ from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.waiting import eventually_sync
 
 MASTERS = 3
-NODE_TIMEOUT_MS = 1_000
 OPTIONS = (
-    *("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
+    *("--cluster-enabled", "yes"),
     *("--cluster-require-full-coverage", "no"),
     *("--cluster-replica-validity-factor", "0", "--cluster-allow-replica-migration", "no"),
     *("--repl-diskless-sync-delay", "0", "--protected-mode", "no"),
 )
-
-StartCluster = Callable[..., "ClusterServers"]
 
 
 def raw(server: EmbeddedServer, *command: str) -> bytes:
@@ -47,14 +44,15 @@ def address(server: EmbeddedServer) -> tuple[str, int]:
 
 
 class ClusterServers:
-    """The six servers; the first three began as masters."""
+    """The six servers; the first three began as masters. Replicas take over by themselves `failover_ms` after their
+    master has become silent, by default never within a test."""
 
-    def __init__(self, start: StartServer, flavour: str, options: tuple[str, ...] = ()) -> None:
+    def __init__(self, start: StartServer, flavour: str, *, failover_ms: int = 60_000) -> None:
         ports = [free_port() for _ in range(2 * MASTERS)]
         extra = [("--cluster-port", str(free_port())) for _ in ports]
+        options = (*OPTIONS, "--cluster-node-timeout", str(failover_ms))
         self.servers = [
-            start(flavour, port=port, options=(*OPTIONS, *bus, *options))
-            for port, bus in zip(ports, extra, strict=True)
+            start(flavour, port=port, options=(*options, *bus)) for port, bus in zip(ports, extra, strict=True)
         ]
         masters, replicas = self.servers[:MASTERS], self.servers[MASTERS:]
         for number, server in enumerate(self.servers):
@@ -171,19 +169,13 @@ class ClusterServers:
 
 
 @pytest.fixture(scope="session")
-def start_cluster(start_server: StartServer) -> StartCluster:
-    """Starts clusters by flavour. All their servers are stopped at the end of the run."""
-    return lambda flavour=VALKEY, **options: ClusterServers(start_server, flavour, **options)
-
-
-@pytest.fixture(scope="session")
-def shared_clusters(start_cluster: StartCluster) -> Callable[[str], ClusterServers]:
+def shared_clusters(start_server: StartServer) -> Callable[[str], ClusterServers]:
     """One cluster of each flavour for the whole run. It is started on first use, and emptied on each use."""
     running: dict[str, ClusterServers] = {}
 
     def shared(flavour: str) -> ClusterServers:
         if flavour not in running:
-            running[flavour] = start_cluster(flavour)
+            running[flavour] = ClusterServers(start_server, flavour)
         running[flavour].flush()
         return running[flavour]
 

@@ -175,7 +175,7 @@ class HostsDeployment(Deployment):
         await asyncio.to_thread(self.queue.start)
         if self._clustered:
             self.caches.clear()
-            self.cluster = await asyncio.to_thread(ClusterServers, self._start_node, VALKEY)
+            self.cluster = await asyncio.to_thread(ClusterServers, self._start_node, VALKEY, failover_ms=1_000)
         else:
             await asyncio.to_thread(self.cache.start)
         clocks = [

@@ -24,7 +24,7 @@ from tests.support.events import served
 from tests.support.proxy import Proxy, proxy
 from tests.support.registry import FEATURES
 from tests.support.servers import VALKEY, StartServer
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 VOLUME = 4
 
@@ -50,7 +50,7 @@ async def volume(service: OpenService) -> tuple[int, bool]:
 
 
 async def until_hit(service: OpenService) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not (await volume(service))[1]:
             pass
 
@@ -58,7 +58,9 @@ async def until_hit(service: OpenService) -> None:
 @asynccontextmanager
 async def processes(database_path: Path, urls: Sequence[str]) -> AsyncIterator[Processes]:
     async with AsyncExitStack() as stack:
-        settings = [Settings(features=FEATURES, database=database_path, cache_url=url) for url in urls]
+        settings = [
+            Settings(features=FEATURES, database=database_path, cache_url=url, cache_timeout_ms=5_000) for url in urls
+        ]
         yield Processes([await stack.enter_async_context(open_service(item, door="http")) for item in settings])
 
 
