@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from arq.connections import ArqRedis
 
 from app.settings.parsers import PostgresUrl
 from tests.support.fleet import Fleet
 from tests.support.processes import Programs
+from tests.support.queue import connect
 from tests.support.servers import VALKEY, StartServer
 
 
@@ -21,3 +23,11 @@ def fleet(programs: Programs, store: Path | PostgresUrl, start_server: StartServ
     programs.close()  # before the servers, so that no process waits for them
     cache.kill()
     queue.kill()
+
+
+@pytest.fixture
+async def queue(fleet: Fleet) -> AsyncIterator[ArqRedis]:
+    """A client of the fleet's queue."""
+    client = connect(fleet.queue.url)
+    yield client
+    await client.aclose(close_connection_pool=True)

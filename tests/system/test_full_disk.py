@@ -26,7 +26,6 @@ from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.slow
 PIECE = 50
-RETURN_S = 40.0
 WORDS = {"database_full": 1, "database_has_room_again": 1}
 
 
@@ -147,14 +146,14 @@ async def test_events_are_refused_when_the_disk_is_full(
     async def taken() -> bool:
         return await producer.send() == 202
 
-    await eventually_async(taken, RETURN_S)
+    await eventually_async(taken)
     for events in [*producer.refused]:
         assert await producer.send_again(events) == 202
-    await eventually_async(lambda: _is_stored(small_fleet, "by-the-queue"), RETURN_S, 0.1)
+    await eventually_async(lambda: _is_stored(small_fleet, "by-the-queue"), step_s=0.1)
     assert small_fleet.stored().keys() == {*producer.acknowledged, "by-the-queue"}
     assert set(small_fleet.stored().values()) == {1}
-    await eventually_async(lambda: _well(producer.connection), RETURN_S, 0.1)
-    await eventually_async(lambda: _all_consumed(small_fleet), RETURN_S, 0.2)
+    await eventually_async(lambda: _well(producer.connection), step_s=0.1)
+    await eventually_async(lambda: _all_consumed(small_fleet), step_s=0.2)
     assert said(api) == WORDS, api.program.output
     for member in (api, worker):
         assert member.program.stop() == 0
@@ -240,7 +239,7 @@ async def test_first_process_starts_when_the_disk_is_full(
     while await producer.send() != 507:  # what is left of the reserve is used up first
         pass
     disk.make_room()
-    await eventually_async(lambda: _well(producer.connection), RETURN_S, 0.1)
+    await eventually_async(lambda: _well(producer.connection), step_s=0.1)
     assert await producer.send() == 202
     for member in (second, worker):
         assert member.program.stop() == 0
@@ -294,7 +293,7 @@ async def test_decisions_are_refused_when_the_disk_is_full(small_fleet: Fleet, d
     async def decided() -> bool:
         return await score(119) == 200
 
-    await eventually_async(decided, RETURN_S)
+    await eventually_async(decided)
     before = dict(answered)
     assert [await score(number) for number in range(120)] == [200] * 120
     assert before.items() <= answered.items(), "who asks again gets the same"

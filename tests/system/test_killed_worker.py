@@ -1,36 +1,28 @@
-"""kill -9 of the worker with jobs in flight: nothing is lost, and it is soon made good for."""
+"""kill -9 of the worker with jobs in flight: nothing is lost, and the next worker does them."""
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from time import monotonic
 
 import pytest
+from arq.connections import ArqRedis
 
-from app.events.consume import SWEEP_AGE_MS
 from app.stores.queue.jobs import TIP_EVENTS
-from app.stores.queue.worker import ARQ_EXTRA_S
-from app.worker import SWEEP_EVERY_S
 from tests.support.events import payload, served
-from tests.support.faulty_worker import JOB_TIMEOUT_S
 from tests.support.fleet import Fleet
 from tests.support.http import Connection
-from tests.support.queue import connect
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually, eventually_async
 
-SLACK_S = 4.0  # a busy machine
-
 
 @pytest.mark.slow
-async def test_http_events_are_consumed_when_a_killed_worker_returns(fleet: Fleet) -> None:
+async def test_http_events_are_consumed_when_a_killed_worker_returns(fleet: Fleet, queue: ArqRedis) -> None:
     worker = fleet.faulty_worker("stuck")
     (api,) = await fleet.apis(1)
     connection = Connection(api.port)
     events = [payload(served(f"user-{n}", now_ms(), tip_id="stuck"), event_id=f"stuck-{n}") for n in range(200)]
     assert (await connection.post("/events", events)).status == 202
-    queue = connect(fleet.queue.url)
 
     async def in_flight() -> bool:
         return bool(await queue.keys("arq:in-progress:*"))
@@ -39,21 +31,16 @@ async def test_http_events_are_consumed_when_a_killed_worker_returns(fleet: Flee
     worker.program.kill()
     assert fleet.unconsumed() == 200
 
-    returned = monotonic()
     fleet.faulty_worker()
     await eventually(lambda: fleet.unconsumed() == 0)
-
-    assert monotonic() - returned < (SWEEP_AGE_MS / 1000) + SWEEP_EVERY_S + SLACK_S
     assert (await connection.get("/profiles/user-7")).json["features"]["tip_volume_30d"] == 1
     await connection.close()
-    await queue.aclose(close_connection_pool=True)
 
 
 @pytest.mark.slow
-async def test_queue_events_are_stored_when_a_killed_worker_returns(fleet: Fleet) -> None:
+async def test_queue_events_are_stored_when_a_killed_worker_returns(fleet: Fleet, queue: ArqRedis) -> None:
     worker = fleet.faulty_worker()
     (api,) = await fleet.apis(1)
-    queue = connect(fleet.queue.url)
     events = [payload(served("ann", now_ms()), event_id=f"queued-{n}") for n in range(50)]
 
     with closing(sqlite3.connect(fleet.database, isolation_level=None, timeout=10)) as other_writer:
@@ -66,17 +53,13 @@ async def test_queue_events_are_stored_when_a_killed_worker_returns(fleet: Fleet
 
         await eventually_async(in_flight)
         worker.program.kill()
-        killed = monotonic()
         other_writer.execute("ROLLBACK")
     assert fleet.stored() == {}
 
     fleet.faulty_worker()
     await eventually(lambda: len(fleet.stored()) == len(events))
-
-    assert monotonic() - killed < JOB_TIMEOUT_S + ARQ_EXTRA_S + SLACK_S
     assert set(fleet.stored().values()) == {1}
     connection = Connection(api.port)
     assert (await connection.get("/profiles/ann")).json["features"]["tip_volume_30d"] == len(events)
     await connection.close()
     await eventually(lambda: fleet.unconsumed() == 0)
-    await queue.aclose(close_connection_pool=True)

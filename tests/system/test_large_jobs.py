@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 import psutil  # type: ignore[import-untyped]  # publishes no types
 import pytest
+from arq.connections import ArqRedis
 
 from app.stores.queue.client import QUEUE
 from app.stores.queue.jobs import PIECE_EVENTS, TIP_EVENTS
 from app.stores.queue.worker import MAX_JOBS
 from tests.support.fleet import Fleet
-from tests.support.queue import connect
 from tests.support.waiting import eventually_async
 
 MIB = 1024 * 1024
@@ -29,11 +29,10 @@ def events(count: int) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("count", [20_000, pytest.param(300_000, marks=pytest.mark.slow)])
-async def test_large_job_ends_when_a_worker_is_killed(fleet: Fleet, count: int) -> None:
-    queue = connect(fleet.queue.url)
+async def test_large_job_ends_when_a_worker_is_killed(fleet: Fleet, queue: ArqRedis, count: int) -> None:
     job = await queue.enqueue_job(TIP_EVENTS, list(events(count)))
     assert job is not None
-    worker = fleet.faulty_worker(cache_timeout_ms=5_000)
+    worker = fleet.worker(cache_timeout_ms=5_000)
     process = psutil.Process(worker.program.pid)
     idle = highest = process.memory_info().rss
 
@@ -46,7 +45,7 @@ async def test_large_job_ends_when_a_worker_is_killed(fleet: Fleet, count: int) 
     assert await queue.zcard(QUEUE) > 0
     worker.program.kill()
     await queue.delete(*await queue.keys("arq:in-progress:*"))  # else they come back after the job timeout and 10 s
-    worker = fleet.faulty_worker(cache_timeout_ms=5_000)  # a job that loses the cache is taken in again
+    worker = fleet.worker(cache_timeout_ms=5_000)  # a job that loses the cache is taken in again
     process = psutil.Process(worker.program.pid)
 
     async def done() -> bool:
@@ -65,4 +64,3 @@ async def test_large_job_ends_when_a_worker_is_killed(fleet: Fleet, count: int) 
     # As the second worker recorded when it stopped: it took in again only the jobs that were running at the kill.
     known = fleet.rows("SELECT COALESCE(SUM(body ->> '$.counts.events_duplicate'), 0) FROM samples")
     assert known[0][0] <= MAX_JOBS * PIECE_EVENTS
-    await queue.aclose(close_connection_pool=True)

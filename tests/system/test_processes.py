@@ -196,18 +196,16 @@ async def test_no_request_is_lost_when_all_processes_stop(fleet: Fleet, number: 
     assert "requests_cut_short" not in member.program.output
 
 
-async def test_all_processes_drain_before_they_stop(fleet: Fleet) -> None:
-    member = await serve(fleet, drain_s=1)
-    told = monotonic()
+async def test_all_processes_serve_while_they_drain(fleet: Fleet) -> None:
+    member = await serve(fleet, drain_s=300)
     member.program.send(signal.SIGTERM)
 
     async def stopping() -> bool:
         return (await ask(member.port, "/readyz")).status == 503
 
-    await eventually_async(stopping, 0.9, 0.01)
+    await eventually_async(stopping)
     assert (await ask(member.port)).status == 200
-    assert await asyncio.to_thread(member.program.wait) == 0
-    assert monotonic() - told >= 1
+    assert len(pids(member)) == PROCESSES
 
 
 async def test_processes_stop_when_their_supervisor_is_killed(fleet: Fleet) -> None:

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from arq.connections import ArqRedis
 
 from app.stores.queue.jobs import TIP_EVENTS
 from tests.support.collector import CollectedSpan, Collector, running_collector
 from tests.support.events import payload, served
 from tests.support.fleet import Fleet
 from tests.support.http import Answer, Connection
-from tests.support.queue import connect
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually
 
@@ -85,10 +85,11 @@ async def test_trace_of_a_cold_read_shows_cache_and_statement(fleet: Fleet, coll
     await eventually(lambda: collector.named("GET"))  # without a route, since the path may have anything
 
 
-async def test_queued_events_continue_the_trace_of_their_job(fleet: Fleet, collector: Collector) -> None:
+async def test_queued_events_continue_the_trace_of_their_job(
+    fleet: Fleet, queue: ArqRedis, collector: Collector
+) -> None:
     fleet.worker(traces_url=collector.url)
     trace_id = "3af7651916cd43dd8448eb211c80319c"
-    queue = connect(fleet.queue.url)
     events = [payload(served("ann", now_ms())), payload(served("bob", now_ms()))]
     await queue.enqueue_job(TIP_EVENTS, events, traceparent=f"00-{trace_id}-{CALLER}-01")
     await eventually(lambda: {f"job {TIP_EVENTS}", CONSUMED} <= trace_of(collector, trace_id).keys())
@@ -96,13 +97,10 @@ async def test_queued_events_continue_the_trace_of_their_job(fleet: Fleet, colle
     assert spans[f"job {TIP_EVENTS}"].parent == CALLER
     assert collector.path(spans["event_log.append"])[0] == f"job {TIP_EVENTS}"
     assert collector.path(spans[CONSUMED])[0] == f"job {TIP_EVENTS}"
-    await queue.aclose(close_connection_pool=True)
 
 
-async def test_queued_job_with_a_traceparent_is_stored_when_traces_are_off(fleet: Fleet) -> None:
+async def test_queued_job_with_a_traceparent_is_stored_when_traces_are_off(fleet: Fleet, queue: ArqRedis) -> None:
     fleet.worker()
-    queue = connect(fleet.queue.url)
     job = payload(served("ann", now_ms(), event_id="traced"))
     await queue.enqueue_job(TIP_EVENTS, [job], traceparent=f"00-3af7651916cd43dd8448eb211c80319c-{CALLER}-01")
     await eventually(lambda: fleet.stored() == {"traced": 1} and not fleet.unconsumed())
-    await queue.aclose(close_connection_pool=True)

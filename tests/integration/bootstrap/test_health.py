@@ -13,6 +13,7 @@ from app.asgi import create_app
 from app.bootstrap.health import sampling
 from app.bootstrap.service import open_service
 from app.errors import StoreUnavailable
+from app.operations import samples
 from app.settings import Settings
 from app.settings.parsers import PostgresUrl
 from app.stores.sql.backlog import AHEAD_MS
@@ -25,7 +26,7 @@ from app.worker import work
 from tests.support.database import as_another_account, column, copy_database, log_of
 from tests.support.events import admitted, served
 from tests.support.registry import FEATURES
-from tests.support.waiting import eventually_async
+from tests.support.waiting import PATIENCE_S, eventually_async
 
 pytestmark = pytest.mark.both_engines
 
@@ -38,7 +39,6 @@ def settings(store: Path | PostgresUrl, valkey: EmbeddedServer, own_valkey: Embe
 
 
 async def sampled(database: Database) -> None:
-
     await eventually_async(partial(kept, database))
 
 
@@ -47,7 +47,14 @@ async def kept(database: Database) -> list[tuple[str, bool]]:
     return [(sample.role, sample.stopped) for sample in (await SqlSamples(database).since(0)).samples]
 
 
+@pytest.fixture
+def patient_last_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last sample of a process is stored, however slow the database is."""
+    monkeypatch.setattr(samples, "LAST_S", PATIENCE_S)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("patient_last_sample")
 async def test_application_takes_samples_while_it_runs(settings: Settings, database: Database) -> None:
     application = create_app(settings)
     async with application.lifespan():
@@ -56,6 +63,7 @@ async def test_application_takes_samples_while_it_runs(settings: Settings, datab
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("patient_last_sample")
 async def test_worker_takes_samples_while_it_runs(settings: Settings, database: Database) -> None:
     stop = asyncio.Event()
     working = asyncio.create_task(work(settings, stop))
