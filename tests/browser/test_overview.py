@@ -200,7 +200,6 @@ async def test_page_shows_that_cache_and_queue_are_down(
         queue.kill()
         await sampler(site.service, "api").sample()
         async with visiting(browser, site) as visitor:
-            visitor.page.set_default_timeout(5_000)
             await see(visitor)
             await expect(visitor.page.locator("#verdict")).to_contain_text("2 findings need attention")
             findings = visitor.page.get_by_role("list", name="Findings")

@@ -69,14 +69,14 @@ async def test_challenger_is_ramped_rolled_back_and_restarted(own_site: Live, br
         await expect(page.get_by_role("heading", name="Verdict: promote an improvement")).to_be_visible()
         await press(page, "Ramp to 5", "Ramp", "looks good")
         await expect(page.get_by_role("status")).to_contain_text("serves 5\u202f% of the users")
-        assert ": looks good" in await visitor.text()
-        assert "0 are" in await visitor.text()  # decisions of the challenger, so it cannot be ramped again
+        await visitor.expect_text(": looks good")
+        await visitor.expect_text("0 are")  # decisions of the challenger, so it cannot be ramped again
         await press(page, "Roll back", "Roll back", "complaints")
         await expect(page.get_by_role("status")).to_contain_text("is rolled back")
-        assert await page.get_by_text("Verdict:").count() == 0
+        await expect(page.get_by_text("Verdict:")).to_have_count(0)
         await press(page, "Restart", "Restart")
         await expect(page.get_by_role("status")).to_contain_text("in the shadow")
-        assert "No look has been made yet" in await visitor.text()
+        await visitor.expect_text("No look has been made yet")
 
 
 async def test_reason_is_formatted_when_it_is_the_verdict(own_site: Live, browser: Browser) -> None:
@@ -210,7 +210,7 @@ async def test_step_is_recorded_with_the_key_of_the_session(serve_site: Any, bro
         await visitor.go("/admin/rollout")
         await press(visitor.page, "End the trial", "End", "<b>complaints</b>")
         await expect(visitor.page.get_by_role("status")).to_contain_text("is rolled back")
-        assert "by admin: <b>complaints</b>" in await visitor.text()
+        await visitor.expect_text("by admin: <b>complaints</b>")
         await visitor.page.get_by_role("link", name="All changes").click()
         row = visitor.page.get_by_role("row", name="roll back roll-out")
         await expect(row).to_contain_text("done shadow to rolled back: <b>complaints</b>")
@@ -233,5 +233,5 @@ async def test_challenger_is_promoted_from_the_page(own_site: Live, browser: Bro
         await visitor.go("/admin/rollout")
         await press(visitor.page, "Promote", "Promote")
         await expect(visitor.page.get_by_role("status")).to_have_text("The challenger is promoted.")
-        assert "is promoted: it serves every user" in await visitor.text()
+        await visitor.expect_text("is promoted: it serves every user")
         await visitor.assert_sound()

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Response, async_playwright
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Response, async_playwright, expect
 
 from tests.support.waiting import PATIENCE_S
 
@@ -96,11 +96,16 @@ class Visitor:
         """The text of the page."""
         return await self.page.locator("main").inner_text()
 
+    async def expect_text(self, text: str) -> None:
+        """Wait until the page has a text, for example after a click that leads to another page."""
+        await expect(self.page.locator("main")).to_contain_text(text, use_inner_text=True)
+
     async def sign_in(self, key: str) -> None:
-        """Sign in with a key."""
+        """Sign in with a key, and wait for the next page: another navigation would cancel the request."""
         await self.page.goto(f"{self.site.url}/admin/sign-in")
         await self.page.get_by_label("API key").fill(key)
-        await self.page.get_by_role("button", name="Sign in").click()
+        async with self.page.expect_navigation():
+            await self.page.get_by_role("button", name="Sign in").click()
 
     async def assert_accessible(self) -> None:
         """Check the page with axe."""
