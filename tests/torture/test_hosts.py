@@ -18,8 +18,8 @@ from tests.support.processes import ROOT
 from tests.torture.config import Config
 from tests.torture.network import INSTALL, obstacle
 
-RUN_S = 220.0
-CLOSE = "--users 6 --clients 8 --hesitate 0.3:0.03 --rate 2 --seed 7 --minutes 1.5"
+RUN_S = 500.0
+CLOSE = "--users 6 --clients 8 --hesitate 0.3:0.03 --rate 2 --seed 7 --minutes 5"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_program_says_what_it_lacks_when_it_cannot_make_hosts(tmp_path: Path) ->
 def test_every_answer_is_explained_when_hosts_and_servers_fail() -> None:
     code, output = run("--cluster --minutes 0.4 --rate 1.6 --users 12 --clients 8")
     assert code == 0, output
-    assert operations(output) > 500, output
+    assert operations(output) > 100, output
 
 
 @pytest.mark.slow

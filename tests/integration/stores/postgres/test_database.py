@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 
 from app.errors import StoreUnavailable
@@ -214,11 +216,12 @@ async def test_lost_commit_is_repeated_only_when_asked(database: PostgresDatabas
 async def test_repeated_commit_stores_nothing_twice(postgres: PostgresServer, database: PostgresDatabase) -> None:
     """1. The commit is made; 2. its answer is lost; 3. the work is done again, and finds its row."""
     await database.execute(
-        """CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END'"""
+        """CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END'"""
     )
     await database.execute(
-        """CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON ended_sessions DEFERRABLE INITIALLY DEFERRED
-        FOR EACH ROW EXECUTE FUNCTION slow()"""
+        """CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON ended_sessions DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION wait()"""
     )
     socket = Path(str(postgres.data.parent)) / f".s.PGSQL.{postgres.port}"
     name = urlsplit(database.url).path
@@ -226,21 +229,24 @@ async def test_repeated_commit_stores_nothing_twice(postgres: PostgresServer, da
     async def committing() -> bool:
         return bool(await database.row(RUNNING, ("COMMIT",)) == (1,))
 
-    async with proxy(socket) as between:
-        remote = await PostgresDatabase.open(f"postgresql://profiles@127.0.0.1:{between.port}{name}", readers=1)
-        try:
-            await remote.execute("SELECT 1")
-            writing = asyncio.create_task(
-                remote.write(lambda connection: connection.execute(INSERT, ("a",)).rowcount, of=(), again=True)
-            )
-            await eventually_async(committing)
-            between.silence()
-            await eventually_async(lambda: stored(database))
-            between.cut()
-            between.mend()
-            assert await writing == 0
-        finally:
-            await remote.close()
+    with closing(psycopg.connect(database.url, autocommit=True)) as gate:
+        gate.execute("SELECT pg_advisory_lock(1)")
+        async with proxy(socket) as between:
+            remote = await PostgresDatabase.open(f"postgresql://profiles@127.0.0.1:{between.port}{name}", readers=1)
+            try:
+                await remote.execute("SELECT 1")
+                writing = asyncio.create_task(
+                    remote.write(lambda connection: connection.execute(INSERT, ("a",)).rowcount, of=(), again=True)
+                )
+                await eventually_async(committing)
+                between.silence()
+                gate.close()
+                await eventually_async(lambda: stored(database))
+                between.cut()
+                between.mend()
+                assert await writing == 0
+            finally:
+                await remote.close()
     assert await sessions(database) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -131,7 +132,8 @@ def test_rights_of_the_readme_suffice(start_postgres: StartPostgres) -> None:
 def test_clock_is_bad_when_it_is_wrong(postgres_url: PostgresUrl) -> None:
     assert look(postgres_url)["database clock"].state == "ok"
     found = look(postgres_url, ahead_s=40)["database clock"]
-    assert (found.state, found.text) == ("bad", "it is 40.0 s ahead of this machine's clock")
+    assert found.state == "bad"
+    assert re.fullmatch(r"it is (39|4\d)\.\d s ahead of this machine's clock", found.text)
 
 
 def test_connections_are_too_few_when_processes_need_more(postgres_url: PostgresUrl) -> None:
