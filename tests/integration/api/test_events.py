@@ -165,7 +165,7 @@ async def test_events_are_refused_when_the_database_does_not_store_them(
     async def append(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(type(site.service.consumer.log), "append", append)
+    monkeypatch.setattr(site.service.consumer.log, "append", append)
     answer = await site.client.post("/events", content=body(served(new_user(), site.now_ms)), headers=JSON)
     problem(answer, status)
     assert answer.headers["retry-after"] == retry_after

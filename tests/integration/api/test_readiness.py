@@ -113,7 +113,7 @@ async def test_site_is_unavailable_when_the_database_does_not_answer(
     async def read(*_: object) -> None:
         raise StoreUnavailable("the database does not answer: disk I/O error at /secret/place")
 
-    monkeypatch.setattr(type(own_site.service.database), "read", read)
+    monkeypatch.setattr(own_site.service.database, "read", read)
     body = await ready(own_site, 503)
     assert body["status"] == "unavailable"
     assert body["checks"]["database"] == "it does not answer; nothing can be served"

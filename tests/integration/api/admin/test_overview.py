@@ -118,7 +118,7 @@ async def test_overview_answers_when_the_database_does_not(own_site: Live, monke
     async def read(*_: object) -> None:
         raise StoreUnavailable("the database does not answer: disk I/O error at /secret/place")
 
-    monkeypatch.setattr(type(own_site.service.database), "read", read)
+    monkeypatch.setattr(own_site.service.database, "read", read)
     body = await view(own_site)
     assert body["state"] == "down"
     assert states(body)["service"] == states(body)["database"] == "down"
@@ -130,7 +130,7 @@ async def test_overview_answers_when_nothing_answers(own_site: Live, monkeypatch
         await asyncio.Event().wait()
 
     monkeypatch.setattr(overview, "TIMEOUT_S", 0.05)
-    monkeypatch.setattr(type(own_site.service.database), "read", read)
+    monkeypatch.setattr(own_site.service.database, "read", read)
     body = await view(own_site)
     assert body["state"] == "unknown"
     assert set(states(body).values()) == {"unknown"}

@@ -27,7 +27,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import feedback, served
 from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, live, new_user, problem
 from tests.support.registry import FEATURES, REGISTRY
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 USERS = ["ada", "Grace.Hopper", "a@b.c", "user:1~x", "-", "...", "_" * 128, "batches"]
 ODD = [
@@ -210,7 +210,7 @@ def posts(path: str, key: str, sent: st.SearchStrategy[str]) -> st.SearchStrateg
 async def told(site: Live, ask: Ask) -> Told:
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
     writer.write(ask.encoded())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         answer = await reader.read()
     writer.close()
     await asyncio.gather(writer.wait_closed(), return_exceptions=True)
@@ -384,13 +384,14 @@ async def test_both_paths_read_the_events_of_either(pair: Pair) -> None:
 async def near(site: Live, user: str) -> bytes:
     """Read until the site answers from its local cache; the answer."""
     metrics = site.service.metrics
-    while True:
-        before = metrics.collectors.get_sample_value("profiles_near_hits_total")
-        answer = await told(site, Ask(f"/profiles/{user}", headers=KEY))
-        await site.filled()
-        if metrics.collectors.get_sample_value("profiles_near_hits_total") != before:
-            assert isinstance(answer.body, bytes)
-            return answer.body
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            before = metrics.collectors.get_sample_value("profiles_near_hits_total")
+            answer = await told(site, Ask(f"/profiles/{user}", headers=KEY))
+            await site.filled()
+            if metrics.collectors.get_sample_value("profiles_near_hits_total") != before:
+                assert isinstance(answer.body, bytes)
+                return answer.body
 
 
 @pytest.mark.parametrize("how", ["erased", "rebuilt", "rebuilt by a run"])
