@@ -1,12 +1,10 @@
 """A real Chromium for the tests of pages, and the checks for every page.
 
-Playwright uses Debian's package; no browser is downloaded. If it is missing, the tests are skipped, and fail in CI.
+Playwright uses Debian's package; no browser is downloaded.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal, Protocol
@@ -15,9 +13,9 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Response, async_playwright, expect
 
+from tests.support.programs import required
 from tests.support.waiting import PATIENCE_S
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 Scheme = Literal["light", "dark"]
 WIDE, NARROW = 1280, 390
 looks = pytest.mark.parametrize(("scheme", "width"), [("light", WIDE), ("dark", NARROW)])
@@ -33,22 +31,11 @@ class Site(Protocol):
         ...
 
 
-def chromium_path() -> str:
-    """The path of Chromium. If it is missing, the test is skipped, or fails in CI."""
-    for name in CHROMIUM:
-        if (path := shutil.which(name)) is not None:
-            return path
-    reason = "Chromium is missing: apt-get install chromium"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
-            executable_path=chromium_path(),
+            executable_path=required("chromium", "chromium", "chromium-browser", "google-chrome"),
             args=[
                 "--no-sandbox",
                 "--disable-gpu",

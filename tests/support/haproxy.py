@@ -1,26 +1,18 @@
-"""A real HAProxy with docker/haproxy.cfg. If Debian's package is missing, tests are skipped, and fail in CI."""
+"""A real HAProxy with docker/haproxy.cfg."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.postgres import missing
 from tests.support.processes import ROOT, free_port
+from tests.support.programs import required
+from tests.support.waiting import PATIENCE_S
 
 CONFIG = ROOT / "docker" / "haproxy.cfg"
-STOP_S = 10
-
-
-def haproxy_path() -> str:
-    """The path of HAProxy. If it is missing, the test is skipped, or fails in CI."""
-    path = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
-    return path if path is not None else missing("haproxy is missing: apt-get install haproxy")
 
 
 @contextmanager
@@ -38,11 +30,11 @@ def haproxy(directory: Path, ports: Sequence[int]) -> Iterator[int]:
     path.write_text(config)
     with (directory / "haproxy.log").open("wb") as log:
         process = subprocess.Popen(
-            [haproxy_path(), "-dW", "-db", "-f", path], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            [required("haproxy"), "-dW", "-db", "-f", path], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
         yield port
         assert process.poll() is None, (directory / "haproxy.log").read_text()
     finally:
         process.terminate()
-        process.wait(STOP_S)
+        process.wait(PATIENCE_S)

@@ -184,22 +184,3 @@ def behind_the_hit_path(application: Litestar) -> ASGIApp:
     handler = application.asgi_handler
     assert isinstance(handler, FastPath)
     return handler.inner
-
-
-async def answering(port: int) -> None:
-    """Wait until a loopback port accepts connections."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + 10
-    while True:
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            if loop.time() > deadline:
-                raise
-            step: asyncio.Future[None] = loop.create_future()
-            loop.call_later(0.005, step.set_result, None)
-            await step
-        else:
-            writer.close()
-            await writer.wait_closed()
-            return

@@ -1,20 +1,16 @@
-"""A real nginx in front of a site, from Debian's package. If it is missing, tests are skipped, and fail in CI."""
+"""A real nginx in front of a site."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.support.processes import free_port
-from tests.support.waiting import eventually_sync
+from tests.support.programs import required
+from tests.support.waiting import PATIENCE_S, eventually_sync
 
-STOP_S = 10
 # Except for the server, these are the defaults of nginx that Debian's nginx.conf keeps.
 FRAME = """
 daemon off;
@@ -38,17 +34,6 @@ http {{
 TLS = " ssl;\n        ssl_certificate {directory}/cert.pem;\n        ssl_certificate_key {directory}/key.pem"
 
 
-def nginx_path() -> str:
-    """The path of nginx. If it is missing, the test is skipped, or fails in CI."""
-    path = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if path is not None:
-        return path
-    reason = "nginx is missing: apt-get install nginx-light"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @contextmanager
 def nginx(directory: Path, server: str, *, tls: bool = False) -> Iterator[int]:
     """An nginx with the directives `server` in its only server, with a self-signed certificate if `tls`; its port."""
@@ -60,11 +45,11 @@ def nginx(directory: Path, server: str, *, tls: bool = False) -> Iterator[int]:
     tls_lines = TLS.format(directory=directory) if tls else ""
     config.write_text(FRAME.format(directory=directory, port=port, tls=tls_lines, server=server))
     errors = directory / "error.log"
-    process = subprocess.Popen([nginx_path(), "-c", config, "-e", errors], stdin=subprocess.DEVNULL)
+    process = subprocess.Popen([required("nginx-light", "nginx"), "-c", config, "-e", errors], stdin=subprocess.DEVNULL)
     try:
         eventually_sync(lambda: (directory / "pid").exists() or process.poll() is not None)
         assert process.poll() is None, errors.read_text()
         yield port
     finally:
         process.terminate()
-        process.wait(STOP_S)
+        process.wait(PATIENCE_S)

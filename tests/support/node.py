@@ -10,7 +10,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from tests.support.postgres import missing
+from tests.support.programs import missing
 
 ROOT = Path(__file__).parents[2]
 PINNED = ROOT / "tests" / "node"

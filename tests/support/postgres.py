@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -24,7 +24,8 @@ import pytest
 from app.settings.parsers import PostgresUrl
 from app.settings.parsers import postgres_url as parsed
 from app.stores.migrate import migrate
-from tests.support.processes import free_port
+from tests.support.processes import await_listener, free_port
+from tests.support.programs import missing, required
 from tests.support.waiting import PATIENCE_S, eventually_sync
 
 USER = "profiles"
@@ -55,12 +56,6 @@ def found_binaries() -> Path | None:
 def binaries() -> Path:
     """The same. If it is missing, the test is skipped, or fails in CI."""
     return found_binaries() or missing("PostgreSQL is missing: apt-get install postgresql")
-
-
-def missing(reason: str) -> NoReturn:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def account() -> str | None:
@@ -233,9 +228,7 @@ class PgBouncer:
 
     def __init__(self, server: PostgresServer, directory: Path, mode: str) -> None:
         """`mode`: `session` or `transaction`."""
-        path = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-        if path is None:
-            missing("pgbouncer is missing: apt-get install pgbouncer")
+        path = required("pgbouncer")
         self.port = free_port()
         config = directory / f"pgbouncer{self.port}.ini"
         config.write_text(
@@ -248,6 +241,7 @@ class PgBouncer:
             self._child = subprocess.Popen(
                 as_account(path, config), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
+        await_listener(self.port)
 
     def url(self, database: str) -> str:
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{database}"

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,12 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def await_listener(port: int) -> None:
+    """Wait until a loopback port accepts connections."""
+    with closing(socket.socket()) as probe:
+        eventually_sync(lambda: probe.connect_ex(("127.0.0.1", port)) == 0)
 
 
 def family(mark: str, directory: Path) -> dict[int, str]:

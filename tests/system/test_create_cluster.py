@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,8 @@ import pytest
 import yaml
 
 from app.stores.valkey.embedded import EmbeddedServer
-from tests.support.postgres import missing
 from tests.support.processes import EPHEMERAL_FROM, ROOT, free_port
+from tests.support.programs import required
 from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.waiting import eventually_sync
 
@@ -36,7 +35,7 @@ def knows_every_node(server: EmbeddedServer) -> bool:
 
 
 def test_script_creates_a_cluster_once(start_server: StartServer, tmp_path: Path) -> None:
-    client = shutil.which("redis-cli") or missing("redis-cli is missing: apt-get install redis-tools")
+    client = required("redis-tools", "redis-cli")
     (tmp_path / "valkey-cli").symlink_to(client)
     servers = [start_server(VALKEY, port=node_port(), options=(*OPTIONS, "--bind", "127.0.0.1")) for _ in range(NODES)]
     command = ["/bin/sh", str(SCRIPT), *(f"127.0.0.1:{server.port}" for server in servers)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ import pytest
 
 from tests.support.fleet import Fleet
 from tests.support.http import Broken, Connection
-from tests.support.postgres import missing
 from tests.support.processes import ROOT, free_port
+from tests.support.programs import required
 from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.slow
@@ -25,7 +24,7 @@ FILES = ROOT / "docker" / "observability"
 @contextmanager
 def running_prometheus(directory: Path, targets: dict[str, str]) -> Iterator[int]:
     """The port of a Prometheus that scrapes `targets` every second, and whose alerts fire after two."""
-    program = shutil.which("prometheus") or missing("prometheus is missing: apt-get install prometheus")
+    program = required("prometheus")
     config = (FILES / "prometheus.yml").read_text().replace("15s", "1s")
     for documented, address in targets.items():
         assert f'"{documented}"' in config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from tests.support.http import Connection, serving
 from tests.support.processes import ROOT, Program, environment_of, free_port
 from tests.support.servers import VALKEY, StartServer
 from tests.support.traffic import now_ms
+from tests.support.wheels import built
 
 pytestmark = pytest.mark.slow
 
@@ -44,17 +44,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a new environment with our wheel. What the wheel requires is linked from our environment, so
     that no index is needed."""
     place = tmp_path_factory.mktemp("bare")
-    shutil.copytree(ROOT / "app", place / "app", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", place)
-    shutil.copy(ROOT / "README.md", place)
-    pip = [sys.executable, "-m", "pip"]
-    build = [*pip, "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", "wheels", "."]
-    subprocess.run(build, cwd=place, check=True, timeout=100)
-    (wheel,) = (place / "wheels").glob("profiles-*.whl")
+    wheel = built(ROOT, "app", place)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place / "venv"], check=True, timeout=100)
     interpreter = place / "venv" / "bin" / "python"
-    install = [*pip, "--python", str(interpreter), "install", "-qq", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(install, check=True, timeout=100)
+    pip = [sys.executable, "-m", "pip", "--python", str(interpreter)]
+    subprocess.run([*pip, "install", "-qq", "--no-deps", "--no-index", str(wheel)], check=True, timeout=100)
     (packages,) = place.glob("venv/lib/python*/site-packages")
     with ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.postgres import missing
 from tests.support.processes import ROOT
+from tests.support.programs import missing
 from tests.torture.config import Config
 from tests.torture.network import INSTALL, obstacle
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from zipfile import ZipFile
@@ -15,6 +12,7 @@ import pytest
 
 from app.settings import Settings, described, hash_key
 from tests.support.processes import ROOT
+from tests.support.wheels import built
 
 MAX_LINES = 400
 
@@ -67,11 +65,7 @@ def test_package_is_typed_for_its_consumers() -> None:
 
 @pytest.mark.slow
 def test_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", "wheels", "."]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=100)
-    (wheel,) = (tmp_path / "wheels").glob("profiles-*.whl")
+    wheel = built(ROOT, "app", tmp_path)
     tree = {str(path.relative_to(tmp_path)) for path in (tmp_path / "app").rglob("*") if path.is_file()}
     clients = {path for path in tree if path.startswith("app/clients/")}  # packages of their own
     held = set(ZipFile(wheel).namelist())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,8 @@ import pytest
 import yaml
 
 from app.settings import Settings, hash_key
-from tests.support.postgres import missing
 from tests.support.processes import ROOT
+from tests.support.programs import required
 
 DOCKER = ROOT / "docker"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((DOCKER / "compose.scale.yaml").read_text())["services"]
@@ -53,7 +52,7 @@ def test_compose_files_are_valid() -> None:
 
 
 def test_systemd_units_are_valid(tmp_path: Path) -> None:
-    program = shutil.which("systemd-analyze") or missing("systemd-analyze is missing: apt-get install systemd")
+    program = required("systemd", "systemd-analyze")
     for unit in (DOCKER / "systemd").iterdir():
         (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/profiles/bin/profiles", sys.executable))
     command = [program, "verify", "--recursive-errors=no", *map(str, tmp_path.iterdir())]

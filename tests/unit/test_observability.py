@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import pytest
 import yaml
 
 from tests.support.metrics import metric_names
-from tests.support.postgres import missing
 from tests.support.processes import ROOT
+from tests.support.programs import required
 
 DIRECTORY = ROOT / "docker" / "observability"
 DASHBOARD = json.loads((DIRECTORY / "grafana" / "dashboard.json").read_text())
@@ -24,7 +23,7 @@ OWN = re.compile(r"\b(?:profiles|process)_[a-z_]+(?!\w)")
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    return shutil.which("promtool") or missing("promtool is missing: apt-get install prometheus")
+    return required("prometheus", "promtool")
 
 
 def run(*command: str | Path) -> None:

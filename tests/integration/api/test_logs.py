@@ -21,8 +21,8 @@ import pytest
 from app.settings import hash_key
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.chat_server import answers, chat_server
-from tests.support.live import KEYS, NO_TLS, answering, as_caller, fresh_database
-from tests.support.processes import free_port
+from tests.support.live import KEYS, NO_TLS, as_caller, fresh_database
+from tests.support.processes import await_listener, free_port
 from tests.support.waiting import PATIENCE_S, eventually
 
 CHILD = r"""
@@ -101,7 +101,7 @@ async def _started(settings: dict[str, str], log: Path) -> AsyncIterator[Process
         )
     output = Process(f"http://127.0.0.1:{settings['PORT']}", log)
     try:
-        await answering(int(settings["PORT"]))
+        await asyncio.to_thread(await_listener, int(settings["PORT"]))
         yield output
         child.send_signal(signal.SIGTERM)
         async with asyncio.timeout(PATIENCE_S):

@@ -14,6 +14,7 @@ from zipfile import ZipFile
 import pytest
 
 from tests.support.processes import ROOT
+from tests.support.wheels import built
 
 pytestmark = pytest.mark.slow
 PACKAGE = ROOT / "app" / "clients" / "python"
@@ -57,13 +58,7 @@ with Profiles("http://h") as profiles:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, because setuptools writes into the directory."""
-    copy = tmp_path_factory.mktemp("wheel") / "python"
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
-    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", "wheels", "."]
-    subprocess.run(command, cwd=copy, check=True, timeout=100)
-    (found,) = (copy / "wheels").glob("profiles_client-*.whl")
-    return found
+    return built(PACKAGE, "profiles_client", tmp_path_factory.mktemp("wheel"))
 
 
 def requirements(wheel: Path) -> Iterator[str]:

@@ -1,0 +1,21 @@
+"""Wheels of the project and of its client."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.waiting import PATIENCE_S
+
+
+def built(project: Path, package: str, directory: Path) -> Path:
+    """The wheel of a project with one package, built from a copy in `directory`: setuptools writes into it."""
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(project / name, directory)
+    shutil.copytree(project / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", "wheels", "."]
+    subprocess.run(command, cwd=directory, check=True, timeout=2 * PATIENCE_S)
+    (wheel,) = (directory / "wheels").glob("*.whl")
+    return wheel
