@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +92,25 @@ def shared_servers(start_server: StartServer) -> Callable[[str], EmbeddedServer]
     return shared
 
 
+@contextmanager
+def sentinel(master: EmbeddedServer, directory: Path) -> Iterator[int]:
+    """A sentinel that watches a master, by the name `profiles`, and decides alone; its port."""
+    port, conf = free_port(), directory / "sentinel.conf"
+    conf.write_text(f"port {port}\nbind 127.0.0.1\nsentinel monitor profiles 127.0.0.1 {master.port} 1\n")
+    with subprocess.Popen([binary(REDIS), str(conf), "--sentinel"], stdout=subprocess.DEVNULL) as running:
+        try:
+            await_listener(port)
+            yield port
+        finally:
+            running.kill()
+
+
 @pytest.fixture(scope="session")
 def shared_sentinel(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str]]:
     """A master, and the URL of a sentinel that watches it. Both are shared by a whole run."""
-    master, port = start_server(REDIS, port=free_port()), free_port()
-    conf = tmp_path_factory.mktemp("sentinel") / "sentinel.conf"
-    conf.write_text(f"port {port}\nbind 127.0.0.1\nsentinel monitor profiles 127.0.0.1 {master.port} 1\n")
-    with subprocess.Popen([binary(REDIS), str(conf), "--sentinel"], stdout=subprocess.DEVNULL) as sentinel:
-        await_listener(port)
+    master = start_server(REDIS, port=free_port())
+    with sentinel(master, tmp_path_factory.mktemp("sentinel")) as port:
         yield master, f"redis://127.0.0.1:{port}/0?sentinel=profiles"
-        sentinel.kill()
 
 
 @pytest.fixture
