@@ -14,7 +14,8 @@ from tests.support.browser import Visitor, visiting
 from tests.support.events import served
 from tests.support.live import API_KEYS, KEYS, Live
 from tests.support.nginx import nginx
-from tests.support.readme import ROOT, blocks_of
+from tests.support.processes import ROOT
+from tests.support.readme import blocks_of
 from tests.support.site import ServeSite
 
 PAGES = (

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.fuzz.corpus import store, unpack
+from tests.support.processes import ROOT
 
-ROOT = Path(__file__).parents[2]
 GRACE_S = 60
 LONGEST_INPUT = 4_096
 

@@ -17,7 +17,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-ROOT = Path(__file__).parents[2]
+from tests.support.processes import ROOT
+
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 TIMEOUT_S = 3_600
 IDS_VARIABLE = "FUZZ_IDS"

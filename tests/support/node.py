@@ -10,9 +10,9 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from tests.support.processes import ROOT
 from tests.support.programs import missing
 
-ROOT = Path(__file__).parents[2]
 PINNED = ROOT / "tests" / "node"
 INSTALLED = ROOT / ".node"
 OLDEST = 18

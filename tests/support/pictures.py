@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from jinja2 import Environment, meta
 
-from tests.support.readme import ROOT
+from tests.support.processes import ROOT
 
 PAGES = ROOT / "app/api/pages"
 PICTURES = ROOT / "tests/browser/pictures"

@@ -21,10 +21,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.processes import free_port
+from tests.support.processes import ROOT, free_port
 from tests.support.waiting import eventually_sync
 
-ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "app" / "clients" / "python"
 READMES = sorted(
     path

@@ -18,7 +18,8 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+from tests.support.processes import ROOT
+
 DEFINITIONS = Path("app/features/definitions.py")
 SCHEMA = Path("app/features/schema.py")
 CLIENT = Path("app/clients/python/profiles_client/features.py")

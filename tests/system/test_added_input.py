@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from profiles_client import Candidate, Profiles
-from tests.support.readme import ROOT, Reader, sections
+from tests.support.processes import ROOT
+from tests.support.readme import Reader, sections
 from tests.unit.bandit.model.test_added_input import add_input
 
 

@@ -15,9 +15,9 @@ from app.events.validation import admit
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.events import served
+from tests.support.processes import ROOT
 from tests.support.registry import FEATURES
 
-ROOT = Path(__file__).parents[2]
 VOLUME = 4
 
 # Ingests the event in argv, and kills itself where it would delete the keys.

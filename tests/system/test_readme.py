@@ -11,7 +11,8 @@ import pytest
 
 from app.settings import described
 from tests.support.metrics import metric_names
-from tests.support.readme import LANGUAGES, READMES, ROOT, Reader, blocks_of, sections
+from tests.support.processes import ROOT
+from tests.support.readme import LANGUAGES, READMES, Reader, blocks_of, sections
 from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually_sync
 

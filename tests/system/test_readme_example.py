@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.readme_example import CLIENT, DEFINITIONS, ROOT, SCHEMA, Example, copy_with_example, readme_example
+from tests.support.processes import ROOT
+from tests.support.readme_example import CLIENT, DEFINITIONS, SCHEMA, Example, copy_with_example, readme_example
 
 
 @pytest.fixture(scope="module")

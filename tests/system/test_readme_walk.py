@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.readme import ROOT, UP, Reader, sections
+from tests.support.processes import ROOT
+from tests.support.readme import UP, Reader, sections
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from arq.constants import job_key_prefix
 
 from app.stores.queue.client import QUEUE
 from app.stores.queue.jobs import TIP_EVENTS
-from tests.support.events import feedback, payload, served
+from tests.support.events import payload, served
 from tests.support.http import Broken, Connection, serving
 from tests.support.live import new_user
 from tests.support.processes import Program, Programs, free_port
@@ -77,48 +77,6 @@ async def tips(client: Connection, user: str) -> int:
 async def letters(client: Connection) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = (await client.get("/admin/dead-letters")).json["dead_letters"]
     return found
-
-
-async def test_recommender_reads_one_and_many_cold_users(client: Connection) -> None:
-    ann, bob = new_user("ann"), new_user("bob")
-    assert (await client.post("/events", payload(served(bob, now_ms()), event_id=bob))).status == 202
-
-    assert (await features(client, ann))["tip_volume_30d"] == 0
-    answer = await client.post("/profiles/batch", {"user_ids": [bob, ann, bob], "features": ["tip_volume_30d"]})
-    assert [(one["user_id"], one["features"]["tip_volume_30d"]) for one in answer.json["profiles"]] == [
-        (bob, 1),
-        (ann, 0),
-        (bob, 1),
-    ]
-
-
-async def test_producer_reads_its_acknowledged_events(client: Connection) -> None:
-    user = new_user()
-    assert (await features(client, user))["completion_rate_30d"] is None
-    actions = ["completed", "dismissed", "completed", "snoozed"]
-    events = [
-        payload(feedback(user, now_ms(), action, dwell_ms=1_000), event_id=f"{user}-{number}")
-        for number, action in enumerate(actions)
-    ]
-    answer = await client.post("/events", events)
-    assert (answer.status, answer.json["accepted"], answer.json["invalidated"]) == (202, 4, True)
-    shown = await features(client, user)
-    assert (shown["completion_rate_30d"], shown["dismiss_rate_30d"], shown["mean_dwell_ms_30d"]) == (0.5, 0.25, 1_000)
-
-    again = await client.post("/events", events)
-    assert (again.json["accepted"], again.json["duplicates"]) == (0, 4)
-    assert await features(client, user) == shown
-
-
-async def test_queue_publisher_reads_its_consumed_events(client: Connection, queue: ArqRedis) -> None:
-    user = new_user()
-    assert await tips(client, user) == 0
-    await queue.enqueue_job(TIP_EVENTS, [payload(served(user, now_ms()), event_id=f"{user}-{n}") for n in range(3)])
-
-    async def reflected() -> bool:
-        return await tips(client, user) == 3
-
-    await eventually_async(reflected)
 
 
 async def test_admin_rebuilds_and_measures(client: Connection) -> None:

@@ -17,7 +17,8 @@ from app.features.schema import ProfileFeatures
 from app.stores.sqlite.feature_check import compile_registry
 from tests.support.live import KEYS, Live
 from tests.support.node import PINNED, node, node_modules
-from tests.support.readme import ROOT, Reader, blocks_of
+from tests.support.processes import ROOT
+from tests.support.readme import Reader, blocks_of
 from tests.support.registry import REGISTRY
 
 pytestmark = pytest.mark.slow

@@ -15,11 +15,11 @@ import pytest
 
 from tests.support.live import KEYS, Live, new_user
 from tests.support.node import PINNED, node, with_packages
+from tests.support.processes import ROOT
 from tests.support.registry import FEATURES
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[4]
 RUN_S = 100
 TSC = "typescript/bin/tsc"
 # openapi-python-client leaves newline-delimited JSON out of the client. Arrays do the same.

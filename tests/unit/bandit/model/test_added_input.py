@@ -12,8 +12,9 @@ from app.bandit.rollout.stages import Target
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import BanditProcess
 from tests.support.clock import NOW_MS
+from tests.support.processes import ROOT
 from tests.support.program_copy import copied_program, found_by
-from tests.support.readme import ROOT, sections
+from tests.support.readme import sections
 
 END = "\n)\nCANDIDATE_FEATURES"
 
