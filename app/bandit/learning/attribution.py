@@ -10,7 +10,8 @@ without a served event counts as serving, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -29,6 +30,7 @@ GRACE_MS = 60_000
 # A producer's clock may be behind ours by this much. An event from longer before a decision is not about it.
 SKEW_MS = 5 * 60_000
 SETTLED_AT_ONCE = 200
+REST_S = 0.05  # after each of these transactions, so that other processes can write
 log = logger("bandit.learning")
 
 
@@ -124,10 +126,17 @@ def judge(decision: JudgedDecision, logged: LoggedEvent, rules: Rules) -> Judgem
 class DecisionLearner:
     """Updates decisions and statistics with consumed events. Implements `app.events.ports.Learner`."""
 
-    def __init__(self, repository: LearningRepository, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        repository: LearningRepository,
+        clock: Clock,
+        metrics: Metrics,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._repository = repository
         self._clock = clock
         self._metrics = metrics
+        self._pause = pause
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
         """Learn from the events that are about a decision, in one transaction. Other events are ignored, but those with
@@ -160,3 +169,4 @@ class DecisionLearner:
             total += counts.learned + counts.expired
             if sum(counts) < SETTLED_AT_ONCE:
                 return total
+            await self._pause(REST_S)

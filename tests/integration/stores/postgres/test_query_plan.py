@@ -150,6 +150,17 @@ def test_statement_searches_an_index(connection: Connection, name: str) -> None:
     assert not whole_tables(scans(connection, statement, parameters, ""))
 
 
+@pytest.mark.parametrize("name", ["closed", "unserved", "still closed", "expired"])
+def test_settling_reads_the_outbox_by_key(connection: Connection, name: str) -> None:
+    statement, parameters, _ = STATEMENTS[name]
+    steps = scans(connection, statement, parameters, "")
+    searched = [step for step in steps if step["Relation Name"] in ("event_log", "outbox")]
+    assert len(searched) == 3, "and the oldest row of the outbox"
+    assert all(step["Node Type"].startswith("Index") for step in searched)
+    conditions = [step.get("Index Cond", "") for step in searched if step["Relation Name"] == "event_log"]
+    assert all("user_id = decision.user_id" in condition and "seq >=" in condition for condition in conditions)
+
+
 @pytest.mark.parametrize("name", OF_ONE_USER)
 def test_statement_about_one_user_touches_one_partition(partitions: Connection, name: str) -> None:
     statement, parameters = OF_ONE_USER[name]

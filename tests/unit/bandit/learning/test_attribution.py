@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from app.bandit.decisions import DecisionState, EventOutcome
-from app.bandit.learning.attribution import GRACE_MS, HOUR_MS, SKEW_MS, JudgedDecision, Rules, judge, outcome_rewards
+from app.bandit.learning.attribution import (
+    GRACE_MS,
+    HOUR_MS,
+    REST_S,
+    SKEW_MS,
+    DecisionLearner,
+    JudgedDecision,
+    Rules,
+    judge,
+    outcome_rewards,
+)
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
+from app.bandit.model.thompson_sampling import Policies
 from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
 from app.features.clock import DAY_MS
 from app.features.events import LoggedEvent, TipEvent
 from app.stores.sql.backlog import unknown_decisions
 from app.stores.sql.database import Database
+from app.stores.sql.learning import (
+    SELECT_CLOSED,
+    SELECT_STILL_CLOSED,
+    SELECT_UNSERVED,
+    UPDATE_EXPIRED,
+    SqlLearning,
+)
 from app.stores.sqlite.backup import backup, restore
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import TIPS, WINDOW_MS, BanditProcess, feedback_for, served_for
 from tests.support.clock import NOW_MS
+from tests.support.database import InterruptedDatabase, steps
 from tests.support.events import feedback, served
 
 pytestmark = pytest.mark.both_engines
 
+POLICIES = Policies.of(shadow=True)
 RULES = Rules(outcome_rewards(), WINDOW_MS)
 ONE_DAY = NOW_MS + WINDOW_MS
 
@@ -242,25 +264,78 @@ async def test_more_decisions_are_settled_than_one_transaction_takes(
         if number % 4:
             await process.serve(decision)
     process.clock.advance(WINDOW_MS + GRACE_MS + 1)
-    assert await process.bandit.learner.settle() == 8
+    rests: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+
+    learning = SqlLearning(process.database, POLICIES, RULES)
+    assert await DecisionLearner(learning, process.clock, process.metrics, rest).settle() == 8
+    assert rests == [REST_S] * 2, "other processes can write between two transactions"
     states = await process.rows("SELECT state, COUNT(*) FROM tip_scores GROUP BY state ORDER BY state")
     assert states == [("expired", 2), ("learned", 6)]
     await process.assert_learned_once()
 
 
-async def test_nothing_is_written_when_no_event_concerns_a_decision(
-    process: BanditProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def nothing() -> None:
+    """Do nothing before a transaction."""
+
+
+async def refuse() -> None:
+    raise StoreUnavailable("read-only")
+
+
+async def test_nothing_is_written_when_no_event_concerns_a_decision(process: BanditProcess) -> None:
     await process.decide()
     seqs = await process.store(served("bob"), feedback("ann", tip_id="none of them"))
-    events = await process.log.logged(seqs)
+    learning = SqlLearning(InterruptedDatabase(process.database, nothing, refuse), POLICIES, RULES)
+    assert await learning.concerned(await process.log.logged(seqs)) == []
 
-    async def write(*_: object, **__: object) -> None:
-        raise StoreUnavailable("read-only")
 
-    monkeypatch.setattr(Database, "write", write)
-    await process.bandit.learner.learn(events)
-    assert await process.bandit.learner.settle() == 0
+async def test_nothing_is_written_when_every_closed_decision_waits_for_an_event(process: BanditProcess) -> None:
+    shown, aside, open_ = [await process.decide(user_id) for user_id in ("ann", "bob", "cleo")]
+    await process.serve(shown)
+    await process.serve(aside)
+    await process.store(feedback_for(shown, NOW_MS), feedback_for(open_, NOW_MS))
+    await process.execute("UPDATE tip_scores SET spec_hash = 'unreadable ' || spec_hash WHERE user_id = 'bob'")
+    learning = SqlLearning(InterruptedDatabase(process.database, nothing, refuse), POLICIES, RULES)
+    assert await learning.settle(NOW_MS + 2 * WINDOW_MS, 9) == (0, 0, 0)
+
+
+async def test_decision_is_not_settled_when_its_event_comes_after_it_was_found(process: BanditProcess) -> None:
+    shown, open_ = [await process.decide(user_id) for user_id in ("ann", "bob")]
+    await process.serve(shown)
+
+    async def store_events() -> None:
+        await process.store(feedback_for(shown, NOW_MS), feedback_for(open_, NOW_MS))
+
+    learning = SqlLearning(InterruptedDatabase(process.database, nothing, store_events), POLICIES, RULES)
+    assert await learning.settle(NOW_MS + 2 * WINDOW_MS, 9) == (0, 0, 0)
+    assert await process.states(shown, open_) == ["served", "open"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "parameters"),
+    [
+        (SELECT_CLOSED, {"closed": NOW_MS + 1, "known": f'["{SPEC_V2.hash}"]', "limit": 9}),
+        (SELECT_UNSERVED, {"closed": NOW_MS + 1, "limit": 9}),
+        (SELECT_STILL_CLOSED, {"closed": NOW_MS + 1, "known": f'["{SPEC_V2.hash}"]', "found": '[["ann", 1]]'}),
+        (UPDATE_EXPIRED, {"now": 1, "found": '[["bob", 2]]'}),
+    ],
+    ids=["closed", "unserved", "still closed", "expired"],
+)
+async def test_settling_takes_as_long_when_many_events_wait(
+    database_path: Path, process: BanditProcess, statement: str, parameters: dict[str, object]
+) -> None:
+    shown, _ = [await process.decide(user_id) for user_id in ("ann", "bob")]
+    await process.serve(shown)
+    taken = []
+    for _ in range(2):
+        for start in range(0, 2_000, 500):
+            await process.store(*(feedback(f"user-{number}") for number in range(start, start + 500)))
+        with closing(sqlite3.connect(database_path)) as connection:
+            taken.append(steps(connection, statement, parameters))
+    assert taken[1] <= taken[0] + 1
 
 
 async def test_statistics_of_an_unknown_spec_are_never_added_to(process: BanditProcess) -> None:
