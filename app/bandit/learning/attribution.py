@@ -19,7 +19,7 @@ import msgspec
 from app.bandit.decisions import DecisionState, EventOutcome, RewardSource
 from app.bandit.ports import LearningRepository
 from app.errors import InvalidInput, SettingsError
-from app.features.clock import Clock, to_ms
+from app.features.clock import CLOCK_SKEW_MS, Clock, to_ms
 from app.features.events import Action, LoggedEvent, TipFeedback
 from app.telemetry import Metrics, logger
 
@@ -89,8 +89,9 @@ def happened_ms(event: LoggedEvent) -> int:
 
 def latest_made(event: LoggedEvent) -> int:
     """The latest creation time, in epoch ms, of a decision that an event without a `decision_id` can be about. It may
-    be up to `SKEW_MS` after the time of the event, because the producer's clock may be behind."""
-    return min(event.received_at_ms, happened_ms(event) + SKEW_MS)
+    be up to `SKEW_MS` after the time of the event, because the producer's clock may be behind, and up to
+    `CLOCK_SKEW_MS` after its arrival, because the clock of the process that made the decision may be ahead."""
+    return min(event.received_at_ms + CLOCK_SKEW_MS, happened_ms(event) + SKEW_MS)
 
 
 def judge(decision: JudgedDecision, logged: LoggedEvent, rules: Rules) -> Judgement:

@@ -25,7 +25,7 @@ from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
 from app.bandit.model.thompson_sampling import Policies
 from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
-from app.features.clock import DAY_MS
+from app.features.clock import CLOCK_SKEW_MS, DAY_MS
 from app.features.events import LoggedEvent, TipEvent
 from app.stores.sql.backlog import unknown_decisions
 from app.stores.sql.database import Database
@@ -39,7 +39,7 @@ from app.stores.sql.learning import (
 from app.stores.sqlite.backup import backup, restore
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import TIPS, WINDOW_MS, BanditProcess, feedback_for, served_for
-from tests.support.clock import NOW_MS
+from tests.support.clock import NOW_MS, FakeClock
 from tests.support.database import InterruptedDatabase, steps
 from tests.support.events import feedback, served
 
@@ -196,6 +196,16 @@ async def test_event_belongs_to_no_later_decision_unless_it_names_it(process: Ba
     assert await process.states(decision) == ["open"]
     await process.consume(feedback("ann", long_ago + 1, tip_id=decision.chosen_id))
     assert await process.states(decision) == ["learned"]
+
+
+@pytest.mark.parametrize(("ahead_ms", "state"), [(CLOCK_SKEW_MS, "learned"), (CLOCK_SKEW_MS + 1, "open")])
+async def test_event_belongs_to_a_decision_that_was_made_by_a_clock_ahead(
+    process: BanditProcess, ahead_ms: int, state: str
+) -> None:
+    other = BanditProcess(process.database, clock=FakeClock(process.clock.now_ms() + ahead_ms))
+    decision = await other.decide()
+    await process.consume(feedback("ann", process.clock.now_ms(), tip_id=decision.chosen_id))
+    assert await process.states(decision) == [state]
 
 
 async def test_event_that_names_no_decision_of_its_user_is_counted_and_not_learned(process: BanditProcess) -> None:
