@@ -146,13 +146,14 @@ class DecisionLearner:
         concerned_seqs = {item.seq for item in concerned}
         unknown = [item for item in events if item.event.decision_id is not None and item.seq not in concerned_seqs]
         now_ms = self._clock.now_ms()
+        if concerned:
+            for outcome, count in (await self._repository.learn(concerned, now_ms)).items():
+                self._metrics.bandit.events.labels(outcome).inc(count)
+        # Afterwards: if learning fails, all of these events come again, and those learned before do no harm.
         if unknown:
             for sent_by, count in (await self._repository.note_unknown(unknown, now_ms)).items():
                 self._metrics.bandit.events.labels("unknown decision").inc(count)
                 log.warning("unknown_decision", sent_by=sent_by, events=count, event_id=unknown[0].event.event_id)
-        if concerned:
-            for outcome, count in (await self._repository.learn(concerned, now_ms)).items():
-                self._metrics.bandit.events.labels(outcome).inc(count)
 
     async def grow(self) -> int:
         """Extend the statistics of a page of users to the longest spec (see `LearningRepository.grow`)."""

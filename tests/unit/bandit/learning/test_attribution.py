@@ -221,6 +221,19 @@ async def test_event_that_names_no_decision_of_its_user_is_counted_and_not_learn
     assert await unknown_decisions(process.database, process.clock.now_ms()) == [("a producer", 1)]
 
 
+async def test_unknown_decision_is_counted_once_when_learning_fails_first(process: BanditProcess) -> None:
+    decision = await process.decide()
+    await process.execute("INSERT INTO bandit_states VALUES ('ann', 'of another release', ?, 5, 1, NULL, NULL)", b"\0")
+    seqs = await process.store(feedback_for(decision, NOW_MS), feedback("bob", NOW_MS, decision_id="unknown"))
+    events = await process.log.logged(seqs)
+    with pytest.raises(SpecMismatch):
+        await process.bandit.learner.learn(events)
+    await process.execute("DELETE FROM bandit_states")
+    await process.bandit.learner.learn(events)
+    assert await process.states(decision) == ["learned"]
+    assert await unknown_decisions(process.database, process.clock.now_ms()) == [("a producer", 1)]
+
+
 async def test_feedback_is_counted_and_not_learned_when_it_is_late_or_on_another_tip(process: BanditProcess) -> None:
     decision = await process.decide()
     await process.serve(decision)
