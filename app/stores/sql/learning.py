@@ -3,7 +3,9 @@
 Invariants: an event that has been applied to a decision is in `decision_events`, and is never applied again. The state
 of a decision becomes `learned` in the transaction that adds the decision's input vector to the user's statistics, and
 only from `open` or `served`. Before a user's statistics change, the missing shadows of the user's decisions are stored.
-A decision is learned with all inputs of the statistics, also those that it was logged without.
+A decision is learned with all inputs of the statistics, also those that it was logged without. A user's decisions have
+been learned in the order of `settled_at_ms`, whatever the clocks of the workers show (decisions of one transaction have
+the same): it is later than the user's last change of statistics, `bandit_states.updated_at_ms`.
 
 Statistics of a shorter spec grow by a replay of the user's learned decisions, which may be many. So a snapshot is
 replayed before the transaction that learns, and the result is stored in a transaction of its own:
@@ -73,8 +75,11 @@ ORDER BY number DESC LIMIT 1
 INSERT_COUNTED = "INSERT INTO decision_events (seq, user_id, number, outcome) VALUES (?, ?, ?, ?)"
 UPDATE_SERVED = "UPDATE tip_scores SET state = 'served', served_at_ms = ? WHERE user_id = ? AND number = ?"
 UPDATE_LEARNED = """
-UPDATE tip_scores SET state = 'learned', served_at_ms = ?, reward = ?, reward_source = ?, action = ?, settled_at_ms = ?
-WHERE user_id = ? AND number = ? AND state IN ('open', 'served')
+UPDATE tip_scores SET state = 'learned', served_at_ms = :served, reward = :reward, reward_source = :source,
+    action = :action, settled_at_ms = COALESCE(
+        (SELECT updated_at_ms + 1 FROM bandit_states WHERE user_id = :user AND updated_at_ms >= :now), :now
+    )
+WHERE user_id = :user AND number = :number AND state IN ('open', 'served')
 """
 # A waiting event may be the feedback. The outbox may have a million events and has no index by user, so the events of
 # the user are searched, from the oldest waiting one on. A scalar subquery: PostgreSQL might turn NOT EXISTS into a join
@@ -321,6 +326,13 @@ class _LearningTransaction(msgspec.Struct):
             add_user_shadows(self.connection, self.policies, user_id, known)
         evidence = _grown(self.connection, self.policies, user_id, known, spec)
         self.evidence[user_id] = evidence.learned(_vector(row, evidence.spec), judgement.reward)
-        source = "feedback" if judgement.action is not None else "default"
-        values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self.now_ms)
-        self.connection.execute(UPDATE_LEARNED, (*values, user_id, row["number"]))
+        settled = {
+            "served": judgement.served_at_ms,
+            "reward": judgement.reward,
+            "source": "feedback" if judgement.action is not None else "default",
+            "action": judgement.action,
+            "now": self.now_ms,
+            "user": user_id,
+            "number": row["number"],
+        }
+        self.connection.execute(UPDATE_LEARNED, settled)

@@ -52,7 +52,10 @@ INSERT INTO bandit_states (user_id, {_STATE}, updated_at_ms) VALUES (?, ?, ?, ?,
 ON CONFLICT (user_id) DO UPDATE SET
     spec_hash = excluded.spec_hash, evidence = excluded.evidence, decisions = excluded.decisions,
     header_crc32 = excluded.header_crc32, evidence_crc32 = excluded.evidence_crc32,
-    updated_at_ms = excluded.updated_at_ms
+    updated_at_ms = CASE
+        WHEN bandit_states.updated_at_ms < excluded.updated_at_ms THEN excluded.updated_at_ms
+        ELSE bandit_states.updated_at_ms + 1
+    END
 """
 SELECT_STATES = f"SELECT user_id, {_STATE} FROM bandit_states"
 SELECT_STATES_AFTER = f"{SELECT_STATES} WHERE user_id > ? ORDER BY user_id LIMIT ?"

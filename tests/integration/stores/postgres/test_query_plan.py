@@ -46,6 +46,15 @@ USER = "user-77"
 OTHERS = {"known events", "states to grow", "states of a spec"}
 _RANKINGS = dict.fromkeys(("champion_scores", "champion_pi", "challenger_scores", "challenger_pi"), b"")
 SHADOW = {**dict.fromkeys(Shadow._fields, 0.5), **_RANKINGS, "agree": 1, "user_id": USER, "number": 77}
+LEARNED = {
+    "served": 1,
+    "reward": 0.5,
+    "source": "feedback",
+    "action": "completed",
+    "now": 1,
+    "user": USER,
+    "number": 77,
+}
 OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "statistics": (sufficient_statistics.SELECT_STATE, (USER,)),
     "version": (sufficient_statistics.SELECT_VERSION, (USER,)),
@@ -62,7 +71,7 @@ OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "newest decision": (learning.SELECT_NEWEST, {"user": USER, "tip": "t3", "latest": 10**9, "seq": 1}),
     "learned decisions": (learning.SELECT_LEARNED, (USER,)),
     "served": (learning.UPDATE_SERVED, (1, USER, 77)),
-    "learned": (learning.UPDATE_LEARNED, (1, 0.5, "feedback", "completed", 1, USER, 77)),
+    "learned": (learning.UPDATE_LEARNED, LEARNED),
     "missing shadows": (shadows.SELECT_OF_USER, {"spec": "spec", "user": USER, "version": 1}),
     "shadow": (shadows.UPDATE_SHADOW, SHADOW),
     "shadow of the pool": (shadows.INSERT_POOL, SHADOW),
