@@ -175,14 +175,15 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
 
         return await asyncio.to_thread(measured)
 
-    async def move(self, move: Move, actor: str, reason: str = "") -> RolloutState:
+    async def move(self, move: Move, actor: str, reason: str = "", *, seen: RolloutState | None = None) -> RolloutState:
         """Ramp by one step, promote, or roll back. After a rollback, `ramp` restarts the roll-out in the shadow stage.
+        `seen` is the stored state that led to the move; None for the present one.
 
         Raises:
             Conflict: the move is not allowed, or another process changed the roll-out meanwhile.
         """
         async with self.audited(actor, ACTIONS[move]) as action:
-            state = await self.repository.state()
+            state = seen or await self.repository.state()
             # A rollback also ends the stage of another challenger, which another release may let serve.
             judged = state if move == "rollback" else self._effective(state)
             said, served = Verdict("hold", ""), 0
@@ -243,7 +244,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             elif state.running:
                 await self.look(state, await self.counts(state))
                 if state.share and (found := broken(await self.guardrails(state), self.limits)):
-                    await self.move("rollback", WORKER, reason := " ".join(found))
+                    await self.move("rollback", WORKER, reason := " ".join(found), seen=state)
                     log.warning("rolled_back", share=state.share, reason=reason)
         except Conflict as error:  # another process moved it first
             log.info("rollout_changed_meanwhile", detail=str(error))
