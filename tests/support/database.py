@@ -37,6 +37,10 @@ PARAMETRIZED = ("store", "site", "keyed")
 WIPED = ("tip_views", "tip_feedback", "outbox", "event_log")
 
 
+async def nothing() -> None:
+    """Do nothing before a transaction."""
+
+
 class InterruptedDatabase(Database):
     """A database that awaits a function ahead of each transaction."""
 

@@ -98,9 +98,12 @@ class Database(ABC):
     `id` is part of every cache key, so values cached from another database are never read. `full`: the last write
     failed for lack of room; reads continue. `delete_lock`: statements that delete the row that `write` may have stored
     to lock a user; their parameter is the user's id. An erasure runs them last, so that nothing of the user remains.
+    `delete_unused_locks`: statements that delete such rows of all users without data. A write that chose its users
+    before one of them was erased, and locks them afterwards, stores such a row.
     """
 
     delete_lock: ClassVar[tuple[str, ...]] = ()
+    delete_unused_locks: ClassVar[tuple[str, ...]] = ()
     full: bool = False
     readers: Readers
     state: ObservedState

@@ -44,7 +44,8 @@ class SqlCutoffs(SqlRepository):
 
 
 class DecisionRetention(SqlRepository):
-    """Deletes old decisions, and the priors that no decision names. Implements `app.events.retention.Prunable`."""
+    """Deletes old decisions, the priors that no decision names and, when no old decision is left, the rows that lock
+    users without data. Implements `app.events.retention.Prunable`."""
 
     async def oldest_ms(self) -> int | None:
         oldest_ms: int | None = await self._database.value(SELECT_OLDEST)
@@ -57,6 +58,8 @@ class DecisionRetention(SqlRepository):
                 connection.execute(statement, (json.dumps(numbers),))
             connection.execute(DELETE_POOL_SHADOWS)
             connection.execute(DELETE_PRIORS, {"before": before_ms, "hour": HOUR_MS})
+            for statement in self._database.delete_unused_locks if not numbers else ():
+                connection.execute(statement)
             return len(numbers)
 
         return await self._database.write(work, of=())

@@ -216,10 +216,13 @@ class SqlUsers(SqlRepository):
 
 def _erase_sums(connection: Connection, user_id: str) -> None:
     """Delete the sums over ranges of users that include this user's statistics. Workers sum the ranges again later."""
+    # 1. A worker reads the user as the first one of a new range; 2. this transaction waits for the worker's lock of the
+    # sum; 3. the worker commits. If the range were deleted before step 2, it would stay, with the user's id.
     for (spec_hash,) in connection.execute(SELECT_SPECS).fetchall():
-        erased = {"spec": spec_hash, "user": user_id}
-        joined = connection.execute(DELETE_ERASED_FIRST, erased).fetchone() or (0,)
-        connection.execute(UPDATE_ERASED_SUM, {**erased, "lost": joined[0]})
+        erased = {"spec": spec_hash, "user": user_id, "lost": 0}
+        connection.execute(UPDATE_ERASED_SUM, erased)
+        if (joined := connection.execute(DELETE_ERASED_FIRST, erased).fetchone()) is not None:
+            connection.execute(UPDATE_ERASED_SUM, {**erased, "lost": joined[0]})
 
 
 def _erase_from_runs(connection: Connection, user_id: str) -> int:

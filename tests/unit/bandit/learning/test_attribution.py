@@ -40,7 +40,7 @@ from app.stores.sqlite.backup import backup, restore
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import TIPS, WINDOW_MS, BanditProcess, feedback_for, served_for
 from tests.support.clock import NOW_MS, FakeClock
-from tests.support.database import InterruptedDatabase, steps
+from tests.support.database import InterruptedDatabase, nothing, steps
 from tests.support.events import feedback, served
 
 pytestmark = pytest.mark.both_engines
@@ -298,10 +298,6 @@ async def test_more_decisions_are_settled_than_one_transaction_takes(
     states = await process.rows("SELECT state, COUNT(*) FROM tip_scores GROUP BY state ORDER BY state")
     assert states == [("expired", 2), ("learned", 6)]
     await process.assert_learned_once()
-
-
-async def nothing() -> None:
-    """Do nothing before a transaction."""
 
 
 async def refuse() -> None:
