@@ -138,7 +138,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
 
         state = await self.rollout.state()
         metrics = self.computation.metrics.bandit
-        metrics.share.set(state.share)
+        metrics.share.set(state.share if self.rollout.policies.challenger is not None else 0.0)
         for stage in STAGES:
             metrics.stage.labels(stage).set(stage == state.stage)
 

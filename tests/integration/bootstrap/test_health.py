@@ -131,6 +131,14 @@ async def test_rollout_gauges_are_kept_when_the_database_fails(settings: Setting
         assert seen("profiles_rollout_stage", {"stage": "rolled back"}) == 1
 
 
+async def test_challenger_has_no_share_when_there_is_none(settings: Settings, database: Database) -> None:
+    await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'ramp', share = 0.25"), of=())
+    async with open_service(replace(settings, shadow=False), door="queue") as service:
+        await service.refresh_gauges()
+        assert service.metrics.collectors.get_sample_value("profiles_rollout_share_ratio") == 0
+        assert service.metrics.collectors.get_sample_value("profiles_rollout_stage", {"stage": "ramp"}) == 1
+
+
 @pytest.mark.slow
 async def test_every_component_has_a_state_after_the_first_sample(settings: Settings, database: Database) -> None:
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
