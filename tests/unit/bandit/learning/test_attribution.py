@@ -42,6 +42,7 @@ from tests.support.bandit_process import TIPS, WINDOW_MS, BanditProcess, feedbac
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.database import InterruptedDatabase, nothing, steps
 from tests.support.events import feedback, served
+from tests.support.score_requests import s_of, y_of
 
 pytestmark = pytest.mark.both_engines
 
@@ -144,8 +145,8 @@ async def test_feedback_is_learned_from_the_logged_vector(process: BanditProcess
     learned = ("learned", at_ms, 0.3, "feedback", "snoozed", process.clock.now_ms(), events)
     assert await process.outcome(decision) == learned
     statistics = await process.statistics()
-    np.testing.assert_array_equal(statistics.s, np.outer(decision.phi, decision.phi))
-    np.testing.assert_array_equal(statistics.y, 0.3 * decision.phi)
+    np.testing.assert_array_equal(s_of(statistics), np.outer(decision.phi, decision.phi))
+    np.testing.assert_array_equal(y_of(statistics), 0.3 * decision.phi)
     assert (await process.decide()).state_version == statistics.decisions == 1
 
 
@@ -412,7 +413,7 @@ async def test_decision_made_before_growth_is_learned_with_all_inputs(
     assert (grown.spec, grown.decisions) == (SPEC_V2, 2)
     known = [SPEC_V2.phi(made.candidates, made.context, made.profile)[made.chosen] for made in (first, second)]
     assert known[0][SPEC_V1.size :].any()
-    np.testing.assert_array_equal(grown.s, np.outer(known[0], known[0]) + np.outer(known[1], known[1]))
+    np.testing.assert_array_equal(s_of(grown), np.outer(known[0], known[0]) + np.outer(known[1], known[1]))
     await process.assert_learned_once()
 
     third = await plain.decide()  # without a challenger again; grown statistics never shrink
