@@ -133,7 +133,7 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     ),
     "decision by request": (decisions.SELECT_BY_REQUEST, ("u", "r"), "(user_id=? AND request_id=?)"),
     "decision by id": (decisions.SELECT_BY_ID, ("d",), "(decision_id=?)"),
-    "summary of a decision": (decisions.SELECT_SUMMARY, ("d",), "(decision_id=?)"),
+    "line of a decision": (decisions.SELECT_LINE, ("d",), "(decision_id=?)"),
     "newest decisions": (decisions.SELECT_NEWEST, NEWEST, "tip_scores_by_time (created_at_ms>? AND"),
     "newest decisions of a user": (decisions.SELECT_NEWEST_OF_USER, NEWEST, "(user_id=? AND rowid<?)"),
     "missing shadows": (
