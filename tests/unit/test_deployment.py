@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -28,6 +29,7 @@ PODS = {
     if manifest["kind"] in {"Deployment", "Job"}
 }
 KEYS = f"admin:admin:{hash_key('key').hex()}"
+UNITS = ["profiles-api.service", "profiles-worker@.service"]
 # What the service takes to stop, after PROFILES_DRAIN_S.
 STOP_S = 5
 
@@ -36,6 +38,11 @@ def settings(environment: dict[str, str]) -> Settings:
     """The settings of an environment of compose.scale.yaml or of the ConfigMap."""
     given = {name: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value) for name, value in environment.items()}
     return Settings.from_environment({**given, "PROFILES_API_KEYS": KEYS})
+
+
+def options_of(unit: str) -> dict[str, str]:
+    """The options of a unit of systemd; of one that is given several times, the last."""
+    return dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "systemd" / unit).read_text(), re.MULTILINE))
 
 
 def manifest(kind: str, name: str) -> dict[str, Any]:
@@ -61,12 +68,23 @@ def test_systemd_units_are_valid(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("unit", ["profiles-api.service", "profiles-worker@.service"])
+@pytest.mark.parametrize("unit", UNITS)
 def test_systemd_waits_for_processes_that_stop(unit: str) -> None:
-    found = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "systemd" / unit).read_text(), re.MULTILINE))
-    assert int(found["TimeoutStopSec"]) >= Settings().drain_s + STOP_S
-    command = shlex.split(found["ExecStart"])[1:]
+    options = options_of(unit)
+    assert int(options["TimeoutStopSec"]) >= Settings().drain_s + STOP_S
+    *_, script = shlex.split(options["ExecStart"])
+    command = script.partition("; exec /opt/profiles/bin/profiles ")[2].split()
     assert subprocess.run([sys.executable, "-m", "app", *command, "--help"], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_does_not_restart_a_service_with_invalid_settings(unit: str) -> None:
+    options = options_of(unit)
+    command = options["ExecStart"].replace("/opt/profiles/bin/profiles", f"{sys.executable} -m app")
+    environment = {**os.environ, "PROFILES_DATABSE": "misspelt"}
+    done = subprocess.run(shlex.split(command), env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert str(done.returncode) in options["RestartPreventExitStatus"].split(), done.stderr
+    assert "ExecStartPre" not in options  # its exit status does not prevent a restart
 
 
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
