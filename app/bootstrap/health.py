@@ -66,7 +66,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             "database": ReadinessCheck(problem is None, problem or "", state="degraded"),
             "invalidations": ReadinessCheck(
                 owed == 0,
-                f"{owed} invalidations are owed to the cache; reads compute until they are made",
+                f"{owed} invalidations are owed to the cache; reads of these users compute until they are made",
                 state="degraded",
             ),
         }

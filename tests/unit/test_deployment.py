@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -19,7 +19,10 @@ from tests.support.postgres import missing
 from tests.support.processes import ROOT
 
 DOCKER = ROOT / "docker"
-SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((DOCKER / "compose.scale.yaml").read_text())["services"]
+ONE_HOST, SERVICES = (
+    cast(dict[str, dict[str, Any]], yaml.safe_load((DOCKER / name).read_text())["services"])
+    for name in ("compose.yaml", "compose.scale.yaml")
+)
 MANIFESTS: list[dict[str, Any]] = [
     manifest for path in sorted((DOCKER / "kubernetes").iterdir()) for manifest in yaml.safe_load_all(path.read_text())
 ]
@@ -35,7 +38,7 @@ STOP_S = 5
 
 
 def settings(environment: dict[str, str]) -> Settings:
-    """The settings of an environment of compose.scale.yaml or of the ConfigMap."""
+    """The settings of an environment of a compose file or of the ConfigMap."""
     given = {name: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value) for name, value in environment.items()}
     return Settings.from_environment({**given, "PROFILES_API_KEYS": KEYS})
 
@@ -101,10 +104,12 @@ def test_manifest_is_valid(version: str) -> None:
 
 
 def test_container_has_no_more_rights_than_it_needs() -> None:
-    for name, service in SERVICES.items():
+    for name, service in (*ONE_HOST.items(), *SERVICES.items()):
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
+    assert all(service["mem_limit"] for service in ONE_HOST.values())
+    for name, service in SERVICES.items():
         assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"]), name
         # These two images name an account themselves.
         assert "user" in service or service["image"].startswith(("profiles:", "haproxy:")), name
@@ -120,6 +125,14 @@ def test_pod_has_no_more_rights_than_it_needs(name: str) -> None:
     rights = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     assert container["securityContext"] == rights
     assert "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("name", ["api", "worker", "migrate"])
+def test_settings_of_service_on_one_host_are_valid_and_it_has_time_to_stop(name: str) -> None:
+    chosen = settings(ONE_HOST[name]["environment"])
+    chosen.require_servers()
+    assert int(ONE_HOST[name]["stop_grace_period"].removesuffix("s")) >= chosen.drain_s + STOP_S
+    assert f"127.0.0.1:8000:{chosen.port}" in ONE_HOST["api"]["ports"]
 
 
 @pytest.mark.parametrize("name", ["api-1", "api-2", "api-3", "worker-1", "worker-2", "migrate"])
