@@ -62,7 +62,7 @@ def test_recorded_series_are_used_by_their_name() -> None:
 def test_dashboard_shows_the_data_source_that_is_chosen() -> None:
     (variable,) = DASHBOARD["templating"]["list"]
     assert (variable["type"], variable["query"]) == ("datasource", "prometheus")
-    chosen = {"type": "prometheus", "uid": "${%s}" % variable["name"]}
+    chosen = {"type": "prometheus", "uid": "${" + variable["name"] + "}"}
     assert all(panel["datasource"] == chosen for panel in DASHBOARD["panels"] if panel["type"] != "row")
 
 
