@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from litestar import Response, get, post
@@ -38,6 +38,8 @@ from app.profiles.ports import ComputeRow, LoggedProfile
 from app.service import Service
 from app.telemetry import logger
 
+T = TypeVar("T")
+ROWS_PER_STEP = 256  # of a training set, about 2 ms
 READ_PROFILE: dict[str, Any] = {
     "scope": "read",
     "stale_if_error": True,
@@ -174,23 +176,31 @@ async def post_history(request: HttpRequest) -> HistoryAnswer:
     decisions = await service.logged_profiles.by_id(ids) if ids else {}
     found: list[tuple[Profile, ComputeRow]] = []
     issues: list[Issue] = []
-    for index, row in enumerate(wanted.rows):
+    async for index, row in _in_steps(enumerate(wanted.rows)):
         try:
             found.append(_history_row(row, f"rows[{index}]", moments, mask, known, decisions))
         except InvalidInput as error:
             issues += error.issues
     if issues:
         raise InvalidInput("a row is invalid", issues)
-    asked = [row for _, row in found]
     async with _cancelled_on_disconnect(request):
-        computed = await service.reader.read_as_of(asked)
-    profiles = [served | others for (served, _), others in zip(found, computed, strict=True)]
+        computed = await service.reader.read_as_of([row for _, row in found])
     render = renderer_of(request).values
-    rows = [
-        HistoryRow(row.user_id, rfc3339(row.now_ms or 0), cast(Any, msgspec.Raw(render(profile, mask))))
-        for row, profile in zip(asked, profiles, strict=True)
-    ]
-    return HistoryAnswer(rows, failures(service.registry, profiles) or UNSET)
+    rows: list[HistoryRow] = []
+    failed: dict[str, str] = {}
+    async for (served, row), others in _in_steps(zip(found, computed, strict=True)):
+        profile = served | others
+        rows.append(HistoryRow(row.user_id, rfc3339(row.now_ms or 0), cast(Any, msgspec.Raw(render(profile, mask)))))
+        failed = failures(service.registry, [profile]) | failed
+    return HistoryAnswer(rows, failed or UNSET)
+
+
+async def _in_steps(rows: Iterable[T]) -> AsyncIterator[T]:
+    """Yield the rows, and let other requests run after every `ROWS_PER_STEP` of them."""
+    for number, row in enumerate(rows, start=1):
+        yield row
+        if number % ROWS_PER_STEP == 0:
+            await asyncio.sleep(0)
 
 
 def _history_row(

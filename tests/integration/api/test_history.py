@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from app.features.clock import DAY_MS, rfc3339
 from tests.support.events import feedback, local_time, served
-from tests.support.live import Live, assert_refused, new_user, paths, problem
+from tests.support.live import JSON, Live, assert_refused, new_user, paths, problem
+from tests.support.longest_step import longest_step
 
 pytestmark = pytest.mark.both_engines
 
@@ -135,3 +137,15 @@ async def test_history_is_served_when_it_has_the_largest_length(site: Live) -> N
     asked = [{"user_id": f"u{number % 500}", "as_of": at} for number in range(10_000)]
     found = await rows(site, {"rows": asked, "features": ["tip_volume_30d"]})
     assert [row["user_id"] for row in found] == [row["user_id"] for row in asked]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [200, 422])
+async def test_history_does_not_block_other_requests_when_it_is_long(site: Live, status: int) -> None:
+    at = rfc3339(site.now_ms + (DAY_MS if status == 422 else -DAY_MS))
+    asked = [{"user_id": f"u{number % 500}", "as_of": at} for number in range(10_000)]
+    content = json.dumps({"rows": asked})
+    async with longest_step() as step:
+        answer = await site.client.post("/profiles/history", content=content, headers=JSON)
+    assert answer.status_code == status
+    assert step.seconds < 0.03
