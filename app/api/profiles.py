@@ -188,9 +188,9 @@ async def post_history(request: HttpRequest) -> HistoryAnswer:
     render = renderer_of(request).values
     rows: list[HistoryRow] = []
     failed: dict[str, str] = {}
-    async for (served, row), others in _in_steps(zip(found, computed, strict=True)):
+    async for (served, at), others in _in_steps(zip(found, computed, strict=True)):
         profile = served | others
-        rows.append(HistoryRow(row.user_id, rfc3339(row.now_ms or 0), cast(Any, msgspec.Raw(render(profile, mask)))))
+        rows.append(HistoryRow(at.user_id, rfc3339(at.now_ms or 0), cast(Any, msgspec.Raw(render(profile, mask)))))
         failed = failures(service.registry, [profile]) | failed
     return HistoryAnswer(rows, failed or UNSET)
 
