@@ -114,7 +114,9 @@ async def _read_profile(
     if as_of is not None:
         moment = moment_ms(as_of, "as_of")
         known = moment_ms(known_at, "known_at") if known_at is not None else None
-        if problem := service.moments.problem(moment, known, mask):
+        moments = service.moments
+        problem = moments.problem(moment, mask) or (moments.future(known, "known_at") if known is not None else None)
+        if problem is not None:
             raise Undecodable(f"{problem.path} {problem.detail}", [problem])
         async with _cancelled_on_disconnect(request):
             (profile,) = await service.reader.read_as_of([ComputeRow(user_id, mask, moment, known)])
@@ -172,6 +174,8 @@ async def post_history(request: HttpRequest) -> HistoryAnswer:
     mask = service.registry.mask(wanted.features)
     known = known_ms(wanted.known_at) if wanted.known_at not in (None, "as_of") else wanted.known_at
     moments = service.moments
+    if isinstance(known, int) and (problem := moments.future(known, "known_at")) is not None:
+        raise InvalidInput("known_at is invalid", [problem])
     ids = [row.decision_id for row in wanted.rows if row.decision_id is not UNSET]
     decisions = await service.logged_profiles.by_id(ids) if ids else {}
     found: list[tuple[Profile, ComputeRow]] = []
@@ -227,11 +231,9 @@ def _history_row(
     if (id_issue := id_problem(row.user_id)) is not None:
         raise InvalidInput("an id is invalid", [Issue(f"{place}.user_id", id_issue)])
     at_ms = to_ms(row.as_of)
-    known_ms = at_ms if isinstance(known, str) else known
-    if problem := moments.problem(at_ms, known_ms, mask):
-        path = f"{place}.as_of" if problem.path == "as_of" else "known_at"
-        raise InvalidInput("a moment is invalid", [Issue(path, problem.detail)])
-    return {}, ComputeRow(row.user_id, mask, at_ms, known_ms)
+    if (problem := moments.problem(at_ms, mask, f"{place}.as_of")) is not None:
+        raise InvalidInput("a moment is invalid", [problem])
+    return {}, ComputeRow(row.user_id, mask, at_ms, at_ms if isinstance(known, str) else known)
 
 
 @get(

@@ -80,6 +80,7 @@ async def test_history_is_refused_when_its_body_is_invalid(site: Live) -> None:
         *(({"rows": [sound], "known_at": at}, "known_at") for at in ("now", future, "0001-01-01T00:00:00+14:00x")),
     ]
     await assert_refused(site, "/profiles/history", bodies)
+    await assert_refused(site, "/profiles/history", [({"rows": [sound] * 2, "known_at": future}, "known_at")])
     answer = await site.client.post("/profiles/history", json={"rows": [{**sound, "as_of": future}] * 2})
     assert paths(problem(answer, 422)) == ["rows[0].as_of", "rows[1].as_of"]
 
