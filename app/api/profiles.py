@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
@@ -12,7 +11,7 @@ from litestar import Response, get, post
 from litestar.params import QueryParameter
 from msgspec import UNSET
 
-from app.api.dependencies import HttpRequest, renderer_of, service_of
+from app.api.dependencies import HttpRequest, cancelled_on_disconnect, renderer_of, service_of
 from app.api.openapi.document import MOMENT, UserId
 from app.api.request_parsing import body_as, check_ids, known_ms, moment_ms, stale_if_error_s
 from app.api.schemas import (
@@ -118,7 +117,7 @@ async def _read_profile(
         problem = moments.problem(moment, mask) or (moments.future(known, "known_at") if known is not None else None)
         if problem is not None:
             raise Undecodable(f"{problem.path} {problem.detail}", [problem])
-        async with _cancelled_on_disconnect(request):
+        async with cancelled_on_disconnect(request):
             (profile,) = await service.reader.read_as_of([ComputeRow(user_id, mask, moment, known)])
     elif known_at is not None:
         raise Undecodable("known_at requires as_of", [Issue("known_at", "is allowed only together with as_of")])
@@ -187,7 +186,7 @@ async def post_history(request: HttpRequest) -> HistoryAnswer:
             issues += error.issues
     if issues:
         raise InvalidInput("a row is invalid", issues)
-    async with _cancelled_on_disconnect(request):
+    async with cancelled_on_disconnect(request):
         computed = await service.reader.read_as_of([row for _, row in found])
     render = renderer_of(request).values
     rows: list[HistoryRow] = []
@@ -274,21 +273,3 @@ async def _read_unproven(
     oldest_ms = min(value.computed_at_ms for profile in found.values() for value in profile.values() if value.cached)
     age_s = max(0, service.clock.now_ms() - oldest_ms) // 1000
     return found, {"Cache-Status": "profiles; hit; detail=unproven", "Age": str(age_s)}
-
-
-@asynccontextmanager
-async def _cancelled_on_disconnect(request: HttpRequest) -> AsyncIterator[None]:
-    """Cancel the current task if the client disconnects inside the block. A body that is not read before is lost."""
-    task = asyncio.current_task()
-    assert task is not None
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        task.cancel()
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watching.cancel()

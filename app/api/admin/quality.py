@@ -16,7 +16,7 @@ from msgspec import Meta
 from app.api.admin import admin_get, admin_post
 from app.api.admin.auditing import audited, caller
 from app.api.auth.forms import is_form
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest, cancelled_on_disconnect, service_of
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.schemas import Value
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
@@ -111,7 +111,9 @@ async def get_quality(
         stored = readable_report(run) if run is not None else None
         if stored is not None and stored.measured_at >= oldest:
             return await answer(request, stored, "data_quality.html")
-    return await answer(request, await service.quality.measurement.measure(), "data_quality.html")
+    async with cancelled_on_disconnect(request):
+        report = await service.quality.measurement.measure()
+    return await answer(request, report, "data_quality.html")
 
 
 async def _page(request: HttpRequest) -> Response[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from app.features.clock import DAY_MS
 from app.operations.audit import AuditFilter
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.api.admin.test_users import put
+from tests.support.clock import no_pause
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user, paths, problem
 from tests.support.registry import REGISTRY
@@ -133,6 +135,24 @@ async def test_figures_are_of_a_sample_when_users_are_many(own_site: Live) -> No
         assert high - low > 0.05
     listed = await behind(own_site, "feature=tip_volume_30d&state=fresh")
     assert len(listed["users"]) == 30  # of all eligible users
+
+
+async def test_measurement_ends_when_the_client_disconnects(own_site: Live) -> None:
+    measurement, measuring = own_site.service.quality.measurement, asyncio.Event()
+
+    async def forever(_: float) -> None:
+        measuring.set()
+        await asyncio.Event().wait()
+
+    await own_site.send(served(new_user(), own_site.now_ms))
+    measurement.pause = forever
+    _, writer = await asyncio.open_connection("127.0.0.1", own_site.port)
+    writer.write(b"GET /admin/data-quality HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await measuring.wait()
+    writer.close()
+    await writer.wait_closed()
+    measurement.pause = no_pause
+    assert (await quality(own_site))["eligible"] == 1  # one measurement at a time
 
 
 async def test_report_is_measured_anew_when_no_age_is_allowed(own_site: Live) -> None:
