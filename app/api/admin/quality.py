@@ -32,6 +32,7 @@ LIMIT, MAX_LIMIT = 50, 500
 YEAR_S = 366 * 86_400
 RUNS_SHOWN = 5
 OLD_MS = 2 * 3_600_000
+AGAIN_MS = 5 * 60_000
 PATH = "/admin/data-quality"
 USERS_PAGE = "data_quality_users.html"
 REQUESTED = {
@@ -117,11 +118,18 @@ async def get_quality(
 
 
 async def _page(request: HttpRequest) -> Response[Any]:
-    """The page with the newest stored report. If there is no report, a measurement is requested."""
+    """The page with the newest stored report.
+
+    If there is none that this release can read, a measurement is requested, unless the newest one is active, has
+    failed, or was completed a moment ago. An open page is loaded again when a measurement ends, so it would otherwise
+    request one after the other.
+    """
     service = service_of(request)
     run, runs = await service.quality.runs.newest_completed(), await service.quality.runs.newest(RUNS_SHOWN)
     report = readable_report(run) if run is not None else None
-    begun = report is None and not (runs and runs[0].active)
+    now_ms = service.clock.now_ms()
+    another = not runs or (runs[0].state == "completed" and now_ms - (runs[0].finished_at_ms or 0) > AGAIN_MS)
+    begun = report is None and another
     if begun:
         runs = [await _request_run(request), *runs]
     latest = await _refresh_status(service, runs[0])
@@ -131,7 +139,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
         body=report,
         entries={entry.name: entry for entry in service.registry},
         latest=latest,
-        old=report is not None and report.measured_at < rfc3339(service.clock.now_ms() - OLD_MS),
+        old=report is not None and report.measured_at < rfc3339(now_ms - OLD_MS),
         begun=begun,
         unreadable=run is not None and report is None,
         window_ms=service.registry.longest_window_ms(),
