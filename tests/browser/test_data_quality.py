@@ -266,6 +266,16 @@ async def test_report_is_requested_when_the_stored_one_is_of_another_release(own
         assert "A new one is requested" not in await visitor.text()
 
 
+async def test_measurement_took_no_negative_time_when_clocks_differ(own_site: Live, browser: Browser) -> None:
+    runs = own_site.service.quality.runs
+    run, _ = await runs.open("ann", own_site.now_ms)
+    await runs.begin(run.id, own_site.now_ms + 3_600_000)
+    await runs.finish(run.id, "failed", own_site.now_ms, error="a test")
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go(PATH)
+        await expect(visitor.page.locator("td[data-label=Took]")).to_have_text("0 ms")
+
+
 async def test_failed_measurement_is_not_requested_again_by_the_page(own_site: Live, browser: Browser) -> None:
     async with visiting(browser, own_site) as visitor:
         await visitor.go(PATH)

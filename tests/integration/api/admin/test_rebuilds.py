@@ -176,6 +176,18 @@ async def test_rebuild_resumes_when_its_worker_is_restarted(own_site: Live, monk
     assert ended["took_s"] >= 0
 
 
+async def test_rebuild_took_no_negative_time_when_clocks_differ(site: Live, users: list[str]) -> None:
+    run, runs = await start(site, {"user_ids": users}), site.service.rebuild_runs
+    part = await runs.claim(run["id"], "", users[-1], site.now_ms + 3_600_000)
+    assert part is not None
+    await runs.advance(part, 3, users[-1], site.now_ms)
+    running = await look(site, run["id"])
+    assert (running["done"], running["rate_per_s"], running["eta_s"]) == (3, None, None)
+    await runs.finish(run["id"], "cancelled", site.now_ms, None)
+    ended = await look(site, run["id"])
+    assert (ended["rate_per_s"], ended["took_s"]) == (None, 0)
+
+
 async def test_user_ids_of_a_rebuild_are_counted_but_not_shown(site: Live, users: list[str]) -> None:
     run = await start(site, {"user_ids": users})
     answer = await site.client.get("/admin/rebuilds")
