@@ -23,6 +23,7 @@ from app.api.pages import charts
 from app.features import ids
 from app.features.clock import EPOCH, MILLISECOND, rfc3339, to_ms
 from app.features.registry import Scalar
+from app.operations.audit import MAX_REASON
 from app.profiles.quality.drift import CommonBin
 
 NAVIGATION = (
@@ -66,6 +67,7 @@ def environment() -> Environment:
         "version": app.__version__,
         "axes": charts.Axes,
         "summary": charts.summary,
+        "max_reason": MAX_REASON,
     }
     return made
 
