@@ -62,6 +62,7 @@ class PostgresDatabase(Database):
         await asyncio.to_thread(_check_schema, url)
         database = cls(url, readers)
         try:
+            await database.state.connect()
             await database.state.query()
         except BaseException:
             await database.close()

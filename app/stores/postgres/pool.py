@@ -135,7 +135,7 @@ class PooledConnection:
         if self._running is not None and not self._running.done():
             await asyncio.wait([self._running], timeout=CANCEL_S)
             if not self._running.done():
-                disconnect(connection)
+                disconnect(connection.raw)
 
 
 class Pool:
@@ -223,7 +223,7 @@ def cancel(connection: Connection) -> None:
         log.debug("statement_not_cancelled", error=str(error))
 
 
-def disconnect(connection: Connection) -> None:
-    """Shut down the connection's socket, so that a call on another thread that waits for the server fails at once."""
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.raw.fileno())) as copy:
+def disconnect(raw: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Shut down the connection's socket, so that a call elsewhere that waits for the server fails at once."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(raw.fileno())) as copy:
         copy.shutdown(socket.SHUT_RDWR)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,11 +15,13 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.settings.parsers import PostgresUrl
+from app.settings.parsers import postgres_url as parsed
+from app.stores.migrate import migrate
 from app.stores.postgres.database import PostgresDatabase
 from app.stores.sql.database import SERVICE, SPARE_READERS, Connection
 from app.stores.sql.users import SqlUsers
 from tests.support.bandit_process import BanditProcess
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, StartPostgres
 from tests.support.proxy import proxy
 from tests.support.waiting import eventually, eventually_async
 
@@ -340,3 +345,49 @@ async def test_write_raises_when_a_standby_does_not_confirm_the_commit(
         postgres.execute("SELECT pg_reload_conf()")
     await database.execute(INSERT, ("second",))
     assert await sessions(database) == 2
+
+
+@contextmanager
+def silent_host() -> Iterator[str]:
+    """The address of a host that answers no attempt to connect: the queue of its socket is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening, socket.socket() as queued:
+        queued.connect(listening.getsockname())
+        yield "{}:{}".format(*listening.getsockname())
+
+
+async def test_second_host_is_reached_when_the_first_is_silent(
+    postgres: PostgresServer, postgres_url: PostgresUrl
+) -> None:
+    with silent_host() as first:
+        hosts = f"{first},127.0.0.1:{postgres.port}"
+        database = await PostgresDatabase.open(f"postgresql://profiles@{hosts}{urlsplit(postgres_url.url).path}", 1)
+        try:
+            assert database.id
+            assert await database.row("SELECT 1") == (1,)
+        finally:
+            await database.close()
+
+
+async def test_query_of_the_state_fails_soon_when_the_server_is_frozen(start_postgres: StartPostgres) -> None:
+    server = start_postgres()
+    migrate(parsed(server.url()))
+    database = await PostgresDatabase.open(server.url(), readers=1)
+    try:
+        server.signal(signal.SIGSTOP)
+        async with asyncio.timeout(5):
+            for _ in range(2):  # on the open connection, and while the next one is opened
+                with pytest.raises(StoreUnavailable, match="does not answer in time"):
+                    await database.state.query()
+        server.signal(signal.SIGCONT)
+        await eventually_async(lambda: answers(database))
+    finally:
+        server.signal(signal.SIGCONT)
+        await database.close()
+        server.close()
+
+
+async def answers(database: PostgresDatabase) -> bool:
+    try:
+        return bool((await database.state.query()).database_id)
+    except StoreUnavailable:
+        return False
