@@ -31,6 +31,8 @@ else:
 @event.listens_for(engine, "connect")
 def _configure(connection, _record):  # type: ignore[no-untyped-def]
     if isinstance(database, Path):
+        # No checkpoint without the write lock: see `app.stores.sqlite.connection`.
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
 
