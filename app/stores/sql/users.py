@@ -98,10 +98,11 @@ SELECT_RUN_NAMING = f"SELECT id, user_ids FROM rebuilds WHERE {_NAMED_IN_LIST} L
 # Changes nothing if another user has been removed from the list since it was read.
 UPDATE_RUN = "UPDATE rebuilds SET user_ids = ? WHERE id = ? AND user_ids = ?"
 SELECT_LEARNED = "SELECT COALESCE(SUM(decisions), 0) FROM bandit_states WHERE user_id = ?"
+_THEIRS = "number IN (SELECT number FROM tip_scores WHERE user_id = :user)"
 DELETE_DECISIONS = (
-    "DELETE FROM decision_events WHERE user_id = :user",
+    f"DELETE FROM decision_events WHERE user_id = :user AND {_THEIRS}",
     "DELETE FROM bandit_states WHERE user_id = :user",
-    "DELETE FROM pool_shadows WHERE number IN (SELECT number FROM tip_scores WHERE user_id = :user)",
+    f"DELETE FROM pool_shadows WHERE {_THEIRS}",
     "DELETE FROM tip_scores WHERE user_id = :user",
 )
 SELECT_SPECS = "SELECT DISTINCT spec_hash FROM pooled_ranges"
