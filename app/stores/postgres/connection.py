@@ -58,10 +58,16 @@ _DEFAULTS: dict[str, Any] = {
     "keepalives_count": 3,
 }
 NO_ROOM = (errors.DiskFull, errors.OutOfMemory)
-_TOKENS = re.compile(r"'(?:[^']|'')*'|--[^\n]*|::|:(\w+)|\?")
-_JSON = (
-    (re.compile(r"\bjson_each\(([^()]+)\)"), r"json_array_elements_text(CAST(\1 AS json))"),
-    (re.compile(r"([\w.]+)(?= ->>? )"), r"CAST(\1 AS json)"),
+# The first alternatives are literals, quoted names and comments, which are not translated.
+_TOKENS = re.compile(
+    r"""
+    \b[eE]'(?:[^'\\]|\\.|'')*' | '[^']*' | "[^"]*" | \$(\w*)\$.*?\$\1\$ | --[^\n]* | /\*.*?\*/
+    | \bjson_each\((?P<list>[^()]+)\)
+    | (?P<json>[\w.]+)(?=\ ->>?\ )
+    | (?<![\w:]):(?P<name>\w+)
+    | (?P<place>\?)
+    """,
+    re.VERBOSE | re.DOTALL,
 )
 
 
@@ -111,12 +117,14 @@ def translated(statement: str) -> Translated:
     places = count(1)
 
     def replace(match: re.Match[str]) -> str:
-        if match[1]:
-            return f"${names.setdefault(match[1], len(names) + 1)}"
-        return f"${next(places)}" if match[0] == "?" else match[0]
+        if match["list"]:
+            return f"json_array_elements_text(CAST({_TOKENS.sub(replace, match['list'])} AS json))"
+        if match["json"]:
+            return f"CAST({match['json']} AS json)"
+        if match["name"]:
+            return f"${names.setdefault(match['name'], len(names) + 1)}"
+        return f"${next(places)}" if match["place"] else match[0]
 
-    for pattern, replacement in _JSON:
-        statement = pattern.sub(replacement, statement)
     return Translated(_TOKENS.sub(replace, statement).encode(), tuple(names))
 
 
