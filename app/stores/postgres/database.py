@@ -40,6 +40,7 @@ class PostgresDatabase(Database):
     """A process's access to a database. Open it with `PostgresDatabase.open`, and close it with `close`."""
 
     delete_lock = ("DELETE FROM users WHERE user_id = ?",)
+    announce_lock = ("LOCK TABLE feature_keys IN EXCLUSIVE MODE",)
 
     readers: Pool
     state: PostgresState

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from app.errors import StoreUnavailable
+from app.features.registry import Registry
 from app.profiles.ports import Cell, ComputeRow
 from app.settings.parsers import PostgresUrl
 from app.settings.parsers import postgres_url as parsed
@@ -22,10 +23,11 @@ from app.stores.postgres.database import PostgresDatabase
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.bandit_process import BanditProcess, feedback_for
 from tests.support.database import open_again
+from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.postgres import USER, PostgresServer, StartPostgres
 from tests.support.registry import REGISTRY
-from tests.support.service import PausableService
+from tests.support.service import PausableService, assert_true
 from tests.support.service_group import ServiceGroup
 from tests.support.waiting import eventually_async
 
@@ -105,6 +107,37 @@ async def _draw_while_another_writes(
         asked = ComputeRow("ann", REGISTRY.full_mask, read.at_ms, version=version)
         (repeated,) = await one.reader.read_as_of([asked])
         assert one.decoded(repeated) == values, "another value at the same version"
+
+
+async def test_event_deletes_a_feature_that_is_announced_meanwhile(
+    postgres_url: PostgresUrl, valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. T1 reads the names of the features and draws its number; 2. another process announces a feature, computes and
+    caches it; 3. T1 commits, and deletes the keys of the features that it has read."""
+    monkeypatch.setattr(event_log, "DRAW_NUMBERS", "SELECT * FROM draw(?)")
+    async with ServiceGroup(postgres_url, valkey) as group:
+        one = await group.open()
+        with gate(postgres_url) as waiting:
+
+            async def waits(count: int) -> bool:
+                return bool(waiting()[0] >= count)
+
+            async def read_new() -> PausableService:
+                opened = await group.open(Registry([*REGISTRY, entry(name="new")]))
+                await opened.features("ann")
+                await opened.drain()
+                return opened
+
+            sending = await group.started(one.send(served("ann")))
+            await eventually_async(lambda: waits(1))
+            reading = await group.started(read_new())
+
+            async def settled() -> bool:
+                return reading.done() or await waits(2)
+
+            await eventually_async(settled)
+        await sending
+        await assert_true([await reading], "ann")
 
 
 async def test_concurrent_feedback_of_one_user_is_learned_once(postgres_url: PostgresUrl) -> None:
