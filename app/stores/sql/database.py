@@ -122,8 +122,8 @@ class Database(ABC):
         return "the disk is full: events and decisions are rejected, reads continue" if self.full else None
 
     def wrote(self, refused: StoreFull | None = None) -> None:
-        """Note whether a write was refused for lack of room, and log each change. A full disk is logged at most once a
-        minute."""
+        """Note that a write succeeded, or was `refused` for lack of room, and log each change. A full disk is logged at
+        most once a minute."""
         if refused is None and not self.full:
             return
         now = self._monotonic()

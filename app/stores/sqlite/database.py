@@ -154,9 +154,9 @@ class SqliteDatabase(Database):
         `StoreUnavailable` can also mean that another file has taken the place of the database: the commit then went to
         the old file, which no process will open again. The log says when the disk is full, and when it has room
         again."""
-        if self._writer is None:
-            raise StoreUnavailable("the database is closed")
         async with self._write_lock:
+            if self._writer is None:
+                raise StoreUnavailable("the database is closed")
             try:
                 result = await self._writer.run(
                     lambda connection: self._from_open_file(self._transact(connection, work))
@@ -165,7 +165,8 @@ class SqliteDatabase(Database):
                 raise
             except sqlite3.DatabaseError as error:
                 refused = unavailable(error)
-                self.wrote(refused if isinstance(refused, StoreFull) else None)
+                if isinstance(refused, StoreFull):
+                    self.wrote(refused)
                 raise refused from error
             self.wrote()
             return result
