@@ -57,7 +57,6 @@ _DEFAULTS: dict[str, Any] = {
     "keepalives_interval": 1,
     "keepalives_count": 3,
 }
-NO_ROOM = (errors.DiskFull, errors.OutOfMemory)
 # The first alternatives are literals, quoted names and comments, which are not translated.
 _TOKENS = re.compile(
     r"""
@@ -182,7 +181,7 @@ def revision_of(connection: Connection) -> str | None:
 def unavailable(error: psycopg.Error) -> StoreUnavailable:
     """The `StoreUnavailable` for an error of PostgreSQL: it cannot be reached, is full, locked or in recovery."""
     text = str(error).strip().partition("\n")[0]
-    if isinstance(error, NO_ROOM):
+    if isinstance(error, errors.DiskFull):
         return StoreFull(f"the database has no room to write: {text}")
     if error.sqlstate is not None:
         return StoreUnavailable(f"the database does not answer: {text}")

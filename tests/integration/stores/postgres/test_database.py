@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.errors import StoreUnavailable
+from app.errors import StoreFull, StoreUnavailable
 from app.settings.parsers import PostgresUrl
 from app.settings.parsers import postgres_url as parsed
 from app.stores.migrate import migrate
@@ -299,6 +299,14 @@ async def test_error_in_the_work_rolls_back_and_the_connection_stays_usable(data
         await database.write(work, of=["ann"])
     assert await sessions(database) == 0
     assert await database.execute(INSERT, ("a",)) == 1
+
+
+@pytest.mark.parametrize(("state", "full"), [("53100", True), ("53200", False)], ids=["disk", "memory"])
+async def test_only_a_full_disk_is_full(database: PostgresDatabase, state: str, full: bool) -> None:
+    refuse = f"DO $$ BEGIN RAISE EXCEPTION 'out of shared memory' USING ERRCODE = '{state}'; END $$"
+    with pytest.raises(StoreUnavailable, match="out of shared memory") as raised:
+        await database.execute(refuse)
+    assert (isinstance(raised.value, StoreFull), database.full) == (full, full)
 
 
 async def test_nul_in_a_text_is_replaced(database: PostgresDatabase) -> None:
