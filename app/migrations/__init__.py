@@ -41,7 +41,7 @@ def upgrade(database: Path | PostgresUrl) -> None:
     except CommandError as error:
         raise SchemaMismatch(f"the database at {database} cannot be migrated by this program: {error}") from error
     except (OSError, sqlite3.Error, DatabaseError) as error:
-        reason = error.orig if isinstance(error, DatabaseError) else error
+        reason: object = error.orig if isinstance(error, DatabaseError) else error
         if getattr(reason, "sqlstate", None) == LOCK_NOT_AVAILABLE:
             reason = "another transaction uses a table that changes; try again when it has ended (see pg_stat_activity)"
         raise StoreUnavailable(f"cannot migrate the database at {database}: {reason}") from error

@@ -159,11 +159,13 @@ def connection_parameters(url: str) -> dict[str, Any]:
     return {"conninfo": conninfo, "autocommit": True, "prepare_threshold": 2, "context": _CONTEXT}
 
 
-def connect(url: str) -> Connection:
-    """Connect to the server that accepts writes. Raises `StoreUnavailable` if none does."""
+def connect(url: str, *, session: bool = True) -> Connection:
+    """Connect to the server that accepts writes. Raises `StoreUnavailable` if none does. If `session` is False, the
+    caller executes `SET_SESSION`."""
     try:
         raw = psycopg.connect(**connection_parameters(url), cursor_factory=psycopg.RawCursor)
-        raw.execute(SET_SESSION)
+        if session:
+            raw.execute(SET_SESSION)
     except psycopg.Error as error:
         raise unavailable(error) from error
     return Connection(raw)

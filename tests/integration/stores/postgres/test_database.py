@@ -394,6 +394,25 @@ async def test_query_of_the_state_fails_soon_when_the_server_is_frozen(start_pos
         server.close()
 
 
+async def test_read_fails_soon_when_a_pooler_answers_for_a_frozen_server(
+    postgres: PostgresServer, postgres_url: PostgresUrl
+) -> None:
+    socket = Path(str(postgres.data.parent)) / f".s.PGSQL.{postgres.port}"
+    async with proxy(socket) as between:
+        url = f"postgresql://profiles@127.0.0.1:{between.port}{urlsplit(postgres_url.url).path}"
+        database = await PostgresDatabase.open(url, readers=1)
+        try:
+            between.hold(b"set_config")  # the first statement of a connection
+            async with asyncio.timeout(15):
+                with pytest.raises(StoreUnavailable):
+                    await database.row("SELECT 1")
+            between.mend()
+            assert await database.row("SELECT 1") == (1,)
+        finally:
+            between.mend()
+            await database.close()
+
+
 async def answers(database: PostgresDatabase) -> bool:
     try:
         return bool((await database.state.query()).database_id)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -237,9 +237,11 @@ async def test_waiting_write_fails_when_the_database_closes(database: SqliteData
         leave.wait(10)
 
     def is_closing() -> bool:
-        with suppress(StoreUnavailable):
-            return not database.state.run(lambda connection: connection.execute("SELECT 1"))
-        return True
+        try:
+            database.state.run(lambda connection: connection.execute("SELECT 1"))
+        except StoreUnavailable:
+            return True
+        return False
 
     holding = asyncio.create_task(database.write(hold, of=()))
     await eventually(begun.is_set)
@@ -459,9 +461,7 @@ async def test_full_disk_is_logged_once_when_it_lasts(
     assert len(recorder.of("database_full")) == 2
 
 
-async def test_disk_stays_full_when_a_write_fails_for_another_reason(
-    clocked: SqliteDatabase, clock: FakeClock
-) -> None:
+async def test_disk_stays_full_when_a_write_fails_for_another_reason(clocked: SqliteDatabase, clock: FakeClock) -> None:
     await limit_size(clocked, True)
     await write_until_full(clocked)
     await clocked.write(lambda connection: connection.execute("PRAGMA busy_timeout = 50").fetchall(), of=())
