@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from app.errors import StoreFull, StoreUnavailable
 from app.profiles.ports import State
-from app.stores.sql.database import SELECT_REVISION, SPARE_READERS, Database, Scope, check_revision
+from app.stores.sql.database import SPARE_READERS, Database, Scope, check_revision
 from app.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
     Readers,
@@ -28,6 +28,7 @@ from app.stores.sqlite.connection import (
     connect,
     keep_reserve,
     open_thread,
+    revision_of,
     unavailable,
 )
 from app.stores.sqlite.data_version import DataVersion
@@ -62,12 +63,9 @@ def check_links(path: Path) -> None:
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Raise `SchemaMismatch` unless the database is at the schema revision of this program."""
     try:
-        row = connection.execute(SELECT_REVISION).fetchone()
+        check_revision(revision_of(connection), path)
     except sqlite3.DatabaseError as error:
-        if "no such table" not in str(error):
-            raise unavailable(error) from error
-        row = None
-    check_revision(str(row[0]) if row is not None else None, path)
+        raise unavailable(error) from error
 
 
 class SqliteDatabase(Database):
