@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.features.events import KNOWN_SUBJECTS
-from app.features.ids import hash_slot
 from app.profiles.ports import State
 from app.stores.sql.cache_state import OWED_SLOTS, SELECT_LOCAL_CACHE_EPOCH
 from app.stores.sql.database import Parameters
@@ -45,9 +44,8 @@ SELECT (SELECT json_group_array(slot) FROM owed WHERE slot IS NOT NULL),
 TAIL_CAP = 2_000
 SELECT_TAIL = "SELECT seq, user_id FROM event_log WHERE seq > ? ORDER BY seq LIMIT ?"
 _SUBJECTS = sorted(KNOWN_SUBJECTS)
-# -1 stands for all slots. By slot, because the table has no index by user, and many rows while the cache is away.
-_OWED = "SELECT 1 FROM owed_invalidations WHERE slot IN (-1, :slot) AND user_id = :user"
-SELECT_NEWEST = f"SELECT EXISTS ({_OWED}), " + ", ".join(
+# Of any user: the table has no index by user, and has many rows while the cache is away.
+SELECT_NEWEST = "SELECT EXISTS (SELECT 1 FROM owed_invalidations), " + ", ".join(
     f"(SELECT MAX(seq) FROM event_log WHERE user_id = :user AND subject = '{subject}')" for subject in _SUBJECTS
 )
 
@@ -123,5 +121,5 @@ class SqliteChangeFeed:
         return None if clear else frozenset(user_id for _, user_id in tail)
 
     def newest(self, user_id: str) -> Mapping[str, int] | None:
-        owed, *row = self._data_version.row(SELECT_NEWEST, {"user": user_id, "slot": hash_slot(user_id)})
+        owed, *row = self._data_version.row(SELECT_NEWEST, {"user": user_id})
         return None if owed else {subject: seq for subject, seq in zip(_SUBJECTS, row, strict=True) if seq is not None}

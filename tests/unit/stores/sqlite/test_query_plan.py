@@ -183,14 +183,14 @@ def test_statement_searches_its_index(migrated_template: Path) -> None:
 
 
 # Tables that grow with users, events, decisions or time, and the constants whose statements read them from end to end:
-# parts of statements, those that stop at their LIMIT, and those of `profiles doctor --full` and `profiles evaluate`.
+# parts of statements, those that stop early, and those of `profiles doctor --full` and `profiles evaluate`.
 GROWING = re.compile(
     r"SCAN (log|event_log|tip_views|tip_feedback|tip_scores|decision_events|pool_shadows|bandit_states|samples"
     r"|audit_trail|owed_invalidations)\b"
 )
 WHOLE = {
     *("learning._DECISION", "decisions._SUMMARIES", "logged_profiles._SELECT"),
-    *("users.SELECT_NEWEST_USERS", "cache_state.SELECT_OWED"),
+    *("users.SELECT_NEWEST_USERS", "cache_state.SELECT_OWED", "data_version.SELECT_NEWEST"),
     *("event_log.SELECT_FAULTS", "integrity_check.SELECT_FAULTS", "sufficient_statistics.SELECT_STATES"),
     "backlog.SELECT_BACKLOG",
 }
