@@ -51,6 +51,7 @@ class PostgresDatabase(Database):
 
     delete_lock = ("DELETE FROM users WHERE user_id = ?",)
     delete_unused_locks = (DELETE_UNUSED,)
+    announce_lock = ("LOCK TABLE feature_keys IN EXCLUSIVE MODE",)
 
     readers: Pool
     state: PostgresState
@@ -73,6 +74,7 @@ class PostgresDatabase(Database):
         await asyncio.to_thread(_check_schema, url)
         database = cls(url, readers)
         try:
+            await database.state.connect()
             await database.state.query()
         except BaseException:
             await database.close()
