@@ -205,7 +205,7 @@ GROWING = re.compile(
     r"|audit_trail|owed_invalidations)\b"
 )
 WHOLE = {
-    *("learning._DECISION", "decisions._SUMMARIES", "logged_profiles._SELECT"),
+    *("learning._DECISION", "decisions._LINES", "logged_profiles._SELECT"),
     *("users.SELECT_NEWEST_USERS", "cache_state.SELECT_OWED", "data_version.SELECT_NEWEST"),
     *("event_log.SELECT_FAULTS", "integrity_check.SELECT_FAULTS", "sufficient_statistics.SELECT_STATES"),
     "backlog.SELECT_BACKLOG",
