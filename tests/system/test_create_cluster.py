@@ -13,7 +13,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.processes import EPHEMERAL_FROM, ROOT, free_port
 from tests.support.programs import required
 from tests.support.servers import VALKEY, StartServer, ask
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,12 @@ def test_script_creates_a_cluster_once(start_server: StartServer, tmp_path: Path
     command = ["/bin/sh", str(SCRIPT), *(f"127.0.0.1:{server.port}" for server in servers)]
     for _ in range(2):  # every start of the compose project runs it
         done = subprocess.run(
-            command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, timeout=90, check=False
+            command,
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=3 * PATIENCE_S,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         for server in servers:

@@ -15,7 +15,7 @@ from tests.support.fleet import Fleet
 from tests.support.http import Broken, Connection
 from tests.support.processes import ROOT, free_port
 from tests.support.programs import required
-from tests.support.waiting import eventually_async
+from tests.support.waiting import PATIENCE_S, eventually_async
 
 pytestmark = pytest.mark.slow
 FILES = ROOT / "docker" / "observability"
@@ -43,7 +43,7 @@ def running_prometheus(directory: Path, targets: dict[str, str]) -> Iterator[int
         yield port
     finally:
         child.terminate()
-        child.wait(30)
+        child.wait(PATIENCE_S)
 
 
 class Prometheus:

@@ -36,7 +36,7 @@ from tests.support.processes import environment_of
 from tests.support.registry import REGISTRY, own_entry, own_registry
 from tests.support.servers import ask, keys
 from tests.support.traffic import now_ms
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 
 MOMENT_MS = now_ms()  # one for all lines: the same line twice is a duplicate
 RECEIPT = {"accepted": 0, "duplicates": 0, "refused": 0}
@@ -433,6 +433,6 @@ def test_no_partial_copy_is_left_when_backup_is_stopped(
     with subprocess.Popen(command, cwd=tmp_path, env=environment_of(), stderr=subprocess.PIPE, text=True) as running:
         eventually_sync(lambda: (tmp_path / part).exists() and (tmp_path / part).stat().st_size > 0)
         running.terminate()
-        _, told = running.communicate(timeout=20)
+        _, told = running.communicate(timeout=PATIENCE_S)
     assert (running.returncode, "Traceback" in told) == (143, False), told
     assert {path for path in tmp_path.rglob("*") if path.suffix not in (".db-wal", ".db-shm")} == before

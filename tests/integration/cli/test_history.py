@@ -36,7 +36,7 @@ from tests.support.processes import environment_of
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.score_requests import tip
 from tests.support.traffic import now_ms
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 
 NAMES = list(REGISTRY.names)
 
@@ -522,6 +522,6 @@ def test_no_file_is_left_when_history_is_stopped(
         part = tmp_path / f"set{to}.part"
         eventually_sync(lambda: part.exists() and (part.stat().st_size > 0 or to == ".parquet"))
         running.send_signal(number)
-        _, told = running.communicate(timeout=20)
+        _, told = running.communicate(timeout=PATIENCE_S)
     assert (running.returncode, "Traceback" in told) == (code, False), told
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("set")] == []

@@ -18,6 +18,7 @@ from app.features.clock import rfc3339
 from tests.integration.cli.conftest import Run
 from tests.support.processes import environment_of
 from tests.support.traffic import now_ms
+from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.slow  # a process for each command
 USER = "Zoë"
@@ -84,7 +85,7 @@ def test_ctrl_c_ends_a_command_that_waits_for_input(migrated: Run, tmp_path: Pat
         for _ in range(LINES_PER_REQUEST):
             assert b"not valid JSON" in running.stderr.readline()
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=30) == 1
+        assert running.wait(timeout=PATIENCE_S) == 1
         assert running.stderr.read() == b"\nAborted!\n"
 
 

@@ -32,7 +32,7 @@ from tests.support.clock import NOW_MS
 from tests.support.database import InterruptedDatabase, nothing
 from tests.support.postgres import PostgresServer, StartPostgres
 from tests.support.proxy import proxy
-from tests.support.waiting import eventually, eventually_async
+from tests.support.waiting import PATIENCE_S, eventually, eventually_async
 
 T = TypeVar("T")
 COUNT_UP = "UPDATE service SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE name = ?"
@@ -121,7 +121,7 @@ async def test_deadlock_is_not_seen_by_a_caller(database: PostgresDatabase) -> N
         calls.append(first)
         connection.execute(COUNT_UP, (first,))
         if len(calls) <= 2:
-            both.wait(10)
+            both.wait(PATIENCE_S)
         connection.execute(COUNT_UP, (second,))
 
     await asyncio.gather(
@@ -139,11 +139,11 @@ async def test_write_locks_a_user_that_is_erased_while_it_waits(database: Postgr
     def erase(connection: Connection) -> None:
         connection.execute("DELETE FROM users WHERE user_id = 'ann'")
         erased.set()
-        erasing.wait(10)
+        erasing.wait(PATIENCE_S)
 
     def hold(connection: Connection) -> None:
         inside.set()
-        leave.wait(10)
+        leave.wait(PATIENCE_S)
 
     async def waiting() -> bool:
         return bool(await database.row(WAITING, ("%",)) == (1,))
@@ -193,7 +193,7 @@ async def test_erasure_leaves_no_range_that_begins_with_the_user(
             def held(connection: Connection) -> T:
                 made = work(connection)
                 cut.set()
-                leave.wait(10)
+                leave.wait(PATIENCE_S)
                 return made
 
             return await super().write(held, of=of)
@@ -235,7 +235,7 @@ async def test_row_that_a_write_stored_after_the_erasure_is_deleted_with_old_dec
 
     def hold(connection: Connection) -> None:
         locked.set()
-        leave.wait(10)
+        leave.wait(PATIENCE_S)
 
     holding = asyncio.create_task(database.write(hold, of=["dan"]))
     await eventually(locked.is_set)
@@ -408,7 +408,7 @@ async def test_learning_waits_for_no_row_that_users_share(database: PostgresData
         for table in ("bandit_ledger", "pooled_ranges", "bandit_priors", "rollout"):
             connection.execute(f"SELECT 1 FROM {table} FOR UPDATE")
         held.set()
-        release.wait(60)
+        release.wait(PATIENCE_S)
 
     holding = asyncio.create_task(database.write(hold, of=SERVICE))
     try:
@@ -467,7 +467,7 @@ async def test_query_of_the_state_fails_soon_when_the_server_is_frozen(start_pos
     database = await PostgresDatabase.open(server.url(), readers=1)
     try:
         server.signal(signal.SIGSTOP)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             for _ in range(2):  # on the open connection, and while the next one is opened
                 with pytest.raises(StoreUnavailable, match="does not answer in time"):
                     await database.state.query()
@@ -488,7 +488,7 @@ async def test_read_fails_soon_when_a_pooler_answers_for_a_frozen_server(
         database = await PostgresDatabase.open(url, readers=1)
         try:
             between.hold(b"set_config")  # the first statement of a connection
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(PATIENCE_S):
                 with pytest.raises(StoreUnavailable):
                     await database.row("SELECT 1")
             between.mend()

@@ -25,6 +25,7 @@ from app.stores.migrate import current, migrate
 from app.stores.sql.database import SCHEMA_REVISION
 from tests.support.postgres import binaries, drop_tables
 from tests.support.processes import ROOT, environment_of
+from tests.support.waiting import PATIENCE_S
 
 KINDS = {"BIGINT": "INTEGER", "BYTEA": "BLOB", "DOUBLE PRECISION": "REAL", 'TEXT COLLATE "C"': "TEXT"}
 # Their columns begin the primary key there.
@@ -193,7 +194,7 @@ def test_migration_fails_soon_when_a_transaction_holds_a_table(postgres_url: Pos
         migrating = threads.submit(migrate, postgres_url)
         try:
             with pytest.raises(StoreUnavailable, match="try again when it has ended"):
-                migrating.result(timeout=20)
+                migrating.result(timeout=PATIENCE_S)
         finally:
             holder.rollback()
     assert migrate(postgres_url) == ("0012", SCHEMA_REVISION)
