@@ -15,10 +15,9 @@ from playwright.async_api import Browser, expect
 
 from app.features.ids import visible
 from tests.browser.test_dead_letters import bury, bury_event
-from tests.browser.test_sign_in import token_in
 from tests.support.browser import visiting
 from tests.support.events import served
-from tests.support.live import JSON, Live
+from tests.support.live import JSON, Live, token_in
 
 HTML = {"Accept": "text/html"}
 ODD = "a\u200bd\u202ea \u3164e\u0301⟨ "

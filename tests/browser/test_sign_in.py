@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 from playwright.async_api import Browser, expect
 
@@ -10,7 +9,7 @@ from app.api.admin.sign_in import safe_next
 from app.api.auth.forms import MEDIA_TYPE
 from app.errors import StoreUnavailable
 from tests.support.browser import visiting
-from tests.support.live import API_KEYS, KEYS, Live, as_caller, problem
+from tests.support.live import API_KEYS, KEYS, Live, as_caller, problem, token_in
 from tests.support.site import ServeSite
 
 HTML = {"Accept": "text/html"}
@@ -200,7 +199,3 @@ async def test_sign_in_is_refused_when_it_cannot_be_audited(
         site.client.cookies.clear()
         problem(await site.client.post("/admin/sign-out", data={"csrf_token": token}, headers=cookie), 503)
         assert (await site.client.get("/admin/users/ada", headers=cookie)).status_code == 200
-
-
-def token_in(page: httpx.Response) -> str:
-    return page.text.partition('name="csrf_token" value="')[2].partition('"')[0]

@@ -9,6 +9,7 @@ from app.features.events import FEEDBACK, SERVED
 from app.features.registry import Feature
 
 COUNT_VIEWS = "SELECT user_id, COUNT(*) AS value FROM views GROUP BY user_id"
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT user_id, i AS value FROM views, n"
 
 
 def entry(**changes: Any) -> Feature:

@@ -126,6 +126,11 @@ def paths(body: Mapping[str, Any]) -> list[str]:
     return [issue["path"] for issue in body.get("errors", [])]
 
 
+def token_in(page: httpx.Response) -> str:
+    """The CSRF token of the forms on a page."""
+    return page.text.partition('name="csrf_token" value="')[2].partition('"')[0]
+
+
 async def assert_refused(site: Live, path: str, bodies: Iterable[tuple[object, str]], status: int = 422) -> None:
     """Post each body, and check that it is refused because of one error at its place."""
     for sent, place in bodies:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from app.stores.sqlite.feature_check import compile_registry
 from tests.support import features
+from tests.support.entries import COUNT_VIEWS
 
 REGISTRY = compile_registry(features.REGISTRY)
 FEATURES = f"{features.__file__}:REGISTRY"
@@ -22,7 +23,6 @@ ENTRY = """
         name={name!r}, dtype={dtype!r}, ttl=timedelta(hours=1), window=timedelta(days={days}),
         description="A feature of the tests.", compute={compute!r}, {more}
     ),"""
-COUNT_VIEWS = "SELECT user_id, COUNT(*) AS value FROM views GROUP BY user_id"
 
 
 def own_entry(

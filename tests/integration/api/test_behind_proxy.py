@@ -10,7 +10,7 @@ import pytest
 
 from app.api.admin import sign_in as sign_in_module
 from tests.support.clock import FakeClock
-from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, problem, raw_status
+from tests.support.live import API_KEYS, KEYS, Live, as_caller, fresh_database, problem, raw_status, token_in
 from tests.support.logs import Recorder
 from tests.support.site import ServeSite
 
@@ -18,10 +18,6 @@ HTML = {"Accept": "text/html"}
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 ELSEWHERE = (ip_network("10.0.0.0/8"),)
 SAID = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "tips.example"}
-
-
-def token_in(page: httpx.Response) -> str:
-    return page.text.partition('name="csrf_token" value="')[2].partition('"')[0]
 
 
 async def sign_in(site: Live, headers: dict[str, str], root: str = "") -> httpx.Response:

@@ -21,9 +21,10 @@ from app.stores.sql.registries import SqlRegistries
 from app.stores.sql.samples import SqlSamples
 from app.stores.sqlite.database import SqliteDatabase
 from tests.integration.cli.conftest import Run, rows_shown
+from tests.support.entries import COUNT_VIEWS
 from tests.support.events import payload
 from tests.support.events import served as tip_served
-from tests.support.registry import COUNT_VIEWS, FEATURES, REGISTRY, own_entry, own_registry
+from tests.support.registry import FEATURES, REGISTRY, own_entry, own_registry
 from tests.support.traffic import now_ms
 
 COUNT_TIPS = "SELECT user_id, COUNT(DISTINCT tip_id) AS value FROM views GROUP BY user_id"

@@ -17,14 +17,13 @@ from app.stores.sql.registries import SqlRegistries
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.feature_check import compile_registry
-from tests.support.entries import entry
+from tests.support.entries import ENDLESS, entry
 from tests.support.events import admitted, feedback, served
 from tests.support.traffic import now_ms
 from tests.support.waiting import eventually
 
 SOUND = entry(name="sound")
 OVERFLOW = "SELECT user_id, SUM(9223372036854775807) AS value FROM views GROUP BY user_id"
-ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT user_id, i AS value FROM views, n"
 FAULTS = {
     "endless": (ENDLESS, "the SQL took longer than 60 ms for one user"),
     "overflow": (OVERFLOW, "the SQL failed: integer overflow"),

@@ -11,9 +11,7 @@ from app.features.examples import Example, ExampleEvent, feedback, served
 from app.features.registry import Feature, Registry
 from app.stores.sqlite.feature_check import compile_registry
 from app.stores.sqlite.feature_examples import run_examples
-from tests.support.entries import entry
-
-ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT user_id, i AS value FROM views, n"
+from tests.support.entries import ENDLESS, entry
 
 
 async def failures(probe: Feature, timeout_s: float = 10.0) -> list[str]:
