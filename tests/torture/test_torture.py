@@ -88,5 +88,5 @@ async def test_durability_finds_lost_events_when_the_answer_comes_before_the_com
 
 @pytest.mark.slow
 async def test_soak_finds_the_process_when_it_leaks() -> None:
-    run = await torture(Config(**{**MODES["soak"], "seconds": 300.0, "operations": 4_500, "mutant": "leak"}))
+    run = await torture(Config(**{**MODES["soak"], "seconds": 300.0, "operations": 3_000, "mutant": "leak"}))
     assert [text for text in run.violations if "the memory of serve 1 grew" in text], run.violations
