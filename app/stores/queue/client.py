@@ -7,7 +7,7 @@ the event log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,11 @@ from app.stores.queue.jobs import (
     JOB_PREFIX,
     QUALITY,
     REBUILD,
+    RUNNING_PREFIX,
     deserialize,
+    erase,
     serialize,
     split,
-    without_user,
 )
 from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
 from app.telemetry import TRACEPARENT, Metrics, logger
@@ -42,6 +43,9 @@ TIMEOUT_S = 1.0
 CLOSE_S = 2.0
 MAX_CONNECTIONS = 8
 JOBS_AT_ONCE = 20
+RUNNING_S = 5.0
+CHECK_S = 0.05
+STILL_RUNNING = "a worker is still storing events of the user"
 # A job costs far more than an event, and no caller waits for it: the keys are deleted already.
 BOUNDS = Bounds(kind="publishing", at_once=1_000, most=100_000, apart_s=0.05)
 log = logger("stores.queue")
@@ -112,19 +116,31 @@ class Queue:
         return {item.decode() for item in found}
 
     async def erase(self, user_id: str) -> int:
-        """Remove a user's events from waiting jobs; return how many jobs changed. Raises `QueueUnavailable`."""
-        touched = 0
-        async for ids in self._waiting():
-            with _answering():
-                await asyncio.gather(*(split(self._redis, job_id) for job_id in ids))
-        async for ids in self._waiting():
-            keys = [JOB_PREFIX + job_id for job_id in ids]
-            for key, raw in zip(keys, await self._ask("MGET", *keys), strict=True):
-                # XX: a worker may have finished the job meanwhile, which must not be recreated.
-                if raw is not None and (rest := without_user(raw, user_id)) != raw:
-                    await self._ask("SET", key, rest, "XX", "KEEPTTL")
-                    touched += 1
-        return touched
+        """Remove a user's events from waiting jobs; return how many jobs changed. Afterwards, no worker runs one
+        of these as it was before. Raises `QueueUnavailable`."""
+        touched = set[str]()
+        for _ in range(2):  # the second time for the jobs into which large ones were split
+            async for ids in self._waiting():
+                with _answering():
+                    await asyncio.gather(*(split(self._redis, job_id) for job_id in ids))
+                found = await self._ask("MGET", *(JOB_PREFIX + job_id for job_id in ids))
+                for job_id, raw in zip(ids, found, strict=True):
+                    if raw is not None and user_id.encode() in raw:
+                        with _answering():
+                            if await erase(self._redis, job_id, user_id):
+                                touched.add(job_id)
+        await self._finished(touched)
+        return len(touched)
+
+    async def _finished(self, jobs: Collection[str]) -> None:
+        """Wait until no worker runs any of these jobs: it may have fetched one before the events were removed. Raises
+        `QueueUnavailable` after `RUNNING_S` seconds."""
+        try:
+            async with asyncio.timeout(RUNNING_S):
+                while jobs and await self._ask("EXISTS", *(RUNNING_PREFIX + job_id for job_id in jobs)):
+                    await asyncio.sleep(CHECK_S)
+        except TimeoutError as error:
+            raise QueueUnavailable(STILL_RUNNING, STILL_RUNNING) from error
 
     async def _waiting(self) -> AsyncIterator[list[str]]:
         ids = [job_id.decode() for job_id in await self._ask("ZRANGE", self._name, "0", "-1")]
