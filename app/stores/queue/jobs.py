@@ -203,7 +203,8 @@ async def split(redis: ArqRedis, job_id: str) -> None:
             try:
                 await pipe.execute()
             except WatchError:  # it has expired, or another process has split or replaced it
-                return await split(redis, job_id)
+                await split(redis, job_id)
+                return
 
 
 def _first_event(head: bytes, size: int) -> tuple[int, int]:

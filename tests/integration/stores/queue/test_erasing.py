@@ -171,7 +171,7 @@ async def test_erasing_waits_until_a_worker_has_stored_the_events(own_valkey: Em
 async def test_erasing_is_incomplete_when_a_worker_does_not_finish(
     own_valkey: EmbeddedServer, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RUNNING_S", 0.1)
+    monkeypatch.setattr(module, "CHECKS", 2)
     put(own_valkey, job=job(events_of("ann", number=2)))
     ask(own_valkey, "SET", in_progress_key_prefix + "job", "1")
     with pytest.raises(QueueUnavailable) as raised:
