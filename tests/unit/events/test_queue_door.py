@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -81,6 +82,18 @@ async def test_rest_counts_when_one_item_is_bad(door: Door, item: object, reason
     assert letter.error.startswith(reason)
     assert (letter.source, letter.seq) == ("queue", None)
     msgspec.json.decode(letter.payload)
+
+
+@pytest.mark.parametrize("depth", [10, 300, 480, 600, 900])
+@pytest.mark.parametrize("made", [lambda inner: [inner], lambda inner: {"a": inner}])
+async def test_rest_counts_when_one_item_is_nested(door: Door, depth: int, made: Callable[[object], object]) -> None:
+    deep: object = None
+    for _ in range(depth):
+        deep = made(deep)
+    nested = {**payload(feedback("ann", event_id="x"), dwell_ms=7200.0), "more": deep}
+    await door.take_in(event("a"), nested, event("b"))
+    assert await door.fixture.stored() == ["a", "b"]
+    assert len(await door.buried()) == 1
 
 
 @pytest.mark.parametrize(
