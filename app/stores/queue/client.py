@@ -7,7 +7,7 @@ the event log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from app.errors import QueueUnavailable
 from app.stores.queue.jobs import (
     CONSUME,
     JOB_PREFIX,
+    PRUNE,
     QUALITY,
     REBUILD,
     RUNNING_PREFIX,
@@ -95,6 +96,11 @@ class Queue:
     async def start_quality(self, run_id: int) -> None:
         """Enqueue a measurement of data quality. If that fails, the worker's periodic sweep enqueues it later."""
         await self._start(QUALITY, run_id, own_name(f"quality:{run_id}", self._name))
+
+    async def start_prune(self, cutoffs: Mapping[str, int]) -> None:
+        """Enqueue a pruning run, unless one is on the queue. Raises `QueueUnavailable`."""
+        with _answering():
+            await self._redis.enqueue_job(PRUNE, dict(cutoffs), _job_id=own_name(PRUNE, self._name))
 
     async def depth(self) -> int:
         """The number of jobs of this queue that wait or run. Raises `QueueUnavailable`."""

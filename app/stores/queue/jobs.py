@@ -27,9 +27,10 @@ TIP_EVENTS = "tip_events"
 REBUILD = "run_rebuild"
 BURY = "bury_job"
 QUALITY = "measure_quality"
-PRUNE = "cron:prune"
+PRUNE = "prune"
+NIGHTLY_PRUNE = "cron:prune"
 HOURLY_QUALITY = "cron:quality"
-JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
+JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, NIGHTLY_PRUNE, HOURLY_QUALITY})
 PICKLED = "the job is a pickle, the default of arq; publish with job_serializer=msgspec.msgpack.encode"
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 MOST_TRIES = 1_000
@@ -87,7 +88,7 @@ def deserialize(raw: bytes) -> dict[str, Any]:
 
 
 def _is_known(name: object) -> bool:
-    return isinstance(name, str) and (name in JOBS or name.startswith((PRUNE + ":", HOURLY_QUALITY + ":")))
+    return isinstance(name, str) and (name in JOBS or name.startswith((NIGHTLY_PRUNE + ":", HOURLY_QUALITY + ":")))
 
 
 def is_pickle(raw: bytes) -> bool:
