@@ -117,7 +117,7 @@ def job(
     return decorate
 
 
-@job(jobs.TIP_EVENTS, lambda ctx, reason, events: ctx["service"].queue_door.bury(events, reason))
+@job(jobs.TIP_EVENTS, lambda ctx, reason, events: ctx["service"].queue_door.bury([(events, reason)]))
 async def tip_events(ctx: JobContext, events: object) -> None:
     """Job: store tip events. `events` should be a list of the payloads that `POST /events` accepts."""
     service = ctx["service"]
@@ -150,7 +150,7 @@ async def run_rebuild(ctx: JobContext, run_id: str) -> None:
 @job(jobs.BURY)
 async def bury_job(ctx: JobContext, payload: object, reason: str) -> None:
     """Job: store as a dead letter a queued job that this service does not recognize."""
-    await ctx["service"].queue_door.bury(payload, reason)
+    await ctx["service"].queue_door.bury([(payload, reason)])
 
 
 @job(jobs.NIGHTLY_PRUNE)

@@ -68,7 +68,7 @@ async def test_worker_takes_samples_while_it_runs(settings: Settings, database: 
 @pytest.mark.slow
 async def test_worker_gauges_are_right_after_a_sample(settings: Settings, database: Database) -> None:
     """Unlike an API's, they are not refreshed by a scrape."""
-    await SqlDeadLetters(database).bury_payload("1", "no event", "", 1)
+    await SqlDeadLetters(database).bury_payloads([("1", "no event")], 1)
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
         await sampled(database)
         seen = service.metrics.collectors.get_sample_value
