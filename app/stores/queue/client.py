@@ -115,10 +115,12 @@ class Queue:
         key = self._name + DATABASES_SUFFIX
         await self._ask("ZADD", key, str(now_ms), database_id)
         await self._ask("ZREMRANGEBYSCORE", key, "-inf", str(now_ms - SHOWN_MS))
+        await self._ask("ZREMRANGEBYSCORE", key, str(now_ms + SHOWN_MS), "+inf")  # of a clock that was ahead
 
     async def databases(self, now_ms: int) -> set[str]:
         """The ids of the databases whose workers reported in the last `SHOWN_MS`. Raises `QueueUnavailable`."""
-        found = await self._ask("ZRANGEBYSCORE", self._name + DATABASES_SUFFIX, str(now_ms - SHOWN_MS), "+inf")
+        limits = str(now_ms - SHOWN_MS), str(now_ms + SHOWN_MS)
+        found = await self._ask("ZRANGEBYSCORE", self._name + DATABASES_SUFFIX, *limits)
         return {item.decode() for item in found}
 
     async def erase(self, user_id: str) -> int:

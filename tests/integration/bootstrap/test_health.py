@@ -139,6 +139,17 @@ async def test_every_component_has_a_state_after_the_first_sample(settings: Sett
     assert found == ["cache ok", "database ok", "features ok", "queue ok", "service degraded", "worker down"]
 
 
+async def test_former_timeline_is_no_other_database(settings: Settings) -> None:
+    async with open_service(settings, door="queue") as service:
+        assert service.queue is not None
+        name, *rest = service.database.id.split(":")
+        system, *others = rest or ["", "", ""]
+        former = ":".join([name, system, "000000FF", *others[1:]]) if rest else name
+        for database_id, ok in ((former, True), (f"other:{system}:000000FF", False)):
+            await service.queue.show_database(database_id, service.clock.now_ms())
+            assert (await service.readiness())["queue"].ok == ok
+
+
 async def test_process_name_differs_at_every_start(settings: Settings) -> None:
     names = set()
     for _ in range(2):
