@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -65,8 +66,27 @@ def test_systemd_units_are_valid(tmp_path: Path) -> None:
 def test_systemd_waits_for_processes_that_stop(unit: str) -> None:
     found = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "systemd" / unit).read_text(), re.MULTILINE))
     assert int(found["TimeoutStopSec"]) >= Settings().drain_s + STOP_S
-    command = shlex.split(found["ExecStart"])[1:]
-    assert subprocess.run([sys.executable, "-m", "app", *command, "--help"], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("unit", ["profiles-api.service", "profiles-worker@.service"])
+def test_systemd_does_not_restart_when_a_setting_is_invalid(unit: str) -> None:
+    found = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "systemd" / unit).read_text(), re.MULTILINE))
+    assert "ExecStartPre" not in found, "its exit code does not count"
+    command = shlex.split(found["ExecStart"].replace("/opt/profiles/bin/profiles", f"{sys.executable} -m app"))
+    environment = {**os.environ, "PROFILES_NONSENSE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "PROFILES_NONSENSE" in done.stderr
+    assert str(done.returncode) in found["RestartPreventExitStatus"].split()
+
+
+@pytest.mark.parametrize("unit", ["profiles-api.service", "profiles-worker@.service"])
+def test_systemd_runs_commands_that_exist(unit: str) -> None:
+    text = (DOCKER / "systemd" / unit).read_text()
+    commands = re.findall(r"/opt/profiles/bin/profiles ([^'&\n]*[^'&\n ])", text)
+    assert len(commands) >= 2
+    for command in commands:
+        words = [sys.executable, "-m", "app", *command.split(), "--help"]
+        assert subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
