@@ -209,8 +209,8 @@ FUNCTIONS = [
 
 
 def crons(pace: Pace, queue_name: str = client.QUEUE) -> list[CronJob]:
-    """The scheduled jobs: pruning at 3:17, before the day begins in Europe, and data quality every hour. They only
-    enqueue other jobs, because arq keeps a scheduled job from running again for a minute, also when it is retried."""
+    """The scheduled jobs: pruning at 3:17 UTC, before the day begins in Europe, and data quality every hour. They only
+    enqueue other jobs, because arq lets no scheduled job run again within a minute, not even to retry it."""
     nightly, hourly = (client.own_name(name, queue_name) for name in (jobs.NIGHTLY_PRUNE, jobs.HOURLY_QUALITY))
     return [
         cron(nightly_prune, name=nightly, hour=3, minute=17, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
