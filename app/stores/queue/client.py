@@ -31,7 +31,7 @@ from app.telemetry import TRACEPARENT, Metrics, logger
 
 if TYPE_CHECKING:
     from arq.connections import ArqRedis
-    from redis.asyncio import BlockingConnectionPool
+    from redis.asyncio import BlockingConnectionPool, Redis
 
 # As in arq, which is imported on first use, because it takes 5 ms of the start.
 QUEUE = "arq:queue"
@@ -69,6 +69,18 @@ def client(connections: BlockingConnectionPool, name: str, kind: type[ArqRedis] 
 def own_name(job: str, queue: str) -> str:
     """Make a job name or id unique among the queues of a server: arq keeps their jobs in one key space."""
     return job if queue == QUEUE else f"{job}:{queue}"
+
+
+async def shown_databases(redis: Redis, queue: str, now_ms: int) -> set[str]:
+    """The ids, without timelines, of the databases whose workers reported to a queue in the last `SHOWN_MS`."""
+    found = await redis.zrangebyscore(queue + DATABASES_SUFFIX, now_ms - SHOWN_MS, now_ms + SHOWN_MS)
+    return {without_timeline(item if isinstance(item, str) else item.decode()) for item in found}
+
+
+def without_timeline(database_id: str) -> str:
+    """The id of a database without PostgreSQL's timeline, which changes with every failover."""
+    parts = database_id.split(":")
+    return ":".join(parts[:2] + parts[3:])
 
 
 class Queue:
@@ -118,10 +130,10 @@ class Queue:
         await self._ask("ZREMRANGEBYSCORE", key, str(now_ms + SHOWN_MS), "+inf")  # of a clock that was ahead
 
     async def databases(self, now_ms: int) -> set[str]:
-        """The ids of the databases whose workers reported in the last `SHOWN_MS`. Raises `QueueUnavailable`."""
-        limits = str(now_ms - SHOWN_MS), str(now_ms + SHOWN_MS)
-        found = await self._ask("ZRANGEBYSCORE", self._name + DATABASES_SUFFIX, *limits)
-        return {item.decode() for item in found}
+        """The ids of the databases whose workers reported in the last `SHOWN_MS`, without timelines. Raises
+        `QueueUnavailable`."""
+        with _answering():
+            return await shown_databases(self._redis, self._name, now_ms)
 
     async def erase(self, user_id: str) -> int:
         """Remove a user's events from waiting jobs; return how many jobs changed. Afterwards, no worker runs one
