@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import msgspec
@@ -160,10 +161,10 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
 
 
 def _json_text(payload: object) -> str:
-    try:
-        return msgspec.json.encode(_in_json(payload)).decode()
-    except RecursionError:
-        return '"nested too deeply to be kept"'
+    for form in (_in_json, repr):  # `repr` can be nested twice as deeply
+        with suppress(RecursionError):
+            return msgspec.json.encode(form(payload)).decode()
+    return '"nested too deeply to be kept"'
 
 
 def _in_json(value: object) -> object:

@@ -94,7 +94,9 @@ async def test_rest_counts_when_one_item_is_nested(door: Door, depth: int, made:
     nested = {**payload(feedback("ann", event_id="x"), dwell_ms=7200.0), "more": deep}
     await door.take_in(event("a"), nested, event("b"))
     assert await door.fixture.stored() == ["a", "b"]
-    assert len(await door.buried()) == 1
+    (letter,) = await door.buried()
+    assert "user_id" in letter.payload
+    assert (await SqlUsers(door.fixture.database).erase("ann", NOW_MS)).dead_letters == 1
 
 
 @pytest.mark.parametrize(
