@@ -118,8 +118,11 @@ def without_user(raw: bytes, user_id: str) -> bytes:
         return EMPTY_JOB if names(found, user_id) else raw
     if any(names(part, user_id) for part in _beside_arguments(found)):
         return EMPTY_JOB
-    # The reason of a burial names no user, but any word of the sentence may be the id of one.
-    examined = 1 if found.get("f") == BURY else len(arguments)
+    examined = len(arguments)
+    if found.get("f") != TIP_EVENTS and _is_known(found.get("f")):
+        # The service itself has made the arguments, except for the payload of a burial. They name no user, but a word
+        # such as "events" may be the id of one.
+        examined = 1 if found["f"] == BURY else 0
     rest = [_rest(argument, user_id) for argument in arguments[:examined]] + arguments[examined:]
     # The fields stay in their order, by which `split` recognises a large job.
     return raw if rest == arguments else serialize({**found, "a": rest})

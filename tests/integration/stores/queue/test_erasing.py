@@ -17,7 +17,17 @@ from app.errors import QueueUnavailable
 from app.stores.queue import client as module
 from app.stores.queue import jobs as jobs_module
 from app.stores.queue.client import QUEUE, Queue
-from app.stores.queue.jobs import BURY, CONSUME, PIECE_BYTES, TIP_EVENTS, deserialize, serialize, split, without_user
+from app.stores.queue.jobs import (
+    BURY,
+    CONSUME,
+    PIECE_BYTES,
+    PRUNE,
+    TIP_EVENTS,
+    deserialize,
+    serialize,
+    split,
+    without_user,
+)
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.proxy import proxy
@@ -125,7 +135,7 @@ async def test_both_users_are_gone_when_two_are_erased_at_once(client: ArqRedis,
 
 
 @pytest.mark.parametrize(
-    "user", ["t", "f", "a", "k", "et", TIP_EVENTS, CONSUME, BURY, "traceparent", "user_id", "the", "rest"]
+    "user", ["t", "f", "a", "k", "et", TIP_EVENTS, CONSUME, BURY, "traceparent", "user_id", "the", "events"]
 )
 async def test_jobs_stay_when_the_user_has_the_name_of_a_field(
     own_valkey: EmbeddedServer, queue: Queue, user: str
@@ -136,6 +146,7 @@ async def test_jobs_stay_when_the_user_has_the_name_of_a_field(
         "traced": job(events_of("ann", number=3), k={"traceparent": TRACEPARENT}),
         "consume": job([1, 2], f=CONSUME),
         "bury": job("noise", reason, f=BURY),
+        "prune": job({"events": 1, "decisions": 2}, f=PRUNE),
         "cron": job(f="cron:prune:others"),
     }
     put(own_valkey, **jobs)
