@@ -267,7 +267,10 @@ async def test_value_is_skipped_when_its_window_is_pruned(service: PausableServi
     await score(service)
     retention = service.inner.retention
     service.clock.step_to(NOW_MS + 150 * DAY_MS + 1)  # events are kept for 180 days
-    assert await retention.prune(no_pause, confirmed=True) == {"events": 0, "decisions": 0}
+    assert await retention.prune(await retention.next_cutoffs(confirmed=True), no_pause) == {
+        "events": 0,
+        "decisions": 0,
+    }
     assert await outcomes(service) == ["pruned"]
 
 
