@@ -172,6 +172,19 @@ async def test_rebuild_computes_once_when_a_master_is_dead(shards: Shards) -> No
     assert await shards.read(*others, services=[0]) == [True, True]
 
 
+async def test_read_succeeds_when_all_wanted_features_are_disabled(shards: Shards) -> None:
+    service = shards.services[0]
+    await service.registries.switch(service.registry.names[VOLUME], "ada", "", service.clock.now_ms(), on=False)
+    wanted = dict.fromkeys(shards.users, 1 << VOLUME)
+    for profile in (await service.reader.read(wanted)).values():
+        assert profile[VOLUME].json == b"null"
+    assert await service.reader.read_shared_values(wanted) == dict.fromkeys(shards.users, [b"null"])
+    rebuilt = await service.rebuilder.rebuild(shards.users, 1 << VOLUME)
+    assert {profile[VOLUME].json for profile in rebuilt.values()} == {b"null"}
+    (inspection, *_) = await service.inspector.inspect(shards.users)
+    assert inspection.cells[VOLUME].disabled
+
+
 async def test_paused_master_affects_only_its_shard(shards: Shards) -> None:
     user, *others = shards.users
     shards.masters[0].signal(signal.SIGSTOP)
