@@ -50,9 +50,7 @@ async def test_run_starts_over_after_a_crash(fixture: QualityFixture) -> None:
     assert (ended.state, ended.started_at_ms, ended.measured) == ("completed", NOW_MS + 1_000, 8)
 
 
-async def test_run_fails_when_the_draw_takes_too_long(
-    fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_run_fails_when_the_draw_takes_too_long(fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     eligible = fixture.users.eligible
 
     async def slow(*asked: object) -> object:

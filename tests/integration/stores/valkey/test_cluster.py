@@ -178,7 +178,7 @@ async def test_read_succeeds_when_all_wanted_features_are_disabled(shards: Shard
     wanted = dict.fromkeys(shards.users, 1 << VOLUME)
     for profile in (await service.reader.read(wanted)).values():
         assert profile[VOLUME].json == b"null"
-    assert await service.reader.read_shared_values(wanted) == dict.fromkeys(shards.users, [b"null"])
+    assert await service.reader.read_shared_values(wanted) == {user: [b"null"] for user in shards.users}
     rebuilt = await service.rebuilder.rebuild(shards.users, 1 << VOLUME)
     assert {profile[VOLUME].json for profile in rebuilt.values()} == {b"null"}
     (inspection, *_) = await service.inspector.inspect(shards.users)
