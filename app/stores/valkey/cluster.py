@@ -299,7 +299,9 @@ class Cluster:
             own = next(line for line in lines if "myself" in line.flags)
             connection = self._nodes[address].ready(Use.FRONT)
             if "master" in own.flags and connection is not None:
-                masters[own.node] = self._nodes[address]
+                # A seed may be a load balancer, whose next connection leads to another node.
+                if address == own.address or own.node not in masters:
+                    masters[own.node] = self._nodes[address]
                 claims.append(Claim(own.node, connection.server, own.config_epoch, own.ranges))
         self._masters = masters
         if not views:
