@@ -112,7 +112,7 @@ async def _read_profile(
     if as_of is not None:
         moment = moment_ms(as_of, "as_of")
         known = moment_ms(known_at, "known_at") if known_at is not None else None
-        if problem := service.moments.problem(moment, known, mask):
+        if problem := (await service.moments()).problem(moment, known, mask):
             raise Undecodable(f"{problem.path} {problem.detail}", [problem])
         async with _cancelled_on_disconnect(request):
             (profile,) = await service.reader.read_as_of([ComputeRow(user_id, mask, moment, known)])
@@ -169,7 +169,7 @@ async def post_history(request: HttpRequest) -> HistoryAnswer:
     wanted = await body_as(request, HistoryRequest)
     mask = service.registry.mask(wanted.features)
     known = known_ms(wanted.known_at) if wanted.known_at not in (None, "as_of") else wanted.known_at
-    moments = service.moments
+    moments = await service.moments()
     ids = [row.decision_id for row in wanted.rows if row.decision_id is not UNSET]
     decisions = await service.logged_profiles.by_id(ids) if ids else {}
     found: list[tuple[Profile, ComputeRow]] = []

@@ -131,7 +131,6 @@ async def feature_values(service: OpenService, file: Path) -> tuple[str, dict[in
     from app.bandit.evaluation.evaluation import ranked
     from app.bootstrap.engines import open_engine
     from app.features.contract import import_registry
-    from app.profiles.history import Moments
     from app.profiles.ports import ComputeRow
 
     registry, _ = import_registry(f"{file}:REGISTRY", "--with-feature")
@@ -139,7 +138,7 @@ async def feature_values(service: OpenService, file: Path) -> tuple[str, dict[in
         raise InvalidInput(
             "one feature can be evaluated", [Issue(f"{file}, REGISTRY", "must have one feature, a number")]
         )
-    moments = Moments(registry, service.settings.retention_days, service.clock)
+    moments = msgspec.structs.replace(await service.moments(), registry=registry)
     values: dict[int, float | None] = {}
     async with open_engine(service.settings) as engine:
         await engine.check_features(registry)

@@ -76,9 +76,9 @@ async def history(
         task = bar.add_task("computing", total=None)
         for block in rows.blocks:
             if by_decision:
-                wanted = await _served(block, mask, service.moments, service.logged_profiles)
+                wanted = await _served(block, mask, await service.moments(), service.logged_profiles)
             else:
-                wanted = [({}, row) for row in _asked(block, mask, before, known, service.moments)]
+                wanted = [({}, row) for row in _asked(block, mask, before, known, await service.moments())]
             asked = [row for _, row in wanted]
             rest = await reader.read_as_of(asked)
             profiles = [served | others for (served, _), others in zip(wanted, rest, strict=True)]

@@ -20,11 +20,13 @@ DAYS = 30
 
 
 class Moments(msgspec.Struct, frozen=True):
-    """Checks whether features can be computed as of a past moment."""
+    """Checks whether features can be computed as of a past moment. Events before `deleted_before_ms` have been deleted,
+    perhaps more of them than `retention_days` says: the retention may have been shorter."""
 
     registry: Registry
     retention_days: int
     clock: Clock
+    deleted_before_ms: int = 0
 
     def problem(self, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:
         """Why the features in the mask cannot be computed as of `at_ms` from the events received by `known_at_ms`
@@ -33,7 +35,7 @@ class Moments(msgspec.Struct, frozen=True):
         if at_ms > now_ms:
             return Issue("as_of", f"lies in the future; the time of the service is {rfc3339(now_ms)}")
         window_ms = self.registry.longest_window_ms(mask)
-        kept_from_ms = now_ms - self.retention_days * DAY_MS
+        kept_from_ms = max(now_ms - self.retention_days * DAY_MS, self.deleted_before_ms)
         if at_ms - window_ms < kept_from_ms:
             earliest = rfc3339(kept_from_ms + window_ms)
             return Issue("as_of", f"reaches back beyond kept history; the earliest possible is {earliest}")

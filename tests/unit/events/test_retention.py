@@ -92,6 +92,25 @@ async def test_longer_retention_keeps_later_events(consumption: ConsumerFixture,
         assert await longer.prune(no_pause) == {"events": 0}
 
 
+async def test_cutoff_of_an_earlier_release_counts_as_deleted(
+    consumption: ConsumerFixture, retention: Retention
+) -> None:
+    """It did not store what it had deleted, and its cutoff moves back at the next run."""
+    cutoffs, ahead_ms = SqlCutoffs(consumption.database), OLDEST + 2 * DAY_MS
+    assert await cutoffs.deleted_before("events") == 0
+    await consumption.database.execute(
+        "INSERT INTO service (name, value) VALUES ('pruned events', ?)", (str(ahead_ms),)
+    )
+    for _ in range(2):
+        assert await cutoffs.deleted_before("events") == ahead_ms
+        await retention.prune(no_pause)
+    assert await cutoffs.cutoff("events") == OLDEST
+    consumption.clock.advance(3 * DAY_MS)
+    await consumption.store(served("ann", OLDEST + 3 * DAY_MS - 1))
+    await retention.prune(no_pause)
+    assert await cutoffs.deleted_before("events") == OLDEST + 3 * DAY_MS
+
+
 async def test_late_events_are_deleted_by_the_next_run(consumption: ConsumerFixture, retention: Retention) -> None:
     await retention.prune(no_pause)
     await consumption.store(served("ann", OLDEST - 90 * DAY_MS))

@@ -263,12 +263,32 @@ async def test_profile_is_skipped_when_no_read_is_recorded(service: PausableServ
 
 
 async def test_value_is_skipped_when_its_window_is_pruned(service: PausableService) -> None:
-    await service.send(served("ann", NOW_MS - MONTH_MS + 2))
+    await service.send(served("ann", NOW_MS - MONTH_MS + 2), served("bob", NOW_MS - MONTH_MS))
     await score(service)
     retention = service.inner.retention
     service.clock.step_to(NOW_MS + 150 * DAY_MS + 1)  # events are kept for 180 days
-    assert await retention.prune(no_pause, confirmed=True) == {"events": 0, "decisions": 0}
+    assert await retention.prune(no_pause, confirmed=True) == {"events": 1, "decisions": 0}
     assert await outcomes(service) == ["pruned"]
+
+
+async def test_value_is_compared_when_no_event_was_pruned(service: PausableService) -> None:
+    await service.send(served("ann", NOW_MS - MONTH_MS + 2))
+    await score(service)
+    service.clock.step_to(NOW_MS + 150 * DAY_MS + 1)
+    assert await service.inner.retention.prune(no_pause, confirmed=True) == {"events": 0, "decisions": 0}
+    assert await outcomes(service) == ["consistent"]
+
+
+async def test_pruned_value_stays_skipped_when_the_retention_becomes_longer(group: ServiceGroup) -> None:
+    shorter = await group.open(retention_days=60)
+    await shorter.send(served("ann", NOW_MS - 20 * DAY_MS), served("ann"))
+    await score(shorter)
+    group.clock.advance(50 * DAY_MS)
+    assert await shorter.inner.retention.prune(no_pause, confirmed=True) == {"events": 1, "decisions": 0}
+    longer = await group.open(retention_days=180)
+    for _ in range(10):
+        assert await longer.inner.retention.prune(no_pause) == {"events": 0, "decisions": 0}
+        assert await outcomes(longer) == ["pruned"]
 
 
 async def test_value_is_skipped_when_its_definition_has_changed(service: PausableService, group: ServiceGroup) -> None:
