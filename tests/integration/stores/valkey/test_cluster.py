@@ -289,7 +289,7 @@ async def test_masters_are_used_at_their_own_address_when_the_url_names_a_balanc
     async with AsyncExitStack() as stack:
         ways = [await stack.enter_async_context(proxy(masters[n % 3].socket_path)) for n in range(12)]
         hosts = ",".join(way.url.removeprefix("redis://") for way in ways)
-        cache = open_cache(cluster.servers[0], url=f"redis+cluster://{hosts}/")
+        cache = await open_cache(cluster.servers[0], url=f"redis+cluster://{hosts}/")
         cells = [
             Cell(next(user for user in map(str, range(1_000)) if hash_slot(user) in cluster.slots(master)), "f")
             for master in masters
@@ -312,7 +312,7 @@ async def test_masters_are_used_at_their_own_address_when_the_url_names_a_balanc
 
 
 async def test_replies_name_the_slots_of_users_without_deletion(cluster: ClusterServers, open_cache: OpenCache) -> None:
-    cache = open_cache(cluster.servers[0], url=cluster.url, timeout_ms=200)
+    cache = await open_cache(cluster.servers[0], url=cluster.url, timeout_ms=200)
     cells = [Cell(f"user {number}", "f") for number in range(30)]
     await cache.drop(cells)
     master = cluster.masters()[0]
@@ -332,5 +332,5 @@ async def test_server_that_is_no_cluster_is_refused(
         (f"redis://127.0.0.1:{cluster.servers[0].port}/0", r"write redis\+cluster:// in the URL"),
     ):
         with pytest.raises(CacheUnavailable) as raised:
-            await open_cache(valkey, url=url).check()
+            await (await open_cache(valkey, url=url)).check()
         assert re.search(remedy, raised.value.public_reason)

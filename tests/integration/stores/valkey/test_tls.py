@@ -80,23 +80,23 @@ def url(
 
 
 async def test_cache_works_when_the_certificate_names_the_server(url: Url, open_cache: OpenCache) -> None:
-    await open_cache(None, url=cache_url(url("name"))).check()
+    await (await open_cache(url=cache_url(url("name")))).check()
 
 
 async def test_server_is_refused_when_the_certificate_names_another(url: Url, open_cache: OpenCache) -> None:
     with pytest.raises(CacheUnavailable) as raised:
-        await open_cache(None, url=url("address")).check()
+        await (await open_cache(url=url("address"))).check()
     assert "certificate" in raised.value.public_reason
 
 
 async def test_names_are_not_compared_when_the_url_says_so(url: Url, open_cache: OpenCache) -> None:
-    await open_cache(None, url=cache_url(url("address") + "&ssl_check_hostname=false")).check()
+    await (await open_cache(url=cache_url(url("address") + "&ssl_check_hostname=false"))).check()
 
 
 async def test_certificate_of_an_unknown_authority_is_refused(url: Url, open_cache: OpenCache, tmp_path: Path) -> None:
     other, _ = self_signed(tmp_path)
     with pytest.raises(CacheUnavailable) as raised:
-        await open_cache(None, url=url("name", other)).check()
+        await (await open_cache(url=url("name", other))).check()
     assert "certificate" in raised.value.public_reason
 
 
