@@ -7,7 +7,6 @@ import hashlib
 from playwright.async_api import Browser, expect
 
 from app.features.events import TipEvent
-from app.operations.audit import AuditFilter
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.browser.test_user import address, feature, lively
 from tests.integration.api.admin.test_users import cached_keys, put
@@ -38,7 +37,7 @@ async def test_rebuild_shows_values_before_and_after(
         await visitor.assert_sound()
         await visitor.page.get_by_role("link", name="Back to the user").click()
         await expect(feature(visitor, "tip_volume_30d")).to_contain_text("the same")
-    (entry,) = await site.service.audit_trail.page(AuditFilter(), 2**63 - 1, 1)
+    (entry,) = await site.service.audit_trail.newest(1)
     assert (entry.action, entry.outcome) == ("rebuild", "done")
 
 
@@ -55,7 +54,7 @@ async def test_one_feature_is_rebuilt_by_its_button(own_site: Live, browser: Bro
         await visitor.page.get_by_role("link", name="Back to the user").click()
         await expect(feature(visitor, "tip_volume_30d")).to_contain_text("fresh")
         await expect(feature(visitor, "preferred_hour")).to_contain_text("missing")
-    (entry,) = await site.service.audit_trail.page(AuditFilter(), 2**63 - 1, 1)
+    (entry,) = await site.service.audit_trail.newest(1)
     assert (entry.action, entry.outcome) == ("rebuild", "done: tip_volume_30d")
 
 
