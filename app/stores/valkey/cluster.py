@@ -153,10 +153,9 @@ class Cluster:
     async def samples(self) -> list[str]:
         """For each registered master, a made-up user id whose slot it owns, for test commands. Raises
         `CacheUnavailable` if a slot has no master."""
-        await self.open()
         if not self._masters:
             async with self._lock:
-                await self._refresh()  # raises the reason
+                await self._refresh()  # raises the reason why no node answers
         if missing := self._owners().count(None):
             reason = f"{missing} of the cluster's {HASH_SLOTS} slots have no known master"
             raise CacheUnavailable(reason, reason)
