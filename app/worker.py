@@ -202,7 +202,7 @@ FUNCTIONS = [
 
 
 def crons(pace: Pace, queue_name: str = client.QUEUE) -> list[CronJob]:
-    """The scheduled jobs: pruning at 3:17, before the day begins in Europe, and data quality every hour."""
+    """The scheduled jobs: pruning at 3:17 UTC, before the day begins in Europe, and data quality every hour."""
     nightly, hourly = (client.own_name(name, queue_name) for name in (jobs.PRUNE, jobs.HOURLY_QUALITY))
     return [
         cron(prune, name=nightly, hour=3, minute=17, timeout=pace.job_timeout_s, max_tries=FOR_EVER),

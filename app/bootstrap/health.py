@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from app.bandit.rollout.controller import Rollout
 
 FIRST_S = 0.5
+GAUGES_S = 5.0  # of the ten seconds after which Prometheus drops a scrape
 log = logger("health")
 
 
@@ -65,7 +66,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             "database": ReadinessCheck(problem is None, problem or "", state="degraded"),
             "invalidations": ReadinessCheck(
                 owed == 0,
-                f"{owed} invalidations are owed to the cache; reads compute until they are made",
+                f"{owed} invalidations are owed to the cache; reads of these users compute until they are made",
                 state="degraded",
             ),
         }
@@ -110,14 +111,15 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
         if self.queue is not None:
             with suppress(QueueUnavailable):  # readiness logs it
                 depth = await self.queue.depth()
+        found = Gauges()
         try:
-            found = await backlog(self.database, self.computation.clock.now_ms())
-        except StoreUnavailable as error:
-            log.warning("gauges_not_refreshed", error=str(error))
-            found = Gauges()
-        for refresh in (self._refresh_rollout, self._refresh_quality):
-            with suppress(StoreUnavailable):  # logged above, unless only this table fails
-                await refresh()
+            async with asyncio.timeout(GAUGES_S):
+                found = await backlog(self.database, self.computation.clock.now_ms())
+                for refresh in (self._refresh_rollout, self._refresh_quality):
+                    with suppress(StoreUnavailable):  # only this table fails
+                        await refresh()
+        except (StoreUnavailable, TimeoutError) as error:
+            log.warning("gauges_not_refreshed", error=str(error) or "the database does not answer in time")
         metrics = self.computation.metrics
         for gauge, value in (
             (metrics.queue_depth, depth),

@@ -152,7 +152,7 @@ async def feature_values(service: OpenService, file: Path) -> tuple[str, dict[in
                 else:  # without the events of that millisecond, of which one may be the feedback
                     before_ms = item.decision.created_at_ms - 1
                     row = ComputeRow(log.user_id, 1, before_ms, known_ms=before_ms)
-                if moments.problem(row.now_ms or 0, None, 1) is None:
+                if moments.problem(row.now_ms or 0, 1) is None:
                     asked[item.number] = row
             numbers, rows = [*asked], [*asked.values()]
             while rows:

@@ -34,7 +34,7 @@ class SystemClock:
 
 def spoken(span: timedelta) -> str:
     """A duration as text in the largest unit without a fraction: `30 days`, `90 minutes`; else in seconds."""
-    count, unit = f"{span.total_seconds():g}", "seconds"
+    count, unit = f"{span.total_seconds():.6f}".rstrip("0").rstrip("."), "seconds"
     for name in ("days", "hours", "minutes"):
         whole, rest = divmod(span, timedelta(**{name: 1}))
         if whole and not rest:

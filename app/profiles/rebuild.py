@@ -38,6 +38,7 @@ USERS_AT_ONCE = 16
 CHUNK, PART = 128, 1_024
 STALE_MS = 35_000  # longer than a job runs
 EVERYONE = "all"
+KEPT = 100
 State = Literal["queued", "running", "completed", "cancelled", "failed"]
 log = logger("profiles.rebuild")
 
@@ -190,8 +191,8 @@ class RebuildRepository(Protocol):
         """Let any worker claim the rest of a part."""
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
-        """Set the final state of an active run, and its error, unless that is None; return False if the run had ended
-        before, or if it is to be `completed` but has unfinished parts."""
+        """Set the final state of an active run, and its error, unless that is None; delete ended runs but the last
+        `KEPT`. Return False if the run had ended before, or if it is to be `completed` but has unfinished parts."""
 
 
 def scope_of(user_ids: Sequence[str] | None) -> str:

@@ -40,6 +40,7 @@ class PostgresDatabase(Database):
     """A process's access to a database. Open it with `PostgresDatabase.open`, and close it with `close`."""
 
     delete_lock = ("DELETE FROM users WHERE user_id = ?",)
+    announce_lock = ("LOCK TABLE feature_keys IN EXCLUSIVE MODE",)
 
     readers: Pool
     state: PostgresState
@@ -62,6 +63,7 @@ class PostgresDatabase(Database):
         await asyncio.to_thread(_check_schema, url)
         database = cls(url, readers)
         try:
+            await database.state.connect()
             await database.state.query()
         except BaseException:
             await database.close()

@@ -98,9 +98,12 @@ class Database(ABC):
     `id` is part of every cache key, so values cached from another database are never read. `full`: the last write
     failed for lack of room; reads continue. `delete_lock`: statements that delete the row that `write` may have stored
     to lock a user; their parameter is the user's id. An erasure runs them last, so that nothing of the user remains.
+    `announce_lock`: statements that wait until no transaction stores events, so that each reads all names of features
+    that are stored after them.
     """
 
     delete_lock: ClassVar[tuple[str, ...]] = ()
+    announce_lock: ClassVar[tuple[str, ...]] = ()
     full: bool = False
     readers: Readers
     state: ObservedState
@@ -119,8 +122,8 @@ class Database(ABC):
         return "the disk is full: events and decisions are rejected, reads continue" if self.full else None
 
     def wrote(self, refused: StoreFull | None = None) -> None:
-        """Note whether a write was refused for lack of room, and log each change. A full disk is logged at most once a
-        minute."""
+        """Note that a write succeeded, or was `refused` for lack of room, and log each change. A full disk is logged at
+        most once a minute."""
         if refused is None and not self.full:
             return
         now = self._monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from app.profiles.rebuild import STALE_MS, Part, RebuildRun, State
+from app.profiles.rebuild import KEPT, STALE_MS, Part, RebuildRun, State
 from app.stores.sql.cache_state import ADVANCE_LOCAL_CACHE_EPOCH
 from app.stores.sql.database import SERVICE, Connection, SqlRepository
 
@@ -13,19 +13,19 @@ _COLUMNS = (
     "id, scope, user_ids, features, total, requested_by, created_at_ms, touched_at_ms, state, done, position, "
     "started_at_ms, finished_at_ms, error"
 )
+_ACTIVE = "state IN ('queued', 'running')"
 INSERT_RUN = f"INSERT INTO rebuilds ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND state IN ('queued', 'running')"
+SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND {_ACTIVE}"
 SELECT_RUN = f"SELECT {_COLUMNS} FROM rebuilds WHERE id = ?"
 # Without the lists of users, which may contain a thousand ids each.
 SELECT_RUNS = f"SELECT {_COLUMNS.replace('user_ids', 'NULL')} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"
-SELECT_UNTOUCHED = (
-    "SELECT id FROM rebuilds WHERE state IN ('queued', 'running') AND (touched_at_ms < ? OR touched_at_ms > ?)"
-)
-SELECT_SHARED = "SELECT id FROM rebuilds WHERE scope = 'all' AND state = 'running'"
+SELECT_UNTOUCHED = f"SELECT id FROM rebuilds WHERE {_ACTIVE} AND (touched_at_ms < ? OR touched_at_ms > ?)"
+# SQLite uses the partial index only if its condition is written out.
+SELECT_SHARED = f"SELECT id FROM rebuilds WHERE scope = 'all' AND state = 'running' AND {_ACTIVE}"
 # Locks the run, so that the statements after it see every change of its parts.
-UPDATE_TOUCHED = """
+UPDATE_TOUCHED = f"""
 UPDATE rebuilds SET state = 'running', touched_at_ms = :now, started_at_ms = COALESCE(started_at_ms, :now)
-WHERE id = :id AND state IN ('queued', 'running')
+WHERE id = :id AND {_ACTIVE}
 """
 UPDATE_POSITION = "UPDATE rebuilds SET position = :last WHERE id = :id AND position = :after"
 UPDATE_DONE = "UPDATE rebuilds SET done = done + :users, error = COALESCE(:error, error) WHERE id = :id"
@@ -45,10 +45,14 @@ DELETE_PART = f"DELETE FROM rebuild_parts {_PART} AND claimed_at_ms = :claimed"
 SELECT_PART = "SELECT 1 FROM rebuild_parts WHERE run_id = :id LIMIT 1"
 DELETE_PARTS = "DELETE FROM rebuild_parts WHERE run_id = :id"
 # The position is a user's id, so it is deleted as soon as the run does not need it; so are the parts.
-UPDATE_FINISHED = """
+UPDATE_FINISHED = f"""
 UPDATE rebuilds SET position = '', state = :state, finished_at_ms = :now, touched_at_ms = :now,
     error = COALESCE(:error, error)
-WHERE id = :id AND state IN ('queued', 'running')
+WHERE id = :id AND {_ACTIVE}
+"""
+DELETE_OLD = f"""
+DELETE FROM rebuilds
+WHERE NOT {_ACTIVE} AND id NOT IN (SELECT id FROM rebuilds ORDER BY touched_at_ms DESC, id LIMIT :kept)
 """
 
 
@@ -141,6 +145,7 @@ class SqlRebuildRepository(SqlRepository):
                     return False  # another worker rebuilds it, and completes the run
             finished = connection.execute(UPDATE_FINISHED, end).rowcount > 0
             connection.execute(DELETE_PARTS, end)
+            connection.execute(DELETE_OLD, {"kept": KEPT})
             connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
             return finished
 

@@ -24,10 +24,11 @@ DELETE_DECISIONS = tuple(
     f"DELETE FROM {table} WHERE number IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
     for table in ("decision_events", "tip_scores")
 )
-# Also those of decisions that a process of an earlier release has deleted, and those stored during an erasure.
-DELETE_POOL_SHADOWS = """
-DELETE FROM pool_shadows WHERE number < COALESCE((SELECT MIN(number) FROM tip_scores), 9223372036854775807)
-"""
+# What was stored about a decision while it was deleted, or is left by an earlier release.
+DELETE_ORPHANS = tuple(
+    f"DELETE FROM {table} WHERE number < COALESCE((SELECT MIN(number) FROM tip_scores), 9223372036854775807)"
+    for table in ("decision_events", "pool_shadows")
+)
 # A process uses a prior for a moment after another process has replaced it. So the prior that was current an hour
 # before the oldest decision is kept, and all later ones.
 DELETE_PRIORS = """
@@ -72,7 +73,8 @@ class DecisionRetention(SqlRepository):
             numbers = [number for (number,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
             for statement in DELETE_DECISIONS:
                 connection.execute(statement, (json.dumps(numbers),))
-            connection.execute(DELETE_POOL_SHADOWS)
+            for statement in DELETE_ORPHANS:
+                connection.execute(statement)
             connection.execute(DELETE_PRIORS, {"before": before_ms, "hour": HOUR_MS})
             return len(numbers)
 

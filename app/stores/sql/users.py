@@ -96,14 +96,15 @@ DELETE_EVENTS = (
     "DELETE FROM outbox WHERE user_id = :user AND seq IN (SELECT seq FROM event_log WHERE user_id = :user)",
     "DELETE FROM event_log WHERE user_id = :user",
 )
-SELECT_RUN_NAMING = f"SELECT id, user_ids FROM rebuilds WHERE {_NAMED_IN_LIST} LIMIT 1"
+SELECT_RUNS_NAMING = f"SELECT id, user_ids FROM rebuilds WHERE {_NAMED_IN_LIST}"
 # Changes nothing if another user has been removed from the list since it was read.
 UPDATE_RUN = "UPDATE rebuilds SET user_ids = ? WHERE id = ? AND user_ids = ?"
 SELECT_LEARNED = "SELECT COALESCE(SUM(decisions), 0) FROM bandit_states WHERE user_id = ?"
+_THEIRS = "number IN (SELECT number FROM tip_scores WHERE user_id = :user)"
 DELETE_DECISIONS = (
-    "DELETE FROM decision_events WHERE user_id = :user",
+    f"DELETE FROM decision_events WHERE user_id = :user AND {_THEIRS}",
     "DELETE FROM bandit_states WHERE user_id = :user",
-    "DELETE FROM pool_shadows WHERE number IN (SELECT number FROM tip_scores WHERE user_id = :user)",
+    f"DELETE FROM pool_shadows WHERE {_THEIRS}",
     "DELETE FROM tip_scores WHERE user_id = :user",
 )
 SELECT_SPECS = "SELECT DISTINCT spec_hash FROM pooled_ranges"
@@ -228,9 +229,9 @@ def _erase_from_runs(connection: Connection, user_id: str) -> int:
     """Replace a user by an empty id in the lists of rebuild runs, because an active run stores its progress as a
     position in its list. Return the number of lists that named the user."""
     named = set[str]()
-    while (row := connection.execute(SELECT_RUN_NAMING, {"user": user_id}).fetchone()) is not None:
-        run_id, stored = row
-        named.add(run_id)
-        rest = ["" if item == user_id else item for item in json.loads(stored)]
-        connection.execute(UPDATE_RUN, (json.dumps(rest), run_id, stored))
+    while rows := connection.execute(SELECT_RUNS_NAMING, {"user": user_id}).fetchall():
+        for run_id, stored in rows:
+            named.add(run_id)
+            rest = ["" if item == user_id else item for item in json.loads(stored)]
+            connection.execute(UPDATE_RUN, (json.dumps(rest), run_id, stored))
     return len(named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ from app.bootstrap.health import sampling
 from app.bootstrap.service import open_service
 from app.errors import StoreUnavailable
 from app.settings import Settings
-from app.settings.parsers import PostgresUrl
+from app.settings.parsers import PostgresUrl, postgres_url
+from app.stores.migrate import migrate
 from app.stores.sql.backlog import AHEAD_MS
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
@@ -24,10 +26,12 @@ from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
 from tests.support.database import as_another_account, column, copy_database, log_of
 from tests.support.events import admitted, served
+from tests.support.postgres import StartPostgres
 from tests.support.registry import FEATURES
 from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.both_engines
+SCRAPE_TIMEOUT_S = 10.0  # by default in Prometheus
 
 
 @pytest.fixture
@@ -129,6 +133,28 @@ async def test_rollout_gauges_are_kept_when_the_database_fails(settings: Setting
         await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'rolled back', share = 0"), of=())
         await service.refresh_gauges()
         assert seen("profiles_rollout_stage", {"stage": "rolled back"}) == 1
+
+
+@pytest.mark.slow
+async def test_gauges_are_withdrawn_in_time_when_the_database_is_silent(
+    start_postgres: StartPostgres, valkey: EmbeddedServer
+) -> None:
+    server = start_postgres()
+    url = postgres_url(server.url(tcp=True))
+    migrate(url)
+    settings = Settings(features=FEATURES, database=url, cache_url=valkey.url, queue_url=valkey.url)
+    async with open_service(settings, door="http") as service:
+        await service.refresh_gauges()
+        seen = service.metrics.collectors.get_sample_value
+        assert seen("profiles_unconsumed_events") == 0
+        server.signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(SCRAPE_TIMEOUT_S):
+                await service.refresh_gauges()
+        finally:
+            server.signal(signal.SIGCONT)
+        assert seen("profiles_unconsumed_events") is None
+        assert seen("profiles_queue_depth") == 0
 
 
 @pytest.mark.slow

@@ -320,8 +320,10 @@ async def test_shadow_of_the_pool_goes_with_its_decision(process: BanditProcess,
     assert await process.database.rows("SELECT COUNT(*) FROM pool_shadows") == [(0,)]
 
 
-async def test_shadow_of_the_pool_without_a_decision_is_deleted_by_retention(process: BanditProcess) -> None:
+@pytest.mark.parametrize("table", ["pool_shadows", "decision_events"])
+async def test_rows_without_their_decision_are_deleted_by_retention(process: BanditProcess, table: str) -> None:
+    """As on PostgreSQL: 1. an event reads its decision; 2. the decision is pruned; 3. the event is noted."""
     await process.learn_one()
-    await process.database.execute("DELETE FROM tip_scores")  # as a release does that does not know the other table
+    await process.database.execute("DELETE FROM tip_scores")
     await process.retention.prune(process.clock.now_ms(), 10)
-    assert await process.database.rows("SELECT COUNT(*) FROM pool_shadows") == [(0,)]
+    assert await process.rows(f"SELECT COUNT(*) FROM {table}") == [(0,)]

@@ -14,6 +14,7 @@ from app.profiles.online.cache_protocol import FeatureValue, decode, encode
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key
 from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.audit import newest_entries
 from tests.support.database import contents
 from tests.support.events import feedback, payload, served
 from tests.support.live import Live, new_user
@@ -149,7 +150,7 @@ async def test_audit_trail_does_not_contain_an_erased_user(own_site: Live) -> No
     await own_site.send(served(user, own_site.now_ms))
     await own_site.client.post(f"/admin/users/{user}/rebuild")
     await own_site.client.delete(f"/admin/users/{user}")
-    entries = await own_site.service.audit_trail.newest(10)
+    entries = await newest_entries(own_site.service.audit_trail, 10)
     hashed = "user-sha256:" + hashlib.sha256(user.encode()).hexdigest()
     assert [(entry.action, entry.subject, entry.outcome) for entry in entries] == [
         ("erase", hashed, "done, 1 events"),

@@ -46,10 +46,10 @@ async def test_moment_is_refused_when_its_events_were_deleted_under_a_shorter_re
     for _ in range(3):  # nights, in which the cutoff moves back
         moments = await longer.inner.moments()
         for days_ago in (31, 100):
-            issue = moments.problem(now_ms - days_ago * DAY_MS, None, longer.registry.full_mask)
+            issue = moments.problem(now_ms - days_ago * DAY_MS, longer.registry.full_mask)
             assert issue is not None
             assert rfc3339(now_ms - 30 * DAY_MS) in issue.detail
-        assert moments.problem(now_ms - 30 * DAY_MS, None, longer.registry.full_mask) is None
+        assert moments.problem(now_ms - 30 * DAY_MS, longer.registry.full_mask) is None
         await longer.inner.retention.prune(no_pause)
 
 
@@ -59,4 +59,4 @@ async def test_moment_is_allowed_when_the_shorter_retention_deleted_nothing(grou
     await shorter.inner.retention.prune(no_pause)
     longer = await group.open(retention_days=180)
     moments = await longer.inner.moments()
-    assert moments.problem(NOW_MS - 100 * DAY_MS, None, longer.registry.full_mask) is None
+    assert moments.problem(NOW_MS - 100 * DAY_MS, longer.registry.full_mask) is None

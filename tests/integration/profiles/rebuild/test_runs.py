@@ -14,7 +14,7 @@ from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.profiles.online.cache_protocol import decode
 from app.profiles.ports import Cell
-from app.profiles.rebuild import RebuildRepository, RebuildRun, RebuildRunner, scope_of
+from app.profiles.rebuild import KEPT, RebuildRepository, RebuildRun, RebuildRunner, scope_of
 from tests.support.clock import NOW_MS
 from tests.support.events import served
 from tests.support.registry import REGISTRY
@@ -269,3 +269,12 @@ async def test_stalled_runs_are_found(fixture: RunsFixture) -> None:
     assert await fixture.book.untouched(NOW_MS, NOW_MS) == []
     assert await fixture.book.untouched(NOW_MS + 1, NOW_MS + 1) == ["queued"]
     assert await fixture.book.untouched(NOW_MS - 2, NOW_MS - 1) == ["queued"], "the clock was set back"
+
+
+async def test_last_ended_runs_and_every_active_run_are_kept(fixture: RunsFixture) -> None:
+    await fixture.opened("active")
+    for number in range(KEPT + 5):
+        await fixture.opened(f"run-{number}", users=["ann"])
+        assert await fixture.book.finish(f"run-{number}", "completed", NOW_MS + number, None)
+    kept = {run.id for run in await fixture.book.newest(2 * KEPT)}
+    assert kept == {"active", *(f"run-{number}" for number in range(5, KEPT + 5))}

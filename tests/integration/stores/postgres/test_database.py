@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from app.errors import StoreUnavailable
+from app.errors import StoreFull, StoreUnavailable
 from app.settings.parsers import PostgresUrl
+from app.settings.parsers import postgres_url as parsed
+from app.stores.migrate import migrate
 from app.stores.postgres.database import PostgresDatabase
 from app.stores.sql.database import SERVICE, SPARE_READERS, Connection
 from app.stores.sql.users import SqlUsers
 from tests.support.bandit_process import BanditProcess
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, StartPostgres
 from tests.support.proxy import proxy
 from tests.support.waiting import eventually, eventually_async
 
@@ -296,6 +301,14 @@ async def test_error_in_the_work_rolls_back_and_the_connection_stays_usable(data
     assert await database.execute(INSERT, ("a",)) == 1
 
 
+@pytest.mark.parametrize(("state", "full"), [("53100", True), ("53200", False)], ids=["disk", "memory"])
+async def test_only_a_full_disk_is_full(database: PostgresDatabase, state: str, full: bool) -> None:
+    refuse = f"DO $$ BEGIN RAISE EXCEPTION 'out of shared memory' USING ERRCODE = '{state}'; END $$"
+    with pytest.raises(StoreUnavailable, match="out of shared memory") as raised:
+        await database.execute(refuse)
+    assert (isinstance(raised.value, StoreFull), database.full) == (full, full)
+
+
 async def test_nul_in_a_text_is_replaced(database: PostgresDatabase) -> None:
     await database.execute(INSERT, ("a\0b",))
     assert await database.rows("SELECT session_id FROM ended_sessions") == [("a\ufffdb",)]
@@ -340,3 +353,68 @@ async def test_write_raises_when_a_standby_does_not_confirm_the_commit(
         postgres.execute("SELECT pg_reload_conf()")
     await database.execute(INSERT, ("second",))
     assert await sessions(database) == 2
+
+
+@contextmanager
+def silent_host() -> Iterator[str]:
+    """The address of a host that answers no attempt to connect: the queue of its socket is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening, socket.socket() as queued:
+        queued.connect(listening.getsockname())
+        yield "{}:{}".format(*listening.getsockname())
+
+
+async def test_second_host_is_reached_when_the_first_is_silent(
+    postgres: PostgresServer, postgres_url: PostgresUrl
+) -> None:
+    with silent_host() as first:
+        hosts = f"{first},127.0.0.1:{postgres.port}"
+        database = await PostgresDatabase.open(f"postgresql://profiles@{hosts}{urlsplit(postgres_url.url).path}", 1)
+        try:
+            assert database.id
+            assert await database.row("SELECT 1") == (1,)
+        finally:
+            await database.close()
+
+
+async def test_query_of_the_state_fails_soon_when_the_server_is_frozen(start_postgres: StartPostgres) -> None:
+    server = start_postgres()
+    migrate(parsed(server.url()))
+    database = await PostgresDatabase.open(server.url(), readers=1)
+    try:
+        server.signal(signal.SIGSTOP)
+        async with asyncio.timeout(5):
+            for _ in range(2):  # on the open connection, and while the next one is opened
+                with pytest.raises(StoreUnavailable, match="does not answer in time"):
+                    await database.state.query()
+        server.signal(signal.SIGCONT)
+        await eventually_async(lambda: answers(database))
+    finally:
+        server.signal(signal.SIGCONT)
+        await database.close()
+        server.close()
+
+
+async def test_read_fails_soon_when_a_pooler_answers_for_a_frozen_server(
+    postgres: PostgresServer, postgres_url: PostgresUrl
+) -> None:
+    socket = Path(str(postgres.data.parent)) / f".s.PGSQL.{postgres.port}"
+    async with proxy(socket) as between:
+        url = f"postgresql://profiles@127.0.0.1:{between.port}{urlsplit(postgres_url.url).path}"
+        database = await PostgresDatabase.open(url, readers=1)
+        try:
+            between.hold(b"set_config")  # the first statement of a connection
+            async with asyncio.timeout(15):
+                with pytest.raises(StoreUnavailable):
+                    await database.row("SELECT 1")
+            between.mend()
+            assert await database.row("SELECT 1") == (1,)
+        finally:
+            between.mend()
+            await database.close()
+
+
+async def answers(database: PostgresDatabase) -> bool:
+    try:
+        return bool((await database.state.query()).database_id)
+    except StoreUnavailable:
+        return False

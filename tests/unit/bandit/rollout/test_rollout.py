@@ -21,6 +21,7 @@ from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sql.database import Database
 from app.stores.sql.rollout import SqlRollout
 from app.stores.sql.sufficient_statistics import SqlStates
+from tests.support.audit import newest_entries
 from tests.support.bandit_process import inject_failures, rollout_of
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.decisions import HOUR_MS, rows_of, some, write
@@ -68,7 +69,7 @@ class RolloutFixture:
 
     async def audit_trail(self) -> list[tuple[str, str, str]]:
         """(actor, action, outcome), oldest first."""
-        entries = await SqlAuditTrail(self.database).newest(100)
+        entries = await newest_entries(SqlAuditTrail(self.database), 100)
         return [(entry.actor, entry.action, entry.outcome) for entry in reversed(entries)]
 
 

@@ -117,6 +117,18 @@ async def test_holdings_equal_what_erasing_deletes(database: Database, events: s
     assert events.execute("SELECT user_ids FROM rebuilds WHERE id = '4'").fetchone() == ('["", "bob"]',)
 
 
+async def test_lists_of_runs_are_searched_twice_however_many_name_the_user(
+    database: Database, events: sqlite3.Connection
+) -> None:
+    run = "INSERT INTO rebuilds VALUES (?, ?, ?, '[]', 'completed', 0, 0, '', 'admin', 1, 1, 1, 1, NULL)"
+    with events:
+        events.executemany(run, [(str(number), str(number), '["ann", "bob"]') for number in range(20)])
+    traced = list[str]()
+    await database.write(lambda connection: connection.set_trace_callback(traced.append), of=())  # type: ignore[attr-defined]
+    assert (await SqlUsers(database).erase("ann", 1)).rebuilds == 20
+    assert len([statement for statement in traced if "json_each(rebuilds.user_ids)" in statement]) == 2
+
+
 # Few letters, so that prefixes match. Among them are the wildcards of LIKE and GLOB, letters that case folding would
 # merge, letters whose order differs between UTF-8 and UTF-16, and a combining mark.
 LETTERS = st.sampled_from(

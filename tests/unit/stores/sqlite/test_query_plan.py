@@ -15,6 +15,7 @@ from app.stores.sql import (
     event_log,
     learning,
     logged_profiles,
+    rebuilds,
     retention,
     rollout,
     samples,
@@ -29,6 +30,7 @@ from app.stores.sqlite.source import DIALECT
 from tests.support.database import query_plan
 from tests.support.entries import entry
 from tests.support.registry import REGISTRY
+from tests.unit.stores.sqlite.test_migrations import AnyParameter, statements
 
 COVERED = "SEARCH {table} USING COVERING INDEX {table}_covering (user_id=? AND occurred_at_ms>? AND occurred_at_ms<?)"
 LIVE = COVERED.replace(" AND occurred_at_ms<?", "")
@@ -98,6 +100,14 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
         {"user": "ann", "limit": 50},
         "event_log_by_user (user_id=? AND subject=?)",
     ),
+    "events of an erased user": (users.DELETE_EVENTS[3], {"user": "ann"}, "(user_id=?)"),
+    "decision events of an erased user": (
+        users.DELETE_DECISIONS[0],
+        {"user": "ann"},
+        "decision_events_by_decision (number=?)",
+    ),
+    "decisions of an erased user": (users.DELETE_DECISIONS[3], {"user": "ann"}, "tip_scores_by_user (user_id=?)"),
+    "shared runs": (rebuilds.SELECT_SHARED, (), "rebuilds_one_per_scope (scope=?)"),
     "old samples": (samples.DELETE_OLD_SAMPLES, {"oldest": 1, "newest": 2}, "samples_by_time (at_ms>?)"),
     "samples": (samples.SELECT_SAMPLES, (1,), "samples_by_time (at_ms>?)"),
     "samples lately": (samples.SELECT_LATELY, (1, 2), "samples_by_time (at_ms>? AND at_ms<?)"),
@@ -175,3 +185,26 @@ def test_statement_searches_its_index(migrated_template: Path) -> None:
         assert [line for line in plan if search in line], (name, plan)
         assert not [line for line in plan if line.startswith("SCAN") and not SMALL_SCAN.fullmatch(line)], name
         assert name in SORTED or not [line for line in plan if "TEMP B-TREE" in line], name
+
+
+# Tables that grow with users, events, decisions or time, and the constants whose statements read them from end to end:
+# parts of statements, those that stop early, and those of `profiles doctor --full` and `profiles evaluate`.
+GROWING = re.compile(
+    r"SCAN (log|event_log|tip_views|tip_feedback|tip_scores|decision_events|pool_shadows|bandit_states|samples"
+    r"|audit_trail|owed_invalidations)\b"
+)
+WHOLE = {
+    *("learning._DECISION", "decisions._SUMMARIES", "logged_profiles._SELECT"),
+    *("users.SELECT_NEWEST_USERS", "cache_state.SELECT_OWED", "data_version.SELECT_NEWEST"),
+    *("event_log.SELECT_FAULTS", "integrity_check.SELECT_FAULTS", "sufficient_statistics.SELECT_STATES"),
+    "backlog.SELECT_BACKLOG",
+}
+
+
+def test_only_known_statements_read_a_growing_table_from_end_to_end(migrated_template: Path) -> None:
+    found = set()
+    for name, sql in statements("sql", "sqlite"):
+        parameters: AnyParameter | tuple[None, ...] = AnyParameter() if "?" not in sql else (None,) * sql.count("?")
+        if any(GROWING.match(line) for line in query_plan(migrated_template, sql, parameters)):
+            found.add(name)
+    assert found == WHOLE
