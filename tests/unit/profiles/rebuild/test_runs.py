@@ -159,7 +159,7 @@ async def test_workers_share_a_run(database: Database, clock: FakeClock) -> None
     assert run is not None
     assert (run.state, run.done) == ("completed", len(USERS))
     assert sum((worker.rebuilt for worker in workers), Counter[str]()) == Counter(USERS)
-    assert all(worker.rebuilt for worker in workers)
+    assert len([worker for worker in workers if worker.rebuilt]) > 1  # one may lose every claim to the others
 
 
 async def test_worker_that_was_replaced_counts_nothing(database: Database, clock: FakeClock) -> None:
