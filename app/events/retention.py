@@ -33,8 +33,10 @@ class Cutoffs(Protocol):
     async def cutoff(self, what: str) -> int | None:
         """The time before which the last run deleted rows of the kind `what`; None if there was no run."""
 
-    async def set_cutoff(self, what: str, cutoff_ms: int) -> None:
-        """Store the cutoff of a run; called before the run deletes rows."""
+    async def set_cutoff(self, what: str, cutoff_ms: int, deletes_before_ms: int | None) -> None:
+        """Store the cutoff of a run, and the time before which the run deletes rows, None if it finds no such row;
+        called before the run deletes rows. The cutoff may move back, but deleted rows stay deleted: the latest of the
+        other times is kept."""
 
 
 class Kept(NamedTuple):
@@ -93,9 +95,12 @@ class Retention(msgspec.Struct, frozen=True):
             if cutoff_ms is None:
                 log.warning("pruning_waits", what=kept.what, remedy="profiles prune --confirm")
                 continue
-            await self.cutoffs.set_cutoff(kept.what, cutoff_ms)
+            before_ms = min(cutoff_ms, self._wanted_ms(kept))
+            oldest_ms = await kept.store.oldest_ms()
+            deletes = oldest_ms is not None and oldest_ms < before_ms
+            await self.cutoffs.set_cutoff(kept.what, cutoff_ms, before_ms if deletes else None)
             gone[kept.what] = 0
-            while count := await kept.store.prune(min(cutoff_ms, self._wanted_ms(kept)), STEP):
+            while count := await kept.store.prune(before_ms, STEP):
                 gone[kept.what] += count
                 if self.clock.monotonic() > deadline:
                     finished = False

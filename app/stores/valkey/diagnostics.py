@@ -23,6 +23,7 @@ from app.stores.queue.client import HEALTH_SUFFIX, shown_databases
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.cluster import ClusterNode, parse_nodes
 from app.stores.valkey.pool import AWAY, blocking_pool, is_cluster, public_reason, split_cluster_url
+from app.stores.valkey.server_registration import InMemoryState, ServerRegistration
 from app.telemetry import Metrics
 
 TIMEOUT_S = 3.0
@@ -177,12 +178,13 @@ async def _queue_refusal(client: Any) -> str | None:
 
 async def _cache_refusal(url: str) -> str | None:
     """Try the commands of the cache. Return the reason if the server refuses one, otherwise None."""
+    state, clock = InMemoryState("doctor"), SystemClock()
     cache = ValkeyCache(
         url=url,
-        database_id="doctor",
+        registration=ServerRegistration(state, state.store, clock),
         timeout_ms=int(TIMEOUT_S * 1000),
         lease_ms=1_000,
-        clock=SystemClock(),
+        clock=clock,
         metrics=Metrics(),
     )
     try:

@@ -398,7 +398,7 @@ async def test_pruning_is_retried_when_its_first_try_fails(
         before_ms = now_ms() - (service.settings.retention_days + 2) * DAY_MS
         cutoffs = service.retention.cutoffs
         for what in ("events", "decisions"):
-            await cutoffs.set_cutoff(what, before_ms)  # of the night before
+            await cutoffs.set_cutoff(what, before_ms, None)  # of the night before
         await service.consumer.log.append([[admitted(served("ann", before_ms + DAY_MS))]])
         with monkeypatch.context() as patch:
             patch.setattr(type(cutoffs), "set_cutoff", failing(StoreUnavailable("locked")))

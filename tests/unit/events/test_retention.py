@@ -14,6 +14,7 @@ from tests.support.clock import NOW_MS, no_pause
 from tests.support.consumption import ConsumerFixture
 from tests.support.database import column
 from tests.support.events import feedback, served
+from tests.support.retention import night
 
 pytestmark = pytest.mark.both_engines
 
@@ -36,10 +37,6 @@ async def ages(consumption: ConsumerFixture) -> list[object]:
     return await column(
         consumption.database, f"SELECT ({NOW_MS} - occurred_at_ms) / {DAY_MS} FROM event_log ORDER BY 1"
     )
-
-
-async def night(retention: Retention) -> dict[str, int] | None:
-    return await retention.prune(await retention.next_cutoffs(), no_pause)
 
 
 async def test_old_events_go_for_good(consumption: ConsumerFixture, retention: Retention) -> None:
@@ -97,6 +94,25 @@ async def test_longer_retention_keeps_later_events(consumption: ConsumerFixture,
         assert await night(longer) == {"events": 0}
 
 
+async def test_cutoff_of_an_earlier_release_counts_as_deleted(
+    consumption: ConsumerFixture, retention: Retention
+) -> None:
+    """It did not store what it had deleted, and its cutoff moves back at the next run."""
+    cutoffs, ahead_ms = SqlCutoffs(consumption.database), OLDEST + 2 * DAY_MS
+    assert await cutoffs.deleted_before("events") == 0
+    await consumption.database.execute(
+        "INSERT INTO service (name, value) VALUES ('pruned events', ?)", (str(ahead_ms),)
+    )
+    for _ in range(2):
+        assert await cutoffs.deleted_before("events") == ahead_ms
+        await night(retention)
+    assert await cutoffs.cutoff("events") == OLDEST
+    consumption.clock.advance(3 * DAY_MS)
+    await consumption.store(served("ann", OLDEST + 3 * DAY_MS - 1))
+    await night(retention)
+    assert await cutoffs.deleted_before("events") == OLDEST + 3 * DAY_MS
+
+
 async def test_late_events_are_deleted_by_the_next_run(consumption: ConsumerFixture, retention: Retention) -> None:
     await night(retention)
     await consumption.store(served("ann", OLDEST - 90 * DAY_MS))
@@ -109,7 +125,7 @@ async def test_large_first_run_waits_for_confirmation(consumption: ConsumerFixtu
         assert await retention.waiting() == ["events"]
         assert await night(retention) == {}
     assert await ages(consumption) == [100, 181, 184]
-    assert await retention.prune(await retention.next_cutoffs(confirmed=True), no_pause) == {"events": 2}
+    assert await night(retention, confirmed=True) == {"events": 2}
     assert (await ages(consumption), await retention.waiting()) == ([100], [])
     assert await night(retention) == {"events": 0}
 
