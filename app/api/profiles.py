@@ -113,7 +113,7 @@ async def _read_profile(
     if as_of is not None:
         moment = moment_ms(as_of, "as_of")
         known = moment_ms(known_at, "known_at") if known_at is not None else None
-        moments = service.moments
+        moments = await service.moments()
         problem = moments.problem(moment, mask) or (moments.future(known, "known_at") if known is not None else None)
         if problem is not None:
             raise Undecodable(f"{problem.path} {problem.detail}", [problem])
@@ -172,7 +172,7 @@ async def post_history(request: HttpRequest) -> HistoryAnswer:
     wanted = await body_as(request, HistoryRequest)
     mask = service.registry.mask(wanted.features)
     known = known_ms(wanted.known_at) if wanted.known_at not in (None, "as_of") else wanted.known_at
-    moments = service.moments
+    moments = await service.moments()
     if isinstance(known, int) and (problem := moments.future(known, "known_at")) is not None:
         raise InvalidInput("known_at is invalid", [problem])
     ids = [row.decision_id for row in wanted.rows if row.decision_id is not UNSET]

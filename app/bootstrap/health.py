@@ -23,7 +23,7 @@ from app.profiles.ports import Cache
 from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import DataQuality
 from app.service import Service
-from app.stores.queue.client import Queue
+from app.stores.queue.client import Queue, without_timeline
 from app.stores.sql.backlog import backlog
 from app.stores.sql.database import Database
 from app.telemetry import logger
@@ -93,7 +93,8 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             return {"queue": ReadinessCheck(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
         try:
             alive = await self.queue.worker_alive()
-            others = await self.queue.databases(self.computation.clock.now_ms()) - {self.database.id}
+            shown = await self.queue.databases(self.computation.clock.now_ms())
+            others = shown - {without_timeline(self.database.id)}
         except QueueUnavailable as error:
             queue = _unanswered("queue", f"{error.public_reason}; events are kept and wait for a sweep", error)
             unknown = ReadinessCheck(False, "unknown: the queue does not answer", state="unknown")

@@ -162,10 +162,9 @@ async def feature_values(service: OpenService, registry: Registry) -> dict[int, 
     (`evaluation.ranked`); 0 for null. Decisions whose events have been pruned are left out."""
     from app.bandit.evaluation.evaluation import ranked
     from app.bootstrap.engines import open_engine
-    from app.profiles.history import Moments
     from app.profiles.ports import ComputeRow
 
-    moments = Moments(registry, service.settings.retention_days, service.clock)
+    moments = msgspec.structs.replace(await service.moments(), registry=registry)
     values: dict[int, float | None] = {}
     async with open_engine(service.settings) as engine:
         await engine.check_features(registry)

@@ -65,7 +65,7 @@ async def history(
     known: KnownAt = (
         "as_of" if known_at == "as_of" else moment_ms(known_at, "--known-at") if known_at is not None else None
     )
-    if isinstance(known, int) and (problem := service.moments.future(known, "--known-at")) is not None:
+    if isinstance(known, int) and (problem := (await service.moments()).future(known, "--known-at")) is not None:
         raise InvalidInput("a time is invalid", [problem])
     names = [name for listed in features for name in listed.split(",")]
     mask = registry.mask(names or None)
@@ -78,9 +78,9 @@ async def history(
         task = bar.add_task("computing", total=None)
         for block in rows.blocks:
             if by_decision:
-                wanted = await _served(block, mask, service.moments, service.logged_profiles)
+                wanted = await _served(block, mask, await service.moments(), service.logged_profiles)
             else:
-                wanted = [({}, row) for row in _asked(block, mask, before, known, service.moments)]
+                wanted = [({}, row) for row in _asked(block, mask, before, known, await service.moments())]
             asked = [row for _, row in wanted]
             rest = await reader.read_as_of(asked)
             profiles = [served | others for (served, _), others in zip(wanted, rest, strict=True)]

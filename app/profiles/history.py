@@ -20,11 +20,13 @@ DAYS = 30
 
 
 class Moments(msgspec.Struct, frozen=True):
-    """Checks whether features can be computed as of a past moment."""
+    """Checks whether features can be computed as of a past moment. Events before `deleted_before_ms` have been deleted,
+    perhaps more of them than `retention_days` says: the retention may have been shorter."""
 
     registry: Registry
     retention_days: int
     clock: Clock
+    deleted_before_ms: int = 0
 
     def future(self, at_ms: int, path: str) -> Issue | None:
         """Why `at_ms` is not a past moment, for the field `path`; None if it is one."""
@@ -38,7 +40,7 @@ class Moments(msgspec.Struct, frozen=True):
         if (issue := self.future(at_ms, path)) is not None:
             return issue
         window_ms = self.registry.longest_window_ms(mask)
-        kept_from_ms = self.clock.now_ms() - self.retention_days * DAY_MS
+        kept_from_ms = max(self.clock.now_ms() - self.retention_days * DAY_MS, self.deleted_before_ms)
         if at_ms - window_ms < kept_from_ms:
             earliest = rfc3339(kept_from_ms + window_ms)
             return Issue(path, f"reaches back beyond kept history; the earliest possible is {earliest}")

@@ -270,7 +270,7 @@ async def get_development(request: HttpRequest, user_id: UserId) -> Response[Use
 async def user_development(service: Service, user_id: str) -> UserDevelopment:
     """A user's last 30 days before now: counts of events, and features as of each day."""
     now_ms = service.clock.now_ms()
-    asked = service.moments.timeline(user_id, now_ms)
+    asked = (await service.moments()).timeline(user_id, now_ms)
     counts, profiles = await asyncio.gather(
         service.users.activity(user_id, now_ms, DAYS), service.reader.read_as_of(asked)
     )

@@ -28,7 +28,7 @@ UPDATE rebuilds SET state = 'running', touched_at_ms = :now, started_at_ms = COA
 WHERE id = :id AND {_ACTIVE}
 """
 UPDATE_POSITION = "UPDATE rebuilds SET position = :last WHERE id = :id AND position = :after"
-UPDATE_DONE = "UPDATE rebuilds SET done = done + :users WHERE id = :id"
+UPDATE_DONE = "UPDATE rebuilds SET done = done + :users, error = COALESCE(:error, error) WHERE id = :id"
 INSERT_PART = (
     "INSERT INTO rebuild_parts (run_id, last_user, after_user, claimed_at_ms) VALUES (:id, :last, :after, :now)"
 )
@@ -46,7 +46,8 @@ SELECT_PART = "SELECT 1 FROM rebuild_parts WHERE run_id = :id LIMIT 1"
 DELETE_PARTS = "DELETE FROM rebuild_parts WHERE run_id = :id"
 # The position is a user's id, so it is deleted as soon as the run does not need it; so are the parts.
 UPDATE_FINISHED = f"""
-UPDATE rebuilds SET position = '', state = :state, finished_at_ms = :now, touched_at_ms = :now, error = :error
+UPDATE rebuilds SET position = '', state = :state, finished_at_ms = :now, touched_at_ms = :now,
+    error = COALESCE(:error, error)
 WHERE id = :id AND {_ACTIVE}
 """
 DELETE_OLD = f"""
@@ -117,8 +118,8 @@ class SqlRebuildRepository(SqlRepository):
             return None
         return await self._database.write(work, of=())
 
-    async def advance(self, part: Part, users: int, after: str, now_ms: int) -> Part | None:
-        done = {**_parameters(part), "after": after, "now": now_ms, "users": users}
+    async def advance(self, part: Part, users: int, after: str, now_ms: int, error: str | None = None) -> Part | None:
+        done = {**_parameters(part), "after": after, "now": now_ms, "users": users, "error": error}
 
         def work(connection: Connection) -> Part | None:
             if not connection.execute(UPDATE_TOUCHED, done).rowcount:

@@ -1,15 +1,22 @@
-"""Stores the moments before which old events and decisions have been deleted, and deletes decisions."""
+"""Stores the times before which old events and decisions are deleted and have been deleted, and deletes decisions."""
 
 from __future__ import annotations
 
 import json
 
-from app.stores.sql.database import Connection, SqlRepository
+from app.stores.sql.database import SERVICE, Connection, SqlRepository
 
 HOUR_MS = 3_600_000
 SELECT_CUTOFF = "SELECT value FROM service WHERE name = 'pruned ' || ?"
-UPSERT_CUTOFF = """
-INSERT INTO service (name, value) VALUES ('pruned ' || ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+# Earlier releases stored only the cutoff.
+SELECT_DELETED = """
+SELECT COALESCE(
+    (SELECT value FROM service WHERE name = 'deleted ' || :what),
+    (SELECT value FROM service WHERE name = 'pruned ' || :what)
+)
+"""
+UPSERT_TIME = """
+INSERT INTO service (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
 SELECT_OLDEST = "SELECT MIN(created_at_ms) FROM tip_scores"
 SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
@@ -33,15 +40,25 @@ DELETE FROM bandit_priors WHERE version < (
 
 
 class SqlCutoffs(SqlRepository):
-    """Stores, for `events` and for `decisions`, the moment before which old rows are deleted. Implements
-    `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
+    """Stores, for `events` and for `decisions`, the cutoff of the last run and the time before which rows have been
+    deleted. Implements `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
 
     async def cutoff(self, what: str) -> int | None:
         stored = await self._database.value(SELECT_CUTOFF, (what,))
         return None if stored is None else int(stored)
 
-    async def set_cutoff(self, what: str, cutoff_ms: int) -> None:
-        await self._database.execute(UPSERT_CUTOFF, (what, str(cutoff_ms)))
+    async def deleted_before(self, what: str) -> int:
+        """The latest time before which rows have been deleted, 0 if none have been."""
+        return int(await self._database.value(SELECT_DELETED, {"what": what}) or 0)
+
+    async def set_cutoff(self, what: str, cutoff_ms: int, deletes_before_ms: int | None) -> None:
+        def work(connection: Connection) -> None:
+            (deleted,) = connection.execute(SELECT_DELETED, {"what": what}).fetchone()
+            deleted_ms = max(int(deleted or 0), deletes_before_ms or 0)
+            connection.execute(UPSERT_TIME, (f"deleted {what}", str(deleted_ms)))
+            connection.execute(UPSERT_TIME, (f"pruned {what}", str(cutoff_ms)))
+
+        await self._database.write(work, of=SERVICE)
 
 
 class DecisionRetention(SqlRepository):

@@ -22,19 +22,21 @@ FROM json_each(?) AS asked, json_each(?) AS kind
 SELECT_NEWEST_USERS = """
 SELECT DISTINCT user_id FROM (SELECT user_id FROM event_log ORDER BY seq DESC LIMIT 20000) AS newest LIMIT ?
 """
-# Each half comes sorted from its covering index and stops at its LIMIT. Without this, SQLite would sort all remaining
-# users for every page.
+# A skip scan: each step seeks the next user in the index, and the event time of one of the user's rows, however many
+# events the user has. Both engines make a row of `found` only when it is asked for, so the LIMIT ends the scan.
 SELECT_ELIGIBLE = """
-SELECT user_id FROM (
-    SELECT DISTINCT user_id FROM tip_views
-    WHERE user_id > :after AND occurred_at_ms BETWEEN :since AND :until ORDER BY user_id LIMIT :limit
-) AS viewers
-UNION
-SELECT user_id FROM (
-    SELECT DISTINCT user_id FROM tip_feedback
-    WHERE user_id > :after AND occurred_at_ms BETWEEN :since AND :until ORDER BY user_id LIMIT :limit
-) AS answerers
-ORDER BY user_id LIMIT :limit
+WITH RECURSIVE found (user_id) AS (
+    SELECT MIN(user_id) FROM event_log WHERE user_id > :after
+    UNION ALL
+    SELECT (SELECT MIN(user_id) FROM event_log WHERE user_id > found.user_id) FROM found WHERE user_id IS NOT NULL
+)
+SELECT user_id FROM found
+WHERE EXISTS (
+    SELECT 1 FROM tip_views WHERE user_id = found.user_id AND occurred_at_ms BETWEEN :since AND :until
+) OR EXISTS (
+    SELECT 1 FROM tip_feedback WHERE user_id = found.user_id AND occurred_at_ms BETWEEN :since AND :until
+)
+LIMIT :limit
 """
 SELECT_COUNT_ELIGIBLE = f"SELECT COUNT(*) FROM ({SELECT_ELIGIBLE}) AS eligible"
 _NAMED_IN_LIST = "EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user)"

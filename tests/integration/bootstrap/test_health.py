@@ -80,7 +80,7 @@ async def test_worker_takes_samples_while_it_runs(settings: Settings, database: 
 @pytest.mark.slow
 async def test_worker_gauges_are_right_after_a_sample(settings: Settings, database: Database) -> None:
     """Unlike an API's, they are not refreshed by a scrape."""
-    await SqlDeadLetters(database).bury_payload("1", "no event", "", 1)
+    await SqlDeadLetters(database).bury_payloads([("1", "no event")], 1)
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
         await sampled(database)
         seen = service.metrics.collectors.get_sample_value
@@ -179,6 +179,17 @@ async def test_every_component_has_a_state_after_the_first_sample(settings: Sett
         await sampled(database)
     found = await column(database, "SELECT component || ' ' || state FROM component_states ORDER BY component")
     assert found == ["cache ok", "database ok", "features ok", "queue ok", "service degraded", "worker down"]
+
+
+async def test_former_timeline_is_no_other_database(settings: Settings) -> None:
+    async with open_service(settings, door="queue") as service:
+        assert service.queue is not None
+        name, *rest = service.database.id.split(":")
+        system, *others = rest or ["", "", ""]
+        former = ":".join([name, system, "000000FF", *others[1:]]) if rest else name
+        for database_id, ok in ((former, True), (f"other:{system}:000000FF", False)):
+            await service.queue.show_database(database_id, service.clock.now_ms())
+            assert (await service.readiness())["queue"].ok == ok
 
 
 async def test_process_name_differs_at_every_start(settings: Settings) -> None:

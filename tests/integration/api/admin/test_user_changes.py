@@ -85,7 +85,7 @@ async def test_erasing_is_incomplete_when_the_queue_is_down(
         queue.kill()
         told = problem(await site.client.delete("/admin/users/ann"), 503)
         assert told["detail"].startswith("the user is erased except for jobs in the queue: ")
-        assert told["detail"].endswith("; erase again when it answers")
+        assert told["detail"].endswith("; erase again later")
         assert (await look(site, "ann", "/erase"))["views"] == 0
         (entry,) = await newest_entries(site.service.audit_trail, 1)
         assert (entry.action, "except for jobs" in entry.outcome) == ("erase", True)

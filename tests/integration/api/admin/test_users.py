@@ -167,10 +167,10 @@ async def test_database_does_not_contain_an_erased_user(own_site: Live) -> None:
     await site.service.dead_letters.failed(event.seq, "it failed", "Traceback", site.now_ms, 1)
     several = [{"user_id": "another", "n": 1.50, "ok": True}, {"user_id": user}, {"events": [{"user_id": user}]}, 7]
     for sent in ({"user_id": user}, {"user_id": "another"}, {"deep": [{"user_id": user}]}, several, [several[1]]):
-        await site.service.dead_letters.bury_payload(json.dumps(sent), "no event", "", site.now_ms)
+        await site.service.dead_letters.bury_payloads([(json.dumps(sent), "no event")], site.now_ms)
     loose = (json.dumps({"userId": user}), f'"csv,{user},t"', f"no JSON, of {user}")
     for text in ("[1]", "nonsense", *loose):
-        await site.service.dead_letters.bury_payload(text, "no event", "", site.now_ms)
+        await site.service.dead_letters.bury_payloads([(text, "no event")], site.now_ms)
     for body in ({"user_ids": [user]}, {"scope": "all"}):
         run = (await site.client.post("/admin/rebuilds", json=body)).json()["id"]
         await site.service.rebuild_runner.run(run, budget_s=30)

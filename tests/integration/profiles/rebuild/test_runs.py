@@ -18,6 +18,7 @@ from app.profiles.rebuild import KEPT, RebuildRepository, RebuildRun, RebuildRun
 from tests.support.clock import NOW_MS
 from tests.support.events import served
 from tests.support.registry import REGISTRY
+from tests.support.servers import ask
 from tests.support.service import PausableService
 from tests.support.service_group import ServiceGroup
 
@@ -199,6 +200,36 @@ async def test_run_fails_when_this_release_knows_none_of_its_features(fixture: R
     assert await fixture.runner.run("run", FOR_EVER) is True
     run = await fixture.look()
     assert (run.state, run.error) == ("failed", "this release knows none of of_another_release")
+
+
+async def test_error_of_a_run_names_features_that_were_not_computed(
+    fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 2)
+    await fixture.eligible(4)
+    await fixture.opened()
+    await fixture.service.switch("preferred_hour", on=False)
+    assert await fixture.runner.run("run", -1) is False
+    await fixture.service.switch("preferred_hour", on=True)
+    assert await fixture.runner.run("run", FOR_EVER) is True
+    run = await fixture.look()
+    assert (run.state, run.done) == ("completed", 4)
+    assert (run.error or "").startswith("preferred_hour was not computed for some users: disabled by ada")
+
+
+async def test_error_of_a_run_says_when_values_were_not_stored(
+    fragile_world: ServiceGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await fragile_world.open()
+    fixture = RunsFixture(service, service.inner.rebuild_runs, service.inner.rebuild_runner)
+    await fixture.eligible(2)
+    await fixture.opened()
+    ask(fragile_world.server, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+    ask(fragile_world.server, "CONFIG", "SET", "maxmemory", 1)
+    assert await fixture.runner.run("run", FOR_EVER) is True
+    run = await fixture.look()
+    assert (run.state, run.done) == ("completed", 2)
+    assert run.error == "the cache did not store some values, so reads compute them"
 
 
 async def test_run_is_retried_when_the_cache_is_unreachable(

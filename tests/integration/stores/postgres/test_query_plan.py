@@ -172,6 +172,15 @@ def test_settling_reads_the_outbox_by_key(connection: Connection, name: str) -> 
     assert all("user_id = decision.user_id" in condition and "seq >=" in condition for condition in conditions)
 
 
+@pytest.mark.parametrize("since", [0, 10**9])
+def test_page_of_eligible_users_reads_one_row_of_each(connection: Connection, since: int) -> None:
+    parameters = {"after": "", "since": since, "until": 10**9, "limit": 20}
+    steps = scans(connection, users.SELECT_ELIGIBLE, parameters, "ANALYZE,")
+    page = 5_000 if since else 20  # if no user is eligible, all are looked at
+    assert max(step["Actual Loops"] for step in steps) <= page + 1
+    assert max(step["Actual Rows"] for step in steps) <= 1
+
+
 @pytest.mark.parametrize("name", OF_ONE_USER)
 def test_statement_about_one_user_touches_one_partition(partitions: Connection, name: str) -> None:
     statement, parameters = OF_ONE_USER[name]

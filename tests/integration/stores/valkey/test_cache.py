@@ -27,14 +27,14 @@ VALUE = b"V0123abcd:7:1:2:3"
 
 
 @pytest.fixture
-def cache(server: EmbeddedServer, open_cache: OpenCache) -> ValkeyCache:
-    return open_cache(server)
+async def cache(server: EmbeddedServer, open_cache: OpenCache) -> ValkeyCache:
+    return await open_cache(server)
 
 
 @pytest.fixture
 async def impatient(own_server: EmbeddedServer, open_cache: OpenCache) -> AsyncIterator[ValkeyCache]:
     """A cache with a short timeout, on a server that the test may disturb."""
-    yield open_cache(own_server, timeout_ms=100)
+    yield await open_cache(own_server, timeout_ms=100)
     own_server.signal(signal.SIGCONT)
 
 
@@ -71,7 +71,7 @@ async def test_fills_succeed_when_scripts_were_flushed(cache: ValkeyCache, serve
 
 async def test_fill_path_is_tried_again_on_another_server(start_server: StartServer, open_cache: OpenCache) -> None:
     old = start_server(REDIS)
-    cache = open_cache(old)
+    cache = await open_cache(old)
     assert await fill(cache, CELL) == [True]
     old.kill()
     new = EmbeddedServer(old.directory, old.socket_path, ("--save", ""), binary=binary(VALKEY))
@@ -81,6 +81,7 @@ async def test_fill_path_is_tried_again_on_another_server(start_server: StartSer
             await cache.fill("the epoch before", [Fill(CELL, b"L", VALUE, 60_000)])
         with suppress(CacheUnavailable):  # the end of the connection for reads may not have been noticed yet
             await cache.read([CELL])
+        await cache.open()
         assert await fill(cache, CELL) == [True]
         assert calls(new, "eval") == 0
     finally:
@@ -164,7 +165,7 @@ async def test_command_times_out_when_the_server_is_paused(
 
 async def test_breaker_opens_while_the_server_is_paused(own_server: EmbeddedServer, open_cache: OpenCache) -> None:
     metrics = Metrics()
-    cache = open_cache(own_server, timeout_ms=50, metrics=metrics)
+    cache = await open_cache(own_server, timeout_ms=50, metrics=metrics)
     await cache.read([CELL])
     own_server.signal(signal.SIGSTOP)
     for number in range(3):
@@ -196,7 +197,7 @@ async def test_breaker_stays_closed_when_failures_are_not_in_a_row(
 
 
 async def test_close_stops_probing(own_server: EmbeddedServer, open_cache: OpenCache) -> None:
-    cache = open_cache(own_server, timeout_ms=50)
+    cache = await open_cache(own_server, timeout_ms=50)
     own_server.kill()
     for _ in range(3):
         with pytest.raises(CacheUnavailable):
@@ -214,7 +215,7 @@ async def test_read_gets_its_own_reply_when_others_were_cancelled(
     valkey: EmbeddedServer, valkey_proxy: Proxy, open_cache: OpenCache
 ) -> None:
     cells = [Cell(f"user{number}", "f") for number in range(20)]
-    cache = open_cache(valkey, url=valkey_proxy.url)
+    cache = await open_cache(valkey, url=valkey_proxy.url)
     assert all(await fill(cache, *cells, value=own_value))
     for cell in cells:
         valkey_proxy.silence()
@@ -237,7 +238,7 @@ async def test_read_gets_its_own_reply_when_others_timed_out(
     valkey: EmbeddedServer, valkey_proxy: Proxy, open_cache: OpenCache
 ) -> None:
     cells = [Cell(f"user{number}", "f") for number in range(4)]
-    cache = open_cache(valkey, url=valkey_proxy.url, timeout_ms=150)
+    cache = await open_cache(valkey, url=valkey_proxy.url, timeout_ms=150)
     assert all(await fill(cache, *cells, value=own_value))
     valkey_proxy.silence()
     late = [await refusal(cache, cells[0]), await refusal(cache, cells[1])]
@@ -265,7 +266,7 @@ async def refusal(cache: ValkeyCache, cell: Cell) -> CacheUnavailable:
 async def test_late_fill_is_compared_after_its_timeout(
     valkey: EmbeddedServer, valkey_proxy: Proxy, open_cache: OpenCache
 ) -> None:
-    slow, other = open_cache(valkey, url=valkey_proxy.url, timeout_ms=150), open_cache(valkey)
+    slow, other = await open_cache(valkey, url=valkey_proxy.url, timeout_ms=150), await open_cache(valkey)
     epoch, _ = await slow.read([CELL])
     (token,) = await slow.lease(epoch, [CELL])
     assert await fill(slow, Cell("bob", "f")) == [True]  # opens the connection for fills
@@ -287,7 +288,7 @@ async def test_cache_is_unavailable_when_no_server_answers(valkey: EmbeddedServe
         writer.close()
 
     listener = await asyncio.start_server(babble, "127.0.0.1", 0)
-    cache = open_cache(valkey, url=f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}", timeout_ms=200)
+    cache = await open_cache(valkey, url=f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}", timeout_ms=200)
     with pytest.raises(CacheUnavailable):
         await cache.read([CELL])
     listener.close()
@@ -307,7 +308,7 @@ async def test_check_names_the_refused_command(
     start_server: StartServer, open_cache: OpenCache, flavour: str, rule: str, refused: str
 ) -> None:
     server = start_server(flavour)
-    cache = open_cache(server)
+    cache = await open_cache(server)
     await cache.check()
     assert ask(server, "DBSIZE") == 0
     ask(server, "ACL", "SETUSER", "default", rule)

@@ -46,6 +46,13 @@ def test_start_names_the_log_when_it_fails(tmp_path: Path) -> None:
     assert not server.running()
 
 
+def test_start_fails_with_a_reason_when_the_binary_is_gone(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path, tmp_path / "s", binary="/nowhere/valkey-server")
+    with pytest.raises(CacheUnavailable, match="/nowhere/valkey-server"):
+        server.start()
+    assert not server.running()
+
+
 def test_start_listens_on_a_port(start_server: StartServer, unused_tcp_port: int) -> None:
     server = start_server("valkey", port=unused_tcp_port)
     assert server.url == f"redis://127.0.0.1:{unused_tcp_port}"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ResponseError
 
 from app.bootstrap.service import open_service
@@ -92,6 +93,16 @@ async def test_no_read_is_stale_when_the_master_fails_over(database_path: Path, 
         await asyncio.to_thread(eventually_sync, group.fail_over)
         await pairs_until_hits()
         assert group.master_port() == group.replica.port
+
+
+async def test_database_of_the_query_is_used(sentinel_group: tuple[EmbeddedServer, str]) -> None:
+    server, url = sentinel_group
+    for form in (url.replace("/0?", "/3?"), url.replace("/0?", "/?db=3&")):
+        client = AsyncRedis(connection_pool=blocking_pool(form, 5, 1))
+        await client.set("key", form)
+        await client.aclose(close_connection_pool=True)
+        assert list(ask(server, "INFO", "keyspace")) == ["db3"]
+        ask(server, "FLUSHALL")
 
 
 def test_url_of_a_group_is_refused_when_an_address_is_invalid() -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import pytest
 
 import app.profiles.rebuild as module
+from app.profiles.online.cache_protocol import Profile
 from app.profiles.rebuild import STALE_MS, Rebuilder, RebuildRun, RebuildRunner, scope_of
 from app.stores.sql.database import Connection, Database, Scope
 from app.stores.sql.rebuilds import SqlRebuildRepository
@@ -53,9 +54,10 @@ class Worker(Database):
             users=SqlUsers(self),
         )
 
-    async def rebuild(self, user_ids: Sequence[str], _mask: int) -> None:
+    async def rebuild(self, user_ids: Sequence[str], _mask: int) -> dict[str, Profile]:
         await self._step()
         self.rebuilt.update(user_ids)
+        return {}
 
     async def read(self, work: Callable[[Connection], T], *, snapshot: bool = False) -> T:
         await self._step()
@@ -157,7 +159,7 @@ async def test_workers_share_a_run(database: Database, clock: FakeClock) -> None
     assert run is not None
     assert (run.state, run.done) == ("completed", len(USERS))
     assert sum((worker.rebuilt for worker in workers), Counter[str]()) == Counter(USERS)
-    assert all(worker.rebuilt for worker in workers)
+    assert len([worker for worker in workers if worker.rebuilt]) > 1  # one may lose every claim to the others
 
 
 async def test_worker_that_was_replaced_counts_nothing(database: Database, clock: FakeClock) -> None:

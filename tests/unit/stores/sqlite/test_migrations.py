@@ -26,7 +26,7 @@ from app.stores.sql.database import SCHEMA_REVISION
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.waiting import eventually_sync
 
-STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH RECURSIVE)\b", re.IGNORECASE)
 
 
 class AnyParameter(dict[str, None]):

@@ -84,6 +84,11 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "prunable events": (event_log.SELECT_PRUNABLE, (0, 1), "INDEX event_log_by_time (occurred_at_ms<?)"),
     "known events": (sqlite_log.SELECT_KNOWN, ("[]",), "event_log_by_id (user_id=? AND event_id=?)"),
     "newest of users": (users.SELECT_NEWEST, ("[]", "[]"), "event_log_by_user (user_id=? AND subject=?)"),
+    "eligible users": (
+        users.SELECT_ELIGIBLE,
+        {"after": "", "since": 0, "until": 9, "limit": 9},
+        "event_log_by_id (user_id>?)",
+    ),
     "users by prefix": (users.SELECT_BY_PREFIX, {"prefix": "a", "limit": 20}, "event_log_by_id (user_id>?)"),
     "activity": (
         users.SELECT_ACTIVITY,
