@@ -188,7 +188,7 @@ async def test_metrics_show_an_outage_when_cache_and_queue_are_down(
     serve_site: ServeSite, start_server: StartServer
 ) -> None:
     cache, queue = start_server(VALKEY), start_server(VALKEY)
-    async with serve_site(cache_url=cache.url, queue_url=queue.url, cache_timeout_ms=100) as site:
+    async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:
         cache.kill()
         queue.kill()
         user = new_user()

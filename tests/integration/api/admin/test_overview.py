@@ -81,7 +81,7 @@ async def test_figures_are_empty_when_there_is_no_sample(own_site: Live) -> None
 async def test_overview_shows_an_outage_and_its_start(
     serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
 ) -> None:
-    async with serve_site(cache_url=cache.url, queue_url=queue.url, cache_timeout_ms=100) as site:
+    async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:
         own = sampler(site.service, "api")
         await own.sample()
         cache.kill()

@@ -102,7 +102,7 @@ async def test_counts_of_states_add_up_to_the_eligible_users(own_site: Live, cac
 
 async def test_states_are_null_when_the_cache_is_down(serve_site: ServeSite, start_server: StartServer) -> None:
     cache = start_server(VALKEY)
-    async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
+    async with serve_site(cache_url=cache.url) as site:
         await site.send(served(new_user(), site.now_ms), served(new_user(), site.now_ms))
         cache.kill()
         report = await quality(site)
@@ -226,7 +226,7 @@ async def test_query_is_refused_when_it_is_invalid(site: Live) -> None:
 
 async def test_users_are_null_when_the_cache_is_down(serve_site: ServeSite, start_server: StartServer) -> None:
     cache = start_server(VALKEY)
-    async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
+    async with serve_site(cache_url=cache.url) as site:
         await site.send(served(new_user(), site.now_ms))
         cache.kill()
         found = await behind(site, "feature=tip_volume_30d&state=missing")

@@ -91,7 +91,7 @@ async def test_freshness_follows_the_cached_values(site: Live, cache_server: Emb
 @pytest.mark.slow
 async def test_freshness_is_null_when_the_cache_is_down(serve_site: ServeSite, start_server: StartServer) -> None:
     cache = start_server(VALKEY)
-    async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
+    async with serve_site(cache_url=cache.url) as site:
         user = new_user()
         await site.send(served(user, site.now_ms))
         cache.kill()
