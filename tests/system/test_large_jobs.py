@@ -33,7 +33,7 @@ async def test_large_job_ends_when_a_worker_is_killed(fleet: Fleet, count: int) 
     queue = connect(fleet.queue.url)
     job = await queue.enqueue_job(TIP_EVENTS, list(events(count)))
     assert job is not None
-    worker = fleet.faulty_worker(cache_timeout_ms=5_000)
+    worker = fleet.faulty_worker()
     process = psutil.Process(worker.program.pid)
     idle = highest = process.memory_info().rss
 
@@ -46,7 +46,7 @@ async def test_large_job_ends_when_a_worker_is_killed(fleet: Fleet, count: int) 
     assert await queue.zcard(QUEUE) > 0
     worker.program.kill()
     await queue.delete(*await queue.keys("arq:in-progress:*"))  # else they come back after the job timeout and 10 s
-    worker = fleet.faulty_worker(cache_timeout_ms=5_000)  # a job that loses the cache is taken in again
+    worker = fleet.faulty_worker()
     process = psutil.Process(worker.program.pid)
 
     async def done() -> bool:

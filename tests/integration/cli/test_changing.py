@@ -207,7 +207,7 @@ def test_rebuild_names_the_cache_that_fails(populated: Run, own_valkey: Embedded
     ask(own_valkey, "REPLICAOF", "127.0.0.1", "1")
     for url, reason in ((own_valkey.url, "READONLY"), ("redis://127.0.0.1:1/0", "ConnectionError")):
         for users in ("user-1", "--all"):
-            shown = populated("rebuild", users, cache_url=url, cache_timeout_ms=5_000)
+            shown = populated("rebuild", users, cache_url=url)
             assert (shown.code, f"the cache cannot be used: {reason}" in shown.err) == (4, True), shown.err
 
 
@@ -270,7 +270,7 @@ def test_rebuild_fails_when_the_cache_is_unreachable(populated: Run) -> None:
 
 def test_rebuild_fails_when_the_cache_refuses_writes(populated: Run, own_valkey: EmbeddedServer) -> None:
     ask(own_valkey, "REPLICAOF", "127.0.0.1", 1)
-    shown = populated("rebuild", "--all", cache_url=own_valkey.url, cache_timeout_ms=5_000)
+    shown = populated("rebuild", "--all", cache_url=own_valkey.url)
     assert (shown.code, shown.out) == (4, "")
     assert "read only replica" in shown.err
 
@@ -284,7 +284,7 @@ def test_commands_find_the_servers_of_a_running_up(populated: Run, tmp_path: Pat
     announced.parent.mkdir()
     where = {"pid": os.getpid(), "cache_url": own_valkey.url, "queue_url": own_valkey.url}
     announced.write_text(json.dumps(where))
-    assert populated("rebuild", "user-1", cache_timeout_ms=5_000).code == 0
+    assert populated("rebuild", "user-1").code == 0
     (tmp_path / "more").write_text(line("more"))
     assert populated("events", "more").code == 0
     assert ask(own_valkey, "ZCARD", "arq:queue") == 1  # the job for a worker
