@@ -130,6 +130,7 @@ async def test_other_requests_are_served_during_bombs(site: Live) -> None:
         for route in ROUTES[:3]
     ]
     assert (await site.features(user))["tip_volume_30d"] == 0
+    assert not all(task.done() for task in waiting)
     for answer in await asyncio.gather(*waiting):
         assert answer.status_code in (400, 413, 422)
     assert (await site.client.get("/readyz")).status_code == 200
