@@ -33,7 +33,7 @@ from app.settings import Settings, hash_key
 from app.settings.parsers import ApiKey
 from tests.support.database import copy_database
 from tests.support.events import body
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 KEYS = {"reader": "read-me-if-you-can", "writer": "write-it-down", "admin": "all-of-it", "stranger": "not-known-here"}
 # Loading the system's certificates takes longer than most tests, and no test uses TLS here.
@@ -167,7 +167,7 @@ async def live(
         serving = asyncio.get_running_loop().create_task(server.serve())
         url = f"http://127.0.0.1:{port}"
         try:
-            async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False, verify=NO_TLS) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False, verify=NO_TLS) as client:
                 await eventually(lambda: application.state.get("service") is not None)
                 if not hit_path:
                     application.asgi_handler = behind_the_hit_path(application)

@@ -6,7 +6,8 @@ import asyncio
 import re
 from typing import NamedTuple
 
-ANSWER_S = 10.0
+from tests.support.waiting import PATIENCE_S
+
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 MARK = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -23,7 +24,7 @@ async def exchange(port: int, sent: bytes) -> Wire:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     raw = b""
     try:
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(PATIENCE_S):
             try:
                 writer.write(sent)
                 await writer.drain()

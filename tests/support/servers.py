@@ -22,7 +22,7 @@ from redis import Redis
 from app.errors import CacheUnavailable
 from app.stores.valkey.embedded import EmbeddedServer, server_binary
 from tests.support.processes import free_port
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 
 VALKEY = "valkey"
 REDIS = "redis"
@@ -52,7 +52,7 @@ def binary(flavour: str) -> str:
 
 def ask(server: EmbeddedServer, *command: str | bytes | int) -> Any:
     """Send one command on a new connection; raises the errors of redis-py."""
-    with closing(Redis(unix_socket_path=str(server.socket_path), socket_timeout=5)) as client:
+    with closing(Redis(unix_socket_path=str(server.socket_path), socket_timeout=PATIENCE_S)) as client:
         return client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py 5 types it not
 
 

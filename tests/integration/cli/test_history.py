@@ -510,6 +510,6 @@ def test_no_file_is_left_when_history_is_stopped(
         part = tmp_path / f"set{to}.part"
         eventually_sync(lambda: part.exists() and (part.stat().st_size > 0 or to == ".parquet"))
         running.send_signal(number)
-        _, told = running.communicate(timeout=20)
+        _, told = running.communicate(timeout=60)
     assert (running.returncode, "Traceback" in told) == (code, False), told
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("set")] == []

@@ -84,7 +84,7 @@ def test_ctrl_c_ends_a_command_that_waits_for_input(migrated: Run, tmp_path: Pat
         for _ in range(LINES_PER_REQUEST):
             assert b"not valid JSON" in running.stderr.readline()
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=30) == 1
+        assert running.wait(timeout=60) == 1
         assert running.stderr.read() == b"\nAborted!\n"
 
 

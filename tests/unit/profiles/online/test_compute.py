@@ -27,7 +27,7 @@ from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
 from tests.support.logs import logging_put_back
 from tests.support.registry import REGISTRY
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 PAIR = Registry([entry(name="one"), entry(name="two", default=7)])
 
@@ -416,7 +416,7 @@ async def test_attempt_ends_when_the_computation_is_closed() -> None:
     paused.source.open.clear()
     paused.computation.try_again()
     await eventually(lambda: paused.source.attempts == ["ann"])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await paused.computation.close()
 
 

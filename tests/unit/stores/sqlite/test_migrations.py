@@ -79,7 +79,7 @@ def test_alembic_is_not_imported_when_there_is_nothing_to_migrate(database_path:
         "print(*migrate(pathlib.Path(sys.argv[1])), 'alembic' in sys.modules)"
     )
     command = [sys.executable, "-c", program, str(database_path)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert shown.stdout.split() == [SCHEMA_REVISION, SCHEMA_REVISION, "False"]
 
 
