@@ -75,7 +75,7 @@ $(PEERS)/bin/feast:
 	@$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check "feast[redis]==$(FEAST)"
 
-screenshots: $(STAMP) ## Take pictures of the admins' pages of a running `make up` (needs Chromium)
+screenshots: $(STAMP) ## Take pictures of the admins' pages of a running `make up` (needs Chromium; ARGS=--decisions=6000 adds a roll-out)
 	@$(BIN)/python -m tests.browser.screenshots $(ARGS)
 
 lock: $(STAMP) ## Write both lock files anew from pyproject.toml (UPGRADE=1 takes the newest versions)

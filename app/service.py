@@ -84,7 +84,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     start_rebuild: Callable[[str], Awaitable[None]]
     clear_local_caches: Callable[[], Awaitable[None]]
     inspector: Inspector
-    moments: Moments
+    moments: Callable[[], Awaitable[Moments]]
     checker: ConsistencyChecker
     decision_checker: DecisionChecker
     logged_profiles: LoggedProfiles

@@ -117,7 +117,7 @@ def job(
     return decorate
 
 
-@job(jobs.TIP_EVENTS, lambda ctx, reason, events: ctx["service"].queue_door.bury(events, reason))
+@job(jobs.TIP_EVENTS, lambda ctx, reason, events: ctx["service"].queue_door.bury([(events, reason)]))
 async def tip_events(ctx: JobContext, events: object) -> None:
     """Job: store tip events. `events` should be a list of the payloads that `POST /events` accepts."""
     service = ctx["service"]
@@ -150,14 +150,21 @@ async def run_rebuild(ctx: JobContext, run_id: str) -> None:
 @job(jobs.BURY)
 async def bury_job(ctx: JobContext, payload: object, reason: str) -> None:
     """Job: store as a dead letter a queued job that this service does not recognize."""
-    await ctx["service"].queue_door.bury(payload, reason)
+    await ctx["service"].queue_door.bury([(payload, reason)])
+
+
+@job(jobs.NIGHTLY_PRUNE)
+async def nightly_prune(ctx: JobContext) -> None:
+    """Nightly job: enqueue the deletion of events and decisions that are older than their retention."""
+    service = ctx["service"]
+    assert service.queue is not None
+    await service.queue.start_prune(await service.retention.next_cutoffs())
 
 
 @job(jobs.PRUNE)
-async def prune(ctx: JobContext) -> None:
-    """Nightly job: delete events and decisions older than their retention, as many as one try has time for."""
-    again = int(ctx.get("job_try") or 1) > 1  # the cutoff moves once a night, at the first try
-    if await ctx["service"].retention.prune(asyncio.sleep, ctx["pace"].budget_s, go_on=again) is None:
+async def prune(ctx: JobContext, cutoffs: dict[str, int]) -> None:
+    """Job: delete the rows before these cutoffs, as many as one try has time for; the next try continues."""
+    if await ctx["service"].retention.prune(cutoffs, asyncio.sleep, ctx["pace"].budget_s) is None:
         raise Unfinished
 
 
@@ -197,15 +204,16 @@ async def sweep(service: OpenService, pace: Pace) -> None:
 # arq names each by its function, as `app.stores.queue.jobs` does.
 FUNCTIONS = [
     func(cast(Any, each), max_tries=FOR_EVER)
-    for each in (tip_events, consume_events, run_rebuild, measure_quality, bury_job)
+    for each in (tip_events, consume_events, run_rebuild, measure_quality, bury_job, prune)
 ]
 
 
 def crons(pace: Pace, queue_name: str = client.QUEUE) -> list[CronJob]:
-    """The scheduled jobs: pruning at 3:17, before the day begins in Europe, and data quality every hour."""
-    nightly, hourly = (client.own_name(name, queue_name) for name in (jobs.PRUNE, jobs.HOURLY_QUALITY))
+    """The scheduled jobs: pruning at 3:17 UTC, before the day begins in Europe, and data quality every hour. They only
+    enqueue other jobs, because arq lets no scheduled job run again within a minute, not even to retry it."""
+    nightly, hourly = (client.own_name(name, queue_name) for name in (jobs.NIGHTLY_PRUNE, jobs.HOURLY_QUALITY))
     return [
-        cron(prune, name=nightly, hour=3, minute=17, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
+        cron(nightly_prune, name=nightly, hour=3, minute=17, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
         cron(hourly_quality, name=hourly, minute=41, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
     ]
 

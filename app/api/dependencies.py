@@ -1,7 +1,12 @@
-"""Typed access to the objects that `app.asgi` puts into the application's state, such as the service."""
+"""What handlers need of a request: the objects that `app.asgi` puts into the application's state, such as the service,
+and whether the client is still connected.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from litestar import Request
@@ -35,3 +40,21 @@ def renderer_of(connection: Connection) -> Renderer:
 
 def tips_of(connection: Connection) -> TipGenerator:
     return cast(TipGenerator, connection.app.state.tips)
+
+
+@asynccontextmanager
+async def cancelled_on_disconnect(request: HttpRequest) -> AsyncIterator[None]:
+    """Cancel the current task if the client disconnects inside the block. A body that is not read before is lost."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()

@@ -181,6 +181,21 @@ class Shadow(NamedTuple):
     v_pool: float
 
 
+class DecisionLine(msgspec.Struct):
+    """A decision in a list. `probability`: that of the chosen candidate; null if the stored ones are damaged."""
+
+    decision_id: str
+    decided_at: str
+    user_id: str
+    chosen_id: str
+    probability: float | None
+    role: Role
+    served_by: Annotated[str, Meta(description="The policy that decided.")]
+    state: DecisionState
+    reward: float | None
+    action: Action | None
+
+
 class DecisionContext(ContextFeatures, frozen=True, kw_only=True, omit_defaults=False):
     """The context of the scoring request. `at`: when the tip is shown, with the user's UTC offset."""
 

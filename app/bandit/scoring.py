@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from app.bandit.decisions import Decision, DecisionOutcome, Role, ScoringRequest, UserSnapshot
 from app.bandit.model.inputs import PROFILE_FEATURES, Profile
-from app.bandit.model.thompson_sampling import Policies, answered_ranking, best, sample
+from app.bandit.model.thompson_sampling import Policies, best, sample
 from app.bandit.ports import DecisionRepository, ProposedDecision, ReadProfile
 from app.bandit.rollout.stages import serves_challenger
 from app.concurrency.batcher import Batcher, Bounds
@@ -130,8 +130,7 @@ class Scorer:
         # Includes the inputs that only the other policy reads.
         phi = spec.phi(request.candidates, request.context, profile)
         decision_id = self._new_id()
-        scored = policy.decide(decision_id, statistics, snapshot.prior.mu, phi)
-        ranking = answered_ranking(scored.means, scored.pi, request.explore)
+        ranking, theta = policy.decide(decision_id, statistics, snapshot.prior.mu, phi, request.explore)
         chosen = sample(ranking.pi, decision_id) if request.explore else best(ranking.scores)
         return Decision(
             id=decision_id,
@@ -153,7 +152,7 @@ class Scorer:
             context=request.context,
             chosen=chosen,
             elapsed_us=round((self._clock.monotonic() - started) * 1e6),
-            theta=scored.theta,
+            theta=theta,
             phi=phi[chosen],
             champion=ranking if role == "champion" else None,
             challenger=ranking if role == "challenger" else None,

@@ -7,20 +7,11 @@ numbers derive from the decision's id. So the result does not depend on when or 
 
 from __future__ import annotations
 
-from app.bandit.decisions import Decision, Ranking, Shadow
+from app.bandit.decisions import Decision, Shadow
 from app.bandit.model.inputs import Array, packed
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import POOLED_CHAMPION, Policies, Policy, answered_ranking, best
+from app.bandit.model.thompson_sampling import POOLED_CHAMPION, Policies, best
 from app.bandit.numpy_on_demand import np
-
-
-def ranking_by(
-    policy: Policy, decision: Decision, statistics: SufficientStatistics, mu: Array | None, phi: Array
-) -> Ranking:
-    """The ranking that the policy would have answered in a decision, from the user's statistics, the mean of the prior
-    and the candidates' input vectors. Raises `SpecMismatch` as `Policy.decide`."""
-    scored = policy.decide(decision.id, statistics, mu, phi)
-    return answered_ranking(scored.means, scored.pi, decision.explore)
 
 
 def shadow_of(decision: Decision, statistics: SufficientStatistics | None, mu: Array, policies: Policies) -> Shadow:
@@ -36,9 +27,10 @@ def shadow_of(decision: Decision, statistics: SufficientStatistics | None, mu: A
     grown = policies.grown(statistics)
     phi = decision.phi_under(policies.longest)
     other = policies.policy("challenger" if decision.role == "champion" else "champion")
-    own, shadow = decision.ranking, ranking_by(other, decision, grown, mu, phi)
+    own, (shadow, _) = decision.ranking, other.decide(decision.id, grown, mu, phi, decision.explore)
     champion, challenger = (own, shadow) if decision.role == "champion" else (shadow, own)
-    pool = ranking_by(POOLED_CHAMPION, decision, grown, mu[: POOLED_CHAMPION.spec.size], phi)
+    pool_mu = mu[: POOLED_CHAMPION.spec.size]
+    pool, _ = POOLED_CHAMPION.decide(decision.id, grown, pool_mu, phi, decision.explore)
     q = np.clip(phi @ mu, 0.0, 1.0)
     return Shadow(
         champion_scores=packed(champion.scores),

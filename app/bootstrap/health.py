@@ -23,7 +23,7 @@ from app.profiles.ports import Cache
 from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import DataQuality
 from app.service import Service
-from app.stores.queue.client import Queue
+from app.stores.queue.client import Queue, without_timeline
 from app.stores.sql.backlog import backlog
 from app.stores.sql.database import Database
 from app.telemetry import logger
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from app.bandit.rollout.controller import Rollout
 
 FIRST_S = 0.5
+GAUGES_S = 5.0  # of the ten seconds after which Prometheus drops a scrape
 log = logger("health")
 
 
@@ -65,7 +66,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             "database": ReadinessCheck(problem is None, problem or "", state="degraded"),
             "invalidations": ReadinessCheck(
                 owed == 0,
-                f"{owed} invalidations are owed to the cache; reads compute until they are made",
+                f"{owed} invalidations are owed to the cache; reads of these users compute until they are made",
                 state="degraded",
             ),
         }
@@ -92,7 +93,8 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             return {"queue": ReadinessCheck(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
         try:
             alive = await self.queue.worker_alive()
-            others = await self.queue.databases(self.computation.clock.now_ms()) - {self.database.id}
+            shown = await self.queue.databases(self.computation.clock.now_ms())
+            others = shown - {without_timeline(self.database.id)}
         except QueueUnavailable as error:
             queue = _unanswered("queue", f"{error.public_reason}; events are kept and wait for a sweep", error)
             unknown = ReadinessCheck(False, "unknown: the queue does not answer", state="unknown")
@@ -110,14 +112,15 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
         if self.queue is not None:
             with suppress(QueueUnavailable):  # readiness logs it
                 depth = await self.queue.depth()
+        found = Gauges()
         try:
-            found = await backlog(self.database, self.computation.clock.now_ms())
-        except StoreUnavailable as error:
-            log.warning("gauges_not_refreshed", error=str(error))
-            found = Gauges()
-        for refresh in (self._refresh_rollout, self._refresh_quality):
-            with suppress(StoreUnavailable):  # logged above, unless only this table fails
-                await refresh()
+            async with asyncio.timeout(GAUGES_S):
+                found = await backlog(self.database, self.computation.clock.now_ms())
+                for refresh in (self._refresh_rollout, self._refresh_quality):
+                    with suppress(StoreUnavailable):  # only this table fails
+                        await refresh()
+        except (StoreUnavailable, TimeoutError) as error:
+            log.warning("gauges_not_refreshed", error=str(error) or "the database does not answer in time")
         metrics = self.computation.metrics
         for gauge, value in (
             (metrics.queue_depth, depth),
@@ -138,7 +141,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
 
         state = await self.rollout.state()
         metrics = self.computation.metrics.bandit
-        metrics.share.set(state.share)
+        metrics.share.set(state.share if self.rollout.policies.challenger is not None else 0.0)
         for stage in STAGES:
             metrics.stage.labels(stage).set(stage == state.stage)
 

@@ -87,12 +87,11 @@ async def open_cache(
     try:
         cache = ValkeyCache(
             url=settings.cache_url,
-            database_id=database.id,
+            registration=ServerRegistration(database.state, partial(register_server, database), clock),
             timeout_ms=settings.cache_timeout_ms,
             lease_ms=settings.lease_ms,
             clock=clock,
             metrics=metrics,
-            registration=ServerRegistration(database.state, partial(register_server, database), clock),
         )
     except ValueError as error:
         raise SettingsError("PROFILES_CACHE_URL", str(error)) from error

@@ -167,6 +167,9 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         rebuilder = Rebuilder(computation=computation, filler=filler, invalidate=invalidator.invalidate)
         clear_caches = partial(clear_local_caches, database)
 
+        async def moments() -> Moments:
+            return Moments(registry, settings.retention_days, clock, await cutoffs.deleted_before("events"))
+
         async def drop(stale: Stale) -> None:
             await invalidator.invalidate(stale)
             await clear_caches()
@@ -241,10 +244,12 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             start_rebuild=queue.start_rebuild if queue is not None else _no_job,
             clear_local_caches=clear_caches,
             inspector=inspector,
-            moments=Moments(registry, settings.retention_days, clock),
+            moments=moments,
             checker=ConsistencyChecker(inspector=inspector, drop=drop),
             decision_checker=DecisionChecker(
-                logged=logged_profiles, computation=computation, pruned_before=partial(cutoffs.cutoff, "events")
+                logged=logged_profiles,
+                computation=computation,
+                pruned_before=partial(cutoffs.deleted_before, "events"),
             ),
             logged_profiles=logged_profiles,
             quality=quality,

@@ -14,7 +14,7 @@ import app
 from app.cli.common import EXIT_CODES, exit_code, fail
 from app.errors import ProfilesError, StoreUnavailable
 
-_EPILOG = "Exit codes: 0 success; 1 partial failure; " + "; ".join(
+_EPILOG = "Exit codes: 0 success; 1 partial failure, or a check found a fault; " + "; ".join(
     f"{code} {text}" for code, (text, _) in EXIT_CODES.items()
 )
 

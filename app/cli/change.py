@@ -244,7 +244,8 @@ async def prune(service: OpenService, confirm: bool) -> int:
 
     action = "prune everything too old" if confirm else "prune"
     async with audited(service.audit_trail, service.clock.now_ms(), ACTOR, action, "") as act:
-        gone = await service.retention.prune(asyncio.sleep, confirmed=confirm) or {}
+        cutoffs = await service.retention.next_cutoffs(confirmed=confirm)
+        gone = await service.retention.prune(cutoffs, asyncio.sleep) or {}
         lines = [f"{count:,} {what}" for what, count in gone.items()]
         act.outcome = ", ".join(lines) or "nothing"
     for line in lines:

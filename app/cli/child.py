@@ -67,7 +67,10 @@ class Child(msgspec.Struct, eq=False):
         cannot help, because it ended with one of `GIVE_UP_CODES` before it was ever ready; otherwise None."""
         if self._process is None:
             if time.monotonic() >= self._start_at:
-                self.start()
+                try:
+                    self.start()
+                except OSError as error:
+                    self._start_later(f"cannot be started: {error}")
             return None
         self.check_ready()
         code = self._process.poll()
@@ -77,11 +80,14 @@ class Child(msgspec.Struct, eq=False):
             return code
         if time.monotonic() - self._started_at > STABLE_S:
             self._deaths = 0
+        self._start_later(f"died with exit code {code}")
+        return None
+
+    def _start_later(self, reason: str) -> None:
         delay = RESTART_AFTER_S[min(self._deaths, len(RESTART_AFTER_S) - 1)]
         self._deaths += 1
         self._process, self._start_at = None, time.monotonic() + delay
-        say(f"{self.name} died with exit code {code}; restarting it in {delay:g} s", level="warning")
-        return None
+        say(f"{self.name} {reason}; restarting it in {delay:g} s", level="warning")
 
     def check_ready(self) -> bool:
         """Whether the process, or an earlier one in its place, has reported that it is ready."""
@@ -121,7 +127,11 @@ def replace_one_by_one(children: list[Child]) -> Generator[None, None, None]:
     for place, old in enumerate(children):
         new = leaving = Child(old.name, old.environment, old.listener, old.stop_s)
         try:
-            new.start()
+            try:
+                new.start()
+            except OSError as error:
+                say(f"no new {new.name} process can be started: {error}; the old processes go on", level="error")
+                return
             deadline = time.monotonic() + READY_S
             while not new.check_ready():
                 if not new.running() or time.monotonic() > deadline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,13 @@ from app.cli.common import json_option, moment_ms, plain, print_json, progress, 
 from app.errors import InvalidInput, Issue, RegistryError
 
 if TYPE_CHECKING:
+    from app.bandit.evaluation.evaluation import Evaluation
+    from app.bandit.evaluation.replay import Replay
     from app.bandit.ports import UserLog
     from app.bandit.rollout.aggregates import Estimates
     from app.bandit.rollout.bootstrap_intervals import Interval
     from app.bootstrap.service import OpenService
+    from app.features.registry import Registry
 
 PAGE = 1_000
 
@@ -60,20 +64,45 @@ async def evaluate(
     from its own choices is not part of it.
     """
     from app.bandit.evaluation import evaluation as evaluations
-    from app.bandit.evaluation.replay import PriorsFromLog, Replay, damaged, recorded, recorded_model
+    from app.bandit.evaluation.replay import Replay
     from app.stores.training_set.output import new_file
 
     chosen = evaluations.policy_of(policy)
     if scale is not None:
         chosen = msgspec.structs.replace(chosen, scale=scale)
     since_ms = None if since is None else moment_ms(since, "--since")
+    replays = [Replay(chosen, not without_profile)]
+    registry = None if with_feature is None else _registry_of(with_feature)
+    if registry is not None:
+        replays.insert(0, Replay(evaluations.with_feature(chosen, registry[0].name), not without_profile))
+    with new_file(file) if file is not None else nullcontext() as picture:
+        found = await _evaluation(service, replays, registry, since_ms)
+        estimates, bins = found.estimates(), found.calibration()
+        intervals = {"IPS": estimates.ips, "SNIPS": estimates.snips, "doubly robust": estimates.dr}
+        intervals["served" if registry is None else "without it"] = estimates.champion
+        if picture is not None:
+            picture.write(evaluations.picture(replays[0].policy.id, intervals, bins).encode())
+    if as_json:
+        print_json(_json(estimates, lift=registry is not None))
+    else:
+        _show(replays[0].policy.id, estimates, intervals, bins)
+
+
+async def _evaluation(
+    service: OpenService, replays: list[Replay], registry: Registry | None, since_ms: int | None
+) -> Evaluation:
+    """Evaluate the first of the policies against the second one, if there is one. `registry` has the feature that the
+    first one has in addition."""
+    from app.bandit.evaluation.evaluation import Evaluation
+    from app.bandit.evaluation.replay import PriorsFromLog, damaged, recorded, recorded_model
+
     stored = await service.bandit.decisions.priors()
     rollout = service.bandit.rollout
-    until = (await rollout.counts(await rollout.repository.state())).until
-    replays, values = [Replay(chosen, not without_profile)], None
-    if with_feature is not None:
-        name, values = await feature_values(service, with_feature)
-        replays = [Replay(evaluations.with_feature(chosen, name), not without_profile, values), *replays]
+    # Decisions from before the roll-out began count, too, so the oldest unsettled one of all holds back newer ones.
+    until = (await rollout.counts((await rollout.repository.state())._replace(evaluated_after=0))).until
+    values = None if registry is None else await feature_values(service, registry)
+    if values is not None:
+        replays = [msgspec.structs.replace(replays[0], values=values), *replays[1:]]
     priors = [prior for replay in replays if (prior := recorded(replay, stored)) is not None]
     if len(priors) < len(replays):  # all are pooled, so that a lift does not depend on how
         pools = [PriorsFromLog(replay, stored) for replay in replays]
@@ -81,7 +110,7 @@ async def evaluate(
             for pool in pools:
                 pool.add(log)
         priors = [pool.pooled() for pool in pools]
-    found = evaluations.Evaluation(
+    found = Evaluation(
         (replays[0], priors[0]),
         (replays[1], priors[1]) if len(replays) > 1 else None,
         recorded_model(stored),
@@ -100,16 +129,7 @@ async def evaluate(
     if unreadable:
         text = f"{unreadable} decisions are left out, because the statistics of their users are missing or damaged"
         say(text, level="warning", before="warning: ")
-    estimates, bins = found.estimates(), found.calibration()
-    intervals = {"IPS": estimates.ips, "SNIPS": estimates.snips, "doubly robust": estimates.dr}
-    intervals["without it" if with_feature else "served"] = estimates.champion
-    if file is not None:
-        with new_file(file) as picture:
-            picture.write(evaluations.picture(replays[0].policy.id, intervals, bins).encode())
-    if as_json:
-        print_json(_json(estimates, lift=with_feature is not None))
-    else:
-        _show(replays[0].policy.id, estimates, intervals, bins)
+    return found
 
 
 async def _logs(service: OpenService, action: str) -> AsyncIterator[UserLog]:
@@ -125,21 +145,26 @@ async def _logs(service: OpenService, action: str) -> AsyncIterator[UserLog]:
             after = logs[-1].user_id
 
 
-async def feature_values(service: OpenService, file: Path) -> tuple[str, dict[int, float]]:
-    """The name of the feature in the file and, by the number of each decision, its value as of the decision, ranked
-    (`evaluation.ranked`); 0 for null. Decisions whose events have been pruned are left out."""
-    from app.bandit.evaluation.evaluation import ranked
-    from app.bootstrap.engines import open_engine
+def _registry_of(file: Path) -> Registry:
+    """The registry in the file. Raises `InvalidInput` unless it has one feature, which is a number."""
     from app.features.contract import import_registry
-    from app.profiles.history import Moments
-    from app.profiles.ports import ComputeRow
 
     registry, _ = import_registry(f"{file}:REGISTRY", "--with-feature")
     if len(registry) != 1 or registry[0].dtype == "str":
         raise InvalidInput(
             "one feature can be evaluated", [Issue(f"{file}, REGISTRY", "must have one feature, a number")]
         )
-    moments = Moments(registry, service.settings.retention_days, service.clock)
+    return registry
+
+
+async def feature_values(service: OpenService, registry: Registry) -> dict[int, float]:
+    """By the number of each decision, the value of the registry's one feature as of the decision, ranked
+    (`evaluation.ranked`); 0 for null. Decisions whose events have been pruned are left out."""
+    from app.bandit.evaluation.evaluation import ranked
+    from app.bootstrap.engines import open_engine
+    from app.profiles.ports import ComputeRow
+
+    moments = msgspec.structs.replace(await service.moments(), registry=registry)
     values: dict[int, float | None] = {}
     async with open_engine(service.settings) as engine:
         await engine.check_features(registry)
@@ -153,7 +178,7 @@ async def feature_values(service: OpenService, file: Path) -> tuple[str, dict[in
                 else:  # without the events of that millisecond, of which one may be the feedback
                     before_ms = item.decision.created_at_ms - 1
                     row = ComputeRow(log.user_id, 1, before_ms, known_ms=before_ms)
-                if moments.problem(row.now_ms or 0, None, 1) is None:
+                if moments.problem(row.now_ms or 0, 1) is None:
                     asked[item.number] = row
             numbers, rows = [*asked], [*asked.values()]
             while rows:
@@ -168,7 +193,7 @@ async def feature_values(service: OpenService, file: Path) -> tuple[str, dict[in
                     values[number] = None if value is None else float(value)
                 numbers, rows = numbers[fitting:], rows[fitting:]
     known = {number: value for number, value in values.items() if value is not None}
-    return registry[0].name, dict.fromkeys(values, 0.0) | ranked(known)
+    return dict.fromkeys(values, 0.0) | ranked(known)
 
 
 def _json(found: Estimates, *, lift: bool) -> dict[str, Any]:

@@ -65,6 +65,8 @@ async def history(
     known: KnownAt = (
         "as_of" if known_at == "as_of" else moment_ms(known_at, "--known-at") if known_at is not None else None
     )
+    if isinstance(known, int) and (problem := (await service.moments()).future(known, "--known-at")) is not None:
+        raise InvalidInput("a time is invalid", [problem])
     names = [name for listed in features for name in listed.split(",")]
     mask = registry.mask(names or None)
     chosen = {index: registry[index] for index in indices(mask)}
@@ -76,9 +78,9 @@ async def history(
         task = bar.add_task("computing", total=None)
         for block in rows.blocks:
             if by_decision:
-                wanted = await _served(block, mask, service.moments, service.logged_profiles)
+                wanted = await _served(block, mask, await service.moments(), service.logged_profiles)
             else:
-                wanted = [({}, row) for row in _asked(block, mask, before, known, service.moments)]
+                wanted = [({}, row) for row in _asked(block, mask, before, known, await service.moments())]
             asked = [row for _, row in wanted]
             rest = await reader.read_as_of(asked)
             profiles = [served | others for (served, _), others in zip(wanted, rest, strict=True)]
@@ -130,11 +132,10 @@ def _asked(block: Block, mask: int, before: bool, known: KnownAt, moments: Momen
         at_ms = (moment_ms(at, f"{place}, as_of") if isinstance(at, str) else at) - before
         asked.append(ComputeRow(user, mask, at_ms, at_ms if known == "as_of" else known))
     times = [row.now_ms or 0 for row in asked]
-    if any(moments.problem(at_ms, asked[0].known_ms, mask) for at_ms in (min(times), max(times))):
-        for number, row in zip(block.numbers, asked, strict=True):
-            if (problem := moments.problem(row.now_ms or 0, row.known_ms, mask)) is not None:
-                place = f"{block.place} {number}, as_of" if problem.path == "as_of" else "--known-at"
-                raise InvalidInput("a time is invalid", [Issue(place, problem.detail)])
+    if any(moments.problem(at_ms, mask) for at_ms in (min(times), max(times))):
+        for number, at_ms in zip(block.numbers, times, strict=True):
+            if (problem := moments.problem(at_ms, mask, f"{block.place} {number}, as_of")) is not None:
+                raise InvalidInput("a time is invalid", [problem])
     return asked
 
 

@@ -31,7 +31,7 @@ async def profile(service: OpenService, user: str, as_of: str | None, as_json: b
         readings = (await service.reader.read({user: registry.full_mask}, patient=True))[user]
     else:
         at_ms = moment_ms(as_of, "--as-of")
-        if issue := service.moments.problem(at_ms, None, registry.full_mask):
+        if issue := (await service.moments()).problem(at_ms, registry.full_mask):
             raise InvalidInput("the time is invalid", [Issue("--as-of", issue.detail)])
         (readings,) = await service.reader.read_as_of([ComputeRow(user, registry.full_mask, at_ms)])
     values = {name: json.loads(readings[index].json) for index, name in enumerate(registry.names)}

@@ -27,8 +27,9 @@ log = logger("events.erasure")
 
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True):
-    """`erase_jobs` removes a user's events from waiting queue jobs. `settle` deletes the cache keys whose deletion is
-    owed, among them those of the user. `drop_cached` deletes the user's keys under every cache epoch."""
+    """`erase_jobs` removes a user's events from queue jobs. When it returns, no worker is storing such an event any
+    more. `settle` deletes the cache keys whose deletion is owed, among them those of the user. `drop_cached` deletes
+    the user's keys under every cache epoch."""
 
     users: UserRecords
     erase_jobs: Callable[[str], Awaitable[object]]
@@ -43,7 +44,7 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
             QueueUnavailable: the user is erased except for queue jobs.
             StoreUnavailable: the user is not erased, or not completely; repeat it.
         """
-        # The queue comes first: a job that a worker takes meanwhile is in the database before the rows are deleted.
+        # The queue comes first: the events of a job that a worker runs are stored before the rows are deleted.
         unavailable: QueueUnavailable | None = None
         try:
             await self.erase_jobs(user_id)
@@ -59,9 +60,7 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
             log.warning("earlier_values_not_erased", error=str(error))
         if unavailable is not None:
             reason = unavailable.public_reason
-            raise QueueUnavailable(
-                f"the user is erased except for jobs in the queue: {reason}; erase again when it answers"
-            )
+            raise QueueUnavailable(f"the user is erased except for jobs in the queue: {reason}; erase again later")
         return erased
 
 

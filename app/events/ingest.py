@@ -78,12 +78,15 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
         """Whether new events would be rejected now; callers check it before they decode a body."""
         return self._commits.overloaded
 
-    async def ingest(self, events: Sequence[TipEvent], sent_by: str = "", *, historical: bool = False) -> Receipt:
+    async def ingest(
+        self, events: Sequence[TipEvent], sent_by: str = "", *, historical: bool = False, count_rejection: bool = True
+    ) -> Receipt:
         """Store all of these events, or none.
 
         `sent_by` is recorded as their sender; by default, it is the entry point, such as `http` or `the queue`. If
         `historical`, queries with `known_at` treat the events (duplicates included) as known since their event time,
-        not since their arrival. This is for imports by admins, since it changes what past queries return.
+        not since their arrival. This is for imports by admins, since it changes what past queries return. With
+        `count_rejection` false, the metrics do not count events that are rejected, because the caller sends them again.
 
         Raises:
             InvalidInput: an event time is not allowed.
@@ -95,11 +98,11 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
             sender = sent_by or _SENDERS.get(self.door, self.door)
             admitted = admit(events, self.clock.now_ms(), self.retention_days, sender, historical=historical)
         except Exception:
-            self.metrics.events.labels(self.door, "refused").inc(len(events))
+            self.metrics.events.labels(self.door, "refused").inc(len(events) * count_rejection)
             raise
         outcome, invalidating = await self._commits.submit(admitted)
         if isinstance(outcome, ClashingEvent):
-            self.metrics.events.labels(self.door, "conflict").inc(len(events))
+            self.metrics.events.labels(self.door, "conflict").inc(len(events) * count_rejection)
             problem = f"{outcome.event_id!r} is known with other content"
             path = path_to(events, outcome.position, "event_id")
             raise Conflict(f"nothing was stored: event_id {problem}", [Issue(path, problem)])

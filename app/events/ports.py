@@ -131,8 +131,8 @@ class EventLog(Protocol):
 class DeadLetters(Protocol):
     """Stores dead letters: events whose consumption failed repeatedly, and queued payloads that were rejected."""
 
-    async def bury_payload(self, payload: str, error: str, traceback: str, now_ms: int) -> int:
-        """Store a rejected payload of the queue as a dead letter; return the letter's id."""
+    async def bury_payloads(self, payloads: Sequence[tuple[str, str]], now_ms: int) -> Sequence[int]:
+        """Store rejected payloads of the queue, each with its error, as dead letters, all or none; return their ids."""
 
     async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
         """Count a failure to consume a stored event. Return True if this is failure number `limit`, with which the

@@ -2,8 +2,8 @@
 
 Invariants:
 - When `take_in` returns, every item of the payload is either stored as an event or is a dead letter. Events are stored
-  first: storing is idempotent, and creating a dead letter is not. So if the payload is retried after a failure between
-  these steps, each rejected item still becomes one dead letter.
+  first: storing is idempotent, and creating dead letters is not. They are created in one transaction. So if the payload
+  is retried after a failure, each rejected item still becomes one dead letter.
 - A letter is deleted only after its event is stored; a letter that is still invalid stays, with the newest reason. Two
   concurrent replays of a letter store its event once.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import msgspec
@@ -72,7 +73,7 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
             StoreUnavailable: the database does not answer; retry the whole payload.
         """
         if not isinstance(payload, list):
-            await self.bury(payload, "expected a list of events")
+            await self.bury([(payload, "expected a list of events")])
             return []
         events: list[TipEvent] = []
         refused: list[tuple[object, str]] = []
@@ -84,19 +85,17 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
         seqs: list[int] = []
         for start in range(0, len(events), MAX_EVENTS):
             seqs.extend(await self._store(events[start : start + MAX_EVENTS], refused))
-        for item, reason in refused:
-            await self.bury(item, reason)
+        if refused:
+            await self.bury(refused)
         return seqs
 
-    async def bury(self, payload: object, reason: str) -> None:
-        """Store a rejected payload as a dead letter, with the reason. Raises `StoreUnavailable`."""
-        try:
-            text = msgspec.json.encode(_in_json(payload)).decode()
-        except RecursionError:
-            text = '"nested too deeply to be kept"'
-        letter = await self.letters.bury_payload(text, reason, "", self.ingestor.clock.now_ms())
-        self.ingestor.metrics.events.labels("queue", "buried").inc()
-        log.warning("event_buried", dead_letter=letter, error=reason)
+    async def bury(self, refused: Sequence[tuple[object, str]]) -> None:
+        """Store rejected payloads, each with the reason, as dead letters, all or none. Raises `StoreUnavailable`."""
+        payloads = [(_json_text(payload), reason) for payload, reason in refused]
+        letters = await self.letters.bury_payloads(payloads, self.ingestor.clock.now_ms())
+        self.ingestor.metrics.events.labels("queue", "buried").inc(len(letters))
+        for letter, (_, reason) in zip(letters, refused, strict=True):
+            log.warning("event_buried", dead_letter=letter, error=reason)
 
     async def replay(self, letter: DeadLetter) -> ReplayedLetter:
         """Replay one dead letter; it is deleted if that succeeds. If its event is stored, the event is consumed again.
@@ -146,7 +145,7 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
 
     async def _store(self, events: Sequence[TipEvent], refused: list[tuple[object, str]]) -> list[int]:
         try:
-            return list((await self.ingestor.ingest(events)).seqs)
+            return list((await self.ingestor.ingest(events, count_rejection=False)).seqs)
         except (InvalidInput, Conflict):
             pass  # at least one event is rejected: ingest each alone, in a shared commit
         outcomes = await asyncio.gather(*(self.ingestor.ingest([event]) for event in events), return_exceptions=True)
@@ -159,6 +158,13 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
             else:
                 seqs.extend(outcome.seqs)
         return seqs
+
+
+def _json_text(payload: object) -> str:
+    for form in (_in_json, repr):  # `repr` can be nested twice as deeply
+        with suppress(RecursionError):
+            return msgspec.json.encode(form(payload)).decode()
+    return '"nested too deeply to be kept"'
 
 
 def _in_json(value: object) -> object:

@@ -7,7 +7,7 @@ confirmation.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -33,8 +33,10 @@ class Cutoffs(Protocol):
     async def cutoff(self, what: str) -> int | None:
         """The time before which the last run deleted rows of the kind `what`; None if there was no run."""
 
-    async def set_cutoff(self, what: str, cutoff_ms: int) -> None:
-        """Store the cutoff of a run; called before the run deletes rows."""
+    async def set_cutoff(self, what: str, cutoff_ms: int, deletes_before_ms: int | None) -> None:
+        """Store the cutoff of a run, and the time before which the run deletes rows, None if it finds no such row;
+        called before the run deletes rows. The cutoff may move back, but deleted rows stay deleted: the latest of the
+        other times is kept."""
 
 
 class Kept(NamedTuple):
@@ -66,31 +68,39 @@ class Retention(msgspec.Struct, frozen=True):
 
     async def waiting(self) -> list[str]:
         """The kinds of rows that are not deleted because their first deletion waits for an admin's confirmation."""
-        return [kept.what for kept in self.kept if await self._next(kept, go_on=False) is None]
+        cutoffs = await self.next_cutoffs()
+        return [kept.what for kept in self.kept if kept.what not in cutoffs]
+
+    async def next_cutoffs(self, *, confirmed: bool = False) -> dict[str, int]:
+        """The cutoff of the next run by kind of row, without the kinds that are `waiting`. `confirmed`: no kind waits,
+        and every row is deleted that is expired by the clock."""
+        found: dict[str, int] = {}
+        for kept in self.kept:
+            wanted_ms, done_ms = self._wanted_ms(kept), await self.cutoffs.cutoff(kept.what)
+            limited_ms = next_cutoff(wanted_ms, done_ms, await kept.store.oldest_ms())
+            if (cutoff_ms := wanted_ms if confirmed else limited_ms) is not None:
+                found[kept.what] = cutoff_ms
+        return found
 
     async def prune(
-        self,
-        pause: Callable[[float], Awaitable[None]],
-        budget_s: float = float("inf"),
-        *,
-        go_on: bool = False,
-        confirmed: bool = False,
+        self, cutoffs: Mapping[str, int], pause: Callable[[float], Awaitable[None]], budget_s: float = float("inf")
     ) -> dict[str, int] | None:
-        """Delete expired rows for about `budget_s` seconds. Return the number of deleted rows by kind, or None if the
-        time was up before all expired rows were deleted. `go_on`: continue with the cutoff of the previous run, which
-        was cut short. `confirmed`: delete every row that is expired by the clock."""
+        """Delete the rows before the `next_cutoffs` for about `budget_s` seconds. Return the number of deleted rows by
+        kind, or None if the time was up before all were deleted; repeat it then, with the same cutoffs."""
         deadline = self.clock.monotonic() + budget_s
         gone: dict[str, int] = {}
         finished = True
         for kept in self.kept:
-            wanted_ms = self._wanted_ms(kept)
-            cutoff_ms = wanted_ms if confirmed else await self._next(kept, go_on=go_on)
+            cutoff_ms = cutoffs.get(kept.what)
             if cutoff_ms is None:
                 log.warning("pruning_waits", what=kept.what, remedy="profiles prune --confirm")
                 continue
-            await self.cutoffs.set_cutoff(kept.what, cutoff_ms)
+            before_ms = min(cutoff_ms, self._wanted_ms(kept))
+            oldest_ms = await kept.store.oldest_ms()
+            deletes = oldest_ms is not None and oldest_ms < before_ms
+            await self.cutoffs.set_cutoff(kept.what, cutoff_ms, before_ms if deletes else None)
             gone[kept.what] = 0
-            while count := await kept.store.prune(min(cutoff_ms, wanted_ms), STEP):
+            while count := await kept.store.prune(before_ms, STEP):
                 gone[kept.what] += count
                 if self.clock.monotonic() > deadline:
                     finished = False
@@ -101,9 +111,3 @@ class Retention(msgspec.Struct, frozen=True):
 
     def _wanted_ms(self, kept: Kept) -> int:
         return self.clock.now_ms() - kept.days * DAY_MS
-
-    async def _next(self, kept: Kept, *, go_on: bool) -> int | None:
-        done_ms = await self.cutoffs.cutoff(kept.what)
-        if go_on and done_ms is not None:
-            return done_ms
-        return next_cutoff(self._wanted_ms(kept), done_ms, await kept.store.oldest_ms())

@@ -154,6 +154,8 @@ def from_queue(payload: object, place: str) -> TipEvent:
         event: TipEvent = convert(payload, TipEvent)
     except msgspec.ValidationError as error:
         raise InvalidInput("not a tip event", [_issue(place, error)]) from error
+    except RecursionError as error:
+        raise InvalidInput("not a tip event", [Issue(place, "nested too deeply")]) from error
     if issues := _id_issues(event, place):
         raise InvalidInput("not a tip event", issues)
     return event

@@ -12,6 +12,7 @@ from typing import Protocol
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
 DAY_MS = 86_400_000
+CLOCK_SKEW_MS = 1_000  # by which the clocks of two processes may differ
 
 
 class Clock(Protocol):
@@ -34,7 +35,7 @@ class SystemClock:
 
 def spoken(span: timedelta) -> str:
     """A duration as text in the largest unit without a fraction: `30 days`, `90 minutes`; else in seconds."""
-    count, unit = f"{span.total_seconds():g}", "seconds"
+    count, unit = f"{span.total_seconds():.6f}".rstrip("0").rstrip("."), "seconds"
     for name in ("days", "hours", "minutes"):
         whole, rest = divmod(span, timedelta(**{name: 1}))
         if whole and not rest:

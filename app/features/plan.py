@@ -103,7 +103,9 @@ def _changed(old: Definition, new: Definition) -> Change | None:
         details.append("SQL")
     if old.description != new.description:
         details.append("description")
+    recomputed = old.fingerprint != new.fingerprint
+    if recomputed and not details:
+        details.append("protocol of the cache")
     if not details:
         return None
-    recomputed = old.fingerprint != new.fingerprint
     return Change(new.name, "changed", tuple(details), breaks=old.dtype != new.dtype, recomputed=recomputed)

@@ -1,7 +1,8 @@
 """Generates the text of a tip: calls the language model if there is one, and uses the template if the call fails.
 
 Invariants:
-- Every text passes `app.generation.text_rules.text_problem`, whatever the model returns.
+- Every text passes `app.generation.text_rules.text_problem`, whatever the model returns. A text of the model may have a
+  link if the task's title has one, and a text of the template if the title or the notes have one.
 - At most `at_once` calls of the model run at a time. A request beyond that gets the template at once.
 - No call starts while the model is skipped after repeated failures.
 - After `stop`, no call lasts longer than `STOPPING_S`.

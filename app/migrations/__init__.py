@@ -19,6 +19,8 @@ from sqlalchemy.exc import DatabaseError
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.settings.parsers import PostgresUrl
 
+LOCK_NOT_AVAILABLE = "55P03"
+
 
 def configuration(database: Path | PostgresUrl) -> Config:
     """An Alembic configuration that names the database for `env.py`."""
@@ -39,5 +41,7 @@ def upgrade(database: Path | PostgresUrl) -> None:
     except CommandError as error:
         raise SchemaMismatch(f"the database at {database} cannot be migrated by this program: {error}") from error
     except (OSError, sqlite3.Error, DatabaseError) as error:
-        reason = error.orig if isinstance(error, DatabaseError) else error
+        reason: object = error.orig if isinstance(error, DatabaseError) else error
+        if getattr(reason, "sqlstate", None) == LOCK_NOT_AVAILABLE:
+            reason = "another transaction uses a table that changes; try again when it has ended (see pg_stat_activity)"
         raise StoreUnavailable(f"cannot migrate the database at {database}: {reason}") from error

@@ -31,14 +31,20 @@ else:
 @event.listens_for(engine, "connect")
 def _configure(connection, _record):  # type: ignore[no-untyped-def]
     if isinstance(database, Path):
+        # No checkpoint without the write lock: see `app.stores.sqlite.connection`.
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
 
 
 @event.listens_for(engine, "begin")
 def _begin(connection):  # type: ignore[no-untyped-def]
-    lock = "BEGIN IMMEDIATE" if isinstance(database, Path) else f"SELECT pg_advisory_xact_lock({LOCK})"
-    connection.exec_driver_sql(lock)
+    if isinstance(database, Path):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
+    # While a migration waits for a table, every statement of the service waits behind it.
+    connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
 
 
 with engine.connect() as connection:

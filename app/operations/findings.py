@@ -115,7 +115,7 @@ COUNT_RULES = {
     ),
     "stale_dropped": Rule(
         lambda count: f"The cache held {_counted(count, 'value', 'values')} older than an event within the last hour.",
-        "They were dropped and not served. They should not have been in the cache: please report this.",
+        "They were dropped and not served. After an outage of the cache this is expected; otherwise please report it.",
     ),
     **AUDIT_RULES,
 }

@@ -31,8 +31,8 @@ ASK_AGAIN_S = 1.0
 # Pages and probes do not count as requests: an admin's page may take seconds, and no recommender waits for it.
 UNCOUNTED_ROUTES = ("/admin", "/schema", "/healthz", "/readyz", "/metrics")
 UNMATCHED = ("unmatched", "/")
-# Its duration is mostly the answer time of the language model.
-UNTIMED_ROUTE = "/generate"
+# Slow by design: the first waits for a language model, the others export up to thousands of rows.
+UNTIMED_ROUTES = ("/generate", "/profiles/history", "/decisions")
 # For each metric: the name of the count, and the label whose value is appended to that name ("" for none).
 COUNTERS = {
     "profiles_cache_hits_total": ("hits", ""),
@@ -115,7 +115,7 @@ class SampleStore(Protocol):
 
 def read(metrics: Metrics) -> Counter[str]:
     """The counts and histogram buckets of this process since its start, by the names that samples use. Requests of
-    admin pages, probes and unknown paths are left out, and `/generate` is left out of the latency."""
+    admin pages, probes and unknown paths are left out, and `UNTIMED_ROUTES` are left out of the latency."""
     found: Counter[str] = Counter()
     below = 0.0
     for name, labels, value, *_ in (sample for family in metrics.collectors.collect() for sample in family.samples):
@@ -129,7 +129,7 @@ def read(metrics: Metrics) -> Counter[str]:
         elif name in BUCKETS:  # buckets are cumulative; those of one set of labels come in the order of their bounds
             bound, count = labels["le"], round(value - below)
             below = 0.0 if bound == "+Inf" else value
-            if counted and route != UNTIMED_ROUTE:
+            if counted and route not in UNTIMED_ROUTES:
                 found[f"{BUCKETS[name]}_{bound}"] += count
     return found
 

@@ -20,25 +20,30 @@ DAYS = 30
 
 
 class Moments(msgspec.Struct, frozen=True):
-    """Checks whether features can be computed as of a past moment."""
+    """Checks whether features can be computed as of a past moment. Events before `deleted_before_ms` have been deleted,
+    perhaps more of them than `retention_days` says: the retention may have been shorter."""
 
     registry: Registry
     retention_days: int
     clock: Clock
+    deleted_before_ms: int = 0
 
-    def problem(self, at_ms: int, known_at_ms: int | None, mask: int) -> Issue | None:
-        """Why the features in the mask cannot be computed as of `at_ms` from the events received by `known_at_ms`
-        (None: from all events); None if they can."""
+    def future(self, at_ms: int, path: str) -> Issue | None:
+        """Why `at_ms` is not a past moment, for the field `path`; None if it is one."""
         now_ms = self.clock.now_ms()
         if at_ms > now_ms:
-            return Issue("as_of", f"lies in the future; the time of the service is {rfc3339(now_ms)}")
+            return Issue(path, f"lies in the future; the time of the service is {rfc3339(now_ms)}")
+        return None
+
+    def problem(self, at_ms: int, mask: int, path: str = "as_of") -> Issue | None:
+        """Why the features in the mask cannot be computed as of `at_ms`, for the field `path`; None if they can."""
+        if (issue := self.future(at_ms, path)) is not None:
+            return issue
         window_ms = self.registry.longest_window_ms(mask)
-        kept_from_ms = now_ms - self.retention_days * DAY_MS
+        kept_from_ms = max(self.clock.now_ms() - self.retention_days * DAY_MS, self.deleted_before_ms)
         if at_ms - window_ms < kept_from_ms:
             earliest = rfc3339(kept_from_ms + window_ms)
-            return Issue("as_of", f"reaches back beyond kept history; the earliest possible is {earliest}")
-        if known_at_ms is not None and known_at_ms > now_ms:
-            return Issue("known_at", f"lies in the future; the time of the service is {rfc3339(now_ms)}")
+            return Issue(path, f"reaches back beyond kept history; the earliest possible is {earliest}")
         return None
 
     def timeline(self, user_id: str, now_ms: int) -> list[ComputeRow]:
@@ -46,7 +51,7 @@ class Moments(msgspec.Struct, frozen=True):
         oldest first, ending with `now_ms`. A feature is left out if its window reaches beyond the retention."""
         bits = [1 << index for index in range(len(self.registry))]
         moments = [now_ms - days_ago * DAY_MS for days_ago in range(DAYS - 1, -1, -1)]
-        masks = [sum(bit for bit in bits if not self.problem(at_ms, None, bit)) for at_ms in moments]
+        masks = [sum(bit for bit in bits if not self.problem(at_ms, bit)) for at_ms in moments]
         return [ComputeRow(user_id, mask, at_ms) for at_ms, mask in zip(moments, masks, strict=True)]
 
 
@@ -78,8 +83,8 @@ def served_row(decision: LoggedProfile | None, path: str, moments: Moments, mask
             served[index] = not_computed(at_ms, "it was disabled or failing when a decision read it")
         else:
             rest |= 1 << index
-    if rest and (problem := moments.problem(at_ms, None, rest)) is not None:
-        raise InvalidInput("a decision cannot be used", [Issue(path, problem.detail)])
+    if rest and (problem := moments.problem(at_ms, rest, path)) is not None:
+        raise InvalidInput("a decision cannot be used", [problem])
     return served, ComputeRow(decision.user_id, rest, at_ms, version=decision.read.version)
 
 

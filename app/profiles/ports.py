@@ -194,8 +194,8 @@ class ChangeFeed(Protocol):
         """Users of the events committed since the last call; None if the local cache must be cleared."""
 
     def newest(self, user_id: str) -> Mapping[str, int] | None:
-        """The sequence number of the user's newest event of each subject (kind of event). None while an invalidation of
-        this user is owed: then nothing proves that a cached value is current."""
+        """The sequence number of the user's newest event of each subject (kind of event). None while an invalidation is
+        owed: then nothing proves that a cached value is current."""
 
 
 class RecentEvent(NamedTuple):

@@ -16,7 +16,7 @@ counted once. A cancelled run stops at the next chunk.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal, NamedTuple, Protocol
 
@@ -24,7 +24,7 @@ import msgspec
 
 from app.errors import CacheUnavailable
 from app.features.registry import indices
-from app.profiles.online.cache_protocol import Filler, Profile
+from app.profiles.online.cache_protocol import Filler, Profile, failures
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Stale
 from app.profiles.ports import UNAVAILABLE, Epoch, UserQueries
@@ -38,6 +38,7 @@ USERS_AT_ONCE = 16
 CHUNK, PART = 128, 1_024
 STALE_MS = 35_000  # longer than a job runs
 EVERYONE = "all"
+KEPT = 100
 State = Literal["queued", "running", "completed", "cancelled", "failed"]
 log = logger("profiles.rebuild")
 
@@ -58,7 +59,8 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
     async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, Profile]:
         """Compute the features in `mask` for each user, store them in the cache, and return the profiles.
 
-        If values cannot be stored, the old cached values are invalidated. Raises `StoreUnavailable`.
+        If a value cannot be stored, it has no expiry, and the old cached value is invalidated. Raises
+        `StoreUnavailable`.
         """
         profiles: dict[str, Profile] = {}
         left: dict[str, int] = {}
@@ -72,6 +74,9 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
                 left[user_id] = left.get(user_id, 0) | refused
         if left:
             log.info("rebuild_not_kept", users=len(left), detail="the next read computes")
+            for user_id, not_kept in left.items():
+                profile = profiles[user_id]
+                profile |= {index: profile[index]._replace(expires_at_ms=None) for index in indices(not_kept)}
             names = self.computation.registry.names
             await self.invalidate({user: [names[index] for index in indices(mask)] for user, mask in left.items()})
         return profiles
@@ -86,11 +91,9 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
         for user_id, mask in wanted.items():
             profile = profiles.setdefault(user_id, {})
             for index in indices(mask):
-                value = computed[user_id][index]
-                if tokens[user_id][index] != UNAVAILABLE:
-                    profile[index] = value
-                else:
-                    profile[index] = value._replace(expires_at_ms=None)
+                profile[index] = computed[user_id][index]
+                if tokens[user_id][index] == UNAVAILABLE:
+                    del tokens[user_id][index]
                     left[user_id] = left.get(user_id, 0) | 1 << index
         fills = self.filler.fills(tokens, profiles)
         refused: dict[str, int] = {}
@@ -179,16 +182,17 @@ class RebuildRepository(Protocol):
         """Claim a part that its worker has released, or that has made no progress for `STALE_MS`; None if there is
         none, or if the run has ended."""
 
-    async def advance(self, part: Part, users: int, after: str, now_ms: int) -> Part | None:
-        """Record that `users` more users of a part are done, and that it is done up to the position `after`. Return the
-        part as it is now, or None if the run has ended or another worker has claimed the part."""
+    async def advance(self, part: Part, users: int, after: str, now_ms: int, error: str | None = None) -> Part | None:
+        """Record that `users` more users of a part are done, and that it is done up to the position `after`; and an
+        error in place of the run's last one, unless it is None. Return the part as it is now, or None if the run has
+        ended or another worker has claimed the part."""
 
     async def release(self, part: Part) -> None:
         """Let any worker claim the rest of a part."""
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
-        """Set the final state of an active run; return False if the run had ended before, or if it is to be `completed`
-        but has unfinished parts."""
+        """Set the final state of an active run, and its error, unless that is None; delete ended runs but the last
+        `KEPT`. Return False if the run had ended before, or if it is to be `completed` but has unfinished parts."""
 
 
 def scope_of(user_ids: Sequence[str] | None) -> str:
@@ -249,11 +253,13 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
         try:
             while part.after != part.last:
                 users = [item for item in await self._next_users(run, mask, part.after, CHUNK) if item[0] <= part.last]
-                await self.rebuilder.rebuild([user for _, user in users if user], mask)  # an erased one is empty
+                ids = [user for _, user in users if user]  # that of an erased user is empty
+                profiles = await self.rebuilder.rebuild(ids, mask)
                 if not self.rebuilder.keeps:
                     raise CacheUnavailable("the cache is unavailable; rebuilt values would not be kept")
                 after = users[-1][0] if len(users) == CHUNK else part.last
-                advanced = await self.runs.advance(part, len(users), after, clock.now_ms())
+                error = self._error(profiles.values())
+                advanced = await self.runs.advance(part, len(users), after, clock.now_ms(), error)
                 if advanced is None:
                     return True
                 part = advanced
@@ -263,6 +269,15 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
             if part.after != part.last:
                 await self.runs.release(part)
         return True
+
+    def _error(self, profiles: Collection[Profile]) -> str | None:
+        """Why some of the rebuilt values are not cached; None if all are."""
+        failed = failures(self.rebuilder.computation.registry, profiles)
+        reasons = [f"{name} was not computed for some users: {reason}" for name, reason in failed.items()]
+        values = [value for profile in profiles for value in profile.values()]
+        if any(value.error is None and value.expires_at_ms is None for value in values):
+            reasons.append("the cache did not store some values, so reads compute them")
+        return "; ".join(reasons) or None
 
     async def _next_users(self, run: RebuildRun, mask: int, after: str, limit: int) -> list[tuple[str, str]]:
         """The next users of a run after the position `after`, at most `limit`, as (position of the user, user id)."""

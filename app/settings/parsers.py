@@ -27,8 +27,7 @@ _API_KEY = (
     (r"(read|write|admin)(\+(read|write|admin))*", "the scopes must be read, write or admin, joined by +"),
     (r"[0-9a-f]{64}", "the last part must be the SHA-256 of the key as 64 lower-case hex digits"),
 )
-_TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-_URL_OPTIONS = ("db", "sentinel", *_TLS_OPTIONS)
+_TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
 _CLUSTERS = ("redis+cluster", "rediss+cluster")
 # Of the session that serves, libpq understands more values: `any` would read from a standby, which may lag behind.
 _POSTGRES_OPTIONS = {
@@ -220,7 +219,7 @@ def cache_url(value: str) -> str:
         return _server_url(value, parts, ", or redis+cluster:// or rediss+cluster:// for a cluster")
     if not parts.hostname or parts.path.strip("/") not in ("", "0"):
         raise ValueError(f"must name nodes of the cluster and no database: {parts.scheme}://host1:6379,host2:6379/")
-    _check_options(parts, _TLS_OPTIONS)
+    _check_options(parts)
     return value
 
 
@@ -232,17 +231,21 @@ def _server_url(value: str, parts: SplitResult, others: str = "") -> str:
             raise ValueError("must name a socket: unix:///path/to/socket")
     elif not parts.hostname or not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
         raise ValueError(f"must name a host, and may name a port and a database: {parts.scheme}://host:6379/0")
-    _check_options(parts, _URL_OPTIONS)
+    _check_options(parts, "db", "sentinel")
     return value
 
 
-def _check_options(parts: SplitResult, allowed: tuple[str, ...]) -> None:
+def _check_options(parts: SplitResult, *others: str) -> None:
+    allowed = (*others, *(_TLS_OPTIONS if parts.scheme.startswith("rediss") else ()))
     for name, given in parse_qsl(parts.query, keep_blank_values=True):
         # Other options would change timeouts and encodings that the service relies on, or weaken TLS.
         if name not in allowed or not given:
-            raise ValueError(f"the option {name!r} is not allowed, or has no value; allowed are {', '.join(allowed)}")
+            listed = ", ".join(allowed) or "none without TLS"
+            raise ValueError(f"the option {name!r} is not allowed, or has no value; allowed are {listed}")
         if name == "db" and not re.fullmatch(r"[0-9]{1,4}", given):
             raise ValueError("the option 'db' must be a number")
+        if name == "ssl_check_hostname" and given not in ("true", "false"):
+            raise ValueError("the option 'ssl_check_hostname' must be true or false")
 
 
 def model_url(value: str) -> str:

@@ -11,6 +11,7 @@ from app.features.clock import SystemClock
 from app.profiles.ports import Cell, Fill, Row
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.embedded import EmbeddedServer
+from app.stores.valkey.server_registration import InMemoryState, ServerRegistration
 from app.telemetry import Metrics
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment
@@ -59,9 +60,12 @@ async def _batch(one_url: str, cluster_url: str) -> Comparison:
 
 async def _filled(url: str, rows: list[Row]) -> ValkeyCache:
     """A cache that has a value of each feature of each user."""
+    state, clock = InMemoryState("bench"), SystemClock()
+    registration = ServerRegistration(state, state.store, clock)
     cache = ValkeyCache(
-        url=url, database_id="bench", timeout_ms=5_000, lease_ms=60_000, clock=SystemClock(), metrics=Metrics()
+        url=url, registration=registration, timeout_ms=5_000, lease_ms=60_000, clock=clock, metrics=Metrics()
     )
+    await cache.open()
     for user_id, features in rows:
         cells = [Cell(user_id, feature.decode()) for feature in features]
         epoch, _ = await cache.read(cells)

@@ -74,6 +74,9 @@ async def test_entries_are_found_by_user_id(own_site: Live, browser: Browser) ->
         await expect(visitor.page.locator("tbody tr")).to_contain_text("erase")
         await expect(visitor.page.get_by_label("Subject")).to_have_value(user_hash(user))
         assert user not in await visitor.page.content()
+        await visitor.page.get_by_label("Or user id").fill(new_user())  # the subject of the last search is still there
+        await visitor.page.get_by_role("button", name="Show").click()
+        assert "No entry matches" in await visitor.text()
 
 
 async def test_entries_of_rebuild_and_sign_in_are_shown(keyed: Live, browser: Browser) -> None:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from app.features.clock import DAY_MS
 from app.stores.queue.client import HEALTH_KEY
@@ -14,7 +14,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.api.admin.test_users import put
 from tests.support.browser import Scheme, looks, visiting
 from tests.support.events import served
-from tests.support.live import Live, new_user
+from tests.support.live import KEYS, Live, new_user
 from tests.support.registry import REGISTRY, own_entry, own_registry
 from tests.support.servers import VALKEY, StartServer, ask
 from tests.support.site import ServeSite
@@ -252,12 +252,63 @@ async def test_failed_features_have_no_drift(serve_site: ServeSite, browser: Bro
 
 
 async def test_report_is_requested_when_the_stored_one_is_of_another_release(own_site: Live, browser: Browser) -> None:
-    run, _ = await own_site.service.quality.runs.open("ann", own_site.now_ms)
-    await own_site.service.quality.runs.finish(run.id, "completed", own_site.now_ms, body='{"of": "another"}')
+    runs, ended_ms = own_site.service.quality.runs, own_site.now_ms - 3_600_000
+    run, _ = await runs.open("ann", ended_ms)
+    await runs.finish(run.id, "completed", ended_ms, body='{"of": "another"}')
     async with visiting(browser, own_site) as visitor:
         await visitor.go(PATH)
-        assert "another release" in await visitor.text()
-        assert (await own_site.service.quality.runs.newest(1))[0].active
+        assert "another release and cannot be read. A new one is requested." in await visitor.text()
+        again = await newest(own_site)
+        assert again != run.id
+        await runs.finish(again, "completed", own_site.now_ms, body='{"of": "another"}')
+        await expect(visitor.page.get_by_role("button", name="Refresh")).to_be_visible()  # the page is loaded again
+        assert await newest(own_site) == again
+        assert "A new one is requested" not in await visitor.text()
+
+
+async def test_measurement_took_no_negative_time_when_clocks_differ(own_site: Live, browser: Browser) -> None:
+    runs = own_site.service.quality.runs
+    run, _ = await runs.open("ann", own_site.now_ms)
+    await runs.begin(run.id, own_site.now_ms + 3_600_000)
+    await runs.finish(run.id, "failed", own_site.now_ms, error="a test")
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go(PATH)
+        await expect(visitor.page.locator("td[data-label=Took]")).to_have_text("0 ms")
+
+
+async def test_failed_measurement_is_not_requested_again_by_the_page(own_site: Live, browser: Browser) -> None:
+    async with visiting(browser, own_site) as visitor:
+        await visitor.go(PATH)
+        run = await newest(own_site)
+        await own_site.service.quality.runs.finish(run, "failed", own_site.now_ms, error="the disk is full")
+        await expect(visitor.page.get_by_role("alert")).to_contain_text("the disk is full")
+        assert "No report has been stored yet." in await visitor.text()
+        assert await newest(own_site) == run
+
+
+async def test_page_leads_to_sign_in_when_the_session_ends_during_a_measurement(keyed: Live, browser: Browser) -> None:
+    async with visiting(browser, keyed) as visitor:
+        await visitor.sign_in(KEYS["admin"])
+        await keyed.service.quality.runs.open("ann", keyed.now_ms)
+        await visitor.go(PATH)
+        await expect(visitor.page.locator("[data-watch]")).to_be_visible()
+        await visitor.context.clear_cookies()
+        await expect(visitor.page.get_by_label("API key")).to_be_visible()
+
+
+async def test_page_continues_when_an_answer_is_no_json(own_site: Live, browser: Browser) -> None:
+    broken = iter(["<html>"])
+
+    async def break_first(route: Route) -> None:
+        body = next(broken, None)
+        await (route.continue_() if body is None else route.fulfill(body=body))
+
+    async with visiting(browser, own_site) as visitor:
+        await visitor.page.route(f"**{PATH}/refresh", break_first)
+        await visitor.go(PATH)
+        await own_site.service.quality.carry_out(await newest(own_site), 60)
+        await expect(visitor.page.get_by_text("Eligible 7 days before")).to_be_visible()
+        assert next(broken, None) is None
 
 
 async def test_unknown_state_is_an_error_page(site: Live, browser: Browser) -> None:

@@ -16,7 +16,9 @@ EVIL = "</pre><script>document.title='taken'</script><img src=x onerror=\"docume
 
 async def bury(site: Live, content: object, error: str = "no event", traceback: str = "") -> int:
     text = content if isinstance(content, str) else json.dumps(content)
-    return await site.service.dead_letters.bury_payload(text, error, traceback, site.now_ms)
+    (letter,) = await site.service.dead_letters.bury_payloads([(text, error)], site.now_ms)
+    await site.service.database.execute("UPDATE dead_letters SET traceback = ? WHERE id = ?", (traceback, letter))
+    return letter
 
 
 async def bury_event(site: Live, user: str) -> int:

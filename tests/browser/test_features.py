@@ -11,6 +11,7 @@ from playwright.async_api import Browser, expect
 
 from app.bootstrap.contract import load_contract
 from app.features.export import FORMATS
+from tests.support.audit import newest_entries
 from tests.support.browser import Scheme, looks, visiting
 from tests.support.events import served
 from tests.support.features import ProfileFeatures
@@ -131,7 +132,9 @@ async def test_feature_is_disabled_and_enabled_by_keyboard(own_site: Live, brows
         await press("Enable", "mended", "tip_volume_30d is served again.")
         await expect(card.locator(".badge").first).to_have_text("ok")
         assert (await own_site.features(user))["tip_volume_30d"] == 1
-        trail = [(item.action, item.subject, item.outcome) for item in await own_site.service.audit_trail.newest(2)]
+        trail = [
+            (item.action, item.subject, item.outcome) for item in await newest_entries(own_site.service.audit_trail, 2)
+        ]
         assert trail == [
             ("enable feature", "tip_volume_30d", "enabled: mended"),
             ("disable feature", "tip_volume_30d", "disabled: wrong since noon"),

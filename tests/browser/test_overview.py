@@ -45,7 +45,7 @@ async def well(serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServ
 
 
 async def bury(site: Live) -> None:
-    await site.service.dead_letters.bury_payload("1", "no event", "", site.now_ms)
+    await site.service.dead_letters.bury_payloads([("1", "no event")], site.now_ms)
 
 
 async def see(visitor: Visitor) -> None:

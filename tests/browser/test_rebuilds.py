@@ -10,6 +10,7 @@ from playwright.async_api import Browser, Page, Route, expect
 
 from app.stores.queue.client import HEALTH_KEY
 from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.audit import newest_entries
 from tests.support.browser import Scheme, looks, visiting
 from tests.support.events import served
 from tests.support.live import KEYS, Live, new_user
@@ -252,7 +253,7 @@ async def test_run_is_cancelled_when_it_is_confirmed(own_site: Live, browser: Br
         await expect(page.get_by_role("status").first).to_have_text("The rebuild was cancelled at 0 of 4 users.")
         await expect(page.locator("[data-part=state]")).to_have_text("cancelled")
         await visitor.assert_sound() if scripts else None
-    (entry, _) = await own_site.service.audit_trail.newest(2)
+    (entry, _) = await newest_entries(own_site.service.audit_trail, 2)
     assert (entry.action, entry.outcome) == ("cancel rebuild", run)
 
 

@@ -9,6 +9,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from app.api.pages.templating import spelled
+from tests.support.audit import newest_entries
 from tests.support.browser import NARROW, WIDE, Scheme, looks, visiting
 from tests.support.decisions import HOUR_MS, move_to, rows_of, some, write
 from tests.support.live import API_KEYS, KEYS, Live
@@ -116,7 +117,7 @@ async def test_second_tab_does_not_repeat_a_step(own_site: Live, browser: Browse
         await expect(stale.get_by_role("status")).to_contain_text("Nothing was changed: the roll-out has changed")
         await expect(stale.get_by_role("status")).to_contain_text("moved it to 5\u202f% of the users")
         assert (await own_site.service.bandit.rollout.repository.state()).share == 0.05
-        (newest,) = await own_site.service.audit_trail.newest(1)
+        (newest,) = await newest_entries(own_site.service.audit_trail, 1)
         assert (newest.action, newest.outcome.partition(":")[0]) == ("ramp roll-out", "refused")
         # Having looked again, one may.
         await press(stale, "Ramp to 25", "Ramp")

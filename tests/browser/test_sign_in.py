@@ -88,7 +88,7 @@ async def test_page_is_served_when_accept_is_malformed(site: Live) -> None:
 
 
 async def test_form_is_refused_when_it_has_no_token(keyed: Live, site: Live) -> None:
-    letter = await site.service.dead_letters.bury_payload("1", "no event", "", site.now_ms)
+    (letter,) = await site.service.dead_letters.bury_payloads([("1", "no event")], site.now_ms)
     for path in (
         *("/admin/users/ada/rebuild", "/admin/users/ada/erase/confirm", "/admin/sign-in", "/admin/rebuilds"),
         *("/admin/features/preferred_hour/disable", "/admin/rebuilds/nope/cancel", "/admin/rollout/rollback"),

@@ -10,6 +10,7 @@ from app.features.events import TipEvent
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.browser.test_user import address, feature, lively
 from tests.integration.api.admin.test_users import cached_keys, put
+from tests.support.audit import newest_entries
 from tests.support.browser import visiting
 from tests.support.events import feedback, served
 from tests.support.live import KEYS, Live, as_caller, new_user
@@ -37,7 +38,7 @@ async def test_rebuild_shows_values_before_and_after(
         await visitor.assert_sound()
         await visitor.page.get_by_role("link", name="Back to the user").click()
         await expect(feature(visitor, "tip_volume_30d")).to_contain_text("the same")
-    (entry,) = await site.service.audit_trail.newest(1)
+    (entry,) = await newest_entries(site.service.audit_trail, 1)
     assert (entry.action, entry.outcome) == ("rebuild", "done")
 
 
@@ -54,7 +55,7 @@ async def test_one_feature_is_rebuilt_by_its_button(own_site: Live, browser: Bro
         await visitor.page.get_by_role("link", name="Back to the user").click()
         await expect(feature(visitor, "tip_volume_30d")).to_contain_text("fresh")
         await expect(feature(visitor, "preferred_hour")).to_contain_text("missing")
-    (entry,) = await site.service.audit_trail.newest(1)
+    (entry,) = await newest_entries(site.service.audit_trail, 1)
     assert (entry.action, entry.outcome) == ("rebuild", "done: tip_volume_30d")
 
 
@@ -98,7 +99,7 @@ async def test_user_is_erased_when_the_id_is_typed(
         assert "No event of this user is stored." in await visitor.text()
     assert (await site.service.users.holdings(user)).events == 0
     assert not [key for key in cached_keys(cache_server, "*") if b"ex%20%20tra" in key]
-    (entry,) = await site.service.audit_trail.newest(2)
+    (entry,) = await newest_entries(site.service.audit_trail, 2)
     assert (entry.action, entry.subject, entry.outcome) == ("erase", hashed, "done, 3 events")
     assert user not in repr(entry)
 
@@ -117,4 +118,4 @@ async def test_nothing_is_changed_when_the_token_is_wrong(keyed: Live, browser: 
             await visitor.page.get_by_role("button", name=button).click()
             await expect(visitor.page.get_by_role("heading", level=1)).to_have_text("Forbidden")
     hashed = "user-sha256:" + hashlib.sha256(user.encode()).hexdigest()
-    assert hashed not in {entry.subject for entry in await keyed.service.audit_trail.newest(20)}
+    assert hashed not in {entry.subject for entry in await newest_entries(keyed.service.audit_trail, 20)}

@@ -25,9 +25,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from app.errors import CacheUnavailable, Conflict, InvalidInput
 from app.events.ports import Admitted
 from app.events.validation import FUTURE_TOLERANCE_MS
-from app.features.clock import DAY_MS
+from app.features.clock import CLOCK_SKEW_MS, DAY_MS
 from app.features.events import TipEvent, TipFeedback
-from app.profiles.online.cache_protocol import CLOCK_SKEW_MS
 from app.settings.parsers import PostgresUrl
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.clock import NOW_MS, FakeClock

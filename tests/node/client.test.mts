@@ -205,6 +205,17 @@ test("reads of one turn share a request, if they want the same", async () => {
   assert.equal(paths.length, 4);
 });
 
+test("a read keeps its own deadline when it begins together with others", async () => {
+  const slow: Answer = (response, request) => request.url?.endsWith("/bob") || profile(response, request);
+  await serving([slow], async (url) => {
+    const impatient = new Profiles(url, { deadlineMs: 200 });
+    const reads = [impatient.profile("ada", { deadlineMs: Infinity }), impatient.profile("bob")];
+    reads.push(impatient.profile("ada", { deadlineMs: NaN }), impatient.profile("ada", { deadlineMs: 30_000 }));
+    const ends = (await Promise.allSettled(reads)).map(({ status }) => status);
+    assert.deepEqual(ends, ["fulfilled", "rejected", "rejected", "fulfilled"]);
+  });
+});
+
 test("a decision reports what becomes of its tip, once", async () => {
   const user = newUser();
   const at = here();

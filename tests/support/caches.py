@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from app.features.ids import hash_slot
-from app.profiles.ports import Cache, Cell, Epoch
+from app.profiles.ports import Cell, Epoch
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.embedded import EmbeddedServer
+from app.stores.valkey.server_registration import InMemoryState, ServerRegistration
 from app.stores.valkey.slot_owners import owners
 from app.telemetry import Metrics
-from tests.support.clock import FakeClock
+from tests.support.clock import FakeClock, no_pause
 from tests.support.cluster import ClusterServers
 from tests.support.servers import ask
 
@@ -20,8 +21,8 @@ LEASE_MS = 60_000
 _nonces = itertools.count(1)
 
 
-def valkey_cache(
-    server: EmbeddedServer,
+async def valkey_cache(
+    server: EmbeddedServer | None = None,
     *,
     database_id: str = "database",
     timeout_ms: int = 5_000,
@@ -30,16 +31,19 @@ def valkey_cache(
     nonce: Callable[[], bytes] | None = None,
     url: str | None = None,
 ) -> ValkeyCache:
-    """The cache of one process on a server, with numbered nonces. The caller closes it."""
-    return ValkeyCache(
-        url=url or server.url,
-        database_id=database_id,
+    """The opened cache of one process on a server, or at a URL, with numbered nonces. The caller closes it."""
+    state, clock = InMemoryState(database_id), FakeClock()
+    cache = ValkeyCache(
+        url=url or (server.url if server is not None else ""),
+        registration=ServerRegistration(state, state.store, clock, no_pause),
         timeout_ms=timeout_ms,
         lease_ms=lease_ms,
         nonce=nonce or (lambda: b"%d" % next(_nonces)),
-        clock=FakeClock(),
+        clock=clock,
         metrics=metrics or Metrics(),
     )
+    await cache.open()
+    return cache
 
 
 class ServerSubject:
@@ -49,11 +53,15 @@ class ServerSubject:
         self.server = server
         self._url = url
         self._caches: list[ValkeyCache] = []
-        self.cache: Cache = self.process()
+        self.cache: ValkeyCache
 
-    def process(self, database_id: str = "database") -> Cache:
+    async def open(self) -> Self:
+        self.cache = await self.process()
+        return self
+
+    async def process(self, database_id: str = "database") -> ValkeyCache:
         """The cache of another process, with its own connections."""
-        self._caches.append(valkey_cache(self.server, database_id=database_id, url=self._url))
+        self._caches.append(await valkey_cache(self.server, database_id=database_id, url=self._url))
         return self._caches[-1]
 
     def put(self, epoch: Epoch, cell: Cell, raw: bytes, ttl_ms: int = LEASE_MS) -> None:

@@ -11,10 +11,11 @@ import itertools
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import pytest
 
@@ -24,15 +25,45 @@ from app.stores.migrate import migrate
 from app.stores.postgres.connection import connect
 from app.stores.postgres.database import PostgresDatabase
 from app.stores.postgres.event_log import PostgresEventLog
-from app.stores.sql.database import Connection, Database, Parameters
+from app.stores.sql.database import Connection, Database, Parameters, Scope
 from app.stores.sql.event_log import SqlEventLog
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
 from tests.support.postgres import TABLES, ReusedDatabase
 
+T = TypeVar("T")
 NOBODY = 65_534
 PARAMETRIZED = ("store", "site", "keyed")
 WIPED = ("tip_views", "tip_feedback", "outbox", "event_log")
+
+
+async def nothing() -> None:
+    """Do nothing before a transaction."""
+
+
+class InterruptedDatabase(Database):
+    """A database that awaits a function ahead of each transaction."""
+
+    def __init__(
+        self,
+        database: Database,
+        before_read: Callable[[], Awaitable[None]],
+        before_write: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._database = database
+        self._before_read = before_read
+        self._before_write = before_write
+
+    async def read(self, work: Callable[[Connection], T], *, snapshot: bool = False) -> T:
+        await self._before_read()
+        return await self._database.read(work, snapshot=snapshot)
+
+    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope) -> T:
+        await self._before_write()
+        return await self._database.write(work, of=of)
+
+    async def close(self) -> None:
+        """The test closes the database."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from app.bandit.decisions import Decision
 from app.bandit.model.inputs import SPEC_V2, SPECS, Array, Candidate, Context, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, answered_ranking, best
+from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, best
 from app.stores.sql.database import Connection
 from app.stores.sql.decision_rows import decision_of, named_rows
 
@@ -40,14 +40,15 @@ def learning_faults(learned: Iterable[tuple[Any, ...]], states: Iterable[tuple[A
     for user_id, spec_hash, blob, count in states:
         own = decisions.pop(user_id, [])
         evidence = SufficientStatistics.unpack(SPECS[spec_hash], blob, count)
-        s, y = np.zeros_like(evidence.s), np.zeros_like(evidence.y)
+        stored = evidence.leading(evidence.size)
+        s, y = map(np.zeros_like, stored)
         for logged, reward, request, chosen in own:
             phi = np.concatenate([logged, _full(request, chosen, SPECS[spec_hash])[len(logged) :]])
             s += np.outer(phi, phi)
             y += reward * phi
         if count != len(own):
             faults.append(f"{user_id}: statistics of {count} decisions, but {len(own)} are learned")
-        elif not (np.allclose(evidence.s, s, atol=1e-9) and np.allclose(evidence.y, y, atol=1e-9)):
+        elif not all(np.allclose(one, other, atol=1e-9) for one, other in zip(stored, (s, y), strict=True)):
             faults.append(f"{user_id}: the statistics are not the sum over {count} decisions")
     faults += [
         f"{user_id}: {len(own)} decisions are learned, but there are no statistics"
@@ -103,8 +104,7 @@ def _is_shadow(row: Mapping[str, Any], decision: Decision, statistics: Sufficien
     terms = [float(np.clip(phi @ mu, 0, 1)[decision.chosen])]
     expected = []
     for policy, ranking in ((CHAMPION, decision.champion), (CHALLENGER, decision.challenger)):
-        scored = policy.decide(decision.id, statistics, mu, phi)
-        expected.append(answered_ranking(scored.means, scored.pi, decision.explore))
+        expected.append(policy.decide(decision.id, statistics, mu, phi, decision.explore)[0])
         terms += [expected[-1].pi[decision.chosen], float(expected[-1].pi @ np.clip(phi @ mu, 0, 1))]
         if ranking is None or not np.allclose(ranking, expected[-1], rtol=0, atol=1e-9):
             return False

@@ -36,6 +36,7 @@ async def live_through(
         f"user-{place}": {"completion_rate_30d": rate, "tip_volume_30d": 40, "preferred_hour": place % 24}
         for place, rate in enumerate(rates)
     }
+    process.versions = {user_id: {} for user_id in process.profiles}  # unknown: they were not computed from events
     for made in range(decisions):
         process.clock.advance(MINUTE_MS)
         place = int(random.integers(users))

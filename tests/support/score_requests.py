@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.bandit.model.inputs import SPEC_V2, Array, Candidate, Context, Features, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import Policy
+from app.bandit.model.thompson_sampling import Policy, roots
 
 
 def tip(
@@ -105,10 +105,25 @@ def pool_of(users: Iterable[SufficientStatistics]) -> SufficientStatistics:
     return total
 
 
-def variances(policy: Policy, statistics: SufficientStatistics, mu: Array | None, phi: Array) -> Array:
+def s_of(statistics: SufficientStatistics) -> Array:
+    """The matrix S (D, D)."""
+    return statistics.leading(statistics.size)[0]
+
+
+def y_of(statistics: SufficientStatistics) -> Array:
+    """The vector y (D,)."""
+    return statistics.leading(statistics.size)[1]
+
+
+def precision_of(policy: Policy, statistics: SufficientStatistics) -> Array:
+    """The matrix A = Λ + S (D, D) of the policy's inputs."""
+    return statistics.leading(policy.spec.size)[0] + np.diag(policy.spec.precisions)
+
+
+def variances(policy: Policy, statistics: SufficientStatistics, phi: Array) -> Array:
     """φᵀA⁻¹φ of each candidate, without the factor v²."""
-    roots = policy.posterior(statistics, mu).roots(phi[:, : policy.spec.size])
-    return np.asarray((roots**2).sum(axis=0))
+    found = roots(precision_of(policy, statistics), phi[:, : policy.spec.size])
+    return np.asarray((found**2).sum(axis=0))
 
 
 def same_bits(one: Array, other: Array) -> bool:

@@ -236,7 +236,6 @@ def over(
 
         cache = kind(
             url=url,
-            database_id=database.id,
             timeout_ms=timeout_ms,
             lease_ms=lease_ms,
             nonce=nonce or (lambda: b"%d.%d" % (process, next(numbers))),

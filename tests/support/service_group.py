@@ -49,7 +49,7 @@ class ConstantEpoch(ValkeyCache):
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
-        self._servers = _OneEpoch(parts["url"], parts["timeout_ms"] / 1000, "", parts["registration"], parts["metrics"])
+        self._servers = _OneEpoch(parts["url"], parts["timeout_ms"] / 1000, parts["registration"], parts["metrics"])
 
 
 class Kind(NamedTuple):

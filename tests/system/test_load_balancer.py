@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, counted
 from tests.support.haproxy import haproxy
 from tests.support.http import Connection, serving
 from tests.support.processes import free_port
 from tests.support.senders import Senders
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 pytestmark = pytest.mark.slow
 
 ANSWERS = 200
+READINESS = "http_request_duration_seconds_count"
 # More than the second or two in which HAProxy notices that a host is not ready.
 DRAIN_S = 4
 
@@ -66,3 +67,18 @@ async def test_service_itself_answers_when_no_host_is_ready(fleet: Fleet, tmp_pa
         await connection.close()
     assert answer.status == 200
     assert answer.json["user_id"] == "ann"
+
+
+async def test_hosts_stay_ready_while_the_queue_is_silent(fleet: Fleet, tmp_path: Path) -> None:
+    members = await fleet.apis(3)
+    fleet.queue.signal(signal.SIGSTOP)
+    log = tmp_path / "haproxy.log"
+    with haproxy(tmp_path, [member.port for member in members]) as port:
+        await serving(port)
+
+        async def checked() -> bool:
+            ready = [await counted(member.port, READINESS, route="/readyz", status="200") for member in members]
+            return min(ready) >= 3 or "is DOWN" in log.read_text()
+
+        await eventually_async(checked)
+    assert "is DOWN" not in log.read_text()

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from app.settings import described
+from app.stores.postgres.database import WRITERS
+from app.stores.sql.database import SPARE_READERS
+from tests.bench.__main__ import MEASUREMENTS
 from tests.support.metrics import metric_names
-from tests.support.readme import LANGUAGES, READMES, ROOT, Reader, blocks_of, sections
+from tests.support.readme import HEADING, LANGUAGES, READMES, ROOT, Reader, blocks_of, sections
 from tests.support.registry import REGISTRY
 from tests.support.waiting import eventually_sync
 
@@ -65,6 +68,29 @@ def test_readme_shows_every_feature_as_it_is_registered() -> None:
     for entry in REGISTRY:
         default = "null" if entry.default is None else entry.default
         assert re.search(rf"^\| `{entry.name}` \| {entry.dtype} \|.*\| {default} \|", README, re.MULTILINE)
+
+
+def test_readme_lists_every_benchmark() -> None:
+    table = re.search(r"^\| name \| what it measures \|$(?:\n\|.*$)+", README, re.MULTILINE)
+    assert table is not None
+    first = [row.split("|")[1] for row in table[0].splitlines()[2:]]
+    assert set(re.findall(r"`([a-z-]+)`", "".join(first))) == set(MEASUREMENTS)
+
+
+def test_readme_counts_the_connections_of_a_process() -> None:
+    assert f"up to `PROFILES_READERS` + {SPARE_READERS + WRITERS + 1}." in README
+
+
+@pytest.mark.parametrize("path", READMES, ids=[str(path.relative_to(ROOT)) for path in READMES])
+def test_links_lead_to_headings_that_exist(path: Path) -> None:
+    for link, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", path.read_text()):
+        target = (path.parent / link).resolve() if link else path
+        assert target.exists(), link
+        if anchor:
+            headings = [
+                re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in HEADING.findall(target.read_text())
+            ]
+            assert anchor in headings, f"{link}#{anchor}"
 
 
 def test_make_targets_named_in_the_readme_exist() -> None:

@@ -15,6 +15,7 @@ from app.stores.sql.rollout import SqlRollout
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
+from tests.support.audit import newest_entries
 from tests.support.decisions import HOUR_MS, rows_of, some, write
 from tests.support.registry import FEATURES
 from tests.support.waiting import eventually_async
@@ -44,6 +45,6 @@ async def test_worker_rolls_back_by_itself(
         await working
     (look,) = await book.looks()
     assert (look.number, look.estimates.n) == (1, 5_000)
-    (entry,) = await SqlAuditTrail(database).newest(10)
+    (entry,) = await newest_entries(SqlAuditTrail(database), 10)
     assert (entry.actor, entry.action) == ("the worker", "roll back roll-out")
     assert "takes over 800 ms" in entry.outcome

@@ -1,4 +1,4 @@
-"""Conventions of the repository: module sizes, lock files, the compose file and the wheel."""
+"""Conventions of the repository: module sizes, lock files and the wheel."""
 
 from __future__ import annotations
 
@@ -7,32 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 
-from app.settings import Settings, described, hash_key
 from tests.support.processes import ROOT
 
 MAX_LINES = 400
-
-
-def test_compose_file_shows_every_setting() -> None:
-    compose = (ROOT / "docker" / "compose.yaml").read_text()
-    for name, _, _ in described():
-        assert re.search(rf"^    {name}: ", compose, re.MULTILINE), f"{name} is not in docker/compose.yaml"
-
-
-def test_compose_file_keeps_the_defaults_but_for_what_makes_a_container() -> None:
-    compose = (ROOT / "docker" / "compose.yaml").read_text()
-    lines = re.findall(r"^    (PROFILES_\w+): (.*)$", compose, re.MULTILINE)
-    given = {name: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value.strip('"')) for name, value in lines}
-    given["PROFILES_API_KEYS"] = f"admin:admin:{hash_key('key').hex()}"
-    settings, usual = Settings.from_environment(given), Settings()
-    own = {item.name for item in fields(Settings) if getattr(settings, item.name) != getattr(usual, item.name)}
-    assert own == {"database", "cache_url", "queue_url", "host", "api_keys", "log_format", "demo"}
 
 
 @pytest.mark.parametrize("lock", ["requirements.lock", "docker/requirements.lock"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -18,7 +19,10 @@ from tests.support.postgres import missing
 from tests.support.processes import ROOT
 
 DOCKER = ROOT / "docker"
-SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((DOCKER / "compose.scale.yaml").read_text())["services"]
+ONE_HOST, SERVICES = (
+    cast(dict[str, dict[str, Any]], yaml.safe_load((DOCKER / name).read_text())["services"])
+    for name in ("compose.yaml", "compose.scale.yaml")
+)
 MANIFESTS: list[dict[str, Any]] = [
     manifest for path in sorted((DOCKER / "kubernetes").iterdir()) for manifest in yaml.safe_load_all(path.read_text())
 ]
@@ -28,19 +32,30 @@ PODS = {
     if manifest["kind"] in {"Deployment", "Job"}
 }
 KEYS = f"admin:admin:{hash_key('key').hex()}"
+UNITS = ["profiles-api.service", "profiles-worker@.service"]
 # What the service takes to stop, after PROFILES_DRAIN_S.
 STOP_S = 5
 
 
 def settings(environment: dict[str, str]) -> Settings:
-    """The settings of an environment of compose.scale.yaml or of the ConfigMap."""
+    """The settings of an environment of a compose file or of the ConfigMap."""
     given = {name: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value) for name, value in environment.items()}
     return Settings.from_environment({**given, "PROFILES_API_KEYS": KEYS})
+
+
+def options_of(unit: str) -> dict[str, str]:
+    """The options of a unit of systemd; of one that is given several times, the last."""
+    return dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "systemd" / unit).read_text(), re.MULTILINE))
 
 
 def manifest(kind: str, name: str) -> dict[str, Any]:
     (found,) = (item for item in MANIFESTS if (item["kind"], item["metadata"]["name"]) == (kind, name))
     return found
+
+
+def ports_of(pod: str) -> dict[str, int]:
+    (container,) = PODS[pod]["containers"]
+    return {port["name"]: port["containerPort"] for port in container["ports"]}
 
 
 @pytest.mark.slow
@@ -61,12 +76,23 @@ def test_systemd_units_are_valid(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("unit", ["profiles-api.service", "profiles-worker@.service"])
+@pytest.mark.parametrize("unit", UNITS)
 def test_systemd_waits_for_processes_that_stop(unit: str) -> None:
-    found = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "systemd" / unit).read_text(), re.MULTILINE))
-    assert int(found["TimeoutStopSec"]) >= Settings().drain_s + STOP_S
-    command = shlex.split(found["ExecStart"])[1:]
+    options = options_of(unit)
+    assert int(options["TimeoutStopSec"]) >= Settings().drain_s + STOP_S
+    *_, script = shlex.split(options["ExecStart"])
+    command = script.partition("; exec /opt/profiles/bin/profiles ")[2].split()
     assert subprocess.run([sys.executable, "-m", "app", *command, "--help"], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_does_not_restart_a_service_with_invalid_settings(unit: str) -> None:
+    options = options_of(unit)
+    command = options["ExecStart"].replace("/opt/profiles/bin/profiles", f"{sys.executable} -m app")
+    environment = {**os.environ, "PROFILES_DATABSE": "misspelt"}
+    done = subprocess.run(shlex.split(command), env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert str(done.returncode) in options["RestartPreventExitStatus"].split(), done.stderr
+    assert "ExecStartPre" not in options  # its exit status does not prevent a restart
 
 
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
@@ -78,10 +104,12 @@ def test_manifest_is_valid(version: str) -> None:
 
 
 def test_container_has_no_more_rights_than_it_needs() -> None:
-    for name, service in SERVICES.items():
+    for name, service in (*ONE_HOST.items(), *SERVICES.items()):
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
+    assert all(service["mem_limit"] for service in ONE_HOST.values())
+    for name, service in SERVICES.items():
         assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"]), name
         # These two images name an account themselves.
         assert "user" in service or service["image"].startswith(("profiles:", "haproxy:")), name
@@ -99,6 +127,14 @@ def test_pod_has_no_more_rights_than_it_needs(name: str) -> None:
     assert "memory" in container["resources"]["limits"]
 
 
+@pytest.mark.parametrize("name", ["api", "worker", "migrate"])
+def test_settings_of_service_on_one_host_are_valid_and_it_has_time_to_stop(name: str) -> None:
+    chosen = settings(ONE_HOST[name]["environment"])
+    chosen.require_servers()
+    assert int(ONE_HOST[name]["stop_grace_period"].removesuffix("s")) >= chosen.drain_s + STOP_S
+    assert f"127.0.0.1:8000:{chosen.port}" in ONE_HOST["api"]["ports"]
+
+
 @pytest.mark.parametrize("name", ["api-1", "api-2", "api-3", "worker-1", "worker-2", "migrate"])
 def test_settings_of_service_are_valid_and_it_has_time_to_stop(name: str) -> None:
     service, balancer = SERVICES[name], SERVICES["balancer"]
@@ -113,9 +149,8 @@ def test_settings_of_manifests_are_valid_and_pods_have_time_to_stop() -> None:
     chosen = settings(manifest("ConfigMap", "profiles")["data"])
     api = PODS["profiles-api"]
     assert api["terminationGracePeriodSeconds"] >= chosen.drain_s + STOP_S
-    assert api["containers"][0]["ports"] == [{"name": "http", "containerPort": chosen.port}]
-    (port,) = PODS["profiles-worker"]["containers"][0]["ports"]
-    assert port["containerPort"] == chosen.worker_metrics_port
+    assert ports_of("profiles-api") == {"http": chosen.port, "metrics": chosen.metrics_port}
+    assert ports_of("profiles-worker") == {"metrics": chosen.worker_metrics_port}
 
 
 @pytest.mark.slow

@@ -59,6 +59,13 @@ def test_recorded_series_are_used_by_their_name() -> None:
     assert used == recorded
 
 
+def test_dashboard_shows_the_data_source_that_is_chosen() -> None:
+    (variable,) = DASHBOARD["templating"]["list"]
+    assert (variable["type"], variable["query"]) == ("datasource", "prometheus")
+    chosen = {"type": "prometheus", "uid": "${" + variable["name"] + "}"}
+    assert all(panel["datasource"] == chosen for panel in DASHBOARD["panels"] if panel["type"] != "row")
+
+
 def test_queries_of_the_dashboard_are_valid(promtool: str, tmp_path: Path) -> None:
     rules = [
         {"record": f"query_{number}", "expr": query.replace("$__rate_interval", "1m")}

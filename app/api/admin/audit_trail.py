@@ -12,7 +12,7 @@ from msgspec import Meta
 from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import MAX_ROWID, OPTIONAL_ID, ROWID
-from app.api.pages.negotiation import answer
+from app.api.pages.negotiation import answer, prefers_page
 from app.api.request_parsing import check_ids
 from app.errors import InvalidInput, Issue
 from app.features.ids import user_hash
@@ -64,7 +64,9 @@ async def get_audit(
     ] = "",
 ) -> Response[AuditPage]:
     service = service_of(request)
-    wanted = AuditFilter(actor or None, action or None, _subject(subject, user_id))
+    # The form of the page repeats the subject of the last search.
+    sought = _subject("" if user_id and prefers_page(request) else subject, user_id)
+    wanted = AuditFilter(actor or None, action or None, sought)
     entries = await service.audit_trail.page(wanted, before, ENTRIES_PER_PAGE + 1)
     page = entries[:ENTRIES_PER_PAGE]
     more = page[-1].id if len(entries) > ENTRIES_PER_PAGE else None

@@ -10,7 +10,6 @@ from urllib.parse import quote
 import msgspec
 from litestar import Response
 from litestar.params import QueryParameter
-from msgspec import Meta
 
 from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest, service_of
@@ -18,11 +17,9 @@ from app.api.openapi.document import MOMENT, OPTIONAL_ID
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.api.request_parsing import check_ids, moment_ms
 from app.api.scoring import DecisionAnswer, DecisionId, explanation
-from app.bandit.decisions import DecisionState, Role
+from app.bandit.decisions import DecisionLine
 from app.bandit.ports import EARLIEST_MS, LATEST_MS
 from app.errors import InvalidInput, Issue, Undecodable
-from app.features.events import Action
-from app.features.views import view
 from app.service import Service
 
 HOME = "/admin/decisions"
@@ -32,21 +29,6 @@ BEFORE: dict[str, Any] = {"pattern": "^[0-9]{1,15}-[0-9]{1,18}$"}
 TIME: dict[str, Any] = {"anyOf": [MOMENT, {"const": ""}]}
 # What an input of the type `datetime-local` sends.
 _WITHOUT_OFFSET = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?", re.ASCII)
-
-
-class DecisionLine(msgspec.Struct):
-    """A decision in a list. `probability`: that of the chosen candidate; null if the stored ones are damaged."""
-
-    decision_id: str
-    decided_at: str
-    user_id: str
-    chosen_id: str
-    probability: float | None
-    role: Role
-    served_by: Annotated[str, Meta(description="The policy that decided.")]
-    state: DecisionState
-    reward: float | None
-    action: Action | None
 
 
 class DecisionLines(msgspec.Struct):
@@ -147,14 +129,12 @@ async def _found(
         place = int(at_ms), int(number)
     decisions = service.bandit.decisions
     if decision_id:
-        found = await decisions.summary(decision_id)
-        return DecisionLines([view(DecisionLine, found)] if found is not None else [], None)
-    lines = await decisions.newest(
-        DECISIONS_PER_PAGE + 1, user_id=user_id or None, since_ms=since_ms, until_ms=until_ms, before=place
+        found = await decisions.line(decision_id)
+        return DecisionLines([found] if found is not None else [], None)
+    lines, more = await decisions.newest(
+        DECISIONS_PER_PAGE, user_id=user_id or None, since_ms=since_ms, until_ms=until_ms, before=place
     )
-    page = lines[:DECISIONS_PER_PAGE]
-    more = f"{page[-1].decided_at_ms}-{page[-1].number}" if len(lines) > DECISIONS_PER_PAGE else None
-    return DecisionLines([view(DecisionLine, line) for line in page], more)
+    return DecisionLines(lines, more and f"{more[0]}-{more[1]}")
 
 
 def _utc_ms(text: str, name: str) -> int:

@@ -21,7 +21,6 @@ from app.features.clock import rfc3339
 from app.features.events import KNOWN_SUBJECTS
 from app.features.export import FORMATS
 from app.features.plan import Announced
-from app.operations.audit import MAX_REASON
 from app.service import Service
 
 HOME = "/admin/features"
@@ -87,7 +86,7 @@ async def get_catalogue(request: HttpRequest) -> Response[Catalogue]:
     exports = [ContractExport(name, export(service.registry, service.mirror)) for name, export in FORMATS.items()]
     definitions = [_definition(service, index, announced) for index in range(len(names))]
     body = Catalogue(service.registry.fingerprint, definitions, subjects, exports)
-    return await answer(request, body, "features.html", max_reason=MAX_REASON, measured=bool(service.costs))
+    return await answer(request, body, "features.html", measured=bool(service.costs))
 
 
 def _definition(service: Service, index: int, announced: list[Announced]) -> FeatureDefinition:

@@ -16,7 +16,7 @@ from msgspec import Meta
 from app.api.admin import admin_get, admin_post
 from app.api.admin.auditing import audited, caller
 from app.api.auth.forms import is_form
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest, cancelled_on_disconnect, service_of
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.schemas import Value
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
@@ -32,6 +32,7 @@ LIMIT, MAX_LIMIT = 50, 500
 YEAR_S = 366 * 86_400
 RUNS_SHOWN = 5
 OLD_MS = 2 * 3_600_000
+AGAIN_MS = 5 * 60_000
 PATH = "/admin/data-quality"
 USERS_PAGE = "data_quality_users.html"
 REQUESTED = {
@@ -111,15 +112,24 @@ async def get_quality(
         stored = readable_report(run) if run is not None else None
         if stored is not None and stored.measured_at >= oldest:
             return await answer(request, stored, "data_quality.html")
-    return await answer(request, await service.quality.measurement.measure(), "data_quality.html")
+    async with cancelled_on_disconnect(request):
+        report = await service.quality.measurement.measure()
+    return await answer(request, report, "data_quality.html")
 
 
 async def _page(request: HttpRequest) -> Response[Any]:
-    """The page with the newest stored report. If there is no report, a measurement is requested."""
+    """The page with the newest stored report.
+
+    If there is none that this release can read, a measurement is requested, unless the newest one is active, has
+    failed, or was completed a moment ago. An open page is loaded again when a measurement ends, so it would otherwise
+    request one after the other.
+    """
     service = service_of(request)
     run, runs = await service.quality.runs.newest_completed(), await service.quality.runs.newest(RUNS_SHOWN)
     report = readable_report(run) if run is not None else None
-    begun = report is None and not (runs and runs[0].active)
+    now_ms = service.clock.now_ms()
+    another = not runs or (runs[0].state == "completed" and now_ms - (runs[0].finished_at_ms or 0) > AGAIN_MS)
+    begun = report is None and another
     if begun:
         runs = [await _request_run(request), *runs]
     latest = await _refresh_status(service, runs[0])
@@ -129,7 +139,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
         body=report,
         entries={entry.name: entry for entry in service.registry},
         latest=latest,
-        old=report is not None and report.measured_at < rfc3339(service.clock.now_ms() - OLD_MS),
+        old=report is not None and report.measured_at < rfc3339(now_ms - OLD_MS),
         begun=begun,
         unreadable=run is not None and report is None,
         window_ms=service.registry.longest_window_ms(),

@@ -261,12 +261,13 @@ async def _newest(service: Service) -> RebuildList:
 def _status(service: Service, run: RebuildRun) -> RebuildStatus:
     rate, eta, took = None, None, None
     if run.started_at_ms is not None:
-        until_ms = run.finished_at_ms or service.clock.now_ms()
-        rate = run.done / max(0.001, (until_ms - run.started_at_ms) / 1000)
-        if run.active and rate > 0 and run.total < COUNTED:
+        # Negative if the clock of the worker that began it was ahead of the other clock.
+        span_s = max(0, (run.finished_at_ms or service.clock.now_ms()) - run.started_at_ms) / 1000
+        rate = run.done / span_s if span_s else None
+        if run.active and rate and run.total < COUNTED:
             eta = max(0, run.total - run.done) / rate
         if run.finished_at_ms is not None:
-            took = (run.finished_at_ms - run.started_at_ms) / 1000
+            took = span_s
     return view(
         RebuildStatus,
         run,

@@ -16,7 +16,6 @@ from app.bandit.rollout.stages import SERVED_BEFORE_MORE, STEPS, Move, Stage
 from app.bandit.rollout.status import RolloutStatus
 from app.errors import Conflict
 from app.features.clock import rfc3339
-from app.operations.audit import MAX_REASON
 
 HOME = "/admin/rollout"
 # What a form holds in place of the time of the last change, if there was none.
@@ -44,7 +43,6 @@ async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
         "rollout.html",
         steps=STEPS,
         unchanged=UNCHANGED,
-        max_reason=MAX_REASON,
         newest=NEWEST,
         served_needed=SERVED_BEFORE_MORE,
         worker=WORKER,

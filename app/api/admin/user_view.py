@@ -31,6 +31,9 @@ from app.profiles.history import DAYS
 from app.profiles.online.cache_protocol import FeatureValue, Profile
 from app.service import Service
 
+if TYPE_CHECKING:
+    from app.bandit.decisions import DecisionLine
+
 HOME = "/admin/users"
 NEWEST_EVENTS, NEWEST_DECISIONS = 50, 3
 
@@ -189,12 +192,12 @@ async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
     )
 
 
-async def _newest_decisions(service: Service, user_id: str) -> list[dict[str, Any]] | None:
+async def _newest_decisions(service: Service, user_id: str) -> list[DecisionLine] | None:
     """The user's newest decisions; None if scoring is off."""
     if service.scoring is None:
         return None
-    found = await service.scoring.decisions.newest(NEWEST_DECISIONS, user_id=user_id)
-    return [{**item._asdict(), "decided_at": item.decided_at_ms} for item in found]
+    lines, _ = await service.scoring.decisions.newest(NEWEST_DECISIONS, user_id=user_id)
+    return lines
 
 
 def _inspected(inspection: Inspection) -> Profile:
@@ -267,7 +270,7 @@ async def get_development(request: HttpRequest, user_id: UserId) -> Response[Use
 async def user_development(service: Service, user_id: str) -> UserDevelopment:
     """A user's last 30 days before now: counts of events, and features as of each day."""
     now_ms = service.clock.now_ms()
-    asked = service.moments.timeline(user_id, now_ms)
+    asked = (await service.moments()).timeline(user_id, now_ms)
     counts, profiles = await asyncio.gather(
         service.users.activity(user_id, now_ms, DAYS), service.reader.read_as_of(asked)
     )

@@ -1,2 +1,2 @@
-"""ASGI middleware. From outside in: proxy headers, rate limit, fast path (answers cached profiles without a framework),
-edge (request ids, strict paths, size limits, access log), then Litestar's router."""
+"""ASGI middleware. From outside in: proxy headers, rate limit, fast path (answers plain reads, decisions and events
+without Litestar), edge (request ids, strict paths, size limits, access log), then Litestar's router."""

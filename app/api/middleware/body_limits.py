@@ -93,6 +93,9 @@ class Body:
         try:
             async with asyncio.timeout_at(self._until):
                 return await self._receive()  # type: ignore[return-value]  # HTTP only
+        except TooSlow:  # the fast path has waited
+            self._more = False
+            raise
         except TimeoutError:
             self._more = False  # so that `drain` does not wait for the rest
             # Not bound to a name: exception and frame would form a reference cycle that keeps the connection open.

@@ -17,12 +17,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from threading import Lock
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Litestar
+from litestar import Litestar, MediaType, get
+from litestar.enums import OpenAPIMediaType
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
+from litestar.openapi.plugins import SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Server, Tag
 from litestar.params import PathParameter
 from litestar.router import Router
@@ -86,6 +88,7 @@ FEEDBACK_EXAMPLE = {
 }
 
 
+_building = Lock()
 Schema = dict[str, Any]
 MAX_ROWID = 2**63 - 1
 ROWID: Schema = {"maximum": MAX_ROWID}  # Litestar would convert it to a float, which rounds it
@@ -146,7 +149,6 @@ def openapi_config(*, root_path: str) -> OpenAPIConfig:
                 css_url=f"{assets}/swagger-ui.css",
                 standalone_preset_js_url=f"{assets}/swagger-ui-standalone-preset.js",
             ),
-            _Json(path="/openapi.json"),
         ],
         tags=[
             Tag(name="Profiles", description="For the recommender. Scope `read`."),
@@ -312,21 +314,24 @@ def _events_body() -> dict[str, Any]:
 
 def _complete(request: HttpRequest) -> dict[str, Any]:
     service = service_of(request)
-    return openapi_document(request.app, service.registry, service.mirror, service.clock.now_ms() // DAY_MS)
+    with _building:  # one thread builds it, others wait for the result
+        return openapi_document(request.app, service.registry, service.mirror, service.clock.now_ms() // DAY_MS)
 
 
-class _Json(JsonRenderPlugin):
-    def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
-        return msgspec.json.encode(_complete(request))
+def _json(request: HttpRequest) -> bytes:
+    return msgspec.json.encode(_complete(request))
 
 
 class _Page(SwaggerRenderPlugin):
-    def render(self, request: HttpRequest, openapi_schema: dict[str, Any]) -> bytes:
-        page = super().render(request, _complete(request))
+    def receive_router(self, router: Router) -> None:
+        """Replace Litestar's routes, which would build the document on the event loop. Its pages for OAuth, which is
+        not used, and for unknown paths are left out."""
+        router.routes.clear()
+        router.register(get("/", media_type=MediaType.HTML, sync_to_thread=True)(self._page))
+        router.register(get("/openapi.json", media_type=OpenAPIMediaType.OPENAPI_JSON, sync_to_thread=True)(_json))
+
+    def _page(self, request: HttpRequest) -> bytes:
+        page = self.render(request, _complete(request))
         return page.replace(
             b"deepLinking: true", b"docExpansion: 'none', defaultModelsExpandDepth: 0, deepLinking: true"
         )
-
-    def receive_router(self, router: Router) -> None:
-        """Remove Litestar's catch-all page for unknown paths, and do not add a page for OAuth, which is not used."""
-        router.routes[:] = [route for route in router.routes if not route.path.endswith("{path:str}")]

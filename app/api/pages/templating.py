@@ -23,6 +23,7 @@ from app.api.pages import charts
 from app.features import ids
 from app.features.clock import EPOCH, MILLISECOND, rfc3339, to_ms
 from app.features.registry import Scalar
+from app.operations.audit import MAX_REASON
 from app.profiles.quality.drift import CommonBin
 
 NAVIGATION = (
@@ -66,6 +67,7 @@ def environment() -> Environment:
         "version": app.__version__,
         "axes": charts.Axes,
         "summary": charts.summary,
+        "max_reason": MAX_REASON,
     }
     return made
 
@@ -149,11 +151,11 @@ def number(value: float | None, unit: str = "", digits: int = 3) -> str:
     if isinstance(value, int):
         text = f"{value:,}"  # `.0f` converts it to a float, and a decision may have been made from a larger number
     elif value == int(value) or abs(value) >= 10**digits:
-        text = f"{value:,.0f}"
+        text = f"{value:z,.0f}"
     else:
         text = f"{value:,.{digits}g}"
         if "e" in text:
-            text = f"{value:.6f}".rstrip("0")
+            text = f"{value:z.6f}".rstrip("0").rstrip(".")
     return f"{text} {unit}".rstrip().replace(",", "\u202f")
 
 

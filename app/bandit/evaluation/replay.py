@@ -27,7 +27,6 @@ from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, 
 from app.bandit.model.thompson_sampling import Policy
 from app.bandit.numpy_on_demand import np
 from app.bandit.ports import LoggedDecision, UserLog
-from app.bandit.shadow import ranking_by
 from app.errors import SpecMismatch
 
 PriorMean = Callable[[int], Array]
@@ -62,8 +61,9 @@ class Replay(msgspec.Struct, frozen=True):
             while at < len(learned) and statistics.decisions < item.decision.state_version:
                 statistics = self.after(statistics, learned[at], phis.get(learned[at].number))
                 at += 1
-            mu = prior(item.decision.prior_version)
-            yield item, ranking_by(self.policy, item.decision, statistics, mu, phis[item.number])
+            made, mu = item.decision, prior(item.decision.prior_version)
+            ranking, _ = self.policy.decide(made.id, statistics, mu, phis[item.number], made.explore)
+            yield item, ranking
 
     def before(self, log: UserLog, learned: Sequence[LoggedDecision]) -> SufficientStatistics:
         """The statistics of the decisions that are no longer in the log: the stored ones without the logged decisions.

@@ -10,7 +10,8 @@ without a served event counts as serving, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -18,7 +19,7 @@ import msgspec
 from app.bandit.decisions import DecisionState, EventOutcome, RewardSource
 from app.bandit.ports import LearningRepository
 from app.errors import InvalidInput, SettingsError
-from app.features.clock import Clock, to_ms
+from app.features.clock import CLOCK_SKEW_MS, Clock, to_ms
 from app.features.events import Action, LoggedEvent, TipFeedback
 from app.telemetry import Metrics, logger
 
@@ -29,6 +30,7 @@ GRACE_MS = 60_000
 # A producer's clock may be behind ours by this much. An event from longer before a decision is not about it.
 SKEW_MS = 5 * 60_000
 SETTLED_AT_ONCE = 200
+REST_S = 0.05  # after each of these transactions, so that other processes can write
 log = logger("bandit.learning")
 
 
@@ -87,8 +89,9 @@ def happened_ms(event: LoggedEvent) -> int:
 
 def latest_made(event: LoggedEvent) -> int:
     """The latest creation time, in epoch ms, of a decision that an event without a `decision_id` can be about. It may
-    be up to `SKEW_MS` after the time of the event, because the producer's clock may be behind."""
-    return min(event.received_at_ms, happened_ms(event) + SKEW_MS)
+    be up to `SKEW_MS` after the time of the event, because the producer's clock may be behind, and up to
+    `CLOCK_SKEW_MS` after its arrival, because the clock of the process that made the decision may be ahead."""
+    return min(event.received_at_ms + CLOCK_SKEW_MS, happened_ms(event) + SKEW_MS)
 
 
 def judge(decision: JudgedDecision, logged: LoggedEvent, rules: Rules) -> Judgement:
@@ -124,10 +127,17 @@ def judge(decision: JudgedDecision, logged: LoggedEvent, rules: Rules) -> Judgem
 class DecisionLearner:
     """Updates decisions and statistics with consumed events. Implements `app.events.ports.Learner`."""
 
-    def __init__(self, repository: LearningRepository, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        repository: LearningRepository,
+        clock: Clock,
+        metrics: Metrics,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._repository = repository
         self._clock = clock
         self._metrics = metrics
+        self._pause = pause
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
         """Learn from the events that are about a decision, in one transaction. Other events are ignored, but those with
@@ -136,13 +146,14 @@ class DecisionLearner:
         concerned_seqs = {item.seq for item in concerned}
         unknown = [item for item in events if item.event.decision_id is not None and item.seq not in concerned_seqs]
         now_ms = self._clock.now_ms()
+        if concerned:
+            for outcome, count in (await self._repository.learn(concerned, now_ms)).items():
+                self._metrics.bandit.events.labels(outcome).inc(count)
+        # Afterwards: if learning fails, all of these events come again, and those learned before do no harm.
         if unknown:
             for sent_by, count in (await self._repository.note_unknown(unknown, now_ms)).items():
                 self._metrics.bandit.events.labels("unknown decision").inc(count)
                 log.warning("unknown_decision", sent_by=sent_by, events=count, event_id=unknown[0].event.event_id)
-        if concerned:
-            for outcome, count in (await self._repository.learn(concerned, now_ms)).items():
-                self._metrics.bandit.events.labels(outcome).inc(count)
 
     async def grow(self) -> int:
         """Extend the statistics of a page of users to the longest spec (see `LearningRepository.grow`)."""
@@ -160,3 +171,4 @@ class DecisionLearner:
             total += counts.learned + counts.expired
             if sum(counts) < SETTLED_AT_ONCE:
                 return total
+            await self._pause(REST_S)

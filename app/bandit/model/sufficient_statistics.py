@@ -57,16 +57,6 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
     def size(self) -> int:
         return self.spec.size
 
-    @property
-    def s(self) -> Array:
-        """A copy of the symmetric matrix S (D, D)."""
-        return self.leading(self.size)[0]
-
-    @property
-    def y(self) -> Array:
-        """A copy of the vector y (D,)."""
-        return self.numbers[-self.size :].copy()
-
     def learned(self, phi: Array, reward: float) -> SufficientStatistics:
         """The statistics after one more decision with inputs φ and reward r: S + φφᵀ, y + rφ and n + 1.
 

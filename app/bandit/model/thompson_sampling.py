@@ -30,32 +30,6 @@ TIE: Final = 1e-9  # scores closer than this are equal: rounding depends on a ca
 DIGITS: Final = 12  # decimals of an answered score; those after them are rounding errors
 
 
-class Posterior:
-    """The posterior distribution of the weights, N(θ̂, v²A⁻¹), given S (D, D), y (D,), the prior precisions diag Λ (D,)
-    and the prior mean μ (D,). If `mu` is None, the prior mean is 0."""
-
-    def __init__(self, s: Array, y: Array, precisions: Array, mu: Array | None = None) -> None:
-        a = s.copy()
-        a.reshape(-1)[:: len(y) + 1] += precisions
-        self._root = np.linalg.cholesky(a)
-        theta = np.linalg.solve(a, y if mu is None else precisions * mu + y)
-        self.theta: Array = np.asarray(theta, np.float64)
-
-    def roots(self, phi: Array) -> Array:
-        """The matrix R = L⁻¹φᵀ (D, K), where A = LLᵀ. With standard normals e (D,), φθ̂ + vRᵀe (K,) is one draw of the
-        scores."""
-        return np.asarray(np.linalg.solve(self._root, phi.T), np.float64)
-
-
-class Scored(msgspec.Struct, frozen=True, eq=False):
-    """A policy's result for one decision between K candidates. `means` (K,) are the posterior means of the candidates'
-    rewards, `pi` (K,) their propensities, and `theta` (D,) is the posterior mean θ̂ of the weights."""
-
-    means: Array
-    pi: Array
-    theta: Array
-
-
 class Policy(msgspec.Struct, frozen=True):
     """A policy that chooses tips: linear Thompson sampling over the inputs of one spec. `scale` is v."""
 
@@ -63,8 +37,12 @@ class Policy(msgspec.Struct, frozen=True):
     spec: Spec
     scale: float = SCALE
 
-    def decide(self, decision_id: str, statistics: SufficientStatistics, mu: Array | None, phi: Array) -> Scored:
-        """Compute the scores and propensities of the candidates. Each row of φ is the input vector of one candidate.
+    def decide(
+        self, decision_id: str, statistics: SufficientStatistics, mu: Array | None, phi: Array, explore: bool
+    ) -> tuple[Ranking, Array]:
+        """Rank K candidates; each row of φ is the input vector of one. Return the ranking as it is answered, and the
+        posterior mean θ̂ (D,) of the weights. Scores are rounded to `DIGITS` decimals. Without exploration, π is 1 for
+        the candidate with the highest score and 0 for the others.
 
         φ and the statistics may have more inputs than this policy's spec, its list of inputs, if they begin with these
         inputs. `mu` is the mean of the pooled prior, None for zeros; a policy whose spec is not pooled ignores it.
@@ -73,31 +51,28 @@ class Policy(msgspec.Struct, frozen=True):
             SpecMismatch: the statistics belong to a spec that does not begin with the inputs of this policy's spec, φ
                 has fewer columns than the policy's spec has inputs, or μ does not have one element per input.
         """
-        posterior = self.posterior(statistics, mu)
-        if phi.shape[1] < self.spec.size:
-            raise SpecMismatch(f"policy {self.id} has {self.spec.size} inputs, the vectors {phi.shape[1]}")
-        # The memory layout of a φ that never had more columns, so that every result has the same bits.
-        own = np.ascontiguousarray(phi[:, : self.spec.size])
-        means = own @ posterior.theta
-        drawn = posterior.roots(own).T @ noise(decision_id, self.spec.size)
-        drawn *= self.scale
-        drawn += means[:, None]
-        return Scored(means, propensities(drawn), posterior.theta)
-
-    def posterior(self, statistics: SufficientStatistics, mu: Array | None) -> Posterior:
-        """The posterior of this policy's weights for a user's statistics.
-
-        Raises:
-            SpecMismatch: the statistics belong to a spec that does not begin with the inputs of this policy's spec, or
-                μ does not have one element per input.
-        """
+        size, precisions = self.spec.size, self.spec.precisions
         if not self.spec.prefix_of(statistics.spec):
             raise SpecMismatch(f"policy {self.id} cannot read statistics of spec {statistics.spec.hash[:12]}")
-        if not self.spec.pooled:
-            mu = None
-        elif mu is not None and len(mu) != self.spec.size:
-            raise SpecMismatch(f"policy {self.id} has {self.spec.size} inputs, the prior's mean {len(mu)}")
-        return Posterior(*statistics.leading(self.spec.size), self.spec.precisions, mu)
+        if phi.shape[1] < size:
+            raise SpecMismatch(f"policy {self.id} has {size} inputs, the vectors {phi.shape[1]}")
+        a, b = statistics.leading(size)
+        a.reshape(-1)[:: size + 1] += precisions
+        if mu is not None and self.spec.pooled:
+            if len(mu) != size:
+                raise SpecMismatch(f"policy {self.id} has {size} inputs, the prior's mean {len(mu)}")
+            b = precisions * mu + b
+        theta = np.asarray(np.linalg.solve(a, b), np.float64)
+        # The memory layout of a φ that never had more columns, so that every result has the same bits.
+        own = np.ascontiguousarray(phi[:, :size])
+        means = own @ theta
+        scores = np.round(means, DIGITS)
+        if not explore:
+            return Ranking(scores, np.eye(len(scores))[best(scores)]), theta
+        drawn = roots(a, own).T @ noise(decision_id, size)
+        drawn *= self.scale
+        drawn += means[:, None]
+        return Ranking(scores, propensities(drawn)), theta
 
 
 CHAMPION: Final = Policy("lints-v1", SPEC_V1)
@@ -149,6 +124,12 @@ class Policies(NamedTuple):
         return found
 
 
+def roots(a: Array, phi: Array) -> Array:
+    """The matrix R = L⁻¹φᵀ (D, K), where A = LLᵀ. With standard normals e (D,), φθ̂ + vRᵀe (K,) is one draw of the
+    scores."""
+    return np.asarray(np.linalg.solve(np.linalg.cholesky(a), phi.T), np.float64)
+
+
 def noise(decision_id: str, size: int, draws: int = DRAWS) -> Array:
     """Standard normals (`size`, `draws`) for a decision, derived from its id. Row i belongs to input i, and is the same
     for every policy that has this input."""
@@ -181,13 +162,6 @@ def sample(pi: Array, decision_id: str) -> int:
     draw = random_streams.uniform(decision_id, random_streams.ACTION)
     place = int(np.searchsorted(np.cumsum(pi), draw, side="right"))
     return min(place, len(pi) - 1)  # rounding may leave the sum of π below the draw
-
-
-def answered_ranking(means: Array, pi: Array, explore: bool) -> Ranking:
-    """The ranking as answered and stored: the scores are rounded to `DIGITS` decimals. Without exploration, π is 1 for
-    the candidate with the highest score and 0 for the others."""
-    scores = np.round(means, DIGITS)
-    return Ranking(scores, pi if explore else np.eye(len(scores))[best(scores)])
 
 
 def best(scores: Array) -> int:

@@ -26,18 +26,28 @@ from app.bandit.model.thompson_sampling import Policies
 from app.bandit.numpy_on_demand import np
 from app.bandit.ports import Counts, RolloutLook, RolloutRepository, StateRepository
 from app.bandit.rollout.aggregates import FEWEST_USERS, DecisionSums, Experiment
-from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, look_level, look_number, share_bound
+from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, IntervalView, look_level, look_number, share_bound
 from app.bandit.rollout.stages import MOVES, Move, RolloutState, Target, refusal, stage_label, target
 from app.bandit.rollout.status import (
     DecisionsView,
     FiguresView,
-    GuardrailsView,
     LookView,
     MoveView,
     RolloutStatus,
     VerdictView,
 )
-from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, broken, longest_allowed, too_little, verdict
+from app.bandit.rollout.verdict import (
+    SLOW_SHARE,
+    DismissalsView,
+    GuardrailsView,
+    GuardrailView,
+    Limits,
+    Verdict,
+    broken,
+    longest_allowed,
+    too_little,
+    verdict,
+)
 from app.errors import Conflict
 from app.features.clock import DAY_MS, Clock, rfc3339
 from app.features.views import view
@@ -109,8 +119,8 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         stored = await self.repository.state()
         state = self._effective(stored)
         counts, looks = await self.counts(state), await self.repository.looks()
-        guardrails = await self.guardrails(state)
-        said = self._verdict(looks, guardrails, counts)
+        guardrails, experiment = await self.guardrails(state)
+        said = self._verdict(looks, guardrails, experiment, counts)
         refusals = {
             move: refusal(move, stored if move == "rollback" else state, said, counts.served, self._challenged)
             for move in MOVES
@@ -127,8 +137,8 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             verdict=VerdictView.of(said),
             decisions=DecisionsView(*counts[1:5], next_look_at, counts.without_prior),
             figures=FiguresView.of(looks[-1]) if looks else None,
-            guardrails=GuardrailsView.of(guardrails, self.limits),
-            experiment=guardrails.experiment,
+            guardrails=guardrails,
+            experiment=experiment,
             looks=[LookView.of(look) for look in looks],
             moves=[MoveView(move, why_not is None, why_not) for move, why_not in refusals.items()],
             states=await self.states.growth(),
@@ -143,8 +153,9 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         """
         return await self.repository.counts(state, self.clock.now_ms() - 3 * self.window_ms)
 
-    async def guardrails(self, state: RolloutState) -> Guardrails:
-        """Measure dismissals, rewards, answer times and missing profiles on recent decisions."""
+    async def guardrails(self, state: RolloutState) -> tuple[GuardrailsView, Experiment | None]:
+        """Measure dismissals, answer times and missing profiles on recent decisions, and compare the users of each
+        policy if both serve."""
         now_ms = self.clock.now_ms()
         recent = await self.repository.recent(now_ms - DAY_MS, NEWEST_ANSWERS)
         # The limit is for the challenger's own answers of this stage, compared with the champion's. In the shadow stage
@@ -154,41 +165,44 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         elapsed = recent.elapsed_ms[own & since] if judged else recent.elapsed_ms
         page, arms = await self.repository.shown(state, NEWEST)
         missing = recent.without_profile[recent.made_ms >= now_ms - HOUR_MS]
-        found = Guardrails(
-            p99_ms=_p99(elapsed),
-            p99_judged=judged,
-            champion_p99_ms=_p99(recent.elapsed_ms[~own & since]) if judged else None,
-            no_profile=float(missing.mean()) if len(missing) >= FEWEST_RECENT else None,
-        )
-        slow, answers = int((elapsed > longest_allowed(found, self.limits)).sum()), len(elapsed)
+        no_profile = float(missing.mean()) if len(missing) >= FEWEST_RECENT else None
+        allowed = longest_allowed(_p99(recent.elapsed_ms[~own & since]) if judged else None, self.limits)
+        slow, answers = int((elapsed > allowed).sum()), len(elapsed)
 
-        def measured() -> Guardrails:
+        def measured() -> tuple[GuardrailsView, Experiment | None]:
             sums = DecisionSums()
             sums.add(page)
             enough = sums.n >= FEWEST_RECENT and sums.users >= FEWEST_USERS
-            return msgspec.structs.replace(
-                found,
-                dismissals=sums.dismissals() if enough else None,
-                slow=share_bound(slow, answers) if answers >= FEWEST_ANSWERS else None,
-                experiment=Experiment.of(page, arms, state.share) if judged and 0 < state.share < 1 else None,
+            champion, challenger, more = sums.dismissals() if enough else (None, None, None)
+            bound = share_bound(slow, answers) if answers >= FEWEST_ANSWERS else None
+            experiment = Experiment.of(page, arms, state.share) if judged and 0 < state.share < 1 else None
+            found = GuardrailsView(
+                DismissalsView(champion, challenger, more and IntervalView(*more), self.limits.dismissed),
+                GuardrailView(_p99(elapsed), allowed, judged),
+                GuardrailView(bound, SLOW_SHARE, judged),
+                GuardrailView(no_profile, self.limits.no_profile),
+                [],
             )
+            found.broken = broken(found, experiment, self.limits.margin)
+            return found, experiment
 
         return await asyncio.to_thread(measured)
 
-    async def move(self, move: Move, actor: str, reason: str = "") -> RolloutState:
+    async def move(self, move: Move, actor: str, reason: str = "", *, seen: RolloutState | None = None) -> RolloutState:
         """Ramp by one step, promote, or roll back. After a rollback, `ramp` restarts the roll-out in the shadow stage.
+        `seen` is the stored state that led to the move; None for the present one.
 
         Raises:
             Conflict: the move is not allowed, or another process changed the roll-out meanwhile.
         """
         async with self.audited(actor, ACTIONS[move]) as action:
-            state = await self.repository.state()
+            state = seen or await self.repository.state()
             # A rollback also ends the stage of another challenger, which another release may let serve.
             judged = state if move == "rollback" else self._effective(state)
             said, served = Verdict("hold", ""), 0
             if move != "rollback":  # a rollback needs no verdict
                 counts, looks = await self.counts(state), await self.repository.looks()
-                said, served = self._verdict(looks, await self.guardrails(state), counts), counts.served
+                said, served = self._verdict(looks, *await self.guardrails(state), counts), counts.served
             to = target(move, judged, said, served, self._challenged)
             why = reason.strip() or ("the shadow begins anew" if to.anew else said.reason) or "no reason was given"
             return await self._change(action, state, to, why, actor)
@@ -223,7 +237,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         looks = await self.repository.looks() if state.stage == "ramp" else []
         # Judged without guardrails: a guardrail that was broken at the time of the look may hold again, and one that is
         # broken now rolls back automatically.
-        said = verdict(looks[-1].estimates, Guardrails(), self.limits) if looks else None
+        said = verdict(looks[-1].estimates, self.limits.margin) if looks else None
         if said is not None and said.word == "roll back":
             return f"The challenger serves {state.share:.0%} of the users. {said.reason}", "Roll it back."
         return None
@@ -242,8 +256,8 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
                     await self._begin_anew(state)
             elif state.running:
                 await self.look(state, await self.counts(state))
-                if state.share and (found := broken(await self.guardrails(state), self.limits)):
-                    await self.move("rollback", WORKER, reason := " ".join(found))
+                if state.share and (found := (await self.guardrails(state))[0].broken):
+                    await self.move("rollback", WORKER, reason := " ".join(found), seen=state)
                     log.warning("rolled_back", share=state.share, reason=reason)
         except Conflict as error:  # another process moved it first
             log.info("rollout_changed_meanwhile", detail=str(error))
@@ -270,7 +284,8 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         number = max(look_number(sums.n), last + 1)
         level = look_level(number)
         estimates = await asyncio.to_thread(sums.estimates, level, np.random.default_rng(number))
-        said = verdict(estimates, await self.guardrails(state), self.limits)
+        guardrails, experiment = await self.guardrails(state)
+        said = verdict(estimates, self.limits.margin, guardrails.broken, experiment)
         made = RolloutLook(number, self.clock.now_ms(), level, stage_label(state), estimates, said)
         if not await self.repository.add_look(made, state):
             return None
@@ -280,14 +295,16 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
     async def _broken_recently(self, state: RolloutState) -> list[str]:
         now = self.clock.monotonic()
         if (cached := self._cached_broken) is None or now - cached[0] > CACHED_S:
-            cached = self._cached_broken = now, broken(await self.guardrails(state), self.limits)
+            cached = self._cached_broken = now, (await self.guardrails(state))[0].broken
         return cached[1]
 
-    def _verdict(self, looks: Sequence[RolloutLook], guardrails: Guardrails, counts: Counts) -> Verdict:
+    def _verdict(
+        self, looks: Sequence[RolloutLook], guardrails: GuardrailsView, experiment: Experiment | None, counts: Counts
+    ) -> Verdict:
         if looks:
-            return verdict(looks[-1].estimates, guardrails, self.limits)
-        if found := broken(guardrails, self.limits):
-            return Verdict("roll back", " ".join(found))
+            return verdict(looks[-1].estimates, self.limits.margin, guardrails.broken, experiment)
+        if guardrails.broken:
+            return Verdict("roll back", " ".join(guardrails.broken))
         few = too_little(counts.evaluated)
         if few is None:
             due = "The first look is due: a worker makes it within a minute if there are at least two users."

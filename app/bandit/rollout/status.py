@@ -11,16 +11,7 @@ from app.bandit.ports import RolloutLook, StateGrowth
 from app.bandit.rollout.aggregates import Experiment
 from app.bandit.rollout.bootstrap_intervals import Interval, IntervalView
 from app.bandit.rollout.stages import Move, Stage
-from app.bandit.rollout.verdict import (
-    SLOW_SHARE,
-    Guardrails,
-    Limits,
-    Verdict,
-    Word,
-    broken,
-    effective_needed,
-    longest_allowed,
-)
+from app.bandit.rollout.verdict import GuardrailsView, Verdict, Word, effective_needed
 from app.features.clock import rfc3339
 from app.features.views import view
 
@@ -79,47 +70,6 @@ class FiguresView(msgspec.Struct, kw_only=True):
             effective_sample_size=found.ess,
             champion_effective_sample_size=found.champion_ess,
             effective_sample_size_needed=effective_needed(found.n),
-        )
-
-
-class DismissalsView(msgspec.Struct):
-    """Dismissed tips under each policy, as shares of decisions; null if too few decisions were made. `more` is the
-    challenger's share minus the champion's."""
-
-    champion: float | None
-    challenger: float | None
-    more: IntervalView | None
-    limit: float
-
-
-class GuardrailView(msgspec.Struct):
-    """A measurement that must not exceed its limit; the value is null if too few decisions were made."""
-
-    value: float | None
-    limit: float
-    judged: Annotated[bool, Meta(description="False: shown only. In the shadow, answer times are the champion's.")] = (
-        True
-    )
-
-
-class GuardrailsView(msgspec.Struct):
-    """The guardrails, measured on recent decisions. `broken` contains a sentence for each broken guardrail."""
-
-    dismissals: DismissalsView
-    p99_ms: GuardrailView
-    slow_answers: Annotated[GuardrailView, Meta(description="Share that surely takes longer than allowed.")]
-    no_profile: GuardrailView
-    broken: list[str]
-
-    @classmethod
-    def of(cls, guardrails: Guardrails, limits: Limits) -> GuardrailsView:
-        champion, challenger, more = guardrails.dismissals or (None, None, None)
-        return cls(
-            DismissalsView(champion, challenger, more and IntervalView(*more), limits.dismissed),
-            GuardrailView(guardrails.p99_ms, longest_allowed(guardrails, limits), guardrails.p99_judged),
-            GuardrailView(guardrails.slow, SLOW_SHARE, guardrails.p99_judged),
-            GuardrailView(guardrails.no_profile, limits.no_profile),
-            broken(guardrails, limits),
         )
 
 

@@ -12,12 +12,14 @@ passes, and at 100 % the challenger does.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from app.bandit.rollout.aggregates import FEWEST_USERS, Estimates, Experiment
-from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, Interval
+from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, IntervalView
 from app.settings.parsers import RolloutRails
 
 FEWEST_EFFECTIVE = 1_000
@@ -37,22 +39,38 @@ class Limits(RolloutRails, frozen=True):
     margin: float = 0.02
 
 
-class Guardrails(msgspec.Struct, frozen=True):
-    """Measurements on recent decisions that must not exceed the `Limits`; each is None if too few decisions were made.
+class DismissalsView(msgspec.Struct):
+    """Dismissed tips under each policy, as shares of decisions; null if too few decisions were made. `more` is the
+    challenger's share minus the champion's."""
 
-    `dismissals` are those of `DecisionSums.dismissals`, `no_profile` is a share of decisions. `p99_ms` is the 99th
-    percentile of the challenger's answer times, and `champion_p99_ms` of the champion's in the same period. `slow` is
-    the lower bound of the share of the challenger's answers that take longer than allowed. In the shadow stage `p99_ms`
-    and `slow` cover the champion's answers, and are not judged.
-    """
+    champion: float | None
+    challenger: float | None
+    more: IntervalView | None
+    limit: float
 
-    dismissals: tuple[float, float, Interval] | None = None
-    p99_ms: float | None = None
-    no_profile: float | None = None
-    champion_p99_ms: float | None = None
-    p99_judged: bool = True
-    slow: float | None = None
-    experiment: Experiment | None = None
+
+class GuardrailView(msgspec.Struct):
+    """A measurement that must not exceed its limit; the value is null if too few decisions were made."""
+
+    value: float | None
+    limit: float
+    judged: Annotated[bool, Meta(description="False: shown only. In the shadow, answer times are the champion's.")] = (
+        True
+    )
+
+    @property
+    def exceeded(self) -> bool:
+        return self.judged and self.value is not None and self.value > self.limit
+
+
+class GuardrailsView(msgspec.Struct):
+    """The guardrails, measured on recent decisions. `broken` contains a sentence for each broken guardrail."""
+
+    dismissals: DismissalsView
+    p99_ms: GuardrailView
+    slow_answers: Annotated[GuardrailView, Meta(description="Share that surely takes longer than allowed.")]
+    no_profile: GuardrailView
+    broken: list[str]
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -78,39 +96,39 @@ def too_little(n: int, users: int | None = None, effective: float | None = None)
     return None
 
 
-def broken(guardrails: Guardrails, limits: Limits) -> list[str]:
-    """Compare the measurements with the limits; return one sentence for each broken guardrail."""
-    found = []
-    if guardrails.dismissals is not None and (more := guardrails.dismissals[2]).low > limits.dismissed:
-        champion, challenger, _ = guardrails.dismissals
+def broken(guardrails: GuardrailsView, experiment: Experiment | None, margin: float) -> list[str]:
+    """Compare the measurements with their limits, and the lift of the challenger's users with the margin; return one
+    sentence for each broken guardrail."""
+    found, dismissals, p99 = [], guardrails.dismissals, guardrails.p99_ms
+    if (more := dismissals.more) is not None and more.low > dismissals.limit:
         found.append(
-            f"The challenger's tips are dismissed more often, {challenger:.1%} against {champion:.1%}: "
-            f"{more.value:.1%} more ({more.low:.1%} to {more.high:.1%}), where {limits.dismissed:.1%} is allowed."
+            f"The challenger's tips are dismissed more often, {dismissals.challenger:.1%} against "
+            f"{dismissals.champion:.1%}: {more.value:.1%} more ({more.low:.1%} to {more.high:.1%}), where "
+            f"{dismissals.limit:.1%} is allowed."
         )
-    slow, allowed = guardrails.slow if guardrails.p99_judged else None, longest_allowed(guardrails, limits)
-    if slow is not None and slow > SLOW_SHARE:
+    if guardrails.slow_answers.exceeded:
         found.append(
-            f"One answer in a hundred takes over {guardrails.p99_ms:,.0f} ms; {allowed:,.0f} ms is allowed. "
-            f"At least {slow:.1%} of the challenger's answers take longer."
+            f"One answer in a hundred takes over {p99.value:,.0f} ms; {p99.limit:,.0f} ms is allowed. "
+            f"At least {guardrails.slow_answers.value:.1%} of the challenger's answers take longer."
         )
-    if guardrails.no_profile is not None and guardrails.no_profile > limits.no_profile:
+    if (missing := guardrails.no_profile).exceeded:
         found.append(
-            f"{guardrails.no_profile:.1%} of the decisions were made without a profile, where {limits.no_profile:.1%} "
+            f"{missing.value:.1%} of the decisions were made without a profile, where {missing.limit:.1%} "
             "is allowed; without profiles the challenger has no advantage."
         )
-    lift = guardrails.experiment.lift if guardrails.experiment is not None else None
-    if lift is not None and lift.high < -limits.margin:
+    lift = experiment.lift if experiment is not None else None
+    if lift is not None and lift.high < -margin:
         found.append(
             f"The challenger's users earn {lift.value:+z.4f} a recent decision compared with the champion's "
-            f"({lift.low:+z.4f} to {lift.high:+z.4f}), where a loss of {limits.margin:g} is allowed."
+            f"({lift.low:+z.4f} to {lift.high:+z.4f}), where a loss of {margin:g} is allowed."
         )
     return found
 
 
-def longest_allowed(guardrails: Guardrails, limits: Limits) -> float:
+def longest_allowed(champion_p99_ms: float | None, limits: Limits) -> float:
     """The limit for the 99th percentile of the challenger's answer times, in ms. It rises with the champion's times. If
     the machine is slow for all users, the challenger is not the cause, and rolling back would not help."""
-    return max(limits.p99_ms, SLOWER * (guardrails.champion_p99_ms or 0.0))
+    return max(limits.p99_ms, SLOWER * (champion_p99_ms or 0.0))
 
 
 def effective_needed(n: int) -> float:
@@ -118,16 +136,18 @@ def effective_needed(n: int) -> float:
     return max(FEWEST_EFFECTIVE, n / 10)
 
 
-def verdict(figures: Estimates, guardrails: Guardrails, limits: Limits) -> Verdict:
-    """Decide whether the challenger advances, waits or is rolled back, from one interim analysis and the guardrails."""
-    if found := broken(guardrails, limits):
-        return Verdict("roll back", " ".join(found))
+def verdict(
+    figures: Estimates, margin: float, broken: Sequence[str] = (), experiment: Experiment | None = None
+) -> Verdict:
+    """Decide whether the challenger advances, waits or is rolled back, from one interim analysis, the sentences about
+    broken guardrails, and the users of each policy."""
+    if broken:
+        return Verdict("roll back", " ".join(broken))
     few = too_little(figures.n, figures.users, figures.effective_users)
-    return few or _not_credible(figures, guardrails) or _on_lift(figures, limits)
+    return few or _not_credible(figures, experiment) or _on_lift(figures, margin)
 
 
-def _not_credible(figures: Estimates, guardrails: Guardrails) -> Verdict | None:
-    users = guardrails.experiment
+def _not_credible(figures: Estimates, users: Experiment | None) -> Verdict | None:
     if users is not None and users.p < MISMATCH:
         share = users.challenger.users / (users.champion.users + users.challenger.users)
         reason = (
@@ -156,8 +176,8 @@ def _not_credible(figures: Estimates, guardrails: Guardrails) -> Verdict | None:
     return None
 
 
-def _on_lift(figures: Estimates, limits: Limits) -> Verdict:
-    lift, margin = figures.lift, limits.margin
+def _on_lift(figures: Estimates, margin: float) -> Verdict:
+    lift = figures.lift
     figure = (
         f"Over {_decisions(figures.n)} of {figures.users:,} users the challenger earns {lift.value:+z.4f} a decision "
         f"compared with the champion ({lift.low:+z.4f} to {lift.high:+z.4f})."

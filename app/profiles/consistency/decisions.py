@@ -58,18 +58,18 @@ class DecisionCheck(NamedTuple):
 
 class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
     """Checks the profiles that decisions were made from. `pruned_before` returns the time in milliseconds before which
-    events have been pruned; None if none have been."""
+    events have been pruned; 0 if none have been."""
 
     logged: LoggedProfiles
     computation: Computation
-    pruned_before: Callable[[], Awaitable[int | None]]
+    pruned_before: Callable[[], Awaitable[int]]
 
     async def check(self, decisions: Sequence[LoggedProfile]) -> list[DecisionCheck]:
         """Check the profiles of decisions; return one result for each, in order. Raises `StoreUnavailable`."""
         rows = [self._rows(decision) for decision in decisions]
         profiles = iter(await self.computation.moments([row for of_one in rows for row in of_one]))
         # Read after the computation, so that it covers every event that was missing in it.
-        pruned_before_ms = await self.pruned_before() or 0
+        pruned_before_ms = await self.pruned_before()
         checks: list[DecisionCheck] = []
         for decision, of_one in zip(decisions, rows, strict=True):
             computed = {index: value for _ in of_one for index, value in next(profiles).items()}

@@ -18,7 +18,7 @@ from app.features.ids import hash_slot
 from app.features.registry import Feature, indices
 from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, decode, read_time
 from app.profiles.online.compute import Computation
-from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, ComputeRow, UserQueries
+from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, UserQueries
 
 ATTEMPTS = 3
 PAUSE_S = 0.3
@@ -35,8 +35,9 @@ class InspectedCell(NamedTuple):
     `holds` says what the key in the cache contains. `held` is its value if a read may serve it, else None. `state` is
     `stale` if an event should have deleted that value, `fresh` if not, and `missing` if there is no such value.
     `outcome` is the computed value. `difference` compares it with `held`: `none` if they are equal, `stale` if an event
-    explains the difference, `unexplained` otherwise; None if there is nothing to compare. `state` and `holds` are None
-    while the cache is unavailable. `disabled`: an admin has disabled the feature.
+    explains the difference, `unexplained` otherwise; None if there is nothing to compare, or if `held` was computed
+    later than `outcome`, by a clock that is ahead. `state` and `holds` are None while the cache is unavailable.
+    `disabled`: an admin has disabled the feature.
     """
 
     feature: int
@@ -175,7 +176,7 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
             at_ms = cells[0].outcome.computed_at_ms
             one = Inspection(user_id, at_ms, "trusted", newest[user_id], cells)
             found[user_id] = _away(one) if held is None or UNAVAILABLE in raws.values() else one
-        return await self._computed_ahead(found)
+        return found
 
     async def _held(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, bytes | None]] | None:
         """The contents of each user's keys, by user id and feature index; None while the cache is unavailable."""
@@ -193,7 +194,8 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
             return InspectedCell(index, entry, "missing", self._holds(index, raw), None, outcome, None, disabled)
         stale = value.is_stale(entry.newest_event(newest))
         difference: Difference | None = None
-        if outcome.error is None:
+        # The clock of another process may be ahead, and an event may have left the window by that clock already.
+        if outcome.error is None and value.computed_at_ms <= outcome.computed_at_ms:
             difference = "none" if value.json == outcome.json else "stale" if stale else "unexplained"
         return InspectedCell(index, entry, "stale" if stale else "fresh", "value", value, outcome, difference, disabled)
 
@@ -206,34 +208,6 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
             return "lease"
         own = self.computation.registry[index].fingerprint.encode()
         return "expired" if value.fingerprint == own else "other definition"
-
-    async def _computed_ahead(self, found: dict[str, Inspection]) -> dict[str, Inspection]:
-        """Resolve differences that come from clock skew. The process that computed a cached value may have a clock that
-        is up to `CLOCK_SKEW_MS` ahead of this one; by that clock, an event may have left the window already. So each
-        `unexplained` value with a `computed_at_ms` after the inspection is compared with a computation as of
-        `computed_at_ms`. If they are equal, its difference becomes `none`."""
-        ahead = [
-            (one.user_id, cell.feature, cell.held)
-            for one in found.values()
-            for cell in one.cells
-            if cell.difference == "unexplained" and cell.held is not None and cell.held.computed_at_ms > one.at_ms
-        ]
-        if not ahead:
-            return found
-        rows = [
-            ComputeRow(user_id, 1 << index, value.computed_at_ms, None, value.version)
-            for user_id, index, value in ahead
-        ]
-        outcomes = zip(ahead, await self.computation.moments(rows), strict=True)
-        right = {(user_id, index) for (user_id, index, value), profile in outcomes if value.json == profile[index].json}
-        return {
-            user_id: one._replace(
-                cells=tuple(
-                    cell._replace(difference="none") if (user_id, cell.feature) in right else cell for cell in one.cells
-                )
-            )
-            for user_id, one in found.items()
-        }
 
 
 def _away(inspection: Inspection) -> Inspection:

@@ -46,7 +46,7 @@ from typing import NamedTuple
 import msgspec
 
 from app.errors import CacheUnavailable, StoreUnavailable
-from app.features.clock import Clock
+from app.features.clock import CLOCK_SKEW_MS, Clock
 from app.features.registry import Registry, indices
 from app.profiles.ports import EVERY_SLOT, Cache, Cell, Epoch, Fill, ObservedState, State
 from app.telemetry import Metrics
@@ -55,7 +55,6 @@ VALUE = b"V"
 LEASE = b"L"
 NULL = b"null"
 _PARTS = 5
-CLOCK_SKEW_MS = 1_000
 # Times in values have 13 digits, so that they compare as bytes. This is the year 2286.
 LAST_EXPIRY_MS = 9_999_999_999_999
 # Fills are sent after this delay, so that the answers go out first and the fills of several misses share a write.

@@ -151,11 +151,11 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
     async def _settle_if_owed(self) -> None:
         self._wake.clear()
         try:
-            owed = await self.owed.any_owed()
-            self.metrics.owed.set(owed)
-            if owed:
-                self._require_cache()
-                log.info("owed_invalidations_settled", rows=await self.settle())
+            if not await self.owed.any_owed():
+                self.metrics.owed.set(0)
+                return
+            self._require_cache()
+            log.info("owed_invalidations_settled", rows=await self.settle())
         except Exception:
             self._wake.set()  # try again soon
             raise

@@ -25,9 +25,9 @@ from typing import NamedTuple
 import msgspec
 
 from app.errors import StoreUnavailable
-from app.features.clock import Clock
+from app.features.clock import CLOCK_SKEW_MS, Clock
 from app.features.registry import Registry, indices
-from app.profiles.online.cache_protocol import CLOCK_SKEW_MS, FeatureValue, decode
+from app.profiles.online.cache_protocol import FeatureValue, decode
 from app.profiles.ports import ChangeFeed
 
 MASKS_PER_USER = 8

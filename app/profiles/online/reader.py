@@ -80,9 +80,9 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
             return None
         nulls = self._nulls()
         profiles = {user_id: {i: nulls[i] for i in indices(mask) if i in nulls} for user_id, mask in wanted.items()}
-        off = sum(1 << index for index in nulls)
+        asked = _without(wanted, sum(1 << index for index in nulls))
         try:
-            _, held = await self.filler.read({user_id: mask & ~off for user_id, mask in wanted.items()})
+            held = (await self.filler.read(asked))[1] if asked else {}
         except CacheUnavailable:
             return None
         now_ms = self.computation.clock.now_ms()
@@ -165,6 +165,8 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         await self.computation.close()
 
     async def _batched(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> dict[str, Any]:
+        if not wanted:  # only disabled features
+            return {}
         # After the overload queue, a read asks the cache. Misses are computed if there is capacity by then.
         if self.computation.overloaded and not patient and not await self.overload_queue.wait():
             raise Overloaded("reads")

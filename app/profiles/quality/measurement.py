@@ -14,7 +14,7 @@ from random import Random
 
 import msgspec
 
-from app.errors import CacheUnavailable
+from app.errors import CacheUnavailable, Unavailable
 from app.features.clock import DAY_MS, Clock
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow
@@ -36,6 +36,10 @@ TRY_AGAIN_S = 0.5
 log = logger("profiles.quality")
 
 
+class DrawTimeout(Unavailable):
+    """Drawing the users took all the time of a measurement."""
+
+
 class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
     """Measures data quality, one measurement at a time. It compares two samples of users, of now and of `BEFORE_DAYS`
     days ago. `sample` is the largest number of users in each."""
@@ -47,13 +51,17 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
     _turn: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
 
     async def measure(self, budget_s: float = BUDGET_S) -> QualityReport:
-        """Draw users and measure as many as `budget_s` seconds allow, at least one page of `PAGE` users. Raises
-        `StoreUnavailable`."""
+        """Draw users and measure as many as `budget_s` seconds allow, at least one page of `PAGE` users.
+
+        Raises:
+            DrawTimeout: the time was up before the users were drawn.
+            StoreUnavailable: the database does not answer.
+        """
         computation = self.inspector.computation
         clock = computation.clock
         async with self._turn:
             begun = clock.monotonic()
-            sample = await self._draw(begun + DRAW_SHARE * budget_s)
+            sample = await self._draw(begun + DRAW_SHARE * budget_s, begun + budget_s)
             drawn = clock.monotonic()
             left_s = PACE * (begun + budget_s - drawn)
             users = max(len(sample.now), len(sample.before))
@@ -69,17 +77,17 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
                     await self.pause(max(0.0, min(REST * (ended - step_begun), spare_s)))
             return report(sample, computation.registry, clock.now_ms())
 
-    async def _draw(self, rest_until: float) -> UserSample:
+    async def _draw(self, rest_until: float, until: float) -> UserSample:
         """Draw one sample of users for now, and one for `BEFORE_DAYS` days ago. For each of the two times, the users
-        with an event in the longest window before it are eligible. Pause between the queries until the monotonic time
-        `rest_until`."""
+        with an event in the longest window before it are eligible. For `rest_until` and `until`, see `draw`."""
         users, computation = self.inspector.users, self.inspector.computation
         registry, clock = computation.registry, computation.clock
         now_ms = clock.now_ms()
         before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))
         (eligible, now), (eligible_before, before) = [
-            await draw(users.eligible, span, self.sample, self.random, self.pause, clock, rest_until) for span in spans
+            await draw(users.eligible, span, self.sample, self.random, self.pause, clock, rest_until, until)
+            for span in spans
         ]
         figures = {entry.name: Figures() for entry in registry}
         oldest_ms = await users.oldest_event_ms()
@@ -142,6 +150,7 @@ async def draw(
     pause: Callable[[float], Awaitable[None]],
     clock: Clock,
     rest_until: float = math.inf,
+    until: float = math.inf,
 ) -> tuple[int, list[str]]:
     """Draw up to `size` users at random from the users with an event in `span`, (first, last) in milliseconds.
 
@@ -149,7 +158,7 @@ async def draw(
     a uniform sample in random order.
 
     Uses J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985), page by page, with a pause after each page
-    until the monotonic time `rest_until`.
+    until the monotonic time `rest_until`. Raises `DrawTimeout` at the time `until`.
     """
     drawn: list[str] = []
     seen, after, began = 0, "", clock.monotonic()
@@ -162,6 +171,8 @@ async def draw(
                 drawn[place] = user_id
         after = page[-1]
         ended = clock.monotonic()
+        if ended > until:  # a part of the users would be no uniform sample
+            raise DrawTimeout(f"the users could not be drawn in time: {seen:,} had been read when the time was up")
         await pause(max(0.0, min(REST * (ended - began), rest_until - ended)))
         began = clock.monotonic()
     random.shuffle(drawn)

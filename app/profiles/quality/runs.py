@@ -19,7 +19,7 @@ import msgspec
 from app.errors import CacheUnavailable
 from app.profiles.consistency.inspection import Inspection
 from app.profiles.online.cache_protocol import NULL
-from app.profiles.quality.measurement import QualityMeasurement
+from app.profiles.quality.measurement import DrawTimeout, QualityMeasurement
 from app.profiles.quality.report import QualityReport
 from app.telemetry import logger
 
@@ -96,7 +96,8 @@ class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
     start: Callable[[int], Awaitable[None]]
 
     async def carry_out(self, run_id: int, budget_s: float) -> None:
-        """Measure data quality and store the report, unless the run has ended.
+        """Measure data quality and store the report, unless the run has ended. The run fails if the users cannot be
+        drawn in time: another attempt would not be faster.
 
         Raises:
             Unavailable: the database or the cache does not answer; try again later.
@@ -104,7 +105,12 @@ class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
         clock = self.measurement.inspector.computation.clock
         if not await self.runs.begin(run_id, clock.now_ms()):
             return
-        report = await self.measurement.measure(budget_s)
+        try:
+            report = await self.measurement.measure(budget_s)
+        except DrawTimeout as error:
+            log.error("quality_not_measured", run=run_id, error=str(error))
+            await self.runs.finish(run_id, "failed", clock.now_ms(), error=str(error))
+            return
         body = msgspec.json.encode(report).decode()
         await self.runs.finish(run_id, "completed", clock.now_ms(), measured=report.measured, body=body)
         log.info("quality_measured", run=run_id, eligible=report.eligible, measured=report.measured)

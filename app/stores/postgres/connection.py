@@ -57,11 +57,16 @@ _DEFAULTS: dict[str, Any] = {
     "keepalives_interval": 1,
     "keepalives_count": 3,
 }
-NO_ROOM = (errors.DiskFull, errors.OutOfMemory)
-_TOKENS = re.compile(r"'(?:[^']|'')*'|--[^\n]*|::|:(\w+)|\?")
-_JSON = (
-    (re.compile(r"\bjson_each\(([^()]+)\)"), r"json_array_elements_text(CAST(\1 AS json))"),
-    (re.compile(r"([\w.]+)(?= ->>? )"), r"CAST(\1 AS json)"),
+# The first alternatives are literals, quoted names and comments, which are not translated.
+_TOKENS = re.compile(
+    r"""
+    \b[eE]'(?:[^'\\]|\\.|'')*' | '[^']*' | "[^"]*" | \$(\w*)\$.*?\$\1\$ | --[^\n]* | /\*.*?\*/
+    | \bjson_each\((?P<list>[^()]+)\)
+    | (?P<json>[\w.]+)(?=\ ->>?\ )
+    | (?<![\w:]):(?P<name>\w+)
+    | (?P<place>\?)
+    """,
+    re.VERBOSE | re.DOTALL,
 )
 
 
@@ -111,12 +116,14 @@ def translated(statement: str) -> Translated:
     places = count(1)
 
     def replace(match: re.Match[str]) -> str:
-        if match[1]:
-            return f"${names.setdefault(match[1], len(names) + 1)}"
-        return f"${next(places)}" if match[0] == "?" else match[0]
+        if match["list"]:
+            return f"json_array_elements_text(CAST({_TOKENS.sub(replace, match['list'])} AS json))"
+        if match["json"]:
+            return f"CAST({match['json']} AS json)"
+        if match["name"]:
+            return f"${names.setdefault(match['name'], len(names) + 1)}"
+        return f"${next(places)}" if match["place"] else match[0]
 
-    for pattern, replacement in _JSON:
-        statement = pattern.sub(replacement, statement)
     return Translated(_TOKENS.sub(replace, statement).encode(), tuple(names))
 
 
@@ -152,11 +159,13 @@ def connection_parameters(url: str) -> dict[str, Any]:
     return {"conninfo": conninfo, "autocommit": True, "prepare_threshold": 2, "context": _CONTEXT}
 
 
-def connect(url: str) -> Connection:
-    """Connect to the server that accepts writes. Raises `StoreUnavailable` if none does."""
+def connect(url: str, *, session: bool = True) -> Connection:
+    """Connect to the server that accepts writes. Raises `StoreUnavailable` if none does. If `session` is False, the
+    caller executes `SET_SESSION`."""
     try:
         raw = psycopg.connect(**connection_parameters(url), cursor_factory=psycopg.RawCursor)
-        raw.execute(SET_SESSION)
+        if session:
+            raw.execute(SET_SESSION)
     except psycopg.Error as error:
         raise unavailable(error) from error
     return Connection(raw)
@@ -174,7 +183,7 @@ def revision_of(connection: Connection) -> str | None:
 def unavailable(error: psycopg.Error) -> StoreUnavailable:
     """The `StoreUnavailable` for an error of PostgreSQL: it cannot be reached, is full, locked or in recovery."""
     text = str(error).strip().partition("\n")[0]
-    if isinstance(error, NO_ROOM):
+    if isinstance(error, errors.DiskFull):
         return StoreFull(f"the database has no room to write: {text}")
     if error.sqlstate is not None:
         return StoreUnavailable(f"the database does not answer: {text}")

@@ -34,12 +34,24 @@ BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 LOCK_SERVICE = "SELECT 1 FROM service WHERE name = 'database_id' FOR UPDATE"
 INSERT_USERS = "INSERT INTO users (user_id) SELECT unnest(CAST(? AS text[])) ON CONFLICT DO NOTHING"
 LOCK_USERS = "SELECT 1 FROM users WHERE user_id = ANY(CAST(? AS text[])) ORDER BY user_id FOR UPDATE"
+# Scalar subqueries, each of which searches an index; PostgreSQL would turn NOT EXISTS into joins of the whole tables.
+DELETE_UNUSED = """
+DELETE FROM users WHERE user_id IN (
+    SELECT user_id FROM users
+    WHERE (SELECT 1 FROM event_log WHERE event_log.user_id = users.user_id LIMIT 1) IS NULL
+        AND (SELECT 1 FROM tip_scores WHERE tip_scores.user_id = users.user_id LIMIT 1) IS NULL
+        AND (SELECT 1 FROM bandit_states WHERE bandit_states.user_id = users.user_id) IS NULL
+    FOR UPDATE SKIP LOCKED
+)
+"""
 
 
 class PostgresDatabase(Database):
     """A process's access to a database. Open it with `PostgresDatabase.open`, and close it with `close`."""
 
     delete_lock = ("DELETE FROM users WHERE user_id = ?",)
+    delete_unused_locks = (DELETE_UNUSED,)
+    announce_lock = ("LOCK TABLE feature_keys IN EXCLUSIVE MODE",)
 
     readers: Pool
     state: PostgresState
@@ -62,6 +74,7 @@ class PostgresDatabase(Database):
         await asyncio.to_thread(_check_schema, url)
         database = cls(url, readers)
         try:
+            await database.state.connect()
             await database.state.query()
         except BaseException:
             await database.close()

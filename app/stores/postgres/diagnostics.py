@@ -47,6 +47,8 @@ SELECT relname FROM pg_class WHERE relnamespace = CAST(current_schema() AS regna
         has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
         AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')
     ) END
+UNION ALL
+SELECT 'temporary tables' WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
 ORDER BY relname
 """
 
@@ -163,7 +165,8 @@ def _encoding(server: Mapping[str, str]) -> Line:
 def _rights(connection: Connection, role: str, *, is_super: bool) -> Line:
     if denied := [name for (name,) in connection.execute(SELECT_DENIED).fetchall()]:
         text = f"the role {role} lacks rights on {', '.join(denied[:FINDINGS])}"
-        remedy = "GRANT SELECT, INSERT, UPDATE, DELETE on the tables and USAGE on the sequences, or use their owner."
+        rights = "SELECT, INSERT, UPDATE, DELETE on the tables, USAGE on the sequences and TEMPORARY on the database"
+        remedy = f"GRANT {rights}, or use the owner."
         return Line("rights", "bad", text, remedy)
     if is_super:
         return Line("rights", "warn", f"the role {role} is a superuser", "Use a role that owns only this database.")

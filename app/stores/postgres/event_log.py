@@ -26,6 +26,9 @@ SELECT known.* FROM {_KEYS} CROSS JOIN LATERAL (
     SELECT user_id, event_id, digest, seq FROM event_log WHERE user_id = key.user_id AND event_id = key.event_id LIMIT 1
 ) AS known
 """
+# Conflicts with `PostgresDatabase.announce_lock`. Interleaving prevented: 1. T1 reads the names of the features; 2. a
+# process announces a feature, computes it and caches it; 3. T1 commits, and deletes no key of this feature.
+LOCK_FEATURE_KEYS = "LOCK TABLE feature_keys IN ROW SHARE MODE"
 DRAW_NUMBERS = "SELECT nextval('event_seq') FROM generate_series(1, ?)"
 INSERT_EVENTS = """
 WITH event AS MATERIALIZED (
@@ -89,6 +92,7 @@ def _append(
 ) -> list[Appended | ClashingEvent]:
     asked = {"keys": _text([{"user_id": user_id, "event_id": event_id} for user_id, event_id in keys])}
     with connection.raw.pipeline():
+        connection.execute(LOCK_FEATURE_KEYS)
         features = connection.execute(SELECT_FEATURE_KEYS)
         stored = connection.execute(SELECT_KNOWN, asked)
         numbers = connection.execute(DRAW_NUMBERS, (len(keys),))

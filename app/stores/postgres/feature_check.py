@@ -9,13 +9,13 @@ second time, it is compiled in the real statement, whose plan must search an ind
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
 from psycopg import errors
 
-from app.errors import RegistryError
+from app.errors import RegistryError, StoreUnavailable
 from app.features.events import RELATIONS
 from app.features.registry import Feature, Registry
 from app.stores.postgres.connection import Connection
@@ -57,17 +57,26 @@ def check_features(registry: Registry, connection: Connection) -> None:
     Raises:
         RegistryError: the SQL of an entry does not compile, reads more than its relations or depends on more than
             their rows; or its plan scans the events of all users.
+        StoreUnavailable: the role may not create temporary tables.
     """
     for entry in registry:
         for setup, check in ((SCRATCH, _check_alone), (PLANNING, _check_plans)):
             try:
-                for statement in setup:
-                    connection.raw.execute(statement.encode())
+                _begin(connection, setup)
                 check(entry, connection)
             except (errors.ProgrammingError, errors.DataError, errors.NotSupportedError) as error:
                 raise RegistryError(entry.name, _explained(error)) from error
             finally:
                 connection.raw.execute("ROLLBACK")
+
+
+def _begin(connection: Connection, setup: Sequence[str]) -> None:
+    try:
+        for statement in setup:
+            connection.raw.execute(statement.encode())
+    except errors.InsufficientPrivilege as error:
+        reason = f"the SQL of features cannot be checked: {str(error).strip()}"
+        raise StoreUnavailable(f"{reason}; GRANT TEMPORARY on the database to the role") from error
 
 
 def _check_alone(entry: Feature, connection: Connection) -> None:

@@ -13,18 +13,15 @@ from typing import Any
 import psycopg
 
 from app.concurrency.batcher import Batcher, Bounds
+from app.concurrency.tasks import end
 from app.errors import StoreUnavailable
 from app.profiles.ports import State
-from app.stores.postgres.connection import (
-    CONNECT_TIMEOUT_S,
-    DATABASE_ID,
-    SET_SESSION,
-    connection_parameters,
-    unavailable,
-)
+from app.stores.postgres.connection import DATABASE_ID, SET_SESSION, connection_parameters, unavailable
+from app.stores.postgres.pool import disconnect
 from app.stores.sql.cache_state import OWED_SLOTS
 
 TIMEOUT_S = 1.0
+LATE = "the database does not answer in time"
 BOUNDS = Bounds(kind="queries of the state", at_once=sys.maxsize, most=sys.maxsize)
 SELECT_STATE = f"""
 WITH RECURSIVE {OWED_SLOTS}
@@ -44,7 +41,7 @@ class PostgresState:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._connecting: asyncio.Task[psycopg.AsyncConnection[Any]] | None = None  # its result is the connection
         self._queries: Batcher[None, State] = Batcher(self._query, time.monotonic, BOUNDS)
         self._closed = False
         self.last = State()
@@ -52,6 +49,11 @@ class PostgresState:
     def look(self) -> None:
         """Always returns None: a query takes a round trip, so callers must await `query`."""
         return
+
+    async def connect(self) -> None:
+        """Wait for the connection, however long it takes: `connect_timeout` for each host that does not answer. `query`
+        waits for one second and reports the error."""
+        await asyncio.wait({self._connect()})
 
     async def query(self) -> State:
         """The state committed at some moment after the call began. Concurrent callers share a query that has not begun.
@@ -69,11 +71,11 @@ class PostgresState:
     async def _query(self, callers: Sequence[None]) -> list[State]:
         if self._closed:
             raise StoreUnavailable("the database is closed")
-        reused = self._connection is not None
+        reused = self._connecting is not None and self._connecting.done()
         try:
             try:
                 self.last = await self._ask()
-            except (psycopg.OperationalError, StoreUnavailable):
+            except psycopg.OperationalError:
                 if not reused:
                     raise
                 self.last = await self._ask()  # it was lost while it was idle: another server may be the primary
@@ -82,23 +84,52 @@ class PostgresState:
         return [self.last] * len(callers)
 
     async def _ask(self) -> State:
+        connecting = self._connect()
+        if not connecting.done():
+            await asyncio.wait({connecting}, timeout=TIMEOUT_S)
+            if not connecting.done():
+                raise StoreUnavailable(LATE)  # the next query waits for the same connection
         try:
-            if self._connection is None:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    self._connection = await psycopg.AsyncConnection.connect(**connection_parameters(self._url))
-                    await self._connection.execute(SET_SESSION)
-            async with asyncio.timeout(TIMEOUT_S):
-                row = await (await self._connection.execute(SELECT_STATE)).fetchone()
-        except TimeoutError:
-            await self._disconnect()
-            raise StoreUnavailable("the database does not answer in time") from None
+            row = await (await _execute(connecting.result(), SELECT_STATE)).fetchone()
         except BaseException:
             await self._disconnect()
             raise
         assert row is not None
         return State(frozenset(json.loads(row[0])), *row[1:])
 
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
+    def _connect(self) -> asyncio.Task[psycopg.AsyncConnection[Any]]:
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._open())
+            self._connecting.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved
+        return self._connecting
+
+    async def _open(self) -> psycopg.AsyncConnection[Any]:
+        connection = await psycopg.AsyncConnection.connect(**connection_parameters(self._url))
+        try:
+            await _execute(connection, SET_SESSION)
+        except BaseException:
             await connection.close()
+            raise
+        return connection
+
+    async def _disconnect(self) -> None:
+        connecting, self._connecting = self._connecting, None
+        if connecting is not None:
+            await end([connecting])
+            if not connecting.cancelled() and connecting.exception() is None:
+                await connecting.result().close()
+
+
+async def _execute(connection: psycopg.AsyncConnection[Any], statement: bytes) -> psycopg.AsyncCursor[Any]:
+    """Execute a statement. If the server does not answer in time, close the connection and raise `StoreUnavailable`."""
+    loop = asyncio.get_running_loop()
+    # psycopg needs ten seconds to cancel a statement of a server that is frozen.
+    late = loop.call_later(TIMEOUT_S, disconnect, connection)
+    try:
+        return await connection.execute(statement)
+    except psycopg.OperationalError as error:
+        if loop.time() >= late.when():
+            raise StoreUnavailable(LATE) from error
+        raise
+    finally:
+        late.cancel()

@@ -20,7 +20,15 @@ import psycopg
 
 from app.errors import StoreUnavailable
 from app.profiles.ports import ObservedState
-from app.stores.postgres.connection import SELECT_ID, STATEMENT_TIMEOUT_MS, Connection, connect, unavailable
+from app.stores.postgres.connection import (
+    CONNECT_TIMEOUT_S,
+    SELECT_ID,
+    SET_SESSION,
+    STATEMENT_TIMEOUT_MS,
+    Connection,
+    connect,
+    unavailable,
+)
 from app.telemetry import logger
 
 T = TypeVar("T")
@@ -72,8 +80,10 @@ class PooledConnection:
 
     async def _run(self, work: Callable[[Connection], T], timeout_s: float) -> T:
         await self._connect()
-        loop = asyncio.get_running_loop()
-        late = loop.call_later(timeout_s, self._interrupt)
+        return await self._in_time(work, timeout_s)
+
+    async def _in_time(self, work: Callable[[Connection], T], timeout_s: float) -> T:
+        late = asyncio.get_running_loop().call_later(timeout_s, self._interrupt)
         try:
             return await self._on_thread(self._work, work)
         except asyncio.CancelledError:
@@ -100,7 +110,8 @@ class PooledConnection:
             self.connection = None
         if self.connection is not None:
             return
-        opened = await self._on_thread(self._open)
+        await self._on_thread(self._open)
+        opened = await self._in_time(_begun, CONNECT_TIMEOUT_S)  # a pooler may answer for a server that does not
         if opened.server != observer.last.database_id:
             await observer.query()
             if opened.server != observer.last.database_id:
@@ -108,12 +119,8 @@ class PooledConnection:
                 self.connection = None
                 raise StoreUnavailable("the database does not answer: two servers claim to be its primary")
 
-    def _open(self) -> Connection:
-        self.connection = connection = connect(self._pool.url)
-        row = connection.raw.execute(SELECT_ID).fetchone()
-        assert row is not None
-        connection.server = str(row[0])
-        return connection
+    def _open(self) -> None:
+        self.connection = connect(self._pool.url, session=False)
 
     async def _on_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         if self._pool.closed:
@@ -135,7 +142,7 @@ class PooledConnection:
         if self._running is not None and not self._running.done():
             await asyncio.wait([self._running], timeout=CANCEL_S)
             if not self._running.done():
-                disconnect(connection)
+                disconnect(connection.raw)
 
 
 class Pool:
@@ -215,6 +222,14 @@ class Pool:
         self._idle.put_nowait(lent.connection)
 
 
+def _begun(connection: Connection) -> Connection:
+    connection.raw.execute(SET_SESSION)
+    row = connection.raw.execute(SELECT_ID).fetchone()
+    assert row is not None
+    connection.server = str(row[0])
+    return connection
+
+
 def cancel(connection: Connection) -> None:
     """Cancel the running statement of a connection that another thread uses."""
     try:
@@ -223,7 +238,7 @@ def cancel(connection: Connection) -> None:
         log.debug("statement_not_cancelled", error=str(error))
 
 
-def disconnect(connection: Connection) -> None:
-    """Shut down the connection's socket, so that a call on another thread that waits for the server fails at once."""
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.raw.fileno())) as copy:
+def disconnect(raw: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Shut down the connection's socket, so that a call elsewhere that waits for the server fails at once."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(raw.fileno())) as copy:
         copy.shutdown(socket.SHUT_RDWR)

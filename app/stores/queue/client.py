@@ -7,7 +7,7 @@ the event log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -17,19 +17,21 @@ from app.errors import QueueUnavailable
 from app.stores.queue.jobs import (
     CONSUME,
     JOB_PREFIX,
+    PRUNE,
     QUALITY,
     REBUILD,
+    RUNNING_PREFIX,
     deserialize,
+    erase,
     serialize,
     split,
-    without_user,
 )
 from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
 from app.telemetry import TRACEPARENT, Metrics, logger
 
 if TYPE_CHECKING:
     from arq.connections import ArqRedis
-    from redis.asyncio import BlockingConnectionPool
+    from redis.asyncio import BlockingConnectionPool, Redis
 
 # As in arq, which is imported on first use, because it takes 5 ms of the start.
 QUEUE = "arq:queue"
@@ -42,6 +44,9 @@ TIMEOUT_S = 1.0
 CLOSE_S = 2.0
 MAX_CONNECTIONS = 8
 JOBS_AT_ONCE = 20
+CHECK_S = 0.05
+CHECKS = 100
+STILL_RUNNING = "a worker is still storing events of the user"
 # A job costs far more than an event, and no caller waits for it: the keys are deleted already.
 BOUNDS = Bounds(kind="publishing", at_once=1_000, most=100_000, apart_s=0.05)
 log = logger("stores.queue")
@@ -64,6 +69,18 @@ def client(connections: BlockingConnectionPool, name: str, kind: type[ArqRedis] 
 def own_name(job: str, queue: str) -> str:
     """Make a job name or id unique among the queues of a server: arq keeps their jobs in one key space."""
     return job if queue == QUEUE else f"{job}:{queue}"
+
+
+async def shown_databases(redis: Redis, queue: str, now_ms: int) -> set[str]:
+    """The ids, without timelines, of the databases whose workers reported to a queue in the last `SHOWN_MS`."""
+    found = await redis.zrangebyscore(queue + DATABASES_SUFFIX, now_ms - SHOWN_MS, now_ms + SHOWN_MS)
+    return {without_timeline(item if isinstance(item, str) else item.decode()) for item in found}
+
+
+def without_timeline(database_id: str) -> str:
+    """The id of a database without PostgreSQL's timeline, which changes with every failover."""
+    parts = database_id.split(":")
+    return ":".join(parts[:2] + parts[3:])
 
 
 class Queue:
@@ -92,6 +109,11 @@ class Queue:
         """Enqueue a measurement of data quality. If that fails, the worker's periodic sweep enqueues it later."""
         await self._start(QUALITY, run_id, own_name(f"quality:{run_id}", self._name))
 
+    async def start_prune(self, cutoffs: Mapping[str, int]) -> None:
+        """Enqueue a pruning run, unless one is on the queue. Raises `QueueUnavailable`."""
+        with _answering():
+            await self._redis.enqueue_job(PRUNE, dict(cutoffs), _job_id=own_name(PRUNE, self._name))
+
     async def depth(self) -> int:
         """The number of jobs of this queue that wait or run. Raises `QueueUnavailable`."""
         return int(await self._ask("ZCARD", self._name))
@@ -105,26 +127,39 @@ class Queue:
         key = self._name + DATABASES_SUFFIX
         await self._ask("ZADD", key, str(now_ms), database_id)
         await self._ask("ZREMRANGEBYSCORE", key, "-inf", str(now_ms - SHOWN_MS))
+        await self._ask("ZREMRANGEBYSCORE", key, str(now_ms + SHOWN_MS), "+inf")  # of a clock that was ahead
 
     async def databases(self, now_ms: int) -> set[str]:
-        """The ids of the databases whose workers reported in the last `SHOWN_MS`. Raises `QueueUnavailable`."""
-        found = await self._ask("ZRANGEBYSCORE", self._name + DATABASES_SUFFIX, str(now_ms - SHOWN_MS), "+inf")
-        return {item.decode() for item in found}
+        """The ids of the databases whose workers reported in the last `SHOWN_MS`, without timelines. Raises
+        `QueueUnavailable`."""
+        with _answering():
+            return await shown_databases(self._redis, self._name, now_ms)
 
     async def erase(self, user_id: str) -> int:
-        """Remove a user's events from waiting jobs; return how many jobs changed. Raises `QueueUnavailable`."""
-        touched = 0
-        async for ids in self._waiting():
-            with _answering():
-                await asyncio.gather(*(split(self._redis, job_id) for job_id in ids))
-        async for ids in self._waiting():
-            keys = [JOB_PREFIX + job_id for job_id in ids]
-            for key, raw in zip(keys, await self._ask("MGET", *keys), strict=True):
-                # XX: a worker may have finished the job meanwhile, which must not be recreated.
-                if raw is not None and (rest := without_user(raw, user_id)) != raw:
-                    await self._ask("SET", key, rest, "XX", "KEEPTTL")
-                    touched += 1
-        return touched
+        """Remove a user's events from waiting jobs; return how many jobs changed. Afterwards, no worker runs one
+        of these as it was before. Raises `QueueUnavailable`."""
+        touched = set[str]()
+        for _ in range(2):  # the second time for the jobs into which large ones were split
+            async for ids in self._waiting():
+                with _answering():
+                    await asyncio.gather(*(split(self._redis, job_id) for job_id in ids))
+                found = await self._ask("MGET", *(JOB_PREFIX + job_id for job_id in ids))
+                for job_id, raw in zip(ids, found, strict=True):
+                    if raw is not None and user_id.encode() in raw:
+                        with _answering():
+                            if await erase(self._redis, job_id, user_id):
+                                touched.add(job_id)
+        await self._finished(touched)
+        return len(touched)
+
+    async def _finished(self, jobs: Collection[str]) -> None:
+        """Wait until no worker runs any of these jobs: it may have fetched one before the events were removed. Raises
+        `QueueUnavailable` after `CHECKS` checks."""
+        for _ in range(CHECKS):
+            if not jobs or not await self._ask("EXISTS", *(RUNNING_PREFIX + job_id for job_id in jobs)):
+                return
+            await asyncio.sleep(CHECK_S)
+        raise QueueUnavailable(STILL_RUNNING, STILL_RUNNING)
 
     async def _waiting(self) -> AsyncIterator[list[str]]:
         ids = [job_id.decode() for job_id in await self._ask("ZRANGE", self._name, "0", "-1")]

@@ -20,15 +20,17 @@ from app.events.erasure import names, not_naming
 if TYPE_CHECKING:
     from arq.connections import ArqRedis
 
-JOB_PREFIX = "arq:job:"  # arq's own constant
+# arq's own constants. A key of the second kind exists while a worker runs the job.
+JOB_PREFIX, RUNNING_PREFIX = "arq:job:", "arq:in-progress:"
 CONSUME = "consume_events"
 TIP_EVENTS = "tip_events"
 REBUILD = "run_rebuild"
 BURY = "bury_job"
 QUALITY = "measure_quality"
-PRUNE = "cron:prune"
+PRUNE = "prune"
+NIGHTLY_PRUNE = "cron:prune"
 HOURLY_QUALITY = "cron:quality"
-JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, HOURLY_QUALITY})
+JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, NIGHTLY_PRUNE, HOURLY_QUALITY})
 PICKLED = "the job is a pickle, the default of arq; publish with job_serializer=msgspec.msgpack.encode"
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 MOST_TRIES = 1_000
@@ -48,6 +50,9 @@ _TRAILING = re.compile(r"trailing characters \(byte (\d+)\)").search
 def serialize(job: dict[str, Any]) -> bytes:
     """Encode a job, or its result, as msgpack."""
     return msgspec.msgpack.encode(job, enc_hook=repr)
+
+
+EMPTY_JOB = serialize({"f": TIP_EVENTS, "a": [[]]})
 
 
 class _Job(msgspec.Struct):
@@ -73,13 +78,17 @@ def deserialize(raw: bytes) -> dict[str, Any]:
         job = msgspec.convert(found, _Job)
     except (msgspec.ValidationError, RecursionError) as error:
         return burial(found, f"not a job: {error}")
-    if job.f not in JOBS and not job.f.startswith((PRUNE + ":", HOURLY_QUALITY + ":")):
+    if not _is_known(job.f):
         return burial(found, f"unknown job {job.f!r}; publish events as {TIP_EVENTS}")
     if job.f == TIP_EVENTS and (len(job.a) != 1 or job.k.keys() - {"traceparent"}):
         return burial(found, f"{TIP_EVENTS} takes one argument, a list of events, and the keyword traceparent")
     tries = min(max(job.t or 1, 1), MOST_TRIES)
     enqueued_at_ms = job.et if 0 <= job.et < YEAR_3000_MS else 0
     return {"t": tries, "f": job.f, "a": job.a, "k": job.k, "et": enqueued_at_ms}
+
+
+def _is_known(name: object) -> bool:
+    return isinstance(name, str) and (name in JOBS or name.startswith((NIGHTLY_PRUNE + ":", HOURLY_QUALITY + ":")))
 
 
 def is_pickle(raw: bytes) -> bool:
@@ -105,16 +114,53 @@ def without_user(raw: bytes, user_id: str) -> bytes:
         found = msgspec.msgpack.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
         found = raw
-    if isinstance(found, dict) and isinstance(arguments := found.pop("a", None), list) and not names(found, user_id):
-        rest = [_rest(argument, user_id) for argument in arguments]
-        return raw if rest == arguments else serialize({**found, "a": rest})
-    return serialize({"f": TIP_EVENTS, "a": [[]]}) if names(found, user_id) else raw
+    if not isinstance(found, dict) or not isinstance(arguments := found.get("a"), list):
+        return EMPTY_JOB if names(found, user_id) else raw
+    if any(names(part, user_id) for part in _beside_arguments(found)):
+        return EMPTY_JOB
+    examined = len(arguments)
+    if found.get("f") != TIP_EVENTS and _is_known(found.get("f")):
+        # The service itself has made the arguments, except for the payload of a burial. They name no user, but a word
+        # such as "events" may be the id of one.
+        examined = 1 if found["f"] == BURY else 0
+    rest = [_rest(argument, user_id) for argument in arguments[:examined]] + arguments[examined:]
+    # The fields stay in their order, by which `split` recognises a large job.
+    return raw if rest == arguments else serialize({**found, "a": rest})
+
+
+def _beside_arguments(job: dict[Any, Any]) -> list[object]:
+    """What may name a user in a job, except for its arguments. The names of arq's fields and of our functions may be
+    the id of a user, too, but do not name the user."""
+    name, keywords = job.get("f"), job.get("k")
+    return [
+        {key: value for key, value in job.items() if key not in _Job.__struct_fields__},
+        list(keywords.values()) if isinstance(keywords, dict) else keywords,
+        None if _is_known(name) else name,
+    ]
 
 
 def _rest(argument: object, user_id: str) -> object:
     if isinstance(argument, list):
         return not_naming(argument, argument, user_id)
     return [] if names(argument, user_id) else argument
+
+
+async def erase(redis: ArqRedis, job_id: str, user_id: str) -> bool:
+    """Remove a user from a waiting job, as `without_user` does. Return whether the job has changed."""
+    key = JOB_PREFIX + job_id
+    while True:
+        async with redis.pipeline(transaction=True) as pipe:
+            # Without WATCH: 1. two erasures read the job; 2. one stores it; 3. the other stores it with the first
+            # user's events again. Or: 2. a worker finishes the job; 3. it is stored again.
+            await pipe.watch(key)
+            raw = await pipe.get(key)
+            if raw is None or (rest := without_user(raw, user_id)) == raw:
+                return False
+            pipe.multi()  # type: ignore[no-untyped-call]  # redis-py has no types
+            pipe.set(key, rest, keepttl=True)
+            with suppress(WatchError):
+                await pipe.execute()
+                return True
 
 
 async def split(redis: ArqRedis, job_id: str) -> None:
@@ -144,21 +190,25 @@ async def split(redis: ArqRedis, job_id: str) -> None:
                 if not piece:
                     fault = f"is missing, not msgpack, or larger than {PIECE_BYTES:,} bytes"
                     raise InvalidInput(f"the event [{taken}] of {events} {fault}; the rest cannot be read")
-                rest: dict[str, Any] = {"f": TIP_EVENTS, "a": [[]]}
+                rest = EMPTY_JOB
             except InvalidInput as error:
                 piece, length, events = [], 0, taken
-                rest = burial(f"{head.decode(errors='backslashreplace')}… ({size:,} bytes)", str(error))
+                shown = f"{head.decode(errors='backslashreplace')}… ({size:,} bytes)"
+                rest = serialize(burial(shown, str(error)))
             pipe.multi()  # type: ignore[no-untyped-call]  # redis-py has no types
             if piece:
                 pieces[f"{job_id}:{taken}"] = score
                 store(f"{key}:{taken}", serialize({"f": TIP_EVENTS, "a": [piece], "et": int(score)}))
             at, taken = at + length, taken + len(piece)
             if taken == events:
-                store(key, serialize(rest))
+                store(key, rest)
                 if pieces:
                     pipe.zadd(queue, pieces)
-            with suppress(WatchError):  # the job has expired, or another process has split it
+            try:
                 await pipe.execute()
+            except WatchError:  # it has expired, or another process has split or replaced it
+                await split(redis, job_id)
+                return
 
 
 def _first_event(head: bytes, size: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from app.profiles.ports import ObservedState
 from app.telemetry import logger
 
 T = TypeVar("T")
-SCHEMA_REVISION = "0016"
+SCHEMA_REVISION = "0017"
 # More than the features use at a time: for an attempt to compute a feature that has failed, and so that a health check
 # never waits for a slow feature.
 SPARE_READERS = 2
@@ -98,9 +98,15 @@ class Database(ABC):
     `id` is part of every cache key, so values cached from another database are never read. `full`: the last write
     failed for lack of room; reads continue. `delete_lock`: statements that delete the row that `write` may have stored
     to lock a user; their parameter is the user's id. An erasure runs them last, so that nothing of the user remains.
+    `delete_unused_locks`: statements that delete such rows of all users without data. A write that chose its users
+    before one of them was erased, and locks them afterwards, stores such a row.
+    `announce_lock`: statements that wait until no transaction stores events, so that each reads all names of features
+    that are stored after them.
     """
 
     delete_lock: ClassVar[tuple[str, ...]] = ()
+    delete_unused_locks: ClassVar[tuple[str, ...]] = ()
+    announce_lock: ClassVar[tuple[str, ...]] = ()
     full: bool = False
     readers: Readers
     state: ObservedState
@@ -119,8 +125,8 @@ class Database(ABC):
         return "the disk is full: events and decisions are rejected, reads continue" if self.full else None
 
     def wrote(self, refused: StoreFull | None = None) -> None:
-        """Note whether a write was refused for lack of room, and log each change. A full disk is logged at most once a
-        minute."""
+        """Note that a write succeeded, or was `refused` for lack of room, and log each change. A full disk is logged at
+        most once a minute."""
         if refused is None and not self.full:
             return
         now = self._monotonic()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from app.events.erasure import names, not_naming
@@ -12,7 +14,7 @@ from app.stores.sql.event_log import DELETE_CONSUMED, SELECT_LOGGED, logged_even
 _COLUMNS = "id, source, payload, error, traceback, attempts, seq, created_at_ms, last_failed_at_ms"
 INSERT_PAYLOAD = """
 INSERT INTO dead_letters (source, payload, error, traceback, attempts, created_at_ms, last_failed_at_ms)
-VALUES ('queue', ?, ?, ?, 1, ?, ?) RETURNING id
+VALUES ('queue', ?, ?, '', 1, ?, ?) RETURNING id
 """
 UPDATE_ATTEMPTS = "UPDATE outbox SET attempts = attempts + 1 WHERE seq = ? RETURNING attempts, user_id"
 INSERT_EVENT = """
@@ -77,9 +79,12 @@ def erase_letters(connection: Connection, user_id: str) -> int:
 class SqlDeadLetters(SqlRepository):
     """Dead letters in the database. Implements `app.events.ports.DeadLetters`."""
 
-    async def bury_payload(self, payload: str, error: str, traceback: str, now_ms: int) -> int:
-        row = (payload, error, traceback, now_ms, now_ms)
-        return int(await self._database.write(lambda to: to.execute(INSERT_PAYLOAD, row).fetchone()[0], of=()))
+    async def bury_payloads(self, payloads: Sequence[tuple[str, str]], now_ms: int) -> Sequence[int]:
+        def work(connection: Connection) -> Sequence[int]:
+            rows = [(payload, error, now_ms, now_ms) for payload, error in payloads]
+            return [int(connection.execute(INSERT_PAYLOAD, row).fetchone()[0]) for row in rows]
+
+        return await self._database.write(work, of=())
 
     async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
         def work(connection: Connection) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.bandit.decisions import Decision, DecisionOutcome, DecisionRecord, UserSnapshot
+from app.bandit.decisions import Decision, DecisionLine, DecisionOutcome, DecisionRecord, UserSnapshot
 from app.bandit.model.inputs import NUMBER_BYTES
 from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
 from app.bandit.model.thompson_sampling import Policies
@@ -13,12 +13,12 @@ from app.bandit.ports import (
     EARLIEST_MS,
     LATEST_MS,
     DecisionMoment,
-    DecisionSummary,
     LoggedDecision,
     ProposedDecision,
     UserLog,
 )
 from app.errors import SpecMismatch
+from app.features.clock import rfc3339
 from app.features.events import stored_action
 from app.features.ids import user_hash
 from app.stores.sql.damaged_rows import readable
@@ -48,15 +48,15 @@ SELECT_OF_USER = "SELECT * FROM tip_scores WHERE user_id = ? ORDER BY number"
 SELECT_EVENTS = """
 SELECT outcome, COUNT(*) FROM decision_events WHERE user_id = :user_id AND number = :number GROUP BY outcome
 """
-_SUMMARIES = """
-SELECT number, decision_id, created_at_ms AS decided_at_ms, user_id, chosen_id, role, served_by, state, reward, action,
+_LINES = """
+SELECT number, decision_id, created_at_ms, user_id, chosen_id, role, served_by, state, reward, action,
     chosen, CASE role WHEN 'champion' THEN champion_pi ELSE challenger_pi END AS pi
 FROM tip_scores"""
-SELECT_SUMMARY = f"{_SUMMARIES} WHERE decision_id = ?"
-SELECT_NEWEST = f"""{_SUMMARIES} WHERE (created_at_ms, number) < (:at_ms, :number) AND created_at_ms >= :since
+SELECT_LINE = f"{_LINES} WHERE decision_id = ?"
+SELECT_NEWEST = f"""{_LINES} WHERE (created_at_ms, number) < (:at_ms, :number) AND created_at_ms >= :since
 ORDER BY created_at_ms DESC, number DESC LIMIT :limit"""
 # In the order of the numbers, for which an index of the user's decisions exists.
-SELECT_NEWEST_OF_USER = f"""{_SUMMARIES} WHERE user_id = :user AND number < :number
+SELECT_NEWEST_OF_USER = f"""{_LINES} WHERE user_id = :user AND number < :number
     AND created_at_ms >= :since AND created_at_ms < :until
 ORDER BY number DESC LIMIT :limit"""
 
@@ -134,9 +134,9 @@ class SqlDecisions:
 
         return await self._database.read(work)
 
-    async def summary(self, decision_id: str) -> DecisionSummary | None:
-        rows = await self._database.read(lambda connection: named_rows(connection, SELECT_SUMMARY, (decision_id,)))
-        return _summary(rows[0]) if rows else None
+    async def line(self, decision_id: str) -> DecisionLine | None:
+        rows = await self._database.read(lambda connection: named_rows(connection, SELECT_LINE, (decision_id,)))
+        return _line(rows[0]) if rows else None
 
     async def newest(
         self,
@@ -146,14 +146,15 @@ class SqlDecisions:
         since_ms: int = EARLIEST_MS,
         until_ms: int = LATEST_MS,
         before: tuple[int, int] = (LATEST_MS, LATEST_MS),
-    ) -> list[DecisionSummary]:
+    ) -> tuple[list[DecisionLine], tuple[int, int] | None]:
         statement = SELECT_NEWEST if user_id is None else SELECT_NEWEST_OF_USER
         at_ms, number = before if user_id is not None else min(before, (until_ms, 0))
         values = {"user": user_id, "since": since_ms, "until": until_ms, "at_ms": at_ms, "number": number}
         rows = await self._database.read(
-            lambda connection: named_rows(connection, statement, {**values, "limit": limit})
+            lambda connection: named_rows(connection, statement, {**values, "limit": limit + 1})
         )
-        return [_summary(row) for row in rows]
+        places = [(row["created_at_ms"], row["number"]) for row in rows]
+        return [_line(row) for row in rows[:limit]], places[limit - 1] if places[limit:] else None
 
     async def user_logs(self, after: str, decisions: int) -> list[UserLog]:
         def work(connection: Connection) -> list[UserLog]:
@@ -219,11 +220,20 @@ def _decision(row: Mapping[str, Any]) -> Decision | None:
     return readable(row["number"], decision_of, row)
 
 
-def _summary(row: dict[str, Any]) -> DecisionSummary:
-    stored = (row.pop("pi") or b"")[NUMBER_BYTES * row.pop("chosen") :][:NUMBER_BYTES]
-    probability = array(stored).item() if len(stored) == NUMBER_BYTES else None
-    action = None if row["action"] is None else stored_action(row["action"])
-    return DecisionSummary(**{**row, "probability": probability, "action": action})
+def _line(row: Mapping[str, Any]) -> DecisionLine:
+    stored = (row["pi"] or b"")[NUMBER_BYTES * row["chosen"] :][:NUMBER_BYTES]
+    return DecisionLine(
+        decision_id=row["decision_id"],
+        decided_at=rfc3339(row["created_at_ms"]),
+        user_id=row["user_id"],
+        chosen_id=row["chosen_id"],
+        probability=array(stored).item() if len(stored) == NUMBER_BYTES else None,
+        role=row["role"],
+        served_by=row["served_by"],
+        state=row["state"],
+        reward=row["reward"],
+        action=None if row["action"] is None else stored_action(row["action"]),
+    )
 
 
 def _logged(connection: Connection, user_id: str) -> list[LoggedDecision]:

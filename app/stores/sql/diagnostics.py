@@ -31,7 +31,7 @@ COUNTS: dict[str, tuple[Literal["warn", "bad"], str, str]] = {
     "invalidations": (
         "warn",
         "invalidations owed to the cache",
-        "Start the cache again. Until a process has made them, every read is computed.",
+        "Start the cache again. Until a process has made them, reads of these users are computed.",
     ),
     "event times": (
         "warn",

@@ -3,7 +3,9 @@
 Invariants: an event that has been applied to a decision is in `decision_events`, and is never applied again. The state
 of a decision becomes `learned` in the transaction that adds the decision's input vector to the user's statistics, and
 only from `open` or `served`. Before a user's statistics change, the missing shadows of the user's decisions are stored.
-A decision is learned with all inputs of the statistics, also those that it was logged without.
+A decision is learned with all inputs of the statistics, also those that it was logged without. A user's decisions have
+been learned in the order of `settled_at_ms`, whatever the clocks of the workers show (decisions of one transaction have
+the same): it is later than the user's last change of statistics, `bandit_states.updated_at_ms`.
 
 Statistics of a shorter spec grow by a replay of the user's learned decisions, which may be many. So a snapshot is
 replayed before the transaction that learns, and the result is stored in a transaction of its own:
@@ -30,7 +32,7 @@ from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.bandit.model.thompson_sampling import Policies
 from app.bandit.ports import SettleCounts
 from app.errors import SpecMismatch
-from app.features.events import LoggedEvent
+from app.features.events import KNOWN_SUBJECTS, LoggedEvent
 from app.features.ids import user_hash
 from app.stores.sql.backlog import ASIDE
 from app.stores.sql.damaged_rows import DAMAGE
@@ -73,41 +75,45 @@ ORDER BY number DESC LIMIT 1
 INSERT_COUNTED = "INSERT INTO decision_events (seq, user_id, number, outcome) VALUES (?, ?, ?, ?)"
 UPDATE_SERVED = "UPDATE tip_scores SET state = 'served', served_at_ms = ? WHERE user_id = ? AND number = ?"
 UPDATE_LEARNED = """
-UPDATE tip_scores SET state = 'learned', served_at_ms = ?, reward = ?, reward_source = ?, action = ?, settled_at_ms = ?
-WHERE user_id = ? AND number = ? AND state IN ('open', 'served')
+UPDATE tip_scores SET state = 'learned', served_at_ms = :served, reward = :reward, reward_source = :source,
+    action = :action, settled_at_ms = COALESCE(
+        (SELECT updated_at_ms + 1 FROM bandit_states WHERE user_id = :user AND updated_at_ms >= :now), :now
+    )
+WHERE user_id = :user AND number = :number AND state IN ('open', 'served')
 """
-# Without the users with an unconsumed event, which may be the feedback.
-_DECISIONS = """
-FROM tip_scores AS decision
-LEFT JOIN (SELECT DISTINCT user_id FROM outbox) AS awaited ON awaited.user_id = decision.user_id
-WHERE awaited.user_id IS NULL"""
-SELECT_ANY_CLOSED = """
-SELECT EXISTS (SELECT 1 FROM tip_scores WHERE state = 'served' AND served_at_ms < :closed)
-    OR EXISTS (SELECT 1 FROM tip_scores WHERE state = 'open' AND created_at_ms < :closed)
-"""
-_CLOSED = f"""{_DECISIONS} AND state = 'served' AND served_at_ms < :closed
+# A waiting event may be the feedback. The outbox may have a million events and has no index by user, so the events of
+# the user are searched, from the oldest waiting one on. A scalar subquery: PostgreSQL might turn NOT EXISTS into a join
+# that reads the whole outbox.
+_SUBJECTS = ", ".join(f"'{subject}'" for subject in sorted(KNOWN_SUBJECTS))
+_NO_EVENT_WAITS = f"""(
+    SELECT 1 FROM event_log JOIN outbox ON outbox.user_id = event_log.user_id AND outbox.seq = event_log.seq
+    WHERE event_log.user_id = decision.user_id AND event_log.subject IN ({_SUBJECTS})
+        AND event_log.seq >= (SELECT MIN(seq) FROM outbox) LIMIT 1
+) IS NULL"""
+_CLOSED = f"""state = 'served' AND served_at_ms < :closed
     AND spec_hash IN (SELECT value FROM json_each(:known))
     AND COALESCE((SELECT spec_hash FROM bandit_states WHERE user_id = decision.user_id), decision.spec_hash)
         IN (SELECT value FROM json_each(:known))
-ORDER BY served_at_ms LIMIT :limit
+    AND {_NO_EVENT_WAITS}
+ORDER BY served_at_ms"""
+SELECT_CLOSED = f"SELECT user_id, number FROM tip_scores AS decision WHERE {_CLOSED} LIMIT :limit"
+SELECT_UNSERVED = f"""
+SELECT user_id, number FROM tip_scores AS decision
+WHERE state = 'open' AND created_at_ms < :closed AND {_NO_EVENT_WAITS} ORDER BY created_at_ms LIMIT :limit
 """
-SELECT_CLOSED = f"SELECT decision.* {_CLOSED}"
-SELECT_USERS_OF_CLOSED = f"SELECT decision.user_id {_CLOSED}"
+_FOUND = "(user_id, number) IN (SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) FROM json_each(:found))"
+SELECT_STILL_CLOSED = f"SELECT * FROM tip_scores AS decision WHERE {_FOUND} AND {_CLOSED}"
+UPDATE_EXPIRED = f"""
+UPDATE tip_scores AS decision SET state = 'expired', settled_at_ms = :now
+WHERE {_FOUND} AND state = 'open' AND {_NO_EVENT_WAITS}
+"""
 # The result matches the hash of no spec, so the decision is not selected again.
 UPDATE_ASIDE = f"UPDATE tip_scores SET spec_hash = '{ASIDE}' || spec_hash WHERE user_id = ? AND number = ?"
-SELECT_UNSERVED = f"""
-SELECT decision.user_id, number {_DECISIONS} AND state = 'open' AND created_at_ms < :closed
-ORDER BY created_at_ms LIMIT :limit
-"""
 SELECT_LEARNED = "SELECT * FROM tip_scores WHERE user_id = ? AND state = 'learned' ORDER BY settled_at_ms, number"
 SELECT_TO_GROW = "SELECT user_id FROM bandit_states WHERE spec_hash IN (SELECT value FROM json_each(?)) LIMIT ?"
 SELECT_NOT_GROWN = """
 SELECT user_id FROM bandit_states
 WHERE user_id IN (SELECT value FROM json_each(?)) AND spec_hash IN (SELECT value FROM json_each(?))
-"""
-UPDATE_EXPIRED = """
-UPDATE tip_scores SET state = 'expired', settled_at_ms = :now WHERE state = 'open'
-    AND (user_id, number) IN (SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) FROM json_each(:expired))
 """
 
 
@@ -158,28 +164,28 @@ class SqlLearning:
 
     async def settle(self, now_ms: int, limit: int) -> SettleCounts:
         """Settle up to `limit` decisions whose tip was served, and as many others. The write lock is taken only if a
-        read finds such decisions."""
-        closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS}
-        (any_closed,) = await self._database.row(SELECT_ANY_CLOSED, closed)
-        if not any_closed:
+        read finds such decisions, and only for them."""
+        closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS, "known": json.dumps(list(SPECS))}
+
+        def find(connection: Connection) -> tuple[list[Any], list[Any]]:
+            served = connection.execute(SELECT_CLOSED, {**closed, "limit": limit}).fetchall()
+            return served, connection.execute(SELECT_UNSERVED, {**closed, "limit": limit}).fetchall()
+
+        served, unserved = await self._database.read(find)
+        if not served and not unserved:
             return SettleCounts(0, 0, 0)
-        parameters = {**closed, "now": now_ms, "limit": limit, "known": json.dumps(list(SPECS))}
-        users = {row[0] for row in await self._database.rows(SELECT_USERS_OF_CLOSED, parameters)}
-        await self._grow(list(users), now_ms)
-        users |= {row[0] for row in await self._database.rows(SELECT_UNSERVED, parameters)}
+        await self._grow([user_id for user_id, _ in served], now_ms)
 
         def work(connection: Connection) -> SettleCounts:
             transaction = _LearningTransaction(connection, self._policies, now_ms)
             reward = self._rules.rewards[NO_FEEDBACK]
-            # Only of the locked users: a decision of another one may be changed by another worker.
-            rows = [row for row in named_rows(connection, SELECT_CLOSED, parameters) if row["user_id"] in users]
+            rows = named_rows(connection, SELECT_STILL_CLOSED, {**closed, "found": json.dumps(served)})
             learned = [transaction.learn_default(row, reward) for row in rows]
             transaction.write()
-            unserved = [row for row in connection.execute(SELECT_UNSERVED, parameters).fetchall() if row[0] in users]
-            expired = connection.execute(UPDATE_EXPIRED, {"now": now_ms, "expired": json.dumps(unserved)}).rowcount
+            expired = connection.execute(UPDATE_EXPIRED, {"now": now_ms, "found": json.dumps(unserved)}).rowcount
             return SettleCounts(learned.count(True), expired, learned.count(False))
 
-        return await self._database.write(work, of=users)
+        return await self._database.write(work, of={user_id for user_id, _ in served + unserved})
 
     async def grow(self, now_ms: int) -> int:
         users = [row[0] for row in await self._database.rows(SELECT_TO_GROW, (self._shorter, GROWN_AT_ONCE))]
@@ -320,6 +326,13 @@ class _LearningTransaction(msgspec.Struct):
             add_user_shadows(self.connection, self.policies, user_id, known)
         evidence = _grown(self.connection, self.policies, user_id, known, spec)
         self.evidence[user_id] = evidence.learned(_vector(row, evidence.spec), judgement.reward)
-        source = "feedback" if judgement.action is not None else "default"
-        values = (judgement.served_at_ms, judgement.reward, source, judgement.action, self.now_ms)
-        self.connection.execute(UPDATE_LEARNED, (*values, user_id, row["number"]))
+        settled = {
+            "served": judgement.served_at_ms,
+            "reward": judgement.reward,
+            "source": "feedback" if judgement.action is not None else "default",
+            "action": judgement.action,
+            "now": self.now_ms,
+            "user": user_id,
+            "number": row["number"],
+        }
+        self.connection.execute(UPDATE_LEARNED, settled)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from app.profiles.rebuild import STALE_MS, Part, RebuildRun, State
+from app.profiles.rebuild import KEPT, STALE_MS, Part, RebuildRun, State
 from app.stores.sql.cache_state import ADVANCE_LOCAL_CACHE_EPOCH
 from app.stores.sql.database import SERVICE, Connection, SqlRepository
 
@@ -13,22 +13,22 @@ _COLUMNS = (
     "id, scope, user_ids, features, total, requested_by, created_at_ms, touched_at_ms, state, done, position, "
     "started_at_ms, finished_at_ms, error"
 )
+_ACTIVE = "state IN ('queued', 'running')"
 INSERT_RUN = f"INSERT INTO rebuilds ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND state IN ('queued', 'running')"
+SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND {_ACTIVE}"
 SELECT_RUN = f"SELECT {_COLUMNS} FROM rebuilds WHERE id = ?"
 # Without the lists of users, which may contain a thousand ids each.
 SELECT_RUNS = f"SELECT {_COLUMNS.replace('user_ids', 'NULL')} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"
-SELECT_UNTOUCHED = (
-    "SELECT id FROM rebuilds WHERE state IN ('queued', 'running') AND (touched_at_ms < ? OR touched_at_ms > ?)"
-)
-SELECT_SHARED = "SELECT id FROM rebuilds WHERE scope = 'all' AND state = 'running'"
+SELECT_UNTOUCHED = f"SELECT id FROM rebuilds WHERE {_ACTIVE} AND (touched_at_ms < ? OR touched_at_ms > ?)"
+# SQLite uses the partial index only if its condition is written out.
+SELECT_SHARED = f"SELECT id FROM rebuilds WHERE scope = 'all' AND state = 'running' AND {_ACTIVE}"
 # Locks the run, so that the statements after it see every change of its parts.
-UPDATE_TOUCHED = """
+UPDATE_TOUCHED = f"""
 UPDATE rebuilds SET state = 'running', touched_at_ms = :now, started_at_ms = COALESCE(started_at_ms, :now)
-WHERE id = :id AND state IN ('queued', 'running')
+WHERE id = :id AND {_ACTIVE}
 """
 UPDATE_POSITION = "UPDATE rebuilds SET position = :last WHERE id = :id AND position = :after"
-UPDATE_DONE = "UPDATE rebuilds SET done = done + :users WHERE id = :id"
+UPDATE_DONE = "UPDATE rebuilds SET done = done + :users, error = COALESCE(:error, error) WHERE id = :id"
 INSERT_PART = (
     "INSERT INTO rebuild_parts (run_id, last_user, after_user, claimed_at_ms) VALUES (:id, :last, :after, :now)"
 )
@@ -45,9 +45,14 @@ DELETE_PART = f"DELETE FROM rebuild_parts {_PART} AND claimed_at_ms = :claimed"
 SELECT_PART = "SELECT 1 FROM rebuild_parts WHERE run_id = :id LIMIT 1"
 DELETE_PARTS = "DELETE FROM rebuild_parts WHERE run_id = :id"
 # The position is a user's id, so it is deleted as soon as the run does not need it; so are the parts.
-UPDATE_FINISHED = """
-UPDATE rebuilds SET position = '', state = :state, finished_at_ms = :now, touched_at_ms = :now, error = :error
-WHERE id = :id AND state IN ('queued', 'running')
+UPDATE_FINISHED = f"""
+UPDATE rebuilds SET position = '', state = :state, finished_at_ms = :now, touched_at_ms = :now,
+    error = COALESCE(:error, error)
+WHERE id = :id AND {_ACTIVE}
+"""
+DELETE_OLD = f"""
+DELETE FROM rebuilds
+WHERE NOT {_ACTIVE} AND id NOT IN (SELECT id FROM rebuilds ORDER BY touched_at_ms DESC, id LIMIT :kept)
 """
 
 
@@ -113,8 +118,8 @@ class SqlRebuildRepository(SqlRepository):
             return None
         return await self._database.write(work, of=())
 
-    async def advance(self, part: Part, users: int, after: str, now_ms: int) -> Part | None:
-        done = {**_parameters(part), "after": after, "now": now_ms, "users": users}
+    async def advance(self, part: Part, users: int, after: str, now_ms: int, error: str | None = None) -> Part | None:
+        done = {**_parameters(part), "after": after, "now": now_ms, "users": users, "error": error}
 
         def work(connection: Connection) -> Part | None:
             if not connection.execute(UPDATE_TOUCHED, done).rowcount:
@@ -140,6 +145,7 @@ class SqlRebuildRepository(SqlRepository):
                     return False  # another worker rebuilds it, and completes the run
             finished = connection.execute(UPDATE_FINISHED, end).rowcount > 0
             connection.execute(DELETE_PARTS, end)
+            connection.execute(DELETE_OLD, {"kept": KEPT})
             connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
             return finished
 

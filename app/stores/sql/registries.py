@@ -9,7 +9,7 @@ import msgspec
 from app.errors import Conflict, RegistryError, StoreUnavailable
 from app.features.plan import Announced, Definition, definitions_of
 from app.features.registry import Registry
-from app.stores.sql.database import Database, SqlRepository
+from app.stores.sql.database import Connection, Database, SqlRepository
 
 SELECT_FEATURE_KEYS = "SELECT subject, feature FROM feature_keys"
 INSERT_FEATURE_KEY = (
@@ -46,8 +46,14 @@ async def announce(database: Database, registry: Registry, now_ms: int) -> None:
     known = set(await database.rows(SELECT_FEATURE_KEYS))
     pairs = [(subject, entry.name) for entry in registry for subject in entry.invalidated_by]
     rows = [(*pair, now_ms) for pair in pairs if pair not in known]
+
+    def work(connection: Connection) -> None:
+        for statement in database.announce_lock:
+            connection.execute(statement)
+        connection.executemany(INSERT_FEATURE_KEY, rows)
+
     if rows:
-        await database.write(lambda connection: connection.executemany(INSERT_FEATURE_KEY, rows), of=())
+        await database.write(work, of=())
 
 
 class SqlRegistries(SqlRepository):

@@ -1,15 +1,22 @@
-"""Stores the moments before which old events and decisions have been deleted, and deletes decisions."""
+"""Stores the times before which old events and decisions are deleted and have been deleted, and deletes decisions."""
 
 from __future__ import annotations
 
 import json
 
-from app.stores.sql.database import Connection, SqlRepository
+from app.stores.sql.database import SERVICE, Connection, SqlRepository
 
 HOUR_MS = 3_600_000
 SELECT_CUTOFF = "SELECT value FROM service WHERE name = 'pruned ' || ?"
-UPSERT_CUTOFF = """
-INSERT INTO service (name, value) VALUES ('pruned ' || ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+# Earlier releases stored only the cutoff.
+SELECT_DELETED = """
+SELECT COALESCE(
+    (SELECT value FROM service WHERE name = 'deleted ' || :what),
+    (SELECT value FROM service WHERE name = 'pruned ' || :what)
+)
+"""
+UPSERT_TIME = """
+INSERT INTO service (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
 SELECT_OLDEST = "SELECT MIN(created_at_ms) FROM tip_scores"
 SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
@@ -17,10 +24,11 @@ DELETE_DECISIONS = tuple(
     f"DELETE FROM {table} WHERE number IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
     for table in ("decision_events", "tip_scores")
 )
-# Also those of decisions that a process of an earlier release has deleted, and those stored during an erasure.
-DELETE_POOL_SHADOWS = """
-DELETE FROM pool_shadows WHERE number < COALESCE((SELECT MIN(number) FROM tip_scores), 9223372036854775807)
-"""
+# What was stored about a decision while it was deleted, or is left by an earlier release.
+DELETE_ORPHANS = tuple(
+    f"DELETE FROM {table} WHERE number < COALESCE((SELECT MIN(number) FROM tip_scores), 9223372036854775807)"
+    for table in ("decision_events", "pool_shadows")
+)
 # A process uses a prior for a moment after another process has replaced it. So the prior that was current an hour
 # before the oldest decision is kept, and all later ones.
 DELETE_PRIORS = """
@@ -32,19 +40,30 @@ DELETE FROM bandit_priors WHERE version < (
 
 
 class SqlCutoffs(SqlRepository):
-    """Stores, for `events` and for `decisions`, the moment before which old rows are deleted. Implements
-    `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
+    """Stores, for `events` and for `decisions`, the cutoff of the last run and the time before which rows have been
+    deleted. Implements `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
 
     async def cutoff(self, what: str) -> int | None:
         stored = await self._database.value(SELECT_CUTOFF, (what,))
         return None if stored is None else int(stored)
 
-    async def set_cutoff(self, what: str, cutoff_ms: int) -> None:
-        await self._database.execute(UPSERT_CUTOFF, (what, str(cutoff_ms)))
+    async def deleted_before(self, what: str) -> int:
+        """The latest time before which rows have been deleted, 0 if none have been."""
+        return int(await self._database.value(SELECT_DELETED, {"what": what}) or 0)
+
+    async def set_cutoff(self, what: str, cutoff_ms: int, deletes_before_ms: int | None) -> None:
+        def work(connection: Connection) -> None:
+            (deleted,) = connection.execute(SELECT_DELETED, {"what": what}).fetchone()
+            deleted_ms = max(int(deleted or 0), deletes_before_ms or 0)
+            connection.execute(UPSERT_TIME, (f"deleted {what}", str(deleted_ms)))
+            connection.execute(UPSERT_TIME, (f"pruned {what}", str(cutoff_ms)))
+
+        await self._database.write(work, of=SERVICE)
 
 
 class DecisionRetention(SqlRepository):
-    """Deletes old decisions, and the priors that no decision names. Implements `app.events.retention.Prunable`."""
+    """Deletes old decisions, the priors that no decision names and, when no old decision is left, the rows that lock
+    users without data. Implements `app.events.retention.Prunable`."""
 
     async def oldest_ms(self) -> int | None:
         oldest_ms: int | None = await self._database.value(SELECT_OLDEST)
@@ -55,8 +74,11 @@ class DecisionRetention(SqlRepository):
             numbers = [number for (number,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
             for statement in DELETE_DECISIONS:
                 connection.execute(statement, (json.dumps(numbers),))
-            connection.execute(DELETE_POOL_SHADOWS)
+            for statement in DELETE_ORPHANS:
+                connection.execute(statement)
             connection.execute(DELETE_PRIORS, {"before": before_ms, "hour": HOUR_MS})
+            for statement in self._database.delete_unused_locks if not numbers else ():
+                connection.execute(statement)
             return len(numbers)
 
         return await self._database.write(work, of=())

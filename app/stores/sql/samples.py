@@ -87,15 +87,14 @@ class SqlSamples(SqlRepository):
 
 
 def _summarise(connection: Connection, now_ms: int) -> None:
-    """Store a summary per role (api, worker) of each ended period that has none, and delete old summaries."""
+    """Delete old summaries, and store one per role (api, worker) of each ended period that has none. A summary from the
+    future was made before the clock was set back, and would hide the samples until that time."""
+    connection.execute(DELETE_OLD_SUMMARIES, {"oldest": now_ms - SUMMARIES_KEPT_MS, "newest": now_ms})
     end_ms = (now_ms - SUMMARY_DELAY_MS) // SUMMARY_MS * SUMMARY_MS
     rows = connection.execute(SELECT_UNSUMMARISED, {"end": end_ms}).fetchall()
     for summary in summaries(_samples(body for (body,) in rows)):
         body = msgspec.json.encode(summary).decode()
         connection.execute(INSERT_SUMMARY, (summary.at_ms, summary.role, body))
-    if rows:
-        limits = {"oldest": now_ms - SUMMARIES_KEPT_MS, "newest": now_ms + KEPT_MS}
-        connection.execute(DELETE_OLD_SUMMARIES, limits)
 
 
 def _statuses(connection: Connection) -> dict[str, ComponentStatus]:

@@ -52,7 +52,10 @@ INSERT INTO bandit_states (user_id, {_STATE}, updated_at_ms) VALUES (?, ?, ?, ?,
 ON CONFLICT (user_id) DO UPDATE SET
     spec_hash = excluded.spec_hash, evidence = excluded.evidence, decisions = excluded.decisions,
     header_crc32 = excluded.header_crc32, evidence_crc32 = excluded.evidence_crc32,
-    updated_at_ms = excluded.updated_at_ms
+    updated_at_ms = CASE
+        WHEN bandit_states.updated_at_ms < excluded.updated_at_ms THEN excluded.updated_at_ms
+        ELSE bandit_states.updated_at_ms + 1
+    END
 """
 SELECT_STATES = f"SELECT user_id, {_STATE} FROM bandit_states"
 SELECT_STATES_AFTER = f"{SELECT_STATES} WHERE user_id > ? ORDER BY user_id LIMIT ?"
@@ -67,10 +70,12 @@ SELECT_DUE = """
 SELECT first_user, claimed_at_ms, users, decisions FROM pooled_ranges
 WHERE spec_hash = :spec AND claimed_at_ms NOT BETWEEN :round AND :newest ORDER BY claimed_at_ms LIMIT 1
 """
+# The newest prior has seen the most changes.
+_CHANGES_SEEN = "(SELECT changes FROM bandit_priors WHERE spec_hash = :spec ORDER BY version DESC LIMIT 1)"
 # A range with no sum counts more revisions than the newest prior, so that the sum leads to a new prior.
-INSERT_FIRST_RANGE = """
+INSERT_FIRST_RANGE = f"""
 INSERT INTO pooled_ranges (spec_hash, first_user, claimed_at_ms, revision)
-SELECT :spec, '', 0, COALESCE(MAX(changes), 0) FROM bandit_priors WHERE spec_hash = :spec ON CONFLICT DO NOTHING
+VALUES (:spec, '', 0, COALESCE({_CHANGES_SEEN}, 0)) ON CONFLICT DO NOTHING
 """
 INSERT_RANGE = "INSERT INTO pooled_ranges (spec_hash, first_user, claimed_at_ms, revision) VALUES (:spec, :end, 0, 0)"
 SELECT_END = "SELECT MIN(first_user) FROM pooled_ranges WHERE spec_hash = :spec AND first_user > :first"
@@ -90,8 +95,8 @@ SELECT CAST(COALESCE(SUM(revision), 0) AS BIGINT), COUNT(*) - COUNT(users) FROM 
 """
 SELECT_SUMS = "SELECT first_user, users, decisions, evidence FROM pooled_ranges WHERE spec_hash = ? ORDER BY first_user"
 UPDATE_ASIDE = "UPDATE bandit_states SET spec_hash = ? WHERE user_id = ?"
-SELECT_COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM bandit_states WHERE spec_hash = ? LIMIT 100000) AS counted"
-SELECT_CHANGES_SEEN = "SELECT MAX(changes) FROM bandit_priors WHERE spec_hash = ?"
+SELECT_COUNT = "SELECT COUNT(*) FROM bandit_states WHERE spec_hash = ?"
+SELECT_CHANGES_SEEN = f"SELECT {_CHANGES_SEEN}"
 SELECT_NEWEST_VERSION = "SELECT version FROM bandit_priors WHERE spec_hash = ? ORDER BY version DESC LIMIT 1"
 _PRIORS = "SELECT version, spec_hash, mu, users, decisions, created_at_ms FROM bandit_priors"
 SELECT_PRIORS = f"{_PRIORS} ORDER BY version"
@@ -161,7 +166,7 @@ def has_version(connection: Connection, user_id: str, version: int, spec_hash: s
 def newest_prior(connection: Connection, spec: Spec, known: Prior, refused: set[int]) -> Prior:
     """The newest intact prior of a spec; `known` if none is newer. Adds the versions of damaged priors to `refused`."""
     if not spec.pooled:
-        return known  # it has no priors; a search would go through those of all other specs
+        return known  # it has no priors
     row = connection.execute(SELECT_NEWEST_VERSION, (spec.hash,)).fetchone()
     if row is None or row[0] == known.version or row[0] in refused:
         return known
@@ -236,7 +241,7 @@ class SqlStates:
 
         def work(connection: Connection) -> tuple[Prior, int] | None:
             revision, missing = connection.execute(SELECT_SUM_COUNTS, (self._spec.hash,)).fetchone()
-            (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
+            (seen,) = connection.execute(SELECT_CHANGES_SEEN, {"spec": self._spec.hash}).fetchone()
             if missing or revision <= (seen or 0):
                 return None
             total, users = SufficientStatistics.none(self._spec), 0
@@ -258,7 +263,7 @@ class SqlStates:
 
     async def add_prior(self, prior: Prior, revision: int) -> bool:
         def work(connection: Connection) -> bool:
-            (seen,) = connection.execute(SELECT_CHANGES_SEEN, (self._spec.hash,)).fetchone()
+            (seen,) = connection.execute(SELECT_CHANGES_SEEN, {"spec": self._spec.hash}).fetchone()
             if seen is not None and seen >= revision:
                 return False
             row = (prior.spec.hash, packed(prior.mu), prior.users, prior.decisions, revision, prior.created_at_ms)

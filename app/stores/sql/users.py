@@ -22,19 +22,21 @@ FROM json_each(?) AS asked, json_each(?) AS kind
 SELECT_NEWEST_USERS = """
 SELECT DISTINCT user_id FROM (SELECT user_id FROM event_log ORDER BY seq DESC LIMIT 20000) AS newest LIMIT ?
 """
-# Each half comes sorted from its covering index and stops at its LIMIT. Without this, SQLite would sort all remaining
-# users for every page.
+# A skip scan: each step seeks the next user in the index, and the event time of one of the user's rows, however many
+# events the user has. Both engines make a row of `found` only when it is asked for, so the LIMIT ends the scan.
 SELECT_ELIGIBLE = """
-SELECT user_id FROM (
-    SELECT DISTINCT user_id FROM tip_views
-    WHERE user_id > :after AND occurred_at_ms BETWEEN :since AND :until ORDER BY user_id LIMIT :limit
-) AS viewers
-UNION
-SELECT user_id FROM (
-    SELECT DISTINCT user_id FROM tip_feedback
-    WHERE user_id > :after AND occurred_at_ms BETWEEN :since AND :until ORDER BY user_id LIMIT :limit
-) AS answerers
-ORDER BY user_id LIMIT :limit
+WITH RECURSIVE found (user_id) AS (
+    SELECT MIN(user_id) FROM event_log WHERE user_id > :after
+    UNION ALL
+    SELECT (SELECT MIN(user_id) FROM event_log WHERE user_id > found.user_id) FROM found WHERE user_id IS NOT NULL
+)
+SELECT user_id FROM found
+WHERE EXISTS (
+    SELECT 1 FROM tip_views WHERE user_id = found.user_id AND occurred_at_ms BETWEEN :since AND :until
+) OR EXISTS (
+    SELECT 1 FROM tip_feedback WHERE user_id = found.user_id AND occurred_at_ms BETWEEN :since AND :until
+)
+LIMIT :limit
 """
 SELECT_COUNT_ELIGIBLE = f"SELECT COUNT(*) FROM ({SELECT_ELIGIBLE}) AS eligible"
 _NAMED_IN_LIST = "EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user)"
@@ -94,14 +96,15 @@ DELETE_EVENTS = (
     "DELETE FROM outbox WHERE user_id = :user AND seq IN (SELECT seq FROM event_log WHERE user_id = :user)",
     "DELETE FROM event_log WHERE user_id = :user",
 )
-SELECT_RUN_NAMING = f"SELECT id, user_ids FROM rebuilds WHERE {_NAMED_IN_LIST} LIMIT 1"
+SELECT_RUNS_NAMING = f"SELECT id, user_ids FROM rebuilds WHERE {_NAMED_IN_LIST}"
 # Changes nothing if another user has been removed from the list since it was read.
 UPDATE_RUN = "UPDATE rebuilds SET user_ids = ? WHERE id = ? AND user_ids = ?"
 SELECT_LEARNED = "SELECT COALESCE(SUM(decisions), 0) FROM bandit_states WHERE user_id = ?"
+_THEIRS = "number IN (SELECT number FROM tip_scores WHERE user_id = :user)"
 DELETE_DECISIONS = (
-    "DELETE FROM decision_events WHERE user_id = :user",
+    f"DELETE FROM decision_events WHERE user_id = :user AND {_THEIRS}",
     "DELETE FROM bandit_states WHERE user_id = :user",
-    "DELETE FROM pool_shadows WHERE number IN (SELECT number FROM tip_scores WHERE user_id = :user)",
+    f"DELETE FROM pool_shadows WHERE {_THEIRS}",
     "DELETE FROM tip_scores WHERE user_id = :user",
 )
 SELECT_SPECS = "SELECT DISTINCT spec_hash FROM pooled_ranges"
@@ -216,19 +219,22 @@ class SqlUsers(SqlRepository):
 
 def _erase_sums(connection: Connection, user_id: str) -> None:
     """Delete the sums over ranges of users that include this user's statistics. Workers sum the ranges again later."""
+    # 1. A worker reads the user as the first one of a new range; 2. this transaction waits for the worker's lock of the
+    # sum; 3. the worker commits. If the range were deleted before step 2, it would stay, with the user's id.
     for (spec_hash,) in connection.execute(SELECT_SPECS).fetchall():
-        erased = {"spec": spec_hash, "user": user_id}
-        joined = connection.execute(DELETE_ERASED_FIRST, erased).fetchone() or (0,)
-        connection.execute(UPDATE_ERASED_SUM, {**erased, "lost": joined[0]})
+        erased = {"spec": spec_hash, "user": user_id, "lost": 0}
+        connection.execute(UPDATE_ERASED_SUM, erased)
+        if (joined := connection.execute(DELETE_ERASED_FIRST, erased).fetchone()) is not None:
+            connection.execute(UPDATE_ERASED_SUM, {**erased, "lost": joined[0]})
 
 
 def _erase_from_runs(connection: Connection, user_id: str) -> int:
     """Replace a user by an empty id in the lists of rebuild runs, because an active run stores its progress as a
     position in its list. Return the number of lists that named the user."""
     named = set[str]()
-    while (row := connection.execute(SELECT_RUN_NAMING, {"user": user_id}).fetchone()) is not None:
-        run_id, stored = row
-        named.add(run_id)
-        rest = ["" if item == user_id else item for item in json.loads(stored)]
-        connection.execute(UPDATE_RUN, (json.dumps(rest), run_id, stored))
+    while rows := connection.execute(SELECT_RUNS_NAMING, {"user": user_id}).fetchall():
+        for run_id, stored in rows:
+            named.add(run_id)
+            rest = ["" if item == user_id else item for item in json.loads(stored)]
+            connection.execute(UPDATE_RUN, (json.dumps(rest), run_id, stored))
     return len(named)

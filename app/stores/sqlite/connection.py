@@ -23,6 +23,7 @@ import aiosqlite
 import msgspec
 
 from app.errors import StoreFull, StoreUnavailable
+from app.stores.sql.database import SELECT_REVISION
 
 T = TypeVar("T")
 MIN_SQLITE = (3, 40, 0)
@@ -187,6 +188,17 @@ async def open_thread(path: Path, *, read_only: bool) -> ThreadConnection:
     if read_only:
         await connection.run(connection.watch)
     return connection
+
+
+def revision_of(connection: sqlite3.Connection) -> str | None:
+    """The schema revision of a database; None if it has none."""
+    try:
+        row = connection.execute(SELECT_REVISION).fetchone()
+    except sqlite3.OperationalError as error:
+        if "no such table" not in str(error):
+            raise
+        return None
+    return None if row is None else str(row[0])
 
 
 def error_name(error: sqlite3.Error) -> str:

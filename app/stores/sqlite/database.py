@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from app.errors import StoreFull, StoreUnavailable
 from app.profiles.ports import State
-from app.stores.sql.database import SELECT_REVISION, SPARE_READERS, Database, Scope, check_revision
+from app.stores.sql.database import SPARE_READERS, Database, Scope, check_revision
 from app.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
     Readers,
@@ -28,6 +28,7 @@ from app.stores.sqlite.connection import (
     connect,
     keep_reserve,
     open_thread,
+    revision_of,
     unavailable,
 )
 from app.stores.sqlite.data_version import DataVersion
@@ -62,12 +63,9 @@ def check_links(path: Path) -> None:
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Raise `SchemaMismatch` unless the database is at the schema revision of this program."""
     try:
-        row = connection.execute(SELECT_REVISION).fetchone()
+        check_revision(revision_of(connection), path)
     except sqlite3.DatabaseError as error:
-        if "no such table" not in str(error):
-            raise unavailable(error) from error
-        row = None
-    check_revision(str(row[0]) if row is not None else None, path)
+        raise unavailable(error) from error
 
 
 class SqliteDatabase(Database):
@@ -154,9 +152,9 @@ class SqliteDatabase(Database):
         `StoreUnavailable` can also mean that another file has taken the place of the database: the commit then went to
         the old file, which no process will open again. The log says when the disk is full, and when it has room
         again."""
-        if self._writer is None:
-            raise StoreUnavailable("the database is closed")
         async with self._write_lock:
+            if self._writer is None:
+                raise StoreUnavailable("the database is closed")
             try:
                 result = await self._writer.run(
                     lambda connection: self._from_open_file(self._transact(connection, work))
@@ -165,7 +163,8 @@ class SqliteDatabase(Database):
                 raise
             except sqlite3.DatabaseError as error:
                 refused = unavailable(error)
-                self.wrote(refused if isinstance(refused, StoreFull) else None)
+                if isinstance(refused, StoreFull):
+                    self.wrote(refused)
                 raise refused from error
             self.wrote()
             return result

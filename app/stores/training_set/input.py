@@ -243,7 +243,7 @@ def _arrow_key(column: ArrowColumn, kind: Any, name: str) -> Sequence[str | int 
     if name == "as_of" and (moments := column.moments_ms()) is not None:
         return moments
     value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type)):
+    if str(value_type) not in ("string", "large_string", "string_view"):
         allowed = "text, or times with a time zone" if name == "as_of" else "text"
         raise InvalidInput("a column is not allowed", [Issue(name, f"its type is {kind}; it must be {allowed}")])
     return [value or None for value in column.text()]

@@ -97,9 +97,9 @@ def _csv(rows: list[tuple[str, ...]], quoting: int) -> str:
 
 
 def _times(column: Column) -> Any:
-    if isinstance(column, ArrowColumn):
-        return column.arrow()
     pa, _ = arrow_modules()
+    if isinstance(column, ArrowColumn) and pa.types.is_timestamp(column.array.type):
+        return column.array
     return pa.array([datetime.fromisoformat(moment) for moment in column.text()], pa.timestamp("us", "UTC"))
 
 

@@ -29,7 +29,7 @@ from app.stores.valkey.cluster import Cluster
 from app.stores.valkey.connections import Use
 from app.stores.valkey.pipelined_connection import Command, Commands
 from app.stores.valkey.pool import is_cluster
-from app.stores.valkey.server_registration import InMemoryState, ServerRegistration
+from app.stores.valkey.server_registration import ServerRegistration
 from app.stores.valkey.single_server import SingleServer
 from app.telemetry import Metrics, logger
 
@@ -115,28 +115,22 @@ class ValkeyCache:
         self,
         *,
         url: str,
-        database_id: str,
+        registration: ServerRegistration,
         timeout_ms: int,
         lease_ms: int,
         clock: Clock,
         metrics: Metrics,
-        registration: ServerRegistration | None = None,
         nonce: Callable[[], bytes] | None = None,
     ) -> None:
         """`timeout_ms` limits each command; `lease_ms` is the time to live of a lease, the marker of a computation.
-        Without a `registration`, any server is accepted as the cache. Raises `ValueError` for an invalid URL."""
+        Raises `ValueError` for an invalid URL."""
         self._lease_ms = lease_ms
         self._nonce = nonce or _nonces()
         self._clock = clock
         self._metrics = metrics
         self._without_ifeq: Epoch | None = None
-        if is_cluster(url):
-            if registration is None:
-                state = InMemoryState(database_id)
-                registration = ServerRegistration(state, state.store, clock)
-            self._servers: Cluster | SingleServer = Cluster(url, timeout_ms / 1000, registration, metrics)
-        else:
-            self._servers = SingleServer(url, timeout_ms / 1000, database_id, registration, metrics)
+        kind = Cluster if is_cluster(url) else SingleServer
+        self._servers: Cluster | SingleServer = kind(url, timeout_ms / 1000, registration, metrics)
         self._registration = registration
 
     @property
@@ -200,8 +194,7 @@ class ValkeyCache:
         reading from a server that was registered as the cache before."""
         if not cells:
             return
-        if self._registration is not None:
-            await self._registration.refresh()  # after the commit that made the values stale
+        await self._registration.refresh()  # after the commit that made the values stale
         by_user: dict[str, list[Cell]] = {}
         for cell in cells:
             by_user.setdefault(cell.user_id, []).append(cell)
@@ -214,8 +207,7 @@ class ValkeyCache:
             return [(b"DEL", *keys[start : start + _KEYS_PER_DEL]) for start in range(0, len(keys), _KEYS_PER_DEL)]
 
         _, replies = await self._send("del", Use.FRONT, users, deletions, raises=False)
-        if self._registration is not None:
-            await self._registration.settle()
+        await self._registration.settle()
         failed = [i for i, reply in enumerate(replies) if isinstance(reply, CacheUnavailable)]
         if failed and isinstance(self._servers, Cluster):  # a single server raises its error
             error: CacheUnavailable = replies[failed[0]]
@@ -279,8 +271,7 @@ class ValkeyCache:
             raise CacheRefused(f"it refuses {doing}: {error}") from error
 
     async def close(self) -> None:
-        if self._registration is not None:
-            await self._registration.close()
+        await self._registration.close()
         await self._servers.close()
 
     async def _send(

@@ -153,7 +153,9 @@ class Cluster:
     async def samples(self) -> list[str]:
         """For each registered master, a made-up user id whose slot it owns, for test commands. Raises
         `CacheUnavailable` if a slot has no master."""
-        await self.open()
+        if not self._masters:
+            async with self._lock:
+                await self._refresh()  # raises the reason why no node answers
         if missing := self._owners().count(None):
             reason = f"{missing} of the cluster's {HASH_SLOTS} slots have no known master"
             raise CacheUnavailable(reason, reason)
@@ -299,7 +301,9 @@ class Cluster:
             own = next(line for line in lines if "myself" in line.flags)
             connection = self._nodes[address].ready(Use.FRONT)
             if "master" in own.flags and connection is not None:
-                masters[own.node] = self._nodes[address]
+                # A seed may be a load balancer, whose next connection leads to another node.
+                if address == own.address or own.node not in masters:
+                    masters[own.node] = self._nodes[address]
                 claims.append(Claim(own.node, connection.server, own.config_epoch, own.ranges))
         self._masters = masters
         if not views:

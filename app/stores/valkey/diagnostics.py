@@ -19,10 +19,11 @@ from app.features.clock import SystemClock
 from app.features.ids import HASH_SLOTS
 from app.operations.doctor import Line, diagnose_clock
 from app.settings import Settings
-from app.stores.queue.client import DATABASES_SUFFIX, HEALTH_SUFFIX, SHOWN_MS
+from app.stores.queue.client import HEALTH_SUFFIX, shown_databases
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.cluster import ClusterNode, parse_nodes
 from app.stores.valkey.pool import AWAY, blocking_pool, is_cluster, public_reason, split_cluster_url
+from app.stores.valkey.server_registration import InMemoryState, ServerRegistration
 from app.telemetry import Metrics
 
 TIMEOUT_S = 3.0
@@ -177,12 +178,13 @@ async def _queue_refusal(client: Any) -> str | None:
 
 async def _cache_refusal(url: str) -> str | None:
     """Try the commands of the cache. Return the reason if the server refuses one, otherwise None."""
+    state, clock = InMemoryState("doctor"), SystemClock()
     cache = ValkeyCache(
         url=url,
-        database_id="doctor",
+        registration=ServerRegistration(state, state.store, clock),
         timeout_ms=int(TIMEOUT_S * 1000),
         lease_ms=1_000,
-        clock=SystemClock(),
+        clock=clock,
         metrics=Metrics(),
     )
     try:
@@ -259,9 +261,9 @@ def diagnose_persistence(info: Info, snapshots: bool | None) -> Line:
 
 
 async def _worker(client: Any, queue: str, now_s: Now) -> Line:
-    databases = int(await client.zcount(queue + DATABASES_SUFFIX, now_s() * 1000 - SHOWN_MS, "+inf"))
-    if databases > 1:
-        text = f"workers of {databases} databases take each other's jobs from this queue"
+    databases = await shown_databases(client, queue, int(now_s() * 1000))
+    if len(databases) > 1:
+        text = f"workers of {len(databases)} databases take each other's jobs from this queue"
         return Line("worker", "bad", text, "Set a different PROFILES_QUEUE_NAME for each service.")
     if await client.exists(queue + HEALTH_SUFFIX):
         return Line("worker", "ok", "a worker has reported within the last seconds")

@@ -79,14 +79,17 @@ class EmbeddedServer(msgspec.Struct, eq=False):
             *("--dir", str(self.directory), "--daemonize", "no", "--logfile", str(log)),
             *self.options,
         ]
-        # In a new session: Ctrl-C must not reach the server, because its clients stop first.
-        self._child = subprocess.Popen(  # noqa: S603  # the binary found above
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        try:
+            # In a new session: Ctrl-C must not reach the server, because its clients stop first.
+            self._child = subprocess.Popen(  # noqa: S603  # the binary found above
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise CacheUnavailable(f"the embedded server cannot be started: {error}") from error
         deadline = time.monotonic() + START_TIMEOUT_S
         while self._send(b"PING\r\n") != b"+PONG\r\n":
             if self._child.poll() is not None or time.monotonic() > deadline:

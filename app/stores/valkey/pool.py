@@ -4,6 +4,9 @@
     redis://sentinel1:26379,sentinel2:26379/0?sentinel=mymaster        (rediss:// for TLS to the master)
     redis+cluster://node1:6379,node2:6379/        rediss+cluster://…   (a pool per node: `split_cluster_url`)
 
+With TLS, the certificate must name the host to which a connection is made, for a cluster or a Sentinel group the
+address that its nodes announce; unless the URL has `ssl_check_hostname=false`.
+
 All pools are `BlockingConnectionPool`s, because redis-py's plain pool holds its lock while it connects.
 """
 
@@ -12,9 +15,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
-from redis.asyncio.connection import BlockingConnectionPool
+from redis.asyncio.connection import BlockingConnectionPool, parse_url
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
@@ -35,6 +38,8 @@ def public_reason(error: Exception) -> str:
         return "its user lacks permissions: grant the commands and keys (ACL SETUSER)"
     if "DB index is out of range" in text:
         return "it has no database of that number: correct the number in the URL, or raise `databases` on the server"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "its certificate is not trusted, or names another host: correct ssl_ca_certs or the host in the URL"
     return text if text in (IS_CLUSTER, IS_NO_CLUSTER) else "it does not answer"
 
 
@@ -56,30 +61,31 @@ def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) 
     Raises:
         ValueError: the URL has none of the forms that the module describes.
     """
-    options |= {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     parts = urlsplit(url)
+    options |= {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    if parts.scheme == "rediss":
+        options["ssl_check_hostname"] = True  # redis-py's default is False
     name = parse_qs(parts.query).get("sentinel")
     if name is None:
         pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
             url, max_connections=connections, timeout=timeout_s, **options
         )
         return pool
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = credentials.partition(":")
+    credentials, at, hosts = parts.netloc.rpartition("@")
     sentinel = Sentinel(  # type: ignore[no-untyped-call]  # as redis-py left it
         [_address(host, SENTINEL_PORT) for host in hosts.split(",")],
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
     )
+    of_one_host = parse_url(parts._replace(netloc=f"{credentials}{at}master").geturl())
+    others = ("host", "connection_class", "sentinel")
+    options |= {key: value for key, value in of_one_host.items() if key not in others}
     return _GroupPool(  # type: ignore[no-untyped-call]
         name[0],
         sentinel,
         max_connections=connections,
         timeout=timeout_s,
         ssl=parts.scheme == "rediss",
-        db=int(parts.path.strip("/") or 0),
-        username=unquote(user) or None,
-        password=unquote(password) or None,
         **options,
     )
 

@@ -35,14 +35,10 @@ class SingleServer:
     """Sends commands to one server, or to the master of a Sentinel group. Used as `app.stores.valkey.cluster.Cluster`
     is. `available`: whether the circuit is closed."""
 
-    def __init__(
-        self, url: str, timeout_s: float, database_id: str, registration: ServerRegistration | None, metrics: Metrics
-    ) -> None:
-        """Without a `registration`, any server that answers at `url` is used. This is safe if only one process uses it,
-        or if the server never changes. Raises `ValueError` for an invalid URL."""
+    def __init__(self, url: str, timeout_s: float, registration: ServerRegistration, metrics: Metrics) -> None:
+        """Raises `ValueError` for an invalid URL."""
         self.registration = registration
         self.available = True
-        self._database_id = database_id
         self._metrics = metrics
         self._connections = Connections(url, timeout_s)
         self._known: tuple[str, State | None] = ("", None)
@@ -53,8 +49,6 @@ class SingleServer:
 
     async def open(self) -> None:
         """Connect, and register the server as the cache unless it is registered. Raises `CacheUnavailable`."""
-        if self.registration is None:
-            return
         connection = await self._connections.get()
         with suppress(CacheRefused):
             self.epoch(connection)
@@ -103,19 +97,18 @@ class SingleServer:
     def epoch(self, connection: PipelinedConnection) -> Epoch:
         """The epoch of keys sent on this connection. Raises `CacheRefused` if another server is the registered
         cache."""
-        state = self.registration.state.last if self.registration is not None else None
+        state = self.registration.state.last
         server, known = self._known
         if server == connection.server and known is state:
             return self._epoch  # nothing has changed since the last command
-        if self.registration is not None:
-            state = self.registration.require(connection.server)
-        database_id, generation = (state.database_id, state.generation) if state is not None else (self._database_id, 0)
-        identity = f"{database_id}:{connection.server}:{generation}"
+        state = self.registration.require(connection.server)
+        identity = f"{state.database_id}:{connection.server}:{state.generation}"
         self._epoch = hashlib.sha256(identity.encode()).hexdigest()[:12]
         self._known = (connection.server, state)
         return self._epoch
 
     async def samples(self) -> list[str]:
+        await self.open()
         return [""]
 
     async def close(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from app.features.clock import DAY_MS, rfc3339
 from tests.support.events import feedback, local_time, served
-from tests.support.live import Live, assert_refused, new_user, paths, problem
+from tests.support.live import JSON, Live, assert_refused, new_user, paths, problem
+from tests.support.longest_step import longest_step
 
 pytestmark = pytest.mark.both_engines
 
@@ -78,6 +80,7 @@ async def test_history_is_refused_when_its_body_is_invalid(site: Live) -> None:
         *(({"rows": [sound], "known_at": at}, "known_at") for at in ("now", future, "0001-01-01T00:00:00+14:00x")),
     ]
     await assert_refused(site, "/profiles/history", bodies)
+    await assert_refused(site, "/profiles/history", [({"rows": [sound] * 2, "known_at": future}, "known_at")])
     answer = await site.client.post("/profiles/history", json={"rows": [{**sound, "as_of": future}] * 2})
     assert paths(problem(answer, 422)) == ["rows[0].as_of", "rows[1].as_of"]
 
@@ -135,3 +138,15 @@ async def test_history_is_served_when_it_has_the_largest_length(site: Live) -> N
     asked = [{"user_id": f"u{number % 500}", "as_of": at} for number in range(10_000)]
     found = await rows(site, {"rows": asked, "features": ["tip_volume_30d"]})
     assert [row["user_id"] for row in found] == [row["user_id"] for row in asked]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [200, 422])
+async def test_history_does_not_block_other_requests_when_it_is_long(site: Live, status: int) -> None:
+    at = rfc3339(site.now_ms + (DAY_MS if status == 422 else -DAY_MS))
+    asked = [{"user_id": f"u{number % 500}", "as_of": at} for number in range(10_000)]
+    content = json.dumps({"rows": asked})
+    async with longest_step() as step:
+        answer = await site.client.post("/profiles/history", content=content, headers=JSON)
+    assert answer.status_code == status
+    assert step.seconds < 0.03

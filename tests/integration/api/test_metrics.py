@@ -60,7 +60,7 @@ async def test_metrics_count_the_traffic(own_site: Live) -> None:
     await site.client.post("/events", json=[{"subject": "?"}])
     conflict = served(user, site.now_ms, event_id=event.event_id, tip_id="another")
     assert (await site.client.post("/events", json=[])).status_code == 422
-    await site.service.dead_letters.bury_payload("1", "no event", "", site.now_ms)
+    await site.service.dead_letters.bury_payloads([("1", "no event")], site.now_ms)
     seen = await scrape(site)
 
     def requests(method: str, route: str, status: int) -> float:

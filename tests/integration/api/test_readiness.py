@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.support.events import served
 from tests.support.live import Live, new_user
 from tests.support.servers import ask
 from tests.support.site import ServeSite
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually_async
 
 
 async def ready(site: Live, status: int = 200) -> dict[str, Any]:
@@ -66,13 +67,13 @@ async def test_site_is_degraded_when_the_cache_is_down(
         assert body["checks"]["invalidations"].startswith("1 invalidations are owed")
         assert (await site.features(user))["tip_volume_30d"] == 1
         cache.start()
-        await eventually(lambda: site.service.cache.available and not _owed(site))
+        await eventually_async(partial(_settled, site))
         assert (await ready(site))["status"] == "ready"
         assert (await site.features(user))["tip_volume_30d"] == 1
 
 
-def _owed(site: Live) -> float:
-    return site.service.metrics.collectors.get_sample_value("profiles_owed_invalidations") or 0.0
+async def _settled(site: Live) -> bool:
+    return site.service.cache.available and (await site.service.refresh_gauges()).owed == 0
 
 
 async def test_site_is_degraded_when_the_queue_is_down(

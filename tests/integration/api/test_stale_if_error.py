@@ -257,6 +257,17 @@ async def test_disabled_feature_stays_null_with_its_reason(site: Site) -> None:
         assert features["tip_volume_30d"]["origin"] == "unproven"
 
 
+async def test_cache_is_not_asked_when_all_wanted_features_are_disabled(site: Site) -> None:
+    reader = site.live.service.reader
+    await site.cached("ann")
+    await site.live.service.registries.switch("preferred_hour", "ada", "it is wrong", NOW_MS, on=False)
+    index = REGISTRY.names.index("preferred_hour")
+    with site.outage():
+        found = await reader.read_unproven({"bob": 1 << index}, AGE_S)
+    assert found is not None
+    assert found["bob"][index].json == b"null"
+
+
 async def test_past_moments_fail_as_before(site: Site) -> None:
     await site.cached("ann")
     rows = {"rows": [{"user_id": "ann", "as_of": "2026-04-25T11:00:00Z"}]}

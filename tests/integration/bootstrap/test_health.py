@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ from app.bootstrap.health import sampling
 from app.bootstrap.service import open_service
 from app.errors import StoreUnavailable
 from app.settings import Settings
-from app.settings.parsers import PostgresUrl
+from app.settings.parsers import PostgresUrl, postgres_url
+from app.stores.migrate import migrate
 from app.stores.sql.backlog import AHEAD_MS
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
@@ -24,10 +26,12 @@ from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work
 from tests.support.database import as_another_account, column, copy_database, log_of
 from tests.support.events import admitted, served
+from tests.support.postgres import StartPostgres
 from tests.support.registry import FEATURES
 from tests.support.waiting import eventually_async
 
 pytestmark = pytest.mark.both_engines
+SCRAPE_TIMEOUT_S = 10.0  # by default in Prometheus
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ async def test_worker_takes_samples_while_it_runs(settings: Settings, database: 
 @pytest.mark.slow
 async def test_worker_gauges_are_right_after_a_sample(settings: Settings, database: Database) -> None:
     """Unlike an API's, they are not refreshed by a scrape."""
-    await SqlDeadLetters(database).bury_payload("1", "no event", "", 1)
+    await SqlDeadLetters(database).bury_payloads([("1", "no event")], 1)
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
         await sampled(database)
         seen = service.metrics.collectors.get_sample_value
@@ -136,12 +140,53 @@ async def test_rollout_gauges_are_kept_when_the_database_fails(settings: Setting
         assert seen("profiles_rollout_stage", {"stage": "rolled back"}) == 1
 
 
+async def test_challenger_has_no_share_when_there_is_none(settings: Settings, database: Database) -> None:
+    await database.write(lambda c: c.execute("UPDATE rollout SET stage = 'ramp', share = 0.25"), of=())
+    async with open_service(replace(settings, shadow=False), door="queue") as service:
+        await service.refresh_gauges()
+        assert service.metrics.collectors.get_sample_value("profiles_rollout_share_ratio") == 0
+        assert service.metrics.collectors.get_sample_value("profiles_rollout_stage", {"stage": "ramp"}) == 1
+
+
+@pytest.mark.slow
+async def test_gauges_are_withdrawn_in_time_when_the_database_is_silent(
+    start_postgres: StartPostgres, valkey: EmbeddedServer
+) -> None:
+    server = start_postgres()
+    url = postgres_url(server.url(tcp=True))
+    migrate(url)
+    settings = Settings(features=FEATURES, database=url, cache_url=valkey.url, queue_url=valkey.url)
+    async with open_service(settings, door="http") as service:
+        await service.refresh_gauges()
+        seen = service.metrics.collectors.get_sample_value
+        assert seen("profiles_unconsumed_events") == 0
+        server.signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(SCRAPE_TIMEOUT_S):
+                await service.refresh_gauges()
+        finally:
+            server.signal(signal.SIGCONT)
+        assert seen("profiles_unconsumed_events") is None
+        assert seen("profiles_queue_depth") == 0
+
+
 @pytest.mark.slow
 async def test_every_component_has_a_state_after_the_first_sample(settings: Settings, database: Database) -> None:
     async with open_service(settings, door="queue") as service, sampling(service, "worker"):
         await sampled(database)
     found = await column(database, "SELECT component || ' ' || state FROM component_states ORDER BY component")
     assert found == ["cache ok", "database ok", "features ok", "queue ok", "service degraded", "worker down"]
+
+
+async def test_former_timeline_is_no_other_database(settings: Settings) -> None:
+    async with open_service(settings, door="queue") as service:
+        assert service.queue is not None
+        name, *rest = service.database.id.split(":")
+        system, *others = rest or ["", "", ""]
+        former = ":".join([name, system, "000000FF", *others[1:]]) if rest else name
+        for database_id, ok in ((former, True), (f"other:{system}:000000FF", False)):
+            await service.queue.show_database(database_id, service.clock.now_ms())
+            assert (await service.readiness())["queue"].ok == ok
 
 
 async def test_process_name_differs_at_every_start(settings: Settings) -> None:

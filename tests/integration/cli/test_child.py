@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from app.cli.child import Child
+from app.cli.child import Child, replace_one_by_one
 from tests.support.waiting import eventually_sync
 
 
@@ -27,4 +28,31 @@ def test_child_is_this_program_when_the_directory_shadows_it(tmp_path: Path, mon
 
     eventually_sync(ended)
     assert codes[-1] == 2  # ours refuses the setting
+    child.stop()
+
+
+def test_child_is_started_later_when_it_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = Child("worker", dict(os.environ))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/nowhere/python")
+        assert child.check() is None
+        assert not child.running()
+    assert "worker cannot be started: " in capsys.readouterr().err
+    eventually_sync(lambda: (child.check(), child.running())[1])
+    child.stop()
+
+
+def test_processes_stay_when_no_new_one_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = Child("worker", dict(os.environ))
+    child.start()
+    children = [child]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/nowhere/python")
+        assert next(replace_one_by_one(children), "ended") == "ended"
+    assert (children, child.running()) == ([child], True)
+    assert "the old processes go on" in capsys.readouterr().err
     child.stop()

@@ -108,6 +108,7 @@ SERVER_FAULTS = [
     ("queue", "CONFIG SET maxmemory 1", "queue writes", "bad", "refuses writes: "),
     ("cache", "ACL SETUSER default -set", "cache writes", "bad", "it refuses a lease: NOPERM"),
     ("queue", "ZADD arq:queue:databases NOW one NOW other", "worker", "bad", "workers of 2 databases"),
+    ("queue", "ZADD arq:queue:databases NOW a:7:01:9 NOW a:7:02:9 9e15 other", "worker", "ok", "a worker has reported"),
     ("cache", "kill", "cache", "bad", "it does not answer"),
     ("queue", "kill", "queue", "bad", "it does not answer"),
 ]

@@ -19,6 +19,7 @@ from app.bandit.model.inputs import NUMBER_BYTES, SPEC_V1, Context
 from app.bootstrap.service import open_service
 from app.cli.evaluate import feature_values
 from app.features.clock import DAY_MS, rfc3339
+from app.features.contract import import_registry
 from app.settings import Settings
 from tests.integration.cli.conftest import Run, write_events
 from tests.support.clock import FakeClock
@@ -106,6 +107,9 @@ def test_unsettled_decision_holds_back_newer_ones(profiles: Run, log: Path, tmp_
     with closing(sqlite3.connect(held)) as connection, connection:
         connection.execute("UPDATE tip_scores SET state = 'open', reward = NULL WHERE number = 251")
     assert figures(profiles, held, "--policy", "lints-v2")["decisions"] == 250
+    with closing(sqlite3.connect(held)) as connection, connection:
+        connection.execute("UPDATE rollout SET evaluated_after = 300")
+    assert figures(profiles, held, "--policy", "lints-v2")["decisions"] == 250, "wherever the roll-out began"
     ((at_ms,),) = rows(log, "SELECT created_at_ms FROM tip_scores WHERE number = 301")
     assert figures(profiles, log, "--policy", "lints-v2", "--since", rfc3339(at_ms))["decisions"] == 100
 
@@ -173,6 +177,22 @@ def test_picture_that_cannot_be_written_is_named(profiles: Run, log: Path) -> No
     assert "Traceback" not in shown.err
 
 
+def test_no_picture_is_left_when_the_evaluation_fails(profiles: Run, log: Path, tmp_path: Path) -> None:
+    arguments = ("--policy", "lints-v2", "--since", "2900-01-01T00:00:00Z", "--picture", "x.svg")
+    assert profiles("evaluate", *arguments, database=log).code == 5
+    assert not list(tmp_path.glob("x.svg*"))
+
+
+def test_mistake_is_found_before_the_feature_is_computed(profiles: Run, log: Path, tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(FILE.format(dtype="int", value="COUNT(*) + 0.5"))  # computing it fails
+    for arguments, message in (
+        (("--policy", "lints-v1"), "lints-v1 has no pooled prior"),
+        (("--policy", "lints-v1+pool", "--picture", "no/such/x.svg"), "cannot write no/such/x.svg"),
+    ):
+        shown = profiles("evaluate", *arguments, "--with-feature", "half.py", database=log)
+        assert message in shown.err, shown.err
+
+
 def test_feature_that_tells_users_apart_has_a_lift_and_another_has_none(
     profiles: Run, migrated_template: Path, tmp_path: Path
 ) -> None:
@@ -200,9 +220,8 @@ def test_feature_sees_only_what_each_decision_could_see(profiles: Run, log: Path
 
     async def values() -> dict[int, float]:
         async with open_service(Settings(database=database, features=FEATURES), door="command") as service:
-            name, found = await feature_values(service, tmp_path / "count.py")
-        assert name == "feature"
-        return found
+            registry, _ = import_registry(f"{tmp_path / 'count.py'}:REGISTRY", "test")
+            return await feature_values(service, registry)
 
     made = asyncio.run(decide())  # it records the versions of the values; those of the log do not
     late = payload(feedback("user-0", made.created_at_ms - 3_600_000))

@@ -106,7 +106,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     [pytest.param(*pair, marks=() if pair[0] == pair[1] else pytest.mark.slow) for pair in product(WRITTEN, repeat=2)],
 )
 def test_all_columns_are_kept_in_order_beside_the_features(lived_in: Run, tmp_path: Path, source: str, to: str) -> None:
-    """More rows than are read at once; `as_of` stays as it was given."""
+    """More rows than are read at once; `as_of` stays as it was given, except that it is a timestamp in Parquet."""
     asked = moments(9) * 40
     labels = [(0, 0.1, "zoë"), (1, 2.5, 'a "b",\r\nc'), (None, None, None)]
     rows = [
@@ -125,7 +125,7 @@ def test_all_columns_are_kept_in_order_beside_the_features(lived_in: Run, tmp_pa
     as_text = ".csv" in (source, to)
     for row, given in zip(found, rows, strict=True):
         kept = {name: row[name] for name in given}
-        if to == ".parquet" and source != ".parquet":
+        if to == ".parquet":
             kept["as_of"] = given["as_of"] if row["as_of"] == datetime.fromisoformat(str(given["as_of"])) else None
         assert (
             kept == {name: "" if value is None else str(value) for name, value in given.items()} if as_text else given
@@ -198,6 +198,18 @@ def test_types_are_kept_from_parquet_to_parquet(lived_in: Run, tmp_path: Path, u
     assert [line["as_of"] for line in lines[:2]] == [first["as_of"], second["as_of"]]
     assert (lines[0]["tags"], lines[0]["label"], lines[1]["label"]) == (["a"], 1, None)
     assert [{name: line[name] for name in NAMES} for line in lines] == found.select(NAMES).to_pylist()
+
+
+def test_as_of_is_a_timestamp_in_parquet_when_it_was_text(lived_in: Run, tmp_path: Path) -> None:
+    at = rfc3339(now_ms() - DAY_MS)
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
+        table = pa.table({"user_id": pa.array(["ann"], kind), "as_of": pa.array([at], kind)})
+        pq.write_table(table, tmp_path / "rows.parquet")
+        assert lived_in("history", "rows.parquet", "--output", "set.parquet").code == 0
+        found = pq.read_table(tmp_path / "set.parquet")
+        assert (found.schema.types[0], found["user_id"].to_pylist()) == (kind, ["ann"])
+        assert str(found.schema.types[1]) == "timestamp[us, tz=UTC]"
+        assert found["as_of"].to_pylist() == [datetime.fromisoformat(at)]
 
 
 def test_only_named_features_are_computed(lived_in: Run, tmp_path: Path) -> None:

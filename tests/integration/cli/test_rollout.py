@@ -13,6 +13,7 @@ from app.settings import Settings
 from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sqlite.database import SqliteDatabase
 from tests.integration.cli.conftest import Run, rows_shown
+from tests.support.audit import newest_entries
 from tests.support.bandit_process import rollout_of
 from tests.support.decisions import rows_of, some, write
 
@@ -28,7 +29,7 @@ async def look(path: Path, rows: Sequence[dict[str, object]]) -> None:
 async def outcomes(path: Path) -> list[tuple[str, str, str]]:
     """What the audit trail holds, oldest first."""
     database = await SqliteDatabase.open(path, 1)
-    entries = await SqlAuditTrail(database).newest(10)
+    entries = await newest_entries(SqlAuditTrail(database), 10)
     await database.close()
     return [(entry.actor, entry.action, entry.outcome) for entry in reversed(entries)]
 

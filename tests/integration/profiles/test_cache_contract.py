@@ -44,7 +44,7 @@ async def subject(
         made = ClusterSubject(shared_clusters(REDIS if "redis" in request.param else VALKEY))
     else:
         made = ServerSubject(shared_servers(request.param))
-    yield made
+    yield await made.open()
     await made.close()
 
 
@@ -52,7 +52,7 @@ async def subject(
 async def restartable(request: pytest.FixtureRequest, start_server: StartServer) -> AsyncIterator[ServerSubject]:
     server = start_server(request.param)
     made = ServerSubject(server)
-    yield made
+    yield await made.open()
     await made.close()
     server.kill()
 
@@ -80,7 +80,7 @@ async def test_lease_is_fresh_and_expires_when_the_cell_is_empty(subject: Server
 
 async def test_lease_is_shared_when_another_process_has_one(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
-    (theirs,) = await subject.process().lease(epoch, [CELL])
+    (theirs,) = await (await subject.process()).lease(epoch, [CELL])
     assert await subject.cache.lease(epoch, [CELL]) == [theirs]
 
 
@@ -100,7 +100,7 @@ async def test_fill_lands_with_its_ttl_when_the_lease_is_held(subject: ServerSub
     epoch, _ = await subject.cache.read([CELL])
     (token,) = await subject.cache.lease(epoch, [CELL])
     assert await subject.cache.fill(epoch, [Fill(CELL, token, VALUE, 90_000)]) == [True]
-    assert await subject.process().read([CELL]) == (epoch, [VALUE])
+    assert await (await subject.process()).read([CELL]) == (epoch, [VALUE])
     assert 85_000 < subject.pttl(epoch, CELL) <= 90_000
 
 
@@ -117,7 +117,7 @@ async def test_fill_is_refused_when_the_token_is_gone(subject: ServerSubject, ho
     epoch, _ = await subject.cache.read([CELL])
     (token,) = await subject.cache.lease(epoch, [CELL])
     if how == "dropped":
-        await subject.process().drop([CELL])
+        await (await subject.process()).drop([CELL])
     elif how == "flushed":
         subject.flush()
     else:
@@ -129,7 +129,7 @@ async def test_fill_is_refused_when_the_token_is_gone(subject: ServerSubject, ho
 async def test_fill_is_refused_when_a_newer_lease_stands(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     (token,) = await subject.cache.lease(epoch, [CELL])
-    other = subject.process()
+    other = await subject.process()
     await other.drop([CELL])
     (newer,) = await other.lease(epoch, [CELL])
     assert await subject.cache.fill(epoch, [Fill(CELL, token, VALUE, 90_000)]) == [False]
@@ -139,7 +139,7 @@ async def test_fill_is_refused_when_a_newer_lease_stands(subject: ServerSubject)
 async def test_fill_is_refused_when_the_token_was_used(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     (token,) = await subject.cache.lease(epoch, [CELL])
-    assert await subject.process().fill(epoch, [Fill(CELL, token, VALUE, 90_000)]) == [True]
+    assert await (await subject.process()).fill(epoch, [Fill(CELL, token, VALUE, 90_000)]) == [True]
     assert await subject.cache.fill(epoch, [Fill(CELL, token, NEWER, 90_000)]) == [False]
     assert await subject.cache.read([CELL]) == (epoch, [VALUE])
 
@@ -155,7 +155,7 @@ async def test_each_fill_is_judged_alone_when_many_go_together(subject: ServerSu
     epoch, _ = await subject.cache.read([CELL])
     cells = [Cell(f"user {number}", "f") for number in range(6)]
     tokens = await subject.cache.lease(epoch, cells)
-    await subject.process().drop(cells[::2])
+    await (await subject.process()).drop(cells[::2])
     fills = [Fill(cell, token, VALUE, 90_000) for cell, token in zip(cells, tokens, strict=True)]
     assert await subject.cache.fill(epoch, fills) == [False, True] * 3
     assert await subject.cache.read(cells) == (epoch, [None, VALUE] * 3)
@@ -167,7 +167,7 @@ async def test_drop_takes_values_and_leases_when_they_are_held(subject: ServerSu
     subject.put(epoch, CELL, VALUE)
     subject.put(epoch, third, VALUE)
     await subject.cache.lease(epoch, [OTHER])
-    await subject.process().drop({CELL, OTHER, Cell("nobody", "f")})
+    await (await subject.process()).drop({CELL, OTHER, Cell("nobody", "f")})
     assert await subject.cache.read([CELL, OTHER, third]) == (epoch, [None, None, VALUE])
 
 
@@ -188,7 +188,7 @@ async def test_ids_are_kept_apart_when_they_are_odd(subject: ServerSubject) -> N
     values = [b"V:%d" % number for number in range(len(cells))]
     fills = [Fill(*parts, 90_000) for parts in zip(cells, tokens, values, strict=True)]
     assert all(await subject.cache.fill(epoch, fills))
-    assert await subject.process().read(cells) == (epoch, values)
+    assert await (await subject.process()).read(cells) == (epoch, values)
     await subject.cache.drop(cells[:4])
     assert await subject.cache.read(cells) == (epoch, [None] * 4 + values[4:])
 
@@ -210,8 +210,8 @@ async def test_thousands_of_cells_keep_their_values(subject: ServerSubject) -> N
 async def test_processes_share_an_epoch_when_they_share_a_database(subject: ServerSubject) -> None:
     epoch, _ = await subject.cache.read([CELL])
     subject.put(epoch, CELL, VALUE)
-    assert await subject.process().read([CELL]) == (epoch, [VALUE])
-    elsewhere, held = await subject.process("a restored backup").read([CELL])
+    assert await (await subject.process()).read([CELL]) == (epoch, [VALUE])
+    elsewhere, held = await (await subject.process("a restored backup")).read([CELL])
     assert elsewhere != epoch
     assert held == [None]
 
@@ -229,6 +229,7 @@ async def test_restarted_server_serves_no_old_value(restartable: ServerSubject) 
         await restartable.cache.fill(epoch, [Fill(OTHER, token, VALUE, 90_000)])
     with pytest.raises(CacheRefused):
         await restartable.cache.drop_exactly(epoch, [(CELL, VALUE)])
+    await restartable.cache.open()
     next_epoch, held = await restartable.cache.read([CELL, OTHER])
     assert next_epoch != epoch
     assert held == [None, None]

@@ -268,20 +268,6 @@ async def test_hourly_measurement_is_skipped_while_one_runs(service: OpenService
     assert {entry.name for entry in module.crons(PACE)} <= queue_jobs.JOBS
 
 
-async def test_pruning_continues_in_pieces(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "STEP", 2)
-    old_ms = now_ms() - (service.settings.retention_days + 1) * DAY_MS
-    await service.consumer.log.append([[admitted(served("ann", old_ms)) for _ in range(5)]])
-    with monkeypatch.context() as patch:
-        patch.setattr(Pace, "budget_s", -1)
-        with pytest.raises(Retry) as caught:
-            await module.prune(job(service))
-    assert caught.value.defer_score == 0
-    assert jobs(service, queue_jobs.PRUNE, "continued") == 1
-    await module.prune(job(service, 2))
-    assert (await backlog(service.database, service.clock.now_ms())).outbox == 0
-
-
 async def test_decisions_are_pruned_by_their_own_retention(service: OpenService) -> None:
     old_ms = now_ms() - (service.settings.decision_retention_days + 1) * DAY_MS
     for user_id in ("ann", "bob"):
@@ -289,7 +275,7 @@ async def test_decisions_are_pruned_by_their_own_retention(service: OpenService)
     await service.database.write(
         lambda c: c.execute("UPDATE tip_scores SET created_at_ms = ? WHERE user_id = 'ann'", (old_ms,)), of=()
     )
-    await module.prune(job(service))
+    await module.prune(job(service), await service.retention.next_cutoffs())
     rows = await service.database.read(lambda c: c.execute("SELECT user_id FROM tip_scores").fetchall())
     assert rows == [("bob",)]
 
@@ -389,6 +375,37 @@ async def test_quality_is_measured_when_requested_or_lost(settings: Settings) ->
         await eventually_async(lambda: completed(1))
         await service.quality.runs.open("bob", now_ms() - 60_000)  # its job was lost
         await eventually_async(lambda: completed(2))
+
+
+async def test_pruning_continues_at_once_in_pieces(
+    settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "STEP", 2)
+    monkeypatch.setattr(Pace, "budget_s", -1)  # each try deletes one step
+    async with working(settings) as (service, _):
+        old_ms = now_ms() - (service.settings.retention_days + 1) * DAY_MS
+        await service.consumer.log.append([[admitted(served("ann", old_ms)) for _ in range(7)]])
+        await client.enqueue_job(queue_jobs.NIGHTLY_PRUNE)
+        await eventually(lambda: jobs(service, queue_jobs.PRUNE, "done"), 20)
+        assert await stored(service) == 0
+        assert jobs(service, queue_jobs.PRUNE, "continued") == 4
+
+
+async def test_pruning_is_retried_when_its_first_try_fails(
+    settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with working(settings) as (service, _):
+        before_ms = now_ms() - (service.settings.retention_days + 2) * DAY_MS
+        cutoffs = service.retention.cutoffs
+        for what in ("events", "decisions"):
+            await cutoffs.set_cutoff(what, before_ms, None)  # of the night before
+        await service.consumer.log.append([[admitted(served("ann", before_ms + DAY_MS))]])
+        with monkeypatch.context() as patch:
+            patch.setattr(type(cutoffs), "set_cutoff", failing(StoreUnavailable("locked")))
+            await client.enqueue_job(queue_jobs.NIGHTLY_PRUNE)
+            await eventually(lambda: jobs(service, queue_jobs.PRUNE, "retried"), 20)
+        await eventually(lambda: jobs(service, queue_jobs.PRUNE, "done"), 20)
+        assert await stored(service) == 0
 
 
 async def test_poison_event_becomes_a_dead_letter(settings: Settings, client: ArqRedis) -> None:

@@ -42,9 +42,9 @@ def test_vectorised_learning_is_the_policys() -> None:
     for user, known in enumerate(statistics):
         mu = pooled_mean(pools[user // 2])
         np.testing.assert_allclose(learners.mu[user // 2], mu, rtol=1e-9, atol=1e-12)
-        scored = CHALLENGER.decide("d", known, mu, asked[user])
-        np.testing.assert_allclose(means[user], scored.means, rtol=1e-8, atol=1e-9)
-        np.testing.assert_allclose(np.diag(covariances[user]), variances(CHALLENGER, known, mu, asked[user]), rtol=1e-8)
+        ranking, _ = CHALLENGER.decide("d", known, mu, asked[user], explore=True)
+        np.testing.assert_allclose(means[user], ranking.scores, rtol=1e-8, atol=1e-9)
+        np.testing.assert_allclose(np.diag(covariances[user]), variances(CHALLENGER, known, asked[user]), rtol=1e-8)
 
 
 @pytest.fixture(scope="module")

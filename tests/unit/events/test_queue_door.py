@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sqlite3
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -83,6 +85,20 @@ async def test_rest_counts_when_one_item_is_bad(door: Door, item: object, reason
     msgspec.json.decode(letter.payload)
 
 
+@pytest.mark.parametrize("depth", [10, 300, 480, 600, 900])
+@pytest.mark.parametrize("made", [lambda inner: [inner], lambda inner: {"a": inner}])
+async def test_rest_counts_when_one_item_is_nested(door: Door, depth: int, made: Callable[[object], object]) -> None:
+    deep: object = None
+    for _ in range(depth):
+        deep = made(deep)
+    nested = {**payload(feedback("ann", event_id="x"), dwell_ms=7200.0), "more": deep}
+    await door.take_in(event("a"), nested, event("b"))
+    assert await door.fixture.stored() == ["a", "b"]
+    (letter,) = await door.buried()
+    assert "user_id" in letter.payload
+    assert (await SqlUsers(door.fixture.database).erase("ann", NOW_MS)).dead_letters == 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -139,6 +155,27 @@ async def test_bad_item_is_buried_once_when_redelivered(door: Door) -> None:
     assert len(await door.buried()) == 1
 
 
+async def test_items_are_buried_once_when_burying_one_fails(door: Door, database: SqliteDatabase) -> None:
+    fail = (
+        "CREATE TRIGGER fail BEFORE INSERT ON dead_letters WHEN NEW.payload = '2' BEGIN SELECT RAISE(ABORT, 'no'); END"
+    )
+    await database.execute(fail, ())
+    with pytest.raises(sqlite3.IntegrityError):
+        await door.take_in(1, 2, 3)
+    assert await door.buried() == []
+    await database.execute("DROP TRIGGER fail", ())
+    await door.take_in(1, 2, 3)
+    assert [letter.payload for letter in await door.buried()] == ["1", "2", "3"]
+
+
+async def test_event_is_counted_once_when_another_is_rejected(door: Door) -> None:
+    old = payload(served("ann", NOW_MS - 181 * DAY_MS, event_id="old"))
+    await door.take_in(event("a"), event("b"), old)
+    await door.take_in(event("c"), event("a", tip_id="another"), event("d"))
+    counted = {outcome: door.fixture.counted(outcome) for outcome in ("accepted", "refused", "conflict", "duplicate")}
+    assert counted == {"accepted": 4, "refused": 1, "conflict": 1, "duplicate": 0}
+
+
 async def test_payload_is_stored_in_pieces_when_it_is_very_long(door: Door) -> None:
     seqs = await door.take_in(*(event(f"e{number}") for number in range(2 * MAX_EVENTS + 1)))
     assert len(seqs) == 2 * MAX_EVENTS + 1
@@ -149,6 +186,6 @@ async def test_something_is_kept_when_a_payload_is_too_deep_to_be_written(door: 
     deep: list[object] = []
     for _ in range(5_000):
         deep = [deep]
-    await door.door.bury(deep, "too deep")
+    await door.door.bury([(deep, "too deep")])
     (letter,) = await door.buried()
     assert letter.payload == '"nested too deeply to be kept"'

@@ -44,7 +44,8 @@ class ReplayFixture:
     async def bury(self, content: object) -> DeadLetter:
         """A letter as the queue's door leaves it."""
         text = content if isinstance(content, str) else json.dumps(content)
-        letter = await self.letters.get(await self.letters.bury_payload(text, "no event", "", NOW_MS))
+        (letter_id,) = await self.letters.bury_payloads([(text, "no event")], NOW_MS)
+        letter = await self.letters.get(letter_id)
         assert letter is not None
         return letter
 

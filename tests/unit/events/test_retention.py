@@ -14,6 +14,7 @@ from tests.support.clock import NOW_MS, no_pause
 from tests.support.consumption import ConsumerFixture
 from tests.support.database import column
 from tests.support.events import feedback, served
+from tests.support.retention import night
 
 pytestmark = pytest.mark.both_engines
 
@@ -48,7 +49,7 @@ async def test_old_events_go_for_good(consumption: ConsumerFixture, retention: R
     await consumption.store(
         kept, *(served("ann", OLDEST - 1 - number) for number in range(STEP + 5)), feedback("ann", OLDEST - 1)
     )
-    assert await retention.prune(pause) == {"events": STEP + 6}
+    assert await retention.prune(await retention.next_cutoffs(), pause) == {"events": STEP + 6}
     assert await column(consumption.database, "SELECT event_id FROM event_log") == ["kept"]
     assert await column(consumption.database, "SELECT seq FROM tip_views") == [1]
     assert await column(consumption.database, "SELECT seq FROM tip_feedback") == []
@@ -58,64 +59,84 @@ async def test_old_events_go_for_good(consumption: ConsumerFixture, retention: R
 
 
 async def test_pruning_continues_after_its_time_is_up(consumption: ConsumerFixture, retention: Retention) -> None:
-    await retention.prune(no_pause)
+    await night(retention)
     await consumption.store(
         *(served("ann", OLDEST + DAY_MS) for _ in range(STEP + 1)), served("ann", OLDEST + 5 * DAY_MS)
     )
     consumption.clock.advance(40 * DAY_MS)
-    assert await retention.prune(no_pause, budget_s=-1) is None
-    assert await retention.prune(no_pause, budget_s=60, go_on=True) == {"events": 1}
-    assert await retention.prune(no_pause, budget_s=60, go_on=True) == {"events": 0}
+    cutoffs = await retention.next_cutoffs()
+    assert await retention.prune(cutoffs, no_pause, budget_s=-1) is None
+    assert await retention.prune(cutoffs, no_pause, budget_s=60) == {"events": 1}
+    assert await retention.prune(cutoffs, no_pause, budget_s=60) == {"events": 0}
     assert await column(consumption.database, "SELECT COUNT(*) FROM event_log") == [1]
 
 
 async def test_wrong_clock_deletes_three_days_at_most(consumption: ConsumerFixture, retention: Retention) -> None:
     await consumption.store(*(served("ann", NOW_MS - days * DAY_MS) for days in (0, 90, 176, 178, 180)))
-    await retention.prune(no_pause)
+    await night(retention)
     for wrong_days in (400, 40, 4_000, -10_000):
         consumption.clock.step_to(NOW_MS + wrong_days * DAY_MS)
-        await retention.prune(no_pause)
+        await night(retention)
         consumption.clock.step_to(NOW_MS)
-        await retention.prune(no_pause)
+        await night(retention)
     assert await ages(consumption) == [0, 90, 176]
     consumption.clock.advance(3 * DAY_MS)
-    assert await retention.prune(no_pause) == {"events": 0}
+    assert await night(retention) == {"events": 0}
     consumption.clock.advance(2 * DAY_MS)
-    assert await retention.prune(no_pause) == {"events": 1}, "it does not go on after a clock that was behind"
+    assert await night(retention) == {"events": 1}, "it does not go on after a clock that was behind"
 
 
 async def test_longer_retention_keeps_later_events(consumption: ConsumerFixture, retention: Retention) -> None:
-    await retention.prune(no_pause)
+    await night(retention)
     await consumption.store(served("ann", OLDEST - 90 * DAY_MS))
     longer = Retention([Kept("events", consumption.log, 2 * DAYS)], SqlCutoffs(consumption.database), consumption.clock)
     for _ in range(3):
-        assert await longer.prune(no_pause) == {"events": 0}
+        assert await night(longer) == {"events": 0}
+
+
+async def test_cutoff_of_an_earlier_release_counts_as_deleted(
+    consumption: ConsumerFixture, retention: Retention
+) -> None:
+    """It did not store what it had deleted, and its cutoff moves back at the next run."""
+    cutoffs, ahead_ms = SqlCutoffs(consumption.database), OLDEST + 2 * DAY_MS
+    assert await cutoffs.deleted_before("events") == 0
+    await consumption.database.execute(
+        "INSERT INTO service (name, value) VALUES ('pruned events', ?)", (str(ahead_ms),)
+    )
+    for _ in range(2):
+        assert await cutoffs.deleted_before("events") == ahead_ms
+        await night(retention)
+    assert await cutoffs.cutoff("events") == OLDEST
+    consumption.clock.advance(3 * DAY_MS)
+    await consumption.store(served("ann", OLDEST + 3 * DAY_MS - 1))
+    await night(retention)
+    assert await cutoffs.deleted_before("events") == OLDEST + 3 * DAY_MS
 
 
 async def test_late_events_are_deleted_by_the_next_run(consumption: ConsumerFixture, retention: Retention) -> None:
-    await retention.prune(no_pause)
+    await night(retention)
     await consumption.store(served("ann", OLDEST - 90 * DAY_MS))
-    assert await retention.prune(no_pause) == {"events": 1}
+    assert await night(retention) == {"events": 1}
 
 
 async def test_large_first_run_waits_for_confirmation(consumption: ConsumerFixture, retention: Retention) -> None:
     await consumption.store(*(served("ann", NOW_MS - days * DAY_MS) for days in (100, 181, 184)))
     for _ in range(3):
         assert await retention.waiting() == ["events"]
-        assert await retention.prune(no_pause) == {}
+        assert await night(retention) == {}
     assert await ages(consumption) == [100, 181, 184]
-    assert await retention.prune(no_pause, confirmed=True) == {"events": 2}
+    assert await night(retention, confirmed=True) == {"events": 2}
     assert (await ages(consumption), await retention.waiting()) == ([100], [])
-    assert await retention.prune(no_pause) == {"events": 0}
+    assert await night(retention) == {"events": 0}
 
 
 async def test_pruning_catches_up_night_by_night(consumption: ConsumerFixture, retention: Retention) -> None:
     await consumption.store(*(served("ann", NOW_MS - days * DAY_MS) for days in range(170, 181)))
-    await retention.prune(no_pause)
+    await night(retention)
     consumption.clock.advance(10 * DAY_MS)
     left = []
     for _ in range(4):
-        await retention.prune(no_pause)
+        await night(retention)
         left.append(len(await ages(consumption)))
     assert left == [8, 5, 2, 1]
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from app.features.events import SERVED
 from app.features.plan import Change, changes, definitions_of, feature_of
@@ -47,6 +48,7 @@ def test_removing_a_feature_breaks() -> None:
         ({"window": timedelta(days=7)}, "window: 30 days → 7 days", True),
         ({"default": 0}, "default: null → 0", True),
         ({"ttl": timedelta(minutes=90)}, "TTL: 1 hour → 90 minutes", False),
+        ({"ttl": timedelta(hours=1, milliseconds=1)}, "TTL: 1 hour → 3600.001 seconds", False),
         ({"description": "Another one."}, "description", False),
         ({"invalidated_by": (SERVED,)}, f"invalidated by: tip_feedback, tip_served → {SERVED}", False),
     ],
@@ -59,6 +61,20 @@ def test_change_lists_details_and_recomputation(fields: dict[str, Any], detail: 
     else:
         assert found.details == (detail,)
     assert (found.kind, found.breaks, found.recomputed) == ("changed", False, recomputed)
+
+
+def test_times_are_told_apart_to_the_millisecond() -> None:
+    before, after = (definitions_of(Registry([entry(ttl=timedelta(milliseconds=ms))])) for ms in (3_600_001, 3_600_002))
+    (found,) = changes(before, after)
+    assert found.details == ("TTL: 3600.001 seconds → 3600.002 seconds",)
+
+
+def test_every_feature_is_computed_again_after_another_cache_protocol() -> None:
+    before = definitions_of(REGISTRY)
+    after = [replace(item, fingerprint=f"{item.fingerprint}-of-another-protocol") for item in before]
+    assert changes(before, after) == [
+        Change(item.name, "changed", ("protocol of the cache",), breaks=False, recomputed=True) for item in before
+    ]
 
 
 def test_another_dtype_breaks() -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from app.errors import CacheUnavailable, Conflict, NotFound, StoreUnavailable
 from app.features.ids import user_hash
 from app.operations.audit import MAX_OUTCOME, AuditEntry, AuditFilter, audited, state_of
-from app.stores.sql.audit_trail import NEWEST, SqlAuditTrail
+from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sql.database import Database
+from tests.support.audit import NEWEST, newest_entries
 from tests.support.clock import NOW_MS
 
 pytestmark = pytest.mark.both_engines
@@ -40,7 +41,7 @@ def trail(database: Database) -> Breaking:
 
 
 async def outcome(trail: SqlAuditTrail) -> str:
-    (entry,) = await trail.newest(10)
+    (entry,) = await newest_entries(trail, 10)
     assert entry == AuditEntry(1, NOW_MS, "ann", "discard", "dead-letter:7", entry.outcome)
     return entry.outcome
 
@@ -85,7 +86,7 @@ async def test_action_does_not_begin_when_its_intent_is_not_stored(trail: Breaki
     with pytest.raises(StoreUnavailable):
         async with discarding(trail):
             pytest.fail("it began")
-    assert await trail.newest(10) == []
+    assert await newest_entries(trail, 10) == []
 
 
 @pytest.mark.parametrize("error", [None, Conflict("it has ended")])

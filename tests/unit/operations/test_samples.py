@@ -96,9 +96,12 @@ def test_pages_and_probes_do_not_count_as_requests(route: str) -> None:
     assert not +read(metrics)
 
 
-def test_latency_of_generate_is_not_counted() -> None:
+@pytest.mark.parametrize(
+    ("method", "route"), [("POST", "/generate"), ("POST", "/profiles/history"), ("GET", "/decisions")]
+)
+def test_latency_of_slow_routes_is_not_counted(method: str, route: str) -> None:
     metrics = Metrics()
-    metrics.request_seconds.labels("POST", "/generate", 200).observe(7)
+    metrics.request_seconds.labels(method, route, 200).observe(7)
     assert +read(metrics) == {"requests_2xx": 1}
 
 

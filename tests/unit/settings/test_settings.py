@@ -27,6 +27,7 @@ GOOD: dict[str, dict[str, object]] = {
         "redis://one:26379,two:26379/0?sentinel=m": "redis://one:26379,two:26379/0?sentinel=m",
         "redis+cluster://one:6379,[::1]:6380/": "redis+cluster://one:6379,[::1]:6380/",
         "rediss+cluster://user:pw@one?ssl_ca_certs=/ca": "rediss+cluster://user:pw@one?ssl_ca_certs=/ca",
+        "rediss://cache?ssl_check_hostname=false": "rediss://cache?ssl_check_hostname=false",
         "unix:///run/cache.sock?db=2": "unix:///run/cache.sock?db=2",
         "rediss://a,b/0?sentinel=pf&ssl_ca_certs=/ca.pem": "rediss://a,b/0?sentinel=pf&ssl_ca_certs=/ca.pem",
     },
@@ -127,6 +128,15 @@ BAD: dict[tuple[str, str], list[str]] = {
     ("QUEUE_URL", "arq uses several keys in one transaction"): ["redis+cluster://one", "rediss+cluster://one,two"],
     ("CACHE_URL", "must name a socket"): ["unix://"],
     ("CACHE_URL", "the option 'family' is not allowed"): ["redis://cache?family=0"],
+    ("CACHE_URL", "the option 'ssl_ca_certs' is not allowed"): [
+        *(
+            "redis://cache?ssl_ca_certs=/ca",
+            "redis://one,two?sentinel=m&ssl_ca_certs=/ca",
+            "unix:///s?ssl_ca_certs=/ca",
+        ),
+        "redis+cluster://one?ssl_ca_certs=/ca",
+    ],
+    ("CACHE_URL", "the option 'ssl_check_hostname' must be true or false"): ["rediss://cache?ssl_check_hostname=no"],
     ("CACHE_URL", "the option 'ssl_cert_reqs' is not allowed"): ["rediss://cache?ssl_cert_reqs=none"],
     ("CACHE_URL", "the option 'decode_responses' is not allowed"): ["redis://cache?decode_responses=true"],
     ("CACHE_URL", "the option 'sentinel' is not allowed, or has no value; allowed are db"): ["redis://cache?sentinel="],

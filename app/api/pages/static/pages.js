@@ -114,6 +114,26 @@ function local(element) {
   else element.textContent += ` (${here} here)`;
 }
 
+// Opens the page of this address again. Unlike reload(), it does not send a form again.
+const reopen = () => location.assign(location.pathname);
+
+// Requests JSON from `address` once a second, until `show` returns true for it. An error is tried again. If the session
+// has ended, the page is opened again, which redirects to sign in.
+const POLL_MS = 1000;
+const POLL_TIMEOUT_MS = 10000;
+async function poll(address, show) {
+  for (;;) {
+    const answer = await fetch(address, {
+      headers: { Accept: "application/json" },
+      signal: AbortSignal.timeout(POLL_TIMEOUT_MS),
+    }).catch(() => null);
+    const body = answer?.ok ? await answer.json().catch(() => null) : null;
+    if (answer?.status === 401) return reopen();
+    if (body !== null && show(body)) return;
+    await new Promise((resume) => setTimeout(resume, POLL_MS));
+  }
+}
+
 function enhance(root) {
   root.querySelectorAll("time[datetime]").forEach(local);
   root.querySelectorAll("table.sortable").forEach(sortable);

@@ -1,10 +1,8 @@
-// Shows the progress of rebuilds: polls the run of each element with data-follow once a second until the run ends, and
-// updates the parts of the element. Without JavaScript the page of a run reloads itself.
+// Shows the progress of rebuilds: polls the run of each element with data-follow until the run ends, and updates the
+// parts of the element. Without JavaScript the page of a run reloads itself.
 "use strict";
 
 const KINDS = { queued: "warn", running: "none", completed: "good", cancelled: "none", failed: "bad" };
-const POLL_MS = 1000;
-const TIMEOUT_MS = 10000;
 
 function number(value) {
   return value.toLocaleString("en", { maximumSignificantDigits: Math.max(3, String(Math.trunc(value)).length) }).replaceAll(",", "\u202f");
@@ -60,24 +58,13 @@ function show(root, run) {
   return over;
 }
 
-async function follow(root) {
+function follow(root) {
   const first = root.querySelector("progress").value;
-  for (;;) {
-    const answer = await fetch(root.dataset.follow, {
-      headers: { Accept: "application/json" },
-      signal: AbortSignal.timeout(TIMEOUT_MS),
-    }).catch(() => null);
-    const run = answer?.ok ? await answer.json().catch(() => null) : null;
-    if (run !== null) {
-      // A run that makes progress is no longer blocked by an obstacle.
-      if (run.done > first) document.querySelectorAll("[data-obstacle]").forEach((element) => element.remove());
-      if (show(root, run)) return;
-    } else if (answer?.status === 401) {
-      location.reload(); // the session has ended: the page redirects to sign in
-      return;
-    }
-    await new Promise((resume) => setTimeout(resume, POLL_MS));
-  }
+  poll(root.dataset.follow, (run) => {
+    // A run that makes progress is no longer blocked by an obstacle.
+    if (run.done > first) document.querySelectorAll("[data-obstacle]").forEach((element) => element.remove());
+    return show(root, run);
+  });
 }
 
 document.querySelectorAll("[data-follow]").forEach(follow);

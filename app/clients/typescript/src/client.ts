@@ -148,7 +148,8 @@ export class Profiles<F extends object = ProfileFeatures> {
     checkSeveral(users, "user_ids");
     const asked = [...users];
     asked.forEach((user, index) => checkId(user, `user_ids[${index}]`));
-    return this.#orDefault(options, () => this.#read<Pick<F, N>>([...new Set(asked)], options));
+    const deadline = this.#deadline(options);
+    return this.#orDefault(options, () => this.#read<Pick<F, N>>([...new Set(asked)], options.features, deadline));
   }
 
   /**
@@ -234,13 +235,14 @@ export class Profiles<F extends object = ProfileFeatures> {
   /** Read a user together with those of all equal reads that begin before the promises of this turn run. */
   #share(user: string, options: ReadOptions<string, unknown>): Promise<Map<string, object>> {
     const traceparent = this.#options.traceparent?.(); // a request has one, so reads of several traces share none
-    const kind = JSON.stringify([options.features, options.deadlineMs, traceparent]);
+    const deadline = this.#deadline(options); // before it joins others: it may be NaN
+    const kind = JSON.stringify([options.features, String(options.deadlineMs), traceparent]);
     let shared = this.#shared.get(kind);
     if (shared === undefined) {
       const users = new Set<string>();
       const reading = Promise.resolve().then(() => {
         this.#shared.delete(kind);
-        return this.#read([...users], options, traceparent);
+        return this.#read([...users], options.features, deadline, traceparent);
       });
       shared = { users, reading };
       this.#shared.set(kind, shared);
@@ -251,12 +253,12 @@ export class Profiles<F extends object = ProfileFeatures> {
 
   async #read<P extends object>(
     users: string[],
-    { features, deadlineMs }: ReadOptions<string, unknown>,
+    features: readonly string[] | undefined,
+    deadline: number,
     traceparent = this.#options.traceparent?.(),
   ): Promise<Map<string, P>> {
     type Profile = { user_id: string; features: P };
     type Batch = { profiles: Profile[] };
-    const deadline = this.#deadline({ deadlineMs });
     const [first] = users;
     if (users.length === 1 && first !== undefined && !ROUTES.has(first)) {
       const query = features === undefined ? "" : `?features=${features.map(encodeURIComponent).join(",")}`;

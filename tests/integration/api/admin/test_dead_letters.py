@@ -12,6 +12,7 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.features.ids import user_hash
+from tests.support.audit import newest_entries
 from tests.support.events import payload, served
 from tests.support.live import Live, new_user, paths, problem
 
@@ -19,9 +20,8 @@ pytestmark = pytest.mark.both_engines
 
 
 async def bury(site: Live, text: object) -> int:
-    letter = await site.service.dead_letters.bury_payload(json.dumps(text), "no event", "Traceback", site.now_ms)
-    assert letter is not None
-    return int(letter)
+    (letter,) = await site.service.dead_letters.bury_payloads([(json.dumps(text), "no event")], site.now_ms)
+    return letter
 
 
 async def listed(site: Live, after: int) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ async def test_letters_are_listed_with_payload_and_reason(site: Live) -> None:
         "source": "queue",
         "payload": '{"any": "thing"}',
         "error": "no event",
-        "traceback": "Traceback",
+        "traceback": "",
         "attempts": 1,
         "event_seq": None,
     }
@@ -88,7 +88,7 @@ async def test_letter_stays_when_its_replay_is_refused(own_site: Live) -> None:
     assert paths(problem(refused, 422)) == ["subject"]
     problem(await own_site.client.post(f"/admin/dead-letters/{conflicting}/replay"), 409)
     assert [item["id"] for item in await listed(own_site, 0)] == [invalid, conflicting]
-    entries = await own_site.service.audit_trail.newest(10)
+    entries = await newest_entries(own_site.service.audit_trail, 10)
     assert [entry.outcome for entry in entries] == [
         "refused: its event id is known with other content",
         "refused: still no valid event",
@@ -132,7 +132,7 @@ async def test_change_is_audited_when_a_letter_is_replayed_or_discarded(own_site
     first, second = await bury(own_site, payload(served(new_user(), own_site.now_ms))), await bury(own_site, 1)
     await own_site.client.post(f"/admin/dead-letters/{first}/replay")
     await own_site.client.delete(f"/admin/dead-letters/{second}")
-    entries = await own_site.service.audit_trail.newest(10)
+    entries = await newest_entries(own_site.service.audit_trail, 10)
     assert [(entry.actor, entry.action, entry.subject) for entry in entries] == [
         ("anyone", "discard", f"dead-letter:{second}"),
         ("anyone", "replay", f"dead-letter:{first}"),
@@ -160,7 +160,7 @@ async def test_replay_of_all_letters_reports_the_failures(own_site: Live) -> Non
     assert (await own_site.features(user))["tip_volume_30d"] == 1
     assert await own_site.service.dead_letters.get(fine) is None
     assert (await listed(own_site, 0))[0]["error"] == failure["reason"]
-    (entry,) = await own_site.service.audit_trail.newest(1)
+    (entry,) = await newest_entries(own_site.service.audit_trail, 1)
     assert (entry.action, entry.subject) == ("replay all", "dead-letters")
     assert entry.outcome == "done: 1 replayed, 1 still fail"
 
@@ -201,7 +201,7 @@ async def test_reason_is_audited_with_hashes_for_users_of_the_payload(own_site: 
     for content, reason, outcome in rows:
         letter = await bury(own_site, content)
         await own_site.client.delete(f"/admin/dead-letters/{letter}", params={"reason": reason})
-        (entry,) = await own_site.service.audit_trail.newest(1)
+        (entry,) = await newest_entries(own_site.service.audit_trail, 1)
         assert entry.outcome == "done: " + re.sub(r"\{(.+?)\}", lambda found: user_hash(found[1]), outcome), reason
 
 

@@ -109,7 +109,7 @@ async def test_overview_shows_an_outage_and_its_start(
 @pytest.mark.slow
 async def test_overview_links_to_the_dead_letters(own_site: Live) -> None:
     await sampler(own_site.service, "api").sample()
-    await own_site.service.dead_letters.bury_payload("1", "no event", "", own_site.now_ms)
+    await own_site.service.dead_letters.bury_payloads([("1", "no event")], own_site.now_ms)
     body = await view(own_site)
     (finding,) = (item for item in body["findings"] if item["subject"] == "dead_letters")
     assert finding["path"] == "/admin/dead-letters"

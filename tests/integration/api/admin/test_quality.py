@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from app.features.clock import DAY_MS
-from app.operations.audit import AuditFilter
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.api.admin.test_users import put
+from tests.support.audit import newest_entries
+from tests.support.clock import no_pause
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user, paths, problem
 from tests.support.registry import REGISTRY
@@ -134,6 +136,24 @@ async def test_figures_are_of_a_sample_when_users_are_many(own_site: Live) -> No
     assert len(listed["users"]) == 30  # of all eligible users
 
 
+async def test_measurement_ends_when_the_client_disconnects(own_site: Live) -> None:
+    measurement, measuring = own_site.service.quality.measurement, asyncio.Event()
+
+    async def forever(_: float) -> None:
+        measuring.set()
+        await asyncio.Event().wait()
+
+    await own_site.send(served(new_user(), own_site.now_ms))
+    measurement.pause = forever
+    _, writer = await asyncio.open_connection("127.0.0.1", own_site.port)
+    writer.write(b"GET /admin/data-quality HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await measuring.wait()
+    writer.close()
+    await writer.wait_closed()
+    measurement.pause = no_pause
+    assert (await quality(own_site))["eligible"] == 1  # one measurement at a time
+
+
 async def test_report_is_measured_anew_when_no_age_is_allowed(own_site: Live) -> None:
     site = own_site
     assert (await quality(site, "?max_age_s=3600"))["eligible"] == 0  # none is stored yet
@@ -160,7 +180,7 @@ async def test_refresh_is_queued_and_audited(own_site: Live) -> None:
     await site.service.quality.carry_out(run["id"], 60)
     ended = (await site.client.get("/admin/data-quality/refresh")).json()
     assert (ended["state"], ended["measured"], ended["waiting_for"]) == ("completed", 1, None)
-    entries = await site.service.audit_trail.page(AuditFilter(), 2**62, 5)
+    entries = await newest_entries(site.service.audit_trail, 5)
     assert {(entry.action, entry.subject) for entry in entries} == {("refresh data quality", "everyone")}
     assert [entry.outcome for entry in entries] == [
         f"report {run['id']}, which was active already",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from tests.support.audit import newest_entries
 from tests.support.events import served
 from tests.support.live import Live, assert_refused, new_user, problem
 from tests.support.registry import REGISTRY
@@ -139,7 +140,7 @@ async def test_rebuild_is_refused_when_its_body_is_invalid(site: Live) -> None:
 async def test_start_and_cancellation_of_a_rebuild_are_audited(own_site: Live) -> None:
     run = await start(own_site, {"user_ids": ["u"]})
     await own_site.client.delete(f"/admin/rebuilds/{run['id']}")
-    entries = await own_site.service.audit_trail.newest(10)
+    entries = await newest_entries(own_site.service.audit_trail, 10)
     assert [(entry.actor, entry.action, entry.outcome) for entry in entries] == [
         ("anyone", "cancel rebuild", run["id"]),
         ("anyone", "start rebuild", run["id"]),
@@ -151,7 +152,7 @@ async def test_refusals_of_rebuilds_are_audited(own_site: Live) -> None:
     problem(await own_site.client.post("/admin/rebuilds", json={"user_ids": ["u"]}), 409)
     await own_site.client.delete(f"/admin/rebuilds/{run['id']}")
     problem(await own_site.client.delete(f"/admin/rebuilds/{run['id']}"), 409)
-    cancelled_again, _, started_again, _ = await own_site.service.audit_trail.newest(10)
+    cancelled_again, _, started_again, _ = await newest_entries(own_site.service.audit_trail, 10)
     assert (started_again.action, started_again.subject) == ("start rebuild", run["scope"])
     assert started_again.outcome == f"refused: rebuild {run['id']} of the same scope is queued, at 0 of 1"
     assert cancelled_again.outcome == f"refused: rebuild {run['id']} has ended: it is cancelled"
@@ -173,6 +174,18 @@ async def test_rebuild_resumes_when_its_worker_is_restarted(own_site: Live, monk
     assert (ended["state"], ended["done"], ended["total"]) == ("completed", 5, 5)
     assert ended["started_at"] == halfway["started_at"]
     assert ended["took_s"] >= 0
+
+
+async def test_rebuild_took_no_negative_time_when_clocks_differ(site: Live, users: list[str]) -> None:
+    run, runs = await start(site, {"user_ids": users}), site.service.rebuild_runs
+    part = await runs.claim(run["id"], "", users[-1], site.now_ms + 3_600_000)
+    assert part is not None
+    await runs.advance(part, 3, users[-1], site.now_ms)
+    running = await look(site, run["id"])
+    assert (running["done"], running["rate_per_s"], running["eta_s"]) == (3, None, None)
+    await runs.finish(run["id"], "cancelled", site.now_ms, None)
+    ended = await look(site, run["id"])
+    assert (ended["rate_per_s"], ended["took_s"]) == (None, 0)
 
 
 async def test_user_ids_of_a_rebuild_are_counted_but_not_shown(site: Live, users: list[str]) -> None:

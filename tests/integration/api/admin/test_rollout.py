@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app.bandit.rollout.stages import serves_challenger
+from tests.support.audit import newest_entries
 from tests.support.decisions import HOUR_MS, move_to, rows_of, some, write
 from tests.support.events import feedback
 from tests.support.live import JSON, Live, assert_refused, paths, problem
@@ -147,7 +148,7 @@ async def test_reason_is_accepted_in_the_query_and_in_the_body(own_site: Live) -
     for query in ("", "?reason=complaints"):
         body = await own_site.json(f"/admin/rollout/rollback{query}", "POST", json={"reason": "complaints"})
         assert body["reason"] == "complaints"
-        (entry,) = await own_site.service.audit_trail.newest(1)
+        (entry,) = await newest_entries(own_site.service.audit_trail, 1)
         assert entry.outcome == "done: shadow to rolled back: complaints"
         assert (await own_site.json("/admin/rollout/ramp", "POST"))["stage"] == "shadow"
 
@@ -197,7 +198,7 @@ async def test_one_step_is_made_when_forms_race(own_site: Live, share: float) ->
     sent = {"csrf_token": token, "seen": seen_at}
     await asyncio.gather(*(own_site.client.post(f"/admin/rollout/{move}", data=sent) for _ in range(6)))
     assert (await own_site.service.bandit.rollout.repository.state())[:2] == expected
-    outcomes = [entry.outcome.partition(":")[0] for entry in await own_site.service.audit_trail.newest(6)]
+    outcomes = [entry.outcome.partition(":")[0] for entry in await newest_entries(own_site.service.audit_trail, 6)]
     assert sorted(outcomes) == ["done"] + ["refused"] * 5
 
 

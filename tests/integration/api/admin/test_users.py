@@ -14,6 +14,7 @@ from app.profiles.online.cache_protocol import FeatureValue, decode, encode
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key
 from app.stores.valkey.embedded import EmbeddedServer
+from tests.support.audit import newest_entries
 from tests.support.database import contents
 from tests.support.events import feedback, payload, served
 from tests.support.live import Live, new_user
@@ -145,7 +146,7 @@ async def test_audit_trail_does_not_contain_an_erased_user(own_site: Live) -> No
     await own_site.send(served(user, own_site.now_ms))
     await own_site.client.post(f"/admin/users/{user}/rebuild")
     await own_site.client.delete(f"/admin/users/{user}")
-    entries = await own_site.service.audit_trail.newest(10)
+    entries = await newest_entries(own_site.service.audit_trail, 10)
     hashed = "user-sha256:" + hashlib.sha256(user.encode()).hexdigest()
     assert [(entry.action, entry.subject, entry.outcome) for entry in entries] == [
         ("erase", hashed, "done, 1 events"),
@@ -162,10 +163,10 @@ async def test_database_does_not_contain_an_erased_user(own_site: Live) -> None:
     await site.service.dead_letters.failed(event.seq, "it failed", "Traceback", site.now_ms, 1)
     several = [{"user_id": "another", "n": 1.50, "ok": True}, {"user_id": user}, {"events": [{"user_id": user}]}, 7]
     for sent in ({"user_id": user}, {"user_id": "another"}, {"deep": [{"user_id": user}]}, several, [several[1]]):
-        await site.service.dead_letters.bury_payload(json.dumps(sent), "no event", "", site.now_ms)
+        await site.service.dead_letters.bury_payloads([(json.dumps(sent), "no event")], site.now_ms)
     loose = (json.dumps({"userId": user}), f'"csv,{user},t"', f"no JSON, of {user}")
     for text in ("[1]", "nonsense", *loose):
-        await site.service.dead_letters.bury_payload(text, "no event", "", site.now_ms)
+        await site.service.dead_letters.bury_payloads([(text, "no event")], site.now_ms)
     for body in ({"user_ids": [user]}, {"scope": "all"}):
         run = (await site.client.post("/admin/rebuilds", json=body)).json()["id"]
         await site.service.rebuild_runner.run(run, budget_s=30)

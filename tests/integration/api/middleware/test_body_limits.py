@@ -204,3 +204,27 @@ async def test_cancelled_request_is_not_a_slow_one() -> None:
     waiting.cancel()
     await asyncio.wait({waiting})
     assert waiting.cancelled()
+
+
+@pytest.mark.parametrize("path", ["/events", "/profiles/batch", "/score", "/profiles/history"])
+async def test_slow_body_is_awaited_only_once(site: Live, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr(body_limits, "BODY_S", 0.01)
+    waits = 0
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        nonlocal waits
+        waits += 1
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"50")]
+    scope: Any = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers,
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "extensions": {}, "state": {},
+    }  # fmt: skip
+    await site.app(scope, receive, send)
+    assert (sent[0]["status"], waits) == (408, 1)

@@ -17,11 +17,12 @@ from app.features.registry import Registry
 from app.profiles.consistency import decisions
 from app.profiles.consistency.decisions import DecisionCheck, DecisionMonitor
 from tests.support import reference
-from tests.support.clock import NOW_MS, no_pause
+from tests.support.clock import NOW_MS
 from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served
 from tests.support.logs import Recorder
 from tests.support.registry import REGISTRY
+from tests.support.retention import night
 from tests.support.score_requests import tip
 from tests.support.service import NEAR_AFTER, PausableService
 from tests.support.service_group import ServiceGroup
@@ -263,12 +264,35 @@ async def test_profile_is_skipped_when_no_read_is_recorded(service: PausableServ
 
 
 async def test_value_is_skipped_when_its_window_is_pruned(service: PausableService) -> None:
-    await service.send(served("ann", NOW_MS - MONTH_MS + 2))
+    await service.send(served("ann", NOW_MS - MONTH_MS + 2), served("bob", NOW_MS - MONTH_MS))
     await score(service)
     retention = service.inner.retention
     service.clock.step_to(NOW_MS + 150 * DAY_MS + 1)  # events are kept for 180 days
-    assert await retention.prune(no_pause, confirmed=True) == {"events": 0, "decisions": 0}
+    assert await night(retention, confirmed=True) == {
+        "events": 1,
+        "decisions": 0,
+    }
     assert await outcomes(service) == ["pruned"]
+
+
+async def test_value_is_compared_when_no_event_was_pruned(service: PausableService) -> None:
+    await service.send(served("ann", NOW_MS - MONTH_MS + 2))
+    await score(service)
+    service.clock.step_to(NOW_MS + 150 * DAY_MS + 1)
+    assert await night(service.inner.retention, confirmed=True) == {"events": 0, "decisions": 0}
+    assert await outcomes(service) == ["consistent"]
+
+
+async def test_pruned_value_stays_skipped_when_the_retention_becomes_longer(group: ServiceGroup) -> None:
+    shorter = await group.open(retention_days=60)
+    await shorter.send(served("ann", NOW_MS - 20 * DAY_MS), served("ann"))
+    await score(shorter)
+    group.clock.advance(50 * DAY_MS)
+    assert await night(shorter.inner.retention, confirmed=True) == {"events": 1, "decisions": 0}
+    longer = await group.open(retention_days=180)
+    for _ in range(10):
+        assert await night(longer.inner.retention) == {"events": 0, "decisions": 0}
+        assert await outcomes(longer) == ["pruned"]
 
 
 async def test_value_is_skipped_when_its_definition_has_changed(service: PausableService, group: ServiceGroup) -> None:

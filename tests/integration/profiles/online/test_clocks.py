@@ -13,9 +13,9 @@ from random import Random
 import pytest
 
 from app.events.ports import Admitted
-from app.features.clock import DAY_MS
+from app.features.clock import CLOCK_SKEW_MS, DAY_MS
 from app.features.events import TipEvent
-from app.profiles.online.cache_protocol import CLOCK_SKEW_MS, decode
+from app.profiles.online.cache_protocol import decode
 from app.stores.sqlite.backup import backup, restore
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.clock import NOW_MS, FakeClock

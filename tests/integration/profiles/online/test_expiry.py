@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from app.features.clock import DAY_MS
-from app.profiles.online.cache_protocol import CLOCK_SKEW_MS, FeatureValue, decode, encode
+from app.features.clock import CLOCK_SKEW_MS, DAY_MS
+from app.profiles.online.cache_protocol import FeatureValue, decode, encode
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key
 from tests.support.clock import NOW_MS

@@ -336,6 +336,18 @@ async def test_settling_continues_after_failures(fragile_world: ServiceGroup, mo
         await keeping
 
 
+async def test_gauge_is_the_number_of_owed_invalidations(fragile_world: ServiceGroup) -> None:
+    service = await fragile_world.open()
+    await service.owed.owe(["ann", "bob", "cid"], 1)
+    fragile_world.server.kill()
+    assert (await service.inner.refresh_gauges()).owed == 3
+    service.pauses.clear()
+    keeping = await fragile_world.started(service.invalidator.keep_settling())
+    await eventually(lambda: len(service.pauses) > 2)  # each attempt to settle has failed
+    assert service.metrics.collectors.get_sample_value("profiles_owed_invalidations") == 3
+    keeping.cancel()
+
+
 async def test_gauge_falls_when_another_process_settled(group: ServiceGroup) -> None:
     one, two = await group.open(), await group.open()
     await one.owed.owe([USER], 1)

@@ -409,6 +409,20 @@ async def test_disabled_feature_is_null_in_every_kind_of_read(service: PausableS
     assert (await service.rebuild(USER))[USER] == expected
 
 
+async def test_cache_is_not_asked_when_all_features_are_disabled(service: PausableService) -> None:
+    for feature in REGISTRY.names:
+        await service.switch(feature, on=False)
+    before = dict(service.cache.commands)
+    assert await service.features(USER) == dict.fromkeys(REGISTRY.names)
+    assert await service.reader.read_shared_values({USER: FULL}) == {USER: [b"null"] * len(REGISTRY)}
+    assert await service.plain(USER) == dict.fromkeys(REGISTRY.names)
+    features, recorded = await service.reader.read_recorded(USER)
+    assert (features, recorded.values) == (dict.fromkeys(REGISTRY.names), {})
+    assert service.cache.commands == before
+    assert service.counted("cache_errors", kind="refused") == 0
+    assert service.counted("degraded_reads", reason="unavailable") == 0
+
+
 async def test_enabled_feature_is_right_at_once(service: PausableService) -> None:
     await service.send(served(USER))
     await service.features(USER)

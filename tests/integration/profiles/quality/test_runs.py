@@ -50,6 +50,24 @@ async def test_run_starts_over_after_a_crash(fixture: QualityFixture) -> None:
     assert (ended.state, ended.started_at_ms, ended.measured) == ("completed", NOW_MS + 1_000, 8)
 
 
+async def test_run_fails_when_the_draw_takes_too_long(fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    eligible = fixture.users.eligible
+
+    async def slow(*asked: object) -> object:
+        fixture.service.clock.advance(1_000)
+        return await eligible(*asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fixture.users, "eligible", slow)
+    run, _ = await fixture.runs.open("ann", NOW_MS)
+    await fixture.quality.carry_out(run.id, 0.5)
+    ended = await newest(fixture)
+    assert (ended.state, ended.measured) == ("failed", 0)
+    assert "8" in str(ended.error)
+    assert fixture.service.source.statements == []
+    _, new = await fixture.runs.open("bob", NOW_MS)
+    assert new
+
+
 async def test_one_run_is_active_at_a_time(fixture: QualityFixture) -> None:
     first, _ = await fixture.runs.open("ann", NOW_MS)
     again, new = await fixture.runs.open("bob", NOW_MS + 1)

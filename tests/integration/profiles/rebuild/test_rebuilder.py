@@ -16,6 +16,7 @@ from tests.support.service_group import ServiceGroup
 pytestmark = pytest.mark.both_engines
 
 USER = "ann"
+FULL = REGISTRY.full_mask
 
 
 async def test_values_are_in_the_cache_when_the_rebuild_answers(service: PausableService) -> None:
@@ -56,8 +57,10 @@ async def test_rebuild_stops_filling_when_events_keep_coming(
         return await fill(epoch, fills)  # type: ignore[arg-type]  # handed on as it came
 
     monkeypatch.setattr(service.cache.inner, "fill", outrun)
-    rebuilt = await service.rebuild(USER)
-    assert rebuilt[USER]["tip_volume_30d"] == ATTEMPTS - 1
+    rebuilt = (await service.rebuilder.rebuild([USER], FULL))[USER]
+    assert service.decoded(rebuilt)["tip_volume_30d"] == ATTEMPTS - 1
+    not_kept = [REGISTRY.names[index] for index, value in rebuilt.items() if value.expires_at_ms is None]
+    assert not_kept == ["tip_volume_30d"]
     monkeypatch.setattr(service.cache.inner, "fill", fill)
     await assert_true([service], USER)
 
@@ -86,7 +89,10 @@ async def test_no_older_value_is_left_when_fills_fail(
         ask(fragile_world.server, "CONFIG", "SET", "maxmemory", 1)
     else:
         monkeypatch.setattr(type(admin.cache), "available", property(lambda cache: cache is not admin.cache))
-    assert (await admin.rebuild(USER))[USER]["tip_volume_30d"] == 0
+    rebuilt = (await admin.rebuilder.rebuild([USER], FULL))[USER]
+    assert admin.decoded(rebuilt)["tip_volume_30d"] == 0
+    assert {value.expires_at_ms for value in rebuilt.values()} == {None}, "nothing keeps these values"
+    await admin.inner.clear_local_caches()
     for read in (reader.plain, reader.features):
         assert (await read(USER))["tip_volume_30d"] == 0
 

@@ -14,10 +14,11 @@ from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import DAY_MS
 from app.profiles.online.cache_protocol import decode
 from app.profiles.ports import Cell
-from app.profiles.rebuild import RebuildRepository, RebuildRun, RebuildRunner, scope_of
+from app.profiles.rebuild import KEPT, RebuildRepository, RebuildRun, RebuildRunner, scope_of
 from tests.support.clock import NOW_MS
 from tests.support.events import served
 from tests.support.registry import REGISTRY
+from tests.support.servers import ask
 from tests.support.service import PausableService
 from tests.support.service_group import ServiceGroup
 
@@ -201,6 +202,36 @@ async def test_run_fails_when_this_release_knows_none_of_its_features(fixture: R
     assert (run.state, run.error) == ("failed", "this release knows none of of_another_release")
 
 
+async def test_error_of_a_run_names_features_that_were_not_computed(
+    fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 2)
+    await fixture.eligible(4)
+    await fixture.opened()
+    await fixture.service.switch("preferred_hour", on=False)
+    assert await fixture.runner.run("run", -1) is False
+    await fixture.service.switch("preferred_hour", on=True)
+    assert await fixture.runner.run("run", FOR_EVER) is True
+    run = await fixture.look()
+    assert (run.state, run.done) == ("completed", 4)
+    assert (run.error or "").startswith("preferred_hour was not computed for some users: disabled by ada")
+
+
+async def test_error_of_a_run_says_when_values_were_not_stored(
+    fragile_world: ServiceGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await fragile_world.open()
+    fixture = RunsFixture(service, service.inner.rebuild_runs, service.inner.rebuild_runner)
+    await fixture.eligible(2)
+    await fixture.opened()
+    ask(fragile_world.server, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+    ask(fragile_world.server, "CONFIG", "SET", "maxmemory", 1)
+    assert await fixture.runner.run("run", FOR_EVER) is True
+    run = await fixture.look()
+    assert (run.state, run.done) == ("completed", 2)
+    assert run.error == "the cache did not store some values, so reads compute them"
+
+
 async def test_run_is_retried_when_the_cache_is_unreachable(
     fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,3 +269,12 @@ async def test_stalled_runs_are_found(fixture: RunsFixture) -> None:
     assert await fixture.book.untouched(NOW_MS, NOW_MS) == []
     assert await fixture.book.untouched(NOW_MS + 1, NOW_MS + 1) == ["queued"]
     assert await fixture.book.untouched(NOW_MS - 2, NOW_MS - 1) == ["queued"], "the clock was set back"
+
+
+async def test_last_ended_runs_and_every_active_run_are_kept(fixture: RunsFixture) -> None:
+    await fixture.opened("active")
+    for number in range(KEPT + 5):
+        await fixture.opened(f"run-{number}", users=["ann"])
+        assert await fixture.book.finish(f"run-{number}", "completed", NOW_MS + number, None)
+    kept = {run.id for run in await fixture.book.newest(2 * KEPT)}
+    assert kept == {"active", *(f"run-{number}" for number in range(5, KEPT + 5))}

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import pytest
 
-from app.errors import StoreUnavailable
+from app.bandit.learning.attribution import Rules, outcome_rewards
+from app.bandit.model.inputs import SPEC_V2
+from app.bandit.model.thompson_sampling import Policies
+from app.errors import StoreFull, StoreUnavailable
 from app.settings.parsers import PostgresUrl
+from app.settings.parsers import postgres_url as parsed
+from app.stores.migrate import migrate
 from app.stores.postgres.database import PostgresDatabase
-from app.stores.sql.database import SERVICE, SPARE_READERS, Connection
+from app.stores.sql.database import SERVICE, SPARE_READERS, Connection, Scope
+from app.stores.sql.learning import SqlLearning
+from app.stores.sql.sufficient_statistics import SqlStates
 from app.stores.sql.users import SqlUsers
-from tests.support.bandit_process import BanditProcess
-from tests.support.postgres import PostgresServer
+from tests.support.bandit_process import WINDOW_MS, BanditProcess
+from tests.support.clock import NOW_MS
+from tests.support.database import InterruptedDatabase, nothing
+from tests.support.postgres import PostgresServer, StartPostgres
 from tests.support.proxy import proxy
 from tests.support.waiting import eventually, eventually_async
 
+T = TypeVar("T")
 COUNT_UP = "UPDATE service SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE name = ?"
 SELECT_RUNNING = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE ? AND {}"
 RUNNING = SELECT_RUNNING.format("state = 'active' AND pid <> pg_backend_pid()")
@@ -160,6 +174,77 @@ async def test_erasure_leaves_no_row_of_the_user(database: PostgresDatabase) -> 
     assert await database.rows("SELECT user_id FROM users") == [("bob",)]
 
 
+async def test_erasure_leaves_no_range_that_begins_with_the_user(
+    database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A worker cuts a range before the user; 2. the user is erased; 3. the worker commits."""
+    monkeypatch.setattr("app.stores.sql.sufficient_statistics.RANGE_USERS", 1)
+    process, users = BanditProcess(database), SqlUsers(database)
+    for user_id in ("ann", "bob", "cleo"):
+        await process.learn_one(user_id)
+    assert await process.bandit.states.sum_range(NOW_MS, NOW_MS), "the first range"
+    cut, leave = threading.Event(), threading.Event()
+
+    class HeldDatabase(InterruptedDatabase):
+        """Holds the transaction that cuts the range, before its commit."""
+
+        async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope) -> T:
+            def held(connection: Connection) -> T:
+                made = work(connection)
+                cut.set()
+                leave.wait(10)
+                return made
+
+            return await super().write(held, of=of)
+
+    async def waiting() -> bool:
+        return bool(await database.row(WAITING, ("%",)) == (1,))
+
+    held = SqlStates(HeldDatabase(database, nothing, nothing), SPEC_V2)
+    summing = asyncio.create_task(held.sum_range(NOW_MS, NOW_MS))
+    await eventually(cut.is_set)
+    erasing = asyncio.create_task(users.erase("bob", 1))
+    await eventually_async(waiting)
+    leave.set()
+    await asyncio.gather(summing, erasing)
+    assert await database.rows("SELECT first_user FROM pooled_ranges") == [("",)]
+
+
+async def test_row_that_a_write_stored_after_the_erasure_is_deleted_with_old_decisions(
+    database: PostgresDatabase,
+) -> None:
+    """1. A worker chooses users; 2. one is erased; 3. the worker locks them all. A user who is locked is left alone."""
+    process = BanditProcess(database)
+    made = {user_id: await process.decide(user_id) for user_id in ("ann", "bob", "cleo")}
+    await process.serve(made["bob"])
+    await process.learn_one("cleo")
+    await process.execute("DELETE FROM tip_scores WHERE user_id = 'cleo'")
+    users = SqlUsers(database)
+
+    async def erase() -> None:
+        await users.erase("ann", 1)
+        await users.erase_decisions("ann")
+
+    learning = SqlLearning(
+        InterruptedDatabase(database, nothing, erase), Policies.of(shadow=True), Rules(outcome_rewards(), WINDOW_MS)
+    )
+    await learning.settle(NOW_MS + 2 * WINDOW_MS, 9)
+    await database.write(lambda connection: connection.execute("SELECT 1"), of=["dan"])
+    locked, leave = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> None:
+        locked.set()
+        leave.wait(10)
+
+    holding = asyncio.create_task(database.write(hold, of=["dan"]))
+    await eventually(locked.is_set)
+    assert ("ann",) in await database.rows("SELECT user_id FROM users")
+    assert await process.retention.prune(NOW_MS - 1, 9) == 0
+    leave.set()
+    await holding
+    assert await database.rows("SELECT user_id FROM users ORDER BY user_id") == [("bob",), ("cleo",), ("dan",)]
+
+
 async def test_write_is_repeated_when_the_idle_connection_was_lost(database: PostgresDatabase) -> None:
     await database.execute(INSERT, ("a",))
     await database.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
@@ -296,6 +381,14 @@ async def test_error_in_the_work_rolls_back_and_the_connection_stays_usable(data
     assert await database.execute(INSERT, ("a",)) == 1
 
 
+@pytest.mark.parametrize(("state", "full"), [("53100", True), ("53200", False)], ids=["disk", "memory"])
+async def test_only_a_full_disk_is_full(database: PostgresDatabase, state: str, full: bool) -> None:
+    refuse = f"DO $$ BEGIN RAISE EXCEPTION 'out of shared memory' USING ERRCODE = '{state}'; END $$"
+    with pytest.raises(StoreUnavailable, match="out of shared memory") as raised:
+        await database.execute(refuse)
+    assert (isinstance(raised.value, StoreFull), database.full) == (full, full)
+
+
 async def test_nul_in_a_text_is_replaced(database: PostgresDatabase) -> None:
     await database.execute(INSERT, ("a\0b",))
     assert await database.rows("SELECT session_id FROM ended_sessions") == [("a\ufffdb",)]
@@ -340,3 +433,68 @@ async def test_write_raises_when_a_standby_does_not_confirm_the_commit(
         postgres.execute("SELECT pg_reload_conf()")
     await database.execute(INSERT, ("second",))
     assert await sessions(database) == 2
+
+
+@contextmanager
+def silent_host() -> Iterator[str]:
+    """The address of a host that answers no attempt to connect: the queue of its socket is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening, socket.socket() as queued:
+        queued.connect(listening.getsockname())
+        yield "{}:{}".format(*listening.getsockname())
+
+
+async def test_second_host_is_reached_when_the_first_is_silent(
+    postgres: PostgresServer, postgres_url: PostgresUrl
+) -> None:
+    with silent_host() as first:
+        hosts = f"{first},127.0.0.1:{postgres.port}"
+        database = await PostgresDatabase.open(f"postgresql://profiles@{hosts}{urlsplit(postgres_url.url).path}", 1)
+        try:
+            assert database.id
+            assert await database.row("SELECT 1") == (1,)
+        finally:
+            await database.close()
+
+
+async def test_query_of_the_state_fails_soon_when_the_server_is_frozen(start_postgres: StartPostgres) -> None:
+    server = start_postgres()
+    migrate(parsed(server.url()))
+    database = await PostgresDatabase.open(server.url(), readers=1)
+    try:
+        server.signal(signal.SIGSTOP)
+        async with asyncio.timeout(5):
+            for _ in range(2):  # on the open connection, and while the next one is opened
+                with pytest.raises(StoreUnavailable, match="does not answer in time"):
+                    await database.state.query()
+        server.signal(signal.SIGCONT)
+        await eventually_async(lambda: answers(database))
+    finally:
+        server.signal(signal.SIGCONT)
+        await database.close()
+        server.close()
+
+
+async def test_read_fails_soon_when_a_pooler_answers_for_a_frozen_server(
+    postgres: PostgresServer, postgres_url: PostgresUrl
+) -> None:
+    socket = Path(str(postgres.data.parent)) / f".s.PGSQL.{postgres.port}"
+    async with proxy(socket) as between:
+        url = f"postgresql://profiles@127.0.0.1:{between.port}{urlsplit(postgres_url.url).path}"
+        database = await PostgresDatabase.open(url, readers=1)
+        try:
+            between.hold(b"set_config")  # the first statement of a connection
+            async with asyncio.timeout(15):
+                with pytest.raises(StoreUnavailable):
+                    await database.row("SELECT 1")
+            between.mend()
+            assert await database.row("SELECT 1") == (1,)
+        finally:
+            between.mend()
+            await database.close()
+
+
+async def answers(database: PostgresDatabase) -> bool:
+    try:
+        return bool((await database.state.query()).database_id)
+    except StoreUnavailable:
+        return False

@@ -13,6 +13,8 @@ from app.features.registry import Registry
 from app.settings.parsers import PostgresUrl
 from app.stores.postgres.connection import Connection, connect
 from app.stores.postgres.feature_check import check_features
+from app.stores.postgres.source import DIALECT
+from app.stores.sql.profile_statement import build
 from tests.support.entries import entry
 from tests.support.registry import REGISTRY
 
@@ -61,6 +63,30 @@ def test_entry_is_refused_when_its_sql_breaks_a_rule(connection: Connection, rea
             check_features(Registry([entry(name="sound"), entry(name="broken", compute=compute)]), connection)
         assert str(caught.value).startswith("feature 'broken': ")
         assert reason in str(caught.value), compute
+
+
+@pytest.mark.parametrize(
+    ("selected", "value"),
+    [
+        ("/* the user's tips, as of :x */ COUNT(*)", 0),
+        ("-- the user's tips :x ?\n COUNT(*)", 0),
+        ("COALESCE(MAX(tip_id), 'a -> b :x ? ''/*')", "a -> b :x ? '/*"),
+        ("COALESCE(MAX(tip_id), E'\\' :x ?')", "' :x ?"),
+        ("COALESCE(MAX(tip_id), $a$it's :x ?$a$)", "it's :x ?"),
+        ('(SELECT ":x?" FROM (SELECT COUNT(*) AS ":x?") AS counted)', 1),
+        ("(ARRAY[COUNT(*), 7])[1:2]", [0, 7]),
+    ],
+)
+def test_sql_is_computed_as_written_when_it_has_comments_or_literals(
+    connection: Connection, selected: str, value: object
+) -> None:
+    odd = entry(name="odd", dtype="str", compute=f"SELECT MAX(user_id) AS user_id, {selected} AS value FROM views")
+    registry = Registry([odd, entry(name="plain", compute="SELECT '' AS user_id, COUNT(*) AS value FROM views")])
+    check_features(registry, connection)
+    one = build(registry, DIALECT).one
+    found = connection.execute(one, {"clock_ms": 0, "user_id": "ann", "mask": registry.full_mask}).fetchone()
+    assert found is not None
+    assert found[-2:] == (value, 0)
 
 
 @pytest.mark.parametrize("kept", PLANS)

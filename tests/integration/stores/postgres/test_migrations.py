@@ -184,6 +184,21 @@ def test_nothing_is_migrated_when_a_table_is_in_the_way(postgres_url: PostgresUr
     assert dump(postgres_url) == before
 
 
+def test_migration_fails_soon_when_a_transaction_holds_a_table(postgres_url: PostgresUrl) -> None:
+    """Every later statement about the table waits behind the migration."""
+    drop_tables(postgres_url)
+    command.upgrade(configuration(postgres_url), "0012")
+    with psycopg.connect(postgres_url.url) as holder, ThreadPoolExecutor() as threads:
+        holder.execute("SELECT * FROM outbox")
+        migrating = threads.submit(migrate, postgres_url)
+        try:
+            with pytest.raises(StoreUnavailable, match="try again when it has ended"):
+                migrating.result(timeout=20)
+        finally:
+            holder.rollback()
+    assert migrate(postgres_url) == ("0012", SCHEMA_REVISION)
+
+
 def test_database_is_refused_when_this_program_is_older(postgres_url: PostgresUrl) -> None:
     with psycopg.connect(postgres_url.url) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")

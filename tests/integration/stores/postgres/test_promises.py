@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from app.errors import StoreUnavailable
+from app.features.registry import Registry
 from app.profiles.ports import Cell, ComputeRow
 from app.settings.parsers import PostgresUrl
 from app.settings.parsers import postgres_url as parsed
@@ -22,10 +23,11 @@ from app.stores.postgres.database import PostgresDatabase
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.bandit_process import BanditProcess, feedback_for
 from tests.support.database import open_again
+from tests.support.entries import entry
 from tests.support.events import feedback, served
 from tests.support.postgres import USER, PostgresServer, StartPostgres
 from tests.support.registry import REGISTRY
-from tests.support.service import PausableService
+from tests.support.service import PausableService, assert_true
 from tests.support.service_group import ServiceGroup
 from tests.support.waiting import eventually_async
 
@@ -107,6 +109,37 @@ async def _draw_while_another_writes(
         assert one.decoded(repeated) == values, "another value at the same version"
 
 
+async def test_event_deletes_a_feature_that_is_announced_meanwhile(
+    postgres_url: PostgresUrl, valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. T1 reads the names of the features and draws its number; 2. another process announces a feature, computes and
+    caches it; 3. T1 commits, and deletes the keys of the features that it has read."""
+    monkeypatch.setattr(event_log, "DRAW_NUMBERS", "SELECT * FROM draw(?)")
+    async with ServiceGroup(postgres_url, valkey) as group:
+        one = await group.open()
+        with gate(postgres_url) as waiting:
+
+            async def waits(count: int) -> bool:
+                return bool(waiting()[0] >= count)
+
+            async def read_new() -> PausableService:
+                opened = await group.open(Registry([*REGISTRY, entry(name="new")]))
+                await opened.features("ann")
+                await opened.drain()
+                return opened
+
+            sending = await group.started(one.send(served("ann")))
+            await eventually_async(lambda: waits(1))
+            reading = await group.started(read_new())
+
+            async def settled() -> bool:
+                return reading.done() or await waits(2)
+
+            await eventually_async(settled)
+        await sending
+        await assert_true([await reading], "ann")
+
+
 async def test_concurrent_feedback_of_one_user_is_learned_once(postgres_url: PostgresUrl) -> None:
     """Four workers; the statistics are then the sums over the decisions in any order."""
     database = await PostgresDatabase.open(postgres_url.url, readers=2)
@@ -174,16 +207,16 @@ async def test_stale_read_is_found_when_a_standby_is_read(
 ) -> None:
     standby = pair[1]
 
-    def open_on_standby(lent: pool.PooledConnection) -> Connection:
+    def open_on_standby(lent: pool.PooledConnection) -> None:
         raw = psycopg.connect(standby.url("app"), autocommit=True, cursor_factory=psycopg.RawCursor)
         lent.connection = Connection(raw)
         lent.connection.server = service.database.id
-        return lent.connection
 
     assert isinstance(service.database, PostgresDatabase)
     mutant = pool.Pool("", 2, service.database.state)
     await service.send(served("someone"))  # the connection that writes is open
     monkeypatch.setattr(pool.PooledConnection, "_open", open_on_standby)
+    monkeypatch.setattr(pool, "_begun", lambda connection: connection)
     monkeypatch.setattr(service.source.inner, "_readers", mutant)
     try:
         assert await lagging_read(service, standby, "bob") == 0, "the mutant was not noticed"

@@ -37,6 +37,8 @@ FILL = (
     SELECT 'd' || n, 'r' || n, 'user-' || n % 5000, n * 1000, 1, 'champion', 'p', 'p', 'spec', 1, 1, 'absent', 0, 0,
         't' || n % 7, 1, CASE WHEN n > 95000 THEN 'served' WHEN n > 90000 THEN 'open' ELSE 'learned' END, n * 1000, 0.5,
         '', '', '{"profile": null}' FROM generate_series(1, 100000) AS n""",
+    """INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms)
+    SELECT 'another', '', 1, 1, n, n FROM generate_series(1, 5000) AS n""",
     "INSERT INTO decision_events SELECT n, 'user-' || n % 5000, n, 'served' FROM generate_series(1, 100000) AS n",
 )
 USER = "user-77"
@@ -44,6 +46,15 @@ USER = "user-77"
 OTHERS = {"known events", "states to grow", "states of a spec"}
 _RANKINGS = dict.fromkeys(("champion_scores", "champion_pi", "challenger_scores", "challenger_pi"), b"")
 SHADOW = {**dict.fromkeys(Shadow._fields, 0.5), **_RANKINGS, "agree": 1, "user_id": USER, "number": 77}
+LEARNED = {
+    "served": 1,
+    "reward": 0.5,
+    "source": "feedback",
+    "action": "completed",
+    "now": 1,
+    "user": USER,
+    "number": 77,
+}
 OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "statistics": (sufficient_statistics.SELECT_STATE, (USER,)),
     "version": (sufficient_statistics.SELECT_VERSION, (USER,)),
@@ -60,7 +71,7 @@ OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "newest decision": (learning.SELECT_NEWEST, {"user": USER, "tip": "t3", "latest": 10**9, "seq": 1}),
     "learned decisions": (learning.SELECT_LEARNED, (USER,)),
     "served": (learning.UPDATE_SERVED, (1, USER, 77)),
-    "learned": (learning.UPDATE_LEARNED, (1, 0.5, "feedback", "completed", 1, USER, 77)),
+    "learned": (learning.UPDATE_LEARNED, LEARNED),
     "missing shadows": (shadows.SELECT_OF_USER, {"spec": "spec", "user": USER, "version": 1}),
     "shadow": (shadows.UPDATE_SHADOW, SHADOW),
     "shadow of the pool": (shadows.INSERT_POOL, SHADOW),
@@ -131,7 +142,7 @@ def scans(connection: Connection, statement: str, parameters: Parameters, option
 def whole_tables(steps: list[dict[str, Any]]) -> set[str]:
     """The large tables that are read from beginning to end. The outbox is small."""
     names = {re.sub(r"_p\d$", "", step["Relation Name"]) for step in steps if step["Node Type"] == "Seq Scan"}
-    return names & {*PARTITIONED} - {"outbox"}
+    return names & {*PARTITIONED, "bandit_priors"} - {"outbox"}
 
 
 def test_every_statement_is_prepared(connection: Connection) -> None:
@@ -148,6 +159,26 @@ def test_every_statement_is_prepared(connection: Connection) -> None:
 def test_statement_searches_an_index(connection: Connection, name: str) -> None:
     statement, parameters, _ = STATEMENTS[name]
     assert not whole_tables(scans(connection, statement, parameters, ""))
+
+
+@pytest.mark.parametrize("name", ["closed", "unserved", "still closed", "expired"])
+def test_settling_reads_the_outbox_by_key(connection: Connection, name: str) -> None:
+    statement, parameters, _ = STATEMENTS[name]
+    steps = scans(connection, statement, parameters, "")
+    searched = [step for step in steps if step["Relation Name"] in ("event_log", "outbox")]
+    assert len(searched) == 3, "and the oldest row of the outbox"
+    assert all(step["Node Type"].startswith("Index") for step in searched)
+    conditions = [step.get("Index Cond", "") for step in searched if step["Relation Name"] == "event_log"]
+    assert all("user_id = decision.user_id" in condition and "seq >=" in condition for condition in conditions)
+
+
+@pytest.mark.parametrize("since", [0, 10**9])
+def test_page_of_eligible_users_reads_one_row_of_each(connection: Connection, since: int) -> None:
+    parameters = {"after": "", "since": since, "until": 10**9, "limit": 20}
+    steps = scans(connection, users.SELECT_ELIGIBLE, parameters, "ANALYZE,")
+    page = 5_000 if since else 20  # if no user is eligible, all are looked at
+    assert max(step["Actual Loops"] for step in steps) <= page + 1
+    assert max(step["Actual Rows"] for step in steps) <= 1
 
 
 @pytest.mark.parametrize("name", OF_ONE_USER)

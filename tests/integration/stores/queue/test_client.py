@@ -24,6 +24,7 @@ from app.stores.queue.client import Queue
 from app.stores.queue.jobs import BURY, CONSUME, JOBS, REBUILD, TIP_EVENTS, deserialize, serialize
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
+from tests.support.clock import NOW_MS
 from tests.support.queue import connect
 from tests.support.servers import ask
 from tests.support.waiting import eventually
@@ -223,6 +224,16 @@ async def test_publishing_continues_when_the_queue_returns(own_valkey: EmbeddedS
     await opened.close()
     (key,) = ask(own_valkey, "KEYS", f"{job_key_prefix}*")
     assert deserialize(ask(own_valkey, "GET", key))["a"] == [[3]]
+
+
+async def test_database_is_forgotten_when_its_clock_was_ahead(published: Queue) -> None:
+    hour_ms = 3_600_000
+    await published.show_database("ahead", NOW_MS + hour_ms)
+    await published.show_database("late", NOW_MS - queue.SHOWN_MS + 1)
+    assert await published.databases(NOW_MS) == {"late"}
+    await published.show_database("own", NOW_MS)
+    assert await published.databases(NOW_MS) == {"late", "own"}
+    assert await published.databases(NOW_MS + hour_ms) == set()
 
 
 async def test_erasing_removes_events_from_waiting_jobs(own_valkey: EmbeddedServer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.caches import valkey_cache
 from tests.support.proxy import Proxy, proxy
 
-OpenCache = Callable[..., ValkeyCache]
+OpenCache = Callable[..., Awaitable[ValkeyCache]]
 Connect = Callable[..., Connections]
 
 
@@ -28,8 +28,8 @@ async def open_cache() -> AsyncIterator[OpenCache]:
     """Open caches as `valkey_cache` does; they are closed after the test."""
     opened: list[ValkeyCache] = []
 
-    def open_one(server: EmbeddedServer, **options: Any) -> ValkeyCache:
-        opened.append(valkey_cache(server, **options))
+    async def open_one(server: EmbeddedServer | None = None, **options: Any) -> ValkeyCache:
+        opened.append(await valkey_cache(server, **options))
         return opened[-1]
 
     yield open_one

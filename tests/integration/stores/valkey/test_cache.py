@@ -28,8 +28,8 @@ VALUE = b"V0123abcd:7:1:2:3"
 
 
 @pytest.fixture
-def cache(server: EmbeddedServer, open_cache: OpenCache) -> ValkeyCache:
-    return open_cache(server)
+async def cache(server: EmbeddedServer, open_cache: OpenCache) -> ValkeyCache:
+    return await open_cache(server)
 
 
 async def fill(cache: ValkeyCache, *cells: Cell, value: Callable[[Cell], bytes] = lambda _: VALUE) -> list[bool]:
@@ -45,6 +45,7 @@ async def answered(cache: ValkeyCache, cell: Cell = CELL) -> tuple[Epoch, bytes 
     async with asyncio.timeout(PATIENCE_S):
         while True:
             with suppress(CacheUnavailable):
+                await cache.open()
                 epoch, (held,) = await cache.read([cell])
                 await eventually(lambda: cache.available)
                 return epoch, held
@@ -75,7 +76,7 @@ async def test_fills_succeed_when_scripts_were_flushed(cache: ValkeyCache, serve
 
 async def test_fill_path_is_tried_again_on_another_server(start_server: StartServer, open_cache: OpenCache) -> None:
     old = start_server(REDIS)
-    cache = open_cache(old)
+    cache = await open_cache(old)
     assert await fill(cache, CELL) == [True]
     old.kill()
     new = EmbeddedServer(old.directory, old.socket_path, ("--save", ""), binary=binary(VALKEY))
@@ -85,6 +86,7 @@ async def test_fill_path_is_tried_again_on_another_server(start_server: StartSer
             await cache.fill("the epoch before", [Fill(CELL, b"L", VALUE, 60_000)])
         with suppress(CacheUnavailable):  # the end of the connection for reads may not have been noticed yet
             await cache.read([CELL])
+        await cache.open()
         assert await fill(cache, CELL) == [True]
         assert calls(new, "eval") == 0
     finally:
@@ -94,7 +96,7 @@ async def test_fill_path_is_tried_again_on_another_server(start_server: StartSer
 async def test_reads_continue_and_writes_are_refused_on_a_replica(
     own_server: EmbeddedServer, open_cache: OpenCache
 ) -> None:
-    cache = open_cache(own_server)
+    cache = await open_cache(own_server)
     assert await fill(cache, CELL) == [True]
     epoch, _ = await cache.read([CELL])
     ask(own_server, "REPLICAOF", "127.0.0.1", "1")
@@ -117,7 +119,7 @@ async def test_reads_continue_and_writes_are_refused_on_a_replica(
 async def test_fills_are_refused_and_drops_continue_when_memory_is_full(
     own_server: EmbeddedServer, open_cache: OpenCache
 ) -> None:
-    cache = open_cache(own_server)
+    cache = await open_cache(own_server)
     epoch, _ = await cache.read([CELL])
     (token,) = await cache.lease(epoch, [CELL])
     ask(own_server, "CONFIG", "SET", "maxmemory", "1")
@@ -150,7 +152,7 @@ async def test_key_of_another_type_is_deleted(cache: ValkeyCache, server: Embedd
 async def test_command_times_out_when_the_server_is_paused(
     own_server: EmbeddedServer, open_cache: OpenCache, command: str
 ) -> None:
-    cache = open_cache(own_server, timeout_ms=100)
+    cache = await open_cache(own_server, timeout_ms=100)
     epoch, _ = await answered(cache)
     own_server.signal(signal.SIGSTOP)
     work: Callable[[], Coroutine[Any, Any, object]] = {
@@ -171,7 +173,7 @@ async def test_command_times_out_when_the_server_is_paused(
 
 async def test_breaker_opens_while_the_server_is_paused(own_server: EmbeddedServer, open_cache: OpenCache) -> None:
     metrics = Metrics()
-    cache = open_cache(own_server, timeout_ms=50, metrics=metrics)
+    cache = await open_cache(own_server, timeout_ms=50, metrics=metrics)
     await answered(cache)
     before = metrics.collectors.get_sample_value("profiles_cache_errors_total", {"kind": "silent"}) or 0
     own_server.signal(signal.SIGSTOP)
@@ -192,7 +194,7 @@ async def test_breaker_opens_while_the_server_is_paused(own_server: EmbeddedServ
 async def test_breaker_stays_closed_when_failures_are_not_in_a_row(
     own_server: EmbeddedServer, open_cache: OpenCache
 ) -> None:
-    cache = open_cache(own_server, timeout_ms=1_000)
+    cache = await open_cache(own_server, timeout_ms=1_000)
     await cache.read([CELL])
     for _ in range(2):
         own_server.signal(signal.SIGSTOP)
@@ -205,7 +207,7 @@ async def test_breaker_stays_closed_when_failures_are_not_in_a_row(
 
 
 async def test_close_stops_probing(own_server: EmbeddedServer, open_cache: OpenCache) -> None:
-    cache = open_cache(own_server)
+    cache = await open_cache(own_server)
     own_server.kill()
     for _ in range(3):
         with pytest.raises(CacheUnavailable):
@@ -223,7 +225,7 @@ async def test_read_gets_its_own_reply_when_others_were_cancelled(
     valkey: EmbeddedServer, valkey_proxy: Proxy, open_cache: OpenCache
 ) -> None:
     cells = [Cell(f"user{number}", "f") for number in range(20)]
-    cache = open_cache(valkey, url=valkey_proxy.url)
+    cache = await open_cache(valkey, url=valkey_proxy.url)
     assert all(await fill(cache, *cells, value=own_value))
     for cell in cells:
         valkey_proxy.silence()
@@ -246,7 +248,7 @@ async def test_read_gets_its_own_reply_when_others_timed_out(
     valkey: EmbeddedServer, valkey_proxy: Proxy, open_cache: OpenCache
 ) -> None:
     cells = [Cell(f"user{number}", "f") for number in range(4)]
-    cache = open_cache(valkey, url=valkey_proxy.url, timeout_ms=1_000)
+    cache = await open_cache(valkey, url=valkey_proxy.url, timeout_ms=1_000)
     assert all(await fill(cache, *cells, value=own_value))
     valkey_proxy.silence()
     late = [await refusal(cache, cells[0]), await refusal(cache, cells[1])]
@@ -266,7 +268,7 @@ async def refusal(cache: ValkeyCache, cell: Cell) -> CacheUnavailable:
 async def test_late_fill_is_compared_after_its_timeout(
     valkey: EmbeddedServer, valkey_proxy: Proxy, open_cache: OpenCache
 ) -> None:
-    slow, other = open_cache(valkey, url=valkey_proxy.url, timeout_ms=1_000), open_cache(valkey)
+    slow, other = await open_cache(valkey, url=valkey_proxy.url, timeout_ms=1_000), await open_cache(valkey)
     epoch, _ = await slow.read([CELL])
     (token,) = await slow.lease(epoch, [CELL])
     assert await fill(slow, Cell("bob", "f")) == [True]  # opens the connection for fills
@@ -288,7 +290,7 @@ async def test_cache_is_unavailable_when_no_server_answers(valkey: EmbeddedServe
         writer.close()
 
     listener = await asyncio.start_server(babble, "127.0.0.1", 0)
-    cache = open_cache(valkey, url=f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+    cache = await open_cache(valkey, url=f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
     with pytest.raises(CacheUnavailable):
         await cache.read([CELL])
     listener.close()
@@ -308,7 +310,7 @@ async def test_check_names_the_refused_command(
     start_server: StartServer, open_cache: OpenCache, flavour: str, rule: str, refused: str
 ) -> None:
     server = start_server(flavour)
-    cache = open_cache(server)
+    cache = await open_cache(server)
     await cache.check()
     assert ask(server, "DBSIZE") == 0
     ask(server, "ACL", "SETUSER", "default", rule)

@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import lru_cache
 
@@ -14,7 +15,7 @@ import pytest
 from app.bootstrap.service import OpenService, open_service
 from app.errors import CacheUnavailable
 from app.features.ids import hash_slot
-from app.profiles.ports import Cell, Epoch
+from app.profiles.ports import Cell, Epoch, Fill
 from app.settings import Settings
 from app.stores.valkey import cluster as cluster_module
 from app.stores.valkey.embedded import EmbeddedServer
@@ -23,9 +24,10 @@ from tests.integration.stores.valkey.conftest import OpenCache
 from tests.support.cluster import ClusterServers
 from tests.support.events import served
 from tests.support.processes import free_port
+from tests.support.proxy import proxy
 from tests.support.registry import FEATURES
 from tests.support.servers import VALKEY, StartServer
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 VOLUME = 4
 both_engines = pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
@@ -172,6 +174,19 @@ async def test_rebuild_computes_once_when_a_master_is_dead(shards: Shards) -> No
     assert await shards.read(*others, services=[0]) == [True, True]
 
 
+async def test_read_succeeds_when_all_wanted_features_are_disabled(shards: Shards) -> None:
+    service = shards.services[0]
+    await service.registries.switch(service.registry.names[VOLUME], "ada", "", service.clock.now_ms(), on=False)
+    wanted = dict.fromkeys(shards.users, 1 << VOLUME)
+    for profile in (await service.reader.read(wanted)).values():
+        assert profile[VOLUME].json == b"null"
+    assert await service.reader.read_shared_values(wanted) == {user: [b"null"] for user in shards.users}
+    rebuilt = await service.rebuilder.rebuild(shards.users, 1 << VOLUME)
+    assert {profile[VOLUME].json for profile in rebuilt.values()} == {b"null"}
+    (inspection, *_) = await service.inspector.inspect(shards.users)
+    assert inspection.cells[VOLUME].disabled
+
+
 async def test_paused_master_affects_only_its_shard(shards: Shards) -> None:
     user, *others = shards.users
     shards.masters[0].signal(signal.SIGSTOP)
@@ -265,8 +280,39 @@ async def test_slot_that_is_being_moved_affects_only_its_users(shards: Shards, m
     assert not any([(await service.database.state.query()).owed for service in shards.services])
 
 
+async def test_masters_are_used_at_their_own_address_when_the_url_names_a_balancer(
+    cluster: ClusterServers, open_cache: OpenCache
+) -> None:
+    """Its next connection may lead to another node. It has many addresses, so that the order in which nodes are asked
+    does not hide the fault."""
+    masters = cluster.masters()
+    async with AsyncExitStack() as stack:
+        ways = [await stack.enter_async_context(proxy(masters[n % 3].socket_path)) for n in range(12)]
+        hosts = ",".join(way.url.removeprefix("redis://") for way in ways)
+        cache = await open_cache(cluster.servers[0], url=f"redis+cluster://{hosts}/")
+        cells = [
+            Cell(next(user for user in map(str, range(1_000)) if hash_slot(user) in cluster.slots(master)), "f")
+            for master in masters
+        ]
+        epoch, _ = await cache.read(cells)
+        await asyncio.to_thread(cluster.move, hash_slot(cells[0].user_id), masters[1])
+
+        async def refreshed() -> bool:
+            nonlocal epoch
+            epoch, held = await cache.read(cells)
+            return held == [None] * len(cells)
+
+        assert not await refreshed(), "MOVED"
+        await eventually_async(refreshed)
+        for number, way in enumerate(ways):
+            way.target = masters[(number + 1) % 3].socket_path
+        leases = await cache.lease(epoch, cells)
+        fills = [Fill(cell, token, b"value", 60_000) for cell, token in zip(cells, leases, strict=True)]
+        assert await cache.fill(epoch, fills) == [True] * len(cells)
+
+
 async def test_replies_name_the_slots_of_users_without_deletion(cluster: ClusterServers, open_cache: OpenCache) -> None:
-    cache = open_cache(cluster.servers[0], url=cluster.url, timeout_ms=200)
+    cache = await open_cache(cluster.servers[0], url=cluster.url, timeout_ms=200)
     cells = [Cell(f"user {number}", "f") for number in range(30)]
     await cache.drop(cells)
     master = cluster.masters()[0]
@@ -286,5 +332,5 @@ async def test_server_that_is_no_cluster_is_refused(
         (f"redis://127.0.0.1:{cluster.servers[0].port}/0", r"write redis\+cluster:// in the URL"),
     ):
         with pytest.raises(CacheUnavailable) as raised:
-            await open_cache(valkey, url=url).check()
+            await (await open_cache(valkey, url=url)).check()
         assert re.search(remedy, raised.value.public_reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -26,7 +27,7 @@ async def test_connections_to_one_server_have_its_identity(server: EmbeddedServe
 
 
 async def test_databases_have_different_epochs_on_one_server(server: EmbeddedServer, open_cache: OpenCache) -> None:
-    one, same, other = (open_cache(server, database_id=name) for name in ("one", "one", "other"))
+    one, same, other = [await open_cache(server, database_id=name) for name in ("one", "one", "other")]
     epoch, _ = await one.read([CELL])
     assert (await same.read([CELL]))[0] == epoch
     assert (await other.read([CELL]))[0] != epoch
@@ -90,12 +91,12 @@ async def test_command_fails_when_the_server_was_restarted(own_server: EmbeddedS
 
 
 async def test_reads_continue_when_the_server_was_restarted(own_server: EmbeddedServer, open_cache: OpenCache) -> None:
-    cache = open_cache(own_server)
+    cache = await open_cache(own_server)
     first, _ = await cache.read([CELL])
     own_server.kill()
     own_server.start()
-    try:
-        second, _ = await cache.read([CELL])
-    except CacheUnavailable:  # the end of the old connection was not noticed yet
-        second, _ = await cache.read([CELL])
+    with suppress(CacheUnavailable):  # the end of the old connection may not have been noticed yet
+        await cache.read([CELL])
+    await cache.open()
+    second, _ = await cache.read([CELL])
     assert second != first

@@ -131,7 +131,7 @@ async def test_reason_why_a_server_is_unreachable_is_given(
     url = own_server.url + option
     (line,), _ = await diagnose_server("cache", url)
     assert line.text.startswith(f"it cannot be diagnosed: {expected}")
-    cache = open_cache(own_server, url=url)
+    cache = await open_cache(own_server, url=url)
     with pytest.raises(CacheUnavailable) as refused:
         await cache.check()
     assert refused.value.public_reason.startswith(expected)

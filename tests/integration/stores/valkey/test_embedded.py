@@ -47,6 +47,13 @@ def test_start_names_the_log_when_it_fails(tmp_path: Path) -> None:
     assert not server.running()
 
 
+def test_start_fails_with_a_reason_when_the_binary_is_gone(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path, tmp_path / "s", binary="/nowhere/valkey-server")
+    with pytest.raises(CacheUnavailable, match="/nowhere/valkey-server"):
+        server.start()
+    assert not server.running()
+
+
 def test_start_listens_on_a_port(start_server: StartServer) -> None:
     port = free_port()
     server = start_server("valkey", port=port)

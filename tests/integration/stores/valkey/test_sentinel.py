@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
 from app.bootstrap.service import open_service
 from app.errors import SettingsError
 from app.features.clock import rfc3339
 from app.settings import Settings
+from app.stores.valkey.embedded import EmbeddedServer
 from app.stores.valkey.pool import blocking_pool
 from tests.support.events import served
 from tests.support.processes import free_port
 from tests.support.registry import FEATURES
-from tests.support.servers import REDIS, binary
+from tests.support.servers import REDIS, ask, binary
 from tests.support.waiting import eventually_sync
 
 NAME = "profiles"
@@ -127,6 +129,16 @@ async def test_no_read_is_stale_when_the_master_fails_over(database_path: Path, 
         await pairs_until_hits()
         assert owed
         assert group.master_port() == group.ports[1]
+
+
+async def test_database_of_the_query_is_used(sentinel_group: tuple[EmbeddedServer, str]) -> None:
+    server, url = sentinel_group
+    for form in (url.replace("/0?", "/3?"), url.replace("/0?", "/?db=3&")):
+        client = AsyncRedis(connection_pool=blocking_pool(form, 5, 1))
+        await client.set("key", form)
+        await client.aclose(close_connection_pool=True)
+        assert list(ask(server, "INFO", "keyspace")) == ["db3"]
+        ask(server, "FLUSHALL")
 
 
 def test_url_of_a_group_is_refused_when_an_address_is_invalid() -> None:

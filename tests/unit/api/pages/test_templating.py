@@ -69,6 +69,7 @@ def test_number_has_three_significant_digits() -> None:
     texts = {None: "–", 0.0: "0", 1_234_567: "1\u202f234\u202f567", 1234.5: "1\u202f234", 0.1234: "0.123", 12.0: "12"}
     assert {value: number(value) for value in texts} == texts
     assert (number(0.00001234), number(3, "ms")) == ("0.000012", "3 ms")
+    assert [number(value) for value in (1e-8, -3e-7, -0.0, -0.00001234)] == ["0", "0", "0", "-0.000012"]
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), 2**63, 0])

@@ -27,6 +27,7 @@ from tests.support.bandit_process import BanditProcess
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.database import copy_database, open_database
 from tests.support.lived_decisions import MINUTE_MS, live_through, write_log
+from tests.support.score_requests import s_of, y_of
 
 pytestmark = pytest.mark.both_engines
 
@@ -241,7 +242,7 @@ async def test_new_input_is_learned_from_the_first_decision_on(process: BanditPr
     for item in learned:
         statistics = replay.after(statistics, item)
     chosen = np.array([replay.phi(item)[item.decision.chosen] for item in learned])
-    assert np.allclose(statistics.s, chosen.T @ chosen)
+    assert np.allclose(s_of(statistics), chosen.T @ chosen)
     assert np.allclose(chosen[:, SPEC_V1.size], 0.5 * chosen[:, 1])
 
 
@@ -287,8 +288,8 @@ def test_common_inputs_are_kept_and_others_are_zero() -> None:
         statistics = statistics.learned(random.uniform(-1, 1, SPEC_V2.size), 0.5)
     other = msgspec.structs.replace(SPEC_V1, inputs=(*SPEC_V1.inputs[:4], Input("new", shared="volume"), Input("more")))
     found = statistics.of_common_inputs(other)
-    assert np.array_equal(found.s[:4, :4], statistics.s[:4, :4])
-    assert np.array_equal(found.y[:4], statistics.y[:4])
-    assert not found.s[4:].any()
-    assert not found.y[4:].any()
+    assert np.array_equal(s_of(found)[:4, :4], s_of(statistics)[:4, :4])
+    assert np.array_equal(y_of(found)[:4], y_of(statistics)[:4])
+    assert not s_of(found)[4:].any()
+    assert not y_of(found)[4:].any()
     assert (found.decisions, found.size) == (5, 6)

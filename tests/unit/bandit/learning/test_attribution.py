@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from app.bandit.decisions import DecisionState, EventOutcome
-from app.bandit.learning.attribution import GRACE_MS, HOUR_MS, SKEW_MS, JudgedDecision, Rules, judge, outcome_rewards
+from app.bandit.learning.attribution import (
+    GRACE_MS,
+    HOUR_MS,
+    REST_S,
+    SKEW_MS,
+    DecisionLearner,
+    JudgedDecision,
+    Rules,
+    judge,
+    outcome_rewards,
+)
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
+from app.bandit.model.thompson_sampling import Policies
 from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
-from app.features.clock import DAY_MS
+from app.features.clock import CLOCK_SKEW_MS, DAY_MS
 from app.features.events import LoggedEvent, TipEvent
 from app.stores.sql.backlog import unknown_decisions
 from app.stores.sql.database import Database
+from app.stores.sql.learning import (
+    SELECT_CLOSED,
+    SELECT_STILL_CLOSED,
+    SELECT_UNSERVED,
+    UPDATE_EXPIRED,
+    SqlLearning,
+)
 from app.stores.sqlite.backup import backup, restore
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import TIPS, WINDOW_MS, BanditProcess, feedback_for, served_for
-from tests.support.clock import NOW_MS
+from tests.support.clock import NOW_MS, FakeClock
+from tests.support.database import InterruptedDatabase, nothing, steps
 from tests.support.events import feedback, served
+from tests.support.score_requests import s_of, y_of
 
 pytestmark = pytest.mark.both_engines
 
+POLICIES = Policies.of(shadow=True)
 RULES = Rules(outcome_rewards(), WINDOW_MS)
 ONE_DAY = NOW_MS + WINDOW_MS
 
@@ -122,8 +145,8 @@ async def test_feedback_is_learned_from_the_logged_vector(process: BanditProcess
     learned = ("learned", at_ms, 0.3, "feedback", "snoozed", process.clock.now_ms(), events)
     assert await process.outcome(decision) == learned
     statistics = await process.statistics()
-    np.testing.assert_array_equal(statistics.s, np.outer(decision.phi, decision.phi))
-    np.testing.assert_array_equal(statistics.y, 0.3 * decision.phi)
+    np.testing.assert_array_equal(s_of(statistics), np.outer(decision.phi, decision.phi))
+    np.testing.assert_array_equal(y_of(statistics), 0.3 * decision.phi)
     assert (await process.decide()).state_version == statistics.decisions == 1
 
 
@@ -176,6 +199,16 @@ async def test_event_belongs_to_no_later_decision_unless_it_names_it(process: Ba
     assert await process.states(decision) == ["learned"]
 
 
+@pytest.mark.parametrize(("ahead_ms", "state"), [(CLOCK_SKEW_MS, "learned"), (CLOCK_SKEW_MS + 1, "open")])
+async def test_event_belongs_to_a_decision_that_was_made_by_a_clock_ahead(
+    process: BanditProcess, ahead_ms: int, state: str
+) -> None:
+    other = BanditProcess(process.database, clock=FakeClock(process.clock.now_ms() + ahead_ms))
+    decision = await other.decide()
+    await process.consume(feedback("ann", process.clock.now_ms(), tip_id=decision.chosen_id))
+    assert await process.states(decision) == [state]
+
+
 async def test_event_that_names_no_decision_of_its_user_is_counted_and_not_learned(process: BanditProcess) -> None:
     decision = await process.decide()
     for user_id, decision_id in (("bob", decision.id), ("ann", "unknown")):
@@ -186,6 +219,19 @@ async def test_event_that_names_no_decision_of_its_user_is_counted_and_not_learn
     assert await unknown_decisions(process.database, process.clock.now_ms() + DAY_MS + 1) == []
     process.clock.advance(2 * DAY_MS)
     await process.consume(feedback("ann", decision_id="unknown"))
+    assert await unknown_decisions(process.database, process.clock.now_ms()) == [("a producer", 1)]
+
+
+async def test_unknown_decision_is_counted_once_when_learning_fails_first(process: BanditProcess) -> None:
+    decision = await process.decide()
+    await process.execute("INSERT INTO bandit_states VALUES ('ann', 'of another release', ?, 5, 1, NULL, NULL)", b"\0")
+    seqs = await process.store(feedback_for(decision, NOW_MS), feedback("bob", NOW_MS, decision_id="unknown"))
+    events = await process.log.logged(seqs)
+    with pytest.raises(SpecMismatch):
+        await process.bandit.learner.learn(events)
+    await process.execute("DELETE FROM bandit_states")
+    await process.bandit.learner.learn(events)
+    assert await process.states(decision) == ["learned"]
     assert await unknown_decisions(process.database, process.clock.now_ms()) == [("a producer", 1)]
 
 
@@ -242,25 +288,74 @@ async def test_more_decisions_are_settled_than_one_transaction_takes(
         if number % 4:
             await process.serve(decision)
     process.clock.advance(WINDOW_MS + GRACE_MS + 1)
-    assert await process.bandit.learner.settle() == 8
+    rests: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+
+    learning = SqlLearning(process.database, POLICIES, RULES)
+    assert await DecisionLearner(learning, process.clock, process.metrics, rest).settle() == 8
+    assert rests == [REST_S] * 2, "other processes can write between two transactions"
     states = await process.rows("SELECT state, COUNT(*) FROM tip_scores GROUP BY state ORDER BY state")
     assert states == [("expired", 2), ("learned", 6)]
     await process.assert_learned_once()
 
 
-async def test_nothing_is_written_when_no_event_concerns_a_decision(
-    process: BanditProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def refuse() -> None:
+    raise StoreUnavailable("read-only")
+
+
+async def test_nothing_is_written_when_no_event_concerns_a_decision(process: BanditProcess) -> None:
     await process.decide()
     seqs = await process.store(served("bob"), feedback("ann", tip_id="none of them"))
-    events = await process.log.logged(seqs)
+    learning = SqlLearning(InterruptedDatabase(process.database, nothing, refuse), POLICIES, RULES)
+    assert await learning.concerned(await process.log.logged(seqs)) == []
 
-    async def write(*_: object, **__: object) -> None:
-        raise StoreUnavailable("read-only")
 
-    monkeypatch.setattr(Database, "write", write)
-    await process.bandit.learner.learn(events)
-    assert await process.bandit.learner.settle() == 0
+async def test_nothing_is_written_when_every_closed_decision_waits_for_an_event(process: BanditProcess) -> None:
+    shown, aside, open_ = [await process.decide(user_id) for user_id in ("ann", "bob", "cleo")]
+    await process.serve(shown)
+    await process.serve(aside)
+    await process.store(feedback_for(shown, NOW_MS), feedback_for(open_, NOW_MS))
+    await process.execute("UPDATE tip_scores SET spec_hash = 'unreadable ' || spec_hash WHERE user_id = 'bob'")
+    learning = SqlLearning(InterruptedDatabase(process.database, nothing, refuse), POLICIES, RULES)
+    assert await learning.settle(NOW_MS + 2 * WINDOW_MS, 9) == (0, 0, 0)
+
+
+async def test_decision_is_not_settled_when_its_event_comes_after_it_was_found(process: BanditProcess) -> None:
+    shown, open_ = [await process.decide(user_id) for user_id in ("ann", "bob")]
+    await process.serve(shown)
+
+    async def store_events() -> None:
+        await process.store(feedback_for(shown, NOW_MS), feedback_for(open_, NOW_MS))
+
+    learning = SqlLearning(InterruptedDatabase(process.database, nothing, store_events), POLICIES, RULES)
+    assert await learning.settle(NOW_MS + 2 * WINDOW_MS, 9) == (0, 0, 0)
+    assert await process.states(shown, open_) == ["served", "open"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "parameters"),
+    [
+        (SELECT_CLOSED, {"closed": NOW_MS + 1, "known": f'["{SPEC_V2.hash}"]', "limit": 9}),
+        (SELECT_UNSERVED, {"closed": NOW_MS + 1, "limit": 9}),
+        (SELECT_STILL_CLOSED, {"closed": NOW_MS + 1, "known": f'["{SPEC_V2.hash}"]', "found": '[["ann", 1]]'}),
+        (UPDATE_EXPIRED, {"now": 1, "found": '[["bob", 2]]'}),
+    ],
+    ids=["closed", "unserved", "still closed", "expired"],
+)
+async def test_settling_takes_as_long_when_many_events_wait(
+    database_path: Path, process: BanditProcess, statement: str, parameters: dict[str, object]
+) -> None:
+    shown, _ = [await process.decide(user_id) for user_id in ("ann", "bob")]
+    await process.serve(shown)
+    taken = []
+    for _ in range(2):
+        for start in range(0, 2_000, 500):
+            await process.store(*(feedback(f"user-{number}") for number in range(start, start + 500)))
+        with closing(sqlite3.connect(database_path)) as connection:
+            taken.append(steps(connection, statement, parameters))
+    assert taken[1] <= taken[0] + 1
 
 
 async def test_statistics_of_an_unknown_spec_are_never_added_to(process: BanditProcess) -> None:
@@ -318,7 +413,7 @@ async def test_decision_made_before_growth_is_learned_with_all_inputs(
     assert (grown.spec, grown.decisions) == (SPEC_V2, 2)
     known = [SPEC_V2.phi(made.candidates, made.context, made.profile)[made.chosen] for made in (first, second)]
     assert known[0][SPEC_V1.size :].any()
-    np.testing.assert_array_equal(grown.s, np.outer(known[0], known[0]) + np.outer(known[1], known[1]))
+    np.testing.assert_array_equal(s_of(grown), np.outer(known[0], known[0]) + np.outer(known[1], known[1]))
     await process.assert_learned_once()
 
     third = await plain.decide()  # without a challenger again; grown statistics never shrink

@@ -20,7 +20,7 @@ from app.bandit.learning.attribution import GRACE_MS
 from app.features.events import LoggedEvent
 from app.stores.sql.database import Database
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess, feedback_for, served_for
-from tests.support.clock import NOW_MS
+from tests.support.clock import NOW_MS, FakeClock
 from tests.support.database import open_again, wipe
 
 pytestmark = pytest.mark.both_engines
@@ -172,6 +172,20 @@ async def test_two_workers_learn_once_when_they_consume_the_same_events(workers:
     await asyncio.gather(*(worker.bandit.learner.learn(events) for worker in workers for _ in range(5)))
     await workers[0].assert_learned_once()
     assert sum((await workers[0].counted()).values()) == len(events)
+
+
+async def test_settling_times_rise_in_the_order_of_learning_when_clocks_differ(process: BanditProcess) -> None:
+    behind = BanditProcess(process.database, clock=FakeClock(NOW_MS - HOUR_MS))
+    decisions = [await process.decide() for _ in range(4)]
+    await process.feed_back(decisions[3])
+    await process.feed_back(decisions[2])  # in the same millisecond
+    await behind.feed_back(decisions[1])
+    process.clock.advance(1_000)
+    await process.feed_back(decisions[0])
+    assert await process.rows("SELECT number FROM tip_scores ORDER BY settled_at_ms, number") == (
+        await process.rows("SELECT number FROM tip_scores ORDER BY number DESC")
+    )
+    assert (await process.outcome(decisions[0])).settled_at_ms == process.clock.now_ms()
 
 
 @pytest.mark.slow

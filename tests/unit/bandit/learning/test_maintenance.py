@@ -26,7 +26,7 @@ from app.stores.sql.sufficient_statistics import damaged, newest_prior, write_st
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess, feedback_for, inject_failures
 from tests.support.clock import NOW_MS
 from tests.support.logs import Recorder
-from tests.support.score_requests import pool_of
+from tests.support.score_requests import pool_of, s_of, y_of
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.both_engines
@@ -116,10 +116,22 @@ async def test_growth_continues_where_it_was_interrupted(
         after = await process.statistics(f"user-{number:04d}")
         assert after.decisions == before.decisions
         size = before.size
-        np.testing.assert_array_equal(after.s[:size, :size], before.s)
-        np.testing.assert_array_equal(after.y[:size], before.y)
-        assert not after.s[size:].any()
-        assert not after.y[size:].any()
+        np.testing.assert_array_equal(s_of(after)[:size, :size], s_of(before))
+        np.testing.assert_array_equal(y_of(after)[:size], y_of(before))
+        assert not s_of(after)[size:].any()
+        assert not y_of(after)[size:].any()
+
+
+@pytest.mark.slow
+async def test_every_user_with_statistics_is_counted(process: BanditProcess) -> None:
+    await process.execute(
+        """INSERT INTO bandit_states (user_id, spec_hash, evidence, decisions, updated_at_ms)
+        WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 100001)
+        SELECT 'user-' || n, ?, ?, 1, 1 FROM numbers""",
+        SPEC_V1.hash,
+        b"",
+    )
+    assert await process.bandit.states.growth() == StateGrowth(100_001, 100_001)
 
 
 async def test_decision_reads_statistics_that_have_not_grown(database: Database) -> None:
@@ -130,7 +142,7 @@ async def test_decision_reads_statistics_that_have_not_grown(database: Database)
     assert (decision.spec_hash, decision.state_version) == (SPEC_V2.hash, 1)
     await process.bandit.maintenance.grow(math.inf)
     after = await process.statistics()
-    assert after.leading(before.size)[0].tobytes() == before.s.tobytes()
+    assert after.leading(before.size)[0].tobytes() == s_of(before).tobytes()
     assert await process.stored(f"decision_id = '{decision.id}' AND challenger_p IS NOT NULL") == 1
     await plain.decide()
     assert await process.bandit.states.growth() == StateGrowth(1, 0), "what has grown stays so"

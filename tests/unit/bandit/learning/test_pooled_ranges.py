@@ -4,10 +4,9 @@ growth and erasures do in between."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from random import Random
-from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -17,40 +16,21 @@ from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Spec
 from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, pooled_mean
 from app.stores.sql import sufficient_statistics as module
 from app.stores.sql import users
-from app.stores.sql.database import Connection, Database, Scope
+from app.stores.sql.database import Database
 from app.stores.sql.sufficient_statistics import SqlStates, write_statistics
 from app.stores.sql.users import SqlUsers
 from tests.support.bandit_process import BanditProcess
 from tests.support.clock import NOW_MS
+from tests.support.database import InterruptedDatabase
 from tests.support.score_requests import pool_of
 
 pytestmark = pytest.mark.both_engines
-T = TypeVar("T")
 USERS = [f"user-{number:02d}" for number in range(14)]
 SEEDS = 40
 
 
 class Killed(Exception):
     """The worker dies here."""
-
-
-class InterruptedDatabase(Database):
-    """Calls `before` ahead of each transaction."""
-
-    def __init__(self, database: Database, before: Callable[[], Awaitable[None]]) -> None:
-        self._database = database
-        self._before = before
-
-    async def read(self, work: Callable[[Connection], T], *, snapshot: bool = False) -> T:
-        await self._before()
-        return await self._database.read(work, snapshot=snapshot)
-
-    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope) -> T:
-        await self._before()
-        return await self._database.write(work, of=of)
-
-    async def close(self) -> None:
-        """The test closes the database."""
 
 
 class RandomRun:
@@ -100,7 +80,7 @@ class RandomRun:
             while self.random.random() < 0.4:
                 await self.step(depth + 1)
 
-        worker = SqlStates(InterruptedDatabase(self.database, interrupt), SPEC_V2)
+        worker = SqlStates(InterruptedDatabase(self.database, interrupt, interrupt), SPEC_V2)
         with suppress(Killed):
             await worker.sum_range(self.round_ms, self.now_ms)
 
@@ -213,7 +193,7 @@ async def test_prior_is_the_same_to_the_last_bit_when_workers_die(database: Data
             raise Killed
 
     async def work() -> None:
-        states = SqlStates(InterruptedDatabase(database, killed), SPEC_V2)
+        states = SqlStates(InterruptedDatabase(database, killed, killed), SPEC_V2)
         with suppress(Killed):
             while await states.sum_range(NOW_MS, NOW_MS):
                 pass

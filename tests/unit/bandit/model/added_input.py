@@ -24,7 +24,7 @@ from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import BanditProcess, feedback_for
 from tests.support.clock import FakeClock
 from tests.support.learning_check import SELECT_DECISIONS
-from tests.support.score_requests import tip
+from tests.support.score_requests import s_of, tip
 
 
 def shadows_of_old_decisions(rows: list[dict[str, Any]], priors: dict[int, bytes]) -> dict[str, float]:
@@ -56,7 +56,7 @@ async def _found(process: BanditProcess) -> dict[str, Any]:
     before = await process.statistics()
     await process.bandit.maintenance.grow(math.inf)
     after = await process.statistics()
-    found["grown"] = [before.size, after.size, bool((after.leading(before.size)[0] == before.s).all())]
+    found["grown"] = [before.size, after.size, bool((after.leading(before.size)[0] == s_of(before)).all())]
     found["pooled"] = await process.pool()
     tips = (tip("short", effort_minutes=5.0), tip("long", effort_minutes=480.0), tip("unknown"))
     for _ in range(12):

@@ -7,8 +7,8 @@ import pytest
 
 from app.bandit.model.inputs import SPEC_V1, Array
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import CHAMPION, SCALE, noise
-from tests.support.score_requests import history_of, request_of, taught, variances
+from app.bandit.model.thompson_sampling import CHAMPION, SCALE, noise, roots
+from tests.support.score_requests import history_of, precision_of, request_of, taught, variances
 
 pytestmark = pytest.mark.slow  # importing it takes seconds
 
@@ -27,24 +27,25 @@ def expectations(policy: str, asked: Array = ASKED, **constants: float) -> Array
 
 
 def test_means_are_those_of_lin_greedy() -> None:
-    scored = CHAMPION.decide("d", STATISTICS, None, ASKED)
-    np.testing.assert_allclose(scored.means, expectations("LinGreedy", epsilon=0.0), rtol=1e-9)
+    ranking, _ = CHAMPION.decide("d", STATISTICS, None, ASKED, explore=False)
+    np.testing.assert_allclose(ranking.scores, expectations("LinGreedy", epsilon=0.0), rtol=1e-9, atol=1e-12)
 
 
 def test_deviations_are_those_of_lin_ucb() -> None:
-    scored = CHAMPION.decide("d", STATISTICS, None, ASKED)
-    bounds = scored.means + 1.5 * np.sqrt(variances(CHAMPION, STATISTICS, None, ASKED))
+    ranking, _ = CHAMPION.decide("d", STATISTICS, None, ASKED, explore=False)
+    bounds = ranking.scores + 1.5 * np.sqrt(variances(CHAMPION, STATISTICS, ASKED))
     np.testing.assert_allclose(bounds, expectations("LinUCB", alpha=1.5), rtol=1e-9)
 
 
 def test_draws_are_distributed_as_those_of_lin_ts() -> None:
     draws = 20_000
-    posterior = CHAMPION.posterior(STATISTICS, None)
+    _, theta = CHAMPION.decide("d", STATISTICS, None, ASKED, explore=False)
+    precision = precision_of(CHAMPION, STATISTICS)
     for row in ASKED[:4]:
         theirs = expectations("LinTS", np.tile(row, (draws, 1)), alpha=SCALE)
         one = row[None]
-        ours = (one @ posterior.theta)[0] + SCALE * (posterior.roots(one).T @ noise("d", SPEC_V1.size, draws))[0]
-        deviation = SCALE * np.sqrt(variances(CHAMPION, STATISTICS, None, one)[0])
+        ours = (one @ theta)[0] + SCALE * (roots(precision, one).T @ noise("d", SPEC_V1.size, draws))[0]
+        deviation = SCALE * np.sqrt(variances(CHAMPION, STATISTICS, one)[0])
         assert ours.mean() == pytest.approx(theirs.mean(), abs=6 * deviation / np.sqrt(draws))
         assert ours.std() == pytest.approx(theirs.std(), rel=6 / np.sqrt(draws))
         assert deviation == pytest.approx(theirs.std(), rel=4 / np.sqrt(draws))

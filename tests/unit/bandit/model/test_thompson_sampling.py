@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,12 +21,9 @@ from app.bandit.model.thompson_sampling import (
     EPSILON,
     SCALE,
     Policy,
-    Posterior,
-    Scored,
-    answered_ranking,
-    best,
     noise,
     propensities,
+    roots,
     sample,
 )
 from app.errors import SpecMismatch
@@ -34,6 +31,7 @@ from tests.support.score_requests import (
     MORNING,
     PROFILE,
     history_of,
+    precision_of,
     profiles,
     request_of,
     same_bits,
@@ -55,8 +53,22 @@ PLAIN_COLUMNS: Final = Spec(
 )
 
 
-def same(one: Scored, other: Scored) -> bool:
-    return all(same_bits(getattr(one, name), getattr(other, name)) for name in ("means", "pi", "theta"))
+class Decided(NamedTuple):
+    scores: Array
+    pi: Array
+    theta: Array
+
+
+def decided(
+    policy: Policy, decision_id: str, statistics: SufficientStatistics, mu: Array | None, phi: Array
+) -> Decided:
+    """The result of a decision that explores."""
+    ranking, theta = policy.decide(decision_id, statistics, mu, phi, explore=True)
+    return Decided(*ranking, theta)
+
+
+def same(one: Decided, other: Decided) -> bool:
+    return all(map(same_bits, one, other))
 
 
 def mean_of(seed: int) -> Array:
@@ -69,13 +81,13 @@ def test_champion_answers_bit_for_bit_as_without_growth(seed: int, before: int, 
     asked = request_of(seed, count)
     never = taught(phi[:before, :OLD], rewards[:before], SufficientStatistics.none(SPEC_V1))
     grown = never.grown(SPEC_V2)
-    first = CHAMPION.decide("d", never, None, np.ascontiguousarray(asked[:, :OLD]))
-    assert same(CHAMPION.decide("d", grown, mean_of(seed), asked), first)
+    first = decided(CHAMPION, "d", never, None, np.ascontiguousarray(asked[:, :OLD]))
+    assert same(decided(CHAMPION, "d", grown, mean_of(seed), asked), first)
 
     never = taught(phi[before:, :OLD], rewards[before:], never)
     grown = taught(phi[before:], rewards[before:], grown)
-    later = CHAMPION.decide("e", never, None, np.ascontiguousarray(asked[:, :OLD]))
-    assert same(CHAMPION.decide("e", grown, mean_of(seed), asked), later)
+    later = decided(CHAMPION, "e", never, None, np.ascontiguousarray(asked[:, :OLD]))
+    assert same(decided(CHAMPION, "e", grown, mean_of(seed), asked), later)
 
 
 @given(seeds, st.integers(0, 20), st.booleans())
@@ -89,16 +101,16 @@ def test_challenger_at_growth_has_the_mean_without_a_profile_and_the_derived_var
     asked = request_of(seed)
     without = asked.copy()
     without[:, OLD:] = 0
-    scored = CHALLENGER.decide("d", grown, mu if pooled else None, asked)
-    blind = CHALLENGER.decide("d", grown, mu if pooled else None, without)
-    np.testing.assert_allclose(scored.means, blind.means, rtol=1e-12, atol=1e-12)
+    scored = decided(CHALLENGER, "d", grown, mu if pooled else None, asked)
+    blind = decided(CHALLENGER, "d", grown, mu if pooled else None, without)
+    np.testing.assert_allclose(scored.scores, blind.scores, rtol=1e-12, atol=2e-12)
 
     x, z = asked[:, :OLD], asked[:, OLD:]
     s = phi[:, :OLD].T @ phi[:, :OLD]
     expected = np.einsum("kd,de,ke->k", x, np.linalg.inv(np.eye(OLD) + s), x) + (z**2).sum(axis=1) / NEW_PRECISION
-    found = variances(CHALLENGER, grown, mu, asked)
+    found = variances(CHALLENGER, grown, asked)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
-    assert (np.sqrt(found) <= 1.1 * np.sqrt(variances(CHALLENGER, grown, mu, without))).all()
+    assert (np.sqrt(found) <= 1.1 * np.sqrt(variances(CHALLENGER, grown, without))).all()
 
 
 @given(seeds, st.integers(0, 10))
@@ -106,11 +118,11 @@ def test_challenger_at_growth_is_the_champion_without_prior_and_profile(seed: in
     phi, rewards = history_of(seed, decisions)
     grown = taught(phi[:, :OLD], rewards, SufficientStatistics.none(SPEC_V1)).grown(SPEC_V2)
     asked = request_of(seed, known=False)
-    champion = CHAMPION.decide("d", grown, None, asked)
-    challenger = CHALLENGER.decide("d", grown, None, asked)
-    np.testing.assert_allclose(challenger.means, champion.means, rtol=1e-9, atol=1e-12)
-    champions = variances(CHAMPION, grown, None, asked)
-    np.testing.assert_allclose(variances(CHALLENGER, grown, None, asked), champions, rtol=1e-9)
+    champion = decided(CHAMPION, "d", grown, None, asked)
+    challenger = decided(CHALLENGER, "d", grown, None, asked)
+    np.testing.assert_allclose(challenger.scores, champion.scores, rtol=1e-9, atol=2e-12)
+    champions = variances(CHAMPION, grown, asked)
+    np.testing.assert_allclose(variances(CHALLENGER, grown, asked), champions, rtol=1e-9)
     np.testing.assert_allclose(challenger.pi, champion.pi, rtol=1e-12)
 
 
@@ -133,12 +145,12 @@ def test_means_are_those_of_ridge_regression(seed: int, decisions: int, policy: 
     weights = np.linalg.lstsq(rows, np.concatenate([rewards, root * mu]))[0]
     asked = request_of(seed, spec=policy.spec)
     statistics = taught(phi, rewards, SufficientStatistics.none(policy.spec))
-    scored = policy.decide("d", statistics, mu, asked)
+    scored = decided(policy, "d", statistics, mu, asked)
     np.testing.assert_allclose(scored.theta, weights, rtol=1e-8, atol=1e-10)
-    np.testing.assert_allclose(scored.means, asked @ weights, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(scored.scores, asked @ weights, rtol=1e-8, atol=1e-10)
     covariance = np.linalg.inv(rows.T @ rows)
     expected = np.einsum("kd,de,ke->k", asked, covariance, asked)
-    np.testing.assert_allclose(variances(policy, statistics, mu, asked), expected, rtol=1e-8)
+    np.testing.assert_allclose(variances(policy, statistics, asked), expected, rtol=1e-8)
 
 
 @given(seeds, st.sampled_from([CHAMPION, CHALLENGER]))
@@ -147,8 +159,8 @@ def test_propensities_are_the_shares_of_draws_that_each_candidate_wins(seed: int
     statistics = taught(*history_of(seed, 10, policy.spec), SufficientStatistics.none(policy.spec))
     mu = mean_of(seed) if policy is CHALLENGER else None
     asked = request_of(seed, 7, policy.spec)
-    scored = policy.decide("d", statistics, mu, asked)
-    root = np.linalg.cholesky(statistics.s + np.diag(policy.spec.precisions))
+    scored = decided(policy, "d", statistics, mu, asked)
+    root = np.linalg.cholesky(precision_of(policy, statistics))
     wins = np.zeros(7)
     for normals in noise("d", policy.spec.size).T:
         theta = scored.theta + SCALE * np.linalg.solve(root.T, normals)
@@ -160,11 +172,10 @@ def test_propensities_are_the_shares_of_draws_that_each_candidate_wins(seed: int
 
 def test_drawn_weights_have_the_posterior_distribution() -> None:
     statistics = taught(*history_of(3, 15))
-    posterior = CHALLENGER.posterior(statistics, mean_of(3))
-    every = np.eye(SPEC_V2.size)
+    precision = precision_of(CHALLENGER, statistics)
     draws = 20_000
-    drawn = SCALE * posterior.roots(every).T @ noise("d", SPEC_V2.size, draws)
-    wanted = SCALE**2 * np.linalg.inv(statistics.s + np.diag(SPEC_V2.precisions))
+    drawn = SCALE * roots(precision, np.eye(SPEC_V2.size)).T @ noise("d", SPEC_V2.size, draws)
+    wanted = SCALE**2 * np.linalg.inv(precision)
     deviations = np.sqrt(np.diag(wanted))
     assert (np.abs(drawn.mean(axis=1)) < 4.5 * deviations / np.sqrt(draws)).all()
     off = (np.cov(drawn) - wanted) / np.outer(deviations, deviations)
@@ -210,9 +221,9 @@ def test_order_of_candidates_does_not_matter_even_if_some_are_equal(
     asked = request_of(seed, count)
     asked = np.vstack([asked, asked[: count // 2]])
     order = np.random.default_rng(seed).permutation(len(asked))
-    one = policy.decide("d", statistics, mean_of(seed), asked)
-    other = policy.decide("d", statistics, mean_of(seed), asked[order])
-    for name in ("means", "pi"):
+    one = decided(policy, "d", statistics, mean_of(seed), asked)
+    other = decided(policy, "d", statistics, mean_of(seed), asked[order])
+    for name in ("scores", "pi"):
         np.testing.assert_allclose(getattr(other, name), getattr(one, name)[order], rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(one.pi[: count // 2], one.pi[count:], rtol=1e-9)
 
@@ -230,8 +241,8 @@ def test_actions_have_the_frequency_of_pi_when_pi_comes_from_the_same_id() -> No
     gaps, weights = [], []
     for number in range(1500):
         decision_id = f"d-{number}"
-        served = CHAMPION.decide(decision_id, statistics, None, asked)
-        shadow = CHALLENGER.decide(decision_id, statistics, mean_of(1), asked)
+        served = decided(CHAMPION, decision_id, statistics, None, asked)
+        shadow = decided(CHALLENGER, decision_id, statistics, mean_of(1), asked)
         action = sample(served.pi, decision_id)
         gaps.append(np.eye(5)[action] - served.pi)
         weights.append(shadow.pi[action] / served.pi[action])
@@ -253,9 +264,12 @@ def test_last_candidate_is_sampled_when_pi_sums_to_less_than_the_draw(monkeypatc
 
 
 def test_first_of_the_best_is_chosen_without_exploration() -> None:
+    statistics, mu = SufficientStatistics.none(SPEC_V2), np.eye(SPEC_V2.size)[0]
     for means, expected in (([0.1, 0.3, 0.3, 0.2], 1), ([0.1, 0.3 - 1e-15, 0.3, 0.2], 1), ([-2.0], 0)):
-        pi = np.full(len(means), 1 / len(means))
-        assert best(answered_ranking(np.array(means), pi, explore=False).scores) == expected
+        phi = np.outer(means, mu)
+        ranking, _ = CHALLENGER.decide("d", statistics, mu, phi, explore=False)
+        assert ranking.scores.tolist() == pytest.approx(means)
+        assert ranking.pi.tolist() == np.eye(len(means))[expected].tolist()
 
 
 @given(seeds, profiles, profiles)
@@ -266,7 +280,7 @@ def test_profile_cannot_change_the_ranking_without_interactions(seed: int, one: 
     random = np.random.default_rng(seed)
     tips = [tip("", bool(n % 2), float(random.exponential(9)), float(random.integers(5))) for n in range(6)]
     means = [
-        policy.decide("d", statistics, None, PLAIN_COLUMNS.phi(tips, MORNING, profile)).means
+        decided(policy, "d", statistics, None, PLAIN_COLUMNS.phi(tips, MORNING, profile)).scores
         for profile in (one, other)
     ]
     np.testing.assert_allclose(means[0] - means[0][0], means[1] - means[1][0], atol=1e-9)
@@ -280,25 +294,30 @@ def test_profile_changes_the_ranking_with_a_pooled_prior() -> None:
         tip("urgent", is_overdue=False, task_age_days=2.0, priority=4.0),
     ]
     statistics = SufficientStatistics.none(SPEC_V2)
-    keen = CHALLENGER.decide("d", statistics, mu, SPEC_V2.phi(tips, MORNING, PROFILE))
-    weary = CHALLENGER.decide("d", statistics, mu, SPEC_V2.phi(tips, MORNING, {**PROFILE, "completion_rate_30d": 0.0}))
-    assert [int(np.argmax(scored.means)) for scored in (keen, weary)] == [1, 0]
+    keen = decided(CHALLENGER, "d", statistics, mu, SPEC_V2.phi(tips, MORNING, PROFILE))
+    weary = decided(
+        CHALLENGER, "d", statistics, mu, SPEC_V2.phi(tips, MORNING, {**PROFILE, "completion_rate_30d": 0.0})
+    )
+    assert [int(np.argmax(scored.scores)) for scored in (keen, weary)] == [1, 0]
     for profile in (PROFILE, None):
-        champion = CHAMPION.decide("d", statistics, mu, SPEC_V2.phi(tips, MORNING, profile))
-        assert champion.means[0] == champion.means[1] == 0
+        champion = decided(CHAMPION, "d", statistics, mu, SPEC_V2.phi(tips, MORNING, profile))
+        assert champion.scores[0] == champion.scores[1] == 0
 
 
 def test_no_prior_is_a_prior_of_zeros() -> None:
     statistics = taught(*history_of(1, 5))
     asked = request_of(1)
-    zeros = CHALLENGER.decide("d", statistics, np.zeros(SPEC_V2.size), asked)
-    assert same(CHALLENGER.decide("d", statistics, None, asked), zeros)
+    zeros = decided(CHALLENGER, "d", statistics, np.zeros(SPEC_V2.size), asked)
+    assert same(decided(CHALLENGER, "d", statistics, None, asked), zeros)
 
 
 def test_many_decisions_outweigh_the_prior() -> None:
-    posterior = Posterior(1e9 * np.eye(2), 1e9 * np.array([0.2, 0.4]), np.ones(2), np.array([9.0, 9.0]))
-    np.testing.assert_allclose(posterior.theta, [0.2, 0.4], atol=1e-7)
-    np.testing.assert_allclose((posterior.roots(np.eye(2)) ** 2).sum(axis=0), 1e-9, rtol=1e-6)
+    weights = np.linspace(0.2, 0.4, SPEC_V2.size)
+    numbers = np.concatenate([1e9 * np.eye(SPEC_V2.size)[np.tril_indices(SPEC_V2.size)], 1e9 * weights])
+    statistics = SufficientStatistics(SPEC_V2, numbers, 10**9)
+    found = decided(CHALLENGER, "d", statistics, np.full(SPEC_V2.size, 9.0), np.eye(SPEC_V2.size))
+    np.testing.assert_allclose(found.theta, weights, atol=1e-3)
+    np.testing.assert_allclose(variances(CHALLENGER, statistics, np.eye(SPEC_V2.size)), 1e-9, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -312,12 +331,12 @@ def test_statistics_are_refused_when_the_policy_cannot_read_them(
     policy: Policy, statistics: SufficientStatistics
 ) -> None:
     with pytest.raises(SpecMismatch, match="cannot read statistics"):
-        policy.decide("d", statistics, None, request_of(1))
+        decided(policy, "d", statistics, None, request_of(1))
 
 
 def test_vectors_and_means_of_another_spec_are_refused() -> None:
     statistics = SufficientStatistics.none(SPEC_V2)
     with pytest.raises(SpecMismatch, match="25 inputs, the vectors 6"):
-        CHALLENGER.decide("d", statistics, None, request_of(1, spec=SPEC_V1))
+        decided(CHALLENGER, "d", statistics, None, request_of(1, spec=SPEC_V1))
     with pytest.raises(SpecMismatch, match="25 inputs, the prior's mean 6"):
-        CHALLENGER.decide("d", statistics, np.zeros(6), request_of(1))
+        decided(CHALLENGER, "d", statistics, np.zeros(6), request_of(1))

@@ -9,7 +9,7 @@ import pytest
 
 from app.bandit.model.inputs import Array
 from app.bandit.rollout.aggregates import DecisionPage, DecisionSums, Estimates
-from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, verdict
+from app.bandit.rollout.verdict import Verdict, verdict
 from tests.bench.rollout_simulation import dismissing
 from tests.support.decision_logs import logged_page, page_slice, simulate
 
@@ -34,7 +34,7 @@ def summed(page: DecisionPage, step: int = 500) -> DecisionSums:
 
 
 def judged(found: Estimates) -> Verdict:
-    return verdict(found, Guardrails(), Limits(margin=0.02))
+    return verdict(found, 0.02)
 
 
 def kept(page: DecisionPage, rows: npt.NDArray[np.bool_]) -> DecisionPage:

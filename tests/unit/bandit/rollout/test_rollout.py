@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from app.stores.sql.audit_trail import SqlAuditTrail
 from app.stores.sql.database import Database
 from app.stores.sql.rollout import SqlRollout
 from app.stores.sql.sufficient_statistics import SqlStates
+from tests.support.audit import newest_entries
 from tests.support.bandit_process import inject_failures, rollout_of
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.decisions import HOUR_MS, rows_of, some, write
@@ -68,7 +69,7 @@ class RolloutFixture:
 
     async def audit_trail(self) -> list[tuple[str, str, str]]:
         """(actor, action, outcome), oldest first."""
-        entries = await SqlAuditTrail(self.database).newest(100)
+        entries = await newest_entries(SqlAuditTrail(self.database), 100)
         return [(entry.actor, entry.action, entry.outcome) for entry in reversed(entries)]
 
 
@@ -282,6 +283,37 @@ async def test_broken_guardrail_rolls_back_automatically(
     ((actor, action, outcome),) = await fixture.audit_trail()
     assert (actor, action) == ("the worker", "roll back roll-out")
     assert outcome.startswith(f"done: 25% to rolled back: {reason}")
+
+
+class InterruptedRollout(SqlRollout):
+    """Awaits `then` after a measurement."""
+
+    then: Callable[[], Awaitable[object]]
+
+    async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
+        found = await super().recent(since_ms, limit)
+        await self.then()
+        return found
+
+
+async def test_automatic_rollback_is_refused_when_an_admin_has_begun_anew_meanwhile(
+    fixture: RolloutFixture, logs: Recorder
+) -> None:
+    await fixture.write(some(FEWEST_RECENT, share=1.0), made_ms=LATELY, profile_present=0)
+    await fixture.set_share(0.25)
+    worker = rollout_of(Settings(), fixture.database, fixture.clock)
+    worker.repository = repository = InterruptedRollout(fixture.database, SPEC_V2.hash)
+
+    async def begin_anew() -> None:
+        await fixture.rollout.move("rollback", "ann")
+        fixture.clock.advance(1)
+        await fixture.rollout.move("ramp", "ann")
+
+    repository.then = begin_anew
+    await worker.watch()
+    assert (await fixture.state())[:4] == ("shadow", 0.0, "the shadow begins anew", "ann")
+    assert logs.of("rollout_changed_meanwhile")
+    assert not logs.of("rolled_back")
 
 
 async def test_challenger_is_rolled_back_when_its_tips_are_dismissed(fixture: RolloutFixture) -> None:

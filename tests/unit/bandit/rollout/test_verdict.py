@@ -10,15 +10,20 @@ from hypothesis import strategies as st
 
 from app.bandit.rollout.aggregates import Arm, Estimates, Experiment
 from app.bandit.rollout.bootstrap_intervals import Interval, IntervalView
-from app.bandit.rollout.verdict import Guardrails, Limits, Verdict, broken, too_little, verdict
+from app.bandit.rollout.verdict import (
+    SLOW_SHARE,
+    DismissalsView,
+    GuardrailsView,
+    GuardrailView,
+    Limits,
+    Verdict,
+    broken,
+    longest_allowed,
+    too_little,
+    verdict,
+)
 
 LIMITS = Limits(margin=0.02, dismissed=0.03, p99_ms=100, no_profile=0.5)
-GUARDRAILS = Guardrails(
-    dismissals=(0.2, 0.21, Interval(0.01, -0.01, 0.03)),
-    p99_ms=12,
-    no_profile=0.2,
-)
-GUARDRAIL_FIELDS = Guardrails.__struct_fields__
 VALUE = Interval(0.4, 0.38, 0.42)
 FIGURES = Estimates(
     n=8_000,
@@ -47,12 +52,32 @@ def experiment(value: float, high: float, p: float = 0.5) -> Experiment:
     return Experiment(0.05, p, *arms, IntervalView(value, 2 * value - high, high))
 
 
+def guardrails(
+    *,
+    dismissals: tuple[float, float, Interval] | None = (0.2, 0.21, Interval(0.01, -0.01, 0.03)),
+    p99_ms: float | None = 12.0,
+    p99_judged: bool = True,
+    champion_p99_ms: float | None = None,
+    slow: float | None = None,
+    no_profile: float | None = 0.2,
+) -> GuardrailsView:
+    """Measurements, of which none is over its limit by default."""
+    champion, challenger, more = dismissals or (None, None, None)
+    return GuardrailsView(
+        DismissalsView(champion, challenger, more and IntervalView(*more), LIMITS.dismissed),
+        GuardrailView(p99_ms, longest_allowed(champion_p99_ms, LIMITS), p99_judged),
+        GuardrailView(slow, SLOW_SHARE, p99_judged),
+        GuardrailView(no_profile, LIMITS.no_profile),
+        [],
+    )
+
+
 def judged(**fields: Any) -> Verdict:
     """The verdict on a good challenger with some fields of estimates or guardrails replaced."""
-    guardrails = {name: value for name, value in fields.items() if name in GUARDRAIL_FIELDS}
-    others = {name: value for name, value in fields.items() if name not in GUARDRAIL_FIELDS}
-    figures = msgspec.structs.replace(FIGURES, **others)
-    return verdict(figures, msgspec.structs.replace(GUARDRAILS, **guardrails), LIMITS)
+    experiment = fields.pop("experiment", None)
+    others = {name: fields.pop(name) for name in Estimates.__struct_fields__ if name in fields}
+    sentences = broken(guardrails(**fields), experiment, LIMITS.margin)
+    return verdict(msgspec.structs.replace(FIGURES, **others), LIMITS.margin, sentences, experiment)
 
 
 RULES: list[tuple[dict[str, Any], str, str]] = [
@@ -133,13 +158,16 @@ def test_verdict_follows_the_rules_in_their_order() -> None:
 
 
 def test_reason_names_every_guardrail_that_is_broken() -> None:
-    bad = msgspec.structs.replace(
-        GUARDRAILS, dismissals=(0.2, 0.25, Interval(0.05, 0.04, 0.06)), p99_ms=101.0, slow=0.02, no_profile=0.9
-    )
-    assert len(broken(bad, LIMITS)) == 3
-    reason = verdict(FIGURES, bad, LIMITS).reason
+    bad: dict[str, Any] = {
+        "dismissals": (0.2, 0.25, Interval(0.05, 0.04, 0.06)),
+        "p99_ms": 101.0,
+        "slow": 0.02,
+        "no_profile": 0.9,
+    }
+    assert len(broken(guardrails(**bad), None, LIMITS.margin)) == 3
+    reason = judged(**bad).reason
     assert all(part in reason for part in ("dismissed more often", "101 ms", "90.0%"))
-    assert broken(GUARDRAILS, LIMITS) == []
+    assert broken(guardrails(), None, LIMITS.margin) == []
 
 
 def test_reason_has_the_singular_for_one_user() -> None:

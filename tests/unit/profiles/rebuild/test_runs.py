@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import pytest
 
 import app.profiles.rebuild as module
+from app.profiles.online.cache_protocol import Profile
 from app.profiles.rebuild import STALE_MS, Rebuilder, RebuildRun, RebuildRunner, scope_of
 from app.stores.sql.database import Connection, Database, Scope
 from app.stores.sql.rebuilds import SqlRebuildRepository
@@ -55,11 +56,12 @@ class Worker(Database):
             users=SqlUsers(self),
         )
 
-    async def rebuild(self, user_ids: Sequence[str], _mask: int) -> None:
+    async def rebuild(self, user_ids: Sequence[str], _mask: int) -> dict[str, Profile]:
         if not self.rebuilt and self.start is not None:
             await self.start.wait()
         await self._step()
         self.rebuilt.update(user_ids)
+        return {}
 
     async def read(self, work: Callable[[Connection], T], *, snapshot: bool = False) -> T:
         await self._step()

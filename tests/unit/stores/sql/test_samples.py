@@ -10,6 +10,7 @@ import pytest
 
 from app.features.clock import DAY_MS
 from app.operations.component_states import COMPONENTS, OK, ComponentView
+from app.operations.figures import HOUR_MS
 from app.operations.samples import SUMMARY_MS, Gauges, Sample
 from app.stores.sql.database import Database
 from app.stores.sql.samples import (
@@ -140,3 +141,17 @@ async def test_summaries_are_deleted_after_a_month(samples: SqlSamples, database
         await samples.keep(at(days * 86_400 + 3_600))
     kept = await column(database, "SELECT MIN(at_ms) FROM sample_summaries")
     assert kept == [(NOW_MS + 10 * DAY_MS) // SUMMARY_MS * SUMMARY_MS + SUMMARY_MS - 1]
+
+
+@pytest.mark.parametrize("ahead_ms", [HOUR_MS, 2 * DAY_MS])
+async def test_figures_continue_when_the_clock_was_ahead(samples: SqlSamples, ahead_ms: int) -> None:
+    begun_ms = NOW_MS // SUMMARY_MS * SUMMARY_MS
+    for minutes in (0, 40):
+        await samples.keep(sample(at_ms=begun_ms + ahead_ms + minutes * 60_000))
+    for minutes in (1, 11, 32):
+        await samples.keep(sample(at_ms=begun_ms + minutes * 60_000, counts={"hits": 1}))
+    found = [item for item in await samples.summaries(begun_ms) if item.at_ms <= begun_ms + 32 * 60_000]
+    assert [(item.at_ms - begun_ms, item.counts) for item in found] == [
+        (SUMMARY_MS - 1, {"hits": 2}),
+        (32 * 60_000, {"hits": 1}),
+    ]

@@ -35,6 +35,7 @@ def events(database_path: Path) -> Iterator[sqlite3.Connection]:
 def store(connection: sqlite3.Connection, statement: str, users: list[str], at_ms: int = SINCE_MS) -> None:
     with connection:
         connection.executemany(statement, [(user, at_ms, at_ms) for user in users])
+    log(connection, users)
 
 
 def log(connection: sqlite3.Connection, users: Iterable[str]) -> None:
@@ -75,6 +76,20 @@ def test_page_costs_the_same_when_there_are_more_users(events: sqlite3.Connectio
     assert cost() <= few + 1
 
 
+def test_page_costs_the_same_when_users_have_more_events(events: sqlite3.Connection) -> None:
+    def cost() -> int:
+        return steps(events, SELECT_ELIGIBLE, {"after": "", "since": SINCE_MS, "until": SINCE_MS + 1, "limit": PAGE})
+
+    users = [f"user-{number}" for number in range(PAGE)]
+    for statement in (VIEW, FEEDBACK):
+        store(events, statement, users)
+    few = cost()
+    for at_ms in (SINCE_MS - 1, SINCE_MS, SINCE_MS + 2):
+        store(events, VIEW, users * 500, at_ms)
+        store(events, FEEDBACK, users * 500, at_ms)
+    assert cost() <= few + 1
+
+
 async def test_holdings_equal_what_erasing_deletes(database: Database, events: sqlite3.Connection) -> None:
     users = SqlUsers(database)
     store(events, VIEW, ["ann", "ann", "bob"])
@@ -100,6 +115,18 @@ async def test_holdings_equal_what_erasing_deletes(database: Database, events: s
     assert await users.holdings("ann") == (0, 0, 0, 0, 0, 0)
     assert await users.holdings("bob") == (1, 2, 1, 3, 0, 0)
     assert events.execute("SELECT user_ids FROM rebuilds WHERE id = '4'").fetchone() == ('["", "bob"]',)
+
+
+async def test_lists_of_runs_are_searched_twice_however_many_name_the_user(
+    database: Database, events: sqlite3.Connection
+) -> None:
+    run = "INSERT INTO rebuilds VALUES (?, ?, ?, '[]', 'completed', 0, 0, '', 'admin', 1, 1, 1, 1, NULL)"
+    with events:
+        events.executemany(run, [(str(number), str(number), '["ann", "bob"]') for number in range(20)])
+    traced = list[str]()
+    await database.write(lambda connection: connection.set_trace_callback(traced.append), of=())  # type: ignore[attr-defined]
+    assert (await SqlUsers(database).erase("ann", 1)).rebuilds == 20
+    assert len([statement for statement in traced if "json_each(rebuilds.user_ids)" in statement]) == 2
 
 
 # Few letters, so that prefixes match. Among them are the wildcards of LIKE and GLOB, letters that case folding would

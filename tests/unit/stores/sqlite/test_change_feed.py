@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -9,11 +10,12 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.features.events import FEEDBACK, SERVED
-from app.stores.sql.cache_state import clear_local_caches
+from app.stores.sql.cache_state import SqlOwedInvalidations, clear_local_caches
 from app.stores.sql.users import SqlUsers
-from app.stores.sqlite.data_version import TAIL_CAP, DataVersion, SqliteChangeFeed
+from app.stores.sqlite.data_version import SELECT_NEWEST, TAIL_CAP, DataVersion, SqliteChangeFeed
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
+from tests.support.database import steps
 from tests.support.events import admitted, feedback, served
 
 NONE: frozenset[str] = frozenset()
@@ -88,6 +90,18 @@ async def test_newest_events_are_given_by_subject(database: SqliteDatabase, feed
     assert feed.newest("ann") == {SERVED: 2}
     await SqliteEventLog(database).append([[admitted(feedback("ann"))]])
     assert feed.newest("ann") == {SERVED: 2, FEEDBACK: 4}
+
+
+async def test_newest_events_cost_the_same_when_many_invalidations_are_owed(
+    database: SqliteDatabase, feed: SqliteChangeFeed
+) -> None:
+    owed, costs = SqlOwedInvalidations(database), list[int]()
+    for users in (["bob"], [f"user-{number}" for number in range(2_000)]):
+        await owed.owe(users, 1)
+        assert feed.newest("ann") is None
+        with closing(sqlite3.connect(database.path)) as connection:
+            costs.append(steps(connection, SELECT_NEWEST, {"user": "ann"}))
+    assert costs[1] <= costs[0] + 1
 
 
 async def test_feed_raises_when_the_database_does_not_answer(database: SqliteDatabase) -> None:

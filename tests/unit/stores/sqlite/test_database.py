@@ -248,6 +248,31 @@ async def test_reads_and_writes_fail_when_the_database_is_closed(database: Sqlit
             await work(lambda connection: connection.execute("SELECT 1"))
 
 
+async def test_waiting_write_fails_when_the_database_closes(database: SqliteDatabase) -> None:
+    begun, leave = threading.Event(), threading.Event()
+
+    def hold(_: sqlite3.Connection) -> None:
+        begun.set()
+        leave.wait(10)
+
+    def is_closing() -> bool:
+        try:
+            database.state.run(lambda connection: connection.execute("SELECT 1"))
+        except StoreUnavailable:
+            return True
+        return False
+
+    holding = asyncio.create_task(database.write(hold, of=()))
+    await eventually(begun.is_set)
+    waiting = asyncio.create_task(database.write(lambda connection: audit(connection, "late"), of=()))
+    closed = asyncio.create_task(database.close())
+    await eventually(is_closing)
+    leave.set()
+    await asyncio.gather(holding, closed)
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await waiting
+
+
 @pytest.fixture
 async def small(database_path: Path) -> AsyncIterator[SqliteDatabase]:
     """A database that checkpoints after a few writes of `write_much`."""
@@ -453,6 +478,16 @@ async def test_full_disk_is_logged_once_when_it_lasts(
     clock.advance(round(LOG_FULL_EVERY_S * 1000))
     await write_until_full(clocked)
     assert len(recorder.of("database_full")) == 2
+
+
+async def test_disk_stays_full_when_a_write_fails_for_another_reason(clocked: SqliteDatabase, clock: FakeClock) -> None:
+    await limit_size(clocked, True)
+    await write_until_full(clocked)
+    await clocked.write(lambda connection: connection.execute("PRAGMA busy_timeout = 50").fetchall(), of=())
+    clock.advance(STILL_FULL_MS)
+    with write_locked(clocked.path), pytest.raises(StoreUnavailable, match="locked"):
+        await clocked.write(lambda connection: audit(connection, "refused"), of=())
+    assert clocked.full
 
 
 ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
 import pkgutil
 import re
 import sqlite3
@@ -26,7 +27,7 @@ from app.stores.sql.database import SCHEMA_REVISION
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.waiting import PATIENCE_S, eventually_sync
 
-STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH RECURSIVE)\b", re.IGNORECASE)
 
 
 class AnyParameter(dict[str, None]):
@@ -301,6 +302,15 @@ def test_processes_of_the_release_before_go_on_when_the_log_is_copied(before_ver
         rows = log_rows(reader)
     assert [event_id for _, event_id, user_id in rows if user_id == "cid"] == written
     assert [seq for seq, _, _ in rows] == [*range(1, 6), *range(8, 8 + len(written))]
+
+
+def test_migration_leaves_checkpoints_to_the_service(before_versions: Path) -> None:
+    with closing(sqlite3.connect(before_versions, isolation_level=None)) as other:
+        other.execute("PRAGMA wal_autocheckpoint = 0")
+        other.execute("UPDATE event_log SET digest = zeroblob(5000000) WHERE seq = 1")
+        os.utime(before_versions, (0, 0))
+        command.upgrade(configuration(before_versions), "0007")  # copies the log
+        assert before_versions.stat().st_mtime == 0, "frames were copied to the file without the write lock"
 
 
 EVENT = """

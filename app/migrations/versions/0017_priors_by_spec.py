@@ -1,0 +1,10 @@
+"""Adds an index of the pooled priors by spec, so that a spec without one is found to have none at once."""
+
+from app.migrations.statements import run
+
+revision = "0017"
+down_revision = "0016"
+
+
+def upgrade() -> None:
+    run("CREATE INDEX bandit_priors_by_spec ON bandit_priors (spec_hash, version)")
