@@ -27,7 +27,7 @@ from tests.support.registry import FEATURES
 
 
 def _servers(valkey: EmbeddedServer) -> dict[str, Any]:
-    return {"cache_url": valkey.url, "queue_url": valkey.url}
+    return {"cache_url": valkey.url, "cache_timeout_ms": 5_000, "queue_url": valkey.url}
 
 
 def _client(application: Litestar) -> httpx.AsyncClient:

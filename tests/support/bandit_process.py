@@ -33,6 +33,7 @@ from tests.support.database import log_of
 from tests.support.events import admitted, feedback, served
 from tests.support.learning_check import SELECT_LEARNED, SELECT_STATES, learning_faults, shadow_faults
 from tests.support.score_requests import tip
+from tests.support.waiting import PATIENCE_S
 
 HOUR_MS = 3_600_000
 WINDOW_MS = Settings().reward_window_hours * HOUR_MS
@@ -132,7 +133,7 @@ class BanditProcess:
         return await self.stored("challenger_pi IS NOT NULL")
 
     async def close(self) -> None:
-        await asyncio.wait_for(self.bandit.scorer.close(), 5)
+        await asyncio.wait_for(self.bandit.scorer.close(), PATIENCE_S)
 
     async def store(self, *events: TipEvent) -> list[int]:
         """Append events to the log without consuming them; returns their sequence numbers."""

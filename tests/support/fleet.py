@@ -86,6 +86,7 @@ class Fleet:
         chosen: dict[str, Any] = {
             "database": self.store if isinstance(self.store, Path) else self.store.url,
             "cache_url": self.cache.url,
+            "cache_timeout_ms": 5_000,  # a busy machine is no outage
             "queue_url": self.queue.url,
             "worker_metrics_port": 0,
             **settings,

@@ -20,4 +20,4 @@ def required(package: str, *names: str) -> str:
     package."""
     path = f"{os.environ['PATH']}:/usr/sbin"
     found = (shutil.which(name, path=path) for name in names or (package,))
-    return next(filter(None, found), None) or missing(f"it needs apt-get install {package}")
+    return next(filter(None, found), None) or missing(f"{package} is missing: apt-get install {package}")

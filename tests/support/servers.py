@@ -21,6 +21,7 @@ from app.errors import CacheUnavailable
 from app.stores.valkey.embedded import EmbeddedServer, server_binary
 from tests.support.processes import await_listener, free_port
 from tests.support.programs import missing, required
+from tests.support.waiting import PATIENCE_S
 
 VALKEY = "valkey"
 REDIS = "redis"
@@ -42,7 +43,7 @@ def binary(flavour: str) -> str:
 
 def ask(server: EmbeddedServer, *command: str | bytes | int) -> Any:
     """Send one command on a new connection; raises the errors of redis-py."""
-    with closing(Redis(unix_socket_path=str(server.socket_path), socket_timeout=5)) as client:
+    with closing(Redis(unix_socket_path=str(server.socket_path), socket_timeout=PATIENCE_S)) as client:
         return client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py 5 types it not
 
 

@@ -99,6 +99,14 @@ def cache(start_server: StartServer) -> EmbeddedServer:
     return start_server(VALKEY)
 
 
+@pytest_asyncio.fixture(loop_scope="session")
+async def site_without_cache(cache: EmbeddedServer, serve_site: ServeSite) -> AsyncIterator[Live]:
+    """A site without keys whose cache has died."""
+    async with serve_site(cache_url=cache.url) as served:
+        cache.kill()
+        yield served
+
+
 @pytest.fixture
 def queue(start_server: StartServer) -> EmbeddedServer:
     """A queue that the test may stop, with the heartbeat of a worker."""

@@ -30,6 +30,7 @@ CLIENTS = 4
 PAIRS_BEFORE = 15
 PAIRS_DURING = 15
 PAIRS_AFTER = 15
+TIMEOUT_MS = 100  # after which reads go on without the cache
 QUICK_S = 2.5
 SHARED_USERS = [f"shared-{number}" for number in range(6)]
 Step = Callable[[], object]
@@ -101,7 +102,7 @@ class Trouble:
 
 @asynccontextmanager
 async def trouble(fleet: Fleet, apis: list[Member] | None = None) -> AsyncIterator[Trouble]:
-    opened = Trouble(fleet, apis or await fleet.apis(2))
+    opened = Trouble(fleet, apis or await fleet.apis(2, cache_timeout_ms=TIMEOUT_MS))
     try:
         await opened.pairs(PAIRS_BEFORE)
         yield opened
@@ -181,7 +182,10 @@ async def test_reads_stay_right_when_the_cache_is_full(fleet: Fleet) -> None:
 @pytest.mark.parametrize("kind", ["cut", "silence"])
 async def test_reads_stay_right_when_one_process_cannot_reach_the_cache(fleet: Fleet, kind: str) -> None:
     async with proxy(fleet.cache.socket_path) as way:
-        apis = [*(await fleet.apis(1)), *(await fleet.apis(1, cache_url=way.url))]
+        apis = [
+            *(await fleet.apis(1, cache_timeout_ms=TIMEOUT_MS)),
+            *(await fleet.apis(1, cache_url=way.url, cache_timeout_ms=TIMEOUT_MS)),
+        ]
         async with trouble(fleet, apis) as now:
             await goes_through(now, way.cut if kind == "cut" else way.silence, way.mend)
 

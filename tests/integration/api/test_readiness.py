@@ -56,7 +56,7 @@ async def test_site_is_degraded_when_no_worker_is_running(
 async def test_site_is_degraded_when_the_cache_is_down(
     serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
 ) -> None:
-    async with serve_site(cache_url=cache.url, queue_url=queue.url, cache_timeout_ms=100) as site:
+    async with serve_site(cache_url=cache.url, queue_url=queue.url) as site:
         user = new_user()
         cache.kill()
         body = await ready(site)

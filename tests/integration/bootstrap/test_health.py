@@ -38,7 +38,12 @@ SCRAPE_TIMEOUT_S = 10.0  # by default in Prometheus
 @pytest.fixture
 def settings(store: Path | PostgresUrl, valkey: EmbeddedServer, own_valkey: EmbeddedServer) -> Settings:
     return Settings(
-        features=FEATURES, database=store, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0
+        features=FEATURES,
+        database=store,
+        cache_url=valkey.url,
+        cache_timeout_ms=5_000,
+        queue_url=own_valkey.url,
+        worker_metrics_port=0,
     )
 
 

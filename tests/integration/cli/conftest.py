@@ -52,8 +52,8 @@ def profiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     def run(*arguments: str, **settings: object) -> Outcome:
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["profiles", *arguments])
-            defaults = {"features": FEATURES, "port": free_port(), "worker_metrics_port": free_port()}
-            for name, value in {**defaults, **settings}.items():
+            ports = {"port": free_port(), "worker_metrics_port": free_port()}
+            for name, value in {"features": FEATURES, "cache_timeout_ms": 5_000, **ports, **settings}.items():
                 patch.setenv(f"PROFILES_{name.upper()}", str(value))
             capsys.readouterr()
             code = 0

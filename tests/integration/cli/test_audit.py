@@ -30,9 +30,8 @@ USERS = [*(f"user-{number}" for number in range(6)), ODD]
 
 async def _fill(database: Path, server: EmbeddedServer, untrue: list[str]) -> None:
     """Cache the profiles of all users; those of `untrue` with a wrong value."""
-    async with open_service(
-        Settings(features=FEATURES, database=database, cache_url=server.url), door="command"
-    ) as service:
+    settings = Settings(features=FEATURES, database=database, cache_url=server.url, cache_timeout_ms=5_000)
+    async with open_service(settings, door="command") as service:
         now_ms = service.clock.now_ms()
         await service.ingestor.ingest([served(user, now_ms) for user in USERS])
         await service.consumer.log.mark_consumed(list(range(1, len(USERS) + 1)))

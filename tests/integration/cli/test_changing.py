@@ -189,7 +189,7 @@ def populated(migrated: Run, tmp_path: Path) -> Run:
 
 def test_rebuild_fills_the_cache(populated: Run, own_valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.cli.change.REBUILD_CHUNK", 2)
-    server = {"cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
+    server = {"cache_url": own_valkey.url}
     shown = populated("rebuild", "user-1", "user-2", "user-1", **server)
     assert (shown.code, shown.out) == (0, "2 users rebuilt\n")
     assert len(keys(own_valkey)) == 2 * len(REGISTRY)
@@ -207,13 +207,13 @@ def test_rebuild_names_the_cache_that_fails(populated: Run, own_valkey: Embedded
     ask(own_valkey, "REPLICAOF", "127.0.0.1", "1")
     for url, reason in ((own_valkey.url, "READONLY"), ("redis://127.0.0.1:1/0", "ConnectionError")):
         for users in ("user-1", "--all"):
-            shown = populated("rebuild", users, cache_url=url, cache_timeout_ms=5_000)
+            shown = populated("rebuild", users, cache_url=url)
             assert (shown.code, f"the cache cannot be used: {reason}" in shown.err) == (4, True), shown.err
 
 
 @pytest.mark.slow
 def test_rebuild_fills_values_of_the_named_registry(populated: Run, own_valkey: EmbeddedServer, tmp_path: Path) -> None:
-    server = {"cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
+    server = {"cache_url": own_valkey.url}
     new = own_registry(tmp_path / "new.py", own_entry("brand_new", days=60))
     shown = populated("rebuild", "--all", "--feature", "brand_new", "--registry", new, **server)
     assert (shown.code, shown.out) == (0, "6 users rebuilt\n")  # an event of 40 days ago is within its window
@@ -228,7 +228,7 @@ def test_rebuild_fills_values_of_the_named_registry(populated: Run, own_valkey: 
 
 @pytest.mark.slow
 def test_rebuild_keeps_to_the_rate(populated: Run, own_valkey: EmbeddedServer) -> None:
-    server = {"cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
+    server = {"cache_url": own_valkey.url}
     took = []
     for rate in ("0", "2"):
         started = monotonic()
@@ -241,7 +241,7 @@ def test_rebuild_keeps_to_the_rate(populated: Run, own_valkey: EmbeddedServer) -
 def test_rebuild_counts_values_that_fail(populated: Run, own_valkey: EmbeddedServer, tmp_path: Path) -> None:
     sql = "SELECT user_id, 0.5 AS value FROM views GROUP BY user_id"
     new = own_registry(tmp_path / "new.py", own_entry("sound"), own_entry("faulty", sql))
-    server = {"features": new, "cache_url": own_valkey.url, "cache_timeout_ms": 5_000}
+    server = {"features": new, "cache_url": own_valkey.url}
     shown = populated("rebuild", "user-1", "user-2", **server)
     reason = "the SQL gave float 0.5 where int is declared"
     assert (shown.code, shown.out) == (1, f"2 users rebuilt\n  faulty failed: {reason}\n")
@@ -270,7 +270,7 @@ def test_rebuild_fails_when_the_cache_is_unreachable(populated: Run) -> None:
 
 def test_rebuild_fails_when_the_cache_refuses_writes(populated: Run, own_valkey: EmbeddedServer) -> None:
     ask(own_valkey, "REPLICAOF", "127.0.0.1", 1)
-    shown = populated("rebuild", "--all", cache_url=own_valkey.url, cache_timeout_ms=5_000)
+    shown = populated("rebuild", "--all", cache_url=own_valkey.url)
     assert (shown.code, shown.out) == (4, "")
     assert "read only replica" in shown.err
 
@@ -284,7 +284,7 @@ def test_commands_find_the_servers_of_a_running_up(populated: Run, tmp_path: Pat
     announced.parent.mkdir()
     where = {"pid": os.getpid(), "cache_url": own_valkey.url, "queue_url": own_valkey.url}
     announced.write_text(json.dumps(where))
-    assert populated("rebuild", "user-1", cache_timeout_ms=5_000).code == 0
+    assert populated("rebuild", "user-1").code == 0
     (tmp_path / "more").write_text(line("more"))
     assert populated("events", "more").code == 0
     assert ask(own_valkey, "ZCARD", "arq:queue") == 1  # the job for a worker

@@ -123,9 +123,8 @@ async def test_concurrent_decisions_share_reads_and_commits(
     process = BanditProcess(process.database)
     await process.decide_at_once(50)
     assert await process.stored() == 50
-    assert sum(groups["record"]) == 50
-    assert max(groups["snapshots"]) >= 40
-    assert len(groups["record"]) <= 5
+    # The first snapshot of a process only asks which erasures there have been.
+    assert groups == {"snapshots": [50, 50], "record": [50]}
 
 
 @pytest.mark.parametrize("origin", ["request", "absent"])

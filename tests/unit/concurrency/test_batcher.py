@@ -11,7 +11,7 @@ import pytest
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import Overloaded
 from tests.support.clock import FakeClock
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 BOUNDS = Bounds(kind="probes", at_once=3, patience_s=1.0, most=6)
 
@@ -118,6 +118,6 @@ async def test_closing_returns_when_the_task_was_cancelled_before_it_began(work:
     waiting = work.batcher.submit(1)
     (working,) = asyncio.all_tasks() - before
     working.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await work.batcher.close()
     waiting.cancel()

@@ -17,9 +17,9 @@ from tests.support.clock import NOW_MS
 from tests.support.consumption import ConsumerFixture
 from tests.support.events import served
 from tests.support.registry import REGISTRY
-from tests.support.waiting import eventually, eventually_async
+from tests.support.waiting import PATIENCE_S, eventually, eventually_async
 
-GRACE_S = 5.0
+GRACE_S = PATIENCE_S
 
 
 class Pause:

@@ -85,17 +85,6 @@ async def test_requests_share_a_commit_and_a_drop_when_they_wait_together(fixtur
     assert sorted(seq for receipt in receipts for seq in receipt.seqs) == list(range(1, 51))
 
 
-async def test_requests_share_a_commit_when_commits_are_apart(fixture: IngestFixture) -> None:
-    fixture = IngestFixture(fixture.database, BOUNDS._replace(apart_s=0.05))
-    await fixture.ingest(served())
-    sending = []
-    for _ in range(3):
-        sending.append(asyncio.create_task(fixture.ingest(served())))
-        await asyncio.sleep(0.001)
-    await asyncio.gather(*sending)
-    assert fixture.log.commits == [[1], [1, 1, 1]]
-
-
 def test_commits_are_apart_when_events_come_by_the_queue() -> None:
     assert BOUNDS_OF["queue"].apart_s > 0
 

@@ -18,5 +18,5 @@ import pytest
     ids=["structlog has none", "imported after it", "imported before it"],
 )
 def test_rich_is_hidden_from_structlog_only(program: str, printed: str) -> None:
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert shown.stdout.strip() == printed

@@ -15,7 +15,6 @@ from tests.support.clock import no_pause
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user, paths, problem
 from tests.support.registry import REGISTRY
-from tests.support.servers import VALKEY, StartServer
 from tests.support.site import ServeSite
 
 
@@ -102,17 +101,17 @@ async def test_counts_of_states_add_up_to_the_eligible_users(own_site: Live, cac
     ]
 
 
-async def test_states_are_null_when_the_cache_is_down(serve_site: ServeSite, start_server: StartServer) -> None:
-    cache = start_server(VALKEY)
-    async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
-        await site.send(served(new_user(), site.now_ms), served(new_user(), site.now_ms))
-        cache.kill()
-        report = await quality(site)
+async def test_states_are_null_when_the_cache_is_down(site_without_cache: Live) -> None:
+    site = site_without_cache
+    await site.send(served(new_user(), site.now_ms), served(new_user(), site.now_ms))
+    report = await quality(site)
     assert report["eligible"] == 2
     for figures in report["features"].values():
         assert (figures.pop("eligible"), figures.pop("measured")) == (2, 2)
         assert sum(part["now"] for part in figures.pop("drift")["bins"]) == 2  # values need no cache
         assert set(figures.values()) == {None}
+    found = await behind(site, "feature=tip_volume_30d&state=missing")
+    assert (found["users"], found["next_after"]) == (None, None)
 
 
 async def test_figures_are_of_a_sample_when_users_are_many(own_site: Live) -> None:
@@ -189,8 +188,7 @@ async def test_refresh_is_queued_and_audited(own_site: Live) -> None:
     ]
 
 
-async def test_refresh_waits_for_the_queue_when_it_is_down(serve_site: ServeSite, start_server: StartServer) -> None:
-    queue = start_server(VALKEY)
+async def test_refresh_waits_for_the_queue_when_it_is_down(serve_site: ServeSite, queue: EmbeddedServer) -> None:
     async with serve_site(queue_url=queue.url) as site:
         queue.kill()
         answer = await site.client.post("/admin/data-quality/refresh")
@@ -242,12 +240,3 @@ async def test_query_is_refused_when_it_is_invalid(site: Live) -> None:
         (f"/users?{feature}&state=fresh&sought=fresh", "sought"),
     ):
         assert paths(problem(await site.client.get(f"/admin/data-quality{query}"), 400)) == [place], query
-
-
-async def test_users_are_null_when_the_cache_is_down(serve_site: ServeSite, start_server: StartServer) -> None:
-    cache = start_server(VALKEY)
-    async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
-        await site.send(served(new_user(), site.now_ms))
-        cache.kill()
-        found = await behind(site, "feature=tip_volume_30d&state=missing")
-    assert (found["users"], found["next_after"]) == (None, None)

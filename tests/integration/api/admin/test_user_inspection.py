@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -12,12 +13,13 @@ import pytest
 from app.features.clock import rfc3339
 from app.features.events import FEEDBACK
 from app.stores.valkey.embedded import EmbeddedServer
+from app.stores.valkey.single_server import TRIP_AFTER
 from tests.integration.api.admin.test_users import put
 from tests.support.events import feedback, served
 from tests.support.live import Live, new_user
 from tests.support.registry import REGISTRY
-from tests.support.servers import VALKEY, StartServer
 from tests.support.site import ServeSite
+from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.both_engines
 
@@ -85,26 +87,29 @@ async def test_event_has_its_state_and_times(own_site: Live) -> None:
     assert corrected["arrival_lag_ms"] < 0
 
 
-async def test_inspection_is_quick_when_the_cache_hangs(serve_site: ServeSite, start_server: StartServer) -> None:
-    cache = start_server(VALKEY)
+async def test_inspection_waits_for_few_timeouts_when_the_cache_hangs(
+    serve_site: ServeSite, cache: EmbeddedServer
+) -> None:
     async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
         user = new_user()
         await site.send(served(user, site.now_ms))
+        timeouts = partial(
+            site.service.metrics.collectors.get_sample_value, "profiles_cache_errors_total", {"kind": "silent"}
+        )
+        before = timeouts() or 0
         cache.signal(signal.SIGSTOP)
         try:
-            answer = await site.client.get(f"/admin/users/{user}", timeout=2)
+            answer = await site.client.get(f"/admin/users/{user}", timeout=PATIENCE_S)
         finally:
             cache.signal(signal.SIGCONT)
+        assert (timeouts() or 0) - before <= TRIP_AFTER
         cell = answer.json()["features"]["tip_volume_30d"]
         assert (cell["value"], cell["recomputed"], cell["origin"]) == (1, 1, "computed")
         assert (cell["freshness"], cell["state"], cell["holds"], cell["held"]) == (None, "degraded", None, None)
 
 
-async def test_cells_are_degraded_when_an_invalidation_is_owed(
-    serve_site: ServeSite, start_server: StartServer
-) -> None:
-    cache = start_server(VALKEY)
-    async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
+async def test_cells_are_degraded_when_an_invalidation_is_owed(serve_site: ServeSite, cache: EmbeddedServer) -> None:
+    async with serve_site(cache_url=cache.url) as site:
         user = new_user()
         await site.send(served(user, site.now_ms))
         await site.features(user)

@@ -19,8 +19,7 @@ from tests.support.database import contents
 from tests.support.events import feedback, payload, served
 from tests.support.live import Live, new_user
 from tests.support.registry import REGISTRY
-from tests.support.servers import VALKEY, StartServer, ask
-from tests.support.site import ServeSite
+from tests.support.servers import ask
 
 pytestmark = pytest.mark.both_engines
 
@@ -90,20 +89,17 @@ async def test_freshness_follows_the_cached_values(site: Live, cache_server: Emb
 
 
 @pytest.mark.slow
-async def test_freshness_is_null_when_the_cache_is_down(serve_site: ServeSite, start_server: StartServer) -> None:
-    cache = start_server(VALKEY)
-    async with serve_site(cache_url=cache.url, cache_timeout_ms=100) as site:
-        user = new_user()
-        await site.send(served(user, site.now_ms))
-        cache.kill()
-        body = (await site.client.get(f"/admin/users/{user}")).json()
-        assert {cell["freshness"] for cell in body["features"].values()} == {None}
-        assert body["features"]["tip_volume_30d"]["value"] == 1
-        rebuilt = await site.client.post(f"/admin/users/{user}/rebuild")
-        assert rebuilt.status_code == 200
-        assert rebuilt.json()["features"]["tip_volume_30d"]["value"] == 1
-        assert (await site.client.delete(f"/admin/users/{user}")).status_code == 204
-        assert (await site.features(user))["tip_volume_30d"] == 0
+async def test_freshness_is_null_when_the_cache_is_down(site_without_cache: Live) -> None:
+    site, user = site_without_cache, new_user()
+    await site.send(served(user, site.now_ms))
+    body = (await site.client.get(f"/admin/users/{user}")).json()
+    assert {cell["freshness"] for cell in body["features"].values()} == {None}
+    assert body["features"]["tip_volume_30d"]["value"] == 1
+    rebuilt = await site.client.post(f"/admin/users/{user}/rebuild")
+    assert rebuilt.status_code == 200
+    assert rebuilt.json()["features"]["tip_volume_30d"]["value"] == 1
+    assert (await site.client.delete(f"/admin/users/{user}")).status_code == 204
+    assert (await site.features(user))["tip_volume_30d"] == 0
 
 
 async def test_rebuild_replaces_the_cached_values(site: Live, cache_server: EmbeddedServer) -> None:

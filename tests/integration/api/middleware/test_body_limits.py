@@ -17,7 +17,7 @@ from app.api.schemas import MAX_USERS
 from app.features.ids import MAX_ID_LENGTH
 from tests.support.live import JSON, Live, problem
 from tests.support.registry import REGISTRY
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 MB = 1_000_000
 LIMIT = 8 * 1024 * 1024
@@ -128,7 +128,7 @@ async def test_request_is_refused_unread_when_its_body_is_invalid(site: Live) ->
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
         writer.write(b"POST /events HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n" + body)
-        async with asyncio.timeout(body_limits.BODY_S / 2):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await reader.readline()).startswith(b"HTTP/1.1 " + status)
         writer.close()
         await writer.wait_closed()

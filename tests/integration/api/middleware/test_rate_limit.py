@@ -12,31 +12,23 @@ from hypothesis import strategies as st
 
 from app.api.middleware import rate_limit
 from app.api.middleware.rate_limit import TokenBuckets
+from tests.support.clock import FakeClock
 from tests.support.events import body, served
 from tests.support.live import API_KEYS, JSON, Live, as_caller, problem
 from tests.support.site import ServeSite
-
-
-class Now:
-    def __init__(self) -> None:
-        self.s = 1_000.0
-
-    def __call__(self) -> float:
-        return self.s
-
 
 PAUSES = st.lists(st.floats(0, 3, allow_nan=False), min_size=1, max_size=120)
 
 
 @given(per_s=st.integers(1, 50), burst=st.integers(1, 30), pauses=PAUSES)
 def test_requests_of_any_period_are_bounded_by_burst_and_rate(per_s: int, burst: int, pauses: list[float]) -> None:
-    now = Now()
-    buckets = TokenBuckets(per_s, burst, now)
+    clock = FakeClock()
+    buckets = TokenBuckets(per_s, burst, clock.monotonic)
     let_in: list[float] = []
     for pause in pauses:
-        now.s += pause
+        clock.monotonic_s += pause
         if buckets.take("one")[0]:
-            let_in.append(now.s)
+            let_in.append(clock.monotonic_s)
     for first, begin in enumerate(let_in):
         for last in range(first, len(let_in)):
             assert last - first + 1 <= burst + (let_in[last] - begin) * per_s + 1e-6
@@ -44,36 +36,36 @@ def test_requests_of_any_period_are_bounded_by_burst_and_rate(per_s: int, burst:
 
 @given(per_s=st.integers(1, 50), burst=st.integers(1, 30), pauses=PAUSES)
 def test_request_is_allowed_after_the_announced_wait(per_s: int, burst: int, pauses: list[float]) -> None:
-    now = Now()
-    buckets = TokenBuckets(per_s, burst, now)
+    clock = FakeClock()
+    buckets = TokenBuckets(per_s, burst, clock.monotonic)
     for pause in pauses:
-        now.s += pause
+        clock.monotonic_s += pause
         allowed, tokens = buckets.take("one")
         if not allowed:
-            now.s += (1 - tokens) / per_s + 1e-6
+            clock.monotonic_s += (1 - tokens) / per_s + 1e-6
             allowed, tokens = buckets.take("one")
             assert allowed
         assert 0 <= tokens < burst
         for _ in range(int(tokens)):
             assert buckets.take("one")[0]
         assert not buckets.take("one")[0]
-        now.s += burst / per_s + 1e-6
+        clock.monotonic_s += burst / per_s + 1e-6
         assert buckets.take("one") == (True, burst - 1)
 
 
 def test_bucket_does_not_fill_when_the_clock_goes_back() -> None:
-    now = Now()
-    buckets = TokenBuckets(5, 2, now)
+    clock = FakeClock()
+    buckets = TokenBuckets(5, 2, clock.monotonic)
     assert [buckets.take("one")[0] for _ in range(3)] == [True, True, False]
     assert buckets.take("two") == (True, 1)
-    now.s -= 100
+    clock.monotonic_s -= 100
     assert not buckets.take("one")[0]
     assert buckets.take("two")[0], "a caller loses no token either"
 
 
 def test_callers_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limit, "CALLERS", 3)
-    buckets = TokenBuckets(1, 1, Now())
+    buckets = TokenBuckets(1, 1, FakeClock().monotonic)
     for name in "abcd":
         assert buckets.take(name)[0]
     assert not buckets.take("d")[0]
@@ -90,7 +82,7 @@ def left(answer: httpx.Response) -> int:
 
 @pytest.mark.slow
 async def test_only_the_key_that_sends_too_many_is_limited(serve_site: ServeSite) -> None:
-    async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
+    async with serve_site(api_keys=API_KEYS, clock=FakeClock(), rate_limit=1, rate_burst=3) as site:
         reader, admin = as_caller("reader"), as_caller("admin")
         answers = [await site.client.get("/profiles/u", headers=reader) for _ in range(2)]
         answers += await asyncio.gather(*(site.client.get("/profiles/u", headers=reader) for _ in range(12)))
@@ -108,7 +100,7 @@ async def test_only_the_key_that_sends_too_many_is_limited(serve_site: ServeSite
 
 
 async def test_unknown_keys_are_limited_by_address(serve_site: ServeSite) -> None:
-    async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
+    async with serve_site(api_keys=API_KEYS, clock=FakeClock(), rate_limit=1, rate_burst=3) as site:
         get, guesses = site.client.get, [{"X-API-Key": f"guess {number}"} for number in range(12)]
         answers = await asyncio.gather(*(get("/profiles/u", headers=guess) for guess in guesses))
         assert {answer.status_code for answer in answers} == {401, 429}
@@ -124,7 +116,7 @@ async def test_unknown_keys_are_limited_by_address(serve_site: ServeSite) -> Non
 
 
 async def test_address_is_not_limited_by_requests_of_another(serve_site: ServeSite) -> None:
-    async with serve_site(api_keys=API_KEYS, rate_limit=1, rate_burst=3) as site:
+    async with serve_site(api_keys=API_KEYS, clock=FakeClock(), rate_limit=1, rate_burst=3) as site:
         answers = await asyncio.gather(*(site.client.get("/profiles/u") for _ in range(12)))
         assert {answer.status_code for answer in answers} == {401, 429}
         elsewhere = httpx.AsyncHTTPTransport(local_address="127.0.0.2")

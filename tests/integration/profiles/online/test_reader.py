@@ -156,7 +156,7 @@ async def test_hit_says_when_it_was_computed_when_it_is_read_later(service: Paus
 
 
 async def test_reads_are_right_and_counted_when_the_cache_is_stopped(fragile_world: ServiceGroup) -> None:
-    service = await fragile_world.open(timeout_ms=60)
+    service = await fragile_world.open()
     await service.send(served(USER))
     await assert_true([service], USER)
     fragile_world.server.kill()
@@ -172,7 +172,7 @@ async def test_reads_are_right_and_counted_when_the_cache_is_stopped(fragile_wor
 
 
 async def test_reads_compute_when_the_cache_dies_between_mget_and_lease(fragile_world: ServiceGroup) -> None:
-    service = await fragile_world.open(timeout_ms=60)
+    service = await fragile_world.open()
     reading = await fragile_world.stopped_at(service.cache.before_lease, service.features(USER))
     fragile_world.server.kill()
     service.cache.before_lease.go()
@@ -181,7 +181,7 @@ async def test_reads_compute_when_the_cache_dies_between_mget_and_lease(fragile_
 
 
 async def test_answer_stands_when_the_cache_dies_before_the_fill(fragile_world: ServiceGroup) -> None:
-    service = await fragile_world.open(timeout_ms=60)
+    service = await fragile_world.open()
     reading = await fragile_world.stopped_at(service.source.after, service.features(USER))
     fragile_world.server.kill()
     service.source.after.go()
@@ -306,7 +306,7 @@ async def test_all_requests_fail_when_the_database_fails(service: PausableServic
 
 
 async def test_degraded_reads_raise_when_the_database_fails_too(fragile_world: ServiceGroup) -> None:
-    service = await fragile_world.open(timeout_ms=60)
+    service = await fragile_world.open()
     fragile_world.server.kill()
     service.source.failure = StoreUnavailable("locked")
     with pytest.raises(StoreUnavailable):

@@ -66,7 +66,7 @@ async def test_rebuild_stops_filling_when_events_keep_coming(
 
 
 async def test_rebuild_answers_when_the_cache_is_away(fragile_world: ServiceGroup) -> None:
-    service = await fragile_world.open(timeout_ms=60)
+    service = await fragile_world.open()
     fragile_world.server.kill()
     for _ in range(3):
         assert await service.rebuild(USER) == {USER: await service.recomputed(USER)}

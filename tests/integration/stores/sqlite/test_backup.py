@@ -47,7 +47,7 @@ def query(path: Path, statement: str) -> list[tuple[object, ...]]:
 async def test_values_cached_before_a_restore_are_not_read(
     database_path: Path, tmp_path: Path, valkey: EmbeddedServer
 ) -> None:
-    settings = Settings(features=FEATURES, database=database_path, cache_url=valkey.url)
+    settings = Settings(features=FEATURES, database=database_path, cache_url=valkey.url, cache_timeout_ms=5_000)
     copy = tmp_path / "copy.db"
     async with open_service(settings, door="http") as service:
         now_ms = service.clock.now_ms() - 1_000

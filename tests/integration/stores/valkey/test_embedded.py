@@ -11,6 +11,7 @@ import pytest
 
 from app.errors import CacheUnavailable
 from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options, server_binary
+from tests.support.processes import free_port
 from tests.support.servers import StartServer, ask, binary
 
 
@@ -53,10 +54,11 @@ def test_start_fails_with_a_reason_when_the_binary_is_gone(tmp_path: Path) -> No
     assert not server.running()
 
 
-def test_start_listens_on_a_port(start_server: StartServer, unused_tcp_port: int) -> None:
-    server = start_server("valkey", port=unused_tcp_port)
-    assert server.url == f"redis://127.0.0.1:{unused_tcp_port}"
-    assert ask(server, "CONFIG", "GET", "port") == [b"port", str(unused_tcp_port).encode()]
+def test_start_listens_on_a_port(start_server: StartServer) -> None:
+    port = free_port()
+    server = start_server("valkey", port=port)
+    assert server.url == f"redis://127.0.0.1:{port}"
+    assert ask(server, "CONFIG", "GET", "port") == [b"port", str(port).encode()]
     server.stop()
 
 
@@ -66,7 +68,7 @@ def test_missing_server_fails_a_build_and_skips_a_local_test(
 ) -> None:
     monkeypatch.setenv("CI", ci)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(outcome, match="redis-server is missing: install Debian's package"):
+    with pytest.raises(outcome, match="redis-server is missing: apt-get install redis-server"):
         binary("redis")
 
 

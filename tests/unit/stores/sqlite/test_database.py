@@ -18,7 +18,7 @@ import pytest
 
 import app.stores.sql.database as module
 from app.errors import StoreFull, StoreUnavailable
-from app.stores.sql.database import LOG_FULL_EVERY_S, STILL_FULL_S
+from app.stores.sql.database import LOG_FULL_EVERY_S, SPARE_READERS, STILL_FULL_S
 from app.stores.sqlite.connection import KEPT_WAL_BYTES
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -26,8 +26,9 @@ from tests.support.clock import NOW_MS, FakeClock
 from tests.support.database import column, used_bytes
 from tests.support.events import admitted, served
 from tests.support.logs import Recorder
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
+READERS = 2
 CHECKPOINT_FRAMES = 64
 CHECKPOINT_BYTES = CHECKPOINT_FRAMES * 4_096
 STILL_FULL_MS = round(STILL_FULL_S * 1000)
@@ -169,9 +170,23 @@ async def test_id_is_the_stored_id(database: SqliteDatabase) -> None:
     assert [database.id] == await column(database, "SELECT value FROM service WHERE name = 'database_id'")
 
 
-async def test_reads_wait_when_all_readers_are_busy(database: SqliteDatabase) -> None:
-    answers = await asyncio.gather(*(column(database, "SELECT ?", number) for number in range(50)))
-    assert answers == [[number] for number in range(50)]
+async def test_reads_wait_when_all_readers_are_busy(small: SqliteDatabase) -> None:
+    count = READERS + SPARE_READERS
+    busy, go = threading.Barrier(count + 1), threading.Event()
+
+    def occupy(_: sqlite3.Connection) -> None:
+        busy.wait(PATIENCE_S)
+        go.wait(PATIENCE_S)
+
+    occupied = [asyncio.create_task(small.read(occupy)) for _ in range(count)]
+    await asyncio.to_thread(busy.wait, PATIENCE_S)
+    reading = [asyncio.create_task(column(small, "SELECT ?", number)) for number in range(50)]
+    await small.write(lambda connection: audit(connection, "meanwhile"), of=())
+    waiting = [not task.done() for task in reading]
+    go.set()
+    assert all(waiting)
+    assert await asyncio.gather(*reading) == [[number] for number in range(50)]
+    await asyncio.gather(*occupied)
 
 
 async def test_write_fails_and_reads_continue_when_another_process_holds_the_lock(database: SqliteDatabase) -> None:
@@ -199,8 +214,12 @@ async def test_look_needs_no_thread_unless_a_lock_is_in_the_way(database: Sqlite
 
 
 async def test_write_waits_when_another_process_holds_the_lock_briefly(database: SqliteDatabase) -> None:
+    tried: list[str] = []
+    await database.write(lambda connection: connection.set_trace_callback(tried.append), of=())
+    tried.clear()
     with write_locked(database.path):
         writing = asyncio.create_task(database.write(lambda connection: audit(connection, "later"), of=()))
+        await eventually(lambda: "BEGIN IMMEDIATE" in tried)
         assert await audited(database) == []
     await writing
     assert await audited(database) == ["later"]
@@ -257,7 +276,7 @@ async def test_waiting_write_fails_when_the_database_closes(database: SqliteData
 @pytest.fixture
 async def small(database_path: Path) -> AsyncIterator[SqliteDatabase]:
     """A database that checkpoints after a few writes of `write_much`."""
-    opened = await SqliteDatabase.open(database_path, readers=2, checkpoint_frames=CHECKPOINT_FRAMES)
+    opened = await SqliteDatabase.open(database_path, readers=READERS, checkpoint_frames=CHECKPOINT_FRAMES)
     yield opened
     await opened.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import pkgutil
 import re
@@ -24,7 +25,7 @@ from app.migrations import configuration
 from app.stores.migrate import current, migrate
 from app.stores.sql.database import SCHEMA_REVISION
 from app.stores.sqlite.database import SqliteDatabase
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 
 STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH RECURSIVE)\b", re.IGNORECASE)
 
@@ -79,7 +80,7 @@ def test_alembic_is_not_imported_when_there_is_nothing_to_migrate(database_path:
         "print(*migrate(pathlib.Path(sys.argv[1])), 'alembic' in sys.modules)"
     )
     command = [sys.executable, "-c", program, str(database_path)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert shown.stdout.split() == [SCHEMA_REVISION, SCHEMA_REVISION, "False"]
 
 
@@ -266,13 +267,15 @@ def test_event_ids_are_unique_per_user_after_revision_0007(before_versions: Path
 
 
 def test_processes_of_the_release_before_go_on_when_the_log_is_copied(before_versions: Path) -> None:
-    stop, written = threading.Event(), []
+    # The number of writes is limited: SQLite's lock is not fair, and an endless writer can keep the migration from it.
+    permits, stop, written = threading.Semaphore(5), threading.Event(), []
 
     def write() -> None:
-        with closing(sqlite3.connect(before_versions, isolation_level=None, timeout=30)) as connection:
-            number = 100
-            while not stop.is_set() or number < 110:
-                number += 1
+        with closing(sqlite3.connect(before_versions, isolation_level=None, timeout=PATIENCE_S)) as connection:
+            for number in itertools.count(101):
+                permits.acquire()
+                if stop.is_set():
+                    return
                 assert connection.execute(OLD_KNOWN, (f'["e{number}"]',)).fetchall() == []
                 connection.execute("BEGIN IMMEDIATE")
                 connection.execute(OLD_INSERT, (f"e{number}", "cid"))
@@ -284,12 +287,16 @@ def test_processes_of_the_release_before_go_on_when_the_log_is_copied(before_ver
         before = log_rows(reader)
         writer = threading.Thread(target=write)
         writer.start()
-        eventually_sync(lambda: len(written) > 5)
-        command.upgrade(configuration(before_versions), "0007")
-        reached = len(written)
-        eventually_sync(lambda: len(written) > reached + 5)
-        stop.set()
-        writer.join()
+        try:
+            eventually_sync(lambda: len(written) == 5)
+            permits.release(30)
+            command.upgrade(configuration(before_versions), "0007")
+            permits.release(10)
+            eventually_sync(lambda: len(written) == 45)
+        finally:
+            stop.set()
+            permits.release(50)
+            writer.join()
         assert log_rows(reader) == before, "its snapshot is the one from before"
         reader.execute("COMMIT")
         rows = log_rows(reader)
