@@ -85,6 +85,7 @@ def test_systemd_waits_for_processes_that_stop(unit: str) -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.slow
 def test_systemd_does_not_restart_a_service_with_invalid_settings(unit: str) -> None:
     options = options_of(unit)
     command = options["ExecStart"].replace("/opt/profiles/bin/profiles", f"{sys.executable} -m app")

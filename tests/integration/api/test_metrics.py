@@ -184,6 +184,7 @@ async def test_labels_stay_few_when_clients_send_arbitrary_requests(own_site: Li
     }
 
 
+@pytest.mark.slow
 async def test_metrics_show_an_outage_when_cache_and_queue_are_down(
     serve_site: ServeSite, cache: EmbeddedServer, queue: EmbeddedServer
 ) -> None:

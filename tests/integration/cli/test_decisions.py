@@ -68,6 +68,7 @@ def test_damaged_decisions_are_left_out_and_logged(profiles: Run, log: Path, tmp
     assert "117 decisions written" in written.err
 
 
+@pytest.mark.slow
 def test_only_decisions_of_the_time_are_exported(profiles: Run, log: Path) -> None:
     everything = profiles("decisions", "export", "--output", "-", database=log).out.splitlines()
     times = [json.loads(line)["decided_at"] for line in everything]

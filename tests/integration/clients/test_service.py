@@ -79,6 +79,7 @@ async def test_service_closes_idle_connections(kind: Any, serve_site: ServeSite)
 
 
 @IGNORE_CONTRACT
+@pytest.mark.slow
 async def test_further_features_are_sent(service_url: str) -> None:
     async with AsyncProfiles(service_url, deadline_s=DEADLINE_S) as profiles:
         with pytest.raises(Invalid) as refused:

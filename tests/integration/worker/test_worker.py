@@ -773,6 +773,7 @@ async def test_users_of_new_events_are_checked(settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("name", "beating"), [pytest.param("arq:queue", True, marks=pytest.mark.slow), ("mine", True), ("arq:queue", False)]
 )
+@pytest.mark.slow
 def test_arq_can_check_the_worker(own_valkey: EmbeddedServer, tmp_path: Path, name: str, beating: bool) -> None:
     if beating:
         ask(own_valkey, "SET", f"{name}:health-check", "alive")

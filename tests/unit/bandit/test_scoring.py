@@ -146,19 +146,22 @@ async def test_decision_is_made_anew_when_the_user_is_erased_meanwhile(process: 
     """1. A decision reads profile and statistics; 2. the user is erased; 3. the decision is refused and made anew."""
     for _ in range(2):
         await process.learn_one()
-    reads: list[str] = []
+    (seq,) = await process.store(served("ann"))
+    process.versions["ann"] = {"preferred_hour": seq}
+    reads = 0
 
     async def erase_once() -> None:
-        reads.append("profile")
-        if len(reads) == 1:
-            process.profiles["ann"] = {}
-            process.while_reading_profile = erase_once
+        nonlocal reads
+        reads += 1
+        if reads == 1:
             await process.users.erase("ann", process.clock.now_ms())
+        else:
+            process.profiles["ann"] = {}
+            process.versions.clear()
 
     process.while_reading_profile = erase_once
-    process.profiles["ann"] = {"completion_rate_30d": 0.99}
     decision = await process.decide()
-    assert (len(reads), decision.state_version, decision.profile) == (2, 0, {})
+    assert (reads, decision.state_version, decision.profile) == (2, 0, {})
     assert await process.stored() == 1
     assert not await process.has_learned()
 

@@ -73,6 +73,7 @@ async def test_every_route_is_documented_except_pages_and_forms(document: Docume
     assert documented == {route for route in routes if route.split(" ")[1] not in pages} - forms
 
 
+@pytest.mark.slow
 async def test_first_request_for_the_document_does_not_block_others(serve_site: ServeSite) -> None:
     for path in ("/schema", "/schema/openapi.json"):
         async with serve_site() as site, longest_step() as step:

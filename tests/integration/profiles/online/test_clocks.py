@@ -132,6 +132,7 @@ def leaves_ms(fact: Admitted) -> int:
         pytest.param(AN_HOUR, True, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 async def test_every_value_is_true_at_a_moment_of_the_clocks(
     group: ServiceGroup, apart_ms: int, stepping: bool
 ) -> None:

@@ -348,6 +348,7 @@ async def test_value_of_another_type_is_in_no_bin_and_counted(group: ServiceGrou
     assert drift.why_not == "2 values could not be computed: the SQL gave text where int is declared"
 
 
+@pytest.mark.slow
 async def test_slow_feature_is_computed_for_one_page_only(group: ServiceGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAGE", 3)
     registry = Registry([entry(name="slow", compute=ENDLESS), entry(name="sound")])

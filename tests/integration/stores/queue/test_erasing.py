@@ -77,6 +77,7 @@ async def waiting(client: ArqRedis) -> list[dict[str, Any]]:
     return sorted(found, key=lambda event: int(event["event_id"].removeprefix("event-")))
 
 
+@pytest.mark.slow
 async def test_large_job_is_still_split_when_a_user_was_removed_from_it(client: ArqRedis) -> None:
     raw = without_user(job(LARGE), "ann")
     assert len(raw) > PIECE_BYTES
@@ -190,6 +191,7 @@ async def test_erasing_is_incomplete_when_a_worker_does_not_finish(
     assert raised.value.public_reason == "a worker is still storing events of the user"
 
 
+@pytest.mark.slow
 async def test_event_loop_runs_on_between_jobs(own_valkey: EmbeddedServer, queue: Queue) -> None:
     """The id occurs in every job, but names no user. So each job is examined, and none changes. CPU time is measured,
     because the machine may be busy."""

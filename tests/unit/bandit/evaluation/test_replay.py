@@ -165,6 +165,7 @@ async def test_beginning_is_zeros_when_the_log_contradicts_the_statistics(databa
     assert len(await replayed(process, CHALLENGER)) == 20
 
 
+@pytest.mark.slow
 async def test_no_reward_reaches_its_own_decision_or_an_earlier_one(process: BanditProcess) -> None:
     """With priors from the log, too: the other reward of one decision changes later rankings only."""
     logs, stored = await logs_of(process), await process.bandit.decisions.priors()
