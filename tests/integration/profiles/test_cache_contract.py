@@ -167,7 +167,7 @@ async def test_drop_takes_values_and_leases_when_they_are_held(subject: ServerSu
     subject.put(epoch, CELL, VALUE)
     subject.put(epoch, third, VALUE)
     await subject.cache.lease(epoch, [OTHER])
-    await (await subject.process()).drop({CELL, OTHER, Cell("nobody", "f")})
+    await (await subject.process()).drop({CELL, OTHER, Cell("unknown", "f")})
     assert await subject.cache.read([CELL, OTHER, third]) == (epoch, [None, None, VALUE])
 
 

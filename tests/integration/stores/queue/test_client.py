@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -25,7 +24,6 @@ from app.stores.queue.jobs import BURY, CONSUME, JOBS, REBUILD, TIP_EVENTS, dese
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS
-from tests.support.queue import connect
 from tests.support.servers import ask
 from tests.support.waiting import eventually
 
@@ -112,20 +110,6 @@ def test_arq_continues_for_any_bytes(raw: bytes) -> None:
     assert all(isinstance(key, str) for key in kwargs)
     assert 1 <= tries <= jobs_module.MOST_TRIES
     assert 0 <= enqueued_at_ms < jobs_module.YEAR_3000_MS
-
-
-@pytest.fixture
-async def client(valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
-    connected = connect(valkey.url)
-    yield connected
-    await connected.aclose(close_connection_pool=True)
-
-
-@pytest.fixture
-async def published(valkey: EmbeddedServer) -> AsyncIterator[Queue]:
-    opened = Queue(valkey.url, Metrics())
-    yield opened
-    await opened.close()
 
 
 async def jobs(client: ArqRedis) -> list[tuple[str, tuple[Any, ...]]]:

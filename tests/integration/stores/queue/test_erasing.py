@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 from time import thread_time
 from typing import Any
 
@@ -31,7 +30,6 @@ from app.stores.queue.jobs import (
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.proxy import proxy
-from tests.support.queue import connect
 from tests.support.servers import ask
 from tests.support.waiting import eventually
 
@@ -48,20 +46,6 @@ LARGE = events_of("ann", "bob", number=12_000)
 
 def job(*arguments: object, **changes: object) -> bytes:
     return serialize({"t": None, "f": TIP_EVENTS, "a": list(arguments), "k": {}, "et": 1, **changes})
-
-
-@pytest.fixture
-async def client(own_valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
-    connected = connect(own_valkey.url)
-    yield connected
-    await connected.aclose(close_connection_pool=True)
-
-
-@pytest.fixture
-async def queue(own_valkey: EmbeddedServer) -> AsyncIterator[Queue]:
-    opened = Queue(own_valkey.url, Metrics())
-    yield opened
-    await opened.close()
 
 
 def put(server: EmbeddedServer, **jobs: bytes) -> None:
@@ -88,15 +72,15 @@ async def test_large_job_is_still_split_when_a_user_was_removed_from_it(client: 
 
 
 async def test_splitting_starts_again_when_the_job_has_changed(
-    client: ArqRedis, own_valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    client: ArqRedis, valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(own_valkey, job=job(LARGE))
+    put(valkey, job=job(LARGE))
     changed = without_user(job(LARGE), "ann")
     left = iter(range(2))
 
     def later(job: dict[str, Any]) -> bytes:
         if next(left, None) == 1:
-            put(own_valkey, job=changed)
+            put(valkey, job=changed)
         return serialize(job)
 
     monkeypatch.setattr(jobs_module, "serialize", later)
@@ -105,15 +89,15 @@ async def test_splitting_starts_again_when_the_job_has_changed(
 
 
 async def test_others_keep_their_events_when_a_large_job_comes_meanwhile(
-    client: ArqRedis, own_valkey: EmbeddedServer
+    client: ArqRedis, valkey: EmbeddedServer
 ) -> None:
-    put(own_valkey, first=job(events_of("ann", number=10)))
-    async with proxy(own_valkey.socket_path) as between:
+    put(valkey, first=job(events_of("ann", number=10)))
+    async with proxy(valkey.socket_path) as between:
         slow = Queue(between.url, Metrics())
         between.hold(b"STRLEN")
         erasing = asyncio.create_task(slow.erase("ann"))
         await eventually(lambda: between.holding)
-        put(own_valkey, large=job(LARGE))
+        put(valkey, large=job(LARGE))
         between.mend()
         await erasing
         await slow.close()
@@ -122,10 +106,10 @@ async def test_others_keep_their_events_when_a_large_job_comes_meanwhile(
     assert [event for event in await waiting(client) if event["user_id"] == "bob"] == LARGE[1::2]
 
 
-async def test_both_users_are_gone_when_two_are_erased_at_once(client: ArqRedis, own_valkey: EmbeddedServer) -> None:
+async def test_both_users_are_gone_when_two_are_erased_at_once(client: ArqRedis, valkey: EmbeddedServer) -> None:
     events = events_of("ann", "bob", "cy", number=30)
-    put(own_valkey, **{f"job{number}": job(events) for number in range(50)})
-    queues = [Queue(own_valkey.url, Metrics()) for _ in range(2)]
+    put(valkey, **{f"job{number}": job(events) for number in range(50)})
+    queues = [Queue(valkey.url, Metrics()) for _ in range(2)]
     assert await asyncio.gather(*(each.erase(user) for each, user in zip(queues, ("ann", "bob"), strict=True))) == [
         50,
         50,
@@ -139,7 +123,7 @@ async def test_both_users_are_gone_when_two_are_erased_at_once(client: ArqRedis,
     "user", ["t", "f", "a", "k", "et", TIP_EVENTS, CONSUME, BURY, "traceparent", "user_id", "the", "events"]
 )
 async def test_jobs_stay_when_the_user_has_the_name_of_a_field(
-    own_valkey: EmbeddedServer, queue: Queue, user: str
+    valkey: EmbeddedServer, published: Queue, user: str
 ) -> None:
     reason = "the event [3] of 9 is missing, not msgpack, or larger than 262,144 bytes; the rest cannot be read"
     jobs = {
@@ -150,12 +134,12 @@ async def test_jobs_stay_when_the_user_has_the_name_of_a_field(
         "prune": job({"events": 1, "decisions": 2}, f=PRUNE),
         "cron": job(f="cron:prune:others"),
     }
-    put(own_valkey, **jobs)
-    assert await queue.erase(user) == 0
-    assert {job_id: ask(own_valkey, "GET", job_key_prefix + job_id) for job_id in jobs} == jobs
+    put(valkey, **jobs)
+    assert await published.erase(user) == 0
+    assert {job_id: ask(valkey, "GET", job_key_prefix + job_id) for job_id in jobs} == jobs
 
 
-async def test_user_is_erased_when_named_beside_the_arguments(own_valkey: EmbeddedServer, queue: Queue) -> None:
+async def test_user_is_erased_when_named_beside_the_arguments(valkey: EmbeddedServer, published: Queue) -> None:
     jobs = {
         "keyword": job([], k={"for": "ann"}),
         "keywords": job([], k=["ann"]),
@@ -163,40 +147,40 @@ async def test_user_is_erased_when_named_beside_the_arguments(own_valkey: Embedd
         "field": job([], by="ann"),
         "buried": job(["ann"], "why", f=BURY),
     }
-    put(own_valkey, **jobs)
-    assert await queue.erase("ann") == len(jobs)
-    assert not [job_id for job_id in jobs if b"ann" in ask(own_valkey, "GET", job_key_prefix + job_id)]
+    put(valkey, **jobs)
+    assert await published.erase("ann") == len(jobs)
+    assert not [job_id for job_id in jobs if b"ann" in ask(valkey, "GET", job_key_prefix + job_id)]
 
 
-async def test_erasing_waits_until_a_worker_has_stored_the_events(own_valkey: EmbeddedServer, queue: Queue) -> None:
-    put(own_valkey, job=job(events_of("ann", "bob", number=2)), other=job(events_of("bob", number=2)))
+async def test_erasing_waits_until_a_worker_has_stored_the_events(valkey: EmbeddedServer, published: Queue) -> None:
+    put(valkey, job=job(events_of("ann", "bob", number=2)), other=job(events_of("bob", number=2)))
     for job_id in ("job", "other"):
-        ask(own_valkey, "SET", in_progress_key_prefix + job_id, "1")
-    erasing = asyncio.create_task(queue.erase("ann"))
-    await eventually(lambda: b"ann" not in ask(own_valkey, "GET", job_key_prefix + "job"))
-    ask(own_valkey, "PING")
+        ask(valkey, "SET", in_progress_key_prefix + job_id, "1")
+    erasing = asyncio.create_task(published.erase("ann"))
+    await eventually(lambda: b"ann" not in ask(valkey, "GET", job_key_prefix + "job"))
+    ask(valkey, "PING")
     assert not erasing.done()
-    ask(own_valkey, "DEL", in_progress_key_prefix + "job")
+    ask(valkey, "DEL", in_progress_key_prefix + "job")
     assert await erasing == 1
 
 
 async def test_erasing_is_incomplete_when_a_worker_does_not_finish(
-    own_valkey: EmbeddedServer, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    valkey: EmbeddedServer, published: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHECKS", 2)
-    put(own_valkey, job=job(events_of("ann", number=2)))
-    ask(own_valkey, "SET", in_progress_key_prefix + "job", "1")
+    put(valkey, job=job(events_of("ann", number=2)))
+    ask(valkey, "SET", in_progress_key_prefix + "job", "1")
     with pytest.raises(QueueUnavailable) as raised:
-        await queue.erase("ann")
+        await published.erase("ann")
     assert raised.value.public_reason == "a worker is still storing events of the user"
 
 
 @pytest.mark.slow
-async def test_event_loop_runs_on_between_jobs(own_valkey: EmbeddedServer, queue: Queue) -> None:
+async def test_event_loop_runs_on_between_jobs(valkey: EmbeddedServer, published: Queue) -> None:
     """The id occurs in every job, but names no user. So each job is examined, and none changes. CPU time is measured,
     because the machine may be busy."""
     events = [{**event, "tip_id": "t"} for event in events_of("ann", number=1_500)]
-    put(own_valkey, **{f"job{number}": job(events) for number in range(module.JOBS_AT_ONCE)})
+    put(valkey, **{f"job{number}": job(events) for number in range(module.JOBS_AT_ONCE)})
     waits: list[float] = []
 
     async def watch() -> None:
@@ -207,7 +191,7 @@ async def test_event_loop_runs_on_between_jobs(own_valkey: EmbeddedServer, queue
             waits.append(waited)
 
     watching = asyncio.create_task(watch())
-    assert await queue.erase("event") == 0
+    assert await published.erase("event") == 0
     await asyncio.sleep(0)  # notes the last wait
     await end([watching])
     assert max(waits) < sum(waits) / 5

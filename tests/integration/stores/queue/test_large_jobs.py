@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC
 from typing import Any
 
@@ -20,7 +20,6 @@ from app.stores.queue.client import QUEUE, Queue
 from app.stores.queue.jobs import BURY, PICKLED, TIP_EVENTS, deserialize, leading, serialize, split
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
-from tests.support.queue import connect
 from tests.support.servers import ask
 
 KEY = job_key_prefix + "job"
@@ -53,13 +52,6 @@ def test_splitting_never_raises(raw: bytes) -> None:
     values, end = leading(raw, 10)
     assert (len(values) > 0) == (end > 0)
     assert end <= len(raw)
-
-
-@pytest.fixture
-async def client(own_valkey: EmbeddedServer) -> AsyncIterator[ArqRedis]:
-    connected = connect(own_valkey.url)
-    yield connected
-    await connected.aclose(close_connection_pool=True)
 
 
 async def waiting(client: ArqRedis) -> list[tuple[str, list[Any]]]:
@@ -112,14 +104,14 @@ async def test_no_event_is_lost_or_doubled_when_splitting_is_interrupted(
 
 
 async def test_splitting_ends_when_another_process_was_first(
-    client: ArqRedis, own_valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    client: ArqRedis, valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise it would enqueue events again that an erasure has removed meanwhile."""
     await client.enqueue_job(TIP_EVENTS, EVENTS, _job_id="job")
 
     def later(job: dict[str, Any]) -> bytes:
         monkeypatch.setattr(module, "serialize", serialize)
-        ask(own_valkey, "SET", KEY, serialize({"f": TIP_EVENTS, "a": [[]]}))
+        ask(valkey, "SET", KEY, serialize({"f": TIP_EVENTS, "a": [[]]}))
         return serialize(job)
 
     monkeypatch.setattr(module, "serialize", later)
@@ -213,10 +205,10 @@ async def test_rest_is_buried_when_an_event_cannot_be_read(client: ArqRedis) -> 
         await client.flushall()
 
 
-async def test_erasing_removes_events_from_large_jobs(client: ArqRedis, own_valkey: EmbeddedServer) -> None:
+async def test_erasing_removes_events_from_large_jobs(client: ArqRedis, valkey: EmbeddedServer) -> None:
     events = [{**event, "user_id": "ann" if number % 3 == 0 else "annabel"} for number, event in enumerate(EVENTS)]
     await client.enqueue_job(TIP_EVENTS, events, _job_id="job")
-    opened = Queue(own_valkey.url, Metrics())
+    opened = Queue(valkey.url, Metrics())
     assert await opened.erase("ann") > 1
     assert await opened.erase("ann") == 0
     await opened.close()
