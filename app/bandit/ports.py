@@ -122,8 +122,8 @@ class DecisionRepository(Protocol):
         until_ms: int = LATEST_MS,
         before: tuple[int, int] = (LATEST_MS, LATEST_MS),
     ) -> tuple[list[DecisionLine], tuple[int, int] | None]:
-        """Up to `limit` decisions made from `since_ms` on and before `until_ms`, the newest first, and the place
-        `before` which to continue, a time and a number; None on the last page. Those of one user are in the order in
+        """Up to `limit` decisions made from `since_ms` on and before `until_ms`, the newest first, and the value of
+        `before` for the next page, a time and a number; None on the last page. Those of one user are in the order in
         which they were stored."""
 
     async def user_logs(self, after: str, decisions: int) -> list[UserLog]:

@@ -34,9 +34,8 @@ class Cutoffs(Protocol):
         """The time before which the last run deleted rows of the kind `what`; None if there was no run."""
 
     async def set_cutoff(self, what: str, cutoff_ms: int, deletes_before_ms: int | None) -> None:
-        """Store the cutoff of a run, and the time before which the run deletes rows, None if it finds no such row;
-        called before the run deletes rows. The cutoff may move back, but deleted rows stay deleted: the latest of the
-        other times is kept."""
+        """Store the cutoff of a run before the run deletes rows. The run deletes the rows before `deletes_before_ms`,
+        None if it finds no such row. The cutoff may move back; of all `deletes_before_ms`, the latest is kept."""
 
 
 class Kept(NamedTuple):

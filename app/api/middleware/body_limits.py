@@ -93,7 +93,7 @@ class Body:
         try:
             async with asyncio.timeout_at(self._until):
                 return await self._receive()  # type: ignore[return-value]  # HTTP only
-        except TooSlow:  # the fast path has waited
+        except TooSlow:  # raised by the fast path, which has waited for this body
             self._more = False
             raise
         except TimeoutError:

@@ -200,8 +200,8 @@ class SqlDecisions:
 
 
 def _made_since_erasure(connection: Connection, decision: Decision) -> bool:
-    """Whether everything that the decision read about its user was stored after the user's last erasure. False if that
-    is not known."""
+    """Whether the profile that the decision was made from was computed after the user's last erasure. False if that is
+    not known. The statistics are compared by `has_version`: an erasure deletes them."""
     if (read := decision.profile_read) is not None:
         # An erasure deletes the user's events, so none has come since the oldest of these was stored.
         oldest = min((version for version in read.versions.values() if version > 0), default=0)

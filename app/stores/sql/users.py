@@ -100,11 +100,11 @@ SELECT_RUNS_NAMING = f"SELECT id, user_ids FROM rebuilds WHERE {_NAMED_IN_LIST}"
 # Changes nothing if another user has been removed from the list since it was read.
 UPDATE_RUN = "UPDATE rebuilds SET user_ids = ? WHERE id = ? AND user_ids = ?"
 SELECT_LEARNED = "SELECT COALESCE(SUM(decisions), 0) FROM bandit_states WHERE user_id = ?"
-_THEIRS = "number IN (SELECT number FROM tip_scores WHERE user_id = :user)"
+_OF_DECISIONS = "number IN (SELECT number FROM tip_scores WHERE user_id = :user)"
 DELETE_DECISIONS = (
-    f"DELETE FROM decision_events WHERE user_id = :user AND {_THEIRS}",
+    f"DELETE FROM decision_events WHERE user_id = :user AND {_OF_DECISIONS}",
     "DELETE FROM bandit_states WHERE user_id = :user",
-    f"DELETE FROM pool_shadows WHERE {_THEIRS}",
+    f"DELETE FROM pool_shadows WHERE {_OF_DECISIONS}",
     "DELETE FROM tip_scores WHERE user_id = :user",
 )
 SELECT_SPECS = "SELECT DISTINCT spec_hash FROM pooled_ranges"
