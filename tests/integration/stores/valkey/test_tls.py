@@ -52,9 +52,9 @@ def url(
         return f"ssl_ca_certs={trusted}&ssl_certfile={certificate}&ssl_keyfile={key}"
 
     if request.param == "cluster":
-        node = start_server(
-            REDIS, options=(*arguments, "--tls-port", str(port), "--tls-cluster", "yes", "--cluster-enabled", "yes")
-        )
+        # By default the cluster port is `port` + 10,000, where the system may have given a port to another program.
+        cluster = ("--tls-cluster", "yes", "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+        node = start_server(REDIS, options=(*arguments, "--tls-port", str(port), *cluster))
         ask(node, "CLUSTER", "ADDSLOTSRANGE", 0, HASH_SLOTS - 1)
         eventually_sync(lambda: "cluster_state:ok" in str(ask(node, "CLUSTER", "INFO")))
         yield lambda host, trusted=certificate: f"rediss+cluster://{HOSTS[host]}:{port}/?{options(trusted)}"
