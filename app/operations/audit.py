@@ -1,13 +1,8 @@
 """The audit trail: records the actions of admins, and how they ended.
 
-Invariant: no action begins before its entry is stored.
-
-The entry is committed with the outcome `begun`; if that fails, the action is refused. The outcome is replaced when the
+Invariant: no action begins before its entry is committed, with the outcome `begun`. The outcome is replaced when the
 action ends. An entry that stays `begun` belongs to an action whose end could not be recorded, because of a crash or a
-full disk.
-
-An entry is made once actor, action and subject of a request are known, so a request that cannot be parsed has none. An
-entry contains the hash of a user id, never the id.
+full disk. A request that cannot be parsed has no entry. An entry contains the hash of a user id, never the id.
 """
 
 from __future__ import annotations
@@ -23,7 +18,6 @@ from app.errors import ProfilesError, StoreUnavailable, Unavailable
 from app.telemetry import logger
 
 BEGUN = "begun"
-DONE = "done"
 MAX_OUTCOME = 600
 MAX_REASON = 400
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -41,13 +35,11 @@ class AuditEntry(NamedTuple):
     subject: str
     outcome: str
 
-
-class AuditFilter(NamedTuple):
-    """A filter of audit entries by equality; a field that is None matches every entry."""
-
-    actor: str | None = None
-    action: str | None = None
-    subject: str | None = None
+    @property
+    def state(self) -> str:
+        """How the action ended: `done`, `refused` or `failed`; `begun` if that is not known."""
+        kind = self.outcome.partition(":")[0]
+        return kind if kind in (BEGUN, "refused", "failed") else "done"
 
 
 class AuditTrail(Protocol):
@@ -59,8 +51,11 @@ class AuditTrail(Protocol):
     async def settle(self, entry_id: int, outcome: str) -> None:
         """Store how an action ended: replace the outcome of its entry."""
 
-    async def page(self, wanted: AuditFilter, before: int, limit: int) -> list[AuditEntry]:
-        """The newest `limit` entries that match the filter and have an id below `before`, newest first."""
+    async def page(
+        self, before: int, limit: int, actor: str | None = None, action: str | None = None, subject: str | None = None
+    ) -> list[AuditEntry]:
+        """The newest `limit` entries with an id below `before`, newest first. An actor, action or subject that is not
+        None must be equal."""
 
 
 class AuditedAction(msgspec.Struct):
@@ -88,7 +83,7 @@ async def audited(trail: AuditTrail, at_ms: int, actor: str, action: str, subjec
     except Exception as error:
         await _settle(trail, entry_id, act.outcome or f"failed: unexpected, {type(error).__name__}; see the log")
         raise
-    await _settle(trail, entry_id, act.outcome or DONE)
+    await _settle(trail, entry_id, act.outcome or "done")
 
 
 async def _settle(trail: AuditTrail, entry_id: int, outcome: str) -> None:
@@ -99,14 +94,8 @@ async def _settle(trail: AuditTrail, entry_id: int, outcome: str) -> None:
         log.error("audit_outcome_lost", entry=entry_id, outcome=outcome[:MAX_OUTCOME], error=str(error))
 
 
-def state_of(outcome: str) -> str:
-    """Classify the outcome of an entry as `begun`, `refused`, `failed` or `done`."""
-    kind = outcome.partition(":")[0]
-    return kind if kind in (BEGUN, "refused", "failed") else DONE
-
-
 def reason_problem(reason: str) -> str | None:
-    """Check the reason that an admin gives for an action. Return the problem, or None if the reason is allowed."""
+    """What is wrong with the reason that an admin gives for an action; None if it is allowed."""
     if len(reason) > MAX_REASON:
         return f"must be at most {MAX_REASON} characters, has {len(reason)}"
     return "must not contain control characters" if _CONTROL.search(reason) else None

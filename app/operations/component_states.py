@@ -78,9 +78,7 @@ def worst_views(views: Iterable[Mapping[str, ComponentView]]) -> dict[str, Compo
     found: dict[str, ComponentView] = {}
     for components in views:
         for name, view in components.items():
-            known = found.get(name)
-            if known is None or SEVERITY[view.state] > SEVERITY[known.state]:
-                found[name] = view
+            found[name] = max(found.get(name, view), view, key=lambda seen: SEVERITY[seen.state])
     return found
 
 
@@ -91,8 +89,8 @@ def updated_statuses(
     kept if the state is unchanged and a process has reported the component within the last `UNSEEN_MS`."""
     found = []
     for name, view in views.items():
-        known = before.get(name)
-        continues = known is not None and known.state == view.state and now_ms - known.seen_ms <= UNSEEN_MS
-        since_ms = known.since_ms if known is not None and continues else now_ms
-        found.append(ComponentStatus(name, view.state, view.detail, since_ms, now_ms))
+        now = ComponentStatus(name, view.state, view.detail, now_ms, now_ms)
+        known = before.get(name, now)
+        lasts = known.state == now.state and now_ms - known.seen_ms <= UNSEEN_MS
+        found.append(now._replace(since_ms=known.since_ms) if lasts else now)
     return found

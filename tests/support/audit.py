@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from app.operations.audit import AuditEntry, AuditFilter
+from app.operations.audit import AuditEntry
 from app.stores.sql.audit_trail import SqlAuditTrail
 
 NEWEST = 2**63 - 1
 
 
 async def newest_entries(trail: SqlAuditTrail, limit: int = 10) -> list[AuditEntry]:
-    return await trail.page(AuditFilter(), NEWEST, limit)
+    return await trail.page(NEWEST, limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.operations.audit import BEGUN, AuditEntry, AuditFilter
+from app.operations.audit import BEGUN, AuditEntry
 from app.stores.sql.database import SqlRepository
 
 INSERT_AUDIT = "INSERT INTO audit_trail (at_ms, actor, action, subject, outcome) VALUES (?, ?, ?, ?, ?) RETURNING id"
@@ -28,6 +28,8 @@ class SqlAuditTrail(SqlRepository):
     async def settle(self, entry_id: int, outcome: str) -> None:
         await self._database.execute(UPDATE_OUTCOME, (outcome, entry_id))
 
-    async def page(self, wanted: AuditFilter, before: int, limit: int) -> list[AuditEntry]:
-        parameters = {**wanted._asdict(), "before": before, "limit": limit}
+    async def page(
+        self, before: int, limit: int, actor: str | None = None, action: str | None = None, subject: str | None = None
+    ) -> list[AuditEntry]:
+        parameters = {"before": before, "limit": limit, "actor": actor, "action": action, "subject": subject}
         return [AuditEntry(*row) for row in await self._database.rows(SELECT_AUDIT, parameters)]
