@@ -1,8 +1,8 @@
-"""Samples of a process's metrics over some seconds: how they are taken, read, stored, and summed over processes.
+"""Samples of a process's metrics over some seconds: how they are taken, stored, and summed over processes.
 
 A sample is the difference between two readings of a process's `Metrics`, so a restart, which resets the counters, loses
-nothing. Counts and histogram buckets of several processes are added. A gauge describes the whole service, so its newest
-value is used. If no sample covers a time, the values of that time are unknown, not zero.
+nothing. A gauge describes the whole service, so its newest value is used, whichever process reported it. If no sample
+covers a time, the values of that time are unknown, not zero.
 
 Invariants: counts that could not be stored are part of the next sample, and nothing is counted twice; a component's
 state becomes worse only after a check has failed twice, a second apart.
@@ -11,7 +11,7 @@ state becomes worse only after a check has failed twice, a second apart.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal, NamedTuple, Protocol
@@ -29,24 +29,23 @@ SUMMARY_MS = 30 * 60_000
 LAST_S = 0.3
 ASK_AGAIN_S = 1.0
 # Pages and probes do not count as requests: an admin's page may take seconds, and no recommender waits for it.
-UNCOUNTED_ROUTES = ("/admin", "/schema", "/healthz", "/readyz", "/metrics")
-UNMATCHED = ("unmatched", "/")
+UNCOUNTED_ROUTES = ("/admin", "/schema", "/healthz", "/readyz", "/metrics", "unmatched")
 # Slow by design: the first waits for a language model, the others export up to thousands of rows.
 UNTIMED_ROUTES = ("/generate", "/profiles/history", "/decisions")
-# For each metric: the name of the count, and the label whose value is appended to that name ("" for none).
+# The name of the count of each metric. If the metric has the label `outcome`, its value is appended to that name.
 COUNTERS = {
-    "profiles_cache_hits_total": ("hits", ""),
-    "profiles_cache_misses_total": ("misses", ""),
-    "profiles_cache_fills_total": ("fills", "outcome"),
-    "profiles_degraded_reads_total": ("degraded_reads", ""),
-    "profiles_events_total": ("events", "outcome"),
-    "profiles_computation_errors_total": ("feature_errors", ""),
-    "profiles_stale_values_dropped_total": ("stale_dropped", ""),
-    "profiles_consistency_checks_total": ("checks", "outcome"),
-    "profiles_consistency_violations_total": ("untrue", ""),
-    "profiles_decision_checks_total": ("decision_checks", "outcome"),
-    "profiles_requests_shed_total": ("shed", ""),
-    "profiles_generations_total": ("generations", "outcome"),
+    "profiles_cache_hits_total": "hits",
+    "profiles_cache_misses_total": "misses",
+    "profiles_cache_fills_total": "fills",
+    "profiles_degraded_reads_total": "degraded_reads",
+    "profiles_events_total": "events",
+    "profiles_computation_errors_total": "feature_errors",
+    "profiles_stale_values_dropped_total": "stale_dropped",
+    "profiles_consistency_checks_total": "checks",
+    "profiles_consistency_violations_total": "untrue",
+    "profiles_decision_checks_total": "decision_checks",
+    "profiles_requests_shed_total": "shed",
+    "profiles_generations_total": "generations",
 }
 REQUESTS = "profiles_http_request_duration_seconds_count"
 BUCKETS = {
@@ -88,12 +87,12 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def process_label(self) -> str:
-        """The process as messages name it, such as `worker 3f9a01bc`."""
+        """Such as `worker 3f9a01bc`, for messages."""
         return f"{'worker' if self.role == 'worker' else 'API process'} {self.process}"
 
 
 class Record(NamedTuple):
-    """The data that a `SampleStore` returns: the samples, oldest first, and the component statuses by name."""
+    """Samples, oldest first, and the component statuses by name."""
 
     samples: list[Sample]
     statuses: dict[str, ComponentStatus]
@@ -120,10 +119,10 @@ def read(metrics: Metrics) -> Counter[str]:
     below = 0.0
     for name, labels, value, *_ in (sample for family in metrics.collectors.collect() for sample in family.samples):
         route = labels.get("route", "")
-        counted = not route.startswith(UNCOUNTED_ROUTES) and route not in UNMATCHED
+        counted = route != "/" and not route.startswith(UNCOUNTED_ROUTES)
         if name in COUNTERS:
-            count_name, label = COUNTERS[name]
-            found[f"{count_name}_{labels[label]}" if label else count_name] += round(value)
+            outcome = f"_{labels['outcome']}" if "outcome" in labels else ""
+            found[COUNTERS[name] + outcome] += round(value)
         elif name == REQUESTS and counted:
             found[f"requests_{labels['status'][0]}xx"] += round(value)
         elif name in BUCKETS:  # buckets are cumulative; those of one set of labels come in the order of their bounds
@@ -137,24 +136,23 @@ def read(metrics: Metrics) -> Counter[str]:
 def summaries(samples: Iterable[Sample]) -> list[Sample]:
     """Add up samples, which must come oldest first, by role and by period of `SUMMARY_MS`. A summary has the highest
     value of each gauge, and the last millisecond of its period as its time."""
-    parts: dict[tuple[int, Role], list[Sample]] = {}
+    parts: defaultdict[tuple[int, Role], list[Sample]] = defaultdict(list)
     for sample in samples:
-        parts.setdefault((sample.at_ms // SUMMARY_MS, sample.role), []).append(sample)
+        parts[sample.at_ms // SUMMARY_MS, sample.role].append(sample)
     found = []
     for (period, role), part in parts.items():
-        totals, end_ms = sum_samples(part), (period + 1) * SUMMARY_MS - 1
-        gauges = msgspec.convert(totals.highest, Gauges)
-        counts = dict(totals.counts)
+        sums, end_ms = sum_samples(part), (period + 1) * SUMMARY_MS - 1
+        gauges = msgspec.convert(sums.highest, Gauges)
         found.append(
-            Sample(at_ms=end_ms, process="", role=role, seconds=totals.covered_s, counts=counts, gauges=gauges)
+            Sample(at_ms=end_ms, process="", role=role, seconds=sums.covered_s, counts=sums.counts, gauges=gauges)
         )
     return found
 
 
 class Totals(msgspec.Struct):
     """The sum of the samples of many processes within a period. `newest` and `highest` hold the newest and the highest
-    value of each gauge, by name. `covered_s` is the time, in seconds, that samples of any process cover. `served_s` is
-    the time that samples of API processes cover; divide numbers of requests by it."""
+    value of each gauge, by name. `covered_s` is the time, in seconds, that samples of any process cover; `served_s` is
+    the time that samples of API processes cover, which is the one to divide numbers of requests by."""
 
     counts: Counter[str] = msgspec.field(default_factory=Counter)
     newest: dict[str, float] = msgspec.field(default_factory=dict)
@@ -179,7 +177,7 @@ def sum_samples(samples: Iterable[Sample]) -> Totals:
 
 
 def _union_s(spans: Sequence[tuple[float, float]]) -> float:
-    """The length, in seconds, of the union of the spans, which are pairs of start and end in seconds."""
+    """The length of the union of spans, which are pairs of start and end."""
     covered, until = 0.0, float("-inf")
     for start, end in sorted(spans):
         covered += max(0.0, end - max(start, until))
@@ -188,8 +186,8 @@ def _union_s(spans: Sequence[tuple[float, float]]) -> float:
 
 
 class Sampler(msgspec.Struct, kw_only=True, eq=False):
-    """Takes samples of this process's metrics and readiness, and stores them. `process` is a random name, new at every
-    start; `registry` is the fingerprint of the feature registry that the process serves."""
+    """Takes and stores samples of this process. `process` is its random name, new at every start; `registry` is the
+    fingerprint of the feature registry that it serves."""
 
     role: Role
     process: str
@@ -208,12 +206,13 @@ class Sampler(msgspec.Struct, kw_only=True, eq=False):
         self._last, self._last_at = read(self.metrics), self.clock.monotonic()
 
     async def sample(self) -> None:
-        """Store a sample of this process's metrics and readiness; called every `EVERY_S` seconds.
-
-        Raises:
-            StoreUnavailable: the database does not answer.
-        """
-        checks = await self._confirmed_readiness()
+        """Store a sample; called every `EVERY_S` seconds. If a readiness check fails that passed before, all of them
+        are repeated after `ASK_AGAIN_S` seconds. Raises `StoreUnavailable`."""
+        checks = await self.ask_readiness()
+        if any(not check.ok and name not in self._failing for name, check in checks.items()):
+            await self.pause(ASK_AGAIN_S)
+            checks = await self.ask_readiness()
+        self._failing = frozenset(name for name, check in checks.items() if not check.ok)
         await self._keep(await self.ask_gauges(), checks)
 
     async def close(self) -> None:
@@ -223,27 +222,16 @@ class Sampler(msgspec.Struct, kw_only=True, eq=False):
             async with asyncio.timeout(LAST_S):
                 await self._keep(Gauges(), None)
 
-    async def _confirmed_readiness(self) -> Mapping[str, ReadinessCheck]:
-        """Run the readiness checks, and repeat them after `ASK_AGAIN_S` seconds if one fails that passed before."""
-        checks = await self.ask_readiness()
-        if not _failing(checks) <= self._failing:
-            await self.pause(ASK_AGAIN_S)
-            checks = await self.ask_readiness()
-        self._failing = _failing(checks)
-        return checks
-
     async def _keep(self, gauges: Gauges, checks: Mapping[str, ReadinessCheck] | None) -> None:
-        reading, at = read(self.metrics), self.clock.monotonic()
-        counted, seconds = reading - self._last, at - self._last_at
-        before = self._last, self._last_at
+        before, before_at = self._last, self._last_at
         # Set before the write: if the write is cancelled, it may have been committed, and must not be counted twice.
-        self._last, self._last_at = reading, at
+        self._last, self._last_at = read(self.metrics), self.clock.monotonic()
         sample = Sample(
             at_ms=self.clock.now_ms(),
             process=self.process,
             role=self.role,
-            seconds=round(seconds, 3),
-            counts=dict(counted),
+            seconds=round(self._last_at - before_at, 3),
+            counts=self._last - before,
             gauges=gauges,
             components=component_views(checks) if checks is not None else {},
             stopped=checks is None,
@@ -252,9 +240,5 @@ class Sampler(msgspec.Struct, kw_only=True, eq=False):
         try:
             await self.store.keep(sample)
         except Exception:
-            self._last, self._last_at = before
+            self._last, self._last_at = before, before_at
             raise
-
-
-def _failing(checks: Mapping[str, ReadinessCheck]) -> frozenset[str]:
-    return frozenset(name for name, check in checks.items() if not check.ok)
