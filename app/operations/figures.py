@@ -6,7 +6,9 @@ A number is None if there is no sample, or no observation to compute a share or 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -36,8 +38,7 @@ class FigureKind(NamedTuple):
 
 
 class Figure(msgspec.Struct):
-    """A number on the overview page: its current value, its value for the last hour, and its history. A value is null
-    if no sample covers the time."""
+    """A number on the overview page. A value is null if no sample covers the time."""
 
     title: str
     explanation: str
@@ -56,9 +57,8 @@ class Figure(msgspec.Struct):
 def percentile(buckets: Mapping[str, int], share: float) -> float | None:
     """Estimate the percentile `share`, 0 to 1, of a histogram, in seconds; None if there are no observations.
 
-    `buckets` are counts of observations by the upper bound of their bucket, in seconds. Observations are assumed to lie
-    evenly within a bucket, so the result lies in the same bucket as the true percentile. If the true percentile is
-    above the last finite bound, the result is this bound.
+    `buckets` are counts by upper bound in seconds. Observations are assumed to lie evenly within a bucket, so the
+    result is in the bucket of the true percentile. Above the last finite bound, the result is that bound.
     """
     rank = share * sum(buckets.values())
     if not rank:
@@ -74,22 +74,16 @@ def percentile(buckets: Mapping[str, int], share: float) -> float | None:
     return max(FAST[-1], bounded[-1][0] if bounded else 0.0)
 
 
-def _percentile_ms(histogram: str, share: float) -> Callable[[Totals], float | None]:
-    def of(totals: Totals) -> float | None:
-        prefix = f"{histogram}_"
-        buckets = {name[len(prefix) :]: count for name, count in totals.counts.items() if name.startswith(prefix)}
-        seconds = percentile(buckets, share)
-        return seconds * 1000 if seconds is not None else None
-
-    return of
+def _percentile_ms(histogram: str, share: float, totals: Totals) -> float | None:
+    prefix = f"{histogram}_"
+    buckets = {name[len(prefix) :]: count for name, count in totals.counts.items() if name.startswith(prefix)}
+    seconds = percentile(buckets, share)
+    return seconds * 1000 if seconds is not None else None
 
 
-def _share(of: str, others: str) -> Callable[[Totals], float | None]:
-    def share(totals: Totals) -> float | None:
-        both = totals.counts[of] + totals.counts[others]
-        return totals.counts[of] / both if both else None
-
-    return share
+def _share(of: str, others: str, totals: Totals) -> float | None:
+    both = totals.counts[of] + totals.counts[others]
+    return totals.counts[of] / both if both else None
 
 
 def _request_rate(totals: Totals) -> float | None:
@@ -105,14 +99,14 @@ def _failed_requests(totals: Totals) -> float | None:
 # Any other figure is the count or the gauge of the same name.
 COMPUTED: dict[str, Callable[[Totals], float | None]] = {
     "request_rate": _request_rate,
-    "hit_ratio": _share("hits", "misses"),
-    "latency_p50_ms": _percentile_ms("latency", 0.5),
-    "latency_p99_ms": _percentile_ms("latency", 0.99),
+    "hit_ratio": partial(_share, "hits", "misses"),
+    "latency_p50_ms": partial(_percentile_ms, "latency", 0.5),
+    "latency_p99_ms": partial(_percentile_ms, "latency", 0.99),
     "failed_requests": _failed_requests,
-    "lag_p50_ms": _percentile_ms("lag", 0.5),
-    "lag_p99_ms": _percentile_ms("lag", 0.99),
-    "consistent": _share("checks_consistent", "checks_violation"),
-    "decisions_consistent": _share("decision_checks_consistent", "decision_checks_violation"),
+    "lag_p50_ms": partial(_percentile_ms, "lag", 0.5),
+    "lag_p99_ms": partial(_percentile_ms, "lag", 0.99),
+    "consistent": partial(_share, "checks_consistent", "checks_violation"),
+    "decisions_consistent": partial(_share, "decision_checks_consistent", "decision_checks_violation"),
 }
 KINDS = (
     FigureKind("request_rate", "Requests", "per_s", "over all", "Reads and events answered, over all processes."),
@@ -162,20 +156,24 @@ KINDS = (
 
 
 def compute_figures(
-    samples: Sequence[Sample], by_name: Mapping[str, list[float | None]], now_ms: int
+    samples: Sequence[Sample], of_period: Iterable[Sample], period: Period, now_ms: int
 ) -> tuple[dict[str, Figure], Mapping[str, int]]:
-    """Compute every figure, by its name, and the sum of every count over the last hour, by its name. `samples` must
-    come oldest first. `by_name` has the series of each figure."""
+    """Compute every figure, by its name, and the sum of every count over the last hour, by its name. The series show
+    the samples or summaries `of_period`. The value of a gauge in a slot is the highest; it is None without a sample.
+    `samples` and `of_period` must come oldest first."""
     latest = sum_samples(item for item in samples if item.at_ms > now_ms - NOW_MS)
-    (oldest_ms, *_) = slot_starts(now_ms)
-    hour = sum_samples(item for item in samples if item.at_ms >= oldest_ms)
+    hour = sum_samples(item for item in samples if item.at_ms >= slot_starts(now_ms)[0])
+    by_slot: defaultdict[int, list[Sample]] = defaultdict(list)
+    for item in of_period:
+        by_slot[item.at_ms - item.at_ms % SLOTS[period][0]].append(item)
+    slots = [sum_samples(by_slot[start]) if start in by_slot else None for start in slot_starts(now_ms, period)]
     figures = {
         kind.name: view(
             Figure,
             kind,
             now=_value(kind, latest, newest=True),
             hour=_value(kind, hour),
-            series=by_name[kind.name],
+            series=[_value(kind, slot) if slot is not None else None for slot in slots],
         )
         for kind in KINDS
     }
@@ -190,21 +188,8 @@ def _value(kind: FigureKind, totals: Totals, *, newest: bool = False) -> float |
     return totals.counts[kind.name] if totals.covered_s else None
 
 
-def series(samples: Iterable[Sample], now_ms: int, period: Period = "hour") -> dict[str, list[float | None]]:
-    """The values of every figure by its name, one for each slot of a period (see `slot_starts`); None for a slot
-    without a sample. The value of a gauge is the highest in the slot. `samples` must come oldest first."""
-    slots: dict[int, list[Sample]] = {start: [] for start in slot_starts(now_ms, period)}
-    slot_ms, _ = SLOTS[period]
-    for item in samples:
-        if (slot := slots.get(item.at_ms - item.at_ms % slot_ms)) is not None:
-            slot.append(item)
-    totals = [sum_samples(slot) if slot else None for slot in slots.values()]
-    return {kind.name: [_value(kind, total) if total is not None else None for total in totals] for kind in KINDS}
-
-
 def slot_starts(now_ms: int, period: Period = "hour") -> list[int]:
-    """The beginnings, in epoch ms, of the slots of a period (the last 60 minutes, 48 half hours or 60 half days), the
-    current one included."""
+    """The beginnings, in epoch ms, of the slots of a period, the current one included; the oldest first."""
     slot_ms, count = SLOTS[period]
     last = now_ms - now_ms % slot_ms
     return [last - number * slot_ms for number in reversed(range(count))]

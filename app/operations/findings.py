@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import msgspec
 from app.features.clock import rfc3339
 from app.operations.component_states import SEVERITY, ComponentStatus, State
 from app.operations.figures import Figure
-from app.operations.samples import Sample
+from app.operations.samples import Sample, sum_samples
 
 RECENT_MS = 15 * 60_000
 GENERATIONS = "generations_"
@@ -23,9 +23,9 @@ MIN_FAILURES = 3  # fewer may be chance
 CONSEQUENCE = "circuit open"
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """A problem that needs attention, with advice. `subject` names a component, or a figure of the overview. `path`
-    links to the page that shows the problem."""
+class Finding(msgspec.Struct):
+    """A problem that needs attention. `subject` names a component, or a figure of the overview; `path` is the page that
+    shows the problem."""
 
     state: State
     subject: str
@@ -35,7 +35,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Rule(NamedTuple):
-    """A rule for one figure or count: if its value exceeds `limit`, there is a finding with the text `text(value)`."""
+    """A figure or count above `limit` is a finding with the text `text(value)`."""
 
     text: Callable[[float], str]
     advice: str
@@ -125,11 +125,11 @@ def findings(
     statuses: Sequence[ComponentStatus], figures: Mapping[str, Figure], counts: Mapping[str, int]
 ) -> list[Finding]:
     """Derive the findings from component states, figures, and the sums of counts over the last hour; worst first."""
-    found = [
-        Finding(item.state, item.component, f"{_subject(item.component)} {item.state}: {item.detail}.", advice)
-        for item in statuses
-        if item.state in ("degraded", "down") and (advice := COMPONENT_ADVICE.get(item.component))
-    ]
+    found = []
+    for name, state, detail, *_ in statuses:
+        if state in ("degraded", "down") and name in COMPONENT_ADVICE:
+            text = f"The {name} {'are' if name == 'features' else 'is'} {state}: {detail}."
+            found.append(Finding(state, name, text, COMPONENT_ADVICE[name]))
     measured = [(name, rule, figures[name].now or 0) for name, rule in FIGURE_RULES.items()]
     measured += [(name, rule, counts.get(name, 0)) for name, rule in COUNT_RULES.items()]
     found += [
@@ -138,17 +138,13 @@ def findings(
     return sorted(found, key=lambda item: -SEVERITY[item.state])
 
 
-def _subject(component: str) -> str:
-    return f"The {component} {'are' if component == 'features' else 'is'}"
-
-
 def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
-    """A finding if the running processes serve different feature registries. `newest` has the newest sample of each
-    process. Samples of older releases do not name a registry and are ignored."""
-    served: dict[str, list[str]] = {}
+    """A finding if running processes serve different registries. `newest` has the newest sample of each process; those
+    of older releases do not name a registry and are ignored."""
+    served: defaultdict[str, list[str]] = defaultdict(list)
     for sample in newest:
         if sample.registry and not sample.stopped:
-            served.setdefault(sample.registry, []).append(sample.process_label)
+            served[sample.registry].append(sample.process_label)
     if len(served) < 2:
         return []
     each = "; ".join(f"{registry} by {', '.join(sorted(names))}" for registry, names in sorted(served.items()))
@@ -157,8 +153,7 @@ def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
 
 
 def wrong_decisions(senders: Sequence[tuple[str, int]]) -> list[Finding]:
-    """A finding for each producer that sent events with a `decision_id` that does not exist for the event's user.
-    `senders` are pairs of the producer's name and the number of such events."""
+    """A finding for each of the `senders`: producers with the number of their events that named an unknown decision."""
     advice = "Nothing is learned from them. The sender must use the decision_id that /score returned for the same user."
     texts = [
         f"{_counted(count, 'event', 'events')} sent by {sender} named no decision of the user."
@@ -168,8 +163,7 @@ def wrong_decisions(senders: Sequence[tuple[str, int]]) -> list[Finding]:
 
 
 def waiting_to_be_pruned(kinds: Sequence[str]) -> list[Finding]:
-    """A finding if old rows are not deleted, because the first run of their retention waits for an admin to confirm it.
-    `kinds` names the kinds of rows, such as `events`."""
+    """A finding if a first deletion of old rows waits for an admin to confirm it. `kinds` are such as `events`."""
     if not kinds:
         return []
     text = f"Old {' and '.join(kinds)} are not deleted: the first run would delete more than three days of them."
@@ -178,22 +172,18 @@ def waiting_to_be_pruned(kinds: Sequence[str]) -> list[Finding]:
 
 
 def failing_model(samples: Sequence[Sample], now_ms: int) -> list[Finding]:
-    """A finding, with the reasons, if the language model failed for more tips than it wrote within `RECENT_MS`. No
-    request fails and readiness does not change, because a template then writes the tips."""
-    outcomes: Counter[str] = Counter()
-    for sample in samples:
-        if now_ms - sample.at_ms <= RECENT_MS:
-            for name, count in sample.counts.items():
-                if name.startswith(GENERATIONS):
-                    outcomes[name.removeprefix(GENERATIONS)] += count
+    """A finding, with the reasons, if the language model failed for more tips than it wrote within `RECENT_MS`. Neither
+    requests nor readiness show this, because a template then writes the tips."""
+    counts = sum_samples(sample for sample in samples if now_ms - sample.at_ms <= RECENT_MS).counts
+    outcomes = {name.removeprefix(GENERATIONS): count for name, count in counts.items() if name.startswith(GENERATIONS)}
     written = outcomes.pop(BY_MODEL, 0)
-    for outcome in NO_MODEL_ASKED:
-        outcomes.pop(outcome, None)
-    if outcomes.total() <= max(written, MIN_FAILURES - 1):
+    failures = {outcome: count for outcome, count in outcomes.items() if outcome not in NO_MODEL_ASKED}
+    failed = sum(failures.values())
+    if failed <= max(written, MIN_FAILURES - 1):
         return []
-    ordered = sorted(outcomes.items(), key=lambda item: (item[0] == CONSEQUENCE, -item[1]))
+    ordered = sorted(failures.items(), key=lambda item: (item[0] == CONSEQUENCE, -item[1]))
     why = ", ".join(f"{reason} ({count:,})" for reason, count in ordered)
-    text = f"The language model failed for {_counted(outcomes.total(), 'tip', 'tips')} in the last 15 minutes: {why}."
+    text = f"The language model failed for {_counted(failed, 'tip', 'tips')} in the last 15 minutes: {why}."
     last_ms = max((sample.at_ms for sample in samples if sample.counts.get(GENERATIONS + BY_MODEL)), default=None)
     if last_ms is not None:
         text += f" It last wrote one at {rfc3339(last_ms)[11:16]} UTC."

@@ -1,29 +1,23 @@
 """Builds the overview page's data: component states, figures of the last hour, and the findings derived from both.
 
-The component states come from checks that this process makes now, and from recent samples of other processes; a state
-that another process reports carries that process's name. If the checks do not end in time, the stored states are shown.
-If the database does not answer, there are no figures, and the states are the ones that this process sees.
+The component states come from checks that this process makes now, and from recent samples of other processes. If the
+checks do not end in time, the stored states are shown. If the database does not answer, there are no figures, and the
+states are the ones that this process sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from app.features.clock import rfc3339
 from app.features.views import view
-from app.operations.component_states import (
-    COMPONENTS,
-    ComponentStatus,
-    ComponentView,
-    State,
-    updated_statuses,
-    worst_views,
-)
-from app.operations.figures import SLOTS, Figure, Period, compute_figures, series, slot_starts
+from app.operations.component_states import COMPONENTS, ComponentStatus, State, updated_statuses, worst_views
+from app.operations.figures import SLOTS, Figure, Period, compute_figures, slot_starts
 from app.operations.findings import Finding, failing_model, findings, mixed_registries
 from app.operations.samples import Record, Role, Sample
 
@@ -75,35 +69,36 @@ def build_overview(
     more_findings: Sequence[Finding] = (),
     history: tuple[Period, Sequence[Sample]] | None = None,
 ) -> Overview:
-    """Build the overview as of `now_ms`, from the stored samples and statuses in `record`. `own` has the gauges and
-    component states that this process sees now, and no counts; None if its checks did not end in time. `more_findings`
-    are added to those derived here. `history`: a longer period for the figures' series, and the summaries within it."""
+    """Build the overview as of `now_ms`. `own` has the gauges and component states that this process sees now, and no
+    counts; None if its checks did not end in time. `more_findings` are added to those derived here. `history`: a longer
+    period for the figures' series, and the summaries within it."""
     # A sample from the future was taken before the clock was set back. It would count as the newest for a long time.
-    record = record._replace(samples=[item for item in record.samples if item.at_ms <= now_ms + CURRENT_MS])
-    statuses = _statuses(record, own, now_ms)
+    stored = [item for item in record.samples if item.at_ms <= now_ms + CURRENT_MS]
+    newest = list({sample.process: sample for sample in stored}.values())
+    statuses = _statuses(record.statuses, newest, own, now_ms)
     # With current gauges, so that a dead letter that was just replayed does not count as waiting.
-    samples = record.samples if own is None else [*record.samples, own]
+    samples = stored if own is None else [*stored, own]
     period, of_period = history if history is not None else ("hour", samples)
-    figures, counts = compute_figures(samples, series(of_period, now_ms, period), now_ms)
-    alive = [item for item in _newest(record.samples) if now_ms - item.at_ms <= ALIVE_MS]
+    figures, counts = compute_figures(samples, of_period, period, now_ms)
+    alive = [item for item in newest if now_ms - item.at_ms <= ALIVE_MS]
     found = [
         *findings(statuses, figures, counts),
         *mixed_registries(alive),
-        *failing_model(record.samples, now_ms),
+        *failing_model(stored, now_ms),
         *more_findings,
     ]
-    state, sampled = _overall(statuses, found), bool(record.samples)
+    state, verdict = _verdict({item.component: item.state for item in statuses}, len(found), sampled=bool(stored))
     return Overview(
         measured_at=rfc3339(now_ms),
         state=state,
-        verdict=_verdict(state, len(found), sampled=sampled),
+        verdict=verdict,
         findings=found,
         components=[view(Component, item, name=item.component) for item in statuses],
         processes=[
             view(ProcessView, item, last_seen=rfc3339(item.at_ms))
             for item in sorted(alive, key=lambda item: (item.role, item.process))
         ],
-        sampled=sampled,
+        sampled=bool(stored),
         period=period,
         slot_s=SLOTS[period][0] // 1000,
         slots=[rfc3339(start) for start in slot_starts(now_ms, period)],
@@ -111,44 +106,36 @@ def build_overview(
     )
 
 
-def _statuses(record: Record, own: Sample | None, now_ms: int) -> list[ComponentStatus]:
-    found = dict(record.statuses)
+def _statuses(
+    stored: Mapping[str, ComponentStatus], newest: Iterable[Sample], own: Sample | None, now_ms: int
+) -> list[ComponentStatus]:
+    """The status of each component. `newest` has the newest sample of each process, whose name is added to the states
+    that another process reports."""
+    found = dict(stored)
     if own is not None:
-        others = [
-            {name: _reported(seen, sample) for name, seen in sample.components.items()}
-            for sample in _newest(record.samples)
-            if sample.process != own.process and not sample.stopped and abs(now_ms - sample.at_ms) <= CURRENT_MS
-        ]
-        views = worst_views([own.components, *others])
-        found |= {item.component: item for item in updated_statuses(record.statuses, views, now_ms)}
+        views = [own.components]
+        for sample in newest:
+            if sample.process != own.process and not sample.stopped and abs(now_ms - sample.at_ms) <= CURRENT_MS:
+                by = f" (reported by {sample.process_label})"
+                views.append(
+                    {
+                        name: replace(seen, detail=seen.detail + by) if seen.detail else seen
+                        for name, seen in sample.components.items()
+                    }
+                )
+        found |= {item.component: item for item in updated_statuses(stored, worst_views(views), now_ms)}
     unknown = "no process has reported it yet"
     return [found.get(name) or ComponentStatus(name, "unknown", unknown, now_ms, now_ms) for name in COMPONENTS]
 
 
-def _newest(samples: Iterable[Sample]) -> list[Sample]:
-    """The newest sample of each process; `samples` must come oldest first."""
-    return list({sample.process: sample for sample in samples}.values())
-
-
-def _reported(seen: ComponentView, sample: Sample) -> ComponentView:
-    return ComponentView(seen.state, f"{seen.detail} (reported by {sample.process_label})" if seen.detail else "")
-
-
-def _overall(statuses: Iterable[ComponentStatus], found: Collection[Finding]) -> State:
-    """The state of the whole service: `down` only if reads cannot be served, `degraded` if there is any finding."""
-    states = {item.component: item.state for item in statuses}
+def _verdict(states: Mapping[str, State], found: int, *, sampled: bool) -> tuple[State, str]:
+    """The state of the whole service, and the verdict in words. The state is `down` only if reads cannot be served, and
+    `degraded` if there is a finding; `found` is their number."""
+    attention = f"{'1 finding needs' if found == 1 else f'{found} findings need'} attention."
     if states["service"] == "down":
-        return "down"
+        return "down", f"Reads cannot be served; {attention}"
     if found:
-        return "degraded"
-    return "unknown" if "unknown" in states.values() else "ok"
-
-
-def _verdict(state: State, found: int, *, sampled: bool) -> str:
-    if state == "ok":
-        return "Everything works." if sampled else "Everything works; there are no figures yet."
-    if state == "unknown":
-        return "Some components could not be asked."
-    attention = "1 finding needs" if found == 1 else f"{found} findings need"
-    reads = "Reads cannot be served" if state == "down" else "Reads are correct"
-    return f"{reads}; {attention} attention."
+        return "degraded", f"Reads are correct; {attention}"
+    if "unknown" in states.values():
+        return "unknown", "Some components could not be asked."
+    return "ok", "Everything works." if sampled else "Everything works; there are no figures yet."
