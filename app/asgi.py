@@ -32,11 +32,10 @@ from app.api.middleware.proxy_headers import behind_proxy
 from app.api.middleware.rate_limit import RateLimit, TokenBuckets
 from app.api.openapi.allowed_methods import options_of
 from app.api.openapi.document import ASSETS, openapi_config, openapi_document
-from app.api.pages.assets import pages_assets, static_files
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.rendering import Renderer
 from app.api.request_parsing import check_parameters
-from app.api.routes import routes
+from app.api.routes import routes, static_files
 from app.api.server import listen
 from app.bootstrap.health import sampling
 from app.bootstrap.servers import open_tip_generator
@@ -53,6 +52,7 @@ from app.telemetry import configure_logging, logger, serve_metrics
 
 COLLECT_AFTER = 20_000
 DOCUMENTATION = Path(litestar_offline_docs.__file__).parent / "static"
+PAGES = Path(__file__).parent / "api" / "pages" / "static"
 MAX_BODY_BYTES = 8 * 1024 * 1024
 log = logger("asgi")
 
@@ -85,7 +85,12 @@ def create_app(
 
     handlers = routes(scoring=settings.scoring)
     application = Litestar(
-        route_handlers=[options_of(handlers), *handlers, static_files(ASSETS, DOCUMENTATION), pages_assets()],
+        route_handlers=[
+            options_of(handlers),
+            *handlers,
+            static_files(ASSETS, DOCUMENTATION),
+            static_files("/admin/static", PAGES),
+        ],
         lifespan=[lifespan],
         guards=[guard, check_parameters],
         exception_handlers={

@@ -16,7 +16,7 @@ from app import errors
 from app.api.dependencies import HttpRequest, service_of
 from app.api.middleware.load_shedding import mark
 from app.api.openapi.allowed_methods import allow_of
-from app.api.pages.negotiation import ErrorPage, prefers_page
+from app.api.pages.negotiation import ErrorPage, prefers_page, to_sign_in
 from app.errors import Issue
 from app.telemetry import logger
 
@@ -81,8 +81,11 @@ def _respond(
 ) -> Response[Any]:
     headers = {**HEADERS.get(status, {}), **(headers or {})}
     if prefers_page(request):
+        if status == 401:
+            return to_sign_in(request)
         title, said = problem(status, detail).title, detail[:1].upper() + detail[1:]
-        return ErrorPage(status, headers, title=title, detail=said, issues=issues[:MAX_ISSUES])
+        variables = {"status": status, "title": title, "detail": said, "issues": issues[:MAX_ISSUES]}
+        return ErrorPage(variables, status_code=status, headers=headers)
     return Response(encoded(status, detail, issues), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 

@@ -1,8 +1,17 @@
-"""The route handlers of the service."""
+"""The route handlers of the service, and its static files for browsers."""
 
 from __future__ import annotations
 
-from litestar.handlers import HTTPRouteHandler
+import re
+from pathlib import Path
+from typing import Any
+
+from litestar import Router
+from litestar.connection import ASGIConnection
+from litestar.datastructures import CacheControlHeader
+from litestar.exceptions import NotFoundException
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+from litestar.static_files import create_static_files_router
 
 from app.api import events, generation, operations, profiles
 from app.api.admin import (
@@ -18,6 +27,7 @@ from app.api.admin import (
     users,
 )
 
+_FILE_NAME = re.compile(r"/?[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}")
 _ADMIN = (overview, users, user_view, quality, rebuilds, dead_letters, features, keys, audit_trail, sign_in)
 
 
@@ -31,3 +41,15 @@ def routes(*, scoring: bool) -> list[HTTPRouteHandler]:
 
         modules += [score, decision_log, decisions, rollout]
     return [handler for module in modules for handler in vars(module).values() if isinstance(handler, HTTPRouteHandler)]
+
+
+def static_files(path: str, directory: Path) -> Router:
+    """The router of a directory with files that need no key. Browsers cache them, but ask whether they have changed."""
+    no_cache = CacheControlHeader(no_cache=True)
+    return create_static_files_router(path, [directory], guards=[_check_name], cache_control=no_cache)
+
+
+def _check_name(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Litestar guard: answer 404 to a name that no file can have. Litestar's router would answer 500."""
+    if not _FILE_NAME.fullmatch(str(connection.path_params["file_path"])):
+        raise NotFoundException

@@ -1,8 +1,7 @@
 """Content negotiation: the admins' routes answer with a page to a browser, with JSON to any other client.
 
-`answer` returns a struct as JSON or renders a template with it. `page` renders a page that has no JSON equivalent, such
-as a form. `redirect` answers a submitted form: the next page shows the result, which the session cookie carries to it,
-signed with the session, so that no other site can forge it. `ErrorPage` renders an error.
+`redirect` answers a submitted form: the next page shows the result, which the session cookie carries to it, signed with
+the session, so that no other site can forge it.
 
 Invariant: every page carries a content security policy that forbids inline scripts and requests to other sites, and no
 cache stores it. A browser that is not signed in is redirected to the sign-in page, then to the requested page.
@@ -11,8 +10,8 @@ cache stores it. A browser that is not signed in is redirected to the sign-in pa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -20,7 +19,6 @@ from litestar import Litestar, Response
 from litestar.datastructures import Cookie
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from app.api.auth.authentication import ANYONE
 from app.api.auth.sessions import PATH, Session
 from app.api.dependencies import HttpRequest, authenticator_of, service_of, sessions_of
 from app.errors import StoreUnavailable
@@ -41,7 +39,7 @@ PAGE_HEADERS = {
 }
 
 
-class Visit(msgspec.Struct, frozen=True):
+class Visit(NamedTuple):
     """A browser's session and the CSRF token of its forms. `fresh`: the browser does not have the cookie yet."""
 
     session: Session
@@ -49,17 +47,14 @@ class Visit(msgspec.Struct, frozen=True):
     fresh: bool
 
 
-_NO_VISIT = Visit(Session("", "", 0), "", fresh=False)
-
-
 async def visit_of(request: HttpRequest) -> Visit:
     """The session that the request has begun, else that of its cookie, else a new anonymous one."""
-    known: Visit | None = request.state.get(_VISIT)
-    if known is not None:
-        return known
-    sessions = sessions_of(request)
-    session = await sessions.recognise(request.cookies.get(sessions.cookie_name))
-    return await _enter(request, session or sessions.begin(), fresh=session is None)
+    if _VISIT not in request.state:
+        sessions = sessions_of(request)
+        session = await sessions.recognise(request.cookies.get(sessions.cookie_name))
+        await _enter(request, session or sessions.begin(), fresh=session is None)
+    visit: Visit = request.state[_VISIT]
+    return visit
 
 
 async def begin_visit(request: HttpRequest, name: str) -> None:
@@ -67,23 +62,22 @@ async def begin_visit(request: HttpRequest, name: str) -> None:
     await _enter(request, sessions_of(request).begin(name), fresh=True)
 
 
-async def _enter(request: HttpRequest, session: Session, *, fresh: bool) -> Visit:
-    visit = request.state[_VISIT] = Visit(session, await sessions_of(request).form_token(session), fresh)
-    return visit
+async def _enter(request: HttpRequest, session: Session, *, fresh: bool) -> None:
+    request.state[_VISIT] = Visit(session, await sessions_of(request).form_token(session), fresh)
 
 
-async def cookies_of(request: HttpRequest, visit: Visit, message: str) -> list[Cookie]:
+async def _cookies(request: HttpRequest, message: str) -> list[Cookie]:
     """The session cookie with a message for the next page, unless the browser has it already."""
+    visit, service, sessions = await visit_of(request), service_of(request), sessions_of(request)
     session = visit.session._replace(message=message[:MESSAGE_LENGTH])
     if session == visit.session and not visit.fresh:
         return []
-    settings, lasts_ms = service_of(request).settings, session.expires_at_ms - service_of(request).clock.now_ms()
     return [
         Cookie(
-            key=sessions_of(request).cookie_name,
-            value=await sessions_of(request).cookie(session),
-            path=settings.root_path + PATH,
-            max_age=max(0, lasts_ms) // 1000,
+            key=sessions.cookie_name,
+            value=await sessions.cookie(session),
+            path=service.settings.root_path + PATH,
+            max_age=max(0, session.expires_at_ms - service.clock.now_ms()) // 1000,
             httponly=True,
             secure=request.scope["scheme"] == "https",
             samesite="lax",
@@ -116,27 +110,38 @@ async def answer(
 async def page(request: HttpRequest, template: str, *, status_code: int = 200, **context: Any) -> Response[Any]:
     """Render a page with the variables `context`. It shows the message that a redirect left in the cookie, once."""
     visit = await visit_of(request)
-    html = await render(request, template, visit=visit, message=visit.session.message, **context)
-    cookies = await cookies_of(request, visit, "")
+    html = await _render(request, template, visit=visit, message=visit.session.message, **context)
+    cookies = await _cookies(request, "")
     return Response(html, status_code=status_code, media_type=HTML, headers=PAGE_HEADERS, cookies=cookies)
 
 
 async def redirect(request: HttpRequest, path: str, message: str = "") -> Response[Any]:
     """Redirect (303) to a page that shows `message` once. `path` is percent-encoded, without the root path."""
-    visit = await visit_of(request)
-    cookies = await cookies_of(request, visit, message or visit.session.message)
+    cookies = await _cookies(request, message or (await visit_of(request)).session.message)
+    return _see_other(request, path, cookies)
+
+
+def to_sign_in(request: HttpRequest) -> Response[Any]:
+    """Redirect to the sign-in page, which redirects to the requested page after signing in. After a form, the sign-in
+    page redirects to the overview instead, because the form is not sent again."""
+    here = request.scope["path"] if request.method == "GET" else "/admin"
+    query = request.scope["query_string"].decode("latin-1")
+    target = quote(here, safe="/") + (f"?{query}" if query and request.method == "GET" else "")
+    return _see_other(request, f"/admin/sign-in?next={quote(target, safe='')}")
+
+
+def _see_other(request: HttpRequest, path: str, cookies: Sequence[Cookie] = ()) -> Response[Any]:
     location = service_of(request).settings.root_path + path
     return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": location}, cookies=cookies)
 
 
-async def render(request: HttpRequest, template: str, **context: Any) -> str:
-    """Render a template. It sees `caller`, `keyless`, `root`, `path`, `navigation` and `now_ms` besides `context`."""
+async def _render(request: HttpRequest, template: str, **context: Any) -> str:
+    """Render a template. It sees `keyless`, `root`, `path`, `navigation` and `now_ms` besides `context`."""
     # Imported here because only a page pays for the templates.
     from app.api.pages.templating import NAVIGATION, OF_SCORING, environment  # noqa: PLC0415
 
     service = service_of(request)
     context |= {
-        "caller": request.scope.get("user") or ANYONE,
         "keyless": authenticator_of(request).keyless,
         "root": service.settings.root_path,
         "path": request.scope["path"],
@@ -148,44 +153,22 @@ async def render(request: HttpRequest, template: str, **context: Any) -> str:
 
 
 class ErrorPage(Response[Any]):
-    """A response that shows an error as a page. It needs neither the cache nor the database.
+    """An error as a page. `content` has the variables of the template. The page needs neither the cache nor the
+    database. It is rendered when it is sent, because Litestar's exception handlers are not coroutines.
 
     It sets no session cookie. A browser does not send the session cookie with a form of another site, but would replace
     that cookie with a new one from this response, which would sign the admin out.
-
-    Litestar's exception handlers are not coroutines, but rendering is one. So the page is rendered when it is sent.
     """
-
-    def __init__(self, status: int, headers: Mapping[str, str], **error: Any) -> None:
-        """`error` are the variables of the template."""
-        super().__init__(None, status_code=status)
-        self._more_headers = headers
-        self._error = {"status": status, **error}
 
     def to_asgi_response(self, app: Litestar | None, request: HttpRequest, **_: Any) -> ASGIApp:  # type: ignore[override]
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-            response = await self._rendered(request)
+            try:
+                visit = await visit_of(request)
+            except StoreUnavailable:
+                visit = Visit(Session("", "", 0), "", fresh=False)
+            html = await _render(request, "error.html", visit=visit, message=None, **self.content)
+            headers = {**self.headers, **PAGE_HEADERS}
+            response = Response(html, status_code=self.status_code, media_type=HTML, headers=headers)
             await response.to_asgi_response(None, request)(scope, receive, send)
 
         return respond
-
-    async def _rendered(self, request: HttpRequest) -> Response[Any]:
-        if self.status_code == 401:
-            return _to_sign_in(request)
-        try:
-            visit = await visit_of(request)
-        except StoreUnavailable:
-            visit = _NO_VISIT
-        html = await render(request, "error.html", visit=visit, message=None, **self._error)
-        headers = {**self._more_headers, **PAGE_HEADERS}
-        return Response(html, status_code=self.status_code, media_type=HTML, headers=headers)
-
-
-def _to_sign_in(request: HttpRequest) -> Response[Any]:
-    """Redirect to the sign-in page, which redirects to the requested page after signing in. After a form, the sign-in
-    page redirects to the overview instead, because the form is not sent again."""
-    here = request.scope["path"] if request.method == "GET" else "/admin"
-    query = request.scope["query_string"].decode("latin-1")
-    target = quote(here, safe="/") + (f"?{query}" if query and request.method == "GET" else "")
-    location = f"{service_of(request).settings.root_path}/admin/sign-in?next={quote(target, safe='')}"
-    return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": location})

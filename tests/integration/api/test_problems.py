@@ -24,9 +24,9 @@ BAD_PATHS = {
         b"/ // /profiles /profiles/ /profiles// /profiles//u //profiles/u /profiles/a/b /profiles/../features "
         b"/PROFILES/u /profiles/../admin/users/u /nothing /favicon.ico /schema/nothing /schema/assets/nothing.js "
         b"/schema/assets/../../../../etc/passwd /schema/assets/%2e%2e/%2e%2e/litestar_offline_docs/__init__.py "
-        b"/schema/assets/..%5c..%5cx /admin/static/%2e%2e/assets.py /admin/static//etc/passwd"
+        b"/schema/assets/..%5c..%5cx /admin/static/%2e%2e/charts.py /admin/static//etc/passwd"
     ).split(),
-    422: b"/profiles%2Fu /admin/users/%2E%2E /admin/users/%0A /admin/static/..%2fassets.py".split(),
+    422: b"/profiles%2Fu /admin/users/%2E%2E /admin/users/%0A /admin/static/..%2fcharts.py".split(),
 }
 BAD_QUERIES = (
     b"/profiles/u?features=%FF /profiles/u?features=% /profiles/u?%FF=1 /profiles/u?%66eatures=nope "
