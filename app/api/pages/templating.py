@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -38,12 +39,11 @@ NAVIGATION = (
     ("/admin/audit", "Audit trail"),
 )
 OF_SCORING = ("/admin/decisions", "/admin/rollout")
-_STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
+_STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"), (1, "ms"))
 MISSING = "–"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _PERCENT = re.compile(r"(?<=\d)(\.0)?%")
 _CODE = re.compile("⟨U\\+([0-9A-F]+)⟩")
-_TIME = Markup('<time datetime="{}" title="{}">{}</time>')  # `format` escapes its arguments
 
 
 @cache
@@ -83,20 +83,18 @@ def _marked(code: re.Match[str]) -> str:
 
 
 def in_ms(when: str | int) -> int:
-    """Convert a time to milliseconds since 1970. An int is returned as it is; a string must be RFC 3339."""
+    """A time, as RFC 3339 or in milliseconds since 1970, in milliseconds since 1970."""
     return when if isinstance(when, int) else to_ms(datetime.fromisoformat(when))
 
 
-def exact(when: str | int | None) -> str:
-    """A time to the second, as `2026-04-25 06:30:00 UTC`; a dash for None."""
-    if when is None:
-        return MISSING
+def exact(when: str | int) -> str:
+    """A time to the second, as `2026-04-25 06:30:00 UTC`."""
     return (EPOCH + in_ms(when) * MILLISECOND).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def timestamp(when: str | int) -> Markup:
     """A time to the second, as `exact`. `pages.js` adds the time in the browser's zone."""
-    return Markup('<time datetime="{}">{}</time>').format(rfc3339(in_ms(when)), exact(when))
+    return Markup('<time datetime="{}">{}</time>').format(rfc3339(in_ms(when)), exact(when))  # escapes its arguments
 
 
 def utc_input(when: str) -> str:
@@ -117,12 +115,11 @@ def moment(when: str | int | None, now_ms: int) -> Markup:
     """A relative time (`3 min ago`, `in 2 h`), with the exact time on hover and in `datetime`; a dash for None."""
     if when is None:
         return Markup(MISSING)  # noqa: S704  # a constant
-    ms = in_ms(when)
-    apart = duration(abs(now_ms - ms))
-    text = f"{apart} ago" if ms <= now_ms else f"in {apart}"
-    if abs(now_ms - ms) < 1_000:
+    ago_ms = now_ms - in_ms(when)
+    text = f"{duration(ago_ms)} ago" if ago_ms > 0 else f"in {duration(-ago_ms)}"
+    if abs(ago_ms) < 1_000:
         text = "just now"
-    return _TIME.format(rfc3339(ms), exact(ms), text)
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(rfc3339(in_ms(when)), exact(when), text)
 
 
 def duration(ms: float | None) -> str:
@@ -133,15 +130,9 @@ def duration(ms: float | None) -> str:
         return f"{ms:.0f} ms" if ms >= 10 or ms == int(ms) else f"{ms:.2g} ms"
     if ms < 10_000:
         return f"{ms / 1000:.1f} s".replace(".0 s", " s")
-    for place, (size, unit) in enumerate(_STEPS):
-        if ms >= size:
-            whole, rest = divmod(int(ms), size)
-            if place + 1 < len(_STEPS):
-                smaller, small_unit = _STEPS[place + 1]
-                if rest // smaller and whole < 10:
-                    return f"{whole} {unit} {rest // smaller} {small_unit}"
-            return f"{whole} {unit}"
-    return MISSING
+    (size, unit), (smaller, small_unit) = next(steps for steps in pairwise(_STEPS) if ms >= steps[0][0])
+    whole, rest = divmod(int(ms), size)
+    return f"{whole} {unit}" + (f" {rest // smaller} {small_unit}" if rest >= smaller and whole < 10 else "")
 
 
 def number(value: float | None, unit: str = "", digits: int = 3) -> str:
@@ -163,12 +154,10 @@ def percent(share: float | None) -> str:
     """A share of 0 to 1 as a percentage, or a dash for None. Only exactly 0 and 1 are shown as 0 % and 100 %."""
     if share is None:
         return MISSING
-    text = f"{share * 100:.1f}"
-    if text == "100.0" and share < 1:
-        text = "> 99.9"
-    if text == "0.0" and share > 0:
-        text = "< 0.1"
-    return text.removesuffix(".0") + "\u202f%"
+    text = f"{share * 100:.1f}".removesuffix(".0")
+    if text in ("0", "100") and 0 < share < 1:
+        text = "< 0.1" if text == "0" else "> 99.9"
+    return text + "\u202f%"
 
 
 def fixed(value: float, digits: int, *, sign: bool = False) -> str:
@@ -182,7 +171,7 @@ def spelled(sentence: str) -> str:
 
 
 def measured(value: float | None, unit: str) -> str:
-    """A number of the overview as text, or a dash for None. `unit` is `share`, `per_s`, `ms`, `s` or `count`."""
+    """A figure of the overview, or a dash for None. `unit` is `share`, `per_s`, `ms`, `s` or `count`."""
     if value is None:
         return MISSING
     if unit == "share":
@@ -195,11 +184,10 @@ def measured(value: float | None, unit: str) -> str:
 def pretty(payload: str) -> str:
     """JSON with indentation; any other text unchanged."""
     try:
-        text = json.dumps(json.loads(payload), indent=2, ensure_ascii=False)
-        text.encode()  # JSON may hold a lone surrogate, which UTF-8 cannot encode
+        # JSON may hold a lone surrogate, which UTF-8 cannot encode.
+        return json.dumps(json.loads(payload), indent=2, ensure_ascii=False).encode().decode()
     except (ValueError, RecursionError):
         return payload
-    return text
 
 
 def shown(value: Scalar) -> str:
@@ -219,20 +207,16 @@ def bin_label(part: CommonBin, *, whole: bool) -> str:
     if part.kind in ("null", "other"):
         return part.kind
     if part.kind == "value":
-        return str(part.value) if isinstance(part.value, str) else _plain(part.value)
-    if part.start is None and part.end is None:
-        return "any"
+        return _plain(part.value)
     if part.start is None:
-        return f"< {_plain(part.end)}"
+        return "any" if part.end is None else f"< {_plain(part.end)}"
     if part.end is None:
         return f"≥ {_plain(part.start)}"
     end = part.end - 1 if whole else part.end
     return _plain(part.start) if end == part.start else f"{_plain(part.start)}–{_plain(end)}"
 
 
-def _plain(number: float | None) -> str:
-    if number is None:
-        return ""
-    if number and abs(number) >= 1_000 and number % 100 == 0:
-        return f"{number / 1_000:.6g}k"
-    return f"{number:.6g}"
+def _plain(value: Scalar) -> str:
+    if not isinstance(value, int | float):
+        return value or ""
+    return f"{value / 1_000:.6g}k" if abs(value) >= 1_000 and value % 100 == 0 else f"{value:.6g}"
