@@ -14,26 +14,15 @@ from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.static_files import create_static_files_router
 
 from app.api import events, generation, operations, profiles
-from app.api.admin import (
-    audit_trail,
-    dead_letters,
-    features,
-    keys,
-    overview,
-    quality,
-    rebuilds,
-    sign_in,
-    user_view,
-    users,
-)
+from app.api.admin import audit_trail, dead_letters, features, overview, quality, rebuilds, sign_in, user_view, users
 
 _FILE_NAME = re.compile(r"/?[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}")
-_ADMIN = (overview, users, user_view, quality, rebuilds, dead_letters, features, keys, audit_trail, sign_in)
 
 
 def routes(*, scoring: bool) -> list[HTTPRouteHandler]:
     """All route handlers; without `scoring`, not those of decisions and of the roll-out, which import the bandit."""
-    modules = [profiles, events, generation, *_ADMIN, operations]
+    modules = [profiles, events, generation, overview, users, user_view, quality, rebuilds, dead_letters, features]
+    modules += [sign_in, audit_trail, operations]
     if scoring:
         from app.api import decision_log  # noqa: PLC0415
         from app.api import scoring as score  # noqa: PLC0415

@@ -1,7 +1,4 @@
-"""Records actions of callers in the audit trail, and reads the reason that a caller gives for an action.
-
-A reason is a field of a form, a field of a JSON body or a query parameter.
-"""
+"""Records actions of callers in the audit trail, with the reason that a caller gives."""
 
 from __future__ import annotations
 
@@ -52,20 +49,14 @@ def caller(request: HttpRequest) -> ApiKey:
 
 
 def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncContextManager[audit.AuditedAction]:
-    """Record an action of the caller, which the `async with` block performs, and its outcome in the audit trail.
-    `subject` is what the action changes, such as `rollout` or the hash of a user id."""
+    """Record an action of the caller, which the `async with` block performs, and its outcome in the audit trail."""
     service = service_of(request)
     return audit.audited(service.audit_trail, service.clock.now_ms(), caller(request).name, action, subject)
 
 
 async def reason_of(request: HttpRequest, from_query: str) -> str:
     """The reason that the caller gives, in the form, the JSON body or the query (`from_query`); empty if there is none.
-
-    Raises:
-        Undecodable: `checked_reason` rejects the reason in the query.
-        InvalidInput: `checked_reason` rejects the reason in the form or the body.
-        Conflict: the query and the body contain different reasons.
-    """
+    Raises `Conflict` if the query and the body contain different reasons, and the errors of `checked_reason`."""
     if is_form(request):
         return checked_reason((await read_form(request)).get("reason", ""))
     checked_reason(from_query, Undecodable)

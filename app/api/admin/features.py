@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -21,7 +23,7 @@ from app.features.clock import rfc3339
 from app.features.events import KNOWN_SUBJECTS
 from app.features.export import FORMATS
 from app.features.plan import Announced
-from app.service import Service
+from app.features.views import view
 
 HOME = "/admin/features"
 Name = Annotated[str, PathParameter(description="The name of a feature.")]
@@ -78,29 +80,30 @@ class FeatureSwitch(msgspec.Struct):
 async def get_catalogue(request: HttpRequest) -> Response[Catalogue]:
     service = service_of(request)
     announced = await service.registries.announced()
-    names = list(service.registry.names)
-    subjects = {
-        subject: [name for name in names if name in service.registry.invalidated_by(subject)]
-        for subject in sorted(KNOWN_SUBJECTS, reverse=True)  # a tip is `served` before there is `feedback`
-    }
-    exports = [ContractExport(name, export(service.registry, service.mirror)) for name, export in FORMATS.items()]
-    definitions = [_definition(service, index, announced) for index in range(len(names))]
-    body = Catalogue(service.registry.fingerprint, definitions, subjects, exports)
+    registry = service.registry
+    body = Catalogue(
+        registry.fingerprint,
+        [
+            view(FeatureDefinition, feature_entry(service, index), sql=entry.compute, seen=_seen(announced, entry.name))
+            for index, entry in enumerate(registry)
+        ],
+        {
+            subject: [name for name in registry.names if name in registry.invalidated_by(subject)]
+            for subject in sorted(KNOWN_SUBJECTS, reverse=True)  # a tip is `served` before there is `feedback`
+        },
+        [ContractExport(name, export(registry, service.mirror)) for name, export in FORMATS.items()],
+    )
     return await answer(request, body, "features.html", measured=bool(service.costs))
 
 
-def _definition(service: Service, index: int, announced: list[Announced]) -> FeatureDefinition:
-    entry = service.registry[index]
-    spans: dict[str, list[int]] = {}
+def _seen(announced: Iterable[Announced], name: str) -> list[ServedDefinition]:
+    moments: defaultdict[str, list[int]] = defaultdict(list)
     for known in announced:
         for item in known.definitions:
-            if item.name == entry.name:
-                spans.setdefault(item.fingerprint, []).extend((known.first_seen_ms, known.last_seen_ms))
-    seen = [
-        ServedDefinition(fingerprint, rfc3339(min(moments)), rfc3339(max(moments)))
-        for fingerprint, moments in sorted(spans.items(), key=lambda item: -max(item[1]))
-    ]
-    return FeatureDefinition(**msgspec.structs.asdict(feature_entry(service, index)), sql=entry.compute, seen=seen)
+            if item.name == name:
+                moments[item.fingerprint] += (known.first_seen_ms, known.last_seen_ms)
+    newest_first = sorted(moments.items(), key=lambda item: -max(item[1]))
+    return [ServedDefinition(found, rfc3339(min(times)), rfc3339(max(times))) for found, times in newest_first]
 
 
 @admin_post(
@@ -129,16 +132,15 @@ async def _switch(request: HttpRequest, name: str, reason: str, *, on: bool) -> 
     reason = await reason_of(request, reason)
     if name not in service.registry.names:
         raise NotFound(f"there is no feature of that name; known are {', '.join(service.registry.names)}")
+    done = f"{name} is served again." if on else f"{name} is served as null, in every process within a second."
+    actor, now_ms = caller(request).name, service.clock.now_ms()
     try:
         async with audited(request, "enable feature" if on else "disable feature", name) as act:
-            act.outcome = await service.registries.switch(
-                name, caller(request).name, reason, service.clock.now_ms(), on=on
-            )
+            act.outcome = await service.registries.switch(name, actor, reason, now_ms, on=on)
     except Conflict as error:
-        if is_form(request):
-            return await redirect(request, HOME, f"Nothing was changed: {error}.")
-        raise
-    done = f"{name} is served again." if on else f"{name} is served as null, in every process within a second."
+        if not is_form(request):
+            raise
+        done = f"Nothing was changed: {error}."
     if is_form(request):
         return await redirect(request, HOME, done)
     return Response(FeatureSwitch(name, "enabled" if on else "disabled", done))

@@ -81,23 +81,18 @@ async def roll_back(request: HttpRequest, reason: Reason = "") -> Response[Rollo
 
 
 async def _move(request: HttpRequest, move: Move, reason: str) -> Response[Any]:
-    if is_form(request):
-        return await _move_from_page(request, move)
+    rollout, actor = service_of(request).bandit.rollout, caller(request).name
     reason = await reason_of(request, reason)
-    rollout = service_of(request).bandit.rollout
-    await rollout.move(move, caller(request).name, reason)
-    return Response(await rollout.status())
-
-
-async def _move_from_page(request: HttpRequest, move: Move) -> Response[Any]:
+    if not is_form(request):
+        await rollout.move(move, actor, reason)
+        return Response(await rollout.status())
     # Imported here because a request without a page must not pay for the templates.
     from app.api.pages.templating import spelled  # noqa: PLC0415
 
-    form, reason = await read_form(request), await reason_of(request, "")
     try:
         if move != "rollback":  # a rollback is allowed on an outdated page
-            await _refuse_if_changed(request, move, form.get("seen", ""))
-        state = await service_of(request).bandit.rollout.move(move, caller(request).name, reason)
+            await _refuse_if_changed(request, move, (await read_form(request)).get("seen", ""))
+        state = await rollout.move(move, actor, reason)
         message = RESULTS[state.stage].format(share=state.share)
     except Conflict as error:
         message = f"Nothing was changed: {str(error).rstrip('.')}."
@@ -105,13 +100,11 @@ async def _move_from_page(request: HttpRequest, move: Move) -> Response[Any]:
 
 
 async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> None:
-    """Raise `Conflict` if the roll-out has changed since the page was rendered; otherwise a second press of a button
-    would move the roll-out another step. `seen` is the time of the last change that the page shows; if it is empty,
-    nothing is checked. Two simultaneous requests may both pass. The later move is then refused, because too few
-    decisions were served at the new stage."""
+    """Raise `Conflict` if the roll-out has changed since the time of the last change that the page showed (`seen`, not
+    checked if empty): a second press of a button would move it another step. Two simultaneous requests may both pass.
+    The later move is then refused, because too few decisions were served at the new stage."""
     state = await service_of(request).bandit.rollout.repository.state()
-    if seen in ("", rfc3339(state.changed_at_ms) if state.changed_at_ms else UNCHANGED):
-        return
-    async with audited(request, ACTIONS[move], "rollout"):
-        stage = f"{state.share:.0%} of the users" if state.stage == "ramp" else state.stage
-        raise Conflict(f"the roll-out has changed since this page was made: {state.changed_by} moved it to {stage}")
+    if seen not in ("", rfc3339(state.changed_at_ms) if state.changed_at_ms else UNCHANGED):
+        async with audited(request, ACTIONS[move], "rollout"):
+            stage = f"{state.share:.0%} of the users" if state.stage == "ramp" else state.stage
+            raise Conflict(f"the roll-out has changed since this page was made: {state.changed_by} moved it to {stage}")

@@ -1,22 +1,43 @@
-"""Signing in and out: an API key is exchanged for a session. The audit trail records attempts with a known key."""
+"""Signing in and out: an API key is exchanged for a session. Also the list of the keys and their last uses.
+
+The audit trail records attempts to sign in with a known key.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from litestar import Response, get, post
+from msgspec import Meta
 
+from app.api.admin import admin_get
 from app.api.admin.auditing import audited
 from app.api.auth.forms import read_form
 from app.api.dependencies import HttpRequest, authenticator_of, service_of, sessions_of
-from app.api.pages.negotiation import begin_visit, page, redirect, visit_of
+from app.api.pages.negotiation import answer, begin_visit, page, redirect, visit_of
+from app.features.clock import rfc3339
 from app.telemetry import logger
 
 log = logger("service.sign_in")
 HOME = "/admin"
 SIGN_IN = "/admin/sign-in"
 _DOTS = re.compile(r"/(?:\.|%2e){1,2}(?:[/#]|$)", re.IGNORECASE)  # a browser removes these segments: `..` leaves /admin
+
+
+class KeyView(msgspec.Struct):
+    """An API key of `PROFILES_API_KEYS`."""
+
+    name: str
+    scopes: list[str]
+    last_used: Annotated[str | None, Meta(description="Null: never. Other processes report after ten seconds.")]
+
+
+class KeysView(msgspec.Struct):
+    """The API keys that this process accepts, in the order of their names."""
+
+    keys: list[KeyView]
 
 
 def safe_next(path: str) -> str:
@@ -27,14 +48,8 @@ def safe_next(path: str) -> str:
 
 
 async def _sign_in_page(request: HttpRequest, next_path: str, refusal: str = "", status: int = 200) -> Response[Any]:
-    return await page(
-        request,
-        "sign_in.html",
-        status_code=status,
-        next=next_path,
-        refusal=refusal,
-        hours=service_of(request).settings.session_hours,
-    )
+    hours = service_of(request).settings.session_hours
+    return await page(request, "sign_in.html", status_code=status, next=next_path, refusal=refusal, hours=hours)
 
 
 @get(SIGN_IN, opt={"query": ["next"]}, include_in_schema=False)
@@ -79,3 +94,21 @@ async def post_sign_out(request: HttpRequest) -> Response[Any]:
         await sessions_of(request).end(visit.session)
     await begin_visit(request, "")
     return await redirect(request, SIGN_IN, "You have signed out.")
+
+
+@admin_get(
+    "/admin/keys",
+    summary="List the API keys",
+    description="Name, scopes and last use of every configured key. The keys themselves are not known to the service. "
+    "A page for a browser.",
+)
+async def get_keys(request: HttpRequest) -> Response[KeysView]:
+    service = service_of(request)
+    used_ms = dict(await request.app.state.key_uses.newest_ms())
+    # What this process has not stored yet was used within the last seconds.
+    used_ms |= dict.fromkeys(authenticator_of(request).used, service.clock.now_ms())
+    found = [
+        KeyView(key.name, sorted(key.scopes), rfc3339(used_ms[key.name]) if key.name in used_ms else None)
+        for key in sorted(service.settings.api_keys, key=lambda key: key.name)
+    ]
+    return await answer(request, KeysView(found), "keys.html")
