@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from datetime import datetime
 from typing import Annotated, TypeVar
 
-import msgspec
 from litestar import Response
 from litestar.params import QueryParameter
 
@@ -35,13 +34,7 @@ PLACES: Mapping[str, str] = {
     "registry": "/admin/features",
     "rollout": "/admin/rollout",
 }
-
-
-SLOT_NAMES: Mapping[Period, Callable[[datetime], str]] = {
-    "hour": "{:%H:%M} UTC".format,
-    "day": "{:%a %H:%M} UTC".format,
-    "month": "{:%d %b %H:%M} UTC".format,
-}
+SLOT_NAMES: Mapping[Period, str] = {"hour": "%H:%M UTC", "day": "%a %H:%M UTC", "month": "%d %b %H:%M UTC"}
 
 
 @admin_get(
@@ -57,20 +50,8 @@ async def get_overview(
     period: Annotated[Period, QueryParameter(description="What `series` shows: the last hour, day or month.")] = "hour",
 ) -> Response[Overview]:
     service = service_of(request)
-    body = await _overview(service, period)
-    body.findings = [
-        msgspec.structs.replace(item, path=service.settings.root_path + PLACES[item.subject])
-        if item.subject in PLACES
-        else item
-        for item in body.findings
-    ]
-    slot_names = [SLOT_NAMES[period](datetime.fromisoformat(start)) for start in body.slots]
-    return await answer(request, body, "overview.html", places=PLACES, slot_names=slot_names, periods=SLOT_NAMES)
-
-
-async def _overview(service: Service, period: Period) -> Overview:
-    """Build the overview. Parts that cannot be read within `TIMEOUT_S` are left out."""
     now_ms = service.clock.now_ms()
+    # Parts that cannot be read within `TIMEOUT_S` are left out.
     own, record, more, summaries = await asyncio.gather(
         _in_time("readiness", _own_view(service)),
         _in_time("samples", service.samples.since(now_ms - HOUR_MS - SLOT_MS)),
@@ -79,7 +60,12 @@ async def _overview(service: Service, period: Period) -> Overview:
     )
     # On a thread: adding up an hour of samples takes some milliseconds, and would delay concurrent reads.
     now_ms, history = service.clock.now_ms(), (period, summaries) if summaries is not None else None
-    return await asyncio.to_thread(build_overview, record or Record([], {}), own, now_ms, more or (), history)
+    body = await asyncio.to_thread(build_overview, record or Record([], {}), own, now_ms, more or (), history)
+    for finding in body.findings:
+        if finding.subject in PLACES:
+            finding.path = service.settings.root_path + PLACES[finding.subject]
+    slot_names = [f"{datetime.fromisoformat(start):{SLOT_NAMES[body.period]}}" for start in body.slots]
+    return await answer(request, body, "overview.html", places=PLACES, slot_names=slot_names, periods=SLOT_NAMES)
 
 
 async def _history(service: Service, since_ms: int, period: Period) -> list[Sample] | None:
