@@ -87,14 +87,12 @@ class RebuildList(msgspec.Struct):
     rebuilds: list[RebuildStatus]
 
 
-class Draft(msgspec.Struct):
-    """A filled-in form to start a rebuild. `active`: an active rebuild of the same scope, which prevents the start."""
+class AlreadyActive(Conflict):
+    """An active `run` of the same scope prevents the start of another one."""
 
-    scope: str
-    user_ids: str
-    features: Sequence[str]
-    issues: Sequence[Issue] = ()
-    active: RebuildRun | None = None
+    def __init__(self, run: RebuildRun) -> None:
+        super().__init__(f"rebuild {run.id} of the same scope is {run.state}, at {run.done} of {run.total}")
+        self.run = run
 
 
 @admin_post(
@@ -115,18 +113,15 @@ async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:
     if (wanted.scope is None) == (wanted.user_ids is None):
         raise InvalidInput("the scope is unclear", [Issue("$", 'give either {"scope": "all"} or {"user_ids": […]}')])
     check_ids(wanted.user_ids or [], "user_ids[{}]")
-    run, new = await _start(request, wanted.user_ids, wanted.features)
-    if not new:
-        raise Conflict(_already_active(run))
+    run = await _start(request, wanted.user_ids, wanted.features)
     return Response(_status(service_of(request), run), status_code=202)
 
 
 @admin_get(HOME, summary="List rebuilds", description=f"The newest {SHOWN}, newest first. A page for a browser.")
 async def get_rebuilds(request: HttpRequest) -> Response[RebuildList]:
-    service = service_of(request)
     if prefers_page(request):
-        return await _rebuilds_page(request, Draft("all", "", service.registry.names))
-    return await answer(request, await _newest(service), "rebuilds.html")
+        return await _rebuilds_page(request)
+    return await answer(request, await _newest(service_of(request)), "rebuilds.html")
 
 
 @admin_get(
@@ -163,11 +158,9 @@ async def cancel_from_page(request: HttpRequest, run_id: FromPath[str]) -> Respo
     return await redirect(request, address, f"The rebuild was cancelled at {run.done} of {run.total} users.")
 
 
-async def _start(
-    request: HttpRequest, user_ids: Sequence[str] | None, features: Sequence[str] | None
-) -> tuple[RebuildRun, bool]:
-    """Start a rebuild of `user_ids`; None means every user with an event in the longest feature window. Return the new
-    run and True or, if a run of the same scope is active, that run and False. Raises `UnknownFeature`."""
+async def _start(request: HttpRequest, user_ids: Sequence[str] | None, features: Sequence[str] | None) -> RebuildRun:
+    """Start a rebuild of `user_ids`; None means every user with an event in the longest feature window. Raises
+    `UnknownFeature` and `AlreadyActive`."""
     service = service_of(request)
     mask = service.registry.mask(features)
     users = list(dict.fromkeys(user_ids)) if user_ids is not None else None
@@ -183,47 +176,39 @@ async def _start(
         touched_at_ms=now_ms,
     )
     async with audited(request, "start rebuild", run.scope) as act:
-        active = await service.rebuild_runs.open(run)
-        if active is not None:
-            act.outcome = f"refused: {_already_active(active)}"
-            return active, False
+        if (active := await service.rebuild_runs.open(run)) is not None:
+            raise AlreadyActive(active)
         act.outcome = run.id
         await service.start_rebuild(run.id)
-    return run, True
-
-
-def _already_active(run: RebuildRun) -> str:
-    return f"rebuild {run.id} of the same scope is {run.state}, at {run.done} of {run.total}"
+    return run
 
 
 async def _start_from_form(request: HttpRequest) -> Response[Any]:
     form = await read_form(request)
-    draft = Draft(form.get("scope", ""), form.get("user_ids", ""), form.getall("features", []))
+    draft = {"scope": form.get("scope"), "user_ids": form.get("user_ids", ""), "features": form.getall("features", [])}
     try:
-        user_ids = _user_ids(draft)
-        if not draft.features:
+        if draft["scope"] not in ("all", "users"):
+            raise InvalidInput(
+                "the scope is unclear", [Issue("scope", "choose every eligible user, or a list of users")]
+            )
+        user_ids = _listed(form.get("user_ids", "")) if draft["scope"] == "users" else None
+        if not draft["features"]:
             raise InvalidInput("no feature", [Issue("features", "choose at least one")])
-        run, new = await _start(request, user_ids, draft.features)
+        run = await _start(request, user_ids, form.getall("features"))
     except InvalidInput as error:
-        draft.issues = error.issues or [Issue("features", str(error))]
-        return await _rebuilds_page(request, draft, status_code=422)
-    if not new:
-        draft.active = run
-        return await _rebuilds_page(request, draft, status_code=409)
+        return await _rebuilds_page(request, 422, **draft, issues=error.issues)
+    except AlreadyActive as error:
+        return await _rebuilds_page(request, 409, **draft, active=error.run)
     return await redirect(request, f"{HOME}/{run.id}", "The rebuild is queued.")
 
 
-def _user_ids(draft: Draft) -> list[str] | None:
-    if draft.scope == "all":
-        return None
-    if draft.scope != "users":
-        raise InvalidInput("the scope is unclear", [Issue("scope", "choose every eligible user, or a list of users")])
-    lines = [(number, line.strip()) for number, line in enumerate(draft.user_ids.splitlines(), start=1)]
-    filled = [(number, line) for number, line in lines if line]
-    issues = [Issue(f"line {number}", problem) for number, line in filled if (problem := id_problem(line))]
-    if not filled:
+def _listed(text: str) -> list[str]:
+    """The user ids in the lines of `text`. Raises `InvalidInput` with an issue for each invalid one."""
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    issues = [Issue(f"line {number}", problem) for number, line in lines if (problem := id_problem(line))]
+    users = list(dict.fromkeys(line for _, line in lines))
+    if not users:
         issues = [Issue("user_ids", "write one id on each line")]
-    users = list(dict.fromkeys(line for _, line in filled))
     if len(users) > MAX_USERS:
         issues = [Issue("user_ids", f"at most {MAX_USERS:,} users at once, not {len(users):,}")]
     if issues:
@@ -232,12 +217,7 @@ def _user_ids(draft: Draft) -> list[str] | None:
 
 
 async def _cancel(request: HttpRequest, run_id: str) -> RebuildRun:
-    """Cancel a run and return its new state.
-
-    Raises:
-        NotFound: there is no such run.
-        Conflict: the run has ended.
-    """
+    """Cancel a run and return its new state. Raises `NotFound`, or `Conflict` if the run has ended."""
     service = service_of(request)
     run = await _run(service, run_id)
     async with audited(request, "cancel rebuild", run.scope) as act:
@@ -279,14 +259,17 @@ def _status(service: Service, run: RebuildRun) -> RebuildStatus:
     )
 
 
-async def _rebuilds_page(request: HttpRequest, draft: Draft, *, status_code: int = 200) -> Response[Any]:
+async def _rebuilds_page(request: HttpRequest, status_code: int = 200, **draft: Any) -> Response[Any]:
+    """The page with the form to start a rebuild. `draft` are the fields of the form as it was filled in, `issues` with
+    it, and the `active` rebuild of the same scope; by default the form is new."""
     service = service_of(request)
+    new = {"scope": "all", "user_ids": "", "features": service.registry.names, "issues": (), "active": None}
     return await page(
         request,
         "rebuilds.html",
         status_code=status_code,
         body=await _newest(service),
-        draft=draft,
+        draft=new | draft,
         features=list(service.registry),
         checks=await service.readiness(),
         max_users=MAX_USERS,
