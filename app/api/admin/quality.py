@@ -1,12 +1,11 @@
 """Routes of data quality: how fresh cached values are, how they are distributed, and whether they have drifted.
 
-A JSON request measures now, unless its `max_age_s` allows a stored report. The page shows the newest stored report
-with its age, however old it is.
+A JSON request measures now, unless its `max_age_s` allows a stored report. The page shows the newest stored report.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 from litestar import Response
@@ -27,7 +26,7 @@ from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, Sought, readable_report
 from app.service import Service
 
-SOUGHT: tuple[Sought, ...] = ("fresh", "missing", "stale", "null")
+SOUGHT: tuple[Sought, ...] = get_args(Sought)
 LIMIT, MAX_LIMIT = 50, 500
 YEAR_S = 366 * 86_400
 RUNS_SHOWN = 5
@@ -64,9 +63,9 @@ class UserBehind(msgspec.Struct):
 
     user_id: str
     state: Literal["fresh", "missing", "stale"]
-    value: Value
-    computed_at: str | None
-    expires_at: str | None
+    value: Value = None
+    computed_at: str | None = None
+    expires_at: str | None = None
 
 
 class UsersBehindList(msgspec.Struct):
@@ -106,24 +105,19 @@ async def get_quality(
     service = service_of(request)
     if prefers_page(request):
         return await _page(request)
-    if max_age_s is not None:
-        oldest = rfc3339(service.clock.now_ms() - 1000 * max_age_s)
-        run = await service.quality.runs.newest_completed()
-        stored = readable_report(run) if run is not None else None
-        if stored is not None and stored.measured_at >= oldest:
-            return await answer(request, stored, "data_quality.html")
-    async with cancelled_on_disconnect(request):
-        report = await service.quality.measurement.measure()
+    report = None
+    if max_age_s is not None and (run := await service.quality.runs.newest_completed()) is not None:
+        report = readable_report(run)
+    if report is None or report.measured_at < rfc3339(service.clock.now_ms() - 1000 * (max_age_s or 0)):
+        async with cancelled_on_disconnect(request):
+            report = await service.quality.measurement.measure()
     return await answer(request, report, "data_quality.html")
 
 
 async def _page(request: HttpRequest) -> Response[Any]:
-    """The page with the newest stored report.
-
-    If there is none that this release can read, a measurement is requested, unless the newest one is active, has
-    failed, or was completed a moment ago. An open page is loaded again when a measurement ends, so it would otherwise
-    request one after the other.
-    """
+    """The page with the newest stored report. If this release can read none, a measurement is requested, unless the
+    newest one is active, has failed, or was completed a moment ago: an open page is loaded again when a measurement
+    ends, so it would otherwise request one after the other."""
     service = service_of(request)
     run, runs = await service.quality.runs.newest_completed(), await service.quality.runs.newest(RUNS_SHOWN)
     report = readable_report(run) if run is not None else None
@@ -132,13 +126,12 @@ async def _page(request: HttpRequest) -> Response[Any]:
     begun = report is None and another
     if begun:
         runs = [await _request_run(request), *runs]
-    latest = await _refresh_status(service, runs[0])
     return await page(
         request,
         "data_quality.html",
         body=report,
         entries={entry.name: entry for entry in service.registry},
-        latest=latest,
+        latest=await _refresh_status(service, runs[0]),
         old=report is not None and report.measured_at < rfc3339(now_ms - OLD_MS),
         begun=begun,
         unreadable=run is not None and report is None,
@@ -206,20 +199,17 @@ async def get_users_behind(
         raise Undecodable("the query is not allowed", issues)
     state = cast(Sought, sought)
     try:
-        service.registry.mask([feature])
+        found = await service.quality.find_users(feature, state, after, limit)
     except UnknownFeature as error:
         raise Undecodable(str(error), [Issue("feature", item.detail) for item in error.issues]) from error
-    found = await service.quality.find_users(feature, state, after, limit)
     users = [_user(item) for item in found.users] if found.users is not None else None
-    body = UsersBehindList(feature, state, rfc3339(found.at_ms), users, found.scanned, found.next_after)
+    body = view(UsersBehindList, found, feature=feature, state=state, users=users)
     return await answer(request, body, USERS_PAGE, **choices)
 
 
 def _user(item: Inspection) -> UserBehind:
     (cell,) = item.cells
-    if cell.held is None:
-        return view(UserBehind, cell, user_id=item.user_id, value=None, computed_at=None, expires_at=None)
-    value = msgspec.json.decode(cell.held.json)
+    value = msgspec.json.decode(cell.held.json) if cell.held is not None else None
     return view(UserBehind, cell.held, user_id=item.user_id, state=cell.state, value=value)
 
 
@@ -235,11 +225,6 @@ async def _request_run(request: HttpRequest) -> QualityRun:
 
 
 async def _refresh_status(service: Service, run: QualityRun) -> QualityRefresh:
-    waiting_for: Literal["queue", "worker"] | None = None
-    if run.active:
-        checks = await service.readiness()
-        if not checks["queue"].ok:
-            waiting_for = "queue"
-        elif not checks["worker"].ok:
-            waiting_for = "worker"
+    checks = await service.readiness() if run.active else {}
+    waiting_for = next((name for name in ("queue", "worker") if name in checks and not checks[name].ok), None)
     return view(QualityRefresh, run, waiting_for=waiting_for)
