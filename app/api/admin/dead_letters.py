@@ -1,7 +1,4 @@
-"""Routes to list, replay and discard dead letters.
-
-A payload may contain user ids. In the audit trail, hashes replace them.
-"""
+"""Routes to list, replay and discard dead letters. In the audit trail, hashes replace the user ids of a payload."""
 
 from __future__ import annotations
 
@@ -66,16 +63,13 @@ class DeadLetterList(msgspec.Struct):
     description="Lists dead letters by id, the oldest first. A page for a browser.",
 )
 async def get_letters(request: HttpRequest, after: After = 0) -> Response[DeadLetterList]:
-    service = service_of(request)
-    as_page = prefers_page(request)
+    letters, as_page = service_of(request).dead_letters, prefers_page(request)
     limit = LETTERS_PER_PAGE if as_page else LETTERS_PER_ANSWER
-    found = await service.dead_letters.list(after, limit + 1)
-    letters, more = found[:limit], found[limit - 1].id if len(found) > limit else None
-    body = DeadLetterList([view(DeadLetterView, item, event_seq=item.seq) for item in letters], more)
-    if not as_page:
-        return await answer(request, body, "dead_letters.html")
-    users = {item.id: _user_of(item) for item in letters}
-    count = await service.dead_letters.count()
+    found = await letters.list(after, limit + 1)
+    shown, more = found[:limit], found[limit - 1].id if len(found) > limit else None
+    body = DeadLetterList([view(DeadLetterView, item, event_seq=item.seq) for item in shown], more)
+    users = {item.id: _user_of(item) for item in shown} if as_page else {}
+    count = await letters.count() if as_page else 0
     return await answer(request, body, "dead_letters.html", users=users, count=count, after=after, most=MOST)
 
 
@@ -124,10 +118,9 @@ async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Respo
         )
     except NotFound:
         return await _gone(request, letter_id)
+    result = "its event was ingested" if done.accepted else "its event was stored already"
     if done.revived:
         result = "a worker will consume its event again"
-    else:
-        result = "its event was ingested" if done.accepted else "its event was stored already"
     return await redirect(request, HOME, f"Letter {letter_id} was replayed: {result}.")
 
 
@@ -164,8 +157,7 @@ async def _letter(service: Service, letter_id: int) -> DeadLetter:
 
 
 async def _replay(request: HttpRequest, letter_id: int) -> ReplayedLetter:
-    """Replay a dead letter, and record the outcome in the audit trail. Raises `NotFound` if the letter does not exist,
-    and `Undecodable`, `InvalidInput` or `Conflict` if its payload is rejected again."""
+    """Replay a dead letter. Raises `NotFound` if it does not exist, and `REFUSALS` if its payload is rejected again."""
     service = service_of(request)
     letter = await _letter(service, letter_id)
     async with audited(request, "replay", f"dead-letter:{letter_id}") as act:
@@ -188,7 +180,7 @@ async def _discard(request: HttpRequest, letter_id: int, reason: str) -> None:
 
 
 def _user_of(letter: DeadLetter) -> str | None:
-    """The user id in the payload; None if there is none, or it is invalid."""
+    """The user id in the payload; None if there is no valid one."""
     payload = _decoded(letter)
     user_id = payload.get("user_id") if isinstance(payload, dict) else None
     return user_id if isinstance(user_id, str) and id_problem(user_id) is None else None
@@ -202,8 +194,7 @@ def _decoded(letter: DeadLetter) -> Any:
 
 
 def _without_users(reason: str, letter: DeadLetter) -> str:
-    """The reason for discarding a letter. Values that the payload has in fields whose names contain "user" are replaced
-    by hashes, because they may be user ids."""
+    """The reason, in which hashes replace what the payload has in fields whose names contain "user": maybe user ids."""
     fields = ((key.lower(), str(value)) for key, value in parts(_decoded(letter)) if value is not None)
     named = {value for key, value in fields if "user" in key and value and value in reason}
     if not named:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -38,7 +39,7 @@ class DecisionLines(msgspec.Struct):
     next_before: str | None
 
 
-class InputGroup(msgspec.Struct):
+class InputGroup(NamedTuple):
     """Inputs with a common factor: the parts of a candidate's score that they contribute, and the sum of the parts."""
 
     name: str
@@ -71,19 +72,17 @@ async def find_decisions(
     ] = None,
 ) -> Response[DecisionLines]:
     wanted = {"decision_id": decision_id, "user_id": user_id, "since": since, "until": until}
+    context: dict[str, Any] = {"wanted": wanted, "faults": (), "first": before is None}
     try:
         body = await _found(service_of(request), **wanted, before=before)
     except (InvalidInput, Undecodable) as error:
         if not prefers_page(request):
             raise
-        status = 400 if isinstance(error, Undecodable) else 422
-        body, faults = DecisionLines([], None), error.issues
-        return await answer(
-            request, body, "decisions.html", status_code=status, wanted=wanted, faults=faults, first=True
-        )
+        context |= {"status_code": 400 if isinstance(error, Undecodable) else 422, "faults": error.issues}
+        body = DecisionLines([], None)
     if decision_id and body.decisions and prefers_page(request):
         return await redirect(request, f"{HOME}/{quote(decision_id, safe='')}")
-    return await answer(request, body, "decisions.html", wanted=wanted, faults=(), first=before is None)
+    return await answer(request, body, "decisions.html", **context)
 
 
 @admin_get(
@@ -123,7 +122,7 @@ async def _found(
     until_ms = _utc_ms(until, "until") if until else LATEST_MS
     place = (LATEST_MS, LATEST_MS)
     if before is not None:
-        if re.fullmatch(BEFORE["pattern"][1:-1], before) is None:
+        if re.fullmatch(BEFORE["pattern"], before) is None:
             raise Undecodable("before is invalid", [Issue("before", "must be the next_before of another page")])
         at_ms, _, number = before.partition("-")
         place = int(at_ms), int(number)
@@ -145,9 +144,9 @@ def _utc_ms(text: str, name: str) -> int:
 
 def grouped(contributions: Mapping[str, float]) -> list[InputGroup]:
     """The inputs that contribute at least `LEAST` to a score, grouped by their first factor, the largest sum first."""
-    groups: dict[str, dict[str, float]] = {}
+    groups: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for name, part in contributions.items():
         if abs(part) >= LEAST:
-            groups.setdefault(name.partition("_x_")[0], {})[name] = part
+            groups[name.partition("_x_")[0]][name] = part
     found = [InputGroup(name, sum(parts.values()), parts) for name, parts in groups.items()]
     return sorted(found, key=lambda group: -abs(group.total))

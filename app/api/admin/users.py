@@ -1,7 +1,4 @@
-"""Routes to find, rebuild and erase users.
-
-Before the page erases a user, it shows what would be deleted and asks for the user's id.
-"""
+"""Routes to find, rebuild and erase users."""
 
 from __future__ import annotations
 
@@ -90,35 +87,31 @@ async def get_users(
 )
 async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[DetailedProfileAnswer]:
     service = service_of(request)
-    mask = service.registry.mask(await _features_to_rebuild(request))
+    if is_form(request):
+        features = (await read_form(request)).getall("features", None)
+    else:
+        features = (await body_as(request, UserRebuildRequest)).features if await request.body() else None
+    mask = service.registry.mask(features)
+    names = {index: service.registry.names[index] for index in indices(mask)}
     before = await service.inspector.live_values(user_id) if prefers_page(request) else None
     async with audited(request, "rebuild", user_hash(user_id)) as act:
         profile = (await service.rebuilder.rebuild([user_id], mask))[user_id]
         await service.clear_local_caches()
         if mask != service.registry.full_mask:
-            act.outcome = "done: " + ", ".join(service.registry.names[index] for index in indices(mask))
+            act.outcome = "done: " + ", ".join(names.values())
     if not prefers_page(request):
         body: Any = renderer_of(request).profile(user_id, profile, mask, detail=True)
         return Response(body)
-    rows = [
-        (service.registry.names[index], before[index] if before is not None else None, profile[index])
-        for index in indices(mask)
-    ]
+    rows = [(name, before[index] if before else None, profile[index]) for index, name in names.items()]
     return await page(
         request,
         "user_rebuilt.html",
         user_id=user_id,
         rows=rows,
         cache_unavailable=before is None,
-        changed={name for name, before, after in rows if before is not None and before.json != after.json},
-        kept=any(after.expires_at_ms is not None for _, _, after in rows),
+        changed={name for name, old, new in rows if old and old.json != new.json},
+        kept=any(new.expires_at_ms is not None for _, _, new in rows),
     )
-
-
-async def _features_to_rebuild(request: HttpRequest) -> list[str] | None:
-    if is_form(request):
-        return (await read_form(request)).getall("features", None)
-    return (await body_as(request, UserRebuildRequest)).features if await request.body() else None
 
 
 @admin_get(
