@@ -31,9 +31,6 @@ from app.profiles.history import DAYS
 from app.profiles.online.cache_protocol import FeatureValue, Profile
 from app.service import Service
 
-if TYPE_CHECKING:
-    from app.bandit.decisions import DecisionLine
-
 HOME = "/admin/users"
 NEWEST_EVENTS, NEWEST_DECISIONS = 50, 3
 
@@ -162,7 +159,7 @@ async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
     if prefers_page(request):
         return await _user_page(request, user_id)
     (inspection,) = await service.inspector.inspect([user_id])
-    profile = _inspected(inspection)
+    profile = None
     if inspection.cache == "trusted":  # otherwise a read would only repeat the computation of the inspection
         profile = (await service.reader.read({user_id: service.registry.full_mask}, patient=True))[user_id]
     return await answer(request, await _user_view(service, inspection, profile), "user.html")
@@ -170,15 +167,17 @@ async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
 
 async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
     service = service_of(request)
-    (inspection,), holdings, development, decisions = await asyncio.gather(
+    (inspection,), holdings, development = await asyncio.gather(
         service.inspector.inspect([user_id]),
         service.users.holdings(user_id),
         user_development(service, user_id),
-        _newest_decisions(service, user_id),
     )
+    decisions = None  # scoring is off
+    if service.scoring is not None:
+        decisions, _ = await service.scoring.decisions.newest(NEWEST_DECISIONS, user_id=user_id)
     return await answer(
         request,
-        await _user_view(service, inspection, _inspected(inspection)),
+        await _user_view(service, inspection),
         "user.html",
         cache=inspection.cache,
         holdings=holdings,
@@ -192,29 +191,23 @@ async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
     )
 
 
-async def _newest_decisions(service: Service, user_id: str) -> list[DecisionLine] | None:
-    """The user's newest decisions; None if scoring is off."""
-    if service.scoring is None:
-        return None
-    lines, _ = await service.scoring.decisions.newest(NEWEST_DECISIONS, user_id=user_id)
-    return lines
-
-
-def _inspected(inspection: Inspection) -> Profile:
-    """The profile that a read would have returned at the time of the inspection."""
-    return {index: inspection.reading(index) for index in range(len(inspection.cells))}
-
-
-async def _user_view(service: Service, inspection: Inspection, profile: Profile) -> UserView:
+async def _user_view(service: Service, inspection: Inspection, profile: Profile | None = None) -> UserView:
+    """`profile` is the result of a read; without it, the answer shows what a read would have returned at the time of
+    the inspection."""
     events = await service.users.newest_events(inspection.user_id, NEWEST_EVENTS)
-    return UserView(
-        inspection.user_id,
-        {cell.entry.name: _cell_state(cell, profile[index], inspection) for index, cell in enumerate(inspection.cells)},
-        [_stored_event(item, service.registry) for item in events],
-    )
+    features = {
+        cell.entry.name: _cell_state(cell, profile[index] if profile else inspection.reading(index), inspection)
+        for index, cell in enumerate(inspection.cells)
+    }
+    return UserView(inspection.user_id, features, [_stored_event(item, service.registry) for item in events])
 
 
 def _cell_state(cell: InspectedCell, reading: FeatureValue, inspection: Inspection) -> FeatureStateView:
+    held = None
+    if (cached := cell.held) is not None:
+        left_s = max(0, (cached.expires_at_ms or 0) - inspection.at_ms) / 1000
+        value = msgspec.json.decode(cached.json)
+        held = view(CachedValueView, cached, value=value, ttl_left_s=left_s, seq=cached.version)
     return view(
         FeatureStateView,
         reading,
@@ -225,16 +218,11 @@ def _cell_state(cell: InspectedCell, reading: FeatureValue, inspection: Inspecti
         freshness=cell.state,
         state=cell.state if inspection.cache == "trusted" and cell.state is not None else "degraded",
         ttl_s=cell.entry.ttl_ms / 1000,
-        held=_held_value(cell.held, inspection.at_ms) if cell.held is not None else None,
+        held=held,
         recomputed=msgspec.json.decode(cell.outcome.json),
         error=cell.outcome.error,
         disabled=cell.disabled and cell.outcome.error is not None,
     )
-
-
-def _held_value(held: FeatureValue, at_ms: int) -> CachedValueView:
-    left_s = max(0, (held.expires_at_ms or 0) - at_ms) / 1000
-    return view(CachedValueView, held, value=msgspec.json.decode(held.json), ttl_left_s=left_s, seq=held.version)
 
 
 def _stored_event(item: TracedEvent, registry: Registry) -> StoredEvent:
@@ -268,7 +256,6 @@ async def get_development(request: HttpRequest, user_id: UserId) -> Response[Use
 
 
 async def user_development(service: Service, user_id: str) -> UserDevelopment:
-    """A user's last 30 days before now: counts of events, and features as of each day."""
     now_ms = service.clock.now_ms()
     asked = (await service.moments()).timeline(user_id, now_ms)
     counts, profiles = await asyncio.gather(
@@ -295,11 +282,9 @@ async def user_development(service: Service, user_id: str) -> UserDevelopment:
 
 def _course(index: int, points: Iterable[tuple[int, Profile]]) -> list[FeaturePoint]:
     return [
-        FeaturePoint(
-            rfc3339(at_ms),
-            msgspec.json.decode(profile[index].json) if index in profile else None,
-            index in profile,
-        )
+        FeaturePoint(rfc3339(at_ms), msgspec.json.decode(profile[index].json), known=True)
+        if index in profile
+        else FeaturePoint(rfc3339(at_ms), None, known=False)
         for at_ms, profile in points
     ]
 
