@@ -17,6 +17,7 @@ from app.api.auth.sessions import Sessions
 from app.api.rendering import Renderer
 from app.generation.generator import TipGenerator
 from app.service import Service
+from app.settings.parsers import ApiKey
 
 HttpRequest = Request[Any, Any, Any]
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -24,6 +25,11 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 
 def service_of(connection: Connection) -> Service:
     return cast(Service, connection.app.state.service)
+
+
+def caller(connection: Connection) -> ApiKey:
+    """The API key that the request was sent with; `ANYONE` if no keys are configured."""
+    return cast(ApiKey, connection.scope["user"])
 
 
 def sessions_of(connection: Connection) -> Sessions:

@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 from litestar import Response, post
 
-from app.api.admin.auditing import caller
 from app.api.auth.authentication import ANYONE
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest, caller, service_of
 from app.api.request_parsing import JSON, NDJSON, media_type
 from app.api.schemas import EventsReceipt
 from app.events.ingest import Ingestor

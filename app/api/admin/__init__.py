@@ -1,14 +1,25 @@
 """Admins' routes: users, rebuilds, data quality, roll-out, dead letters, features, audit trail.
 
-Each route answers a browser with a page and other clients with JSON. Every change is recorded in the audit trail.
+Each route answers a browser with a page and other clients with JSON. Every change is recorded in the audit trail, some
+with a reason that the caller gives.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from litestar import delete, get, post
+from litestar.params import QueryParameter
+from msgspec import Meta
+
+from app.api.auth.forms import is_form, read_form
+from app.api.dependencies import HttpRequest, caller, service_of
+from app.api.request_parsing import body_as
+from app.errors import Conflict, InvalidInput, Issue, Undecodable
+from app.operations import audit
 
 # The scope, the OpenAPI tag and the usual status of all of them.
 ADMIN: dict[str, Any] = {"scope": "admin"}
@@ -17,3 +28,48 @@ admin_post = partial(post, opt=ADMIN, tags=["Admin"], status_code=200)
 admin_delete = partial(delete, opt=ADMIN, tags=["Admin"])
 # Not documented: only the pages send it. Programs use another route for the same.
 form_post = partial(post, opt=ADMIN, include_in_schema=False, status_code=200)
+REASON_SCHEMA = {"maxLength": audit.MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
+REASON_TEXT = f"Why, for the audit trail; up to {audit.MAX_REASON} characters, no user id."
+Reason = Annotated[str, QueryParameter(description=REASON_TEXT, schema_extra=REASON_SCHEMA)]
+
+
+class ReasonRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The reason for a change. It is sent in the body so that access logs of proxies do not contain it."""
+
+    reason: Annotated[str, Meta(description=REASON_TEXT, extra_json_schema=REASON_SCHEMA, examples=["complaints"])] = ""
+
+
+# The options of a route that takes a reason.
+WITH_REASON: dict[str, Any] = {
+    "body": [ReasonRequest],
+    "body_required": False,
+    "problems": {409: "`detail` says why the change is not possible now."},
+}
+
+
+def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncContextManager[audit.AuditedAction]:
+    """Record an action of the caller, which the `async with` block performs, and its outcome in the audit trail."""
+    service = service_of(request)
+    return audit.audited(service.audit_trail, service.clock.now_ms(), caller(request).name, action, subject)
+
+
+async def reason_of(request: HttpRequest, from_query: str) -> str:
+    """The reason that the caller gives, in the form, the JSON body or the query (`from_query`); empty if there is none.
+    Raises `Conflict` if the query and the body contain different reasons, and the errors of `checked_reason`."""
+    if is_form(request):
+        return checked_reason((await read_form(request)).get("reason", ""))
+    checked_reason(from_query, Undecodable)
+    if not await request.body():
+        return from_query
+    reason = checked_reason((await body_as(request, ReasonRequest)).reason)
+    if reason and from_query not in ("", reason):
+        problem = "must be the one in the query, if both are given"
+        raise Conflict("nothing was changed: there are two reasons", [Issue("reason", problem)])
+    return reason or from_query
+
+
+def checked_reason(reason: str, error: type[Undecodable | InvalidInput] = InvalidInput) -> str:
+    """Return the reason. Raises `error` if it is too long or contains control characters."""
+    if (problem := audit.reason_problem(reason)) is not None:
+        raise error("the reason is not allowed", [Issue("reason", problem)])
+    return reason

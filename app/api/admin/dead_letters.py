@@ -10,8 +10,7 @@ from litestar import Response
 from litestar.params import FromPath, QueryParameter
 from msgspec import Meta
 
-from app.api.admin import admin_delete, admin_get, admin_post, form_post
-from app.api.admin.auditing import Reason, audited, checked_reason
+from app.api.admin import Reason, admin_delete, admin_get, admin_post, audited, checked_reason, form_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import MAX_ROWID, ROWID

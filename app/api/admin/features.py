@@ -11,10 +11,9 @@ from litestar import Response
 from litestar.params import PathParameter
 from msgspec import Meta
 
-from app.api.admin import admin_get, admin_post
-from app.api.admin.auditing import WITH_REASON, Reason, audited, caller, reason_of
+from app.api.admin import WITH_REASON, Reason, admin_get, admin_post, audited, reason_of
 from app.api.auth.forms import is_form
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest, caller, service_of
 from app.api.pages.negotiation import answer, redirect
 from app.api.profiles import feature_entry
 from app.api.schemas import FeatureEntry

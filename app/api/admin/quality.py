@@ -12,10 +12,9 @@ from litestar import Response
 from litestar.params import QueryParameter
 from msgspec import Meta
 
-from app.api.admin import admin_get, admin_post
-from app.api.admin.auditing import audited, caller
+from app.api.admin import admin_get, admin_post, audited
 from app.api.auth.forms import is_form
-from app.api.dependencies import HttpRequest, cancelled_on_disconnect, service_of
+from app.api.dependencies import HttpRequest, caller, cancelled_on_disconnect, service_of
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.schemas import Value
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature

@@ -15,10 +15,9 @@ from litestar import Response
 from litestar.params import FromPath
 from msgspec import Meta
 
-from app.api.admin import admin_delete, admin_get, admin_post, form_post
-from app.api.admin.auditing import audited, caller
+from app.api.admin import admin_delete, admin_get, admin_post, audited, form_post
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest, caller, service_of
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, check_ids
 from app.api.schemas import MAX_USERS, FeatureNames

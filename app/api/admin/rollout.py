@@ -6,10 +6,9 @@ from typing import Any
 
 from litestar import Response
 
-from app.api.admin import admin_get, admin_post
-from app.api.admin.auditing import WITH_REASON, Reason, audited, caller, reason_of
+from app.api.admin import WITH_REASON, Reason, admin_get, admin_post, audited, reason_of
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest, caller, service_of
 from app.api.pages.negotiation import answer, redirect
 from app.bandit.rollout.controller import ACTIONS, NEWEST, WORKER
 from app.bandit.rollout.stages import SERVED_BEFORE_MORE, STEPS, Move, Stage

@@ -12,8 +12,7 @@ import msgspec
 from litestar import Response, get, post
 from msgspec import Meta
 
-from app.api.admin import admin_get
-from app.api.admin.auditing import audited
+from app.api.admin import admin_get, audited
 from app.api.auth.forms import read_form
 from app.api.dependencies import HttpRequest, authenticator_of, service_of, sessions_of
 from app.api.pages.negotiation import answer, begin_visit, page, redirect, visit_of

@@ -10,8 +10,7 @@ from litestar import Response
 from litestar.params import QueryParameter
 from msgspec import Meta
 
-from app.api.admin import admin_delete, admin_get, admin_post, form_post
-from app.api.admin.auditing import audited
+from app.api.admin import admin_delete, admin_get, admin_post, audited, form_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest, renderer_of, service_of
 from app.api.openapi.document import ID_PREFIX, UserId
