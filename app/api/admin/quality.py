@@ -1,7 +1,4 @@
-"""Routes of data quality: how fresh cached values are, how they are distributed, and whether they have drifted.
-
-A JSON request measures now, unless its `max_age_s` allows a stored report. The page shows the newest stored report.
-"""
+"""Routes of data quality: how fresh cached values are, how they are distributed, and whether they have drifted."""
 
 from __future__ import annotations
 
@@ -20,17 +17,16 @@ from app.api.schemas import Value
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
 from app.features.views import view
-from app.profiles.consistency.inspection import Inspection
+from app.profiles.consistency.inspection import Inspection, State
 from app.profiles.quality.report import QualityReport
 from app.profiles.quality.runs import QualityRun, Sought, readable_report
+from app.profiles.quality.runs import State as RunState
 from app.service import Service
 
 SOUGHT: tuple[Sought, ...] = get_args(Sought)
-LIMIT, MAX_LIMIT = 50, 500
 YEAR_S = 366 * 86_400
 RUNS_SHOWN = 5
-OLD_MS = 2 * 3_600_000
-AGAIN_MS = 5 * 60_000
+OLD_MS, AGAIN_MS = 2 * 3_600_000, 5 * 60_000
 PATH = "/admin/data-quality"
 USERS_PAGE = "data_quality_users.html"
 REQUESTED = {
@@ -44,7 +40,7 @@ class QualityRefresh(msgspec.Struct):
     """The progress of a data-quality measurement by a worker. `measured`: the number of users, once completed."""
 
     id: int
-    state: Literal["queued", "running", "completed", "failed"]
+    state: RunState
     measured: int
     requested_by: str
     requested_at: str
@@ -61,7 +57,7 @@ class UserBehind(msgspec.Struct):
     """A user and the cached value of the requested feature. `value` and the times are null if no value is cached."""
 
     user_id: str
-    state: Literal["fresh", "missing", "stale"]
+    state: State
     value: Value = None
     computed_at: str | None = None
     expires_at: str | None = None
@@ -73,7 +69,7 @@ class UsersBehindList(msgspec.Struct):
     until it is null, even if `users` is empty."""
 
     feature: str
-    state: Literal["fresh", "missing", "stale", "null"]
+    state: Sought
     at: str
     users: Annotated[list[UserBehind] | None, Meta(description="Null if the cache does not answer.")]
     scanned: Annotated[int, Meta(description="The number of eligible users that were examined.")]
@@ -179,13 +175,10 @@ async def get_users_behind(
     feature: Annotated[str, QueryParameter(description="The name of a feature.")] = "",
     # Not named `state`: Litestar passes its own state to a parameter of that name.
     sought: Annotated[
-        str,
-        QueryParameter(
-            name="state", description="The state of the users to list.", schema_extra={"enum": list(SOUGHT)}
-        ),
+        str, QueryParameter(name="state", description="The state to look for.", schema_extra={"enum": list(SOUGHT)})
     ] = "",
     after: Annotated[str, QueryParameter(description="Only users with a higher id.")] = "",
-    limit: Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)] = LIMIT,
+    limit: Annotated[int, QueryParameter(ge=1, le=500)] = 50,
 ) -> Response[UsersBehindList]:
     service = service_of(request)
     choices: dict[str, Any] = {"names": service.registry.names, "states": SOUGHT, "limit": limit}

@@ -1,7 +1,4 @@
-"""Routes to start, list, watch and cancel rebuilds of many users.
-
-An invalid form is shown again as it was filled in, with its problems listed.
-"""
+"""Routes to start, list, watch and cancel rebuilds of many users."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from app.features.ids import Id, id_problem
 from app.features.registry import indices
 from app.features.views import view
 from app.profiles.ports import COUNTED
-from app.profiles.rebuild import RebuildRun, scope_of
+from app.profiles.rebuild import RebuildRun, State, scope_of
 from app.service import Service
 
 HOME = "/admin/rebuilds"
@@ -66,7 +63,7 @@ class RebuildStatus(msgspec.Struct):
     id: str
     scope: Annotated[str, Meta(description="`all`, or `users:` and a hash of the list.")]
     features: list[str]
-    state: Literal["queued", "running", "completed", "cancelled", "failed"]
+    state: State
     done: int
     total: int
     rate_per_s: float | None
@@ -149,12 +146,12 @@ async def cancel_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Rebuild
 @form_post(f"{HOME}/{{run_id:str}}/cancel")
 async def cancel_from_page(request: HttpRequest, run_id: FromPath[str]) -> Response[Any]:
     await read_form(request)
-    address = f"{HOME}/{quote(run_id, safe='')}"
     try:
         run = await _cancel(request, run_id)
+        message = f"The rebuild was cancelled at {run.done} of {run.total} users."
     except Conflict as error:
-        return await redirect(request, address, f"Nothing was cancelled: {error}.")
-    return await redirect(request, address, f"The rebuild was cancelled at {run.done} of {run.total} users.")
+        message = f"Nothing was cancelled: {error}."
+    return await redirect(request, f"{HOME}/{quote(run_id, safe='')}", message)
 
 
 async def _start(request: HttpRequest, user_ids: Sequence[str] | None, features: Sequence[str] | None) -> RebuildRun:

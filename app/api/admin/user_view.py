@@ -1,7 +1,7 @@
 """Routes that show one user: each feature and the newest events, and the last 30 days by day and by hour.
 
-The view shows what the cache held before the request. The JSON answer also contains the result of an ordinary read,
-which fills the cache. The page does not fill the cache, so that a reload shows the same state.
+The view shows what the cache held before the request. The JSON answer also has the result of an ordinary read, which
+fills the cache. The page does not fill it, so that a reload shows the same state.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from app.features.clock import DAY_MS, rfc3339, to_ms
 from app.features.events import Action, subject_of
 from app.features.registry import Registry
 from app.features.views import view
-from app.profiles.consistency.inspection import InspectedCell, Inspection
+from app.profiles.consistency.inspection import Difference, Holds, InspectedCell, Inspection, State
 from app.profiles.history import DAYS
 from app.profiles.online.cache_protocol import FeatureValue, Profile
 from app.service import Service
@@ -74,25 +74,21 @@ class FeatureStateView(msgspec.Struct):
     expires_at: str | None
     origin: Literal["cache", "computed"]
     freshness: Annotated[
-        Literal["fresh", "stale", "missing"] | None,
-        Meta(description="State of the cached value before this request; null if the cache does not answer."),
+        State | None, Meta(description="State of the value that was cached before; null if the cache does not answer.")
     ]
     invalidated_by: list[str]
     description: str
     state: Annotated[
-        Literal["fresh", "stale", "missing", "degraded"],
+        Literal[State, "degraded"],
         Meta(description="As `freshness`; `degraded` if reads compute because the cache is down or not trusted."),
     ]
     ttl_s: float
-    holds: Annotated[
-        Literal["value", "expired", "other definition", "lease", "nothing"] | None,
-        Meta(description="Content of the key; `lease` while a reader computes the value."),
-    ]
+    holds: Annotated[Holds | None, Meta(description="Content of the key; `lease` while a reader computes the value.")]
     held: Annotated[CachedValueView | None, Meta(description="The value that the cache held before this request.")]
     recomputed: Annotated[Value, Meta(description="The result of a computation now.")]
     error: Annotated[str | None, Meta(description="Why it could not be computed, or who disabled it.")]
     difference: Annotated[
-        Literal["none", "stale", "unexplained"] | None,
+        Difference | None,
         Meta(
             description="Between `held` and `recomputed`. `stale`: an event arrived and the value was not deleted. "
             "`unexplained`: no event explains it; a rebuild corrects it."
