@@ -24,7 +24,6 @@ from app.profiles.quality.runs import State as RunState
 from app.service import Service
 
 SOUGHT: tuple[Sought, ...] = get_args(Sought)
-YEAR_S = 366 * 86_400
 RUNS_SHOWN = 5
 OLD_MS, AGAIN_MS = 2 * 3_600_000, 5 * 60_000
 PATH = "/admin/data-quality"
@@ -91,7 +90,7 @@ async def get_quality(
         int | None,
         QueryParameter(
             ge=0,
-            le=YEAR_S,
+            le=366 * 86_400,
             description="The largest age of a stored report to answer with.",
             schema_extra={"minimum": 0},  # Litestar leaves a zero out
         ),
@@ -184,18 +183,15 @@ async def get_users_behind(
     choices: dict[str, Any] = {"names": service.registry.names, "states": SOUGHT, "limit": limit}
     if prefers_page(request) and not feature and not sought:
         return await page(request, USERS_PAGE, body=None, **choices)
-    issues = [] if feature else [Issue("feature", "missing; name a feature")]
     if sought not in SOUGHT:
-        issues.append(Issue("state", f"must be {', '.join(SOUGHT[:-1])} or {SOUGHT[-1]}"))
-    if issues:
-        raise Undecodable("the query is not allowed", issues)
-    state = cast(Sought, sought)
+        allowed = f"must be {', '.join(SOUGHT[:-1])} or {SOUGHT[-1]}"
+        raise Undecodable("the query is not allowed", [Issue("state", allowed)])
     try:
-        found = await service.quality.find_users(feature, state, after, limit)
+        found = await service.quality.find_users(feature, cast(Sought, sought), after, limit)
     except UnknownFeature as error:
         raise Undecodable(str(error), [Issue("feature", item.detail) for item in error.issues]) from error
     users = [_user(item) for item in found.users] if found.users is not None else None
-    body = view(UsersBehindList, found, feature=feature, state=state, users=users)
+    body = view(UsersBehindList, found, feature=feature, state=sought, users=users)
     return await answer(request, body, USERS_PAGE, **choices)
 
 

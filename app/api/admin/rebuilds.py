@@ -18,7 +18,7 @@ from app.api.dependencies import HttpRequest, caller, service_of
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, check_ids
 from app.api.schemas import MAX_USERS, FeatureNames
-from app.errors import Conflict, InvalidInput, Issue, NotFound
+from app.errors import Conflict, InvalidInput, Issue, NotFound, UnknownFeature
 from app.features.ids import Id, id_problem
 from app.features.registry import indices
 from app.features.views import view
@@ -181,35 +181,27 @@ async def _start(request: HttpRequest, user_ids: Sequence[str] | None, features:
 
 async def _start_from_form(request: HttpRequest) -> Response[Any]:
     form = await read_form(request)
-    draft = {"scope": form.get("scope"), "user_ids": form.get("user_ids", ""), "features": form.getall("features", [])}
+    scope, text, features = form.get("scope"), form.get("user_ids", ""), form.getall("features", [])
+    draft = {"scope": scope, "user_ids": text, "features": features}
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    users = list(dict.fromkeys(line for _, line in lines))
+    issues = [] if features else [Issue("features", "choose at least one")]
+    if scope not in ("all", "users"):
+        issues = [Issue("scope", "choose every eligible user, or a list of users")]
+    elif scope == "users" and len(users) > MAX_USERS:
+        issues = [Issue("user_ids", f"at most {MAX_USERS:,} users at once, not {len(users):,}")]
+    elif scope == "users":
+        issues += [Issue(f"line {number}", problem) for number, line in lines if (problem := id_problem(line))]
+        issues += [] if users else [Issue("user_ids", "write one id on each line")]
+    if issues:
+        return await _rebuilds_page(request, 422, **draft, issues=issues)
     try:
-        if draft["scope"] not in ("all", "users"):
-            raise InvalidInput(
-                "the scope is unclear", [Issue("scope", "choose every eligible user, or a list of users")]
-            )
-        user_ids = _listed(form.get("user_ids", "")) if draft["scope"] == "users" else None
-        if not draft["features"]:
-            raise InvalidInput("no feature", [Issue("features", "choose at least one")])
-        run = await _start(request, user_ids, form.getall("features"))
-    except InvalidInput as error:
+        run = await _start(request, users if scope == "users" else None, features)
+    except UnknownFeature as error:
         return await _rebuilds_page(request, 422, **draft, issues=error.issues)
     except AlreadyActive as error:
         return await _rebuilds_page(request, 409, **draft, active=error.run)
     return await redirect(request, f"{HOME}/{run.id}", "The rebuild is queued.")
-
-
-def _listed(text: str) -> list[str]:
-    """The user ids in the lines of `text`. Raises `InvalidInput` with an issue for each invalid one."""
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    issues = [Issue(f"line {number}", problem) for number, line in lines if (problem := id_problem(line))]
-    users = list(dict.fromkeys(line for _, line in lines))
-    if not users:
-        issues = [Issue("user_ids", "write one id on each line")]
-    if len(users) > MAX_USERS:
-        issues = [Issue("user_ids", f"at most {MAX_USERS:,} users at once, not {len(users):,}")]
-    if issues:
-        raise InvalidInput("the list is not allowed", issues)
-    return users
 
 
 async def _cancel(request: HttpRequest, run_id: str) -> RebuildRun:
@@ -235,23 +227,20 @@ async def _newest(service: Service) -> RebuildList:
 
 
 def _status(service: Service, run: RebuildRun) -> RebuildStatus:
-    rate, eta, took = None, None, None
+    span_s = None
     if run.started_at_ms is not None:
         # Negative if the clock of the worker that began it was ahead of the other clock.
         span_s = max(0, (run.finished_at_ms or service.clock.now_ms()) - run.started_at_ms) / 1000
-        rate = run.done / span_s if span_s else None
-        if run.active and rate and run.total < COUNTED:
-            eta = max(0, run.total - run.done) / rate
-        if run.finished_at_ms is not None:
-            took = span_s
+    rate = run.done / span_s if span_s else None
+    left = max(0, run.total - run.done) if run.active and run.total < COUNTED else None
     return view(
         RebuildStatus,
         run,
         total=max(run.total, run.done),
         rate_per_s=round(rate, 1) if rate is not None else None,
-        eta_s=round(eta, 1) if eta is not None else None,
+        eta_s=round(left / rate, 1) if rate and left is not None else None,
         user_count=None if run.everyone else run.total,
-        took_s=took,
+        took_s=span_s if run.finished_at_ms is not None else None,
     )
 
 
