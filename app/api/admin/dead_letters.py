@@ -27,6 +27,7 @@ from app.service import Service
 LETTERS_PER_ANSWER = 100
 LETTERS_PER_PAGE = 20
 HOME = "/admin/dead-letters"
+GONE = "is gone: it was replayed or discarded meanwhile"
 After = Annotated[
     int, QueryParameter(ge=0, le=MAX_ROWID, description="Only letters with a higher id.", schema_extra=ROWID)
 ]
@@ -56,11 +57,7 @@ class DeadLetterList(msgspec.Struct):
     next_after: int | None
 
 
-@admin_get(
-    HOME,
-    summary="List dead letters",
-    description="Lists dead letters by id, the oldest first. A page for a browser.",
-)
+@admin_get(HOME, summary="List dead letters", description="By id, the oldest first. A page for a browser.")
 async def get_letters(request: HttpRequest, after: After = 0) -> Response[DeadLetterList]:
     letters, as_page = service_of(request).dead_letters, prefers_page(request)
     limit = LETTERS_PER_PAGE if as_page else LETTERS_PER_ANSWER
@@ -72,11 +69,7 @@ async def get_letters(request: HttpRequest, after: After = 0) -> Response[DeadLe
     return await answer(request, body, "dead_letters.html", users=users, count=count, after=after, most=MOST)
 
 
-@admin_get(
-    f"{HOME}/{{letter_id:int}}",
-    summary="Look at a dead letter",
-    description="A page for a browser.",
-)
+@admin_get(f"{HOME}/{{letter_id:int}}", summary="Look at a dead letter", description="A page for a browser.")
 async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[DeadLetterView]:
     letter = await _letter(service_of(request), letter_id)
     body = view(DeadLetterView, letter, event_seq=letter.seq)
@@ -109,18 +102,17 @@ async def replay_letters(request: HttpRequest, after: After = 0) -> Response[Rep
 async def replay_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[ReplayedLetter]:
     if not is_form(request):
         return Response(await _replay(request, letter_id))
+    path = HOME
     try:
         done = await _replay(request, letter_id)
+        said = "was replayed: its event was " + ("ingested" if done.accepted else "stored already")
+        if done.revived:
+            said = "was replayed: a worker will consume its event again"
     except REFUSALS as error:
-        return await redirect(
-            request, f"{HOME}/{letter_id}", f"Letter {letter_id} was not replayed: {reason_of(error)}."
-        )
+        path, said = f"{HOME}/{letter_id}", f"was not replayed: {reason_of(error)}"
     except NotFound:
-        return await _gone(request, letter_id)
-    result = "its event was ingested" if done.accepted else "its event was stored already"
-    if done.revived:
-        result = "a worker will consume its event again"
-    return await redirect(request, HOME, f"Letter {letter_id} was replayed: {result}.")
+        said = GONE
+    return await redirect(request, path, f"Letter {letter_id} {said}.")
 
 
 @admin_delete(
@@ -137,15 +129,12 @@ async def discard_from_page(request: HttpRequest, letter_id: FromPath[int]) -> R
     reason = checked_reason((await read_form(request)).get("reason", ""))
     if not reason.strip():
         raise InvalidInput("the reason is missing", [Issue("reason", "must not be empty")])
+    said = "was discarded"
     try:
         await _discard(request, letter_id, reason)
     except NotFound:
-        return await _gone(request, letter_id)
-    return await redirect(request, HOME, f"Letter {letter_id} was discarded.")
-
-
-async def _gone(request: HttpRequest, letter_id: int) -> Response[Any]:
-    return await redirect(request, HOME, f"Letter {letter_id} is gone: it was replayed or discarded meanwhile.")
+        said = GONE
+    return await redirect(request, HOME, f"Letter {letter_id} {said}.")
 
 
 async def _letter(service: Service, letter_id: int) -> DeadLetter:
