@@ -1,7 +1,7 @@
 """Derives the state of the service and of its components from the readiness checks of all processes.
 
-Processes may disagree: one may fail to reach a cache that another one reaches. The state of a component is the worst
-that any process reported lately (`app/README.md` says why it does not flap).
+Processes may disagree: one may fail to reach a cache that another one reaches. So the worst recent report counts
+(`app/README.md` says why the state does not flap).
 """
 
 from __future__ import annotations
@@ -55,10 +55,8 @@ UNASKED = ReadinessCheck(False, "it was not asked", state="unknown")
 
 
 def component_views(checks: Mapping[str, ReadinessCheck]) -> dict[str, ComponentView]:
-    """The state of every component, and of the service as a whole, by name, from the checks of one process.
-
-    A component without a check is `unknown`. If the check `invalidations` fails, since cache keys have yet to be
-    deleted, the cache has that check's state.
+    """The state of every component, and of the service as a whole, by name, from the checks of one process. A component
+    without a check is `unknown`. While cache keys have yet to be deleted, the cache has the state of `invalidations`.
     """
     found = {name: checks.get(name, UNASKED).view for name in COMPONENTS if name != "service"}
     if found["cache"] == OK and "invalidations" in checks:

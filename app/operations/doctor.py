@@ -1,7 +1,4 @@
-"""The report of `profiles doctor`, and its checks of API keys, features, the feature registry, clocks and limits.
-
-The checks of the database and the servers are in the modules `diagnostics` of `app.stores`.
-"""
+"""Checks of `profiles doctor`. Those of databases and servers are in the modules `diagnostics` of `app.stores`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Computes the numbers on the overview page, such as request rate and hit ratio, from the samples of all processes.
-
-A number is None if there is no sample, or no observation to compute a share or a percentile from.
+"""Computes the numbers on the overview page, such as request rate and hit ratio, from the samples of all processes. A
+number is None if there is no sample, or no observation to compute a share or a percentile from.
 """
 
 from __future__ import annotations
@@ -45,13 +44,8 @@ class Figure(msgspec.Struct):
     unit: Unit
     now: Annotated[float | None, Meta(description="The value for the last minute, or the newest value of a gauge.")]
     hour: float | None
-    hour_is: Annotated[
-        HourIs,
-        Meta(description="The meaning of `hour`: computed over the whole hour, the total, or the highest value."),
-    ]
-    series: Annotated[
-        list[float | None], Meta(description="One value for each of `slots`; the last slot has not ended yet.")
-    ]
+    hour_is: Annotated[HourIs, Meta(description="`hour` is computed over the hour, the total, or the highest value.")]
+    series: Annotated[list[float | None], Meta(description="A value for each of `slots`; the last has not ended yet.")]
 
 
 def percentile(buckets: Mapping[str, int], share: float) -> float | None:

@@ -1,8 +1,4 @@
-"""Admins' routes: users, rebuilds, data quality, roll-out, dead letters, features, audit trail.
-
-Each route answers a browser with a page and other clients with JSON. Every change is recorded in the audit trail, some
-with a reason that the caller gives.
-"""
+"""Admins' routes. Each answers a browser with a page and other clients with JSON, and audits every change."""
 
 from __future__ import annotations
 

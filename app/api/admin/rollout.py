@@ -19,6 +19,14 @@ from app.features.clock import rfc3339
 HOME = "/admin/rollout"
 # What a form holds in place of the time of the last change, if there was none.
 UNCHANGED = "unchanged"
+# What the page shows besides the state.
+SHOWN = {
+    "steps": STEPS,
+    "unchanged": UNCHANGED,
+    "newest": NEWEST,
+    "served_needed": SERVED_BEFORE_MORE,
+    "worker": WORKER,
+}
 RESULTS: dict[Stage, str] = {
     "shadow": "The roll-out starts again in the shadow.",
     "ramp": "The challenger now serves {share:.0%} of the users.",
@@ -35,17 +43,7 @@ RESULTS: dict[Stage, str] = {
     "A page for a browser.",
 )
 async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
-    body = await service_of(request).bandit.rollout.status()
-    return await answer(
-        request,
-        body,
-        "rollout.html",
-        steps=STEPS,
-        unchanged=UNCHANGED,
-        newest=NEWEST,
-        served_needed=SERVED_BEFORE_MORE,
-        worker=WORKER,
-    )
+    return await answer(request, await service_of(request).bandit.rollout.status(), "rollout.html", **SHOWN)
 
 
 @admin_post(

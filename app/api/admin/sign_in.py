@@ -1,7 +1,4 @@
-"""Signing in and out: an API key is exchanged for a session. Also the list of the keys and their last uses.
-
-The audit trail records attempts to sign in with a known key.
-"""
+"""Signing in and out, by exchanging an API key for a session, and the list of the keys."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from msgspec import Meta
 from app.api.admin import admin_get, audited
 from app.api.auth.forms import read_form
 from app.api.dependencies import HttpRequest, authenticator_of, service_of, sessions_of
-from app.api.pages.negotiation import answer, begin_visit, page, redirect, visit_of
+from app.api.pages.negotiation import answer, page, redirect, visit_of
 from app.features.clock import rfc3339
 from app.telemetry import logger
 
@@ -79,7 +76,7 @@ async def post_sign_in(request: HttpRequest) -> Response[Any]:
         return await _sign_in_page(request, next_path, "This key lacks the scope admin.", status=403)
     if request.headers.get("x-forwarded-proto") == "https" and request.scope["scheme"] != "https":
         log.warning("proxy_not_trusted", effect="the session cookie lacks Secure", setting="PROFILES_TRUSTED_PROXIES")
-    await begin_visit(request, caller.name)
+    await visit_of(request, begin=caller.name)
     return await redirect(request, next_path)
 
 
@@ -91,7 +88,7 @@ async def post_sign_out(request: HttpRequest) -> Response[Any]:
         return await redirect(request, HOME)
     async with audited(request, "sign out", "session"):
         await sessions_of(request).end(visit.session)
-    await begin_visit(request, "")
+    await visit_of(request, begin="")
     return await redirect(request, SIGN_IN, "You have signed out.")
 
 

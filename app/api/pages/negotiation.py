@@ -1,10 +1,8 @@
 """Content negotiation: the admins' routes answer with a page to a browser, with JSON to any other client.
 
-`redirect` answers a submitted form: the next page shows the result, which the session cookie carries to it, signed with
-the session, so that no other site can forge it.
-
-Invariant: every page carries a content security policy that forbids inline scripts and requests to other sites, and no
-cache stores it. A browser that is not signed in is redirected to the sign-in page, then to the requested page.
+The answer to a form is a redirection. The next page shows the result, which the session cookie carries, signed, so that
+no other site can forge it. Invariant: every page carries a content security policy that forbids inline scripts and
+requests to other sites, and no cache stores it.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from litestar import Litestar, Response
 from litestar.datastructures import Cookie
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from app.api.auth.sessions import PATH, Session
+from app.api.auth.sessions import NOT_SIGNED_IN, PATH, Session
 from app.api.dependencies import HttpRequest, authenticator_of, service_of, sessions_of
 from app.errors import StoreUnavailable
 
@@ -47,23 +45,16 @@ class Visit(NamedTuple):
     fresh: bool
 
 
-async def visit_of(request: HttpRequest) -> Visit:
-    """The session that the request has begun, else that of its cookie, else a new anonymous one."""
-    if _VISIT not in request.state:
+async def visit_of(request: HttpRequest, *, begin: str | None = None) -> Visit:
+    """The session that the request has begun, else that of its cookie, else a new anonymous one. `begin`: begin one
+    with a new id, for the API key of this name; anonymous if the name is empty."""
+    if begin is not None or _VISIT not in request.state:
         sessions = sessions_of(request)
-        session = await sessions.recognise(request.cookies.get(sessions.cookie_name))
-        await _enter(request, session or sessions.begin(), fresh=session is None)
+        known = await sessions.recognise(request.cookies.get(sessions.cookie_name)) if begin is None else None
+        session = known or sessions.begin(begin or NOT_SIGNED_IN)
+        request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh=known is None)
     visit: Visit = request.state[_VISIT]
     return visit
-
-
-async def begin_visit(request: HttpRequest, name: str) -> None:
-    """Begin a session with a new id, for the API key `name`; if `name` is empty, the session is anonymous."""
-    await _enter(request, sessions_of(request).begin(name), fresh=True)
-
-
-async def _enter(request: HttpRequest, session: Session, *, fresh: bool) -> None:
-    request.state[_VISIT] = Visit(session, await sessions_of(request).form_token(session), fresh)
 
 
 async def _cookies(request: HttpRequest, message: str) -> list[Cookie]:
@@ -122,8 +113,8 @@ async def redirect(request: HttpRequest, path: str, message: str = "") -> Respon
 
 
 def to_sign_in(request: HttpRequest) -> Response[Any]:
-    """Redirect to the sign-in page, which redirects to the requested page after signing in. After a form, the sign-in
-    page redirects to the overview instead, because the form is not sent again."""
+    """Redirect to the sign-in page, which then leads to the requested page; to the overview if a form was sent, because
+    it is not sent again."""
     here = request.scope["path"] if request.method == "GET" else "/admin"
     query = request.scope["query_string"].decode("latin-1")
     target = quote(here, safe="/") + (f"?{query}" if query and request.method == "GET" else "")
