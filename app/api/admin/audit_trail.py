@@ -19,6 +19,7 @@ from app.features.ids import user_hash
 from app.features.views import view
 
 ENTRIES_PER_PAGE = 50
+State = Literal["done", "refused", "failed", "begun"]
 
 
 class AuditLine(msgspec.Struct):
@@ -29,10 +30,7 @@ class AuditLine(msgspec.Struct):
     actor: str
     action: str
     subject: Annotated[str, Meta(description="A user appears as a hash only.")]
-    state: Annotated[
-        Literal["done", "refused", "failed", "begun"],
-        Meta(description="`begun`: in progress, or its end could not be recorded."),
-    ]
+    state: Annotated[State, Meta(description="`begun`: in progress, or its end could not be recorded.")]
     outcome: str
 
 
@@ -58,9 +56,7 @@ async def get_audit(
     actor: Annotated[str, QueryParameter(description="Only actions of this actor.")] = "",
     action: Annotated[str, QueryParameter(description="Only this action.")] = "",
     subject: Annotated[str, QueryParameter(description="Only actions on this subject, as it is stored.")] = "",
-    user_id: Annotated[
-        str, QueryParameter(description="Only actions on this user; instead of `subject`.", schema_extra=OPTIONAL_ID)
-    ] = "",
+    user_id: Annotated[str, QueryParameter(description="Instead of `subject`.", schema_extra=OPTIONAL_ID)] = "",
 ) -> Response[AuditPage]:
     if user_id:
         if subject and not prefers_page(request):  # the form of the page repeats the subject of the last search

@@ -28,9 +28,7 @@ LETTERS_PER_ANSWER = 100
 LETTERS_PER_PAGE = 20
 HOME = "/admin/dead-letters"
 GONE = "is gone: it was replayed or discarded meanwhile"
-After = Annotated[
-    int, QueryParameter(ge=0, le=MAX_ROWID, description="Only letters with a higher id.", schema_extra=ROWID)
-]
+After = Annotated[int, QueryParameter(ge=0, le=MAX_ROWID, description="Only those above this id.", schema_extra=ROWID)]
 
 
 class DeadLetterView(msgspec.Struct):

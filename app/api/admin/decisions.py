@@ -61,15 +61,10 @@ async def find_decisions(
     ] = "",
     user_id: Annotated[str, QueryParameter(description="Only decisions for this user.", schema_extra=OPTIONAL_ID)] = "",
     since: Annotated[
-        str,
-        QueryParameter(
-            description="Only decisions made at or after this time; UTC if it has no offset.", schema_extra=TIME
-        ),
+        str, QueryParameter(description="From this time on; UTC without an offset.", schema_extra=TIME)
     ] = "",
     until: Annotated[str, QueryParameter(description="Only decisions made before this time.", schema_extra=TIME)] = "",
-    before: Annotated[
-        str | None, QueryParameter(description="`next_before` of the page before.", schema_extra=BEFORE)
-    ] = None,
+    before: Annotated[str | None, QueryParameter(description="`next_before` of a page.", schema_extra=BEFORE)] = None,
 ) -> Response[DecisionLines]:
     wanted = {"decision_id": decision_id, "user_id": user_id, "since": since, "until": until}
     context: dict[str, Any] = {"wanted": wanted, "faults": (), "first": before is None}

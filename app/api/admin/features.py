@@ -40,9 +40,7 @@ class FeatureDefinition(FeatureEntry):
     """An entry of the registry with its SQL and the definitions served under its name."""
 
     sql: Annotated[str, Meta(description="One set-based SELECT over `views` and `feedback`.")]
-    seen: Annotated[
-        list[ServedDefinition], Meta(description="The definitions that were served under this name, the newest first.")
-    ]
+    seen: Annotated[list[ServedDefinition], Meta(description="Definitions served under this name, the newest first.")]
 
 
 class ContractExport(msgspec.Struct):
@@ -53,8 +51,7 @@ class ContractExport(msgspec.Struct):
 
 
 class Catalogue(msgspec.Struct):
-    """The feature registry that this service serves. `subjects` lists, for each kind of event (such as
-    `signals.tip.served`), the features whose cached values the event invalidates."""
+    """The registry that is served. `subjects` has the features that events such as `signals.tip.served` invalidate."""
 
     registry: Annotated[str, Meta(description="The fingerprint of the whole registry.")]
     features: list[FeatureDefinition]

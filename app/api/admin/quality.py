@@ -25,6 +25,7 @@ from app.service import Service
 
 SOUGHT: tuple[Sought, ...] = get_args(Sought)
 RUNS_SHOWN = 5
+MAX_AGE_S = 366 * 86_400
 OLD_MS, AGAIN_MS = 2 * 3_600_000, 5 * 60_000
 PATH = "/admin/data-quality"
 USERS_PAGE = "data_quality_users.html"
@@ -46,10 +47,7 @@ class QualityRefresh(msgspec.Struct):
     started_at: str | None
     finished_at: str | None
     error: str | None
-    waiting_for: Annotated[
-        Literal["queue", "worker"] | None,
-        Meta(description="What prevents progress: the queue does not answer, or no worker is running."),
-    ]
+    waiting_for: Annotated[Literal["queue", "worker"] | None, Meta(description="What is down, so that it waits.")]
 
 
 class UserBehind(msgspec.Struct):
@@ -88,12 +86,8 @@ async def get_quality(
     request: HttpRequest,
     max_age_s: Annotated[
         int | None,
-        QueryParameter(
-            ge=0,
-            le=366 * 86_400,
-            description="The largest age of a stored report to answer with.",
-            schema_extra={"minimum": 0},  # Litestar leaves a zero out
-        ),
+        # Litestar leaves a minimum of zero out.
+        QueryParameter(ge=0, le=MAX_AGE_S, description="How old a stored report may be.", schema_extra={"minimum": 0}),
     ] = None,
 ) -> Response[QualityReport]:
     service = service_of(request)

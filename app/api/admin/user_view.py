@@ -42,9 +42,7 @@ class StoredEvent(msgspec.Struct):
     received_at: str
     event: dict[str, Any]
     counted_at: Annotated[str, Meta(description="The event time that features use.")]
-    time_corrected: Annotated[
-        bool, Meta(description="The producer's time lay ahead of the service's clock; the time of arrival is used.")
-    ]
+    time_corrected: Annotated[bool, Meta(description="Its time was ahead of the clock; that of the arrival is used.")]
     arrival_lag_ms: Annotated[int, Meta(description="From the producer's `occurred_at` to the arrival.")]
     invalidates: Annotated[list[str], Meta(description="The features that the event invalidated.")]
     state: Annotated[
@@ -73,9 +71,7 @@ class FeatureStateView(msgspec.Struct):
     computed_at: str
     expires_at: str | None
     origin: Literal["cache", "computed"]
-    freshness: Annotated[
-        State | None, Meta(description="State of the value that was cached before; null if the cache does not answer.")
-    ]
+    freshness: Annotated[State | None, Meta(description="Of the value cached before; null if no cache answers.")]
     invalidated_by: list[str]
     description: str
     state: Annotated[

@@ -23,7 +23,7 @@ from app.features.registry import indices
 from app.service import Service
 
 HOME = "/admin/users"
-FOUND_BY_DEFAULT, FOUND_MOST = 20, 100
+FOUND, FOUND_MOST = 20, 100
 
 
 class UsersFound(msgspec.Struct):
@@ -61,14 +61,10 @@ class UserHoldings(msgspec.Struct):
 )
 async def get_users(
     request: HttpRequest,
-    prefix: Annotated[
-        str, QueryParameter(description="The beginning of the ids; empty for any.", schema_extra=ID_PREFIX)
-    ] = "",
-    limit: Annotated[
-        int | None, QueryParameter(ge=1, le=FOUND_MOST, description=f"Default: {FOUND_BY_DEFAULT}.")
-    ] = None,
+    prefix: Annotated[str, QueryParameter(description="Beginning of the ids, or empty.", schema_extra=ID_PREFIX)] = "",
+    limit: Annotated[int | None, QueryParameter(ge=1, le=FOUND_MOST, description=f"Default: {FOUND}.")] = None,
 ) -> Response[UsersFound]:
-    wanted, most = prefix_of(prefix), limit or FOUND_BY_DEFAULT
+    wanted, most = prefix_of(prefix), limit or FOUND
     found = await service_of(request).users.find(wanted, most + 1)
     body = UsersFound(wanted, found[:most], len(found) > most)
     if limit is None and found[:1] == [wanted] and prefers_page(request):
