@@ -56,8 +56,7 @@ def diagnose_keys(settings: Settings) -> list[Line]:
 
 
 def diagnose_features(running: Sequence[Sample], disabled: Mapping[str, str]) -> Line:
-    """Check that the running processes can compute every feature, and that none is disabled. `running` has the newest
-    sample of each process. `disabled` describes each disabled feature, by its name."""
+    """`running` has the newest sample of each process; `disabled` describes each disabled feature, by its name."""
     off = "; ".join(f"{name} is {how}" for name, how in disabled.items())
     views = [view for sample in running if (view := sample.components.get("features")) is not None]
     failing = sorted({view.detail for view in views if view.state in ("degraded", "down")})
@@ -72,8 +71,7 @@ def diagnose_features(running: Sequence[Sample], disabled: Mapping[str, str]) ->
 
 
 def diagnose_registry(own: str, running: Sequence[Sample]) -> Line:
-    """Check that every running process serves the feature registry that this command's settings name. `own` is the
-    fingerprint of that registry. `running` has the newest sample of each process."""
+    """Compare the registries of running processes, by their newest samples, with that of these settings (`own`)."""
     for finding in mixed_registries(running):
         return Line("registry", "warn", finding.text[0].lower() + finding.text[1:-1], finding.advice)
     served = {sample.registry for sample in running if sample.registry}
@@ -87,8 +85,7 @@ def diagnose_registry(own: str, running: Sequence[Sample]) -> Line:
 
 
 def diagnose_clock(name: str, before_s: float, theirs_s: float, after_s: float) -> Line:
-    """Report how far a server's clock is from this machine's. `theirs_s` was read from the server's clock; `before_s`
-    and `after_s` from this machine's, just before and after it. All are in seconds since 1970."""
+    """Compare a server's clock with this machine's, in seconds since 1970, read just before and after the server's."""
     ahead_ms = round((theirs_s - (before_s + after_s) / 2) * 1000)
     unsure_ms = round((after_s - before_s) * 500) + 1
     off_ms = max(0, abs(ahead_ms) - unsure_ms)

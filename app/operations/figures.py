@@ -28,7 +28,7 @@ Unit = Literal["share", "per_s", "ms", "s", "count"]
 HourIs = Literal["over all", "total", "highest"]
 
 
-class FigureKind(NamedTuple):
+class Kind(NamedTuple):
     name: str
     title: str
     unit: Unit
@@ -103,58 +103,54 @@ COMPUTED: dict[str, Callable[[Totals], float | None]] = {
     "decisions_consistent": partial(_share, "decision_checks_consistent", "decision_checks_violation"),
 }
 KINDS = (
-    FigureKind("request_rate", "Requests", "per_s", "over all", "Reads and events answered, over all processes."),
-    FigureKind("hit_ratio", "Hit ratio", "share", "over all", "Share of the feature values that came from the cache."),
-    FigureKind("latency_p50_ms", "Latency, median", "ms", "over all", "Half of the answers took at most this long."),
-    FigureKind("latency_p99_ms", "Latency, p99", "ms", "over all", "99 of 100 answers took at most this long."),
-    FigureKind("failed_requests", "Failed requests", "count", "total", "Answers with a 5xx status, except shed ones."),
-    FigureKind("shed", "Shed requests", "count", "total", "Requests rejected with a 503 because of overload."),
-    FigureKind(
+    Kind("request_rate", "Requests", "per_s", "over all", "Reads and events answered, over all processes."),
+    Kind("hit_ratio", "Hit ratio", "share", "over all", "Share of the feature values that came from the cache."),
+    Kind("latency_p50_ms", "Latency, median", "ms", "over all", "Half of the answers took at most this long."),
+    Kind("latency_p99_ms", "Latency, p99", "ms", "over all", "99 of 100 answers took at most this long."),
+    Kind("failed_requests", "Failed requests", "count", "total", "Answers with a 5xx status, except shed ones."),
+    Kind("shed", "Shed requests", "count", "total", "Requests rejected with a 503 because of overload."),
+    Kind(
         *("degraded_reads", "Degraded reads", "count", "total"),
         "Profiles computed because the cache did not answer or was not trusted. Correct, but slower.",
     ),
-    FigureKind(
+    Kind(
         *("fills_refused", "Fills refused", "count", "total"),
         "Values not cached because an event or another value came first. This is how stale values are avoided.",
     ),
-    FigureKind(
+    Kind(
         *("lag_p50_ms", "Lag, median", "ms", "over all"),
         "From the arrival of an event until its cache keys are deleted or owed: at most this long for half of them.",
     ),
-    FigureKind(
+    Kind(
         *("lag_p99_ms", "Lag, p99", "ms", "over all"),
         "From the arrival of an event until its cache keys are deleted or owed: at most this long for 99 of 100.",
     ),
-    FigureKind(
+    Kind(
         *("consistent", "Consistent", "share", "over all"),
         "Share of correct profiles among the cached ones that the audit checks 1 s, 1 min and 5 min after an event.",
     ),
-    FigureKind(
+    Kind(
         *("decisions_consistent", "Decisions consistent", "share", "over all"),
         "Share of correct profiles among those logged with decisions that the audit computes again.",
     ),
-    FigureKind("queue_depth", "Queue depth", "count", "highest", "Jobs waiting for a worker."),
-    FigureKind("outbox_age_s", "Outbox age", "s", "highest", "How long the oldest event has waited to be consumed."),
-    FigureKind("outbox", "Outbox", "count", "highest", "Events that no worker has consumed yet."),
-    FigureKind("dead_letters", "Dead letters", "count", "highest", "Events and jobs that could not be consumed."),
-    FigureKind(
-        *("unreadable", "Damaged states", "count", "highest"),
-        "Users whose learned state is damaged and was set aside.",
-    ),
-    FigureKind(
+    Kind("queue_depth", "Queue depth", "count", "highest", "Jobs waiting for a worker."),
+    Kind("outbox_age_s", "Outbox age", "s", "highest", "How long the oldest event has waited to be consumed."),
+    Kind("outbox", "Outbox", "count", "highest", "Events that no worker has consumed yet."),
+    Kind("dead_letters", "Dead letters", "count", "highest", "Events and jobs that could not be consumed."),
+    Kind("unreadable", "Damaged states", "count", "highest", "Users whose learned state is damaged and was set aside."),
+    Kind(
         *("events_ahead", "Events ahead of time", "count", "highest"),
         "Events more than five minutes in the future: a clock was wrong when they were stored.",
     ),
-    FigureKind("owed", "Owed invalidations", "count", "highest", "Deletions that the cache has not executed yet."),
+    Kind("owed", "Owed invalidations", "count", "highest", "Deletions that the cache has not executed yet."),
 )
 
 
 def compute_figures(
     samples: Sequence[Sample], of_period: Iterable[Sample], period: Period, now_ms: int
 ) -> tuple[dict[str, Figure], Mapping[str, int]]:
-    """Compute every figure, by its name, and the sum of every count over the last hour, by its name. The series show
-    the samples or summaries `of_period`. The value of a gauge in a slot is the highest; it is None without a sample.
-    `samples` and `of_period` must come oldest first."""
+    """Compute the figures and the sums of the counts over the last hour, each by name. The series show the samples or
+    summaries `of_period`; the value of a gauge in a slot is the highest. Samples must come oldest first."""
     latest = sum_samples(item for item in samples if item.at_ms > now_ms - NOW_MS)
     hour = sum_samples(item for item in samples if item.at_ms >= slot_starts(now_ms)[0])
     by_slot: defaultdict[int, list[Sample]] = defaultdict(list)
@@ -174,7 +170,7 @@ def compute_figures(
     return figures, hour.counts
 
 
-def _value(kind: FigureKind, totals: Totals, *, newest: bool = False) -> float | None:
+def _value(kind: Kind, totals: Totals, *, newest: bool = False) -> float | None:
     if kind.name in COMPUTED:
         return COMPUTED[kind.name](totals)
     if kind.hour_is == "highest":

@@ -139,8 +139,7 @@ def findings(
 
 
 def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
-    """A finding if running processes serve different registries. `newest` has the newest sample of each process; those
-    of older releases do not name a registry and are ignored."""
+    """`newest` has the newest sample of each process. Those of older releases name no registry and are ignored."""
     served: defaultdict[str, list[str]] = defaultdict(list)
     for sample in newest:
         if sample.registry and not sample.stopped:
@@ -172,8 +171,7 @@ def waiting_to_be_pruned(kinds: Sequence[str]) -> list[Finding]:
 
 
 def failing_model(samples: Sequence[Sample], now_ms: int) -> list[Finding]:
-    """A finding, with the reasons, if the language model failed for more tips than it wrote within `RECENT_MS`. Neither
-    requests nor readiness show this, because a template then writes the tips."""
+    """A finding, with the reasons, if the language model failed for more tips than it wrote within `RECENT_MS`."""
     counts = sum_samples(sample for sample in samples if now_ms - sample.at_ms <= RECENT_MS).counts
     outcomes = {name.removeprefix(GENERATIONS): count for name, count in counts.items() if name.startswith(GENERATIONS)}
     written = outcomes.pop(BY_MODEL, 0)

@@ -1,8 +1,7 @@
 """Builds the overview page's data: component states, figures of the last hour, and the findings derived from both.
 
 The component states come from checks that this process makes now, and from recent samples of other processes. If the
-checks do not end in time, the stored states are shown. If the database does not answer, there are no figures, and the
-states are the ones that this process sees.
+checks do not end in time, they are the stored ones. If the database does not answer, they are what this process sees.
 """
 
 from __future__ import annotations
@@ -109,8 +108,7 @@ def build_overview(
 def _statuses(
     stored: Mapping[str, ComponentStatus], newest: Iterable[Sample], own: Sample | None, now_ms: int
 ) -> list[ComponentStatus]:
-    """The status of each component. `newest` has the newest sample of each process, whose name is added to the states
-    that another process reports."""
+    """The status of each component. States that another process reports carry its name."""
     found = dict(stored)
     if own is not None:
         views = [own.components]
@@ -129,8 +127,7 @@ def _statuses(
 
 
 def _verdict(states: Mapping[str, State], found: int, *, sampled: bool) -> tuple[State, str]:
-    """The state of the whole service, and the verdict in words. The state is `down` only if reads cannot be served, and
-    `degraded` if there is a finding; `found` is their number."""
+    """The state of the whole service, and the verdict in words. `found` is the number of findings."""
     attention = f"{'1 finding needs' if found == 1 else f'{found} findings need'} attention."
     if states["service"] == "down":
         return "down", f"Reads cannot be served; {attention}"

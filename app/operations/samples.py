@@ -1,8 +1,7 @@
 """Samples of a process's metrics over some seconds: how they are taken, stored, and summed over processes.
 
 A sample is the difference between two readings of a process's `Metrics`, so a restart, which resets the counters, loses
-nothing. A gauge describes the whole service, so its newest value is used, whichever process reported it. If no sample
-covers a time, the values of that time are unknown, not zero.
+nothing. A gauge describes the whole service. If no sample covers a time, its values are unknown, not zero.
 
 Invariants: counts that could not be stored are part of the next sample, and nothing is counted twice; a component's
 state becomes worse only after a check has failed twice, a second apart.
@@ -150,9 +149,8 @@ def summaries(samples: Iterable[Sample]) -> list[Sample]:
 
 
 class Totals(msgspec.Struct):
-    """The sum of the samples of many processes within a period. `newest` and `highest` hold the newest and the highest
-    value of each gauge, by name. `covered_s` is the time, in seconds, that samples of any process cover; `served_s` is
-    the time that samples of API processes cover, which is the one to divide numbers of requests by."""
+    """The sum of samples. `newest` and `highest` hold the newest and the highest value of each gauge, by name. Samples
+    of any process cover `covered_s` seconds; those of API processes, by which requests are divided, `served_s`."""
 
     counts: Counter[str] = msgspec.field(default_factory=Counter)
     newest: dict[str, float] = msgspec.field(default_factory=dict)
@@ -186,8 +184,7 @@ def _union_s(spans: Sequence[tuple[float, float]]) -> float:
 
 
 class Sampler(msgspec.Struct, kw_only=True, eq=False):
-    """Takes and stores samples of this process. `process` is its random name, new at every start; `registry` is the
-    fingerprint of the feature registry that it serves."""
+    """Takes and stores samples of this process. `process` is its random name, new at every start."""
 
     role: Role
     process: str
@@ -216,8 +213,7 @@ class Sampler(msgspec.Struct, kw_only=True, eq=False):
         await self._keep(await self.ask_gauges(), checks)
 
     async def close(self) -> None:
-        """Store a last sample, with counts but without readiness and gauges. After `LAST_S` seconds, and on a failure,
-        give up."""
+        """Store a last sample, of counts only. After `LAST_S` seconds, and on a failure, give up."""
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(LAST_S):
                 await self._keep(Gauges(), None)

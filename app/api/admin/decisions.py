@@ -69,7 +69,7 @@ async def find_decisions(
     wanted = {"decision_id": decision_id, "user_id": user_id, "since": since, "until": until}
     context: dict[str, Any] = {"wanted": wanted, "faults": (), "first": before is None}
     try:
-        body = await _found(service_of(request), **wanted, before=before)
+        body = await _found(service_of(request), wanted, before)
     except (InvalidInput, Undecodable) as error:
         if not prefers_page(request):
             raise
@@ -106,15 +106,13 @@ async def inspect_decision(request: HttpRequest, decision_id: DecisionId) -> Res
     )
 
 
-async def _found(
-    service: Service, *, decision_id: str, user_id: str, since: str, until: str, before: str | None
-) -> DecisionLines:
+async def _found(service: Service, wanted: Mapping[str, str], before: str | None) -> DecisionLines:
     """Search. Raises `Undecodable` or `InvalidInput` if a parameter is invalid."""
-    for name, value in (("decision_id", decision_id), ("user_id", user_id)):
-        if value:
-            check_ids([value], name)
-    since_ms = _utc_ms(since, "since") if since else EARLIEST_MS
-    until_ms = _utc_ms(until, "until") if until else LATEST_MS
+    for name in ("decision_id", "user_id"):
+        if wanted[name]:
+            check_ids([wanted[name]], name)
+    since_ms = _utc_ms(wanted["since"], "since") if wanted["since"] else EARLIEST_MS
+    until_ms = _utc_ms(wanted["until"], "until") if wanted["until"] else LATEST_MS
     place = (LATEST_MS, LATEST_MS)
     if before is not None:
         if re.fullmatch(BEFORE["pattern"], before) is None:
@@ -122,11 +120,11 @@ async def _found(
         at_ms, _, number = before.partition("-")
         place = int(at_ms), int(number)
     decisions = service.bandit.decisions
-    if decision_id:
-        found = await decisions.line(decision_id)
+    if wanted["decision_id"]:
+        found = await decisions.line(wanted["decision_id"])
         return DecisionLines([found] if found is not None else [], None)
     lines, more = await decisions.newest(
-        DECISIONS_PER_PAGE, user_id=user_id or None, since_ms=since_ms, until_ms=until_ms, before=place
+        DECISIONS_PER_PAGE, user_id=wanted["user_id"] or None, since_ms=since_ms, until_ms=until_ms, before=place
     )
     return DecisionLines(lines, more and f"{more[0]}-{more[1]}")
 

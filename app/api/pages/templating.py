@@ -61,12 +61,7 @@ def environment() -> Environment:
     made.filters |= {function.__name__: function for function in functions}
     made.filters |= {"visible_text": ids.visible, "decoded": msgspec.json.decode, "fields": msgspec.structs.asdict}
     made.tests["hidden"] = lambda text: ids.visible(text) != text
-    made.globals |= {
-        "version": app.__version__,
-        "axes": charts.Axes,
-        "summary": charts.summary,
-        "max_reason": MAX_REASON,
-    }
+    made.globals.update(version=app.__version__, axes=charts.Axes, summary=charts.summary, max_reason=MAX_REASON)
     return made
 
 
@@ -201,7 +196,7 @@ def percentages(counts: Sequence[int]) -> list[float]:
 
 
 def bin_label(part: CommonBin, *, whole: bool) -> str:
-    """The label of a bin of values. A bin of whole numbers is labelled with its first and its last value."""
+    """The label of a bin of values; of whole numbers, the first and the last."""
     if part.kind in ("null", "other"):
         return part.kind
     if part.kind == "value":
