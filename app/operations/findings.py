@@ -53,8 +53,9 @@ COMPONENT_ADVICE: Mapping[str, str] = {
     "worker": "Start one (profiles worker). Until then events wait to be consumed; reads are not affected.",
     "features": "Correct the definition, or disable the feature. It is retried; the other features are served.",
 }
-# Rules by the name of a figure, applied to its value for the last minute.
-FIGURE_RULES = {
+# Rules by the name of a figure, applied to its value for the last minute; or by that of a count that is no figure,
+# applied to its sum over the last hour.
+RULES = {
     "failed_requests": Rule(
         lambda count: f"{_counted(count, 'request', 'requests')} failed (5xx) in the last minute.",
         "The log names the route and the cause of each.",
@@ -95,20 +96,14 @@ FIGURE_RULES = {
         lambda count: f"{_counted(count, 'event lies', 'events lie')} more than five minutes in the future.",
         "A clock was wrong when they were stored. They count as recent until that time has come.",
     ),
-}
-# Rules by the name of a count, applied to its sum over the last hour. `AUDIT_RULES` are those of the workers' audit.
-AUDIT_RULES = {
     "untrue": Rule(
         lambda count: f"The audit found {_counted(count, 'wrong value', 'wrong values')} in the cache within the hour.",
         "They were dropped. The workers' logs describe each (consistency_violation): please report this.",
     ),
     "decision_checks_violation": Rule(
         lambda count: f"The audit found {_counted(count, 'decision', 'decisions')} with a wrong profile in the hour.",
-        "A training set with it is wrong. The workers' logs describe each value (decision_violation): please report "
-        "this.",
+        "A training set with it is wrong. The workers' logs describe each (decision_violation): please report this.",
     ),
-}
-COUNT_RULES = {
     "feature_errors": Rule(
         lambda count: f"{_counted(count, 'feature value', 'feature values')} could not be computed in the last hour.",
         "The definition of a feature is broken; the log and /metrics name it.",
@@ -117,8 +112,8 @@ COUNT_RULES = {
         lambda count: f"The cache held {_counted(count, 'value', 'values')} older than an event within the last hour.",
         "They were dropped and not served. After an outage of the cache this is expected; otherwise please report it.",
     ),
-    **AUDIT_RULES,
 }
+AUDIT_COUNTS = ("untrue", "decision_checks_violation")  # of the workers' audit
 
 
 def findings(
@@ -130,11 +125,10 @@ def findings(
         if state in ("degraded", "down") and name in COMPONENT_ADVICE:
             text = f"The {name} {'are' if name == 'features' else 'is'} {state}: {detail}."
             found.append(Finding(state, name, text, COMPONENT_ADVICE[name]))
-    measured = [(name, rule, figures[name].now or 0) for name, rule in FIGURE_RULES.items()]
-    measured += [(name, rule, counts.get(name, 0)) for name, rule in COUNT_RULES.items()]
-    found += [
-        Finding("degraded", name, rule.text(value), rule.advice) for name, rule, value in measured if value > rule.limit
-    ]
+    for name, rule in RULES.items():
+        value = figures[name].now if name in figures else counts.get(name)
+        if value is not None and value > rule.limit:
+            found.append(Finding("degraded", name, rule.text(value), rule.advice))
     return sorted(found, key=lambda item: -SEVERITY[item.state])
 
 

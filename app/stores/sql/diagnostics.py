@@ -9,7 +9,7 @@ from typing import Literal
 from app.events.retention import next_cutoff
 from app.features.clock import DAY_MS
 from app.operations.doctor import Line, diagnose_features
-from app.operations.findings import AUDIT_RULES, waiting_to_be_pruned, wrong_decisions
+from app.operations.findings import AUDIT_COUNTS, RULES, waiting_to_be_pruned, wrong_decisions
 from app.operations.samples import Sample
 from app.profiles.availability import Disabled
 from app.stores.sql.backlog import SELECT_UNKNOWN, backlog_of
@@ -116,7 +116,7 @@ def _samples(newest_ms: int | None, now_ms: int) -> Line:
 
 
 def _audit(counts: Mapping[str, int]) -> Line:
-    found = [(rule, counts[name]) for name, rule in AUDIT_RULES.items() if counts.get(name)]
+    found = [(RULES[name], counts[name]) for name in AUDIT_COUNTS if counts.get(name)]
     if not found:
         return Line("audit", "ok", "the workers' audit has found no wrong value in the last hour")
     text = " ".join(rule.text(count) for rule, count in found)
