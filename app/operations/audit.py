@@ -59,8 +59,7 @@ class AuditTrail(Protocol):
 
 
 class AuditedAction(msgspec.Struct):
-    """An audited action in progress. `outcome`: the text to store at its end, if the code that performs the action sets
-    one; else `done`, or the text of the error that the action raised."""
+    """An audited action in progress. `outcome` is stored at its end; if None, `done` or the error that it raised."""
 
     outcome: str | None = None
 
@@ -68,10 +67,7 @@ class AuditedAction(msgspec.Struct):
 @asynccontextmanager
 async def audited(trail: AuditTrail, at_ms: int, actor: str, action: str, subject: str) -> AsyncIterator[AuditedAction]:
     """Record the action that the `async with` block performs, and its outcome. An error of the block is raised again.
-
-    Raises:
-        StoreUnavailable: the entry cannot be stored; the action has not begun.
-    """
+    Raises `StoreUnavailable` if the entry cannot be stored; the action has not begun then."""
     entry_id = await trail.begin(at_ms, actor, action, subject)
     act = AuditedAction()
     try:

@@ -42,8 +42,7 @@ SLOT_NAMES: Mapping[Period, str] = {"hour": "%H:%M UTC", "day": "%a %H:%M UTC", 
     summary="The state of the service",
     description="The state of the service and of each component, and since when; figures of the last minute, of "
     "the last hour and of each minute in it, or of a longer period, summed over all processes; and findings, with what "
-    "to do about each. Each process stores a sample every ten seconds; null means that nothing is known. A page for a "
-    "browser.",
+    "to do about each. Each process stores a sample every ten seconds; null: not known. A page for a browser.",
 )
 async def get_overview(
     request: HttpRequest,

@@ -31,9 +31,6 @@ SHOWN = 100
 
 
 class RebuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request to rebuild features of listed users, or of every eligible user (`scope: all`), which is every user with
-    an event within the longest window of the features."""
-
     scope: str | None = None
     user_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)] | None = None
     features: FeatureNames | None = None
@@ -57,8 +54,8 @@ class RebuildOfUsers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RebuildStatus(msgspec.Struct):
-    """A rebuild and its progress. `done` and `total` are numbers of users. A count of all eligible users stops at
-    100,000; if there are more, `total` grows along with `done`, and `eta_s` is null."""
+    """A rebuild and its progress in users. The count of all eligible users stops at 100,000; if there are more, `total`
+    grows along with `done`, and `eta_s` is null."""
 
     id: str
     scope: Annotated[str, Meta(description="`all`, or `users:` and a hash of the list.")]
@@ -120,11 +117,7 @@ async def get_rebuilds(request: HttpRequest) -> Response[RebuildList]:
     return await answer(request, await _newest(service_of(request)), "rebuilds.html")
 
 
-@admin_get(
-    f"{HOME}/{{run_id:str}}",
-    summary="Watch a rebuild",
-    description="A page for a browser, which shows the progress.",
-)
+@admin_get(f"{HOME}/{{run_id:str}}", summary="Watch a rebuild", description="A page for a browser.")
 async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[RebuildStatus]:
     service = service_of(request)
     run = await _run(service, run_id)

@@ -184,8 +184,7 @@ async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
 
 
 async def _user_view(service: Service, inspection: Inspection, profile: Profile | None = None) -> UserView:
-    """`profile` is the result of a read; without it, the answer shows what a read would have returned at the time of
-    the inspection."""
+    """`profile` is the result of a read; without it, the view has what a read would have returned at the inspection."""
     events = await service.users.newest_events(inspection.user_id, NEWEST_EVENTS)
     features = {
         cell.entry.name: _cell_state(cell, profile[index] if profile else inspection.reading(index), inspection)
@@ -222,14 +221,12 @@ def _stored_event(item: TracedEvent, registry: Registry) -> StoredEvent:
     return view(
         StoredEvent,
         item,
-        seq=logged.seq,
-        received_at=rfc3339(logged.received_at_ms),
+        logged,
         event=msgspec.to_builtins(event),
         time_corrected=item.claimed_at_ms is not None,
         arrival_lag_ms=logged.received_at_ms - to_ms(event.occurred_at),
         invalidates=[name for name in registry.names if name in registry.invalidated_by(subject_of(event))],
         state="dead letter" if item.letter_id is not None else "consumed" if item.consumed else "waiting",
-        attempts=logged.attempts,
         dead_letter=item.letter_id,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from math import ceil, floor, log10
 
 Series = Mapping[str, Sequence[float | None]]
@@ -19,12 +20,8 @@ class Axes:
     ) -> None:
         self.labels, self.width, self.height = labels, width, height
         self._unit = unit
-        columns = zip(*series.values(), strict=True)
-        self._low, self._high, step = _scale(
-            [sum(value or 0 for value in column) for column in columns]
-            if stacked
-            else [value for values in series.values() for value in values if value is not None]
-        )
+        columns = zip(*series.values(), strict=True) if stacked else zip(chain(*series.values()))
+        self._low, self._high, step = _scale(sum(value or 0 for value in column) for column in columns)
         self.ticks = [self._low + step * number for number in range(round((self._high - self._low) / step) + 1)]
         self.left = MARGIN_PX + CHARACTER_PX * max(len(self.text(tick)) for tick in self.ticks)
         self.right = width - MARGIN_PX

@@ -165,12 +165,10 @@ def spelled(sentence: str) -> str:
 
 def measured(value: float | None, unit: str) -> str:
     """A figure of the overview, or a dash for None. `unit` is `share`, `per_s`, `ms`, `s` or `count`."""
-    if value is None:
-        return MISSING
     if unit == "share":
         return percent(value)
     if unit in ("ms", "s"):
-        return duration(value * (1000 if unit == "s" else 1))
+        return duration(value and value * (1000 if unit == "s" else 1))
     return number(value, "/s" if unit == "per_s" else "")
 
 
