@@ -18,8 +18,7 @@ from app.errors import ProfilesError, StoreUnavailable, Unavailable
 from app.telemetry import logger
 
 BEGUN = "begun"
-MAX_OUTCOME = 600
-MAX_REASON = 400
+MAX_OUTCOME, MAX_REASON = 600, 400
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 log = logger("audit")
 

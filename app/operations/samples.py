@@ -23,10 +23,8 @@ from app.operations.component_states import ComponentStatus, ComponentView, Read
 from app.telemetry import Metrics
 
 Role = Literal["api", "worker"]
-EVERY_S = 10.0
+EVERY_S, ASK_AGAIN_S, LAST_S = 10.0, 1.0, 0.3
 SUMMARY_MS = 30 * 60_000
-LAST_S = 0.3
-ASK_AGAIN_S = 1.0
 # Pages and probes do not count as requests: an admin's page may take seconds, and no recommender waits for it.
 UNCOUNTED_ROUTES = ("/admin", "/schema", "/healthz", "/readyz", "/metrics", "unmatched")
 # Slow by design: the first waits for a language model, the others export up to thousands of rows.

@@ -24,8 +24,7 @@ from app.features.ids import id_problem, user_hash
 from app.features.views import view
 from app.service import Service
 
-LETTERS_PER_ANSWER = 100
-LETTERS_PER_PAGE = 20
+LETTERS_PER_ANSWER, LETTERS_PER_PAGE = 100, 20
 HOME = "/admin/dead-letters"
 GONE = "is gone: it was replayed or discarded meanwhile"
 After = Annotated[int, QueryParameter(ge=0, le=MAX_ROWID, description="Only those above this id.", schema_extra=ROWID)]

@@ -87,21 +87,18 @@ async def _move(request: HttpRequest, move: Move, reason: str) -> Response[Any]:
     from app.api.pages.templating import spelled  # noqa: PLC0415
 
     try:
-        if move != "rollback":  # a rollback is allowed on an outdated page
-            await _refuse_if_changed(request, move, (await read_form(request)).get("seen", ""))
+        state, seen = await rollout.repository.state(), (await read_form(request)).get("seen", "")
+        outdated = seen not in ("", rfc3339(state.changed_at_ms) if state.changed_at_ms else UNCHANGED)
+        # Without this, a second press of a button would move the roll-out another step. Two simultaneous requests may
+        # both pass; the later move is then refused, because too few decisions were served at the new stage.
+        if outdated and move != "rollback":
+            async with audited(request, ACTIONS[move], "rollout"):
+                to = f"{state.share:.0%} of the users" if state.stage == "ramp" else state.stage
+                raise Conflict(
+                    f"the roll-out has changed since this page was made: {state.changed_by} moved it to {to}"
+                )
         state = await rollout.move(move, actor, reason)
         message = RESULTS[state.stage].format(share=state.share)
     except Conflict as error:
         message = f"Nothing was changed: {str(error).rstrip('.')}."
     return await redirect(request, HOME, spelled(message))
-
-
-async def _refuse_if_changed(request: HttpRequest, move: Move, seen: str) -> None:
-    """Raise `Conflict` if the roll-out has changed since the time of the last change that the page showed (`seen`, not
-    checked if empty): a second press of a button would move it another step. Two simultaneous requests may both pass.
-    The later move is then refused, because too few decisions were served at the new stage."""
-    state = await service_of(request).bandit.rollout.repository.state()
-    if seen not in ("", rfc3339(state.changed_at_ms) if state.changed_at_ms else UNCHANGED):
-        async with audited(request, ACTIONS[move], "rollout"):
-            stage = f"{state.share:.0%} of the users" if state.stage == "ramp" else state.stage
-            raise Conflict(f"the roll-out has changed since this page was made: {state.changed_by} moved it to {stage}")
