@@ -1,7 +1,5 @@
-"""Derives the state of the service and of its components from the readiness checks of all processes.
-
-Processes may disagree: one may fail to reach a cache that another one reaches. So the worst recent report counts
-(`app/README.md` says why the state does not flap).
+"""Derives the state of the service and of its components from the readiness checks of all processes. They may disagree:
+one may fail to reach a cache that another one reaches. The worst recent report counts.
 """
 
 from __future__ import annotations
@@ -55,19 +53,16 @@ UNASKED = ReadinessCheck(False, "it was not asked", state="unknown")
 
 
 def component_views(checks: Mapping[str, ReadinessCheck]) -> dict[str, ComponentView]:
-    """The state of every component, and of the service as a whole, by name, from the checks of one process. A component
-    without a check is `unknown`. While cache keys have yet to be deleted, the cache has the state of `invalidations`.
-    """
+    """The state of every component and of the whole service, by name, from the checks of one process. A component
+    without a check is `unknown`. While cache keys must yet be deleted, the cache has the state of `invalidations`."""
     found = {name: checks.get(name, UNASKED).view for name in COMPONENTS if name != "service"}
     if found["cache"] == OK and "invalidations" in checks:
         found["cache"] = checks["invalidations"].view
-    affected = [name for name, item in found.items() if item.state != "ok"]
+    service = OK
+    if affected := [name for name, item in found.items() if item.state != "ok"]:
+        service = ComponentView("degraded", f"reads are correct, but these need attention: {', '.join(affected)}")
     if any(check.vital and not check.ok for check in checks.values()):
         service = ComponentView("down", "it cannot serve reads")
-    elif affected:
-        service = ComponentView("degraded", f"reads are correct, but these need attention: {', '.join(affected)}")
-    else:
-        service = OK
     return {"service": service, **found}
 
 

@@ -1,6 +1,4 @@
-"""Computes the numbers on the overview page, such as request rate and hit ratio, from the samples of all processes. A
-number is None if there is no sample, or no observation to compute a share or a percentile from.
-"""
+"""Computes the figures of the overview from the samples of all processes. One is None if nothing was observed."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
-from msgspec.structs import replace
 
 from app.features.clock import rfc3339
 from app.features.views import view
@@ -117,7 +116,7 @@ def _statuses(
                 by = f" (reported by {sample.process_label})"
                 views.append(
                     {
-                        name: replace(seen, detail=seen.detail + by) if seen.detail else seen
+                        name: msgspec.structs.replace(seen, detail=seen.detail + by) if seen.detail else seen
                         for name, seen in sample.components.items()
                     }
                 )

@@ -1,7 +1,5 @@
-"""Routes that show one user: each feature and the newest events, and the last 30 days by day and by hour.
-
-The view shows what the cache held before the request. The JSON answer also has the result of an ordinary read, which
-fills the cache. The page does not fill it, so that a reload shows the same state.
+"""Routes that show one user, with what the cache held before the request. The JSON answer also has the result of an
+ordinary read, which fills the cache. The page does not fill it, so that a reload shows the same state.
 """
 
 from __future__ import annotations
@@ -130,8 +128,8 @@ class FeaturePoint(msgspec.Struct):
 
 
 class UserDevelopment(msgspec.Struct):
-    """A user's events and feature values during the last 30 days, in steps of 24 hours, oldest first. The last step
-    ends now. `hours` counts the events by hour of the day in the user's time zone."""
+    """A user's events and feature values of the last 30 days, in steps of 24 hours of which the last ends now. `hours`
+    counts the events by hour of the day in the user's time zone."""
 
     user_id: str
     at: str
@@ -257,13 +255,10 @@ async def user_development(service: Service, user_id: str) -> UserDevelopment:
         if item.kind in KINDS:  # a newer release that was rolled back may have stored another kind
             by_day[item.days_ago][item.kind] += item.events
             by_hour[item.local_hour][item.kind] += item.events
-    days = [
-        DailyTips(start=rfc3339(end - DAY_MS), end=rfc3339(end), **by_day[(now_ms - end) // DAY_MS]) for end in ends
-    ]
     return UserDevelopment(
         user_id,
         rfc3339(now_ms),
-        days,
+        [DailyTips(start=rfc3339(end - DAY_MS), end=rfc3339(end), **by_day[(now_ms - end) // DAY_MS]) for end in ends],
         [HourlyTips(hour=hour, **by_hour[hour]) for hour in range(24)],
         {name: _course(index, zip(ends, profiles, strict=True)) for index, name in enumerate(service.registry.names)},
     )
