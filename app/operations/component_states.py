@@ -11,8 +11,7 @@ import msgspec
 
 State = Literal["ok", "degraded", "down", "unknown"]
 COMPONENTS = ("service", "cache", "queue", "worker", "database", "features")
-# `unknown` is the lowest: a process that cannot ask the queue must not hide the state of the workers that another
-# process reports.
+# `unknown` is the lowest: a process that cannot ask the queue must not hide what another one knows about the workers.
 SEVERITY: Mapping[State, int] = {"unknown": 0, "ok": 1, "degraded": 2, "down": 3}
 UNSEEN_MS = 60_000
 

@@ -18,7 +18,6 @@ _WORDS = (
 SKEW_WARN_MS, SKEW_BAD_MS = 1_000, 30_000
 OPEN_FILES_WARN, OPEN_FILES_BAD = 4_096, 256
 NOT_MIGRATED = "Stop the service and run `profiles migrate`, or use the release that the database belongs to."
-COMMON_KEYS = ("", *_WORDS.split())
 WEAK_KEY = "Make a new one with `profiles keys new`, and remove this one from PROFILES_API_KEYS."
 
 
@@ -45,7 +44,7 @@ def diagnose_keys(settings: Settings) -> list[Line]:
     else:
         remedy = "Make one with `profiles keys new NAME --scope admin`."
         admin = Line("keys", "warn", "none has the scope admin, so no admin can sign in to the pages", remedy)
-    words = {*COMMON_KEYS, *(key.name for key in keys)}
+    words = {"", *_WORDS.split(), *(key.name for key in keys)}
     digests = {hash_key(form) for word in words for form in (word, word.upper(), word.capitalize())}
     weak = [
         Line("weak keys", "bad", f"key {key.name} is a common word or the name of a key, and easily guessed", WEAK_KEY)

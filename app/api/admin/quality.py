@@ -28,7 +28,6 @@ RUNS_SHOWN = 5
 MAX_AGE_S = 366 * 86_400
 OLD_MS, AGAIN_MS = 2 * 3_600_000, 5 * 60_000
 PATH = "/admin/data-quality"
-USERS_PAGE = "data_quality_users.html"
 REQUESTED = {
     None: "A worker is measuring; this page shows the new report when it is stored.",
     "queue": "The measurement is requested. The queue does not answer: it starts when the queue is up again.",
@@ -176,7 +175,7 @@ async def get_users_behind(
     service = service_of(request)
     choices: dict[str, Any] = {"names": service.registry.names, "states": SOUGHT, "limit": limit}
     if prefers_page(request) and not feature and not sought:
-        return await page(request, USERS_PAGE, body=None, **choices)
+        return await page(request, "data_quality_users.html", body=None, **choices)
     if sought not in SOUGHT:
         allowed = f"must be {', '.join(SOUGHT[:-1])} or {SOUGHT[-1]}"
         raise Undecodable("the query is not allowed", [Issue("state", allowed)])
@@ -186,7 +185,7 @@ async def get_users_behind(
         raise Undecodable(str(error), [Issue("feature", item.detail) for item in error.issues]) from error
     users = [_user(item) for item in found.users] if found.users is not None else None
     body = view(UsersBehindList, found, feature=feature, state=sought, users=users)
-    return await answer(request, body, USERS_PAGE, **choices)
+    return await answer(request, body, "data_quality_users.html", **choices)
 
 
 def _user(item: Inspection) -> UserBehind:

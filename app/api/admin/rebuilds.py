@@ -148,8 +148,7 @@ async def cancel_from_page(request: HttpRequest, run_id: FromPath[str]) -> Respo
 
 
 async def _start(request: HttpRequest, user_ids: Sequence[str] | None, features: Sequence[str] | None) -> RebuildRun:
-    """Start a rebuild of `user_ids`; None means every user with an event in the longest feature window. Raises
-    `UnknownFeature` and `AlreadyActive`."""
+    """Start a rebuild of `user_ids`, or of every eligible user if None. Raises `UnknownFeature` and `AlreadyActive`."""
     service = service_of(request)
     mask = service.registry.mask(features)
     users = list(dict.fromkeys(user_ids)) if user_ids is not None else None
@@ -238,8 +237,7 @@ def _status(service: Service, run: RebuildRun) -> RebuildStatus:
 
 
 async def _rebuilds_page(request: HttpRequest, status_code: int = 200, **draft: Any) -> Response[Any]:
-    """The page with the form to start a rebuild. `draft` are the fields of the form as it was filled in, `issues` with
-    it, and the `active` rebuild of the same scope; by default the form is new."""
+    """`draft`: the form as it was filled in, the `issues` with it, and the `active` rebuild that prevents the start."""
     service = service_of(request)
     new = {"scope": "all", "user_ids": "", "features": service.registry.names, "issues": (), "active": None}
     return await page(

@@ -20,13 +20,7 @@ HOME = "/admin/rollout"
 # What a form holds in place of the time of the last change, if there was none.
 UNCHANGED = "unchanged"
 # What the page shows besides the state.
-SHOWN = {
-    "steps": STEPS,
-    "unchanged": UNCHANGED,
-    "newest": NEWEST,
-    "served_needed": SERVED_BEFORE_MORE,
-    "worker": WORKER,
-}
+SHOWN = dict[str, Any](steps=STEPS, unchanged=UNCHANGED, newest=NEWEST, served_needed=SERVED_BEFORE_MORE, worker=WORKER)
 RESULTS: dict[Stage, str] = {
     "shadow": "The roll-out starts again in the shadow.",
     "ramp": "The challenger now serves {share:.0%} of the users.",
