@@ -61,7 +61,8 @@ async def find_decisions(
     ] = "",
     user_id: Annotated[str, QueryParameter(description="Only decisions for this user.", schema_extra=OPTIONAL_ID)] = "",
     since: Annotated[
-        str, QueryParameter(description="From this time on; UTC without an offset.", schema_extra=TIME)
+        str,
+        QueryParameter(description="Only decisions made from this time on; UTC without an offset.", schema_extra=TIME),
     ] = "",
     until: Annotated[str, QueryParameter(description="Only decisions made before this time.", schema_extra=TIME)] = "",
     before: Annotated[str | None, QueryParameter(description="`next_before` of a page.", schema_extra=BEFORE)] = None,
