@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from litestar import Response
@@ -180,7 +180,7 @@ async def get_users_behind(
         allowed = f"must be {', '.join(SOUGHT[:-1])} or {SOUGHT[-1]}"
         raise Undecodable("the query is not allowed", [Issue("state", allowed)])
     try:
-        found = await service.quality.find_users(feature, cast(Sought, sought), after, limit)
+        found = await service.quality.find_users(feature, sought, after, limit)
     except UnknownFeature as error:
         raise Undecodable(str(error), [Issue("feature", item.detail) for item in error.issues]) from error
     users = [_user(item) for item in found.users] if found.users is not None else None
