@@ -1,7 +1,7 @@
-"""Runs the migrations on one database. Alembic executes this script for every command.
+"""Runs the migrations on one database, in one transaction. Alembic executes this script for every command.
 
-`app.migrations` passes the database as an attribute of the configuration. Alembic's own command line passes none; then
-the database is that of PROFILES_DATABASE.
+`app.stores.migrate` passes the database as an attribute of the configuration. Alembic's own command line passes none;
+then the database is that of PROFILES_DATABASE.
 """
 
 import sqlite3
@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from alembic import context
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
 from app.settings import Settings
@@ -21,33 +21,19 @@ if isinstance(database, Path):
     # Explicit transactions, so that a migration is atomic: the driver would commit before DDL.
     open_file = partial(sqlite3.connect, database, timeout=10, isolation_level=None)
     engine = create_engine("sqlite://", creator=open_file, poolclass=NullPool)
+    # No checkpoint without the write lock: see `app.stores.sqlite.connection`.
+    beginning = ["PRAGMA wal_autocheckpoint = 0", "PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"]
+    beginning.append("BEGIN IMMEDIATE")
 else:
     from psycopg import connect
 
     open_session = partial(connect, database.url, target_session_attrs="read-write")
     engine = create_engine("postgresql+psycopg://", creator=open_session, poolclass=NullPool)
-
-
-@event.listens_for(engine, "connect")
-def _configure(connection, _record):  # type: ignore[no-untyped-def]
-    if isinstance(database, Path):
-        # No checkpoint without the write lock: see `app.stores.sqlite.connection`.
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-
-
-@event.listens_for(engine, "begin")
-def _begin(connection):  # type: ignore[no-untyped-def]
-    if isinstance(database, Path):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        return
-    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
     # While a migration waits for a table, every statement of the service waits behind it.
-    connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+    beginning = [f"SELECT pg_advisory_xact_lock({LOCK})", "SET LOCAL lock_timeout = '5s'"]
 
-
-with engine.connect() as connection:
-    context.configure(connection=connection, transactional_ddl=True)
-    with context.begin_transaction():
-        context.run_migrations()
+with engine.begin() as connection:
+    for statement in beginning:
+        connection.exec_driver_sql(statement)
+    context.configure(connection=connection)
+    context.run_migrations()

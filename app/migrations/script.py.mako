@@ -1,6 +1,6 @@
 """${message}"""
 
-from app.migrations.statements import run
+from app.migrations import run
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

@@ -1,15 +1,22 @@
-"""Migrates the database to the schema revision of this program."""
+"""Migrates the database to the schema revision of this program, with the migrations of `app.migrations`."""
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from app.errors import StoreUnavailable
+from app.errors import SchemaMismatch, StoreUnavailable
 from app.settings.parsers import PostgresUrl
-from app.stores.sql.database import SCHEMA_REVISION
+from app.stores.sql.database import SCHEMA_REVISION, check_migratable
 from app.stores.sqlite.connection import check_rights, revision_of
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 def migrate(database: Path | PostgresUrl) -> tuple[str | None, str]:
@@ -18,43 +25,52 @@ def migrate(database: Path | PostgresUrl) -> tuple[str | None, str]:
     A missing SQLite file is created. A PostgreSQL database must exist.
 
     Raises:
-        SchemaMismatch: the database is at a revision that this program does not know.
+        SchemaMismatch: the database is at a revision that this program cannot migrate.
         StoreUnavailable: the database cannot be written.
     """
     before = current(database)
     if before == SCHEMA_REVISION:
         return before, before
-    from app.migrations import upgrade  # noqa: PLC0415  # imports alembic: see there
+    check_migratable(before, database)
+    # Importing Alembic takes longer than the rest of a start.
+    from alembic import command  # noqa: PLC0415
+    from alembic.util.exc import CommandError  # noqa: PLC0415
+    from sqlalchemy.exc import DatabaseError  # noqa: PLC0415
 
-    upgrade(database)
+    try:
+        command.upgrade(configuration(database), "head")
+    except CommandError as error:
+        raise SchemaMismatch(f"the database at {database} cannot be migrated by this program: {error}") from error
+    except (OSError, sqlite3.Error, DatabaseError) as error:
+        reason: object = error.orig if isinstance(error, DatabaseError) else error
+        if getattr(reason, "sqlstate", None) == LOCK_NOT_AVAILABLE:
+            reason = "another transaction uses a table that changes; try again when it has ended (see pg_stat_activity)"
+        raise StoreUnavailable(f"cannot migrate the database at {database}: {reason}") from error
     return before, SCHEMA_REVISION
+
+
+def configuration(database: Path | PostgresUrl) -> Config:
+    """An Alembic configuration that names the database for `env.py`."""
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config(attributes={"database": database})
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
 
 
 def current(database: Path | PostgresUrl) -> str | None:
     """The schema revision of a database; None if it has none, or is a SQLite file that does not exist."""
     try:
-        return _of_file(database) if isinstance(database, Path) else _of_server(database)
-    except (OSError, sqlite3.Error) as error:
+        if not isinstance(database, Path):
+            from app.stores.postgres import connection as postgres  # noqa: PLC0415  # psycopg is optional
+
+            with closing(postgres.connect(database.url)) as server:
+                return postgres.revision_of(server)
+        database.parent.mkdir(parents=True, exist_ok=True)
+        if not database.exists():
+            return None
+        check_rights(database)
+        with closing(sqlite3.connect(database)) as file:
+            return revision_of(file)
+    except (OSError, sqlite3.Error, StoreUnavailable) as error:
         raise StoreUnavailable(f"cannot migrate the database at {database}: {error}") from error
-
-
-def _of_file(path: Path) -> str | None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return None
-    check_rights(path)
-    with closing(sqlite3.connect(path)) as connection:
-        return revision_of(connection)
-
-
-def _of_server(url: PostgresUrl) -> str | None:
-    import psycopg  # noqa: PLC0415  # optional
-
-    from app.stores.postgres.connection import connect, revision_of  # noqa: PLC0415
-
-    try:
-        connection = connect(url.url)
-        with closing(connection.raw):
-            return revision_of(connection)
-    except (psycopg.Error, StoreUnavailable) as error:
-        raise StoreUnavailable(f"cannot migrate the database at {url}: {error}") from error

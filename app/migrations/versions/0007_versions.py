@@ -5,16 +5,16 @@ transaction. Processes of the previous release may keep running. During the migr
 and their reads continue. After it they still reject an event id that another user has used.
 """
 
-from app.migrations.statements import changed_definition, on_postgres, run
+from alembic import op
+from alembic.util.exc import CommandError
+from sqlalchemy import text
+
+from app.migrations import on_postgres, run
 
 revision = "0007"
 down_revision = "0006"
 
-INDEXES = (
-    "CREATE INDEX event_log_by_user ON event_log (user_id, subject)",
-    "CREATE INDEX event_log_by_time ON event_log (occurred_at_ms)",
-    "CREATE INDEX event_log_unconsumed ON event_log (received_at_ms) WHERE consumed_at_ms IS NULL",
-)
+UNIQUE = "event_id TEXT NOT NULL UNIQUE,"
 
 
 def upgrade() -> None:
@@ -32,13 +32,19 @@ def upgrade() -> None:
 def _copy_log() -> None:
     """Replace the log by a copy without the constraint. The copy continues the numbering of events, so that no sequence
     number is used again."""
-    sql = changed_definition("event_log", "event_id TEXT NOT NULL UNIQUE,", "event_id TEXT NOT NULL,")
+    select = text("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = 'event_log'")
+    sql: str = op.get_bind().execute(select).scalar_one()
+    if UNIQUE not in sql:
+        raise CommandError(f"revision 0006 did not create event_log like this: it has no column {UNIQUE!r}")
+    columns = sql[sql.index("(") :].replace(UNIQUE, "event_id TEXT NOT NULL,")
     run(
-        f"CREATE TABLE new_log {sql[sql.index('(') :]}",
+        f"CREATE TABLE new_log {columns}",
         "INSERT INTO new_log SELECT * FROM event_log ORDER BY seq",
         "DELETE FROM sqlite_sequence WHERE name = 'new_log'",
         "INSERT INTO sqlite_sequence (name, seq) SELECT 'new_log', seq FROM sqlite_sequence WHERE name = 'event_log'",
         "DROP TABLE event_log",
         "ALTER TABLE new_log RENAME TO event_log",
-        *INDEXES,
+        "CREATE INDEX event_log_by_user ON event_log (user_id, subject)",
+        "CREATE INDEX event_log_by_time ON event_log (occurred_at_ms)",
+        "CREATE INDEX event_log_unconsumed ON event_log (received_at_ms) WHERE consumed_at_ms IS NULL",
     )

@@ -7,7 +7,7 @@ On PostgreSQL, the tables that requests and events write to get unique keys that
 be partitioned by user. No database there is at an earlier revision, so all tables are empty.
 """
 
-from app.migrations.statements import on_postgres, run
+from app.migrations import on_postgres, run
 
 revision = "0008"
 down_revision = "0007"

@@ -3,7 +3,7 @@
 `bandit_ledger.changes` is not used any more. It stays, so that processes of the previous release may stay open.
 """
 
-from app.migrations.statements import run
+from app.migrations import run
 
 revision = "0009"
 down_revision = "0008"

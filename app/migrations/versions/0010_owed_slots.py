@@ -1,6 +1,6 @@
 """Adds hash slots to owed invalidations, so that these keep only users of the same slot from reading cached values."""
 
-from app.migrations.statements import run
+from app.migrations import run
 
 revision = "0010"
 down_revision = "0009"

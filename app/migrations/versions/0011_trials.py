@@ -1,7 +1,7 @@
 """Adds the salt that decides which users a roll-out's challenger serves, and a table for the shadows of a third policy,
 which has the pooled prior but not the profile."""
 
-from app.migrations.statements import run
+from app.migrations import run
 
 revision = "0011"
 down_revision = "0010"

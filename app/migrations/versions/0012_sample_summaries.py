@@ -1,6 +1,6 @@
 """Adds summaries of samples, from which the overview draws the last days."""
 
-from app.migrations.statements import run
+from app.migrations import run
 
 revision = "0012"
 down_revision = "0011"

@@ -1,6 +1,6 @@
 """Adds the traceparent of an event's request or job to the outbox, so that a worker continues the trace."""
 
-from app.migrations.statements import run
+from app.migrations import run
 
 revision = "0013"
 down_revision = "0012"

@@ -1,6 +1,6 @@
 """Adds checksums to users' sufficient statistics: of their spec and number of decisions, and of their numbers."""
 
-from app.migrations.statements import run
+from app.migrations import run
 
 revision = "0014"
 down_revision = "0013"

@@ -7,7 +7,7 @@ An index-only scan reads the table for rows that no vacuum has seen. In a table 
 from alembic import op
 from sqlalchemy import text
 
-from app.migrations.statements import on_postgres, run
+from app.migrations import on_postgres, run
 
 revision = "0015"
 down_revision = "0014"

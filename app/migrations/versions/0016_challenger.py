@@ -1,6 +1,6 @@
 """Adds the challenger that the stage of the roll-out belongs to: the hash of its spec."""
 
-from app.migrations.statements import run
+from app.migrations import run
 
 revision = "0016"
 down_revision = "0015"

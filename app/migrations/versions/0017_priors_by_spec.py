@@ -1,6 +1,6 @@
 """Adds an index of the pooled priors by spec, so that a spec without one is found to have none at once."""
 
-from app.migrations.statements import run
+from app.migrations import run
 
 revision = "0017"
 down_revision = "0016"

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from itertools import count
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import psycopg
@@ -85,12 +86,7 @@ class _TextDumper(StrDumperUnknown):
         return obj.replace("\0", "\ufffd").encode()
 
 
-class _Context:
-    connection = None
-    adapters = AdaptersMap(psycopg.adapters)
-
-
-_CONTEXT = _Context()
+_CONTEXT = SimpleNamespace(connection=None, adapters=AdaptersMap(psycopg.adapters))
 _CONTEXT.adapters.register_dumper(int, Int8Dumper)
 _CONTEXT.adapters.register_dumper(str, _TextDumper)
 _CONTEXT.adapters.register_loader("numeric", _NumericLoader)
@@ -132,7 +128,7 @@ class Connection:
 
     def __init__(self, raw: psycopg.Connection[Any]) -> None:
         self.raw = raw
-        self.server = ""  # the id of the database, as `SELECT_ID` selects it
+        self.server = ""  # the id of the database; set by `begin_session`
         # Left after the COMMIT of the running transaction, such as a pipeline that sends the COMMIT, too.
         self.ending = ExitStack()
         self.unconfirmed = False  # the last COMMIT was cancelled while it waited for a standby
@@ -141,6 +137,19 @@ class Connection:
     def _note(self, notice: psycopg.errors.Diagnostic) -> None:
         # The server reports such a COMMIT as made, with a warning: it is made on this server alone.
         self.unconfirmed |= notice.source_function == "SyncRepWaitForLSN"
+
+    def begin_session(self) -> None:
+        self.raw.execute(SET_SESSION)
+        ((self.server,),) = self.raw.execute(SELECT_ID)
+
+    def close(self) -> None:
+        self.raw.close()
+
+    def rollback(self) -> None:
+        try:
+            self.raw.rollback()
+        except psycopg.Error:
+            self.close()
 
     def execute(self, statement: str, parameters: Parameters = (), /) -> psycopg.Cursor[Any]:
         found = translated(statement)
@@ -161,7 +170,7 @@ def connection_parameters(url: str) -> dict[str, Any]:
 
 def connect(url: str, *, session: bool = True) -> Connection:
     """Connect to the server that accepts writes. Raises `StoreUnavailable` if none does. If `session` is False, the
-    caller executes `SET_SESSION`."""
+    caller calls `begin_session`."""
     try:
         raw = psycopg.connect(**connection_parameters(url), cursor_factory=psycopg.RawCursor)
         if session:
@@ -172,11 +181,13 @@ def connect(url: str, *, session: bool = True) -> Connection:
 
 
 def revision_of(connection: Connection) -> str | None:
-    """The schema revision of a database; None if it has none."""
+    """The schema revision of a database; None if it has none. Raises `StoreUnavailable`."""
     try:
         row = connection.execute(SELECT_REVISION).fetchone()
     except errors.UndefinedTable:
         return None
+    except psycopg.Error as error:
+        raise unavailable(error) from error
     return None if row is None else str(row[0])
 
 

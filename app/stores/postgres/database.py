@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 from psycopg import errors
 
 from app.errors import StoreFull, StoreUnavailable
-from app.stores.postgres.connection import Connection, connect, revision_of, unavailable
+from app.stores.postgres.connection import Connection, connect, revision_of
 from app.stores.postgres.observed_state import PostgresState
 from app.stores.postgres.pool import Pool
 from app.stores.sql.database import SPARE_READERS, Database, Scope, check_revision
@@ -30,7 +30,6 @@ ATTEMPTS = 5
 AGAIN = (errors.SerializationFailure, errors.DeadlockDetected)
 log = logger("stores.postgres")
 
-BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 LOCK_SERVICE = "SELECT 1 FROM service WHERE name = 'database_id' FOR UPDATE"
 INSERT_USERS = "INSERT INTO users (user_id) SELECT unnest(CAST(? AS text[])) ON CONFLICT DO NOTHING"
 LOCK_USERS = "SELECT 1 FROM users WHERE user_id = ANY(CAST(? AS text[])) ORDER BY user_id FOR UPDATE"
@@ -49,6 +48,7 @@ DELETE FROM users WHERE user_id IN (
 class PostgresDatabase(Database):
     """A process's access to a database. Open it with `PostgresDatabase.open`, and close it with `close`."""
 
+    begin_snapshot = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
     delete_lock = ("DELETE FROM users WHERE user_id = ?",)
     delete_unused_locks = (DELETE_UNUSED,)
     announce_lock = ("LOCK TABLE feature_keys IN EXCLUSIVE MODE",)
@@ -81,18 +81,6 @@ class PostgresDatabase(Database):
             raise
         return database
 
-    async def read(self, work: Callable[[Connection], T], *, snapshot: bool = False) -> T:
-        def run(connection: Connection) -> T:
-            if not snapshot:
-                return work(connection)
-            connection.raw.execute(BEGIN_SNAPSHOT)
-            try:
-                return work(connection)
-            finally:
-                roll_back(connection)
-
-        return await self.readers.run(run)
-
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope, again: bool = False) -> T:
         """Run `work` in one transaction, after locking `of`: see `Database.write`.
 
@@ -104,7 +92,8 @@ class PostgresDatabase(Database):
         """
         users = sorted(set(of)) if not isinstance(of, Scope) else None
         try:
-            result = await self._writers.run(lambda connection: _transact(connection, work, users, again))
+            async with self._writers.one() as writer:
+                result = await writer.run(lambda connection: _transact(connection, work, users, again))
         except StoreFull as error:
             self.wrote(error)
             raise
@@ -118,13 +107,8 @@ class PostgresDatabase(Database):
 
 
 def _check_schema(url: str) -> None:
-    connection = connect(url)
-    with closing(connection.raw):
-        try:
-            revision = revision_of(connection)
-        except psycopg.Error as error:
-            raise unavailable(error) from error
-        check_revision(revision, connection.raw.info.dbname)
+    with closing(connect(url)) as connection:
+        check_revision(revision_of(connection), connection.raw.info.dbname)
 
 
 def _transact(connection: Connection, work: Callable[[Connection], T], users: list[str] | None, again: bool) -> T:
@@ -139,20 +123,14 @@ def _transact(connection: Connection, work: Callable[[Connection], T], users: li
             if connection.unconfirmed:
                 raise StoreUnavailable("no standby has confirmed a commit in time, which may have been made")
             return result
-        except AGAIN as error:
-            roll_back(connection)
-            if attempt == ATTEMPTS:
-                raise
-            log.debug("transaction_repeated", error=type(error).__name__)
-        except psycopg.OperationalError as error:
-            if connection.raw.closed and committing and not again:
+        except BaseException as error:
+            if committing and not again and connection.raw.closed and isinstance(error, psycopg.OperationalError):
                 text = "the connection was lost during a commit, which may have been made"
                 raise StoreUnavailable(text) from error
-            roll_back(connection)
-            raise
-        except BaseException:
-            roll_back(connection)
-            raise
+            connection.rollback()
+            if attempt == ATTEMPTS or not isinstance(error, AGAIN):
+                raise
+            log.debug("transaction_repeated", error=type(error).__name__)
     raise AssertionError("unreachable")
 
 
@@ -161,24 +139,13 @@ def _begin(connection: Connection, users: list[str] | None) -> None:
     data of no particular user (`SERVICE`)."""
     while True:
         with connection.raw.pipeline():
-            connection.raw.execute("BEGIN")
+            locked = connection.raw.execute("BEGIN")
             if users is None:
                 connection.execute(LOCK_SERVICE)
-                locked: Any = None
             elif users:
                 connection.execute(INSERT_USERS, (users,))
                 locked = connection.execute(LOCK_USERS, (users,))
-            else:
-                locked = None
-        if locked is None or locked.rowcount == len(users or ()):
+        if not users or locked.rowcount == len(users):
             return
         # 1. Another transaction erases a user; 2. this one waits for the row; 3. the row is gone, and locks nothing.
         connection.raw.execute("ROLLBACK")
-
-
-def roll_back(connection: Connection) -> None:
-    if not connection.raw.closed and connection.raw.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-        try:
-            connection.raw.execute("ROLLBACK")
-        except psycopg.Error:
-            connection.raw.close()

@@ -64,8 +64,7 @@ def diagnose_database(
     """Diagnose the server and the contents of the database. Return the lines of the report, and the newest sample of
     each process. `days`: the retention of `events` and of `decisions`, in days. `whole`: also read every event."""
     try:
-        connection = connect(url.url)
-        with closing(connection.raw):
+        with closing(connect(url.url)) as connection:
             connection.raw.prepare_threshold = None  # behind some poolers, prepared statements fail
             check_revision(revision_of(connection), connection.raw.info.dbname)
             if whole:
@@ -188,9 +187,8 @@ def _pooler(connection: Connection, url: PostgresUrl) -> Line:
     by the process id that it sends when a connection begins: it is not that of PostgreSQL."""
     if _row(connection, SELECT_PID)[0] == connection.raw.info.backend_pid:
         return Line("pooler", "ok", "connections reach PostgreSQL directly")
-    other = connect(url.url)
-    other.raw.prepare_threshold = None
-    with closing(other.raw):
+    with closing(connect(url.url)) as other:
+        other.raw.prepare_threshold = None
         seen = {(_row(connection, SELECT_PID), _row(other, SELECT_PID)) for _ in range(POOLER_TRIES)}
     if len(seen) == 1 and all(one != two for one, two in seen):
         return Line("pooler", "ok", "a pooler keeps a server connection for each connection of the service")

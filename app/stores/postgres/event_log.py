@@ -13,16 +13,14 @@ from collections.abc import Sequence
 import msgspec
 
 from app.events.ports import Admitted, Appended, ClashingEvent
-from app.features.events import TipFeedback, subject_of
 from app.stores.postgres.connection import Connection
 from app.stores.postgres.database import PostgresDatabase
-from app.stores.sql.event_log import EventKey, SqlEventLog, admit, event_key, features_by_subject
+from app.stores.sql.event_log import KEYS, EventKey, SqlEventLog, admit, event_key, mark_historical
 from app.stores.sql.registries import SELECT_FEATURE_KEYS
 
-_KEYS = "json_to_recordset(CAST(:keys AS json)) AS key (user_id text, event_id text)"
 # With a LIMIT, each event is sought in the index, in the partition of its user.
 SELECT_KNOWN = f"""
-SELECT known.* FROM {_KEYS} CROSS JOIN LATERAL (
+SELECT known.* FROM {KEYS} CROSS JOIN LATERAL (
     SELECT user_id, event_id, digest, seq FROM event_log WHERE user_id = key.user_id AND event_id = key.event_id LIMIT 1
 ) AS known
 """
@@ -30,17 +28,19 @@ SELECT known.* FROM {_KEYS} CROSS JOIN LATERAL (
 # process announces a feature, computes it and caches it; 3. T1 commits, and deletes no key of this feature.
 LOCK_FEATURE_KEYS = "LOCK TABLE feature_keys IN ROW SHARE MODE"
 DRAW_NUMBERS = "SELECT nextval('event_seq') FROM generate_series(1, ?)"
+# The parameter is a JSON array of `Admitted`, each with its `seq`.
 INSERT_EVENTS = """
 WITH event AS MATERIALIZED (
-    SELECT * FROM json_to_recordset(CAST(:events AS json)) AS event (
-        seq bigint, event_id text, subject text, user_id text, digest text, occurred_at_ms bigint, claimed_at_ms bigint,
-        received_at_ms bigint, sent_by text, tip_id text, utc_offset_min bigint, decision_id text, action text,
-        dwell_ms bigint, traceparent text
+    SELECT * FROM json_to_recordset(CAST(? AS json)) AS item (
+        seq bigint, event json, digest text, occurred_at_ms bigint, utc_offset_min bigint, claimed_at_ms bigint,
+        received_at_ms bigint, sent_by text, traceparent text
+    ) CROSS JOIN LATERAL json_to_record(event) AS sent (
+        subject text, event_id text, user_id text, tip_id text, decision_id text, action text, dwell_ms bigint
     )
 ), logged AS (
     INSERT INTO event_log
         (seq, event_id, subject, user_id, digest, occurred_at_ms, claimed_at_ms, received_at_ms, sent_by)
-    SELECT seq, event_id, subject, user_id, decode(digest, 'hex'), occurred_at_ms, claimed_at_ms, received_at_ms,
+    SELECT seq, event_id, subject, user_id, decode(digest, 'base64'), occurred_at_ms, claimed_at_ms, received_at_ms,
            sent_by
     FROM event
 ), waiting AS (
@@ -56,14 +56,6 @@ INSERT INTO tip_feedback
 SELECT seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id, action, dwell_ms FROM event
 WHERE action IS NOT NULL
 """
-# Only the facts change: features read from them when an event was known. The log keeps the real arrival, from which
-# lag and waiting times are measured.
-UPDATE_HISTORICAL = tuple(
-    f"""UPDATE {table} AS fact SET received_at_ms = fact.occurred_at_ms
-        FROM {_KEYS} JOIN event_log AS log ON log.user_id = key.user_id AND log.event_id = key.event_id
-        WHERE fact.user_id = log.user_id AND fact.seq = log.seq AND fact.received_at_ms > fact.occurred_at_ms"""
-    for table in ("tip_views", "tip_feedback")
-)
 _json = msgspec.json.Encoder().encode
 
 
@@ -77,71 +69,31 @@ class PostgresEventLog(SqlEventLog):
         drawn: dict[EventKey, int] = {}
 
         def work(connection: Connection) -> list[Appended | ClashingEvent]:
-            return _append(connection, requests, keys, drawn)
+            with connection.raw.pipeline():
+                connection.execute(LOCK_FEATURE_KEYS)
+                features = connection.execute(SELECT_FEATURE_KEYS)
+                stored = connection.execute(SELECT_KNOWN, (_json(keys).decode(),))
+                numbers = connection.execute(DRAW_NUMBERS, (len(keys),))
+            known: dict[EventKey, bytes] = {}
+            own: set[EventKey] = set()
+            for user_id, event_id, digest, seq in stored:
+                if drawn.get((user_id, event_id)) == seq:
+                    own.add((user_id, event_id))
+                else:
+                    known[user_id, event_id] = digest
+
+            def number(key: EventKey) -> int:
+                if key not in own:
+                    (drawn[key],) = next(numbers)
+                return drawn[key]
+
+            found = admit(requests, known, features, number)
+            connection.ending.enter_context(connection.raw.pipeline())
+            if items := [item._asdict() | {"seq": seq} for seq, item in found.fresh if event_key(item) not in own]:
+                connection.execute(INSERT_EVENTS, (_json(items).decode(),))
+            mark_historical(connection, found.historical)
+            return found.outcomes
 
         # If the outcome of a commit is unknown, the work is done again. Events that have the numbers which it drew then
         # were stored by it, and count as accepted.
         return await self._database.write(work, of={user_id for user_id, _ in keys}, again=True)
-
-
-def _append(
-    connection: Connection,
-    requests: Sequence[Sequence[Admitted]],
-    keys: Sequence[EventKey],
-    drawn: dict[EventKey, int],
-) -> list[Appended | ClashingEvent]:
-    asked = {"keys": _text([{"user_id": user_id, "event_id": event_id} for user_id, event_id in keys])}
-    with connection.raw.pipeline():
-        connection.execute(LOCK_FEATURE_KEYS)
-        features = connection.execute(SELECT_FEATURE_KEYS)
-        stored = connection.execute(SELECT_KNOWN, asked)
-        numbers = connection.execute(DRAW_NUMBERS, (len(keys),))
-    known: dict[EventKey, bytes] = {}
-    own: set[EventKey] = set()
-    for user_id, event_id, digest, seq in stored:
-        if drawn.get((user_id, event_id)) == seq:
-            own.add((user_id, event_id))
-        else:
-            known[user_id, event_id] = digest
-
-    def number(key: EventKey) -> int:
-        if key not in own:
-            (drawn[key],) = next(numbers)
-        return drawn[key]
-
-    found = admit(requests, known, features_by_subject(features), number)
-    connection.ending.enter_context(connection.raw.pipeline())
-    if rows := [_row(seq, item) for seq, item in found.fresh if event_key(item) not in own]:
-        connection.execute(INSERT_EVENTS, {"events": _text(rows)})
-    if found.historical:
-        for statement in UPDATE_HISTORICAL:
-            keys_of = [{"user_id": user_id, "event_id": event_id} for user_id, event_id in found.historical]
-            connection.execute(statement, {"keys": _text(keys_of)})
-    return found.outcomes
-
-
-def _row(seq: int, item: Admitted) -> dict[str, object]:
-    event = item.event
-    row: dict[str, object] = {
-        "seq": seq,
-        "event_id": event.event_id,
-        "subject": subject_of(event),
-        "user_id": event.user_id,
-        "digest": item.digest.hex(),
-        "occurred_at_ms": item.occurred_at_ms,
-        "claimed_at_ms": item.claimed_at_ms,
-        "received_at_ms": item.received_at_ms,
-        "sent_by": item.sent_by,
-        "tip_id": event.tip_id,
-        "utc_offset_min": item.utc_offset_min,
-        "decision_id": event.decision_id,
-    }
-    if item.traceparent is not None:
-        row["traceparent"] = item.traceparent
-    if isinstance(event, TipFeedback):
-        row |= {"action": event.action, "dwell_ms": event.dwell_ms}
-    return row
-
-
-def _text(rows: Sequence[object]) -> str:
-    return _json(rows).decode()

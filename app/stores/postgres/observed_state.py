@@ -90,11 +90,10 @@ class PostgresState:
             if not connecting.done():
                 raise StoreUnavailable(LATE)  # the next query waits for the same connection
         try:
-            row = await (await _execute(connecting.result(), SELECT_STATE)).fetchone()
+            [row] = await (await _execute(connecting.result(), SELECT_STATE)).fetchall()
         except BaseException:
             await self._disconnect()
             raise
-        assert row is not None
         return State(frozenset(json.loads(row[0])), *row[1:])
 
     def _connect(self) -> asyncio.Task[psycopg.AsyncConnection[Any]]:

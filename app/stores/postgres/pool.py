@@ -20,15 +20,7 @@ import psycopg
 
 from app.errors import StoreUnavailable
 from app.profiles.ports import ObservedState
-from app.stores.postgres.connection import (
-    CONNECT_TIMEOUT_S,
-    SELECT_ID,
-    SET_SESSION,
-    STATEMENT_TIMEOUT_MS,
-    Connection,
-    connect,
-    unavailable,
-)
+from app.stores.postgres.connection import CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_MS, Connection, connect, unavailable
 from app.telemetry import logger
 
 T = TypeVar("T")
@@ -72,20 +64,17 @@ class PooledConnection:
             timeout_s = min(timeout_s, STOPPING_S)
         first, self._used = not self._used, True
         try:
-            return await self._run(work, timeout_s)
+            return await self._in_time(timeout_s, work, await self._connect())
         except psycopg.Error:
-            if not first or self.connection is not None or self._interrupting is not None:
+            lost = self.connection is not None and self.connection.raw.closed
+            if not first or not lost or self._interrupting is not None:
                 raise
-        return await self._run(work, timeout_s)
+        return await self._in_time(timeout_s, work, await self._connect())
 
-    async def _run(self, work: Callable[[Connection], T], timeout_s: float) -> T:
-        await self._connect()
-        return await self._in_time(work, timeout_s)
-
-    async def _in_time(self, work: Callable[[Connection], T], timeout_s: float) -> T:
+    async def _in_time(self, timeout_s: float, work: Callable[[Connection], T], connection: Connection) -> T:
         late = asyncio.get_running_loop().call_later(timeout_s, self._interrupt)
         try:
-            return await self._on_thread(self._work, work)
+            return await self._on_thread(work, connection)
         except asyncio.CancelledError:
             self._interrupt()
             raise
@@ -94,33 +83,27 @@ class PooledConnection:
             if self.busy and self._running is not None and self._running.done():
                 await asyncio.wait(self.busy)  # or the cancellation could hit the next statement
 
-    def _work(self, work: Callable[[Connection], T]) -> T:
-        connection = self.connection
-        assert connection is not None
-        try:
-            return work(connection)
-        finally:
-            if connection.raw.closed:
-                self.connection = None
-
-    async def _connect(self) -> None:
+    async def _connect(self) -> Connection:
         observer = self._pool.observer
-        if self.connection is not None and self.connection.server != observer.last.database_id:
-            self.connection.raw.close()
-            self.connection = None
         if self.connection is not None:
-            return
-        await self._on_thread(self._open)
-        opened = await self._in_time(_begun, CONNECT_TIMEOUT_S)  # a pooler may answer for a server that does not
+            if not self.connection.raw.closed and self.connection.server == observer.last.database_id:
+                return self.connection
+            self.connection.close()
+            self.connection = None
+        opened = await self._on_thread(self._open)
+        # A pooler may answer for a server that does not.
+        await self._in_time(CONNECT_TIMEOUT_S, Connection.begin_session, opened)
         if opened.server != observer.last.database_id:
             await observer.query()
             if opened.server != observer.last.database_id:
-                opened.raw.close()
-                self.connection = None
+                opened.close()
                 raise StoreUnavailable("the database does not answer: two servers claim to be its primary")
+        return opened
 
-    def _open(self) -> None:
+    def _open(self) -> Connection:
+        # Set on the thread: if the caller is cancelled meanwhile, the pool still gets the connection.
         self.connection = connect(self._pool.url, session=False)
+        return self.connection
 
     async def _on_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         if self._pool.closed:
@@ -138,7 +121,10 @@ class PooledConnection:
             self._interrupting = asyncio.get_running_loop().create_task(self._interrupted(self.connection))
 
     async def _interrupted(self, connection: Connection) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, cancel, connection)
+        try:
+            await asyncio.to_thread(connection.raw.cancel_safe, timeout=CANCEL_S)
+        except psycopg.Error as error:
+            log.debug("statement_not_cancelled", error=str(error))
         if self._running is not None and not self._running.done():
             await asyncio.wait([self._running], timeout=CANCEL_S)
             if not self._running.done():
@@ -164,7 +150,13 @@ class Pool:
     @asynccontextmanager
     async def one(self) -> AsyncIterator[PooledConnection]:
         """Lend an idle connection for the block."""
-        lent = PooledConnection(self, await self._take())
+        if self.closed:
+            raise StoreUnavailable("the database is closed")
+        try:
+            async with asyncio.timeout(WAIT_S):
+                lent = PooledConnection(self, await self._idle.get())
+        except TimeoutError:
+            raise StoreUnavailable("the database does not answer: all connections are busy") from None
         self._lent.add(lent)
         try:
             yield lent
@@ -174,15 +166,11 @@ class Pool:
             raise unavailable(error) from error
         finally:
             if lent.busy:  # the caller was cancelled
-                task = asyncio.get_running_loop().create_task(self._give_back_when_idle(lent))
+                task = asyncio.get_running_loop().create_task(self._give_back(lent))
                 self._returning.add(task)
                 task.add_done_callback(self._returning.discard)
             else:
-                self._give_back(lent)
-
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        async with self.one() as connection:
-            return await connection.run(work)
+                await self._give_back(lent)
 
     def interrupt(self) -> None:
         """Cancel running statements, and later ones after `STOPPING_S` seconds: the process is stopping."""
@@ -197,45 +185,16 @@ class Pool:
             await asyncio.wait(self._returning)
         while not self._idle.empty():
             if (connection := self._idle.get_nowait()) is not None:
-                connection.raw.close()
+                connection.close()
         self.threads.shutdown(wait=False)
 
-    async def _take(self) -> Connection | None:
-        if self.closed:
-            raise StoreUnavailable("the database is closed")
-        try:
-            async with asyncio.timeout(WAIT_S):
-                return await self._idle.get()
-        except TimeoutError:
-            raise StoreUnavailable("the database does not answer: all connections are busy") from None
-
-    async def _give_back_when_idle(self, lent: PooledConnection) -> None:
+    async def _give_back(self, lent: PooledConnection) -> None:
         while busy := lent.busy:
             await asyncio.wait(busy)
-        self._give_back(lent)
-
-    def _give_back(self, lent: PooledConnection) -> None:
         self._lent.discard(lent)
         if self.closed and lent.connection is not None:
-            lent.connection.raw.close()
-            lent.connection = None
+            lent.connection.close()
         self._idle.put_nowait(lent.connection)
-
-
-def _begun(connection: Connection) -> Connection:
-    connection.raw.execute(SET_SESSION)
-    row = connection.raw.execute(SELECT_ID).fetchone()
-    assert row is not None
-    connection.server = str(row[0])
-    return connection
-
-
-def cancel(connection: Connection) -> None:
-    """Cancel the running statement of a connection that another thread uses."""
-    try:
-        connection.raw.cancel_safe(timeout=CANCEL_S)
-    except psycopg.Error as error:
-        log.debug("statement_not_cancelled", error=str(error))
 
 
 def disconnect(raw: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:

@@ -8,8 +8,6 @@ import psycopg
 from psycopg import errors
 
 from app.stores.postgres.connection import Connection
-from app.stores.postgres.database import BEGIN_SNAPSHOT, roll_back
-from app.stores.postgres.pool import PooledConnection
 from app.stores.sql.profile_statement import Dialect
 from app.stores.sql.source import SqlSource
 
@@ -26,7 +24,6 @@ DIALECT = Dialect(
 
 class PostgresSource(SqlSource):
     dialect = DIALECT
-    begin = BEGIN_SNAPSHOT
     errors = psycopg.Error
 
     def fetch(self, connection: Connection, statement: str, parameters: dict[str, object]) -> list[Any]:
@@ -35,14 +32,9 @@ class PostgresSource(SqlSource):
         with connection.raw.transaction():  # a savepoint
             return connection.execute(statement, parameters).fetchall()
 
-    def end(self, connection: Connection) -> None:
-        roll_back(connection)
-
-    def is_database_fault(self, error: Exception, reader: PooledConnection) -> bool:
-        if reader.closing:
-            return True
-        state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    def is_database_fault(self, error: psycopg.Error) -> bool:
+        state = error.sqlstate
         return state is None or (state[:2] in _DATABASE_FAULTS and not self.interrupted(error))
 
-    def interrupted(self, error: Exception) -> bool:
+    def interrupted(self, error: psycopg.Error) -> bool:
         return isinstance(error, errors.QueryCanceled)

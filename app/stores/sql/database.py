@@ -18,7 +18,7 @@ from app.profiles.ports import ObservedState
 from app.telemetry import logger
 
 T = TypeVar("T")
-SCHEMA_REVISION = "0017"
+SCHEMA_REVISION, OLDEST_REVISION = "0017", "0006"
 # More than the features use at a time: for an attempt to compute a feature that has failed, and so that a health check
 # never waits for a slow feature.
 SPARE_READERS = 2
@@ -47,11 +47,16 @@ class Connection(Protocol):
 
     def execute(self, statement: str, parameters: Any = ..., /) -> Cursor: ...
     def executemany(self, statement: str, rows: Iterable[Any], /) -> Cursor: ...
+    def rollback(self) -> None:
+        """Roll back the transaction, if there is one."""
 
 
 class Reader(Protocol):
-    """A read-only connection that `Readers.one` has lent, with a thread of its own until it is given back."""
+    """A read-only connection that `Readers.one` has lent, with a thread of its own until it is given back. `closing`:
+    the process is stopping, so its statements are interrupted."""
 
+    @property
+    def closing(self) -> bool: ...
     async def run(self, work: Callable[[Any], T], timeout_s: float = ..., /) -> T:
         """Call `work` with the connection, on its thread. Its statement is interrupted after `timeout_s` seconds, and
         when the caller is cancelled."""
@@ -78,17 +83,27 @@ SERVICE: Final = Scope.SERVICE
 def check_revision(revision: str | None, database: object) -> None:
     """Raise `SchemaMismatch` unless `revision` is that of this program. It is None if the database is not migrated.
     `database` names the database in the error."""
+    check_migratable(revision, database)
     if revision is None:
         raise SchemaMismatch(f"the database at {database} is not migrated; run `profiles migrate`")
-    if revision > SCHEMA_REVISION:
-        raise SchemaMismatch(
-            f"the database at {database} is newer ({revision}) than this program ({SCHEMA_REVISION}); "
-            "upgrade the program"
-        )
     if revision < SCHEMA_REVISION:
         raise SchemaMismatch(
             f"the database at {database} is at revision {revision}, this program needs {SCHEMA_REVISION}; "
             "run `profiles migrate`"
+        )
+
+
+def check_migratable(revision: str | None, database: object) -> None:
+    """Raise `SchemaMismatch` if this program can neither use nor migrate a database at this revision."""
+    if revision is not None and revision > SCHEMA_REVISION:
+        raise SchemaMismatch(
+            f"the database at {database} is newer ({revision}) than this program ({SCHEMA_REVISION}); "
+            "upgrade the program"
+        )
+    if revision is not None and revision < OLDEST_REVISION:
+        raise SchemaMismatch(
+            f"the database at {database} is at revision {revision}, which this program cannot migrate; "
+            "first migrate it with a release of this project from before 2026-11-30"
         )
 
 
@@ -104,6 +119,7 @@ class Database(ABC):
     that are stored after them.
     """
 
+    begin_snapshot: ClassVar[str] = "BEGIN"  # a transaction in which all statements read one committed state
     delete_lock: ClassVar[tuple[str, ...]] = ()
     delete_unused_locks: ClassVar[tuple[str, ...]] = ()
     announce_lock: ClassVar[tuple[str, ...]] = ()
@@ -145,10 +161,21 @@ class Database(ABC):
     @abstractmethod
     async def close(self) -> None: ...
 
-    @abstractmethod
     async def read(self, work: Callable[[Connection], T], *, snapshot: bool = False) -> T:
         """Run `work` on the thread of a read-only connection. Its statements see the same committed state if `snapshot`
         is True; otherwise each may see a newer one."""
+
+        def run(connection: Connection) -> T:
+            if not snapshot:
+                return work(connection)
+            connection.execute(self.begin_snapshot)
+            try:
+                return work(connection)
+            finally:
+                connection.rollback()
+
+        async with self.readers.one() as reader:
+            return await reader.run(run)
 
     async def look(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which reads a few rows by key, as `read` does; without a thread if the engine needs none."""

@@ -56,6 +56,14 @@ SELECT seq, 'has no row in the log' FROM (
 WHERE NOT EXISTS (SELECT 1 FROM event_log AS log WHERE log.user_id = facts.user_id AND log.seq = facts.seq)
 LIMIT {FINDINGS}
 """
+# Events by their keys, in a FROM. The parameter is a JSON array of `EventKey`.
+KEYS = "(SELECT value ->> 0 AS user_id, value ->> 1 AS event_id FROM json_each(?)) AS key"
+UPDATE_HISTORICAL = tuple(
+    f"""UPDATE {table} AS fact SET received_at_ms = fact.occurred_at_ms
+        FROM {KEYS} JOIN event_log AS log ON log.user_id = key.user_id AND log.event_id = key.event_id
+        WHERE fact.user_id = log.user_id AND fact.seq = log.seq AND fact.received_at_ms > fact.occurred_at_ms"""
+    for table in ("tip_views", "tip_feedback")
+)
 DELETE_EVENTS = tuple(
     f"DELETE FROM {table} WHERE (user_id, seq) IN (SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) FROM json_each(?))"
     for table in ("outbox", "tip_views", "tip_feedback", "event_log")
@@ -131,14 +139,13 @@ class Admission(NamedTuple):
 def admit(
     requests: Sequence[Sequence[Admitted]],
     known: dict[EventKey, bytes],
-    features: Mapping[str, frozenset[str]],
+    feature_keys: Iterable[tuple[str, str]],
     number: Callable[[EventKey], int],
 ) -> Admission:
     """Decide what to store of each request: its new events, or nothing if one of its events reuses a known id with
     different content. `known` maps the keys of stored events to their digests; the new events are added to it.
-    `features` maps each subject (kind of event) to the features that it invalidates. `number` draws a sequence
-    number."""
-    found = Admission([], [], [])
+    `feature_keys`: the rows of `SELECT_FEATURE_KEYS`. `number` draws a sequence number."""
+    found, features = Admission([], [], []), features_by_subject(feature_keys)
     for events in requests:
         own = new_events(events, known)
         if isinstance(own, ClashingEvent):
@@ -151,6 +158,13 @@ def admit(
         found.fresh.extend(numbered)
         found.historical.extend(event_key(item) for item in events if item.historical)
     return found
+
+
+def mark_historical(connection: Connection, keys: Sequence[EventKey]) -> None:
+    """Let events count as known from their event time on. Only their facts change, from which features read it. The log
+    keeps the real arrival, from which lag and waiting times are measured."""
+    for statement in UPDATE_HISTORICAL if keys else ():
+        connection.execute(statement, (json.dumps(keys),))
 
 
 def new_events(events: Sequence[Admitted], known: Mapping[EventKey, bytes]) -> list[Admitted] | ClashingEvent:

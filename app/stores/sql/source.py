@@ -36,12 +36,11 @@ class SqlSource(ABC):
     """Computes features, on at most `width` connections at the same time. Implements `app.profiles.ports.Source`."""
 
     dialect: ClassVar[Dialect]
-    begin: ClassVar[str]  # a transaction in which all statements read one snapshot
     errors: ClassVar[type[Exception]]  # of the engine
 
     def __init__(self, database: Database, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S) -> None:
         """`width` limits the number of connections in use. `timeout_s` limits each statement, in seconds."""
-        self._readers = database.readers
+        self._database, self._readers = database, database.readers
         self._statements = build(registry, self.dialect)
         windows = self._statements.windows
         # For each feature, the places in `windows` of its relations, and its window.
@@ -96,10 +95,11 @@ class SqlSource(ABC):
                 self._raise_database_fault(error, reader)
                 separate = _union(asked)
         try:
-            await reader.run(lambda connection: connection.execute(self.begin))
+            await reader.run(lambda connection: connection.execute(self._database.begin_snapshot))
             return await self._compute_separately(reader, clock_ms, asked, separate)
         finally:
-            await reader.run(self.end)  # also if the BEGIN was queued when the caller was cancelled
+            # Also if the BEGIN was queued when the caller was cancelled.
+            await reader.run(lambda connection: connection.rollback())
 
     async def _run(
         self, reader: Reader, clock_ms: int, asked: Sequence[ComputeRow], timeout_s: float | None = None
@@ -177,22 +177,20 @@ class SqlSource(ABC):
     def _raise_database_fault(self, error: Exception, reader: Reader) -> None:
         """Raise `error` if the database is at fault or the connection is closing; return if a feature's SQL caused
         it."""
-        if self.is_database_fault(error, reader):
+        if reader.closing or self.is_database_fault(error):
             raise error
 
-    @abstractmethod
     def fetch(self, connection: Any, statement: str, parameters: dict[str, object]) -> list[Any]:
         """Run a statement. If it fails within a transaction, the transaction stays usable."""
+        rows: list[Any] = connection.execute(statement, parameters).fetchall()
+        return rows
 
     @abstractmethod
-    def end(self, connection: Any) -> None:
-        """End the transaction, if there is one."""
+    def is_database_fault(self, error: Any) -> bool:
+        """Whether the database, not the SQL, caused an error of the class `errors`."""
 
     @abstractmethod
-    def is_database_fault(self, error: Exception, reader: Any) -> bool: ...
-
-    @abstractmethod
-    def interrupted(self, error: Exception) -> bool: ...
+    def interrupted(self, error: Any) -> bool: ...
 
 
 def _union(asked: Sequence[ComputeRow]) -> int:

@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from app.errors import Conflict, InvalidInput, StoreFull, StoreUnavailable
-from app.stores.sqlite.connection import check_rights, connect, error_name, read_only_uri, unavailable
+from app.stores.sqlite.connection import check_rights, connect, error_name, unavailable
 from app.stores.sqlite.database import check_schema, draw_id
 
 # The bytes from PENDING_BYTE on, which no page uses: https://sqlite.org/fileformat2.html
@@ -69,9 +69,13 @@ def restore(source: Path, database: Path) -> None:
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
         _create(part)
-        with closing(sqlite3.connect(read_only_uri(source), uri=True)) as old, closing(sqlite3.connect(part)) as new:
+        uri = f"{source.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True)) as old, closing(sqlite3.connect(part)) as new:
             old.backup(new)
-            _check(new, source)
+            [(finding,)] = new.execute("PRAGMA integrity_check(1)")
+            if finding != "ok":
+                raise InvalidInput(f"{source} is damaged: {finding}")
+            check_schema(new, source)
             draw_id(new)
             new.execute(UPDATE_SESSION_SECRET, (secrets.token_hex(32),))  # anyone with the backup can read the old one
             new.execute(UPDATE_SEQ)
@@ -110,13 +114,6 @@ def adopt(database: Path) -> None:
         raise unavailable(error) from error
 
 
-def _check(copy: sqlite3.Connection, source: Path) -> None:
-    findings = [row[0] for row in copy.execute("PRAGMA integrity_check(3)")]
-    if findings != ["ok"]:
-        raise InvalidInput(f"{source} is damaged: {findings[0]}")
-    check_schema(copy, source)
-
-
 @contextmanager
 def _exclusive(database: Path) -> Iterator[sqlite3.Connection | None]:
     """Lock the database exclusively, and delete its write-ahead log. Raises `Conflict` if a process has it open.
@@ -139,31 +136,24 @@ def _exclusive(database: Path) -> Iterator[sqlite3.Connection | None]:
             if connection.execute("PRAGMA journal_mode = DELETE").fetchone() != ("delete",):
                 raise _in_use(database)
             connection.execute("BEGIN EXCLUSIVE")
-            damaged = False
         except sqlite3.DatabaseError as error:
             name = error_name(error)
             if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
                 raise _in_use(database) from error
             if not name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
                 raise unavailable(error) from error
-            damaged = True
-        if not damaged:
+        else:
             yield connection
             return
-    with _locked(database):  # SQLite locks no file that it cannot read, and restoring is for damaged files
-        _delete_log(database)
-        yield None
-
-
-@contextmanager
-def _locked(database: Path) -> Iterator[None]:
-    """Lock the bytes on which any connection in WAL mode holds a shared lock. Raises `Conflict` if one is open."""
+    # SQLite locks no file that it cannot read, and restoring is for damaged files. So lock the bytes on which every
+    # connection in WAL mode holds a shared lock.
     with database.open("r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, LOCK_BYTES, LOCKED_FROM)
         except OSError as error:
             raise _in_use(database) from error
-        yield
+        _delete_log(database)
+        yield None
 
 
 def _in_use(database: Path) -> Conflict:

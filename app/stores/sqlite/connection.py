@@ -17,10 +17,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
-from urllib.parse import quote
 
 import aiosqlite
-import msgspec
 
 from app.errors import StoreFull, StoreUnavailable
 from app.stores.sql.database import SELECT_REVISION
@@ -37,19 +35,20 @@ RESERVE_BYTES = 128 * 1024  # the index of the WAL takes 32 KiB of them
 NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
 
 
-class _Run(msgspec.Struct):
-    """A running call of `ThreadConnection.run`. Its statement is interrupted after `deadline`, on the monotonic clock,
-    or if `abandoned`: the caller was cancelled. The thread sets `deadline`, the event loop sets `abandoned`."""
-
-    abandoned: bool = False
-    deadline: float = math.inf
-
-
 class ThreadConnection(aiosqlite.Connection):
     """An aiosqlite connection that can also run a function, with many statements, in one call on its thread."""
 
-    _current: _Run | None = None
     closing = False
+    _overdue: Callable[[], bool] | None = None  # of the running call: whether its statement must stop
+
+    @classmethod
+    async def open(cls, path: Path, *, read_only: bool) -> ThreadConnection:
+        """Open a connection with its own thread. It must be closed, or the interpreter does not exit."""
+        opened = cls(lambda: connect(path, read_only=read_only), iter_chunk_size=64)
+        await opened
+        if read_only:
+            await opened.run(lambda raw: raw.set_progress_handler(opened._must_stop, INSTRUCTIONS_PER_CHECK))
+        return opened
 
     async def run(self, work: Callable[[sqlite3.Connection], T], timeout_s: float = math.inf) -> T:
         """Call `work` with the sqlite3 connection, on the connection's thread.
@@ -63,31 +62,24 @@ class ThreadConnection(aiosqlite.Connection):
         """
         if self._connection is None:
             raise StoreUnavailable("the database is closed")
-
-        run = _Run()
+        abandoned = False
 
         def watched(connection: sqlite3.Connection) -> T:
-            run.deadline = monotonic() + timeout_s
-            self._current = run
+            deadline = monotonic() + timeout_s
+            self._overdue = lambda: abandoned or monotonic() > deadline
             try:
                 return work(connection)
             finally:
-                self._current = None
+                self._overdue = None
 
         try:
-            result: T = await self._execute(watched, self._conn)  # type: ignore[no-untyped-call]  # as aiosqlite left it
+            return await self._execute(watched, self._conn)  # type: ignore[no-untyped-call,no-any-return]
         except asyncio.CancelledError:
-            run.abandoned = True
+            abandoned = True
             raise
-        return result
-
-    def watch(self, connection: sqlite3.Connection) -> None:
-        """Make `connection`, the sqlite3 connection of this object, interrupt statements as `run` describes."""
-        connection.set_progress_handler(self._must_stop, INSTRUCTIONS_PER_CHECK)
 
     def _must_stop(self) -> bool:
-        run = self._current
-        return self.closing or (run is not None and (run.abandoned or monotonic() > run.deadline))
+        return self.closing or (self._overdue is not None and self._overdue())
 
     async def close(self) -> None:
         """Interrupt the running statement and close the connection."""
@@ -119,11 +111,6 @@ def _account(uid: int) -> str:
         return f"user {uid}"
 
 
-def read_only_uri(path: Path) -> str:
-    """A URI that opens exactly this file without writing to it, whatever characters its name contains."""
-    return f"file://{quote(str(path.absolute()))}?mode=ro"
-
-
 def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
     """Open an existing database file. On a full disk, delete the file that `keep_reserve` has made, and try again.
 
@@ -136,14 +123,11 @@ def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT
         raise StoreUnavailable(f"there is no database at {path}; run `profiles migrate` first")
     check_rights(path)
     try:
-        try:
-            return _connect(path, read_only, busy_timeout_s)
-        except sqlite3.Error as error:
-            if error_name(error) not in NO_ROOM or not _reserve(path).exists():
-                raise
-        _reserve(path).unlink(missing_ok=True)
         return _connect(path, read_only, busy_timeout_s)
     except sqlite3.Error as error:
+        if error_name(error) in NO_ROOM and _reserve(path).exists():
+            _reserve(path).unlink(missing_ok=True)
+            return connect(path, read_only=read_only, busy_timeout_s=busy_timeout_s)
         raise StoreUnavailable(f"cannot open the database at {path}: {error}") from error
 
 
@@ -158,7 +142,6 @@ def _connect(path: Path, read_only: bool, busy_timeout_s: float) -> sqlite3.Conn
         # that append to it.
         connection.execute(f"PRAGMA journal_size_limit = {KEPT_WAL_BYTES}")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA cache_size = -16384")
         if read_only:
             connection.execute("PRAGMA query_only = ON")
@@ -181,23 +164,10 @@ def _reserve(path: Path) -> Path:
     return path.with_name(path.name + "-reserve")
 
 
-async def open_thread(path: Path, *, read_only: bool) -> ThreadConnection:
-    """Open a connection with its own thread. It must be closed, or the interpreter does not exit."""
-    connection = ThreadConnection(lambda: connect(path, read_only=read_only), iter_chunk_size=64)
-    await connection
-    if read_only:
-        await connection.run(connection.watch)
-    return connection
-
-
 def revision_of(connection: sqlite3.Connection) -> str | None:
     """The schema revision of a database; None if it has none."""
-    try:
-        row = connection.execute(SELECT_REVISION).fetchone()
-    except sqlite3.OperationalError as error:
-        if "no such table" not in str(error):
-            raise
-        return None
+    exists = connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'alembic_version'").fetchone()
+    row = connection.execute(SELECT_REVISION).fetchone() if exists else None
     return None if row is None else str(row[0])
 
 
@@ -216,14 +186,13 @@ def unavailable(error: sqlite3.Error) -> StoreUnavailable:
 class Readers:
     """A pool of read-only connections, each with its own thread. All methods raise `StoreUnavailable`."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self) -> None:
         self._all: list[ThreadConnection] = []
         self._idle: asyncio.LifoQueue[ThreadConnection] = asyncio.LifoQueue()  # the last one used has warm pages
 
-    async def open(self, count: int) -> None:
+    async def open(self, path: Path, count: int) -> None:
         for _ in range(count):
-            reader = await open_thread(self._path, read_only=True)
+            reader = await ThreadConnection.open(path, read_only=True)
             self._all.append(reader)
             self._idle.put_nowait(reader)
 

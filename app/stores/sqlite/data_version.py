@@ -1,17 +1,15 @@
-"""Notices commits of other connections: reads the `State` that all processes share (registered cache server, owed
-invalidations, disabled features), and tells which users have new events.
+"""Notices commits of other connections: reads the `State` that all processes share, and tells which users have new
+events.
 
 Queries run on the event loop's thread: switching threads would cost more. While no other connection commits, `look`
-and `changed_users` run only `PRAGMA data_version`. Invariant: a result was the committed state at some moment after the
-call began.
+and `changed_users` run only `PRAGMA data_version`. Invariants: a result was the committed state at some moment after
+the call began. A call of `changed_users` names the user of every event that was committed before the call began and
+that no earlier call has covered. If the event was erased meanwhile, the call returns None instead.
 
 The log is written in the order of its sequence numbers, so new events have higher numbers than the last one seen. No
 event shows that a user was erased, that values were rebuilt, or that a deletion of cache keys succeeded after it had
 failed. Each of these advances the *local cache epoch*, a counter in the database, in its transaction or afterwards.
 Every process that sees a new epoch clears its local cache (`app.profiles.online.local_cache`).
-
-Invariant: a call of `changed_users` names the user of every event that was committed before the call began and that no
-earlier call has covered. If the event was erased meanwhile, the call returns None instead.
 """
 
 from __future__ import annotations
@@ -38,8 +36,6 @@ SELECT (SELECT json_group_array(slot) FROM owed WHERE slot IS NOT NULL),
        (SELECT server FROM cache_registration), (SELECT generation FROM cache_registration),
        (SELECT json_group_array(json_array(feature, disabled_by, reason, disabled_at_ms)) FROM disabled_features)
 """
-
-
 # With more events than this, clearing the local cache is cheaper than handling each on the event loop's thread.
 TAIL_CAP = 2_000
 SELECT_TAIL = "SELECT seq, user_id FROM event_log WHERE seq > ? ORDER BY seq LIMIT ?"

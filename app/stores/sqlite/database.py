@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.errors import StoreFull, StoreUnavailable
 from app.profiles.ports import State
@@ -27,12 +27,11 @@ from app.stores.sqlite.connection import (
     check_rights,
     connect,
     keep_reserve,
-    open_thread,
     revision_of,
     unavailable,
 )
 from app.stores.sqlite.data_version import DataVersion
-from app.stores.sqlite.integrity_check import quick_findings
+from app.stores.sqlite.integrity_check import findings
 from app.telemetry import logger
 
 T = TypeVar("T")
@@ -52,12 +51,6 @@ def draw_id(connection: sqlite3.Connection) -> str:
     database_id = secrets.token_hex(16)
     connection.execute(UPDATE_DATABASE_ID, (database_id,))
     return database_id
-
-
-def check_links(path: Path) -> None:
-    """Raise `StoreUnavailable` if the file has several hard links, because each name has a log of its own."""
-    if path.is_file() and (links := path.stat().st_nlink) > 1:
-        raise StoreUnavailable(f"the database at {path} has {links} names (hard links); remove all but one")
 
 
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
@@ -84,11 +77,11 @@ class SqliteDatabase(Database):
         self.links = 1
         self.checkpoints = 0
         self._file = path.stat()
-        self.readers = Readers(path)
+        self.readers = Readers()
         self.state = DataVersion(path)
         self._writer: ThreadConnection | None = None
         self._write_lock = asyncio.Lock()
-        self._checkpointer: sqlite3.Connection | None = None
+        self._checkpointer = connect(path, read_only=False)
         self._checkpoint_frames = self._checkpoint_at = checkpoint_frames
         self._wal: int | None = None  # a file descriptor
         self._wal_salts = b""
@@ -108,19 +101,11 @@ class SqliteDatabase(Database):
             StoreUnavailable: the file cannot be opened, has several hard links, or is damaged.
             SchemaMismatch: the database is not migrated, or newer than this program.
         """
-        check_links(path)
-        with closing(connect(path, read_only=True)) as first:
-            check_schema(first, path)
-            if findings := quick_findings(first):
-                raise StoreUnavailable(
-                    f"the database at {path} is damaged: {findings[0]}; run `profiles doctor --full` for the details "
-                    "and `profiles restore` to replace it by a backup"
-                )
+        _check(path)
         database = cls(path, monotonic, checkpoint_frames)
         try:
-            await database.readers.open(readers + SPARE_READERS)
-            database._writer = await open_thread(path, read_only=False)
-            database._checkpointer = connect(path, read_only=False)
+            await database.readers.open(path, readers + SPARE_READERS)
+            database._writer = await ThreadConnection.open(path, read_only=False)
             database.state.last = State(database_id=await database._own_id())
             await asyncio.to_thread(keep_reserve, path)
         except BaseException:
@@ -129,17 +114,10 @@ class SqliteDatabase(Database):
         return database
 
     async def read(self, work: Callable[[sqlite3.Connection], T], *, snapshot: bool = False) -> T:
-        def run(connection: sqlite3.Connection) -> T:
-            if not snapshot:
-                return self._from_open_file(work(connection))
-            connection.execute("BEGIN")
-            try:
-                return self._from_open_file(work(connection))
-            finally:
-                connection.execute("ROLLBACK")
+        def run(connection: Any) -> T:
+            return self._from_open_file(work(connection))
 
-        async with self.readers.one() as reader:
-            return await reader.run(run)
+        return await super().read(run, snapshot=snapshot)
 
     async def look(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -191,20 +169,20 @@ class SqliteDatabase(Database):
                 raise
             return str(stored["database_id"])
 
-    def check_file(self) -> None:
-        """Raise `StoreUnavailable` unless the path still leads to the open file. Only `stat` is called, because opening
-        and closing the file would drop the locks of every connection of this process."""
+    def _from_open_file(self, result: T) -> T:
+        """Return `result`, or raise `StoreUnavailable` if the path no longer leads to the open file. Only `stat` is
+        called: opening and closing the file would drop the locks of every connection of this process."""
         try:
             found = self.path.stat()
         except OSError:
-            raise _replaced("removed") from None
-        if (found.st_dev, found.st_ino) != (self._file.st_dev, self._file.st_ino):
-            raise _replaced("replaced by another file")
-        self.links = found.st_nlink
-
-    def _from_open_file(self, result: T) -> T:
-        self.check_file()
-        return result
+            how = "removed"
+        else:
+            if os.path.samestat(found, self._file):
+                self.links = found.st_nlink
+                return result
+            how = "replaced by another file"
+        text = f"its file was {how} after this process opened it; restart the process"
+        raise StoreUnavailable(f"the database does not answer: {text}", text)
 
     async def problem(self) -> str | None:
         if self.links > 1:
@@ -218,22 +196,15 @@ class SqliteDatabase(Database):
         if self._writer is not None:
             writer, self._writer = self._writer, None
             await writer.close()
-        if self._checkpointer is not None:
-            self._checkpointer.close()
-            self._checkpointer = None
+        self._checkpointer.close()
         if self._wal is not None:
             os.close(self._wal)
             self._wal = None
 
     def _transact(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with connection:  # commits, or rolls back
+            connection.execute("BEGIN IMMEDIATE")
             result = work(connection)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
         self._checkpoint_if_large(connection)
         return result
 
@@ -261,7 +232,6 @@ class SqliteDatabase(Database):
         """Checkpoint, and return the number of frames in the WAL; 0 if the checkpoint fails."""
         # 1. BEGIN IMMEDIATE takes the write lock; 2. a PASSIVE checkpoint copies frames; 3. ROLLBACK releases the lock.
         # Without 1, a writer in another process could reset the WAL during 2.
-        assert self._checkpointer is not None
         self.checkpoints += 1
         try:
             # The caller of `write` waits meanwhile: skip the checkpoint if another process writes.
@@ -279,6 +249,13 @@ class SqliteDatabase(Database):
             writer.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
 
 
-def _replaced(how: str) -> StoreUnavailable:
-    text = f"its file was {how} after this process opened it; restart the process"
-    return StoreUnavailable(f"the database does not answer: {text}", text)
+def _check(path: Path) -> None:
+    if path.is_file() and (links := path.stat().st_nlink) > 1:  # each has a log of its own
+        raise StoreUnavailable(f"the database at {path} has {links} names (hard links); remove all but one")
+    with closing(connect(path, read_only=True)) as connection:
+        check_schema(connection, path)
+        if found := findings(connection, whole=False):
+            raise StoreUnavailable(
+                f"the database at {path} is damaged: {found[0]}; run `profiles doctor --full` for the details "
+                "and `profiles restore` to replace it by a backup"
+            )

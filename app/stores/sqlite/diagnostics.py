@@ -17,7 +17,7 @@ from app.operations.samples import Sample
 from app.stores.sql.diagnostics import diagnose_contents
 from app.stores.sqlite.connection import connect, unavailable
 from app.stores.sqlite.database import check_schema
-from app.stores.sqlite.integrity_check import full_findings, quick_findings
+from app.stores.sqlite.integrity_check import findings
 
 MIB, GIB = 2**20, 2**30
 WAL_WARN, WAL_BAD = 64 * MIB, GIB
@@ -65,7 +65,7 @@ def diagnose_database(
 
 
 def _integrity(connection: sqlite3.Connection, *, whole: bool) -> Line:
-    if found := (full_findings if whole else quick_findings)(connection):
+    if found := findings(connection, whole=whole):
         remedy = "Stop the service, keep a copy of the files, and restore a backup with `profiles restore`."
         return Line("integrity", "bad", f"it is damaged: {'; '.join(found)}", remedy)
     checked = "every page, row and index is intact" if whole else "the newest events are intact; --full checks the rest"

@@ -8,7 +8,6 @@ indexes. A crash, a full disk or an incomplete copy damages these parts. The ful
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 
 from app.stores.sql.event_log import FINDINGS, SELECT_FAULTS
 
@@ -38,23 +37,17 @@ LIMIT {FINDINGS}
 """
 
 
-def quick_findings(connection: sqlite3.Connection) -> list[str]:
-    """Check the small tables and the newest events for damage. Return a description of each fault, up to `FINDINGS`."""
-    pragmas = [(f"{table}: ", f"PRAGMA integrity_check('{table}')") for table in SMALL_TABLES]
-    return _findings(connection, pragmas, SELECT_TAIL_FAULTS)
-
-
-def full_findings(connection: sqlite3.Connection) -> list[str]:
-    """Check the whole file for damage; this reads every page. Return a description of each fault, up to `FINDINGS`."""
-    return _findings(connection, [("", f"PRAGMA integrity_check({FINDINGS})")], SELECT_FAULTS)
-
-
-def _findings(connection: sqlite3.Connection, pragmas: Sequence[tuple[str, str]], events: str) -> list[str]:
+def findings(connection: sqlite3.Connection, *, whole: bool) -> list[str]:
+    """Check the database for damage, quickly or as a `whole`. Return a description of each fault, up to `FINDINGS`."""
+    pragmas = {f"{table}: ": f"PRAGMA integrity_check('{table}')" for table in SMALL_TABLES}
+    if whole:
+        pragmas = {"": f"PRAGMA integrity_check({FINDINGS})"}
     found: list[str] = []
     try:
-        for prefix, pragma in pragmas:
+        for prefix, pragma in pragmas.items():
             found += [prefix + text for (text,) in connection.execute(pragma).fetchall() if text != "ok"]
-        found += [f"event {seq} {fault}" for seq, fault in connection.execute(events).fetchall()]
+        faults = connection.execute(SELECT_FAULTS if whole else SELECT_TAIL_FAULTS).fetchall()
+        found += [f"event {seq} {fault}" for seq, fault in faults]
     except sqlite3.DatabaseError as error:
         found.append(f"SQLite reports: {error}")
     return found[:FINDINGS]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any
 
 from app.features.events import KNOWN_SUBJECTS
 from app.stores.sql.profile_statement import Dialect
 from app.stores.sql.source import SqlSource
-from app.stores.sqlite.connection import ThreadConnection, error_name
+from app.stores.sqlite.connection import error_name
 
 # Primary result codes of faults of the database, not of the SQL: https://sqlite.org/rescode.html
-_DATABASE_FAULTS = {"BUSY", "LOCKED", "NOMEM", "READONLY", "IOERR", "CORRUPT", "FULL", "CANTOPEN", "NOTADB"}
+_CODES = ("BUSY", "LOCKED", "NOMEM", "READONLY", "IOERR", "CORRUPT", "FULL", "CANTOPEN", "NOTADB")
+_DATABASE_FAULTS = tuple(f"SQLITE_{code}" for code in _CODES)
 # The index of the log is by user and subject, so the newest event of each subject is sought.
 _NEWEST = """COALESCE((SELECT MAX(seq) FROM event_log WHERE user_id = asked.user_id AND subject = '{}'),
             -(SELECT erasures FROM bandit_ledger))"""
@@ -25,19 +25,10 @@ DIALECT = Dialect(
 
 class SqliteSource(SqlSource):
     dialect = DIALECT
-    begin = "BEGIN"
     errors = sqlite3.Error
 
-    def fetch(self, connection: sqlite3.Connection, statement: str, parameters: dict[str, object]) -> list[Any]:
-        return connection.execute(statement, parameters).fetchall()
+    def is_database_fault(self, error: sqlite3.Error) -> bool:
+        return error_name(error).startswith(_DATABASE_FAULTS)
 
-    def end(self, connection: sqlite3.Connection) -> None:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-
-    def is_database_fault(self, error: Exception, reader: ThreadConnection) -> bool:
-        parts = error_name(error).split("_") if isinstance(error, sqlite3.Error) else []
-        return reader.closing or (len(parts) > 1 and parts[1] in _DATABASE_FAULTS)
-
-    def interrupted(self, error: Exception) -> bool:
-        return isinstance(error, sqlite3.Error) and error_name(error) == "SQLITE_INTERRUPT"
+    def interrupted(self, error: sqlite3.Error) -> bool:
+        return error_name(error) == "SQLITE_INTERRUPT"

@@ -207,16 +207,17 @@ async def test_stale_read_is_found_when_a_standby_is_read(
 ) -> None:
     standby = pair[1]
 
-    def open_on_standby(lent: pool.PooledConnection) -> None:
+    def open_on_standby(lent: pool.PooledConnection) -> Connection:
         raw = psycopg.connect(standby.url("app"), autocommit=True, cursor_factory=psycopg.RawCursor)
         lent.connection = Connection(raw)
         lent.connection.server = service.database.id
+        return lent.connection
 
     assert isinstance(service.database, PostgresDatabase)
     mutant = pool.Pool("", 2, service.database.state)
     await service.send(served("someone"))  # the connection that writes is open
     monkeypatch.setattr(pool.PooledConnection, "_open", open_on_standby)
-    monkeypatch.setattr(pool, "_begun", lambda connection: connection)
+    monkeypatch.setattr(Connection, "begin_session", lambda connection: None)
     monkeypatch.setattr(service.source.inner, "_readers", mutant)
     try:
         assert await lagging_read(service, standby, "bob") == 0, "the mutant was not noticed"

@@ -22,7 +22,7 @@ from app.stores.sql.users import SqlUsers
 from app.stores.sqlite.backup import adopt, backup, restore
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.integrity_check import full_findings
+from app.stores.sqlite.integrity_check import findings
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, feedback, served
@@ -36,7 +36,7 @@ SELECT_DATABASE_ID = "SELECT value FROM service WHERE name = 'database_id'"
 
 def damage(path: Path) -> list[str]:
     with closing(sqlite3.connect(path)) as connection:
-        return full_findings(connection)
+        return findings(connection, whole=True)
 
 
 def query(path: Path, statement: str) -> list[tuple[object, ...]]:

@@ -13,7 +13,7 @@ from app.errors import StoreUnavailable
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.integrity_check import TAIL, full_findings, quick_findings
+from app.stores.sqlite.integrity_check import TAIL, findings
 from tests.support.events import admitted, feedback, served
 
 EVENTS = 2 * TAIL
@@ -54,12 +54,12 @@ def execute(path: Path, *statements: str) -> None:
 
 def quick(path: Path) -> list[str]:
     with closing(connect(path, read_only=True)) as connection:
-        return quick_findings(connection)
+        return findings(connection, whole=False)
 
 
 def full(path: Path) -> list[str]:
     with closing(connect(path, read_only=True)) as connection:
-        return full_findings(connection)
+        return findings(connection, whole=True)
 
 
 def lose_index_entry(path: Path, index: str) -> None:

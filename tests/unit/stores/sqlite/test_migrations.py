@@ -21,8 +21,7 @@ from alembic.script import ScriptDirectory
 
 from app.bandit.model.inputs import SPEC_V2
 from app.errors import SchemaMismatch, StoreUnavailable
-from app.migrations import configuration
-from app.stores.migrate import current, migrate
+from app.stores.migrate import configuration, current, migrate
 from app.stores.sql.database import SCHEMA_REVISION
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.waiting import PATIENCE_S, eventually_sync
@@ -129,16 +128,29 @@ async def test_database_is_refused_when_it_is_not_migrated(tmp_path: Path, table
     assert "not migrated; run `profiles migrate`" in await refused(path, SchemaMismatch)
 
 
-@pytest.mark.parametrize(("revision", "advice"), [("9999", "upgrade the program"), ("0000", "run `profiles migrate`")])
-async def test_database_is_refused_when_it_is_at_another_revision(
+@pytest.mark.parametrize(
+    ("revision", "advice"),
+    [("9999", "upgrade the program"), ("0005", "with a release of this project from before 2026-11-30")],
+)
+async def test_database_is_refused_when_this_program_cannot_migrate_it(
     database_path: Path, revision: str, advice: str
 ) -> None:
     set_revision(database_path, revision)
     message = await refused(database_path, SchemaMismatch)
     assert revision in message
     assert advice in message
-    with pytest.raises(SchemaMismatch, match=revision):
+    with pytest.raises(SchemaMismatch, match=revision) as caught:
         migrate(database_path)
+    assert str(caught.value) == message
+
+
+async def test_database_is_refused_until_it_is_migrated_when_it_is_at_an_earlier_revision(tmp_path: Path) -> None:
+    path = tmp_path / "profiles.db"
+    command.upgrade(configuration(path), "0006")
+    message = await refused(path, SchemaMismatch)
+    assert "0006" in message
+    assert "run `profiles migrate`" in message
+    assert migrate(path) == ("0006", SCHEMA_REVISION)
 
 
 async def test_file_is_refused_when_it_is_no_database(tmp_path: Path) -> None:
@@ -164,68 +176,6 @@ def test_nothing_is_migrated_when_a_migration_fails_half_way(tmp_path: Path) -> 
     assert migrate(path) == (None, SCHEMA_REVISION)
 
 
-INSERT_FEEDBACK = """
-INSERT INTO tip_feedback (user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, action, dwell_ms)
-VALUES ('ann', 'tip', 1, 0, 1, ?, ?)
-"""
-
-
-@pytest.fixture
-def before_actions(tmp_path: Path) -> Path:
-    """A database at revision 0003, with rows."""
-    path = tmp_path / "profiles.db"
-    command.upgrade(configuration(path), "0003")
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.executemany(INSERT_FEEDBACK, [("completed", 5), ("dismissed", None), ("snoozed", 0)])
-        with pytest.raises(sqlite3.IntegrityError, match="action IN"):
-            connection.execute(INSERT_FEEDBACK, ("shared", 1))
-    return path
-
-
-def actions(connection: sqlite3.Connection) -> list[str]:
-    return [row[0] for row in connection.execute("SELECT action FROM tip_feedback ORDER BY seq")]
-
-
-def test_any_action_is_stored_after_revision_0004(before_actions: Path) -> None:
-    places = "SELECT name, rootpage FROM sqlite_schema ORDER BY name"
-    with closing(sqlite3.connect(before_actions)) as connection:
-        before = connection.execute(places).fetchall()
-    command.upgrade(configuration(before_actions), "0004")
-    with closing(sqlite3.connect(before_actions, isolation_level=None)) as connection:
-        after = [row for row in connection.execute(places).fetchall() if row[0] in dict(before)]
-        assert after == before, "a table was rewritten"
-        connection.execute(INSERT_FEEDBACK, ("shared", 1))
-        with pytest.raises(sqlite3.IntegrityError, match="dwell_ms BETWEEN"):
-            connection.execute(INSERT_FEEDBACK, ("shared", -1))
-        assert actions(connection) == ["completed", "dismissed", "snoozed", "shared"]
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    assert not [sql for name, sql in schema(before_actions) if sql and "'snoozed'" in sql]
-
-
-def test_open_connections_stay_usable_when_a_constraint_is_removed(before_actions: Path) -> None:
-    with (
-        closing(sqlite3.connect(before_actions, isolation_level=None)) as reader,
-        closing(sqlite3.connect(before_actions, isolation_level=None)) as writer,
-    ):
-        writer.execute(INSERT_FEEDBACK, ("completed", 1))  # prepared, and kept by the driver
-        reader.execute("BEGIN")
-        assert len(actions(reader)) == 4
-        migrate(before_actions)
-        writer.execute(INSERT_FEEDBACK, ("snoozed", 1))
-        assert len(actions(reader)) == 4
-        reader.execute("COMMIT")
-        assert len(actions(reader)) == 5
-
-
-def test_nothing_is_migrated_when_a_table_was_changed(before_actions: Path) -> None:
-    with closing(sqlite3.connect(before_actions, isolation_level=None)) as connection:
-        connection.execute("ALTER TABLE tip_scores RENAME COLUMN action TO deed")
-    before = schema(before_actions)
-    with pytest.raises(SchemaMismatch, match="tip_scores"):
-        migrate(before_actions)
-    assert schema(before_actions) == before
-
-
 OLD_KNOWN = "SELECT event_id, digest FROM event_log WHERE event_id IN (SELECT value FROM json_each(?))"
 OLD_INSERT = """
 INSERT INTO event_log
@@ -248,6 +198,15 @@ def before_versions(tmp_path: Path) -> Path:
             connection.execute(OLD_INSERT, (f"e{number}", "ann" if number % 2 else "bob"))
         connection.execute("DELETE FROM event_log WHERE seq > 5")
     return path
+
+
+def test_nothing_is_migrated_when_a_table_was_changed(before_versions: Path) -> None:
+    with closing(sqlite3.connect(before_versions, isolation_level=None)) as connection:
+        connection.execute("ALTER TABLE event_log RENAME COLUMN event_id TO id")
+    before = schema(before_versions)
+    with pytest.raises(SchemaMismatch, match="event_log"):
+        migrate(before_versions)
+    assert schema(before_versions) == before
 
 
 def log_rows(connection: sqlite3.Connection) -> list[tuple[int, str, str]]:
