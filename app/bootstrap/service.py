@@ -116,7 +116,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process cannot start.
     """
     contract = contract or load_contract(settings)
-    contract.check(settings)
     registry = contract.registry
     metrics = Metrics()
     metrics.export_faults_as_zero(registry.names, get_args(Fault))

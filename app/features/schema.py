@@ -1,8 +1,5 @@
-"""The mirror of the registry: a msgspec Struct that declares the same features, with types, for consumers.
-
-A field is absent (UNSET) if the request selected other features, and null if nothing is known. Start-up and a test
-compare the mirror with the registry.
-"""
+"""The mirror of the registry: a msgspec Struct that declares the same features, with types, for consumers. Start-up
+compares the two. A field is absent (UNSET) if the request selected other features, and null if nothing is known."""
 
 from __future__ import annotations
 
@@ -64,11 +61,7 @@ _JSON_TYPES: dict[Dtype, str] = {"float": "number", "int": "integer", "str": "st
 
 
 def check_mirror(registry: Registry, mirror: type[msgspec.Struct]) -> None:
-    """Check that a mirror declares the features of the registry.
-
-    Raises:
-        RegistryError: one side lacks a feature, or its dtype or description differs. The message names it.
-    """
+    """Raise `RegistryError`, which names the feature, if one side lacks it or its dtype or description differs."""
     _, components = msgspec.json.schema_components([mirror], schema_hook=lambda _: {})
     fields = components[mirror.__name__]["properties"]
     for name in fields.keys() - set(registry.names):

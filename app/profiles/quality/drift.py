@@ -5,13 +5,11 @@ The population stability index (PSI) over bins with shares `now_i` and `before_i
     PSI = sum over i of (now_i - before_i) * ln(now_i / before_i)
 
 It is the symmetric form of the Kullback-Leibler divergence (Jeffreys), never negative, and 0 if the shares are equal.
-Usual bands: below 0.1 stable, 0.1 to 0.25 moderate, above 0.25 major (N. Siddiqi: Credit Risk Scorecards, 2006). Null
-has its own bin. `SMOOTHING` is added to each share, and the shares are divided by their new sum, so a bin that is empty
-on one side does not give infinity and equal shares stay equal.
-
-Chance alone gives about (bins - 1) * (1/n + 1/m) for populations of n and m users (B. Yurdakul: Statistical properties
-of the population stability index, 2018). If that is more than `MOST_NOISE`, or a side has fewer than `FEWEST` users,
-the PSI is not computed.
+Usual bands: below 0.1 stable, 0.1 to 0.25 moderate, above 0.25 major (N. Siddiqi: Credit Risk Scorecards, 2006).
+`SMOOTHING` is added to each share, and the shares are divided by their new sum, so a bin that is empty on one side does
+not give infinity and equal shares stay equal. Chance alone gives about (bins - 1) * (1/n + 1/m) for populations of n
+and m users (B. Yurdakul: Statistical properties of the population stability index, 2018). If that is more than
+`MOST_NOISE`, or a side has fewer than `FEWEST` users, the PSI is not computed.
 """
 
 from __future__ import annotations
@@ -65,8 +63,8 @@ def common_bins(dtype: Dtype, now: Counter[Scalar], before: Counter[Scalar]) -> 
 
 
 def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
-    """The counts of the values that are numbers, by number. A number is counted as 0 if its absolute value is at most
-    `TINY`, as `HUGE` if it is larger than `HUGE`, and as `-HUGE` if it is smaller than `-HUGE`."""
+    """The counts of the values that are numbers, by number. In both directions, numbers up to `TINY` are counted as 0,
+    and those beyond `HUGE` as `HUGE`."""
     counts: Counter[float] = Counter()
     for value, count in values.items():
         if isinstance(value, int | float):
@@ -75,7 +73,7 @@ def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
 
 
 def quantiles(found: Iterable[N], shares: Sequence[float]) -> list[N | None]:
-    """The quantile of the numbers `found` for each share (0 to 1), by nearest rank; all None if there is no number."""
+    """The quantile of the numbers for each share (0 to 1), by nearest rank; all None if there is no number."""
     ranked = sorted(found)
     return [ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else None for share in shares]
 
@@ -97,7 +95,7 @@ def band(figure: float) -> Band:
 
 
 def too_few(bins: Sequence[CommonBin]) -> str | None:
-    """The reason why the populations are too small for a PSI; None if they are large enough."""
+    """Why the populations are too small for a PSI; None if they are large enough."""
     now, before = sum(part.now for part in bins), sum(part.before for part in bins)
     if min(now, before) < FEWEST:
         return f"too few users: {now:,} now and {before:,} before; {FEWEST} each are the least"

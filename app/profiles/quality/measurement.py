@@ -1,8 +1,8 @@
 """Measures data quality for users drawn at random: the freshness of their cached values, and their distributions.
 
 For each page of users, the inspector compares the cache with the log. Then the users' values are computed as of the
-measurement and as of `BEFORE_DAYS` days before it, by the SQL statement that also answers reads. The users come in
-random order, so if time runs out, the users measured until then are a smaller uniform sample.
+measurement and as of `BEFORE_DAYS` days before it. The users come in random order, so if time runs out, the users
+measured until then are a smaller uniform sample.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class DrawTimeout(Unavailable):
 
 
 class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
-    """Measures data quality, one measurement at a time. It compares two samples of users, of now and of `BEFORE_DAYS`
-    days ago. `sample` is the largest number of users in each."""
+    """Makes one measurement at a time, of two samples of users: of now and of `BEFORE_DAYS` days ago. `sample` is the
+    largest number of users in each."""
 
     inspector: Inspector
     random: Random
@@ -51,14 +51,9 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
     _turn: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
 
     async def measure(self, budget_s: float = BUDGET_S) -> QualityReport:
-        """Draw users and measure as many as `budget_s` seconds allow, at least one page of `PAGE` users.
-
-        Raises:
-            DrawTimeout: the time was up before the users were drawn.
-            StoreUnavailable: the database does not answer.
-        """
-        computation = self.inspector.computation
-        clock = computation.clock
+        """Draw users and measure as many as `budget_s` seconds allow, at least one page. Raises `DrawTimeout` if the
+        time was up before the users were drawn, or `StoreUnavailable`."""
+        registry, clock = self.inspector.computation.registry, self.inspector.computation.clock
         async with self._turn:
             begun = clock.monotonic()
             sample = await self._draw(begun + DRAW_SHARE * budget_s, begun + budget_s)
@@ -75,14 +70,13 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
                     ended = clock.monotonic()
                     spare_s = left_s * (start + PAGE) / users - (ended - drawn)
                     await self.pause(max(0.0, min(REST * (ended - step_begun), spare_s)))
-            return report(sample, computation.registry, clock.now_ms())
+            return report(sample, registry, clock.now_ms())
 
     async def _draw(self, rest_until: float, until: float) -> UserSample:
-        """Draw one sample of users for now, and one for `BEFORE_DAYS` days ago. For each of the two times, the users
-        with an event in the longest window before it are eligible. For `rest_until` and `until`, see `draw`."""
+        """Draw one sample of users for now, and one for `BEFORE_DAYS` days ago, from the users with an event in the
+        longest window before that time. For `rest_until` and `until`, see `draw`."""
         users, computation = self.inspector.users, self.inspector.computation
-        registry, clock = computation.registry, computation.clock
-        now_ms = clock.now_ms()
+        registry, clock, now_ms = computation.registry, computation.clock, computation.clock.now_ms()
         before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))
         (eligible, now), (eligible_before, before) = [
@@ -94,27 +88,26 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
         return UserSample(now_ms, before_ms, oldest_ms, eligible, now, eligible_before, before, figures)
 
     async def _count_held(self, sample: UserSample, start: int) -> None:
-        """Count the cached values of one page of `sample.now`, which begins at index `start`, by state, age and value.
-        If the cache is unavailable, give up at once on the first page, and after `TRIES` attempts on later ones."""
+        """Count the cached values of the page of `sample.now` that begins at index `start`, by state, age and value. If
+        the cache is unavailable, give up at once on the first page, and after `TRIES` attempts on later ones."""
         if not sample.cache_answers:
             return
-        for attempt in range(1, TRIES + 1):
+        for left in reversed(range(TRIES if start else 1)):
             try:
                 inspections = await self.inspector.freshness(sample.now[start : start + PAGE])
+                break
             except CacheUnavailable as error:
-                if start == 0 or attempt == TRIES:
+                if not left:
                     log.warning("measured_without_cache", error=str(error))
                     sample.cache_answers = False
                     return
                 await self.pause(TRY_AGAIN_S)
-            else:
-                for cell in (cell for inspection in inspections for cell in inspection.cells):
-                    figures = sample.figures[cell.entry.name]
-                    figures.states[cell.state] += 1
-                    if cell.held is not None:
-                        figures.ages_ms.append(max(0, sample.now_ms - cell.held.computed_at_ms))
-                        figures.held[msgspec.json.decode(cell.held.json)] += 1
-                return
+        for cell in (cell for inspection in inspections for cell in inspection.cells):
+            figures = sample.figures[cell.entry.name]
+            figures.states[cell.state] += 1
+            if cell.held is not None:
+                figures.ages_ms.append(max(0, sample.now_ms - cell.held.computed_at_ms))
+                figures.held[msgspec.json.decode(cell.held.json)] += 1
 
     async def _count_values(self, sample: UserSample, start: int) -> None:
         """Count the values computed for a page of `sample.now` as of `now_ms`, and of `before` as of `before_ms`."""
@@ -152,13 +145,11 @@ async def draw(
     rest_until: float = math.inf,
     until: float = math.inf,
 ) -> tuple[int, list[str]]:
-    """Draw up to `size` users at random from the users with an event in `span`, (first, last) in milliseconds.
+    """Draw up to `size` users at random from the users with an event in `span`, (first, last) in milliseconds. Return
+    the number of these users, and the drawn ones, a uniform sample in random order.
 
-    `eligible`: see `UserQueries.eligible`. Returns the number of users with an event in the span, and the drawn users,
-    a uniform sample in random order.
-
-    Uses J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985), page by page, with a pause after each page
-    until the monotonic time `rest_until`. Raises `DrawTimeout` at the time `until`.
+    `eligible`: see `UserQueries.eligible`. Uses J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985),
+    page by page, with a pause after each page until the monotonic time `rest_until`. Raises `DrawTimeout` at `until`.
     """
     drawn: list[str] = []
     seen, after, began = 0, "", clock.monotonic()

@@ -3,10 +3,9 @@
 An admin requests a run, and a worker carries it out as one job. At most one run is active. A run that a crash
 interrupted is measured again from the beginning.
 
-A report shows the past, and may be of a sample of users. The search reads the cache now, and goes through all eligible
-users in bounded steps, one per request. Each step returns `next_after`, from which the next step continues. Invariant:
-a step leaves out a user only if the user's cached value is not in the wanted state when the step reads it. So the steps
-together find every user whose value is in the wanted state during the whole search.
+The search reads the cache now, and goes through all eligible users in bounded steps, one per request. Invariant: a step
+leaves out a user only if the user's cached value is not in the wanted state when the step reads it. So the steps
+together find every user whose value is in that state during the whole search.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ Sought = Literal["fresh", "missing", "stale", "null"]
 
 
 class QualityRun(NamedTuple):
-    """A row of the table of measurement runs. `measured` is the number of users, 0 until the run is completed; `body`
-    is the report as JSON."""
+    """A stored run. `measured` is the number of users, 0 until the run is completed; `body` is the report as JSON."""
 
     id: int
     state: State
@@ -55,7 +53,7 @@ class QualityRepository(Protocol):
     """Stores the runs of the measurement. Raises `StoreUnavailable`."""
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
-        """Return the active run, and False; if there is none, a new run, and True."""
+        """The active run, and False; if there is none, a new run, and True."""
 
     async def newest(self, limit: int) -> list[QualityRun]:
         """Up to `limit` runs, newest first, without their reports."""
@@ -64,8 +62,8 @@ class QualityRepository(Protocol):
         """The newest run that has a report; None if there is none."""
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
-        """Ids of active runs that were last updated before `before_ms`. Runs that were updated after `after_ms` are
-        included: that time was read from a clock that was ahead."""
+        """Ids of active runs that were last updated before `before_ms`, or after `after_ms`: by a clock that was
+        ahead."""
 
     async def begin(self, run_id: int, now_ms: int) -> bool:
         """Mark a run as running; return False if the run has ended."""
@@ -77,9 +75,9 @@ class QualityRepository(Protocol):
 
 
 class FoundUsers(NamedTuple):
-    """The result of one step of a search. `users` has one inspection, with one cell, of each user found; None if the
-    cache is unavailable. `scanned` is the number of users that were examined. The next step begins after the user id
-    `next_after`, which is None if all users have been examined."""
+    """The result of one step of a search. `users` has an inspection, with one cell, of each user found; None if the
+    cache is unavailable. `scanned` users were examined. The next step begins after the user id `next_after`, which is
+    None if all users have been examined."""
 
     at_ms: int
     users: list[Inspection] | None
@@ -89,7 +87,7 @@ class FoundUsers(NamedTuple):
 
 class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
     """Measures data quality in runs, and finds the users that a number of a report counts. `start` asks a worker to
-    carry out a run, given its id. If that request is lost, a periodic job repeats it."""
+    carry out a run; if that request is lost, a periodic job repeats it."""
 
     measurement: QualityMeasurement
     runs: QualityRepository
@@ -97,11 +95,7 @@ class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
 
     async def carry_out(self, run_id: int, budget_s: float) -> None:
         """Measure data quality and store the report, unless the run has ended. The run fails if the users cannot be
-        drawn in time: another attempt would not be faster.
-
-        Raises:
-            Unavailable: the database or the cache does not answer; try again later.
-        """
+        drawn in time: another attempt would not be faster. Raises `Unavailable` if it can be tried again later."""
         clock = self.measurement.inspector.computation.clock
         if not await self.runs.begin(run_id, clock.now_ms()):
             return
@@ -116,15 +110,9 @@ class DataQuality(msgspec.Struct, frozen=True, kw_only=True):
         log.info("quality_measured", run=run_id, eligible=report.eligible, measured=report.measured)
 
     async def find_users(self, feature: str, sought: Sought, after: str, limit: int) -> FoundUsers:
-        """Find users whose cached value of a feature is in the state `sought`, in the order of their ids.
-
-        Look at the eligible users with ids above `after`, until `limit` users are found, `MOST_SCANNED` users have been
-        looked at, or `MOST_S` seconds are over.
-
-        Raises:
-            UnknownFeature: the registry has no such feature.
-            StoreUnavailable: the database does not answer.
-        """
+        """Find users whose cached value of a feature is in the state `sought`, in the order of their ids. Examine the
+        eligible users with ids above `after`, until `limit` users are found, `MOST_SCANNED` users have been examined,
+        or `MOST_S` seconds are over. Raises `UnknownFeature` or `StoreUnavailable`."""
         inspector = self.measurement.inspector
         registry, clock = inspector.computation.registry, inspector.computation.clock
         mask = registry.mask([feature])
