@@ -23,8 +23,8 @@ from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
 from app.features.views import view
 from app.profiles.consistency.inspection import Inspection
-from app.profiles.quality.report import QualityReport
-from app.profiles.quality.runs import QualityRun, Sought, readable_report
+from app.profiles.quality.measurement import Sought
+from app.profiles.quality.report import QualityReport, QualityRun, readable_report
 from app.service import Service
 
 SOUGHT: tuple[Sought, ...] = ("fresh", "missing", "stale", "null")
@@ -113,7 +113,7 @@ async def get_quality(
         if stored is not None and stored.measured_at >= oldest:
             return await answer(request, stored, "data_quality.html")
     async with cancelled_on_disconnect(request):
-        report = await service.quality.measurement.measure()
+        report = await service.quality.measure()
     return await answer(request, report, "data_quality.html")
 
 
@@ -143,7 +143,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
         begun=begun,
         unreadable=run is not None and report is None,
         window_ms=service.registry.longest_window_ms(),
-        sample_size=service.quality.measurement.sample,
+        sample_size=service.quality.sample,
         runs=runs,
     )
 

@@ -1,10 +1,14 @@
-"""The report of a data quality measurement, as it is stored and shown, and its computation from the counts."""
+"""The report of a data quality measurement, as it is stored and shown, and its computation from the counts.
+
+An admin requests a *run* of the measurement, and a worker carries it out as one job. At most one run is active. A run
+that a crash interrupted is measured again from the beginning.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -13,10 +17,14 @@ from app.features.clock import DAY_MS, rfc3339
 from app.features.registry import Feature, Registry, Scalar
 from app.profiles.consistency.inspection import State
 from app.profiles.quality.drift import CommonBin, band, common_bins, psi, quantiles, too_few
+from app.telemetry import logger
 
+KEPT = 10
 AGE_SHARES = (0.5, 0.9, 0.99, 1.0)
 Z_95 = 1.96
+RunState = Literal["queued", "running", "completed", "failed"]
 ShareInterval = Annotated[list[float], Meta(min_length=2, max_length=2, description="From and to, 95 % confidence.")]
+log = logger("profiles.quality")
 
 
 class Figures(msgspec.Struct):
@@ -226,3 +234,55 @@ def distribution(entry: Feature, held: Counter[Scalar]) -> list[dict[str, object
         for part in common_bins(entry.dtype, held, Counter())
         if part.kind == "range" or (part.kind == "value" and part.now)
     ]
+
+
+class QualityRun(NamedTuple):
+    """A stored run. `measured` is the number of users, 0 until the run is completed; `body` is the report as JSON."""
+
+    id: int
+    state: RunState
+    requested_by: str
+    requested_at_ms: int
+    started_at_ms: int | None
+    finished_at_ms: int | None
+    measured: int
+    body: str | None
+    error: str | None
+
+    @property
+    def active(self) -> bool:
+        return self.state in ("queued", "running")
+
+
+class QualityRepository(Protocol):
+    """Stores the runs of the measurement. Raises `StoreUnavailable`."""
+
+    async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
+        """The active run, and False; if there is none, a new run, and True."""
+
+    async def newest(self, limit: int) -> list[QualityRun]:
+        """Up to `limit` runs, newest first, without their reports."""
+
+    async def newest_completed(self) -> QualityRun | None:
+        """The newest run that has a report; None if there is none."""
+
+    async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
+        """Ids of active runs that were last updated before `before_ms`, or after `after_ms`: by a clock that was
+        ahead."""
+
+    async def begin(self, run_id: int, now_ms: int) -> bool:
+        """Mark a run as running; return False if the run has ended."""
+
+    async def finish(
+        self, run_id: int, state: RunState, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""
+    ) -> bool:
+        """Set the final state of a run and delete all but the last `KEPT` runs; return False if the run had ended."""
+
+
+def readable_report(run: QualityRun) -> QualityReport | None:
+    """The report of a completed run; None if a release wrote it in a form that this release cannot read."""
+    try:
+        return msgspec.json.decode(run.body or "", type=QualityReport)
+    except msgspec.MsgspecError as error:
+        log.warning("report_unreadable", run=run.id, error=str(error))
+        return None
