@@ -89,9 +89,6 @@ class FeatureAvailability(msgspec.Struct, eq=False):
             return str(self._disabled[index])
         return self._troubles[index].reason if index in self._troubles else ""
 
-    def paused(self, index: int) -> FeatureTrouble | None:
-        return self._troubles[index] if self._paused_mask >> index & 1 else None
-
     def disabled_features(self) -> dict[int, Disabled]:
         return self._disabled if self.disabled else {}
 
@@ -131,13 +128,16 @@ class FeatureAvailability(msgspec.Struct, eq=False):
         self._paused_mask |= 1 << index
         log.error("feature_paused", feature=trouble.feature, reason=trouble.reason, try_again_s=trouble.pause_s)
 
-    def withheld(self, index: int, user_id: str) -> None:
-        """Record that a read of this user asked for a paused feature. The next attempt is made for this user, so that
-        one failing user cannot keep the feature paused for all. But a feature that was too slow for a user is tried for
-        that user again, so that it is not resumed too early."""
-        trouble = self._troubles.get(index)
-        if trouble is not None and not trouble.slow:
+    def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
+        """Return why a feature is paused, for a read of this user; None if it is not. The next attempt is made for this
+        user, so that one failing user cannot keep the feature paused for all. But a feature that was too slow for a
+        user is tried for that user again, so that it is not resumed too early."""
+        if not self._paused_mask >> index & 1:
+            return None
+        trouble = self._troubles[index]
+        if not trouble.slow:
             trouble.user_id = user_id
+        return trouble
 
     def due(self) -> tuple[int, str] | None:
         """A paused feature to try again now, and the user to try it with; None if there is none. The feature is not

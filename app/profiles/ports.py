@@ -31,6 +31,8 @@ class Cell(NamedTuple):
 
 # Several cells of one user: the id, and the names of the features as bytes.
 Row = tuple[str, Sequence[bytes]]
+# The contents of cells by user id and feature index; None for an empty cell.
+Held = dict[str, dict[int, bytes | None]]
 
 
 class Fill(NamedTuple):

@@ -23,7 +23,7 @@ import msgspec
 
 from app.errors import CacheUnavailable
 from app.features.registry import indices
-from app.profiles.online.cache_protocol import FeatureValue, Filler, Profile, failures
+from app.profiles.online.cache_protocol import FeatureValue, Filler, Profile, Tokens, failures
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Stale
 from app.profiles.ports import UNAVAILABLE, Epoch, UserQueries
@@ -96,7 +96,7 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
                 refused[user_id] = refused.get(user_id, 0) | self.computation.registry.mask([feature])
         return refused
 
-    async def _tokens(self, wanted: Mapping[str, int]) -> tuple[Epoch, dict[str, dict[int, bytes]]]:
+    async def _tokens(self, wanted: Mapping[str, int]) -> tuple[Epoch, Tokens]:
         """The epoch, and the token of each key by user id and feature index, or `UNAVAILABLE`."""
         with suppress(CacheUnavailable):
             if self.keeps:

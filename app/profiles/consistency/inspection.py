@@ -16,9 +16,9 @@ import msgspec
 from app.errors import CacheUnavailable
 from app.features.ids import hash_slot
 from app.features.registry import Feature, indices
-from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, ReadTime, decode, read_time
+from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, ReadTime, decode
 from app.profiles.online.compute import Computation
-from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, UserQueries
+from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, Held, UserQueries
 
 PAUSE_S = 0.3
 State = Literal["fresh", "stale", "missing"]
@@ -100,7 +100,7 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         """A user's cached value of each feature, in registry order; None for a feature without one. Returns None
         instead of the list while the cache is unavailable."""
         held = (await self._held([user_id], self.computation.registry.full_mask))[user_id]
-        at = read_time(self.computation.clock.now_ms())
+        at = ReadTime.of(self.computation.clock.now_ms())
         return [self.filler.hit(index, raw, at) for index, raw in held.items()] if held is not None else None
 
     async def _inspect(self, user_ids: Sequence[str], mask: int, *, compute: bool) -> list[Inspection]:
@@ -109,7 +109,7 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         if suspects:
             await self.pause(PAUSE_S)
             again = await self._held(suspects, mask)
-            at = read_time(self.computation.clock.now_ms())
+            at = ReadTime.of(self.computation.clock.now_ms())
             for user_id in suspects:
                 one, held = found[user_id], again[user_id]
                 if held is None:
@@ -154,7 +154,7 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
 
     async def _held(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, bytes | None] | None]:
         """The contents of each user's keys by feature index; None for a user whose cache server does not answer."""
-        held: dict[str, dict[int, bytes | None]] = {}
+        held: Held = {}
         with suppress(CacheUnavailable):
             if self.filler.cache.available:
                 _, held = await self.filler.read(dict.fromkeys(user_ids, mask))
@@ -164,7 +164,7 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
     def _cell(self, index: int, raw: bytes | None, profile: Profile, newest: Mapping[str, int]) -> InspectedCell:
         entry, outcome = self.computation.registry[index], profile[index]._replace(expires_at_ms=None)  # not cached
         disabled = bool(self.computation.availability.disabled >> index & 1)
-        value = self.filler.hit(index, raw, read_time(outcome.computed_at_ms))
+        value = self.filler.hit(index, raw, ReadTime.of(outcome.computed_at_ms))
         if value is None:
             return InspectedCell(index, entry, "missing", self._holds(index, raw), None, outcome, None, disabled)
         stale = value.is_stale(entry.newest_event(newest))

@@ -48,7 +48,7 @@ import msgspec
 from app.errors import CacheUnavailable, StoreUnavailable
 from app.features.clock import CLOCK_SKEW_MS, Clock
 from app.features.registry import Registry, indices
-from app.profiles.ports import EVERY_SLOT, Cache, Cell, Epoch, Fill, ObservedState, State
+from app.profiles.ports import EVERY_SLOT, Cache, Cell, Epoch, Fill, Held, ObservedState, State
 from app.telemetry import Metrics
 
 VALUE = b"V"
@@ -59,8 +59,6 @@ _PARTS = 5
 LAST_EXPIRY_MS = 9_999_999_999_999
 # Fills are sent after this delay, so that the answers go out first and the fills of several misses share a write.
 FILL_AFTER_S = 0.002
-# Masks come from the names in requests, so their number must be bounded.
-MASKS_CAP = 1_024
 CHECK_VALID_S = 0.050
 HOLD_BACK_S = 0.100
 _EVERYONE = frozenset((EVERY_SLOT,))
@@ -91,6 +89,8 @@ class FeatureValue(NamedTuple):
 
 # One user's values by feature index.
 Profile = dict[int, FeatureValue]
+# By user id and feature index.
+Tokens = dict[str, dict[int, bytes]]
 # Awaits the answer of a query, and returns the hash slots of the users whose cached values must not be served.
 PendingCheck = Callable[[], Awaitable[frozenset[int]]]
 
@@ -136,9 +136,9 @@ class ReadTime(NamedTuple):
     now: bytes
     latest: bytes
 
-
-def read_time(now_ms: int) -> ReadTime:
-    return ReadTime(b"%013d" % now_ms, b"%013d" % (now_ms + CLOCK_SKEW_MS))
+    @classmethod
+    def of(cls, now_ms: int) -> ReadTime:
+        return cls(b"%013d" % now_ms, b"%013d" % (now_ms + CLOCK_SKEW_MS))
 
 
 class FeatureMask:
@@ -190,7 +190,7 @@ class Filler:
         self._names = registry.names
         self._metrics = metrics
         self._masks = [FeatureMask(registry, 1 << index) for index in range(len(registry))]
-        self._later: list[tuple[Epoch, Mapping[str, Mapping[int, bytes]], Mapping[str, Profile]]] = []
+        self._later: dict[Epoch, list[tuple[Tokens, Mapping[str, Profile]]]] = {}
         self._storing: set[asyncio.Task[None]] = set()
 
     def hit(self, index: int, held: bytes | None, at: ReadTime) -> FeatureValue | None:
@@ -200,18 +200,16 @@ class Filler:
             return None
         return decode(held) if self._masks[index].values([held], at) is not None else None
 
-    async def read(self, wanted: Mapping[str, int]) -> tuple[Epoch, dict[str, dict[int, bytes | None]]]:
-        """Read the keys of users and masks. Return the epoch, and the contents by user id and feature index. Raises
-        `CacheUnavailable`."""
+    async def read(self, wanted: Mapping[str, int]) -> tuple[Epoch, Held]:
+        """Read the keys of users and masks. Raises `CacheUnavailable`."""
         cells = [Cell(user_id, self._names[index]) for user_id, mask in wanted.items() for index in indices(mask)]
         epoch, raws = await self.cache.read(cells)
         held = iter(raws)
         return epoch, {user_id: {index: next(held) for index in indices(mask)} for user_id, mask in wanted.items()}
 
-    async def tokens(self, epoch: Epoch, held: Mapping[str, Mapping[int, bytes | None]]) -> dict[str, dict[int, bytes]]:
-        """Take a token for each key, by user id and feature index. The contents of the key, which `held` has, are the
-        token. If the key was empty (None), the token is a new lease, or what another reader has written into the key
-        meanwhile."""
+    async def tokens(self, epoch: Epoch, held: Held) -> Tokens:
+        """Take a token for each key. The contents of the key are the token. If the key was empty, the token is a new
+        lease, or what another reader has written into the key meanwhile."""
         empty = [
             Cell(user_id, self._names[index])
             for user_id, cells in held.items()
@@ -224,7 +222,7 @@ class Filler:
             for user_id, cells in held.items()
         }
 
-    def fills(self, tokens: Mapping[str, Mapping[int, bytes]], profiles: Mapping[str, Profile]) -> list[Fill]:
+    def fills(self, tokens: Tokens, profiles: Mapping[str, Profile]) -> list[Fill]:
         """The operations that store computed values: one for each value with a token and an expiry."""
         fills: list[Fill] = []
         for user_id, of_user in tokens.items():
@@ -235,15 +233,13 @@ class Filler:
                     fills.append(Fill(Cell(user_id, self._names[index]), token, encode(value), ttl_ms))
         return fills
 
-    def store_later(
-        self, epoch: Epoch, tokens: Mapping[str, Mapping[int, bytes]], profiles: Mapping[str, Profile]
-    ) -> None:
+    def store_later(self, epoch: Epoch, tokens: Tokens, profiles: Mapping[str, Profile]) -> None:
         """Store computed values in the cache in the background, after `FILL_AFTER_S` seconds."""
-        self._later.append((epoch, tokens, profiles))
-        if len(self._later) == 1:
+        if not self._later:
             task = asyncio.get_running_loop().create_task(self._store_later())
             self._storing.add(task)
             task.add_done_callback(self._storing.discard)
+        self._later.setdefault(epoch, []).append((tokens, profiles))
 
     async def close(self) -> None:
         while self._storing:
@@ -253,12 +249,9 @@ class Filler:
         try:
             await asyncio.sleep(FILL_AFTER_S)
         finally:
-            later, self._later = self._later, []
-        fills: dict[Epoch, list[Fill]] = {}
-        for epoch, tokens, profiles in later:
-            fills.setdefault(epoch, []).extend(self.fills(tokens, profiles))
-        for epoch, of_epoch in fills.items():
-            await self.store(epoch, of_epoch)
+            later, self._later = self._later, {}
+        for epoch, computed in later.items():
+            await self.store(epoch, [fill for item in computed for fill in self.fills(*item)])
 
     async def store(self, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
         """Store values in one round trip; return whether each was stored. If the cache fails, that is only counted."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import islice
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,20 +29,13 @@ from app.features.clock import Clock
 from app.features.ids import user_hash
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability, FeatureTrouble
-from app.profiles.online.cache_protocol import (
-    LAST_EXPIRY_MS,
-    MASKS_CAP,
-    NULL,
-    FeatureMask,
-    FeatureValue,
-    Profile,
-    not_computed,
-)
+from app.profiles.online.cache_protocol import LAST_EXPIRY_MS, NULL, FeatureMask, FeatureValue, Profile, not_computed
 from app.profiles.ports import ComputeRow, Snapshot, Source
 from app.telemetry import Metrics, logger
 
 CAP = 128
 TTL_JITTER = 0.1
+MASKS_CAP = 1_024  # masks come from the names in requests, so their number must be bounded
 # The longest estimated wait of a live read for its statement; and the number of users that may wait in any case.
 LIVE_PATIENCE_S, LIVE_ALWAYS = 0.5, 64
 # The same for past moments, counted in slices.
@@ -87,7 +80,7 @@ class Computation:
         lanes = max(1, width - 1)  # past moments leave one reader to live reads
         self._moments = LoadEstimate(lanes=lanes, patience_s=MOMENTS_PATIENCE_S, always=MOMENTS_ALWAYS)
         self._moments_turn = asyncio.Semaphore(lanes)
-        self._moments_left: dict[asyncio.Task[Any], int] = {}  # rows by request
+        self._moments_left: dict[object, int] = {}  # rows by request
         self._stopping = False
         self.masks = lru_cache(MASKS_CAP)(partial(FeatureMask, registry))
         self._fingerprints = [entry.fingerprint.encode() for entry in registry]
@@ -110,10 +103,8 @@ class Computation:
         return self._moments.full
 
     def stop_moments(self) -> None:
-        """Interrupt running requests for past moments and reject new ones, because the process stops."""
+        """Reject requests for past moments before their next slice, because the process stops."""
         self._stopping = True
-        for task in self._moments_left:
-            task.cancel()
 
     async def live(self, wanted: Mapping[str, int]) -> dict[str, Profile]:
         """Compute profiles as of now, given a mask for each user id. A profile may include features that only another
@@ -135,27 +126,21 @@ class Computation:
     async def moments(self, asked: Sequence[ComputeRow]) -> list[Profile]:
         """Compute profiles as of past moments, one for each row of `asked`, in that order. Cancelling the call
         interrupts its statement. Raises `StoreUnavailable`, also if the process stops."""
-        task = asyncio.current_task()
-        assert task is not None
+        request = object()
         profiles: list[Profile] = []
         try:
             while left := len(asked) - len(profiles):
-                if self._stopping:
-                    raise asyncio.CancelledError
-                self._moments_left[task] = left
+                self._moments_left[request] = left
                 async with self._moments_turn:
+                    if self._stopping:
+                        raise StoreUnavailable("past moments are not computed any more: this process stops; try again")
                     started = self.clock.monotonic()
                     piece = asked[len(profiles) : len(profiles) + CAP]
                     piece = piece[: await self.source.fitting(piece)]
                     profiles.extend(await self._compute(piece))
                     self._moments.worked(1, self.clock.monotonic() - started)
-        except asyncio.CancelledError:
-            if not self._stopping:
-                raise
-            task.uncancel()
-            raise StoreUnavailable("past moments are not computed any more: this process stops; try again") from None
         finally:
-            self._moments_left.pop(task, None)
+            self._moments_left.pop(request, None)
         return profiles
 
     def _join(self, wanted: Mapping[str, int]) -> asyncio.Future[dict[str, Profile]]:
@@ -193,9 +178,8 @@ class Computation:
     def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
         """Why a feature is paused, for a read of this user; None if it is not. If the pause is over, start an attempt
         to compute the feature in the background."""
-        trouble = self.availability.paused(index)
+        trouble = self.availability.withheld(index, user_id)
         if trouble is not None:
-            self.availability.withheld(index, user_id)
             self.try_again()
         return trouble
 

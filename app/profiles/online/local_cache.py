@@ -56,9 +56,9 @@ class LocalCache(msgspec.Struct, eq=False):
     registry: Registry
     clock: Clock
     capacity: int
+    cleared: int = 0  # how many times
     _kept: dict[str, dict[int, KeptProfile]] = msgspec.field(default_factory=dict)
     _seen: set[str] = msgspec.field(default_factory=set)
-    _cleared: int = 0  # how many times
     _loop: asyncio.AbstractEventLoop = msgspec.field(default_factory=asyncio.get_running_loop)
     _checked: bool | None = None
     _proofs: int = 0
@@ -71,26 +71,21 @@ class LocalCache(msgspec.Struct, eq=False):
         kept = of_user.get(mask) if of_user is not None else None
         return kept if kept is not None and kept.is_current(now_ms) else None
 
-    def find_all(self, wanted: Mapping[str, int], now_ms: int) -> dict[str, KeptProfile]:
-        """The profiles that `find` returns, in one loop instead of a call for each user, since a batch has many."""
+    def find_all(self, wanted: Mapping[str, int], now_ms: int) -> dict[str, Sequence[bytes]]:
+        """The values of the profiles that `find` returns, in one loop, since a batch has many users."""
         if (self._checked is None and self._kept.keys().isdisjoint(wanted)) or not self._check():
             return {}
         return {
-            user_id: kept
+            user_id: kept.values
             for user_id, mask in wanted.items()
             if (of_user := self._kept.get(user_id)) is not None
             and (kept := of_user.get(mask)) is not None
             and kept.is_current(now_ms)
         }
 
-    def mark(self) -> int:
-        """A read calls this before it reads the shared cache and passes the result to `offer`, which keeps nothing if
-        the local cache has been cleared in between."""
-        return self._cleared
-
     def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
-        """Keep a user's profile if the event log proves that it is current. `held` has the contents of the user's keys,
-        `values` the JSON in them."""
+        """Keep a user's profile if the event log proves that it is current. `mark` is what `cleared` was before the
+        shared cache was read, `held` the contents of the user's keys, and `values` the JSON in them."""
         if user_id not in self._seen:
             if len(self._seen) >= self.capacity:
                 self._seen.clear()
@@ -99,7 +94,7 @@ class LocalCache(msgspec.Struct, eq=False):
         kept = self._kept.get(user_id, {}).get(mask)
         if kept is not None and kept.is_current(self.clock.now_ms()):
             return  # every find checks it
-        if not self._check() or mark != self._cleared or self._proofs >= PROOFS_PER_TICK:
+        if not self._check() or mark != self.cleared or self._proofs >= PROOFS_PER_TICK:
             return
         self._proofs += 1
         try:
@@ -130,7 +125,7 @@ class LocalCache(msgspec.Struct, eq=False):
             return False
         if changed is None:
             self._kept.clear()
-            self._cleared += 1
+            self.cleared += 1
         else:
             for user_id in changed:
                 self._kept.pop(user_id, None)

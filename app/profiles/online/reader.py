@@ -15,12 +15,11 @@ import msgspec
 
 from app.concurrency.overload import OverloadQueue
 from app.errors import CacheUnavailable, Overloaded
-from app.features.ids import hash_slot
 from app.features.registry import ProfileRead, Scalar, ValueRead, indices
-from app.profiles.online.cache_protocol import LAST_EXPIRY_MS, NULL, FeatureValue, Profile, not_computed, read_time
+from app.profiles.online.cache_protocol import LAST_EXPIRY_MS, NULL, FeatureValue, Profile, ReadTime, not_computed
 from app.profiles.online.local_cache import KeptProfile, LocalCache
 from app.profiles.online.request_batching import GROUP_CAP, RequestBatching, Wanted
-from app.profiles.ports import EVERY_SLOT, ComputeRow
+from app.profiles.ports import ComputeRow
 
 WAIT_S = 1.0  # in the overload queue, before the cache's server is asked
 
@@ -84,7 +83,7 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         except CacheUnavailable:
             return None
         now_ms = self.computation.clock.now_ms()
-        at, oldest_ms = read_time(now_ms), now_ms - max_age_s * 1000
+        at, oldest_ms = ReadTime.of(now_ms), now_ms - max_age_s * 1000
         for user_id, index, raw in ((user_id, *item) for user_id, cells in held.items() for item in cells.items()):
             value = self.filler.hit(index, raw, at)
             if value is None or value.computed_at_ms < oldest_ms:
@@ -164,21 +163,14 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         return answer
 
     def _local_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        local_cache, distrusted = self._trusted_local_cache()
-        if local_cache is None:
+        if (local_cache := self._usable_local_cache()) is None:
             return {}
-        hits = local_cache.find_all(wanted, self.computation.clock.now_ms())
-        found = {
-            user_id: kept.values
-            for user_id, kept in hits.items()
-            if not distrusted or hash_slot(user_id) not in distrusted
-        }
+        found = local_cache.find_all(wanted, self.computation.clock.now_ms())
         self._count_local(sum(map(len, found.values())))
         return found
 
     def _local_hit(self, user_id: str, mask: int) -> KeptProfile | None:
-        local_cache, distrusted = self._trusted_local_cache()
-        if local_cache is None or (distrusted and hash_slot(user_id) in distrusted):
+        if (local_cache := self._usable_local_cache()) is None:
             return None
         kept = local_cache.find(user_id, mask, self.computation.clock.now_ms())
         if kept is not None:
@@ -202,14 +194,10 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         disabled = self.computation.availability.disabled_features()
         return {index: not_computed(item.at_ms, str(item)) for index, item in disabled.items()}
 
-    def _trusted_local_cache(self) -> tuple[LocalCache | None, frozenset[int]]:
-        """The local cache if it may be used, and the hash slots of users for whom it may not."""
-        # One rule for all hits: if hits from the server would not be served, local ones are not served either.
-        if self.local_cache is not None and self.cache.available:
-            distrusted = self.gate.check()
-            if isinstance(distrusted, frozenset) and EVERY_SLOT not in distrusted:
-                return self.local_cache, distrusted
-        return None, frozenset()
+    def _usable_local_cache(self) -> LocalCache | None:
+        """The local cache, if hits of all users may be served. It keeps nothing while an invalidation is owed."""
+        usable = self.local_cache is not None and self.cache.available and not self.gate.check()
+        return self.local_cache if usable else None
 
     def _count_local(self, values: int) -> None:
         self.computation.metrics.cache_hits.inc(values)

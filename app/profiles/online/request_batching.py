@@ -20,26 +20,15 @@ import msgspec
 from app.concurrency.tasks import fail
 from app.errors import CacheUnavailable, Overloaded
 from app.features.ids import hash_slot
-from app.profiles.online.cache_protocol import (
-    Filler,
-    PendingCheck,
-    Profile,
-    ReadTime,
-    TrustGate,
-    decode,
-    not_computed,
-    read_time,
-)
+from app.profiles.online.cache_protocol import Filler, PendingCheck, Profile, ReadTime, TrustGate, decode, not_computed
 from app.profiles.online.compute import Computation
 from app.profiles.online.local_cache import LocalCache
-from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, Cache, Epoch
+from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, Cache, Epoch, Held
 
 GROUP_CAP = 256
 
 # Masks of features by user id.
 Wanted = Mapping[str, int]
-# The contents of cells by user id and feature index; None for an empty cell.
-Held = dict[str, dict[int, bytes | None]]
 
 
 class _BatchedRead(NamedTuple):
@@ -110,7 +99,7 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
 
     async def _read_and_fill(self, waiting: list[_BatchedRead], check: frozenset[int] | PendingCheck) -> None:
         masks = self.computation.masks
-        mark = self.local_cache.mark() if self.local_cache is not None else 0
+        mark = self.local_cache.cleared if self.local_cache is not None else 0
         epoch, held = await self.cache.read_rows(
             [(user_id, masks(mask).features) for request in waiting for user_id, mask in request.wanted.items()]
         )
@@ -119,29 +108,27 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
             await self._degrade(waiting, "owed")
             return
         if distrusted:
-            held = self._without(distrusted, waiting, held)
-        at = read_time(self.computation.clock.now_ms())
+            self._withhold(distrusted, waiting, held)
+        at = ReadTime.of(self.computation.clock.now_ms())
         waiting, profiles, missing = self._answer_hits(waiting, held, at, mark)
         if missing:
             await self._fill_in(epoch, missing, at, profiles, distrusted)
         self._answer(waiting, profiles)
 
-    def _without(
-        self, distrusted: frozenset[int], requests: list[_BatchedRead], held: list[bytes | None]
-    ) -> list[bytes | None]:
-        """The contents of the keys, with `UNAVAILABLE` for the users whose cached values must not be served."""
-        left: list[bytes | None] = []
-        for request in requests:
-            for user_id, _, part in self._parts(request.wanted, held, len(left)):
-                left += [UNAVAILABLE] * len(part) if hash_slot(user_id) in distrusted else part
-        return left
+    def _withhold(self, distrusted: frozenset[int], requests: list[_BatchedRead], held: list[bytes | None]) -> None:
+        """Replace the contents of the keys of users whose cached values must not be served by `UNAVAILABLE`."""
+        end = 0
+        for user_id, mask in (item for request in requests for item in request.wanted.items()):
+            start, end = end, end + self.computation.masks(mask).width
+            if hash_slot(user_id) in distrusted:
+                held[start:end] = [UNAVAILABLE] * (end - start)
 
     def _answer_hits(
         self, requests: list[_BatchedRead], held: list[bytes | None], at: ReadTime, mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
         """Answer the requests whose values are all cached, and shed the others, unless `patient`, if the process is
         overloaded. Return the requests that need a computation, the cached values of their users, and the contents of
-        the keys without a hit, which become the tokens of fills. For `mark`, see `LocalCache.mark`."""
+        the keys without a hit, which become the tokens of fills. For `mark`, see `LocalCache.offer`."""
         local_cache, masks = self.local_cache, self.computation.masks
         overloaded = self.computation.overloaded
         shed = 0
@@ -177,21 +164,14 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         return waiting, profiles, missing
 
     def _hits(self, wanted: Wanted, held: Sequence[bytes | None], at: ReadTime) -> dict[str, Sequence[bytes]] | None:
-        """The JSON of each wanted feature by user id; None unless all are hits."""
+        """The JSON of each wanted feature by user id; None unless all are hits, and of the same features."""
         if len(wanted) == 1:
             ((user_id, mask),) = wanted.items()
             values = self.computation.masks(mask).values(held, at)
             return {user_id: values} if values is not None else None
-        if len(masks := set(wanted.values())) == 1:
-            rows = self.computation.masks(masks.pop()).rows(held, at)
-            return dict(zip(wanted, rows, strict=True)) if rows is not None else None
-        answer: dict[str, Sequence[bytes]] = {}
-        for user_id, mask, part in self._parts(wanted, held, 0):
-            values = self.computation.masks(mask).values(part, at)
-            if values is None:
-                return None
-            answer[user_id] = values
-        return answer
+        masks = set(wanted.values())
+        rows = self.computation.masks(masks.pop()).rows(held, at) if len(masks) == 1 else None
+        return dict(zip(wanted, rows, strict=True)) if rows is not None else None
 
     def _parts(
         self, wanted: Wanted, held: Sequence[bytes | None], start: int
