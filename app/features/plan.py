@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
 from app.features.clock import MILLISECOND, spoken
-from app.features.registry import Dtype, Feature, Registry, Scalar
+from app.features.registry import Definition, Feature, Registry
 from app.features.views import view
 
 Kind = Literal["added", "removed", "changed"]
-
-
-class Definition(msgspec.Struct, frozen=True, kw_only=True):
-    """A feature's declaration, as a process that serves it has recorded it in the database."""
-
-    name: str
-    dtype: Dtype
-    ttl_ms: int
-    window_ms: int
-    default: Scalar
-    description: str
-    compute: str
-    invalidated_by: tuple[str, ...]
-    relations: tuple[str, ...]
-    fingerprint: str
 
 
 class Announced(NamedTuple):
@@ -46,11 +31,8 @@ class Registries(Protocol):
         """Every registry that was ever served, the most recently served last."""
 
     async def switch(self, feature: str, actor: str, reason: str, now_ms: int, *, on: bool) -> str:
-        """Enable or disable a feature; return the outcome as text for the audit trail.
-
-        Raises:
-            Conflict: the feature is already enabled, or already disabled.
-        """
+        """Enable or disable a feature; return the outcome as text for the audit trail. Raises `Conflict` if the feature
+        is already enabled, or already disabled."""
 
 
 class Change(NamedTuple):
@@ -69,9 +51,9 @@ def definitions_of(registry: Registry) -> tuple[Definition, ...]:
 
 
 def feature_of(definition: Definition) -> Feature:
-    fields: dict[str, Any] = msgspec.structs.asdict(definition)
-    del fields["fingerprint"]  # of the release that recorded it
-    return Feature(ttl=fields.pop("ttl_ms") * MILLISECOND, window=fields.pop("window_ms") * MILLISECOND, **fields)
+    """The definition as an entry of a registry, with the fingerprint that this release gives it."""
+    ttl, window = definition.ttl_ms * MILLISECOND, definition.window_ms * MILLISECOND
+    return Feature(**msgspec.structs.asdict(definition), ttl=ttl, window=window)
 
 
 def changes(before: Sequence[Definition], after: Sequence[Definition]) -> list[Change]:

@@ -13,12 +13,12 @@ import json
 import keyword
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from textwrap import dedent
 from typing import Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import force_setattr, replace
 
 from app.errors import Issue, RegistryError, UnknownFeature
 from app.features.clock import MILLISECOND
@@ -34,36 +34,40 @@ DTYPES: dict[str, type] = {"float": float, "int": int, "str": str}
 _INT64 = 1 << 63
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feature:
-    """The declaration of a feature, an entry of the registry. `app/features/README.md` describes the fields."""
+class Definition(msgspec.Struct, frozen=True, kw_only=True):
+    """A feature, as a process that serves it records it in the database. `relations`: those that `compute` reads."""
 
     name: str
     dtype: Dtype
-    ttl: timedelta
-    window: timedelta
+    ttl_ms: int = 0
+    window_ms: int = 0
+    default: Scalar = None
     description: str
     compute: str
-    default: Scalar = None
     invalidated_by: tuple[str, ...] = ()
+    relations: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+
+class Feature(Definition, frozen=True, kw_only=True):
+    """The declaration of a feature, an entry of the registry. `app/features/README.md` describes the fields. The
+    inherited times and the fingerprint are derived, and `compiled` sets the relations."""
+
+    ttl: timedelta
+    window: timedelta
     examples: Sequence[Example] = ()
-    # The relations that `compute` reads; set by `compiled`.
-    relations: tuple[str, ...] = field(default=(), repr=False)
-    fingerprint: str = field(init=False)
-    ttl_ms: int = field(init=False)
-    window_ms: int = field(init=False)
 
     def __post_init__(self) -> None:
         # Values of another type, which an untyped file may contain, are reported by `_check`.
         if isinstance(self.compute, str):
-            object.__setattr__(self, "compute", dedent(self.compute).strip())
+            force_setattr(self, "compute", dedent(self.compute).strip())
         if self.dtype in DTYPES and (default := as_dtype(self.dtype, self.default)) is not None:
-            object.__setattr__(self, "default", default)
+            force_setattr(self, "default", default)
         for name in ("ttl", "window"):
             value = getattr(self, name)
-            object.__setattr__(self, f"{name}_ms", value // MILLISECOND if isinstance(value, timedelta) else 0)
+            force_setattr(self, f"{name}_ms", value // MILLISECOND if isinstance(value, timedelta) else 0)
         identity = json.dumps([CACHE_PROTOCOL, self.compute, self.dtype, self.default, self.window_ms], default=repr)
-        object.__setattr__(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
+        force_setattr(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
 
     def compiled(self, relations: Iterable[str]) -> Feature:
         """A copy of the entry with the relations that its SQL reads. `invalidated_by` is derived from them if it is

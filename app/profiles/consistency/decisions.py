@@ -66,15 +66,15 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
         for decision, of_one in zip(decisions, rows, strict=True):
             computed = {index: value for _ in of_one for index, value in next(profiles).items()}
             checks.append(self._result(decision, computed, pruned_before_ms))
-        if wrong := [check.decision.decision_id for check in checks if check.wrong]:
-            # The user may have been erased, and have sent new events, since the decision was read.
-            stored = await self.logged.by_id(wrong)
-            gone = set(wrong) - stored.keys()
-            checks = [
-                DecisionCheck(check.decision, "events deleted", {}) if check.decision.decision_id in gone else check
-                for check in checks
-            ]
-        return checks
+        # The user may have been erased, and have sent new events, since the decision was read.
+        wrong = [check.decision.decision_id for check in checks if check.wrong]
+        stored = await self.logged.by_id(wrong) if wrong else {}
+        return [
+            DecisionCheck(check.decision, "events deleted", {})
+            if check.wrong and check.decision.decision_id not in stored
+            else check
+            for check in checks
+        ]
 
     def _rows(self, decision: LoggedProfile) -> list[ComputeRow]:
         """The rows that compute a decision's values again: one for each version among them. Features that were

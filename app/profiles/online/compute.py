@@ -167,13 +167,12 @@ class Computation:
                 asked = [ComputeRow(user_id, mask) for user_id, mask in statement.wanted.items()]
                 profiles = dict(zip(statement.wanted, await self._compute(asked), strict=True))
                 self._live.worked(len(asked), self.clock.monotonic() - started)
+                if not statement.done.done():
+                    statement.done.set_result(profiles)
         except BaseException as error:
             fail(statement.done, error)
             if not isinstance(error, Exception):
                 raise
-        else:
-            if not statement.done.done():
-                statement.done.set_result(profiles)
 
     def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
         """Why a feature is paused, for a read of this user; None if it is not. If the pause is over, start an attempt

@@ -18,6 +18,7 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import msgspec
@@ -124,14 +125,11 @@ def _numbers(dtype: Dtype, now: Counter[float], before: Counter[float]) -> list[
     if len(pooled) == 1 or (dtype == "int" and len(pooled) <= MAX_CATEGORIES):
         return _categories(pooled, now, before)
     edges = _edges(dtype, pooled)
-    counts = [[0] * (len(edges) - 1) for _ in range(2)]
-    for side, filled in zip((now, before), counts, strict=True):
-        for number, count in side.items():
-            filled[min(max(bisect_right(edges, number) - 1, 0), len(edges) - 2)] += count
-    bins = [
-        CommonBin(in_now, in_before, start=start, end=end)
-        for in_now, in_before, start, end in zip(counts[0], counts[1], edges, edges[1:], strict=False)
-    ]
+    bins = [CommonBin(0, 0, start=start, end=end) for start, end in pairwise(edges)]
+    for number in pooled:
+        part = bins[min(max(bisect_right(edges, number) - 1, 0), len(bins) - 1)]
+        part.now += now[number]
+        part.before += before[number]
     if min(pooled) < edges[0]:
         bins[0].start = None
     if max(pooled) > edges[-1] or (dtype == "int" and max(pooled) == edges[-1]):
