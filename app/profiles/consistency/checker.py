@@ -101,25 +101,16 @@ def report(result: CheckResult, metrics: Metrics, **context: object) -> None:
         log.error("consistency_violation", user=user_hash(result.user_id), **facts, **context)
 
 
-class ScheduledCheck(NamedTuple):
-    """A check of a user at the time `due` on the monotonic clock. `seq` is the sequence number of the event that led to
-    it, `after` the name of the delay since the event, such as `1min`."""
-
-    due: float
-    after: str
-    user_id: str
-    seq: int
-
-
 class ConsistencyMonitor(msgspec.Struct, eq=False):
     """Samples users with recent events, and checks them after each of the `DELAYS`. Each worker has one instance and
-    calls its `round` every `ROUND_S` seconds."""
+    calls its `round` every `ROUND_S` seconds. `_scheduled` is a heap of checks: the time on the monotonic clock, the
+    name of the delay, and the event."""
 
     checker: ConsistencyChecker
     users_per_s: int
     random: Random
     _position: int | None = None
-    _scheduled: list[ScheduledCheck] = msgspec.field(default_factory=list)
+    _scheduled: list[tuple[float, str, RecentEvent]] = msgspec.field(default_factory=list)
 
     async def round(self) -> None:
         """Choose users of new events, schedule their checks, and run those that are due. Raises `StoreUnavailable`."""
@@ -128,15 +119,15 @@ class ConsistencyMonitor(msgspec.Struct, eq=False):
         if not first:
             self._schedule(newest)
         self._position = newest[0].seq if newest else self._position or 0
-        due: list[ScheduledCheck] = []
+        due: list[tuple[str, RecentEvent]] = []
         metrics, clock = self.checker.inspector.computation.metrics, self.checker.inspector.computation.clock
         now = clock.monotonic()
-        while self._scheduled and self._scheduled[0].due <= now:
-            check = heapq.heappop(self._scheduled)
-            if now - check.due > LATE_S:
-                metrics.consistency_checks.labels(check.after, "unchecked").inc()
+        while self._scheduled and self._scheduled[0][0] <= now:
+            at, after, event = heapq.heappop(self._scheduled)
+            if now - at > LATE_S:
+                metrics.consistency_checks.labels(after, "unchecked").inc()
             else:
-                due.append(check)
+                due.append((after, event))
         for start in range(0, len(due), AT_ONCE):
             await self._check(due[start : start + AT_ONCE])
 
@@ -148,18 +139,18 @@ class ConsistencyMonitor(msgspec.Struct, eq=False):
             # Bounded, since rounds are a second apart and the wall clock may have been set meanwhile.
             age_s = min(max(0.0, (now_ms - item.received_at_ms) / 1000), ROUND_S)
             for after, delay_s in DELAYS:
-                heapq.heappush(self._scheduled, ScheduledCheck(now - age_s + delay_s, after, item.user_id, item.seq))
+                heapq.heappush(self._scheduled, (now - age_s + delay_s, after, item))
 
-    async def _check(self, checks: Sequence[ScheduledCheck]) -> None:
+    async def _check(self, checks: Sequence[tuple[str, RecentEvent]]) -> None:
         metrics = self.checker.inspector.computation.metrics
-        by_user = {check.user_id: check for check in reversed(checks)}
+        by_user = {event.user_id: (after, event) for after, event in reversed(checks)}
         results = await self.checker.check(list(by_user))
         outcomes = {result.user_id: result.outcome for result in results}
-        for check in checks:
-            metrics.consistency_checks.labels(check.after, outcomes[check.user_id]).inc()
+        for after, event in checks:
+            metrics.consistency_checks.labels(after, outcomes[event.user_id]).inc()
         for result in results:
-            check = by_user[result.user_id]
-            report(result, metrics, after=check.after, event_seq=check.seq)
+            after, event = by_user[result.user_id]
+            report(result, metrics, after=after, event_seq=event.seq)
         if repaired := await self.checker.repair(results):
             metrics.consistency_repairs.inc(repaired)
             log.warning("untrue_values_dropped", values=repaired)
