@@ -119,7 +119,7 @@ def as_dtype(dtype: Dtype, value: object) -> Scalar:
 
 
 def _check(entry: Feature) -> None:
-    name = entry.name if isinstance(entry.name, str) else ""
+    name = str(entry.name)
     named = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
     rules = (
         (named, "the name must be an ASCII identifier, and no keyword of Python"),

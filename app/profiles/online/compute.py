@@ -150,6 +150,8 @@ class Computation:
             task = self._loop.create_task(self._run(joined))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+            # A tick after the result, so that a request for more users joins the next statement with its next slice.
+            task.add_done_callback(lambda _: self._turn.release())
         before = len(joined.wanted)
         for user_id, mask in wanted.items():
             joined.wanted[user_id] = joined.wanted.get(user_id, 0) | mask
@@ -159,16 +161,16 @@ class Computation:
     async def _run(self, statement: _Statement) -> None:
         """Run a statement when a read connection is free, at the earliest in the next tick of the event loop."""
         try:
-            async with self._turn:
-                if self._open is statement:
-                    self._open = None
-                self._live.waiting -= len(statement.wanted)
-                started = self.clock.monotonic()
-                asked = [ComputeRow(user_id, mask) for user_id, mask in statement.wanted.items()]
-                profiles = dict(zip(statement.wanted, await self._compute(asked), strict=True))
-                self._live.worked(len(asked), self.clock.monotonic() - started)
-                if not statement.done.done():
-                    statement.done.set_result(profiles)
+            await self._turn.acquire()
+            if self._open is statement:
+                self._open = None
+            self._live.waiting -= len(statement.wanted)
+            started = self.clock.monotonic()
+            asked = [ComputeRow(user_id, mask) for user_id, mask in statement.wanted.items()]
+            profiles = dict(zip(statement.wanted, await self._compute(asked), strict=True))
+            self._live.worked(len(asked), self.clock.monotonic() - started)
+            if not statement.done.done():
+                statement.done.set_result(profiles)
         except BaseException as error:
             fail(statement.done, error)
             if not isinstance(error, Exception):

@@ -114,6 +114,7 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
         the cache is unavailable, give up at once on the first page, and after `TRIES` attempts on later ones."""
         if not sample.cache_answers:
             return
+        inspections: list[Inspection] = []
         for left in reversed(range(TRIES if start else 1)):
             try:
                 inspections = await self.inspector.freshness(sample.now[start : start + PAGE])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -183,9 +184,8 @@ def _feature(entry: Feature, sample: UserSample, figures: Figures) -> FeatureQua
     drift, measured = _drift(entry, sample, figures), len(sample.now)
     if not sample.cache_answers:
         return FeatureQuality(sample.eligible, measured, None, None, None, None, None, None, None, drift)
-    counts = [figures.states[state] for state in ("fresh", "missing", "stale")]
-    shares = [interval(count, measured, sample.eligible) for count in counts]
-    fresh, missing, stale = counts
+    share = partial(interval, measured=measured, eligible=sample.eligible)
+    fresh, missing, stale = (figures.states[state] for state in ("fresh", "missing", "stale"))
     live, nulls = fresh + stale, figures.held[None]
     return FeatureQuality(
         sample.eligible,
@@ -194,7 +194,7 @@ def _feature(entry: Feature, sample: UserSample, figures: Figures) -> FeatureQua
         missing,
         stale,
         nulls / live if live else None,
-        Intervals(*shares, interval(nulls, measured, sample.eligible, live)),
+        Intervals(share(fresh), share(missing), share(stale), share(nulls, of=live)),
         AgePercentiles(*quantiles(figures.ages_ms, AGE_SHARES)),
         distribution(entry, figures.held),
         drift,
