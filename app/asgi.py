@@ -131,7 +131,7 @@ def _with_middleware(application: Litestar, router: ASGIApp, service: OpenServic
     authenticator = application.state.authenticator
     checks = {
         ("POST", "/events"): ("events", lambda: service.ingestor.overloaded),
-        ("POST", "/profiles/history"): ("history", lambda: service.reader.history_overloaded),
+        ("POST", "/profiles/history"): ("history", service.computation.history_overloaded),
     }
     posts = [Post(("POST", "/events", 202), "write", partial(ingest_body, service.ingestor))]
     if scoring is not None:

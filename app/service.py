@@ -31,7 +31,7 @@ from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Invalidator
 from app.profiles.online.reader import ProfileReader
 from app.profiles.ports import LoggedProfiles
-from app.profiles.quality.runs import DataQuality
+from app.profiles.quality.measurement import DataQuality
 from app.profiles.rebuild import Rebuilder, RebuildRepository, RebuildRunner
 from app.settings import Settings
 from app.telemetry import Metrics

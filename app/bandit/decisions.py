@@ -18,7 +18,7 @@ from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
 from app.bandit.numpy_on_demand import np
 from app.features.clock import rfc3339
 from app.features.events import Action
-from app.features.profile_read import ProfileRead
+from app.features.registry import ProfileRead
 from app.features.views import view
 
 Origin = Literal["request", "service", "absent"]

@@ -27,8 +27,7 @@ from app.bandit.rollout.aggregates import DecisionPage, Estimates
 from app.bandit.rollout.stages import RolloutState, Target
 from app.bandit.rollout.verdict import Verdict
 from app.features.events import LoggedEvent
-from app.features.profile_read import ProfileRead
-from app.features.registry import Scalar
+from app.features.registry import ProfileRead, Scalar
 
 # Reads a user's profile: the values by feature name, and how they were read.
 ReadProfile = Callable[[str], Awaitable[tuple[Mapping[str, Scalar], ProfileRead]]]

@@ -25,7 +25,7 @@ from app.bandit.rollout.stages import serves_challenger
 from app.concurrency.batcher import Batcher, Bounds
 from app.errors import NotFound, Overloaded, StoreUnavailable
 from app.features.clock import Clock
-from app.features.profile_read import ProfileRead
+from app.features.registry import ProfileRead
 from app.telemetry import Metrics
 
 # A request that would wait longer for one of its two database round trips is shed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.features.contract import Contract, import_registry
 from app.features.definitions import REGISTRY
-from app.features.schema import ProfileFeatures, mirror_of
+from app.features.schema import ProfileFeatures, check_mirror, mirror_of
 from app.settings import Settings
 from app.stores.sqlite.feature_check import compile_registry
 
@@ -16,8 +16,9 @@ def load_contract(settings: Settings, source: str | None = None, *, own_mirror: 
     `own_mirror=False` the mirror is derived from the registry, because the declared mirror may be out of date.
 
     Raises:
-        RegistryError: an entry breaks a rule, or the mirror does not match the registry.
-        SettingsError: the registry cannot be loaded, or the retention is shorter than the registry's longest window.
+        RegistryError: an entry breaks a rule, or the mirror declares other features, dtypes or descriptions.
+        SettingsError: the registry cannot be loaded; or events could be deleted within a window, or decisions before
+            their reward is known.
     """
     if source is not None:
         registry, mirror = import_registry(source, "--registry")
@@ -26,6 +27,8 @@ def load_contract(settings: Settings, source: str | None = None, *, own_mirror: 
     else:
         registry, mirror = REGISTRY, ProfileFeatures
     compiled = compile_registry(registry)
-    contract = Contract(registry=compiled, mirror=mirror if mirror and own_mirror else mirror_of(compiled))
-    contract.check(settings)
-    return contract
+    if mirror is None or not own_mirror:
+        mirror = mirror_of(compiled)
+    check_mirror(compiled, mirror)
+    settings.require_retention(compiled.longest_window_ms())
+    return Contract(compiled, mirror)

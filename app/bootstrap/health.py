@@ -20,8 +20,8 @@ from app.operations.component_states import ReadinessCheck, State
 from app.operations.samples import EVERY_S, Gauges, Role, Sampler
 from app.profiles.online.compute import Computation
 from app.profiles.ports import Cache
+from app.profiles.quality.measurement import DataQuality
 from app.profiles.quality.report import QualityReport
-from app.profiles.quality.runs import DataQuality
 from app.service import Service
 from app.stores.queue.client import Queue, without_timeline
 from app.stores.sql.backlog import backlog

@@ -39,8 +39,7 @@ from app.profiles.online.invalidation import Invalidator, Stale
 from app.profiles.online.local_cache import LocalCache
 from app.profiles.online.reader import ProfileReader
 from app.profiles.ports import Cache, Source
-from app.profiles.quality.measurement import QualityMeasurement
-from app.profiles.quality.runs import DataQuality
+from app.profiles.quality.measurement import DataQuality
 from app.profiles.rebuild import Rebuilder, RebuildRunner
 from app.profiles.trial import SAMPLE, try_features
 from app.service import Service
@@ -116,7 +115,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process cannot start.
     """
     contract = contract or load_contract(settings)
-    contract.check(settings)
     registry = contract.registry
     metrics = Metrics()
     metrics.export_faults_as_zero(registry.names, get_args(Fault))
@@ -206,7 +204,8 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
         # 5. Admins' and workers' tasks.
         quality = DataQuality(
-            measurement=QualityMeasurement(inspector=inspector, random=edges.random),
+            inspector=inspector,
+            random=edges.random,
             runs=SqlQualityRepository(database),
             start=queue.start_quality if queue is not None else _no_job,
         )

@@ -61,8 +61,8 @@ async def _audit(service: OpenService, users: list[str], repair: bool) -> dict[s
         results = await service.checker.check(page)
         for result in results:
             counts[result.outcome] += 1
-            facts = report(result, service.metrics, after="on demand")
-            untrue += [{"user_id": result.user_id, **item} for item in facts]
+            report(result, service.metrics, after="on demand")
+            untrue += [{"user_id": result.user_id, **item} for item in result.wrong]
         if repair:
             repaired += await service.checker.repair(results)
     return {"checked": counts.total(), "users": dict(counts), "untrue": untrue, "repaired": repaired}
@@ -80,8 +80,8 @@ async def _audit_decisions(service: OpenService, count: int) -> dict[str, Any]:
             for check in await service.decision_checker.check(page):
                 decisions[check.outcome] += 1
                 values.update(check.values.values())
-                facts = report(check, service.metrics)
-                untrue += [{"user_id": check.decision.user_id, **item} for item in facts]
+                report(check, service.metrics)
+                untrue += [{"user_id": check.decision.user_id, **item} for item in check.wrong]
             before = page[-1].number
             bar.update(task, completed=decisions.total())
     return {"checked": decisions.total(), "decisions": dict(decisions), "values": dict(values), "untrue": untrue}

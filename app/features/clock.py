@@ -1,7 +1,5 @@
-"""The clock that is passed to services, and the text form of times.
-
-Wall-clock times (`…_ms`) are whole milliseconds since 1970 in UTC. Durations on the monotonic clock are seconds.
-"""
+"""The clock that is passed to services, and the text form of times. Times (`…_ms`) are milliseconds since 1970 in
+UTC."""
 
 from __future__ import annotations
 

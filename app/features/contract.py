@@ -1,7 +1,4 @@
-"""Loads the features of a deployment: a registry, and the Struct that declares the same features for consumers.
-
-The registry is the default one or an operator's own. The Struct is called the *mirror* of the registry.
-"""
+"""Loads the features of a deployment: a registry, and its *mirror*, the Struct that declares them for consumers."""
 
 from __future__ import annotations
 
@@ -12,37 +9,25 @@ from hashlib import sha256
 from pathlib import Path
 from traceback import walk_tb
 from types import ModuleType
+from typing import NamedTuple
 
 import msgspec
 
 from app.errors import RegistryError, SettingsError
 from app.features.registry import Registry
-from app.features.schema import ProfileFeatures, check_mirror
-from app.settings import Settings
+from app.features.schema import ProfileFeatures
 
 
-class Contract(msgspec.Struct, frozen=True, kw_only=True):
-    """The features of a deployment: a compiled registry, and the msgspec Struct that mirrors it for consumers."""
+class Contract(NamedTuple):
+    """The features of a deployment: a compiled registry and its mirror."""
 
     registry: Registry
     mirror: type[msgspec.Struct]
 
-    def check(self, settings: Settings) -> None:
-        """Check the registry against its mirror and against the retention settings.
-
-        Raises:
-            RegistryError: the mirror declares other features, dtypes or descriptions than the registry.
-            SettingsError: events could be deleted within a window, or decisions before their reward is known.
-        """
-        check_mirror(self.registry, self.mirror)
-        settings.require_retention(self.registry.longest_window_ms())
-
 
 def import_registry(source: str, setting: str) -> tuple[Registry, type[msgspec.Struct] | None]:
-    """Import a registry from `module:NAME` or `/path/features.py:NAME`.
-
-    Return the registry, which is not compiled yet, and the module's mirror, the Struct `ProfileFeatures`, if it has
-    one. Errors name `setting` as the origin of `source`.
+    """Import a registry, which is not compiled yet, from `module:NAME` or `/path/features.py:NAME`; and its mirror, the
+    Struct `ProfileFeatures` of the module, if it has one. Errors name `setting` as the origin of `source`.
 
     Raises:
         RegistryError: an entry breaks a rule, or the mirror is not a Struct.
@@ -51,11 +36,7 @@ def import_registry(source: str, setting: str) -> tuple[Registry, type[msgspec.S
     place, _, name = source.rpartition(":")
     try:
         with redirect_stdout(sys.stderr):  # a command's standard output may be read by a program
-            module = (
-                _run_file(Path(place).expanduser().absolute())
-                if place.endswith(".py")
-                else importlib.import_module(place)
-            )
+            module = _run_file(place) if place.endswith(".py") else importlib.import_module(place)
     except RegistryError:
         raise
     except (Exception, SystemExit) as error:  # an operator's module can raise anything
@@ -71,8 +52,9 @@ def import_registry(source: str, setting: str) -> tuple[Registry, type[msgspec.S
     return registry, mirror
 
 
-def _run_file(path: Path) -> ModuleType:
+def _run_file(place: str) -> ModuleType:
     """Run a Python file as a module, without writing bytecode into the operator's directory."""
+    path = Path(place).expanduser().absolute()
     name = f"profiles_features_{sha256(str(path).encode()).hexdigest()[:8]}"
     code = compile(path.read_bytes(), path, "exec")
     module = ModuleType(name)
@@ -88,19 +70,19 @@ def _run_file(path: Path) -> ModuleType:
 
 def _explanation(error: BaseException, place: str) -> str:
     """An import error in one line, with the file and line of the module that raised it."""
-    frames = [
+    lines = [
         (frame.f_code.co_filename, line)
         for frame, line in walk_tb(error.__traceback__)
         if frame.f_code.co_name == "<module>"
     ]
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):
-        frames, text = [(error.filename or place, error.lineno or 1)], error.msg
+        lines, text = [(error.filename or place, error.lineno or 1)], error.msg
     elif isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
         text = (
             f"there is no module {error.name!r}; put its directory on PYTHONPATH (the current one is not searched), or "
             "name the file, as /path/features.py:NAME"
         )
-    elif isinstance(error, OSError) and not frames:
+    elif isinstance(error, OSError) and not lines:
         text = f"{error.strerror}: {error.filename}"
-    return " ".join(text.split()) + (f" ({frames[-1][0]}, line {frames[-1][1]})" if frames else "")
+    return " ".join(text.split()) + (f" ({lines[-1][0]}, line {lines[-1][1]})" if lines else "")

@@ -10,7 +10,7 @@ from datetime import timedelta
 from app.features.examples import Example, feedback, served
 from app.features.registry import Feature, Registry
 
-MONTH = timedelta(days=30)
+DAY, MONTH = timedelta(days=1), timedelta(days=30)
 
 COMPLETION_RATE = Feature(
     name="completion_rate_30d",
@@ -59,11 +59,7 @@ MEAN_DWELL = Feature(
     """,
     examples=[
         Example(
-            events=[
-                feedback("completed", dwell_ms=1_000),
-                feedback("snoozed", dwell_ms=2_000),
-                feedback("dismissed"),
-            ],
+            events=[feedback("completed", dwell_ms=1_000), feedback("snoozed", dwell_ms=2_000), feedback("dismissed")],
             value=1_500.0,
         ),
         Example(events=[feedback("completed")], value=None),
@@ -92,17 +88,14 @@ PREFERRED_HOUR = Feature(
     examples=[
         Example(
             events=[
-                feedback("completed", local_hour=9, ago=timedelta(days=2)),
-                feedback("completed", local_hour=9, ago=timedelta(days=3)),
-                feedback("completed", local_hour=22, ago=timedelta(days=1)),
+                feedback("completed", local_hour=9, ago=2 * DAY),
+                feedback("completed", local_hour=9, ago=3 * DAY),
+                feedback("completed", local_hour=22, ago=DAY),
             ],
             value=9,
         ),
         Example(
-            events=[
-                feedback("completed", local_hour=9, ago=timedelta(days=2)),
-                feedback("completed", local_hour=22, ago=timedelta(days=1)),
-            ],
+            events=[feedback("completed", local_hour=9, ago=2 * DAY), feedback("completed", local_hour=22, ago=DAY)],
             value=22,
         ),
     ],

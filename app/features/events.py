@@ -1,8 +1,5 @@
-"""The two kinds of tip events as producers send them, and the actions of feedback.
-
-The *subject* of an event is the name of its kind, such as `signals.tip.served`. `app.events` stores events;
-`LoggedEvent` is a stored event.
-"""
+"""The two kinds of tip events as producers send them, and the actions of feedback. The *subject* of an event is the
+name of its kind, such as `signals.tip.served`."""
 
 from __future__ import annotations
 

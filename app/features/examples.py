@@ -1,7 +1,4 @@
-"""Examples in a feature's declaration: the events of one user, and the value that the SQL must give for them.
-
-`profiles features test` stores the events in an empty database and computes the value as the service does.
-"""
+"""Examples in a feature's declaration, which `profiles features test` checks on an empty database."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import FEEDBACK, SERVED, TipEvent
 
 HOUR_MS = 3_600_000
+HOUR = timedelta(hours=1)
 
 
 class ExampleEvent(msgspec.Struct, frozen=True):
@@ -32,44 +30,36 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     value: float | int | str | None
 
 
-def served(
-    *, ago: timedelta = timedelta(hours=1), local_hour: int | None = None, tip_id: str = "tip-1"
-) -> ExampleEvent:
-    """Make an example event: a tip was served to the user, `ago` before the computation. `local_hour` is the user's
-    hour of the day, 0 to 23; by default it is the hour in UTC."""
+def served(*, ago: timedelta = HOUR, local_hour: int | None = None, tip_id: str = "tip-1") -> ExampleEvent:
+    """A tip was served to the user, `ago` before the computation. `local_hour` is the user's hour of the day, 0 to 23;
+    by default it is the hour in UTC."""
     return ExampleEvent(ago, local_hour, {"subject": SERVED, "tip_id": tip_id})
 
 
 def feedback(
     action: str,
     *,
-    ago: timedelta = timedelta(hours=1),
+    ago: timedelta = HOUR,
     local_hour: int | None = None,
     tip_id: str = "tip-1",
     dwell_ms: int | None = None,
 ) -> ExampleEvent:
-    """Make an example event: the user reacted to a tip, `ago` before the computation.
-
-    `dwell_ms` is how long the tip was on screen, in milliseconds. `local_hour` is the user's hour of the day, 0 to 23;
-    by default it is the hour in UTC.
-    """
+    """The user reacted to a tip. `dwell_ms` is how long it was on screen, in milliseconds. For the others, see
+    `served`."""
     fields = {"subject": FEEDBACK, "tip_id": tip_id, "action": action, "dwell_ms": dwell_ms}
     return ExampleEvent(ago, local_hour, fields)
 
 
 def events_of(example: Example, now_ms: int, user_id: str) -> list[TipEvent]:
-    """The events of an example as a producer would have sent them for `user_id` before `now_ms`.
-
-    Raises:
-        msgspec.ValidationError: an event is invalid, for instance because of an unknown action.
-    """
+    """The events of an example as a producer would have sent them for `user_id` before `now_ms`. Raises
+    `msgspec.ValidationError` if an event is invalid, for instance because of an unknown action."""
     events: list[TipEvent] = []
     for number, item in enumerate(example.events):
         occurred_ms = now_ms - item.ago // MILLISECOND
         utc_hour = occurred_ms // HOUR_MS % 24
         # The UTC offset, from -12 to +11 hours, at which it is `local_hour`.
         offset = 0 if item.local_hour is None else (item.local_hour - utc_hour + 12) % 24 - 12
-        occurred_at = (EPOCH + occurred_ms * MILLISECOND).astimezone(timezone(timedelta(hours=offset)))
+        occurred_at = (EPOCH + occurred_ms * MILLISECOND).astimezone(timezone(offset * HOUR))
         sent = {**item.fields, "event_id": f"{user_id}-{number}", "user_id": user_id, "occurred_at": occurred_at}
         events.append(msgspec.convert(sent, TipEvent))
     return events

@@ -17,14 +17,9 @@ _TYPESCRIPT: dict[Dtype, str] = {"float": "number", "int": "number", "str": "str
 LINE = 120
 
 
-def json_schema(_: Registry, mirror: type[msgspec.Struct]) -> str:
-    """JSON Schema, draft 2020-12, of the Struct `mirror`, which declares the features of the registry."""
-    return json.dumps(msgspec.json.schema(mirror), indent=2) + "\n"
-
-
 def python(registry: Registry, mirror: type[msgspec.Struct]) -> str:
-    """Source of a Python module that declares the features as a msgspec Struct, with their fingerprints. Consumers
-    import the module unchanged. Operators can copy the Struct into the module of their registry."""
+    """Source of a module that declares the features as a msgspec Struct, with their fingerprints. Consumers import it
+    unchanged. Operators can copy the Struct into the module of their registry."""
     lines = [
         '"""Features of a user, as the profile service serves them. Written by `profiles features --format python`."""',
         "",
@@ -45,7 +40,7 @@ def python(registry: Registry, mirror: type[msgspec.Struct]) -> str:
 
 
 def mirror_line(entry: Feature) -> str:
-    """Source of the Struct field that declares a feature, in lines of at most `LINE` characters as ruff formats it."""
+    """Source of the Struct field that declares a feature, as ruff formats it."""
     declared, text = f"{entry.dtype} | UnsetType | None", json.dumps(entry.description, ensure_ascii=False)
     line = f"    {entry.name}: Annotated[{declared}, Meta(description={text})] = UNSET"
     if len(line) <= LINE:
@@ -87,7 +82,7 @@ def catalogue_entry(entry: Feature) -> dict[str, Any]:
 
 
 FORMATS: dict[str, Callable[[Registry, type[msgspec.Struct]], str]] = {
-    "json-schema": json_schema,
+    "json-schema": lambda _, mirror: json.dumps(msgspec.json.schema(mirror), indent=2) + "\n",
     "python": python,
     "typescript": typescript,
 }
@@ -146,13 +141,8 @@ _ROWS = {
 
 
 def scaffold(name: str, relation: str, dtype: str, window: timedelta, ttl: timedelta) -> str:
-    """Source of a Python module that declares a registry with one feature, and an example of it.
-
-    `relation` is `views` or `feedback`. A comment at the end has the field for the module's `ProfileFeatures`, if any.
-
-    Raises:
-        RegistryError: the name is not an identifier.
-    """
+    """Source of a Python module that declares a registry with one feature that reads `relation`, with an example. A
+    comment at the end has the field for a mirror. Raises `RegistryError` if the name is not an identifier."""
     compute, description, default, value = _SKETCHES[dtype]
     rows, event = _ROWS[relation]
     entry = Feature(
@@ -168,7 +158,7 @@ def scaffold(name: str, relation: str, dtype: str, window: timedelta, ttl: timed
     events = [event.format(tip=tip, ago=_code(window / number)) for tip, number in (("a", 4), ("a", 3), ("b", 2))]
     return _MODULE.format(
         event=event.partition("(")[0],
-        constant=f"{name.upper()}_" if name.upper() == "REGISTRY" else name.upper(),
+        constant="REGISTRY_" if name.upper() == "REGISTRY" else name.upper(),
         name=json.dumps(name),
         dtype=json.dumps(dtype),
         ttl=_code(ttl),

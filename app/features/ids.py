@@ -1,8 +1,5 @@
-"""Rules for the ids of users, tips, events and decisions, and how ids are shown.
-
-An id has 1 to 128 characters of Unicode without control characters, surrogates or `/`, and is not `.` or `..`. So every
-id can be part of a URL path and of a log line.
-"""
+"""Rules for the ids of users, tips, events and decisions, and how ids are shown. An id has 1 to 128 characters without
+control characters, surrogates or `/`, and is not `.` or `..`, so that it can be part of a URL path and a log line."""
 
 from __future__ import annotations
 
@@ -78,12 +75,9 @@ def hash_slot(user_id: str) -> int:
 
 
 def visible(text: str, *, layout: bool = False) -> str:
-    """Replace characters that a reader cannot see by a code such as `⟨U+200B⟩`.
-
-    So texts that differ only in such characters look different. The characters are control, format and bidirectional
-    characters, blanks at an end or after another blank, and combining accents for which a precomposed character exists.
-    With `layout`, blanks, tabs and line breaks are kept.
-    """
+    """Replace characters that a reader cannot see by a code such as `⟨U+200B⟩`, so that different texts look different:
+    control, format and bidirectional characters, blanks at an end or after another blank, and combining accents for
+    which a precomposed character exists. With `layout`, blanks, tabs and line breaks are kept."""
     if text.isascii() and text.isprintable() and (layout or " ".join(text.split()) == text):
         return text
     composed = unicodedata.is_normalized("NFC", text)

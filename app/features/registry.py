@@ -1,9 +1,7 @@
-"""The registry: one entry per feature, and the rules that entries must meet.
+"""The registry: one entry per feature, the rules that entries must meet, and records of which values were read.
 
 A feature's *index* is its position in the registry. A *mask* is a set of features as an int, in which `1 << index` is
-the feature's bit.
-
-Invariant: a `Registry` object meets every rule that can be checked without SQL. The store's `feature_check`
+the feature's bit. A `Registry` object meets every rule that can be checked without SQL. The store's `feature_check`
 *compiles* the entries: it checks the other rules, and derives which relations each entry reads and which subjects, that
 is kinds of events, invalidate it.
 """
@@ -15,10 +13,12 @@ import json
 import keyword
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from textwrap import dedent
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import msgspec
+from msgspec.structs import force_setattr, replace
 
 from app.errors import Issue, RegistryError, UnknownFeature
 from app.features.clock import MILLISECOND
@@ -34,69 +34,71 @@ DTYPES: dict[str, type] = {"float": float, "int": int, "str": str}
 _INT64 = 1 << 63
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feature:
-    """The declaration of a feature, an entry of the registry. `app/features/README.md` describes the fields."""
+class Definition(msgspec.Struct, frozen=True, kw_only=True):
+    """A feature, as a process that serves it records it in the database. `relations`: those that `compute` reads."""
 
     name: str
     dtype: Dtype
-    ttl: timedelta
-    window: timedelta
+    ttl_ms: int = 0
+    window_ms: int = 0
+    default: Scalar = None
     description: str
     compute: str
-    default: Scalar = None
     invalidated_by: tuple[str, ...] = ()
+    relations: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+
+class Feature(Definition, frozen=True, kw_only=True):
+    """The declaration of a feature, an entry of the registry. `app/features/README.md` describes the fields. The
+    inherited times and the fingerprint are derived, and `compiled` sets the relations."""
+
+    ttl: timedelta
+    window: timedelta
     examples: Sequence[Example] = ()
-    # The relations that `compute` reads; set by `compiled`.
-    relations: tuple[str, ...] = field(default=(), repr=False)
-    fingerprint: str = field(init=False)
-    ttl_ms: int = field(init=False)
-    window_ms: int = field(init=False)
 
     def __post_init__(self) -> None:
         # Values of another type, which an untyped file may contain, are reported by `_check`.
         if isinstance(self.compute, str):
-            object.__setattr__(self, "compute", dedent(self.compute).strip())
+            force_setattr(self, "compute", dedent(self.compute).strip())
         if self.dtype in DTYPES and (default := as_dtype(self.dtype, self.default)) is not None:
-            object.__setattr__(self, "default", default)
+            force_setattr(self, "default", default)
         for name in ("ttl", "window"):
             value = getattr(self, name)
-            object.__setattr__(self, f"{name}_ms", value // MILLISECOND if isinstance(value, timedelta) else 0)
+            force_setattr(self, f"{name}_ms", value // MILLISECOND if isinstance(value, timedelta) else 0)
         identity = json.dumps([CACHE_PROTOCOL, self.compute, self.dtype, self.default, self.window_ms], default=repr)
-        object.__setattr__(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
+        force_setattr(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
 
     def compiled(self, relations: Iterable[str]) -> Feature:
         """A copy of the entry with the relations that its SQL reads. `invalidated_by` is derived from them if it is
-        empty.
-
-        Raises:
-            RegistryError: the SQL reads no relation; or `invalidated_by` lacks the subject of a relation that the SQL
-                reads, so stale values would be served.
-        """
+        empty. Raises `RegistryError` if there are none, or if `invalidated_by` lacks the subject of one, so that stale
+        values would be served."""
         read = tuple(name for name in RELATIONS if name in set(relations))
         if not read:
             raise RegistryError(self.name, f"the SQL reads none of the relations {', '.join(RELATIONS)}")
-        subjects = tuple(RELATIONS[name] for name in read)
+        invalidated_by = self.invalidated_by or tuple(RELATIONS[name] for name in read)
         for name in read:
-            if self.invalidated_by and RELATIONS[name] not in self.invalidated_by:
-                raise RegistryError(
-                    self.name,
-                    f"the SQL reads {name}, so invalidated_by must name {RELATIONS[name]!r}; or leave invalidated_by "
-                    "out, and it is derived",
-                )
-        return replace(self, relations=read, invalidated_by=self.invalidated_by or subjects)
+            if (subject := RELATIONS[name]) not in invalidated_by:
+                left_out = "or leave invalidated_by out, and it is derived"
+                reason = f"the SQL reads {name}, so invalidated_by must name {subject!r}; {left_out}"
+                raise RegistryError(self.name, reason)
+        return replace(self, relations=read, invalidated_by=invalidated_by)
 
     def value_of(self, raw: object) -> tuple[Scalar, str | None]:
         """Convert a result of the SQL to the feature's value; NULL gives the default. Return the value and None, or
         None and an error text if the result is not of the dtype."""
         if raw is None:
             return self.default, None
-        value = as_dtype(self.dtype, raw)
-        return value, wrong_dtype(raw, self.dtype) if value is None else None
+        if (value := as_dtype(self.dtype, raw)) is not None:
+            return value, None
+        found = f"{type(raw).__name__} {raw}" if isinstance(raw, int | float) else "text"
+        if isinstance(raw, bytes):
+            found = "more than one row, or a blob,"
+        return None, f"the SQL gave {found} where {self.dtype} is declared"
 
     def newest_event(self, newest: Mapping[str, int]) -> int:
-        """The sequence number of the user's newest event that invalidates the feature; 0 if there is none. `newest` has
-        the sequence number of the user's newest event by subject."""
+        """The sequence number of the user's newest event that invalidates the feature, given those of the user's newest
+        event of each subject; 0 if there is none."""
         return max((newest.get(subject, 0) for subject in self.invalidated_by), default=0)
 
 
@@ -116,18 +118,11 @@ def as_dtype(dtype: Dtype, value: object) -> Scalar:
     return int(value) if value == int(value) and -_INT64 <= value < _INT64 else None
 
 
-def wrong_dtype(raw: object, dtype: str) -> str:
-    """The error text for a result of a feature's SQL that is not of the feature's dtype."""
-    if isinstance(raw, bytes):
-        found = "more than one row, or a blob,"
-    else:
-        found = f"{type(raw).__name__} {raw}" if isinstance(raw, int | float) else "text"
-    return f"the SQL gave {found} where {dtype} is declared"
-
-
 def _check(entry: Feature) -> None:
+    name = str(entry.name)
+    named = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
     rules = (
-        (_is_name(entry.name), "the name must be an ASCII identifier, and no keyword of Python"),
+        (named, "the name must be an ASCII identifier, and no keyword of Python"),
         (entry.dtype in DTYPES, f"unknown dtype {entry.dtype!r}; allowed are {', '.join(DTYPES)}"),
         (entry.ttl_ms > 0, "the TTL must be positive: a timedelta of at least a millisecond"),
         (entry.window_ms > 0, "the window must be positive: a timedelta of at least a millisecond"),
@@ -140,15 +135,10 @@ def _check(entry: Feature) -> None:
         if not kept:
             raise RegistryError(str(entry.name), problem)
     if unknown := sorted(set(entry.invalidated_by) - KNOWN_SUBJECTS):
-        raise RegistryError(
-            entry.name, f"unknown subject {unknown[0]!r}; known are {', '.join(sorted(KNOWN_SUBJECTS))}"
-        )
+        known = ", ".join(sorted(KNOWN_SUBJECTS))
+        raise RegistryError(entry.name, f"unknown subject {unknown[0]!r}; known are {known}")
     if entry.default is not None and as_dtype(entry.dtype, entry.default) is None:
         raise RegistryError(entry.name, f"the default {entry.default!r} is not of dtype {entry.dtype}")
-
-
-def _is_name(name: object) -> bool:
-    return isinstance(name, str) and name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
 
 
 def _is_text(text: object) -> bool:
@@ -156,11 +146,8 @@ def _is_text(text: object) -> bool:
 
 
 class Registry(Sequence[Feature]):
-    """The features that a process serves, in a fixed order.
-
-    Raises:
-        RegistryError: an entry breaks a rule, or a name repeats. The message names the entry and the rule.
-    """
+    """The features that a process serves, in a fixed order. Raises `RegistryError`, which names the entry and the rule,
+    if an entry breaks a rule or a name repeats."""
 
     def __init__(self, entries: Iterable[Feature]) -> None:
         self._entries = tuple(entries)
@@ -195,11 +182,8 @@ class Registry(Sequence[Feature]):
         return self._entries[self.mask([name]).bit_length() - 1]
 
     def mask(self, names: Iterable[str] | None) -> int:
-        """The bit mask of the features with these names, or of all features if `names` is None.
-
-        Raises:
-            UnknownFeature: the message names every unknown feature, and the known ones.
-        """
+        """The bit mask of the features with these names, or of all features if `names` is None. Raises
+        `UnknownFeature`, which names every unknown feature and the known ones."""
         if names is None:
             return self.full_mask
         mask = 0
@@ -226,10 +210,38 @@ class Registry(Sequence[Feature]):
     def longest_window_ms(self, mask: int | None = None) -> int:
         """The longest window of the features in the mask, or of all features, in milliseconds. A user without events in
         that time has only default values."""
-        wanted = indices(self.full_mask if mask is None else mask)
-        return max((self._entries[index].window_ms for index in wanted), default=0)
+        entries = self._entries if mask is None else [self._entries[index] for index in indices(mask)]
+        return max((entry.window_ms for entry in entries), default=0)
 
 
 def indices(mask: int) -> list[int]:
     """The indices of the features in a bit mask, ascending."""
     return [index for index in range(mask.bit_length()) if mask >> index & 1]
+
+
+class ValueRead(NamedTuple):
+    """Which value of a feature was read: the fingerprint of its definition, and its version, the sequence number of the
+    user's newest event in the computation."""
+
+    fingerprint: str
+    version: int
+
+
+class ProfileRead(msgspec.Struct, frozen=True):
+    """A read of a profile, as stored with the decision that was made from the profile.
+
+    Each of the `values`, by feature name, equals a computation as of `at_ms` from the user's events up to its version.
+    Features that were disabled or failing, and so read as null, are left out.
+    """
+
+    at_ms: int
+    values: dict[str, ValueRead]
+
+    @property
+    def versions(self) -> dict[str, int]:
+        return {name: value.version for name, value in self.values.items()}
+
+    @property
+    def version(self) -> int:
+        """The highest version of a value; 0 without values."""
+        return max(self.versions.values(), default=0)

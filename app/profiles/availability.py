@@ -1,9 +1,9 @@
 """Tracks which features are disabled or paused; reads answer them as null, with the reason, and do not wait for them.
 
 A feature is *disabled* by an admin, in all processes. It is *paused* in one process when its SQL takes too long, or
-fails for `FAILED_USERS` users without a success in between. A paused feature is tried again in the background, after
-pauses that double. Only a successful attempt ends the pause; a success in a statement that began before the pause does
-not. Cached values of a paused feature are still served, since no event has made them stale.
+fails for `FAILED_USERS` users without a success in between; its cached values are still served. It is tried again in
+the background, after pauses that double. Only a successful attempt ends the pause; a success in a statement that began
+before the pause does not.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Disabled(NamedTuple):
 
 class FeatureTrouble(msgspec.Struct):
     """A feature that fails or is paused in this process. `since_ms` is the time of the first failure, and `reason` the
-    error of the last one. `users` are the users for whom the feature failed before it was paused. `slow`: it was paused
-    because its SQL took too long. `pause_s` is the length of the pause in seconds, 0 before the first, and `until` its
-    end on the monotonic clock. The next attempt is made for the user `user_id`."""
+    error of the last one. `users` are those for whom it failed before it was paused. `slow`: it was paused because its
+    SQL took too long. `pause_s` is the length of the pause in seconds, 0 before the first, and `until` its end on the
+    monotonic clock. The next attempt is made for the user `user_id`."""
 
     feature: str
     since_ms: int
@@ -56,9 +56,8 @@ _decode_disabled = msgspec.json.Decoder(list[Disabled]).decode
 
 
 class FeatureAvailability(msgspec.Struct, eq=False):
-    """Tracks which features are disabled or paused in this process. Sets of features are bit masks; a single feature is
-    given by its index in the registry. `switches` returns the disabled features, at most a second old, as a JSON list
-    of `Disabled` rows."""
+    """Tracks which features are disabled or paused in this process. `switches` returns the disabled features, at most a
+    second old, as a JSON list of `Disabled` rows."""
 
     registry: Registry
     clock: Clock
@@ -82,7 +81,6 @@ class FeatureAvailability(msgspec.Struct, eq=False):
 
     @property
     def unavailable(self) -> int:
-        """The bit mask of the features that are disabled or paused."""
         return self.disabled | self._paused_mask
 
     def reason(self, index: int) -> str:
@@ -90,9 +88,6 @@ class FeatureAvailability(msgspec.Struct, eq=False):
         if self.disabled >> index & 1:
             return str(self._disabled[index])
         return self._troubles[index].reason if index in self._troubles else ""
-
-    def paused(self, index: int) -> FeatureTrouble | None:
-        return self._troubles[index] if self._paused_mask >> index & 1 else None
 
     def disabled_features(self) -> dict[int, Disabled]:
         return self._disabled if self.disabled else {}
@@ -115,47 +110,16 @@ class FeatureAvailability(msgspec.Struct, eq=False):
         log.warning("feature_resumed", feature=self.registry.names[index])
 
     def failed(self, index: int, user_id: str, reason: str) -> None:
-        """Record that a feature could not be computed for a user. The feature is paused when it has failed for
-        `FAILED_USERS` users without a success in between."""
+        """Record that a feature could not be computed for a user."""
         trouble = self._trouble(index, user_id, reason)
         trouble.users.add(user_id)
         if len(trouble.users) >= FAILED_USERS:
-            self._pause(index, trouble)
+            self.pause(index, user_id, reason, slow=trouble.slow)
 
     def pause(self, index: int, user_id: str, reason: str, *, slow: bool) -> None:
         """Pause a feature at once. `slow`: the reason is that computing this user's value took too long."""
         trouble = self._trouble(index, user_id, reason)
         trouble.slow = slow
-        self._pause(index, trouble)
-
-    def withheld(self, index: int, user_id: str) -> None:
-        """Record that a read of this user asked for a paused feature.
-
-        The next attempt is made for this user, so that one failing user cannot keep the feature paused for all. But a
-        feature that was too slow for a user is tried for that user again, so that it is not resumed too early.
-        """
-        trouble = self._troubles.get(index)
-        if trouble is not None and not trouble.slow:
-            trouble.user_id = user_id
-
-    def due(self) -> tuple[int, str] | None:
-        """A paused feature to try again now, as (index, id of the user to try it with); None if there is none. The
-        feature is not returned again until the attempt has ended."""
-        now, off = self.clock.monotonic(), self.disabled
-        for index, trouble in self._troubles.items():
-            if trouble.pause_s and trouble.until <= now and not off >> index & 1:
-                trouble.until = math.inf
-                return index, trouble.user_id
-        return None
-
-    def _trouble(self, index: int, user_id: str, reason: str) -> FeatureTrouble:
-        if index not in self._troubles:
-            self._troubles[index] = FeatureTrouble(self.registry.names[index], self.clock.now_ms(), reason)
-        trouble = self._troubles[index]
-        trouble.reason, trouble.user_id = reason, user_id
-        return trouble
-
-    def _pause(self, index: int, trouble: FeatureTrouble) -> None:
         if self.clock.monotonic() < trouble.until < math.inf:
             return  # paused already by another value of the same statement
         trouble.users.clear()
@@ -163,3 +127,30 @@ class FeatureAvailability(msgspec.Struct, eq=False):
         trouble.until = self.clock.monotonic() + trouble.pause_s
         self._paused_mask |= 1 << index
         log.error("feature_paused", feature=trouble.feature, reason=trouble.reason, try_again_s=trouble.pause_s)
+
+    def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
+        """Return why a feature is paused, for a read of this user; None if it is not. The next attempt is made for this
+        user, so that one failing user cannot keep the feature paused for all. But a feature that was too slow for a
+        user is tried for that user again, so that it is not resumed too early."""
+        if not self._paused_mask >> index & 1:
+            return None
+        trouble = self._troubles[index]
+        if not trouble.slow:
+            trouble.user_id = user_id
+        return trouble
+
+    def due(self) -> tuple[int, str] | None:
+        """A paused feature to try again now, and the user to try it with; None if there is none. The feature is not
+        returned again until the attempt has ended."""
+        for index, trouble in self._troubles.items():
+            due = trouble.pause_s and trouble.until <= self.clock.monotonic()
+            if due and not self.disabled >> index & 1:
+                trouble.until = math.inf
+                return index, trouble.user_id
+        return None
+
+    def _trouble(self, index: int, user_id: str, reason: str) -> FeatureTrouble:
+        new = FeatureTrouble(self.registry.names[index], self.clock.now_ms(), reason)
+        trouble = self._troubles.setdefault(index, new)
+        trouble.reason, trouble.user_id = reason, user_id
+        return trouble

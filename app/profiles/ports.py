@@ -13,13 +13,12 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from app.features.profile_read import ProfileRead
-from app.features.registry import Scalar
+from app.features.registry import ProfileRead, Scalar
 
 Epoch = str
 EVERY_SLOT = -1  # in a set of hash slots
-# In place of the content of a cell whose node of a cluster does not answer. No cell holds it, so it is neither a hit
-# nor the token of a fill that could succeed.
+# In place of the content of a cell whose server does not answer. No cell holds it, so it is neither a hit nor the token
+# of a fill that could succeed.
 UNAVAILABLE = b"\0unavailable"
 END_OF_TIME_MS = (1 << 63) - 1
 COUNTED = 100_000  # more users than this are not counted
@@ -32,6 +31,8 @@ class Cell(NamedTuple):
 
 # Several cells of one user: the id, and the names of the features as bytes.
 Row = tuple[str, Sequence[bytes]]
+# The contents of cells by user id and feature index; None for an empty cell.
+Held = dict[str, dict[int, bytes | None]]
 
 
 class Fill(NamedTuple):
@@ -44,22 +45,19 @@ class Fill(NamedTuple):
 
 
 class Cache(Protocol):
-    """The shared cache on Redis or Valkey, with one key per cell, a feature of a user. Each key begins with an *epoch*,
-    which changes if the server or the database is replaced. So keys from before the change are not read.
-
-    If only some nodes of a cluster answer, `read`, `read_rows` and `lease` return `UNAVAILABLE` for the cells of the
-    other nodes, and `fill` stores nothing in them.
-    """
+    """The shared cache on Redis or Valkey. Each key begins with an *epoch*, which changes if the server or the database
+    is replaced, so that keys from before the change are not read. If only some nodes of a cluster answer, the cells of
+    the others read as `UNAVAILABLE`, and fills store nothing in them."""
 
     @property
     def available(self) -> bool:
         """False while the circuit breaker is open, after the server did not answer."""
 
     async def read(self, cells: Sequence[Cell]) -> tuple[Epoch, list[bytes | None]]:
-        """The contents of the cells, None for an empty cell, and the epoch under which they were read."""
+        """The epoch of the keys, and the contents of the cells; None for an empty cell."""
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """The contents of the cells of all rows as one list, None for an empty cell, and the epoch of the keys."""
+        """The same as `read` for the cells of all rows, as one list."""
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
         """Put a new lease, a random marker, into each empty cell; return the contents of each cell afterwards."""
@@ -69,7 +67,7 @@ class Cache(Protocol):
 
     async def drop(self, cells: Collection[Cell]) -> None:
         """Delete the keys of cells, whatever they hold. Returns only when every server has confirmed it. If only some
-        have, the error has the `slots` of the users whose keys were not deleted."""
+        have, the error has the `slots` of the other users."""
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
         """Delete each cell that still holds exactly the given bytes; return how many were deleted."""
@@ -84,10 +82,9 @@ class Cache(Protocol):
 class ComputeRow(NamedTuple):
     """One row of a computation: a user, a bit mask of features, and a moment.
 
-    `now_ms` is the moment to compute as of: events after `now_ms` are left out. None means now, a *live* computation,
-    which leaves out no event. If `known_ms` is given, events that arrived after `known_ms` are left out. If `version`
-    is given, the row repeats a live computation of the moment `now_ms`: it uses the user's events with a sequence
-    number up to `version`, whatever their time.
+    Events after the moment `now_ms` are left out. None means now, a *live* computation, which leaves out no event.
+    Events that arrived after `known_ms` are left out, too. With a `version`, the row repeats a live computation of the
+    moment `now_ms`: it uses the user's events with a sequence number up to `version`, whatever their time.
     """
 
     user_id: str
@@ -101,11 +98,10 @@ class Snapshot(NamedTuple):
     """The result of a computation; `rows`, `versions` and `leaves_ms` have one item per computed row.
 
     `rows` has one raw value per feature of the registry. `versions` has the sequence number of the user's newest event
-    in the snapshot or, if there is none, minus the number of erasures so far. It is 0 if no row of the computation is
-    live or has a version. `leaves_ms` has, for each feature, the moment at which the oldest event leaves the window, so
-    that the value may change; `END_OF_TIME_MS` if the window is empty. For a past moment, its items are empty. `errors`
-    has the error texts of the values whose SQL failed, by (row, feature index); these values are None. `overdue` is the
-    mask of the features that exceeded the deadline.
+    in the snapshot or, if there is none, minus the number of erasures so far; 0 if no row is live or has a version.
+    `leaves_ms` has, for each feature of a live row, the moment at which the oldest event leaves the window, so that the
+    value may change; `END_OF_TIME_MS` if the window is empty. `errors` has the error texts of the values whose SQL
+    failed, by (row, feature index); these values are None. `overdue` is the mask of the features that were too slow.
     """
 
     rows: Sequence[Sequence[object]]
@@ -131,10 +127,9 @@ class Source(Protocol):
 class State(NamedTuple):
     """The part of the database that every process observes, because another process may change it at any time.
 
-    `owed`: the hash slots of the users for whom a deletion of cache keys has failed and is still to be made. `server`:
-    the identity of the server that is registered as the cache; for a cluster, see `app.stores.valkey.slot_owners`.
-    `generation`: the number of this registration. `disabled`: the disabled features, as JSON of
-    `app.profiles.availability.Disabled`. `database_id` names the database, and is part of every cache key.
+    `owed`: the hash slots of users with an owed invalidation. `server`: the identity of the server that is registered
+    as the cache; for a cluster, see `app.stores.valkey.slot_owners`. `generation`: the number of this registration.
+    `disabled`: JSON of `app.profiles.availability.Disabled` rows. `database_id` is part of every cache key.
     """
 
     owed: frozenset[int] = frozenset((EVERY_SLOT,))
@@ -144,7 +139,7 @@ class State(NamedTuple):
     database_id: str = ""
 
     def has_keys_of(self, other: State) -> bool:
-        """Whether a value has the same key in the cache under this state as under the other."""
+        """Whether values have the same keys in the cache under both states."""
         return (self.server, self.generation, self.database_id) == (other.server, other.generation, other.database_id)
 
 
@@ -172,18 +167,17 @@ class OwedInvalidation(NamedTuple):
 class OwedInvalidations(Protocol):
     """The table of users whose cache keys must still be deleted, because the cache did not answer."""
 
-    async def any_owed(self) -> bool:
-        """Whether any invalidation is owed."""
+    async def any_owed(self) -> bool: ...
 
     async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
-        """Record for each user that the cache keys must still be deleted. The record is committed when this returns."""
+        """Record that these users' keys must still be deleted. The record is committed when this returns."""
 
     async def pending(self, limit: int, without: Collection[int] = ()) -> tuple[list[OwedInvalidation], frozenset[str]]:
-        """Up to `limit` of the oldest records, except those of the hash slots `without`; and the names of the features
-        whose keys must be deleted, which are all features that any process of this database caches."""
+        """Up to `limit` of the oldest records, except those of the hash slots `without`; and the names of all features
+        that any process of this database caches, whose keys must be deleted."""
 
     async def settled(self, ids: Sequence[int]) -> None:
-        """Delete records by id, after the cache keys of their users have been deleted."""
+        """Delete records by id, after the keys of their users have been deleted."""
 
 
 class ChangeFeed(Protocol):
@@ -205,10 +199,10 @@ class RecentEvent(NamedTuple):
 
 
 class UserQueries(Protocol):
-    """Queries of the event log: users with events in a time span, newest events, and unconsumed ones."""
+    """Queries of the event log."""
 
     async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
-        """The sequence number of each user's newest event of each kind, by (user id, event subject)."""
+        """The sequence number of each user's newest event of each subject, by (user id, subject)."""
 
     async def recent(self, after_seq: int, limit: int) -> list[RecentEvent]:
         """Up to `limit` events of any user with a sequence number above `after_seq`, newest first."""
@@ -217,19 +211,18 @@ class UserQueries(Protocol):
         """Whether any event of the user with a sequence number above `after_seq` is still unconsumed."""
 
     async def eligible(self, after: str, since_ms: int, limit: int, until_ms: int = END_OF_TIME_MS) -> list[str]:
-        """Up to `limit` ids of users with an event between `since_ms` and `until_ms`. They are the ids above `after`,
-        ascending."""
+        """Up to `limit` ids above `after` of users with an event between `since_ms` and `until_ms`, ascending."""
 
     async def count_eligible(self, since_ms: int) -> int:
         """The number of users with an event since `since_ms`, counted up to `COUNTED`."""
 
     async def oldest_event_ms(self) -> int | None:
-        """Event time of the oldest stored event; None if there is none."""
+        """The time of the oldest stored event; None if there is none."""
 
 
 class LoggedProfile(NamedTuple):
     """The profile of a stored decision. `number` orders decisions by the time of storing. `origin` is `service` if the
-    service read the profile. `read` is None for other origins, and if an old release made the decision."""
+    service read the profile; otherwise, and if an old release made the decision, `read` is None."""
 
     number: int
     decision_id: str

@@ -5,12 +5,11 @@ the fill is refused, and the rebuild tries again with a fresh token and snapshot
 stored was computed after the rebuild began. If a value could not be stored, because events kept coming or the cache is
 unavailable, the old value is invalidated.
 
-Rebuilds of many users are stored runs, which workers carry out part by part, chunk by chunk. A run is a row with its
-scope (which users), its state, and a position, up to which users have been given to workers. A worker claims the next
-users as a part, which moves the position, and records its progress in the part after each chunk. Invariants: at most
-one run of a scope is queued or running. Several workers can work on a run, each on parts of its own. A part without
-progress for `STALE_MS` is claimed by another worker, which continues after the last recorded chunk. Every user is
-counted once. A cancelled run stops at the next chunk.
+Rebuilds of many users are stored runs. A worker claims the next users of a run as a *part*, which moves the position of
+the run, and records its progress in the part after each chunk. Invariants: at most one run of a scope is queued or
+running. Several workers can work on a run, each on parts of its own. A part without progress for `STALE_MS` is claimed
+by another worker, which continues after the last recorded chunk. Every user is counted once. A cancelled run stops at
+the next chunk.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import msgspec
 
 from app.errors import CacheUnavailable
 from app.features.registry import indices
-from app.profiles.online.cache_protocol import Filler, Profile, failures
+from app.profiles.online.cache_protocol import FeatureValue, Filler, Profile, Tokens, failures
 from app.profiles.online.compute import Computation
 from app.profiles.online.invalidation import Stale
 from app.profiles.ports import UNAVAILABLE, Epoch, UserQueries
@@ -44,8 +43,7 @@ log = logger("profiles.rebuild")
 
 
 class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
-    """Computes features of users again and replaces their cached values. `invalidate` deletes cached values; see
-    `Invalidator.invalidate`."""
+    """Computes features again and replaces the cached values. `invalidate`: see `Invalidator.invalidate`."""
 
     computation: Computation
     filler: Filler
@@ -57,44 +55,39 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
         return self.filler.cache.available
 
     async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, Profile]:
-        """Compute the features in `mask` for each user, store them in the cache, and return the profiles.
-
-        If a value cannot be stored, it has no expiry, and the old cached value is invalidated. Raises
-        `StoreUnavailable`.
-        """
+        """Compute the features in `mask` for each user, store them in the cache, and return the profiles. If a value
+        cannot be stored, it has no expiry, and the old cached value is invalidated. Raises `StoreUnavailable`."""
         profiles: dict[str, Profile] = {}
-        left: dict[str, int] = {}
         for start in range(0, len(user_ids), USERS_AT_ONCE):
             wanted = dict.fromkeys(user_ids[start : start + USERS_AT_ONCE], mask)
             for _ in range(ATTEMPTS):
-                wanted = await self._attempt(wanted, profiles, left)
+                wanted = await self._attempt(wanted, profiles)
                 if not wanted or not self.keeps:
                     break
             for user_id, refused in wanted.items():
-                left[user_id] = left.get(user_id, 0) | refused
-        if left:
-            log.info("rebuild_not_kept", users=len(left), detail="the next read computes")
-            for user_id, not_kept in left.items():
-                profile = profiles[user_id]
-                profile |= {index: profile[index]._replace(expires_at_ms=None) for index in indices(not_kept)}
-            names = self.computation.registry.names
-            await self.invalidate({user: [names[index] for index in indices(mask)] for user, mask in left.items()})
+                for index in indices(refused):
+                    profiles[user_id][index] = profiles[user_id][index]._replace(expires_at_ms=None)
+        names = self.computation.registry.names
+        stale: dict[str, list[str]] = {}
+        for user_id, profile in profiles.items():
+            if not_kept := [names[index] for index, value in profile.items() if _is_not_kept(value)]:
+                stale[user_id] = not_kept
+        if stale:
+            log.info("rebuild_not_kept", users=len(stale), detail="the next read computes")
+            await self.invalidate(stale)
         return profiles
 
-    async def _attempt(
-        self, wanted: Mapping[str, int], profiles: dict[str, Profile], left: dict[str, int]
-    ) -> dict[str, int]:
+    async def _attempt(self, wanted: Mapping[str, int], profiles: dict[str, Profile]) -> dict[str, int]:
         """Compute values into `profiles` and try once to store them. Return the masks of the features to try again, by
-        user id. Features whose keys cannot be read, because their server is unavailable, are added to `left`."""
+        user id. A value whose key cannot be read, because its server is unavailable, has no expiry."""
         epoch, tokens = await self._tokens(wanted)
         computed = await self.computation.live(wanted)
         for user_id, mask in wanted.items():
             profile = profiles.setdefault(user_id, {})
             for index in indices(mask):
-                profile[index] = computed[user_id][index]
-                if tokens[user_id][index] == UNAVAILABLE:
-                    del tokens[user_id][index]
-                    left[user_id] = left.get(user_id, 0) | 1 << index
+                value = computed[user_id][index]
+                away = tokens[user_id][index] == UNAVAILABLE
+                profile[index] = value._replace(expires_at_ms=None) if away else value
         fills = self.filler.fills(tokens, profiles)
         refused: dict[str, int] = {}
         for fill, landed in zip(fills, await self.filler.store(epoch, fills), strict=True):
@@ -103,9 +96,8 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
                 refused[user_id] = refused.get(user_id, 0) | self.computation.registry.mask([feature])
         return refused
 
-    async def _tokens(self, wanted: Mapping[str, int]) -> tuple[Epoch, dict[str, dict[int, bytes]]]:
-        """The epoch, and the token of each key by user id and feature index: the bytes that the key must still hold
-        when the rebuilt value is stored, or `UNAVAILABLE`."""
+    async def _tokens(self, wanted: Mapping[str, int]) -> tuple[Epoch, Tokens]:
+        """The epoch, and the token of each key by user id and feature index, or `UNAVAILABLE`."""
         with suppress(CacheUnavailable):
             if self.keeps:
                 epoch, held = await self.filler.read(wanted)
@@ -113,13 +105,15 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
         return "", {user_id: dict.fromkeys(indices(mask), UNAVAILABLE) for user_id, mask in wanted.items()}
 
 
-class RebuildRun(NamedTuple):
-    """A rebuild of many users, as stored, with its progress. `scope` says which users; see `scope_of`.
+def _is_not_kept(value: FeatureValue) -> bool:
+    return value.error is None and value.expires_at_ms is None
 
-    `user_ids` is None if the run rebuilds all eligible users (`everyone`), or if the row was read without its list of
-    users. Workers have claimed the users up to `position`: the id of the last such user or, if the run has a list, the
-    number of such users in it. `total` is counted up to `COUNTED`; `done` may become higher.
-    """
+
+class RebuildRun(NamedTuple):
+    """A rebuild of many users, as stored. `user_ids` is None if the run rebuilds all eligible users (`everyone`), or if
+    the row was read without its list of users. Workers have claimed the users up to `position`: the id of the last such
+    user or, if the run has a list, the number of such users in it. `total` is counted up to `COUNTED`; `done` may
+    become higher."""
 
     id: str
     scope: str
@@ -147,7 +141,7 @@ class RebuildRun(NamedTuple):
 
 class Part(NamedTuple):
     """The users of a run that a worker has claimed and not yet rebuilt: those after the position `after`, up to the
-    position `last`. For positions, see `RebuildRun`."""
+    position `last` (see `RebuildRun`)."""
 
     run_id: str
     last: str
@@ -170,33 +164,32 @@ class RebuildRepository(Protocol):
         """Ids of the runs in the state `running` that rebuild all users."""
 
     async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
-        """Ids of active runs that made no progress since `before_ms`. Runs with progress recorded after `after_ms` are
-        included: that time was read from a clock that was ahead."""
+        """Ids of active runs whose last progress was before `before_ms`, or after `after_ms`: by a clock that was
+        ahead."""
 
     async def claim(self, run_id: str, after: str, last: str, now_ms: int) -> Part | None:
         """Claim the users after the position `after`, up to `last`, as a new part, and set the run's position to
-        `last`. Return None if the run's position is not `after` any more, because another worker was faster, or if the
-        run has ended."""
+        `last`. Return None if another worker has moved the position, or if the run has ended."""
 
     async def claim_again(self, run_id: str, now_ms: int) -> Part | None:
-        """Claim a part that its worker has released, or that has made no progress for `STALE_MS`; None if there is
+        """Claim a part that its worker has released, or that made no progress for `STALE_MS`. Return None if there is
         none, or if the run has ended."""
 
     async def advance(self, part: Part, users: int, after: str, now_ms: int, error: str | None = None) -> Part | None:
-        """Record that `users` more users of a part are done, and that it is done up to the position `after`; and an
-        error in place of the run's last one, unless it is None. Return the part as it is now, or None if the run has
-        ended or another worker has claimed the part."""
+        """Record that `users` more users of a part are done, up to the position `after`, and an error in place of the
+        run's last one, unless it is None. Return the part as it is now, or None if the run has ended or another worker
+        has claimed the part."""
 
     async def release(self, part: Part) -> None:
         """Let any worker claim the rest of a part."""
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
         """Set the final state of an active run, and its error, unless that is None; delete ended runs but the last
-        `KEPT`. Return False if the run had ended before, or if it is to be `completed` but has unfinished parts."""
+        `KEPT`. Return False if the run had ended, or is to be `completed` but has unfinished parts."""
 
 
 def scope_of(user_ids: Sequence[str] | None) -> str:
-    """A text that identifies a set of users, so that two runs for the same users are recognised; `all` for None."""
+    """A text by which two runs for the same users are recognised; `all` for None."""
     if user_ids is None:
         return EVERYONE
     return "users:" + hashlib.sha256("/".join(sorted(set(user_ids))).encode()).hexdigest()[:16]
@@ -218,11 +211,8 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
                 await self.run(run_id, budget_s)
 
     async def run(self, run_id: str, budget_s: float) -> bool:
-        """Work on a run for about `budget_s` seconds; return False if there is more to do.
-
-        Raises:
-            Unavailable: try again later; the run continues where it stopped.
-        """
+        """Work on a run for about `budget_s` seconds; return False if there is more to do. Raises `Unavailable`; the
+        next call continues where it stopped."""
         registry, clock = self.rebuilder.computation.registry, self.rebuilder.computation.clock
         deadline = clock.monotonic() + budget_s
         self._running.add(run_id)
@@ -274,13 +264,12 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
         """Why some of the rebuilt values are not cached; None if all are."""
         failed = failures(self.rebuilder.computation.registry, profiles)
         reasons = [f"{name} was not computed for some users: {reason}" for name, reason in failed.items()]
-        values = [value for profile in profiles for value in profile.values()]
-        if any(value.error is None and value.expires_at_ms is None for value in values):
+        if any(_is_not_kept(value) for profile in profiles for value in profile.values()):
             reasons.append("the cache did not store some values, so reads compute them")
         return "; ".join(reasons) or None
 
     async def _next_users(self, run: RebuildRun, mask: int, after: str, limit: int) -> list[tuple[str, str]]:
-        """The next users of a run after the position `after`, at most `limit`, as (position of the user, user id)."""
+        """The next users of a run after the position `after`, at most `limit`, with their positions."""
         if run.user_ids is None:
             return [(user, user) for user in await self.users.eligible(after, self._since_ms(mask), limit)]
         start = int(after or 0)

@@ -1,8 +1,5 @@
-"""Tries definitions of features on stored users, before they serve.
-
-`try_features` computes each feature by itself, to find out whether it works and how long it takes. `compare` compares
-two definitions of one feature, computed for the same users at the same moment.
-"""
+"""Tries definitions of features on stored users, before they serve: whether each works and how long it takes, and how
+two definitions of a feature differ."""
 
 from __future__ import annotations
 
@@ -26,11 +23,8 @@ EXAMPLES = 5
 
 
 class Trial(NamedTuple):
-    """The result of trying one feature, given by its index.
-
-    `us_per_user` is the time in microseconds; None if there was no user or the SQL exceeded the deadline (`overdue`).
-    If the feature failed, `error` is the reason and `user_id` the user for whom it failed.
-    """
+    """The result of trying the feature with the index `feature`. `us_per_user`: microseconds; None if there was no user
+    or the SQL exceeded the deadline (`overdue`). `error`: why the feature failed for the user `user_id`."""
 
     feature: int
     us_per_user: float | None
@@ -42,7 +36,7 @@ class Trial(NamedTuple):
 async def try_features(
     source: Source, registry: Registry, mask: int, user_ids: Sequence[str], clock: Clock
 ) -> list[Trial]:
-    """Compute each feature in the mask, one at a time, for the given users. Raises `StoreUnavailable`."""
+    """Compute each feature in the mask by itself for the given users. Raises `StoreUnavailable`."""
     if not user_ids:
         return [Trial(index, None) for index in indices(mask)]
     # The first statement is parsed, which must not count as the cost of the first feature.
@@ -54,19 +48,16 @@ async def _try(source: Source, registry: Registry, index: int, user_ids: Sequenc
     started = clock.monotonic()
     snapshot = await source.compute(clock.now_ms(), [ComputeRow(user_id, 1 << index) for user_id in user_ids])
     took_us = (clock.monotonic() - started) * 1e6 / len(user_ids)
-    for (place, _), error in snapshot.errors.items():
-        overdue = bool(snapshot.overdue >> index & 1)
-        return Trial(index, None if overdue else took_us, user_ids[place], error, overdue)
-    for user_id, row in zip(user_ids, snapshot.rows, strict=True):
-        _, wrong = registry[index].value_of(row[index])
-        if wrong is not None:
-            return Trial(index, took_us, user_id, wrong)
+    for place, user_id in enumerate(user_ids):
+        _, wrong = registry[index].value_of(snapshot.rows[place][index])
+        if (error := snapshot.errors.get((place, index), wrong)) is not None:
+            overdue = bool(snapshot.overdue >> index & 1)
+            return Trial(index, None if overdue else took_us, user_id, error, overdue)
     return Trial(index, took_us)
 
 
 class Side(msgspec.Struct):
-    """A summary of the values of one definition: how many are null, how many failed, and the quartiles. The quartiles
-    are None if no value is a number."""
+    """The values of one definition: how many are null, how many failed, and the quartiles, None without numbers."""
 
     fingerprint: str
     nulls: int
@@ -81,11 +72,8 @@ class ChangedUser(msgspec.Struct):
 
 
 class Difference(msgspec.Struct, kw_only=True):
-    """The result of comparing two definitions of a feature, `before` and `after`, for the same users.
-
-    `psi` is the population stability index between the two sets of values. It is None if there are too few users or the
-    dtypes differ; then `why_no_psi` is the reason. `examples` are some of the users whose value changes.
-    """
+    """The result of comparing two definitions of a feature for the same users. `psi`: the population stability index
+    between the two sets of values; if it is None, `why_no_psi` is the reason."""
 
     feature: str
     users: int
@@ -111,12 +99,9 @@ async def compare(
     clock: Clock,
     tell: Callable[[int], object],
 ) -> Difference:
-    """Compute both definitions for up to `count` users, and compare the values.
-
-    The users are drawn at random from those with an event within the longer of the two windows. `eligible`: see
-    `UserQueries.eligible`. `source_of` returns a `Source` for a registry. `tell` is called with the number of users
-    done so far. Raises `StoreUnavailable`.
-    """
+    """Compute both definitions for up to `count` users, drawn at random from those with an event within the longer of
+    the two windows, and compare the values. `eligible`: see `UserQueries.eligible`. `tell` is called with the number of
+    users done so far. Raises `StoreUnavailable`."""
     now_ms = clock.now_ms()
     since_ms = now_ms - max(before.window_ms, after.window_ms)
     _, chosen = await draw(eligible, (since_ms, END_OF_TIME_MS), count, random, asyncio.sleep, clock)
@@ -149,7 +134,7 @@ async def compare(
 
 
 class _Definition(msgspec.Struct):
-    """One definition of the feature. Computes its values for pages of users, and counts the values and the failures."""
+    """Computes values of one definition, and counts them and the failures."""
 
     entry: Feature
     source: Source

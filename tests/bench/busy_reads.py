@@ -59,7 +59,7 @@ async def rebuild_all(opened: OpenService) -> None:
 
 
 async def measure_quality(opened: OpenService) -> None:
-    await opened.quality.measurement.measure(WORKER_S)
+    await opened.quality.measure(WORKER_S)
 
 
 def _compare(environment: Environment, work: Work, what: str, limit: float) -> Iterator[Comparison]:
@@ -126,7 +126,7 @@ async def _fill(environment: Environment, users: list[str]) -> None:
 
 async def _measure_once(settings: Settings) -> None:
     async with open_service(settings, door="bench") as opened:
-        report = await opened.quality.measurement.measure(WORKER_S)
+        report = await opened.quality.measure(WORKER_S)
     if not report.cache_answered:
         raise AssertionError("the cache was not measured")
     print(f"{report.measured:,} users were measured in {report.took_s:.1f} s on the idle machine", file=sys.stderr)

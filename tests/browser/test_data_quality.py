@@ -106,7 +106,7 @@ async def test_sampling_error_is_shown_when_users_were_drawn(
     own_site: Live, cache_server: EmbeddedServer, browser: Browser
 ) -> None:
     await populated(own_site, cache_server)
-    own_site.service.quality.measurement.sample = 60
+    own_site.service.quality.sample = 60
     await measured(own_site)
     async with visiting(browser, own_site) as visitor:
         await visitor.go(PATH)

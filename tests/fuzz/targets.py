@@ -21,7 +21,7 @@ from app.events.validation import admit, decode_json, decode_lines, digest, from
 from app.features.clock import rfc3339
 from app.features.events import TipEvent
 from app.features.ids import id_problem
-from app.profiles.online.cache_protocol import FeatureMask, decode, encode, read_time
+from app.profiles.online.cache_protocol import FeatureMask, ReadTime, decode, encode
 from app.profiles.ports import Cell
 from app.stores.valkey.cache import key, mget
 from tests.support.registry import REGISTRY
@@ -41,7 +41,7 @@ def codec(raw: bytes) -> None:
     again = decode(encode(found))
     assert again == found
     known = encode(found._replace(fingerprint=REGISTRY[0].fingerprint.encode()))
-    at = read_time(found.computed_at_ms)
+    at = ReadTime.of(found.computed_at_ms)
     fast = _MASK.values([known], at)
     assert fast is None or list(fast) == [found.json]
     # A reader of several values does not mix them up.

@@ -18,8 +18,7 @@ from app.bootstrap.bandit import bandit
 from app.events.consume import SWEEP_AGE_MS, Consumer
 from app.features.clock import Clock
 from app.features.events import TipEvent
-from app.features.profile_read import ProfileRead, ValueRead
-from app.features.registry import Scalar
+from app.features.registry import ProfileRead, Scalar, ValueRead
 from app.settings import Settings
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters

@@ -8,7 +8,8 @@ a mutant fails by the wrong read and not by an implementation detail.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from app.features.registry import Registry
 from app.profiles.online.cache_protocol import LEASE

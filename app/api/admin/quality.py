@@ -18,9 +18,8 @@ from app.errors import Issue, NotFound, Undecodable, UnknownFeature
 from app.features.clock import rfc3339
 from app.features.views import view
 from app.profiles.consistency.inspection import Inspection, State
-from app.profiles.quality.report import QualityReport
-from app.profiles.quality.runs import QualityRun, Sought, readable_report
-from app.profiles.quality.runs import State as RunState
+from app.profiles.quality.measurement import Sought
+from app.profiles.quality.report import QualityReport, QualityRun, RunState, readable_report
 from app.service import Service
 
 SOUGHT: tuple[Sought, ...] = get_args(Sought)
@@ -97,7 +96,7 @@ async def get_quality(
         report = readable_report(run)
     if report is None or report.measured_at < rfc3339(service.clock.now_ms() - 1000 * (max_age_s or 0)):
         async with cancelled_on_disconnect(request):
-            report = await service.quality.measurement.measure()
+            report = await service.quality.measure()
     return await answer(request, report, "data_quality.html")
 
 
@@ -123,7 +122,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
         begun=begun,
         unreadable=run is not None and report is None,
         window_ms=service.registry.longest_window_ms(),
-        sample_size=service.quality.measurement.sample,
+        sample_size=service.quality.sample,
         runs=runs,
     )
 

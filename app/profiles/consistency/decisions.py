@@ -1,8 +1,8 @@
 """Checks the profiles that decisions were made from: does each value equal a computation from the same events?
 
-A decision is stored with the moment at which its profile was read and with the version of each value. The check
-computes each value again as of that moment, from the user's events up to that version. Invariant: a value is compared
-only if its definition is unchanged and all its events are still stored. Otherwise its outcome says why it is skipped.
+A decision is stored with the moment at which its profile was read and the version of each value. The check computes
+each value again as of that moment, from the user's events up to that version. Invariant: a value is compared only if
+its definition is unchanged and all its events are still stored.
 """
 
 from __future__ import annotations
@@ -38,27 +38,19 @@ _encode = msgspec.json.Encoder().encode
 log = logger("profiles.consistency")
 
 
-class WrongValue(NamedTuple):
-    """A logged value that differs from the computed one; both as JSON."""
-
-    feature: str
-    version: int
-    logged: bytes
-    computed: bytes
-
-
 class DecisionCheck(NamedTuple):
-    """The result of checking a decision's profile. `values` has the outcome of each recorded value, by feature name."""
+    """The result of checking a decision's profile. `values` has the outcome of each recorded value, by feature name.
+    `wrong` has what is logged of each wrong value."""
 
     decision: LoggedProfile
     outcome: Outcome
     values: Mapping[str, Outcome]
-    wrong: Sequence[WrongValue] = ()
+    wrong: Sequence[dict[str, object]] = ()
 
 
 class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
-    """Checks the profiles that decisions were made from. `pruned_before` returns the time in milliseconds before which
-    events have been pruned; 0 if none have been."""
+    """Checks the profiles that decisions were made from. `pruned_before` returns the time (ms) before which events have
+    been pruned."""
 
     logged: LoggedProfiles
     computation: Computation
@@ -74,19 +66,19 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
         for decision, of_one in zip(decisions, rows, strict=True):
             computed = {index: value for _ in of_one for index, value in next(profiles).items()}
             checks.append(self._result(decision, computed, pruned_before_ms))
-        if wrong := [check.decision.decision_id for check in checks if check.wrong]:
-            # The user may have been erased, and have sent new events, since the decision was read.
-            stored = await self.logged.by_id(wrong)
-            gone = set(wrong) - stored.keys()
-            checks = [
-                DecisionCheck(check.decision, "events deleted", {}) if check.decision.decision_id in gone else check
-                for check in checks
-            ]
-        return checks
+        # The user may have been erased, and have sent new events, since the decision was read.
+        wrong = [check.decision.decision_id for check in checks if check.wrong]
+        stored = await self.logged.by_id(wrong) if wrong else {}
+        return [
+            DecisionCheck(check.decision, "events deleted", {})
+            if check.wrong and check.decision.decision_id not in stored
+            else check
+            for check in checks
+        ]
 
     def _rows(self, decision: LoggedProfile) -> list[ComputeRow]:
-        """The rows that compute the values of a decision's profile again: one row for each distinct version among the
-        values. Features that were redefined since the decision are left out."""
+        """The rows that compute a decision's values again: one for each version among them. Features that were
+        redefined since the decision are left out."""
         if decision.read is None:
             return []
         masks: dict[int, int] = {}
@@ -103,7 +95,7 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
             recorded = read is not None or decision.origin != "service"
             return DecisionCheck(decision, "not read" if recorded else "not recorded", {})
         values: dict[str, Outcome] = dict.fromkeys(read.values, "other definition")
-        wrong: list[WrongValue] = []
+        wrong: list[dict[str, object]] = []
         for index, value in computed.items():
             entry = self.computation.registry[index]
             version, logged = read.values[entry.name].version, _encode(decision.features.get(entry.name))
@@ -117,30 +109,20 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
                 values[entry.name] = "consistent"
             else:
                 values[entry.name] = "violation"
-                wrong.append(WrongValue(entry.name, version, logged, value.json))
+                facts = {"feature": entry.name, "logged": logged.decode(), "computed": value.json.decode()}
+                at = {"version": version, "read_at": rfc3339(read.at_ms)}
+                wrong.append({"decision_id": decision.decision_id, **facts, **at})
         found = values.values()
         compared: Outcome = "violation" if wrong else "consistent"
         return DecisionCheck(decision, compared if compared in found else next(iter(found)), values, wrong)
 
 
-def report(check: DecisionCheck, metrics: Metrics) -> list[dict[str, object]]:
-    """Count the check of a decision, and log its wrong values. Return what is logged of each. The log has the id of the
-    decision and not of the user, because the user may be erased later."""
+def report(check: DecisionCheck, metrics: Metrics) -> None:
+    """Count the check of a decision, and log its wrong values. The log has the id of the decision and not of the user,
+    because the user may be erased later."""
     metrics.decision_checks.labels(check.outcome).inc()
-    found: list[dict[str, object]] = [
-        {
-            "decision_id": check.decision.decision_id,
-            "feature": item.feature,
-            "logged": item.logged.decode(),
-            "computed": item.computed.decode(),
-            "version": item.version,
-            "read_at": rfc3339(check.decision.read.at_ms) if check.decision.read else None,
-        }
-        for item in check.wrong
-    ]
-    for facts in found:
+    for facts in check.wrong:
         log.error("decision_violation", **facts)
-    return found
 
 
 class DecisionMonitor(msgspec.Struct, eq=False):
@@ -153,10 +135,9 @@ class DecisionMonitor(msgspec.Struct, eq=False):
 
     async def round(self) -> None:
         """Check up to `per_round` random decisions of those stored since the last call. Raises `StoreUnavailable`."""
-        newest = await self.checker.logged.newest(
-            NEWEST if self._position is not None else 1, after=self._position or 0
-        )
-        if self._position is not None:
+        first = self._position is None  # then only learn the position
+        newest = await self.checker.logged.newest(1 if first else NEWEST, after=self._position or 0)
+        if not first:
             chosen = self.random.sample(newest, min(self.per_round, len(newest)))
             for check in await self.checker.check(chosen):
                 report(check, self.checker.computation.metrics)

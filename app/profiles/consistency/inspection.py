@@ -1,14 +1,14 @@
-"""Inspects users: compares their cached values with the event log and with a computation.
+"""Inspects users: compares their cached values with the event log and with a computation, and writes nothing.
 
-An inspection writes nothing to the cache. Invariant: a value is reported as stale or unexplained only if its key held
-the same bytes before and after a pause of `PAUSE_S`. So a stale value is not reported during the millisecond or so
-between the commit of an event and the DEL.
+Invariant: a value is reported as stale or unexplained only if its key held the same bytes before and after a pause of
+`PAUSE_S`. So a stale value is not reported in the moment between the commit of an event and the DEL.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -16,11 +16,10 @@ import msgspec
 from app.errors import CacheUnavailable
 from app.features.ids import hash_slot
 from app.features.registry import Feature, indices
-from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, decode, read_time
+from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, ReadTime, decode
 from app.profiles.online.compute import Computation
-from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, UserQueries
+from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, Held, UserQueries
 
-ATTEMPTS = 3
 PAUSE_S = 0.3
 State = Literal["fresh", "stale", "missing"]
 Holds = Literal["value", "expired", "other definition", "lease", "nothing"]
@@ -32,12 +31,11 @@ Fault = Literal["stale", "unexplained"]
 class InspectedCell(NamedTuple):
     """One feature of a user, as cached and as computed. `feature` is the index of the feature in the registry.
 
-    `holds` says what the key in the cache contains. `held` is its value if a read may serve it, else None. `state` is
-    `stale` if an event should have deleted that value, `fresh` if not, and `missing` if there is no such value.
-    `outcome` is the computed value. `difference` compares it with `held`: `none` if they are equal, `stale` if an event
-    explains the difference, `unexplained` otherwise; None if there is nothing to compare, or if `held` was computed
-    later than `outcome`, by a clock that is ahead. `state` and `holds` are None while the cache is unavailable.
-    `disabled`: an admin has disabled the feature.
+    `holds` says what the key in the cache contains, and `held` is its value if a read may serve it. `state` is `stale`
+    if an event should have deleted that value, and `missing` if there is none. While the cache is unavailable, these
+    are None. `outcome` is the computed value. `difference` compares it with `held`: `none` if they are equal, `stale`
+    if an event explains the difference, `unexplained` otherwise; None if there is nothing to compare, or if `held` was
+    computed later than `outcome`, by a clock that is ahead. `disabled`: an admin has disabled the feature.
     """
 
     feature: int
@@ -58,11 +56,9 @@ class InspectedCell(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """The result of inspecting one user at the time `at_ms`, with one cell per feature.
-
-    `cache` is `trusted` if reads serve cached values now, `owed` if they do not until stale keys are deleted, and
-    `away` if no cache answers. `newest` has the sequence number of the user's newest event by subject (kind of event).
-    """
+    """The result of inspecting one user at the time `at_ms`, with one cell per feature. `cache` is `trusted` if reads
+    serve cached values now, `owed` if they do not until stale keys are deleted, and `away` if no cache answers.
+    `newest` has the sequence number of the user's newest event by subject."""
 
     user_id: str
     at_ms: int
@@ -77,9 +73,8 @@ class Inspection(NamedTuple):
 
 
 class Inspector(msgspec.Struct, kw_only=True, eq=False):
-    """Compares users' cached values with the event log and with a computation, for some tens of users at a time. If the
-    cache does not answer, an inspection waits for at most one timeout. `distrusted` returns the hash slots of users
-    whose cached values reads may not serve now; see `TrustGate.distrusted`."""
+    """Inspects some tens of users at a time. If the cache does not answer, an inspection waits for at most one timeout.
+    `distrusted` returns the hash slots of users whose cached values reads may not serve; see `TrustGate.distrusted`."""
 
     filler: Filler
     distrusted: Callable[[], Awaitable[frozenset[int]]]
@@ -87,24 +82,14 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
     computation: Computation
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
-    async def cache_state(self) -> CacheState:
-        """`trusted` if reads serve cached values of any user now; otherwise why they do not."""
-        if not self.filler.cache.available:
-            return "away"
-        return "owed" if EVERY_SLOT in await self.distrusted() else "trusted"
-
     async def inspect(self, user_ids: Sequence[str]) -> list[Inspection]:
-        """Inspect the cached values of users; return one inspection per user, in order. Raises `StoreUnavailable`."""
+        """Inspect users; return one inspection for each, in order. Raises `StoreUnavailable`."""
         return await self._inspect(user_ids, self.computation.registry.full_mask, compute=True)
 
     async def freshness(self, user_ids: Sequence[str], mask: int | None = None) -> list[Inspection]:
         """Compare the cached values of the features in `mask`, by default all, with the event log only. Nothing is
-        computed, so each cell's `difference` is None, and its `outcome` has no value.
-
-        Raises:
-            CacheUnavailable: the cache does not answer; raised at once while the circuit breaker is open.
-            StoreUnavailable: the database does not answer.
-        """
+        computed: each cell's `difference` is None, and its `outcome` is no value. Raises `CacheUnavailable` (at once
+        while the circuit breaker is open) or `StoreUnavailable`."""
         mask = self.computation.registry.full_mask if mask is None else mask
         found = await self._inspect(user_ids, mask, compute=False)
         if any(inspection.cache == "away" for inspection in found):
@@ -114,19 +99,24 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
     async def live_values(self, user_id: str) -> list[FeatureValue | None] | None:
         """A user's cached value of each feature, in registry order; None for a feature without one. Returns None
         instead of the list while the cache is unavailable."""
-        held = await self._held([user_id], self.computation.registry.full_mask)
-        at = read_time(self.computation.clock.now_ms())
-        return [self.filler.hit(index, raw, at) for index, raw in held[user_id].items()] if held is not None else None
+        held = (await self._held([user_id], self.computation.registry.full_mask))[user_id]
+        at = ReadTime.of(self.computation.clock.now_ms())
+        return [self.filler.hit(index, raw, at) for index, raw in held.items()] if held is not None else None
 
     async def _inspect(self, user_ids: Sequence[str], mask: int, *, compute: bool) -> list[Inspection]:
-        found: dict[str, Inspection] = {}
-        left = list(dict.fromkeys(user_ids))
-        for _ in range(ATTEMPTS):
-            if left:
-                found |= await self._inspect_once(left, mask, compute=compute)
-                left = await self._unconfirmed([found[user_id] for user_id in left], mask, found)
-        # A value that has changed each time is being replaced again and again, so it is reported as missing.
-        found |= {user_id: _without_faults(found[user_id]) for user_id in left}
+        found = await self._inspect_once(list(dict.fromkeys(user_ids)), mask, compute=compute)
+        suspects = [one.user_id for one in found.values() if any(cell.fault for cell in one.cells)]
+        if suspects:
+            await self.pause(PAUSE_S)
+            again = await self._held(suspects, mask)
+            at = ReadTime.of(self.computation.clock.now_ms())
+            for user_id in suspects:
+                one, held = found[user_id], again[user_id]
+                if held is None:
+                    found[user_id] = _away(one)
+                else:
+                    cells = [self._confirmed(cell, held[cell.feature], at) for cell in one.cells]
+                    found[user_id] = one._replace(cells=tuple(cells))
         distrusted = await self.distrusted()
         return [
             one._replace(cache="owed")
@@ -135,27 +125,12 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
             for one in map(found.__getitem__, user_ids)
         ]
 
-    async def _unconfirmed(
-        self, inspections: Sequence[Inspection], mask: int, found: dict[str, Inspection]
-    ) -> list[str]:
-        """Wait for `PAUSE_S`, and read again the cached values that look wrong. Return the users for whom one of them
-        has changed, who must be inspected again. If the cache has become unavailable, note that in `found`."""
-        suspects = [one for one in inspections if any(cell.fault for cell in one.cells)]
-        if not suspects:
-            return []
-        await self.pause(PAUSE_S)
-        again = await self._held([one.user_id for one in suspects], mask)
-        at = read_time(self.computation.clock.now_ms())
-        if again is None:
-            found |= {one.user_id: _away(one) for one in suspects}
-            return []
-        return [
-            one.user_id
-            for one in suspects
-            if any(
-                c.fault and self.filler.hit(c.feature, again[one.user_id][c.feature], at) != c.held for c in one.cells
-            )
-        ]
+    def _confirmed(self, cell: InspectedCell, raw: bytes | None, at: ReadTime) -> InspectedCell:
+        """The cell as it was inspected; without its value if that looked wrong and is not in the key any more, which
+        holds `raw` now."""
+        if cell.fault is None or self.filler.hit(cell.feature, raw, at) == cell.held:
+            return cell
+        return cell._replace(state="missing", holds="nothing", held=None, difference=None)
 
     async def _inspect_once(self, user_ids: Sequence[str], mask: int, *, compute: bool) -> dict[str, Inspection]:
         # The cells are read first, so the computation has seen every event that invalidated one of them until then.
@@ -171,25 +146,25 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         found: dict[str, Inspection] = {}
         for user_id in user_ids:
             profile = computed.get(user_id, not_computed)
-            raws = held[user_id] if held is not None else dict.fromkeys(indices(mask))
+            raws = held[user_id] or dict.fromkeys(indices(mask))
             cells = tuple(self._cell(index, raw, profile, newest[user_id]) for index, raw in raws.items())
-            at_ms = cells[0].outcome.computed_at_ms
-            one = Inspection(user_id, at_ms, "trusted", newest[user_id], cells)
-            found[user_id] = _away(one) if held is None or UNAVAILABLE in raws.values() else one
+            one = Inspection(user_id, cells[0].outcome.computed_at_ms, "trusted", newest[user_id], cells)
+            found[user_id] = _away(one) if held[user_id] is None else one
         return found
 
-    async def _held(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, bytes | None]] | None:
-        """The contents of each user's keys, by user id and feature index; None while the cache is unavailable."""
-        try:
-            available = self.filler.cache.available
-            return (await self.filler.read(dict.fromkeys(user_ids, mask)))[1] if available else None
-        except CacheUnavailable:
-            return None
+    async def _held(self, user_ids: Sequence[str], mask: int) -> dict[str, dict[int, bytes | None] | None]:
+        """The contents of each user's keys by feature index; None for a user whose cache server does not answer."""
+        held: Held = {}
+        with suppress(CacheUnavailable):
+            if self.filler.cache.available:
+                _, held = await self.filler.read(dict.fromkeys(user_ids, mask))
+        answered = {user_id: cells for user_id, cells in held.items() if UNAVAILABLE not in cells.values()}
+        return {user_id: answered.get(user_id) for user_id in user_ids}
 
     def _cell(self, index: int, raw: bytes | None, profile: Profile, newest: Mapping[str, int]) -> InspectedCell:
         entry, outcome = self.computation.registry[index], profile[index]._replace(expires_at_ms=None)  # not cached
         disabled = bool(self.computation.availability.disabled >> index & 1)
-        value = self.filler.hit(index, raw, read_time(outcome.computed_at_ms))
+        value = self.filler.hit(index, raw, ReadTime.of(outcome.computed_at_ms))
         if value is None:
             return InspectedCell(index, entry, "missing", self._holds(index, raw), None, outcome, None, disabled)
         stale = value.is_stale(entry.newest_event(newest))
@@ -201,24 +176,14 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
 
     def _holds(self, index: int, raw: bytes | None) -> Holds:
         """Classify the contents of a key that no read would serve."""
-        if raw is None:
-            return "nothing"
         value = decode(raw)
         if value is None:
-            return "lease"
+            return "nothing" if raw is None else "lease"
         own = self.computation.registry[index].fingerprint.encode()
         return "expired" if value.fingerprint == own else "other definition"
 
 
 def _away(inspection: Inspection) -> Inspection:
-    """Mark an inspection as made without a cache: remove the cached values, and everything derived from them."""
+    """Mark an inspection as made without a cache, and remove the cached values and what was derived from them."""
     cells = (cell._replace(state=None, holds=None, held=None, difference=None) for cell in inspection.cells)
     return inspection._replace(cache="away", cells=tuple(cells))
-
-
-def _without_faults(inspection: Inspection) -> Inspection:
-    cells = (
-        cell._replace(state="missing", holds="nothing", held=None, difference=None) if cell.fault else cell
-        for cell in inspection.cells
-    )
-    return inspection._replace(cells=tuple(cells))

@@ -7,20 +7,18 @@ after the other, so that it does not occupy every read connection.
 Requests for past moments run in slices of about equal work, each on its own snapshot. They take turns slice by slice,
 so a request waits for at most one slice of each other request.
 
-Invariants: a value that is not of its feature's dtype is counted, logged and answered as null with the reason. A
-feature that is unavailable (`app.profiles.availability`) is null with the reason, and no request waits for it.
+A value that is not of its feature's dtype, and a feature that is unavailable (`app.profiles.availability`), is null
+with the reason.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Mapping, Sequence
-from contextvars import copy_context
 from functools import lru_cache, partial
 from itertools import islice
 from random import Random
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 
@@ -31,20 +29,13 @@ from app.features.clock import Clock
 from app.features.ids import user_hash
 from app.features.registry import Registry
 from app.profiles.availability import FeatureAvailability, FeatureTrouble
-from app.profiles.online.cache_protocol import (
-    LAST_EXPIRY_MS,
-    MASKS_CAP,
-    NULL,
-    FeatureMask,
-    FeatureValue,
-    Profile,
-    not_computed,
-)
+from app.profiles.online.cache_protocol import LAST_EXPIRY_MS, NULL, FeatureMask, FeatureValue, Profile, not_computed
 from app.profiles.ports import ComputeRow, Snapshot, Source
 from app.telemetry import Metrics, logger
 
 CAP = 128
 TTL_JITTER = 0.1
+MASKS_CAP = 1_024  # masks come from the names in requests, so their number must be bounded
 # The longest estimated wait of a live read for its statement; and the number of users that may wait in any case.
 LIVE_PATIENCE_S, LIVE_ALWAYS = 0.5, 64
 # The same for past moments, counted in slices.
@@ -53,24 +44,15 @@ _encode = msgspec.json.Encoder().encode
 log = logger("profiles.computation")
 
 
-class _Statement:
-    """A statement that has not begun, with the mask of features to compute for each user id."""
+class _Statement(NamedTuple):
+    """A statement that has not begun, with the mask to compute for each user id."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.wanted: dict[str, int] = {}
-        self.context = copy_context()  # of the request that began it
-        self.done: asyncio.Future[dict[str, Profile]] = loop.create_future()
-
-    def add(self, wanted: Mapping[str, int]) -> int:
-        """Add the wanted masks to the statement, by user id; return how many of the users were not in it before."""
-        before = len(self.wanted)
-        for user_id, mask in wanted.items():
-            self.wanted[user_id] = self.wanted.get(user_id, 0) | mask
-        return len(self.wanted) - before
+    wanted: dict[str, int]
+    done: asyncio.Future[dict[str, Profile]]
 
 
 class Computation:
-    """Computes profiles as of now, in statements that requests share, and profiles as of past moments."""
+    """Computes profiles as of now, in statements that requests share, and as of past moments."""
 
     def __init__(
         self,
@@ -82,26 +64,23 @@ class Computation:
         random: Random,
         availability: FeatureAvailability | None = None,
     ) -> None:
-        """`width`: how many statements may run at once, which is the number of read connections. `random` draws by how
-        much each TTL is shortened."""
+        """`width`: the number of read connections. `random` draws by how much each TTL is shortened."""
         self.availability = availability or FeatureAvailability(registry, clock)
         self.source = source
         self.registry = registry
         self.clock = clock
         self.metrics = metrics
-        self._width = width
         self._random = random
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[_Statement] = deque()
-        self._beginning = 0
+        self._open: _Statement | None = None  # which requests may join
+        self._turn = asyncio.Semaphore(width)
         self._running: set[asyncio.Task[None]] = set()
         self._attempt: asyncio.Task[None] | None = None
         self._live = LoadEstimate(lanes=width, patience_s=LIVE_PATIENCE_S, always=LIVE_ALWAYS)
-        # Past moments leave one reader to live reads.
-        self._moments_at_once = max(1, width - 1)
-        self._moments = LoadEstimate(lanes=self._moments_at_once, patience_s=MOMENTS_PATIENCE_S, always=MOMENTS_ALWAYS)
-        self._moments_turn = asyncio.Semaphore(self._moments_at_once)
-        self._moments_left: dict[asyncio.Task[Any], int] = {}  # rows by request
+        lanes = max(1, width - 1)  # past moments leave one reader to live reads
+        self._moments = LoadEstimate(lanes=lanes, patience_s=MOMENTS_PATIENCE_S, always=MOMENTS_ALWAYS)
+        self._moments_turn = asyncio.Semaphore(lanes)
+        self._moments_left: dict[object, int] = {}  # rows by request
         self._stopping = False
         self.masks = lru_cache(MASKS_CAP)(partial(FeatureMask, registry))
         self._fingerprints = [entry.fingerprint.encode() for entry in registry]
@@ -112,8 +91,8 @@ class Computation:
         return self._live.full
 
     def coming(self, users: int) -> None:
-        """Add to the number of waiting users, before the users are passed to `live`, so that `overloaded` includes
-        them. A negative number takes users out of the count again."""
+        """Add to the number of waiting users that `overloaded` is derived from, before the users are passed to `live`.
+        A negative number takes users out again."""
         self._live.waiting += users
 
     def history_overloaded(self, rows: int = 1) -> bool:
@@ -124,19 +103,12 @@ class Computation:
         return self._moments.full
 
     def stop_moments(self) -> None:
-        """Interrupt running requests for past moments and reject new ones, because the process stops."""
+        """Reject requests for past moments before their next slice, because the process stops."""
         self._stopping = True
-        for task in self._moments_left:
-            task.cancel()
 
     async def live(self, wanted: Mapping[str, int]) -> dict[str, Profile]:
-        """Compute profiles as of now. `wanted` maps user ids to bit masks of features.
-
-        A profile may include features that only another request asked for.
-
-        Raises:
-            StoreUnavailable: the database does not answer.
-        """
+        """Compute profiles as of now, given a mask for each user id. A profile may include features that only another
+        request asked for. Raises `StoreUnavailable`."""
         pairs = iter(wanted.items())
         profiles: dict[str, Profile] = {}
         self._live.waiting += (later := len(wanted))
@@ -152,92 +124,73 @@ class Computation:
         return profiles
 
     async def moments(self, asked: Sequence[ComputeRow]) -> list[Profile]:
-        """Compute profiles as of past moments, one for each row of `asked`, in that order.
-
-        The statements are not shared with other requests, and nothing is cached. Cancelling the call interrupts its
-        statement.
-
-        Raises:
-            StoreUnavailable: the database does not answer, or the process stops.
-        """
-        task = asyncio.current_task()
-        assert task is not None
+        """Compute profiles as of past moments, one for each row of `asked`, in that order. Cancelling the call
+        interrupts its statement. Raises `StoreUnavailable`, also if the process stops."""
+        request = object()
         profiles: list[Profile] = []
         try:
             while left := len(asked) - len(profiles):
-                if self._stopping:
-                    raise asyncio.CancelledError
-                self._moments_left[task] = left
+                self._moments_left[request] = left
                 async with self._moments_turn:
+                    if self._stopping:
+                        raise StoreUnavailable("past moments are not computed any more: this process stops; try again")
                     started = self.clock.monotonic()
                     piece = asked[len(profiles) : len(profiles) + CAP]
                     piece = piece[: await self.source.fitting(piece)]
                     profiles.extend(await self._compute(piece))
                     self._moments.worked(1, self.clock.monotonic() - started)
-        except asyncio.CancelledError:
-            if not self._stopping:
-                raise
-            task.uncancel()
-            raise StoreUnavailable("past moments are not computed any more: this process stops; try again") from None
         finally:
-            self._moments_left.pop(task, None)
+            self._moments_left.pop(request, None)
         return profiles
 
     def _join(self, wanted: Mapping[str, int]) -> asyncio.Future[dict[str, Profile]]:
-        if not self._waiting or len(self._waiting[-1].wanted) + len(wanted) > CAP:
-            self._waiting.append(_Statement(self._loop))
-            self._pump()
-        self._live.waiting += self._waiting[-1].add(wanted)
-        return self._waiting[-1].done
-
-    def _pump(self) -> None:
-        """Start statements while read connections are free. A statement begins in the next tick of the event loop, and
-        the requests that arrive before that tick join the statement."""
-        while len(self._waiting) > self._beginning and len(self._running) < self._width:
-            task = self._loop.create_task(self._run(), context=self._waiting[self._beginning].context)
-            self._beginning += 1
+        joined = self._open
+        if joined is None or len(joined.wanted) + len(wanted) > CAP:
+            joined = self._open = _Statement({}, self._loop.create_future())
+            task = self._loop.create_task(self._run(joined))
             self._running.add(task)
-            task.add_done_callback(self._finished)
+            task.add_done_callback(self._running.discard)
+            # A tick after the result, so that a request for more users joins the next statement with its next slice.
+            task.add_done_callback(lambda _: self._turn.release())
+        before = len(joined.wanted)
+        for user_id, mask in wanted.items():
+            joined.wanted[user_id] = joined.wanted.get(user_id, 0) | mask
+        self._live.waiting += len(joined.wanted) - before
+        return joined.done
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._pump()
-
-    async def _run(self) -> None:
-        self._beginning -= 1
-        statement = self._waiting.popleft()
-        self._live.waiting -= len(statement.wanted)
-        started = self.clock.monotonic()
-        asked = [ComputeRow(user_id, mask) for user_id, mask in statement.wanted.items()]
+    async def _run(self, statement: _Statement) -> None:
+        """Run a statement when a read connection is free, at the earliest in the next tick of the event loop."""
         try:
+            await self._turn.acquire()
+            if self._open is statement:
+                self._open = None
+            self._live.waiting -= len(statement.wanted)
+            started = self.clock.monotonic()
+            asked = [ComputeRow(user_id, mask) for user_id, mask in statement.wanted.items()]
             profiles = dict(zip(statement.wanted, await self._compute(asked), strict=True))
+            self._live.worked(len(asked), self.clock.monotonic() - started)
+            if not statement.done.done():
+                statement.done.set_result(profiles)
         except BaseException as error:
             fail(statement.done, error)
             if not isinstance(error, Exception):
                 raise
-        else:
-            self._live.worked(len(asked), self.clock.monotonic() - started)
-            if not statement.done.done():
-                statement.done.set_result(profiles)
 
     def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
-        """Return why a feature is paused, for a read of this user; None if it is not paused. If the pause is over, also
-        start an attempt to compute the feature in the background."""
-        trouble = self.availability.paused(index)
+        """Why a feature is paused, for a read of this user; None if it is not. If the pause is over, start an attempt
+        to compute the feature in the background."""
+        trouble = self.availability.withheld(index, user_id)
         if trouble is not None:
-            self.availability.withheld(index, user_id)
             self.try_again()
         return trouble
 
     def try_again(self) -> None:
         """If the pause of a feature is over and no attempt runs, start one to compute it in the background."""
-        if self._attempt is None or self._attempt.done():
-            due = self.availability.due()
-            if due is not None:
-                self._attempt = self._loop.create_task(self._try(*due))
+        idle = self._attempt is None or self._attempt.done()
+        if idle and (due := self.availability.due()) is not None:
+            self._attempt = self._loop.create_task(self._try(*due))
 
     async def close(self) -> None:
-        """Cancel the background attempt, if one runs, to compute a feature that is paused because it failed."""
         if self._attempt is not None:
             self._attempt.cancel()
             await asyncio.gather(self._attempt, return_exceptions=True)
@@ -255,7 +208,7 @@ class Computation:
             self.availability.pause(index, user_id, error_text, slow=bool(snapshot.overdue))
 
     async def _compute(self, asked: Sequence[ComputeRow]) -> list[Profile]:
-        """Compute rows in one statement, in the given order; features that are unavailable are null."""
+        """Compute rows in one statement; features that are unavailable are null."""
         self.try_again()
         unavailable = self.availability.unavailable
         wanted, reasons = asked, {}
@@ -298,8 +251,8 @@ class Computation:
         return profile
 
     def _checked(self, index: int, raw: object, error: str | None, user_id: str) -> tuple[bytes, str | None]:
-        """Encode a value from the database as JSON; return it with None, or null with an error text. An `error` of the
-        SQL is counted and logged, and so is a value that is not of the feature's dtype."""
+        """Encode a value from the database as JSON. Return it with None, or null with an error text, which is counted
+        and logged: the `error` of the SQL, or that the value is not of the feature's dtype."""
         entry = self.registry[index]
         value, wrong = entry.value_of(raw)
         error = error or wrong

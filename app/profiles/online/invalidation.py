@@ -1,9 +1,8 @@
 """Deletes the cache keys that an event made stale, or records in the database that the deletion is *owed*.
 
-An owed deletion is *settled*, that is made, as soon as the cache answers. While a deletion is owed, no process serves
-cached values of users in the same hash slot: a process serves a hit only if it has queried for owed invalidations in
-the last 50 ms (`app.profiles.online.cache_protocol.TrustGate`). If some nodes of a cluster do not answer, deletions are
-owed only to the users of these nodes.
+An owed deletion is *settled*, that is made, as soon as the cache answers. While it is owed, no process serves cached
+values of users in the same hash slot (`app.profiles.online.cache_protocol.TrustGate`). If some nodes of a cluster do
+not answer, deletions are owed only to the users of these nodes.
 
 Invariant: `invalidate` returns only when the DEL is confirmed, or when the owed invalidation is committed and every
 query that ran before the commit is too old, in every process. So a client whose event was acknowledged never reads a
@@ -45,11 +44,8 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
 
     async def invalidate(self, stale: Stale) -> bool:
         """Delete cached values, after the commit that made them stale. Return True if the keys are deleted; False,
-        after `HOLD_BACK_S` seconds, if the cache does not answer and the invalidation is recorded as owed.
-
-        Raises:
-            StoreUnavailable: neither could be done, so the caller must not acknowledge its request.
-        """
+        after `HOLD_BACK_S` seconds, if the cache does not answer and the invalidation is recorded as owed. Raises
+        `StoreUnavailable` if neither could be done: the caller must not acknowledge its request."""
         if not stale:
             return True
         try:
@@ -66,17 +62,15 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
         self.metrics.invalidations.labels("dropped").inc(len(stale))
         return True
 
-    async def settle_now(self) -> bool:
-        """Delete the cache keys of all owed invalidations now. Return True if they are deleted; False, after
-        `HOLD_BACK_S` seconds, if the cache does not answer. Raises `StoreUnavailable`."""
+    async def settle_now(self) -> None:
+        """Delete the cache keys of all owed invalidations. If the cache does not answer, return after `HOLD_BACK_S`.
+        Raises `StoreUnavailable`."""
         try:
             self._require_cache()
             await self.settle()
         except CacheUnavailable as error:
             log.warning("invalidation_owed", users=1, error=str(error))
             await self._hold_back()
-            return False
-        return True
 
     def _require_cache(self) -> None:
         if not self.cache.available:
@@ -88,23 +82,19 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
         await self.pause(HOLD_BACK_S)
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
-        """Delete cached values that were computed before an event.
-
-        `stale` has the sequence number of the event by user id and feature name. The ingest of the event has deleted
-        the keys already, so an older value is a fault: it is deleted, counted as a metric and logged. A value that was
-        computed after the event stays. Raises `CacheUnavailable`.
-        """
+        """Delete cached values that were computed before an event, given its sequence number by user id and feature
+        name. The ingest of the event has deleted the keys already, so an older value is a fault: it is counted and
+        logged. Raises `CacheUnavailable`."""
         cells = {Cell(user_id, name): seq for user_id, names in stale.items() for name, seq in names.items()}
         if not cells:
             return
-        order = list(cells)
-        epoch, held = await self.cache.read(order)
+        epoch, held = await self.cache.read(list(cells))
         if UNAVAILABLE in held:
             raise CacheUnavailable("some nodes of the cache do not answer")
         old = [
             (cell, raw)
-            for cell, raw in zip(order, held, strict=True)
-            if raw is not None and (value := decode(raw)) is not None and value.is_stale(cells[cell])
+            for (cell, seq), raw in zip(cells.items(), held, strict=True)
+            if raw is not None and (value := decode(raw)) is not None and value.is_stale(seq)
         ]
         if old:
             dropped = await self.cache.drop_exactly(epoch, old)
@@ -112,8 +102,8 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
             log.warning("stale_values_dropped", values=dropped)
 
     async def settle(self) -> int:
-        """Delete the cache keys of all users with an owed invalidation, and then the records of these invalidations;
-        return the number of records. Raises `StoreUnavailable`, or `CacheUnavailable` if records are left."""
+        """Delete the cache keys of all users with an owed invalidation, and then the records; return their number.
+        Raises `StoreUnavailable`, or `CacheUnavailable` if records are left."""
         total = 0
         failure: CacheUnavailable | None = None
         failed: frozenset[int] = frozenset()
@@ -141,11 +131,11 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
         return total
 
     def wake(self) -> None:
-        """Make `keep_settling` query for owed invalidations soon, not only after its interval."""
+        """Make `keep_settling` query for owed invalidations now, and not after its interval."""
         self._wake.set()
 
     async def keep_settling(self) -> None:
-        """Delete the keys of owed invalidations soon after `wake`, and every `SETTLE_EVERY_S`. Runs until cancelled."""
+        """Delete the keys of owed invalidations every `SETTLE_EVERY_S`, until cancelled."""
         await repeat("owed_invalidations", self._settle_if_owed, SETTLE_EVERY_S, self._rest)
 
     async def _settle_if_owed(self) -> None:

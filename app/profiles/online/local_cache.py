@@ -1,8 +1,8 @@
 """The local cache: profiles of the most frequently read users, in the memory of this process.
 
 A hit asks no server and is never stale, because each entry is checked against the event log, which all processes share.
-While nothing is committed, a check costs one PRAGMA. Below, "the cache" is the shared cache, Redis or Valkey. A read
-*keeps* a profile by storing it in the local cache, and *finds* a profile if the local cache answers the read.
+Below, "the cache" is the shared cache, Redis or Valkey. A read *keeps* a profile by storing it in the local cache, and
+*finds* a profile if the local cache answers the read.
 
 Invariant: a profile that a read finds reflects every event committed before the read began, and was read after the
 last rebuild or erasure, which clears the local caches of all processes. Interleavings prevented; R is a reader, E the
@@ -36,8 +36,8 @@ PROOFS_PER_TICK = 16
 
 
 class KeptProfile(NamedTuple):
-    """A user's profile in the local cache: the JSON and the version of each feature of a mask. It may be served from
-    `computed_at_ms`, when its newest value was computed, until before `expires_at_ms`, when its first value expires."""
+    """A user's profile: the JSON and the version of each feature of a mask. It may be served from when the newest value
+    was computed, `computed_at_ms`, until before the first one expires, at `expires_at_ms`."""
 
     values: Sequence[bytes]
     versions: Sequence[int]
@@ -49,16 +49,16 @@ class KeptProfile(NamedTuple):
 
 
 class LocalCache(msgspec.Struct, eq=False):
-    """Keeps the profiles of at most `capacity` users in memory. A profile is kept only from the second read of the user
-    that the shared cache answers, so that users who are read once do not displace others."""
+    """Keeps the profiles of at most `capacity` users. A profile is kept only from the second read of the user that the
+    shared cache answers, so that users who are read once do not displace others."""
 
     feed: ChangeFeed
     registry: Registry
     clock: Clock
     capacity: int
+    cleared: int = 0  # how many times
     _kept: dict[str, dict[int, KeptProfile]] = msgspec.field(default_factory=dict)
     _seen: set[str] = msgspec.field(default_factory=set)
-    _cleared: int = 0  # how many times
     _loop: asyncio.AbstractEventLoop = msgspec.field(default_factory=asyncio.get_running_loop)
     _checked: bool | None = None
     _proofs: int = 0
@@ -71,27 +71,21 @@ class LocalCache(msgspec.Struct, eq=False):
         kept = of_user.get(mask) if of_user is not None else None
         return kept if kept is not None and kept.is_current(now_ms) else None
 
-    def find_all(self, wanted: Mapping[str, int], now_ms: int) -> dict[str, KeptProfile]:
-        """What `find` returns for each user and mask, without those for whom it returns None. One loop instead of a
-        call for each user, since a batch has many."""
+    def find_all(self, wanted: Mapping[str, int], now_ms: int) -> dict[str, Sequence[bytes]]:
+        """The values of the profiles that `find` returns, in one loop, since a batch has many users."""
         if (self._checked is None and self._kept.keys().isdisjoint(wanted)) or not self._check():
             return {}
         return {
-            user_id: kept
+            user_id: kept.values
             for user_id, mask in wanted.items()
             if (of_user := self._kept.get(user_id)) is not None
             and (kept := of_user.get(mask)) is not None
             and kept.is_current(now_ms)
         }
 
-    def mark(self) -> int:
-        """How many times the local cache has been cleared. A read calls this before it reads the shared cache and
-        passes the result to `offer`, which keeps nothing if the local cache has been cleared in between."""
-        return self._cleared
-
     def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
-        """Keep a user's profile if the event log proves that it is current. `mark` is the result of `mark()` before the
-        shared cache was read. `held` has the contents of the user's keys, `values` the JSON in them."""
+        """Keep a user's profile if the event log proves that it is current. `mark` is what `cleared` was before the
+        shared cache was read, `held` the contents of the user's keys, and `values` the JSON in them."""
         if user_id not in self._seen:
             if len(self._seen) >= self.capacity:
                 self._seen.clear()
@@ -100,36 +94,42 @@ class LocalCache(msgspec.Struct, eq=False):
         kept = self._kept.get(user_id, {}).get(mask)
         if kept is not None and kept.is_current(self.clock.now_ms()):
             return  # every find checks it
-        if not self._check() or mark != self._cleared or self._proofs >= PROOFS_PER_TICK:
+        if not self._check() or mark != self.cleared or self._proofs >= PROOFS_PER_TICK:
             return
         self._proofs += 1
         try:
             kept = self._proved(user_id, mask, held, values)
         except StoreUnavailable:
             return
-        if kept is not None and kept.is_current(self.clock.now_ms()):
-            self._keep(user_id, mask, kept)
+        if kept is None or not kept.is_current(self.clock.now_ms()):
+            return
+        of_user = self._kept.pop(user_id, {})
+        if len(of_user) >= MASKS_PER_USER:
+            of_user.clear()
+        if len(self._kept) >= self.capacity:
+            del self._kept[next(iter(self._kept))]
+        of_user[mask] = kept
+        self._kept[user_id] = of_user  # at the end: the first one is evicted next
 
     def _check(self) -> bool:
         """Drop the entries of users with new events; return False if the database does not answer. Calls in one tick of
         the event loop share one query. Its result is discarded before the loop handles any request that arrives after
         the query."""
-        if self._checked is None:
-            self._loop.call_soon(self._tick_over)
-            self._checked = self._drop_changed()
-        return self._checked
-
-    def _drop_changed(self) -> bool:
+        if self._checked is not None:
+            return self._checked
+        self._loop.call_soon(self._tick_over)
         try:
             changed = self.feed.changed_users()
         except StoreUnavailable:
+            self._checked = False
             return False
         if changed is None:
             self._kept.clear()
-            self._cleared += 1
+            self.cleared += 1
         else:
             for user_id in changed:
                 self._kept.pop(user_id, None)
+        self._checked = True
         return True
 
     def _tick_over(self) -> None:
@@ -139,8 +139,7 @@ class LocalCache(msgspec.Struct, eq=False):
     def _proved(
         self, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]
     ) -> KeptProfile | None:
-        """Make the local cache entry of a user's profile; None unless the event log proves that every value is current.
-        `held` has the contents of the user's keys, `values` the JSON in them."""
+        """Make an entry of a user's profile; None unless the event log proves that every value is current."""
         newest = self.feed.newest(user_id)
         if newest is None:
             return None
@@ -156,12 +155,3 @@ class LocalCache(msgspec.Struct, eq=False):
             max(value.computed_at_ms for value in found),
             min(value.expires_at_ms or 0 for value in found),
         )
-
-    def _keep(self, user_id: str, mask: int, kept: KeptProfile) -> None:
-        of_user = self._kept.pop(user_id, {})
-        if len(of_user) >= MASKS_PER_USER:
-            of_user.clear()
-        if len(self._kept) >= self.capacity:
-            del self._kept[next(iter(self._kept))]
-        of_user[mask] = kept
-        self._kept[user_id] = of_user  # at the end: the first one is evicted next

@@ -1,8 +1,8 @@
 """Reads profiles: hits come from the cache, misses are computed and stored in it.
 
 Reads of values (`read_values`, `read_recorded`) try the local cache of the process first. All other reads are batched
-(`app.profiles.online.request_batching`). If the cache is unavailable, everything is computed. Invariant: a hit is
-served only while no invalidation is owed in the user's hash slot (see `TrustGate`). `read_unproven` is the exception.
+(`app.profiles.online.request_batching`). If the cache is unavailable, everything is computed. Invariant: except by
+`read_unproven`, a hit is served only while no invalidation is owed in the user's hash slot (see `TrustGate`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ import msgspec
 
 from app.concurrency.overload import OverloadQueue
 from app.errors import CacheUnavailable, Overloaded
-from app.features.ids import hash_slot
-from app.features.profile_read import ProfileRead, ValueRead
-from app.features.registry import Scalar, indices
-from app.profiles.online.cache_protocol import LAST_EXPIRY_MS, NULL, FeatureValue, Profile, not_computed, read_time
+from app.features.registry import ProfileRead, Scalar, ValueRead, indices
+from app.profiles.online.cache_protocol import LAST_EXPIRY_MS, NULL, FeatureValue, Profile, ReadTime, not_computed
 from app.profiles.online.local_cache import KeptProfile, LocalCache
 from app.profiles.online.request_batching import GROUP_CAP, RequestBatching, Wanted
-from app.profiles.ports import EVERY_SLOT, ComputeRow
+from app.profiles.ports import ComputeRow
 
 WAIT_S = 1.0  # in the overload queue, before the cache's server is asked
 
@@ -32,9 +30,8 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
     overload_queue: OverloadQueue = msgspec.field(default_factory=lambda: OverloadQueue(WAIT_S))
 
     async def read(self, wanted: Wanted, *, patient: bool = False) -> dict[str, Profile]:
-        """Read profiles. `wanted` maps user ids to bit masks of features.
-
-        The result reflects every event that was acknowledged before the call. A `patient` read is never shed.
+        """Read profiles, given a mask for each user id. They reflect every event that was acknowledged before the call.
+        A `patient` read is never shed.
 
         Raises:
             StoreUnavailable: values must be computed and the database does not answer.
@@ -51,8 +48,8 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         }
 
     async def read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        """Read the JSON of each wanted feature, in registry order, by user id; from the local cache if it has them.
-        Raises the errors of `read`."""
+        """Read the JSON of each wanted feature by user id, from the local cache if it has them. Raises the errors of
+        `read`."""
         off = self.computation.availability.disabled
         asked = _without(wanted, off) if off else wanted
         found = self._local_hits(asked)
@@ -62,7 +59,7 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         return _all_with_nulls(found, wanted, off) if off else found
 
     async def read_shared_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        """Read the JSON of each wanted feature by user id, without the local cache. Raises the errors of `read`."""
+        """Read values as `read_values` does, without the local cache."""
         off = self.computation.availability.disabled
         if not off:
             return await self._batched(wanted, plain=True)
@@ -71,10 +68,10 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
     async def read_unproven(self, wanted: Wanted, max_age_s: int) -> dict[str, Profile] | None:
         """Read cached profiles while the database does not answer, so that nothing proves that they are current.
 
-        Each value was computed at most `max_age_s` seconds ago and has not expired. A value may lack an event that was
-        acknowledged since: the DEL may have failed, or may have gone to another server, if the cache was replaced
-        meanwhile. Returns None if a value is missing, the cache is unavailable, the database answers, or an
-        invalidation was owed when it last answered.
+        Each value was computed at most `max_age_s` seconds ago and has not expired. It may lack an event that was
+        acknowledged since: the DEL may have failed, or may have gone to another server, if the cache was replaced.
+        Returns None if a value is missing, the cache is unavailable, the database answers, or an invalidation was owed
+        when it last answered.
         """
         if not await self.gate.allows_unproven() or not self.cache.available:
             return None
@@ -86,7 +83,7 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         except CacheUnavailable:
             return None
         now_ms = self.computation.clock.now_ms()
-        at, oldest_ms = read_time(now_ms), now_ms - max_age_s * 1000
+        at, oldest_ms = ReadTime.of(now_ms), now_ms - max_age_s * 1000
         for user_id, index, raw in ((user_id, *item) for user_id, cells in held.items() for item in cells.items()):
             value = self.filler.hit(index, raw, at)
             if value is None or value.computed_at_ms < oldest_ms:
@@ -96,14 +93,14 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         return profiles
 
     async def read_features(self, user_id: str, mask: int) -> dict[str, Scalar]:
-        """Read one user's values by feature name, of the features in the mask. Raises the errors of `read`."""
+        """Read one user's values by feature name. Raises the errors of `read`."""
         values = (await self.read_values({user_id: mask}))[user_id]
         names = self.computation.registry.names
         return {names[index]: _decode(value) for index, value in zip(indices(mask), values, strict=True)}
 
     async def read_recorded(self, user_id: str) -> tuple[dict[str, Scalar], ProfileRead]:
-        """Read one user's values by feature name, with a record of the read: the version of each value, and a moment as
-        of which a computation would give all of the values. Raises the errors of `read`."""
+        """Read one user's values by feature name, with a record of their versions and of a moment as of which a
+        computation would give all of them. Raises the errors of `read`."""
         wanted = {user_id: self.computation.registry.full_mask}
         recorded = self._recorded(self._local_profile(user_id) or (await self.read(wanted))[user_id])
         if recorded is None:
@@ -140,26 +137,13 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         return _with_nulls(kept.values, mask, off) if off else kept.values
 
     async def read_as_of(self, asked: list[ComputeRow]) -> list[Profile]:
-        """Compute profiles as of past moments, one for each row of `asked`, in that order. Nothing is cached.
-
-        Cancelling the call interrupts its statement.
-
-        Raises:
-            Overloaded: the read is shed.
-            StoreUnavailable: the database does not answer, or the process stops.
-        """
+        """Compute profiles as of past moments; see `Computation.moments`. Raises `Overloaded` if the read is shed."""
         overloaded = self.computation.history_overloaded
         if overloaded(len(asked)) and (not await self.overload_queue.wait() or overloaded(len(asked))):
             raise Overloaded("history")
         return await self.computation.moments(asked)
 
-    @property
-    def history_overloaded(self) -> bool:
-        """Whether `read_as_of` would shed any request now."""
-        return self.computation.history_overloaded()
-
     async def close(self) -> None:
-        """Wait until running reads are answered and computed values are stored in the cache."""
         await self.overload_queue.close()
         await super().close()
         await self.computation.close()
@@ -179,21 +163,14 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         return answer
 
     def _local_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        local_cache, distrusted = self._trusted_local_cache()
-        if local_cache is None:
+        if (local_cache := self._usable_local_cache()) is None:
             return {}
-        hits = local_cache.find_all(wanted, self.computation.clock.now_ms())
-        found = {
-            user_id: kept.values
-            for user_id, kept in hits.items()
-            if not distrusted or hash_slot(user_id) not in distrusted
-        }
+        found = local_cache.find_all(wanted, self.computation.clock.now_ms())
         self._count_local(sum(map(len, found.values())))
         return found
 
     def _local_hit(self, user_id: str, mask: int) -> KeptProfile | None:
-        local_cache, distrusted = self._trusted_local_cache()
-        if local_cache is None or (distrusted and hash_slot(user_id) in distrusted):
+        if (local_cache := self._usable_local_cache()) is None:
             return None
         kept = local_cache.find(user_id, mask, self.computation.clock.now_ms())
         if kept is not None:
@@ -204,29 +181,23 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         """The profile with all features from the local cache, or None. The local cache has only one computation time
         and one expiry per profile, so each value gets these."""
         mask = self.computation.registry.full_mask & ~self.computation.availability.disabled
-        nulls = self._nulls()
+        profile = self._nulls()
         kept = self._local_hit(user_id, mask)
         if kept is None:
             return None
-        found = zip(indices(mask), kept.versions, kept.values, strict=True)
-        return nulls | {
-            index: FeatureValue(b"", version, kept.computed_at_ms, kept.expires_at_ms, json, cached=True)
-            for index, version, json in found
-        }
+        for index, version, json in zip(indices(mask), kept.versions, kept.values, strict=True):
+            profile[index] = FeatureValue(b"", version, kept.computed_at_ms, kept.expires_at_ms, json, cached=True)
+        return profile
 
     def _nulls(self) -> Profile:
         """A null value, with the reason, for each feature that is disabled now."""
         disabled = self.computation.availability.disabled_features()
         return {index: not_computed(item.at_ms, str(item)) for index, item in disabled.items()}
 
-    def _trusted_local_cache(self) -> tuple[LocalCache | None, frozenset[int]]:
-        """The local cache if it may be used, and the hash slots of users for whom it may not."""
-        # One rule for all hits: if hits from the server would not be served, local ones are not served either.
-        if self.local_cache is not None and self.cache.available:
-            distrusted = self.gate.check()
-            if isinstance(distrusted, frozenset) and EVERY_SLOT not in distrusted:
-                return self.local_cache, distrusted
-        return None, frozenset()
+    def _usable_local_cache(self) -> LocalCache | None:
+        """The local cache, if hits of all users may be served. It keeps nothing while an invalidation is owed."""
+        usable = self.local_cache is not None and self.cache.available and not self.gate.check()
+        return self.local_cache if usable else None
 
     def _count_local(self, values: int) -> None:
         self.computation.metrics.cache_hits.inc(values)

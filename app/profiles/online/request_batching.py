@@ -20,31 +20,19 @@ import msgspec
 from app.concurrency.tasks import fail
 from app.errors import CacheUnavailable, Overloaded
 from app.features.ids import hash_slot
-from app.profiles.online.cache_protocol import (
-    Filler,
-    PendingCheck,
-    Profile,
-    ReadTime,
-    TrustGate,
-    decode,
-    not_computed,
-    read_time,
-)
+from app.profiles.online.cache_protocol import Filler, PendingCheck, Profile, ReadTime, TrustGate, decode, not_computed
 from app.profiles.online.compute import Computation
 from app.profiles.online.local_cache import LocalCache
-from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, Cache, Epoch
+from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, Cache, Epoch, Held
 
 GROUP_CAP = 256
 
 # Masks of features by user id.
 Wanted = Mapping[str, int]
-# The contents of cells by user id and feature index; None for an empty cell.
-Held = dict[str, dict[int, bytes | None]]
 
 
 class _BatchedRead(NamedTuple):
-    """A request that waits for its answer. The answer has, by user id, the JSON of each feature if `plain`, else the
-    profile. A `patient` request is never shed."""
+    """A request that waits for its answer. For `plain` and `patient`, see `RequestBatching.submit`."""
 
     wanted: Wanted
     plain: bool
@@ -69,15 +57,15 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
     _serving: set[asyncio.Task[None]] = msgspec.field(default_factory=set)
 
     async def close(self) -> None:
-        """Wait until running reads are answered and computed values are stored in the cache."""
+        """Wait until running reads are answered and computed values are stored."""
         while self._serving:
             await asyncio.gather(*self._serving, return_exceptions=True)
         await self.filler.close()
 
     def submit(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> asyncio.Future[dict[str, Any]]:
         """Read at most `GROUP_CAP` users, together with the other requests of this tick. The future gives, by user id,
-        the JSON of each feature if `plain`, else the profile. The future raises `StoreUnavailable`, or `Overloaded` if
-        values must be computed, too many requests wait already and this request is not `patient`."""
+        the JSON of each feature if `plain`, else the profile. It raises `StoreUnavailable`, or `Overloaded` if values
+        must be computed, too many requests wait already and this request is not `patient`."""
         request = _BatchedRead(wanted, plain, patient, self._loop.create_future())
         group = self._open
         if group is None or self._open_users + len(wanted) > GROUP_CAP:
@@ -111,39 +99,36 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
 
     async def _read_and_fill(self, waiting: list[_BatchedRead], check: frozenset[int] | PendingCheck) -> None:
         masks = self.computation.masks
-        mark = self.local_cache.mark() if self.local_cache is not None else 0
+        mark = self.local_cache.cleared if self.local_cache is not None else 0
         epoch, held = await self.cache.read_rows(
             [(user_id, masks(mask).features) for request in waiting for user_id, mask in request.wanted.items()]
         )
-        distrusted = check if isinstance(check, frozenset) else await check.distrusted()
+        distrusted = check if isinstance(check, frozenset) else await check()
         if EVERY_SLOT in distrusted:
             await self._degrade(waiting, "owed")
             return
         if distrusted:
-            held = self._without(distrusted, waiting, held)
-        at = read_time(self.computation.clock.now_ms())
+            self._withhold(distrusted, waiting, held)
+        at = ReadTime.of(self.computation.clock.now_ms())
         waiting, profiles, missing = self._answer_hits(waiting, held, at, mark)
         if missing:
             await self._fill_in(epoch, missing, at, profiles, distrusted)
         self._answer(waiting, profiles)
 
-    def _without(
-        self, distrusted: frozenset[int], requests: list[_BatchedRead], held: list[bytes | None]
-    ) -> list[bytes | None]:
-        """The contents of the keys, with `UNAVAILABLE` for the users whose cached values must not be served."""
-        left: list[bytes | None] = []
-        for request in requests:
-            for user_id, _, part in self._parts(request.wanted, held, len(left)):
-                left += [UNAVAILABLE] * len(part) if hash_slot(user_id) in distrusted else part
-        return left
+    def _withhold(self, distrusted: frozenset[int], requests: list[_BatchedRead], held: list[bytes | None]) -> None:
+        """Replace the contents of the keys of users whose cached values must not be served by `UNAVAILABLE`."""
+        end = 0
+        for user_id, mask in (item for request in requests for item in request.wanted.items()):
+            start, end = end, end + self.computation.masks(mask).width
+            if hash_slot(user_id) in distrusted:
+                held[start:end] = [UNAVAILABLE] * (end - start)
 
     def _answer_hits(
         self, requests: list[_BatchedRead], held: list[bytes | None], at: ReadTime, mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
-        """Answer the requests whose values are all cached, and shed the others (not `patient` ones) if the process is
+        """Answer the requests whose values are all cached, and shed the others, unless `patient`, if the process is
         overloaded. Return the requests that need a computation, the cached values of their users, and the contents of
-        the keys without a hit, which become the tokens of fills. `held` has the contents of all keys; `mark` is from
-        `LocalCache.mark`, called before they were read."""
+        the keys without a hit, which become the tokens of fills. For `mark`, see `LocalCache.offer`."""
         local_cache, masks = self.local_cache, self.computation.masks
         overloaded = self.computation.overloaded
         shed = 0
@@ -179,21 +164,14 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         return waiting, profiles, missing
 
     def _hits(self, wanted: Wanted, held: Sequence[bytes | None], at: ReadTime) -> dict[str, Sequence[bytes]] | None:
-        """The JSON of each wanted feature by user id, given the contents of the keys; None unless all are hits."""
+        """The JSON of each wanted feature by user id; None unless all are hits, and of the same features."""
         if len(wanted) == 1:
             ((user_id, mask),) = wanted.items()
             values = self.computation.masks(mask).values(held, at)
             return {user_id: values} if values is not None else None
-        if len(masks := set(wanted.values())) == 1:
-            rows = self.computation.masks(masks.pop()).rows(held, at)
-            return dict(zip(wanted, rows, strict=True)) if rows is not None else None
-        answer: dict[str, Sequence[bytes]] = {}
-        for user_id, mask, part in self._parts(wanted, held, 0):
-            values = self.computation.masks(mask).values(part, at)
-            if values is None:
-                return None
-            answer[user_id] = values
-        return answer
+        masks = set(wanted.values())
+        rows = self.computation.masks(masks.pop()).rows(held, at) if len(masks) == 1 else None
+        return dict(zip(wanted, rows, strict=True)) if rows is not None else None
 
     def _parts(
         self, wanted: Wanted, held: Sequence[bytes | None], start: int
@@ -208,8 +186,8 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         return {index: value for index, value in values if value is not None}
 
     def _found(self, user_id: str, mask: int, held: Sequence[bytes | None], at: ReadTime, missing: Held) -> Profile:
-        """The part of a user's profile that needs no computation: the hits, and nulls for paused features. `held` has
-        the contents of the user's keys. Those of all other features are added to `missing`."""
+        """The part of a user's profile that needs no computation: the hits, and nulls for paused features. The contents
+        of the keys of all other features are added to `missing`."""
         profile: Profile = {}
         for index, raw in zip(self.computation.masks(mask).indices, held, strict=True):
             value = self.filler.hit(index, raw, at)
@@ -241,7 +219,7 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         await asyncio.gather(*(self._compute(request, reason) for request in requests))
 
     async def _compute(self, request: _BatchedRead, reason: str) -> None:
-        """Compute the values of a request and answer it. `reason` says why the cache is not used, for the metrics."""
+        """Compute the values of a request and answer it. `reason`: why the cache is not used, for the metrics."""
         wanted = request.wanted
         self.computation.metrics.degraded_reads.labels(reason).inc(len(wanted))
         try:
@@ -259,9 +237,9 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
     async def _fill_in(
         self, epoch: Epoch, missing: Held, at: ReadTime, profiles: dict[str, Profile], distrusted: frozenset[int]
     ) -> None:
-        """Compute the values of the features in `missing`, add them to `profiles`, and store them in the cache after
-        the answer. `missing` has the contents of their keys, and `distrusted` the hash slots whose cached values were
-        not used. Tokens are taken before the computation, as the cache protocol demands."""
+        """Compute the features in `missing`, which has the contents of their keys; add them to `profiles`, and store
+        them in the cache after the answer. `distrusted`: the hash slots whose cached values were not used. Tokens are
+        taken before the computation, as the cache protocol demands."""
         for user_id, cells in missing.items():
             if UNAVAILABLE in cells.values():
                 reason = "owed" if hash_slot(user_id) in distrusted else "unavailable"

@@ -5,13 +5,11 @@ The population stability index (PSI) over bins with shares `now_i` and `before_i
     PSI = sum over i of (now_i - before_i) * ln(now_i / before_i)
 
 It is the symmetric form of the Kullback-Leibler divergence (Jeffreys), never negative, and 0 if the shares are equal.
-Usual bands: below 0.1 stable, 0.1 to 0.25 moderate, above 0.25 major (N. Siddiqi: Credit Risk Scorecards, 2006). Null
-has its own bin. `SMOOTHING` is added to each share, and the shares are divided by their new sum, so a bin that is empty
-on one side does not give infinity and equal shares stay equal.
-
-Chance alone gives about (bins - 1) * (1/n + 1/m) for populations of n and m users (B. Yurdakul: Statistical properties
-of the population stability index, 2018). If that is more than `MOST_NOISE`, or a side has fewer than `FEWEST` users,
-the PSI is not computed.
+Usual bands: below 0.1 stable, 0.1 to 0.25 moderate, above 0.25 major (N. Siddiqi: Credit Risk Scorecards, 2006).
+`SMOOTHING` is added to each share, and the shares are divided by their new sum, so a bin that is empty on one side does
+not give infinity and equal shares stay equal. Chance alone gives about (bins - 1) * (1/n + 1/m) for populations of n
+and m users (B. Yurdakul: Statistical properties of the population stability index, 2018). If that is more than
+`MOST_NOISE`, or a side has fewer than `FEWEST` users, the PSI is not computed.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import msgspec
@@ -65,8 +64,8 @@ def common_bins(dtype: Dtype, now: Counter[Scalar], before: Counter[Scalar]) -> 
 
 
 def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
-    """The counts of the values that are numbers, by number. A number is counted as 0 if its absolute value is at most
-    `TINY`, as `HUGE` if it is larger than `HUGE`, and as `-HUGE` if it is smaller than `-HUGE`."""
+    """The counts of the values that are numbers, by number. In both directions, numbers up to `TINY` are counted as 0,
+    and those beyond `HUGE` as `HUGE`."""
     counts: Counter[float] = Counter()
     for value, count in values.items():
         if isinstance(value, int | float):
@@ -75,7 +74,7 @@ def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
 
 
 def quantiles(found: Iterable[N], shares: Sequence[float]) -> list[N | None]:
-    """The quantile of the numbers `found` for each share (0 to 1), by nearest rank; all None if there is no number."""
+    """The quantile of the numbers for each share (0 to 1), by nearest rank; all None if there is no number."""
     ranked = sorted(found)
     return [ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else None for share in shares]
 
@@ -97,7 +96,7 @@ def band(figure: float) -> Band:
 
 
 def too_few(bins: Sequence[CommonBin]) -> str | None:
-    """The reason why the populations are too small for a PSI; None if they are large enough."""
+    """Why the populations are too small for a PSI; None if they are large enough."""
     now, before = sum(part.now for part in bins), sum(part.before for part in bins)
     if min(now, before) < FEWEST:
         return f"too few users: {now:,} now and {before:,} before; {FEWEST} each are the least"
@@ -126,14 +125,11 @@ def _numbers(dtype: Dtype, now: Counter[float], before: Counter[float]) -> list[
     if len(pooled) == 1 or (dtype == "int" and len(pooled) <= MAX_CATEGORIES):
         return _categories(pooled, now, before)
     edges = _edges(dtype, pooled)
-    counts = [[0] * (len(edges) - 1) for _ in range(2)]
-    for side, filled in zip((now, before), counts, strict=True):
-        for number, count in side.items():
-            filled[min(max(bisect_right(edges, number) - 1, 0), len(edges) - 2)] += count
-    bins = [
-        CommonBin(in_now, in_before, start=start, end=end)
-        for in_now, in_before, start, end in zip(counts[0], counts[1], edges, edges[1:], strict=False)
-    ]
+    bins = [CommonBin(0, 0, start=start, end=end) for start, end in pairwise(edges)]
+    for number in pooled:
+        part = bins[min(max(bisect_right(edges, number) - 1, 0), len(bins) - 1)]
+        part.now += now[number]
+        part.before += before[number]
     if min(pooled) < edges[0]:
         bins[0].start = None
     if max(pooled) > edges[-1] or (dtype == "int" and max(pooled) == edges[-1]):

@@ -1,8 +1,12 @@
-"""Measures data quality for users drawn at random: the freshness of their cached values, and their distributions.
+"""Measures data quality for users drawn at random, and finds the users behind a number of a report.
 
 For each page of users, the inspector compares the cache with the log. Then the users' values are computed as of the
-measurement and as of `BEFORE_DAYS` days before it, by the SQL statement that also answers reads. The users come in
-random order, so if time runs out, the users measured until then are a smaller uniform sample.
+measurement and as of `BEFORE_DAYS` days before it. The users come in random order, so if time runs out, the users
+measured until then are a smaller uniform sample.
+
+The search reads the cache now, and goes through all eligible users in bounded steps, one per request. Invariant: a step
+leaves out a user only if the user's cached value is not in the wanted state when the step reads it. So the steps
+together find every user whose value is in that state during the whole search.
 """
 
 from __future__ import annotations
@@ -11,14 +15,16 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from random import Random
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from app.errors import CacheUnavailable, Unavailable
 from app.features.clock import DAY_MS, Clock
-from app.profiles.consistency.inspection import Inspector
+from app.profiles.consistency.inspection import Inspection, Inspector
+from app.profiles.online.cache_protocol import NULL
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow
-from app.profiles.quality.report import Figures, QualityReport, UserSample, report
+from app.profiles.quality.report import Figures, QualityReport, QualityRepository, UserSample, report
 from app.telemetry import logger
 
 BEFORE_DAYS = 7
@@ -31,8 +37,10 @@ REST = 3.0
 PACE = 0.9  # the share of the budget to plan with; the rest is for slow steps
 DRAW_SHARE = 0.4  # of the budget; after it, the draw does not pause any more, so that time is left to measure
 BUDGET_S = 30.0
+SEARCH_PAGE, MOST_SCANNED, MOST_S = 200, 5_000, 1.0
 TRIES = 5
 TRY_AGAIN_S = 0.5
+Sought = Literal["fresh", "missing", "stale", "null"]
 log = logger("profiles.quality")
 
 
@@ -40,25 +48,34 @@ class DrawTimeout(Unavailable):
     """Drawing the users took all the time of a measurement."""
 
 
-class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
-    """Measures data quality, one measurement at a time. It compares two samples of users, of now and of `BEFORE_DAYS`
-    days ago. `sample` is the largest number of users in each."""
+class FoundUsers(NamedTuple):
+    """The result of one step of a search. `users` has an inspection, with one cell, of each user found; None if the
+    cache is unavailable. `scanned` users were examined. The next step begins after the user id `next_after`, which is
+    None if all users have been examined."""
+
+    at_ms: int
+    users: list[Inspection] | None
+    scanned: int
+    next_after: str | None
+
+
+class DataQuality(msgspec.Struct, kw_only=True, eq=False):
+    """Makes one measurement at a time, of two samples of users: of now and of `BEFORE_DAYS` days ago. `sample` is the
+    largest number of users in each. `start` asks a worker to carry out a run; if that request is lost, a periodic job
+    repeats it."""
 
     inspector: Inspector
     random: Random
+    runs: QualityRepository
+    start: Callable[[int], Awaitable[None]]
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     sample: int = SAMPLE
     _turn: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
 
     async def measure(self, budget_s: float = BUDGET_S) -> QualityReport:
-        """Draw users and measure as many as `budget_s` seconds allow, at least one page of `PAGE` users.
-
-        Raises:
-            DrawTimeout: the time was up before the users were drawn.
-            StoreUnavailable: the database does not answer.
-        """
-        computation = self.inspector.computation
-        clock = computation.clock
+        """Draw users and measure as many as `budget_s` seconds allow, at least one page. Raises `DrawTimeout` if the
+        time was up before the users were drawn, or `StoreUnavailable`."""
+        registry, clock = self.inspector.computation.registry, self.inspector.computation.clock
         async with self._turn:
             begun = clock.monotonic()
             sample = await self._draw(begun + DRAW_SHARE * budget_s, begun + budget_s)
@@ -75,14 +92,13 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
                     ended = clock.monotonic()
                     spare_s = left_s * (start + PAGE) / users - (ended - drawn)
                     await self.pause(max(0.0, min(REST * (ended - step_begun), spare_s)))
-            return report(sample, computation.registry, clock.now_ms())
+            return report(sample, registry, clock.now_ms())
 
     async def _draw(self, rest_until: float, until: float) -> UserSample:
-        """Draw one sample of users for now, and one for `BEFORE_DAYS` days ago. For each of the two times, the users
-        with an event in the longest window before it are eligible. For `rest_until` and `until`, see `draw`."""
+        """Draw one sample of users for now, and one for `BEFORE_DAYS` days ago, from the users with an event in the
+        longest window before that time. For `rest_until` and `until`, see `draw`."""
         users, computation = self.inspector.users, self.inspector.computation
-        registry, clock = computation.registry, computation.clock
-        now_ms = clock.now_ms()
+        registry, clock, now_ms = computation.registry, computation.clock, computation.clock.now_ms()
         before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))
         (eligible, now), (eligible_before, before) = [
@@ -94,52 +110,88 @@ class QualityMeasurement(msgspec.Struct, kw_only=True, eq=False):
         return UserSample(now_ms, before_ms, oldest_ms, eligible, now, eligible_before, before, figures)
 
     async def _count_held(self, sample: UserSample, start: int) -> None:
-        """Count the cached values of one page of `sample.now`, which begins at index `start`, by state, age and value.
-        If the cache is unavailable, give up at once on the first page, and after `TRIES` attempts on later ones."""
+        """Count the cached values of the page of `sample.now` that begins at index `start`, by state, age and value. If
+        the cache is unavailable, give up at once on the first page, and after `TRIES` attempts on later ones."""
         if not sample.cache_answers:
             return
-        for attempt in range(1, TRIES + 1):
+        inspections: list[Inspection] = []
+        for left in reversed(range(TRIES if start else 1)):
             try:
                 inspections = await self.inspector.freshness(sample.now[start : start + PAGE])
+                break
             except CacheUnavailable as error:
-                if start == 0 or attempt == TRIES:
+                if not left:
                     log.warning("measured_without_cache", error=str(error))
                     sample.cache_answers = False
                     return
                 await self.pause(TRY_AGAIN_S)
-            else:
-                for cell in (cell for inspection in inspections for cell in inspection.cells):
-                    figures = sample.figures[cell.entry.name]
-                    figures.states[cell.state] += 1
-                    if cell.held is not None:
-                        figures.ages_ms.append(max(0, sample.now_ms - cell.held.computed_at_ms))
-                        figures.held[msgspec.json.decode(cell.held.json)] += 1
-                return
+        for cell in (cell for inspection in inspections for cell in inspection.cells):
+            figures = sample.figures[cell.entry.name]
+            figures.states[cell.state] += 1
+            if cell.held is not None:
+                figures.ages_ms.append(max(0, sample.now_ms - cell.held.computed_at_ms))
+                figures.held[msgspec.json.decode(cell.held.json)] += 1
 
     async def _count_values(self, sample: UserSample, start: int) -> None:
         """Count the values computed for a page of `sample.now` as of `now_ms`, and of `before` as of `before_ms`."""
-        computation = self.inspector.computation
-        registry, availability = computation.registry, computation.availability
-        mask = registry.full_mask & ~availability.unavailable
-        asked = [ComputeRow(user_id, mask, sample.now_ms) for user_id in sample.now[start : start + PAGE]]
+        registry = self.inspector.computation.registry
+        page = slice(start, start + PAGE)
+        asked = [ComputeRow(user_id, registry.full_mask, sample.now_ms) for user_id in sample.now[page]]
         now = len(asked)
-        asked += [ComputeRow(user_id, mask, sample.before_ms) for user_id in sample.before[start : start + PAGE]]
-        snapshot = await computation.source.compute(sample.now_ms, asked)
-        for (place, index), reason in snapshot.errors.items():
-            if snapshot.overdue >> index & 1:
-                availability.pause(index, asked[place].user_id, reason, slow=True)
-        for index, entry in enumerate(registry):
-            figures = sample.figures[entry.name]
-            for place, (row, raws) in enumerate(zip(asked, snapshot.rows, strict=True)):
-                if not row.mask >> index & 1:
-                    figures.fail(availability.reason(index))
-                    continue
-                value, error = entry.value_of(raws[index])
-                error = snapshot.errors.get((place, index), error)
-                if error is not None:
-                    figures.fail(error)
+        asked += [ComputeRow(user_id, registry.full_mask, sample.before_ms) for user_id in sample.before[page]]
+        for place, profile in enumerate(await self.inspector.computation.moments(asked)):
+            for index, value in profile.items():
+                figures = sample.figures[registry[index].name]
+                if value.error is not None:
+                    figures.fail(value.error)
                 else:
-                    (figures.now if place < now else figures.before)[value] += 1
+                    (figures.now if place < now else figures.before)[msgspec.json.decode(value.json)] += 1
+
+    async def carry_out(self, run_id: int, budget_s: float) -> None:
+        """Measure data quality and store the report, unless the run has ended. The run fails if the users cannot be
+        drawn in time: another attempt would not be faster. Raises `Unavailable` if it can be tried again later."""
+        clock = self.inspector.computation.clock
+        if not await self.runs.begin(run_id, clock.now_ms()):
+            return
+        try:
+            found = await self.measure(budget_s)
+        except DrawTimeout as error:
+            log.error("quality_not_measured", run=run_id, error=str(error))
+            await self.runs.finish(run_id, "failed", clock.now_ms(), error=str(error))
+            return
+        body = msgspec.json.encode(found).decode()
+        await self.runs.finish(run_id, "completed", clock.now_ms(), measured=found.measured, body=body)
+        log.info("quality_measured", run=run_id, eligible=found.eligible, measured=found.measured)
+
+    async def find_users(self, feature: str, sought: Sought, after: str, limit: int) -> FoundUsers:
+        """Find users whose cached value of a feature is in the state `sought`, in the order of their ids. Examine the
+        eligible users with ids above `after`, until `limit` users are found, `MOST_SCANNED` users have been examined,
+        or `MOST_S` seconds are over. Raises `UnknownFeature` or `StoreUnavailable`."""
+        inspector = self.inspector
+        registry, clock = inspector.computation.registry, inspector.computation.clock
+        mask = registry.mask([feature])
+        now_ms = clock.now_ms()
+        deadline = clock.monotonic() + MOST_S
+        found: list[Inspection] = []
+        scanned = 0
+        while scanned < MOST_SCANNED and clock.monotonic() <= deadline:
+            page = await inspector.users.eligible(after, now_ms - registry.longest_window_ms(), SEARCH_PAGE)
+            try:
+                inspections = await inspector.freshness(page, mask) if page else []
+            except CacheUnavailable:
+                return FoundUsers(now_ms, None, scanned, None)
+            for inspection in inspections:
+                scanned += 1
+                after = inspection.user_id
+                (cell,) = inspection.cells
+                null = cell.held is not None and cell.held.json == NULL
+                if null if sought == "null" else cell.state == sought:
+                    found.append(inspection)
+                    if len(found) == limit:
+                        return FoundUsers(now_ms, found, scanned, after)
+            if len(page) < SEARCH_PAGE:
+                return FoundUsers(now_ms, found, scanned, None)
+        return FoundUsers(now_ms, found, scanned, after)
 
 
 async def draw(
@@ -152,13 +204,11 @@ async def draw(
     rest_until: float = math.inf,
     until: float = math.inf,
 ) -> tuple[int, list[str]]:
-    """Draw up to `size` users at random from the users with an event in `span`, (first, last) in milliseconds.
+    """Draw up to `size` users at random from the users with an event in `span`, (first, last) in milliseconds. Return
+    the number of these users, and the drawn ones, a uniform sample in random order.
 
-    `eligible`: see `UserQueries.eligible`. Returns the number of users with an event in the span, and the drawn users,
-    a uniform sample in random order.
-
-    Uses J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985), page by page, with a pause after each page
-    until the monotonic time `rest_until`. Raises `DrawTimeout` at the time `until`.
+    `eligible`: see `UserQueries.eligible`. Uses J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985),
+    page by page, with a pause after each page until the monotonic time `rest_until`. Raises `DrawTimeout` at `until`.
     """
     drawn: list[str] = []
     seen, after, began = 0, "", clock.monotonic()

@@ -1,14 +1,15 @@
 """The report of a data quality measurement, as it is stored and shown, and its computation from the counts.
 
-Invariant: for each feature, fresh + missing + stale = measured, or all three are None if the cache did not answer.
-Drift does not need the cache. If every eligible user was measured, the confidence intervals have no width.
+An admin requests a *run* of the measurement, and a worker carries it out as one job. At most one run is active. A run
+that a crash interrupted is measured again from the beginning.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -17,17 +18,20 @@ from app.features.clock import DAY_MS, rfc3339
 from app.features.registry import Feature, Registry, Scalar
 from app.profiles.consistency.inspection import State
 from app.profiles.quality.drift import CommonBin, band, common_bins, psi, quantiles, too_few
+from app.telemetry import logger
 
+KEPT = 10
 AGE_SHARES = (0.5, 0.9, 0.99, 1.0)
 Z_95 = 1.96
+RunState = Literal["queued", "running", "completed", "failed"]
 ShareInterval = Annotated[list[float], Meta(min_length=2, max_length=2, description="From and to, 95 % confidence.")]
+log = logger("profiles.quality")
 
 
 class Figures(msgspec.Struct):
     """The counts of one feature during a measurement. `states` counts the users by the state of their cached value.
-    `ages_ms` has the ages of the cached values, and `held` counts them by value. `now` and `before` count the values
-    computed as of the measurement and as of 7 days before it. `failed` of these could not be computed; `failure` is the
-    first reason."""
+    `ages_ms` has the ages of the cached values, and `held` counts them by value. `now` and `before` count the computed
+    values. `failed` values could not be computed; `failure` is the first reason."""
 
     states: Counter[State | None] = msgspec.field(default_factory=Counter)
     ages_ms: list[int] = msgspec.field(default_factory=list)
@@ -38,19 +42,15 @@ class Figures(msgspec.Struct):
     failure: str = ""
 
     def fail(self, reason: str) -> None:
-        """Count a value that could not be computed. Only the first reason is stored."""
+        """Count a value that could not be computed."""
         self.failed += 1
         self.failure = self.failure or reason
 
 
 class UserSample(msgspec.Struct):
-    """The users of a measurement, drawn at random as of two moments, and the counts of their values.
-
-    The users `now` were drawn from the `eligible` users as of `now_ms`, and the users `before` from the
-    `eligible_before` users as of `before_ms`. A user is eligible if an event of the user lies in the longest window (of
-    any feature) before the moment. `figures` is by feature name. `oldest_event_ms` is the time of the oldest stored
-    event.
-    """
+    """The users of a measurement, and the counts of their values by feature name. The users `now` were drawn from the
+    `eligible` users with an event in the longest window before `now_ms`, and the users `before` from the
+    `eligible_before` users with an event in the longest window before `before_ms`."""
 
     now_ms: int
     before_ms: int
@@ -155,11 +155,11 @@ def report(sample: UserSample, registry: Registry, finished_at_ms: int) -> Quali
 
 
 def interval(count: float, measured: int, eligible: int, of: int | None = None) -> ShareInterval | None:
-    """The 95 % confidence interval of the share `count / of` among all eligible users; None if `of` is 0.
+    """The 95 % confidence interval of the share `count / of` among all eligible users; None if `of` is 0. `of` is the
+    number of measured users that the share refers to, by default all.
 
     E. B. Wilson's score interval (Probable inference, the law of succession, and statistical inference, 1927), with the
-    correction for a finite population: if `measured` is `eligible`, the share is exact. `of` is the number of measured
-    users that the share refers to, by default all.
+    correction for a finite population: if all are measured, the share is exact.
     """
     of = measured if of is None else of
     if not of:
@@ -175,8 +175,7 @@ def interval(count: float, measured: int, eligible: int, of: int | None = None) 
 
 
 def margin(measured: int, eligible: int) -> float:
-    """The margin of error of a share that is measured on `measured` of `eligible` users. It is half the width of the 95
-    % interval in the worst case, a share of 50 %."""
+    """The margin of error of a share: half the width of the interval in the worst case, a share of 50 %."""
     widest = interval(measured / 2, measured, eligible)
     return (widest[1] - widest[0]) / 2 if widest else 0.0
 
@@ -185,10 +184,9 @@ def _feature(entry: Feature, sample: UserSample, figures: Figures) -> FeatureQua
     drift, measured = _drift(entry, sample, figures), len(sample.now)
     if not sample.cache_answers:
         return FeatureQuality(sample.eligible, measured, None, None, None, None, None, None, None, drift)
+    share = partial(interval, measured=measured, eligible=sample.eligible)
     fresh, missing, stale = (figures.states[state] for state in ("fresh", "missing", "stale"))
     live, nulls = fresh + stale, figures.held[None]
-    shares = [interval(count, measured, sample.eligible) for count in (fresh, missing, stale)]
-    null = interval(nulls, measured, sample.eligible, live)
     return FeatureQuality(
         sample.eligible,
         measured,
@@ -196,7 +194,7 @@ def _feature(entry: Feature, sample: UserSample, figures: Figures) -> FeatureQua
         missing,
         stale,
         nulls / live if live else None,
-        Intervals(shares[0], shares[1], shares[2], null),
+        Intervals(share(fresh), share(missing), share(stale), share(nulls, of=live)),
         AgePercentiles(*quantiles(figures.ages_ms, AGE_SHARES)),
         distribution(entry, figures.held),
         drift,
@@ -227,8 +225,8 @@ def _unreached(entry: Feature, sample: UserSample) -> str | None:
 
 
 def distribution(entry: Feature, held: Counter[Scalar]) -> list[dict[str, object]]:
-    """Count the values that are not null in the bins of `common_bins`, as `{"value", "count"}` or `{"from", "to",
-    "count"}`. Of texts, only the `MAX_CATEGORIES` most frequent are counted."""
+    """The counts of the values that are not null, as `{"value", "count"}` or `{"from", "to", "count"}`. Of texts, only
+    the `MAX_CATEGORIES` most frequent are counted."""
     return [
         {"value": part.value, "count": part.now}
         if part.kind == "value"
@@ -236,3 +234,55 @@ def distribution(entry: Feature, held: Counter[Scalar]) -> list[dict[str, object
         for part in common_bins(entry.dtype, held, Counter())
         if part.kind == "range" or (part.kind == "value" and part.now)
     ]
+
+
+class QualityRun(NamedTuple):
+    """A stored run. `measured` is the number of users, 0 until the run is completed; `body` is the report as JSON."""
+
+    id: int
+    state: RunState
+    requested_by: str
+    requested_at_ms: int
+    started_at_ms: int | None
+    finished_at_ms: int | None
+    measured: int
+    body: str | None
+    error: str | None
+
+    @property
+    def active(self) -> bool:
+        return self.state in ("queued", "running")
+
+
+class QualityRepository(Protocol):
+    """Stores the runs of the measurement. Raises `StoreUnavailable`."""
+
+    async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
+        """The active run, and False; if there is none, a new run, and True."""
+
+    async def newest(self, limit: int) -> list[QualityRun]:
+        """Up to `limit` runs, newest first, without their reports."""
+
+    async def newest_completed(self) -> QualityRun | None:
+        """The newest run that has a report; None if there is none."""
+
+    async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
+        """Ids of active runs that were last updated before `before_ms`, or after `after_ms`: by a clock that was
+        ahead."""
+
+    async def begin(self, run_id: int, now_ms: int) -> bool:
+        """Mark a run as running; return False if the run has ended."""
+
+    async def finish(
+        self, run_id: int, state: RunState, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""
+    ) -> bool:
+        """Set the final state of a run and delete all but the last `KEPT` runs; return False if the run had ended."""
+
+
+def readable_report(run: QualityRun) -> QualityReport | None:
+    """The report of a completed run; None if a release wrote it in a form that this release cannot read."""
+    try:
+        return msgspec.json.decode(run.body or "", type=QualityReport)
+    except msgspec.MsgspecError as error:
+        log.warning("report_unreadable", run=run.id, error=str(error))
+        return None

@@ -10,8 +10,7 @@ from typing import Any
 import msgspec
 
 from app.features.ids import id_problem
-from app.features.profile_read import ProfileRead
-from app.features.registry import Scalar
+from app.features.registry import ProfileRead, Scalar
 from app.profiles.ports import LoggedProfile
 from app.stores.sql.damaged_rows import readable
 from app.stores.sql.database import SqlRepository

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.profiles.quality.runs import KEPT, QualityRun, State
+from app.profiles.quality.report import KEPT, QualityRun, RunState
 from app.stores.sql.database import SERVICE, Connection, SqlRepository
 
 _BEFORE_BODY = "id, state, requested_by, requested_at_ms, started_at_ms, finished_at_ms, done, "
@@ -35,7 +35,7 @@ WHERE state IN ('completed', 'failed')
 
 
 class SqlQualityRepository(SqlRepository):
-    """The runs that measure data quality. Implements `app.profiles.quality.runs.QualityRepository`."""
+    """The runs that measure data quality. Implements `app.profiles.quality.report.QualityRepository`."""
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
         def work(connection: Connection) -> tuple[QualityRun, bool]:
@@ -61,7 +61,7 @@ class SqlQualityRepository(SqlRepository):
         return await self._database.execute(UPDATE_BEGUN, {"id": run_id, "now": now_ms}) > 0
 
     async def finish(
-        self, run_id: int, state: State, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""
+        self, run_id: int, state: RunState, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""
     ) -> bool:
         values = {"id": run_id, "state": state, "now": now_ms, "measured": measured, "body": body, "error": error}
 

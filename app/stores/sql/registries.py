@@ -7,8 +7,8 @@ from contextlib import suppress
 import msgspec
 
 from app.errors import Conflict, RegistryError, StoreUnavailable
-from app.features.plan import Announced, Definition, definitions_of
-from app.features.registry import Registry
+from app.features.plan import Announced, definitions_of
+from app.features.registry import Definition, Registry
 from app.stores.sql.database import Connection, Database, SqlRepository
 
 SELECT_FEATURE_KEYS = "SELECT subject, feature FROM feature_keys"

@@ -247,7 +247,7 @@ async def test_quality_is_measured_in_one_job(service: OpenService) -> None:
 
 async def test_measurement_fails_after_its_attempts(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = await service.quality.runs.open("ann", now_ms())
-    monkeypatch.setattr(type(service.quality.measurement), "measure", failing(RuntimeError("a defect")))
+    monkeypatch.setattr(type(service.quality), "measure", failing(RuntimeError("a defect")))
     ctx = job(service)
     for _ in range(UNEXPECTED_TRIES - 1):
         with pytest.raises(Retry):

@@ -174,7 +174,7 @@ def test_registries_of_the_module_are_named_when_the_name_is_wrong(own: str, tmp
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("window=timedelta(days=30),", "", "missing 1 required keyword-only argument: 'window'"),
+        ("window=timedelta(days=30),", "", "Missing required argument 'window'"),
         ("dtype='int'", "dtype='integer'", "feature 'probe': unknown dtype 'integer'; allowed are float, int, str"),
         ("days=30", "days=0", "feature 'probe': the window must be positive"),
         ("views", "tip_views", "feature 'probe': the SQL may read only the relations views and feedback"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.features.registry import Registry, wrong_dtype
+from app.features.registry import Registry
 from app.profiles.ports import ComputeRow, Snapshot
 from app.profiles.trial import Trial, try_features
 from tests.support.clock import FakeClock
@@ -70,4 +70,4 @@ async def test_nothing_is_computed_when_no_user_is_stored() -> None:
     [(b"", "more than one row, or a blob,"), (1.5, "float 1.5"), (1 << 70, f"int {1 << 70}"), ("secret text", "text")],
 )
 def test_value_of_another_dtype_is_described_without_its_text(raw: object, shown: str) -> None:
-    assert wrong_dtype(raw, "int") == f"the SQL gave {shown} where int is declared"
+    assert REGISTRY[0].value_of(raw) == (None, f"the SQL gave {shown} where int is declared")

@@ -120,7 +120,7 @@ async def test_figures_are_of_a_sample_when_users_are_many(own_site: Live) -> No
     for user in users[:30]:
         await own_site.features(user)
     await own_site.filled()
-    own_site.service.quality.measurement.sample = 20
+    own_site.service.quality.sample = 20
     report = await quality(own_site)
     sizes = [report[name] for name in ("eligible", "measured", "eligible_before", "measured_before")]
     assert sizes == [60, 20, 0, 0]
@@ -137,7 +137,7 @@ async def test_figures_are_of_a_sample_when_users_are_many(own_site: Live) -> No
 
 
 async def test_measurement_ends_when_the_client_disconnects(own_site: Live) -> None:
-    measurement, measuring = own_site.service.quality.measurement, asyncio.Event()
+    measurement, measuring = own_site.service.quality, asyncio.Event()
 
     async def forever(_: float) -> None:
         measuring.set()

@@ -51,11 +51,9 @@ async def test_each_user_gets_its_own_verdict(service: PausableService, group: S
     await put(service, group, VOLUME, 3, b"77")
     ann, bob, cleo = await auditor(service).check(["ann", "bob", "cleo"])
     assert outcomes([ann, bob, cleo]) == ["violation", "consistent", "empty"]
-    (cell,) = ann.untrue
-    assert cell.held is not None
-    assert (cell.entry.name, cell.fault, cell.held.json, cell.outcome.json) == (VOLUME, "unexplained", b"77", b"1")
-    assert ann.inspection is not None
-    assert ann.inspection.newest == {"signals.tip.served": 1}
+    (wrong,) = ann.wrong
+    assert (wrong["feature"], wrong["fault"], wrong["held"], wrong["computed"]) == (VOLUME, "unexplained", "77", "1")
+    assert wrong["newest_events"] == {"signals.tip.served": 1}
 
 
 async def test_stale_value_is_a_violation_after_consumption(service: PausableService, group: ServiceGroup) -> None:
@@ -64,7 +62,7 @@ async def test_stale_value_is_a_violation_after_consumption(service: PausableSer
     assert outcomes(await auditor(service).check(["ann"])) == ["pending"]
     await consumed(service)
     (verdict,) = await auditor(service).check(["ann"])
-    assert [(cell.entry.name, cell.fault) for cell in verdict.untrue] == [(VOLUME, "stale")]
+    assert [(wrong["feature"], wrong["fault"]) for wrong in verdict.wrong] == [(VOLUME, "stale")]
 
 
 async def test_stale_value_is_a_violation_when_right_by_chance(service: PausableService, group: ServiceGroup) -> None:

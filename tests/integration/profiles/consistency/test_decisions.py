@@ -202,7 +202,9 @@ async def test_violation_is_found_when_a_logged_value_is_changed(service: Pausab
     await log_volume(service, "7")
     (check,) = await audited(service)
     assert (check.decision.decision_id, check.outcome) == (decision.id, "violation")
-    assert [tuple(item) for item in check.wrong] == [(VOLUME, 2, b"7", b"1")]
+    assert [(item["feature"], item["version"], item["logged"], item["computed"]) for item in check.wrong] == [
+        (VOLUME, 2, "7", "1")
+    ]
     assert check.values == {**dict.fromkeys(REGISTRY.names, "consistent"), VOLUME: "violation"}
 
 
@@ -234,7 +236,7 @@ async def test_violation_is_found_when_a_version_is_wrong(service: PausableServi
 
     await tamper(service, change)
     (check,) = await audited(service)
-    assert [(item.feature, item.logged, item.computed) for item in check.wrong] == [(VOLUME, b"1", b"%d" % (1 + by))]
+    assert [(item["feature"], item["logged"], item["computed"]) for item in check.wrong] == [(VOLUME, "1", f"{1 + by}")]
 
 
 async def test_violation_is_found_when_the_moment_is_late(service: PausableService) -> None:

@@ -336,7 +336,7 @@ class Unmarked(LocalCache):
 
     def offer(self, mark: int, user_id: str, mask: int, held: Sequence[bytes | None], values: Sequence[bytes]) -> None:
         self._check()
-        super().offer(self._cleared, user_id, mask, held, values)
+        super().offer(self.cleared, user_id, mask, held, values)
 
 
 class Blind(LocalCache):

@@ -174,7 +174,7 @@ async def test_past_reads_are_shed_and_leave_a_reader_free(service: PausableServ
 
     held = await group.stopped_at(service.source.before, service.reader.read_as_of(rows))
     second = await group.started(service.reader.read_as_of(rows[:1]))
-    assert not service.reader.history_overloaded, "a small one waits for one slice of each"
+    assert not service.computation.history_overloaded(), "a small one waits for one slice of each"
     with pytest.raises(Overloaded) as caught:
         await service.reader.read_as_of(rows)
     assert caught.value.kind == "history"
@@ -187,4 +187,4 @@ async def test_past_reads_are_shed_and_leave_a_reader_free(service: PausableServ
     assert len(await held) == len(rows)
     assert len(await second) == 1
     await live
-    assert not service.reader.history_overloaded
+    assert not service.computation.history_overloaded()

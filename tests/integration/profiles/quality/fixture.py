@@ -6,8 +6,7 @@ from random import Random
 
 from app.profiles.consistency.inspection import Inspector
 from app.profiles.online.cache_protocol import Filler
-from app.profiles.quality.measurement import QualityMeasurement
-from app.profiles.quality.runs import DataQuality
+from app.profiles.quality.measurement import DataQuality
 from app.stores.sql.quality_runs import SqlQualityRepository
 from app.telemetry import Metrics
 from tests.support.service import PausableService
@@ -28,12 +27,9 @@ class QualityFixture:
             computation=service.computation,
             pause=self._at_once,
         )
-        self.measurement = QualityMeasurement(inspector=self.inspector, random=Random(seed), pause=self._pause)
         self.runs = SqlQualityRepository(service.database)
         self.quality = DataQuality(
-            measurement=self.measurement,
-            runs=self.runs,
-            start=self._start,
+            inspector=self.inspector, random=Random(seed), runs=self.runs, start=self._start, pause=self._pause
         )
 
     async def _at_once(self, _: float) -> None:

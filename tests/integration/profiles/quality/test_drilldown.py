@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-import app.profiles.quality.runs as module
+import app.profiles.quality.measurement as module
 from app.errors import UnknownFeature
 from app.features.clock import DAY_MS
 from app.profiles.consistency.inspection import Inspector
-from app.profiles.quality.runs import Sought
+from app.profiles.quality.measurement import Sought
 from tests.integration.profiles.quality.fixture import QualityFixture
 from tests.integration.profiles.quality.test_measurement import put
 from tests.support.clock import NOW_MS
@@ -24,7 +24,7 @@ USERS = [f"user-{number:02d}" for number in range(12)]
 @pytest.fixture
 async def fixture(service: PausableService, group: ServiceGroup, monkeypatch: pytest.MonkeyPatch) -> QualityFixture:
     """Of the volume, four users are fresh, two stale and six missing; of the rate, four are null."""
-    monkeypatch.setattr(module, "PAGE", 5)
+    monkeypatch.setattr(module, "SEARCH_PAGE", 5)
     await service.send(*(served(user) for user in USERS), served("old", NOW_MS - 31 * DAY_MS))
     await service.batch(USERS[:4])
     await service.drain()

@@ -87,7 +87,7 @@ async def test_figures_tie_out_for_each_state(fixture: QualityFixture, group: Se
     await service.batch(["ann", "bob", "old"])
     await service.drain()
     await put(group, service, "cyd", "tip_volume_30d", seq=1)
-    found = await fixture.measurement.measure()
+    found = await fixture.quality.measure()
     ties_out(found)
     assert (found.eligible, found.eligible_before, found.cache_answered) == (4, 1, True)
     volume = found.features["tip_volume_30d"]
@@ -139,7 +139,7 @@ async def test_figures_tie_out_for_any_history(
             await put(group, service, user, feature, seq=0)
         else:
             await service.send(served(user, service.clock.now_ms()))
-    found = await fixture.measurement.measure()
+    found = await fixture.quality.measure()
     ties_out(found)
     now_ms = service.clock.now_ms()
     assert found.eligible == found.measured == await fixture.users.count_eligible(now_ms - 30 * DAY_MS)
@@ -156,7 +156,7 @@ async def test_values_equal_reads_at_both_times(
     await wipe(service.database)
     if stored:
         await service.ingestor.log.append([stored])
-    found = await fixture.measurement.measure()
+    found = await fixture.quality.measure()
     for moment_ms, side in ((now_ms, "now"), (now_ms - WEEK_MS, "before")):
         users = {fact.event.user_id for fact in stored if moment_ms - 30 * DAY_MS <= fact.occurred_at_ms <= moment_ms}
         plain = [reference.profile(stored, user, moment_ms) for user in users]
@@ -178,7 +178,7 @@ async def test_values_are_measured_when_the_cache_fails(
     monkeypatch.setattr(module, "PAGE", 3)
     service = await fragile_world.open()
     await service.send(*(served(f"user-{number}") for number in range(8)))
-    measuring = await fragile_world.stopped_at(service.source.after, QualityFixture(service).measurement.measure())
+    measuring = await fragile_world.stopped_at(service.source.after, QualityFixture(service).quality.measure())
     fragile_world.server.kill()
     service.go()
     found = await measuring
@@ -206,7 +206,7 @@ async def test_short_silence_of_the_cache_is_bridged(
         return await inner(user_ids)
 
     monkeypatch.setattr(Inspector, "freshness", lambda _, user_ids: look(user_ids))
-    found = await fixture.measurement.measure()
+    found = await fixture.quality.measure()
     assert (found.cache_answered, found.measured) == (answered, 8)
     ties_out(found)
     assert fixture.pauses.count(module.TRY_AGAIN_S) == min(silences, module.TRIES - 1)
@@ -217,7 +217,7 @@ async def test_measurement_does_not_wait_for_an_unreachable_cache(
 ) -> None:
     await fixture.service.send(*(served(f"user-{number}") for number in range(8)))
     monkeypatch.setattr(type(fixture.service.cache), "available", False)
-    assert (await fixture.measurement.measure()).cache_answered is False
+    assert (await fixture.quality.measure()).cache_answered is False
     assert module.TRY_AGAIN_S not in fixture.pauses
 
 
@@ -232,8 +232,8 @@ async def test_next_measurement_is_made_when_one_fails(
     with monkeypatch.context() as patch:
         patch.setattr(fixture.service.source, "compute", locked)
         with pytest.raises(StoreUnavailable):
-            await fixture.measurement.measure()
-    assert (await fixture.measurement.measure()).measured == 5
+            await fixture.quality.measure()
+    assert (await fixture.quality.measure()).measured == 5
 
 
 async def test_measurement_does_not_pause_when_late(fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,16 +246,16 @@ async def test_measurement_does_not_pause_when_late(fixture: QualityFixture, mon
 
     monkeypatch.setattr(fixture.service.source, "compute", slow)
     # A third of the users may take 1.5 s, and takes 1 s; the pauses take no time by this clock.
-    await fixture.measurement.measure(budget_s=4.5 / module.PACE)
+    await fixture.quality.measure(budget_s=4.5 / module.PACE)
     assert [pause for pause in fixture.pauses if pause] == pytest.approx([0.5, 1.0, 1.5])
 
 
 async def test_request_needs_a_measurement_begun_after_it(fixture: QualityFixture, group: ServiceGroup) -> None:
     service = fixture.service
     await service.send(served("ann"))
-    first = await group.stopped_at(service.source.after, fixture.measurement.measure())
+    first = await group.stopped_at(service.source.after, fixture.quality.measure())
     await service.send(served("abe"))
-    later = await group.started(fixture.measurement.measure())
+    later = await group.started(fixture.quality.measure())
     service.go()
     assert (await first).eligible == 1
     assert (await later).eligible == 2
@@ -266,8 +266,8 @@ async def test_sample_is_measured_when_users_are_many(fixture: QualityFixture) -
     await fixture.service.send(*(served(user, NOW_MS - days * DAY_MS) for user in users for days in (1, 20)))
     await fixture.service.batch(users[:100])
     await fixture.service.drain()
-    fixture.measurement.sample = 50
-    found = await fixture.measurement.measure()
+    fixture.quality.sample = 50
+    found = await fixture.quality.measure()
     ties_out(found)
     assert (found.eligible, found.measured, found.eligible_before, found.measured_before) == (200, 50, 200, 50)
     assert found.margin == pytest.approx(0.12, abs=0.01)
@@ -277,7 +277,7 @@ async def test_sample_is_measured_when_users_are_many(fixture: QualityFixture) -
     low, high = figures.intervals.fresh
     assert 0 < low < 0.5 < high < 1
     assert figures.stale == 0
-    again = await QualityFixture(fixture.service).measurement.measure()
+    again = await QualityFixture(fixture.service).quality.measure()
     assert (again.measured, again.margin) == (200, 0)
 
 
@@ -295,11 +295,11 @@ async def test_fewer_users_are_measured_when_time_runs_out(
         return await inner(now_ms, asked)
 
     monkeypatch.setattr(fixture.service.source, "compute", slow)
-    found = await fixture.measurement.measure(budget_s=3.5)
+    found = await fixture.quality.measure(budget_s=3.5)
     ties_out(found)
     assert (found.eligible, found.measured, found.measured_before) == (40, 12, 12)
     assert computed != set(users[:12])  # in random order: otherwise they would be no sample
-    assert (await fixture.measurement.measure(budget_s=0)).measured == 3
+    assert (await fixture.quality.measure(budget_s=0)).measured == 3
 
 
 async def test_measurement_pauses_after_each_page(fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +312,7 @@ async def test_measurement_pauses_after_each_page(fixture: QualityFixture, monke
         return await inner(*asked)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fixture.service.source, "compute", slow)
-    await fixture.measurement.measure()
+    await fixture.quality.measure()
     assert [pause for pause in fixture.pauses if pause] == pytest.approx([0.04 * module.REST] * 3)
 
 
@@ -333,7 +333,7 @@ async def test_draw_pauses_for_its_share_of_the_budget(
     monkeypatch.setattr(module, "DRAW_PAGE", 3)
     monkeypatch.setattr(fixture.users, "eligible", slow_page)
     monkeypatch.setattr(fixture.service.source, "compute", slow)
-    await fixture.measurement.measure(budget_s=4 / module.DRAW_SHARE)
+    await fixture.quality.measure(budget_s=4 / module.DRAW_SHARE)
     # The time that the draw took does not shorten the pauses after it.
     assert [pause for pause in fixture.pauses if pause] == pytest.approx([3, 2, 1, *[0.04 * module.REST] * 3])
 
@@ -342,7 +342,7 @@ async def test_value_of_another_type_is_in_no_bin_and_counted(group: ServiceGrou
     faulty = entry(name="faulty", compute="SELECT user_id, MAX(tip_id) AS value FROM views GROUP BY user_id")
     service = await group.open(Registry([faulty]))
     await service.send(served("ann"), served("bob"))
-    found = await QualityFixture(service).measurement.measure()
+    found = await QualityFixture(service).quality.measure()
     drift = found.features["faulty"].drift
     assert (drift.failed, drift.band, drift.psi, drift.bins) == (2, "failed", None, [])
     assert drift.why_not == "2 values could not be computed: the SQL gave text where int is declared"
@@ -355,7 +355,7 @@ async def test_slow_feature_is_computed_for_one_page_only(group: ServiceGroup, m
     service = await group.open(registry, statement_timeout_ms=1_000)
     await service.send(*(served(f"user-{number}") for number in range(9)))
     fixture = QualityFixture(service)
-    found = await fixture.measurement.measure()
+    found = await fixture.quality.measure()
     assert [{row.mask for row in asked} for asked in service.source.statements] == [{0b11}, {0b10}, {0b10}]
     drift = found.features["slow"].drift
     assert (drift.failed, drift.why_not) == (
@@ -367,7 +367,7 @@ async def test_slow_feature_is_computed_for_one_page_only(group: ServiceGroup, m
 
 async def test_there_is_no_drift_figure_when_the_history_is_short(fixture: QualityFixture) -> None:
     await fixture.service.send(*(served(f"user-{number}", NOW_MS - 10 * DAY_MS) for number in range(120)))
-    drift = (await fixture.measurement.measure()).features["tip_volume_30d"].drift
+    drift = (await fixture.quality.measure()).features["tip_volume_30d"].drift
     assert drift.psi is None
     assert drift.why_not is not None
     assert "the history begins at 2026-04-15" in drift.why_not
@@ -376,10 +376,10 @@ async def test_there_is_no_drift_figure_when_the_history_is_short(fixture: Quali
 async def test_drift_is_stable_when_nothing_changes_and_major_when_much_does(fixture: QualityFixture) -> None:
     steady = [served(f"user-{n:03d}", NOW_MS - d * DAY_MS) for n in range(150) for d in (1, 9, 20, 36, 38)]
     await fixture.service.send(*steady)
-    drift = (await fixture.measurement.measure()).features["tip_volume_30d"].drift
+    drift = (await fixture.quality.measure()).features["tip_volume_30d"].drift
     assert (drift.psi, drift.band) == (0, "stable")
     await fixture.service.send(*(served(f"user-{n:03d}", NOW_MS - DAY_MS) for n in range(100)))
-    drift = (await fixture.measurement.measure()).features["tip_volume_30d"].drift
+    drift = (await fixture.quality.measure()).features["tip_volume_30d"].drift
     assert drift.band == "major"
 
 
@@ -389,7 +389,7 @@ async def test_sample_is_uniform_among_eligible_users(fixture: QualityFixture, m
     await fixture.service.send(*(feedback(name, NOW_MS - DAY_MS) for name in names[3:]))
     await fixture.service.send(served("too-old", NOW_MS - 3 * DAY_MS), served("too-new", NOW_MS))
     monkeypatch.setattr(module, "DRAW_PAGE", 3)
-    span, pause, clock = (NOW_MS - 2 * DAY_MS, NOW_MS - 1), fixture.measurement.pause, fixture.service.clock
+    span, pause, clock = (NOW_MS - 2 * DAY_MS, NOW_MS - 1), fixture.quality.pause, fixture.service.clock
     random, times, first = Random(7), Counter[str](), Counter[str]()
     for _ in range(400):
         total, drawn = await module.draw(fixture.users.eligible, span, 3, random, pause, clock)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.profiles.quality.runs import KEPT, QualityRun, readable_report
+from app.profiles.quality.report import KEPT, QualityRun, readable_report
 from tests.integration.profiles.quality.fixture import QualityFixture
 from tests.support.clock import NOW_MS
 from tests.support.events import served

@@ -14,9 +14,9 @@ from app.profiles.online.cache_protocol import (
     LEASE,
     FeatureMask,
     FeatureValue,
+    ReadTime,
     decode,
     encode,
-    read_time,
 )
 from tests.support.entries import entry
 
@@ -94,14 +94,14 @@ def test_hits_are_the_json_of_values_between_their_times(drawn: tuple[int, list[
     newest = max(value.computed_at_ms for value in values)
     oldest = min(value.expires_at_ms or 0 for value in values)
     for now_ms in {max(0, newest - 1_001), max(0, newest - 1_000), newest, max(0, oldest - 1), oldest}:
-        found = feature_mask.rows([encode(value) for value in values], read_time(now_ms))
+        found = feature_mask.rows([encode(value) for value in values], ReadTime.of(now_ms))
         if newest <= now_ms + 1_000 and now_ms < oldest:
             assert found is not None
             assert [list(row) for row in found] == [[value.json for value in row] for row in rows]
         else:
             assert found is None
         for row in rows:
-            alone = feature_mask.values([encode(value) for value in row], read_time(now_ms))
+            alone = feature_mask.values([encode(value) for value in row], ReadTime.of(now_ms))
             assert alone is not None or found is None
 
 
@@ -121,7 +121,7 @@ contents = st.one_of(
 
 @given(masks, st.lists(contents, min_size=6, max_size=6), numbers)
 def test_hits_agree_with_decoding_for_any_bytes(mask: int, held: list[bytes | None], now_ms: int) -> None:
-    feature_mask, at = FeatureMask(REGISTRY, mask), read_time(now_ms)
+    feature_mask, at = FeatureMask(REGISTRY, mask), ReadTime.of(now_ms)
     count = len(held) // feature_mask.width * feature_mask.width
     parts = [held[start : start + feature_mask.width] for start in range(0, count, feature_mask.width)]
     alone = [feature_mask.values(part, at) for part in parts]

@@ -178,14 +178,16 @@ async def test_only_a_small_request_joins_a_large_one() -> None:
 async def test_past_reads_are_refused_when_the_process_stops() -> None:
     source = ScriptedSource()
     past = computation(source, width=2)
+    source.fit = 1
     source.open.clear()
     running, waiting = (asyncio.create_task(past.moments([ComputeRow("ann", 1, 1)] * 3)) for _ in range(2))
     await eventually(lambda: source.begun)
     past.stop_moments()
+    source.open.set()
     for refused in (running, waiting, past.moments([ComputeRow("bob", 1, 1)])):
         with pytest.raises(StoreUnavailable, match="this process stops"):
             await refused
-    source.open.set()
+    assert len(source.begun) == 1
     assert outcomes((await past.live({"ann": 1}))["ann"]) == {0: (b"0", None)}
 
 

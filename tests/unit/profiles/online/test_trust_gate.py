@@ -10,7 +10,7 @@ import asyncio
 import pytest
 
 from app.errors import StoreUnavailable
-from app.profiles.online.cache_protocol import CHECK_VALID_S, HOLD_BACK_S, PendingCheck, TrustGate
+from app.profiles.online.cache_protocol import CHECK_VALID_S, HOLD_BACK_S, TrustGate
 from app.profiles.ports import EVERY_SLOT, State
 from tests.support.clock import FakeClock
 
@@ -185,9 +185,9 @@ async def test_reads_share_a_query_that_takes_a_round_trip(remote: FakeState, cl
     clock.advance(51)
     late = gate.check()
     remote.answer.set()
-    assert not any([isinstance(check, frozenset) or await check.distrusted() for check in checks])
-    assert isinstance(late, PendingCheck)
-    assert not await late.distrusted()
+    assert not any([isinstance(check, frozenset) or await check() for check in checks])
+    assert not isinstance(late, frozenset)
+    assert not await late()
     assert remote.queries == 3, "one before, one that five reads share, and one that began after the sixth"
 
 
@@ -200,8 +200,8 @@ async def test_values_are_not_served_when_their_keys_were_replaced_meanwhile(
     clock.advance(51)
     check = gate.check()  # the keys are built by the old state
     remote.current = CLEAR._replace(**change)  # type: ignore[arg-type]
-    assert isinstance(check, PendingCheck)
-    assert await check.distrusted() == {EVERY_SLOT}
+    assert not isinstance(check, frozenset)
+    assert await check() == {EVERY_SLOT}
     assert gate.check() == frozenset(), "the next read builds its keys by the new state"
     assert not await gate.allows_unproven()
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.bandit.decisions import Decision, Ranking, Role
 from app.bandit.model.inputs import Context
 from app.features.clock import DAY_MS
-from app.features.profile_read import ProfileRead, ValueRead
+from app.features.registry import ProfileRead, ValueRead
 from app.stores.sql.database import Database
 from app.stores.sql.decision_rows import decision_of, row_of
 from app.stores.sql.logged_profiles import SqlLoggedProfiles
