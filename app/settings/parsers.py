@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import msgspec
 
-N = TypeVar("N", int, float)
+T = TypeVar("T")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SCOPES = ("read", "write", "admin")
 # The parts of an API key in the settings, and what each must be.
@@ -130,50 +130,34 @@ def registry_source(value: str) -> str:
     return value
 
 
-def _number(kind: type[N], pattern: str, what: str, low: int, high: int) -> Callable[[str], N]:
-    """Make a parser of numbers from `low` to `high` that match a regular expression. `what` names them in errors."""
+def _parser(
+    pattern: str, allowed: str, convert: Callable[[str], T], check: Callable[[T], bool] = lambda _: True
+) -> Callable[[str], T]:
+    """Make a parser of texts that match a regular expression. `allowed` describes the texts in errors: "must be …"."""
 
-    def parse(value: str) -> N:
-        if not re.fullmatch(pattern, value) or not low <= kind(value) <= high:
-            raise ValueError(f"must be a {what} from {low} to {high}")
-        return kind(value)
+    def parse(value: str) -> T:
+        if re.fullmatch(pattern, value) and check(converted := convert(value)):
+            return converted
+        raise ValueError(f"must be {allowed}")
 
     return parse
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    return _number(int, r"[0-9]{1,12}", "whole number", low, high)
-
-
-share = _number(float, r"[01]|[01]?\.[0-9]{1,9}", "number", 0, 1)
-_milliseconds = _number(float, r"[1-9][0-9]{0,5}", "whole number of milliseconds", 1, 999_999)
+    return _parser(r"[0-9]{1,12}", f"a whole number from {low} to {high}", int, lambda number: low <= number <= high)
 
 
 def choice(*allowed: str) -> Callable[[str], str]:
-    return matching("|".join(allowed), f"one of {', '.join(allowed)}")
+    return _parser("|".join(allowed), f"one of {', '.join(allowed)}", str)
 
 
-def matching(pattern: str, allowed: str) -> Callable[[str], str]:
-    """Make a parser of texts that match a regular expression. `allowed` describes the texts in errors: "must be …"."""
-
-    def parse(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"must be {allowed}")
-        return value
-
-    return parse
-
-
-queue_name = matching(r"[A-Za-z0-9:_.\-]{1,100}", "1 to 100 of A-Z a-z 0-9 : _ . -")
-host = matching(r"[0-9A-Za-z.:\-]{1,253}", "an address or a host name")
-model_name = matching(r"[\x21-\x7e]{1,200}", "1 to 200 ASCII characters without spaces")
-secret = matching(r"[\x21-\x7e]{1,4096}", "1 to 4096 ASCII characters without spaces")  # fits in an HTTP header
-
-
-def switch(value: str) -> bool:
-    if value not in ("0", "1"):
-        raise ValueError("must be 0 or 1")
-    return value == "1"
+share = _parser(r"[01]|[01]?\.[0-9]{1,9}", "a number from 0 to 1", float, lambda number: number <= 1)
+_milliseconds = _parser(r"[1-9][0-9]{0,5}", "a whole number of milliseconds from 1 to 999999", float)
+queue_name = _parser(r"[A-Za-z0-9:_.\-]{1,100}", "1 to 100 of A-Z a-z 0-9 : _ . -", str)
+host = _parser(r"[0-9A-Za-z.:\-]{1,253}", "an address or a host name", str)
+model_name = _parser(r"[\x21-\x7e]{1,200}", "1 to 200 ASCII characters without spaces", str)
+secret = _parser(r"[\x21-\x7e]{1,4096}", "1 to 4096 ASCII characters without spaces", str)  # fits in an HTTP header
+switch = _parser("[01]", "0 or 1", lambda value: value == "1")
 
 
 def scoring(value: str) -> bool:
