@@ -12,21 +12,14 @@ from contextlib import suppress
 from functools import partial
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    generate_latest,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.exposition import generate_latest, start_http_server
 
 import app
 from app.telemetry.counters import FastCounter, HistogramCollector, OptionalGauge
 from app.telemetry.logs import logger
 
+COUNTS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
 FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 METRICS_RETRY_S = 1.0
 SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
@@ -37,7 +30,8 @@ class Metrics:
         self.collectors = collectors = CollectorRegistry()
         counter = partial(Counter, namespace="profiles", registry=collectors)
         gauge = partial(Gauge, namespace="profiles", registry=collectors)
-        histogram = partial(Histogram, namespace="profiles", registry=collectors)
+        histogram = partial(Histogram, namespace="profiles", registry=collectors, buckets=FAST)
+        slow_histogram = partial(histogram, buckets=SLOW)
         optional = partial(OptionalGauge, collectors)
         of_feature = partial(gauge, labelnames=["feature"])
         fast_counter = partial(FastCounter, collectors)
@@ -53,19 +47,15 @@ class Metrics:
         self.fills = counter("cache_fills_total", "Fills: stored, refused (an event was first), failed.", ["outcome"])
         self.degraded_reads = counter("degraded_reads_total", "Profiles computed without the cache.", ["reason"])
         self.unproven_reads = counter("unproven_reads_total", "Cached profiles served without the database.")
-        self.cache_seconds = fast_histogram(
-            "cache_round_trip_seconds", "Round trip to the cache, by command.", FAST, ["command"]
-        )
+        self.cache_seconds = fast_histogram("cache_round_trip_seconds", "Round trip, by command.", FAST, ["command"])
         self.cache_errors = counter("cache_errors_total", "Cache commands that failed, by kind.", ["kind"])
         self.cache_available = gauge("cache_available", "1 while the circuit to the cache is closed.")
         self.computed_users = counter("computed_users_total", "Users whose features were computed.")
-        self.computation_seconds = histogram("computation_seconds", "Time of one statement.", buckets=FAST)
+        self.computation_seconds = histogram("computation_seconds", "Time of one statement.")
         self.computation_errors = counter("computation_errors_total", "Values that failed, by feature.", ["feature"])
         self.events = counter("events_total", "Events by door and outcome.", ["door", "outcome"])
-        self.commit_seconds = histogram("commit_seconds", "Time of one ingest transaction.", buckets=FAST)
-        self.commit_events = histogram(
-            "commit_events", "Events that shared one commit.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
-        )
+        self.commit_seconds = histogram("commit_seconds", "Time of one ingest transaction.")
+        self.commit_events = histogram("commit_events", "Events that shared one commit.", buckets=COUNTS)
         self.invalidations = counter("invalidations_total", "Users whose keys were dropped or owed.", ["outcome"])
         self.stale_dropped = counter("stale_values_dropped_total", "Stale values that a worker found and dropped.")
         self.owed = optional("owed_invalidations", "Invalidations owed to the cache at the last check.")
@@ -75,18 +65,10 @@ class Metrics:
         self.dead_letters = optional("dead_letters", "Dead letters that wait for an admin.")
         self.events_ahead = optional("events_ahead", "Events more than five minutes ahead, counted up to 10,000.")
         self.publish_failures = counter("publish_failures_total", "Jobs that the queue did not accept.")
-        self.invalidation_lag = histogram(
-            "invalidation_lag_seconds", "From an event's arrival until its keys are dropped.", ["door"], buckets=FAST
-        )
-        self.queue_door_lag = histogram(
-            "queue_door_lag_seconds", "From a job's enqueueing until its events' keys are dropped.", buckets=FAST
-        )
-        self.consumption_lag = histogram(
-            "consumption_lag_seconds", "From an event's arrival until a worker has consumed it.", buckets=SLOW
-        )
-        self.consistency_checks = counter(
-            "consistency_checks_total", "Users checked by the audit, by time after an event.", ["after", "outcome"]
-        )
+        self.invalidation_lag = histogram("invalidation_lag_seconds", "From arrival to dropped keys.", ["door"])
+        self.queue_door_lag = histogram("queue_door_lag_seconds", "From a job's enqueueing to dropped keys.")
+        self.consumption_lag = slow_histogram("consumption_lag_seconds", "From an event's arrival to its consumption.")
+        self.consistency_checks = counter("consistency_checks_total", "Audited users.", ["after", "outcome"])
         self.consistency_violations = counter(
             "consistency_violations_total", "Wrong cached values that the audit found.", ["feature", "fault"]
         )
@@ -108,7 +90,7 @@ class Metrics:
         self.rollout_stage = gauge("rollout_stage", "1 for the current stage, 0 for the others.", ["stage"])
         self.jobs = counter("worker_jobs_total", "Jobs by name and outcome.", ["job", "outcome"])
         self.generations = counter("generations_total", "Tips written, by model, template or reason.", ["outcome"])
-        self.model_seconds = histogram("model_seconds", "Time of calling the model, including retries.", buckets=SLOW)
+        self.model_seconds = slow_histogram("model_seconds", "Time of calling the model, including retries.")
         Info("build", "The release.", namespace="profiles", registry=collectors).info({"version": app.__version__})
         ProcessCollector(registry=collectors)
 
