@@ -196,7 +196,7 @@ def _only_one(directory: Path) -> Iterator[None]:
 
 def _load_demo(settings: Settings, database: Path, stop: threading.Event) -> bool:
     """Create the database with the demonstration set, in a file that is renamed at the end. Return False if stopped."""
-    from app.cli.change import load_demo
+    from app.cli.events import load_demo
 
     say("loading the demonstration set: 1,000 users, 90 days ...")
     part = database.with_name(database.name + ".part")
