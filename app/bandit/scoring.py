@@ -109,7 +109,7 @@ class Scorer:
             self._erasures = None  # it may have changed
         if recorded is not decision:
             return recorded
-        self._metrics.bandit.decisions.labels(decision.served_by, decision.origin).inc()
+        self._metrics.decisions.labels(decision.served_by, decision.origin).inc()
         return decision
 
     def _decide(

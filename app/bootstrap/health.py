@@ -129,7 +129,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             (metrics.dead_letters, found.dead_letters),
             (metrics.owed, found.owed),
             (metrics.events_ahead, found.events_ahead),
-            (metrics.bandit.unreadable, found.unreadable),
+            (metrics.unreadable_states, found.unreadable),
         ):
             gauge.set(value)
         return msgspec.structs.replace(found, queue_depth=depth)
@@ -140,10 +140,10 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
         from app.bandit.rollout.stages import STAGES  # noqa: PLC0415  # not imported unless there is a roll-out
 
         state = await self.rollout.state()
-        metrics = self.computation.metrics.bandit
-        metrics.share.set(state.share if self.rollout.policies.challenger is not None else 0.0)
+        metrics = self.computation.metrics
+        metrics.rollout_share.set(state.share if self.rollout.policies.challenger is not None else 0.0)
         for stage in STAGES:
-            metrics.stage.labels(stage).set(stage == state.stage)
+            metrics.rollout_stage.labels(stage).set(stage == state.stage)
 
     async def _refresh_quality(self) -> None:
         run, metrics = await self.quality.runs.newest_completed(), self.computation.metrics

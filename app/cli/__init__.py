@@ -20,14 +20,13 @@ _EPILOG = "Exit codes: 0 success; 1 partial failure, or a check found a fault; "
 
 # The module in `app.cli` of each command.
 COMMANDS = {
-    **dict.fromkeys(("up", "serve", "worker", "migrate"), "run"),
-    **dict.fromkeys(("demo", "events", "prune", "rebuild"), "change"),
-    **dict.fromkeys(("adopt", "backup", "restore"), "backup"),
-    "openapi": "features",
-    **{
-        name: name
-        for name in ("audit", "decisions", "doctor", "evaluate", "features", "history", "keys", "profile", "rollout")
-    },
+    **dict.fromkeys(("up", "serve", "worker"), "run"),
+    **dict.fromkeys(("adopt", "backup", "doctor", "keys", "migrate", "prune", "restore"), "operate"),
+    **dict.fromkeys(("features", "openapi"), "features"),
+    **dict.fromkeys(("audit", "profile", "rebuild"), "profiles"),
+    **dict.fromkeys(("demo", "events"), "events"),
+    **dict.fromkeys(("decisions", "evaluate", "rollout"), "bandit"),
+    "history": "history",
 }
 
 

@@ -34,7 +34,7 @@ class Child(msgspec.Struct, eq=False):
     environment: dict[str, str]
     listener: socket.socket | None = None
     stop_s: float = STOP_S
-    ready: bool = False  # stays true after a restart
+    _ready: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _link: socket.socket | None = None  # the process reports on it, and stops when it is closed
     _started_at: float = 0.0
@@ -63,8 +63,8 @@ class Child(msgspec.Struct, eq=False):
             )
 
     def check(self) -> int | None:
-        """Update `ready`, and restart the process after a delay if it has died. Return its exit code if a restart
-        cannot help, because it ended with one of `GIVE_UP_CODES` before it was ever ready; otherwise None."""
+        """Restart the process after a delay if it has died. Return its exit code if a restart cannot help, because it
+        ended with one of `GIVE_UP_CODES` before it was ever ready; otherwise None."""
         if self._process is None:
             if time.monotonic() >= self._start_at:
                 try:
@@ -72,11 +72,8 @@ class Child(msgspec.Struct, eq=False):
                 except OSError as error:
                     self._start_later(f"cannot be started: {error}")
             return None
-        self.check_ready()
         code = self._process.poll()
-        if code is None:
-            return None
-        if code in GIVE_UP_CODES and not self.ready:
+        if code is None or (code in GIVE_UP_CODES and not self.ready):
             return code
         if time.monotonic() - self._started_at > STABLE_S:
             self._deaths = 0
@@ -89,12 +86,13 @@ class Child(msgspec.Struct, eq=False):
         self._process, self._start_at = None, time.monotonic() + delay
         say(f"{self.name} {reason}; restarting it in {delay:g} s", level="warning")
 
-    def check_ready(self) -> bool:
+    @property
+    def ready(self) -> bool:
         """Whether the process, or an earlier one in its place, has reported that it is ready."""
-        if not self.ready and self._link is not None:
+        if not self._ready and self._link is not None:
             with suppress(BlockingIOError):
-                self.ready = bool(self._link.recv(1))  # nothing: it ended before it was ready
-        return self.ready
+                self._ready = bool(self._link.recv(1))  # nothing: it ended before it was ready
+        return self._ready
 
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -127,13 +125,9 @@ def replace_one_by_one(children: list[Child]) -> Generator[None, None, None]:
     for place, old in enumerate(children):
         new = leaving = Child(old.name, old.environment, old.listener, old.stop_s)
         try:
-            try:
-                new.start()
-            except OSError as error:
-                say(f"no new {new.name} process can be started: {error}; the old processes go on", level="error")
-                return
+            new.start()
             deadline = time.monotonic() + READY_S
-            while not new.check_ready():
+            while not new.ready:
                 if not new.running() or time.monotonic() > deadline:
                     say(f"the new {new.name} process is not ready; the old processes go on", level="error")
                     return
@@ -143,6 +137,9 @@ def replace_one_by_one(children: list[Child]) -> Generator[None, None, None]:
             deadline = time.monotonic() + HAND_OVER_S + old.stop_s
             while old.running() and time.monotonic() < deadline:
                 yield
+        except OSError as error:
+            say(f"no new {new.name} process can be started: {error}; the old processes go on", level="error")
+            return
         finally:
             leaving.stop()
     say(f"replaced {len(children)} processes")

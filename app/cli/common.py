@@ -1,4 +1,4 @@
-"""Helpers of the commands: options and arguments, settings, output to the terminal, errors and exit codes."""
+"""Helpers of the commands: settings, the open service, output to the terminal, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
+import msgspec
 
 from app import errors
-from app.errors import InvalidInput, Issue, ProfilesError
-from app.features.clock import to_ms
-from app.features.ids import id_problem, visible
-from app.settings import Settings, parsers
+from app.errors import Issue, ProfilesError
+from app.features.ids import visible
+from app.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
-    from app.bootstrap.service import OpenService
+    from app.features.contract import Contract
 
 T = TypeVar("T")
 SHOWN_ISSUES = SHOWN_ROWS = 20
@@ -41,54 +41,16 @@ EXIT_CODES: dict[int, tuple[str, tuple[type[ProfilesError], ...]]] = {
 
 
 @cache
-def out() -> Console:
+def out(*, stderr: bool = False) -> Console:
     """The rich console of standard output, created on first use, because `serve` and `worker` do not need rich."""
     from rich.console import Console
 
     # Output to a file or a program is not wrapped to the width of a screen.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    width = None if stderr or sys.stdout.isatty() else WIDE
+    return Console(stderr=stderr, highlight=False, width=width)
 
 
-@cache
-def err() -> Console:
-    """The rich console of standard error, created on first use."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)
-
-
-def _registry_source(_: click.Context, __: click.Parameter, source: str | None) -> str | None:
-    try:
-        return None if source is None else parsers.registry_source(source)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _reason(_: click.Context, __: click.Parameter, reason: str) -> str:
-    from app.operations.audit import reason_problem
-
-    if (problem := reason_problem(reason)) is not None:
-        raise InvalidInput("the reason is invalid", [Issue("--reason", problem)])
-    return reason
-
-
-def _users(_: click.Context, __: click.Parameter, users: tuple[str, ...]) -> list[str]:
-    for user in users:
-        check_user(user)
-    return list(dict.fromkeys(users))
-
-
-users_argument = click.argument("users", nargs=-1, callback=_users)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-reason_option = click.option(
-    "--reason", default="", callback=_reason, help="The reason for the audit trail; it must not contain a user id."
-)
-registry_option = click.option(
-    "--registry",
-    metavar="SOURCE",
-    callback=_registry_source,
-    help="Use this registry instead of PROFILES_FEATURES: package.module:NAME or /path/features.py:NAME.",
-)
+err = partial(out, stderr=True)
 
 
 def exit_code(error: ProfilesError) -> int:
@@ -98,16 +60,11 @@ def exit_code(error: ProfilesError) -> int:
 
 def say(text: str, *, level: Literal["info", "warning", "error"] = "info", before: str = "") -> None:
     """Write a line to standard error, as JSON if PROFILES_LOG_FORMAT is json. JSON omits the prefix `before`."""
-    if as_json_lines():
+    if os.environ.get("PROFILES_LOG_FORMAT") == "json":
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         click.echo(json.dumps({"event": text, "level": level, "timestamp": now}), err=True)
     else:
-        style = {"info": "", "warning": "yellow", "error": ""}[level]
-        err().print(f"{before}{plain(text)}", soft_wrap=True, style=style)
-
-
-def as_json_lines() -> bool:
-    return os.environ.get("PROFILES_LOG_FORMAT") == "json"
+        err().print(f"{before}{plain(text)}", soft_wrap=True, style="yellow" if level == "warning" else "")
 
 
 def fail(error: ProfilesError) -> None:
@@ -128,18 +85,20 @@ def plain(text: str) -> str:
     return visible(text).replace("[", r"\[")
 
 
-def print_json(value: object) -> None:
-    out().print_json(json.dumps(value)) if out().is_terminal else print(json.dumps(value))
+def show(found: Any, as_json: bool, *lines: str) -> None:
+    """Print a result: as JSON, as these lines or, if none are given, as a table of its names and values."""
+    found = msgspec.to_builtins(found)
+    if as_json:
+        out().print_json(json.dumps(found)) if out().is_terminal else print(json.dumps(found))
+    elif lines:
+        click.echo("\n".join(lines))
+    else:
+        from rich.table import Column, Table
 
-
-def print_rows(found: Mapping[str, Any]) -> None:
-    """Print nested data as a table of names and values."""
-    from rich.table import Column, Table
-
-    table = Table(Column(no_wrap=True), Column(overflow="fold"), show_header=False)
-    for name, text in _rows(found):
-        table.add_row(name, text)
-    out().print(table)
+        table = Table(Column(no_wrap=True), Column(overflow="fold"), show_header=False)
+        for name, text in _rows(found):
+            table.add_row(name, text)
+        out().print(table)
 
 
 def _rows(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -169,14 +128,18 @@ def _text(value: object) -> str:
     return plain(str(value))
 
 
-def progress(unit: str, *, shown: bool = True) -> Progress:
-    """A progress bar on standard error, hidden if `shown` is false or standard error is not a terminal."""
+@contextmanager
+def progress(
+    action: str, unit: str, total: float | None = None, *, shown: bool = True
+) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on standard error, if that is a terminal. Yield the function that updates it: it takes
+    `advance`, or `completed` and `total`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    return Progress(
-        *columns, TimeRemainingColumn(), console=err(), disable=not (shown and err().is_terminal), transient=True
-    )
+    disable = not (shown and err().is_terminal)
+    with Progress(*columns, TimeRemainingColumn(), console=err(), disable=disable, transient=True) as bar:
+        yield partial(bar.update, bar.add_task(action, total=total))
 
 
 def running_servers(settings: Settings) -> Path:
@@ -184,9 +147,12 @@ def running_servers(settings: Settings) -> Path:
     return settings.directory / "run" / "servers.json"
 
 
-def settings_from_environment() -> Settings:
-    """Read the settings. Raises `SettingsError` if one is invalid, or PROFILES_REWARDS names an unknown outcome."""
+def settings_from_environment(processes: int | None = None) -> Settings:
+    """Read the settings, of which `processes` replaces one unless it is None. Raises `SettingsError` if one is invalid,
+    or PROFILES_REWARDS names an unknown outcome."""
     settings = Settings.from_environment()
+    if processes is not None:
+        settings = replace(settings, processes=processes)
     if settings.rewards:
         from app.bandit.learning.attribution import outcome_rewards
 
@@ -195,36 +161,27 @@ def settings_from_environment() -> Settings:
 
 
 def settings_of_command() -> Settings:
-    """Read the settings of a one-off command, and configure logging to write only warnings and errors.
-
-    If the URL of the cache or of the queue is not set, the URL of a running `profiles up` is used, if one runs.
-    """
+    """Read the settings of a one-off command, and configure logging to write only warnings and errors. If a server URL
+    is not set, that of a running `profiles up` is used, if one runs."""
     from app.telemetry import configure_logging
 
     settings = settings_from_environment()
     configure_logging(settings.log_format, "warning")
-    if settings.cache_url is None or settings.queue_url is None:
-        settings = with_running_servers(settings)
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        known = json.loads(running_servers(settings).read_text())
+        os.kill(known["pid"], 0)
+        cache_url, queue_url = str(known["cache_url"]), str(known["queue_url"])
+        return replace(settings, cache_url=settings.cache_url or cache_url, queue_url=settings.queue_url or queue_url)
     return settings
 
 
-def with_running_servers(settings: Settings) -> Settings:
-    """The settings, in which each server URL that is not set is replaced by that of a running `profiles up`, if any."""
-    try:
-        known = json.loads(running_servers(settings).read_text())
-        os.kill(known["pid"], 0)
-        return replace(
-            settings,
-            cache_url=settings.cache_url or str(known["cache_url"]),
-            queue_url=settings.queue_url or str(known["queue_url"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return settings
+def contract_of_command(registry: str | None = None, *, own_mirror: bool = True) -> tuple[Settings, Contract]:
+    """The settings of a one-off command, and the features that they name; see `load_contract`. `registry` is the value
+    of `registry_option`."""
+    from app.bootstrap.contract import load_contract
 
-
-def stop_on_sigterm() -> None:
-    """Make SIGTERM raise `SystemExit`, so that partly written files are removed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    settings = settings_of_command()
+    return settings, load_contract(settings, registry, own_mirror=own_mirror)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -236,58 +193,28 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def with_service(command: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
-    """Make a command of a coroutine function whose first argument is an open service. Its result is the exit code. The
-    service has the registry of `registry_option`, if the command has that option."""
+def as_command(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
+    """Make a command of a coroutine function, whose result is the exit code. SIGTERM raises `SystemExit` in it, so that
+    partly written files are removed."""
 
-    @wraps(command)
-    def run_command(*arguments: Any, **options: Any) -> None:
-        from app.bootstrap.contract import load_contract
+    @wraps(work)
+    def command(*arguments: Any, **options: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        sys.exit(run(work(*arguments, **options)))
+
+    return command
+
+
+def with_service(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
+    """Make a command of a coroutine function whose first argument is an open service, and whose result is the exit
+    code. The service has the registry of `registry_option`, if the command has that option."""
+
+    @wraps(work)
+    async def with_opened(*arguments: Any, **options: Any) -> int | None:
         from app.bootstrap.service import open_service
 
-        async def work() -> int | None:
-            settings = settings_of_command()
-            contract = load_contract(settings, options.pop("registry", None))
-            async with open_service(settings, door="command", contract=contract) as service:
-                return await command(service, *arguments, **options)
+        settings, contract = contract_of_command(options.pop("registry", None))
+        async with open_service(settings, door="command", contract=contract) as service:
+            return await work(service, *arguments, **options)
 
-        sys.exit(run(work()))
-
-    return run_command
-
-
-def check_user(user: str, place: str = "user_id") -> None:
-    """Raise `InvalidInput` if the user id is invalid; the error names `place`, the option or field with the id."""
-    if (problem := id_problem(user)) is not None:
-        raise InvalidInput("the user id is invalid", [Issue(place, problem)])
-
-
-def moment_ms(text: str, place: str) -> int:
-    """Convert an ISO 8601 time with a UTC offset to epoch milliseconds. Raises `InvalidInput` if the text is invalid;
-    the error names `place`, the option or field that contains it."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        reason = "lacks a UTC offset" if moment is not None else "is not a time"
-        example = "write it as 2026-04-25T08:30:00+02:00"
-        raise InvalidInput("a time is invalid", [Issue(place, f"{text!r} {reason}; {example}")])
-    return to_ms(moment)
-
-
-async def user_pages(
-    service: OpenService, users: list[str], since_ms: int, size: int, action: str
-) -> AsyncIterator[list[str]]:
-    """Yield `users` in pages of `size`; if `users` is empty, every user with an event after `since_ms`.
-
-    Show a progress bar, which is labelled `action`.
-    """
-    total = len(users) or await service.users.count_eligible(since_ms)
-    after, done = "", 0
-    with progress("users") as bar:
-        task = bar.add_task(action, total=total)
-        while page := users[done : done + size] if users else await service.users.eligible(after, since_ms, size):
-            yield page
-            after, done = page[-1], done + len(page)
-            bar.update(task, completed=done, total=max(total, done))
+    return as_command(with_opened)

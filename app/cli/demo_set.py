@@ -5,6 +5,7 @@ On one UTC day, equal arguments give equal events with equal ids, so loading the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from datetime import timedelta, timezone
 from random import Random
@@ -58,39 +59,29 @@ def generate(*, users: int, days: int, seed: int, now_ms: int) -> Iterator[TipEv
         random = Random(f"{seed}/{number}")  # noqa: S311  # seeded, so that the set can be repeated
         habit = random.choices(HABITS, [item.share for item in HABITS])[0]
         offset_min = random.choice(OFFSETS_MIN)
-        prefix = f"demo-{today_ms // DAY_MS}-{seed}-{days}-{number:04d}"
-        yield from _events(prefix, number, habit, offset_min, days, today_ms, random)
+        event_ids = (f"demo-{today_ms // DAY_MS}-{seed}-{days}-{number:04d}-{count}" for count in itertools.count(1))
+        # One day earlier, so that no UTC offset moves the time past the start of today.
+        for day_ms in range(today_ms - (days + 1) * DAY_MS, today_ms - DAY_MS, DAY_MS):
+            for _ in range(int(habit.tips_per_day + random.random())):
+                hour = habit.hour + random.gauss(0, 2) - offset_min / 60
+                served_ms = day_ms + int((hour % 24) * 3_600_000) + random.randrange(60_000)
+                yield from _tip(f"{PREFIX}{number:04d}", next(event_ids), served_ms, offset_min, habit, random)
 
 
-def _events(
-    prefix: str, number: int, habit: Habit, offset_min: int, days: int, today_ms: int, random: Random
+def _tip(
+    user_id: str, event_id: str, served_ms: int, offset_min: int, habit: Habit, random: Random
 ) -> Iterator[TipEvent]:
-    zone = timezone(timedelta(minutes=offset_min))
-    count = 0
-    for day in range(days, 0, -1):
-        tips = int(habit.tips_per_day + random.random())
-        for _ in range(tips):
-            count += 1
-            hour = habit.hour + random.gauss(0, 2) - offset_min / 60
-            # One day earlier, so that no UTC offset moves the time past the start of today.
-            served_ms = today_ms - (day + 1) * DAY_MS + int((hour % 24) * 3_600_000) + random.randrange(60_000)
-            user_id, tip_id = f"{PREFIX}{number:04d}", f"tip-{random.randrange(200):03d}"
-            yield TipServed(
-                event_id=f"{prefix}-{count}s",
-                user_id=user_id,
-                tip_id=tip_id,
-                occurred_at=(EPOCH + served_ms * MILLISECOND).astimezone(zone),
-            )
-            action = habit.action(random)
-            if action is None:
-                continue
-            dwell_ms = int(random.expovariate(1 / habit.dwell_ms)) if random.random() < 0.9 else None
-            answered_ms = served_ms + 1_000 + min(dwell_ms or 5_000, 3_600_000)
-            yield TipFeedback(
-                event_id=f"{prefix}-{count}f",
-                user_id=user_id,
-                tip_id=tip_id,
-                occurred_at=(EPOCH + answered_ms * MILLISECOND).astimezone(zone),
-                action=action,
-                dwell_ms=dwell_ms,
-            )
+    """A tip that the user gets, and the feedback, if any."""
+    zone, tip_id = timezone(timedelta(minutes=offset_min)), f"tip-{random.randrange(200):03d}"
+    served_at = (EPOCH + served_ms * MILLISECOND).astimezone(zone)
+    yield TipServed(event_id=f"{event_id}s", user_id=user_id, tip_id=tip_id, occurred_at=served_at)
+    if (action := habit.action(random)) is not None:
+        dwell_ms = int(random.expovariate(1 / habit.dwell_ms)) if random.random() < 0.9 else None
+        yield TipFeedback(
+            event_id=f"{event_id}f",
+            user_id=user_id,
+            tip_id=tip_id,
+            occurred_at=served_at + (1_000 + min(dwell_ms or 5_000, 3_600_000)) * MILLISECOND,
+            action=action,
+            dwell_ms=dwell_ms,
+        )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 import msgspec
 
-from app.cli.common import check_user, moment_ms, progress, say, stop_on_sigterm, with_service
+from app.cli.common import progress, say, with_service
+from app.cli.options import check_user, moment_ms
 from app.errors import InvalidInput, Issue
 from app.features.clock import rfc3339
 from app.features.registry import indices
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from app.profiles.history import Moments
     from app.profiles.online.cache_protocol import Profile
     from app.profiles.online.reader import ProfileReader
-    from app.stores.training_set.columns import Column
     from app.stores.training_set.input import Block
 
     KnownAt = int | Literal["as_of"] | None
@@ -61,37 +61,41 @@ async def history(
     from app.stores.training_set.input import open_rows
     from app.stores.training_set.output import writer_for
 
-    registry, reader = service.registry, service.reader
-    known: KnownAt = (
-        "as_of" if known_at == "as_of" else moment_ms(known_at, "--known-at") if known_at is not None else None
-    )
+    registry, reader, encode = service.registry, service.reader, msgspec.json.encode
+    known: KnownAt = None
+    if known_at is not None:
+        known = "as_of" if known_at == "as_of" else moment_ms(known_at, "--known-at")
     if isinstance(known, int) and (problem := (await service.moments()).future(known, "--known-at")) is not None:
         raise InvalidInput("a time is invalid", [problem])
-    names = [name for listed in features for name in listed.split(",")]
-    mask = registry.mask(names or None)
+    mask = registry.mask([name for listed in features for name in listed.split(",")] or None)
     chosen = {index: registry[index] for index in indices(mask)}
-    late = _LateArrivals({index: msgspec.json.encode(item.default) for index, item in chosen.items()})
+    late = _LateArrivals({index: encode(item.default) for index, item in chosen.items()})
     failed: dict[str, str] = {}
-    stop_on_sigterm()
-    with open_rows(file) as rows, writer_for(output) as writer, progress("rows", shown=output is not None) as bar:
+    with (
+        open_rows(file) as rows,
+        writer_for(output) as writer,
+        progress("computing", "rows", shown=output is not None) as update,
+    ):
         by_decision = _check_columns(rows.names, [item.name for item in chosen.values()], before, known)
-        task = bar.add_task("computing", total=None)
         for block in rows.blocks:
+            moments = await service.moments()
             if by_decision:
-                wanted = await _served(block, mask, await service.moments(), service.logged_profiles)
+                wanted = await _served(block, mask, moments, service.logged_profiles)
             else:
-                wanted = [({}, row) for row in _asked(block, mask, before, known, await service.moments())]
+                wanted = [({}, row) for row in _asked(block, mask, before, known, moments)]
             asked = [row for _, row in wanted]
             rest = await reader.read_as_of(asked)
             profiles = [served | others for (served, _), others in zip(wanted, rest, strict=True)]
             failed = failures(registry, profiles) | failed
             late.note(asked, profiles)
-            computed = {
-                item.name: JsonColumn([profile[index].json for profile in profiles], KINDS[item.dtype])
-                for index, item in chosen.items()
-            }
-            writer.write({**block.columns, **(_decision_columns(asked) if by_decision else {}), **computed})
-            bar.update(task, completed=late.rows)
+            columns = dict(block.columns)
+            if by_decision:
+                columns["user_id"] = JsonColumn([encode(row.user_id) for row in asked], "text")
+                columns["as_of"] = JsonColumn([encode(rfc3339(row.now_ms or 0)) for row in asked], "text")
+            for index, item in chosen.items():
+                columns[item.name] = JsonColumn([profile[index].json for profile in profiles], KINDS[item.dtype])
+            writer.write(columns)
+            update(completed=late.rows)
     if output is not None:
         say(f"{late.rows} rows written to {output}")
     for name, reason in failed.items():
@@ -130,12 +134,9 @@ def _asked(block: Block, mask: int, before: bool, known: KnownAt, moments: Momen
             raise InvalidInput("a row is invalid", [Issue(f"{place}, {missing}", "is missing or not text")])
         check_user(user, f"{place}, user_id")
         at_ms = (moment_ms(at, f"{place}, as_of") if isinstance(at, str) else at) - before
+        if (problem := moments.problem(at_ms, mask, f"{place}, as_of")) is not None:
+            raise InvalidInput("a time is invalid", [problem])
         asked.append(ComputeRow(user, mask, at_ms, at_ms if known == "as_of" else known))
-    times = [row.now_ms or 0 for row in asked]
-    if any(moments.problem(at_ms, mask) for at_ms in (min(times), max(times))):
-        for number, at_ms in zip(block.numbers, times, strict=True):
-            if (problem := moments.problem(at_ms, mask, f"{block.place} {number}, as_of")) is not None:
-                raise InvalidInput("a time is invalid", [problem])
     return asked
 
 
@@ -157,19 +158,9 @@ async def _served(
     return rows
 
 
-def _decision_columns(asked: Sequence[ComputeRow]) -> dict[str, Column]:
-    """The columns `user_id` and `as_of`, which rows with a `decision_id` get from their decisions."""
-    from app.stores.training_set.columns import JsonColumn
-
-    texts = {"user_id": [row.user_id for row in asked], "as_of": [rfc3339(row.now_ms or 0) for row in asked]}
-    return {name: JsonColumn([msgspec.json.encode(text) for text in column], "text") for name, column in texts.items()}
-
-
 class _LateArrivals(msgspec.Struct):
-    """Estimates the share of *late* rows, which have no values only because their events arrived after `--known-at`.
-
-    A sample of the rows without values is computed again as if all events had arrived in time.
-    """
+    """Estimates the share of *late* rows, which have no values only because their events arrived after `--known-at`: a
+    sample of the rows without values is computed again as if all events had arrived in time."""
 
     defaults: Mapping[int, bytes]
     rows: int = 0
@@ -189,8 +180,7 @@ class _LateArrivals(msgspec.Struct):
                 self._sample[place] = row
 
     async def share(self, reader: ProfileReader) -> float:
-        """Estimate the share of late rows among all rows. If at least half of the rows have a value, return 0 without
-        an estimate: the warning is meant for the other case."""
+        """Estimate the share of late rows among all rows; 0 if at least half of the rows have a value."""
         if self._empty * 2 <= self.rows:
             return 0.0
         profiles = await reader.read_as_of([row._replace(known_ms=None) for row in self._sample])

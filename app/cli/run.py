@@ -1,4 +1,4 @@
-"""Commands that run the service: up, serve, worker, migrate."""
+"""Commands that run the service: up, serve, worker."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 
 import click
 
-from app.cli.common import json_option, print_json, say, settings_from_environment
-from app.settings import Settings
+from app.cli.common import settings_from_environment
 
 GRACE_S = 15.0
-
-
 processes_option = click.option(
     "--processes", type=click.IntRange(1, 64), help="API processes that share the port, instead of PROFILES_PROCESSES."
 )
@@ -38,7 +34,7 @@ def up(processes: int | None) -> None:
     """
     from app.cli.supervisor import supervise
 
-    sys.exit(supervise(_with_processes(processes)))
+    sys.exit(supervise(settings_from_environment(processes)))
 
 
 @click.command()
@@ -55,12 +51,11 @@ def serve(processes: int | None, listener: int | None, supervisor: int | None) -
     # `app.asgi.tune_collector` switches it on as soon as the service is ready.
     gc.disable()
     try:
-        settings = _with_processes(processes)
+        settings = settings_from_environment(processes)
         if settings.processes == 1:
             from app.asgi import run
 
-            report_ready = _supervised(supervisor)
-            run(settings, report_ready, _inherited(listener))
+            run(settings, _supervised(supervisor), _inherited(listener))
             return
     finally:
         gc.enable()
@@ -77,27 +72,6 @@ def worker(supervisor: int | None) -> None:
 
     report_ready = _supervised(supervisor)
     run(settings_from_environment(), on_ready=lambda _: report_ready())
-
-
-@click.command()
-@json_option
-def migrate(as_json: bool) -> None:
-    """Create the database, or migrate it to the schema revision of this program."""
-    from app.stores.migrate import migrate as migrate_database
-
-    settings = settings_from_environment()
-    before, after = migrate_database(settings.database)
-    if as_json:
-        print_json({"database": str(settings.database), "from": before, "to": after})
-    elif before == after:
-        say(f"{settings.database} is already at revision {after}")
-    else:
-        say(f"{settings.database} migrated from {before or 'nothing'} to revision {after}")
-
-
-def _with_processes(processes: int | None) -> Settings:
-    settings = settings_from_environment()
-    return settings if processes is None else replace(settings, processes=processes)
 
 
 def _inherited(descriptor: int | None) -> socket.socket | None:

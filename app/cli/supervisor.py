@@ -1,16 +1,16 @@
 """`profiles up`: runs embedded servers, the API and a worker until Ctrl-C. `profiles serve --processes N`: runs N API
 processes on one port.
 
-The supervisor locks the data directory, migrates the database, starts the servers, stores the demonstration events and
-starts the child processes, in this order. It stops them in the reverse order, so that every process stops before the
-servers that it uses. Invariant: when `supervise` returns, nothing it started is running.
-
-The supervisor opens the listening socket, and the API processes accept from it (`app/README.md` says why).
+The supervisor locks the data directory, opens the socket from which the API processes accept (see `app/README.md`),
+migrates the database, starts the servers, stores the demonstration events and starts the child processes, in this
+order. Every process stops before the servers that it uses. Invariant: when `supervise` returns, nothing it started is
+running.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import signal
@@ -23,11 +23,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from app.cli.child import STOP_S, Child, replace_one_by_one
-from app.cli.common import as_json_lines, fail, run, running_servers, say, with_running_servers
+from app.cli.common import fail, run, running_servers, say
 from app.concurrency.tasks import stop_signals
 from app.errors import CacheUnavailable, SettingsError, Unavailable
 from app.listener import drop_new_connections, listening_socket
@@ -45,31 +46,29 @@ def supervise(settings: Settings) -> int:
     """Run the servers, the API and a worker until SIGINT, SIGTERM or SIGHUP (terminal closed); return the exit code."""
     settings.require_safe_binding()
     stop, restart = _signals()
-    with _only_one(settings.directory):
-        killed = running_servers(settings).exists()  # an earlier `up` was killed; its children are stopping
-        settings = _with_free_ports(settings, wait=killed)
-        _require_free_port(settings, CHILDREN_STOP_S if killed else 0)
-        file = settings.database if settings.demo and isinstance(settings.database, Path) else None
-        demo = file if file is not None and not file.exists() else None
+    with ExitStack() as stack:
+        stack.enter_context(_only_one(settings.directory))
+        # If an earlier `up` was killed, its children are stopping and about to free their ports.
+        wait_s = CHILDREN_STOP_S if running_servers(settings).exists() else 0
+        listener = stack.enter_context(_listen(settings, "port", wait_s))
+        settings = replace(settings, port=listener.getsockname()[1], drain_s=0)  # no balancer waits for a drain
+        if settings.worker_metrics_port and not wait_s:
+            with suppress(SettingsError), _listen(settings, "worker_metrics_port", 0) as probe:
+                settings = replace(settings, worker_metrics_port=probe.getsockname()[1])
+        file = settings.database if settings.demo else None
+        demo = file if isinstance(file, Path) and not file.exists() else None
         if demo is None:
             migrate(settings.database)
-        with _servers(settings) as (servers, cache_url, queue_url):
-            # Children get the servers from the environment, commands from the file that `_announced` writes.
-            changed = {
-                PREFIX + "PORT": str(settings.port),
-                PREFIX + "WORKER_METRICS_PORT": str(settings.worker_metrics_port),
-                PREFIX + "CACHE_URL": cache_url,
-                PREFIX + "QUEUE_URL": queue_url,
-                PREFIX + "DRAIN_S": "0",  # no balancer: Ctrl-C should stop at once
-            }
-            kept = {name: value for name, value in os.environ.items() if name.removesuffix(FILE) not in changed}
-            environment = {**kept, **changed}
-            with _announced(settings, cache_url, queue_url):
-                if demo is not None and not _load_demo(settings, demo, stop):
-                    return 0
-                settings = replace(settings, drain_s=0)
-                greet = partial(_greet, settings)
-                return _keep_running(settings, environment, stop, restart, greet, others=["worker"], servers=servers)
+        servers, settings = stack.enter_context(_servers(settings))
+        # Children get the servers from the environment, commands from the file that `_announced` writes.
+        names = ("port", "worker_metrics_port", "cache_url", "queue_url", "drain_s")
+        changed = {PREFIX + name.upper(): str(getattr(settings, name)) for name in names}
+        kept = {name: value for name, value in os.environ.items() if name.removesuffix(FILE) not in changed}
+        stack.enter_context(_announced(settings))
+        if demo is not None and not _load_demo(settings, demo, stop):
+            return 0
+        greet, environment = partial(_greet, settings), {**kept, **changed}
+        return _keep_running(settings, listener, environment, stop, restart, greet, others=["worker"], servers=servers)
 
 
 def supervise_api(settings: Settings) -> int:
@@ -77,11 +76,9 @@ def supervise_api(settings: Settings) -> int:
     settings.require_safe_binding()
     settings.require_servers()
     stop, restart = _signals()
-
-    def greet() -> None:
-        say(f"{settings.processes} API processes are ready; `kill -USR2 {os.getpid()}` restarts them one by one")
-
-    return _keep_running(settings, dict(os.environ), stop, restart, greet)
+    listener = listening_socket(settings.host, settings.port)
+    ready = f"{settings.processes} API processes are ready; `kill -USR2 {os.getpid()}` restarts them one by one"
+    return _keep_running(settings, listener, dict(os.environ), stop, restart, partial(say, ready))
 
 
 def _signals() -> tuple[threading.Event, threading.Event]:
@@ -93,46 +90,29 @@ def _signals() -> tuple[threading.Event, threading.Event]:
     return stop, restart
 
 
-def _with_free_ports(settings: Settings, *, wait: bool) -> Settings:
-    """The settings with free ports in place of taken ones. A port that is set in the environment is not replaced. With
-    `wait`, no port is replaced, because processes of an earlier `up` are about to free theirs."""
-
-    def free(variable: str, port: int, excluded: int = 0) -> int:
-        if wait or not port or PREFIX + variable in os.environ:
-            return port
-        found = _next_free_port(settings.host, port, excluded)
-        if found != port:
-            say(f"port {port} is taken; using {found} for {PREFIX}{variable}")
-        return found
-
-    served = replace(settings, port=free("PORT", settings.port))
-    return replace(served, worker_metrics_port=free("WORKER_METRICS_PORT", settings.worker_metrics_port, served.port))
-
-
-def _next_free_port(host: str, port: int, excluded: int) -> int:
-    """The first free port from `port` on, except `excluded`; `port` itself if the next hundred are all taken."""
-    for candidate in range(port, min(port + 100, 65_536)):
-        with suppress(SettingsError):
-            listening_socket(host, candidate).close()
-            if candidate != excluded:
-                return candidate
-    return port
-
-
-def _require_free_port(settings: Settings, wait_s: float) -> None:
-    """Raise `SettingsError` if PROFILES_PORT is still taken after `wait_s`."""
+def _listen(settings: Settings, name: str, wait_s: float) -> socket.socket:
+    """Listen on the port that the setting names. If it is taken, wait for up to `wait_s` seconds. If that is 0, listen
+    on one of the next hundred ports instead, unless the port is set in the environment. Raises `SettingsError`."""
+    port, variable = getattr(settings, name), PREFIX + name.upper()
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            return listening_socket(settings.host, settings.port).close()
+            return listening_socket(settings.host, port)
         except SettingsError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(CHECK_S)
+            if time.monotonic() < deadline:
+                time.sleep(CHECK_S)
+                continue
+            for other in () if wait_s or variable in os.environ else range(port + 1, min(port + 100, 65_536)):
+                with suppress(SettingsError):
+                    found = listening_socket(settings.host, other)
+                    say(f"port {port} is taken; using {other} for {variable}")
+                    return found
+            raise
 
 
 def _keep_running(
     settings: Settings,
+    listener: socket.socket,
     environment: dict[str, str],
     stop: threading.Event,
     restart: threading.Event,
@@ -146,39 +126,36 @@ def _keep_running(
     The first process starts alone, so that an error that concerns all of them is printed once. `greet` is called when
     all are ready. Whenever `restart` is set, the processes are replaced one by one.
     """
-    with listening_socket(settings.host, settings.port) as listener:
-        children = list[Child]()
-        for place in range(settings.processes):
-            port = settings.metrics_port and settings.metrics_port + place
-            own = {**environment, PREFIX + "PROCESSES": "1", PREFIX + "METRICS_PORT": str(port)}
-            children.append(Child("serve", own, listener, STOP_S + settings.drain_s))
-        children += [Child(name, environment) for name in others]
-        replacing: Generator[None, None, None] | None = None
-        code, greeted = 0, False
-        try:
-            while not stop.wait(CHECK_S):
-                for server in servers:
-                    if not server.running():
-                        _restart(server, stop)
-                watched = children if children[0].ready else children[:1]
-                codes = [found for child in watched if (found := child.check()) is not None]
-                if codes:
-                    code = codes[0]
-                    break
-                if not greeted and all(child.ready for child in children):
-                    greeted = True
-                    greet()
-                if replacing is None and greeted and restart.is_set():
-                    restart.clear()
-                    replacing = replace_one_by_one(children)
-                if replacing is not None and next(replacing, True):
-                    replacing = None
-        finally:
-            _stop(children, listener, settings.drain_s)
-            if replacing is not None:
-                replacing.close()
+    children = list[Child]()
+    for place in range(settings.processes):
+        port = settings.metrics_port and settings.metrics_port + place
+        own = {**environment, PREFIX + "PROCESSES": "1", PREFIX + "METRICS_PORT": str(port)}
+        children.append(Child("serve", own, listener, STOP_S + settings.drain_s))
+    children += [Child(name, environment) for name in others]
+    replacing: Generator[None, None, None] | None = None
+    code: int | None = None
+    greeted = False
+    try:
+        while code is None and not stop.wait(CHECK_S):
+            for server in servers:
+                if not server.running():
+                    _restart(server, stop)
+            watched = children if children[0].ready else children[:1]
+            code = next((found for child in watched if (found := child.check()) is not None), None)
+            if not greeted and all(child.ready for child in children):
+                greeted = True
+                greet()
+            if replacing is None and greeted and restart.is_set():
+                restart.clear()
+                replacing = replace_one_by_one(children)
+            if replacing is not None and next(replacing, True):
+                replacing = None
+    finally:
+        _stop(children, listener, settings.drain_s)
+        if replacing is not None:
+            replacing.close()
     say("stopped")
-    return code
+    return code or 0
 
 
 def _stop(children: list[Child], listener: socket.socket, drain_s: float) -> None:
@@ -190,6 +167,7 @@ def _stop(children: list[Child], listener: socket.socket, drain_s: float) -> Non
     drop_new_connections(listener)  # the processes still accept those that wait
     for child in children:
         child.stop()
+    listener.close()
 
 
 def _restart(server: EmbeddedServer, stop: threading.Event) -> None:
@@ -218,13 +196,13 @@ def _only_one(directory: Path) -> Iterator[None]:
 
 def _load_demo(settings: Settings, database: Path, stop: threading.Event) -> bool:
     """Create the database with the demonstration set, in a file that is renamed at the end. Return False if stopped."""
-    from app.cli.change import load_demo
+    from app.cli.events import load_demo
 
     say("loading the demonstration set: 1,000 users, 90 days ...")
     part = database.with_name(database.name + ".part")
     _delete(part)
     migrate(part)
-    count = run(load_demo(with_running_servers(replace(settings, database=part)), 1_000, 90, 1, stop.is_set))
+    count = run(load_demo(replace(settings, database=part), 1_000, 90, 1, stop.is_set))
     if stop.is_set():
         say("stopped; the next `profiles up` starts loading again")
         return False
@@ -235,33 +213,29 @@ def _load_demo(settings: Settings, database: Path, stop: threading.Event) -> boo
 
 
 def _delete(part: Path) -> None:
-    for file in part.parent.iterdir():
-        if file.name.startswith(part.name):
-            file.unlink()
+    for file in part.parent.glob(f"{glob.escape(part.name)}*"):
+        file.unlink()
 
 
 @contextmanager
-def _servers(settings: Settings) -> Iterator[tuple[list[EmbeddedServer], str, str]]:
-    """Start a server for the cache or queue if its URL is not set; yield the started servers and the URLs of both."""
+def _servers(settings: Settings) -> Iterator[tuple[list[EmbeddedServer], Settings]]:
+    """Start a server for the cache or queue if its URL is not set; yield the started servers, and the settings with the
+    URLs of both."""
     directory = settings.directory.resolve() / "run"
     directory.mkdir(parents=True, exist_ok=True)
     started: list[EmbeddedServer] = []
-    urls: list[str] = []
     with ExitStack() as stack:
         sockets = stack.enter_context(_socket_directory(directory))
-        for name, url, options in (
-            ("cache", settings.cache_url, cache_options(settings.embedded_cache_mb)),
-            ("queue", settings.queue_url, queue_options()),
-        ):
-            if url is None:
+        for name, options in (("cache", cache_options(settings.embedded_cache_mb)), ("queue", queue_options())):
+            if getattr(settings, f"{name}_url") is None:
                 server = EmbeddedServer(directory / name, sockets / f"{name}.sock", options)
                 server.take_over()
                 server.start()
                 stack.callback(server.stop)
                 started.append(server)
-                url = server.url  # noqa: PLW2901  # of the server that was started instead
-            urls.append(url)
-        yield started, urls[0], urls[1]
+                url: dict[str, Any] = {f"{name}_url": server.url}
+                settings = replace(settings, **url)
+        yield started, settings
 
 
 @contextmanager
@@ -275,9 +249,9 @@ def _socket_directory(preferred: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _announced(settings: Settings, cache_url: str, queue_url: str) -> Iterator[None]:
-    file = running_servers(settings)
-    file.write_text(json.dumps({"pid": os.getpid(), "cache_url": cache_url, "queue_url": queue_url}))
+def _announced(settings: Settings) -> Iterator[None]:
+    file, urls = running_servers(settings), {"cache_url": settings.cache_url, "queue_url": settings.queue_url}
+    file.write_text(json.dumps({"pid": os.getpid(), **urls}))
     try:
         yield
     finally:
@@ -287,7 +261,7 @@ def _announced(settings: Settings, cache_url: str, queue_url: str) -> Iterator[N
 def _greet(settings: Settings) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base = f"http://{host}:{settings.port}"
-    if as_json_lines():
+    if settings.log_format == "json":
         say(f"Up. {base}")
         return
     user = "user-0001" if settings.demo and isinstance(settings.database, Path) else "ada"

@@ -153,7 +153,7 @@ class Batcher(Generic[Item, Result]):
                     entry.done.set_result(result)
 
 
-class Handover(Generic[Item]):
+class Handover(Batcher[Sequence[Item], None]):
     """Collects lists of items and passes them to `work` in the background, `bounds.at_once` items at a time or fewer.
     Items beyond `bounds.most` are dropped."""
 
@@ -167,14 +167,9 @@ class Handover(Generic[Item]):
             await work([item for part in parts for item in part])
             return [None] * len(parts)
 
-        self._at_once = bounds.at_once
-        self._batches: Batcher[Sequence[Item], None] = Batcher(work_on, time.monotonic, bounds, size=len, pause=pause)
+        super().__init__(work_on, time.monotonic, bounds, size=len, pause=pause)
 
     def add(self, items: Sequence[Item]) -> None:
         with suppress(Overloaded):
-            for start in range(0, len(items), self._at_once):
-                self._batches.submit(items[start : start + self._at_once])
-
-    async def close(self, grace_s: float) -> None:
-        """Work on the pending items for up to `grace_s` seconds. No items may be added afterwards."""
-        await self._batches.close(grace_s)
+            for start in range(0, len(items), self._bounds.at_once):
+                self.submit(items[start : start + self._bounds.at_once])

@@ -1,9 +1,8 @@
 """Admission under overload: an estimate of the queueing delay, and a queue of requests that will probably be shed.
 
-A request that would wait too long is rejected at once, so that admitted requests are answered in bounded time. No
-capacity is configured: the service rate is measured while the process works. During overload, requests that will
-probably be rejected wait in the overload queue, because rejections cost time, too. They are released in groups, with
-pauses between the groups, and checked again. `app/README.md` has the reasons.
+No capacity is configured: the service rate is measured while the process works. During overload, requests that will
+probably be rejected wait in the overload queue and are released in groups, to be checked again (`app/README.md` has the
+reasons).
 
 Invariant: while requests wait, the queue pauses for `PAUSE_FACTOR` times the time that the last group took, at most
 `PAUSE_MOST_S`. A request waits at most `most_s` seconds, plus the pause and the group under way.

@@ -1,8 +1,8 @@
 """The settings: environment variables, read and validated once at start-up.
 
-Each field of `Settings` is the variable `PROFILES_<FIELD>`; its metadata holds the parser and a description. An unknown
-`PROFILES_…` variable is an error, so that a typo does not silently select a default. For settings that may hold a
-secret, `PROFILES_<FIELD>_FILE` names a file with the value, such as a Docker or Kubernetes secret.
+Each field of `Settings` is the variable `PROFILES_<FIELD>`, which `docker/README.md` describes. An unknown `PROFILES_…`
+variable is an error, so that a typo does not silently select a default. For settings that may hold a secret,
+`PROFILES_<FIELD>_FILE` names a file with the value, such as a Docker or Kubernetes secret.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from app.errors import SettingsError
 from app.settings import parsers
@@ -29,11 +29,11 @@ FILE = "_FILE"
 _SHOWN = 80
 
 
-def _setting(default: Any, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
+def _setting(default: Any, parse: Callable[[str], Any], *, secret: bool = False) -> Any:
     """Declare a field of `Settings`. `parse` converts the variable's text, and raises `ValueError` if it is invalid. If
-    `default` is None, an empty text stands for it. `text` describes the setting. If `secret`, errors and `repr` do not
-    show its value, which may contain a password."""
-    return field(default=default, metadata={"parse": parse, "text": text}, repr=not secret)
+    `default` is None, an empty text stands for it. If `secret`, errors and `repr` do not show the value, which may
+    contain a password."""
+    return field(default=default, metadata={"parse": parse}, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,148 +42,47 @@ class Settings:
 
     Raises `SettingsError` if only one of the model's URL and name is set, or a key without both."""
 
-    database: Path | PostgresUrl = _setting(
-        Path("var/profiles.db"),
-        parsers.database,
-        "The SQLite file with the events, or a PostgreSQL database: postgresql://user@host/name?sslmode=verify-full.",
-        secret=True,
-    )
-    features: str | None = _setting(
-        None,
-        parsers.registry_source,
-        "Your own registry: package.module:NAME or /path/features.py:NAME. Empty: the built-in registry.",
-    )
-    cache_url: str | None = _setting(
-        None,
-        parsers.cache_url,
-        "Redis or Valkey for the cached features; it may evict. redis://, rediss:// or unix://; for a cluster "
-        "redis+cluster:// or rediss+cluster://.",
-        secret=True,
-    )
-    queue_url: str | None = _setting(
-        None,
-        parsers.queue_url,
-        "Redis or Valkey for the job queue; it must not evict. redis://, rediss:// or unix://.",
-        secret=True,
-    )
-    queue_name: str = _setting(
-        "arq:queue", parsers.queue_name, "The queue on that server; services with different databases need one each."
-    )
-    host: str = _setting("127.0.0.1", parsers.host, "Address to serve on. Any but loopback requires API keys.")
-    port: int = _setting(8000, parsers.whole(1, 65535), "Port to serve on.")
-    processes: int = _setting(
-        1, parsers.whole(1, 64), "API processes of `profiles serve` and `profiles up`; all accept from the one port."
-    )
-    root_path: str = _setting(
-        "", parsers.root_path, "The path under which a proxy serves this service, such as /profiles, stripped or not."
-    )
-    trusted_proxies: tuple[Network, ...] = _setting(
-        (),
-        parsers.networks,
-        "Comma-separated addresses or networks of proxies whose X-Forwarded-For, -Proto, -Host and -Prefix count.",
-    )
-    api_keys: tuple[ApiKey, ...] = _setting(
-        (), parsers.api_keys, "Comma-separated name:scope+scope:sha256hex; `profiles keys new` makes one.", secret=True
-    )
-    rate_limit: int = _setting(
-        0, parsers.whole(0, 1_000_000), "Requests per second that each key may send to one process; 0: no limit."
-    )
-    rate_burst: int = _setting(
-        0, parsers.whole(0, 1_000_000), "Requests that a key may send at once after a pause; 0: as many as per second."
-    )
-    drain_s: int = _setting(
-        0, parsers.whole(0, 300), "Seconds that an API process serves on after SIGTERM while /readyz says `stopping`."
-    )
-    keep_alive_s: int = _setting(
-        75,
-        parsers.whole(1, 3_600),
-        "Seconds before an idle connection is closed. Set it higher than the timeout of the balancer in front.",
-    )
-    session_hours: int = _setting(
-        12, parsers.whole(1, 720), "Hours that an admin stays signed in to the pages under /admin."
-    )
-    retention_days: int = _setting(
-        180, parsers.whole(1, 36500), "Days that events are kept; at least the longest feature window + 30."
-    )
-    decision_retention_days: int = _setting(
-        180, parsers.whole(1, 36500), "Days that decisions of /score are kept; at least the reward window + 3."
-    )
-    rewards: tuple[tuple[str, float], ...] = _setting(
-        (), parsers.rewards, "Overrides the rewards of actions: outcome=reward, 0 to 1. Outcome `none`: no feedback."
-    )
-    reward_window_hours: int = _setting(
-        24, parsers.whole(1, 720), "Hours after serving a tip in which feedback counts for learning."
-    )
-    scoring: bool = _setting(
-        find_spec("numpy") is not None,
-        parsers.scoring,
-        "1: decide with /score, learn, and roll policies out; the default if NumPy is installed (the extra `scoring`). "
-        "0: only serve profiles.",
-    )
-    shadow: bool = _setting(True, parsers.switch, "1: the challenger scores every decision as a shadow; 0: it is off.")
-    rollout_margin: float = _setting(
-        0.02, parsers.share, "The loss of reward per decision, 0 to 1, with which a challenger may still be ramped."
-    )
-    rollout_guardrails: RolloutRails = _setting(
-        RolloutRails(),
-        parsers.rollout_rails,
-        "Roll a ramped challenger back beyond these: more dismissals, p99 latency in ms, share without a profile.",
-    )
-    log_format: Literal["console", "json"] = _setting("console", parsers.choice("console", "json"), "console or json.")
-    log_level: str = _setting(
-        "info", parsers.choice("debug", "info", "warning", "error"), "debug, info, warning or error."
-    )
-    traces_url: str | None = _setting(
-        None,
-        parsers.traces_url,
-        "Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://host:4318. Empty: no traces.",
-        secret=True,
-    )
-    cache_timeout_ms: int = _setting(
-        100, parsers.whole(5, 60_000), "Milliseconds before a cache command fails and a read goes on without the cache."
-    )
-    lease_ms: int = _setting(
-        5_000, parsers.whole(50, 600_000), "Milliseconds that a reader has between taking its token and its fill."
-    )
-    statement_timeout_ms: int = _setting(
-        2_000,
-        parsers.whole(50, 600_000),
-        "Milliseconds that a statement computing features may run. A feature that takes longer is served as null.",
-    )
-    readers: int = _setting(2, parsers.whole(1, 64), "Database connections for reading, with a thread each.")
-    near_users: int = _setting(
-        10_000, parsers.whole(0, 10_000_000), "Users in the local cache of an API process; 0: no local cache."
-    )
-    audit_users: int = _setting(
-        5,
-        parsers.whole(0, 1_000),
-        "Users per second whose cached profile a worker checks three times after an event, and decisions per second "
-        "whose logged profile it checks; 0: none.",
-    )
-    metrics_port: int = _setting(
-        0,
-        parsers.whole(0, 65535),
-        "Port on PROFILES_HOST for the metrics of the first API process, the next port for the second, and so on; "
-        "0: not served, only /metrics.",
-    )
-    worker_metrics_port: int = _setting(
-        8001, parsers.whole(0, 65535), "Port on PROFILES_HOST for the worker's metrics; 0: not served."
-    )
-    embedded_cache_mb: int = _setting(
-        256, parsers.whole(1, 1_000_000), "Memory limit in MiB of the embedded cache that `profiles up` starts."
-    )
-    model_url: str | None = _setting(
-        None,
-        parsers.model_url,
-        "Base URL of an OpenAI-compatible endpoint that writes tips, such as https://host/v1. Empty: templates.",
-        secret=True,
-    )
-    model: str | None = _setting(None, parsers.model_name, "The name of the model at that endpoint.", secret=True)
-    model_key: str | None = _setting(
-        None, parsers.secret, "The API key for that endpoint, if it needs one.", secret=True
-    )
-    model_calls: int = _setting(16, parsers.whole(1, 1_000), "Concurrent calls of the model by one process.")
-    demo: bool = _setting(True, parsers.switch, "1: `profiles up` loads the demonstration set into a new SQLite file.")
+    database: Path | PostgresUrl = _setting(Path("var/profiles.db"), parsers.database, secret=True)
+    features: str | None = _setting(None, parsers.registry_source)
+    cache_url: str | None = _setting(None, parsers.cache_url, secret=True)
+    queue_url: str | None = _setting(None, parsers.queue_url, secret=True)
+    queue_name: str = _setting("arq:queue", parsers.queue_name)
+    host: str = _setting("127.0.0.1", parsers.host)
+    port: int = _setting(8000, parsers.whole(1, 65535))
+    processes: int = _setting(1, parsers.whole(1, 64))
+    root_path: str = _setting("", parsers.root_path)
+    trusted_proxies: tuple[Network, ...] = _setting((), parsers.networks)
+    api_keys: tuple[ApiKey, ...] = _setting((), parsers.api_keys, secret=True)
+    rate_limit: int = _setting(0, parsers.whole(0, 1_000_000))  # 0: no limit
+    rate_burst: int = _setting(0, parsers.whole(0, 1_000_000))  # 0: as `rate_limit`
+    drain_s: int = _setting(0, parsers.whole(0, 300))
+    keep_alive_s: int = _setting(75, parsers.whole(1, 3_600))
+    session_hours: int = _setting(12, parsers.whole(1, 720))
+    retention_days: int = _setting(180, parsers.whole(1, 36500))
+    decision_retention_days: int = _setting(180, parsers.whole(1, 36500))
+    rewards: tuple[tuple[str, float], ...] = _setting((), parsers.rewards)
+    reward_window_hours: int = _setting(24, parsers.whole(1, 720))
+    scoring: bool = _setting(find_spec("numpy") is not None, parsers.scoring)
+    shadow: bool = _setting(True, parsers.switch)
+    rollout_margin: float = _setting(0.02, parsers.share)
+    rollout_guardrails: RolloutRails = _setting(RolloutRails(), parsers.rollout_rails)
+    log_format: Literal["console", "json"] = _setting("console", parsers.choice("console", "json"))
+    log_level: str = _setting("info", parsers.choice("debug", "info", "warning", "error"))
+    traces_url: str | None = _setting(None, parsers.traces_url, secret=True)
+    cache_timeout_ms: int = _setting(100, parsers.whole(5, 60_000))
+    lease_ms: int = _setting(5_000, parsers.whole(50, 600_000))
+    statement_timeout_ms: int = _setting(2_000, parsers.whole(50, 600_000))
+    readers: int = _setting(2, parsers.whole(1, 64))
+    near_users: int = _setting(10_000, parsers.whole(0, 10_000_000))  # 0: no local cache
+    audit_users: int = _setting(5, parsers.whole(0, 1_000))  # per second, and as many decisions; 0: none
+    metrics_port: int = _setting(0, parsers.whole(0, 65535))  # 0: not served
+    worker_metrics_port: int = _setting(8001, parsers.whole(0, 65535))  # 0: not served
+    embedded_cache_mb: int = _setting(256, parsers.whole(1, 1_000_000))
+    model_url: str | None = _setting(None, parsers.model_url, secret=True)
+    model: str | None = _setting(None, parsers.model_name, secret=True)
+    model_key: str | None = _setting(None, parsers.secret, secret=True)
+    model_calls: int = _setting(16, parsers.whole(1, 1_000))
+    demo: bool = _setting(True, parsers.switch)
 
     def __post_init__(self) -> None:
         if self.model_url is None and (self.model is not None or self.model_key is not None):
@@ -195,7 +94,7 @@ class Settings:
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read and validate `PROFILES_…` variables. Raises `SettingsError` for the first that is invalid."""
         environ = _own(os.environ if environ is None else environ)
-        known = {variable(item): item for item in fields(cls)}
+        known = {PREFIX + item.name.upper(): item for item in fields(cls)}
         environ = _with_files(environ, [name for name, item in known.items() if not item.repr])
         for name in sorted(environ):
             if name not in known:
@@ -255,21 +154,6 @@ class Settings:
 def _require_days(name: str, days: int, needed: int, margin: int, span: str) -> None:
     if days < needed + margin:
         raise SettingsError(name, f"must be at least {needed + margin}: the {span} plus a margin of {margin} days")
-
-
-def variable(item: Field[Any]) -> str:
-    """The environment variable that sets a field of `Settings`, such as `PROFILES_PORT`."""
-    return PREFIX + item.name.upper()
-
-
-def described() -> list[tuple[str, str, str]]:
-    """For every setting, in the order of declaration: the variable, the default as text, and the description."""
-    rows: list[tuple[str, str, str]] = []
-    for item in fields(Settings):
-        default = item.default
-        shown = "" if default in (None, ()) else str(int(default)) if isinstance(default, bool) else str(default)
-        rows.append((variable(item), shown, cast(str, item.metadata["text"])))
-    return rows
 
 
 def is_loopback(host: str) -> bool:

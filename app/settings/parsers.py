@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import msgspec
 
-N = TypeVar("N", int, float)
+T = TypeVar("T")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SCOPES = ("read", "write", "admin")
 # The parts of an API key in the settings, and what each must be.
@@ -71,27 +71,22 @@ class RolloutRails(msgspec.Struct, frozen=True):
         return ",".join(f"{item.name}={getattr(self, item.name):g}" for item in msgspec.structs.fields(self))
 
 
-def path(value: str) -> Path:
-    """A file path. `~` is expanded and a symbolic link resolved."""
+def database(value: str) -> Path | PostgresUrl:
+    """Parse the path of a SQLite file, in which `~` is expanded, or a URL of PostgreSQL."""
+    if value.startswith(("postgresql://", "postgres://")):
+        return postgres_url(value)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", value):
+        raise ValueError("must be the path of a SQLite file or postgresql://…; no other database is supported")
     if not value or "\0" in value:
         raise ValueError("must be a file path")
     try:
         found = Path(value).expanduser()
     except RuntimeError as error:
         raise ValueError(f"must be a file path: {error}") from None
-    # SQLite places its log beside the target of a link, not beside the link.
-    return found.resolve() if found.is_symlink() else found
-
-
-def database(value: str) -> Path | PostgresUrl:
-    if value.startswith(("postgresql://", "postgres://")):
-        return postgres_url(value)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", value):
-        raise ValueError("must be the path of a SQLite file or postgresql://…; no other database is supported")
-    found = path(value)
     if os.path.isdir(found):  # noqa: PTH112  # `Path.is_dir` raises if a parent may not be searched
         raise ValueError("must be the path of a file, and is a directory")
-    return found
+    # SQLite places its log beside the target of a link, not beside the link.
+    return found.resolve() if found.is_symlink() else found
 
 
 def postgres_url(value: str) -> PostgresUrl:
@@ -135,51 +130,34 @@ def registry_source(value: str) -> str:
     return value
 
 
-def _number(kind: type[N], pattern: str, what: str, low: int, high: int) -> Callable[[str], N]:
-    """Make a parser of numbers from `low` to `high` whose text matches the regular expression `pattern`. `what` names
-    such a number in errors, as in "must be a whole number from 1 to 9"."""
+def _parser(
+    pattern: str, allowed: str, convert: Callable[[str], T], check: Callable[[T], bool] = lambda _: True
+) -> Callable[[str], T]:
+    """Make a parser of texts that match a regular expression. `allowed` describes the texts in errors: "must be …"."""
 
-    def parse(value: str) -> N:
-        if not re.fullmatch(pattern, value) or not low <= kind(value) <= high:
-            raise ValueError(f"must be a {what} from {low} to {high}")
-        return kind(value)
+    def parse(value: str) -> T:
+        if re.fullmatch(pattern, value) and check(converted := convert(value)):
+            return converted
+        raise ValueError(f"must be {allowed}")
 
     return parse
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    return _number(int, r"[0-9]{1,12}", "whole number", low, high)
-
-
-share = _number(float, r"[01]|[01]?\.[0-9]{1,9}", "number", 0, 1)
-_milliseconds = _number(float, r"[1-9][0-9]{0,5}", "whole number of milliseconds", 1, 999_999)
+    return _parser(r"[0-9]{1,12}", f"a whole number from {low} to {high}", int, lambda number: low <= number <= high)
 
 
 def choice(*allowed: str) -> Callable[[str], str]:
-    return matching("|".join(allowed), f"one of {', '.join(allowed)}")
+    return _parser("|".join(allowed), f"one of {', '.join(allowed)}", str)
 
 
-def matching(pattern: str, allowed: str) -> Callable[[str], str]:
-    """Make a parser of texts that match a regular expression. `allowed` describes the texts in errors: "must be …"."""
-
-    def parse(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"must be {allowed}")
-        return value
-
-    return parse
-
-
-queue_name = matching(r"[A-Za-z0-9:_.\-]{1,100}", "1 to 100 of A-Z a-z 0-9 : _ . -")
-host = matching(r"[0-9A-Za-z.:\-]{1,253}", "an address or a host name")
-model_name = matching(r"[\x21-\x7e]{1,200}", "1 to 200 ASCII characters without spaces")
-secret = matching(r"[\x21-\x7e]{1,4096}", "1 to 4096 ASCII characters without spaces")  # fits in an HTTP header
-
-
-def switch(value: str) -> bool:
-    if value not in ("0", "1"):
-        raise ValueError("must be 0 or 1")
-    return value == "1"
+share = _parser(r"[01]|[01]?\.[0-9]{1,9}", "a number from 0 to 1", float, lambda number: number <= 1)
+_milliseconds = _parser(r"[1-9][0-9]{0,5}", "a whole number of milliseconds from 1 to 999999", float)
+queue_name = _parser(r"[A-Za-z0-9:_.\-]{1,100}", "1 to 100 of A-Z a-z 0-9 : _ . -", str)
+host = _parser(r"[0-9A-Za-z.:\-]{1,253}", "an address or a host name", str)
+model_name = _parser(r"[\x21-\x7e]{1,200}", "1 to 200 ASCII characters without spaces", str)
+secret = _parser(r"[\x21-\x7e]{1,4096}", "1 to 4096 ASCII characters without spaces", str)  # fits in an HTTP header
+switch = _parser("[01]", "0 or 1", lambda value: value == "1")
 
 
 def scoring(value: str) -> bool:
@@ -209,34 +187,27 @@ def queue_url(value: str) -> str:
             "must be one server or a Sentinel group, because arq uses several keys in one transaction, which a cluster "
             "spreads over its nodes; it must start with redis://, rediss:// or unix://"
         )
-    return _server_url(value, parts)
+    return _checked_server(value, parts)
 
 
 def cache_url(value: str) -> str:
     """Check the URL of a Redis or Valkey server, of a Sentinel group or of a cluster, and return it."""
     parts = _split_url(value, "redis://host:6379/0")
-    if parts.scheme not in _CLUSTERS:
-        return _server_url(value, parts, ", or redis+cluster:// or rediss+cluster:// for a cluster")
-    if not parts.hostname or parts.path.strip("/") not in ("", "0"):
+    return _checked_server(value, parts, ", or redis+cluster:// or rediss+cluster:// for a cluster")
+
+
+def _checked_server(value: str, parts: SplitResult, others: str = "") -> str:
+    cluster = parts.scheme in _CLUSTERS
+    if cluster and (not parts.hostname or parts.path.strip("/") not in ("", "0")):
         raise ValueError(f"must name nodes of the cluster and no database: {parts.scheme}://host1:6379,host2:6379/")
-    _check_options(parts)
-    return value
-
-
-def _server_url(value: str, parts: SplitResult, others: str = "") -> str:
-    if parts.scheme not in ("redis", "rediss", "unix"):
+    if not cluster and parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError(f"must start with redis://, rediss:// or unix://{others}")
-    if parts.scheme == "unix":
-        if not parts.path:
-            raise ValueError("must name a socket: unix:///path/to/socket")
-    elif not parts.hostname or not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
+    if parts.scheme == "unix" and not parts.path:
+        raise ValueError("must name a socket: unix:///path/to/socket")
+    if parts.scheme in ("redis", "rediss") and not (parts.hostname and re.fullmatch(r"/?[0-9]{0,4}", parts.path)):
         raise ValueError(f"must name a host, and may name a port and a database: {parts.scheme}://host:6379/0")
-    _check_options(parts, "db", "sentinel")
-    return value
-
-
-def _check_options(parts: SplitResult, *others: str) -> None:
-    allowed = (*others, *(_TLS_OPTIONS if parts.scheme.startswith("rediss") else ()))
+    tls = _TLS_OPTIONS if parts.scheme.startswith("rediss") else ()
+    allowed = (*(() if cluster else ("db", "sentinel")), *tls)
     for name, given in parse_qsl(parts.query, keep_blank_values=True):
         # Other options would change timeouts and encodings that the service relies on, or weaken TLS.
         if name not in allowed or not given:
@@ -246,6 +217,7 @@ def _check_options(parts: SplitResult, *others: str) -> None:
             raise ValueError("the option 'db' must be a number")
         if name == "ssl_check_hostname" and given not in ("true", "false"):
             raise ValueError("the option 'ssl_check_hostname' must be true or false")
+    return value
 
 
 def model_url(value: str) -> str:

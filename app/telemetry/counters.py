@@ -1,8 +1,8 @@
-"""Counters and histograms without locks, for the request path.
+"""Metrics without locks, for the request path, and gauges that may be absent.
 
 The metrics of prometheus-client take three locks per observation, a sixth of the cost of a warm read. Those of this
-module may be written only by the event loop's thread, and read by any thread. A scrape may find an observation in
-the count of a histogram and not yet in its sum.
+module may be written only by the event loop's thread, and read by any thread. A scrape may find an observation in the
+count of a histogram and not yet in its sum.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
 
 class FastCounter:
     def __init__(self, registry: CollectorRegistry, name: str, text: str) -> None:
-        self._name = name
+        self._name = f"profiles_{name}"
         self._text = text
         self._total = 0
         registry.register(self)
@@ -28,6 +28,23 @@ class FastCounter:
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(self._name, self._text, value=self._total)
+
+
+class OptionalGauge:
+    """A gauge that is absent from a scrape while its value is unknown (None), as it is at first."""
+
+    def __init__(self, registry: CollectorRegistry, name: str, text: str) -> None:
+        self._name = f"profiles_{name}"
+        self._text = text
+        self._value: float | None = None
+        registry.register(self)
+
+    def set(self, value: float | None) -> None:
+        self._value = value
+
+    def collect(self) -> Iterator[Metric]:
+        if (value := self._value) is not None:
+            yield GaugeMetricFamily(self._name, self._text, value=value)
 
 
 class FastHistogram:
@@ -49,7 +66,7 @@ class HistogramCollector:
     def __init__(
         self, registry: CollectorRegistry, name: str, text: str, bounds: Sequence[float], labels: Sequence[str]
     ) -> None:
-        self._name = name
+        self._name = f"profiles_{name}"
         self._text = text
         self._bounds = bounds
         self._labels = labels

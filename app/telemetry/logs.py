@@ -11,79 +11,70 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Literal, TextIO
+from types import ModuleType
+from typing import Any, Literal, TextIO, cast
 
 import msgspec
 
 from app.errors import StoreFull
-from app.telemetry.structlog_without_rich import structlog
+
+# structlog imports rich, if present, to format tracebacks. The logs have plain tracebacks, and importing rich took a
+# tenth of a process's start. So no other module imports structlog, and only the command line imports rich.
+_rich = sys.modules.get("rich")
+sys.modules["rich"] = cast(ModuleType, None)  # an import of it fails
+try:
+    import structlog as structlog  # noqa: PLC0414, TID251
+finally:
+    del sys.modules["rich"]
+    if _rich is not None:
+        sys.modules["rich"] = _rich
 
 REQUEST_ID = "request_id"
+Event = structlog.typing.EventDict
 # The position in a trace (https://www.w3.org/TR/trace-context/): that of the request or job that runs, if
 # `app.telemetry.tracing` is on.
 TRACEPARENT: ContextVar[str | None] = ContextVar("traceparent", default=None)
-SENSITIVE_FIELDS = frozenset(
-    {"api_key", "x-api-key", "authorization", "password", "cache_url", "queue_url", "model_key"}
-)
+SENSITIVE_FIELDS = {"api_key", "x-api-key", "authorization", "password", "cache_url", "queue_url", "model_key"}
 _PASSWORD_IN_URL = re.compile(r"(\w+://[^\s:/@]*:)[^\s/]+@")
 MOST_LINES, SPAN_S = 20, 10.0
 # Events that a caller, a feature's SQL or an unreachable server can cause without limit.
-REPEATED = frozenset(
-    {
-        "request",
-        "request_shed",
-        "sign_in_refused",
-        "computation_failed",
-        "invalidation_owed",
-        "job_retried",
-        "left_to_the_sweep",
-        "not_answering",
-        "publish_failed",
-        "run_put_off",
-        "served_unproven",
-        "unavailable",
-        "unknown_decision",
-    }
-)
+REPEATED = {
+    *("request", "request_shed", "sign_in_refused", "computation_failed", "invalidation_owed", "job_retried"),
+    *("left_to_the_sweep", "not_answering", "publish_failed", "run_put_off", "served_unproven", "unavailable"),
+    "unknown_decision",
+}
 # The fields that make up a kind of line. Each has few values, so there are few kinds.
 _KIND = ("event", "route", "status", "feature", "job", "what", "name")
 
 
-class _Span(msgspec.Struct):
-    begun: float
-    lines: int = 0
-
-
 class RepeatedLines(msgspec.Struct, eq=False):
-    """A structlog processor that drops repeated lines: it passes `MOST_LINES` lines of one kind in `SPAN_S` seconds.
+    """A structlog processor that passes `MOST_LINES` lines of one kind in `SPAN_S` seconds, and drops the others.
 
     Lines with equal `_KIND` fields are of one kind. The first line of the kind in the next span has the number of
     dropped lines in `left_out`.
     """
 
     monotonic: Callable[[], float] = time.monotonic
-    _spans: dict[tuple[object, ...], _Span] = msgspec.field(default_factory=dict)
+    _spans: dict[tuple[object, ...], tuple[float, int]] = {}  # by kind, the begin and the number of lines
 
-    def __call__(
-        self, _: structlog.typing.WrappedLogger, level: str, event: structlog.typing.EventDict
-    ) -> structlog.typing.EventDict:
+    def __call__(self, _: structlog.typing.WrappedLogger, level: str, event: Event) -> Event:
         if level == "debug" or event["event"] not in REPEATED:
             return event
         kind, now = tuple(event.get(name) for name in _KIND), self.monotonic()
-        span = self._spans.get(kind)
-        if span is None or now - span.begun >= SPAN_S:
-            if span is not None and span.lines > MOST_LINES:
-                event["left_out"] = span.lines - MOST_LINES
-            span = self._spans[kind] = _Span(now)
-        span.lines += 1
-        if span.lines > MOST_LINES:
+        begun, lines = self._spans.get(kind, (now, 0))
+        if now - begun >= SPAN_S:
+            if lines > MOST_LINES:
+                event["left_out"] = lines - MOST_LINES
+            begun, lines = now, 0
+        self._spans[kind] = begun, lines + 1
+        if lines >= MOST_LINES:
             raise structlog.DropEvent
         return event
 
 
-def _censor(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _censor(_: Any, __: str, event: Event) -> Event:
     for name, value in event.items():
         if name.lower() in SENSITIVE_FIELDS:
             event[name] = "[hidden]"
@@ -92,7 +83,7 @@ def _censor(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
     return event
 
 
-def _printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _printable(_: Any, __: str, event: Event) -> Event:
     """Escape control and invisible characters, so that a value cannot forge lines or move the cursor."""
     for name, value in event.items():
         if isinstance(value, str) and not value.isprintable():
@@ -101,7 +92,7 @@ def _printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappi
     return event
 
 
-def _with_trace_id(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _with_trace_id(_: Any, __: str, event: Event) -> Event:
     if (traceparent := TRACEPARENT.get()) is not None:
         event["trace_id"] = traceparent.split("-")[1]
     return event

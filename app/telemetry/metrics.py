@@ -1,7 +1,7 @@
-"""All metrics of a process.
+"""All metrics of a process; `docker/README.md` explains each.
 
-Each attribute of `Metrics` and `BanditMetrics` is one Prometheus metric. Labels have a small closed set of values
-(feature, route, outcome), never a user. Times are in seconds.
+Each attribute of `Metrics` is one Prometheus metric. Labels have a small closed set of values (feature, route,
+outcome), never a user. Times are in seconds.
 """
 
 from __future__ import annotations
@@ -12,71 +12,17 @@ from contextlib import suppress
 from functools import partial
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    generate_latest,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.exposition import generate_latest, start_http_server
 
 import app
-from app.telemetry.counters import FastCounter, HistogramCollector
+from app.telemetry.counters import FastCounter, HistogramCollector, OptionalGauge
 from app.telemetry.logs import logger
 
+COUNTS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
 FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 METRICS_RETRY_S = 1.0
 SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
-
-
-class OptionalGauge:
-    """A gauge that is exported only while its value is known: before the first `set`, and after `set(None)`, it is
-    absent."""
-
-    def __init__(self, collectors: CollectorRegistry, name: str, text: str) -> None:
-        self._gauge = Gauge(name, text, namespace="profiles", registry=None)
-        self._collectors = collectors
-        self._registered = False
-
-    def set(self, value: float | None) -> None:
-        if value is not None:
-            self._gauge.set(value)
-        if self._registered != (value is not None):
-            self._registered = not self._registered
-            change = self._collectors.register if self._registered else self._collectors.unregister
-            change(self._gauge)
-
-
-class BanditMetrics:
-    """The metrics of scoring and learning."""
-
-    def __init__(self, collectors: CollectorRegistry) -> None:
-        counter = partial(Counter, namespace="profiles", registry=collectors)
-        gauge = partial(OptionalGauge, collectors)
-        self.decisions = counter(
-            "decisions_total", "Decisions stored, by serving policy and origin of the profile.", ["policy", "profile"]
-        )
-        self.events = counter("decision_events_total", "Events about a decision, by outcome.", ["outcome"])
-        self.settled = counter(
-            "decisions_settled_total",
-            "Decisions settled by the sweep: default (no feedback in time), expired, set aside (damaged).",
-            ["outcome"],
-        )
-        self.states = gauge("learned_states", "Users with learned statistics.")
-        self.to_grow = gauge("states_to_grow", "Users whose statistics still have an older, smaller spec.")
-        self.prior = gauge("prior_version", "Version of the newest pooled prior; 0 before the first.")
-        self.unreadable = gauge("unreadable_states", "Users whose statistics are damaged and set aside.")
-        self.share = gauge("rollout_share_ratio", "Share of users that the challenger serves, 0 to 1.")
-        self.stage = Gauge(
-            "rollout_stage",
-            "1 for the current stage of the roll-out, 0 for the others.",
-            ("stage",),
-            namespace="profiles",
-            registry=collectors,
-        )
 
 
 class Metrics:
@@ -84,112 +30,69 @@ class Metrics:
         self.collectors = collectors = CollectorRegistry()
         counter = partial(Counter, namespace="profiles", registry=collectors)
         gauge = partial(Gauge, namespace="profiles", registry=collectors)
-        histogram = partial(Histogram, namespace="profiles", registry=collectors)
+        histogram = partial(Histogram, namespace="profiles", registry=collectors, buckets=FAST)
+        slow_histogram = partial(histogram, buckets=SLOW)
         optional = partial(OptionalGauge, collectors)
         of_feature = partial(gauge, labelnames=["feature"])
         fast_counter = partial(FastCounter, collectors)
         fast_histogram = partial(HistogramCollector, collectors)
         self.request_seconds = fast_histogram(
-            "profiles_http_request_duration_seconds",
-            "Time to answer, by route and status.",
-            FAST,
-            ["method", "route", "status"],
+            "http_request_duration_seconds", "Time to answer.", FAST, ["method", "route", "status"]
         )
         self.shed = counter("requests_shed_total", "Requests shed with 503, by kind of load.", ["kind"])
         self.rate_limited = counter("rate_limited_total", "Requests rejected with 429, by key name.", ["key"])
-        self.cache_hits = fast_counter("profiles_cache_hits_total", "Feature values served from the cache.")
-        self.near_hits = fast_counter("profiles_near_hits_total", "Cache hits served from the local cache.")
-        self.cache_misses = fast_counter(
-            "profiles_cache_misses_total", "Feature values that the cache did not contain."
-        )
-        self.fills = counter(
-            "cache_fills_total",
-            "Fills by outcome: stored, refused (an invalidation or another fill was first), failed.",
-            ["outcome"],
-        )
-        self.degraded_reads = counter(
-            "degraded_reads_total", "Profiles computed because the cache did not answer or was not trusted.", ["reason"]
-        )
-        self.unproven_reads = counter(
-            "unproven_reads_total", "Profiles served from the cache while the database could not be asked."
-        )
-        self.cache_seconds = fast_histogram(
-            "profiles_cache_round_trip_seconds", "Round trip to the cache, by command.", FAST, ["command"]
-        )
+        self.cache_hits = fast_counter("cache_hits_total", "Feature values served from the cache.")
+        self.near_hits = fast_counter("near_hits_total", "Cache hits served from the local cache.")
+        self.cache_misses = fast_counter("cache_misses_total", "Feature values that the cache did not contain.")
+        self.fills = counter("cache_fills_total", "Fills: stored, refused (an event was first), failed.", ["outcome"])
+        self.degraded_reads = counter("degraded_reads_total", "Profiles computed without the cache.", ["reason"])
+        self.unproven_reads = counter("unproven_reads_total", "Cached profiles served without the database.")
+        self.cache_seconds = fast_histogram("cache_round_trip_seconds", "Round trip, by command.", FAST, ["command"])
         self.cache_errors = counter("cache_errors_total", "Cache commands that failed, by kind.", ["kind"])
         self.cache_available = gauge("cache_available", "1 while the circuit to the cache is closed.")
         self.computed_users = counter("computed_users_total", "Users whose features were computed.")
-        self.computation_seconds = histogram(
-            "computation_seconds", "Time of one statement that computes features, with its thread hop.", buckets=FAST
-        )
-        self.computation_errors = counter(
-            "computation_errors_total", "Values that failed with a wrong type or an SQL error, by feature.", ["feature"]
-        )
+        self.computation_seconds = histogram("computation_seconds", "Time of one statement.")
+        self.computation_errors = counter("computation_errors_total", "Values that failed, by feature.", ["feature"])
         self.events = counter("events_total", "Events by door and outcome.", ["door", "outcome"])
-        self.commit_seconds = histogram("commit_seconds", "Time of one ingest transaction.", buckets=FAST)
-        self.commit_events = histogram(
-            "commit_events", "Events that shared one commit.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
-        )
-        self.invalidations = counter(
-            "invalidations_total", "Users whose keys were dropped, owed, or settled later.", ["outcome"]
-        )
-        self.stale_dropped = counter(
-            "stale_values_dropped_total", "Cached values older than an event that a worker found and dropped."
-        )
+        self.commit_seconds = histogram("commit_seconds", "Time of one ingest transaction.")
+        self.commit_events = histogram("commit_events", "Events that shared one commit.", buckets=COUNTS)
+        self.invalidations = counter("invalidations_total", "Users whose keys were dropped or owed.", ["outcome"])
+        self.stale_dropped = counter("stale_values_dropped_total", "Stale values that a worker found and dropped.")
         self.owed = optional("owed_invalidations", "Invalidations owed to the cache at the last check.")
         self.queue_depth = optional("queue_depth", "Jobs waiting in the queue.")
-        self.oldest_unconsumed = optional(
-            "oldest_unconsumed_event_age_seconds", "Age of the oldest unconsumed event; 0 if there is none."
-        )
+        self.oldest_unconsumed = optional("oldest_unconsumed_event_age_seconds", "0 if all events are consumed.")
         self.unconsumed = optional("unconsumed_events", "Events that no worker has consumed yet.")
         self.dead_letters = optional("dead_letters", "Dead letters that wait for an admin.")
-        self.events_ahead = optional(
-            "events_ahead", "Events dated more than five minutes in the future, counted up to 10,000."
-        )
-        self.publish_failures = counter(
-            "publish_failures_total", "Jobs that the queue did not accept; the sweep consumes their events."
-        )
-        self.invalidation_lag = histogram(
-            "invalidation_lag_seconds",
-            "From an event's arrival until its keys are dropped or owed.",
-            ["door"],
-            buckets=FAST,
-        )
-        self.queue_door_lag = histogram(
-            "queue_door_lag_seconds",
-            "From a job's enqueueing until its events' keys are dropped or owed.",
-            buckets=FAST,
-        )
-        self.consumption_lag = histogram(
-            "consumption_lag_seconds", "From an event's arrival until a worker has consumed it.", buckets=SLOW
-        )
-        self.consistency_checks = counter(
-            "consistency_checks_total", "Users checked by the audit, by time after an event.", ["after", "outcome"]
-        )
+        self.events_ahead = optional("events_ahead", "Events more than five minutes ahead, counted up to 10,000.")
+        self.publish_failures = counter("publish_failures_total", "Jobs that the queue did not accept.")
+        self.invalidation_lag = histogram("invalidation_lag_seconds", "From arrival to dropped keys.", ["door"])
+        self.queue_door_lag = histogram("queue_door_lag_seconds", "From a job's enqueueing to dropped keys.")
+        self.consumption_lag = slow_histogram("consumption_lag_seconds", "From an event's arrival to its consumption.")
+        self.consistency_checks = counter("consistency_checks_total", "Audited users.", ["after", "outcome"])
         self.consistency_violations = counter(
             "consistency_violations_total", "Wrong cached values that the audit found.", ["feature", "fault"]
         )
         self.consistency_repairs = counter("consistency_repairs_total", "Wrong cached values that the audit dropped.")
-        self.decision_checks = counter(
-            "decision_checks_total", "Decisions whose logged profile the audit computed again, by outcome.", ["outcome"]
-        )
-        self.quality_measured = optional(
-            "quality_measured_timestamp_seconds", "When data quality was measured last, in seconds since 1970."
-        )
-        self.feature_psi = of_feature(
-            "feature_psi_ratio", "Population stability index of the values against those of 7 days earlier."
-        )
+        self.decision_checks = counter("decision_checks_total", "Audited decisions, by outcome.", ["outcome"])
+        self.quality_measured = optional("quality_measured_timestamp_seconds", "When data quality was measured last.")
+        self.feature_psi = of_feature("feature_psi_ratio", "Population stability index against 7 days earlier.")
         self.feature_null = of_feature("feature_null_ratio", "Share of the cached values that are null.")
         self.feature_missing = of_feature("feature_missing_ratio", "Share of the users without a cached value.")
         self.feature_stale = of_feature("feature_stale_ratio", "Share of the users with a stale cached value.")
-        self.bandit = BanditMetrics(self.collectors)
+        self.decisions = counter("decisions_total", "Decisions by policy and source of profile.", ["policy", "profile"])
+        self.decision_events = counter("decision_events_total", "Events about a decision, by outcome.", ["outcome"])
+        self.decisions_settled = counter("decisions_settled_total", "Decisions settled by the sweep.", ["outcome"])
+        self.learned_states = optional("learned_states", "Users with learned statistics.")
+        self.states_to_grow = optional("states_to_grow", "Users whose statistics have an older, smaller spec.")
+        self.prior_version = optional("prior_version", "Version of the newest pooled prior; 0 before the first.")
+        self.unreadable_states = optional("unreadable_states", "Users whose statistics are damaged and set aside.")
+        self.rollout_share = optional("rollout_share_ratio", "Share of users that the challenger serves, 0 to 1.")
+        self.rollout_stage = gauge("rollout_stage", "1 for the current stage, 0 for the others.", ["stage"])
         self.jobs = counter("worker_jobs_total", "Jobs by name and outcome.", ["job", "outcome"])
-        self.generations = counter(
-            "generations_total", "Tips written: by model, template or fallback reason.", ["outcome"]
-        )
+        self.generations = counter("generations_total", "Tips written, by model, template or reason.", ["outcome"])
+        self.model_seconds = slow_histogram("model_seconds", "Time of calling the model, including retries.")
         Info("build", "The release.", namespace="profiles", registry=collectors).info({"version": app.__version__})
         ProcessCollector(registry=collectors)
-        self.model_seconds = histogram("model_seconds", "Time of calling the model, including retries.", buckets=SLOW)
 
     def export_faults_as_zero(self, features: Iterable[str], faults: Iterable[str]) -> None:
         """Export the counters of faults before the first fault: Prometheus' `increase` needs a value to start from."""

@@ -34,8 +34,9 @@ _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 _trace_context = TraceContextTextMapPropagator()
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 Traceparents = Iterable[str | None]
+SharedBy = Mapping[str, Callable[..., Traceparents]]
 T = TypeVar("T")
-_NONE: Mapping[str, Callable[..., Traceparents]] = {}
+_NONE: SharedBy = {}
 
 
 class Tracing:
@@ -103,7 +104,7 @@ class Tracing:
                 stack.enter_context(self._span("consume events", SpanKind.CONSUMER, _context(traceparent), links))
             yield
 
-    def port(self, name: str, port: T, shared_by: Mapping[str, Callable[..., Traceparents]] = _NONE) -> T:
+    def port(self, name: str, port: T, shared_by: SharedBy = _NONE) -> T:
         """Wrap a port: each call of a coroutine method inside a span has a child span `name.method`.
 
         `shared_by` has a function by the name of a method. It is called with the positional arguments and returns the
@@ -130,13 +131,8 @@ class Tracing:
 
 
 class _Port:
-    def __init__(
-        self, span: Any, name: str, port: object, shared_by: Mapping[str, Callable[..., Traceparents]]
-    ) -> None:
-        self._span = span
-        self._name = name
-        self._port = port
-        self._shared_by = shared_by
+    def __init__(self, span: Any, name: str, port: object, shared_by: SharedBy) -> None:
+        self._span, self._name, self._port, self._shared_by = span, name, port, shared_by
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._port, name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from app.telemetry.structlog_without_rich import structlog
+from app.telemetry.logs import structlog
 
 
 @contextmanager

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from app.telemetry import Metrics
-from app.telemetry.metrics import OptionalGauge
+from app.telemetry.counters import OptionalGauge
 
 
 def metric_names() -> set[str]:
     """As Prometheus stores them, without the endings of histograms."""
     metrics = Metrics()
-    for metric in (*vars(metrics).values(), *vars(metrics.bandit).values()):
+    for metric in vars(metrics).values():
         if isinstance(metric, OptionalGauge):
             metric.set(0)
     endings = {"counter": "_total", "info": "_info"}

@@ -31,7 +31,10 @@ async def test_worker_rolls_back_by_itself(
     await book.move(await book.state(), Target("ramp", 0.05), "it looked good", "ann", now_ms - 120_000)
 
     async def went_back() -> bool:
-        return (await book.state()).stage == "rolled back"
+        if (await book.state()).stage != "rolled back":
+            return False
+        (entry,) = await newest_entries(SqlAuditTrail(database), 10)
+        return entry.outcome != "begun"  # it is stored after the move
 
     settings = Settings(
         features=FEATURES, database=database_path, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0

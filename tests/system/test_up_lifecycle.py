@@ -214,9 +214,10 @@ def test_each_process_has_its_own_ports(programs: Programs, tmp_path: Path) -> N
 async def test_new_database_gets_the_demo_set(programs: Programs) -> None:
     port = free_port()
     program = up(programs, port, demo=1)
-    program.says("Up.")
+    program.says("loading the demonstration set")
     client = Connection(port)
-    answer = await client.get("/profiles/user-0001")
+    answer = await client.get("/profiles/user-0001")  # it waits until the set is loaded
+    program.says("Up.")
     assert answer.json["features"]["tip_volume_30d"] > 0
     quality = (await client.get("/admin/data-quality")).json
     figures = quality["features"]["completion_rate_30d"]

@@ -28,7 +28,7 @@ from app.api.middleware.load_shedding import Shedding, mark_of
 from app.api.problems import HEADERS, MEDIA_TYPE, encoded
 from app.errors import Overloaded
 from app.telemetry import REQUEST_ID, Metrics, logger
-from app.telemetry.structlog_without_rich import structlog
+from app.telemetry.logs import structlog
 
 CUT_SHORT = 499  # as in nginx: the client disconnected or the process stopped
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")

@@ -148,11 +148,11 @@ class DecisionLearner:
         now_ms = self._clock.now_ms()
         if concerned:
             for outcome, count in (await self._repository.learn(concerned, now_ms)).items():
-                self._metrics.bandit.events.labels(outcome).inc(count)
+                self._metrics.decision_events.labels(outcome).inc(count)
         # Afterwards: if learning fails, all of these events come again, and those learned before do no harm.
         if unknown:
             for sent_by, count in (await self._repository.note_unknown(unknown, now_ms)).items():
-                self._metrics.bandit.events.labels("unknown decision").inc(count)
+                self._metrics.decision_events.labels("unknown decision").inc(count)
                 log.warning("unknown_decision", sent_by=sent_by, events=count, event_id=unknown[0].event.event_id)
 
     async def grow(self) -> int:
@@ -165,9 +165,9 @@ class DecisionLearner:
         total = 0
         while True:
             counts = await self._repository.settle(self._clock.now_ms(), SETTLED_AT_ONCE)
-            self._metrics.bandit.settled.labels("default").inc(counts.learned)
-            self._metrics.bandit.settled.labels("expired").inc(counts.expired)
-            self._metrics.bandit.settled.labels("set aside").inc(counts.set_aside)
+            self._metrics.decisions_settled.labels("default").inc(counts.learned)
+            self._metrics.decisions_settled.labels("expired").inc(counts.expired)
+            self._metrics.decisions_settled.labels("set aside").inc(counts.set_aside)
             total += counts.learned + counts.expired
             if sum(counts) < SETTLED_AT_ONCE:
                 return total

@@ -118,6 +118,6 @@ class Maintenance:
 
     async def _count(self) -> None:
         growth = await self._states.growth()
-        self._metrics.bandit.states.set(growth.users)
-        self._metrics.bandit.to_grow.set(growth.to_grow)
-        self._metrics.bandit.prior.set(await self._states.prior_version())
+        self._metrics.learned_states.set(growth.users)
+        self._metrics.states_to_grow.set(growth.to_grow)
+        self._metrics.prior_version.set(await self._states.prior_version())

@@ -47,7 +47,7 @@ async def _fill(database: Path, server: EmbeddedServer, untrue: list[str]) -> No
 
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.cli.audit.PAGE", 3)
+    monkeypatch.setattr("app.cli.profiles.AUDITED_AT_ONCE", 3)
 
 
 def test_audit_finds_nothing_when_all_values_are_right(migrated: Run, tmp_path: Path, valkey: EmbeddedServer) -> None:

@@ -55,7 +55,7 @@ def stored(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are loaded three lines at a time."""
-    monkeypatch.setattr("app.cli.change.LINES_PER_REQUEST", 3)
+    monkeypatch.setattr("app.cli.events.LINES_PER_REQUEST", 3)
 
 
 # --- events
@@ -188,7 +188,7 @@ def populated(migrated: Run, tmp_path: Path) -> Run:
 
 
 def test_rebuild_fills_the_cache(populated: Run, own_valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.cli.change.REBUILD_CHUNK", 2)
+    monkeypatch.setattr("app.cli.profiles.REBUILT_AT_ONCE", 2)
     server = {"cache_url": own_valkey.url}
     shown = populated("rebuild", "user-1", "user-2", "user-1", **server)
     assert (shown.code, shown.out) == (0, "2 users rebuilt\n")

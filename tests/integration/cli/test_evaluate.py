@@ -17,7 +17,7 @@ import pytest
 from app.bandit.decisions import Decision, ScoringRequest
 from app.bandit.model.inputs import NUMBER_BYTES, SPEC_V1, Context
 from app.bootstrap.service import open_service
-from app.cli.evaluate import feature_values
+from app.cli.bandit import feature_values
 from app.features.clock import DAY_MS, rfc3339
 from app.features.contract import import_registry
 from app.settings import Settings

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.cli.change import LINES_PER_REQUEST
+from app.cli.events import LINES_PER_REQUEST
 from app.features.clock import rfc3339
 from tests.integration.cli.conftest import Run
 from tests.support.processes import environment_of

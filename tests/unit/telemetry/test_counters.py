@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from app.telemetry import FAST
 from app.telemetry.counters import FastCounter, HistogramCollector
 
-NAME, TEXT, LABELS = "profiles_seconds", "Seconds.", ("route", "status")
+TEXT, LABELS = "Seconds.", ("route", "status")
 observed = st.one_of(st.sampled_from(FAST), st.floats(0, 100, allow_nan=False))
 
 
@@ -23,7 +23,7 @@ def said(registry: CollectorRegistry) -> list[str]:
 @given(st.lists(st.integers(0, 1_000_000)))
 def test_counter_agrees_with_prometheus(counted: list[int]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    tally = FastCounter(ours, "profiles_things_total", TEXT)
+    tally = FastCounter(ours, "things_total", TEXT)
     counter = Counter("profiles_things_total", TEXT, registry=theirs)
     for by in counted:
         tally.inc(by)
@@ -34,8 +34,8 @@ def test_counter_agrees_with_prometheus(counted: list[int]) -> None:
 @given(st.lists(st.tuples(st.sampled_from(["/a", "/b"]), st.sampled_from([200, 404]), observed)))
 def test_histogram_agrees_with_prometheus(observations: list[tuple[str, int, float]]) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    tally = HistogramCollector(ours, NAME, TEXT, FAST, LABELS)
-    histogram = Histogram(NAME, TEXT, LABELS, buckets=FAST, registry=theirs)
+    tally = HistogramCollector(ours, "seconds", TEXT, FAST, LABELS)
+    histogram = Histogram("profiles_seconds", TEXT, LABELS, buckets=FAST, registry=theirs)
     for route, status, value in observations:
         tally.labels(route, status).observe(value)
         histogram.labels(route, status).observe(value)
@@ -44,4 +44,4 @@ def test_histogram_agrees_with_prometheus(observations: list[tuple[str, int, flo
 
 def test_histogram_refuses_wrong_labels() -> None:
     with pytest.raises(ValueError, match="route, status"):
-        HistogramCollector(CollectorRegistry(), NAME, TEXT, FAST, LABELS).labels("/a")
+        HistogramCollector(CollectorRegistry(), "seconds", TEXT, FAST, LABELS).labels("/a")

@@ -11,9 +11,9 @@ import pytest
 @pytest.mark.parametrize(
     ("program", "printed"),
     [
-        ("import app.telemetry.structlog_without_rich, structlog.dev; print(structlog.dev.rich)", "None"),
-        ("import app.telemetry.structlog_without_rich, rich; print(rich.__name__)", "rich"),
-        ("import rich; import app.telemetry.structlog_without_rich, sys; print(sys.modules['rich'] is rich)", "True"),
+        ("import app.telemetry.logs, structlog.dev; print(structlog.dev.rich)", "None"),
+        ("import app.telemetry.logs, rich; print(rich.__name__)", "rich"),
+        ("import rich; import app.telemetry.logs, sys; print(sys.modules['rich'] is rich)", "True"),
     ],
     ids=["structlog has none", "imported after it", "imported before it"],
 )

@@ -14,8 +14,7 @@ import pytest
 
 from app.errors import StoreFull, StoreUnavailable
 from app.telemetry import Metrics, configure_logging, logger, warn
-from app.telemetry.logs import MOST_LINES, SPAN_S, RepeatedLines
-from app.telemetry.structlog_without_rich import structlog
+from app.telemetry.logs import MOST_LINES, SPAN_S, RepeatedLines, structlog
 from tests.support.clock import FakeClock
 from tests.support.logs import logging_put_back
 
