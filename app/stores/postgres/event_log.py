@@ -60,8 +60,6 @@ _json = msgspec.json.Encoder().encode
 
 
 class PostgresEventLog(SqlEventLog):
-    """The log of all events. Implements `app.events.ports.EventLog`."""
-
     _database: PostgresDatabase
 
     async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
