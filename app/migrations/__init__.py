@@ -4,8 +4,13 @@ Their statements are written for SQLite, and translated for PostgreSQL. Migratio
 earlier release after one, restore a backup. `app.stores.migrate` runs them.
 """
 
+from pathlib import Path
+
 from alembic import op
+from alembic.config import Config
 from sqlalchemy import text
+
+from app.settings.parsers import PostgresUrl
 
 # Text is compared by its bytes, as on SQLite, whatever the collation of the database. `only` is a reserved word.
 POSTGRES = {
@@ -19,6 +24,13 @@ POSTGRES = {
     ") STRICT, WITHOUT ROWID": ")",
     ") STRICT": ")",
 }
+
+
+def configuration(database: Path | PostgresUrl) -> Config:
+    """An Alembic configuration that names the database for `env.py`."""
+    config = Config(attributes={"database": database})
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    return config
 
 
 def on_postgres() -> bool:

@@ -5,17 +5,12 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from app.errors import SchemaMismatch, StoreUnavailable
 from app.settings.parsers import PostgresUrl
 from app.stores.sql.database import SCHEMA_REVISION, check_migratable
 from app.stores.sqlite.connection import check_rights, revision_of
 
-if TYPE_CHECKING:
-    from alembic.config import Config
-
-MIGRATIONS = Path(__file__).parent.parent / "migrations"
 LOCK_NOT_AVAILABLE = "55P03"
 
 
@@ -37,6 +32,8 @@ def migrate(database: Path | PostgresUrl) -> tuple[str | None, str]:
     from alembic.util.exc import CommandError  # noqa: PLC0415
     from sqlalchemy.exc import DatabaseError  # noqa: PLC0415
 
+    from app.migrations import configuration  # noqa: PLC0415
+
     try:
         command.upgrade(configuration(database), "head")
     except CommandError as error:
@@ -47,15 +44,6 @@ def migrate(database: Path | PostgresUrl) -> tuple[str | None, str]:
             reason = "another transaction uses a table that changes; try again when it has ended (see pg_stat_activity)"
         raise StoreUnavailable(f"cannot migrate the database at {database}: {reason}") from error
     return before, SCHEMA_REVISION
-
-
-def configuration(database: Path | PostgresUrl) -> Config:
-    """An Alembic configuration that names the database for `env.py`."""
-    from alembic.config import Config  # noqa: PLC0415
-
-    config = Config(attributes={"database": database})
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    return config
 
 
 def current(database: Path | PostgresUrl) -> str | None:

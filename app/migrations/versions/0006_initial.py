@@ -103,11 +103,8 @@ TABLES = (
     ) STRICT""",
     "CREATE INDEX samples_by_time ON samples (at_ms)",
     """CREATE TABLE component_states (
-        component TEXT PRIMARY KEY,
-        state TEXT NOT NULL,
-        detail TEXT NOT NULL,
-        since_ms INTEGER NOT NULL,
-        seen_ms INTEGER NOT NULL
+        component TEXT PRIMARY KEY, state TEXT NOT NULL, detail TEXT NOT NULL,
+        since_ms INTEGER NOT NULL, seen_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE quality_reports (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -234,10 +231,8 @@ TABLES = (
     ) STRICT""",
     # `definitions` is the registry as JSON (`app.features.plan`).
     """CREATE TABLE registries (
-        fingerprint TEXT PRIMARY KEY,
-        definitions TEXT NOT NULL,
-        first_seen_ms INTEGER NOT NULL,
-        last_seen_ms INTEGER NOT NULL
+        fingerprint TEXT PRIMARY KEY, definitions TEXT NOT NULL,
+        first_seen_ms INTEGER NOT NULL, last_seen_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE disabled_features (
         feature TEXT PRIMARY KEY, disabled_by TEXT NOT NULL, reason TEXT NOT NULL, disabled_at_ms INTEGER NOT NULL

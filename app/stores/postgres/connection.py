@@ -93,8 +93,7 @@ _CONTEXT.adapters.register_loader("numeric", _NumericLoader)
 
 
 class Translated(NamedTuple):
-    """A statement in PostgreSQL's syntax. `names`: those of its parameters `$1`, `$2`, …; empty if it has no named
-    ones."""
+    """A statement in PostgreSQL's syntax. `names`: those of its parameters `$1`, `$2`, …, if they have names."""
 
     text: bytes
     names: tuple[str, ...]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from app.events.ports import Admitted, Appended, ClashingEvent
+from app.features.events import TipFeedback, subject_of
 from app.stores.postgres.connection import Connection
 from app.stores.postgres.database import PostgresDatabase
 from app.stores.sql.event_log import KEYS, EventKey, SqlEventLog, admit, event_key, mark_historical
@@ -28,14 +29,13 @@ SELECT known.* FROM {KEYS} CROSS JOIN LATERAL (
 # process announces a feature, computes it and caches it; 3. T1 commits, and deletes no key of this feature.
 LOCK_FEATURE_KEYS = "LOCK TABLE feature_keys IN ROW SHARE MODE"
 DRAW_NUMBERS = "SELECT nextval('event_seq') FROM generate_series(1, ?)"
-# The parameter is a JSON array of `Admitted`, each with its `seq`.
+# The parameter is a JSON array of objects with the fields of `Admitted` and of its event.
 INSERT_EVENTS = """
 WITH event AS MATERIALIZED (
-    SELECT * FROM json_to_recordset(CAST(? AS json)) AS item (
-        seq bigint, event json, digest text, occurred_at_ms bigint, utc_offset_min bigint, claimed_at_ms bigint,
-        received_at_ms bigint, sent_by text, traceparent text
-    ) CROSS JOIN LATERAL json_to_record(event) AS sent (
-        subject text, event_id text, user_id text, tip_id text, decision_id text, action text, dwell_ms bigint
+    SELECT * FROM json_to_recordset(CAST(? AS json)) AS event (
+        seq bigint, event_id text, subject text, user_id text, digest text, occurred_at_ms bigint, claimed_at_ms bigint,
+        received_at_ms bigint, sent_by text, tip_id text, utc_offset_min bigint, decision_id text, action text,
+        dwell_ms bigint, traceparent text
     )
 ), logged AS (
     INSERT INTO event_log
@@ -60,8 +60,6 @@ _json = msgspec.json.Encoder().encode
 
 
 class PostgresEventLog(SqlEventLog):
-    """The log of all events. Implements `app.events.ports.EventLog`."""
-
     _database: PostgresDatabase
 
     async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
@@ -89,11 +87,21 @@ class PostgresEventLog(SqlEventLog):
 
             found = admit(requests, known, features, number)
             connection.ending.enter_context(connection.raw.pipeline())
-            if items := [item._asdict() | {"seq": seq} for seq, item in found.fresh if event_key(item) not in own]:
-                connection.execute(INSERT_EVENTS, (_json(items).decode(),))
+            if rows := [_row(seq, item) for seq, item in found.fresh if event_key(item) not in own]:
+                connection.execute(INSERT_EVENTS, (_json(rows).decode(),))
             mark_historical(connection, found.historical)
             return found.outcomes
 
         # If the outcome of a commit is unknown, the work is done again. Events that have the numbers which it drew then
         # were stored by it, and count as accepted.
         return await self._database.write(work, of={user_id for user_id, _ in keys}, again=True)
+
+
+def _row(seq: int, item: Admitted) -> dict[str, object]:
+    row, event = item._asdict(), item.event
+    row["event"] = None
+    row |= {"seq": seq, "event_id": event.event_id, "subject": subject_of(event), "user_id": event.user_id}
+    row |= {"tip_id": event.tip_id, "decision_id": event.decision_id}
+    if isinstance(event, TipFeedback):
+        row |= {"action": event.action, "dwell_ms": event.dwell_ms}
+    return row

@@ -34,10 +34,8 @@ FROM cache_registration
 
 
 class PostgresState:
-    """Queries the `State` that all processes share. Implements `app.profiles.ports.ObservedState`.
-
-    `State.database_id` changes when a standby is promoted or the database is restored. Close the object when done.
-    """
+    """Implements `app.profiles.ports.ObservedState`. `State.database_id` changes when a standby is promoted or the
+    database is restored. Close the object when done."""
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -2,8 +2,7 @@
 
 A backup gets a new id. A restored database gets another new id, so values cached from the replaced database are not
 read again: the id is part of every cache key. Its sequence numbers continue a million higher, so that numbers used
-after the backup are not used again. A backup has owner and mode of the database, and a restored database has those of
-the file that it replaces.
+after the backup are not used again.
 """
 
 from __future__ import annotations

@@ -128,8 +128,7 @@ class SqliteDatabase(Database):
     async def write(self, work: Callable[[sqlite3.Connection], T], *, of: Collection[str] | Scope) -> T:
         """Run `work` in one transaction: see `Database.write`. `of` is unused: SQLite has one writer at a time.
         `StoreUnavailable` can also mean that another file has taken the place of the database: the commit then went to
-        the old file, which no process will open again. The log says when the disk is full, and when it has room
-        again."""
+        the old file, which no process will open again."""
         async with self._write_lock:
             if self._writer is None:
                 raise StoreUnavailable("the database is closed")

@@ -28,8 +28,7 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gpfs", "ocfs2", "davfs")
 NETWORK_FUSE = ("fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.ceph", "fuse.davfs", "fuse.juicefs")
 EPHEMERAL = {
-    "tmpfs": "memory, which a restart of the machine clears",
-    "ramfs": "memory, which a restart of the machine clears",
+    **dict.fromkeys(("tmpfs", "ramfs"), "memory, which a restart of the machine clears"),
     "overlay": "the layer of a container, which is deleted with the container",
 }
 # The releases that fix the WAL-reset bug: https://sqlite.org/wal.html

@@ -37,8 +37,6 @@ _ROWS_AT_ONCE = (256, 64, 16, 4, 1)
 
 
 class SqliteEventLog(SqlEventLog):
-    """The log of all events. Implements `app.events.ports.EventLog`."""
-
     _database: SqliteDatabase
 
     async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:

@@ -121,9 +121,8 @@ def _explained(error: Exception) -> str:
     if "not authorized" in text:
         return f"the SQL must be one SELECT over views and feedback ({text})"
     if "binding" in text.lower():
-        return (
-            f"the SQL may use no parameter, not even :now_ms ({text}): its relations hold only the events of the window"
-        )
+        rule = "the SQL may use no parameter, not even :now_ms"
+        return f"{rule} ({text}): its relations hold only the events of the window"
     if "one statement at a time" in text or 'near ";"' in text:
         return "the SQL must be one statement, without a semicolon"
     return f"the SQL does not compile: {text}"

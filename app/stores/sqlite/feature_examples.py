@@ -59,8 +59,7 @@ async def _run(database: SqliteDatabase, source: SqliteSource, registry: Registr
         except (msgspec.ValidationError, ProfilesError) as error:
             failures.append(f"example {number}: an event is not allowed: {error}")
             continue
-        if admitted:
-            await SqliteEventLog(database).append([admitted])
+        await SqliteEventLog(database).append([admitted])
         snapshot = await source.compute(NOW_MS, [ComputeRow(user_id, 1 << index)])
         problem = _problem(entry, example.value, snapshot.rows[0][index], snapshot.errors.get((0, index)))
         if problem is not None:

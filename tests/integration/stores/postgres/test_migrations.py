@@ -18,9 +18,10 @@ from sqlalchemy import URL, Engine, create_engine, inspect
 from sqlalchemy.pool import NullPool
 
 from app.errors import SchemaMismatch, StoreUnavailable
+from app.migrations import configuration
 from app.settings.parsers import PostgresUrl
 from app.settings.parsers import postgres_url as parsed
-from app.stores.migrate import configuration, current, migrate
+from app.stores.migrate import current, migrate
 from app.stores.sql.database import SCHEMA_REVISION
 from tests.support.postgres import binaries, drop_tables
 from tests.support.processes import ROOT, environment_of

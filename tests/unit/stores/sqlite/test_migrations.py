@@ -21,7 +21,8 @@ from alembic.script import ScriptDirectory
 
 from app.bandit.model.inputs import SPEC_V2
 from app.errors import SchemaMismatch, StoreUnavailable
-from app.stores.migrate import configuration, current, migrate
+from app.migrations import configuration
+from app.stores.migrate import current, migrate
 from app.stores.sql.database import SCHEMA_REVISION
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.waiting import PATIENCE_S, eventually_sync
