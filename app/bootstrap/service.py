@@ -317,5 +317,5 @@ async def _try_features(
         entry = registry[trial.feature]
         if entry.fingerprint not in served:
             raise RegistryError(entry.name, f"a trial with {len(users)} stored users failed: {trial.error}")
-        availability.pause(trial.feature, trial.user_id, trial.error, slow=trial.overdue)
+        availability.pause(trial.feature, trial.user_id, trial.error, slow=trial.us_per_user is None)
     return measured

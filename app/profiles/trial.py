@@ -24,13 +24,12 @@ EXAMPLES = 5
 
 class Trial(NamedTuple):
     """The result of trying the feature with the index `feature`. `us_per_user`: microseconds; None if there was no user
-    or the SQL exceeded the deadline (`overdue`). `error`: why the feature failed for the user `user_id`."""
+    or the SQL exceeded the deadline. `error`: why the feature failed for the user `user_id`."""
 
     feature: int
     us_per_user: float | None
     user_id: str = ""
     error: str | None = None
-    overdue: bool = False
 
 
 async def try_features(
@@ -51,8 +50,7 @@ async def _try(source: Source, registry: Registry, index: int, user_ids: Sequenc
     for place, user_id in enumerate(user_ids):
         _, wrong = registry[index].value_of(snapshot.rows[place][index])
         if (error := snapshot.errors.get((place, index), wrong)) is not None:
-            overdue = bool(snapshot.overdue >> index & 1)
-            return Trial(index, None if overdue else took_us, user_id, error, overdue)
+            return Trial(index, None if snapshot.overdue >> index & 1 else took_us, user_id, error)
     return Trial(index, took_us)
 
 

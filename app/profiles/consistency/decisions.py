@@ -20,18 +20,16 @@ from app.profiles.ports import ComputeRow, LoggedProfile, LoggedProfiles
 from app.telemetry import Metrics, logger
 
 # Of a value, and of a decision: `violation` if one of its values is wrong, else `consistent` if one was compared, else
-# the reason why none was. `not read`: the profile was sent with the request, absent, or disabled as a whole.
-# `not recorded`: a release decided that did not store versions. `pruned`: the window reaches beyond the stored events.
-# `events deleted`: the user's newest events of that time are gone. `not computed`: the feature is disabled or fails.
+# the reason why none was.
 Outcome = Literal[
     "consistent",
     "violation",
-    "not read",
-    "not recorded",
+    "not read",  # the profile was sent with the request, absent, or disabled as a whole
+    "not recorded",  # by a release that did not store versions
     "other definition",
-    "pruned",
-    "events deleted",
-    "not computed",
+    "pruned",  # the window reaches beyond the stored events
+    "events deleted",  # the user's newest events of that time are gone
+    "not computed",  # the feature is disabled or fails
 ]
 NEWEST = 200
 _encode = msgspec.json.Encoder().encode

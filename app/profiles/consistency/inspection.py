@@ -82,28 +82,12 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
     computation: Computation
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
-    async def inspect(self, user_ids: Sequence[str]) -> list[Inspection]:
-        """Inspect users; return one inspection for each, in order. Raises `StoreUnavailable`."""
-        return await self._inspect(user_ids, self.computation.registry.full_mask, compute=True)
-
-    async def freshness(self, user_ids: Sequence[str], mask: int | None = None) -> list[Inspection]:
-        """Compare the cached values of the features in `mask`, by default all, with the event log only. Nothing is
-        computed: each cell's `difference` is None, and its `outcome` is no value. Raises `CacheUnavailable` (at once
-        while the circuit breaker is open) or `StoreUnavailable`."""
+    async def inspect(
+        self, user_ids: Sequence[str], mask: int | None = None, *, compute: bool = True
+    ) -> list[Inspection]:
+        """Inspect users and the features in `mask`, by default all; return one inspection for each user, in order.
+        Raises `StoreUnavailable`."""
         mask = self.computation.registry.full_mask if mask is None else mask
-        found = await self._inspect(user_ids, mask, compute=False)
-        if any(inspection.cache == "away" for inspection in found):
-            raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
-        return found
-
-    async def live_values(self, user_id: str) -> list[FeatureValue | None] | None:
-        """A user's cached value of each feature, in registry order; None for a feature without one. Returns None
-        instead of the list while the cache is unavailable."""
-        held = (await self._held([user_id], self.computation.registry.full_mask))[user_id]
-        at = ReadTime.of(self.computation.clock.now_ms())
-        return [self.filler.hit(index, raw, at) for index, raw in held.items()] if held is not None else None
-
-    async def _inspect(self, user_ids: Sequence[str], mask: int, *, compute: bool) -> list[Inspection]:
         found = await self._inspect_once(list(dict.fromkeys(user_ids)), mask, compute=compute)
         suspects = [one.user_id for one in found.values() if any(cell.fault for cell in one.cells)]
         if suspects:
@@ -124,6 +108,22 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
             else one
             for one in map(found.__getitem__, user_ids)
         ]
+
+    async def freshness(self, user_ids: Sequence[str], mask: int | None = None) -> list[Inspection]:
+        """Compare cached values with the event log only. Nothing is computed: each cell's `difference` is None, and its
+        `outcome` is no value. Raises `CacheUnavailable` (at once while the circuit breaker is open) or
+        `StoreUnavailable`."""
+        found = await self.inspect(user_ids, mask, compute=False)
+        if any(inspection.cache == "away" for inspection in found):
+            raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
+        return found
+
+    async def live_values(self, user_id: str) -> list[FeatureValue | None] | None:
+        """A user's cached value of each feature, in registry order; None for a feature without one. Returns None
+        instead of the list while the cache is unavailable."""
+        held = (await self._held([user_id], self.computation.registry.full_mask))[user_id]
+        at = ReadTime.of(self.computation.clock.now_ms())
+        return [self.filler.hit(index, raw, at) for index, raw in held.items()] if held is not None else None
 
     def _confirmed(self, cell: InspectedCell, raw: bytes | None, at: ReadTime) -> InspectedCell:
         """The cell as it was inspected; without its value if that looked wrong and is not in the key any more, which

@@ -201,14 +201,11 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
 
     def _answer(self, requests: Iterable[_BatchedRead], profiles: Mapping[str, Profile]) -> None:
         for request in requests:
-            request.answer(
-                {
-                    user_id: [profiles[user_id][index].json for index in self.computation.masks(mask).indices]
-                    if request.plain
-                    else {index: profiles[user_id][index] for index in self.computation.masks(mask).indices}
-                    for user_id, mask in request.wanted.items()
-                }
-            )
+            answer: dict[str, Any] = {}
+            for user_id, mask in request.wanted.items():
+                values = [(index, profiles[user_id][index]) for index in self.computation.masks(mask).indices]
+                answer[user_id] = [value.json for _, value in values] if request.plain else dict(values)
+            request.answer(answer)
 
     async def _degrade(self, requests: list[_BatchedRead], reason: str) -> None:
         if self.computation.overloaded:

@@ -55,7 +55,7 @@ async def test_each_feature_is_tried_alone_when_users_are_stored() -> None:
 async def test_feature_has_no_cost_when_it_takes_too_long() -> None:
     clock = FakeClock()
     (found,) = await try_features(TimedSource(clock, overdue=True), REGISTRY, 0b010, ["ann", "bob"], clock)
-    assert found == Trial(1, None, "bob", "late", overdue=True)
+    assert found == Trial(1, None, "bob", "late")
 
 
 async def test_nothing_is_computed_when_no_user_is_stored() -> None:
