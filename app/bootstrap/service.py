@@ -58,7 +58,7 @@ from app.stores.sql.registries import SqlRegistries, announce
 from app.stores.sql.retention import DecisionRetention, SqlCutoffs
 from app.stores.sql.samples import SqlSamples
 from app.stores.sql.users import SqlUsers
-from app.stores.valkey.slot_owners import replaced_slots
+from app.stores.valkey.registration import replaced_slots
 from app.telemetry import Metrics, logger
 
 if TYPE_CHECKING:

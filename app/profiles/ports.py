@@ -132,7 +132,7 @@ class State(NamedTuple):
     """The part of the database that every process observes, because another process may change it at any time.
 
     `owed`: the hash slots of the users for whom a deletion of cache keys has failed and is still to be made. `server`:
-    the identity of the server that is registered as the cache; for a cluster, see `app.stores.valkey.slot_owners`.
+    the identity of the server that is registered as the cache; for a cluster, see `app.stores.valkey.registration`.
     `generation`: the number of this registration. `disabled`: the disabled features, as JSON of
     `app.profiles.availability.Disabled`. `database_id` names the database, and is part of every cache key.
     """

@@ -35,8 +35,8 @@ from app.settings.parsers import PostgresUrl
 from app.stores.sql.cache_state import register_server
 from app.stores.sql.database import Database
 from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.server_registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
-from app.stores.valkey.server_registration import REGISTER_EVERY_S, ServerRegistration
+from app.stores.valkey.registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
+from app.stores.valkey.registration import REGISTER_EVERY_S, ServerRegistration
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
 from tests.support.pause_points import DEADLINE_S, PausableCache, PausableSource, turn

@@ -21,9 +21,8 @@ from app.operations.doctor import Line, diagnose_clock
 from app.settings import Settings
 from app.stores.queue.client import HEALTH_SUFFIX, shown_databases
 from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.cluster import ClusterNode, parse_nodes
 from app.stores.valkey.pool import AWAY, blocking_pool, is_cluster, public_reason, split_cluster_url
-from app.stores.valkey.server_registration import InMemoryState, ServerRegistration
+from app.stores.valkey.registration import ClusterNode, InMemoryState, ServerRegistration, parse_nodes
 from app.telemetry import Metrics
 
 TIMEOUT_S = 3.0
