@@ -33,7 +33,7 @@ from app.errors import CacheUnavailable, SettingsError, Unavailable
 from app.listener import drop_new_connections, listening_socket
 from app.settings import FILE, PREFIX, Settings
 from app.stores.migrate import migrate
-from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
+from app.stores.valkey.embedded import QUEUE_OPTIONS, EmbeddedServer, cache_options
 
 CHECK_S = 0.1
 CHILDREN_STOP_S = 20.0
@@ -251,7 +251,7 @@ def _servers(settings: Settings) -> Iterator[tuple[list[EmbeddedServer], str, st
         sockets = stack.enter_context(_socket_directory(directory))
         for name, url, options in (
             ("cache", settings.cache_url, cache_options(settings.embedded_cache_mb)),
-            ("queue", settings.queue_url, queue_options()),
+            ("queue", settings.queue_url, QUEUE_OPTIONS),
         ):
             if url is None:
                 server = EmbeddedServer(directory / name, sockets / f"{name}.sock", options)
