@@ -36,9 +36,9 @@ from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
-    from app.events.ingest import Receipt
+    from app.events.ports import Appended
 
-    Ingest = Callable[[Sequence[TipEvent]], Awaitable[Receipt]]
+    Ingest = Callable[[Sequence[TipEvent]], Awaitable[Appended]]
 
 LINES_PER_REQUEST = 500
 REBUILD_CHUNK = 128
@@ -168,7 +168,7 @@ async def _load_piece(ingest: Ingest, piece: list[bytes], first: int, skip_bad: 
 
     from app.events.validation import decode_lines
 
-    async def load(number: int, line: bytes) -> Receipt | ProfilesError:
+    async def load(number: int, line: bytes) -> Appended | ProfilesError:
         try:
             return await ingest(decode_lines(line, number))
         except INVALID as error:

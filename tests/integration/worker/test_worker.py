@@ -292,7 +292,7 @@ async def working(
     ready: list[OpenService] = []
 
     def on_ready(service: OpenService) -> None:
-        service.consumer.learners = [*service.consumer.learners, learner or FakeLearner()]
+        service.consumer.learners = [*service.consumer.learners, (learner or FakeLearner()).learn]
         ready.append(service)
 
     running = asyncio.create_task(work(settings, stop, pace=pace, on_ready=on_ready))
