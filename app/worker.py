@@ -285,11 +285,11 @@ async def work(
         await keep_working(
             settings.queue_url,
             settings.queue_name,
+            pace,
             stop,
             functions=functions,
-            crons=crons(pace, settings.queue_name),
-            pace=pace,
-            context=cast(dict[str, Any], ctx),
+            cron_jobs=crons(pace, settings.queue_name),
+            ctx=ctx,
         )
     log.info("worker_stopped")
 

@@ -16,7 +16,7 @@ from app.stores.queue.client import Queue
 from app.stores.sql.cache_state import register_server
 from app.stores.sql.database import Database
 from app.stores.valkey.cache import NullCache, ValkeyCache
-from app.stores.valkey.server_registration import ServerRegistration
+from app.stores.valkey.registration import ServerRegistration
 from app.telemetry import Metrics, logger
 
 if TYPE_CHECKING:

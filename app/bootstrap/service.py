@@ -23,7 +23,7 @@ from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
 from app.events.ports import Admitted
 from app.events.queue_door import QueueDoor
-from app.events.retention import Kept, Retention
+from app.events.retention import Retention
 from app.features.clock import Clock, SystemClock
 from app.features.contract import Contract
 from app.features.plan import feature_of
@@ -57,7 +57,7 @@ from app.stores.sql.registries import SqlRegistries, announce
 from app.stores.sql.retention import DecisionRetention, SqlCutoffs
 from app.stores.sql.samples import SqlSamples
 from app.stores.sql.users import SqlUsers
-from app.stores.valkey.slot_owners import replaced_slots
+from app.stores.valkey.registration import replaced_slots
 from app.telemetry import Metrics, logger
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             log=event_log,
             letters=dead_letters,
             invalidator=invalidator,
-            learners=[scoring.learner] if scoring is not None else [],
+            learners=[scoring.learner.learn] if scoring is not None else [],
             clock=clock,
             metrics=metrics,
             tracing=tracing.consuming if tracing is not None else nullcontext,
@@ -257,10 +257,10 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             consumer=consumer,
             dead_letters=dead_letters,
             retention=Retention(
-                [
-                    Kept("events", event_log, settings.retention_days),
-                    Kept("decisions", DecisionRetention(database), settings.decision_retention_days),
-                ],
+                {
+                    "events": (event_log, settings.retention_days),
+                    "decisions": (DecisionRetention(database), settings.decision_retention_days),
+                },
                 cutoffs,
                 clock,
             ),

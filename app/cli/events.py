@@ -23,9 +23,9 @@ from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.bootstrap.service import OpenService
-    from app.events.ingest import Receipt
+    from app.events.ports import Appended
 
-    Ingest = Callable[[Sequence[TipEvent]], Awaitable[Receipt]]
+    Ingest = Callable[[Sequence[TipEvent]], Awaitable[Appended]]
 
 LINES_PER_REQUEST = 500
 DEMO_CHUNK = 1_000

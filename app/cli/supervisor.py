@@ -34,7 +34,7 @@ from app.errors import CacheUnavailable, SettingsError, Unavailable
 from app.listener import drop_new_connections, listening_socket
 from app.settings import FILE, PREFIX, Settings
 from app.stores.migrate import migrate
-from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
+from app.stores.valkey.embedded import QUEUE_OPTIONS, EmbeddedServer, cache_options
 
 CHECK_S = 0.1
 CHILDREN_STOP_S = 20.0
@@ -226,7 +226,7 @@ def _servers(settings: Settings) -> Iterator[tuple[list[EmbeddedServer], Setting
     started: list[EmbeddedServer] = []
     with ExitStack() as stack:
         sockets = stack.enter_context(_socket_directory(directory))
-        for name, options in (("cache", cache_options(settings.embedded_cache_mb)), ("queue", queue_options())):
+        for name, options in (("cache", cache_options(settings.embedded_cache_mb)), ("queue", QUEUE_OPTIONS)):
             if getattr(settings, f"{name}_url") is None:
                 server = EmbeddedServer(directory / name, sockets / f"{name}.sock", options)
                 server.take_over()

@@ -2,30 +2,26 @@
 
 For each event, in this order: delete cached values older than the event, pass the event to the learners (such as the
 bandit), mark it as consumed. A crash at any point leaves the event unconsumed; a periodic sweep consumes such events.
-The learners get many events at once, and one by one after a failure. A failure with a single event is counted, and the
-event becomes a dead letter after `ATTEMPTS` failures. If the cache, the queue or the database is unavailable
-(`Unavailable`), no failure is counted.
+The learners get many events at once, and one by one after a failure. An event becomes a dead letter after `ATTEMPTS`
+failures with it alone. While the cache, the queue or the database is unavailable, no failure is counted.
 
 Within one process, a job and the sweep never consume the same event at the same time, so it is not learned twice
-concurrently.
-
-A queue job is done when its events are durable and their cache keys deleted. It does not wait for consumption: its
-events are handed over to `consume_within`. Consuming the events of many jobs together takes one query of the log, one
-of the cache and one commit.
+concurrently. A queue job hands its events over to `consume_within` and does not wait: consuming the events of many jobs
+together takes one query of the log, one of the cache and one commit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import msgspec
 
 from app.concurrency.batcher import Bounds
 from app.errors import Unavailable
-from app.events.ports import DeadLetters, EventLog, Invalidates, Learner
+from app.events.ports import DeadLetters, EventLog, Invalidates, Learn
 from app.features.clock import Clock
 from app.features.events import KNOWN_SUBJECTS, LoggedEvent, subject_of
 from app.telemetry import Metrics, logger, warn
@@ -41,7 +37,7 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
     log: EventLog
     letters: DeadLetters
     invalidator: Invalidates
-    learners: Sequence[Learner]
+    learners: Sequence[Learn]
     clock: Clock
     metrics: Metrics
     tracing: Callable[[list[str | None]], AbstractContextManager[object]] = nullcontext
@@ -50,23 +46,32 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
     async def consume(self, seqs: Sequence[int], *, swept: bool = False) -> int:
         """Consume events, by sequence number; return how many were consumed. Events that another call is consuming are
         skipped. The cache keys that the events make stale must have been deleted, or be owed, unless they are `swept`:
-        then their keys are deleted first.
-
-        Raises:
-            Unavailable: the cache or the database does not answer. The events stay unconsumed; try again.
-        """
-        with self._taken(seqs) as mine:
+        then their keys are deleted first. If this raises `Unavailable`, the events stay unconsumed; try again."""
+        mine = [seq for seq in seqs if seq not in self._in_hand]
+        self._in_hand.update(mine)
+        try:
             # Read now, that nothing else in this process can consume them. Otherwise: 1. the sweep sees an unconsumed
             # event; 2. a job consumes it and marks it; 3. the sweep learns it again.
             if not (events := await self.log.logged(mine)):
                 return 0
             with self.tracing([item.traceparent for item in events]):
-                newest = await self._newest_per_cell(events)
+                features = await self.log.stale_features(KNOWN_SUBJECTS)
+                newest: dict[str, dict[str, int]] = {}
+                for item in events:
+                    stale = dict.fromkeys(features[subject_of(item.event)], item.seq)
+                    newest.setdefault(item.event.user_id, {}).update(stale)
                 if swept:
                     await self.invalidator.invalidate({user: cells.keys() for user, cells in newest.items()})
                 else:
                     await self.invalidator.drop_older(newest)
-                return await self._learn(events)
+                if consumed := await self._learned(events):
+                    now_ms = self.clock.now_ms()
+                    await self.log.mark_consumed([item.seq for item in consumed])
+                    for item in consumed:
+                        self.metrics.consumption_lag.observe(max(0, now_ms - item.received_at_ms) / 1000)
+                return len(consumed)
+        finally:
+            self._in_hand.difference_update(mine)
 
     async def consume_within(self, limit_s: float, seqs: Sequence[int]) -> None:
         """Consume events as `consume` does, or leave them to the sweep if that fails or takes longer than `limit_s`."""
@@ -95,38 +100,11 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
             log.info("swept", events=swept)
         return swept
 
-    @contextmanager
-    def _taken(self, seqs: Sequence[int]) -> Iterator[list[int]]:
-        """Reserve events until the block ends; yield those that no other call in this process has reserved."""
-        mine = [seq for seq in seqs if seq not in self._in_hand]
-        self._in_hand.update(mine)
-        try:
-            yield mine
-        finally:
-            self._in_hand.difference_update(mine)
-
-    async def _newest_per_cell(self, events: Sequence[LoggedEvent]) -> dict[str, dict[str, int]]:
-        features = await self.log.stale_features(KNOWN_SUBJECTS)
-        newest: dict[str, dict[str, int]] = {}
-        for item in sorted(events, key=lambda item: item.seq):
-            cells = newest.setdefault(item.event.user_id, {})
-            cells.update(dict.fromkeys(features[subject_of(item.event)], item.seq))
-        return newest
-
-    async def _learn(self, events: Sequence[LoggedEvent]) -> int:
-        consumed = await self._learned(events)
-        if consumed:
-            now_ms = self.clock.now_ms()
-            await self.log.mark_consumed([item.seq for item in consumed])
-            for item in consumed:
-                self.metrics.consumption_lag.observe(max(0, now_ms - item.received_at_ms) / 1000)
-        return len(consumed)
-
     async def _learned(self, events: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
         """Pass events to the learners together, and one by one if that fails. Return the events that were learned."""
         try:
-            for learner in self.learners:
-                await learner.learn(events)
+            for learn in self.learners:
+                await learn(events)
         except Unavailable:
             raise
         except Exception as error:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from binascii import Error
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 
@@ -20,16 +18,14 @@ from app.events.ports import Holdings, UserRecords
 from app.features.clock import Clock
 from app.telemetry import logger
 
-T = TypeVar("T")
 _OWNER = frozenset({"userid", "user", "uid"})
 _ESCAPED = re.compile(r"\\x[0-9a-f]{2}")  # an undecodable byte, as `backslashreplace` writes it
 log = logger("events.erasure")
 
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True):
-    """`erase_jobs` removes a user's events from queue jobs. When it returns, no worker is storing such an event any
-    more. `settle` deletes the cache keys whose deletion is owed, among them those of the user. `drop_cached` deletes
-    the user's keys under every cache epoch."""
+    """`erase_jobs` removes a user's events from queue jobs; when it returns, no worker is storing such an event any
+    more. `settle` deletes the cache keys whose deletion is owed, `drop_cached` the user's keys under every epoch."""
 
     users: UserRecords
     erase_jobs: Callable[[str], Awaitable[object]]
@@ -38,12 +34,8 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
 
     async def erase(self, user_id: str) -> Holdings:
-        """Erase a user; return how much the database held of the user.
-
-        Raises:
-            QueueUnavailable: the user is erased except for queue jobs.
-            StoreUnavailable: the user is not erased, or not completely; repeat it.
-        """
+        """Erase a user; return how much the database held of the user. Raises `QueueUnavailable` if the user is erased
+        except for queue jobs, and `StoreUnavailable` if the user is not erased, or not completely: repeat it."""
         # The queue comes first: the events of a job that a worker runs are stored before the rows are deleted.
         unavailable: QueueUnavailable | None = None
         try:
@@ -66,22 +58,17 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
 
 def names(value: object, user_id: str) -> bool:
     """Whether a payload, decoded from JSON or msgpack, names this user or may do so."""
-    found = list(parts(value))
-    owners = {str(part) for key, part in found if _plain(key) in _OWNER and isinstance(part, str | int)}
+    found = [(key.replace("_", "").replace("-", "").lower(), part) for key, part in parts(value)]
+    owners = {str(part) for key, part in found if key in _OWNER and isinstance(part, str | int)}
     if owners:
         return user_id in owners
-    return any(_in_text(part, user_id) for _, part in found if isinstance(part, str))
-
-
-def not_naming(items: Sequence[T], values: Sequence[object], user_id: str) -> list[T]:
-    """The items that do not name the user. `values` has the decoded content of each item, in the same order."""
-    return [item for item, value in zip(items, values, strict=True) if not names(value, user_id)]
+    texts = [part for _, part in found if isinstance(part, str)]
+    return any(_is_word_of(user_id, text) or _is_word_of(user_id, _unpacked(text)) for text in texts)
 
 
 def parts(value: object) -> Iterator[tuple[str, object]]:
-    """Yield every scalar of a nested value as (its key in a dict or "", scalar), and every dict key as ("", key). Not
-    recursive, because the sender of a payload chooses its depth."""
-    waiting = [("", value)]
+    """Yield every scalar of a nested value as (its key in a dict or "", scalar), and every dict key as ("", key)."""
+    waiting = [("", value)]  # not recursive, because the sender of a payload chooses its depth
     while waiting:
         key, part = waiting.pop()
         if isinstance(part, dict):
@@ -92,19 +79,11 @@ def parts(value: object) -> Iterator[tuple[str, object]]:
             yield key, part.decode("utf-8", "backslashreplace") if isinstance(part, bytes) else part
 
 
-def _plain(key: str) -> str:
-    return key.replace("_", "").replace("-", "").lower()
-
-
-def _in_text(text: str, user_id: str) -> bool:
-    return _is_word_of(user_id, text) or (bool(text) and len(text) % 4 == 0 and _is_word_of(user_id, _unpacked(text)))
-
-
 def _unpacked(text: str) -> str:
     """Decode base64, in which dead letters hold bytes, to text; empty if `text` is not base64."""
     try:
         return b64decode(text, validate=True).decode("utf-8", "backslashreplace")
-    except (Error, ValueError):
+    except ValueError:
         return ""
 
 

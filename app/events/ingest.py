@@ -1,11 +1,9 @@
 """Ingest: the one function that stores events, behind `POST /events`, queue jobs and `profiles events`.
 
-Invariant: `ingest` returns only after the events are durable and no process serves a value that they made stale.
-
-To this end, `ingest` deletes the stale cache keys. If the cache does not answer, it records in the database that the
-deletion is *owed*, and waits until every process has had time to notice the record. While the record exists, no process
-serves cached values. The order is fixed:
-  1. commit the events; 2. DEL the keys; 3. notify the workers; 4. answer.
+Invariant: `ingest` returns only after the events are durable and no process serves a value that they made stale. If the
+cache does not answer, it records in the database that the deletion of the stale keys is *owed*, and waits until every
+process has had time to notice the record: then no process serves cached values of the user. The order is fixed:
+  1. commit the events; 2. DEL the stale keys; 3. notify the workers; 4. answer.
 If DEL came before the commit, a reader could refill the cache from the old facts in between. If the answer came before
 DEL, the sender could read the old value. A sender that gets no answer retries. Its events are then duplicates, and step
 2 is repeated for them, because the first attempt may have failed between steps 1 and 2.
@@ -18,7 +16,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import msgspec
 
@@ -40,17 +37,7 @@ BOUNDS_OF = {
 }
 
 
-class Receipt(NamedTuple):
-    """The result of storing one request's events. `invalidated` is False if the deletion of stale cache keys is owed.
-    `seqs` has the sequence numbers of the new events."""
-
-    accepted: int
-    duplicates: int
-    invalidated: bool
-    seqs: tuple[int, ...]
-
-
-# The outcome of one request, and the task that deletes the stale keys of its group. It returns `Receipt.invalidated`.
+# The outcome of one request, and the task that deletes the stale keys of its group: see `_invalidate`.
 _Committed = tuple[Appended | ClashingEvent, asyncio.Task[bool]]
 
 
@@ -80,19 +67,15 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
 
     async def ingest(
         self, events: Sequence[TipEvent], sent_by: str = "", *, historical: bool = False, count_rejection: bool = True
-    ) -> Receipt:
+    ) -> Appended:
         """Store all of these events, or none.
 
-        `sent_by` is recorded as their sender; by default, it is the entry point, such as `http` or `the queue`. If
-        `historical`, queries with `known_at` treat the events (duplicates included) as known since their event time,
-        not since their arrival. This is for imports by admins, since it changes what past queries return. With
-        `count_rejection` false, the metrics do not count events that are rejected, because the caller sends them again.
-
-        Raises:
-            InvalidInput: an event time is not allowed.
-            Conflict: an event id is known with other content.
-            Overloaded: too many events wait; nothing is stored.
-            StoreUnavailable: the database does not answer. The events may or may not be stored; retrying is safe.
+        `sent_by` is recorded as their sender, by default the entry point. If `historical`, queries with `known_at`
+        treat the events (duplicates included) as known since their event time, not since their arrival. This is for
+        imports by admins, since it changes what past queries return. With `count_rejection` false, the metrics do not
+        count events that are rejected, because the caller sends them again. Raises `InvalidInput` if an event time is
+        not allowed, `Conflict` if an event id is known with other content, and `Overloaded` if too many events wait.
+        After `StoreUnavailable`, the events may or may not be stored; retrying is safe.
         """
         try:
             sender = sent_by or _SENDERS.get(self.door, self.door)
@@ -107,7 +90,7 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
             path = path_to(events, outcome.position, "event_id")
             raise Conflict(f"nothing was stored: event_id {problem}", [Issue(path, problem)])
         # Shielded, because a sender that disconnects cancels what it waits for, and others wait for the same task.
-        return Receipt(outcome.accepted, outcome.duplicates, await asyncio.shield(invalidating), outcome.seqs)
+        return outcome if await asyncio.shield(invalidating) else outcome._replace(invalidated=False)
 
     async def close(self) -> None:
         """Wait until all submitted events are committed and the cache keys that they made stale are deleted."""
@@ -116,26 +99,21 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
             await asyncio.wait(self._invalidating)
 
     async def _commit(self, group: Sequence[Sequence[Admitted]]) -> list[_Committed]:
-        """Commit a group of requests, and start to delete the stale cache keys in the background. The next group can be
-        committed meanwhile."""
+        """Commit a group of requests. Delete the stale cache keys in the background, so that another can follow."""
         started = self.clock.monotonic()
         outcomes = await self.log.append(group)
         self.metrics.commit_seconds.observe(self.clock.monotonic() - started)
         self.metrics.commit_events.observe(sum(map(len, group)))
-        task = asyncio.get_running_loop().create_task(self._invalidate(group, outcomes))
+        together = zip(group, outcomes, strict=True)
+        stored = [(events, outcome) for events, outcome in together if isinstance(outcome, Appended)]
+        task = asyncio.get_running_loop().create_task(self._invalidate(stored))
         self._invalidating.add(task)
         task.add_done_callback(self._invalidating.discard)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved: its senders may be gone
         return [(outcome, task) for outcome in outcomes]
 
-    async def _invalidate(
-        self, group: Sequence[Sequence[Admitted]], outcomes: Sequence[Appended | ClashingEvent]
-    ) -> bool:
-        """Delete the cache keys that committed events made stale, then notify the workers. Return whether the keys are
-        deleted, and not owed."""
-        stored = [
-            (events, outcome) for events, outcome in zip(group, outcomes, strict=True) if isinstance(outcome, Appended)
-        ]
+    async def _invalidate(self, stored: Sequence[tuple[Sequence[Admitted], Appended]]) -> bool:
+        """Delete the cache keys that committed events made stale, then notify the workers. False if they are owed."""
         stale: dict[str, frozenset[str]] = {}
         for _, outcome in stored:
             for user_id, features in outcome.stale.items():

@@ -65,13 +65,8 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
     letters: DeadLetters
 
     async def take_in(self, payload: object) -> list[int]:
-        """Store a payload, a list of events, and return the sequence numbers of the new events.
-
-        Items that are rejected become dead letters, and so does a payload that is not a list.
-
-        Raises:
-            StoreUnavailable: the database does not answer; retry the whole payload.
-        """
+        """Store a list of events, and return the sequence numbers of the new ones. Rejected items, and a payload of
+        another type, become dead letters. After `StoreUnavailable`, retry the whole payload."""
         if not isinstance(payload, list):
             await self.bury([(payload, "expected a list of events")])
             return []
@@ -99,13 +94,8 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
 
     async def replay(self, letter: DeadLetter) -> ReplayedLetter:
         """Replay one dead letter; it is deleted if that succeeds. If its event is stored, the event is consumed again.
-        Otherwise the payload is ingested as if it had just arrived, which the event id makes idempotent.
-
-        Raises:
-            Undecodable, InvalidInput, Conflict: the payload is still invalid; the letter stays.
-            NotFound: the letter was replayed or discarded meanwhile.
-            StoreUnavailable: the database does not answer; try again.
-        """
+        Otherwise the payload is ingested as if it had just arrived, which the event id makes idempotent. If the payload
+        is still invalid, one of `REFUSALS` is raised; `NotFound` if the letter was replayed or discarded meanwhile."""
         if letter.seq is not None:
             if not await self.letters.revive(letter.id):
                 raise NotFound(f"dead letter {letter.id} is gone: it was replayed or discarded meanwhile")
@@ -120,8 +110,8 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
         return ReplayedLetter(receipt.accepted, receipt.duplicates, False)
 
     async def replay_all(self, after: int) -> ReplayedLetters:
-        """Replay up to `MOST` dead letters with ids above `after`, several at once, so that they share commits. If it
-        raises `StoreUnavailable`, finished replays are not undone."""
+        """Replay up to `MOST` dead letters with ids above `after`, several at once, so that they share commits. After
+        `StoreUnavailable`, finished replays are not undone."""
         tally = ReplayedLetters(replayed=0, accepted=0, duplicates=0, revived=0, failed=0, failures=[], next_after=None)
         for _ in range(0, MOST, AT_ONCE):
             page = await self.letters.list(after, AT_ONCE)
@@ -144,10 +134,9 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
         return tally
 
     async def _store(self, events: Sequence[TipEvent], refused: list[tuple[object, str]]) -> list[int]:
-        try:
+        with suppress(InvalidInput, Conflict):
             return list((await self.ingestor.ingest(events, count_rejection=False)).seqs)
-        except (InvalidInput, Conflict):
-            pass  # at least one event is rejected: ingest each alone, in a shared commit
+        # At least one event is rejected: ingest each alone, in a shared commit.
         outcomes = await asyncio.gather(*(self.ingestor.ingest([event]) for event in events), return_exceptions=True)
         seqs: list[int] = []
         for event, outcome in zip(events, outcomes, strict=True):
@@ -169,8 +158,7 @@ def _json_text(payload: object) -> str:
 
 def _in_json(value: object) -> object:
     """The payload with each value that JSON lacks as an object such as `{"bytes": "ada"}`, which no field of an event
-    accepts. As plain text, a replay would accept it
-    and store an event that was never sent: bytes become base64, such as the user `YWRh`, and times become UTC."""
+    accepts. As plain text, a replay would store an event that was never sent: of the user `YWRh`, or in UTC."""
     if isinstance(value, dict):
         return {_text(key): _in_json(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -188,5 +176,4 @@ def _text(value: object) -> str:
 def reason_of(error: Undecodable | InvalidInput | Conflict) -> str:
     """The reasons why a payload was rejected, each with its place, as text of at most `MAX_REASON` characters."""
     places = (issue.detail if issue.path == "$" else f"{issue.path}: {issue.detail}" for issue in error.issues)
-    reason = "; ".join(places) or str(error)
-    return reason[:MAX_REASON]
+    return ("; ".join(places) or str(error))[:MAX_REASON]

@@ -34,12 +34,8 @@ UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
-    """Decode JSON as the type of `decoder`, also if an integer in it is written as `7200.0`.
-
-    Raises:
-        msgspec.ValidationError: the body is JSON, but not of the decoder's type.
-        msgspec.DecodeError, UnicodeDecodeError, RecursionError: it is not JSON, not UTF-8, or nested too deeply.
-    """
+    """Decode JSON as the type of `decoder`, also if an integer in it is written as `7200.0`. Raises
+    `msgspec.ValidationError` if the body is JSON of another type, and one of `UNDECODABLE` if it is no JSON."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -83,12 +79,8 @@ def issue_of(error: msgspec.ValidationError) -> Issue:
 
 
 def convert(payload: object, kind: Any) -> Any:
-    """Convert a decoded value to the type `kind`, also if an integer in it is a float such as 7200.0.
-
-    Raises:
-        msgspec.ValidationError: the value is not of this type.
-        RecursionError: it is nested too deeply.
-    """
+    """Convert a decoded value to the type `kind`, also if an integer in it is a float such as 7200.0. Raises
+    `msgspec.ValidationError`, or `RecursionError` if the value is nested too deeply."""
     try:
         return msgspec.convert(payload, kind)
     except msgspec.ValidationError as error:

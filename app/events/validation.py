@@ -1,7 +1,5 @@
-"""Decodes and validates events before they are stored.
-
-Every error names the place, as `[3].occurred_at` or `line 7` of newline-delimited JSON, and the reason.
-"""
+"""Decodes and validates events before they are stored. Every error names the place, as `[3].occurred_at` or `line 7` of
+newline-delimited JSON, and the reason."""
 
 from __future__ import annotations
 
@@ -61,12 +59,8 @@ def path_to(events: Sequence[TipEvent], index: int, field: str) -> str:
 
 
 def decode_json(body: bytes) -> Batch:
-    """Decode a JSON body: one event, or an array of up to `MAX_EVENTS`.
-
-    Raises:
-        Undecodable: the body is not JSON or not UTF-8.
-        InvalidInput: at least one event is invalid; each is named by its index.
-    """
+    """Decode a JSON body: one event, or an array of up to `MAX_EVENTS`. Raises `Undecodable` if the body is not JSON or
+    not UTF-8, and `InvalidInput` if at least one event is invalid; each is named by its index."""
     text = body.lstrip(b" \t\r\n")
     if not text:
         raise Undecodable("the body is empty; send one event, an array of events, or newline-delimited JSON")
@@ -84,8 +78,7 @@ def decode_json(body: bytes) -> Batch:
 
 
 def decode_lines(body: bytes, first: int = 1) -> Batch:
-    """Decode newline-delimited JSON, one event per line; blank lines are ignored. Errors name lines by number, counted
-    from `first`. Raises the errors of `decode_json`."""
+    """Decode newline-delimited JSON as `decode_json` does, without blank lines. `first`: number of the first line."""
     if first == 1:
         body = body.removeprefix(BOM_UTF8)
         if (found := other_format(body[:_FORMAT_BYTES])) is not None:
@@ -129,14 +122,12 @@ def _decode_each(items: Sequence[msgspec.Raw], places: Sequence[str]) -> Batch:
     invalid: list[Issue] = []
     for item, place in zip(items, places, strict=True):
         try:
-            event = decode(item, _DECODER)
+            events.append(decode(item, _DECODER))
+            invalid.extend(_id_issues(events[-1], place))
         except msgspec.ValidationError as error:
             invalid.append(_issue(place, error))
         except UNDECODABLE as error:
             broken.append(Issue(place or "$", undecodable(error, bytes(item))))
-        else:
-            invalid.extend(_id_issues(event, place))
-            events.append(event)
     if broken:
         first = broken[0]
         raise Undecodable(f"{'the body' if first.path == '$' else first.path} is {first.detail}", broken)
@@ -152,13 +143,13 @@ def from_queue(payload: object, place: str) -> TipEvent:
         raise InvalidInput("not a tip event", [Issue(f"{place}.occurred_at", detail)])
     try:
         event: TipEvent = convert(payload, TipEvent)
+        if not (issues := _id_issues(event, place)):
+            return event
     except msgspec.ValidationError as error:
-        raise InvalidInput("not a tip event", [_issue(place, error)]) from error
-    except RecursionError as error:
-        raise InvalidInput("not a tip event", [Issue(place, "nested too deeply")]) from error
-    if issues := _id_issues(event, place):
-        raise InvalidInput("not a tip event", issues)
-    return event
+        issues = [_issue(place, error)]
+    except RecursionError:
+        issues = [Issue(place, "nested too deeply")]
+    raise InvalidInput("not a tip event", issues)
 
 
 def _issue(place: str, error: msgspec.ValidationError) -> Issue:
@@ -177,39 +168,33 @@ def _at(place: str, field: str) -> str:
 
 
 def _id_issues(event: TipEvent, place: str) -> list[Issue]:
-    issues: list[Issue] = []
-    for name in ("event_id", "user_id", "tip_id", "decision_id"):
-        value = getattr(event, name)
-        if value is not None and (problem := id_problem(value)) is not None:
-            issues.append(Issue(_at(place, name), problem))
-    return issues
+    return [
+        Issue(_at(place, name), problem)
+        for name in ("event_id", "user_id", "tip_id", "decision_id")
+        if (value := getattr(event, name)) is not None and (problem := id_problem(value)) is not None
+    ]
 
 
 def admit(
     events: Sequence[TipEvent], now_ms: int, retention_days: int, sent_by: str = "", *, historical: bool = False
 ) -> list[Admitted]:
     """Give each event the time that features use: its own, or `now_ms` if its own is ahead of that. `sent_by` and
-    `historical` are stored with the events; see `Admitted`.
-
-    Raises:
-        InvalidInput: at least one event is older than the retention, or more than `FUTURE_TOLERANCE_MS` ahead of the
-            clock; each is named.
-    """
+    `historical` are stored with the events; see `Admitted`. Raises `InvalidInput`, with each event that is older than
+    the retention, or more than `FUTURE_TOLERANCE_MS` ahead of the clock."""
     oldest_ms = now_ms - retention_days * DAY_MS
     admitted: list[Admitted] = []
     traceparent = TRACEPARENT.get()
-    issues: list[Issue] = []
+    problems: dict[int, str] = {}
     for index, event in enumerate(events):
-        path = path_to(events, index, "occurred_at")
         try:
             claimed_ms = to_ms(event.occurred_at)
         except OverflowError:
-            issues.append(Issue(path, "the time is out of range"))
+            problems[index] = "the time is out of range"
             continue
         if claimed_ms > now_ms + FUTURE_TOLERANCE_MS:
-            issues.append(Issue(path, f"more than five minutes ahead of the server's clock, {rfc3339(now_ms)}"))
+            problems[index] = f"more than five minutes ahead of the server's clock, {rfc3339(now_ms)}"
         elif claimed_ms < oldest_ms:
-            issues.append(Issue(path, f"older than the retention of {retention_days} days"))
+            problems[index] = f"older than the retention of {retention_days} days"
         else:
             early = claimed_ms > now_ms
             offset = event.occurred_at.utcoffset() or timedelta(0)
@@ -226,17 +211,15 @@ def admit(
                     traceparent=traceparent,
                 )
             )
-    if issues:
+    if problems:
+        issues = [Issue(path_to(events, index, "occurred_at"), problem) for index, problem in problems.items()]
         raise InvalidInput("nothing was stored: the event times below are out of bounds", issues)
     return admitted
 
 
 def digest(event: TipEvent) -> bytes:
-    """A hash of 16 bytes by which a repeated event is recognised: equal events have equal hashes.
-
-    The hash is of the event as stored, with its time rounded down to whole milliseconds. So an event that is read back
-    from the log and sent again is a duplicate.
-    """
+    """A hash of 16 bytes by which a repeated event is recognised: equal events have equal hashes. It is of the event as
+    stored, with its time rounded down to milliseconds, so an event of the log that is sent again is a duplicate."""
     if beyond := event.occurred_at.microsecond % 1000:
         event = msgspec.structs.replace(event, occurred_at=event.occurred_at - timedelta(microseconds=beyond))
     return hashlib.blake2b(_ENCODER.encode(event), digest_size=16).digest()

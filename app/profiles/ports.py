@@ -128,7 +128,7 @@ class State(NamedTuple):
     """The part of the database that every process observes, because another process may change it at any time.
 
     `owed`: the hash slots of users with an owed invalidation. `server`: the identity of the server that is registered
-    as the cache; for a cluster, see `app.stores.valkey.slot_owners`. `generation`: the number of this registration.
+    as the cache; for a cluster, see `app.stores.valkey.registration`. `generation`: the number of this registration.
     `disabled`: JSON of `app.profiles.availability.Disabled` rows. `database_id` is part of every cache key.
     """
 

@@ -6,15 +6,13 @@ by some endpoint.
 Invariants:
 - `write` ends within `patience_s`, whatever the endpoint does, including retries and pauses. A request is repeated at
   most once after 429, 5xx or a failed connection, and at most once without a schema that was refused.
-- At most `MOST_BYTES` of an answer are read. Compression is not accepted, because a small compressed body could expand
-  to a large one.
+- At most `MOST_BYTES` of an answer are read, and no compressed answer, because it could expand to a large one.
 - A redirect is not followed: it would send prompt and key to another address.
 - Proxy variables and `.netrc` are ignored: the settings of other programs must not decide which server gets the prompt
   and which key is sent. An operator who needs a proxy sets the URL of the proxy as the endpoint.
 - The key is sent in one header only, and a text that repeats it is not used. No error message quotes the answer, which
   may contain the key or the prompt.
-- An answer that is not a completion counts as a failure of the endpoint. A completion without a tip fails one call, and
-  the endpoint stays in use.
+- After a completion without a tip, the endpoint stays in use. Any other answer counts as a failure of the endpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ import ssl
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import httpx
 import msgspec
@@ -39,7 +37,6 @@ from app.generation.tip_request import TipRequest
 CONNECT_S = 2.0
 MOST_BYTES = 64 * 1024
 SECRET_CHARS = 16  # shorter keys are placeholders for a local server that accepts any key
-_FENCE = "```"
 _CUT = frozenset({"length", "content_filter"})
 PATIENCE_S = 8.0
 RETRIES = 1
@@ -49,8 +46,8 @@ PLAIN_FOR_S = 600.0  # an endpoint that refused the schema gets none for this lo
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 
 
-class NotConnected(ModelFailed):
-    """The connection failed before an answer began, so the request may be sent again."""
+class Temporary(ModelFailed):
+    """The request may be sent again: no connection was made, it broke before an answer began, or after 429 or 5xx."""
 
 
 async def _remove_location(response: httpx.Response) -> None:
@@ -59,8 +56,7 @@ async def _remove_location(response: httpx.Response) -> None:
 
 
 def _tls(url: str) -> ssl.SSLContext:
-    """The TLS context of a client for `url`. For `https:`, it trusts the public certificate authorities and those
-    installed on the system; otherwise it is not used."""
+    """The TLS context of a client for `url`. It trusts the public authorities and those installed on the system."""
     if not url.startswith("https:"):
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused; loading certificates takes tens of milliseconds
     context = httpx.create_ssl_context(trust_env=False)
@@ -79,8 +75,6 @@ class Choice(msgspec.Struct):
 
 
 class Completion(msgspec.Struct):
-    """A chat completion, reduced to the fields that this module reads."""
-
     choices: Annotated[list[Choice], Meta(min_length=1)]
 
 
@@ -89,40 +83,34 @@ _TIP = msgspec.json.Decoder(Tip)
 
 
 def text_in(body: bytes) -> str:
-    """Extract the text of the tip from the body of an answer.
-
-    Raises:
-        ModelFailed: the body is not a chat completion, or its content is not a tip.
-    """
+    """Extract the text of the tip from the body of an answer. Raises `ModelFailed` if there is none."""
     try:
         choice = _COMPLETION.decode(body).choices[0]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise ModelFailed("invalid answer", "it is no chat completion") from None
     content = choice.message.content
     if choice.message.refusal:
-        _no_tip("the model refused to answer")
-    if choice.finish_reason in _CUT:
-        _no_tip("it was cut short")
-    if not content:
-        _no_tip("it is empty")
-    try:
-        return _TIP.decode(_unfenced(content)).text
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        _no_tip("it is not the JSON that was asked for")
+        problem = "the model refused to answer"
+    elif choice.finish_reason in _CUT:
+        problem = "it was cut short"
+    elif not content:
+        problem = "it is empty"
+    else:
+        try:
+            return _TIP.decode(_unfenced(content)).text
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            problem = "it is not the JSON that was asked for"
+    raise ModelFailed("invalid answer", problem, well=True)
 
 
 def _unfenced(content: str) -> str:
     """Remove the Markdown fence (```) that a model may put around its JSON. Uses no regular expression, which would
     backtrack for hours on an answer that ends in thousands of spaces."""
     text = content.strip()
-    if len(text) < 2 * len(_FENCE) or not (text.startswith(_FENCE) and text.endswith(_FENCE)):
+    if not (text.startswith("```") and text.endswith("```")):
         return content
-    inside = text[len(_FENCE) : -len(_FENCE)]
+    inside = text.strip("`")
     return (inside[4:] if inside[:4].lower() == "json" else inside).strip()
-
-
-def _no_tip(detail: str) -> NoReturn:
-    raise ModelFailed("invalid answer", detail, well=True) from None
 
 
 class LlmWriter:
@@ -139,8 +127,7 @@ class LlmWriter:
         least_s: float = LEAST_S,
     ) -> None:
         """`url` is the base URL, without `/chat/completions`. `new_mark` makes the mark of each prompt (`prompt_for`).
-        `connect_s` and `patience_s` limit connecting and one call of `write`, in seconds. A retry begins only if at
-        least `least_s` of this time are left."""
+        `connect_s` limits connecting, `patience_s` one call of `write`. A retry needs `least_s` of this time."""
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
@@ -181,44 +168,34 @@ class LlmWriter:
         schema_refused, retries = False, RETRIES
         while True:
             try:
-                reply, body = await self._post(self._request(prompt, with_schema=with_schema))
-            except NotConnected as error:
-                failed: ModelFailed = error
-                temporary = True
-            else:
-                status = reply.status_code
-                if reply.is_success:
-                    if schema_refused:
-                        self._plain_until = self._clock.monotonic() + PLAIN_FOR_S
-                    text = text_in(body)
-                    if self._secret is not None and self._secret in text:
-                        raise ModelFailed("invalid answer", "it repeats the key", well=True)
-                    return text
-                if with_schema and status in (400, 422):
-                    with_schema, schema_refused = False, True
-                    continue
-                failed, temporary = self._failure(reply), status == 429 or status >= 500
-            pause_s = PAUSE_S if failed.pause_s is None else failed.pause_s
-            if not temporary or not retries or self._clock.monotonic() + pause_s + self._least_s > until:
-                raise failed
-            retries -= 1
-            await asyncio.sleep(pause_s)
+                status, body = await self._post(prompt, with_schema=with_schema)
+            except Temporary as failed:
+                pause_s = PAUSE_S if failed.pause_s is None else failed.pause_s
+                if not retries or self._clock.monotonic() + pause_s + self._least_s > until:
+                    raise
+                retries -= 1
+                await asyncio.sleep(pause_s)
+                continue
+            if with_schema and status in (400, 422):
+                with_schema, schema_refused = False, True
+                continue
+            if not 200 <= status < 300:
+                # 400, 413 and 422 may be due to this prompt alone. Any other means that the endpoint failed.
+                raise ModelFailed("refused", f"it answered {status}", well=status in (400, 413, 422))
+            if schema_refused:
+                self._plain_until = self._clock.monotonic() + PLAIN_FOR_S
+            text = text_in(body)
+            if self._secret is not None and self._secret in text:
+                raise ModelFailed("invalid answer", "it repeats the key", well=True)
+            return text
 
-    def _request(self, prompt: str, *, with_schema: bool) -> dict[str, Any]:
+    async def _post(self, prompt: str, *, with_schema: bool) -> tuple[int, bytes]:
+        """Send a request; return the status and the body of the answer. Raises `Temporary` or `ModelFailed`."""
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
         request: dict[str, Any] = {"model": self._model, "messages": messages, "stream": False}
         if with_schema:
             schema = {"name": "tip", "strict": True, "schema": tip_schema()}
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return request
-
-    async def _post(self, request: dict[str, Any]) -> tuple[httpx.Response, bytes]:
-        """Send a request; return the answer, whatever its status, and its body.
-
-        Raises:
-            NotConnected: no connection was made, or it broke before an answer began.
-            ModelFailed: the connection broke within the answer, or the answer has more than `MOST_BYTES`.
-        """
         begun = False
         try:
             async with self._client.stream("POST", self._url, json=request) as reply:
@@ -228,28 +205,20 @@ class LlmWriter:
                     taken += piece
                     if len(taken) > MOST_BYTES:
                         raise ModelFailed("invalid answer", f"the answer has more than {MOST_BYTES} bytes")
-                return reply, bytes(taken)
         except httpx.ConnectTimeout:
-            raise NotConnected("timeout", "no connection in time") from None
+            raise Temporary("timeout", "no connection in time") from None
         except httpx.HTTPError as error:
             # The type and not the text, which for invalid HTTP contains bytes of the answer.
             kind = type(error).__name__
             if begun:
                 raise ModelFailed("connection failed", f"the connection broke within the answer ({kind})") from None
-            raise NotConnected("connection failed", f"no answer began ({kind})") from None
-
-    def _failure(self, reply: httpx.Response) -> ModelFailed:
-        """The error for an answer whose status is not 2xx.
-
-        400, 413 and 422 may be due to this prompt alone, so the endpoint stays in use. Any other means that it failed.
-        """
-        status, detail = reply.status_code, f"it answered {reply.status_code}"
+            raise Temporary("connection failed", f"no answer began ({kind})") from None
+        status = reply.status_code
         if status == 429 or status >= 500:
+            pause_s = self._asked_pause_s(reply.headers.get("retry-after", "").strip())
             reason: FallbackReason = "rate limited" if status == 429 else "server error"
-            return ModelFailed(
-                reason, detail, pause_s=self._asked_pause_s(reply.headers.get("retry-after", "").strip())
-            )
-        return ModelFailed("refused", detail, well=status in (400, 413, 422))
+            raise Temporary(reason, f"it answered {status}", pause_s=pause_s)
+        return status, bytes(taken)
 
     def _asked_pause_s(self, value: str) -> float | None:
         """The pause in seconds that `Retry-After` asks for, as a number or a date; None if it is missing or invalid."""

@@ -11,7 +11,7 @@ from app.features.clock import SystemClock
 from app.profiles.ports import Cell, Fill, Row
 from app.stores.valkey.cache import ValkeyCache
 from app.stores.valkey.embedded import EmbeddedServer
-from app.stores.valkey.server_registration import InMemoryState, ServerRegistration
+from app.stores.valkey.registration import InMemoryState, ServerRegistration
 from app.telemetry import Metrics
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment

@@ -19,7 +19,7 @@ from app.features.clock import SystemClock
 from app.settings import Settings
 from app.settings.parsers import postgres_url
 from app.stores.migrate import migrate
-from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
+from app.stores.valkey.embedded import QUEUE_OPTIONS, EmbeddedServer, cache_options
 from tests.support.postgres import PostgresServer, servers
 from tests.support.registry import FEATURES
 
@@ -81,8 +81,8 @@ def on_postgres(here: Environment) -> Iterator[tuple[Environment, PostgresServer
 @contextmanager
 def _servers(directory: Path) -> Iterator[tuple[str, str, str]]:
     cache = EmbeddedServer(directory / "cache", directory / "c.sock", cache_options(CACHE_MB))
-    queue = EmbeddedServer(directory / "queue", directory / "q.sock", queue_options())
-    reference = EmbeddedServer(directory / "reference", directory / "r.sock", queue_options())
+    queue = EmbeddedServer(directory / "queue", directory / "q.sock", QUEUE_OPTIONS)
+    reference = EmbeddedServer(directory / "reference", directory / "r.sock", QUEUE_OPTIONS)
     try:
         for server in (cache, queue, reference):
             server.start()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.features.registry import Feature
-from app.stores.valkey.embedded import EmbeddedServer, queue_options
+from app.stores.valkey.embedded import QUEUE_OPTIONS, EmbeddedServer
 from app.telemetry import configure_logging
 from tests.bench.comparison import Comparison, show
 from tests.bench.environment import Environment, demonstration_set, environment
@@ -98,7 +98,7 @@ def _view_for_each() -> list[View]:
 def measure(environment: Environment, directory: Path, feast: Path) -> Iterator[Comparison]:
     """Throughput of single reads and of batches. `feast` is the directory of Feast's programs."""
     port = free_port()
-    options = (*queue_options(), "--port", str(port), "--bind", "127.0.0.1")
+    options = (*QUEUE_OPTIONS, "--port", str(port), "--bind", "127.0.0.1")
     online = EmbeddedServer(directory / "feast-redis", directory / "f.sock", options)
     online.start()
     try:

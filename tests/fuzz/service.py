@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.stores.migrate import migrate
-from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options
+from app.stores.valkey.embedded import QUEUE_OPTIONS, EmbeddedServer, cache_options
 from tests.fuzz.openapi import populate
 from tests.support.live import API_KEYS
 from tests.support.processes import Programs, free_port
@@ -40,7 +40,7 @@ def running_service() -> Iterator[FuzzedService]:
     directory = Path(tempfile.mkdtemp(prefix="pf-"))
     servers = {
         name: EmbeddedServer(directory / name, directory / f"{name}.sock", options)
-        for name, options in (("cache", cache_options(CACHE_MB)), ("queue", queue_options()))
+        for name, options in (("cache", cache_options(CACHE_MB)), ("queue", QUEUE_OPTIONS))
     }
     programs = Programs(directory)
     database = directory / "profiles.db"

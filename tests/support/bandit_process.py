@@ -96,7 +96,7 @@ class BanditProcess:
             log=self.log,
             letters=self.dead_letters,
             invalidator=RecordingInvalidator(),
-            learners=[self.bandit.learner],
+            learners=[self.bandit.learner.learn],
             clock=self.clock,
             metrics=self.metrics,
         )

@@ -10,8 +10,7 @@ from app.features.ids import hash_slot
 from app.profiles.ports import Cell, Epoch
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.embedded import EmbeddedServer
-from app.stores.valkey.server_registration import InMemoryState, ServerRegistration
-from app.stores.valkey.slot_owners import owners
+from app.stores.valkey.registration import InMemoryState, ServerRegistration, owners
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock, no_pause
 from tests.support.cluster import ClusterServers

@@ -66,7 +66,7 @@ class ConsumerFixture:
             log=self.log,
             letters=self.letters,
             invalidator=self.invalidator,
-            learners=[self.learner],
+            learners=[self.learner.learn],
             clock=self.clock,
             metrics=self.metrics,
         )

@@ -42,7 +42,7 @@ def main() -> None:
         learner = FaultyLearner(settings, stuck="stuck" in sys.argv[1:])
 
         def add_learner(service: OpenService) -> None:
-            service.consumer.learners = [*service.consumer.learners, learner]
+            service.consumer.learners = [*service.consumer.learners, learner.learn]
 
         run(settings, pace=Pace(job_timeout_s=JOB_TIMEOUT_S), on_ready=add_learner)
     except ProfilesError as error:

@@ -21,7 +21,7 @@ from typing import Any
 
 from app.bootstrap.service import Edges, OpenCache, OpenService, open_service
 from app.errors import CacheUnavailable
-from app.events.ingest import Receipt
+from app.events.ports import Appended
 from app.features.clock import Clock
 from app.features.contract import Contract
 from app.features.events import TipEvent
@@ -35,8 +35,8 @@ from app.settings.parsers import PostgresUrl
 from app.stores.sql.cache_state import register_server
 from app.stores.sql.database import Database
 from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.server_registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
-from app.stores.valkey.server_registration import REGISTER_EVERY_S, ServerRegistration
+from app.stores.valkey.registration import HOLD_BACK_S as REGISTERED_HOLD_BACK_S
+from app.stores.valkey.registration import REGISTER_EVERY_S, ServerRegistration
 from app.telemetry import Metrics
 from tests.support.clock import FakeClock
 from tests.support.pause_points import DEADLINE_S, PausableCache, PausableSource, turn
@@ -118,7 +118,7 @@ class PausableService:
         """Disable or enable a feature, as an admin does. This process knows it when this returns."""
         await self.inner.registries.switch(feature, "ada", "it is wrong", self.clock.now_ms(), on=on)
 
-    async def send(self, *events: TipEvent) -> Receipt:
+    async def send(self, *events: TipEvent) -> Appended:
         """Ingest; returns when the events are acknowledged."""
         return await self.ingestor.ingest(events)
 

@@ -15,9 +15,8 @@ from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import Epoch, Fill
 from app.settings.parsers import PostgresUrl
 from app.stores.valkey.cache import ValkeyCache, key
-from app.stores.valkey.connections import Use
+from app.stores.valkey.connections import Command, PipelinedConnection
 from app.stores.valkey.embedded import EmbeddedServer
-from app.stores.valkey.pipelined_connection import Command, PipelinedConnection
 from app.stores.valkey.single_server import SingleServer
 from tests.support.clock import FakeClock
 from tests.support.pause_points import DEADLINE_S, PausePoint, turn
@@ -35,7 +34,7 @@ class PlainSet(ValkeyCache):
         """SET without comparing."""
         commands: list[Command] = [(b"SET", key(epoch, fill.cell), fill.value, b"PX", fill.ttl_ms) for fill in fills]
         users = [fill.cell.user_id for fill in fills]
-        await self._send("fill", Use.BACK, users, lambda *_: commands, epoch)
+        await self._send("fill", "back", users, lambda *_: commands, epoch)
         return [True] * len(fills)
 
 

@@ -28,10 +28,9 @@ from app.stores.postgres.pool import Pool, PooledConnection
 from app.stores.postgres.source import PostgresSource
 from app.stores.sqlite.event_log import SqliteEventLog
 from app.stores.sqlite.source import SqliteSource
-from app.stores.valkey import cluster, slot_owners
+from app.stores.valkey import cluster, registration
 from app.stores.valkey.cache import ValkeyCache, key
-from app.stores.valkey.connections import Use
-from app.stores.valkey.pipelined_connection import Command
+from app.stores.valkey.connections import Command
 from app.stores.valkey.single_server import SingleServer
 
 
@@ -67,7 +66,7 @@ def plain_set() -> None:
     async def fill(self: ValkeyCache, epoch: Epoch, fills: Sequence[Fill]) -> list[bool]:
         commands: list[Command] = [(b"SET", key(epoch, item.cell), item.value, b"PX", item.ttl_ms) for item in fills]
         users = [item.cell.user_id for item in fills]
-        await self._send("fill", Use.BACK, users, lambda *_: commands, epoch)
+        await self._send("fill", "back", users, lambda *_: commands, epoch)
         return [True] * len(fills)
 
     _replace(ValkeyCache, "fill", fill)
@@ -192,14 +191,14 @@ def standby_read() -> None:
 
 def one_generation() -> None:
     """The keys of a cluster do not depend on which master owns their slot."""
-    original: Any = slot_owners.owners
+    original: Any = registration.owners
 
     @lru_cache(maxsize=16)
     def owners(epoch: Epoch) -> Any:
         database_id = epoch.partition("|")[0].encode().hex()
         return [owner and replace(owner, epoch=database_id) for owner in original(epoch)]
 
-    for module in (slot_owners, cluster):
+    for module in (registration, cluster):
         _replace(module, "owners", owners)
 
 

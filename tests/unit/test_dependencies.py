@@ -62,7 +62,7 @@ def test_granian_makes_its_socket_in_a_method_that_we_replace() -> None:
 
 
 def test_redis_keeps_its_stream_writer() -> None:
-    """`app.stores.valkey.pipelined_connection` takes the transport from it."""
+    """`app.stores.valkey.connections` takes the transport from it."""
     assert "self._writer" in inspect.getsource(AbstractConnection)
 
 

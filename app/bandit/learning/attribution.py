@@ -125,7 +125,7 @@ def judge(decision: JudgedDecision, logged: LoggedEvent, rules: Rules) -> Judgem
 
 
 class DecisionLearner:
-    """Updates decisions and statistics with consumed events. Implements `app.events.ports.Learner`."""
+    """Updates decisions and statistics with consumed events. `learn` is an `app.events.ports.Learn`."""
 
     def __init__(
         self,

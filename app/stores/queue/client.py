@@ -1,31 +1,20 @@
 """The arq queue, as the API and the command line use it: enqueueing jobs and querying the queue's state.
 
-Publishing never raises and never blocks the caller. If a job is lost, the worker's periodic sweep finds its events in
-the event log.
+Publishing never raises and never blocks the caller. If a job that consumes events, rebuilds or measures data quality is
+lost, the worker's periodic sweep finds its work in the database.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from app.concurrency.batcher import Bounds, Handover
 from app.errors import QueueUnavailable
-from app.stores.queue.jobs import (
-    CONSUME,
-    JOB_PREFIX,
-    PRUNE,
-    QUALITY,
-    REBUILD,
-    RUNNING_PREFIX,
-    deserialize,
-    erase,
-    serialize,
-    split,
-)
+from app.stores.queue import jobs
 from app.stores.valkey.pool import AWAY, blocking_pool, public_reason
 from app.telemetry import TRACEPARENT, Metrics, logger
 
@@ -52,17 +41,15 @@ BOUNDS = Bounds(kind="publishing", at_once=1_000, most=100_000, apart_s=0.05)
 log = logger("stores.queue")
 
 
-def pool(url: str, timeout_s: float = TIMEOUT_S, connections: int = MAX_CONNECTIONS) -> BlockingConnectionPool:
-    # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.
-    return blocking_pool(url, timeout_s, connections, lib_name=None, lib_version=None)
-
-
 def client(connections: BlockingConnectionPool, name: str, kind: type[ArqRedis] | None = None) -> ArqRedis:
     """A client of the queue `name`. It connects on first use."""
     from arq.connections import ArqRedis  # noqa: PLC0415
 
     return (kind or ArqRedis)(
-        connection_pool=connections, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=name
+        connection_pool=connections,
+        job_serializer=jobs.serialize,
+        job_deserializer=jobs.deserialize,
+        default_queue_name=name,
     )
 
 
@@ -84,13 +71,14 @@ def without_timeline(database_id: str) -> str:
 
 
 class Queue:
-    """Publishes events, starts runs and queries the queue's state."""
+    """Publishes events, starts runs and queries the queue's state. Only the methods `publish`, `start_rebuild` and
+    `start_quality` do not raise `QueueUnavailable` if the queue does not answer."""
 
     def __init__(self, url: str, metrics: Metrics, name: str = QUEUE, bounds: Bounds = BOUNDS) -> None:
         self._name = name
-        self._pool = pool(url)
+        self._pool = blocking_pool(url, TIMEOUT_S, MAX_CONNECTIONS)
         self._metrics = metrics
-        self._events: Handover[int] = Handover(partial(self._start, CONSUME), bounds)
+        self._events: Handover[int] = Handover(partial(self._start, jobs.CONSUME), bounds)
 
     @cached_property
     def _redis(self) -> ArqRedis:
@@ -98,73 +86,64 @@ class Queue:
 
     def publish(self, seqs: Sequence[int]) -> None:
         """Enqueue jobs for the events with these sequence numbers, in the background; return at once. If too many
-        events wait to be sent (`Bounds.most`), the rest is left to the worker's periodic sweep of the event log."""
+        events wait to be sent (`Bounds.most`), the rest is left to the sweep."""
         self._events.add(seqs)
 
     async def start_rebuild(self, run_id: str) -> None:
-        """Enqueue a rebuild. If that fails, the worker's periodic sweep enqueues it later."""
-        await self._start(REBUILD, run_id, own_name(f"rebuild:{run_id}", self._name))
+        await self._start(jobs.REBUILD, run_id, own_name(f"rebuild:{run_id}", self._name))
 
     async def start_quality(self, run_id: int) -> None:
-        """Enqueue a measurement of data quality. If that fails, the worker's periodic sweep enqueues it later."""
-        await self._start(QUALITY, run_id, own_name(f"quality:{run_id}", self._name))
+        await self._start(jobs.QUALITY, run_id, own_name(f"quality:{run_id}", self._name))
 
     async def start_prune(self, cutoffs: Mapping[str, int]) -> None:
-        """Enqueue a pruning run, unless one is on the queue. Raises `QueueUnavailable`."""
+        """Enqueue a pruning run, unless one is on the queue."""
         with _answering():
-            await self._redis.enqueue_job(PRUNE, dict(cutoffs), _job_id=own_name(PRUNE, self._name))
+            await self._redis.enqueue_job(jobs.PRUNE, dict(cutoffs), _job_id=own_name(jobs.PRUNE, self._name))
 
     async def depth(self) -> int:
-        """The number of jobs of this queue that wait or run. Raises `QueueUnavailable`."""
+        """The number of jobs of this queue that wait or run."""
         return int(await self._ask("ZCARD", self._name))
 
     async def worker_alive(self) -> bool:
-        """Whether a worker has refreshed the health key in the last three seconds. Raises `QueueUnavailable`."""
+        """Whether a worker has refreshed the health key in the last three seconds."""
         return int(await self._ask("EXISTS", self._name + HEALTH_SUFFIX)) == 1
 
     async def show_database(self, database_id: str, now_ms: int) -> None:
-        """Record that a worker of this database uses the queue. Raises `QueueUnavailable`."""
+        """Record that a worker of this database uses the queue."""
         key = self._name + DATABASES_SUFFIX
         await self._ask("ZADD", key, str(now_ms), database_id)
         await self._ask("ZREMRANGEBYSCORE", key, "-inf", str(now_ms - SHOWN_MS))
         await self._ask("ZREMRANGEBYSCORE", key, str(now_ms + SHOWN_MS), "+inf")  # of a clock that was ahead
 
     async def databases(self, now_ms: int) -> set[str]:
-        """The ids of the databases whose workers reported in the last `SHOWN_MS`, without timelines. Raises
-        `QueueUnavailable`."""
+        """See `shown_databases`."""
         with _answering():
             return await shown_databases(self._redis, self._name, now_ms)
 
     async def erase(self, user_id: str) -> int:
-        """Remove a user's events from waiting jobs; return how many jobs changed. Afterwards, no worker runs one
-        of these as it was before. Raises `QueueUnavailable`."""
+        """Remove a user's events from waiting jobs; return how many jobs changed. Afterwards, no worker runs one of
+        these as it was before."""
         touched = set[str]()
-        for _ in range(2):  # the second time for the jobs into which large ones were split
-            async for ids in self._waiting():
-                with _answering():
-                    await asyncio.gather(*(split(self._redis, job_id) for job_id in ids))
-                found = await self._ask("MGET", *(JOB_PREFIX + job_id for job_id in ids))
-                for job_id, raw in zip(ids, found, strict=True):
-                    if raw is not None and user_id.encode() in raw:
-                        with _answering():
-                            if await erase(self._redis, job_id, user_id):
-                                touched.add(job_id)
-        await self._finished(touched)
-        return len(touched)
-
-    async def _finished(self, jobs: Collection[str]) -> None:
-        """Wait until no worker runs any of these jobs: it may have fetched one before the events were removed. Raises
-        `QueueUnavailable` after `CHECKS` checks."""
+        with _answering():
+            for _ in range(2):  # the second time for the jobs into which large ones were split
+                waiting = [job_id.decode() for job_id in await self._redis.zrange(self._name, 0, -1)]
+                for start in range(0, len(waiting), JOBS_AT_ONCE):
+                    ids = waiting[start : start + JOBS_AT_ONCE]
+                    await asyncio.gather(*(jobs.split(self._redis, job_id) for job_id in ids))
+                    found = await self._redis.mget(jobs.JOB_PREFIX + job_id for job_id in ids)
+                    for job_id, raw in zip(ids, found, strict=True):
+                        if (
+                            raw is not None
+                            and user_id.encode() in raw
+                            and await jobs.erase(self._redis, job_id, user_id)
+                        ):
+                            touched.add(job_id)
         for _ in range(CHECKS):
-            if not jobs or not await self._ask("EXISTS", *(RUNNING_PREFIX + job_id for job_id in jobs)):
-                return
+            # A worker may have fetched one of the jobs before the events were removed.
+            if not touched or not await self._ask("EXISTS", *(jobs.RUNNING_PREFIX + job_id for job_id in touched)):
+                return len(touched)
             await asyncio.sleep(CHECK_S)
         raise QueueUnavailable(STILL_RUNNING, STILL_RUNNING)
-
-    async def _waiting(self) -> AsyncIterator[list[str]]:
-        ids = [job_id.decode() for job_id in await self._ask("ZRANGE", self._name, "0", "-1")]
-        for start in range(0, len(ids), JOBS_AT_ONCE):
-            yield ids[start : start + JOBS_AT_ONCE]
 
     async def close(self) -> None:
         """Publish pending events for up to `CLOSE_S` seconds, then close."""
@@ -172,8 +151,9 @@ class Queue:
         await self._pool.disconnect()
 
     async def _start(self, job: str, argument: object, job_id: str | None = None) -> None:
+        trace: dict[str, Any] = {} if (traceparent := TRACEPARENT.get()) is None else {"traceparent": traceparent}
         try:
-            await self._redis.enqueue_job(job, argument, _job_id=job_id, **_trace_context())
+            await self._redis.enqueue_job(job, argument, _job_id=job_id, **trace)
         except AWAY as error:
             self._metrics.publish_failures.inc()
             log.warning("publish_failed", job=job, error=str(error))
@@ -181,11 +161,6 @@ class Queue:
     async def _ask(self, *command: str | bytes) -> Any:
         with _answering():
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
-
-
-def _trace_context() -> dict[str, Any]:
-    """The keyword argument of a job that continues the current trace, if any."""
-    return {} if (traceparent := TRACEPARENT.get()) is None else {"traceparent": traceparent}
 
 
 @contextmanager

@@ -1,13 +1,9 @@
-"""The jobs of the queue: their names, their encoding as msgpack, and how a large job is split.
-
-If a job is not msgpack or has an unknown name, the worker stores the job itself as a dead letter. A pickle is never
-loaded.
-"""
+"""The jobs of the queue: their names, their encoding as msgpack, and how a large job is split. A job that is not
+msgpack or has an unknown name becomes a dead letter. A pickle is never loaded."""
 
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +11,7 @@ import msgspec
 from redis.exceptions import WatchError
 
 from app.errors import InvalidInput
-from app.events.erasure import names, not_naming
+from app.events.erasure import names
 
 if TYPE_CHECKING:
     from arq.connections import ArqRedis
@@ -32,7 +28,7 @@ NIGHTLY_PRUNE = "cron:prune"
 HOURLY_QUALITY = "cron:quality"
 JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, NIGHTLY_PRUNE, HOURLY_QUALITY})
 PICKLED = "the job is a pickle, the default of arq; publish with job_serializer=msgspec.msgpack.encode"
-_PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+_PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # the first bytes of a pickle
 MOST_TRIES = 1_000
 YEAR_3000_MS = 32_503_680_000_000
 PIECE_BYTES = 256 * 1024
@@ -43,6 +39,8 @@ _HEAD_BYTES = 1_000
 _OPENING = re.compile(
     rb"[\x82-\x85](?:\xa1t[\xc0\x00-\x7f])?\xa1f\xaatip_events\xa1a\x91(?:([\x90-\x9f])|\xdc(..)|\xdd(....))", re.DOTALL
 )
+# What decoding msgpack may raise. `ValueError` includes invalid UTF-8; a key of a mapping may be a mapping itself.
+_UNDECODABLE = (msgspec.DecodeError, RecursionError, ValueError, TypeError)
 # In msgspec's error for bytes after a value: their offset.
 _TRAILING = re.compile(r"trailing characters \(byte (\d+)\)").search
 
@@ -71,8 +69,8 @@ def deserialize(raw: bytes) -> dict[str, Any]:
     letter. Never raises: arq drops a job that it cannot deserialize, and a field of a wrong type ends the worker."""
     try:
         found = msgspec.msgpack.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
-        reason = PICKLED if is_pickle(raw) and raw.endswith(b".") else f"the job is not msgpack: {error}"
+    except _UNDECODABLE as error:
+        reason = PICKLED if raw.startswith(_PICKLE) and raw.endswith(b".") else f"the job is not msgpack: {error}"
         return burial(raw.decode("utf-8", "backslashreplace"), reason)
     try:
         job = msgspec.convert(found, _Job)
@@ -91,85 +89,69 @@ def _is_known(name: object) -> bool:
     return isinstance(name, str) and (name in JOBS or name.startswith((NIGHTLY_PRUNE + ":", HOURLY_QUALITY + ":")))
 
 
-def is_pickle(raw: bytes) -> bool:
-    """Whether the first bytes are those of a pickle of protocol 2 to 5."""
-    return raw.startswith(_PICKLE)
-
-
 def burial(payload: object, reason: str) -> dict[str, Any]:
     """A job that stores `payload` as a dead letter with `reason` as its error."""
     return {"t": 1, "f": BURY, "a": [payload, reason], "k": {}, "et": 0}
 
 
 def without_user(raw: bytes, user_id: str) -> bytes:
-    """Remove a user from the bytes of a waiting job, and return the new bytes.
-
-    An argument that is a list loses its items that name the user. An argument of any other type that names the user
-    becomes an empty list. If the user is named outside the arguments, or in bytes that cannot be decoded, the whole job
-    becomes a `tip_events` job without events.
-    """
+    """Remove a user from the bytes of a waiting job, and return the new bytes. An argument that is a list loses its
+    items that name the user; one of another type that names the user becomes an empty list. If the user is named
+    outside the arguments, or in bytes that cannot be decoded, the job becomes a `tip_events` job without events."""
     if user_id.encode() not in raw:
         return raw
     try:
         found = msgspec.msgpack.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
+    except _UNDECODABLE:
         found = raw
     if not isinstance(found, dict) or not isinstance(arguments := found.get("a"), list):
         return EMPTY_JOB if names(found, user_id) else raw
-    if any(names(part, user_id) for part in _beside_arguments(found)):
+    name, keywords = found.get("f"), found.get("k")
+    # The names of arq's fields and of our functions may be the id of a user, too, but do not name the user.
+    beside_arguments = (
+        {key: value for key, value in found.items() if key not in _Job.__struct_fields__},
+        list(keywords.values()) if isinstance(keywords, dict) else keywords,
+        None if _is_known(name) else name,
+    )
+    if any(names(part, user_id) for part in beside_arguments):
         return EMPTY_JOB
     examined = len(arguments)
-    if found.get("f") != TIP_EVENTS and _is_known(found.get("f")):
+    if name != TIP_EVENTS and _is_known(name):
         # The service itself has made the arguments, except for the payload of a burial. They name no user, but a word
         # such as "events" may be the id of one.
-        examined = 1 if found["f"] == BURY else 0
+        examined = 1 if name == BURY else 0
     rest = [_rest(argument, user_id) for argument in arguments[:examined]] + arguments[examined:]
     # The fields stay in their order, by which `split` recognises a large job.
     return raw if rest == arguments else serialize({**found, "a": rest})
 
 
-def _beside_arguments(job: dict[Any, Any]) -> list[object]:
-    """What may name a user in a job, except for its arguments. The names of arq's fields and of our functions may be
-    the id of a user, too, but do not name the user."""
-    name, keywords = job.get("f"), job.get("k")
-    return [
-        {key: value for key, value in job.items() if key not in _Job.__struct_fields__},
-        list(keywords.values()) if isinstance(keywords, dict) else keywords,
-        None if _is_known(name) else name,
-    ]
-
-
 def _rest(argument: object, user_id: str) -> object:
     if isinstance(argument, list):
-        return not_naming(argument, argument, user_id)
+        return [item for item in argument if not names(item, user_id)]
     return [] if names(argument, user_id) else argument
 
 
 async def erase(redis: ArqRedis, job_id: str, user_id: str) -> bool:
     """Remove a user from a waiting job, as `without_user` does. Return whether the job has changed."""
     key = JOB_PREFIX + job_id
-    while True:
-        async with redis.pipeline(transaction=True) as pipe:
-            # Without WATCH: 1. two erasures read the job; 2. one stores it; 3. the other stores it with the first
-            # user's events again. Or: 2. a worker finishes the job; 3. it is stored again.
-            await pipe.watch(key)
-            raw = await pipe.get(key)
-            if raw is None or (rest := without_user(raw, user_id)) == raw:
-                return False
-            pipe.multi()  # type: ignore[no-untyped-call]  # redis-py has no types
+
+    async def work(pipe: Any) -> bool:
+        raw = await pipe.get(key)
+        pipe.multi()
+        if changed := raw is not None and (rest := without_user(raw, user_id)) != raw:
             pipe.set(key, rest, keepttl=True)
-            with suppress(WatchError):
-                await pipe.execute()
-                return True
+        return changed
+
+    # Without WATCH: 1. two erasures read the job; 2. one stores it; 3. the other stores it with the first user's events
+    # again. Or: 2. a worker finishes the job; 3. it is stored again.
+    return bool(await redis.transaction(work, key, value_from_callable=True))
 
 
 async def split(redis: ArqRedis, job_id: str) -> None:
-    """If a `tip_events` job has more than `PIECE_BYTES`, move its events to jobs of up to `PIECE_EVENTS` each.
-
-    arq fetches and decodes a whole job at once: a million events took 800 MB. A large job of another kind, or of more
-    than `MAX_JOB_BYTES`, is replaced by a job that stores a dead letter; likewise a job from its first unreadable event
-    on. No event is run twice: the new jobs are on the queue only when the large one is empty.
-    """
+    """If a `tip_events` job has more than `PIECE_BYTES`, move its events to jobs of up to `PIECE_EVENTS` each. arq
+    decodes a whole job at once: a million events took 800 MB. A large job of another kind, or of more than
+    `MAX_JOB_BYTES`, is replaced by a job that stores a dead letter; likewise a job from its first unreadable event on.
+    No event is run twice: the new jobs are on the queue only when the large one is empty."""
     key, queue = JOB_PREFIX + job_id, redis.default_queue_name
     at, taken, events, pieces = 0, 0, 1, dict[str, float]()
     while taken < events and await redis.strlen(key) > PIECE_BYTES:
@@ -212,11 +194,11 @@ async def split(redis: ArqRedis, job_id: str) -> None:
 
 
 def _first_event(head: bytes, size: int) -> tuple[int, int]:
-    """The offset of the first event of a `tip_events` job, and the number of its events. `head` is the beginning of the
-    job's bytes. Raises `InvalidInput` for any other job."""
+    """The offset of the first event in a `tip_events` job that begins with `head`, and the number of its events. Raises
+    `InvalidInput` for any other job."""
     if size > MAX_JOB_BYTES:
         raise InvalidInput(f"the job has {size:,} bytes, more than {MAX_JOB_BYTES:,}; send several jobs")
-    if is_pickle(head):
+    if head.startswith(_PICKLE):
         raise InvalidInput(PICKLED)
     if (found := _OPENING.match(head)) is None:
         wanted = f"{TIP_EVENTS} with one argument, a list of events, as arq writes it"
@@ -229,23 +211,17 @@ def leading(data: bytes, most: int) -> tuple[list[object], int]:
     """Up to `most` complete values at the start of concatenated msgpack, and the offset at which the last one ends."""
     values: list[object] = []
     begin, view = 0, memoryview(data)
-    while len(values) < most and (length := _length(view[begin:])):
-        values.append(_decoded(data[begin : begin + length]))
-        begin += length
+    while len(values) < most:
+        end = len(data)
+        try:
+            msgspec.msgpack.decode(view[begin:], type=msgspec.Raw)
+        except (msgspec.DecodeError, RecursionError) as error:
+            if (found := _TRAILING(str(error))) is None:  # the value is incomplete or invalid
+                break
+            end = begin + int(found[1])
+        try:
+            values.append(msgspec.msgpack.decode(view[begin:end]))
+        except _UNDECODABLE:  # not an event: it becomes a dead letter
+            values.append(data[begin:end].decode("utf-8", "backslashreplace"))
+        begin = end
     return values, begin
-
-
-def _length(data: memoryview) -> int:
-    """The length of the first of concatenated msgpack values; 0 if it is incomplete or invalid."""
-    try:
-        msgspec.msgpack.decode(data, type=msgspec.Raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        return int(found[1]) if (found := _TRAILING(str(error))) else 0
-    return len(data)
-
-
-def _decoded(item: bytes) -> object:
-    try:
-        return msgspec.msgpack.decode(item)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
-        return item.decode("utf-8", "backslashreplace")  # not an event: it becomes a dead letter

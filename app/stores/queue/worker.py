@@ -1,31 +1,26 @@
 """Runs arq's worker. A lost connection to Redis ends the worker, and another one is then started.
 
 Invariant: when `keep_working` returns, no job runs in this process. arq retries interrupted jobs after the job timeout
-plus `ARQ_EXTRA_S`.
-
-arq waits for about thirty replies per job, which limits the throughput of a worker. To save CPU time, the worker's
-connections are of the class `_Lean`, without a timeout per reply. `_silence` detects a queue that does not reply.
+plus `ARQ_EXTRA_S`. It waits for about thirty replies per job. To save CPU time, the worker's connections are of the
+class `_Lean`, without a timeout per reply. `_silence` detects a queue that does not reply.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC
-from typing import Any
+from typing import Any, NamedTuple
 
 from arq.connections import ArqRedis
-from arq.cron import CronJob
-from arq.worker import Function, Worker
+from arq.worker import Worker
 from redis.asyncio.client import Pipeline
 from redis.connection import HiredisRespSerializer
 
 from app.concurrency.tasks import end
-from app.stores.queue.client import HEALTH_SUFFIX, client, pool
+from app.stores.queue.client import HEALTH_SUFFIX, client
 from app.stores.queue.jobs import deserialize, serialize, split
-from app.stores.valkey.pool import AWAY
+from app.stores.valkey.pool import AWAY, blocking_pool
 from app.telemetry import logger
 
 ARQ_EXTRA_S = 10
@@ -40,8 +35,7 @@ RESTART_AFTER_S = 0.5
 log = logger("stores.queue")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class Pace(NamedTuple):
     """The time limits of jobs. arq retries a crashed worker's job after `job_timeout_s` + `ARQ_EXTRA_S` seconds."""
 
     job_timeout_s: float = 20.0
@@ -62,23 +56,14 @@ class Pace:
         return int(1000 * (self.job_timeout_s + ARQ_EXTRA_S + 5.0))
 
 
-async def keep_working(
-    url: str,
-    name: str,
-    stop: asyncio.Event,
-    *,
-    functions: Sequence[Function],
-    crons: Sequence[CronJob],
-    pace: Pace,
-    context: dict[str, Any],
-) -> None:
-    """Run jobs until `stop` is set. No cron job may have a longer timeout than `pace.job_timeout_s`: arq retries every
-    crashed job after the longest timeout of all jobs. Each job gets `context` as arq's `ctx`."""
+async def keep_working(url: str, name: str, pace: Pace, stop: asyncio.Event, **jobs: Any) -> None:
+    """Run jobs until `stop` is set. `jobs`: `functions`, `cron_jobs` and `ctx` of arq's worker. No cron job may have a
+    longer timeout than `pace.job_timeout_s`: arq retries every crashed job after the longest timeout of all jobs."""
     stopping = asyncio.create_task(stop.wait())
     lost = False
     try:
         while not stop.is_set():
-            worker = _worker(url, name, functions, crons, pace, context)
+            worker = _Worker(url, name, pace, **jobs)
             running = asyncio.create_task(worker.async_run())
             silent = asyncio.create_task(_silence(worker))
             try:
@@ -99,27 +84,41 @@ async def keep_working(
 
 
 class _Worker(Worker):
-    """arq's worker, changed in three ways: `came_round` is set at the end of each poll, a large job is split before arq
-    fetches it, and no more jobs are started once `allow_pick_jobs` is false."""
+    """arq's worker, with three changes: see the methods. `came_round` is set at the end of each poll."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, url: str, name: str, pace: Pace, **jobs: Any) -> None:
+        super().__init__(
+            redis_pool=_client(url, name),
+            queue_name=name,
+            poll_delay=POLL_DELAY_S,
+            job_timeout=pace.job_timeout_s,
+            max_jobs=MAX_JOBS,
+            keep_result=0,
+            health_check_interval=HEALTH_EVERY_S,
+            health_check_key=name + HEALTH_SUFFIX,
+            handle_signals=False,
+            job_serializer=serialize,
+            job_deserializer=deserialize,
+            timezone=UTC,
+            log_results=False,
+            **jobs,
+        )
         self.came_round = asyncio.Event()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Start jobs one by one. arq would start the whole list, even if `allow_pick_jobs` becomes false meanwhile."""
+        """Start no more jobs once `allow_pick_jobs` is false. arq would start the whole list."""
         for job_id in job_ids:
             if not self.allow_pick_jobs:
                 return
             await super().start_jobs([job_id])
 
     async def run_job(self, job_id: str, score: int) -> None:
-        """Run a job. First split a large job, which arq would fetch as a whole."""
+        """First split a large job, which arq would fetch as a whole."""
         await split(self.pool, job_id)
         await super().run_job(job_id, score)
 
     async def heart_beat(self) -> None:
-        """Note the end of a poll of the queue: arq calls this method then."""
+        """Note the end of a poll, at which arq calls this method."""
         self.came_round.set()
         await super().heart_beat()
 
@@ -133,8 +132,7 @@ async def _silence(worker: _Worker) -> None:
 
 
 class _Lean:
-    """Mixin that saves CPU time in redis-py's asyncio connections: commands are packed by hiredis, as in redis-py's
-    blocking connections, and not by Python code."""
+    """Saves CPU time in redis-py's connections: hiredis packs commands, as in its blocking connections."""
 
     _packer: Any = HiredisRespSerializer()
     _reader: asyncio.StreamReader | None
@@ -144,8 +142,8 @@ class _Lean:
         return packed
 
     async def can_read_destructive(self) -> bool:
-        """Whether unread data is left. Raises if the connection is closed. redis-py calls this method whenever a
-        connection leaves the pool. The overridden method is slower: it starts a read and cancels the read."""
+        """Whether unread data is left. Raises if the connection is closed. redis-py calls this whenever a connection
+        leaves the pool; its own method starts a read and cancels it, which is slower."""
         reader = self._reader
         if reader is not None and not reader.at_eof() and not reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
             return False
@@ -170,41 +168,17 @@ class _Redis(ArqRedis):
 
 
 def _client(url: str, name: str) -> ArqRedis:
-    """The worker's Redis client, without a socket timeout. With a socket timeout, redis-py creates a timer per reply
-    and a task per write, which cost more than the jobs."""
-    connections = pool(url, BLOCKING_S, MAX_JOBS + 2)
+    """The worker's client. With a socket timeout, redis-py's timers and tasks would cost more than the jobs."""
+    connections = blocking_pool(url, BLOCKING_S, MAX_JOBS + 2)
     connections.connection_kwargs["socket_timeout"] = None
     connections.connection_class = type("Lean", (_Lean, connections.connection_class), {})
     return client(connections, name, _Redis)
 
 
-def _worker(
-    url: str, name: str, functions: Sequence[Function], crons: Sequence[CronJob], pace: Pace, context: dict[str, Any]
-) -> _Worker:
-    return _Worker(
-        functions=functions,
-        cron_jobs=crons,
-        redis_pool=_client(url, name),
-        queue_name=name,
-        poll_delay=POLL_DELAY_S,
-        job_timeout=pace.job_timeout_s,
-        max_jobs=MAX_JOBS,
-        keep_result=0,
-        health_check_interval=HEALTH_EVERY_S,
-        health_check_key=name + HEALTH_SUFFIX,
-        handle_signals=False,
-        job_serializer=serialize,
-        job_deserializer=deserialize,
-        ctx=context,
-        timezone=UTC,
-        log_results=False,
-    )
-
-
 async def _close(worker: _Worker, running: asyncio.Task[None]) -> None:
-    """Let jobs finish for up to `STOP_GRACE_S` seconds, cancel the remaining jobs, and close. arq retries cancelled
-    jobs. A poll that has begun ends first. Otherwise: 1. arq marks a job as taken; 2. the poll is cancelled before the
-    job has started. No worker would then run the job for its timeout plus `ARQ_EXTRA_S`."""
+    """Let jobs finish for up to `STOP_GRACE_S` seconds, cancel the rest, which arq retries, and close. A poll that has
+    begun ends first. Otherwise: 1. arq marks a job as taken; 2. the poll is cancelled before the job has started. No
+    worker would then run the job for its timeout plus `ARQ_EXTRA_S`."""
     worker.allow_pick_jobs = False
     worker.came_round.clear()
     round_over = asyncio.create_task(worker.came_round.wait())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from app.events.erasure import names, not_naming
+from app.events.erasure import names
 from app.events.ports import DeadLetter
 from app.stores.sql.database import Connection, SqlRepository
 from app.stores.sql.event_log import DELETE_CONSUMED, SELECT_LOGGED, logged_events
@@ -55,7 +55,8 @@ def letters_of(connection: Connection, user_id: str) -> dict[int, tuple[str, str
         except (msgspec.DecodeError, RecursionError):
             value = payload
         if isinstance(value, list):
-            rest = not_naming(msgspec.json.decode(payload, type=list[msgspec.Raw]), value, user_id)
+            raws = msgspec.json.decode(payload, type=list[msgspec.Raw])
+            rest = [raw for raw, item in zip(raws, value, strict=True) if not names(item, user_id)]
             if len(rest) < len(value):
                 text = "[" + ",".join(bytes(item).decode() for item in rest) + "]"
                 found[letter_id] = payload, text if rest else None

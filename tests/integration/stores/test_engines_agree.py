@@ -107,7 +107,7 @@ async def decided(service: OpenService, clock: FakeClock, users: Sequence[str]) 
         log=service.consumer.log,
         letters=service.dead_letters,
         invalidator=service.invalidator,
-        learners=[own.learner],
+        learners=[own.learner.learn],
         clock=clock,
         metrics=Metrics(),
     )

@@ -292,7 +292,7 @@ async def working(
     ready: list[OpenService] = []
 
     def on_ready(service: OpenService) -> None:
-        service.consumer.learners = [*service.consumer.learners, learner or FakeLearner()]
+        service.consumer.learners = [*service.consumer.learners, (learner or FakeLearner()).learn]
         ready.append(service)
 
     running = asyncio.create_task(work(settings, stop, pace=pace, on_ready=on_ready))
@@ -530,13 +530,13 @@ async def test_worker_continues_when_the_queue_returns(settings: Settings, own_v
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[queue_worker._Worker]:
     """arq's workers, one for each time that work was begun."""
     workers: list[queue_worker._Worker] = []
-    begin = queue_worker._worker
+    begin = queue_worker._Worker
 
-    def beginning(*args: Any) -> queue_worker._Worker:
-        workers.append(begin(*args))
+    def beginning(*args: Any, **jobs: Any) -> queue_worker._Worker:
+        workers.append(begin(*args, **jobs))
         return workers[-1]
 
-    monkeypatch.setattr(queue_worker, "_worker", beginning)
+    monkeypatch.setattr(queue_worker, "_Worker", beginning)
     return workers
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 from app.concurrency.batcher import Bounds
-from app.events.ingest import Ingestor, Receipt
+from app.events.ingest import Ingestor
 from app.events.ports import Admitted, Appended, ClashingEvent, EventLog
 from app.features.events import TipEvent
 from app.stores.sql.database import Database
@@ -96,7 +96,7 @@ class IngestFixture:
             bounds=bounds,
         )
 
-    async def ingest(self, *events: TipEvent) -> Receipt:
+    async def ingest(self, *events: TipEvent) -> Appended:
         receipt = await self.ingestor.ingest(events)
         self.journal.append("answer")
         return receipt

@@ -141,7 +141,7 @@ async def test_event_is_learned_once_when_sweep_and_job_race(
     consumption: ConsumerFixture, monkeypatch: pytest.MonkeyPatch, sweep_first: bool
 ) -> None:
     gated = Gated()
-    monkeypatch.setattr(consumption.learner, "learn", gated.learn)
+    monkeypatch.setattr(consumption.consumer, "learners", [gated.learn])
     seqs = await consumption.store(served(event_id="a"))
     consumption.clock.advance(SWEEP_AGE_MS + 1)
     works = [consumption.consumer.sweep(), consumption.consumer.consume(seqs)]

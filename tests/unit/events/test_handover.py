@@ -117,7 +117,7 @@ async def test_next_events_are_consumed_after_a_timeout(
 
     handover = handing_over(consumption, pause, limit_s=0.02)
     with monkeypatch.context() as patch:
-        patch.setattr(consumption.learner, "learn", hang)
+        patch.setattr(consumption.consumer, "learners", [hang])
         handover.add(await consumption.store(served(event_id="a")))
         await handover.close(GRACE_S)
     await _consumed(consumption, handing_over(consumption, pause), "b")

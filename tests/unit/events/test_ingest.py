@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from app.errors import Conflict, InvalidInput, Overloaded, StoreUnavailable
-from app.events.ingest import BOUNDS, BOUNDS_OF, Receipt
+from app.events.ingest import BOUNDS, BOUNDS_OF
+from app.events.ports import Appended
 from app.events.validation import Batch, decode_json, decode_lines
 from app.features.clock import DAY_MS
 from app.features.events import FEEDBACK, SERVED
@@ -33,7 +34,9 @@ async def fixture(database: Database) -> IngestFixture:
 async def test_keys_are_dropped_after_the_commit_and_before_the_answer(fixture: IngestFixture) -> None:
     receipt = await fixture.ingest(served("ann"), feedback("ann"), served("bob"))
     assert fixture.journal == ["commit", "invalidate", "publish", "answer"]
-    assert receipt == Receipt(accepted=3, duplicates=0, invalidated=True, seqs=(1, 2, 3))
+    stale = {"ann": REGISTRY.invalidated_by(SERVED) | REGISTRY.invalidated_by(FEEDBACK)}
+    stale["bob"] = REGISTRY.invalidated_by(SERVED)
+    assert receipt == Appended(accepted=3, duplicates=0, invalidated=True, seqs=(1, 2, 3), stale=stale)
     assert fixture.invalidator.asked == [{"ann": set(REGISTRY.names), "bob": REGISTRY.invalidated_by(SERVED)}]
     assert fixture.publisher.published == [[1, 2, 3]]
     assert fixture.counted("accepted") == 3
@@ -73,7 +76,8 @@ async def test_keys_are_dropped_again_when_an_event_is_a_duplicate(fixture: Inge
     event = feedback("ann")
     await fixture.ingest(event)
     again = await fixture.ingest(event)
-    assert again == Receipt(accepted=0, duplicates=1, invalidated=True, seqs=())
+    stale = {"ann": REGISTRY.invalidated_by(FEEDBACK)}
+    assert again == Appended(accepted=0, duplicates=1, invalidated=True, seqs=(), stale=stale)
     assert fixture.invalidator.asked == [{"ann": REGISTRY.invalidated_by(FEEDBACK)}] * 2
     assert (fixture.counted("accepted"), fixture.counted("duplicate")) == (1, 1)
 
@@ -113,7 +117,7 @@ async def test_request_is_shed_when_too_many_events_wait(fixture: IngestFixture)
         *(fixture.ingest(served(event_id=f"{number}-a"), served(event_id=f"{number}-b")) for number in range(2)),
         return_exceptions=True,
     )
-    assert isinstance(outcomes[0], Receipt)
+    assert isinstance(outcomes[0], Appended)
     assert isinstance(outcomes[1], Overloaded)
     assert (await fixture.ingest(served(event_id="c"))).accepted == 1
     assert await fixture.stored() == ["0-a", "0-b", "c"]
@@ -128,8 +132,8 @@ async def test_only_that_request_is_refused_when_one_of_several_conflicts(fixtur
         fixture.ingest(served("dan", event_id="d")),
         return_exceptions=True,
     )
-    assert isinstance(good, Receipt)
-    assert isinstance(better, Receipt)
+    assert isinstance(good, Appended)
+    assert isinstance(better, Appended)
     assert isinstance(clash, Conflict)
     assert "'a'" in str(clash)
     assert [issue.path for issue in clash.issues] == ["[1].event_id"]
@@ -197,7 +201,8 @@ async def test_sender_may_retry_when_the_owed_row_fails(fixture: IngestFixture) 
 
     fixture.invalidator.failure = None
     again = await fixture.ingest(event)
-    assert again == Receipt(accepted=0, duplicates=1, invalidated=True, seqs=())
+    stale = {"ann": REGISTRY.invalidated_by(FEEDBACK)}
+    assert again == Appended(accepted=0, duplicates=1, invalidated=True, seqs=(), stale=stale)
     assert fixture.invalidator.asked[-1] == {"ann": REGISTRY.invalidated_by(FEEDBACK)}
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.events.retention import LARGEST_MOVE_MS, STEP, Kept, Retention, next_cutoff
+from app.events.retention import LARGEST_MOVE_MS, STEP, Retention, next_cutoff
 from app.features.clock import DAY_MS
 from app.stores.sql.database import Database
 from app.stores.sql.retention import SqlCutoffs
@@ -29,7 +29,7 @@ def consumption(database: Database) -> ConsumerFixture:
 
 @pytest.fixture
 def retention(consumption: ConsumerFixture) -> Retention:
-    return Retention([Kept("events", consumption.log, DAYS)], SqlCutoffs(consumption.database), consumption.clock)
+    return Retention({"events": (consumption.log, DAYS)}, SqlCutoffs(consumption.database), consumption.clock)
 
 
 async def ages(consumption: ConsumerFixture) -> list[object]:
@@ -89,7 +89,7 @@ async def test_wrong_clock_deletes_three_days_at_most(consumption: ConsumerFixtu
 async def test_longer_retention_keeps_later_events(consumption: ConsumerFixture, retention: Retention) -> None:
     await night(retention)
     await consumption.store(served("ann", OLDEST - 90 * DAY_MS))
-    longer = Retention([Kept("events", consumption.log, 2 * DAYS)], SqlCutoffs(consumption.database), consumption.clock)
+    longer = Retention({"events": (consumption.log, 2 * DAYS)}, SqlCutoffs(consumption.database), consumption.clock)
     for _ in range(3):
         assert await night(longer) == {"events": 0}
 

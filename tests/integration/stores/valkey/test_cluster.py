@@ -19,7 +19,7 @@ from app.profiles.ports import Cell, Epoch, Fill
 from app.settings import Settings
 from app.stores.valkey import cluster as cluster_module
 from app.stores.valkey.embedded import EmbeddedServer
-from app.stores.valkey.slot_owners import Owners, owners
+from app.stores.valkey.registration import Owners, owners
 from tests.integration.stores.valkey.conftest import OpenCache
 from tests.support.cluster import ClusterServers
 from tests.support.events import served

@@ -9,7 +9,6 @@ import pytest
 
 from app.errors import CacheUnavailable
 from app.profiles.ports import Cell
-from app.stores.valkey.connections import Use
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.stores.valkey.conftest import Connect, OpenCache
 from tests.support.pause_points import turn
@@ -21,7 +20,7 @@ CELL = Cell("ann", "f")
 
 async def test_connections_to_one_server_have_its_identity(server: EmbeddedServer, connect: Connect) -> None:
     connections = connect(server.url)
-    front, back = await asyncio.gather(connections.get(), connections.get(Use.BACK))
+    front, back = await asyncio.gather(connections.get(), connections.get("back"))
     assert front is not back
     assert front.server == back.server == ask(server, "INFO", "server")["run_id"]
 
@@ -62,7 +61,7 @@ async def test_all_connections_follow_when_the_address_moves(start_server: Start
         front = await connections.get()
         moving.target = new.socket_path
         assert await connections.get() is front, "the move is not known yet"
-        back = await connections.get(Use.BACK)
+        back = await connections.get("back")
         assert back.server != front.server
         assert (await connections.get()).server == back.server
         assert front.closed
@@ -76,7 +75,7 @@ async def test_command_is_not_sent_on_a_closed_connection(server: EmbeddedServer
     connection = await connections.get()
     connection.close()
     with pytest.raises(CacheUnavailable):
-        connection.ask([(b"PING",)])
+        await connection.ask([(b"PING",)])
     assert calls(server, "ping") == before
 
 

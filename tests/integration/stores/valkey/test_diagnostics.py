@@ -9,9 +9,9 @@ import pytest
 from app.errors import CacheUnavailable, QueueUnavailable
 from app.operations.doctor import Line
 from app.stores.queue.client import Queue
-from app.stores.valkey.cluster import parse_nodes
 from app.stores.valkey.diagnostics import diagnose_cluster, diagnose_server
 from app.stores.valkey.embedded import EmbeddedServer
+from app.stores.valkey.registration import parse_nodes
 from app.telemetry import Metrics
 from tests.integration.stores.valkey.conftest import OpenCache
 from tests.support.cluster import ClusterServers

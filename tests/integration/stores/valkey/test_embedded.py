@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from app.errors import CacheUnavailable
-from app.stores.valkey.embedded import EmbeddedServer, cache_options, queue_options, server_binary
+from app.stores.valkey.embedded import QUEUE_OPTIONS, EmbeddedServer, cache_options, server_binary
 from tests.support.processes import free_port
 from tests.support.servers import StartServer, ask, binary
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "policy", "kept"), [(cache_options(8), b"allkeys-lru", None), (queue_options(), b"noeviction", b"v")]
+    ("options", "policy", "kept"), [(cache_options(8), b"allkeys-lru", None), (QUEUE_OPTIONS, b"noeviction", b"v")]
 )
 def test_only_a_queue_keeps_its_contents_when_it_restarts(
     start_server: StartServer, flavour: str, options: list[str], policy: bytes, kept: bytes | None

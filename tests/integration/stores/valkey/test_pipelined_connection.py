@@ -8,8 +8,8 @@ import hiredis
 import pytest
 
 from app.errors import CacheRefused, CacheUnavailable
+from app.stores.valkey.connections import MAX_WAITING, PipelinedConnection
 from app.stores.valkey.embedded import EmbeddedServer
-from app.stores.valkey.pipelined_connection import MAX_WAITING, PipelinedConnection
 from tests.integration.stores.valkey.conftest import Connect
 from tests.support.proxy import Proxy
 from tests.support.servers import ask, calls
@@ -72,7 +72,7 @@ async def test_command_is_refused_when_too_many_wait(connection: PipelinedConnec
     valkey_proxy.silence()
     waiting = [connection.ask([(b"PING",)]) for _ in range(MAX_WAITING)]
     with pytest.raises(CacheRefused, match="waiting"):
-        connection.ask([(b"PING",)])
+        await connection.ask([(b"PING",)])
     valkey_proxy.mend()
     assert all(replies == [b"PONG"] for replies in await asyncio.gather(*waiting))
 

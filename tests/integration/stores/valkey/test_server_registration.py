@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.stores.sql.cache_state import register_server
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.valkey.embedded import EmbeddedServer
-from app.stores.valkey.server_registration import HOLD_BACK_S, InMemoryState, ServerRegistration
+from app.stores.valkey.registration import HOLD_BACK_S, InMemoryState, ServerRegistration
 from tests.support.clock import FakeClock
 from tests.support.events import served
 from tests.support.proxy import Proxy, proxy

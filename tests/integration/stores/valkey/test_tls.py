@@ -15,7 +15,8 @@ import pytest
 from app.errors import CacheUnavailable
 from app.features.ids import HASH_SLOTS
 from app.settings.parsers import cache_url
-from app.stores.queue.client import client, pool
+from app.stores.queue.client import client
+from app.stores.valkey.pool import blocking_pool
 from tests.integration.stores.valkey.conftest import OpenCache
 from tests.support.processes import free_port
 from tests.support.servers import REDIS, StartServer, ask, binary
@@ -102,7 +103,7 @@ async def test_certificate_of_an_unknown_authority_is_refused(url: Url, open_cac
 
 @pytest.mark.parametrize("url", ["server", "sentinel"], indirect=True)
 async def test_queue_works_over_tls(url: Url) -> None:
-    connections = pool(url("name"))
+    connections = blocking_pool(url("name"), 1, 1)
     queue = client(connections, "queue")
     assert await queue.ping()
     await queue.aclose(close_connection_pool=True)

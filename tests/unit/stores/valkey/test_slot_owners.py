@@ -6,15 +6,20 @@ import json
 
 from app.features.ids import HASH_SLOTS, hash_slot
 from app.profiles.ports import EVERY_SLOT, State
-from app.stores.valkey.cluster import parse_nodes
-from app.stores.valkey.slot_owners import Claim, owners, replaced_slots, with_claims
+from app.stores.valkey.registration import ClusterNode, owners, parse_nodes, replaced_slots, with_claims
 
 LAST = HASH_SLOTS - 1
-ONE, TWO = Claim("one", "one-run", 1, [(0, 99)]), Claim("two", "two-run", 2, [(100, LAST)])
+
+
+def claim(node: str, server: str, config_epoch: int, ranges: list[tuple[int, int]]) -> ClusterNode:
+    return ClusterNode(node, "", ["master"], "-", config_epoch, ranges, server)
+
+
+ONE, TWO = claim("one", "one-run", 1, [(0, 99)]), claim("two", "two-run", 2, [(100, LAST)])
 KNOWN = {"one", "two"}
 
 
-def registered(*claims: Claim, state: State | None = None, known: set[str] = KNOWN) -> State:
+def registered(*claims: ClusterNode, state: State | None = None, known: set[str] = KNOWN) -> State:
     state = state or State()
     return state._replace(server=with_claims(state, claims, known), generation=state.generation + 1)
 
@@ -63,13 +68,13 @@ def test_lower_config_epoch_is_never_registered() -> None:
 
 
 def test_highest_config_epoch_is_registered_when_two_masters_claim_a_slot() -> None:
-    new = Claim("three", "three-run", 9, [(0, 99)])
+    new = claim("three", "three-run", 9, [(0, 99)])
     for claims in ([new, ONE, TWO], [ONE, TWO, new]):
         assert ranges(registered(*claims, state=FIRST, known={*KNOWN, "three"}))[0][2] == "three"
 
 
 def test_new_cluster_is_registered_when_it_does_not_know_the_owner() -> None:
-    other = Claim("other", "other-run", 1, [(0, LAST)])
+    other = claim("other", "other-run", 1, [(0, LAST)])
     assert ranges(registered(other, state=FIRST, known={"other"})) == [[0, LAST, "other", "other-run", 1, 2]]
 
 
