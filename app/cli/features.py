@@ -289,7 +289,7 @@ def enable(name: str, reason: str) -> None:
 async def _switch(name: str, reason: str, *, on: bool) -> None:
     from app.bootstrap.engines import open_engine
     from app.operations.audit import audited
-    from app.stores.sql.audit_trail import SqlAuditTrail
+    from app.stores.sql.access import SqlAuditTrail
     from app.stores.sql.registries import SqlRegistries
 
     settings, now_ms = settings_of_command(), SystemClock().now_ms()

@@ -27,7 +27,7 @@ from app.concurrency.batcher import Bounds
 from app.errors import Unavailable
 from app.events.ports import DeadLetters, EventLog, Invalidates, Learner
 from app.features.clock import Clock
-from app.features.events import KNOWN_SUBJECTS, LoggedEvent, subject_of
+from app.features.events import LoggedEvent, subject_of
 from app.telemetry import Metrics, logger, warn
 
 ATTEMPTS = 5
@@ -106,7 +106,7 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
             self._in_hand.difference_update(mine)
 
     async def _newest_per_cell(self, events: Sequence[LoggedEvent]) -> dict[str, dict[str, int]]:
-        features = await self.log.stale_features(KNOWN_SUBJECTS)
+        features = await self.log.stale_features()
         newest: dict[str, dict[str, int]] = {}
         for item in sorted(events, key=lambda item: item.seq):
             cells = newest.setdefault(item.event.user_id, {})

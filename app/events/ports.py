@@ -1,7 +1,6 @@
-"""Protocols and value types of the event package; `app.stores` implements the protocols.
-
-Every stored event has a sequence number; the numbers rise with every commit and are never reused. Methods that use the
-database raise `StoreUnavailable` if it does not answer.
+"""Protocols and value types of the event package; `app.stores` implements the protocols. Methods that use the database
+raise `StoreUnavailable`. Every stored event has a sequence number; the numbers rise with every commit, and are never
+reused.
 """
 
 from __future__ import annotations
@@ -51,12 +50,9 @@ class ClashingEvent(NamedTuple):
 
 
 class TracedEvent(NamedTuple):
-    """A stored event and its processing state, as admins see it.
-
-    `counted_at_ms`: the time at which features count the event. `claimed_at_ms`: the time that its sender gave, if the
-    service replaced it because it was ahead of the clock. `consumed`: no worker has to consume the event any more.
-    `letter_id` is the id of the dead letter, if the event became one.
-    """
+    """A stored event and its processing state, as admins see it. `counted_at_ms`: the time at which features count the
+    event. `claimed_at_ms`: the time that its sender gave, if the service replaced it because it was ahead of the clock.
+    `consumed`: no worker has to consume the event any more. `letter_id`: its dead letter, if it became one."""
 
     logged: LoggedEvent
     counted_at_ms: int
@@ -78,7 +74,6 @@ class Holdings(NamedTuple):
 
     @property
     def events(self) -> int:
-        """The number of stored events: views and feedback together."""
         return self.views + self.feedback
 
 
@@ -123,14 +118,12 @@ class EventLog(Protocol):
 
     async def mark_consumed(self, seqs: Sequence[int]) -> None: ...
 
-    async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
+    async def stale_features(self) -> Mapping[str, frozenset[str]]:
         """The names of the features that events of each subject (kind of event) invalidate, by subject. They include
         the features of every registry that a process has ever recorded in this database."""
 
 
 class DeadLetters(Protocol):
-    """Stores dead letters: events whose consumption failed repeatedly, and queued payloads that were rejected."""
-
     async def bury_payloads(self, payloads: Sequence[tuple[str, str]], now_ms: int) -> Sequence[int]:
         """Store rejected payloads of the queue, each with its error, as dead letters, all or none; return their ids."""
 
@@ -157,9 +150,6 @@ class DeadLetters(Protocol):
 
 
 class UserRecords(Protocol):
-    """Finds users, and shows, counts and erases the rows that the database holds of a user. Raises
-    `StoreUnavailable`."""
-
     async def find(self, prefix: str, limit: int) -> list[str]:
         """Up to `limit` ids of users that begin with `prefix`, in the order of their UTF-8 bytes."""
 
