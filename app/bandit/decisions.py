@@ -50,15 +50,16 @@ class UserSnapshot(NamedTuple):
     """All that a decision about one user needs from the database.
 
     `erasures` counts the users erased so far. It is read first, so the other fields may be newer. The challenger, the
-    policy on trial, serves the `share` of the users, 0 to 1; `salt` decides which ones. `statistics` is None if no
-    decision about the user has been learned. `stored` is the earlier decision with the same request id; None if there
-    is none.
+    policy on trial, serves the `share` of the users, 0 to 1; `salt` decides which ones. `version` is the spec hash of
+    the user's statistics, and their number of decisions. `statistics` is None if no decision about the user has been
+    learned. `stored` is the earlier decision with the same request id; None if there is none.
     """
 
     erasures: int
     prior: Prior
     share: float
     salt: str
+    version: tuple[str, int] | None
     statistics: SufficientStatistics | None
     stored: Decision | None
 

@@ -1,9 +1,7 @@
-"""Protocols for the storage of the bandit; `app.stores.sql` implements them.
+"""Protocols for the storage of the bandit; `app.stores.sql` implements them. All methods raise `StoreUnavailable`.
 
 A decision is settled when its reward is learned or it expires. A roll-out evaluates it if it was made with exploration,
 its reward is learned, and it has both policies' propensities. `app/bandit/README.md` tells why others do not count.
-
-All methods raise `StoreUnavailable` if the database does not answer.
 """
 
 from __future__ import annotations
@@ -13,14 +11,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from app.bandit.decisions import (
-    Decision,
-    DecisionLine,
-    DecisionOutcome,
-    DecisionRecord,
-    EventOutcome,
-    UserSnapshot,
-)
+from app.bandit.decisions import Decision, DecisionLine, DecisionOutcome, DecisionRecord, EventOutcome, UserSnapshot
 from app.bandit.model.inputs import Array
 from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
 from app.bandit.rollout.aggregates import DecisionPage, Estimates
@@ -34,23 +25,12 @@ ReadProfile = Callable[[str], Awaitable[tuple[Mapping[str, Scalar], ProfileRead]
 
 
 class ProposedDecision(NamedTuple):
-    """A decision to store. It is stored only if the user has not been erased since it was made, and the user's
-    statistics still have exactly `decision.state_version` decisions and belong to the spec with the hash
-    `statistics_spec`, None for a user without statistics. `erasures`: how many users had been erased before it was
-    made."""
+    """A decision to store, unless the user has been erased since it was made, or the statistics of the user have
+    another `version` than `UserSnapshot.version`. `erasures`: how many users had been erased before it was made."""
 
     decision: Decision
     erasures: int
-    statistics_spec: str | None
-
-
-class SettleCounts(NamedTuple):
-    """Numbers of decisions whose reward window has closed. `learned`: the tip was served. `expired`: it was not served.
-    `set_aside`: the decision or the user's statistics are damaged, so nothing was learned."""
-
-    learned: int
-    expired: int
-    set_aside: int
+    version: tuple[str, int] | None
 
 
 EARLIEST_MS, LATEST_MS = -(10**18), 10**18  # before and after the time of any decision
@@ -64,8 +44,6 @@ class DecisionMoment(NamedTuple):
 
 
 class LoggedDecision(NamedTuple):
-    """A decision, its sequence number and its outcome."""
-
     number: int
     decision: Decision
     outcome: DecisionOutcome
@@ -141,17 +119,14 @@ class LearningRepository(Protocol):
         """Record events whose `decision_id` does not exist for their user; return the number of events by sender."""
 
     async def learn(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[EventOutcome, int]:
-        """Learn from events in the given order, in one transaction; return the number of events by outcome.
+        """Learn from events in the given order, in one transaction; return the number of events by outcome. Events that
+        have been counted before are ignored. Raises `SpecMismatch`, and stores nothing, if the statistics of a user are
+        damaged or of an unknown spec."""
 
-        An event that has been counted before is ignored.
-
-        Raises:
-            SpecMismatch: the statistics of a user are damaged or of an unknown spec. Nothing was stored.
-        """
-
-    async def settle(self, now_ms: int, limit: int) -> SettleCounts:
-        """Settle up to `limit` decisions whose reward window has closed without feedback. If the tip was served, the
-        reward of `app.bandit.learning.attribution.NO_FEEDBACK` is learned; otherwise the decision expires."""
+    async def settle(self, now_ms: int, limit: int) -> Mapping[str, int]:
+        """Settle up to `limit` decisions whose reward window has closed without feedback. Return their numbers: those
+        that learned the `default` reward of a served tip, those that `expired` unserved, and those that were `set
+        aside`, because they or the user's statistics are damaged."""
 
     async def grow(self, now_ms: int) -> int:
         """Extend the statistics of a page of users to the longest spec, by a replay of their learned decisions. Damaged
@@ -159,22 +134,13 @@ class LearningRepository(Protocol):
 
 
 class StateRepository(Protocol):
-    """Storage of all users' sufficient statistics, their sums over ranges of users, and the priors made from these."""
-
     async def sum_range(self, round_ms: int, now_ms: int) -> bool:
         """Claim a range of users that no worker has claimed since `round_ms`, and sum their statistics if these have
         changed. Damaged statistics are left out, and marked as unusable. Return False if no range is left."""
 
-    async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
-        """Estimate a prior from the stored sums of all ranges of users.
-
-        Return the prior and its revision: how often the sums have been changed so far. Return None if no sum has
-        changed since the newest stored prior, or if a range has not been summed.
-        """
-
-    async def add_prior(self, prior: Prior, revision: int) -> bool:
-        """Store a prior under the next version, with the revision that `pooled` returned with it. Return False, and
-        store nothing, if a prior of at least this revision is stored already."""
+    async def pool(self, now_ms: int) -> Prior | None:
+        """Estimate a prior from the stored sums of all ranges of users, and store it under the next version. Return
+        None, and store nothing, if no sum has changed since the newest prior, or if a range has no sum."""
 
     async def prior_version(self) -> int:
         """The version of the newest prior; 0 if there is none."""
@@ -213,11 +179,9 @@ class Counts(NamedTuple):
 
 
 class RecentDecisions(NamedTuple):
-    """Recent decisions, settled or not, in columns of one element per decision.
-
-    `elapsed_ms` is the duration of the scoring request, without its commit. `without_profile` is 1 if every profile
-    feature was missing or null, `by_challenger` is 1 if the challenger served, else 0. `made_ms` is in epoch ms.
-    """
+    """Recent decisions, settled or not, in columns of one element per decision. `elapsed_ms` is the duration of the
+    scoring request, without its commit. `without_profile` is 1 if every profile feature was missing or null,
+    `by_challenger` is 1 if the challenger served, else 0. `made_ms` is in epoch ms."""
 
     elapsed_ms: Array
     without_profile: Array

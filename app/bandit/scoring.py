@@ -103,8 +103,7 @@ class Scorer:
         if snapshot.stored is not None:
             return snapshot.stored
         decision = self._decide(request, profile, read, snapshot, started)
-        spec = None if snapshot.statistics is None else snapshot.statistics.spec.hash
-        recorded = await self._records.submit(ProposedDecision(decision, erasures, spec))
+        recorded = await self._records.submit(ProposedDecision(decision, erasures, snapshot.version))
         if recorded is None:
             self._erasures = None  # it may have changed
         if recorded is not decision:

@@ -20,7 +20,7 @@ from app.features.clock import Clock
 from app.operations.audit import AuditedAction, audited
 from app.service import Bandit
 from app.settings import Settings
-from app.stores.sql.audit_trail import SqlAuditTrail
+from app.stores.sql.access import SqlAuditTrail
 from app.stores.sql.database import Database
 from app.stores.sql.decisions import SqlDecisions
 from app.stores.sql.learning import SqlLearning

@@ -24,8 +24,8 @@ from app.profiles.quality.measurement import DataQuality
 from app.profiles.quality.report import QualityReport
 from app.service import Service
 from app.stores.queue.client import Queue, without_timeline
-from app.stores.sql.backlog import backlog
 from app.stores.sql.database import Database
+from app.stores.sql.samples import backlog
 from app.telemetry import logger
 
 if TYPE_CHECKING:

@@ -45,8 +45,7 @@ from app.profiles.trial import SAMPLE, try_features
 from app.service import Service
 from app.settings import Settings
 from app.stores.queue.client import Queue
-from app.stores.sql.audit_trail import SqlAuditTrail
-from app.stores.sql.backlog import unknown_decisions
+from app.stores.sql.access import SqlAuditTrail
 from app.stores.sql.cache_state import SqlOwedInvalidations, clear_local_caches
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
@@ -55,7 +54,7 @@ from app.stores.sql.quality_runs import SqlQualityRepository
 from app.stores.sql.rebuilds import SqlRebuildRepository
 from app.stores.sql.registries import SqlRegistries, announce
 from app.stores.sql.retention import DecisionRetention, SqlCutoffs
-from app.stores.sql.samples import SqlSamples
+from app.stores.sql.samples import SqlSamples, unknown_decisions
 from app.stores.sql.users import SqlUsers
 from app.stores.valkey.registration import replaced_slots
 from app.telemetry import Metrics, logger

@@ -232,7 +232,7 @@ def _add_switch(text: str, done: str, *, on: bool) -> None:
     async def command(name: str, reason: str) -> None:
         from app.bootstrap.engines import open_engine
         from app.operations.audit import audited
-        from app.stores.sql.audit_trail import SqlAuditTrail
+        from app.stores.sql.access import SqlAuditTrail
         from app.stores.sql.registries import SqlRegistries
 
         now_ms, action = SystemClock().now_ms(), "enable feature" if on else "disable feature"

@@ -23,7 +23,7 @@ from app.concurrency.batcher import Bounds
 from app.errors import Unavailable
 from app.events.ports import DeadLetters, EventLog, Invalidates, Learn
 from app.features.clock import Clock
-from app.features.events import KNOWN_SUBJECTS, LoggedEvent, subject_of
+from app.features.events import LoggedEvent, subject_of
 from app.telemetry import Metrics, logger, warn
 
 ATTEMPTS = 5
@@ -55,7 +55,7 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
             if not (events := await self.log.logged(mine)):
                 return 0
             with self.tracing([item.traceparent for item in events]):
-                features = await self.log.stale_features(KNOWN_SUBJECTS)
+                features = await self.log.stale_features()
                 newest: dict[str, dict[str, int]] = {}
                 for item in events:
                     stale = dict.fromkeys(features[subject_of(item.event)], item.seq)

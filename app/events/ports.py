@@ -114,13 +114,11 @@ class EventLog(Protocol):
 
     async def mark_consumed(self, seqs: Sequence[int]) -> None: ...
 
-    async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
+    async def stale_features(self) -> Mapping[str, frozenset[str]]:
         """The features that events of each subject invalidate, in any registry that a process has ever recorded."""
 
 
 class DeadLetters(Protocol):
-    """Stores dead letters: events whose consumption failed repeatedly, and queued payloads that were rejected."""
-
     async def bury_payloads(self, payloads: Sequence[tuple[str, str]], now_ms: int) -> Sequence[int]:
         """Store rejected payloads of the queue, each with its error, as dead letters, all or none; return their ids."""
 

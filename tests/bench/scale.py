@@ -153,7 +153,8 @@ async def costs(  # noqa: C901  # a list of what is measured
 
         async def pooled() -> float:
             ((ranges,),) = await process.rows("SELECT COUNT(*) FROM pooled_ranges")
-            assert await process.bandit.states.pooled(now_ms)
+            await process.execute("UPDATE pooled_ranges SET revision = revision + 1 WHERE first_user = ''")
+            assert await process.bandit.states.pool(now_ms)
             return float(ranges)
 
         run: dict[str, Any] = {"id": "run", "scope": scope_of(None), "user_ids": None}

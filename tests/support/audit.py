@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.operations.audit import AuditEntry
-from app.stores.sql.audit_trail import SqlAuditTrail
+from app.stores.sql.access import SqlAuditTrail
 
 NEWEST = 2**63 - 1
 

@@ -15,8 +15,8 @@ from app.bandit.decisions import Decision
 from app.bandit.model.inputs import SPEC_V2, SPECS, Array, Candidate, Context, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, best
-from app.stores.sql.database import Connection
-from app.stores.sql.decision_rows import decision_of, named_rows
+from app.stores.sql.database import Connection, named_rows
+from app.stores.sql.decision_rows import decision_of
 
 # In the order in which each user's decisions were learned, except for those that workers learned at the same time: each
 # takes the time before it waits for the user's lock.

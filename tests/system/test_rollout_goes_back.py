@@ -10,7 +10,7 @@ from app.bandit.model.inputs import SPEC_V2
 from app.bandit.rollout.stages import Target
 from app.settings import Settings
 from app.stores.queue.worker import Pace
-from app.stores.sql.audit_trail import SqlAuditTrail
+from app.stores.sql.access import SqlAuditTrail
 from app.stores.sql.rollout import SqlRollout
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.valkey.embedded import EmbeddedServer

@@ -16,7 +16,7 @@ from typing import Any
 from app.events.ingest import Ingestor
 from app.events.ports import Appended
 from app.features.clock import DAY_MS
-from app.features.events import KNOWN_SUBJECTS, subject_of
+from app.features.events import subject_of
 from app.profiles.online import cache_protocol, local_cache
 from app.profiles.online.cache_protocol import FeatureValue, Filler, TrustGate
 from app.profiles.online.invalidation import Invalidator
@@ -82,7 +82,7 @@ def del_before_commit() -> None:
     original: Any = Ingestor._commit
 
     async def commit(self: Any, group: Any) -> Any:
-        features = await self.log.stale_features(KNOWN_SUBJECTS)
+        features = await self.log.stale_features()
         stale: dict[str, frozenset[str]] = {}
         for events in group:
             for item in events:

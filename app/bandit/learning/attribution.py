@@ -165,10 +165,9 @@ class DecisionLearner:
         total = 0
         while True:
             counts = await self._repository.settle(self._clock.now_ms(), SETTLED_AT_ONCE)
-            self._metrics.decisions_settled.labels("default").inc(counts.learned)
-            self._metrics.decisions_settled.labels("expired").inc(counts.expired)
-            self._metrics.decisions_settled.labels("set aside").inc(counts.set_aside)
-            total += counts.learned + counts.expired
-            if sum(counts) < SETTLED_AT_ONCE:
+            for outcome, count in counts.items():
+                self._metrics.decisions_settled.labels(outcome).inc(count)
+            total += counts["default"] + counts["expired"]
+            if sum(counts.values()) < SETTLED_AT_ONCE:
                 return total
             await self._pause(REST_S)

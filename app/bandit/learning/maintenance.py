@@ -107,14 +107,10 @@ class Maintenance:
         if no sum has changed since the newest prior. Return whether a prior was stored."""
         if not self._policies.longest.pooled:
             return False
-        made = await self._states.pooled(self._clock.now_ms())
-        if made is None:
-            return False
-        prior, revision = made
-        added = await self._states.add_prior(prior, revision)
-        if added:
+        prior = await self._states.pool(self._clock.now_ms())
+        if prior is not None:
             log.info("prior_pooled", users=prior.users, decisions=prior.decisions)
-        return added
+        return prior is not None
 
     async def _count(self) -> None:
         growth = await self._states.growth()

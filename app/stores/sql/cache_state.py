@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from app.features.ids import hash_slot
 from app.profiles.ports import OwedInvalidation
-from app.stores.sql.database import Connection, Database, SqlRepository
+from app.stores.sql.database import Connection, Database, SqlRepository, reads, writes
 
 SELECT_LOCAL_CACHE_EPOCH = "SELECT COALESCE((SELECT value FROM service WHERE name = 'recalls'), '0')"
 ADVANCE_LOCAL_CACHE_EPOCH = """
@@ -46,27 +46,24 @@ class SqlOwedInvalidations(SqlRepository):
     async def any_owed(self) -> bool:
         return bool((await self._database.state.query()).owed)
 
-    async def owe(self, user_ids: Collection[str], now_ms: int) -> None:
-        await self._database.write(lambda connection: insert_owed(connection, user_ids, now_ms), of=())
+    @writes(of=())
+    def owe(self, connection: Connection, user_ids: Collection[str], now_ms: int) -> None:
+        insert_owed(connection, user_ids, now_ms)
 
-    async def pending(self, limit: int, without: Collection[int] = ()) -> tuple[list[OwedInvalidation], frozenset[str]]:
-        parameters = (json.dumps(sorted(without)), limit)
+    @reads
+    def pending(
+        self, connection: Connection, limit: int, without: Collection[int] = ()
+    ) -> tuple[list[OwedInvalidation], frozenset[str]]:
+        rows = connection.execute(SELECT_OWED, (json.dumps(sorted(without)), limit)).fetchall()
+        features = frozenset(name for (name,) in connection.execute(SELECT_FEATURES).fetchall())
+        return [OwedInvalidation(*row) for row in rows], features
 
-        def work(connection: Connection) -> tuple[list[OwedInvalidation], frozenset[str]]:
-            owed = [OwedInvalidation(*row) for row in connection.execute(SELECT_OWED, parameters).fetchall()]
-            return owed, frozenset(name for (name,) in connection.execute(SELECT_FEATURES).fetchall())
-
-        return await self._database.read(work)
-
-    async def settled(self, ids: Sequence[int]) -> None:
+    @writes(of=())
+    def settled(self, connection: Connection, ids: Sequence[int]) -> None:
         """Delete rows after their users' cache keys were deleted, and make every process clear its local cache. For an
         erased user, whose events are gone, the row was the only sign that values in local caches are stale."""
-
-        def work(connection: Connection) -> None:
-            connection.execute(DELETE_OWED, (json.dumps(ids),))
-            connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
-
-        await self._database.write(work, of=())
+        connection.execute(DELETE_OWED, (json.dumps(ids),))
+        connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
 
 
 async def register_server(database: Database, server: str, after: int) -> None:

@@ -1,22 +1,26 @@
 """The interface through which repositories use the database, whichever engine it is.
 
-Repositories run one statement with `rows`, `row` or `execute`, and several with `read` or `write`. Their SQL runs on
-every engine: parameters are written `?` or `:name`, and lists are passed as JSON.
+Repositories run one statement with `rows`, `row` or `execute`, and several with `read` or `write`, or in a method that
+is decorated with `reads` or `writes`. Their SQL runs on every engine: parameters are written `?` or `:name`, and lists
+are passed as JSON.
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from enum import Enum
-from typing import Any, ClassVar, Final, Protocol, TypeVar
+from functools import wraps
+from typing import Any, ClassVar, Concatenate, Final, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from app.errors import SchemaMismatch, StoreFull
 from app.profiles.ports import ObservedState
 from app.telemetry import logger
 
+P = ParamSpec("P")
+R = TypeVar("R", bound="SqlRepository")
 T = TypeVar("T")
 SCHEMA_REVISION, OLDEST_REVISION = "0017", "0006"
 # More than the features use at a time: for an attempt to compute a feature that has failed, and so that a health check
@@ -213,6 +217,40 @@ class Database(ABC):
         return await self.write(lambda connection: connection.execute(statement, parameters).rowcount, of=())
 
 
+def named_rows(connection: Connection, statement: str, parameters: Parameters) -> list[dict[str, Any]]:
+    """The rows of a statement, each as a mapping by column."""
+    cursor = connection.execute(statement, parameters)
+    columns = [column[0] for column in cursor.description]
+    return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
+
+
 class SqlRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
+
+
+_Method: TypeAlias = Callable[Concatenate[R, Connection, P], T]
+_Asynchronous: TypeAlias = Callable[Concatenate[R, P], Coroutine[Any, Any, T]]
+
+
+def reads(method: _Method[R, P, T]) -> _Asynchronous[R, P, T]:
+    """Make a method of a repository asynchronous. It runs with a connection: see `Database.read`."""
+
+    @wraps(method)
+    async def call(self: R, /, *arguments: P.args, **named: P.kwargs) -> T:
+        return await self._database.read(lambda connection: method(self, connection, *arguments, **named))
+
+    return call
+
+
+def writes(*, of: Collection[str] | Scope) -> Callable[[_Method[R, P, T]], _Asynchronous[R, P, T]]:
+    """As `reads`, in a transaction: see `Database.write`."""
+
+    def decorated(method: _Method[R, P, T]) -> _Asynchronous[R, P, T]:
+        @wraps(method)
+        async def call(self: R, /, *arguments: P.args, **named: P.kwargs) -> T:
+            return await self._database.write(lambda connection: method(self, connection, *arguments, **named), of=of)
+
+        return call
+
+    return decorated

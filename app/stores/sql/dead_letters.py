@@ -8,7 +8,7 @@ import msgspec
 
 from app.events.erasure import names
 from app.events.ports import DeadLetter
-from app.stores.sql.database import Connection, SqlRepository
+from app.stores.sql.database import Connection, SqlRepository, writes
 from app.stores.sql.event_log import DELETE_CONSUMED, SELECT_LOGGED, logged_events
 
 _COLUMNS = "id, source, payload, error, traceback, attempts, seq, created_at_ms, last_failed_at_ms"
@@ -80,26 +80,22 @@ def erase_letters(connection: Connection, user_id: str) -> int:
 class SqlDeadLetters(SqlRepository):
     """Dead letters in the database. Implements `app.events.ports.DeadLetters`."""
 
-    async def bury_payloads(self, payloads: Sequence[tuple[str, str]], now_ms: int) -> Sequence[int]:
-        def work(connection: Connection) -> Sequence[int]:
-            rows = [(payload, error, now_ms, now_ms) for payload, error in payloads]
-            return [int(connection.execute(INSERT_PAYLOAD, row).fetchone()[0]) for row in rows]
+    @writes(of=())
+    def bury_payloads(self, connection: Connection, payloads: Sequence[tuple[str, str]], now_ms: int) -> Sequence[int]:
+        rows = [(payload, error, now_ms, now_ms) for payload, error in payloads]
+        return [int(connection.execute(INSERT_PAYLOAD, row).fetchone()[0]) for row in rows]
 
-        return await self._database.write(work, of=())
-
-    async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
-        def work(connection: Connection) -> bool:
-            row = connection.execute(UPDATE_ATTEMPTS, (seq,)).fetchone()
-            if row is None or row[0] < limit:
-                return False
-            attempts, user_id = row
-            (event,) = logged_events(connection, SELECT_LOGGED, (f"[{seq}]",)) or (None,)
-            payload = msgspec.json.encode(event.event).decode() if event else "null"
-            connection.execute(INSERT_EVENT, (payload, error, traceback, attempts, seq, user_id, now_ms, now_ms))
-            connection.execute(DELETE_CONSUMED, (f"[{seq}]",))
-            return True
-
-        return await self._database.write(work, of=())
+    @writes(of=())
+    def failed(self, connection: Connection, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
+        row = connection.execute(UPDATE_ATTEMPTS, (seq,)).fetchone()
+        if row is None or row[0] < limit:
+            return False
+        attempts, user_id = row
+        (event,) = logged_events(connection, SELECT_LOGGED, (f"[{seq}]",)) or (None,)
+        payload = msgspec.json.encode(event.event).decode() if event else "null"
+        connection.execute(INSERT_EVENT, (payload, error, traceback, attempts, seq, user_id, now_ms, now_ms))
+        connection.execute(DELETE_CONSUMED, (f"[{seq}]",))
+        return True
 
     async def list(self, after: int, limit: int) -> list[DeadLetter]:
         return [DeadLetter(*row) for row in await self._database.rows(SELECT_LETTERS, (after, limit))]

@@ -16,7 +16,6 @@ from app.bandit.decisions import Decision, DecisionOutcome, Ranking, Role
 from app.bandit.model.inputs import SPECS, STORED, Array, Candidate, Context, Profile, packed
 from app.bandit.numpy_on_demand import np
 from app.features.events import stored_action
-from app.stores.sql.database import Connection, Parameters
 from app.stores.sql.logged_profiles import profile_read_of
 
 
@@ -32,6 +31,7 @@ _SAME = (
     *("request_id", "user_id", "created_at_ms", "role", "served_by", "policy_hash", "spec_hash", "state_version"),
     *("prior_version", "chosen", "elapsed_us"),
 )
+_NONE: Mapping[Any, int] = {}
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_StoredRequest).decode
 
@@ -39,13 +39,6 @@ _decode = msgspec.json.Decoder(_StoredRequest).decode
 def array(stored: bytes, size: int = -1) -> Array:
     """Decode an array of little-endian float64. Raises `ValueError` if it is not of this size, -1 for any."""
     return np.frombuffer(stored, STORED).astype(np.float64).reshape(size)
-
-
-def named_rows(connection: Connection, statement: str, values: Parameters) -> list[dict[str, Any]]:
-    """The rows of a statement, each as a mapping by column."""
-    cursor = connection.execute(statement, values)
-    columns = [column[0] for column in cursor.description]
-    return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
 
 
 def row_of(decision: Decision) -> dict[str, object]:
@@ -91,17 +84,10 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
     )
 
 
-def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int]) -> DecisionOutcome:
+def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int] = _NONE) -> DecisionOutcome:
     """Decode state and reward from a row of `tip_scores`. `events`: number of the decision's events by outcome."""
-    return DecisionOutcome(
-        row["state"],
-        row["served_at_ms"],
-        row["reward"],
-        row["reward_source"],
-        None if row["action"] is None else stored_action(row["action"]),
-        row["settled_at_ms"],
-        dict(events),
-    )
+    reward = (row["reward"], row["reward_source"], None if row["action"] is None else stored_action(row["action"]))
+    return DecisionOutcome(row["state"], row["served_at_ms"], *reward, row["settled_at_ms"], events)
 
 
 def _ranking(role: Role, row: Mapping[str, Any], candidates: int) -> Ranking | None:

@@ -9,23 +9,23 @@ from app.bandit.decisions import Decision, DecisionLine, DecisionOutcome, Decisi
 from app.bandit.model.inputs import NUMBER_BYTES
 from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
 from app.bandit.model.thompson_sampling import Policies
-from app.bandit.ports import (
-    EARLIEST_MS,
-    LATEST_MS,
-    DecisionMoment,
-    LoggedDecision,
-    ProposedDecision,
-    UserLog,
-)
+from app.bandit.ports import EARLIEST_MS, LATEST_MS, DecisionMoment, LoggedDecision, ProposedDecision, UserLog
 from app.errors import SpecMismatch
 from app.features.clock import rfc3339
 from app.features.events import stored_action
 from app.features.ids import user_hash
-from app.stores.sql.damaged_rows import readable
-from app.stores.sql.database import Connection, Database
-from app.stores.sql.decision_rows import array, decision_of, named_rows, outcome_of, row_of
+from app.stores.sql.database import Connection, Database, SqlRepository, named_rows, reads
+from app.stores.sql.decision_rows import array, decision_of, outcome_of, row_of
+from app.stores.sql.logged_profiles import readable
 from app.stores.sql.shadows import missing_shadows, store_shadows
-from app.stores.sql.sufficient_statistics import has_version, newest_prior, priors, read_statistics
+from app.stores.sql.sufficient_statistics import (
+    SELECT_STATE,
+    SELECT_VERSION,
+    newest_version,
+    prior_of,
+    priors,
+    statistics_of,
+)
 from app.telemetry import logger
 
 LOGGED_USERS = 1_000  # unreadable statistics are logged once for each user, and for at most this many users
@@ -61,15 +61,15 @@ SELECT_NEWEST_OF_USER = f"""{_LINES} WHERE user_id = :user AND number < :number
 ORDER BY number DESC LIMIT :limit"""
 
 
-class SqlDecisions:
+class SqlDecisions(SqlRepository):
     """The stored decisions. Implements `app.bandit.ports.DecisionRepository`."""
 
     def __init__(self, database: Database, policies: Policies) -> None:
-        self._database = database
+        super().__init__(database)
         self._policies = policies
         self._spec = policies.longest
         self._prior: Prior | None = None
-        self._refused: set[int] = set()
+        self._newest = -1  # the version of the newest prior, intact or not
         self._logged: set[str] = set()
 
     async def snapshots(self, queries: Sequence[tuple[str, str | None]]) -> list[UserSnapshot]:
@@ -78,21 +78,14 @@ class SqlDecisions:
         def work(connection: Connection) -> list[UserSnapshot]:
             (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
             share, salt = connection.execute(SELECT_SHARE, (self._spec.hash,)).fetchone()
-            # Cached: it is the same for every user until a newer one is stored.
-            prior = self._prior = newest_prior(
-                connection, self._spec, self._prior or Prior.none(self._spec), self._refused
-            )
-            return [
-                UserSnapshot(
-                    erasures,
-                    prior,
-                    share,
-                    salt,
-                    self._evidence_or_none(connection, query[0]),
-                    next(map(_decision, _by_request(connection, *query)), None),
-                )
-                for query in queries
-            ]
+            prior = self._newest_prior(connection)
+            found = []
+            for user_id, request_id in queries:
+                stored = readable(_by_request(connection, user_id, request_id), decision_of)
+                version, statistics = self._statistics(connection, user_id)
+                user = (version, statistics, stored[0] if stored else None)
+                found.append(UserSnapshot(erasures, prior, share, salt, *user))
+            return found
 
         return await self._database.look(work)
 
@@ -112,34 +105,31 @@ class SqlDecisions:
             await self._database.write(lambda connection: store_shadows(connection, shadows), of=())
         return place
 
-    async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
-        def work(connection: Connection) -> tuple[Decision, DecisionOutcome] | None:
-            for row in named_rows(connection, SELECT_BY_ID, (decision_id,)):
-                events = dict(connection.execute(SELECT_EVENTS, row).fetchall())
-                return readable(row["number"], _decided, row, events)
-            return None
+    @reads
+    def find(self, connection: Connection, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
+        rows = named_rows(connection, SELECT_BY_ID, (decision_id,))
+        events = dict(connection.execute(SELECT_EVENTS, rows[0]).fetchall()) if rows else {}
+        found = readable(rows, lambda row: (decision_of(row), outcome_of(row, events)))
+        return found[0] if found else None
 
-        return await self._database.read(work)
-
-    async def page(
-        self, after: DecisionMoment, until_ms: int, limit: int
+    @reads
+    def page(
+        self, connection: Connection, after: DecisionMoment, until_ms: int, limit: int
     ) -> tuple[list[DecisionRecord], DecisionMoment | None]:
-        values = {**after._asdict(), "until": until_ms, "limit": limit + 1}
+        rows = named_rows(connection, SELECT_PAGE, {**after._asdict(), "until": until_ms, "limit": limit + 1})
+        records = readable(rows[:limit], lambda row: DecisionRecord.of(decision_of(row), outcome_of(row)))
+        moments = [DecisionMoment(row["created_at_ms"], row["decision_id"]) for row in rows]
+        return records, moments[limit - 1] if moments[limit:] else None
 
-        def work(connection: Connection) -> tuple[list[DecisionRecord], DecisionMoment | None]:
-            rows = named_rows(connection, SELECT_PAGE, values)
-            records = (readable(row["number"], _record_of, row) for row in rows[:limit])
-            moments = [DecisionMoment(row["created_at_ms"], row["decision_id"]) for row in rows]
-            return [record for record in records if record is not None], moments[limit - 1] if moments[limit:] else None
-
-        return await self._database.read(work)
-
-    async def line(self, decision_id: str) -> DecisionLine | None:
-        rows = await self._database.read(lambda connection: named_rows(connection, SELECT_LINE, (decision_id,)))
+    @reads
+    def line(self, connection: Connection, decision_id: str) -> DecisionLine | None:
+        rows = named_rows(connection, SELECT_LINE, (decision_id,))
         return _line(rows[0]) if rows else None
 
-    async def newest(
+    @reads
+    def newest(
         self,
+        connection: Connection,
         limit: int,
         *,
         user_id: str | None = None,
@@ -150,9 +140,7 @@ class SqlDecisions:
         statement = SELECT_NEWEST if user_id is None else SELECT_NEWEST_OF_USER
         at_ms, number = before if user_id is not None else min(before, (until_ms, 0))
         values = {"user": user_id, "since": since_ms, "until": until_ms, "at_ms": at_ms, "number": number}
-        rows = await self._database.read(
-            lambda connection: named_rows(connection, statement, {**values, "limit": limit + 1})
-        )
+        rows = named_rows(connection, statement, {**values, "limit": limit + 1})
         places = [(row["created_at_ms"], row["number"]) for row in rows]
         return [_line(row) for row in rows[:limit]], places[limit - 1] if places[limit:] else None
 
@@ -162,36 +150,57 @@ class SqlDecisions:
             user, read = after, 0
             while read < decisions and (row := connection.execute(SELECT_USER_AFTER, (user,)).fetchone()) is not None:
                 (user,) = row
-                found.append(UserLog(user, self._evidence_or_none(connection, user), _logged(connection, user)))
-                read += len(found[-1].decisions)
+                logged = readable(named_rows(connection, SELECT_OF_USER, (user,)), _logged)
+                found.append(UserLog(user, self._statistics(connection, user)[1], logged))
+                read += len(logged)
             return found
 
         return await self._database.read(work, snapshot=True)
 
-    async def priors(self) -> list[Prior]:
-        return await self._database.read(lambda connection: [item for item in priors(connection) if item is not None])
+    @reads
+    def priors(self, connection: Connection) -> list[Prior]:
+        return [item for item in priors(connection) if item is not None]
 
-    def _evidence_or_none(self, connection: Connection, user_id: str) -> SufficientStatistics | None:
+    def _newest_prior(self, connection: Connection) -> Prior:
+        """The newest prior. If it is damaged: the one that this process has used before, or none."""
+        version = newest_version(connection, self._spec) if self._spec.pooled else 0
+        if version != self._newest:
+            self._newest = version
+            try:
+                self._prior = prior_of(connection, self._spec, version)
+            except SpecMismatch as error:
+                log.warning("prior_refused", version=version, error=str(error))
+        return self._prior or Prior.none(self._spec)
+
+    def _statistics(
+        self, connection: Connection, user_id: str
+    ) -> tuple[tuple[str, int] | None, SufficientStatistics | None]:
+        """The version of a user's statistics, and the statistics; None if there are none, or if they are unusable."""
+        row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
+        if row is None:
+            return None, None
+        version = row[0], row[2]
         try:
-            return read_statistics(connection, user_id)
+            return version, statistics_of(*row)
         except SpecMismatch as error:
             if user_id not in self._logged and len(self._logged) < LOGGED_USERS:
                 self._logged.add(user_id)
                 log.warning("statistics_refused", user=user_hash(user_id), error=str(error))
-            return None
+            return version, None
 
     def _record(self, connection: Connection, proposed: ProposedDecision, erasures: int) -> Decision | None:
         decision = proposed.decision
         if proposed.erasures != erasures and not _made_since_erasure(connection, decision):
             return None
         # 1. Two requests with the same id find no decision; 2. both decide; 3. the second one finds the first's here.
-        for row in _by_request(connection, decision.user_id, decision.request_id):
-            if (stored := _decision(row)) is not None:
-                return stored
+        rows = _by_request(connection, decision.user_id, decision.request_id)
+        if stored := readable(rows, decision_of):
+            return stored[0]
+        if rows:
             connection.execute(UPDATE_UNANSWERED, (decision.user_id, decision.request_id))
         # 1. A request reads statistics; 2. a worker changes them; 3. the decision is refused here and made again. If it
         # were stored, the statistics that its shadow needs would be gone (`app.stores.sql.shadows`).
-        if not has_version(connection, decision.user_id, decision.state_version, proposed.statistics_spec):
+        if connection.execute(SELECT_VERSION, (decision.user_id,)).fetchone() != proposed.version:
             return None
         row = row_of(decision)
         placeholders = ", ".join(f":{column}" for column in row)
@@ -201,7 +210,7 @@ class SqlDecisions:
 
 def _made_since_erasure(connection: Connection, decision: Decision) -> bool:
     """Whether the profile that the decision was made from was computed after the user's last erasure. False if that is
-    not known. The statistics are compared by `has_version`: an erasure deletes them."""
+    not known. The version of the statistics is compared later: an erasure deletes them."""
     if (read := decision.profile_read) is not None:
         # An erasure deletes the user's events, so none has come since the oldest of these was stored.
         oldest = min((version for version in read.versions.values() if version > 0), default=0)
@@ -213,11 +222,6 @@ def _made_since_erasure(connection: Connection, decision: Decision) -> bool:
 def _by_request(connection: Connection, user_id: str, request_id: str | None) -> list[dict[str, Any]]:
     """The stored decision with this request id, as a row; at most one."""
     return [] if request_id is None else named_rows(connection, SELECT_BY_REQUEST, (user_id, request_id))
-
-
-def _decision(row: Mapping[str, Any]) -> Decision | None:
-    """None if the row is damaged."""
-    return readable(row["number"], decision_of, row)
 
 
 def _line(row: Mapping[str, Any]) -> DecisionLine:
@@ -236,17 +240,5 @@ def _line(row: Mapping[str, Any]) -> DecisionLine:
     )
 
 
-def _logged(connection: Connection, user_id: str) -> list[LoggedDecision]:
-    found = (
-        (row["number"], readable(row["number"], _decided, row, {}))
-        for row in named_rows(connection, SELECT_OF_USER, (user_id,))
-    )
-    return [LoggedDecision(number, *decided) for number, decided in found if decided is not None]
-
-
-def _decided(row: Mapping[str, Any], events: Mapping[Any, int]) -> tuple[Decision, DecisionOutcome]:
-    return decision_of(row), outcome_of(row, events)
-
-
-def _record_of(row: Mapping[str, Any]) -> DecisionRecord:
-    return DecisionRecord.of(*_decided(row, {}))
+def _logged(row: Mapping[str, Any]) -> LoggedDecision:
+    return LoggedDecision(row["number"], decision_of(row), outcome_of(row))

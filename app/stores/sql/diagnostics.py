@@ -12,12 +12,11 @@ from app.operations.doctor import Line, diagnose_features
 from app.operations.findings import AUDIT_COUNTS, RULES, waiting_to_be_pruned, wrong_decisions
 from app.operations.samples import Sample
 from app.profiles.availability import Disabled
-from app.stores.sql.backlog import SELECT_UNKNOWN, backlog_of
 from app.stores.sql.database import Connection
 from app.stores.sql.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
 from app.stores.sql.retention import SELECT_CUTOFF
 from app.stores.sql.retention import SELECT_OLDEST as SELECT_OLDEST_DECISION
-from app.stores.sql.samples import hour_counts, running
+from app.stores.sql.samples import SELECT_UNKNOWN, backlog_of, hour_counts, running
 from app.stores.sql.sufficient_statistics import damaged, priors
 
 SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
@@ -47,7 +46,7 @@ COUNTS: dict[str, tuple[Literal["warn", "bad"], str, str]] = {
     "priors": (
         "bad",
         "damaged pooled priors",
-        "Check the disk. Decisions use the newest intact prior, and a new one is pooled after the next learning.",
+        "Check the disk. Until a new one is pooled, after the next learning, decisions use an older prior or none.",
     ),
 }
 

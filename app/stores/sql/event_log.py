@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta, timezone
 from typing import Any, NamedTuple
 
 from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.clock import EPOCH, MILLISECOND
-from app.features.events import LoggedEvent, TipEvent, TipFeedback, TipServed, stored_action, subject_of
-from app.stores.sql.database import Connection, SqlRepository
+from app.features.events import KNOWN_SUBJECTS, SERVED, LoggedEvent, TipFeedback, TipServed, stored_action, subject_of
+from app.stores.sql.database import Connection, SqlRepository, reads
 from app.stores.sql.registries import SELECT_FEATURE_KEYS
 
 # An event's key: its user and its id, which is unique among the events of the user.
@@ -78,28 +78,24 @@ class SqlEventLog(SqlRepository, ABC):
         """Store the events of all requests in one transaction; return one result per request, in order. A request with
         an event that clashes with a stored one is not stored, and its result is the `ClashingEvent`."""
 
-    async def unconsumed(
-        self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
+    @reads
+    def unconsumed(
+        self, connection: Connection, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
     ) -> list[LoggedEvent]:
-        def work(connection: Connection) -> list[LoggedEvent]:
-            events = logged_events(connection, SELECT_UNCONSUMED, (received_before_ms, limit))
-            if or_after_ms is not None and len(events) < limit:
-                events += logged_events(connection, SELECT_UNCONSUMED_AHEAD, (or_after_ms, limit - len(events)))
-            return events
+        events = logged_events(connection, SELECT_UNCONSUMED, (received_before_ms, limit))
+        if or_after_ms is not None and len(events) < limit:
+            events += logged_events(connection, SELECT_UNCONSUMED_AHEAD, (or_after_ms, limit - len(events)))
+        return events
 
-        return await self._database.read(work)
-
-    async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
-        return await self._database.read(
-            lambda connection: logged_events(connection, SELECT_LOGGED, (json.dumps(seqs),))
-        )
+    @reads
+    def logged(self, connection: Connection, seqs: Sequence[int]) -> list[LoggedEvent]:
+        return logged_events(connection, SELECT_LOGGED, (json.dumps(seqs),))
 
     async def mark_consumed(self, seqs: Sequence[int]) -> None:
         await self._database.execute(DELETE_CONSUMED, (json.dumps(seqs),))
 
-    async def stale_features(self, subjects: Collection[str]) -> Mapping[str, frozenset[str]]:
-        known = features_by_subject(await self._database.rows(SELECT_FEATURE_KEYS))
-        return {subject: known.get(subject, frozenset()) for subject in subjects}
+    async def stale_features(self) -> Mapping[str, frozenset[str]]:
+        return features_by_subject(await self._database.rows(SELECT_FEATURE_KEYS))
 
     async def oldest_ms(self) -> int | None:
         oldest_ms: int | None = await self._database.value(SELECT_OLDEST)
@@ -117,7 +113,7 @@ class SqlEventLog(SqlRepository, ABC):
 
 def features_by_subject(rows: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:
     """Map each subject (kind of event) to the features that it invalidates. `rows`: those of `SELECT_FEATURE_KEYS`."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {subject: set() for subject in KNOWN_SUBJECTS}
     for subject, feature in rows:
         found.setdefault(subject, set()).add(feature)
     return {subject: frozenset(features) for subject, features in found.items()}
@@ -153,8 +149,11 @@ def admit(
             continue
         known.update((event_key(item), item.digest) for item in own)
         numbered = [(number(event_key(item)), item) for item in own]
-        seqs = tuple(seq for seq, _ in numbered)
-        found.outcomes.append(Appended(len(own), len(events) - len(own), seqs, stale_features(events, features)))
+        stale: dict[str, frozenset[str]] = {}
+        for item in events:
+            user_id, touched = item.event.user_id, features[subject_of(item.event)]
+            stale[user_id] = stale[user_id] | touched if user_id in stale else touched
+        found.outcomes.append(Appended(len(own), len(events) - len(own), tuple(seq for seq, _ in numbered), stale))
         found.fresh.extend(numbered)
         found.historical.extend(event_key(item) for item in events if item.historical)
     return found
@@ -180,15 +179,6 @@ def new_events(events: Sequence[Admitted], known: Mapping[EventKey, bytes]) -> l
     return list(own.values())
 
 
-def stale_features(events: Sequence[Admitted], features: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
-    stale: dict[str, frozenset[str]] = {}
-    for item in events:
-        user_id = item.event.user_id
-        touched = features.get(subject_of(item.event), frozenset())
-        stale[user_id] = stale[user_id] | touched if user_id in stale else touched
-    return stale
-
-
 def logged_events(connection: Connection, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
     """Run a statement that selects the columns of `LOGGED`, and decode its rows."""
     return [logged_event(row) for row in connection.execute(statement, parameters).fetchall()]
@@ -196,24 +186,17 @@ def logged_events(connection: Connection, statement: str, parameters: tuple[obje
 
 def logged_event(row: Sequence[Any]) -> LoggedEvent:
     """Decode an event from a row of `EVENT_COLUMNS`, the number of attempts and, if selected, the traceparent."""
-    return LoggedEvent(row[0], _event(row[:11]), row[5], *row[11:])
-
-
-def _event(row: Sequence[object]) -> TipEvent:
-    _, event_id, subject, user_id, claimed_at_ms, _, tip_id, offset_min, decision_id, action, dwell_ms = row
-    zone = timezone(timedelta(minutes=_whole(offset_min)))
+    seq, event_id, subject, user_id, claimed_at_ms, received_at_ms, tip_id, offset_min, *others = row
+    decision_id, action, dwell_ms, *consumption = others
+    zone = timezone(timedelta(minutes=offset_min))
     common = {
         "event_id": event_id,
         "user_id": user_id,
         "tip_id": tip_id,
-        "occurred_at": (EPOCH + _whole(claimed_at_ms) * MILLISECOND).astimezone(zone),
+        "occurred_at": (EPOCH + claimed_at_ms * MILLISECOND).astimezone(zone),
         "decision_id": decision_id,
     }
-    if subject == "signals.tip.served":
-        return TipServed(**common)  # type: ignore[arg-type]  # columns of a STRICT table
-    return TipFeedback(**common, action=stored_action(str(action)), dwell_ms=dwell_ms)  # type: ignore[arg-type]
-
-
-def _whole(value: object) -> int:
-    assert isinstance(value, int)
-    return value
+    if subject == SERVED:
+        return LoggedEvent(seq, TipServed(**common), received_at_ms, *consumption)
+    feedback = TipFeedback(**common, action=stored_action(action), dwell_ms=dwell_ms)
+    return LoggedEvent(seq, feedback, received_at_ms, *consumption)

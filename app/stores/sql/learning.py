@@ -7,20 +7,17 @@ A decision is learned with all inputs of the statistics, also those that it was 
 been learned in the order of `settled_at_ms`, whatever the clocks of the workers show (decisions of one transaction have
 the same): it is later than the user's last change of statistics, `bandit_states.updated_at_ms`.
 
-Statistics of a shorter spec grow by a replay of the user's learned decisions, which may be many. So a snapshot is
-replayed before the transaction that learns, and the result is stored in a transaction of its own:
-
-1. A worker replays a user's decisions; 2. another one learns one more, or the user is erased; 3. the first worker finds
-the number of the user's decisions, or of erasures, changed, and stores nothing. The transaction that learns then
-replays them itself.
+Statistics of a shorter spec grow by a replay of the user's learned decisions, under the lock of the user. These may be
+many, so each user's are replayed in a transaction of its own before the transaction that learns from many users.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -30,20 +27,18 @@ from app.bandit.learning.attribution import GRACE_MS, NO_FEEDBACK, JudgedDecisio
 from app.bandit.model.inputs import NUMBER_BYTES, SPECS, Array, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics, sound
 from app.bandit.model.thompson_sampling import Policies
-from app.bandit.ports import SettleCounts
 from app.errors import SpecMismatch
 from app.features.events import KNOWN_SUBJECTS, LoggedEvent
 from app.features.ids import user_hash
-from app.stores.sql.backlog import ASIDE
-from app.stores.sql.damaged_rows import DAMAGE
-from app.stores.sql.database import Connection, Database
-from app.stores.sql.decision_rows import array, decision_of, named_rows
-from app.stores.sql.decisions import SELECT_ERASURES
+from app.stores.sql.database import Connection, Database, SqlRepository, named_rows, reads, writes
+from app.stores.sql.decision_rows import array, decision_of
+from app.stores.sql.logged_profiles import DAMAGE
+from app.stores.sql.samples import ASIDE
 from app.stores.sql.shadows import add_user_shadows
-from app.stores.sql.sufficient_statistics import has_version, read_statistics, set_aside, write_statistics
+from app.stores.sql.sufficient_statistics import read_statistics, set_aside, write_statistics
 from app.telemetry import logger
 
-GROWN_AT_ONCE = 10  # so that storing their shadows does not delay a decision for long
+GROWN_AT_ONCE = 10
 log = logger("stores.learning")
 
 # Each of these three queries searches an index once, in a microsecond or two. For many events this is faster than one
@@ -75,7 +70,7 @@ ORDER BY number DESC LIMIT 1
 INSERT_COUNTED = "INSERT INTO decision_events (seq, user_id, number, outcome) VALUES (?, ?, ?, ?)"
 UPDATE_SERVED = "UPDATE tip_scores SET state = 'served', served_at_ms = ? WHERE user_id = ? AND number = ?"
 UPDATE_LEARNED = """
-UPDATE tip_scores SET state = 'learned', served_at_ms = :served, reward = :reward, reward_source = :source,
+UPDATE tip_scores SET state = 'learned', served_at_ms = :served_at_ms, reward = :reward, reward_source = :source,
     action = :action, settled_at_ms = COALESCE(
         (SELECT updated_at_ms + 1 FROM bandit_states WHERE user_id = :user AND updated_at_ms >= :now), :now
     )
@@ -117,42 +112,37 @@ WHERE user_id IN (SELECT value FROM json_each(?)) AND spec_hash IN (SELECT value
 """
 
 
-class SqlLearning:
+class SqlLearning(SqlRepository):
     """Learns from events, in write transactions. Implements `app.bandit.ports.LearningRepository`."""
 
     def __init__(self, database: Database, policies: Policies, rules: Rules) -> None:
-        self._database = database
+        super().__init__(database)
         self._policies = policies
         self._shorter = json.dumps([spec.hash for spec in policies.longest.shorter()])
         self._rules = rules
 
-    async def concerned(self, events: Sequence[LoggedEvent]) -> list[LoggedEvent]:
+    @reads
+    def concerned(self, connection: Connection, events: Sequence[LoggedEvent]) -> list[LoggedEvent]:
         queries = [_query(item) for item in events]
-
-        def work(connection: Connection) -> set[tuple[str, ...]]:
-            return {query for query in set(queries) if connection.execute(query[0], query[1:]).fetchone() is not None}
-
-        found = await self._database.read(work)
+        found = {query for query in set(queries) if connection.execute(query[0], query[1:]).fetchone() is not None}
         return [item for item, query in zip(events, queries, strict=True) if query in found]
 
-    async def note_unknown(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[str, int]:
-        def work(connection: Connection) -> Mapping[str, int]:
-            found = [connection.execute(SELECT_SENT_BY, (item.event.user_id, item.seq)).fetchone() for item in events]
-            counts = Counter(str(row[0]) for row in found if row is not None)
-            connection.executemany(UPSERT_UNKNOWN, [(sent_by, counts[sent_by], now_ms) for sent_by in sorted(counts)])
-            return counts
-
-        return await self._database.write(work, of=())
+    @writes(of=())
+    def note_unknown(self, connection: Connection, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[str, int]:
+        found = [connection.execute(SELECT_SENT_BY, (item.event.user_id, item.seq)).fetchone() for item in events]
+        counts = Counter(str(row[0]) for row in found if row is not None)
+        connection.executemany(UPSERT_UNKNOWN, [(sent_by, counts[sent_by], now_ms) for sent_by in sorted(counts)])
+        return counts
 
     async def learn(self, events: Sequence[LoggedEvent], now_ms: int) -> Mapping[EventOutcome, int]:
         def work(connection: Connection) -> Mapping[EventOutcome, int]:
             transaction = _LearningTransaction(connection, self._policies, now_ms)
             outcomes = [transaction.take(event, self._rules) for event in events]
-            transaction.write()
+            write_statistics(connection, transaction.evidence, now_ms)
             return Counter(outcome for outcome in outcomes if outcome is not None)
 
         users = {item.event.user_id for item in events}
-        await self._grow(list(users), now_ms)
+        await self._grow(users, now_ms)
         try:
             return await self._database.write(work, of=users)
         except SpecMismatch:
@@ -162,7 +152,7 @@ class SqlLearning:
             )
             raise
 
-    async def settle(self, now_ms: int, limit: int) -> SettleCounts:
+    async def settle(self, now_ms: int, limit: int) -> Mapping[str, int]:
         """Settle up to `limit` decisions whose tip was served, and as many others. The write lock is taken only if a
         read finds such decisions, and only for them."""
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS, "known": json.dumps(list(SPECS))}
@@ -173,57 +163,39 @@ class SqlLearning:
 
         served, unserved = await self._database.read(find)
         if not served and not unserved:
-            return SettleCounts(0, 0, 0)
-        await self._grow([user_id for user_id, _ in served], now_ms)
+            return {"default": 0, "expired": 0, "set aside": 0}
+        await self._grow({user_id for user_id, _ in served}, now_ms)
 
-        def work(connection: Connection) -> SettleCounts:
+        def work(connection: Connection) -> Mapping[str, int]:
             transaction = _LearningTransaction(connection, self._policies, now_ms)
             reward = self._rules.rewards[NO_FEEDBACK]
             rows = named_rows(connection, SELECT_STILL_CLOSED, {**closed, "found": json.dumps(served)})
             learned = [transaction.learn_default(row, reward) for row in rows]
-            transaction.write()
+            write_statistics(connection, transaction.evidence, now_ms)
             expired = connection.execute(UPDATE_EXPIRED, {"now": now_ms, "found": json.dumps(unserved)}).rowcount
-            return SettleCounts(learned.count(True), expired, learned.count(False))
+            return {"default": learned.count(True), "expired": expired, "set aside": learned.count(False)}
 
         return await self._database.write(work, of={user_id for user_id, _ in served + unserved})
 
     async def grow(self, now_ms: int) -> int:
-        users = [row[0] for row in await self._database.rows(SELECT_TO_GROW, (self._shorter, GROWN_AT_ONCE))]
+        users = [user_id for (user_id,) in await self._database.rows(SELECT_TO_GROW, (self._shorter, GROWN_AT_ONCE))]
         await self._grow(users, now_ms)
         return len(users)
 
-    async def _grow(self, users: Sequence[str], now_ms: int) -> None:
-        """Extend the statistics of these users, as far as they belong to a shorter spec, page by page."""
-        found = await self._database.rows(SELECT_NOT_GROWN, (json.dumps(users), self._shorter))
-        for start in range(0, len(found), GROWN_AT_ONCE):
-            await self._grow_page([user_id for (user_id,) in found[start : start + GROWN_AT_ONCE]], now_ms)
+    async def _grow(self, users: Iterable[str], now_ms: int) -> None:
+        """Extend the statistics of these users, as far as they belong to a shorter spec. Set damaged ones aside."""
 
-    async def _grow_page(self, users: Sequence[str], now_ms: int) -> None:
-        def replay(connection: Connection) -> tuple[Any, dict[str, tuple[SufficientStatistics, ...]]]:
-            replayed: dict[str, tuple[SufficientStatistics, ...]] = {}  # before and after; empty if damaged
-            for (user_id,) in connection.execute(SELECT_NOT_GROWN, (json.dumps(users), self._shorter)).fetchall():
-                try:
-                    known = read_statistics(connection, user_id)
-                    assert known is not None  # the snapshot has them
-                    replayed[user_id] = known, _grown(connection, self._policies, user_id, known)
-                except SpecMismatch:
-                    replayed[user_id] = ()
-            return connection.execute(SELECT_ERASURES).fetchone(), replayed
+        def work(connection: Connection, user_id: str) -> None:
+            if set_aside(connection, user_id):
+                return
+            known = read_statistics(connection, user_id)
+            if known is not None and known.size < self._policies.longest.size:  # no other worker was faster
+                add_user_shadows(connection, self._policies, user_id, known)
+                grown = _grown(connection, self._policies, user_id, known)
+                write_statistics(connection, {user_id: grown}, now_ms)
 
-        def store(connection: Connection) -> None:
-            erased = connection.execute(SELECT_ERASURES).fetchone() != erasures
-            for user_id, found in replayed.items():
-                if not found:
-                    set_aside(connection, user_id)
-                    continue
-                known, grown = found
-                if not erased and has_version(connection, user_id, known.decisions, known.spec.hash):
-                    add_user_shadows(connection, self._policies, user_id, known)
-                    write_statistics(connection, {user_id: grown}, now_ms)
-
-        erasures, replayed = await self._database.read(replay, snapshot=True)
-        if replayed:
-            await self._database.write(store, of=list(replayed))
+        for (user_id,) in await self._database.rows(SELECT_NOT_GROWN, (json.dumps(list(users)), self._shorter)):
+            await self._database.write(partial(work, user_id=user_id), of=[user_id])
 
 
 def _query(logged: LoggedEvent) -> tuple[str, ...]:
@@ -270,7 +242,7 @@ def _grown(
 
 
 class _LearningTransaction(msgspec.Struct):
-    """Learning within one transaction: it reads each user's statistics once, and writes them once at the end."""
+    """Learning within one transaction. It reads each user's statistics once; `evidence` has those to be written."""
 
     connection: Connection
     policies: Policies
@@ -306,19 +278,14 @@ class _LearningTransaction(msgspec.Struct):
             return False
         return True
 
-    def write(self) -> None:
-        write_statistics(self.connection, self.evidence, self.now_ms)
-
     def _learn(self, row: Mapping[str, Any], judgement: Judgement) -> None:
         """Learn from a row of `tip_scores`. Raises `SpecMismatch` if its vector or the statistics are damaged, or of an
         unknown spec."""
         user_id, spec = row["user_id"], SPECS.get(row["spec_hash"])
         if spec is None:
             raise SpecMismatch(f"the decision's vector is of spec {row['spec_hash'][:12]}, which this release lacks")
-        if len(row["phi"]) != (wanted := spec.size * NUMBER_BYTES):
-            raise SpecMismatch(
-                f"the decision's vector has {len(row['phi'])} bytes, {spec.id} {spec.version} has {wanted}"
-            )
+        if len(row["phi"]) != spec.size * NUMBER_BYTES:
+            raise SpecMismatch(f"the decision's vector of {spec.id} {spec.version} has {len(row['phi'])} bytes")
         assert judgement.reward is not None
         known = self.evidence.get(user_id)
         if known is None:
@@ -326,13 +293,12 @@ class _LearningTransaction(msgspec.Struct):
             add_user_shadows(self.connection, self.policies, user_id, known)
         evidence = _grown(self.connection, self.policies, user_id, known, spec)
         self.evidence[user_id] = evidence.learned(_vector(row, evidence.spec), judgement.reward)
-        settled = {
-            "served": judgement.served_at_ms,
-            "reward": judgement.reward,
-            "source": "feedback" if judgement.action is not None else "default",
-            "action": judgement.action,
+        source = "feedback" if judgement.action is not None else "default"
+        learned = {
+            **judgement._asdict(),
+            "source": source,
             "now": self.now_ms,
             "user": user_id,
             "number": row["number"],
         }
-        self.connection.execute(UPDATE_LEARNED, settled)
+        self.connection.execute(UPDATE_LEARNED, learned)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from app.profiles.quality.report import KEPT, QualityRun, RunState
-from app.stores.sql.database import SERVICE, Connection, SqlRepository
+from app.stores.sql.database import SERVICE, Connection, SqlRepository, writes
 
 _BEFORE_BODY = "id, state, requested_by, requested_at_ms, started_at_ms, finished_at_ms, done, "
 _COLUMNS = f"{_BEFORE_BODY}body, error"
 _ACTIVE = "state IN ('queued', 'running')"
 SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM quality_reports WHERE {_ACTIVE}"
-INSERT_RUN = """
+INSERT_RUN = f"""
 INSERT INTO quality_reports (state, requested_by, requested_at_ms, touched_at_ms) VALUES ('queued', :by, :now, :now)
-RETURNING id
+RETURNING {_COLUMNS}
 """
-SELECT_RUN = f"SELECT {_COLUMNS} FROM quality_reports WHERE id = ?"
 SELECT_RUNS = f"SELECT {_BEFORE_BODY}NULL, error FROM quality_reports ORDER BY id DESC LIMIT ?"
 SELECT_COMPLETED = f"SELECT {_COLUMNS} FROM quality_reports WHERE state = 'completed' ORDER BY id DESC LIMIT 1"
 SELECT_UNTOUCHED = f"SELECT id FROM quality_reports WHERE {_ACTIVE} AND (touched_at_ms < ? OR touched_at_ms > ?)"
@@ -37,15 +36,11 @@ WHERE state IN ('completed', 'failed')
 class SqlQualityRepository(SqlRepository):
     """The runs that measure data quality. Implements `app.profiles.quality.report.QualityRepository`."""
 
-    async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
-        def work(connection: Connection) -> tuple[QualityRun, bool]:
-            active = connection.execute(SELECT_ACTIVE).fetchone()
-            if active is not None:
-                return QualityRun(*active), False
-            (run_id,) = connection.execute(INSERT_RUN, {"by": requested_by, "now": now_ms}).fetchone()
-            return QualityRun(*connection.execute(SELECT_RUN, (run_id,)).fetchone()), True
-
-        return await self._database.write(work, of=SERVICE)
+    @writes(of=SERVICE)
+    def open(self, connection: Connection, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
+        active = connection.execute(SELECT_ACTIVE).fetchone()
+        row = active or connection.execute(INSERT_RUN, {"by": requested_by, "now": now_ms}).fetchone()
+        return QualityRun(*row), active is None
 
     async def newest(self, limit: int) -> list[QualityRun]:
         return [QualityRun(*row) for row in await self._database.rows(SELECT_RUNS, (limit,))]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from app.profiles.rebuild import KEPT, STALE_MS, Part, RebuildRun, State
 from app.stores.sql.cache_state import ADVANCE_LOCAL_CACHE_EPOCH
-from app.stores.sql.database import SERVICE, Connection, SqlRepository
+from app.stores.sql.database import SERVICE, Connection, SqlRepository, writes
 
 _COLUMNS = (
     "id, scope, user_ids, features, total, requested_by, created_at_ms, touched_at_ms, state, done, position, "
@@ -25,30 +25,29 @@ SELECT_SHARED = f"SELECT id FROM rebuilds WHERE scope = 'all' AND state = 'runni
 # Locks the run, so that the statements after it see every change of its parts.
 UPDATE_TOUCHED = f"""
 UPDATE rebuilds SET state = 'running', touched_at_ms = :now, started_at_ms = COALESCE(started_at_ms, :now)
-WHERE id = :id AND {_ACTIVE}
+WHERE id = :run_id AND {_ACTIVE}
 """
-UPDATE_POSITION = "UPDATE rebuilds SET position = :last WHERE id = :id AND position = :after"
-UPDATE_DONE = "UPDATE rebuilds SET done = done + :users, error = COALESCE(:error, error) WHERE id = :id"
-INSERT_PART = (
-    "INSERT INTO rebuild_parts (run_id, last_user, after_user, claimed_at_ms) VALUES (:id, :last, :after, :now)"
-)
-SELECT_STALE_PART = """
-SELECT last_user, after_user FROM rebuild_parts
-WHERE run_id = :id AND claimed_at_ms NOT BETWEEN CAST(:now AS BIGINT) - :stale AND CAST(:now AS BIGINT) + :stale
-ORDER BY last_user LIMIT 1
+UPDATE_POSITION = "UPDATE rebuilds SET position = :last WHERE id = :run_id AND position = :after"
+UPDATE_DONE = "UPDATE rebuilds SET done = done + :users, error = COALESCE(:error, error) WHERE id = :run_id"
+INSERT_PART = "INSERT INTO rebuild_parts (run_id, last_user, after_user, claimed_at_ms) VALUES (?, ?, ?, ?)"
+_STALE = """FROM rebuild_parts
+WHERE run_id = :run_id AND claimed_at_ms NOT BETWEEN CAST(:now AS BIGINT) - :stale AND CAST(:now AS BIGINT) + :stale"""
+SELECT_STALE_PART = f"SELECT MIN(last_user) {_STALE}"
+UPDATE_CLAIM = f"""
+UPDATE rebuild_parts SET claimed_at_ms = :now WHERE run_id = :run_id AND last_user = (SELECT MIN(last_user) {_STALE})
+RETURNING run_id, last_user, after_user, claimed_at_ms
 """
-_PART = "WHERE run_id = :id AND last_user = :last"
-UPDATE_CLAIM = f"UPDATE rebuild_parts SET claimed_at_ms = :now {_PART}"
-UPDATE_PART = f"UPDATE rebuild_parts SET after_user = :after, claimed_at_ms = :now {_PART} AND claimed_at_ms = :claimed"
-UPDATE_RELEASED = f"UPDATE rebuild_parts SET claimed_at_ms = 0 {_PART} AND claimed_at_ms = :claimed"
-DELETE_PART = f"DELETE FROM rebuild_parts {_PART} AND claimed_at_ms = :claimed"
-SELECT_PART = "SELECT 1 FROM rebuild_parts WHERE run_id = :id LIMIT 1"
-DELETE_PARTS = "DELETE FROM rebuild_parts WHERE run_id = :id"
+_PART = "WHERE run_id = :run_id AND last_user = :last AND claimed_at_ms = :claimed_at_ms"
+UPDATE_PART = f"UPDATE rebuild_parts SET after_user = :after, claimed_at_ms = :now {_PART}"
+UPDATE_RELEASED = f"UPDATE rebuild_parts SET claimed_at_ms = 0 {_PART}"
+DELETE_PART = f"DELETE FROM rebuild_parts {_PART}"
+SELECT_PART = "SELECT 1 FROM rebuild_parts WHERE run_id = :run_id LIMIT 1"
+DELETE_PARTS = "DELETE FROM rebuild_parts WHERE run_id = :run_id"
 # The position is a user's id, so it is deleted as soon as the run does not need it; so are the parts.
 UPDATE_FINISHED = f"""
 UPDATE rebuilds SET position = '', state = :state, finished_at_ms = :now, touched_at_ms = :now,
     error = COALESCE(:error, error)
-WHERE id = :id AND {_ACTIVE}
+WHERE id = :run_id AND {_ACTIVE}
 """
 DELETE_OLD = f"""
 DELETE FROM rebuilds
@@ -60,20 +59,16 @@ class SqlRebuildRepository(SqlRepository):
     """The rebuild runs. Implements `app.profiles.rebuild.RebuildRepository`. The transaction that ends a run also
     makes every process clear its local cache."""
 
-    async def open(self, run: RebuildRun) -> RebuildRun | None:
+    @writes(of=SERVICE)
+    def open(self, connection: Connection, run: RebuildRun) -> RebuildRun | None:
+        if (active := connection.execute(SELECT_ACTIVE, (run.scope,)).fetchone()) is not None:
+            return _run(active)
         row = run._replace(
             user_ids=json.dumps(run.user_ids) if run.user_ids is not None else None,  # type: ignore[arg-type]
             features=json.dumps(run.features),  # type: ignore[arg-type]  # as columns: see `_run`
         )
-
-        def work(connection: Connection) -> RebuildRun | None:
-            active = connection.execute(SELECT_ACTIVE, (run.scope,)).fetchone()
-            if active is not None:
-                return _run(active)
-            connection.execute(INSERT_RUN, row)
-            return None
-
-        return await self._database.write(work, of=SERVICE)
+        connection.execute(INSERT_RUN, row)
+        return None
 
     async def get(self, run_id: str) -> RebuildRun | None:
         row = await self._database.row(SELECT_RUN, (run_id,))
@@ -88,72 +83,56 @@ class SqlRebuildRepository(SqlRepository):
     async def shared(self) -> list[str]:
         return [run_id for (run_id,) in await self._database.rows(SELECT_SHARED)]
 
-    async def claim(self, run_id: str, after: str, last: str, now_ms: int) -> Part | None:
-        new = {"id": run_id, "after": after, "last": last, "now": now_ms}
-
-        def work(connection: Connection) -> Part | None:
-            if not connection.execute(UPDATE_TOUCHED, new).rowcount:
+    @writes(of=())
+    def claim(self, connection: Connection, run_id: str, after: str, last: str, now_ms: int) -> Part | None:
+        part = Part(run_id, last, after, now_ms)
+        for statement in (UPDATE_TOUCHED, UPDATE_POSITION):
+            if not connection.execute(statement, {**part._asdict(), "now": now_ms}).rowcount:
                 return None
-            if not connection.execute(UPDATE_POSITION, new).rowcount:
-                return None
-            connection.execute(INSERT_PART, new)
-            return Part(run_id, last, after, now_ms)
-
-        return await self._database.write(work, of=())
+        connection.execute(INSERT_PART, part)
+        return part
 
     async def claim_again(self, run_id: str, now_ms: int) -> Part | None:
-        stale = {"id": run_id, "now": now_ms, "stale": STALE_MS}
+        stale = {"run_id": run_id, "now": now_ms, "stale": STALE_MS}
 
         def work(connection: Connection) -> Part | None:
             if not connection.execute(UPDATE_TOUCHED, stale).rowcount:
                 return None
-            row = connection.execute(SELECT_STALE_PART, stale).fetchone()
-            if row is None:
-                return None
-            last, after = row
-            connection.execute(UPDATE_CLAIM, {**stale, "last": last})
-            return Part(run_id, last, after, now_ms)
+            row = connection.execute(UPDATE_CLAIM, stale).fetchone()
+            return Part(*row) if row else None
 
-        if await self._database.row(SELECT_STALE_PART, stale) is None:
+        if await self._database.value(SELECT_STALE_PART, stale) is None:
             return None
         return await self._database.write(work, of=())
 
-    async def advance(self, part: Part, users: int, after: str, now_ms: int, error: str | None = None) -> Part | None:
-        done = {**_parameters(part), "after": after, "now": now_ms, "users": users, "error": error}
-
-        def work(connection: Connection) -> Part | None:
-            if not connection.execute(UPDATE_TOUCHED, done).rowcount:
-                connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)  # the run was cancelled while a chunk was rebuilt
-                return None
-            if not connection.execute(DELETE_PART if after == part.last else UPDATE_PART, done).rowcount:
-                return None
-            connection.execute(UPDATE_DONE, done)
-            return part._replace(after=after, claimed_at_ms=now_ms)
-
-        return await self._database.write(work, of=())
+    @writes(of=())
+    def advance(
+        self, connection: Connection, part: Part, users: int, after: str, now_ms: int, error: str | None = None
+    ) -> Part | None:
+        done = {**part._asdict(), "after": after, "now": now_ms, "users": users, "error": error}
+        if not connection.execute(UPDATE_TOUCHED, done).rowcount:
+            connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)  # the run was cancelled while a chunk was rebuilt
+            return None
+        if not connection.execute(DELETE_PART if after == part.last else UPDATE_PART, done).rowcount:
+            return None
+        connection.execute(UPDATE_DONE, done)
+        return part._replace(after=after, claimed_at_ms=now_ms)
 
     async def release(self, part: Part) -> None:
-        await self._database.execute(UPDATE_RELEASED, _parameters(part))
+        await self._database.execute(UPDATE_RELEASED, part._asdict())
 
-    async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
-        end = {"id": run_id, "state": state, "now": now_ms, "error": error}
-
-        def work(connection: Connection) -> bool:
-            if state == "completed":
-                connection.execute(UPDATE_TOUCHED, end)
-                if connection.execute(SELECT_PART, end).fetchone() is not None:
-                    return False  # another worker rebuilds it, and completes the run
-            finished = connection.execute(UPDATE_FINISHED, end).rowcount > 0
-            connection.execute(DELETE_PARTS, end)
-            connection.execute(DELETE_OLD, {"kept": KEPT})
-            connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
-            return finished
-
-        return await self._database.write(work, of=())
-
-
-def _parameters(part: Part) -> dict[str, object]:
-    return {"id": part.run_id, "last": part.last, "claimed": part.claimed_at_ms}
+    @writes(of=())
+    def finish(self, connection: Connection, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
+        end = {"run_id": run_id, "state": state, "now": now_ms, "error": error}
+        if state == "completed":
+            connection.execute(UPDATE_TOUCHED, end)
+            if connection.execute(SELECT_PART, end).fetchone() is not None:
+                return False  # another worker rebuilds it, and completes the run
+        finished = connection.execute(UPDATE_FINISHED, end).rowcount > 0
+        connection.execute(DELETE_PARTS, end)
+        connection.execute(DELETE_OLD, {"kept": KEPT})
+        connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
+        return finished
 
 
 def _run(row: Sequence[object]) -> RebuildRun:

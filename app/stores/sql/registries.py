@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import msgspec
 
-from app.errors import Conflict, RegistryError, StoreUnavailable
+from app.errors import Conflict, StoreUnavailable
 from app.features.plan import Announced, definitions_of
 from app.features.registry import Definition, Registry
 from app.stores.sql.database import Connection, Database, SqlRepository
@@ -34,15 +34,9 @@ async def announce(database: Database, registry: Registry, now_ms: int) -> None:
 
     Ingest deletes the cache keys of every recorded feature. If it deleted only those of its own registry, a process of
     the old release would, during a deploy, leave the keys of a feature that only the new release knows. If no name is
-    new, nothing is written, so that a process can start while the disk is full or the database is locked.
-
-    Raises:
-        StoreUnavailable: a new name cannot be written.
-        RegistryError: an entry has no `invalidated_by`, because the registry was not compiled.
+    new, nothing is written, so that a process can start while the disk is full or the database is locked. Raises
+    `StoreUnavailable`.
     """
-    for entry in registry:
-        if not entry.invalidated_by:
-            raise RegistryError(entry.name, "invalidated_by has not been derived; compile the registry first")
     known = set(await database.rows(SELECT_FEATURE_KEYS))
     pairs = [(subject, entry.name) for entry in registry for subject in entry.invalidated_by]
     rows = [(*pair, now_ms) for pair in pairs if pair not in known]
@@ -57,7 +51,7 @@ async def announce(database: Database, registry: Registry, now_ms: int) -> None:
 
 
 class SqlRegistries(SqlRepository):
-    """The registries that processes have served, and the disabled features. All methods raise `StoreUnavailable`."""
+    """The registries that processes have served, and the disabled features."""
 
     async def announce(self, registry: Registry, now_ms: int) -> None:
         """Record that a process serves this registry. A known registry is not written again, so that a process can
@@ -65,10 +59,8 @@ class SqlRegistries(SqlRepository):
         definitions = definitions_of(registry)
         if any(known.definitions == definitions for known in await self.announced()):
             return
-        body = msgspec.json.encode(definitions).decode()
-        await self._database.execute(
-            UPSERT_REGISTRY, {"fingerprint": registry.fingerprint, "body": body, "now": now_ms}
-        )
+        row = {"fingerprint": registry.fingerprint, "body": msgspec.json.encode(definitions).decode(), "now": now_ms}
+        await self._database.execute(UPSERT_REGISTRY, row)
 
     async def announced(self) -> list[Announced]:
         rows = await self._database.rows(SELECT_REGISTRIES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from app.stores.sql.database import SERVICE, Connection, SqlRepository
+from app.stores.sql.database import SERVICE, Connection, SqlRepository, writes
 
 HOUR_MS = 3_600_000
 SELECT_CUTOFF = "SELECT value FROM service WHERE name = 'pruned ' || ?"
@@ -51,14 +51,11 @@ class SqlCutoffs(SqlRepository):
         """The latest time before which rows have been deleted, 0 if none have been."""
         return int(await self._database.value(SELECT_DELETED, {"what": what}) or 0)
 
-    async def set_cutoff(self, what: str, cutoff_ms: int, deletes_before_ms: int | None) -> None:
-        def work(connection: Connection) -> None:
-            (deleted,) = connection.execute(SELECT_DELETED, {"what": what}).fetchone()
-            deleted_ms = max(int(deleted or 0), deletes_before_ms or 0)
-            connection.execute(UPSERT_TIME, (f"deleted {what}", str(deleted_ms)))
-            connection.execute(UPSERT_TIME, (f"pruned {what}", str(cutoff_ms)))
-
-        await self._database.write(work, of=SERVICE)
+    @writes(of=SERVICE)
+    def set_cutoff(self, connection: Connection, what: str, cutoff_ms: int, deletes_before_ms: int | None) -> None:
+        (deleted,) = connection.execute(SELECT_DELETED, {"what": what}).fetchone()
+        connection.execute(UPSERT_TIME, (f"deleted {what}", str(max(int(deleted or 0), deletes_before_ms or 0))))
+        connection.execute(UPSERT_TIME, (f"pruned {what}", str(cutoff_ms)))
 
 
 class DecisionRetention(SqlRepository):
@@ -69,16 +66,12 @@ class DecisionRetention(SqlRepository):
         oldest_ms: int | None = await self._database.value(SELECT_OLDEST)
         return oldest_ms
 
-    async def prune(self, before_ms: int, limit: int) -> int:
-        def work(connection: Connection) -> int:
-            numbers = [number for (number,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
-            for statement in DELETE_DECISIONS:
-                connection.execute(statement, (json.dumps(numbers),))
-            for statement in DELETE_ORPHANS:
-                connection.execute(statement)
-            connection.execute(DELETE_PRIORS, {"before": before_ms, "hour": HOUR_MS})
-            for statement in self._database.delete_unused_locks if not numbers else ():
-                connection.execute(statement)
-            return len(numbers)
-
-        return await self._database.write(work, of=())
+    @writes(of=())
+    def prune(self, connection: Connection, before_ms: int, limit: int) -> int:
+        numbers = [number for (number,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
+        for statement in DELETE_DECISIONS:
+            connection.execute(statement, (json.dumps(numbers),))
+        for statement in (*DELETE_ORPHANS, *(self._database.delete_unused_locks if not numbers else ())):
+            connection.execute(statement)
+        connection.execute(DELETE_PRIORS, {"before": before_ms, "hour": HOUR_MS})
+        return len(numbers)

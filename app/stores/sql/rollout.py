@@ -17,7 +17,7 @@ from app.bandit.ports import Counts, RecentDecisions, RolloutLook
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.stages import RolloutState, Target
 from app.features.events import Action
-from app.stores.sql.database import SERVICE, Connection, Database, SqlRepository
+from app.stores.sql.database import SERVICE, Connection, Database, SqlRepository, reads, writes
 from app.telemetry import logger
 
 PAGE = 2_000
@@ -107,7 +107,10 @@ class SqlRollout(SqlRepository):
     async def state(self) -> RolloutState:
         return RolloutState(*await self._database.row(SELECT_STATE))
 
-    async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
+    @writes(of=SERVICE)
+    def move(
+        self, connection: Connection, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int
+    ) -> RolloutState | None:
         values = {
             **to._asdict(),
             "reason": reason,
@@ -119,21 +122,18 @@ class SqlRollout(SqlRepository):
             "seen_share": seen.share,
             "seen_at": seen.changed_at_ms,
         }
-
-        def work(connection: Connection) -> RolloutState | None:
-            if connection.execute(UPDATE_STATE, values).rowcount == 0:
-                return None
-            if to.anew:
-                connection.execute(DELETE_LOOKS)
-            return RolloutState(*connection.execute(SELECT_STATE).fetchone())
-
-        return await self._database.write(work, of=SERVICE)
+        if connection.execute(UPDATE_STATE, values).rowcount == 0:
+            return None
+        if to.anew:
+            connection.execute(DELETE_LOOKS)
+        return RolloutState(*connection.execute(SELECT_STATE).fetchone())
 
     async def looks(self) -> list[RolloutLook]:
         rows = await self._database.rows(SELECT_LOOKS)
         return [look for number, body in rows if (look := _look(number, body)) is not None]
 
-    async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
+    @writes(of=SERVICE)
+    def add_look(self, connection: Connection, look: RolloutLook, seen: RolloutState) -> bool:
         values = {
             "number": look.number,
             "at": look.at_ms,
@@ -141,30 +141,23 @@ class SqlRollout(SqlRepository):
             "body": msgspec.json.encode(look).decode(),
             "after": seen.evaluated_after,
         }
+        stored = connection.execute(SELECT_LOOK, values).fetchone()
+        if stored is not None and _look(*stored) is None:
+            connection.execute(DELETE_LOOK, values)
+        return connection.execute(INSERT_LOOK, values).rowcount > 0
 
-        def work(connection: Connection) -> bool:
-            stored = connection.execute(SELECT_LOOK, values).fetchone()
-            if stored is not None and _look(*stored) is None:
-                connection.execute(DELETE_LOOK, values)
-            return connection.execute(INSERT_LOOK, values).rowcount > 0
-
-        return await self._database.write(work, of=SERVICE)
-
-    async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
-        def work(connection: Connection) -> Counts:
-            after = state.evaluated_after
-            fresh = max(after, _first_since(connection, overdue_ms))
-            oldest = connection.execute(SELECT_OLDEST_UNSETTLED, (fresh,)).fetchone()
-            until = NEWEST if oldest is None else int(oldest[0])
-            stage = _first_since(connection, state.changed_at_ms)
-            values = {"after": after, "until": until, "stage": stage}
-            counts = Counts(until, *connection.execute(SELECT_COUNTS, values).fetchone())
-            # The first prior begins the evaluation anew, so before it no decision counts.
-            if connection.execute(SELECT_NEWEST_PRIOR).fetchone() in (None, (0,)):
-                counts = counts._replace(evaluated=0, waiting=0, without_prior=counts.evaluated + counts.waiting)
-            return counts
-
-        return await self._database.read(work)
+    @reads
+    def counts(self, connection: Connection, state: RolloutState, overdue_ms: int) -> Counts:
+        after = state.evaluated_after
+        fresh = max(after, _first_since(connection, overdue_ms))
+        oldest = connection.execute(SELECT_OLDEST_UNSETTLED, (fresh,)).fetchone()
+        until = NEWEST if oldest is None else int(oldest[0])
+        values = {"after": after, "until": until, "stage": _first_since(connection, state.changed_at_ms)}
+        counts = Counts(until, *connection.execute(SELECT_COUNTS, values).fetchone())
+        # The first prior begins the evaluation anew, so before it no decision counts.
+        if connection.execute(SELECT_NEWEST_PRIOR).fetchone() in (None, (0,)):
+            counts = counts._replace(evaluated=0, waiting=0, without_prior=counts.evaluated + counts.waiting)
+        return counts
 
     async def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
         after = state.evaluated_after
@@ -176,22 +169,17 @@ class SqlRollout(SqlRepository):
             after = rows[-1][0]
             yield _page(rows)
 
-    async def shown(self, state: RolloutState, among: int) -> tuple[DecisionPage, Array]:
+    @reads
+    def shown(self, connection: Connection, state: RolloutState, among: int) -> tuple[DecisionPage, Array]:
         stage = {"challenger": state.challenger, "stage": state.changed_at_ms}
         values = {**stage, "after": state.evaluated_after, "among": among}
+        rows = connection.execute(SELECT_SHOWN, values).fetchall()
+        return _page(rows), np.array([row[-1] for row in rows], np.float64)
 
-        def work(connection: Connection) -> tuple[DecisionPage, Array]:
-            rows = connection.execute(SELECT_SHOWN, values).fetchall()
-            return _page(rows), np.array([row[-1] for row in rows], np.float64)
-
-        return await self._database.read(work)
-
-    async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
-        def work(connection: Connection) -> RecentDecisions:
-            rows = connection.execute(SELECT_RECENT, {"since": since_ms, "limit": limit}).fetchall()
-            return RecentDecisions(*np.array(rows, np.float64).reshape(-1, 4).T)
-
-        return await self._database.read(work)
+    @reads
+    def recent(self, connection: Connection, since_ms: int, limit: int) -> RecentDecisions:
+        rows = connection.execute(SELECT_RECENT, {"since": since_ms, "limit": limit}).fetchall()
+        return RecentDecisions(*np.array(rows, np.float64).reshape(-1, 4).T)
 
 
 def _first_since(connection: Connection, moment_ms: int) -> int:

@@ -1,4 +1,5 @@
-"""Stores metric samples of every process, summaries of the samples, and the component statuses derived from them."""
+"""Stores metric samples of every process, summaries of the samples, and the component statuses derived from them. Also
+counts the pending work and the faults in the data, for metrics, readiness and `profiles doctor`."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ import msgspec
 from app.features.clock import DAY_MS
 from app.operations.component_states import COMPONENTS, ComponentStatus, updated_statuses, worst_views
 from app.operations.figures import HOUR_MS
-from app.operations.samples import SUMMARY_MS, Record, Sample, sum_samples, summaries
-from app.stores.sql.database import SERVICE, Connection, SqlRepository
+from app.operations.samples import SUMMARY_MS, Gauges, Record, Sample, sum_samples, summaries
+from app.stores.sql.database import SERVICE, Connection, Database, SqlRepository, reads, writes
 from app.stores.sql.registries import UPDATE_SEEN
 
 KEPT_MS = 70 * 60_000
@@ -42,6 +43,19 @@ INSERT INTO component_states (component, state, detail, since_ms, seen_ms) VALUE
 ON CONFLICT (component) DO UPDATE SET
     state = excluded.state, detail = excluded.detail, since_ms = excluded.since_ms, seen_ms = excluded.seen_ms
 """
+# Put before the spec's hash in rows that are set aside (`app.stores.sql.sufficient_statistics`).
+ASIDE = "unreadable "
+# A range of the index by spec, so that only rows set aside are read.
+SELECT_ASIDE_COUNT = f"SELECT COUNT(*) FROM bandit_states WHERE spec_hash >= '{ASIDE}' AND spec_hash < '{ASIDE[:-1]}!'"
+# Events ahead are counted up to a limit: after a day with a wrong clock there can be any number of them.
+SELECT_BACKLOG = f"""
+SELECT (SELECT COUNT(*) FROM outbox),
+       (SELECT MIN(received_at_ms) FROM outbox),
+       (SELECT COUNT(*) FROM dead_letters), (SELECT COUNT(*) FROM owed_invalidations), ({SELECT_ASIDE_COUNT}),
+       (SELECT COUNT(*) FROM (SELECT 1 FROM event_log WHERE occurred_at_ms > ? LIMIT 10000) AS ahead)
+"""
+AHEAD_MS = 300_000
+SELECT_UNKNOWN = "SELECT sent_by, events FROM unknown_decisions WHERE newest_ms >= ? ORDER BY sent_by"
 
 _decode = msgspec.json.Decoder(Sample).decode
 
@@ -52,38 +66,27 @@ class SqlSamples(SqlRepository):
     Implements `app.operations.samples.SampleStore`.
     """
 
-    async def keep(self, sample: Sample) -> None:
+    @writes(of=SERVICE)
+    def keep(self, connection: Connection, sample: Sample) -> None:
         """Store a sample, delete old ones, and derive the status of each component (cache, queue, …) from the newest
         samples. All in one transaction, so that no process derives statuses while another adds a sample."""
-        body = msgspec.json.encode(sample).decode()
+        now_ms = sample.at_ms
+        connection.execute(INSERT_SAMPLE, (now_ms, sample.process, msgspec.json.encode(sample).decode()))
+        _summarise(connection, now_ms)
+        connection.execute(DELETE_OLD_SAMPLES, {"oldest": now_ms - KEPT_MS, "newest": now_ms + KEPT_MS})
+        seen = worst_views(found.components for found in running(connection, now_ms))
+        connection.executemany(UPSERT_STATUS, updated_statuses(_statuses(connection), seen, now_ms))
+        connection.execute(UPDATE_SEEN, {"now": now_ms, "fingerprint": sample.registry})
 
-        def work(connection: Connection) -> None:
-            now_ms = sample.at_ms
-            connection.execute(INSERT_SAMPLE, (now_ms, sample.process, body))
-            _summarise(connection, now_ms)
-            connection.execute(DELETE_OLD_SAMPLES, {"oldest": now_ms - KEPT_MS, "newest": now_ms + KEPT_MS})
-            seen = worst_views(found.components for found in running(connection, now_ms))
-            connection.executemany(UPSERT_STATUS, updated_statuses(_statuses(connection), seen, now_ms))
-            connection.execute(UPDATE_SEEN, {"now": now_ms, "fingerprint": sample.registry})
+    @reads  # decoded on the connection's thread, because an hour of samples takes some milliseconds
+    def since(self, connection: Connection, at_ms: int) -> Record:
+        rows = connection.execute(SELECT_SAMPLES, (at_ms,)).fetchall()
+        return Record(_samples(body for (body,) in rows), _statuses(connection))
 
-        await self._database.write(work, of=SERVICE)
-
-    async def since(self, at_ms: int) -> Record:
-        """The samples taken at or after `at_ms`, and the component statuses. They are decoded on the connection's
-        thread, because an hour of samples takes some milliseconds."""
-
-        def work(connection: Connection) -> Record:
-            rows = connection.execute(SELECT_SAMPLES, (at_ms,)).fetchall()
-            return Record(_samples(body for (body,) in rows), _statuses(connection))
-
-        return await self._database.read(work)
-
-    async def summaries(self, since_ms: int) -> list[Sample]:
-        def work(connection: Connection) -> list[Sample]:
-            rows = connection.execute(SELECT_SUMMARIES, {"since": since_ms}).fetchall()
-            return sorted(_samples(body for (body,) in rows), key=lambda sample: sample.at_ms)
-
-        return await self._database.read(work)
+    @reads
+    def summaries(self, connection: Connection, since_ms: int) -> list[Sample]:
+        rows = connection.execute(SELECT_SUMMARIES, {"since": since_ms}).fetchall()
+        return sorted(_samples(body for (body,) in rows), key=lambda sample: sample.at_ms)
 
 
 def _summarise(connection: Connection, now_ms: int) -> None:
@@ -121,3 +124,26 @@ def _samples(bodies: Iterable[str]) -> list[Sample]:
         with suppress(msgspec.MsgspecError):
             found.append(_decode(body))
     return found
+
+
+async def backlog(database: Database, now_ms: int) -> Gauges:
+    """Count the pending work and the faults in the database. Raises `StoreUnavailable`."""
+    return await database.read(lambda connection: backlog_of(connection, now_ms))
+
+
+def backlog_of(connection: Connection, now_ms: int) -> Gauges:
+    row = connection.execute(SELECT_BACKLOG, (now_ms + AHEAD_MS,)).fetchone()
+    outbox, oldest_ms, letters, owed, unreadable, ahead = row
+    age_s = 0.0 if oldest_ms is None else max(0, now_ms - oldest_ms) / 1000
+    return Gauges(
+        outbox=outbox, outbox_age_s=age_s, dead_letters=letters, owed=owed, events_ahead=ahead, unreadable=unreadable
+    )
+
+
+async def unknown_decisions(database: Database, now_ms: int) -> list[tuple[str, int]]:
+    """Senders of events whose decision id is unknown for the event's user, each with the number of these events.
+
+    A sender is left out after a day without such an event. The sender's count then restarts at 0. Raises
+    `StoreUnavailable`.
+    """
+    return await database.rows(SELECT_UNKNOWN, (now_ms - DAY_MS,))

@@ -23,10 +23,10 @@ from app.bandit.model.thompson_sampling import Policies
 from app.bandit.shadow import shadow_of
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
-from app.stores.sql.damaged_rows import DAMAGE
-from app.stores.sql.database import Connection
-from app.stores.sql.decision_rows import decision_of, named_rows
-from app.stores.sql.sufficient_statistics import prior_mean, read_statistics
+from app.stores.sql.database import Connection, named_rows
+from app.stores.sql.decision_rows import decision_of
+from app.stores.sql.logged_profiles import DAMAGE
+from app.stores.sql.sufficient_statistics import prior_of, read_statistics
 from app.telemetry import logger
 
 log = logger("stores.shadows")
@@ -102,7 +102,7 @@ def _shadows(
         version = row["prior_version"]
         try:
             if version not in means:
-                means[version] = prior_mean(connection, policies.longest, version)
+                means[version] = prior_of(connection, policies.longest, version).mu
             shadow = shadow_of(decision_of(row), statistics, means[version], policies)
         except (SpecMismatch, *DAMAGE):
             continue

@@ -11,6 +11,8 @@ import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 from time import monotonic
 from typing import Any, ClassVar
 
@@ -92,7 +94,8 @@ class SqlSource(ABC):
             try:
                 return await self._run(reader, clock_ms, asked)
             except self.errors as error:
-                self._raise_database_fault(error, reader)
+                if reader.closing or self.is_database_fault(error):
+                    raise
                 separate = _union(asked)
         try:
             await reader.run(lambda connection: connection.execute(self._database.begin_snapshot))
@@ -144,7 +147,8 @@ class SqlSource(ABC):
         try:
             snapshot = await self._run(reader, clock_ms, [row._replace(mask=row.mask & ~separate) for row in asked])
         except self.errors as error:
-            self._raise_database_fault(error, reader)
+            if reader.closing or self.is_database_fault(error):
+                raise
             separate = _union(asked)
             snapshot = await self._run(reader, clock_ms, [row._replace(mask=0) for row in asked])
         rows = [list(row) for row in snapshot.rows]
@@ -161,24 +165,17 @@ class SqlSource(ABC):
                     alone = await self._run(reader, clock_ms, [row._replace(mask=1 << index)], left_s[index])
                     rows[place][index] = alone.rows[0][index]
                 except self.errors as error:
-                    self._raise_database_fault(error, reader)
+                    if reader.closing or self.is_database_fault(error):
+                        raise
                     self._separate |= 1 << index
                     errors[place, index] = f"the SQL failed: {error}"
                     if self.interrupted(error):
                         users = sum(one.mask >> index & 1 for one in asked[: place + 1])
-                        overdue[index] = errors[place, index] = self._too_long(users)
+                        named = "one user" if users == 1 else f"{users} users together"
+                        too_long = f"the SQL took longer than {self._timeout_s * 1000:,.0f} ms for {named}"
+                        overdue[index] = errors[place, index] = too_long
                 left_s[index] = max(0.001, left_s[index] - (monotonic() - started))
         return snapshot._replace(rows=rows, errors=errors, overdue=sum(1 << index for index in overdue))
-
-    def _too_long(self, users: int) -> str:
-        rows = "one user" if users == 1 else f"{users} users together"
-        return f"the SQL took longer than {self._timeout_s * 1000:,.0f} ms for {rows}"
-
-    def _raise_database_fault(self, error: Exception, reader: Reader) -> None:
-        """Raise `error` if the database is at fault or the connection is closing; return if a feature's SQL caused
-        it."""
-        if reader.closing or self.is_database_fault(error):
-            raise error
 
     def fetch(self, connection: Any, statement: str, parameters: dict[str, object]) -> list[Any]:
         """Run a statement. If it fails within a transaction, the transaction stays usable."""
@@ -194,7 +191,4 @@ class SqlSource(ABC):
 
 
 def _union(asked: Sequence[ComputeRow]) -> int:
-    mask = 0
-    for row in asked:
-        mask |= row.mask
-    return mask
+    return reduce(or_, (row.mask for row in asked), 0)

@@ -5,11 +5,9 @@ release does not know are never read, added to or overwritten. Damaged statistic
 
 A row carries two checksums: of its header (spec and number of decisions) and of its numbers. If only one matches, the
 row is damaged. If neither does, a process of an earlier release wrote the row, since each of its writes changes both
-parts and no checksum. Such a row is damaged if no decisions can have produced it (`sound`).
-
-A process that finds a row of damaged statistics logs it and *sets it aside*: it overwrites the hash with a text that
-matches no spec, so that the row is kept but not read again. No other user is affected. A damaged prior is logged once
-by each process, and the newest intact prior is used instead.
+parts and no checksum. Such a row is damaged if no decisions can have produced it (`sound`). A process that finds a
+damaged row logs it and *sets it aside*: it overwrites the hash with a text that matches no spec, so that the row is
+kept but not read again. No other user is affected.
 
 A range of users begins with its `first_user` and ends before that of the next range. Several workers may sum ranges at
 once: in each round, a worker claims a range, and sums it again if the numbers of its users and decisions are not those
@@ -23,20 +21,21 @@ erased user's id is kept.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from operator import eq
 from typing import Any
 from zlib import crc32
 
-from app.bandit.model.inputs import NUMBER_BYTES, SPECS, Array, Spec, packed
+from app.bandit.model.inputs import NUMBER_BYTES, SPECS, Spec, packed
 from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, can_be_pooled, pooled_mean, sound
 from app.bandit.ports import StateGrowth
 from app.errors import SpecMismatch
 from app.features.ids import AFTER_ALL_IDS, user_hash
-from app.stores.sql.backlog import ASIDE, SELECT_ASIDE_COUNT
-from app.stores.sql.database import SERVICE, Connection, Database
+from app.stores.sql.database import SERVICE, Connection, Database, SqlRepository, reads, writes
 from app.stores.sql.decision_rows import array
 from app.stores.sql.rollout import begin_evaluation
+from app.stores.sql.samples import ASIDE, SELECT_ASIDE_COUNT
 from app.telemetry import logger
 
 PAGE = 256
@@ -46,7 +45,7 @@ log = logger("stores.states")
 
 _STATE = "spec_hash, evidence, decisions, header_crc32, evidence_crc32"
 SELECT_STATE = f"SELECT {_STATE} FROM bandit_states WHERE user_id = ?"
-SELECT_VERSION = "SELECT decisions, spec_hash FROM bandit_states WHERE user_id = ?"
+SELECT_VERSION = "SELECT spec_hash, decisions FROM bandit_states WHERE user_id = ?"
 UPSERT_STATE = f"""
 INSERT INTO bandit_states (user_id, {_STATE}, updated_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (user_id) DO UPDATE SET
@@ -65,10 +64,13 @@ SELECT_NTH_USER = f"SELECT user_id FROM bandit_states WHERE {_IN_RANGE} ORDER BY
 SELECT_LEARNED = f"""
 SELECT COUNT(*), CAST(COALESCE(SUM(decisions), 0) AS BIGINT) FROM bandit_states WHERE {_IN_RANGE} AND spec_hash = :spec
 """
-# The order of the claims is the order of the work. A claim from after `newest` was made by a clock that was ahead.
-SELECT_DUE = """
-SELECT first_user, claimed_at_ms, users, decisions FROM pooled_ranges
-WHERE spec_hash = :spec AND claimed_at_ms NOT BETWEEN :round AND :newest ORDER BY claimed_at_ms LIMIT 1
+# A claim from after `newest` was made by a clock that was ahead.
+_DUE = "spec_hash = :spec AND claimed_at_ms NOT BETWEEN :round AND :newest"
+# The order of the claims is the order of the work.
+SELECT_DUE = f"SELECT first_user FROM pooled_ranges WHERE {_DUE} ORDER BY claimed_at_ms LIMIT 1"
+UPDATE_CLAIM = f"""
+UPDATE pooled_ranges SET claimed_at_ms = :now WHERE {_DUE} AND first_user = ({SELECT_DUE})
+RETURNING first_user, users, decisions
 """
 # The newest prior has seen the most changes.
 _CHANGES_SEEN = "(SELECT changes FROM bandit_priors WHERE spec_hash = :spec ORDER BY version DESC LIMIT 1)"
@@ -79,10 +81,6 @@ VALUES (:spec, '', 0, COALESCE({_CHANGES_SEEN}, 0)) ON CONFLICT DO NOTHING
 """
 INSERT_RANGE = "INSERT INTO pooled_ranges (spec_hash, first_user, claimed_at_ms, revision) VALUES (:spec, :end, 0, 0)"
 SELECT_END = "SELECT MIN(first_user) FROM pooled_ranges WHERE spec_hash = :spec AND first_user > :first"
-UPDATE_CLAIM = """
-UPDATE pooled_ranges SET claimed_at_ms = :now
-WHERE spec_hash = :spec AND first_user = :first AND claimed_at_ms = :claimed
-"""
 UPDATE_SUM = """
 UPDATE pooled_ranges SET users = :users, decisions = :decisions, evidence = :evidence, revision = revision + 1
 WHERE spec_hash = :spec AND first_user = :first AND claimed_at_ms = :now
@@ -90,20 +88,20 @@ WHERE spec_hash = :spec AND first_user = :first AND claimed_at_ms = :now
 UPDATE_NO_SUM = """
 UPDATE pooled_ranges SET users = NULL, decisions = NULL, evidence = NULL WHERE spec_hash = :spec AND first_user = :first
 """
-SELECT_SUM_COUNTS = """
-SELECT CAST(COALESCE(SUM(revision), 0) AS BIGINT), COUNT(*) - COUNT(users) FROM pooled_ranges WHERE spec_hash = ?
+SELECT_SUMS = """
+SELECT first_user, revision, users, decisions, evidence FROM pooled_ranges WHERE spec_hash = ? ORDER BY first_user
 """
-SELECT_SUMS = "SELECT first_user, users, decisions, evidence FROM pooled_ranges WHERE spec_hash = ? ORDER BY first_user"
-UPDATE_ASIDE = "UPDATE bandit_states SET spec_hash = ? WHERE user_id = ?"
-SELECT_COUNT = "SELECT COUNT(*) FROM bandit_states WHERE spec_hash = ?"
+_KNOWN = "spec_hash IN (SELECT value FROM json_each(?))"
+UPDATE_ASIDE = f"UPDATE bandit_states SET spec_hash = '{ASIDE}' || spec_hash WHERE user_id = ? AND {_KNOWN}"
+SELECT_COUNTS = f"SELECT spec_hash, COUNT(*) FROM bandit_states WHERE {_KNOWN} GROUP BY spec_hash"
 SELECT_CHANGES_SEEN = f"SELECT {_CHANGES_SEEN}"
 SELECT_NEWEST_VERSION = "SELECT version FROM bandit_priors WHERE spec_hash = ? ORDER BY version DESC LIMIT 1"
 _PRIORS = "SELECT version, spec_hash, mu, users, decisions, created_at_ms FROM bandit_priors"
 SELECT_PRIORS = f"{_PRIORS} ORDER BY version"
 SELECT_PRIOR = f"{_PRIORS} WHERE spec_hash = ? AND version = ?"
-SELECT_PRIOR_BELOW = f"{_PRIORS} WHERE spec_hash = ? AND version < ? ORDER BY version DESC LIMIT 1"
 INSERT_PRIOR = """
 INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) VALUES (?, ?, ?, ?, ?, ?)
+RETURNING version
 """
 
 
@@ -111,7 +109,7 @@ def read_statistics(connection: Connection, user_id: str) -> SufficientStatistic
     """A user's statistics; None if there are none. Raises `SpecMismatch` if they are damaged, or if this release does
     not know their spec (list of model inputs)."""
     row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
-    return None if row is None else _statistics(*row)
+    return None if row is None else statistics_of(*row)
 
 
 def write_statistics(connection: Connection, evidence: Mapping[str, SufficientStatistics], now_ms: int) -> None:
@@ -124,14 +122,10 @@ def write_statistics(connection: Connection, evidence: Mapping[str, SufficientSt
 def set_aside(connection: Connection, user_id: str) -> bool:
     """If a user's statistics are damaged, log it and mark the row, so that no process reads it again. Return True if
     they cannot be used: they are damaged, were marked before, or belong to a spec that this release does not know."""
-    row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
-    if row is None:
-        return False
     try:
-        _statistics(*row)
+        read_statistics(connection, user_id)
     except SpecMismatch as error:
-        if row[0] in SPECS:
-            connection.execute(UPDATE_ASIDE, (ASIDE + row[0], user_id))
+        if connection.execute(UPDATE_ASIDE, (user_id, json.dumps(list(SPECS)))).rowcount:
             log.warning("statistics_set_aside", user=user_hash(user_id), error=str(error))
         return True
     return False
@@ -150,48 +144,21 @@ def damaged(connection: Connection, *, whole: bool) -> int:
     return int(count)
 
 
-def has_version(connection: Connection, user_id: str, version: int, spec_hash: str | None) -> bool:
-    """Whether a user's statistics were learned from exactly `version` decisions, under the spec with this hash.
-    Missing, damaged or unknown statistics count as learned from none."""
-    row = connection.execute(SELECT_VERSION, (user_id,)).fetchone()
-    if (version, spec_hash) == (row or (0, None)):
-        return True
-    try:
-        read_statistics(connection, user_id)
-    except SpecMismatch:
-        return version == 0
-    return False
-
-
-def newest_prior(connection: Connection, spec: Spec, known: Prior, refused: set[int]) -> Prior:
-    """The newest intact prior of a spec; `known` if none is newer. Adds the versions of damaged priors to `refused`."""
-    if not spec.pooled:
-        return known  # it has no priors
+def newest_version(connection: Connection, spec: Spec) -> int:
+    """The version of the newest prior of a spec; 0 if there is none."""
     row = connection.execute(SELECT_NEWEST_VERSION, (spec.hash,)).fetchone()
-    if row is None or row[0] == known.version or row[0] in refused:
-        return known
-    version = row[0] + 1
-    while (row := connection.execute(SELECT_PRIOR_BELOW, (spec.hash, version)).fetchone()) is not None:
-        version = row[0]
-        if version == known.version:
-            break
-        if (found := _prior(*row)) is not None:
-            return found
-        if version not in refused:
-            refused.add(version)
-            log.warning("prior_refused", version=version)
-    return known
+    return 0 if row is None else int(row[0])
 
 
-def prior_mean(connection: Connection, spec: Spec, version: int) -> Array:
-    """The mean of the prior with this version; zeros for version 0. Raises `SpecMismatch` if there is no intact prior
-    of the spec with this version."""
+def prior_of(connection: Connection, spec: Spec, version: int) -> Prior:
+    """The prior with this version; version 0 is `Prior.none`. Raises `SpecMismatch` if there is no intact prior of the
+    spec with this version."""
     if version == 0:
-        return Prior.none(spec).mu
+        return Prior.none(spec)
     row = connection.execute(SELECT_PRIOR, (spec.hash, version)).fetchone()
     if row is None or (found := _prior(*row)) is None:
         raise SpecMismatch(f"there is no intact prior {version} of {spec.id} {spec.version}")
-    return found.mu
+    return found
 
 
 def priors(connection: Connection) -> Iterator[Prior | None]:
@@ -206,12 +173,12 @@ def _prior(version: int, spec_hash: str, mu: bytes, users: int, decisions: int, 
     return Prior(version, spec, array(mu), users, decisions, created_at_ms)
 
 
-class SqlStates:
+class SqlStates(SqlRepository):
     """The statistics of all users, and the pooled priors. Implements `app.bandit.ports.StateRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
         """`spec`: the longest list of model inputs. Pooled priors are made for it, from statistics extended to it."""
-        self._database = database
+        super().__init__(database)
         self._spec = spec
 
     async def sum_range(self, round_ms: int, now_ms: int) -> bool:
@@ -219,12 +186,8 @@ class SqlStates:
         due = {"spec": self._spec.hash, "round": round_ms, "newest": now_ms + AHEAD_MS, "now": now_ms}
         if await self._database.row(SELECT_DUE, due) is None:
             return await self._database.execute(INSERT_FIRST_RANGE, due) > 0
-        claim = await self._database.write(lambda connection: self._claim(connection, due), of=())
-        if claim is None:
-            return True  # another worker was faster
-        summed = await self._database.read(lambda connection: self._summed(connection, claim), snapshot=True)
-        if summed is None:
-            return True
+        if (claim := await self._claim(due)) is None or (summed := await self._summed(claim)) is None:
+            return True  # another worker was faster, or nothing has changed
         total, users, damaged = summed
 
         def work(connection: Connection) -> None:
@@ -236,67 +199,45 @@ class SqlStates:
         await self._database.write(work, of=damaged)
         return True
 
-    async def pooled(self, now_ms: int) -> tuple[Prior, int] | None:
-        damaged: list[str] = []
+    @writes(of=SERVICE)
+    def pool(self, connection: Connection, now_ms: int) -> Prior | None:
+        spec = self._spec
+        (seen,) = connection.execute(SELECT_CHANGES_SEEN, {"spec": spec.hash}).fetchone()
+        rows = connection.execute(SELECT_SUMS, (spec.hash,)).fetchall()
+        revision = sum(row[1] for row in rows)
+        if any(row[2] is None for row in rows) or revision <= (seen or 0):
+            return None
+        if damaged := [{"spec": spec.hash, "first": row[0]} for row in rows if not sound(spec, row[4], row[3])]:
+            log.warning("sum_refused", sums=len(damaged), detail="these ranges are summed again")
+            connection.executemany(UPDATE_NO_SUM, damaged)
+            return None
+        if (users := sum(row[2] for row in rows)) == 0 and seen is None:
+            return None
+        total = SufficientStatistics.none(spec).plus([row[4] for row in rows], sum(row[3] for row in rows))
+        mu = pooled_mean(total)
+        prior = (spec.hash, packed(mu), users, total.decisions, revision, now_ms)
+        (version,) = connection.execute(INSERT_PRIOR, prior).fetchone()
+        if seen is None:
+            begin_evaluation(connection, spec.hash)
+        return Prior(version, spec, mu, users, total.decisions, now_ms)
 
-        def work(connection: Connection) -> tuple[Prior, int] | None:
-            revision, missing = connection.execute(SELECT_SUM_COUNTS, (self._spec.hash,)).fetchone()
-            (seen,) = connection.execute(SELECT_CHANGES_SEEN, {"spec": self._spec.hash}).fetchone()
-            if missing or revision <= (seen or 0):
-                return None
-            total, users = SufficientStatistics.none(self._spec), 0
-            cursor = connection.execute(SELECT_SUMS, (self._spec.hash,))
-            while page := cursor.fetchmany(PAGE):
-                damaged.extend(row[0] for row in page if not sound(self._spec, row[3], row[2]))
-                if not damaged:
-                    total = total.plus([row[3] for row in page], sum(row[2] for row in page))
-                    users += sum(row[1] for row in page)
-            if damaged or (seen is None and not users):
-                return None
-            return Prior(0, self._spec, pooled_mean(total), users, total.decisions, now_ms), revision
-
-        found = await self._database.read(work, snapshot=True)
-        for first in damaged:
-            log.warning("sum_refused", detail="the range is summed again")
-            await self._database.execute(UPDATE_NO_SUM, {"spec": self._spec.hash, "first": first})
-        return found
-
-    async def add_prior(self, prior: Prior, revision: int) -> bool:
-        def work(connection: Connection) -> bool:
-            (seen,) = connection.execute(SELECT_CHANGES_SEEN, {"spec": self._spec.hash}).fetchone()
-            if seen is not None and seen >= revision:
-                return False
-            row = (prior.spec.hash, packed(prior.mu), prior.users, prior.decisions, revision, prior.created_at_ms)
-            connection.execute(INSERT_PRIOR, row)
-            if seen is None:
-                begin_evaluation(connection, self._spec.hash)
-            return True
-
-        return await self._database.write(work, of=SERVICE)
-
-    async def prior_version(self) -> int:
-        row = await self._database.row(SELECT_NEWEST_VERSION, (self._spec.hash,))
-        return 0 if row is None else int(row[0])
+    @reads
+    def prior_version(self, connection: Connection) -> int:
+        return newest_version(connection, self._spec)
 
     async def growth(self) -> StateGrowth:
-        def work(connection: Connection) -> StateGrowth:
-            counts = {spec: connection.execute(SELECT_COUNT, (spec.hash,)).fetchone()[0] for spec in SPECS.values()}
-            return StateGrowth(sum(counts.values()), sum(counts[spec] for spec in self._spec.shorter()))
+        counts = dict(await self._database.rows(SELECT_COUNTS, (json.dumps(list(SPECS)),)))
+        return StateGrowth(sum(counts.values()), sum(counts.get(spec.hash, 0) for spec in self._spec.shorter()))
 
-        return await self._database.read(work)
-
+    @writes(of=())
     def _claim(self, connection: Connection, due: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Claim a range of users that is still to be summed in this round, from `first` up to but without `end`; None
-        if there is none, or another worker was faster. A range that has become too large is cut. `due`: the parameters
-        of `SELECT_DUE` and `UPDATE_CLAIM`. The result has them, too, and the counts `users` and `decisions` of the
-        stored sum; None without a sum."""
-        row = connection.execute(SELECT_DUE, due).fetchone()
+        """Claim a range of users that is still to be summed in this round; None if another worker was faster. A range
+        that has become too large is cut. The result has `due`, the parameters of `SELECT_DUE`, the range from `first`
+        up to but without `end`, and the counts `users` and `decisions` of its stored sum, None without one."""
+        row = connection.execute(UPDATE_CLAIM, due).fetchone()
         if row is None:
             return None
-        first, claimed_at_ms, users, decisions = row
-        claim = {**due, "first": first, "claimed": claimed_at_ms, "users": users, "decisions": decisions}
-        if not connection.execute(UPDATE_CLAIM, claim).rowcount:
-            return None
+        claim = {**due, **dict(zip(("first", "users", "decisions"), row, strict=True))}
         (end,) = connection.execute(SELECT_END, claim).fetchone()
         claim["end"] = end or AFTER_ALL_IDS
         if connection.execute(SELECT_NTH_USER, {**claim, "n": 2 * RANGE_USERS}).fetchone() is not None:
@@ -306,6 +247,7 @@ class SqlStates:
             claim["users"] = claim["decisions"] = None
         return claim
 
+    @reads
     def _summed(
         self, connection: Connection, claim: Mapping[str, Any]
     ) -> tuple[SufficientStatistics, int, list[str]] | None:
@@ -324,7 +266,8 @@ class SqlStates:
         return total, users, damaged
 
 
-def _statistics(spec_hash: str, evidence: bytes, decisions: int, *checksums: int | None) -> SufficientStatistics:
+def statistics_of(spec_hash: str, evidence: bytes, decisions: int, *checksums: int | None) -> SufficientStatistics:
+    """Decode a row of `SELECT_STATE`. Raises `SpecMismatch` as `read_statistics`."""
     spec = SPECS.get(spec_hash)
     if spec_hash.startswith(ASIDE):
         raise SpecMismatch("the user's statistics are damaged and were set aside")

@@ -10,7 +10,7 @@ from app.features.clock import DAY_MS
 from app.features.events import KNOWN_SUBJECTS
 from app.profiles.ports import COUNTED, END_OF_TIME_MS, RecentEvent
 from app.stores.sql.cache_state import ADVANCE_LOCAL_CACHE_EPOCH, insert_owed
-from app.stores.sql.database import Connection, SqlRepository
+from app.stores.sql.database import Connection, SqlRepository, reads
 from app.stores.sql.dead_letters import erase_letters, letters_of
 from app.stores.sql.event_log import EVENT_COLUMNS, EVENT_JOINS, SELECT_OLDEST, logged_event
 
@@ -165,14 +165,11 @@ class SqlUsers(SqlRepository):
     async def any_unconsumed(self, user_id: str, after_seq: int) -> bool:
         return bool(await self._database.value(SELECT_ANY_UNCONSUMED, (user_id, after_seq)))
 
-    async def holdings(self, user_id: str) -> Holdings:
+    @reads
+    def holdings(self, connection: Connection, user_id: str) -> Holdings:
         """Count the rows that `erase` would delete now, by kind."""
-
-        def work(connection: Connection) -> Holdings:
-            views, feedback, *others = connection.execute(SELECT_HOLDINGS, {"user": user_id}).fetchone()
-            return Holdings(views, feedback, len(letters_of(connection, user_id)), *others)
-
-        return await self._database.read(work)
+        views, feedback, *others = connection.execute(SELECT_HOLDINGS, {"user": user_id}).fetchone()
+        return Holdings(views, feedback, len(letters_of(connection, user_id)), *others)
 
     async def erase(self, user_id: str, now_ms: int) -> Holdings:
         """Delete all data of a user. Return the number of deleted rows of each kind.

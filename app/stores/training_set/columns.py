@@ -43,7 +43,7 @@ class JsonColumn(msgspec.Struct, frozen=True):
         return self.values
 
     def arrow(self) -> Any:
-        pa, _ = arrow_modules()
+        pa = pyarrow()
         if self.kind == "text":
             return pa.array(self._texts(), pa.string())
         kinds = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "time": pa.timestamp("us", "UTC")}
@@ -62,16 +62,16 @@ class ArrowColumn(msgspec.Struct, frozen=True):
     array: Any
 
     def text(self) -> Sequence[str]:
-        pa, pc = arrow_modules()
+        pa = pyarrow()
         kind = self.array.type
         try:
-            texts = self._moments() if pa.types.is_timestamp(kind) else pc.cast(self.array, pa.string())
+            texts = self._moments() if pa.types.is_timestamp(kind) else self.array.cast(pa.string())
             return [value or "" for value in texts.to_pylist()]
         except pa.ArrowException:  # nested, or bytes
             return ["" if value is None else json.dumps(value, default=str) for value in self.array.to_pylist()]
 
     def json(self) -> Sequence[bytes]:
-        pa, _ = arrow_modules()
+        pa = pyarrow()
         array = self._moments() if pa.types.is_timestamp(self.array.type) else self.array
         return [msgspec.json.encode(value, enc_hook=str) for value in array.to_pylist()]
 
@@ -80,35 +80,32 @@ class ArrowColumn(msgspec.Struct, frozen=True):
 
     def moments_ms(self) -> list[int | None] | None:
         """The column's times in milliseconds since 1970, rounded down; None unless it holds times with a time zone."""
-        pa, pc = arrow_modules()
+        pa = pyarrow()
         kind = self.array.type
         if not pa.types.is_timestamp(kind) or kind.tz is None:
             return None
-        found: list[int | None] = pc.cast(self.array, pa.timestamp("ms", "UTC"), safe=False).cast("int64").to_pylist()
+        found: list[int | None] = self.array.cast(pa.timestamp("ms", "UTC"), safe=False).cast("int64").to_pylist()
         return found
 
     def _moments(self) -> Any:
         """The times as RFC 3339 text in UTC, as precise as the column; without `Z` if the column has no time zone."""
-        pa, pc = arrow_modules()
+        pa = pyarrow()
         kind = self.array.type
         if kind.tz is None:
-            return pc.strftime(self.array, "%Y-%m-%dT%H:%M:%S")
-        return pc.strftime(self.array.cast(pa.timestamp(kind.unit, "UTC")), "%Y-%m-%dT%H:%M:%SZ")
+            return pa.compute.strftime(self.array, "%Y-%m-%dT%H:%M:%S")
+        return pa.compute.strftime(self.array.cast(pa.timestamp(kind.unit, "UTC")), "%Y-%m-%dT%H:%M:%SZ")
 
 
 # The values of one column in consecutive rows, as CSV fields (`text`), JSON or an Arrow array.
 Column = JsonColumn | ArrowColumn
 
 
-def arrow_modules() -> tuple[Any, Any]:
-    """Import and return the modules `pyarrow` and `pyarrow.compute`.
-
-    Raises:
-        StoreUnavailable: pyarrow is not installed.
-    """
+def pyarrow() -> Any:
+    """The module `pyarrow`, with `compute` and `parquet`. Raises `StoreUnavailable` if it is not installed."""
     try:
         import pyarrow as pa  # noqa: PLC0415  # optional, and slow to import
-        import pyarrow.compute as pc  # noqa: PLC0415
+        import pyarrow.compute  # noqa: PLC0415
+        import pyarrow.parquet  # noqa: PLC0415
     except ImportError as error:
         raise StoreUnavailable("Parquet needs the `parquet` extra (pyarrow); CSV and NDJSON do not") from error
-    return pa, pc
+    return pa

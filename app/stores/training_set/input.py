@@ -22,7 +22,7 @@ import msgspec
 
 from app.errors import InvalidInput, Issue, StoreUnavailable, Undecodable
 from app.events.validation import TABLE, other_format
-from app.stores.training_set.columns import NULL, ArrowColumn, Column, JsonColumn, Kind, arrow_modules
+from app.stores.training_set.columns import NULL, ArrowColumn, Column, JsonColumn, Kind, pyarrow
 
 # The columns that say what a row asks for: a user and a moment, or a decision.
 MOMENT_KEYS = ("user_id", "as_of")
@@ -211,18 +211,17 @@ def _strings(values: Sequence[bytes]) -> list[str | None]:
 
 
 def _parquet(file: IO[bytes], shown: str) -> Rows:
-    pa, _ = arrow_modules()
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    pa = pyarrow()
 
     try:
-        found = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
+        found = pa.parquet.ParquetFile(file, buffer_size=BUFFER_BYTES)
     except pa.ArrowException as error:
         raise Undecodable(f"{shown} is broken Parquet: {error}") from error
     return Rows(found.schema_arrow.names, _parquet_blocks(found, shown))
 
 
 def _parquet_blocks(file: Any, shown: str) -> Iterator[Block]:
-    pa, _ = arrow_modules()
+    pa = pyarrow()
     first = 1
     try:
         for batch in file.iter_batches(BLOCK):
@@ -239,7 +238,7 @@ def _parquet_blocks(file: Any, shown: str) -> Iterator[Block]:
 
 
 def _arrow_key(column: ArrowColumn, kind: Any, name: str) -> Sequence[str | int | None]:
-    pa, _ = arrow_modules()
+    pa = pyarrow()
     if name == "as_of" and (moments := column.moments_ms()) is not None:
         return moments
     value_type = kind.value_type if pa.types.is_dictionary(kind) else kind

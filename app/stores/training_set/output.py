@@ -6,7 +6,7 @@ import csv
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from io import StringIO
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import IO, Any
 import msgspec
 
 from app.errors import InvalidInput, StoreUnavailable
-from app.stores.training_set.columns import ArrowColumn, Column, arrow_modules
+from app.stores.training_set.columns import ArrowColumn, Column, pyarrow
 
 ROW_GROUP = 10_000
 
@@ -62,10 +62,10 @@ class ParquetWriter(TrainingSetWriter):
         self._pending: list[Any] = []
         self._rows = 0
         self._writer: Any = None
-        arrow_modules()
+        pyarrow()
 
     def write(self, columns: Mapping[str, Column]) -> None:
-        pa, _ = arrow_modules()
+        pa = pyarrow()
         arrays = [_times(column) if name == "as_of" else column.arrow() for name, column in columns.items()]
         self._pending.append(pa.table(arrays, names=list(columns)))
         self._rows += len(arrays[0])
@@ -78,16 +78,14 @@ class ParquetWriter(TrainingSetWriter):
             self._writer.close()
 
     def _flush(self) -> None:
-        import pyarrow as pa  # noqa: PLC0415
-        import pyarrow.parquet as pq  # noqa: PLC0415
+        pa = pyarrow()
 
         if self._pending:
             table = pa.concat_tables(self._pending).unify_dictionaries()
             if self._writer is None:
-                self._writer = pq.ParquetWriter(self._file, table.schema)
+                self._writer = pa.parquet.ParquetWriter(self._file, table.schema)
             self._writer.write_table(table)
-            self._pending.clear()
-            self._rows = 0
+            self._pending, self._rows = [], 0
 
 
 def _csv(rows: list[tuple[str, ...]], quoting: int) -> str:
@@ -97,7 +95,7 @@ def _csv(rows: list[tuple[str, ...]], quoting: int) -> str:
 
 
 def _times(column: Column) -> Any:
-    pa, _ = arrow_modules()
+    pa = pyarrow()
     if isinstance(column, ArrowColumn) and pa.types.is_timestamp(column.array.type):
         return column.array
     return pa.array([datetime.fromisoformat(moment) for moment in column.text()], pa.timestamp("us", "UTC"))
@@ -110,15 +108,10 @@ WRITERS: dict[str, type[TrainingSetWriter]] = {".csv": CsvWriter, ".ndjson": Ndj
 def writer_for(path: Path | None, default: type[TrainingSetWriter] = CsvWriter) -> Iterator[TrainingSetWriter]:
     """Yield a writer for the format that the suffix of `path` names; without a path, for the default format on standard
     output."""
-    if path is None:
-        standard_output = default(sys.stdout.buffer)
-        yield standard_output
-        standard_output.close()
-        return
-    if path.suffix not in WRITERS:
+    if path is not None and path.suffix not in WRITERS:
         raise InvalidInput(f"cannot tell the format of {path.name}: the name must end in {', '.join(WRITERS)}")
-    with new_file(path) as file:
-        writer = WRITERS[path.suffix](file)
+    with new_file(path) if path is not None else nullcontext(sys.stdout.buffer) as file:
+        writer = (WRITERS[path.suffix] if path is not None else default)(file)
         yield writer
         writer.close()
 

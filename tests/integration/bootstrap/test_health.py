@@ -18,10 +18,9 @@ from app.operations import samples
 from app.settings import Settings
 from app.settings.parsers import PostgresUrl, postgres_url
 from app.stores.migrate import migrate
-from app.stores.sql.backlog import AHEAD_MS
 from app.stores.sql.database import Database
 from app.stores.sql.dead_letters import SqlDeadLetters
-from app.stores.sql.samples import SqlSamples
+from app.stores.sql.samples import AHEAD_MS, SqlSamples
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import work

@@ -23,7 +23,7 @@ from app.operations.component_states import ComponentView
 from app.operations.samples import Sample
 from app.settings import hash_key
 from app.stores.queue.client import HEALTH_KEY, HEALTH_SUFFIX
-from app.stores.sql.backlog import ASIDE
+from app.stores.sql.samples import ASIDE
 from app.stores.sqlite.diagnostics import diagnose_file_system
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.cli.conftest import Outcome, Run

@@ -10,7 +10,7 @@ import pytest
 
 from app.features.clock import SystemClock
 from app.settings import Settings
-from app.stores.sql.audit_trail import SqlAuditTrail
+from app.stores.sql.access import SqlAuditTrail
 from app.stores.sqlite.database import SqliteDatabase
 from tests.integration.cli.conftest import Run, rows_shown
 from tests.support.audit import newest_entries

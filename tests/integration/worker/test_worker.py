@@ -41,7 +41,7 @@ from app.stores.queue import worker as queue_worker
 from app.stores.queue.client import HEALTH_KEY, QUEUE
 from app.stores.queue.jobs import TIP_EVENTS
 from app.stores.queue.worker import ARQ_EXTRA_S, Pace
-from app.stores.sql.backlog import backlog
+from app.stores.sql.samples import backlog
 from app.stores.valkey.embedded import EmbeddedServer
 from app.worker import UNEXPECTED_TRIES, JobContext, back_off, context, crons, work
 from tests.support.bandit_process import TIPS

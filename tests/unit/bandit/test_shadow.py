@@ -21,7 +21,7 @@ from app.errors import NotFound, StoreUnavailable
 from app.stores.sql import shadows
 from app.stores.sql.database import Database
 from app.stores.sql.decisions import SqlDecisions
-from app.stores.sql.sufficient_statistics import prior_mean, read_statistics
+from app.stores.sql.sufficient_statistics import prior_of, read_statistics
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess
 from tests.support.logs import Recorder
 from tests.support.score_requests import same_bits, tip, y_of
@@ -34,7 +34,7 @@ SELECT_POOL = "SELECT pool_p, v_pool FROM pool_shadows JOIN tip_scores USING (nu
 async def known_to(process: BanditProcess, decision: Decision) -> tuple[SufficientStatistics, Array]:
     """What a decision that was just made was made from: the user's statistics, and the mean of the prior."""
     statistics = await process.database.read(lambda connection: read_statistics(connection, decision.user_id))
-    mu = await process.database.read(lambda connection: prior_mean(connection, SPEC_V2, decision.prior_version))
+    mu = await process.database.read(lambda connection: prior_of(connection, SPEC_V2, decision.prior_version).mu)
     return statistics or SufficientStatistics.none(SPEC_V2), mu
 
 

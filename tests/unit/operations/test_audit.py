@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.errors import CacheUnavailable, Conflict, NotFound, StoreUnavailable
 from app.features.ids import user_hash
 from app.operations.audit import MAX_OUTCOME, AuditEntry, audited
-from app.stores.sql.audit_trail import SqlAuditTrail
+from app.stores.sql.access import SqlAuditTrail
 from app.stores.sql.database import Database
 from tests.support.audit import NEWEST, newest_entries
 from tests.support.clock import NOW_MS

@@ -47,7 +47,7 @@ OTHERS = {"known events", "states to grow", "states of a spec"}
 _RANKINGS = dict.fromkeys(("champion_scores", "champion_pi", "challenger_scores", "challenger_pi"), b"")
 SHADOW = {**dict.fromkeys(Shadow._fields, 0.5), **_RANKINGS, "agree": 1, "user_id": USER, "number": 77}
 LEARNED = {
-    "served": 1,
+    "served_at_ms": 1,
     "reward": 0.5,
     "source": "feedback",
     "action": "completed",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -14,15 +12,15 @@ import pytest
 
 from app.bandit.learning.maintenance import POOL_EVERY_MS
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS
-from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, pooled_mean, sound
+from app.bandit.model.sufficient_statistics import SufficientStatistics, pooled_mean, sound
 from app.bandit.ports import StateGrowth
 from app.concurrency.tasks import repeat
 from app.errors import SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
-from app.stores.sql.backlog import backlog
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.learning import SqlLearning
-from app.stores.sql.sufficient_statistics import damaged, newest_prior, write_statistics
+from app.stores.sql.samples import backlog
+from app.stores.sql.sufficient_statistics import damaged, write_statistics
 from tests.support.bandit_process import HOUR_MS, WINDOW_MS, BanditProcess, feedback_for, inject_failures
 from tests.support.clock import NOW_MS
 from tests.support.logs import Recorder
@@ -329,33 +327,23 @@ async def damage_prior(process: BanditProcess, version: int, how: Callable[[byte
 
 
 @pytest.mark.parametrize("how", PRIOR_DAMAGE.values(), ids=PRIOR_DAMAGE.keys())
-async def test_newest_sound_prior_is_used_when_newer_ones_are_damaged(
+async def test_damaged_prior_is_not_used_and_the_next_one_is(
     process: BanditProcess, how: Callable[[bytes], bytes], logged: Recorder
 ) -> None:
-    for user_id in ("ann", "bob", "cid"):
+    for user_id in ("ann", "bob"):
         await process.learn_one(user_id)
         assert await process.pool()
-    for version in (2, 3):
-        await damage_prior(process, version, how)
-    other = BanditProcess(process.database)  # a process that knows none of them
+    await damage_prior(process, 2, how)
+    other = BanditProcess(process.database)  # a process that has used none
     decisions = [await other.decide() for _ in range(3)]
-    assert [item.prior_version for item in decisions] == [1, 1, 1]
+    assert [item.prior_version for item in decisions] == [0, 0, 0]
     assert np.isfinite(decisions[0].theta).all()
     assert [(line["event"], line["level"], line["version"]) for line in logged.lines] == [
-        ("prior_refused", "warning", 3),
-        ("prior_refused", "warning", 2),
-    ], "each is logged once"
+        ("prior_refused", "warning", 2)
+    ], "it is logged once"
     await process.learn_one("dan")
     assert await process.pool()
-    assert (await other.decide()).prior_version == 4
-
-
-async def test_no_prior_is_used_when_the_only_one_is_damaged(process: BanditProcess, logged: Recorder) -> None:
-    await process.learn_one()
-    assert await process.pool()
-    await damage_prior(process, 1, PRIOR_DAMAGE["too short"])
-    assert (await process.decide()).prior_version == 0
-    assert len(logged.lines) == 1
+    assert (await other.decide()).prior_version == 3
 
 
 async def test_cached_prior_is_used_when_a_newer_one_is_damaged(process: BanditProcess, logged: Recorder) -> None:
@@ -370,10 +358,15 @@ async def test_cached_prior_is_used_when_a_newer_one_is_damaged(process: BanditP
     assert [line["version"] for line in logged.lines] == [2]
 
 
-async def test_champion_alone_reads_no_prior() -> None:
-    with closing(sqlite3.connect(":memory:")) as nothing:
-        known = Prior.none(SPEC_V1)
-        assert newest_prior(nothing, SPEC_V1, known, set()) is known
+async def test_champion_alone_reads_no_prior(database: Database, logged: Recorder) -> None:
+    process = BanditProcess(database, shadow=False)
+    await process.execute(
+        "INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) VALUES (?, ?, 1, 1, 1, 1)",
+        SPEC_V1.hash,
+        b"damaged",
+    )
+    assert (await process.decide()).prior_version == 0
+    assert not logged.lines
 
 
 async def test_nothing_grows_without_a_challenger(database: Database) -> None:

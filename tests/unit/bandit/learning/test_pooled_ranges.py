@@ -85,9 +85,7 @@ class RandomRun:
             await worker.sum_range(self.round_ms, self.now_ms)
 
     async def pool(self) -> None:
-        found = await self.states.pooled(self.now_ms)
-        if found is not None and await self.states.add_prior(*found):
-            self.prior = found[0]
+        self.prior = await self.states.pool(self.now_ms) or self.prior
 
     async def step(self, depth: int = 0) -> None:
         self.now_ms += self.random.randint(0, 3)
@@ -202,9 +200,9 @@ async def test_prior_is_the_same_to_the_last_bit_when_workers_die(database: Data
         await asyncio.gather(*(work() for _ in range(workers)))
         while await run.states.sum_range(NOW_MS + 1, NOW_MS + 1):
             pass
-        found = await run.states.pooled(NOW_MS)
+        found = await run.states.pool(NOW_MS)
         assert found is not None
-        priors.append(found[0])
+        priors.append(found)
         await database.execute("DELETE FROM pooled_ranges")
     assert priors[0].mu.tobytes() == priors[1].mu.tobytes()
     assert priors[0].users == priors[1].users == len(USERS)

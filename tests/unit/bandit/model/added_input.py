@@ -19,7 +19,8 @@ from app.bandit.model.inputs import NEWEST, SPECS, Context
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, Policies
 from app.bandit.shadow import shadow_of
-from app.stores.sql.decision_rows import array, decision_of, named_rows
+from app.stores.sql.database import named_rows
+from app.stores.sql.decision_rows import array, decision_of
 from app.stores.sqlite.database import SqliteDatabase
 from tests.support.bandit_process import BanditProcess, feedback_for
 from tests.support.clock import FakeClock

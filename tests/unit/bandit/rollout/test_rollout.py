@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2
-from app.bandit.model.sufficient_statistics import Prior
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
 from app.bandit.ports import RecentDecisions, RolloutLook
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.controller import FEWEST_ANSWERS, FEWEST_RECENT
@@ -17,7 +17,7 @@ from app.bandit.rollout.stages import Move, RolloutState, Stage, Target
 from app.bandit.rollout.status import RolloutStatus
 from app.errors import Conflict, StoreUnavailable
 from app.settings import Settings
-from app.stores.sql.audit_trail import SqlAuditTrail
+from app.stores.sql.access import SqlAuditTrail
 from app.stores.sql.database import Database
 from app.stores.sql.rollout import SqlRollout
 from app.stores.sql.sufficient_statistics import SqlStates
@@ -52,6 +52,16 @@ class RolloutFixture:
         """The status after a call of `watch`."""
         await self.rollout.watch()
         return await self.rollout.status()
+
+    async def pool(self) -> Prior | None:
+        """Store a pooled prior, after a change of the sum over all users."""
+        await self.execute(
+            "INSERT INTO pooled_ranges VALUES (?, '', 0, 1, 1, 1, ?) "
+            "ON CONFLICT (spec_hash, first_user) DO UPDATE SET revision = pooled_ranges.revision + 1",
+            SPEC_V2.hash,
+            SufficientStatistics.none(SPEC_V2).pack(),
+        )
+        return await self.states.pool(NOW_MS)
 
     async def state(self) -> RolloutState:
         return await self.rollout.repository.state()
@@ -137,15 +147,14 @@ async def test_no_look_is_made_when_no_decision_had_a_pooled_prior(fixture: Roll
 
 
 async def test_evaluation_begins_with_the_first_prior_and_continues_with_later_ones(fixture: RolloutFixture) -> None:
-    first = Prior.none(SPEC_V2)
     await fixture.write(some(30), prior_version=0)
     assert (await fixture.rollout.status()).decisions.without_prior == 30
-    assert await fixture.states.add_prior(first, 1)
+    assert await fixture.pool()
     assert (await fixture.state()).evaluated_after == 30
     assert (await fixture.rollout.status()).decisions.without_prior == 0
     await fixture.write(some(20))
-    assert await fixture.states.add_prior(first, 2)
-    assert not await fixture.states.add_prior(first, 2)
+    assert await fixture.pool()
+    assert await fixture.states.pool(NOW_MS) is None, "no sum has changed"
     assert (await fixture.state()).evaluated_after == 30
     assert (await fixture.rollout.status()).decisions.evaluated == 20
 
@@ -155,7 +164,7 @@ async def test_first_prior_deletes_earlier_looks(fixture: RolloutFixture) -> Non
     await fixture.write(some(4_000))
     await fixture.rollout.watch()
     assert len(await fixture.looks()) == 1
-    assert await fixture.states.add_prior(Prior.none(SPEC_V2), 1)
+    assert await fixture.pool()
     assert await fixture.looks() == []
 
 
@@ -163,7 +172,7 @@ async def test_first_prior_deletes_earlier_looks(fixture: RolloutFixture) -> Non
 async def test_first_prior_changes_nothing_outside_the_shadow(fixture: RolloutFixture, stage: str) -> None:
     await fixture.write(some(30))
     await fixture.execute("UPDATE rollout SET stage = ?", stage)
-    assert await fixture.states.add_prior(Prior.none(SPEC_V2), 1)
+    assert await fixture.pool()
     assert (await fixture.state()).evaluated_after == 0
 
 
@@ -609,8 +618,7 @@ async def test_stage_without_a_challenger_is_left(database: Database) -> None:
 
 async def test_first_prior_ties_the_shadow_to_the_challenger(fixture: RolloutFixture) -> None:
     assert (await fixture.state()).challenger is None
-    prior = Prior(0, SPEC_V2, Prior.none(SPEC_V2).mu, 1, 1, NOW_MS)
-    assert await fixture.states.add_prior(prior, 1)
+    assert await fixture.pool()
     assert (await fixture.state()).challenger == SPEC_V2.hash
 
 
@@ -622,7 +630,7 @@ async def test_first_prior_leaves_the_evaluation_of_another_challenger(
     await fixture.write(some(4_000))
     await fixture.rollout.watch()
     await reached_by(fixture, challenger, "shadow", 0.0)
-    assert await fixture.states.add_prior(Prior.none(SPEC_V2), 1)
+    assert await fixture.pool()
     assert ((await fixture.state()).challenger, len(await fixture.looks())) == (challenger, 1)
 
 

@@ -11,7 +11,7 @@ from app.errors import StoreUnavailable
 from app.events.ports import Admitted, Appended, ClashingEvent
 from app.events.validation import admit, digest
 from app.features.clock import DAY_MS
-from app.features.events import FEEDBACK, KNOWN_SUBJECTS, SERVED, Action, TipEvent
+from app.features.events import FEEDBACK, SERVED, Action, TipEvent
 from app.features.registry import Registry
 from app.stores.sql.database import Database
 from app.stores.sql.event_log import SqlEventLog
@@ -150,11 +150,10 @@ async def test_stale_features_are_those_of_all_announced_registries(database: Da
     outcome = await append(event_log, served("ann"), served("bob"), feedback("bob"))
     views = {"tip_volume_30d", "of_the_next_release"}
     assert outcome.stale == {"ann": views, "bob": views | REGISTRY.invalidated_by(FEEDBACK)}
-    assert await event_log.stale_features(KNOWN_SUBJECTS) == {
+    assert await event_log.stale_features() == {
         SERVED: views,
         FEEDBACK: REGISTRY.invalidated_by(FEEDBACK),
     }
-    assert await event_log.stale_features(["signals.other"]) == {"signals.other": frozenset()}
 
 
 async def test_users_are_stale_when_no_feature_is_announced(event_log: SqlEventLog) -> None:

@@ -115,8 +115,8 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "version": (sufficient_statistics.SELECT_VERSION, ("u",), "(user_id=?)"),
     "states to grow": (learning.SELECT_TO_GROW, ("[]", 1), "bandit_states_by_spec (spec_hash=?)"),
     "states of a spec": (
-        sufficient_statistics.SELECT_COUNT,
-        ("s",),
+        sufficient_statistics.SELECT_COUNTS,
+        ("[]",),
         "COVERING INDEX bandit_states_by_spec (spec_hash=?)",
     ),
     "learned in a range": (
@@ -137,15 +137,9 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
         {"spec": "s", "user": "u", "lost": 0},
         "(spec_hash=? AND first_user<?)",
     ),
-    "revision": (sufficient_statistics.SELECT_SUM_COUNTS, ("s",), "COVERING INDEX pooled_ranges_by_claim"),
     "changes seen": (sufficient_statistics.SELECT_CHANGES_SEEN, {"spec": "s"}, "bandit_priors_by_spec (spec_hash=?)"),
     "first range": (sufficient_statistics.INSERT_FIRST_RANGE, {"spec": "s"}, "bandit_priors_by_spec (spec_hash=?)"),
     "newest version": (sufficient_statistics.SELECT_NEWEST_VERSION, ("s",), "bandit_priors_by_spec (spec_hash=?)"),
-    "prior below": (
-        sufficient_statistics.SELECT_PRIOR_BELOW,
-        ("s", 9),
-        "bandit_priors_by_spec (spec_hash=? AND version<?)",
-    ),
     "decision by request": (decisions.SELECT_BY_REQUEST, ("u", "r"), "(user_id=? AND request_id=?)"),
     "decision by id": (decisions.SELECT_BY_ID, ("d",), "(decision_id=?)"),
     "line of a decision": (decisions.SELECT_LINE, ("d",), "(decision_id=?)"),
@@ -213,7 +207,7 @@ WHOLE = {
     *("learning._DECISION", "decisions._LINES", "logged_profiles._SELECT"),
     *("users.SELECT_NEWEST_USERS", "cache_state.SELECT_OWED", "data_version.SELECT_NEWEST"),
     *("event_log.SELECT_FAULTS", "integrity_check.SELECT_FAULTS", "sufficient_statistics.SELECT_STATES"),
-    "backlog.SELECT_BACKLOG",
+    "samples.SELECT_BACKLOG",
 }
 
 
