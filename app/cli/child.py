@@ -24,11 +24,9 @@ GIVE_UP_CODES = (2, 3)
 
 
 class Child(msgspec.Struct, eq=False):
-    """A process that runs the command `profiles NAME`. `check`, called regularly, restarts it if it has died.
-
-    With a `listener`, the process accepts connections from this socket, as its siblings do. A process that has not
-    stopped `stop_s` seconds after a signal is killed.
-    """
+    """A process that runs the command `profiles NAME`. `check`, called regularly, restarts it if it has died. With a
+    `listener`, it accepts connections from this socket, as its siblings do. It is killed if it has not stopped `stop_s`
+    seconds after a signal."""
 
     name: str
     environment: dict[str, str]
