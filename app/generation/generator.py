@@ -1,4 +1,4 @@
-"""Generates the text of a tip: calls the language model if there is one, and uses the template if the call fails.
+"""Generates the text of a tip, by the language model if there is one, and by the template if the call fails.
 
 Invariants:
 - Every text passes `app.generation.text_rules.text_problem`, whatever the model returns. A text of the model may have a
@@ -37,15 +37,13 @@ class GeneratedTip(msgspec.Struct, kw_only=True):
 
     text: Annotated[str, Meta(description="One paragraph of plain text, at most 500 characters.")]
     source: Literal["model", "template"]
-    fallback_reason: Annotated[
-        FallbackReason | UnsetType, Meta(description="Why a template replaced the configured model.")
-    ] = UNSET
+    fallback_reason: Annotated[FallbackReason | UnsetType, Meta(description="Why the model did not write it.")] = UNSET
     model: Annotated[str | UnsetType, Meta(description="The model that wrote it.")] = UNSET
     prompt_version: Annotated[str, Meta(description="Changes with the prompt.")]
 
 
 class Model(NamedTuple):
-    """A language model: its name, and the largest number of concurrent calls. `write` calls it: it returns or raises
+    """A language model, and the largest number of concurrent calls. `write` calls it: it returns or raises
     `ModelFailed` within a bounded time, and the text is not yet checked."""
 
     write: Callable[[TipRequest], Awaitable[str]]
@@ -54,7 +52,7 @@ class Model(NamedTuple):
 
 
 class TipGenerator(msgspec.Struct, eq=False):
-    """Writes tips. If `model` is None, the template writes every tip, which is not counted as a failure."""
+    """If `model` is None, the template writes every tip, which is not counted as a failure."""
 
     model: Model | None
     clock: Clock
@@ -65,7 +63,7 @@ class TipGenerator(msgspec.Struct, eq=False):
     _stopping: bool = False
 
     async def write(self, request: TipRequest) -> GeneratedTip:
-        """Generate a tip, with the template if the model fails; no error is raised."""
+        """Generate a tip, with the template if the model fails."""
         reason: FallbackReason | UnsetType = UNSET
         if self.model is not None:
             try:
@@ -97,48 +95,36 @@ class TipGenerator(msgspec.Struct, eq=False):
             raise ModelFailed("stopping", "the process is about to end", well=True)
         if len(self._under_way) >= model.at_once:
             raise ModelFailed("busy", f"{model.at_once} calls are in progress", well=True)
-        started = self.clock.monotonic()
+        started, timer = self.clock.monotonic(), asyncio.timeout(None)
         if started < self._skip_until:
             raise ModelFailed("circuit open", "it failed several times in a row")
         try:
-            text = single_spaced(await self._until_stopped(model, request))
-        except ModelFailed as failed:
-            self._note(started, well=failed.well, pause_s=failed.pause_s)
+            async with timer:
+                self._under_way.add(timer)
+                text = single_spaced(await model.write(request))
+        except Exception as error:
+            if isinstance(error, TimeoutError) and timer.expired():
+                raise ModelFailed("stopping", "the process is about to end", well=True) from None
+            self._note(started, error)
             raise
-        except Exception:
-            self._note(started, well=False)
-            raise
-        self._note(started, well=True)
+        finally:
+            self._under_way.discard(timer)
+        self._note(started)
         if (problem := text_problem(text, may_link=has_link(request.title))) is not None:
             raise ModelFailed("invalid answer", f"the text is no tip: {problem}", well=True)
         return text
 
-    def _note(self, started: float, *, well: bool, pause_s: float | None = None) -> None:
-        """Record a call that began at `started` and has ended. After `SKIP_AFTER` failures in a row, skip the model for
-        `SKIP_S` seconds, or for `pause_s` seconds if the endpoint asked its clients to wait longer, but at most for
-        `LONGEST_SKIP_S`.
-
-        `well` means that the endpoint works, even if the call failed; the count of failures starts again at 0. After a
-        skip, requests call the model again, and one more failure begins the next skip. A call that began before a skip
-        and fails during it can make the skip longer, never shorter.
-        """
+    def _note(self, started: float, error: Exception | None = None) -> None:
+        """Record a call that began at `started` and has ended, with this error if it failed. After `SKIP_AFTER` such
+        failures of the endpoint in a row, skip the model for `SKIP_S` seconds, or for as long as the endpoint asked its
+        clients to wait, but at most for `LONGEST_SKIP_S`. Then requests call it again, and one more failure begins the
+        next skip. A call that began before a skip and fails during it can make the skip longer, never shorter."""
         now = self.clock.monotonic()
         self.metrics.model_seconds.observe(now - started)
-        self._failures = 0 if well else self._failures + 1
+        failed = error if isinstance(error, ModelFailed) else None
+        self._failures = 0 if error is None or (failed is not None and failed.well) else self._failures + 1
         if self._failures >= SKIP_AFTER:
-            skip_s = min(LONGEST_SKIP_S, max(SKIP_S, pause_s or 0.0))
+            pause_s = 0.0 if failed is None else failed.pause_s or 0.0
+            skip_s = min(LONGEST_SKIP_S, max(SKIP_S, pause_s))
             self._skip_until = max(self._skip_until, now + skip_s)
             log.warning("model_skipped", for_s=skip_s)
-
-    async def _until_stopped(self, model: Model, request: TipRequest) -> str:
-        timer = asyncio.timeout(None)
-        try:
-            async with timer:
-                self._under_way.add(timer)
-                return await model.write(request)
-        except TimeoutError:
-            if not timer.expired():
-                raise
-            raise ModelFailed("stopping", "the process is about to end", well=True) from None
-        finally:
-            self._under_way.discard(timer)

@@ -179,11 +179,10 @@ AMERICAN = msgspec.structs.replace(
     ENGLISH, on_date="on {month} {day}", on_date_of_year="on {month} {day}, {year}", twelve_hours=True
 )
 LANGUAGES = {"en": ENGLISH, "en-us": AMERICAN, "de": GERMAN}
-DEFAULT = "en"
 
 
 def phrases_of(locale: str) -> Phrases:
     """The phrases for the language and region of a BCP 47 tag, else for the language, else English."""
     language, *others = locale.lower().split("-")
     found = [LANGUAGES[name] for name in (f"{language}-{other}" for other in others) if name in LANGUAGES]
-    return found[0] if found else LANGUAGES.get(language, LANGUAGES[DEFAULT])
+    return found[0] if found else LANGUAGES.get(language, ENGLISH)

@@ -2,8 +2,7 @@
 
 Invariants: the task's text stands between two marks and cannot contain the closing mark, since the marks are
 unpredictable and `<` and `>` in the text are escaped. The prompt says nothing about the user but the traits, in words.
-Every change of the prompt needs a new `PROMPT_VERSION`, so that each text can be attributed to its prompt; a test fails
-if the prompt changes and the version does not.
+Every change of the prompt needs a new `PROMPT_VERSION`, so that each text can be attributed to its prompt.
 """
 
 from __future__ import annotations
@@ -43,13 +42,15 @@ class Tip(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def prompt_for(request: TipRequest, mark: str) -> str:
-    """Build the user message for a request; `SYSTEM` is the system message. The marks around the task's text contain
-    `mark`, which must consist of unpredictable letters and digits, new for each prompt."""
+    """The user message for a request; `SYSTEM` is the system message. `mark`, in the marks around the task's text, must
+    consist of unpredictable letters and digits, new for each prompt."""
     due = request.due_at
     now = request.now if due is None else request.now.astimezone(due.tzinfo)
     habits = described(request.traits) or "nothing is known"
+    # Language, script and region; English if the tag is malformed. The other subtags could spell instructions.
+    language = _LOCALE.match(request.locale)
     return (
-        f"Language: {_language(request.locale)} (BCP 47)\n"
+        f"Language: {language[0] if language is not None else 'en'} (BCP 47)\n"
         f"Now: {now.isoformat(timespec='minutes')}\n"
         f"The reader's habits: {habits}\n"
         + ("" if due is None else f"Due: {due.isoformat(timespec='minutes')}\n")
@@ -60,18 +61,9 @@ def prompt_for(request: TipRequest, mark: str) -> str:
     )
 
 
-def tip_schema() -> dict[str, Any]:
+def tip_schema() -> Any:
     """The JSON schema of a `Tip`: one object without references or further properties, as strict endpoints require."""
-    _, components = msgspec.json.schema_components([Tip])
-    schema: dict[str, Any] = components["Tip"]
-    return schema
-
-
-def _language(locale: str) -> str:
-    """Reduce a BCP 47 tag to language, script and region; a malformed tag to "en". The other subtags of a tag could
-    spell instructions to the model."""
-    found = _LOCALE.match(locale)
-    return found[0] if found is not None else "en"
+    return msgspec.json.schema_components([Tip])[1]["Tip"]
 
 
 def _escaped(request: TipRequest) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime
 from zlib import crc32
 
 from app.generation.languages import Phrases, phrases_of
-from app.generation.text_rules import cleaned, final_stop, first_sentence, is_readable, shortened
+from app.generation.text_rules import cleaned, first_sentence, is_readable, shortened
 from app.generation.tip_request import TipRequest
 
 TITLE_CHARS, NOTE_CHARS = 100, 80
@@ -21,11 +21,8 @@ _QUOTES = re.compile('["“”„‟«»「」『』]')
 
 
 def template_tip(request: TipRequest) -> str:
-    """Word a tip: a sentence about the task, an encouragement, the user's preferred hour, and the task's note.
-
-    The hour is left out if the task is due by the end of tomorrow. Users who read tips only briefly get the first two
-    sentences.
-    """
+    """Word a tip: a sentence about the task, an encouragement, the user's preferred hour, and the note. Users who
+    read tips only briefly get the first two sentences."""
     phrases, traits = phrases_of(request.locale), request.traits
     variants = phrases.encouragement[traits.mood]
     # Another sentence on another day and for another task, so that a list of tips does not repeat itself.
@@ -34,10 +31,11 @@ def template_tip(request: TipRequest) -> str:
     if traits.reads != "briefly":
         soon = request.due_at is not None and _days(request.due_at, request.now) <= 1
         if traits.hour is not None and not soon:  # a task that is due soon does not wait for the preferred hour
-            good_hour = phrases.good_hour.format(_hour(phrases, traits.hour))
-            sentences.append(good_hour if traits.hour else phrases.good_midnight)
+            hour = _clock(traits.hour) if phrases.twelve_hours else phrases.hour.format(traits.hour)
+            sentences.append(phrases.good_hour.format(hour) if traits.hour else phrases.good_midnight)
         if note := first_sentence(request.notes or "", NOTE_CHARS):
-            sentences.append(phrases.note.format(_quoted(phrases, note), final_stop(note)))
+            stop = "" if note.endswith(("!", "?", "…")) else "."
+            sentences.append(phrases.note.format(_quoted(phrases, note), stop))
     return " ".join(sentences)
 
 
@@ -71,21 +69,15 @@ def _when(phrases: Phrases, due: datetime, now: datetime) -> str:
         same_year = due.year == now.astimezone(due.tzinfo).year
         phrase, month = phrases.on_date if same_year else phrases.on_date_of_year, phrases.months.split()[due.month - 1]
         day = phrase.format(day=due.day, month=month, year=due.year)
-    return phrases.at.format(day, _clock(phrases, due)) if days >= 0 and _has_time(due) else day
+    if days < 0 or not _has_time(due):
+        return day
+    minute = f":{due.minute:02d}"
+    return phrases.at.format(day, _clock(due.hour, minute) if phrases.twelve_hours else f"{due.hour}{minute}")
 
 
-def _clock(phrases: Phrases, due: datetime) -> str:
-    if phrases.twelve_hours:
-        return f"{due.hour % 12 or 12}:{due.minute:02d} {_half(due.hour)}"
-    return f"{due.hour}:{due.minute:02d}"
-
-
-def _hour(phrases: Phrases, hour: int) -> str:
-    return f"{hour % 12 or 12} {_half(hour)}" if phrases.twelve_hours else phrases.hour.format(hour)
-
-
-def _half(hour: int) -> str:
-    return "AM" if hour < 12 else "PM"
+def _clock(hour: int, minute: str = "") -> str:
+    """The time on a clock of twelve hours, such as `5 PM` or `5:30 PM`."""
+    return f"{hour % 12 or 12}{minute} {'AM' if hour < 12 else 'PM'}"
 
 
 def _has_time(due: datetime) -> bool:

@@ -20,7 +20,6 @@ _HIDDEN = re.compile(
 _LINK = re.compile(r"[a-z][a-z0-9+.-]*://|\bwww\.|\]\(", re.IGNORECASE)
 _MARKS = "-*#>•·–— \t"
 _STOPS = ".,;:"
-_ENDS = "!?…"
 _BOLD = re.compile(r"\*\*([^*]+)\*\*")
 _CHECKBOX = re.compile(r"^\[[ xX]?\]\s*")
 # A full stop after a number or a short word usually ends a date or an abbreviation, not a sentence.
@@ -40,7 +39,7 @@ def cleaned(text: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text cut to at most `most` characters, between words if possible, ending in `…` if it was cut."""
+    """The text cut to at most `most` characters, between words if possible, and then ending in `…`."""
     if len(text) <= most:
         return text
     cut = text[: most - 1]
@@ -51,8 +50,8 @@ def shortened(text: str, most: int) -> str:
 
 
 def first_sentence(notes: str, most: int) -> str:
-    """The first sentence of a task's notes, cut to at most `most` characters; empty if the notes contain no word. It is
-    taken from the first line that contains a word. Markdown marks of lists, checkboxes and bold text are removed."""
+    """The first sentence with a word of a task's notes, without Markdown marks of lists, checkboxes and bold text, cut
+    to at most `most` characters; empty if the notes contain no word."""
     for line in notes.splitlines():
         text = _CHECKBOX.sub("", cleaned(_BOLD.sub(r"\1", line)).lstrip(_MARKS))
         if _has_word(text):
@@ -80,24 +79,16 @@ def is_readable(title: str) -> bool:
     return any(unicodedata.category(character)[0] not in "PZCM" for character in title)
 
 
-def final_stop(quoted: str) -> str:
-    """The full stop to add after this quotation at the end of a sentence; empty if the quotation ends with `!?…`."""
-    return "" if quoted.endswith(tuple(_ENDS)) else "."
-
-
 def text_problem(text: str, *, may_link: bool = False) -> str | None:
     """The reason why a text cannot be shown as a tip, such as `it has a link`; None if it can be shown."""
-    if not _has_word(text):
-        return "it contains no word"
-    if len(text) > MAX_TEXT:
-        return f"it has more than {MAX_TEXT} characters"
-    if text != single_spaced(text):
-        return "it is not one paragraph"
-    if _HIDDEN.search(text):
-        return "it has a hidden character"
-    if not may_link and has_link(text):
-        return "it has a link"
-    return None
+    problems = {
+        "it contains no word": not _has_word(text),
+        f"it has more than {MAX_TEXT} characters": len(text) > MAX_TEXT,
+        "it is not one paragraph": text != single_spaced(text),
+        "it has a hidden character": _HIDDEN.search(text) is not None,
+        "it has a link": not may_link and has_link(text),
+    }
+    return next((problem for problem, found in problems.items() if found), None)
 
 
 def has_link(text: str) -> bool:
