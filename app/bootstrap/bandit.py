@@ -6,14 +6,11 @@ import secrets
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
-import msgspec
-
 from app.bandit.learning.attribution import HOUR_MS, DecisionLearner, Rules, outcome_rewards
 from app.bandit.learning.maintenance import EVERY_S, Maintenance
 from app.bandit.model.thompson_sampling import Policies
 from app.bandit.ports import ReadProfile
 from app.bandit.rollout.controller import WATCH_EVERY_S, Rollout
-from app.bandit.rollout.verdict import Limits
 from app.bandit.scoring import Scorer
 from app.bootstrap.servers import Wrap, untraced
 from app.features.clock import Clock
@@ -58,7 +55,8 @@ def bandit(
     )
     rollout = Rollout(
         repository=SqlRollout(database, policies.challenger.spec.hash if policies.challenger is not None else None),
-        limits=Limits(margin=settings.rollout_margin, **msgspec.structs.asdict(settings.rollout_guardrails)),
+        rails=settings.rollout_guardrails,
+        margin=settings.rollout_margin,
         window_ms=rules.window_ms,
         policies=policies,
         states=states,

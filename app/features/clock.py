@@ -9,6 +9,7 @@ from typing import Protocol
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
+HOUR_MS = 3_600_000
 DAY_MS = 86_400_000
 CLOCK_SKEW_MS = 1_000  # by which the clocks of two processes may differ
 

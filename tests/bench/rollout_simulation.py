@@ -19,10 +19,11 @@ from app.bandit.model.inputs import Array
 from app.bandit.rollout.aggregates import DecisionPage, DecisionSums, Experiment
 from app.bandit.rollout.bootstrap_intervals import GUARDRAIL_LEVEL, binomial_tail, look_level
 from app.bandit.rollout.controller import FEWEST_ANSWERS, NEWEST
-from app.bandit.rollout.verdict import MISMATCH, SLOW_SHARE, SLOWER, Limits
+from app.bandit.rollout.verdict import MISMATCH, SLOW_SHARE, SLOWER
+from app.settings import Settings
 from tests.support.decision_logs import logged_page, page_slice, simulate
 
-LIMITS = Limits()
+SETTINGS = Settings()
 CHECKED_EVERY = 2_000  # decisions
 DECISIONS = 60_000  # of a roll-out
 USERS = 5_000
@@ -76,7 +77,7 @@ def alarms(page: DecisionPage) -> Iterator[bool]:
     for end in range(CHECKED_EVERY, len(page.users) + 1, CHECKED_EVERY):
         sums = DecisionSums()
         sums.add(page_slice(page, max(0, end - NEWEST), end))
-        yield sums.dismissals()[2].low > LIMITS.dismissed
+        yield sums.dismissals()[2].low > SETTINGS.rollout_guardrails.dismissed
 
 
 def first_alarm(page: DecisionPage) -> float:
@@ -136,7 +137,7 @@ def users_roll_out(
         start = max(0, end - NEWEST)
         found = Experiment.of(page_slice(page, start, end), arm[start:end], share)
         mismatch |= found.p < MISMATCH
-        if found.lift is not None and found.lift.high < -LIMITS.margin:
+        if found.lift is not None and found.lift.high < -SETTINGS.rollout_margin:
             alarm = min(alarm, end)
     return alarm, mismatch
 

@@ -1,7 +1,5 @@
 """Sums evaluated decisions per user, and computes the off-policy estimates of both policies from these sums.
 
-Decisions come in pages, in any order, and are not kept. Memory is one row of sums per user.
-
 A decision with reward r has the importance weight w = π(chosen) / π_b(chosen) for each policy π, where π_b is the
 policy that served. The estimates of a policy's reward per decision, over n decisions:
 
@@ -14,9 +12,7 @@ policy that served. The estimates of a policy's reward per decision, over n deci
   smaller the variance. M. Dudík, J. Langford, L. Li: Doubly robust policy evaluation and learning, ICML 2011.
 
 The effective sample size is (Σ w)² / Σ w² (L. Kish: Survey Sampling, 1965). The lift, challenger minus champion, is the
-mean difference of the policies' doubly robust terms on the same decisions, so common noise cancels. If the reward model
-always predicts 0, it is the difference of the two IPS estimates. It is the effect on the next decision: what a policy
-would learn from its own choices later is not part of it.
+mean difference of the policies' doubly robust terms on the same decisions, so common noise cancels.
 
 The excess of dismissals is the difference of the two IPS estimates of the share of dismissed tips, with two *control
 variates*: Δw and Δw q(chosen) - Δv (Δ: challenger minus champion), whose expected values are 0 since the propensities
@@ -46,19 +42,16 @@ from app.bandit.rollout.bootstrap_intervals import (
 _COLUMNS = 13
 (_N, _W_CHAMPION, _W, _IPS_CHAMPION, _IPS, _CHAMPION, _DR, _LIFT, _DISMISSED_CHAMPION, _DISMISSED) = range(10)
 (_N_POOL, _POOL, _PROFILE) = range(10, _COLUMNS)
-_INITIAL_ROWS = 1024
 FEWEST_USERS = 100  # for an interval over users
 
 
 class DecisionPage(NamedTuple):
     """A page of evaluated decisions, in columns of shape (n,) with one element per decision.
 
-    `pi_b` is the probability with which the policy that served chose the candidate; `pi_champion` and `pi_challenger`
-    are the probabilities of the same choice under each policy. `q_logged` is the predicted reward of the chosen
-    candidate, `v_champion` and `v_challenger` are the predicted rewards of the policies: the means over all candidates,
-    weighted by the policy's probabilities. `dismissed` is 1 if the tip was dismissed, `agreed` is 1 if both policies
-    rank the same candidate first, else 0. `pi_pool` and `v_pool` are the probability and the predicted reward under a
-    third policy, the champion with the pooled prior; NaN if they were not computed.
+    `pi_b`, `pi_champion` and `pi_challenger` are π(chosen) of the policy that served and of both policies. `q_logged`
+    is q(chosen), `v_champion` and `v_challenger` are the v of the policies. `dismissed` is 1 if the tip was dismissed,
+    `agreed` is 1 if both policies rank the same candidate first, else 0. `pi_pool` and `v_pool` are those of a third
+    policy, the champion with the pooled prior; NaN if they were not computed.
     """
 
     users: list[str]
@@ -74,26 +67,20 @@ class DecisionPage(NamedTuple):
     pi_pool: Array
     v_pool: Array
 
-    def where(self, chosen: Array) -> DecisionPage:
-        """The decisions for which the element of `chosen` is true."""
-        places = np.flatnonzero(chosen)
-        return DecisionPage([self.users[place] for place in places], *(column[places] for column in self[1:]))
-
 
 class Estimates(msgspec.Struct, frozen=True):
     """Off-policy estimates of both policies, from `n` decisions of `users` users.
 
-    `ips`, `snips` and `dr` (inverse propensity scoring, self-normalised, doubly robust) estimate the challenger's
-    reward per decision. `champion` is the champion's reward by `dr`, and `lift` the challenger's minus the champion's.
-    `mean_weight`, its standard error and `ess` (effective sample size) describe the challenger's importance weights,
-    `champion_…` the champion's. `agreement` is the share of decisions in which both rank the same candidate first.
-    `dismissed_…` are estimated shares of dismissed tips; `dismissed_more` is the challenger's share minus the
-    champion's. `effective_users` is (Σ nᵤ)² / Σ nᵤ², if user u made nᵤ decisions: the number of equally active users
-    that would be as informative.
+    `ips`, `snips` and `dr` estimate the challenger's reward per decision. `champion` is the champion's reward by `dr`,
+    and `lift` the challenger's minus the champion's. `mean_weight`, its standard error and `ess` (effective sample
+    size) describe the challenger's importance weights, `champion_…` the champion's. `agreement` is the share of
+    decisions in which both rank the same candidate first. `dismissed_…` are estimated shares of dismissed tips.
+    `effective_users` is (Σ nᵤ)² / Σ nᵤ², if user u made nᵤ decisions: the number of equally active users that would be
+    as informative.
 
-    `lift_pool` and `lift_profile` split the lift with a third policy, the champion with the pooled prior: the first is
-    its reward minus the champion's, the second the challenger's reward minus that of the third policy. Both are from
-    the `pool_decisions` for which the third policy was computed; None if there are none.
+    `lift_pool` and `lift_profile` split the lift with the third policy: the first is its reward minus the champion's,
+    the second the challenger's minus its own. Both are from the `pool_decisions` for which the third policy was
+    computed; None if there are none.
     """
 
     n: int
@@ -143,11 +130,11 @@ class Experiment(msgspec.Struct):
     @classmethod
     def of(cls, page: DecisionPage, by_challenger: Array, share: float) -> Experiment:
         """Compare the users of both policies. For each decision of the page, `by_challenger` is 1 if the challenger
-        served it, 0 if the champion did, NaN to leave it out. `share` is the challenger's intended share of users."""
+        served it, 0 if the champion did, NaN to leave it out."""
         arms, lift = [], None
         for served, column in ((0, _IPS_CHAMPION), (1, _IPS)):  # a policy's own decisions have a weight of 1
-            sums = DecisionSums()
-            sums.add(page.where(by_challenger == served))
+            sums, own = DecisionSums(), np.flatnonzero(by_challenger == served)
+            sums.add(DecisionPage([page.users[place] for place in own], *(column[own] for column in page[1:])))
             arms.append(Arm(sums.users, sums.n, sums.guarded(column) if sums.users > 1 else None))
         one, two = arms
         if min(one.users, two.users) >= FEWEST_USERS and one.reward is not None and two.reward is not None:
@@ -160,15 +147,16 @@ class Experiment(msgspec.Struct):
 
 
 class DecisionSums:
+    """Sums of decisions that come in pages, in any order, and are not kept: memory is one row of sums per user."""
+
     def __init__(self) -> None:
         self._places: dict[str, int] = {}
-        self._rows = np.zeros((_INITIAL_ROWS, _COLUMNS))
+        self._rows = np.zeros((1024, _COLUMNS))
         self._squares = self._squares_champion = 0.0
         self._agreed = 0.0
 
     @property
     def n(self) -> int:
-        """The number of decisions added."""
         return int(self._rows[:, _N].sum())
 
     @property
@@ -209,33 +197,31 @@ class DecisionSums:
 
     def estimates(self, level: float, generator: np.random.Generator, replicates: int = REPLICATES) -> Estimates:
         """Compute the estimates, with bootstrap intervals that each miss the true value with probability `level`.
-
-        Raises:
-            ValueError: there are fewer than two users, or every weight of a policy is 0.
-        """
+        Raises `ValueError` if there are fewer than two users, or every weight of a policy is 0."""
         rows = self._rows[: self.users]
         n, weight, weight_champion = rows[:, _N], rows[:, _W], rows[:, _W_CHAMPION]
         total, total_champion = float(weight.sum()), float(weight_champion.sum())
         if total == 0 or total_champion == 0:
             role = "champion" if total else "challenger"
             raise ValueError(f"every weight of the {role} is 0: it would have made none of these choices")
-        parts, wholes = [_IPS, _IPS, _DR, _CHAMPION, _LIFT], [_N, _W, _N, _N, _N]
+        ratios = {
+            "ips": (_IPS, _N),
+            "snips": (_IPS, _W),
+            "dr": (_DR, _N),
+            "champion": (_CHAMPION, _N),
+            "lift": (_LIFT, _N),
+        }
         if pooled := int(rows[:, _N_POOL].sum()):
-            parts, wholes = [*parts, _POOL, _PROFILE], [*wholes, _N_POOL, _N_POOL]
-        found = bootstrap(rows[:, parts], rows[:, wholes], level, generator, replicates)
-        ips, snips, dr, champion, lift, *apart = found
-        pool, profile = apart or (None, None)
+            ratios |= {"lift_pool": (_POOL, _N_POOL), "lift_profile": (_PROFILE, _N_POOL)}
+        parts, wholes = (rows[:, list(columns)] for columns in zip(*ratios.values(), strict=True))
+        intervals = bootstrap(parts, wholes, level, generator, replicates)
         count = float(n.sum())
         dismissed_champion, dismissed_challenger, dismissed_more = self.dismissals()
         return Estimates(
             n=int(count),
             users=self.users,
             agreement=self._agreed / count,
-            ips=ips,
-            snips=snips,
-            dr=dr,
-            champion=champion,
-            lift=lift,
+            **dict(zip(ratios, intervals, strict=True)),
             mean_weight=total / count,
             mean_weight_error=standard_error(weight, n),
             ess=total**2 / self._squares,
@@ -247,18 +233,16 @@ class DecisionSums:
             dismissed_more=dismissed_more,
             effective_users=count**2 / float(n @ n),
             pool_decisions=pooled,
-            lift_pool=pool,
-            lift_profile=profile,
         )
 
     def guarded(self, column: int) -> IntervalView:
-        """The mean of a column per decision, with a guardrail's bounds: ± `GUARDRAIL_ERRORS` standard errors."""
+        """The mean of a column per decision, with a guardrail's bounds."""
         rows = self._rows[: self.users]
         return IntervalView(*guarded(rows[:, column], rows[:, _N]))
 
     def dismissals(self) -> tuple[float, float, Interval]:
-        """Estimate the champion's and the challenger's share of dismissed tips, and the challenger's minus the
-        champion's, with the bounds that guardrails use: ± `GUARDRAIL_ERRORS` standard errors."""
+        """The champion's and the challenger's share of dismissed tips, and the challenger's minus the champion's, with
+        a guardrail's bounds."""
         rows = self._rows[: self.users]
         n, delta = rows[:, _N], rows[:, _W] - rows[:, _W_CHAMPION]
         dismissed = rows[:, _DISMISSED] - rows[:, _DISMISSED_CHAMPION]

@@ -1,5 +1,5 @@
-"""Intervals for interim analyses and guardrails: they stay valid although they are computed again as decisions arrive.
-`app/bandit/README.md` has the levels of the looks, the interim analyses, and the errors of the guardrails.
+"""Intervals for looks (interim analyses) and guardrails, which stay valid though computed again as decisions arrive.
+`app/bandit/README.md` has the levels of the looks and the errors of the guardrails.
 
 *Resampling users.* Every figure is a ratio of two sums over users. So per-user sums suffice, and a replicate weights
 them by how often each user was drawn. Figures that are bootstrapped together use the same draws.
@@ -13,7 +13,7 @@ normal distribution.
 *Guardrails* have the bounds ± `GUARDRAIL_ERRORS` linearised standard errors for a mean. For a share they have the exact
 bound of C. J. Clopper, E. S. Pearson: The use of confidence or fiducial limits, Biometrika 26, 1934.
 
-The random generator is passed in. Memory is one chunk of replicates, whatever the number of users.
+Memory is one chunk of replicates, whatever the number of users.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHUNK = 1_000_000  # elements of one chunk: 8 MB for the draws, and 8 MB for the
 
 
 class Interval(NamedTuple):
-    """An estimate, and the bounds of its interval."""
+    """`IntervalView` in the form in which looks are stored."""
 
     value: float
     low: float
@@ -52,28 +52,23 @@ class IntervalView(msgspec.Struct):
 
 
 def look_number(evaluated: int) -> int:
-    """The number of the interim analysis that is due at `evaluated` decisions: 0 (none) below 4,000, 1 from 4,000, 2
-    from 8,000, 3 from 16,000 and so on. If several are due, only the last of them is made; the levels stay valid."""
+    """The number of the look that is due at `evaluated` decisions: 0 (none) below 4,000, 1 from 4,000, 2 from 8,000, 3
+    from 16,000 and so on. If several are due, only the last of them is made; the levels stay valid."""
     return (evaluated // FIRST_LOOK).bit_length()
 
 
-def look_level(number: int, alpha: float = ALPHA) -> float:
-    """The level α_k of an interim analysis: the probability with which each of its intervals misses the true value.
-    `number` counts the analyses from 1. The levels of all of them sum to `alpha`."""
-    return alpha / (number * (number + 1))
+def look_level(number: int) -> float:
+    """The level of a look, counted from 1: the probability with which each of its intervals misses the true value. The
+    levels of all looks sum to `ALPHA`."""
+    return ALPHA / (number * (number + 1))
 
 
 def bootstrap(
     parts: Array, wholes: Array, level: float, generator: np.random.Generator, replicates: int = REPLICATES
 ) -> list[Interval]:
-    """Compute two-sided intervals for ratios of sums; each misses the true value with probability `level`.
-
-    `parts` and `wholes` (users, figures) hold one row per user. Figure j is Σᵤ partsᵤⱼ / Σᵤ wholesᵤⱼ; the denominator
-    must not be 0. A generator in the same state gives the same intervals.
-
-    Raises:
-        ValueError: there are fewer than two users.
-    """
+    """Compute two-sided intervals, each of which misses the true value with probability `level`. `parts` and `wholes`
+    (users, figures) hold one row per user. Figure j is Σᵤ partsᵤⱼ / Σᵤ wholesᵤⱼ; the denominator must not be 0. Raises
+    `ValueError` if there are fewer than two users."""
     if len(parts) < 2:
         raise ValueError("an interval needs at least two users")
     totals = wholes.sum(axis=0)
@@ -88,8 +83,7 @@ def bootstrap(
 
 
 def standard_error(part: Array, whole: Array) -> float:
-    """The linearised standard error of the ratio Σ part / Σ whole; infinite for fewer than two users. `part` and
-    `whole` (users,) hold one element per user."""
+    """The linearised standard error of the ratio Σ part / Σ whole of figures (users,); infinite for fewer than two."""
     if len(part) < 2:
         return math.inf
     residuals = part - part.sum() / whole.sum() * whole
@@ -97,8 +91,7 @@ def standard_error(part: Array, whole: Array) -> float:
 
 
 def guarded(part: Array, whole: Array) -> Interval:
-    """The ratio Σ part / Σ whole, with the bounds of a guardrail: ± `GUARDRAIL_ERRORS` standard errors. `part` and
-    `whole` (users,) hold one element per user."""
+    """The ratio Σ part / Σ whole, with the bounds of a guardrail: ± `GUARDRAIL_ERRORS` standard errors."""
     value, error = float(part.sum() / whole.sum()), standard_error(part, whole)
     return Interval(value, value - GUARDRAIL_ERRORS * error, value + GUARDRAIL_ERRORS * error)
 
@@ -131,8 +124,7 @@ def share_bound(count: int, n: int, level: float = GUARDRAIL_LEVEL) -> float:
 
 def _studentised(residuals: Array, wholes: Array, generator: np.random.Generator, replicates: int) -> Array:
     """Bootstrap t statistics (replicates, estimates): the distance of each replicate from the estimate, in units of the
-    replicate's own standard error. Each user has a row: in `residuals`, the numerators minus the estimates times the
-    denominators; in `wholes`, the denominators."""
+    replicate's own standard error. `residuals` (users, estimates) are parts minus values times wholes."""
     users, figures = residuals.shape
     columns = np.hstack([residuals, wholes, residuals**2, residuals * wholes, wholes**2])
     chunk = max(1, min(replicates, CHUNK // users))

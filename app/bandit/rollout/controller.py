@@ -1,10 +1,9 @@
 """Controls the roll-out: reports its status, moves it from stage to stage, and reports problems to admins.
 
-A worker calls `Rollout.watch` periodically. It makes interim analyses ("looks") at fixed numbers of decisions
-(`bootstrap_intervals`); reading the status never makes one. If two workers make the same look, the results are equal,
-and only one is stored. If a guardrail breaks while the challenger serves users, the roll-out is rolled back. In the
-shadow stage no user is harmed, so a broken guardrail is only reported. A promotion, which an admin decided, is not
-undone.
+A worker calls `Rollout.watch` periodically. It makes looks (interim analyses) at fixed numbers of decisions. If two
+workers make the same look, the results are equal, and only one is stored. If a guardrail breaks while the challenger
+serves users, the roll-out is rolled back. In the shadow stage no user is harmed, so a broken guardrail is only
+reported. A promotion, which an admin decided, is not undone.
 
 A stage belongs to the challenger that reached it. If a release has another challenger, a worker begins the roll-out
 anew in the shadow, unless it does not know the challenger of the stage, which is that of a later release.
@@ -27,30 +26,23 @@ from app.bandit.numpy_on_demand import np
 from app.bandit.ports import Counts, RolloutLook, RolloutRepository, StateRepository
 from app.bandit.rollout.aggregates import FEWEST_USERS, DecisionSums, Experiment
 from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, IntervalView, look_level, look_number, share_bound
-from app.bandit.rollout.stages import MOVES, Move, RolloutState, Target, refusal, stage_label, target
-from app.bandit.rollout.status import (
-    DecisionsView,
-    FiguresView,
-    LookView,
-    MoveView,
-    RolloutStatus,
-    VerdictView,
-)
+from app.bandit.rollout.stages import MOVES, Move, RolloutState, Target, stage_label, target
+from app.bandit.rollout.status import DecisionsView, FiguresView, LookView, MoveView, RolloutStatus, VerdictView
 from app.bandit.rollout.verdict import (
     SLOW_SHARE,
+    SLOWER,
     DismissalsView,
     GuardrailsView,
     GuardrailView,
-    Limits,
     Verdict,
     broken,
-    longest_allowed,
     too_little,
     verdict,
 )
 from app.errors import Conflict
-from app.features.clock import DAY_MS, Clock, rfc3339
+from app.features.clock import DAY_MS, HOUR_MS, Clock, rfc3339
 from app.features.views import view
+from app.settings.parsers import RolloutRails
 from app.telemetry import logger
 
 WATCH_EVERY_S = 20.0
@@ -62,7 +54,6 @@ NEWEST = 20_000
 NEWEST_ANSWERS = 40_000
 FEWEST_RECENT = 200
 FEWEST_ANSWERS = 1_000
-HOUR_MS = 3_600_000
 # The actor of automatic moves, and for how long the overview reports them.
 WORKER = "the worker"
 REPORTED_FOR_MS = 7 * DAY_MS
@@ -75,9 +66,7 @@ log = logger("bandit.rollout")
 
 
 class RolloutAction(Protocol):
-    """An audited action in progress. `outcome` is the text that the audit trail stores when it ends."""
-
-    outcome: str | None
+    outcome: str | None  # the text that the audit trail stores when the action ends
 
 
 # Called with actor and action. Returns a context that records the intent on entry and the outcome on exit.
@@ -85,20 +74,18 @@ Audited = Callable[[str, str], AbstractAsyncContextManager[RolloutAction]]
 
 
 class Rollout(msgspec.Struct, kw_only=True, eq=False):
-    """The roll-out of the challenger. `window_ms` is the length of the reward window."""
+    """The roll-out of the challenger. `margin` is the tolerated loss in reward per decision, `window_ms` the length of
+    the reward window."""
 
     repository: RolloutRepository
-    limits: Limits
+    rails: RolloutRails
+    margin: float
     window_ms: int
     policies: Policies
     states: StateRepository
     audited: Audited
     clock: Clock
     _cached_broken: tuple[float, list[str]] | None = None
-
-    @property
-    def _challenged(self) -> bool:
-        return self.policies.challenger is not None
 
     def _belongs_to_another(self, state: RolloutState) -> bool:
         """Whether the stage belongs to another challenger than that of this release."""
@@ -121,11 +108,14 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         counts, looks = await self.counts(state), await self.repository.looks()
         guardrails, experiment = await self.guardrails(state)
         said = self._verdict(looks, guardrails, experiment, counts)
-        refusals = {
-            move: refusal(move, stored if move == "rollback" else state, said, counts.served, self._challenged)
-            for move in MOVES
-        }
-        champion, challenger = self.policies.champion, self.policies.challenger
+        champion, challenger = self.policies
+        moves = []
+        for move in MOVES:
+            try:
+                target(move, stored if move == "rollback" else state, said, counts.served, challenger is not None)
+                moves.append(MoveView(move, True, None))
+            except Conflict as error:
+                moves.append(MoveView(move, False, str(error)))
         next_look_at = FIRST_LOOK << look_number(looks[-1].estimates.n if looks else 0)
         return view(
             RolloutStatus,
@@ -133,40 +123,38 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             changed_at=rfc3339(state.changed_at_ms) if state.changed_at_ms else None,
             champion=champion.id,
             challenger=challenger.id if challenger is not None else None,
-            margin=self.limits.margin,
-            verdict=VerdictView.of(said),
+            margin=self.margin,
+            verdict=VerdictView(*msgspec.structs.astuple(said)),
             decisions=DecisionsView(*counts[1:5], next_look_at, counts.without_prior),
             figures=FiguresView.of(looks[-1]) if looks else None,
             guardrails=guardrails,
             experiment=experiment,
             looks=[LookView.of(look) for look in looks],
-            moves=[MoveView(move, why_not is None, why_not) for move, why_not in refusals.items()],
+            moves=moves,
             states=await self.states.growth(),
         )
 
     async def counts(self, state: RolloutState) -> Counts:
-        """Count the decisions of this roll-out by whether they can be evaluated.
-
-        A decision is settled when its reward is learned or it expires. An unsettled decision holds back all newer ones.
-        Within one reward window a decision is served or expires, and within a second one it is settled. A decision that
-        is still unsettled after three windows never will be, so it holds back nothing.
-        """
+        """Count the decisions of this roll-out by whether they can be evaluated. An unsettled decision holds back all
+        newer ones. Within one reward window a decision is served or expires, and within a second one it is settled. One
+        that is still unsettled after three windows never will be, so it holds back nothing."""
         return await self.repository.counts(state, self.clock.now_ms() - 3 * self.window_ms)
 
     async def guardrails(self, state: RolloutState) -> tuple[GuardrailsView, Experiment | None]:
-        """Measure dismissals, answer times and missing profiles on recent decisions, and compare the users of each
-        policy if both serve."""
+        """Measure the guardrails on recent decisions, and compare the users of each policy if both serve."""
         now_ms = self.clock.now_ms()
         recent = await self.repository.recent(now_ms - DAY_MS, NEWEST_ANSWERS)
         # The limit is for the challenger's own answers of this stage, compared with the champion's. In the shadow stage
         # the champion serves all answers, so their time is shown but not judged.
-        own, judged = recent.by_challenger > 0, self._challenged and state.stage != "shadow"
+        own, judged = recent.by_challenger > 0, self.policies.challenger is not None and state.stage != "shadow"
         since = recent.made_ms >= state.changed_at_ms
         elapsed = recent.elapsed_ms[own & since] if judged else recent.elapsed_ms
         page, arms = await self.repository.shown(state, NEWEST)
         missing = recent.without_profile[recent.made_ms >= now_ms - HOUR_MS]
         no_profile = float(missing.mean()) if len(missing) >= FEWEST_RECENT else None
-        allowed = longest_allowed(_p99(recent.elapsed_ms[~own & since]) if judged else None, self.limits)
+        # If the machine is slow for all users, the challenger is not the cause, and rolling back would not help.
+        champions = _p99(recent.elapsed_ms[~own & since]) if judged else None
+        allowed = max(self.rails.p99_ms, SLOWER * (champions or 0.0))
         slow, answers = int((elapsed > allowed).sum()), len(elapsed)
 
         def measured() -> tuple[GuardrailsView, Experiment | None]:
@@ -177,24 +165,21 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             bound = share_bound(slow, answers) if answers >= FEWEST_ANSWERS else None
             experiment = Experiment.of(page, arms, state.share) if judged and 0 < state.share < 1 else None
             found = GuardrailsView(
-                DismissalsView(champion, challenger, more and IntervalView(*more), self.limits.dismissed),
+                DismissalsView(champion, challenger, more and IntervalView(*more), self.rails.dismissed),
                 GuardrailView(_p99(elapsed), allowed, judged),
                 GuardrailView(bound, SLOW_SHARE, judged),
-                GuardrailView(no_profile, self.limits.no_profile),
+                GuardrailView(no_profile, self.rails.no_profile),
                 [],
             )
-            found.broken = broken(found, experiment, self.limits.margin)
+            found.broken = broken(found, experiment, self.margin)
             return found, experiment
 
         return await asyncio.to_thread(measured)
 
     async def move(self, move: Move, actor: str, reason: str = "", *, seen: RolloutState | None = None) -> RolloutState:
         """Ramp by one step, promote, or roll back. After a rollback, `ramp` restarts the roll-out in the shadow stage.
-        `seen` is the stored state that led to the move; None for the present one.
-
-        Raises:
-            Conflict: the move is not allowed, or another process changed the roll-out meanwhile.
-        """
+        `seen` is the stored state that led to the move; None for the present one. Raises `Conflict` if the move is not
+        allowed, or another process changed the roll-out meanwhile."""
         async with self.audited(actor, ACTIONS[move]) as action:
             state = seen or await self.repository.state()
             # A rollback also ends the stage of another challenger, which another release may let serve.
@@ -203,17 +188,15 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             if move != "rollback":  # a rollback needs no verdict
                 counts, looks = await self.counts(state), await self.repository.looks()
                 said, served = self._verdict(looks, *await self.guardrails(state), counts), counts.served
-            to = target(move, judged, said, served, self._challenged)
+            to = target(move, judged, said, served, self.policies.challenger is not None)
             why = reason.strip() or ("the shadow begins anew" if to.anew else said.reason) or "no reason was given"
             return await self._change(action, state, to, why, actor)
 
-    async def _change(
-        self, action: RolloutAction, state: RolloutState, to: Target, why: str, actor: str
-    ) -> RolloutState:
+    async def _change(self, act: RolloutAction, state: RolloutState, to: Target, why: str, actor: str) -> RolloutState:
         moved = await self.repository.move(state, to, why, actor, self.clock.now_ms())
         if moved is None:
             raise Conflict("the roll-out was changed meanwhile by another process; read its status and try again")
-        action.outcome = f"done: {stage_label(state)} to {stage_label(to)}: {why}"
+        act.outcome = f"done: {stage_label(state)} to {stage_label(to)}: {why}"
         return moved
 
     async def alarm(self) -> tuple[str, str] | None:
@@ -229,7 +212,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         if state.stage == "rolled back" and state.changed_by == WORKER and age_ms < REPORTED_FOR_MS:
             advice = "The champion serves every user again. Fix the cause; ramping then begins anew in the shadow."
             return f"The roll-out was rolled back automatically. {state.reason}", advice
-        if not self._challenged:  # the champion serves every user, whatever the stage
+        if self.policies.challenger is None:  # the champion serves every user, whatever the stage
             return None
         if state.stage == "promoted" and (found := await self._broken_recently(state)):
             advice = "Nothing is rolled back automatically after promotion. Fix the cause, or roll back."
@@ -237,24 +220,20 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         looks = await self.repository.looks() if state.stage == "ramp" else []
         # Judged without guardrails: a guardrail that was broken at the time of the look may hold again, and one that is
         # broken now rolls back automatically.
-        said = verdict(looks[-1].estimates, self.limits.margin) if looks else None
+        said = verdict(looks[-1].estimates, self.margin) if looks else None
         if said is not None and said.word == "roll back":
             return f"The challenger serves {state.share:.0%} of the users. {said.reason}", "Roll it back."
         return None
 
     async def watch(self) -> None:
-        """Make the interim analysis if one is due, and check the guardrails. Do nothing once promoted or rolled back.
-        Begin anew in the shadow if the stage belongs to the challenger of an earlier release.
-
-        Raises:
-            StoreUnavailable: the database does not answer.
-        """
+        """Make the look if one is due, and check the guardrails. Do nothing once promoted or rolled back. Begin anew in
+        the shadow if the stage belongs to the challenger of an earlier release. Raises `StoreUnavailable`."""
         state = await self.repository.state()
         try:
             if self._belongs_to_another(state):
                 if state.challenger in SPECS:
                     await self._begin_anew(state)
-            elif state.running:
+            elif state.stage in ("shadow", "ramp"):
                 await self.look(state, await self.counts(state))
                 if state.share and (found := (await self.guardrails(state))[0].broken):
                     await self.move("rollback", WORKER, reason := " ".join(found), seen=state)
@@ -269,7 +248,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         log.warning("rollout_begins_anew", before=stage_label(state), spec=self.policies.longest.hash, reason=why)
 
     async def look(self, state: RolloutState, counts: Counts) -> RolloutLook | None:
-        """Make and store the interim analysis that is due. Return None if none is due or another worker was first."""
+        """Make and store the look that is due. Return None if none is due or another worker was first."""
         looks = await self.repository.looks()
         made_at, last = (looks[-1].estimates.n, looks[-1].number) if looks else (0, 0)
         if look_number(counts.evaluated) <= look_number(made_at):
@@ -285,7 +264,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         level = look_level(number)
         estimates = await asyncio.to_thread(sums.estimates, level, np.random.default_rng(number))
         guardrails, experiment = await self.guardrails(state)
-        said = verdict(estimates, self.limits.margin, guardrails.broken, experiment)
+        said = verdict(estimates, self.margin, guardrails.broken, experiment)
         made = RolloutLook(number, self.clock.now_ms(), level, stage_label(state), estimates, said)
         if not await self.repository.add_look(made, state):
             return None
@@ -302,20 +281,20 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         self, looks: Sequence[RolloutLook], guardrails: GuardrailsView, experiment: Experiment | None, counts: Counts
     ) -> Verdict:
         if looks:
-            return verdict(looks[-1].estimates, self.limits.margin, guardrails.broken, experiment)
+            return verdict(looks[-1].estimates, self.margin, guardrails.broken, experiment)
         if guardrails.broken:
             return Verdict("roll back", " ".join(guardrails.broken))
-        few = too_little(counts.evaluated)
+        few, more = too_little(counts.evaluated), ""
         if few is None:
             due = "The first look is due: a worker makes it within a minute if there are at least two users."
             return Verdict("insufficient data", due)
         if counts.without_prior:
-            early = f"{counts.without_prior:,} more were made before the first pooled prior, and never count."
-            return Verdict(few.word, f"{few.reason} {early}")
-        if not counts.waiting:
-            return few
-        wait = f"{counts.waiting:,} more are settled, and count once all decisions made before them are settled, too."
-        return Verdict(few.word, f"{few.reason} {wait}")
+            more = f" {counts.without_prior:,} more were made before the first pooled prior, and never count."
+        elif counts.waiting:
+            more = (
+                f" {counts.waiting:,} more are settled, and count once all decisions made before them are settled, too."
+            )
+        return Verdict(few.word, few.reason + more)
 
 
 def _p99(elapsed_ms: Array) -> float | None:

@@ -25,13 +25,11 @@ SERVED_BEFORE_MORE = 200
 
 
 class RolloutState(NamedTuple):
-    """The stage of the roll-out, the share of users that the challenger serves, and the last move.
-
-    `reason`, `changed_by` and `changed_at_ms` describe the last move. Only decisions with a sequence number above
-    `evaluated_after` count, so a roll-out that starts anew ignores the decisions before its start. `salt` decides which
-    users the challenger serves first. It changes only when a roll-out starts anew. `challenger` is the hash of the spec
-    of the challenger that the stage belongs to; None if no challenger has been evaluated or moved yet.
-    """
+    """The stage of the roll-out, the share of users that the challenger serves, and the last move. Only decisions with
+    a sequence number above `evaluated_after` count, so a roll-out that starts anew ignores the decisions before its
+    start. `salt` decides which users the challenger serves first. It changes only when a roll-out starts anew.
+    `challenger` is the hash of the spec of the challenger that the stage belongs to; None if no challenger has been
+    evaluated or moved yet."""
 
     stage: Stage
     share: float
@@ -41,11 +39,6 @@ class RolloutState(NamedTuple):
     evaluated_after: int
     salt: str = "1"
     challenger: str | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether the roll-out is still in progress, that is neither promoted nor rolled back."""
-        return self.stage in ("shadow", "ramp")
 
 
 class Target(NamedTuple):
@@ -73,14 +66,9 @@ def stage_label(at: RolloutState | Target) -> str:
 
 
 def target(move: Move, state: RolloutState, verdict: Verdict, served: int, challenged: bool) -> Target:
-    """Determine the stage and share that a move leads to.
-
-    `served` is the number of settled decisions that the challenger served since the stage began. `challenged` tells
-    whether a challenger runs at all.
-
-    Raises:
-        Conflict: the move is not allowed; the message gives the reason.
-    """
+    """Determine the stage and share that a move leads to. `served` is the number of settled decisions that the
+    challenger served since the stage began. `challenged` tells whether a challenger runs at all. Raises `Conflict` with
+    the reason if the move is not allowed."""
     if move == "rollback":
         if state.stage == "rolled back":
             raise Conflict("it is rolled back already")
@@ -102,15 +90,6 @@ def target(move: Move, state: RolloutState, verdict: Verdict, served: int, chall
     if not verdict.improved:
         raise Conflict(f"no improvement is shown: {verdict.reason}")
     return Target("promoted", 1.0)
-
-
-def refusal(move: Move, state: RolloutState, verdict: Verdict, served: int, challenged: bool) -> str | None:
-    """The reason why `target`, with the same arguments, rejects a move; None if the move is allowed."""
-    try:
-        target(move, state, verdict, served, challenged)
-    except Conflict as error:
-        return str(error)
-    return None
 
 
 def _require_grounds(state: RolloutState, verdict: Verdict, served: int) -> None:

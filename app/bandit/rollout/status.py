@@ -6,12 +6,13 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import astuple
 
 from app.bandit.ports import RolloutLook, StateGrowth
 from app.bandit.rollout.aggregates import Experiment
 from app.bandit.rollout.bootstrap_intervals import Interval, IntervalView
 from app.bandit.rollout.stages import Move, Stage
-from app.bandit.rollout.verdict import GuardrailsView, Verdict, Word, effective_needed
+from app.bandit.rollout.verdict import GuardrailsView, Word, effective_needed
 from app.features.clock import rfc3339
 from app.features.views import view
 
@@ -22,10 +23,6 @@ class VerdictView(msgspec.Struct):
     verdict: Word
     reason: str
     improved: bool
-
-    @classmethod
-    def of(cls, said: Verdict) -> VerdictView:
-        return cls(said.word, said.reason, said.improved)
 
 
 class FiguresView(msgspec.Struct, kw_only=True):
@@ -82,9 +79,7 @@ class DecisionsView(msgspec.Struct):
     evaluated: int
     waiting: int
     unshadowed: int
-    served_by_challenger: Annotated[
-        int, Meta(description="Evaluated or waiting decisions that the challenger served since the stage began.")
-    ]
+    served_by_challenger: Annotated[int, Meta(description="Evaluated or waiting, served by it since the stage began.")]
     next_look_at: int
     without_prior: int
 
@@ -104,9 +99,8 @@ class LookView(msgspec.Struct):
 
     @classmethod
     def of(cls, look: RolloutLook) -> LookView:
-        found = look.estimates
+        found, at, said = look.estimates, rfc3339(look.at_ms), VerdictView(*astuple(look.verdict))
         lift, least = IntervalView(*found.lift), min(found.ess, found.champion_ess)
-        at, said = rfc3339(look.at_ms), VerdictView.of(look.verdict)
         return cls(look.number, at, found.n, found.users, look.stage, lift, found.mean_weight, least, said)
 
 

@@ -1,13 +1,11 @@
 """Decides the verdict on the challenger: one word, and a reason in whole sentences with the figures.
 
-Invariant: the verdict is `promote` only if the whole interval of the lift (the challenger's reward per decision minus
-the champion's) lies above -margin and the figures are credible. `app/bandit/README.md` has the rules; `verdict` applies
-them in order, and the first that holds decides.
+Invariant: the verdict is `promote` only if the whole interval of the lift lies above -margin and the figures are
+credible. `app/bandit/README.md` has the rules; `verdict` applies them in order, and the first that holds decides.
 
 With correct propensities the expected mean weight is 1. If it differs, propensities are wrong, or decisions were lost
 depending on the choice. Weights and effective sample sizes of both policies count, since the lift is the difference of
-two estimates. Decisions that a policy served itself have the weight 1, so in the shadow stage the champion always
-passes, and at 100 % the challenger does.
+two estimates.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ from msgspec import Meta
 
 from app.bandit.rollout.aggregates import FEWEST_USERS, Estimates, Experiment
 from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, IntervalView
-from app.settings.parsers import RolloutRails
 
 FEWEST_EFFECTIVE = 1_000
 WEIGHT_ERRORS = 3.0
@@ -30,13 +27,6 @@ MISMATCH = 1e-4
 SLOWER = 1.5
 SLOW_SHARE = 0.01
 Word = Literal["insufficient data", "hold", "promote", "roll back"]
-
-
-class Limits(RolloutRails, frozen=True):
-    """The limits that the estimates and the guardrails are compared with. `margin` is the tolerated loss in reward per
-    decision."""
-
-    margin: float = 0.02
 
 
 class DismissalsView(msgspec.Struct):
@@ -54,9 +44,7 @@ class GuardrailView(msgspec.Struct):
 
     value: float | None
     limit: float
-    judged: Annotated[bool, Meta(description="False: shown only. In the shadow, answer times are the champion's.")] = (
-        True
-    )
+    judged: Annotated[bool, Meta(description="False: only shown, since it is the champion's.")] = True
 
     @property
     def exceeded(self) -> bool:
@@ -82,9 +70,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def too_little(n: int, users: int | None = None, effective: float | None = None) -> Verdict | None:
-    """The verdict `insufficient data` if there are fewer than `FIRST_LOOK` decisions or `FEWEST_USERS` users, otherwise
-    None. `n` is the number of decisions. Users are not checked if `users` is None. `effective` is the number of equally
-    active users that would be as informative; it must not be below `FEWEST_USERS` either."""
+    """The verdict `insufficient data` if there are fewer than `FIRST_LOOK` decisions or, if their number is given,
+    `FEWEST_USERS` users or effective users; otherwise None."""
     if n < FIRST_LOOK:
         return Verdict("insufficient data", f"{_decisions(n)} can be evaluated; the first look is at {FIRST_LOOK:,}.")
     if users is not None and min(users, effective or users) < FEWEST_USERS:
@@ -97,8 +84,7 @@ def too_little(n: int, users: int | None = None, effective: float | None = None)
 
 
 def broken(guardrails: GuardrailsView, experiment: Experiment | None, margin: float) -> list[str]:
-    """Compare the measurements with their limits, and the lift of the challenger's users with the margin; return one
-    sentence for each broken guardrail."""
+    """One sentence for each broken guardrail. The margin limits the loss of the challenger's users."""
     found, dismissals, p99 = [], guardrails.dismissals, guardrails.p99_ms
     if (more := dismissals.more) is not None and more.low > dismissals.limit:
         found.append(
@@ -125,12 +111,6 @@ def broken(guardrails: GuardrailsView, experiment: Experiment | None, margin: fl
     return found
 
 
-def longest_allowed(champion_p99_ms: float | None, limits: Limits) -> float:
-    """The limit for the 99th percentile of the challenger's answer times, in ms. It rises with the champion's times. If
-    the machine is slow for all users, the challenger is not the cause, and rolling back would not help."""
-    return max(limits.p99_ms, SLOWER * (champion_p99_ms or 0.0))
-
-
 def effective_needed(n: int) -> float:
     """The effective sample size that both policies must reach for n decisions; below it, data are insufficient."""
     return max(FEWEST_EFFECTIVE, n / 10)
@@ -139,8 +119,8 @@ def effective_needed(n: int) -> float:
 def verdict(
     figures: Estimates, margin: float, broken: Sequence[str] = (), experiment: Experiment | None = None
 ) -> Verdict:
-    """Decide whether the challenger advances, waits or is rolled back, from one interim analysis, the sentences about
-    broken guardrails, and the users of each policy."""
+    """Decide whether the challenger advances, waits or is rolled back, from the figures of one look, the sentences
+    about broken guardrails, and the users of each policy."""
     if broken:
         return Verdict("roll back", " ".join(broken))
     few = too_little(figures.n, figures.users, figures.effective_users)

@@ -15,6 +15,7 @@ from app.bandit.model.inputs import Array
 from app.bandit.rollout import bootstrap_intervals
 from app.bandit.rollout.aggregates import DecisionSums
 from app.bandit.rollout.bootstrap_intervals import (
+    ALPHA,
     Interval,
     binomial_tail,
     bootstrap,
@@ -184,7 +185,7 @@ def test_false_improvement_is_claimed_in_at_most_alpha_of_roll_outs() -> None:
         sums, looks, plain = DecisionSums(), [], []
         for number in range(1, 5):
             sums.add(page_slice(page, sums.n, 125 * 2**number))
-            looks.append(sums.estimates(look_level(number, alpha), random, replicates=400).lift.low)
+            looks.append(sums.estimates(look_level(number) * alpha / ALPHA, random, replicates=400).lift.low)
             plain.append(sums.estimates(alpha, random, replicates=400).lift.low)
         claimed += max(looks) > 0
         uncorrected += max(plain) > 0

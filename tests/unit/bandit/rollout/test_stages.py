@@ -13,7 +13,6 @@ from app.bandit.rollout.stages import (
     RolloutState,
     Stage,
     Target,
-    refusal,
     serves_challenger,
     target,
     user_position,
@@ -34,7 +33,11 @@ def refused(
     move: Move, stage: Stage, share: float, said: Verdict = GOOD, served: int = 200, *, challenged: bool = True
 ) -> str:
     """Why a move is not allowed; empty if it is."""
-    return refusal(move, state_of(stage, share), said, served, challenged) or ""
+    try:
+        target(move, state_of(stage, share), said, served, challenged)
+    except Conflict as error:
+        return str(error)
+    return ""
 
 
 TARGETS: list[tuple[Stage, float, Move, Target | str]] = [
@@ -99,9 +102,10 @@ def test_only_rollback_is_allowed_without_a_challenger() -> None:
 def test_share_grows_step_by_step_and_falls_at_once(moves: list[Move], well: bool) -> None:
     state, verdict = state_of("shadow", 0.0), GOOD if well else Verdict("hold", "No.")
     for move in moves:
-        if refusal(move, state, verdict, 200, True) is not None:
+        try:
+            to = target(move, state, verdict, 200, True)
+        except Conflict:
             continue
-        to = target(move, state, verdict, 200, True)
         steps = [0.0, 0.05, 0.25, 1.0]
         assert to.share == 0 or steps.index(to.share) - steps.index(state.share) in (0, 1)
         assert (to.share == 0) or well

@@ -12,18 +12,18 @@ from app.bandit.rollout.aggregates import Arm, Estimates, Experiment
 from app.bandit.rollout.bootstrap_intervals import Interval, IntervalView
 from app.bandit.rollout.verdict import (
     SLOW_SHARE,
+    SLOWER,
     DismissalsView,
     GuardrailsView,
     GuardrailView,
-    Limits,
     Verdict,
     broken,
-    longest_allowed,
     too_little,
     verdict,
 )
+from app.settings.parsers import RolloutRails
 
-LIMITS = Limits(margin=0.02, dismissed=0.03, p99_ms=100, no_profile=0.5)
+RAILS, MARGIN = RolloutRails(dismissed=0.03, p99_ms=100, no_profile=0.5), 0.02
 VALUE = Interval(0.4, 0.38, 0.42)
 FIGURES = Estimates(
     n=8_000,
@@ -64,10 +64,10 @@ def guardrails(
     """Measurements, of which none is over its limit by default."""
     champion, challenger, more = dismissals or (None, None, None)
     return GuardrailsView(
-        DismissalsView(champion, challenger, more and IntervalView(*more), LIMITS.dismissed),
-        GuardrailView(p99_ms, longest_allowed(champion_p99_ms, LIMITS), p99_judged),
+        DismissalsView(champion, challenger, more and IntervalView(*more), RAILS.dismissed),
+        GuardrailView(p99_ms, max(RAILS.p99_ms, SLOWER * (champion_p99_ms or 0)), p99_judged),
         GuardrailView(slow, SLOW_SHARE, p99_judged),
-        GuardrailView(no_profile, LIMITS.no_profile),
+        GuardrailView(no_profile, RAILS.no_profile),
         [],
     )
 
@@ -76,8 +76,8 @@ def judged(**fields: Any) -> Verdict:
     """The verdict on a good challenger with some fields of estimates or guardrails replaced."""
     experiment = fields.pop("experiment", None)
     others = {name: fields.pop(name) for name in Estimates.__struct_fields__ if name in fields}
-    sentences = broken(guardrails(**fields), experiment, LIMITS.margin)
-    return verdict(msgspec.structs.replace(FIGURES, **others), LIMITS.margin, sentences, experiment)
+    sentences = broken(guardrails(**fields), experiment, MARGIN)
+    return verdict(msgspec.structs.replace(FIGURES, **others), MARGIN, sentences, experiment)
 
 
 RULES: list[tuple[dict[str, Any], str, str]] = [
@@ -164,10 +164,10 @@ def test_reason_names_every_guardrail_that_is_broken() -> None:
         "slow": 0.02,
         "no_profile": 0.9,
     }
-    assert len(broken(guardrails(**bad), None, LIMITS.margin)) == 3
+    assert len(broken(guardrails(**bad), None, MARGIN)) == 3
     reason = judged(**bad).reason
     assert all(part in reason for part in ("dismissed more often", "101 ms", "90.0%"))
-    assert broken(guardrails(), None, LIMITS.margin) == []
+    assert broken(guardrails(), None, MARGIN) == []
 
 
 def test_reason_has_the_singular_for_one_user() -> None:
