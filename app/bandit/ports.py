@@ -1,7 +1,7 @@
 """Protocols for the storage of the bandit; `app.stores.sql` implements them. All methods raise `StoreUnavailable`.
 
 A decision is settled when its reward is learned or it expires. A roll-out evaluates it if it was made with exploration,
-its reward is learned, and it has both policies' propensities. `app/bandit/README.md` tells why others do not count.
+its reward is learned, and it has both policies' propensities. A look is an interim analysis of the challenger.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EARLIEST_MS, LATEST_MS = -(10**18), 10**18  # before and after the time of any d
 
 
 class DecisionMoment(NamedTuple):
-    """A place in the order of the decisions by the time at which they were made, and by id."""
+    """A place in the order of the decisions by time and id."""
 
     at_ms: int
     decision_id: str = ""
@@ -74,9 +74,9 @@ class DecisionRepository(Protocol):
         which may be an earlier one with the same request id; None if the conditions are not met."""
 
     async def add_shadows(self, after: tuple[str, int], limit: int) -> tuple[str, int] | None:
-        """Compute and store the shadows (both policies' rankings) of up to `limit` unsettled decisions without one, the
-        first after `after`, in the order of user ids and numbers. Decisions whose user's statistics have changed since
-        the decision are skipped. Return the user id and the number of the last decision; None if no more follow."""
+        """Compute and store the shadows of up to `limit` unsettled decisions without one, the first after `after`, in
+        the order of user ids and numbers. Decisions whose user's statistics have changed since are skipped. Return the
+        user id and the number of the last decision; None if no more follow."""
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
         """The decision with this id; None if there is none, or it is damaged."""
@@ -85,8 +85,7 @@ class DecisionRepository(Protocol):
         self, after: DecisionMoment, until_ms: int, limit: int
     ) -> tuple[list[DecisionRecord], DecisionMoment | None]:
         """Up to `limit` decisions after `after` that were made before `until_ms`, and the moment after which to
-        continue; None on the last page. Damaged decisions are left out, so that a page may have few records, or none,
-        though more follow."""
+        continue; None on the last page. Damaged decisions are left out, so a page may be empty though more follow."""
 
     async def line(self, decision_id: str) -> DecisionLine | None: ...
 
@@ -99,9 +98,9 @@ class DecisionRepository(Protocol):
         until_ms: int = LATEST_MS,
         before: tuple[int, int] = (LATEST_MS, LATEST_MS),
     ) -> tuple[list[DecisionLine], tuple[int, int] | None]:
-        """Up to `limit` decisions made from `since_ms` on and before `until_ms`, the newest first, and the value of
-        `before` for the next page, a time and a number; None on the last page. Those of one user are in the order in
-        which they were stored."""
+        """Up to `limit` decisions made from `since_ms` on and before `until_ms`, the newest first (those of one user in
+        the order in which they were stored), and the value of `before`, a time and a number, for the next page; None on
+        the last page."""
 
     async def user_logs(self, after: str, decisions: int) -> list[UserLog]:
         """The logs of the users after the user `after`, in the order of ids, of at least so many decisions in all;
@@ -129,8 +128,8 @@ class LearningRepository(Protocol):
         aside`, because they or the user's statistics are damaged."""
 
     async def grow(self, now_ms: int) -> int:
-        """Extend the statistics of a page of users to the longest spec, by a replay of their learned decisions. Damaged
-        statistics are set aside. Return the number of users; 0 if none is left."""
+        """Extend the statistics of a page of users to the longest spec, by a replay of their learned decisions, and set
+        damaged ones aside. Return the number of users; 0 if none is left."""
 
 
 class StateRepository(Protocol):
@@ -150,8 +149,8 @@ class StateRepository(Protocol):
 
 
 class RolloutLook(msgspec.Struct, frozen=True):
-    """An interim analysis ("look"): its number, counted from 1, the estimates, and the verdict and stage of that time.
-    `level` is the probability with which each interval misses the true value."""
+    """A look: its number, counted from 1, the estimates, and the verdict and stage of that time. `level` is the
+    probability with which each interval misses the true value."""
 
     number: int
     at_ms: int
@@ -162,13 +161,8 @@ class RolloutLook(msgspec.Struct, frozen=True):
 
 
 class Counts(NamedTuple):
-    """Numbers of decisions with a learned reward since the roll-out began, by whether they can be evaluated.
-
-    `evaluated` decisions have sequence numbers below `until`. `waiting` decisions are newer than the oldest one without
-    a reward, and are evaluated once it is settled. `unshadowed` decisions lack one policy's propensities. `served`
-    counts the evaluated and waiting decisions that the challenger served since the stage began. `without_prior`
-    decisions would be evaluated if a prior had been pooled before they were made.
-    """
+    """Numbers of decisions with a learned reward since the roll-out began, as `app.bandit.rollout.status.DecisionsView`
+    describes them. `evaluated` decisions have sequence numbers below `until`. `served`: by the challenger."""
 
     until: int
     evaluated: int
@@ -194,13 +188,13 @@ class RolloutRepository(Protocol):
 
     async def move(self, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int) -> RolloutState | None:
         """Change the stage in one transaction; return None, and change nothing, if the state is no longer `seen`. If
-        the roll-out starts anew, the stored looks (interim analyses) are deleted, too."""
+        the roll-out starts anew, the stored looks are deleted, too."""
 
     async def looks(self) -> list[RolloutLook]:
-        """The looks (interim analyses), oldest first. Looks in the unreadable format of another release are omitted."""
+        """The looks, oldest first. Looks in the unreadable format of another release are omitted."""
 
     async def add_look(self, look: RolloutLook, seen: RolloutState) -> bool:
-        """Store an interim analysis. Return False if its number is taken or the roll-out started anew after `seen`."""
+        """Store a look. Return False if its number is taken or the roll-out started anew after `seen`."""
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
         """Count the decisions of the roll-out by whether they can be evaluated. A decision whose reward is not known
@@ -210,10 +204,9 @@ class RolloutRepository(Protocol):
         """Yield pages of the evaluated decisions whose sequence number is below `until`, oldest first."""
 
     async def shown(self, state: RolloutState, among: int) -> tuple[DecisionPage, Array]:
-        """Read recent decisions whose tip was shown: of the newest `among` decisions of the roll-out, those that were
-        made with exploration and have both policies' rankings. A decision without a reward yet has the reward 0. For
-        each decision, the array has 1 if the challenger served, 0 if the champion did, and NaN if the decision is older
-        than the current stage."""
+        """Of the newest `among` decisions of the roll-out, those whose tip was shown, and that were made with
+        exploration and have both policies' rankings. A decision without a reward yet has the reward 0. For each, the
+        array has 1 if the challenger served, 0 if the champion did, and NaN if it is older than the current stage."""
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
         """The decisions made at or after `since_ms`; if there are more than `limit`, the newest of them."""

@@ -6,14 +6,14 @@ import secrets
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
-from app.bandit.learning.attribution import HOUR_MS, DecisionLearner, Rules, outcome_rewards
+from app.bandit.learning.attribution import DecisionLearner, Rules, outcome_rewards
 from app.bandit.learning.maintenance import EVERY_S, Maintenance
 from app.bandit.model.thompson_sampling import Policies
 from app.bandit.ports import ReadProfile
 from app.bandit.rollout.controller import WATCH_EVERY_S, Rollout
 from app.bandit.scoring import Scorer
 from app.bootstrap.servers import Wrap, untraced
-from app.features.clock import Clock
+from app.features.clock import HOUR_MS, Clock
 from app.operations.audit import AuditedAction, audited
 from app.service import Bandit
 from app.settings import Settings
@@ -49,9 +49,9 @@ def bandit(
     rules = Rules(outcome_rewards(settings.rewards), settings.reward_window_hours * HOUR_MS)
     decisions = traced("decisions", SqlDecisions(database, policies))
     states = SqlStates(database, policies.longest)
-    learner = DecisionLearner(traced("learning", SqlLearning(database, policies, rules)), clock, metrics)
+    learning = traced("learning", SqlLearning(database, policies, rules))
     maintenance = Maintenance(
-        learner=learner, states=states, decisions=decisions, policies=policies, clock=clock, metrics=metrics
+        learning=learning, states=states, decisions=decisions, policies=policies, clock=clock, metrics=metrics
     )
     rollout = Rollout(
         repository=SqlRollout(database, policies.challenger.spec.hash if policies.challenger is not None else None),
@@ -72,7 +72,7 @@ def bandit(
             clock=clock,
             metrics=metrics,
         ),
-        learner=learner,
+        learner=DecisionLearner(learning, clock, metrics),
         maintenance=maintenance,
         decisions=decisions,
         states=states,

@@ -3,15 +3,13 @@
 Invariant: a decision is learned once, from the vector that was logged with it, and every event counts once, however
 often it is delivered.
 
-`app.bandit.ports.LearningRepository` finds the decision of an event, and stores the changed decision and statistics in
-one transaction. The rules, in `app/bandit/README.md`, refer to the times of events, not of their arrival. Feedback
-without a served event counts as serving, too.
+The rules, in `app/bandit/README.md`, refer to the times of events, not of their arrival. Feedback without a served
+event counts as serving, too.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -23,33 +21,24 @@ from app.features.clock import CLOCK_SKEW_MS, Clock, to_ms
 from app.features.events import Action, LoggedEvent, TipFeedback
 from app.telemetry import Metrics, logger
 
-HOUR_MS = 3_600_000
 NO_FEEDBACK = "none"
 # An event from within the window may still be on its way when the window closes.
 GRACE_MS = 60_000
 # A producer's clock may be behind ours by this much. An event from longer before a decision is not about it.
 SKEW_MS = 5 * 60_000
-SETTLED_AT_ONCE = 200
-REST_S = 0.05  # after each of these transactions, so that other processes can write
 log = logger("bandit.learning")
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """The settings of attribution. `rewards` is the reward by outcome (see `outcome_rewards`). `window_ms` is the
-    reward window: the time after serving within which feedback is learned."""
+    """The reward by outcome (see `outcome_rewards`), and the time after serving within which feedback is learned."""
 
     rewards: Mapping[str, float]
     window_ms: int
 
 
 def outcome_rewards(overrides: Iterable[tuple[str, float]] = ()) -> Mapping[str, float]:
-    """The reward, within [0, 1], of each outcome. `overrides` are pairs of outcome and reward.
-
-    An outcome is the name of an action, or `NO_FEEDBACK` for a served tip without feedback in time.
-
-    Raises:
-        SettingsError: an override names an unknown outcome.
-    """
+    """The reward, within [0, 1], of each outcome: the name of an action, or `NO_FEEDBACK` for a served tip without
+    feedback in time. Raises `SettingsError` if an override names an unknown outcome."""
     rewards = {**{action.value: action.reward for action in Action}, NO_FEEDBACK: 0.0}
     for outcome, reward in overrides:
         if outcome not in rewards:
@@ -60,8 +49,8 @@ def outcome_rewards(overrides: Iterable[tuple[str, float]] = ()) -> Mapping[str,
 
 
 class JudgedDecision(NamedTuple):
-    """What `judge` needs to know of a stored decision, settled or not. `reward_source` is None until a reward is
-    learned. `told_served` tells whether a served event about the decision has been counted."""
+    """What `judge` needs to know of a stored decision. `told_served` tells whether a served event about it has been
+    counted."""
 
     chosen_id: str
     created_at_ms: int
@@ -72,8 +61,8 @@ class JudgedDecision(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The effect of an event on a decision: the decision's new state and serving time. `outcome` classifies the event.
-    `reward` is the reward to learn; None if nothing is learned from the event."""
+    """The effect of an event on a decision: the decision's new state and serving time, and the reward to learn; None if
+    nothing is learned from the event."""
 
     outcome: EventOutcome
     state: DecisionState
@@ -83,7 +72,7 @@ class Judgement(NamedTuple):
 
 
 def happened_ms(event: LoggedEvent) -> int:
-    """The event's time, or the time of its arrival if that is earlier, in epoch milliseconds."""
+    """The event's time, or the time of its arrival if that is earlier, in epoch ms."""
     return min(to_ms(event.event.occurred_at), event.received_at_ms)
 
 
@@ -95,11 +84,8 @@ def latest_made(event: LoggedEvent) -> int:
 
 
 def judge(decision: JudgedDecision, logged: LoggedEvent, rules: Rules) -> Judgement:
-    """Apply the rules of attribution to one event and the decision that it is about.
-
-    Raises:
-        InvalidInput: the event was stored by a later release, and `rules` has no reward for its action.
-    """
+    """Apply the rules of attribution to one event and the decision that it is about. Raises `InvalidInput` if the event
+    was stored by a later release, and `rules` has no reward for its action."""
     event, state, served = logged.event, decision.state, decision.served_at_ms
     # A tip cannot be served before the decision was made; an earlier time comes from a producer's clock that is behind.
     at_ms = max(happened_ms(logged), decision.created_at_ms)
@@ -124,50 +110,25 @@ def judge(decision: JudgedDecision, logged: LoggedEvent, rules: Rules) -> Judgem
     return Judgement("learned", "learned", served_at, reward, event.action)
 
 
-class DecisionLearner:
+class DecisionLearner(msgspec.Struct, frozen=True, eq=False):
     """Updates decisions and statistics with consumed events. `learn` is an `app.events.ports.Learn`."""
 
-    def __init__(
-        self,
-        repository: LearningRepository,
-        clock: Clock,
-        metrics: Metrics,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._repository = repository
-        self._clock = clock
-        self._metrics = metrics
-        self._pause = pause
+    repository: LearningRepository
+    clock: Clock
+    metrics: Metrics
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
-        """Learn from the events that are about a decision, in one transaction. Other events are ignored, but those with
-        an unknown `decision_id` are counted by sender, for the overview and `profiles doctor`."""
-        concerned = await self._repository.concerned(events)
+        """Learn from the events that are about a decision, in one transaction. Of the others, those with an unknown
+        `decision_id` are counted by sender, for the overview and `profiles doctor`."""
+        concerned = await self.repository.concerned(events)
         concerned_seqs = {item.seq for item in concerned}
         unknown = [item for item in events if item.event.decision_id is not None and item.seq not in concerned_seqs]
-        now_ms = self._clock.now_ms()
+        now_ms = self.clock.now_ms()
         if concerned:
-            for outcome, count in (await self._repository.learn(concerned, now_ms)).items():
-                self._metrics.decision_events.labels(outcome).inc(count)
+            for outcome, count in (await self.repository.learn(concerned, now_ms)).items():
+                self.metrics.decision_events.labels(outcome).inc(count)
         # Afterwards: if learning fails, all of these events come again, and those learned before do no harm.
         if unknown:
-            for sent_by, count in (await self._repository.note_unknown(unknown, now_ms)).items():
-                self._metrics.decision_events.labels("unknown decision").inc(count)
+            for sent_by, count in (await self.repository.note_unknown(unknown, now_ms)).items():
+                self.metrics.decision_events.labels("unknown decision").inc(count)
                 log.warning("unknown_decision", sent_by=sent_by, events=count, event_id=unknown[0].event.event_id)
-
-    async def grow(self) -> int:
-        """Extend the statistics of a page of users to the longest spec (see `LearningRepository.grow`)."""
-        return await self._repository.grow(self._clock.now_ms())
-
-    async def settle(self) -> int:
-        """Settle the decisions whose reward window has closed without feedback, in small transactions: learn the
-        default reward if the tip was served, and otherwise expire the decision. Return their number."""
-        total = 0
-        while True:
-            counts = await self._repository.settle(self._clock.now_ms(), SETTLED_AT_ONCE)
-            for outcome, count in counts.items():
-                self._metrics.decisions_settled.labels(outcome).inc(count)
-            total += counts["default"] + counts["expired"]
-            if sum(counts.values()) < SETTLED_AT_ONCE:
-                return total
-            await self._pause(REST_S)

@@ -95,7 +95,7 @@ async def test_shadows_are_those_of_the_statistics_that_decisions_were_made_from
             await (process.serve(decision) if step == "serve" else process.feed_back(decision, "dismissed"))
         elif step == "settle":
             process.clock.advance(random.choice([0, WINDOW_MS]))
-            await process.bandit.learner.settle()
+            await process.bandit.maintenance.settle()
         elif step == "shadow":
             await process.bandit.maintenance.shadow()
         elif step == "pool":

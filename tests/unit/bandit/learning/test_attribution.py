@@ -12,20 +12,18 @@ import pytest
 from app.bandit.decisions import DecisionState, EventOutcome
 from app.bandit.learning.attribution import (
     GRACE_MS,
-    HOUR_MS,
-    REST_S,
     SKEW_MS,
-    DecisionLearner,
     JudgedDecision,
     Rules,
     judge,
     outcome_rewards,
 )
+from app.bandit.learning.maintenance import REST_S
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS, Input, Spec
 from app.bandit.model.thompson_sampling import Policies
 from app.errors import SettingsError, SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
-from app.features.clock import CLOCK_SKEW_MS, DAY_MS
+from app.features.clock import CLOCK_SKEW_MS, DAY_MS, HOUR_MS
 from app.features.events import LoggedEvent, TipEvent
 from app.stores.sql.database import Database
 from app.stores.sql.learning import (
@@ -243,7 +241,7 @@ async def test_feedback_is_counted_and_not_learned_when_it_is_late_or_on_another
     await process.feed_back(decision)
     assert not await process.has_learned()
     process.clock.advance(GRACE_MS)
-    assert await process.bandit.learner.settle() == 1
+    assert await process.bandit.maintenance.settle() == 1
     await process.consume(feedback_for(decision, process.clock.now_ms() - WINDOW_MS))
     outcome = await process.outcome(decision)
     assert (outcome.state, outcome.reward, outcome.source, outcome.action) == ("learned", 0.0, "default", None)
@@ -258,21 +256,21 @@ async def test_default_is_learned_when_the_window_has_closed_and_no_event_waits(
     await process.serve(decision)
     await process.serve(bobs)
     process.clock.advance(WINDOW_MS + GRACE_MS)
-    assert await process.bandit.learner.settle() == 0
+    assert await process.bandit.maintenance.settle() == 0
     process.clock.advance(1)
     await process.store(feedback_for(decision, NOW_MS + 5))
-    assert await process.bandit.learner.settle() == 1
+    assert await process.bandit.maintenance.settle() == 1
     assert await process.states(decision, bobs) == ["served", "learned"]
     await process.sweep()
     assert (await process.outcome(decision)).source == "feedback"
-    assert await process.bandit.learner.settle() == 0
+    assert await process.bandit.maintenance.settle() == 0
     await process.assert_learned_once()
 
 
 async def test_decision_expires_unlearned_when_it_was_never_served(process: BanditProcess) -> None:
     decision = await process.decide()
     process.clock.advance(WINDOW_MS + GRACE_MS + 1)
-    assert await process.bandit.learner.settle() == 1
+    assert await process.bandit.maintenance.settle() == 1
     await process.consume(served_for(decision, NOW_MS))
     outcome = await process.outcome(decision)
     assert (outcome.state, outcome.reward, outcome.events) == ("expired", None, {"late": 1})
@@ -282,7 +280,7 @@ async def test_decision_expires_unlearned_when_it_was_never_served(process: Band
 async def test_more_decisions_are_settled_than_one_transaction_takes(
     process: BanditProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bandit.learning.attribution.SETTLED_AT_ONCE", 3)
+    monkeypatch.setattr("app.bandit.learning.maintenance.SETTLED_AT_ONCE", 3)
     for number in range(8):
         decision = await process.decide(f"user-{number % 5}")
         if number % 4:
@@ -293,8 +291,8 @@ async def test_more_decisions_are_settled_than_one_transaction_takes(
     async def rest(seconds: float) -> None:
         rests.append(seconds)
 
-    learning = SqlLearning(process.database, POLICIES, RULES)
-    assert await DecisionLearner(learning, process.clock, process.metrics, rest).settle() == 8
+    process.bandit.maintenance.pause = rest
+    assert await process.bandit.maintenance.settle() == 8
     assert rests == [REST_S] * 2, "other processes can write between two transactions"
     states = await process.rows("SELECT state, COUNT(*) FROM tip_scores GROUP BY state ORDER BY state")
     assert states == [("expired", 2), ("learned", 6)]
@@ -371,7 +369,7 @@ async def test_statistics_of_an_unknown_spec_are_never_added_to(process: BanditP
     (letter,) = await process.dead_letters.list(0, 10)
     assert "which this release does not know" in letter.error
     process.clock.advance(WINDOW_MS + GRACE_MS + 1)
-    assert await process.bandit.learner.settle() == 1, "the decision that was never served"
+    assert await process.bandit.maintenance.settle() == 1, "the decision that was never served"
     assert await process.states(decision) == ["served"]
     assert await process.rows("SELECT evidence, decisions FROM bandit_states") == [(b"\0", 5)]
 

@@ -82,7 +82,7 @@ async def take(steps: Sequence[Step], database: Database, challenger_from: int) 
             unsettled.append(made[-1])
         elif step.kind == "settle":
             plain.clock.advance(random.choice([0, WINDOW_MS + GRACE_MS]))
-            await process.bandit.learner.settle()
+            await process.bandit.maintenance.settle()
         elif step.kind == "shadow":
             await process.bandit.maintenance.shadow()
         elif step.kind == "grow":
@@ -278,7 +278,7 @@ async def test_log_is_replayed_before_a_reward_is_learned(database: Database, ho
         rewards.append((waiting, 1.0))
     elif how == "default":
         process.clock.advance(WINDOW_MS + GRACE_MS + 1)
-        assert await process.bandit.learner.settle() == 1
+        assert await process.bandit.maintenance.settle() == 1
         rewards.append((waiting, 0.0))
     else:
         assert await process.bandit.maintenance.grow(math.inf)
@@ -306,7 +306,7 @@ async def test_decision_that_is_learned_during_the_replay_counts_once(
     process.clock.advance(WINDOW_MS + GRACE_MS + 1)
     first = await plain.decide()
     during_first_write(database, monkeypatch, lambda: plain.feed_back(first))
-    assert await process.bandit.learner.settle() == 1
+    assert await process.bandit.maintenance.settle() == 1
     assert_learned(await process.statistics(), [*((decision, 1.0) for decision in made), (first, 1.0), (second, 0.0)])
     await process.assert_learned_once()
 

@@ -102,7 +102,7 @@ async def begin(
 
 async def deliver(worker: BanditProcess, events: Sequence[LoggedEvent], end: str, patch: pytest.MonkeyPatch) -> None:
     if end == "sweep":
-        await worker.bandit.learner.settle()
+        await worker.bandit.maintenance.settle()
     if end == "torn":
         with patch.context() as torn:
 
@@ -135,7 +135,7 @@ async def assert_learned_once(
         await process.assert_learned_once()
     await asyncio.gather(*(deliver(worker, events, "well", patch) for worker in workers))
     process.clock.advance(2 * WINDOW_MS + GRACE_MS)
-    await asyncio.gather(*(worker.bandit.learner.settle() for worker in workers))
+    await asyncio.gather(*(worker.bandit.maintenance.settle() for worker in workers))
     await process.assert_learned_once()
 
     states = dict(await process.rows("SELECT decision_id, state FROM tip_scores"))

@@ -299,7 +299,7 @@ async def test_other_decisions_are_settled_when_statistics_or_a_vector_are_damag
     await process.execute("UPDATE tip_scores SET phi = ? WHERE decision_id = ?", vector, spoiled)
     process.clock.advance(WINDOW_MS + HOUR_MS)
     for _ in range(2):
-        await process.bandit.learner.settle()
+        await process.bandit.maintenance.settle()
     settled = "SELECT user_id, COUNT(*) FROM tip_scores WHERE state = 'learned' GROUP BY user_id ORDER BY user_id"
     assert await process.rows(settled) == [("ann", 1), ("bob", 2), ("cid", 3)]
     ((spec, state),) = await process.rows("SELECT spec_hash, state FROM tip_scores WHERE decision_id = ?", spoiled)
