@@ -22,11 +22,10 @@ from app.bandit.decisions import (
     DecisionContext,
     DecisionOutcome,
     Origin,
-    Ranking,
-    Role,
     ScoringRequest,
 )
 from app.bandit.model.inputs import Candidate, Context, Features
+from app.bandit.model.thompson_sampling import OTHER, Ranking, Role
 from app.bandit.scoring import Scorer
 from app.errors import InvalidInput, Issue
 from app.events.strict_json import UNDECODABLE, decode, issue_of
@@ -301,7 +300,7 @@ def explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer:
         ),
         context=DecisionContext.of(decision.context),
         candidates=_explained(decision),
-        shadow=_shadow(decision),
+        shadow=decision.shadow and ShadowRanking(OTHER[decision.role], _ranked(decision, decision.shadow)),
         outcome=view(
             DecisionOutcomeView,
             outcome,
@@ -319,12 +318,6 @@ def _explained(decision: Decision) -> list[ExplainedCandidate]:
         view(ExplainedCandidate, ranked, features=view(CandidateFeatures, item.features), contributions=parts)
         for item, ranked, parts in zip(decision.candidates, ranking, contributions, strict=False)
     ]
-
-
-def _shadow(decision: Decision) -> ShadowRanking | None:
-    if decision.role == "champion":
-        return decision.challenger and ShadowRanking("challenger", _ranked(decision, decision.challenger))
-    return decision.champion and ShadowRanking("champion", _ranked(decision, decision.champion))
 
 
 def _scoring_request(sent: ScoreRequest) -> ScoringRequest:

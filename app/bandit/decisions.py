@@ -1,7 +1,7 @@
-"""Scoring requests, decisions and their outcomes.
+"""Scoring requests, decisions, their shadows and their outcomes.
 
 A stored decision holds everything that its answer contains. So a repeated request gets the same answer, whatever has
-been learned since. Arrays are float64. This module imports neither storage nor HTTP.
+been learned since. Arrays are float64.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import asdict
 
-from app.bandit.model.inputs import SPECS, Array, Candidate, Context, ContextFeatures, Profile, Spec
+from app.bandit.model.inputs import SPECS, Array, Candidate, Context, ContextFeatures, Profile, Spec, packed
 from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
+from app.bandit.model.thompson_sampling import OTHER, POOLED_CHAMPION, Policies, Ranking, Role, best
 from app.bandit.numpy_on_demand import np
 from app.features.clock import rfc3339
 from app.features.events import Action
@@ -22,7 +23,6 @@ from app.features.registry import ProfileRead
 from app.features.views import view
 
 Origin = Literal["request", "service", "absent"]
-Role = Literal["champion", "challenger"]
 DecisionState = Literal["open", "served", "learned", "expired"]
 RewardSource = Literal["feedback", "default"]
 EventOutcome = Literal["served", "learned", "repeated", "late", "other tip"]
@@ -47,13 +47,10 @@ class ScoringRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UserSnapshot(NamedTuple):
-    """All that a decision about one user needs from the database.
-
-    `erasures` counts the users erased so far. It is read first, so the other fields may be newer. The challenger, the
-    policy on trial, serves the `share` of the users, 0 to 1; `salt` decides which ones. `version` is the spec hash of
-    the user's statistics, and their number of decisions. `statistics` is None if no decision about the user has been
-    learned. `stored` is the earlier decision with the same request id; None if there is none.
-    """
+    """All that a decision about one user needs from the database. `erasures` counts the users erased so far. It is read
+    first, so the other fields may be newer. The challenger serves the `share` of the users, 0 to 1; `salt` decides
+    which ones. `version` is the spec hash of the user's statistics, and their number of decisions. `statistics` is None
+    if no decision about the user has been learned. `stored` is the earlier decision with the same request id."""
 
     erasures: int
     prior: Prior
@@ -64,26 +61,16 @@ class UserSnapshot(NamedTuple):
     stored: Decision | None
 
 
-class Ranking(NamedTuple):
-    """One policy's result for K candidates. `scores` (K,) are the posterior means of the candidates' rewards. `pi` (K,)
-    are their propensities: the probabilities with which the policy chooses them."""
-
-    scores: Array
-    pi: Array
-
-
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The choice of one candidate for one user, as stored.
 
-    `role` is the role of the policy that chose: the champion, or the challenger, which is on trial. `policy_hash` is
-    the hash of that policy's spec (its list of model inputs), and `theta` (D,) the posterior mean θ̂ of its weights.
-    `chosen` is the index of the chosen candidate, and `phi` (D',) its input vector. `spec_hash` is the hash of the spec
-    of `phi`, which may have more inputs than the policy's spec. `state_version` is the number of the user's decisions
-    that were learned before this one. `profile` holds the profile features that the policy used. `profile_read` tells
-    how the service read them. It is None if they were not read by the service, and for decisions from before database
-    revision 0007. `champion` and `challenger` are the rankings by the two policies; the one by the policy that did not
-    choose is None until a worker has computed it. `elapsed_us` is the time that the decision took, without the commit
-    that stores it.
+    `role` is the role of the policy that chose, `policy_hash` the hash of its spec, and `theta` (D,) the posterior mean
+    θ̂ of its weights. `chosen` is the index of the chosen candidate, and `phi` (D',) its input vector under the spec
+    with the hash `spec_hash`, which may have more inputs than the policy's spec. `state_version` is the number of the
+    user's decisions that were learned before this one. `profile` holds the profile features that the policy used.
+    `profile_read` tells how the service read them. It is None if they were not read by the service, and for decisions
+    from before database revision 0007. `shadow` is the ranking by the other policy, None until a worker has computed
+    it. `elapsed_us` is the time that the decision took, without the commit that stores it.
     """
 
     id: str
@@ -100,22 +87,14 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin
     profile: Profile
     profile_read: ProfileRead | None
-    profile_present: bool
     candidates: tuple[Candidate, ...]
     context: Context
     chosen: int
     elapsed_us: int
     theta: Array
     phi: Array
-    champion: Ranking | None
-    challenger: Ranking | None
-
-    @property
-    def ranking(self) -> Ranking:
-        """The ranking by the policy that chose the candidate."""
-        served = self.champion if self.role == "champion" else self.challenger
-        assert served is not None  # a decision is stored with the serving policy's ranking
-        return served
+    ranking: Ranking
+    shadow: Ranking | None
 
     @property
     def chosen_id(self) -> str:
@@ -126,18 +105,14 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         return spec.phi(self.candidates, self.context, self.profile)
 
     def vector(self, spec: Spec) -> Array:
-        """The logged φ of the chosen candidate, followed by the additional inputs of `spec`, computed from the
-        request."""
+        """The logged φ of the chosen candidate, with the additional inputs of `spec`, computed from the request."""
         if len(self.phi) >= spec.size:
             return self.phi
         return np.concatenate([self.phi, self.phi_under(spec)[self.chosen, len(self.phi) :]])
 
     def contributions(self) -> list[dict[str, float]] | None:
-        """For each candidate, in the order of the request, the part of its score that each input contributes, by name.
-
-        Input i contributes θ̂ᵢφᵢ, so the parts sum to the score. None if this release does not know the policy's spec
-        (its list of inputs), because another release made the decision.
-        """
+        """For each candidate, the parts θ̂ᵢφᵢ of its score by the name of the input. None if another release made the
+        decision, and this one does not know the policy's spec."""
         spec = SPECS.get(self.policy_hash)
         if spec is None:
             return None
@@ -146,8 +121,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecisionOutcome(NamedTuple):
-    """The state of a decision, and the number of events about it by outcome. `reward` and `source` are None until the
-    decision is learned, `settled_at_ms` is None until it is learned or expires."""
+    """The state of a decision, and the number of events about it by outcome. `reward` and `source` are None until it is
+    learned, `settled_at_ms` until it is learned or expires."""
 
     state: DecisionState
     served_at_ms: int | None
@@ -158,28 +133,35 @@ class DecisionOutcome(NamedTuple):
     events: Mapping[EventOutcome, int]
 
 
-class Shadow(NamedTuple):
-    """Both policies' rankings of a decision, and the terms of the doubly robust estimate, as columns of the decision.
+def shadow_of(
+    decision: Decision, statistics: SufficientStatistics | None, mu: Array, policies: Policies
+) -> dict[str, object]:
+    """Compute the ranking by the policy that did not serve, and the terms of the doubly robust estimate, as columns.
 
-    `*_scores` and `*_pi` hold the scores and the propensities π of all candidates as little-endian float64. `*_p` is
-    π(chosen). With q(a) the reward that the decision's pooled prior predicts for candidate a, `q_logged` is q(chosen),
-    and `v_*` is Σₐ π(a) q(a). `agree` is 1 if both policies rank the same candidate first, else 0. `pool_p` and
-    `v_pool` are π(chosen) and v of a third policy, which never serves: the champion's spec with the pooled prior. It
-    separates the effect of the pooled prior from the effect of the profile features.
+    `statistics` are those that the decision was made from, None for a user without any. `mu` (D,) is the mean of the
+    decision's pooled prior. All else is stored with the decision, and the random numbers derive from its id, so the
+    result does not depend on when or in which process it is computed.
+
+    `…_scores` and `…_pi` hold the scores and the propensities π of all candidates as little-endian float64. `…_p` is
+    π(chosen). The reward model is the prior, q(φ) = φᵀμ clipped to [0, 1], which was fitted to rewards known before the
+    decision. `q_logged` is q(chosen), and `v_…` is Σₐ π(a) q(a). `agree` is 1 if both policies rank the same candidate
+    first, else 0. `pool_p` and `v_pool` are those of the third policy, `POOLED_CHAMPION`.
     """
-
-    champion_scores: bytes
-    champion_pi: bytes
-    challenger_scores: bytes
-    challenger_pi: bytes
-    champion_p: float
-    challenger_p: float
-    agree: int
-    q_logged: float
-    v_champion: float
-    v_challenger: float
-    pool_p: float
-    v_pool: float
+    grown, phi = policies.grown(statistics), decision.phi_under(policies.longest)
+    other = OTHER[decision.role]
+    shadow, _ = policies.policy(other).decide(decision.id, grown, mu, phi, decision.explore)
+    pool, _ = POOLED_CHAMPION.decide(decision.id, grown, mu, phi, decision.explore)
+    q = np.clip(phi @ mu, 0.0, 1.0)
+    rankings: dict[str, Ranking] = {decision.role: decision.ranking, other: shadow}
+    evaluated = {**rankings, "pool": pool}
+    return {
+        **{f"{role}_scores": packed(ranking.scores) for role, ranking in rankings.items()},
+        **{f"{role}_pi": packed(ranking.pi) for role, ranking in rankings.items()},
+        **{f"{name}_p": float(ranking.pi[decision.chosen]) for name, ranking in evaluated.items()},
+        **{f"v_{name}": float(ranking.pi @ q) for name, ranking in evaluated.items()},
+        "agree": int(best(decision.ranking.scores) == best(shadow.scores)),
+        "q_logged": float(q[decision.chosen]),
+    }
 
 
 class DecisionLine(msgspec.Struct):
@@ -225,18 +207,12 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     profile_origin: Origin
     profile: Mapping[str, float | int | str | None] | None
     profile_versions: Annotated[
-        dict[str, int] | None,
-        Meta(
-            description="For each value, the number of the user's newest event that it reflects. Null unless the "
-            "service read the profile."
-        ),
+        dict[str, int] | None, Meta(description="For each value that the service read, the number of its newest event.")
     ]
     profile_read_at: Time | None
     context: DecisionContext
     candidates: Sequence[Candidate]
-    phi: Annotated[
-        list[list[float]] | None, Meta(description="The input vectors. Null if they belong to another release.")
-    ]
+    phi: Annotated[list[list[float]] | None, Meta(description="The input vectors; null if of another release.")]
     champion_scores: Vector
     champion_pi: Annotated[Vector, Meta(description="Propensities of the champion; null until they are computed.")]
     challenger_scores: Vector
@@ -253,7 +229,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, decision: Decision, outcome: DecisionOutcome) -> DecisionRecord:
         read, spec = decision.profile_read, SPECS.get(decision.spec_hash)
-        champion, challenger = decision.champion, decision.challenger
+        rankings = {decision.role: decision.ranking, OTHER[decision.role]: decision.shadow}
         return view(
             cls,
             decision,
@@ -265,9 +241,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
             profile_read_at=read and rfc3339(read.at_ms),
             context=DecisionContext.of(decision.context),
             phi=spec and decision.phi_under(spec).tolist(),
-            champion_scores=champion and champion.scores.tolist(),
-            champion_pi=champion and champion.pi.tolist(),
-            challenger_scores=challenger and challenger.scores.tolist(),
-            challenger_pi=challenger and challenger.pi.tolist(),
+            **{f"{role}_scores": ranking and ranking.scores.tolist() for role, ranking in rankings.items()},
+            **{f"{role}_pi": ranking and ranking.pi.tolist() for role, ranking in rankings.items()},
             reward_source=outcome.source,
         )

@@ -45,7 +45,7 @@ def bandit(
     def audited_action(actor: str, action: str) -> AbstractAsyncContextManager[AuditedAction]:
         return audited(SqlAuditTrail(database), clock.now_ms(), actor, action, "rollout")
 
-    policies = Policies.of(shadow=settings.shadow)
+    policies = Policies() if settings.shadow else Policies(challenger=None)
     rules = Rules(outcome_rewards(settings.rewards), settings.reward_window_hours * HOUR_MS)
     decisions = traced("decisions", SqlDecisions(database, policies))
     states = SqlStates(database, policies.longest)

@@ -16,7 +16,7 @@ from app.cli.options import json_option, reason_option, time_option
 from app.errors import InvalidInput, Issue, RegistryError
 
 if TYPE_CHECKING:
-    from app.bandit.evaluation.evaluation import Evaluation
+    from app.bandit.evaluation import Evaluation
     from app.bandit.model.thompson_sampling import Policy
     from app.bandit.ports import UserLog
     from app.bandit.rollout.stages import Move
@@ -129,7 +129,7 @@ def _kinds() -> dict[str, Kind]:
 
 
 def _scale(_: click.Context, __: click.Parameter, scale: float | None) -> float | None:
-    from app.bandit.evaluation.evaluation import MAX_V
+    from app.bandit.evaluation import MAX_V
 
     if scale is not None and not 0 < scale <= MAX_V:  # not `FloatRange`, which takes NaN
         raise click.BadParameter(f"must be greater than 0 and at most {MAX_V:,}")
@@ -166,7 +166,7 @@ async def evaluate(
     robust, with 95 % intervals over users. They are the effect on the next decision: what the policy would have learned
     from its own choices is not part of it.
     """
-    from app.bandit.evaluation import evaluation as evaluations
+    from app.bandit import evaluation as evaluations
     from app.stores.training_set.output import new_file
 
     policies = [evaluations.policy_of(policy)]
@@ -216,8 +216,7 @@ async def _evaluation(
 ) -> Evaluation:
     """Evaluate the first of the policies against the second one, if there is one. `registry` has the feature that the
     first one has in addition."""
-    from app.bandit.evaluation.evaluation import Evaluation
-    from app.bandit.evaluation.replay import PriorsFromLog, Replay, damaged, recorded, recorded_model
+    from app.bandit.evaluation import Evaluation, PriorsFromLog, Replay, damaged
 
     stored = await service.bandit.decisions.priors()
     # Decisions from before the roll-out began count, too, so the oldest unsettled one of all holds back newer ones.
@@ -225,18 +224,16 @@ async def _evaluation(
     until = (await service.bandit.rollout.counts(state)).until
     values = {} if registry is None else await feature_values(service, registry)
     replays = [Replay(policies[0], profiles, values), *(Replay(policy, profiles) for policy in policies[1:])]
-    priors = [prior for replay in replays if (prior := recorded(replay, stored)) is not None]
-    if len(priors) < len(replays):  # all are pooled, so that a lift does not depend on how
+    ready = [own for replay in replays if (own := replay.recorded(stored)) is not None]
+    if len(ready) < len(replays):  # all are pooled, so that a lift does not depend on how
         pools = [PriorsFromLog(replay, stored) for replay in replays]
         async for log in _logs(service, "pooling"):
             for pool in pools:
                 pool.add(log)
-        priors = [pool.pooled() for pool in pools]
-    evaluated, *baseline = zip(replays, priors, strict=True)
+        ready = [pool.pooled() for pool in pools]
     found = Evaluation(
-        evaluated,
-        baseline[0] if baseline else None,
-        recorded_model(stored),
+        ready,
+        stored,
         lambda item: (
             item.outcome.state == "learned"
             and item.decision.explore
@@ -269,7 +266,7 @@ async def _logs(service: OpenService, action: str) -> AsyncIterator[UserLog]:
 async def feature_values(service: OpenService, registry: Registry) -> dict[int, float]:
     """By the number of each decision, the value of the registry's one feature as of the decision, ranked
     (`evaluation.ranked`); 0 for null. Decisions whose events have been pruned are left out."""
-    from app.bandit.evaluation.evaluation import ranked
+    from app.bandit.evaluation import ranked
     from app.bootstrap.engines import open_engine
     from app.profiles.online.compute import Computation
     from app.profiles.ports import ComputeRow

@@ -227,7 +227,8 @@ POOL = Arm(POOLED_CHAMPION.spec, SPEC_V1.precisions)
 
 def features(at: SimulatedUsers, spec: Spec) -> Array:
     """φ of all candidates (N, R, K, D)."""
-    return spec.phi_from(at.factors, at.shared)
+    candidate, shared = spec.places
+    return at.factors.take(candidate, axis=-1) * at.shared.take(shared, axis=-1)[..., None, :]
 
 
 class Learners:

@@ -14,7 +14,7 @@ import numpy as np
 from app.bandit.decisions import Decision
 from app.bandit.model.inputs import SPEC_V2, SPECS, Array, Candidate, Context, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, best
+from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, OTHER, best
 from app.stores.sql.database import Connection, named_rows
 from app.stores.sql.decision_rows import decision_of
 
@@ -40,7 +40,7 @@ def learning_faults(learned: Iterable[tuple[Any, ...]], states: Iterable[tuple[A
     for user_id, spec_hash, blob, count in states:
         own = decisions.pop(user_id, [])
         evidence = SufficientStatistics.unpack(SPECS[spec_hash], blob, count)
-        stored = evidence.leading(evidence.size)
+        stored = evidence.leading(evidence.spec.size)
         s, y = map(np.zeros_like, stored)
         for logged, reward, request, chosen in own:
             phi = np.concatenate([logged, _full(request, chosen, SPECS[spec_hash])[len(logged) :]])
@@ -103,7 +103,8 @@ def _is_shadow(row: Mapping[str, Any], decision: Decision, statistics: Sufficien
     phi = SPEC_V2.phi(decision.candidates, decision.context, decision.profile)
     terms = [float(np.clip(phi @ mu, 0, 1)[decision.chosen])]
     expected = []
-    for policy, ranking in ((CHAMPION, decision.champion), (CHALLENGER, decision.challenger)):
+    rankings = {decision.role: decision.ranking, OTHER[decision.role]: decision.shadow}
+    for policy, ranking in ((CHAMPION, rankings["champion"]), (CHALLENGER, rankings["challenger"])):
         expected.append(policy.decide(decision.id, statistics, mu, phi, decision.explore)[0])
         terms += [expected[-1].pi[decision.chosen], float(expected[-1].pi @ np.clip(phi @ mu, 0, 1))]
         if ranking is None or not np.allclose(ranking, expected[-1], rtol=0, atol=1e-9):

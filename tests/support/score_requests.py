@@ -107,12 +107,12 @@ def pool_of(users: Iterable[SufficientStatistics]) -> SufficientStatistics:
 
 def s_of(statistics: SufficientStatistics) -> Array:
     """The matrix S (D, D)."""
-    return statistics.leading(statistics.size)[0]
+    return statistics.leading(statistics.spec.size)[0]
 
 
 def y_of(statistics: SufficientStatistics) -> Array:
     """The vector y (D,)."""
-    return statistics.leading(statistics.size)[1]
+    return statistics.leading(statistics.spec.size)[1]
 
 
 def precision_of(policy: Policy, statistics: SufficientStatistics) -> Array:

@@ -5,7 +5,7 @@ of `POST /score`, stored requests and the growth of statistics follow. Never cha
 logged decisions were made with it.
 
 A transform depends on no data seen before, so a vector logged a year ago still has the same meaning. Its formula is
-part of the hash of every spec that uses it: a changed formula needs a new text and a new name.
+part of the hash of every spec that uses it, so a changed formula needs a new text and a new name.
 """
 
 from __future__ import annotations
@@ -32,12 +32,9 @@ class Transform(NamedTuple):
 
 
 class Feature(NamedTuple):
-    """A feature of a candidate or of the context: a field of the request, which is a msgspec Struct, and the transforms
-    of its value into factors, by name. The factors of null are 0.
-
-    `default` is the value if a client does not send the feature. With `NODEFAULT` it is required, which is not possible
-    after the first version, since older clients do not send it.
-    """
+    """A field of the request about a candidate or the context, and the transforms of its value into factors, by name.
+    The factors of null are 0. `default` is the value if a client does not send the feature. With `NODEFAULT` it is
+    required, which is not possible after the first version, since older clients do not send it."""
 
     name: str
     type: Any
@@ -46,11 +43,8 @@ class Feature(NamedTuple):
 
 
 class Version(NamedTuple):
-    """What a spec adds to the spec before it: features of candidates and of the context, and inputs.
-
-    An input is the product of a shared factor and a candidate factor, in this order. An input of one factor has `ONE`
-    in the place of the other. `precision` is the prior precision λ of the weights of these inputs.
-    """
+    """What a spec adds to the spec before it. An input is the product of a shared factor and a candidate factor, in
+    this order; one of them may be `ONE`. `precision` is the prior precision λ of the weights of these inputs."""
 
     inputs: Sequence[tuple[str, str]]
     candidate: Sequence[Feature] = ()
@@ -74,7 +68,7 @@ def listed(prefix: str, *categories: str) -> dict[str, Transform]:
 
 
 def hashed(prefix: str, size: int) -> dict[str, Transform]:
-    """`size` factors of 1 or 0, for texts that cannot be listed. The text's hash selects the factor that is 1."""
+    """`size` factors of 1 or 0, for texts that cannot be listed. The text's hash selects the one that is 1."""
     return {f"{prefix}_{n}": Transform(f"SHA-256 mod {size} is {n}", partial(_hashes_to, n, size)) for n in range(size)}
 
 
@@ -120,7 +114,6 @@ _DAYS = Annotated[float, Meta(ge=0, examples=[3.5])]
 _PRIORITY = Annotated[float, Meta(description="Higher matters more; any scale.", examples=[2])]
 _OF_PROFILE = ("completion", "dismissal", "dwell", "volume", "hour_distance_cos", "hour_distance_sin")
 _OF_CANDIDATE = ("is_overdue", "task_age", "priority")
-
 VERSIONS: Final = (
     Version(
         candidate=[

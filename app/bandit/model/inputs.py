@@ -4,12 +4,9 @@ A candidate factor may differ between the candidates of a request. A shared fact
 day, profile, context). `app.bandit.model.definitions` declares the features of candidates and context, and their
 transforms. Those of the time and of the profile are here, and follow the same rules.
 
-A spec is an ordered list of the inputs that a policy reads, with the prior precision of each input's weight. Its hash
-covers formulas, constants and prior precisions. It is stored with every vector and with every user's statistics, so
-numbers of two specs are never mixed.
-
-Invariant: a longer spec begins with the inputs of the shorter one. So statistics of the shorter spec can be extended to
-the longer one without learning again (`app.bandit.model.sufficient_statistics`).
+A spec is an ordered list of the inputs that a policy reads. Its hash is stored with every vector and with every user's
+statistics, so numbers of two specs are never mixed. Invariant: a longer spec of `SPECS` begins with the inputs of the
+shorter one. So statistics of the shorter spec can be extended to the longer one without learning again.
 """
 
 from __future__ import annotations
@@ -36,6 +33,7 @@ from app.bandit.model.definitions import (
     struct,
 )
 from app.bandit.numpy_on_demand import np
+from app.features.clock import DAY_MS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,11 +44,8 @@ Profile: TypeAlias = Mapping[str, float | int | str | None] | None
 
 STORED: Final = "<f8"
 NUMBER_BYTES: Final = 8
-
-DAY_MS: Final = 86_400_000
 MANY_TIPS: Final = 1000  # `tip_volume_30d` at which the volume factor reaches its maximum
 USUAL_VOLUME: Final = 10  # used for `tip_volume_30d` if a profile has a rate but no volume
-
 EVALUATED: Final = "evaluated"
 
 # The formulas of the factors, by name, in the order of the columns.
@@ -71,14 +66,7 @@ SHARED_FACTORS: Final[Mapping[str, str]] = {
     EVALUATED: "a feature that is being evaluated, from -1 to 1; 0 without a value",
     **dict(formulas(CONTEXT_FEATURES)),
 }
-PROFILE_FEATURES: Final = (
-    "completion_rate_30d",
-    "dismiss_rate_30d",
-    "mean_dwell_ms_30d",
-    "preferred_hour",
-    "tip_volume_30d",
-)
-
+PROFILE_FEATURES = ("completion_rate_30d", "dismiss_rate_30d", "mean_dwell_ms_30d", "preferred_hour", "tip_volume_30d")
 
 if TYPE_CHECKING:  # the fields are known at runtime only
 
@@ -117,18 +105,17 @@ def candidate_factors(candidates: Sequence[Candidate]) -> Array:
 def shared_factors(context: Context, profile: Profile, evaluated: float = 0.0) -> Array:
     """The shared factors, in the order of `SHARED_FACTORS`. Without a profile, the profile's factors are 0."""
     hour = None if context.at is None else context.at.hour + context.at.minute / 60 + context.at.second / 3600
-    known = {name: _number(profile.get(name)) for name in PROFILE_FEATURES} if profile else {}
-    volume = known.get("tip_volume_30d")
-    dwell = known.get("mean_dwell_ms_30d")
-    preferred = known.get("preferred_hour")
+    given = profile or {}
+    known = [_number(given.get(name)) for name in PROFILE_FEATURES]
+    completion, dismissal, dwell, preferred, volume = known
     distance = None if hour is None or preferred is None else hour - preferred % 24
     return np.array(
         [
             1.0,
             *_on_the_clock(hour),
-            float(any(value is not None for value in known.values())),
-            _smoothed(known.get("completion_rate_30d"), volume),
-            _smoothed(known.get("dismiss_rate_30d"), volume),
+            float(any(value is not None for value in known)),
+            _smoothed(completion, volume),
+            _smoothed(dismissal, volume),
             0.0 if dwell is None else log_ratio(DAY_MS, dwell) - 0.5,
             0.0 if volume is None else log_ratio(MANY_TIPS, volume) - 0.5,
             *_on_the_clock(distance),
@@ -139,7 +126,7 @@ def shared_factors(context: Context, profile: Profile, evaluated: float = 0.0) -
 
 
 def _number(value: float | str | None) -> float | None:
-    """A profile value as a finite float; None if it is not a finite number."""
+    """The value as a finite float; None if it is not a finite number."""
     if value is None or isinstance(value, str):
         return None
     try:
@@ -158,11 +145,9 @@ def _on_the_clock(hour: float | None) -> tuple[float, float]:
 
 
 def _smoothed(rate: float | None, volume: float | None) -> float:
-    """Smooth the rate r of one of the three actions in n feedback events: (n r + 1) / (n + 3) - 1/3.
-
-    The result is within [-1/3, 2/3]; 0 without a rate. The profile does not contain n, so `volume`, the number of tips
-    served, replaces n. If `volume` is 0 or None, because a producer sends feedback events only, n is `USUAL_VOLUME`.
-    """
+    """Smooth the rate r of one of the three actions in n feedback events: (n r + 1) / (n + 3) - 1/3. The profile does
+    not contain n, so `volume`, the number of tips served, replaces n. If it is 0 or None, because a producer sends
+    feedback events only, n is `USUAL_VOLUME`."""
     if rate is None:
         return 0.0
     n = volume if volume is not None and volume > 0 else float(USUAL_VOLUME)
@@ -205,8 +190,14 @@ class Spec(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256, in hexadecimal, of the spec as canonical JSON, which contains formulas and precisions."""
-        return hashlib.sha256(self._canonical().encode()).hexdigest()
+        """SHA-256, in hexadecimal, of the spec as canonical JSON, with formulas, their constants and precisions."""
+        inputs = [
+            {**asdict(entry), "candidate": CANDIDATE_FACTORS[entry.candidate], "shared": SHARED_FACTORS[entry.shared]}
+            for entry in self.inputs
+        ]
+        whole = {"id": self.id, "version": self.version, "pooled": self.pooled, "inputs": inputs}
+        text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def prefix_of(self, other: Spec) -> bool:
         """Whether the first inputs of `other` are the inputs of this spec, in the same order."""
@@ -216,30 +207,21 @@ class Spec(msgspec.Struct, frozen=True, dict=True):
         """The other specs that this one begins with: statistics under them can be extended to this one."""
         return [spec for spec in SPECS.values() if spec != self and spec.prefix_of(self)]
 
-    def phi(self, candidates: Sequence[Candidate], context: Context, profile: Profile) -> Array:
-        """The input vectors φ (K, D), one row per candidate, with finite components within [-1, 1]."""
-        return self.phi_from(candidate_factors(candidates), shared_factors(context, profile))
-
-    def phi_from(self, by_candidate: Array, shared: Array) -> Array:
-        """The input vectors φ (…, K, D), from the factors of one request or, with a leading axis, of many."""
-        candidate_places, shared_places = self._places
-        return by_candidate.take(candidate_places, axis=-1) * shared.take(shared_places, axis=-1)[..., None, :]
+    def phi(self, candidates: Sequence[Candidate], context: Context, profile: Profile, evaluated: float = 0.0) -> Array:
+        """The input vectors φ (K, D), one row per candidate, with finite components within [-1, 1]. `evaluated` is the
+        value of a feature under evaluation."""
+        candidate_places, shared_places = self.places
+        shared = shared_factors(context, profile, evaluated).take(shared_places)
+        return candidate_factors(candidates).take(candidate_places, axis=1) * shared
 
     @cached_property
-    def _places(self) -> tuple[Places, Places]:
+    def places(self) -> tuple[Places, Places]:
+        """For each input, the places of its factors in `CANDIDATE_FACTORS` and in `SHARED_FACTORS`."""
         candidate, shared = list(CANDIDATE_FACTORS), list(SHARED_FACTORS)
         return (
             np.array([candidate.index(entry.candidate) for entry in self.inputs]),
             np.array([shared.index(entry.shared) for entry in self.inputs]),
         )
-
-    def _canonical(self) -> str:
-        inputs = [
-            {**asdict(entry), "candidate": CANDIDATE_FACTORS[entry.candidate], "shared": SHARED_FACTORS[entry.shared]}
-            for entry in self.inputs
-        ]
-        whole = {"id": self.id, "version": self.version, "pooled": self.pooled, "inputs": inputs}
-        return json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _specs() -> Iterator[Spec]:

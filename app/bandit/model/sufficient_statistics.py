@@ -1,22 +1,15 @@
 """Sufficient statistics of ridge regression, per user, and the prior that is pooled from those of all users.
 
-The statistics are S = Σ φφᵀ, y = Σ rφ, and the number of decisions n. They exclude the prior, which belongs to the
-spec. So every policy whose spec begins with the same inputs can use them: the champion reads the rows and columns of
-the first inputs, the challenger reads all.
+The statistics S = Σ φφᵀ, y = Σ rφ and n, the number of decisions, exclude the prior, which belongs to the spec. So
+every policy whose spec begins with the same inputs can use them.
 
 Invariants:
-- Statistics belong to one spec; statistics of another spec are rejected.
 - Extending statistics to a longer spec ("growing") keeps their numbers, and learning adds element by element. So the
   numbers of the first inputs stay bit for bit what they would be without growing.
 - Statistics that no n decisions can have produced are never used, since they would distort the prior of every user.
 
-The pooled prior is the mean μ from which each user's weights start:
-
-    μ = (Λ₀ + Σ S)⁻¹ Σ y        sums over all users, Λ₀ = 10 I: ridge regression over all decisions
-
-The sums include the user whose weights the prior is for. So with very few users, a user's statistics shape both the
-prior and the posterior. The sums over ranges of users are stored, and a prior is made from these. It equals the prior
-of one sum over all users except for rounding, since floating-point addition depends on the order.
+Each user's weights start from the mean of the pooled prior, μ = (Λ₀ + Σ S)⁻¹ Σ y, with sums over all users and
+Λ₀ = 10 I: ridge regression over all decisions.
 """
 
 from __future__ import annotations
@@ -38,11 +31,9 @@ _ROUNDING = 1e-9
 
 class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
     """The sums S = Σ φφᵀ (D, D) and y = Σ rφ (D,) over the learned decisions of a user, with the inputs φ of the chosen
-    candidate and its reward r. `spec` has D inputs.
-
-    `numbers` (D(D+1)/2 + D,) holds them as stored: the lower triangle of S row by row, then y. It is never modified.
-    The triangle for the first k inputs is a prefix of the whole, so learning, growing and storing build no matrix.
-    """
+    candidate and its reward r. `numbers` (D(D+3)/2,) holds them as stored: the lower triangle of S row by row, then y.
+    It is never modified. The triangle for the first k inputs is a prefix of the whole, so learning, growing and storing
+    build no matrix."""
 
     spec: Spec
     numbers: Array
@@ -51,67 +42,47 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
     @classmethod
     def none(cls, spec: Spec) -> SufficientStatistics:
         """The statistics of a new user: zeros."""
-        return cls(spec, np.zeros(_length(spec.size)), 0)
-
-    @property
-    def size(self) -> int:
-        return self.spec.size
+        return cls(spec, np.zeros(_length(spec)), 0)
 
     def learned(self, phi: Array, reward: float) -> SufficientStatistics:
-        """The statistics after one more decision with inputs φ and reward r: S + φφᵀ, y + rφ and n + 1.
-
-        A φ that is shorter than D was logged under a shorter spec, and is padded with zeros.
-
-        Raises:
-            SpecMismatch: φ is longer than D, |φᵢ| > 1 for some i, r is outside [0, 1], or one of them is NaN.
-        """
+        """The statistics after one more decision. A φ that is shorter than D was logged under a shorter spec, and is
+        padded with zeros. Raises `SpecMismatch` if φ is longer than D, or a number is NaN or outside its range."""
         known = len(phi)
-        if known > self.size:
-            raise SpecMismatch(f"a vector of {known} inputs, statistics of {self.size}")
+        if known > self.spec.size:
+            raise SpecMismatch(f"a vector of {known} inputs, statistics of {self.spec.size}")
         if not (max(phi.max(), -phi.min()) <= 1 + _ROUNDING and 0 <= reward <= 1):  # false for NaN, too
             raise SpecMismatch("the decision has an input outside [-1, 1] or a reward outside [0, 1]")
         rows, columns = _triangle(known)
         numbers = self.numbers.copy()
         numbers[: len(rows)] += phi[rows] * phi[columns]
-        y = len(numbers) - self.size
+        y = len(numbers) - self.spec.size
         numbers[y : y + known] += reward * phi
         return SufficientStatistics(self.spec, numbers, self.decisions + 1)
 
     def grown(self, spec: Spec, replayed: SufficientStatistics | None = None) -> SufficientStatistics:
         """The statistics extended to a longer spec. The sums over its additional inputs are taken from `replayed`,
-        which has learned some or all of the same decisions under `spec`. Without it they are zeros.
-
-        Raises:
-            SpecMismatch: `spec` does not begin with the inputs of the statistics' spec.
-        """
+        which has learned some or all of the same decisions under `spec`. Without it they are zeros. Raises
+        `SpecMismatch` if `spec` does not begin with the inputs of the statistics' spec."""
         if not self.spec.prefix_of(spec):
             raise SpecMismatch(f"spec {spec.id} {spec.version} does not begin with {self.spec.id} {self.spec.version}")
-        return self._with_first_inputs(self.size, replayed or SufficientStatistics.none(spec))
+        return self.of_common_inputs(spec, replayed)
 
-    def of_common_inputs(self, spec: Spec) -> SufficientStatistics:
-        """The statistics of the first inputs, as far as both specs have the same, under another spec: the rest is 0."""
+    def of_common_inputs(self, spec: Spec, others: SufficientStatistics | None = None) -> SufficientStatistics:
+        """The statistics under another spec: the sums over the inputs that both specs begin with, and for the other
+        inputs the sums of `others`; without it, zeros."""
+        others = others or SufficientStatistics.none(spec)
         pairs = zip(self.spec.inputs, spec.inputs, strict=False)
         common = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-        return self._with_first_inputs(common, SufficientStatistics.none(spec))
-
-    def _with_first_inputs(self, count: int, other: SufficientStatistics) -> SufficientStatistics:
-        """The sums of the first `count` inputs from these statistics, and all others from `other`."""
-        numbers, triangle = other.numbers.copy(), count * (count + 1) // 2
-        y, y_other = len(self.numbers) - self.size, len(numbers) - other.size
+        numbers, triangle = others.numbers.copy(), common * (common + 1) // 2
+        y, y_others = len(self.numbers) - self.spec.size, len(numbers) - spec.size
         numbers[:triangle] = self.numbers[:triangle]
-        numbers[y_other : y_other + count] = self.numbers[y : y + count]
-        return SufficientStatistics(other.spec, numbers, self.decisions)
+        numbers[y_others : y_others + common] = self.numbers[y : y + common]
+        return SufficientStatistics(spec, numbers, self.decisions)
 
     def leading(self, size: int) -> tuple[Array, Array]:
-        """Copies of S (size, size) and y (size,) for the first `size` inputs.
-
-        Raises:
-            SpecMismatch: the statistics have fewer than `size` inputs.
-        """
-        if size > self.size:
-            raise SpecMismatch(f"{size} inputs requested, statistics of {self.size}")
-        # The memory layout is that of statistics that never grew, so results are the same to the last bit.
-        y = len(self.numbers) - self.size
+        """Copies of S (size, size) and y (size,) for the first `size` inputs. Their memory layout is that of statistics
+        that never grew, so results are the same to the last bit."""
+        y = len(self.numbers) - self.spec.size
         return self.numbers[_square(size)], self.numbers[y : y + size].copy()
 
     def pack(self) -> bytes:
@@ -120,52 +91,32 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
 
     @classmethod
     def unpack(cls, spec: Spec, blob: bytes, decisions: int) -> SufficientStatistics:
-        """Read statistics that `pack` wrote. Whether the blob is damaged is not checked: see `sound`.
-
-        Raises:
-            SpecMismatch: the blob has the length of another spec.
-        """
-        (numbers,) = _stored(spec, [blob])
-        return cls(spec, numbers.astype(np.float64, copy=False), decisions)
+        """Read statistics that `pack` wrote. Whether the blob is damaged is not checked: see `sound`."""
+        return cls(spec, np.frombuffer(blob, STORED).astype(np.float64, copy=False), decisions)
 
     def plus(self, blobs: Sequence[bytes], decisions: int) -> SufficientStatistics:
-        """The sum of these and of packed statistics under the same spec, of this number of decisions in total.
-
-        Raises:
-            SpecMismatch: a blob has the length of another spec, or the sum contains NaN or infinity.
-        """
-        with np.errstate(over="ignore", invalid="ignore"):
-            numbers = self.numbers + _stored(self.spec, blobs).sum(axis=0, dtype=np.float64)
-        if not np.isfinite(numbers).all():
-            raise SpecMismatch(f"statistics of spec {self.spec.id} {self.spec.version} contain NaN or infinity")
+        """The sum of these and of undamaged packed statistics under the same spec, of this number of decisions in
+        total."""
+        rows = np.frombuffer(b"".join(blobs), STORED).reshape(-1, len(self.numbers))
+        numbers = self.numbers + rows.sum(axis=0, dtype=np.float64)
         return SufficientStatistics(self.spec, numbers, self.decisions + decisions)
 
 
-def _stored(spec: Spec, blobs: Sequence[bytes]) -> Array:
-    """Unpack the statistics of users, one row per blob: the lower triangle of S row by row, then y, D(D+1)/2 + D
-    numbers. The array may be read-only. Raises `SpecMismatch` if a blob has another length."""
-    length = _length(spec.size)
-    wanted = length * NUMBER_BYTES
-    for blob in blobs:
-        if len(blob) != wanted:
-            raise SpecMismatch(f"{len(blob)} bytes of statistics, spec {spec.id} {spec.version} has {wanted}")
-    return np.frombuffer(b"".join(blobs), STORED).reshape(-1, length)
+def _length(spec: Spec) -> int:
+    return spec.size * (spec.size + 3) // 2
 
 
 def sound(spec: Spec, blob: bytes, decisions: int) -> bool:
-    """Whether this number n of decisions can have produced the packed statistics.
-
-    Two necessary conditions are checked. Inputs are within [-1, 1] and rewards within [0, 1], so no element exceeds n.
-    And [[S, y], [yᵀ, n]] is positive semidefinite: it is Σ (φ, r)(φ, r)ᵀ with n in the place of Σr² ≤ n.
-    """
-    size = spec.size
-    if len(blob) != _length(size) * NUMBER_BYTES:
+    """Whether this number n of decisions can have produced the packed statistics, by two necessary conditions. Inputs
+    are within [-1, 1] and rewards within [0, 1], so no element exceeds n. And [[S, y], [yᵀ, n]] is positive
+    semidefinite: it is Σ (φ, r)(φ, r)ᵀ with n in the place of Σr² ≤ n."""
+    if len(blob) != _length(spec) * NUMBER_BYTES:
         return False
     # With n, the packed numbers are the lower triangle of that matrix.
-    matrix = np.append(np.frombuffer(blob, STORED), decisions)[_square(size + 1)]
+    matrix = np.append(np.frombuffer(blob, STORED), decisions)[_square(spec.size + 1)]
     if not np.abs(matrix).max() <= (1 + _ROUNDING) * decisions:  # true for NaN
         return False
-    matrix.reshape(-1)[:: size + 2] += _ROUNDING * (1 + decisions)
+    matrix.reshape(-1)[:: spec.size + 2] += _ROUNDING * (1 + decisions)
     try:
         np.linalg.cholesky(matrix)
     except np.linalg.LinAlgError:
@@ -174,11 +125,7 @@ def sound(spec: Spec, blob: bytes, decisions: int) -> bool:
 
 
 class Prior(msgspec.Struct, frozen=True, eq=False):
-    """The mean `mu` (D,) from which a user's weights start.
-
-    `users` and `decisions` are the numbers of users and decisions it was estimated from. Version 0 stands for no
-    estimate yet: `mu` is all zeros.
-    """
+    """The mean `mu` (D,) from which a user's weights start, estimated from these numbers of users and decisions."""
 
     version: int
     spec: Spec
@@ -195,28 +142,21 @@ class Prior(msgspec.Struct, frozen=True, eq=False):
 
 def can_be_pooled(mu: Array, decisions: int) -> bool:
     """Whether n = `decisions` decisions could give μ = (S + λI)⁻¹y, with λ = `SHRINKAGE`: every |μᵢ| ≤ √(n / 4λ).
-
     With S = ΦᵀΦ, y = Φᵀr and rewards r in [0, 1], yᵀS⁺y ≤ n. For every eigenvalue s of S, s / (s + λ)² ≤ 1 / 4λ. Hence
-    |μ|² ≤ n / 4λ. NaN and infinity fail the comparison.
-    """
+    |μ|² ≤ n / 4λ. NaN and infinity fail the comparison."""
     return bool((np.abs(mu) <= (1 + 1e-9) * np.sqrt(decisions / (4 * SHRINKAGE))).all())
 
 
 def pooled_mean(total: SufficientStatistics) -> Array:
     """The prior mean μ (D,), from the sum of the statistics S and y of all users."""
-    a, y = total.leading(total.size)
-    a.flat[:: total.size + 1] += SHRINKAGE
+    a, y = total.leading(total.spec.size)
+    a.flat[:: total.spec.size + 1] += SHRINKAGE
     return np.asarray(np.linalg.solve(a, y), np.float64)
-
-
-def _length(size: int) -> int:
-    return size * (size + 1) // 2 + size
 
 
 @lru_cache(maxsize=8)
 def _triangle(size: int) -> tuple[Places, Places]:
-    rows, columns = np.tril_indices(size)
-    return rows, columns
+    return np.tril_indices(size)
 
 
 @lru_cache(maxsize=8)

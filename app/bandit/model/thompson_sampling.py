@@ -6,18 +6,18 @@ give π̂(a), the share of draws in which candidate a is best. The policy is π(
 the chosen candidate is sampled from π. M does not change a candidate's marginal probability, since π̂ has the same
 expected value for every M; more draws only make the logged π less coarse.
 
-Invariant: a policy reads only the inputs that its spec names, which come first in φ, in the statistics and in the
-random numbers. So its answers are bit for bit the same before and after the statistics grow to a longer spec. The first
-inputs of the challenger's spec are those of the champion's, so both policies read the same statistics of a user.
+Invariant: a policy reads only the inputs that its spec names, which come first in φ, in the statistics, in the prior's
+mean and in the random numbers. So its answers are bit for bit the same before and after the statistics grow to a longer
+spec, and champion and challenger read the same statistics of a user.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+import hashlib
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from app.bandit.decisions import Ranking, Role
 from app.bandit.model.inputs import NEWEST, SPEC_V1, Array, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.numpy_on_demand import np
@@ -28,6 +28,21 @@ SCALE: Final = 0.2  # v
 DRAWS: Final = 128  # M
 TIE: Final = 1e-9  # scores closer than this are equal: rounding depends on a candidate's row in the matrix
 DIGITS: Final = 12  # decimals of an answered score; those after them are rounding errors
+# Random numbers derive from the decision's id, so they are the same in every process. Each use has a stream of its own,
+# so its numbers do not depend on how many numbers another use draws.
+OLD: Final = "old"  # the normals for the inputs of the first spec
+NEW: Final = "new"  # the normals for the inputs that later specs add
+ACTION: Final = "action"  # the number that samples the chosen candidate
+Role = Literal["champion", "challenger"]
+OTHER: Final[dict[Role, Role]] = {"champion": "challenger", "challenger": "champion"}
+
+
+class Ranking(NamedTuple):
+    """One policy's result for K candidates. `scores` (K,) are the posterior means of the candidates' rewards. `pi` (K,)
+    are their propensities: the probabilities with which the policy chooses them."""
+
+    scores: Array
+    pi: Array
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -38,30 +53,19 @@ class Policy(msgspec.Struct, frozen=True):
     scale: float = SCALE
 
     def decide(
-        self, decision_id: str, statistics: SufficientStatistics, mu: Array | None, phi: Array, explore: bool
+        self, decision_id: str, statistics: SufficientStatistics, mu: Array, phi: Array, explore: bool
     ) -> tuple[Ranking, Array]:
-        """Rank K candidates; each row of φ is the input vector of one. Return the ranking as it is answered, and the
-        posterior mean θ̂ (D,) of the weights. Scores are rounded to `DIGITS` decimals. Without exploration, π is 1 for
-        the candidate with the highest score and 0 for the others.
-
-        φ and the statistics may have more inputs than this policy's spec, its list of inputs, if they begin with these
-        inputs. `mu` is the mean of the pooled prior, None for zeros; a policy whose spec is not pooled ignores it.
-
-        Raises:
-            SpecMismatch: the statistics belong to a spec that does not begin with the inputs of this policy's spec, φ
-                has fewer columns than the policy's spec has inputs, or μ does not have one element per input.
-        """
+        """Rank K candidates, whose input vectors are the rows of φ. Return the ranking as it is answered, with rounded
+        scores, and the posterior mean θ̂ (D,) of the weights. Without exploration, π is 1 for the candidate with the
+        highest score and 0 for the others. A policy whose spec is not pooled ignores the mean `mu` of the pooled prior.
+        Raises `SpecMismatch` if the spec of the statistics does not begin with the inputs of this policy's spec."""
         size, precisions = self.spec.size, self.spec.precisions
         if not self.spec.prefix_of(statistics.spec):
             raise SpecMismatch(f"policy {self.id} cannot read statistics of spec {statistics.spec.hash[:12]}")
-        if phi.shape[1] < size:
-            raise SpecMismatch(f"policy {self.id} has {size} inputs, the vectors {phi.shape[1]}")
         a, b = statistics.leading(size)
         a.reshape(-1)[:: size + 1] += precisions
-        if mu is not None and self.spec.pooled:
-            if len(mu) != size:
-                raise SpecMismatch(f"policy {self.id} has {size} inputs, the prior's mean {len(mu)}")
-            b = precisions * mu + b
+        if self.spec.pooled:
+            b = precisions * mu[:size] + b
         theta = np.asarray(np.linalg.solve(a, b), np.float64)
         # The memory layout of a φ that never had more columns, so that every result has the same bits.
         own = np.ascontiguousarray(phi[:, :size])
@@ -77,20 +81,15 @@ class Policy(msgspec.Struct, frozen=True):
 
 CHAMPION: Final = Policy("lints-v1", SPEC_V1)
 CHALLENGER: Final = Policy(f"lints-v{NEWEST.version}", NEWEST)
-# The pool without the new inputs; only evaluated. It reads the first elements of the challenger's pooled prior.
+# The pool without the new inputs; only evaluated.
 POOLED_CHAMPION: Final = Policy("lints-v1+pool", msgspec.structs.replace(SPEC_V1, pooled=True))
 
 
 class Policies(NamedTuple):
     """The champion, which serves users, and the challenger, which is evaluated and may serve a share of the users."""
 
-    champion: Policy
-    challenger: Policy | None
-
-    @classmethod
-    def of(cls, *, shadow: bool) -> Policies:
-        """The policies of this release. `shadow`: whether the challenger is one of them."""
-        return cls(CHAMPION, CHALLENGER if shadow else None)
+    champion: Policy = CHAMPION
+    challenger: Policy | None = CHALLENGER
 
     @property
     def longest(self) -> Spec:
@@ -102,44 +101,57 @@ class Policies(NamedTuple):
         return self.challenger or self.champion if role == "challenger" else self.champion
 
     def grown(self, statistics: SufficientStatistics | None, phi_spec: Spec | None = None) -> SufficientStatistics:
-        """Pad the statistics with zeros to the longest of: their own spec, `self.longest` and `phi_spec`.
-
-        `statistics` is None for a new user, `phi_spec` the spec of a vector that is about to be learned. Statistics
-        never become shorter, whichever policies run.
-
-        Raises:
-            SpecMismatch: the longest of these specs does not begin with the inputs of the others.
-        """
+        """Pad the statistics, None for a new user, with zeros to the longest of: their own spec, `self.longest` and
+        `phi_spec`, the spec of a vector that is about to be learned. Statistics never become shorter, whichever
+        policies run. Raises `SpecMismatch` if the longest spec does not begin with the inputs of the others."""
         wanted = self.longest
         if phi_spec is not None and phi_spec.size > wanted.size:
             wanted = phi_spec
         found = SufficientStatistics.none(wanted) if statistics is None else statistics
-        if found.size < wanted.size:
+        if found.spec.size < wanted.size:
             found = found.grown(wanted)
-        # The sizes alone would allow adding a vector to the sums of other inputs.
-        if phi_spec is not None and not phi_spec.prefix_of(found.spec):
-            raise SpecMismatch(
-                f"statistics of {found.spec.id} {found.spec.version} take no vector of {phi_spec.id} {phi_spec.version}"
-            )
+        if phi_spec is not None and not phi_spec.prefix_of(found.spec):  # though it may have the same length
+            raise SpecMismatch(f"statistics of spec {found.spec.hash[:12]} take no vector of {phi_spec.hash[:12]}")
         return found
 
 
 def roots(a: Array, phi: Array) -> Array:
-    """The matrix R = L⁻¹φᵀ (D, K), where A = LLᵀ. With standard normals e (D,), φθ̂ + vRᵀe (K,) is one draw of the
-    scores."""
+    """R = L⁻¹φᵀ (D, K), where A = LLᵀ. With standard normals e (D,), φθ̂ + vRᵀe (K,) is one draw of the scores."""
     return np.asarray(np.linalg.solve(np.linalg.cholesky(a), phi.T), np.float64)
 
 
-def noise(decision_id: str, size: int, draws: int = DRAWS) -> Array:
-    """Standard normals (`size`, `draws`) for a decision, derived from its id. Row i belongs to input i, and is the same
-    for every policy that has this input."""
-    from app.bandit.model import random_streams  # noqa: PLC0415  # it imports NumPy
+class _Seed(NamedTuple):
+    """Seeds a generator with the 256 bits of a SHA-256 digest; NumPy's SeedSequence takes ten times as long."""
 
+    digest: bytes
+
+    def generate_state(self, n_words: int, dtype: Any) -> Any:
+        return np.frombuffer(self.digest, np.dtype(dtype).newbyteorder("<"), n_words).astype(dtype)
+
+
+def _digest(decision_id: str, stream: str) -> bytes:
+    return hashlib.sha256(f"{decision_id}:{stream}".encode()).digest()
+
+
+def fill_normal(place: Array, decision_id: str, stream: str) -> None:
+    """Fill `place`, which must be contiguous, with standard normals."""
+    np.random.bit_generator.ISeedSequence.register(_Seed)  # not at import, which would import NumPy
+    bits = np.random.PCG64DXSM(_Seed(_digest(decision_id, stream)))  # type: ignore[arg-type]  # its protocol suffices
+    np.random.Generator(bits).standard_normal(out=place)
+
+
+def uniform(decision_id: str, stream: str) -> float:
+    """A number in [0, 1) with 53 bits."""
+    return (int.from_bytes(_digest(decision_id, stream)[:8], "little") >> 11) * 2.0**-53
+
+
+def noise(decision_id: str, size: int, draws: int = DRAWS) -> Array:
+    """Standard normals (`size`, `draws`) for a decision. Row i belongs to input i, and is the same for every policy."""
     drawn = np.empty((size, draws))
     old = min(size, SPEC_V1.size)
-    random_streams.fill_normal(drawn[:old], decision_id, random_streams.OLD)
+    fill_normal(drawn[:old], decision_id, OLD)
     if size > old:
-        random_streams.fill_normal(drawn[old:], decision_id, random_streams.NEW)
+        fill_normal(drawn[old:], decision_id, NEW)
     return drawn
 
 
@@ -157,10 +169,7 @@ def propensities(drawn: Array) -> Array:
 
 def sample(pi: Array, decision_id: str) -> int:
     """Sample the index of a candidate from π (K,). The same decision and π always give the same index."""
-    from app.bandit.model import random_streams  # noqa: PLC0415  # it imports NumPy
-
-    draw = random_streams.uniform(decision_id, random_streams.ACTION)
-    place = int(np.searchsorted(np.cumsum(pi), draw, side="right"))
+    place = int(np.searchsorted(np.cumsum(pi), uniform(decision_id, ACTION), side="right"))
     return min(place, len(pi) - 1)  # rounding may leave the sum of π below the draw
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from app.bandit.decisions import Decision, DecisionOutcome, Ranking, Role
-from app.bandit.model.inputs import SPECS, STORED, Array, Candidate, Context, Profile, packed
+from app.bandit.decisions import Decision, DecisionOutcome
+from app.bandit.model.inputs import PROFILE_FEATURES, SPECS, STORED, Array, Candidate, Context, Profile, packed
+from app.bandit.model.thompson_sampling import OTHER, Ranking, Role
 from app.bandit.numpy_on_demand import np
 from app.features.events import stored_action
 from app.stores.sql.logged_profiles import profile_read_of
@@ -44,15 +45,16 @@ def array(stored: bytes, size: int = -1) -> Array:
 def row_of(decision: Decision) -> dict[str, object]:
     """The values of a new row of `tip_scores`, by column."""
     profile = None if decision.profile is None else dict(decision.profile)
+    present = profile is not None and any(profile.get(name) is not None for name in PROFILE_FEATURES)
     context = replace(decision.context, at=None)
-    rankings = {"champion": decision.champion, "challenger": decision.challenger}
+    rankings = {decision.role: decision.ranking, OTHER[decision.role]: decision.shadow}
     return {
         **{name: getattr(decision, name) for name in _SAME},
         "decision_id": decision.id,
         "explore": int(decision.explore),
         "profile_origin": decision.origin,
         "profile_read": None if decision.profile_read is None else _encode(decision.profile_read).decode(),
-        "profile_present": int(decision.profile_present),
+        "profile_present": int(present),
         "chosen_id": decision.chosen_id,
         "theta": packed(decision.theta),
         "phi": packed(decision.phi),
@@ -65,6 +67,8 @@ def row_of(decision: Decision) -> dict[str, object]:
 def decision_of(row: Mapping[str, Any]) -> Decision:
     """Decode a decision from a row of `tip_scores`, a mapping by column. Raises `DAMAGE` if the row is damaged."""
     request = _decode(row["request"])
+    other = OTHER[row["role"]]
+    computed = None not in (row[f"{other}_scores"], row[f"{other}_pi"])
     if not 0 <= row["chosen"] < len(request.candidates):
         raise ValueError(f"candidate {row['chosen']} of {len(request.candidates)} was chosen")
     return Decision(
@@ -74,13 +78,12 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
         origin=row["profile_origin"],
         profile=request.profile,
         profile_read=profile_read_of(row["profile_read"]),
-        profile_present=bool(row["profile_present"]),
         candidates=request.candidates,
         context=replace(request.context, at=request.at),
         theta=array(row["theta"], _size(row["policy_hash"])),
         phi=array(row["phi"], _size(row["spec_hash"])),
-        champion=_ranking("champion", row, len(request.candidates)),
-        challenger=_ranking("challenger", row, len(request.candidates)),
+        ranking=_ranking(row["role"], row, len(request.candidates)),
+        shadow=_ranking(other, row, len(request.candidates)) if computed else None,
     )
 
 
@@ -90,11 +93,8 @@ def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int] = _NONE) -> Dec
     return DecisionOutcome(row["state"], row["served_at_ms"], *reward, row["settled_at_ms"], events)
 
 
-def _ranking(role: Role, row: Mapping[str, Any], candidates: int) -> Ranking | None:
-    scores, pi = row[f"{role}_scores"], row[f"{role}_pi"]
-    if role != row["role"] and (scores is None or pi is None):
-        return None  # the shadow is not computed yet
-    return Ranking(array(scores or b"", candidates), array(pi or b"", candidates))
+def _ranking(role: Role, row: Mapping[str, Any], candidates: int) -> Ranking:
+    return Ranking(array(row[f"{role}_scores"] or b"", candidates), array(row[f"{role}_pi"] or b"", candidates))
 
 
 def _size(spec_hash: str) -> int:

@@ -189,7 +189,7 @@ class SqlLearning(SqlRepository):
             if set_aside(connection, user_id):
                 return
             known = read_statistics(connection, user_id)
-            if known is not None and known.size < self._policies.longest.size:  # no other worker was faster
+            if known is not None and known.spec.size < self._policies.longest.size:  # no other worker was faster
                 add_user_shadows(connection, self._policies, user_id, known)
                 grown = _grown(connection, self._policies, user_id, known)
                 write_statistics(connection, {user_id: grown}, now_ms)

@@ -16,11 +16,10 @@ from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
-from app.bandit.decisions import Shadow
+from app.bandit.decisions import shadow_of
 from app.bandit.model.inputs import Array
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import Policies
-from app.bandit.shadow import shadow_of
 from app.errors import SpecMismatch
 from app.features.ids import user_hash
 from app.stores.sql.database import Connection, named_rows
@@ -41,9 +40,11 @@ SELECT_PAGE = f"""
 )
 ORDER BY user_id, number LIMIT :limit
 """
-_POOL = ("pool_p", "v_pool")
-UPDATE_SHADOW = f"""
-UPDATE tip_scores SET {", ".join(f"{column} = :{column}" for column in Shadow._fields if column not in _POOL)}
+UPDATE_SHADOW = """
+UPDATE tip_scores SET champion_scores = :champion_scores, champion_pi = :champion_pi,
+    challenger_scores = :challenger_scores, challenger_pi = :challenger_pi, champion_p = :champion_p,
+    challenger_p = :challenger_p, agree = :agree, q_logged = :q_logged, v_champion = :v_champion,
+    v_challenger = :v_challenger
 WHERE user_id = :user_id AND number = :number AND champion_p IS NULL
 """
 # A table of its own: processes of an earlier release select all columns of `tip_scores`, with prepared statements.
@@ -106,4 +107,4 @@ def _shadows(
             shadow = shadow_of(decision_of(row), statistics, means[version], policies)
         except (SpecMismatch, *DAMAGE):
             continue
-        yield {**shadow._asdict(), "user_id": row["user_id"], "number": row["number"]}
+        yield {**shadow, "user_id": row["user_id"], "number": row["number"]}

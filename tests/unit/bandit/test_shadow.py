@@ -15,7 +15,7 @@ from app.bandit.decisions import Decision
 from app.bandit.learning import maintenance
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Array, Context
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION
+from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, OTHER, POOLED_CHAMPION
 from app.bandit.ports import ProposedDecision
 from app.errors import NotFound, StoreUnavailable
 from app.stores.sql import shadows
@@ -43,7 +43,8 @@ async def assert_shadow(process: BanditProcess, decision_id: str, statistics: Su
     found, _ = await process.bandit.scorer.explain(decision_id)
     assert found.state_version == statistics.decisions
     phi = SPEC_V2.phi(found.candidates, found.context, found.profile)
-    for policy, ranking in ((CHAMPION, found.champion), (CHALLENGER, found.challenger)):
+    rankings = {found.role: found.ranking, OTHER[found.role]: found.shadow}
+    for policy, ranking in ((CHAMPION, rankings["champion"]), (CHALLENGER, rankings["challenger"])):
         expected, _ = policy.decide(decision_id, statistics, mu, phi, found.explore)
         assert ranking is not None
         assert all(map(same_bits, ranking, expected))
@@ -284,7 +285,7 @@ async def test_decision_without_a_challenger_never_gets_a_shadow(database: Datab
     await process.bandit.maintenance.shadow()
     await process.feed_back(decision)
     found, _ = await process.bandit.scorer.explain(decision.id)
-    assert found.challenger is None
+    assert found.shadow is None
     assert len(found.phi) == SPEC_V1.size
 
 

@@ -227,7 +227,7 @@ async def test_row_that_a_write_stored_after_the_erasure_is_deleted_with_old_dec
         await users.erase_decisions("ann")
 
     learning = SqlLearning(
-        InterruptedDatabase(database, nothing, erase), Policies.of(shadow=True), Rules(outcome_rewards(), WINDOW_MS)
+        InterruptedDatabase(database, nothing, erase), Policies(), Rules(outcome_rewards(), WINDOW_MS)
     )
     await learning.settle(NOW_MS + 2 * WINDOW_MS, 9)
     await database.write(lambda connection: connection.execute("SELECT 1"), of=["dan"])

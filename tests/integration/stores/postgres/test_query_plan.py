@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from psycopg import sql
 
-from app.bandit.decisions import Shadow
 from app.settings.parsers import postgres_url as parsed
 from app.stores.postgres.connection import Connection, connect, translated
 from app.stores.sql import decisions, event_log, learning, shadows, sufficient_statistics, users
 from app.stores.sql.database import Parameters
 from tests.support.postgres import TEMPLATE, PostgresServer
 from tests.unit.stores.sqlite.test_migrations import statements
+from tests.unit.stores.sqlite.test_query_plan import SHADOW as NO_SHADOW
 from tests.unit.stores.sqlite.test_query_plan import STATEMENTS
 
 PARTITIONED = ("event_log", "outbox", "tip_views", "tip_feedback", "bandit_states", "tip_scores", "decision_events")
@@ -45,7 +45,7 @@ USER = "user-77"
 # Statements of SQLite alone, one whose parameters are never NULL, and those that read every row of this data.
 OTHERS = {"known events", "states to grow", "states of a spec"}
 _RANKINGS = dict.fromkeys(("champion_scores", "champion_pi", "challenger_scores", "challenger_pi"), b"")
-SHADOW = {**dict.fromkeys(Shadow._fields, 0.5), **_RANKINGS, "agree": 1, "user_id": USER, "number": 77}
+SHADOW = {**dict.fromkeys(NO_SHADOW, 0.5), **_RANKINGS, "agree": 1, "user_id": USER, "number": 77}
 LEARNED = {
     "served_at_ms": 1,
     "reward": 0.5,

@@ -44,7 +44,7 @@ from tests.support.score_requests import s_of, y_of
 
 pytestmark = pytest.mark.both_engines
 
-POLICIES = Policies.of(shadow=True)
+POLICIES = Policies()
 RULES = Rules(outcome_rewards(), WINDOW_MS)
 ONE_DAY = NOW_MS + WINDOW_MS
 

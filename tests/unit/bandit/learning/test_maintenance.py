@@ -56,7 +56,7 @@ async def test_prior_is_pooled_over_all_users_when_they_have_grown(
 ) -> None:
     monkeypatch.setattr("app.stores.sql.sufficient_statistics.PAGE", 7)
     states = await enroll(process, 40)
-    everyone = [item if item.size == SPEC_V2.size else item.grown(SPEC_V2) for item in states]
+    everyone = [item if item.spec.size == SPEC_V2.size else item.grown(SPEC_V2) for item in states]
     for users, counted in ((20, everyone[1::2]), (40, everyone)):
         assert await process.pool(), "growth changes the sums, though nothing was learned"
         ((spec_hash, mu, *numbers),) = await process.rows(
@@ -113,7 +113,7 @@ async def test_growth_continues_where_it_was_interrupted(
     for number, before in enumerate(states):
         after = await process.statistics(f"user-{number:04d}")
         assert after.decisions == before.decisions
-        size = before.size
+        size = before.spec.size
         np.testing.assert_array_equal(s_of(after)[:size, :size], s_of(before))
         np.testing.assert_array_equal(y_of(after)[:size], y_of(before))
         assert not s_of(after)[size:].any()
@@ -140,7 +140,7 @@ async def test_decision_reads_statistics_that_have_not_grown(database: Database)
     assert (decision.spec_hash, decision.state_version) == (SPEC_V2.hash, 1)
     await process.bandit.maintenance.grow(math.inf)
     after = await process.statistics()
-    assert after.leading(before.size)[0].tobytes() == s_of(before).tobytes()
+    assert after.leading(before.spec.size)[0].tobytes() == s_of(before).tobytes()
     assert await process.stored(f"decision_id = '{decision.id}' AND challenger_p IS NOT NULL") == 1
     await plain.decide()
     assert await process.bandit.states.growth() == StateGrowth(1, 0), "what has grown stays so"
@@ -250,7 +250,7 @@ async def test_releases_with_and_without_checksums_take_turns(process: BanditPro
     assert sound(SPECS[spec_hash], blob, decisions), "the other release can read it"
     read = SufficientStatistics.unpack(SPECS[spec_hash], blob, decisions)
     random = np.random.default_rng(1)
-    learned = read.learned(random.uniform(-1, 1, read.size), 0.5)
+    learned = read.learned(random.uniform(-1, 1, read.spec.size), 0.5)
     for older in (learned, short, short.grown(SPEC_V2)):
         await process.execute(UPSERT_BEFORE, older.spec.hash, older.pack(), older.decisions)
         assert await process.rows(SELECT_CHECKSUMS) == [checksums], "of the row before"

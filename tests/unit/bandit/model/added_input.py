@@ -13,12 +13,11 @@ import msgspec
 import numpy as np
 
 from app.api.scoring import ScoreRequest
-from app.bandit.decisions import DecisionRecord
-from app.bandit.evaluation.evaluation import policy_of
+from app.bandit.decisions import DecisionRecord, shadow_of
+from app.bandit.evaluation import policy_of
 from app.bandit.model.inputs import NEWEST, SPECS, Context
 from app.bandit.model.sufficient_statistics import SufficientStatistics
 from app.bandit.model.thompson_sampling import CHALLENGER, Policies
-from app.bandit.shadow import shadow_of
 from app.stores.sql.database import named_rows
 from app.stores.sql.decision_rows import array, decision_of
 from app.stores.sqlite.database import SqliteDatabase
@@ -30,7 +29,7 @@ from tests.support.score_requests import s_of, tip
 
 def shadows_of_old_decisions(rows: list[dict[str, Any]], priors: dict[int, bytes]) -> dict[str, float]:
     """Replay the log: the shadow of every old decision, compared with the one that the older program stored."""
-    policies, learned = Policies.of(shadow=True), dict[str, SufficientStatistics]()
+    policies, learned = Policies(), dict[str, SufficientStatistics]()
     count, champion, challenger = 0, 0.0, 0.0
     for row in rows:  # in the order in which they were learned, and each before the user's next decision was made
         decision, zeros = decision_of(row), np.zeros(NEWEST.size)
@@ -39,8 +38,10 @@ def shadows_of_old_decisions(rows: list[dict[str, Any]], priors: dict[int, bytes
         mu = array(priors[row["prior_version"]]) if row["prior_version"] else zeros[:0]
         shadow = shadow_of(decision, statistics, np.append(mu, zeros[len(mu) :]), policies)
         count += 1
-        champion += shadow.champion_pi != row["champion_pi"]
-        challenger = max(challenger, float(np.abs(array(shadow.challenger_pi) - array(row["challenger_pi"])).max()))
+        champion += shadow["champion_pi"] != row["champion_pi"]
+        assert isinstance(shadow["challenger_pi"], bytes)
+        difference = np.abs(array(shadow["challenger_pi"]) - array(row["challenger_pi"])).max()
+        challenger = max(challenger, float(difference))
         learned[decision.user_id] = statistics.learned(array(row["phi"]), row["reward"])
     return {"count": count, "champion_differs": champion, "challenger_differs": challenger}
 
@@ -57,7 +58,11 @@ async def _found(process: BanditProcess) -> dict[str, Any]:
     before = await process.statistics()
     await process.bandit.maintenance.grow(math.inf)
     after = await process.statistics()
-    found["grown"] = [before.size, after.size, bool((after.leading(before.size)[0] == s_of(before)).all())]
+    found["grown"] = [
+        before.spec.size,
+        after.spec.size,
+        bool((after.leading(before.spec.size)[0] == s_of(before)).all()),
+    ]
     found["pooled"] = await process.pool()
     tips = (tip("short", effort_minutes=5.0), tip("long", effort_minutes=480.0), tip("unknown"))
     for _ in range(12):
@@ -73,8 +78,9 @@ async def _found(process: BanditProcess) -> dict[str, Any]:
     await process.bandit.maintenance.shadow()
     shown, outcome = await process.bandit.scorer.explain(stranger.id)
     found["record"] = msgspec.to_builtins(DecisionRecord.of(shown, outcome))["context"]
-    assert shown.challenger is not None
-    found["scores"] = shown.challenger.scores.tolist()
+    challenger = shown.shadow if shown.role == "champion" else shown.ranking
+    assert challenger is not None
+    found["scores"] = challenger.scores.tolist()
     found["efforts"] = [item.features.effort_minutes for item in shown.candidates]  # type: ignore[attr-defined]
     found["weekend"] = shown.context.weekend  # type: ignore[attr-defined]
     phi = NEWEST.phi(shown.candidates, shown.context, None)

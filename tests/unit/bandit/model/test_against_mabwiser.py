@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow  # importing it takes seconds
 PHI, REWARDS = history_of(11, 60, SPEC_V1)
 ASKED = request_of(12, 20, SPEC_V1)
 STATISTICS = taught(PHI, REWARDS, SufficientStatistics.none(SPEC_V1))
+NO_PRIOR = np.zeros(SPEC_V1.size)
 
 
 def expectations(policy: str, asked: Array = ASKED, **constants: float) -> Array:
@@ -27,19 +28,19 @@ def expectations(policy: str, asked: Array = ASKED, **constants: float) -> Array
 
 
 def test_means_are_those_of_lin_greedy() -> None:
-    ranking, _ = CHAMPION.decide("d", STATISTICS, None, ASKED, explore=False)
+    ranking, _ = CHAMPION.decide("d", STATISTICS, NO_PRIOR, ASKED, explore=False)
     np.testing.assert_allclose(ranking.scores, expectations("LinGreedy", epsilon=0.0), rtol=1e-9, atol=1e-12)
 
 
 def test_deviations_are_those_of_lin_ucb() -> None:
-    ranking, _ = CHAMPION.decide("d", STATISTICS, None, ASKED, explore=False)
+    ranking, _ = CHAMPION.decide("d", STATISTICS, NO_PRIOR, ASKED, explore=False)
     bounds = ranking.scores + 1.5 * np.sqrt(variances(CHAMPION, STATISTICS, ASKED))
     np.testing.assert_allclose(bounds, expectations("LinUCB", alpha=1.5), rtol=1e-9)
 
 
 def test_draws_are_distributed_as_those_of_lin_ts() -> None:
     draws = 20_000
-    _, theta = CHAMPION.decide("d", STATISTICS, None, ASKED, explore=False)
+    _, theta = CHAMPION.decide("d", STATISTICS, NO_PRIOR, ASKED, explore=False)
     precision = precision_of(CHAMPION, STATISTICS)
     for row in ASKED[:4]:
         theirs = expectations("LinTS", np.tile(row, (draws, 1)), alpha=SCALE)

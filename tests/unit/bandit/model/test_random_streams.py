@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bandit.model import random_streams as streams
+from app.bandit.model import thompson_sampling as streams
 from app.bandit.model.inputs import Array
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.bandit.decisions import Decision, Ranking, Role
+from app.bandit.decisions import Decision
 from app.bandit.model.inputs import Context
+from app.bandit.model.thompson_sampling import Ranking, Role
 from app.features.clock import DAY_MS
 from app.features.registry import ProfileRead, ValueRead
 from app.stores.sql.database import Database
@@ -55,7 +56,6 @@ def any_decision(draw: st.DrawFn) -> Decision:
         origin=draw(st.sampled_from(["request", "service", "absent"])),
         profile=draw(st.one_of(st.none(), st.dictionaries(texts, values, max_size=3))),
         profile_read=draw(st.one_of(st.none(), reads)),
-        profile_present=draw(st.booleans()),
         candidates=tuple(
             tip(str(number), draw(st.booleans()), abs(draw(numbers)), draw(numbers)) for number in range(count)
         ),
@@ -64,8 +64,8 @@ def any_decision(draw: st.DrawFn) -> Decision:
         elapsed_us=draw(st.integers(0, 2**40)),
         theta=np.array(draw(st.lists(numbers, min_size=1, max_size=4))),
         phi=np.array(draw(st.lists(numbers, min_size=1, max_size=4))),
-        champion=rankings[0] if role == "champion" or draw(st.booleans()) else None,
-        challenger=rankings[1] if role == "challenger" or draw(st.booleans()) else None,
+        ranking=rankings[0],
+        shadow=rankings[1] if draw(st.booleans()) else None,
     )
 
 

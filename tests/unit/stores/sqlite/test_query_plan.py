@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from app.bandit.decisions import Shadow
 from app.features.registry import Registry
 from app.stores.sql import (
     decisions,
@@ -70,7 +69,7 @@ SORTED = {"still closed", "samples lately", "users by prefix", "activity", "newe
 PAGE = {"after": 0, "until": 9, "limit": 9, "among": 9, "stage": 0, "since": 0, "challenger": "s"}
 NEWEST = {"user": "user-77", "since": 0, "until": 9, "at_ms": 9, "number": 9, "limit": 9}
 RANGE = {"spec": "s", "first": "a", "end": "b", "n": 9, "round": 1, "newest": 2}
-SHADOW = dict.fromkeys((*Shadow._fields, "user_id", "number"))
+SHADOW = dict.fromkeys(re.findall(r":(\w+)", shadows.UPDATE_SHADOW + shadows.INSERT_POOL))
 STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "unconsumed": (event_log.SELECT_UNCONSUMED, (0, 1), "outbox_by_time (received_at_ms<?)"),
     "unconsumed ahead": (event_log.SELECT_UNCONSUMED_AHEAD, (0, 1), "outbox_by_time (received_at_ms>?)"),

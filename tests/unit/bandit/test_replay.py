@@ -13,12 +13,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from app.bandit.decisions import Ranking
-from app.bandit.evaluation.evaluation import with_feature
-from app.bandit.evaluation.replay import PriorMean, PriorsFromLog, Replay, in_order_of_learning, prior_means, recorded
+from app.bandit.evaluation import (
+    PriorsFromLog,
+    Replay,
+    in_order_of_learning,
+    with_feature,
+)
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Array, Input
 from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
-from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, Policy
+from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, Policy, Ranking
 from app.bandit.ports import LoggedDecision, UserLog
 from app.settings.parsers import PostgresUrl
 from app.stores.sql.database import Database
@@ -59,17 +62,17 @@ async def logs_of(process: BanditProcess) -> list[UserLog]:
 
 
 async def replayed(process: BanditProcess, policy: Policy) -> dict[int, Ranking]:
-    priors = recorded(Replay(policy), await process.bandit.decisions.priors())
-    assert priors is not None
-    return rankings(Replay(policy), priors, await logs_of(process))
+    replay = Replay(policy).recorded(await process.bandit.decisions.priors())
+    assert replay is not None
+    return rankings(replay, await logs_of(process))
 
 
 def every(_: LoggedDecision) -> bool:
     return True
 
 
-def rankings(replay: Replay, priors: PriorMean, logs: Sequence[UserLog]) -> dict[int, Ranking]:
-    return {item.number: ranking for log in logs for item, ranking in replay.rankings(log, priors, every)}
+def rankings(replay: Replay, logs: Sequence[UserLog]) -> dict[int, Ranking]:
+    return {item.number: ranking for log in logs for item, ranking in replay.rankings(log, every)}
 
 
 @pytest.mark.slow
@@ -80,7 +83,8 @@ async def test_policies_that_ran_make_the_same_rankings(process: BanditProcess, 
     for log in await logs_of(process):
         assert len({item.decision.prior_version for item in log.decisions}) > 1
         for item in log.decisions:
-            stored = item.decision.champion if policy is CHAMPION else item.decision.challenger
+            made = item.decision
+            stored = made.ranking if made.served_by == policy.id else made.shadow
             assert stored is not None
             assert np.array_equal(found[item.number].pi, stored.pi)
             assert np.array_equal(found[item.number].scores, stored.scores)
@@ -180,7 +184,7 @@ async def test_no_reward_reaches_its_own_decision_or_an_earlier_one(process: Ban
         pool = PriorsFromLog(replay, stored)
         for log in seen:
             pool.add(log)
-        return rankings(replay, pool.pooled(), seen)
+        return rankings(pool.pooled(), seen)
 
     one, two = run(other=False), run(other=True)
     differs = {number for number in one if not np.array_equal(one[number].scores, two[number].scores)}
@@ -202,14 +206,14 @@ async def test_priors_from_the_log_are_the_recorded_ones(process: BanditProcess)
     for log in logs:
         pool.add(log)
     assert len(stored) == 3
-    known, pooled = recorded(Replay(CHALLENGER), stored), pool.pooled()
+    known, pooled = Replay(CHALLENGER).recorded(stored), pool.pooled()
     assert known is not None
     for version in range(stored[-1].version + 2):
-        assert np.allclose(pooled(version), known(version), rtol=0, atol=1e-12)
-    assert not known(0).any()
-    shorter = recorded(Replay(POOLED_CHAMPION), stored)
+        assert np.allclose(pooled.mean(version), known.mean(version), rtol=0, atol=1e-12)
+    assert not known.mean(0).any()
+    shorter = Replay(POOLED_CHAMPION).recorded(stored)
     assert shorter is not None
-    assert np.array_equal(shorter(stored[0].version), stored[0].mu[: SPEC_V1.size])
+    assert np.array_equal(shorter.mean(stored[0].version), stored[0].mu), "the policy reads the first inputs"
 
 
 @pytest.mark.parametrize(
@@ -223,14 +227,14 @@ async def test_priors_from_the_log_are_the_recorded_ones(process: BanditProcess)
 )
 def test_priors_are_pooled_from_the_log_when_a_recorded_one_does_not_fit(replay: Replay, pooled: bool) -> None:
     stored = [Prior(1, SPEC_V1, np.full(SPEC_V1.size, 0.1), 1, 50, 0), Prior.none(SPEC_V2)]
-    assert (recorded(replay, stored) is None) == pooled
+    assert (replay.recorded(stored) is None) == pooled
 
 
 async def test_without_profiles_no_input_of_the_profile_counts(process: BanditProcess) -> None:
-    (log, *_), none = await logs_of(process), prior_means([], [], SPEC_V2.size)
-    blind = [ranking for _, ranking in Replay(CHALLENGER, profiles=False).rankings(log, none, every)]
-    plain = [ranking for _, ranking in Replay(CHAMPION).rankings(log, none, every)]
-    seeing = [ranking for _, ranking in Replay(CHALLENGER).rankings(log, none, every)]
+    (log, *_) = await logs_of(process)
+    blind = [ranking for _, ranking in Replay(CHALLENGER, profiles=False).rankings(log, every)]
+    plain = [ranking for _, ranking in Replay(CHAMPION).rankings(log, every)]
+    seeing = [ranking for _, ranking in Replay(CHALLENGER).rankings(log, every)]
     assert all(np.allclose(one.scores, two.scores, atol=1e-9) for one, two in zip(blind, plain, strict=True))
     assert not all(np.allclose(one.scores, two.scores, atol=1e-9) for one, two in zip(blind, seeing, strict=True))
 
@@ -248,9 +252,14 @@ async def test_new_input_is_learned_from_the_first_decision_on(process: BanditPr
 
 
 class RecordingReplay(Replay, frozen=True):
-    """Records the decisions whose input vectors it computes."""
+    """Records the decisions whose input vectors it computes, and the versions of the priors that it reads."""
 
     computed: list[int] = msgspec.field(default_factory=list)
+    read: list[int] = msgspec.field(default_factory=list)
+
+    def mean(self, version: int) -> Array:
+        self.read.append(version)
+        return super().mean(version)
 
     def phi(self, item: LoggedDecision) -> Array:
         self.computed.append(item.number)
@@ -258,18 +267,13 @@ class RecordingReplay(Replay, frozen=True):
 
 
 async def test_only_decisions_that_count_are_ranked_and_each_is_computed_once(process: BanditProcess) -> None:
-    logs, replay, whole = await logs_of(process), RecordingReplay(CHALLENGER), await replayed(process, CHALLENGER)
-    priors, versions = recorded(replay, await process.bandit.decisions.priors()), list[int]()
-    assert priors is not None
-
-    def prior(version: int) -> Array:
-        versions.append(version)
-        return priors(version)
-
-    found = [pair for log in logs for pair in replay.rankings(log, prior, lambda item: 80 < item.number <= 120)]
+    logs, whole = await logs_of(process), await replayed(process, CHALLENGER)
+    replay = RecordingReplay(CHALLENGER).recorded(await process.bandit.decisions.priors())
+    assert isinstance(replay, RecordingReplay)
+    found = [pair for log in logs for pair in replay.rankings(log, lambda item: 80 < item.number <= 120)]
     assert sorted(item.number for item, _ in found) == [*range(81, 121)]
     assert all(np.array_equal(ranking.scores, whole[item.number].scores) for item, ranking in found)
-    assert len(versions) == 40
+    assert len(replay.read) == 40
     assert len(replay.computed) == len({*replay.computed})
     assert max(replay.computed) == 120
 
@@ -293,4 +297,4 @@ def test_common_inputs_are_kept_and_others_are_zero() -> None:
     assert np.array_equal(y_of(found)[:4], y_of(statistics)[:4])
     assert not s_of(found)[4:].any()
     assert not y_of(found)[4:].any()
-    assert (found.decisions, found.size) == (5, 6)
+    assert (found.decisions, found.spec.size) == (5, 6)

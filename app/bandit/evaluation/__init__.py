@@ -1,1 +1,0 @@
-"""The evaluation of policies that never served."""
