@@ -25,7 +25,7 @@ from app.stores.migrate import migrate
 from app.stores.postgres.connection import connect
 from app.stores.postgres.database import PostgresDatabase
 from app.stores.postgres.event_log import PostgresEventLog
-from app.stores.sql.database import Connection, Database, Parameters, Scope
+from app.stores.sql.database import Connection, Database, Parameters
 from app.stores.sql.event_log import SqlEventLog
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
@@ -58,7 +58,7 @@ class InterruptedDatabase(Database):
         await self._before_read()
         return await self._database.read(work, snapshot=snapshot)
 
-    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope) -> T:
+    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None) -> T:
         await self._before_write()
         return await self._database.write(work, of=of)
 

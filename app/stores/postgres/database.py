@@ -21,7 +21,7 @@ from app.errors import StoreFull, StoreUnavailable
 from app.stores.postgres.connection import Connection, connect, revision_of
 from app.stores.postgres.observed_state import PostgresState
 from app.stores.postgres.pool import Pool
-from app.stores.sql.database import SPARE_READERS, Database, Scope, check_revision
+from app.stores.sql.database import SPARE_READERS, Database, check_revision
 from app.telemetry import logger
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class PostgresDatabase(Database):
             raise
         return database
 
-    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope, again: bool = False) -> T:
+    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None, again: bool = False) -> T:
         """Run `work` in one transaction, after locking `of`: see `Database.write`.
 
         If the connection is lost during the commit, the outcome is unknown, and the call fails. With `again`, `work` is
@@ -90,7 +90,7 @@ class PostgresDatabase(Database):
         Raises:
             StoreUnavailable: nothing was written; or the outcome of the commit is unknown.
         """
-        users = sorted(set(of)) if not isinstance(of, Scope) else None
+        users = sorted(set(of)) if of is not None else None
         try:
             async with self._writers.one() as writer:
                 result = await writer.run(lambda connection: _transact(connection, work, users, again))

@@ -27,9 +27,7 @@ class SqlSessions(SqlRepository):
 
     async def secret(self) -> str:
         """The secret that signs cookies. Cached, because it never changes while a process has the database open."""
-        if self._secret is None:
-            self._secret = await self._database.value(SELECT_SECRET)
-        assert self._secret is not None
+        self._secret = self._secret or str(await self._database.value(SELECT_SECRET))
         return self._secret
 
     @writes(of=())

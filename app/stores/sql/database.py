@@ -11,7 +11,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from enum import Enum
 from functools import wraps
 from typing import Any, ClassVar, Concatenate, Final, ParamSpec, Protocol, TypeAlias, TypeVar
 
@@ -29,6 +28,7 @@ SPARE_READERS = 2
 SELECT_REVISION = "SELECT version_num FROM alembic_version"
 LOG_FULL_EVERY_S = 60.0
 STILL_FULL_S = 5.0
+SERVICE: Final = None  # what a write can lock instead of users: all data of no particular user, such as rebuild runs
 Parameters = Sequence[object] | Mapping[str, object]
 log = logger("stores")
 
@@ -75,15 +75,6 @@ class Readers(Protocol):
         """Interrupt running statements, and later ones soon after they begin: the process is stopping."""
 
 
-class Scope(Enum):
-    """What a write can lock instead of users. `SERVICE`: all data of no particular user, such as rebuild runs."""
-
-    SERVICE = "service"
-
-
-SERVICE: Final = Scope.SERVICE
-
-
 def check_revision(revision: str | None, database: object) -> None:
     """Raise `SchemaMismatch` unless `revision` is that of this program. It is None if the database is not migrated.
     `database` names the database in the error."""
@@ -91,19 +82,15 @@ def check_revision(revision: str | None, database: object) -> None:
     if revision is None:
         raise SchemaMismatch(f"the database at {database} is not migrated; run `profiles migrate`")
     if revision < SCHEMA_REVISION:
-        raise SchemaMismatch(
-            f"the database at {database} is at revision {revision}, this program needs {SCHEMA_REVISION}; "
-            "run `profiles migrate`"
-        )
+        problem = f"is at revision {revision}, this program needs {SCHEMA_REVISION}; run `profiles migrate`"
+        raise SchemaMismatch(f"the database at {database} {problem}")
 
 
 def check_migratable(revision: str | None, database: object) -> None:
     """Raise `SchemaMismatch` if this program can neither use nor migrate a database at this revision."""
     if revision is not None and revision > SCHEMA_REVISION:
-        raise SchemaMismatch(
-            f"the database at {database} is newer ({revision}) than this program ({SCHEMA_REVISION}); "
-            "upgrade the program"
-        )
+        problem = f"is newer ({revision}) than this program ({SCHEMA_REVISION}); upgrade the program"
+        raise SchemaMismatch(f"the database at {database} {problem}")
     if revision is not None and revision < OLDEST_REVISION:
         raise SchemaMismatch(
             f"the database at {database} is at revision {revision}, which this program cannot migrate; "
@@ -116,9 +103,8 @@ class Database(ABC):
 
     `id` is part of every cache key, so values cached from another database are never read. `full`: the last write
     failed for lack of room; reads continue. `delete_lock`: statements that delete the row that `write` may have stored
-    to lock a user; their parameter is the user's id. An erasure runs them last, so that nothing of the user remains.
-    `delete_unused_locks`: statements that delete such rows of all users without data. A write that chose its users
-    before one of them was erased, and locks them afterwards, stores such a row.
+    to lock a user; their parameter is the user's id. An erasure runs them last. `delete_unused_locks`: statements that
+    delete such rows of all users without data, left by writes that chose their users before an erasure.
     `announce_lock`: statements that wait until no transaction stores events, so that each reads all names of features
     that are stored after them.
     """
@@ -186,7 +172,7 @@ class Database(ABC):
         return await self.read(work)
 
     @abstractmethod
-    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope) -> T:
+    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None) -> T:
         """Run `work` in one durable transaction, on the thread of a writing connection.
 
         `of` names what the transaction locks first: the users with these ids, in sorted order, or `SERVICE`, all data
@@ -243,7 +229,7 @@ def reads(method: _Method[R, P, T]) -> _Asynchronous[R, P, T]:
     return call
 
 
-def writes(*, of: Collection[str] | Scope) -> Callable[[_Method[R, P, T]], _Asynchronous[R, P, T]]:
+def writes(*, of: Collection[str] | None) -> Callable[[_Method[R, P, T]], _Asynchronous[R, P, T]]:
     """As `reads`, in a transaction: see `Database.write`."""
 
     def decorated(method: _Method[R, P, T]) -> _Asynchronous[R, P, T]:

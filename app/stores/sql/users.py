@@ -150,9 +150,8 @@ class SqlUsers(SqlRepository):
     async def newest_events(self, user_id: str, limit: int) -> list[TracedEvent]:
         rows = await self._database.rows(SELECT_NEWEST_TRACED, {"user": user_id, "limit": limit})
         return [
-            TracedEvent(logged_event(row[:-4]), counted_at_ms, claimed_at_ms, bool(consumed), letter_id)
-            for row in rows
-            for counted_at_ms, claimed_at_ms, consumed, letter_id in [row[-4:]]
+            TracedEvent(logged_event(event), counted_at_ms, claimed_at_ms, bool(consumed), letter_id)
+            for *event, counted_at_ms, claimed_at_ms, consumed, letter_id in rows
         ]
 
     async def activity(self, user_id: str, until_ms: int, days: int) -> list[ActivityCount]:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from app.errors import StoreFull, StoreUnavailable
 from app.profiles.ports import State
-from app.stores.sql.database import SPARE_READERS, Database, Scope, check_revision
+from app.stores.sql.database import SPARE_READERS, Database, check_revision
 from app.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
     Readers,
@@ -125,7 +125,7 @@ class SqliteDatabase(Database):
         except StoreUnavailable:  # a thread can wait for a lock, as the event loop must not
             return await self.read(work)
 
-    async def write(self, work: Callable[[sqlite3.Connection], T], *, of: Collection[str] | Scope) -> T:
+    async def write(self, work: Callable[[sqlite3.Connection], T], *, of: Collection[str] | None) -> T:
         """Run `work` in one transaction: see `Database.write`. `of` is unused: SQLite has one writer at a time.
         `StoreUnavailable` can also mean that another file has taken the place of the database: the commit then went to
         the old file, which no process will open again."""

@@ -23,7 +23,7 @@ from app.settings.parsers import PostgresUrl
 from app.settings.parsers import postgres_url as parsed
 from app.stores.migrate import migrate
 from app.stores.postgres.database import PostgresDatabase
-from app.stores.sql.database import SERVICE, SPARE_READERS, Connection, Scope
+from app.stores.sql.database import SERVICE, SPARE_READERS, Connection
 from app.stores.sql.learning import SqlLearning
 from app.stores.sql.sufficient_statistics import SqlStates
 from app.stores.sql.users import SqlUsers
@@ -189,7 +189,7 @@ async def test_erasure_leaves_no_range_that_begins_with_the_user(
     class HeldDatabase(InterruptedDatabase):
         """Holds the transaction that cuts the range, before its commit."""
 
-        async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope) -> T:
+        async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None) -> T:
             def held(connection: Connection) -> T:
                 made = work(connection)
                 cut.set()

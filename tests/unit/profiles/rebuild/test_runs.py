@@ -15,7 +15,7 @@ import pytest
 import app.profiles.rebuild as module
 from app.profiles.online.cache_protocol import Profile
 from app.profiles.rebuild import STALE_MS, Rebuilder, RebuildRun, RebuildRunner, scope_of
-from app.stores.sql.database import Connection, Database, Scope
+from app.stores.sql.database import Connection, Database
 from app.stores.sql.rebuilds import SqlRebuildRepository
 from app.stores.sql.users import SqlUsers
 from tests.support.clock import NOW_MS, FakeClock
@@ -67,7 +67,7 @@ class Worker(Database):
         await self._step()
         return await self._database.read(work, snapshot=snapshot)
 
-    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | Scope) -> T:
+    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None) -> T:
         await self._step()
         return await self._database.write(work, of=of)
 
