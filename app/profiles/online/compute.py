@@ -133,12 +133,17 @@ class Computation:
                 self._moments_left[request] = left
                 async with self._moments_turn:
                     if self._stopping:
-                        raise StoreUnavailable("past moments are not computed any more: this process stops; try again")
+                        raise StoreUnavailable
                     started = self.clock.monotonic()
                     piece = asked[len(profiles) : len(profiles) + CAP]
                     piece = piece[: await self.source.fitting(piece)]
                     profiles.extend(await self._compute(piece))
                     self._moments.worked(1, self.clock.monotonic() - started)
+        except StoreUnavailable as error:
+            if not self._stopping:
+                raise
+            reason = "past moments are not computed any more: this process stops; try again"
+            raise StoreUnavailable(reason) from error
         finally:
             self._moments_left.pop(request, None)
         return profiles

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 import pytest
@@ -13,7 +13,7 @@ from app.features.clock import DAY_MS
 from app.features.registry import Registry
 from app.profiles.consistency.inspection import Inspection, Inspector
 from app.profiles.online.cache_protocol import LEASE, FeatureValue, Filler, encode
-from app.profiles.ports import Cell
+from app.profiles.ports import UNAVAILABLE, Cell
 from app.stores.valkey.cache import key
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, no_pause
@@ -248,6 +248,17 @@ async def test_cells_are_unknown_when_the_cache_fails_on_recheck(fragile_world: 
     inspection = await inspect(service, kill)
     assert (inspection.cache, inspection.cells[VOLUME].state) == ("away", None)
     assert inspection.reading(VOLUME).json == b"1"
+
+
+async def test_values_are_unknown_when_the_node_of_the_user_is_unreachable(
+    service: PausableService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read(cells: Sequence[Cell]) -> tuple[str, list[bytes]]:
+        return "", [UNAVAILABLE] * len(cells)
+
+    monkeypatch.setattr(service.cache, "read", read)
+    assert await inspector(service).live_values("ann") is None
+    assert (await inspect(service)).cache == "away"
 
 
 async def test_value_of_a_version_that_does_not_exist_is_judged(service: PausableService, group: ServiceGroup) -> None:
