@@ -206,7 +206,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             inspector=inspector,
             random=edges.random,
             runs=SqlQualityRepository(database),
-            start=queue.start_quality if queue is not None else _no_job,
         )
         health = HealthChecks(
             database=database,
@@ -239,7 +238,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             rebuilder=rebuilder,
             rebuild_runs=rebuild_runs,
             rebuild_runner=RebuildRunner(runs=rebuild_runs, rebuilder=rebuilder, users=users),
-            start_rebuild=queue.start_rebuild if queue is not None else _no_job,
             clear_local_caches=clear_caches,
             inspector=inspector,
             moments=moments,
@@ -285,7 +283,7 @@ def _traceparents(requests: Sequence[Sequence[Admitted]]) -> list[str | None]:
 
 
 async def _no_job(_: object) -> None:
-    """Do nothing instead of calling the queue, if none is set. Runs are stored, and a worker starts them later."""
+    """Do nothing instead of calling the queue, if none is set."""
 
 
 async def _try_features(
