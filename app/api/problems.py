@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.params import KwargDefinition
+from litestar.types import HTTPScope
 from msgspec import UNSET, UnsetType
 
 from app import errors
 from app.api.dependencies import HttpRequest, service_of
-from app.api.middleware.load_shedding import mark
-from app.api.openapi.allowed_methods import allow_of
+from app.api.operations import allow_of
 from app.api.pages.negotiation import ErrorPage, prefers_page, to_sign_in
 from app.errors import Issue
 from app.telemetry import logger
@@ -28,6 +28,7 @@ HEADERS: dict[int, dict[str, str]] = {
     507: {"Retry-After": "10"},  # an operator must free space on the disk
 }
 MAX_ISSUES = 100
+_SHED = "overloaded"
 DEFECT = "internal error: please report it with the X-Request-Id of this response"
 log = logger("api")
 # The names of RFC 9110. Those of `http.HTTPStatus` depend on the version of Python, and a problem's type must not.
@@ -72,6 +73,15 @@ def encoded(status: int, detail: str, issues: Sequence[Issue] = ()) -> bytes:
     return msgspec.json.encode(problem(status, detail, issues))
 
 
+def mark_shed(scope: HTTPScope, kind: str) -> None:
+    """Mark a request as shed. `kind` is the kind of load, such as `events`."""
+    cast(dict[str, Any], scope)[_SHED] = kind
+
+
+def shed_kind(scope: HTTPScope) -> str | None:
+    return cast(str | None, scope.get(_SHED))
+
+
 def _respond(
     request: HttpRequest,
     status: int,
@@ -93,7 +103,7 @@ def on_error(request: HttpRequest, error: errors.ProfilesError) -> Response[Any]
     for kind, status in STATUSES:
         if isinstance(error, kind):
             if isinstance(error, errors.Overloaded):
-                mark(request.scope, error.kind)
+                mark_shed(request.scope, error.kind)
             elif status == 503:
                 log.warning("unavailable", error=str(error))
             detail = str(error)

@@ -27,10 +27,6 @@ class Bodies(msgspec.Struct):
 
     held: int = 0
 
-    @property
-    def full(self) -> bool:
-        return self.held > BODIES_BYTES
-
 
 class Body:
     """Receives the body of one request and counts its bytes in `bodies`."""
@@ -64,7 +60,7 @@ class Body:
             self._more = message.get("more_body", False)
             self._held += len(message["body"])
             self._bodies.held += len(message["body"])
-            if self._bodies.full:
+            if self._bodies.held > BODIES_BYTES:
                 raise Overloaded("bodies")
         elif self._more:
             self._more = False

@@ -2,9 +2,9 @@
 `POST /profiles/batch`, `POST /score` and `POST /events`.
 
 It sends only successful responses. A request that fails or is not plain (an escape, an unusual id, a query other than
-`features=`, an unexpected header or body, an invalid key) goes on to Litestar's route, which receives the messages
-again that were read here. If the reader sheds a request, the edge rejects the request. What stores something is not
-tried again: instead of the body, Litestar's route receives the error and reports it.
+`features=`, an unexpected header or body, an invalid key) goes on to Litestar's route, which receives the body
+that was read here. If the reader sheds a request, the edge rejects the request. What stores something is not tried
+again: instead of the body, Litestar's route receives the error and reports it.
 Invariant: the response is the one that Litestar's route would give, and it is counted and logged in the same way.
 `tests/integration/api/middleware/test_fast_path.py` sends the same generated requests to both.
 """
@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from litestar.enums import ScopeType
@@ -36,7 +35,7 @@ from app.api.middleware.edge import (
     random_bits,
     valid_request_id,
 )
-from app.api.middleware.load_shedding import mark
+from app.api.problems import mark_shed
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest
 from app.errors import Overloaded, ProfilesError, UnknownFeature
@@ -59,7 +58,8 @@ _SELECTIONS_CAP = 1_024
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
 # Computes the body of a response from that of a request and its caller; None if Litestar's route must answer.
 Answer = Callable[[bytes, ApiKey], Awaitable[bytes | None]]
-Taken = deque[HTTPReceiveMessage | Exception]
+# What Litestar's route receives: the error that it is to report, if any, and the body, if it was read here.
+Taken = list[bytes | Exception]
 log = logger("api")
 
 
@@ -85,7 +85,7 @@ class FastPath:
     ) -> None:
         self.inner: ASGIApp = inner
         self._bodies = inner.bodies
-        self._shedding = inner.shedding
+        self._overload = inner.overload
         self._reader = reader
         self._registry = renderer.registry
         self._renderer = renderer
@@ -136,7 +136,7 @@ class FastPath:
             if admitted is None or (body := await do(*admitted)) is None:
                 return False
         except Overloaded as error:
-            mark(scope, error.kind)  # the edge rejects it, so the Litestar route does not try again
+            mark_shed(scope, error.kind)  # the edge rejects it, so the Litestar route does not try again
             scope["path_template"] = route[1]
             return False
         except ProfilesError:
@@ -160,18 +160,25 @@ class FastPath:
     async def _post(
         self, scope: HTTPScope, post: Post, body: Body, taken: Taken, caller: ApiKey, request_id: bytes
     ) -> bytes | None:
-        if self._shedding.overload(scope) is not None:
+        if self._overload(scope) is not None:
             return None  # the edge lets the request wait, or rejects it
         begin(scope, request_id)
-        content = await _read(body, taken)
-        if content is None:
+        content, more = b"", True
+        try:
+            while more:
+                message: Any = await body.receive()
+                content += message.get("body", b"")
+                more = message.get("more_body", False)
+        except ProfilesError as error:
+            taken.append(error)
             return None
+        taken.append(content)
         try:
             return await post.answer(content, caller)
         except Exception as error:
             if post.repeatable:
                 raise
-            taken.appendleft(error)
+            taken.insert(0, error)
             return None
 
     async def _batch(self, content: bytes, _: ApiKey) -> bytes | None:
@@ -242,33 +249,15 @@ class FastPath:
             log.debug("request", **fields, ms=round(elapsed * 1000, 2))
 
 
-async def _read(body: Body, taken: Taken) -> bytes | None:
-    """Receive the whole body; return None if it is incomplete. Append each message, or the final error, to `taken`,
-    from which `_replay` repeats them."""
-    content = b""
-    while True:
-        try:
-            message = await body.receive()
-        except ProfilesError as error:
-            taken.append(error)
-            return None
-        taken.append(message)
-        if message["type"] != "http.request":
-            return None
-        content += message["body"]
-        if not message.get("more_body", False):
-            return content
-
-
 def _replay(taken: Taken, receive: Receive) -> Receive:
-    """An ASGI `receive` that first returns or raises the items of `taken`, and then calls `receive` for more."""
+    """An ASGI `receive` that first raises and returns the items of `taken`, and then calls `receive` for more."""
 
     async def replay() -> HTTPReceiveMessage | WebSocketReceiveMessage:
         if not taken:
             return await receive()
-        part = taken.popleft()
-        if not isinstance(part, Exception):
-            return part
+        part = taken.pop(0)
+        if isinstance(part, bytes):
+            return {"type": "http.request", "body": part, "more_body": False}
         try:
             raise part
         finally:

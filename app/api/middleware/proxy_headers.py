@@ -19,16 +19,10 @@ from app.settings.parsers import Network
 HOST, PREFIX = b"x-forwarded-host", b"x-forwarded-prefix"
 
 
-def behind_proxy(inner: ASGIApp, *, root_path: str, trusted: Sequence[Network], own: set[str]) -> ASGIApp:
-    """Wrap `inner` if there is a root path or a trusted proxy, else return it. `own`: each route's first segment."""
-    if trusted:
-        inner = wrap_asgi_with_proxy_headers(inner, [str(network) for network in trusted])
-    return BehindProxy(inner, root_path, trusted, own) if root_path or trusted else inner
-
-
 class BehindProxy:
-    def __init__(self, inner: ASGIApp, root_path: str, trusted: Sequence[Network], own: set[str]) -> None:
-        self._inner = inner
+    def __init__(self, inner: ASGIApp, *, root_path: str, trusted: Sequence[Network], own: set[str]) -> None:
+        """`own`: each route's first segment."""
+        self._inner = wrap_asgi_with_proxy_headers(inner, [*map(str, trusted)]) if trusted else inner
         self._root = root_path.encode()
         self._trusted = trusted
         self._own = {name.encode() for name in own}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth.authentication import ANYONE, Authenticator
 from app.api.middleware.edge import Edge
@@ -66,7 +66,8 @@ class RateLimit:
         key = next((value for name, value in scope["headers"] if name == b"x-api-key"), None)
         caller = self._find(key.decode("latin-1")) if key is not None else None
         name = caller.name if caller is not None and caller is not ANYONE else None
-        allowed, tokens = self._buckets.take(f"key {name}" if name is not None else f"peer {_peer(scope)}")
+        peer = (scope.get("client") or ("",))[0][:64]  # longer than any address; a forwarded address may be any text
+        allowed, tokens = self._buckets.take(f"key {name}" if name is not None else f"peer {peer}")
         full_s = math.ceil((self._buckets.burst - tokens) / self._buckets.per_s)
         headers = [self._policy, (b"ratelimit", b'"requests";r=%d;t=%d' % (int(tokens), full_s))]
         if not allowed:
@@ -79,8 +80,3 @@ class RateLimit:
             await send(message)
 
         await (self._inner if allowed else self._edge.reject_limited)(scope, receive, send_marked)
-
-
-def _peer(scope: HTTPScope) -> str:
-    client = scope.get("client")
-    return client[0][:64] if client else ""  # longer than any address; a forwarded address may be any text
