@@ -92,11 +92,7 @@ async def get_profile(
     description="Returns the value, dtype, times and origin of each feature of the user.",
 )
 async def get_profile_detail(
-    request: HttpRequest,
-    user_id: UserId,
-    features: Selection = None,
-    as_of: AsOf = None,
-    known_at: KnownAt = None,
+    request: HttpRequest, user_id: UserId, features: Selection = None, as_of: AsOf = None, known_at: KnownAt = None
 ) -> Response[DetailedProfileAnswer]:
     return await _read_profile(request, user_id, features, as_of, known_at, detail=True)
 
@@ -235,12 +231,7 @@ def _history_row(
     return {}, ComputeRow(row.user_id, mask, at_ms, at_ms if isinstance(known, str) else known)
 
 
-@get(
-    "/features",
-    opt={"scope": "read"},
-    tags=["Profiles"],
-    summary="List the features",
-)
+@get("/features", opt={"scope": "read"}, tags=["Profiles"], summary="List the features")
 async def get_features(request: HttpRequest) -> FeatureList:
     service = service_of(request)
     return FeatureList([feature_entry(service, index) for index in range(len(service.registry))])

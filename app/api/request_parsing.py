@@ -28,11 +28,8 @@ _Moment = Annotated[datetime, Meta(tz=True)]
 
 
 def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
-    """The media type of the body, in lower case; the first of `allowed` if the request names none.
-
-    Raises:
-        UnsupportedMedia: the media type is not allowed, the charset is not UTF-8, or the body is compressed.
-    """
+    """The media type of the body, in lower case; the first of `allowed` if the request names none. Raises
+    `UnsupportedMedia` if the media type is not allowed, the charset is not UTF-8, or the body is compressed."""
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMedia(f"Content-Encoding {encoding[:40]!r} is not supported; send the body unencoded")

@@ -92,11 +92,7 @@ class EventsReceipt(msgspec.Struct):
     accepted: Annotated[int, Meta(description="Number of new events.", examples=[1])]
     duplicates: Annotated[int, Meta(description="Number of events already stored with the same content.", examples=[0])]
     invalidated: Annotated[
-        bool,
-        Meta(
-            description="True: the stale cached values are deleted. False: the cache did not answer; reads compute "
-            "until the values are deleted."
-        ),
+        bool, Meta(description="False: the cache did not answer; reads compute until its stale values are deleted.")
     ]
 
 
@@ -188,10 +184,7 @@ class FeatureEntry(msgspec.Struct):
     ]
     state: Annotated[
         Literal["ok", "failing", "disabled"],
-        Meta(
-            description="`failing`: this process cannot compute it, and answers null if no value is cached. "
-            "`disabled` by an admin: served as null."
-        ),
+        Meta(description="`failing`: this process cannot compute it; null unless cached. `disabled` by an admin."),
     ]
     reason: Annotated[str | None, Meta(description="Why it is failing or disabled.")]
 

@@ -219,10 +219,7 @@ class _RawCandidates(msgspec.Struct):
     "policy learns from them. Without `profile_features` the service reads the user's profile; unknown features are "
     "ignored.",
     response_description="The stored decision.",
-    problems={
-        422: "Or two candidates have the same id.",
-        507: None,
-    },
+    problems={422: "Or two candidates have the same id.", 507: None},
 )
 async def post_score(request: HttpRequest) -> Response[ScoreAnswer]:
     service = service_of(request)

@@ -181,8 +181,7 @@ async def _wind_down(
        step 2 retry after a second.
     """
     await asyncio.sleep(drain_s)
-    last = LastAnswers(application.asgi_handler)
-    application.asgi_handler = last
+    application.asgi_handler = last = LastAnswers(application.asgi_handler)
     await last.quiet()
     if shared or drop_new_connections(listener):
         for _ in range(QUEUE_STEPS):
@@ -200,8 +199,7 @@ async def _hand_over(application: Litestar, listener: socket.socket, server: Ser
     """Stop, while other processes accept new connections from the same socket. Each open connection is closed after its
     next response. Those that send no request are closed at the end, after `drain_s` and at least `LINGER_S` seconds."""
     stop_accepting(listener)
-    last = LastAnswers(application.asgi_handler)
-    application.asgi_handler = last
+    application.asgi_handler = last = LastAnswers(application.asgi_handler)
     await asyncio.sleep(max(drain_s, LINGER_S))
     await last.quiet()
     listener.close()

@@ -1,7 +1,5 @@
 """Authentication by API key or session cookie, authorization by scope, and protection against cross-site requests.
 
-`app/api/README.md` describes what protects keys, sessions and a service without keys.
-
 Invariant: neither a session cookie nor a loopback connection suffices for a change, because a page of another site can
 make the browser send a request with both. A form also carries the CSRF token of its session, any other request of a
 session carries it in a header, and cross-site requests are rejected.
@@ -39,10 +37,7 @@ ANYONE = ApiKey("anyone", ALL_SCOPES, b"")
 
 class Authenticator:
     """Finds the `ApiKey` of a caller. If no keys are configured (`keyless`), it is `ANYONE`. The scope `admin` includes
-    the others.
-
-    `used` collects the names of keys that requests and sessions use, until `app.asgi.note_key_uses` stores them.
-    """
+    the others. `used` collects the names of the keys in use, until `app.asgi.note_key_uses` stores them."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self.keyless = not keys

@@ -199,10 +199,12 @@ def openapi_document(
             operation["responses"][str(status)] = {"description": description, "content": content}
         if "scope" not in opt:
             operation["security"] = []
-        if kinds := opt.get("body"):
-            operation["requestBody"] = (
-                _events_body() if TipServed in kinds else _body(kinds, required=opt.get("body_required", True))
-            )
+        if TipServed in (kinds := opt.get("body", ())):
+            operation["requestBody"] = _events_body()
+        elif kinds:
+            either = [_ref(kind.__name__) for kind in kinds]
+            body = {JSON: {"schema": either[0] if len(either) == 1 else {"anyOf": either}}}
+            operation["requestBody"] = {"required": opt.get("body_required", True), "content": body}
     yesterday = rfc3339((day - 1) * DAY_MS)[:11].encode()
     encoded = msgspec.json.encode(document).replace(EXAMPLE_DAY, yesterday)
     completed: dict[str, Any] = msgspec.json.decode(encoded)
@@ -237,12 +239,6 @@ def _schemas(
 
 def _ref(name: str) -> Schema:
     return {"$ref": _REF.format(name=name)}
-
-
-def _body(kinds: Sequence[type[msgspec.Struct]], *, required: bool) -> dict[str, Any]:
-    either = [_ref(kind.__name__) for kind in kinds]
-    schema = either[0] if len(either) == 1 else {"anyOf": either}
-    return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 
 def _statuses(path: str, method: str, opt: Mapping[str, Any]) -> set[int]:
