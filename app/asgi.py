@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -71,11 +70,21 @@ def create_app(
             if opened is None:
                 opened = await stack.enter_async_context(open_service(settings, door="http", contract=contract))
                 await stack.enter_async_context(sampling(opened, "api"))
+            state = application.state  # see `app.api.dependencies`
             tips = open_tip_generator(settings, opened.clock, opened.metrics)
-            application.state.tips = await stack.enter_async_context(tips)
-            _set_state(application, opened)
+            state.tips = await stack.enter_async_context(tips)
+            state.service = opened
+            state.authenticator = Authenticator(settings.api_keys)
+            state.key_uses = SqlKeyUses(opened.database)
+            state.renderer = Renderer(opened.registry)
+            state.sessions = Sessions(
+                keys=settings.api_keys,
+                records=SqlSessions(opened.database),
+                clock=opened.clock,
+                lifetime_hours=settings.session_hours,
+                cookie_name=f"profiles_session_{opened.database.id[:8]}",
+            )
             application.asgi_handler = _with_middleware(application, router, opened)
-            state = application.state
             noting = partial(note_key_uses, state.authenticator, state.key_uses, opened.clock)
             await stack.enter_async_context(running(repeat("key_uses", noting, EVERY_S)))
             yield
@@ -98,23 +107,6 @@ def create_app(
     )
     router = application.asgi_handler
     return application
-
-
-def _set_state(application: Litestar, service: OpenService) -> None:
-    """Make the objects that `app.api.dependencies` finds in the application's state."""
-    settings, state = service.settings, application.state
-    state.service = service
-    state.authenticator = Authenticator(settings.api_keys)
-    state.key_uses = SqlKeyUses(service.database)
-    state.renderer = Renderer(service.registry)
-    state.sessions = Sessions(
-        keys=settings.api_keys,
-        records=SqlSessions(service.database),
-        clock=service.clock,
-        new_id=lambda: secrets.token_urlsafe(16),
-        lifetime_hours=settings.session_hours,
-        instance=service.database.id[:8],
-    )
 
 
 def _with_middleware(application: Litestar, router: ASGIApp, service: OpenService) -> ASGIApp:
@@ -160,14 +152,6 @@ def document(settings: Settings, contract: Contract) -> dict[str, Any]:
     return openapi_document(create_app(settings, contract=contract), contract.registry, contract.mirror, day)
 
 
-def about_to_stop(application: Litestar, handing_over: bool = False) -> None:
-    """Begin the shutdown: from now on no language model is called. `/readyz` answers 503, unless the process is
-    `handing_over` to others on the same port."""
-    application.state[operations.STOPPING] = not handing_over
-    if (tips := application.state.get("tips")) is not None:
-        tips.stop()
-
-
 def tune_collector() -> None:
     """Exempt the objects created at start-up from Python's cycle collector, and run the collector less often.
 
@@ -198,11 +182,8 @@ async def serve(
         application = create_app(settings, service=service)
         tune_collector()
         if not settings.api_keys:
-            log.warning(
-                "no_api_keys",
-                detail="every program on this machine can read, write and administer; set PROFILES_API_KEYS",
-                host=settings.host,
-            )
+            detail = "every program on this machine can read, write and administer; set PROFILES_API_KEYS"
+            log.warning("no_api_keys", detail=detail, host=settings.host)
         stop_metrics = serve_metrics(service.metrics, settings.host, settings.metrics_port, "PROFILES_METRICS_PORT")
         stack.push_async_callback(asyncio.to_thread, stop_metrics)
 
@@ -212,16 +193,8 @@ async def serve(
             service.database.readers.interrupt()
 
         log.info("serving", url=f"http://{settings.host}:{settings.port}", database=str(settings.database))
-        await listen(
-            application,
-            listener,
-            shared=shared is not None,
-            on_ready=on_ready,
-            on_stop=lambda handing_over: about_to_stop(application, handing_over),
-            on_overdue=interrupt,
-            drain_s=settings.drain_s,
-            keep_alive_s=settings.keep_alive_s,
-        )
+        is_shared = shared is not None
+        await listen(application, listener, settings, shared=is_shared, on_ready=on_ready, on_overdue=interrupt)
 
 
 def run(settings: Settings, on_ready: Callable[[], None] = lambda: None, shared: socket.socket | None = None) -> None:

@@ -72,11 +72,8 @@ def back_off(tries: int) -> float:
 
 
 def job(work: Callable[..., Awaitable[None]]) -> Callable[..., Coroutine[Any, Any, None]]:
-    """Make an arq job of a coroutine function, with its name. The job raises only `Retry`.
-
-    `Unavailable` and timeouts are retried without limit. After `UNEXPECTED_TRIES` other errors the job ends, and the
-    events of a `tip_events` job become a dead letter.
-    """
+    """Make an arq job of a coroutine function, with its name. `Unavailable` and timeouts are retried without limit.
+    After `UNEXPECTED_TRIES` other errors the job ends, and the events of a `tip_events` job become a dead letter."""
     name = work.__name__
 
     @wraps(work)
@@ -215,11 +212,8 @@ def __getattr__(name: str) -> type:
 async def work(
     settings: Settings, stop: asyncio.Event, *, on_ready: Callable[[OpenService], object] = lambda _: None
 ) -> None:
-    """Run jobs and periodic work until `stop` is set. `on_ready` is called with the service before the first job.
-
-    While the queue is unavailable, only periodic work runs; arq's worker is restarted afterwards. Raises
-    `ProfilesError` if the worker cannot start.
-    """
+    """Run jobs and periodic work until `stop` is set; while the queue is unavailable, only periodic work. `on_ready` is
+    called with the service before the first job. Raises `ProfilesError` if the worker cannot start."""
     settings.require_servers()
     assert settings.queue_url is not None
     async with AsyncExitStack() as stack:
@@ -246,18 +240,13 @@ async def work(
             periodic.append(repeat("audit", profiles.round, ROUND_S))
             periodic.append(repeat("decision audit", decisions.round, ROUND_S))
         await stack.enter_async_context(running(*periodic))
-        functions = FUNCTIONS
-        if (tracing := service.tracing) is not None:
+        functions, tracing = FUNCTIONS, service.tracing
+        if tracing is not None:
             functions = [replace(each, coroutine=tracing.job(each.name, each.coroutine)) for each in FUNCTIONS]
         log.info("worker_started", database=str(settings.database))
         on_ready(service)
         await keep_working(
-            settings.queue_url,
-            settings.queue_name,
-            stop,
-            functions=functions,
-            job_timeout=JOB_TIMEOUT_S,
-            ctx=ctx,
+            settings.queue_url, settings.queue_name, stop, functions=functions, job_timeout=JOB_TIMEOUT_S, ctx=ctx
         )
     log.info("worker_stopped")
 

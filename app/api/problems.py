@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -83,13 +83,9 @@ def shed_kind(scope: HTTPScope) -> str | None:
 
 
 def _respond(
-    request: HttpRequest,
-    status: int,
-    detail: str,
-    issues: Sequence[Issue] = (),
-    headers: Mapping[str, str] | None = None,
+    request: HttpRequest, status: int, detail: str, issues: Sequence[Issue] = (), **headers: str
 ) -> Response[Any]:
-    headers = {**HEADERS.get(status, {}), **(headers or {})}
+    headers = HEADERS.get(status, {}) | headers
     if prefers_page(request):
         if status == 401:
             return to_sign_in(request)
@@ -119,10 +115,8 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
     status = error.status_code
     if isinstance(error, ValidationException):
         extra: Any = error.extra if isinstance(error.extra, list) else []
-        issues = [
-            Issue(key := str(item.get("key", "query")), _allowed(request, key) or str(item["message"]))
-            for item in extra
-        ]
+        found = [(str(item.get("key", "query")), str(item["message"])) for item in extra]
+        issues = [Issue(key, _allowed(request, key) or message) for key, message in found]
         return _respond(request, 400, "a parameter of the request is not allowed", issues)
     details = {
         404: f"no page or route has this path; see {service_of(request).settings.root_path}/schema",
@@ -131,11 +125,9 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
     }
     headers: dict[str, str] = {}
     if error.headers and (allow := error.headers.get("allow")):
-        _, handler, _, _, template = request.app.asgi_router.handle_routing(
-            path=request.scope["path"], method="OPTIONS"
-        )
+        _, handler, *_, template = request.app.asgi_router.handle_routing(path=request.scope["path"], method="OPTIONS")
         headers["Allow"] = allow_of(handler, template, allow)
-    return _respond(request, status, details.get(status, error.detail), headers=headers)
+    return _respond(request, status, details.get(status, error.detail), (), **headers)
 
 
 def _allowed(request: HttpRequest, key: str) -> str | None:

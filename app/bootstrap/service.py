@@ -102,16 +102,14 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
 
     `door` is the entry point through which events come: `http`, `queue` or `command`. It labels the ingest metrics.
     With `http` there is a local cache on SQLite; with `http` and `queue` the database records that this process serves
-    the registry. Without a cache URL, reads compute from the database, and invalidations are stored until a cache
-    accepts them. Without a queue URL, events wait until a worker's sweep consumes them.
+    the registry. Without a cache URL, reads compute, and invalidations are stored until a cache accepts them. Without a
+    queue URL, events wait for a worker's sweep.
+
     Raises `SettingsError`, `RegistryError`, `SchemaMismatch` or `StoreUnavailable` if the process cannot start.
     """
-    contract = contract or load_contract(settings)
-    registry = contract.registry
-    metrics = Metrics()
+    contract, edges, metrics = contract or load_contract(settings), edges or Edges(), Metrics()
+    registry, clock = contract.registry, edges.clock
     metrics.export_faults_as_zero(registry.names, get_args(Fault))
-    edges = edges or Edges()
-    clock = edges.clock
 
     async with AsyncExitStack() as stack:
         traced: Wrap = untraced
@@ -132,9 +130,8 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         registries = SqlRegistries(database)
         availability = FeatureAvailability(registry, clock, lambda: database.state.last.disabled)
         sql_source = engine.source(registry, settings.readers)
-        measured: Mapping[int, float] = {}
-        if door in ROLES:
-            measured = await _try_features(sql_source, registry, users, registries, clock, availability)
+        trial = (sql_source, registry, users, registries, clock, availability)
+        costs = await _try_features(*trial) if door in ROLES else {}
         await announce(database, registry, clock.now_ms())
         if door in ROLES:
             await registries.announce(registry, clock.now_ms())
@@ -201,11 +198,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         )
 
         # 5. Admins' and workers' tasks.
-        quality = DataQuality(
-            inspector=inspector,
-            random=edges.random,
-            runs=SqlQualityRepository(database),
-        )
+        quality = DataQuality(inspector=inspector, random=edges.random, runs=SqlQualityRepository(database))
         health = HealthChecks(
             database=database,
             cache=cache,
@@ -229,7 +222,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             registry=registry,
             mirror=contract.mirror,
             registries=registries,
-            costs=measured,
+            costs=costs,
             reader=reader,
             tracing=tracing,
             computation=computation,

@@ -29,8 +29,6 @@ TOKEN_HEADER = "x-csrf-token"  # noqa: S105  # the name of a header, not a secre
 MAX_KEY_LENGTH = 512
 _PORT = re.compile(r":[0-9]+$")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
 ALL_SCOPES = frozenset(SCOPES)
 ANYONE = ApiKey("anyone", ALL_SCOPES, b"")
 
@@ -120,8 +118,8 @@ def names_this_machine(host: str | None) -> bool:
     """Whether a `Host` header is a loopback address or `localhost`. An absent header counts as loopback.
 
     This prevents DNS rebinding: (1) a browser loads a page from evil.example; (2) its owner points evil.example at
-    127.0.0.1; (3) the page requests evil.example again, which the browser considers same-origin, and reads our answer.
-    Browsers always send `Host`, and in step 3 it is evil.example.
+    127.0.0.1; (3) the page reads our answer to a request that the browser considers same-origin. Its `Host` is still
+    evil.example, and browsers always send `Host`.
     """
     try:
         return not host or is_loopback(urlsplit(f"//{host}").hostname or "")
@@ -159,12 +157,11 @@ async def _require_token(connection: ASGIConnection[Any, Any, Any, Any], session
     sent = connection.headers.get(TOKEN_HEADER)
     if sent is None and is_form(connection):
         sent = (await read_form(connection)).get(TOKEN_FIELD)  # type: ignore[arg-type]  # a Request
-    valid = session is not None and hmac.compare_digest(
-        (sent or "").encode(), (await connection.app.state.sessions.form_token(session)).encode()
-    )
-    if not valid:
+    sessions: Sessions = connection.app.state.sessions
+    token = (await sessions.form_token(session)).encode() if session is not None else None
+    if token is None or not hmac.compare_digest((sent or "").encode(), token):
         detail = "the form belongs to another session or has expired; reload the page and send it again"
-        if connection.app.state.sessions.cookie_name not in connection.cookies:
+        if sessions.cookie_name not in connection.cookies:
             detail += (
                 ". The browser sent no session cookie. If that happens again, the browser blocks cookies, or "
                 "PROFILES_ROOT_PATH is not the path that the browser uses, or a proxy reports https for plain http"

@@ -1,7 +1,5 @@
-"""HTML forms: `application/x-www-form-urlencoded`, in UTF-8.
-
-Before a handler runs, `app.api.auth.authentication.guard` has checked that the form belongs to the caller's session.
-"""
+"""HTML forms: `application/x-www-form-urlencoded`, in UTF-8. `authentication.guard` checks that they belong to the
+caller's session."""
 
 from __future__ import annotations
 
@@ -29,13 +27,9 @@ def is_form(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
 
 
 async def read_form(request: Request[Any, Any, Any]) -> Form:
-    """Read the form in the request's body.
-
-    Raises:
-        UnsupportedMedia: the body is not a form.
-        TooLarge: the form exceeds `MAX_BYTES`, or `MAX_BYTES_WITHOUT_SCOPE` on a route that requires no scope.
-        Undecodable: the form is not UTF-8 or has more than `MAX_FIELDS` fields.
-    """
+    """Read the form in the request's body. Raises `UnsupportedMedia` if it is not a form, `TooLarge` if it exceeds
+    `MAX_BYTES`, or `MAX_BYTES_WITHOUT_SCOPE` on a route that requires no scope, and `Undecodable` if it is not UTF-8 or
+    has more than `MAX_FIELDS` fields."""
     if not is_form(request):
         raise UnsupportedMedia(f"Content-Type must be {MEDIA_TYPE}")
     body = await request.body()

@@ -5,8 +5,8 @@ an encoded `/`, which would split an id into two segments (422), and an empty se
 (404). It limits the cost of parsing: a path, query string or header that is too long is rejected unparsed (414, 431),
 and only our own cookies are passed on, because Litestar unquotes cookies in quadratic time.
 
-It sheds events, scores and training sets that would wait too long, by method and path alone: before the body is read,
-and outside the framework. Other requests are shed when the layer that serves them raises `Overloaded`.
+It sheds events, scores and training sets that would wait too long, by method and path alone, before the body is read.
+Other requests are shed when the layer that serves them raises `Overloaded`.
 
 Invariants: every response has an `X-Request-Id`; every request is counted once and logged without its headers. A shed
 request is answered 503 with `Retry-After`, and counted by kind. The edge reads the body up to a limit before it
@@ -50,6 +50,7 @@ CACHE_CONTROL = (b"cache-control", b"no-store")
 REQUEST_ID_FORMAT = b"%016x"
 _BEGUN = "begun"
 WAIT_S = 2.0  # the longest wait before a request is shed: as long as events may wait for their commit
+Rejection = tuple[int, str]  # the status, and what is wrong
 # By method and path: the kind of load, and a function that says whether there is too much of it.
 Checks = Mapping[tuple[str, str], tuple[str, Callable[[], bool]]]
 random_bits = Random().getrandbits  # noqa: S311  # request ids are not secret
@@ -66,14 +67,9 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP:
-            await self._answer(scope, receive, send)
+            await self.answer(scope, receive, send)
         else:
             await self._inner(scope, receive, send)
-
-    async def reject_limited(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        """Reject a request that is over the rate limit."""
-        detail = "too many requests with this key or from this address; retry after the seconds in Retry-After"
-        await self._answer(scope, receive, send, (429, detail))
 
     def overload(self, scope: HTTPScope) -> str | None:
         """The kind of load that is too high for the request now; None if it can be served."""
@@ -90,16 +86,17 @@ class Edge:
             scope["path_template"] = scope["path"]
         return kind
 
-    async def _answer(
-        self, scope: HTTPScope, receive: Receive, send: Send, rejection: tuple[int, str] | None = None
-    ) -> None:
+    async def answer(self, scope: HTTPScope, receive: Receive, send: Send, rejection: Rejection | None = None) -> None:
+        """Answer a request, with `rejection` if it is rejected already."""
         request_id, started = begin(scope)
-        status = 500
+        status, method = 500, scope["method"]
         body = Body(scope, receive, self.bodies)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.body" and method == "HEAD":
+                message["body"] = b""
+            elif message["type"] == "http.response.start":
                 if body.unread:
                     await body.drain()
                 status = message["status"]
@@ -115,7 +112,9 @@ class Edge:
             rejection = rejection or _rejection(scope)
             if rejection is None:
                 _drop_foreign_cookies(scope)
-                await self._pass_on(scope, body.receive, send_marked)
+                if method == "HEAD":
+                    scope["method"] = HttpMethod.GET.value
+                await self._inner(scope, body.receive, send_marked)
             else:
                 problem, headers = _problem(*rejection)
                 await send_marked({"type": "http.response.start", "status": rejection[0], "headers": headers})
@@ -125,21 +124,8 @@ class Edge:
             raise
         finally:
             body.forget()
+            scope["method"] = method
             self._record(scope, status, perf_counter() - started)
-
-    async def _pass_on(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "HEAD":
-            await self._inner(scope, receive, send)
-            return
-
-        async def send_without_body(message: Message) -> None:
-            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
-
-        scope["method"] = HttpMethod.GET.value
-        try:
-            await self._inner(scope, receive, send_without_body)
-        finally:
-            scope["method"] = HttpMethod.HEAD.value
 
     def _record(self, scope: HTTPScope, status: int, elapsed: float) -> None:
         route = scope.get("path_template") or "unmatched"
@@ -177,7 +163,7 @@ def request_id_of(scope: HTTPScope) -> bytes:
     return REQUEST_ID_FORMAT % random_bits(64)
 
 
-def _too_long(scope: HTTPScope, path: bytes) -> tuple[int, str] | None:
+def _too_long(scope: HTTPScope, path: bytes) -> Rejection | None:
     if max(len(path), len(scope["query_string"])) > MAX_TARGET_BYTES:
         return 414, f"the path or the query is too long; each may have {MAX_TARGET_BYTES:,} bytes"
     if scope["query_string"].count(b"&") >= MAX_PARAMETERS:
@@ -190,10 +176,8 @@ def _too_long(scope: HTTPScope, path: bytes) -> tuple[int, str] | None:
     return None
 
 
-def _rejection(scope: HTTPScope) -> tuple[int, str] | None:
-    raw = scope.get("raw_path") or scope["path"].encode()
-    path = raw.split(b"?", 1)[0]
-    query = scope["query_string"]
+def _rejection(scope: HTTPScope) -> Rejection | None:
+    path, query = (scope.get("raw_path") or scope["path"].encode()).split(b"?", 1)[0], scope["query_string"]
     if (too_long := _too_long(scope, path)) is not None:
         return too_long
     # granian rejects most attempts at request smuggling (two lengths, broken chunks, a space before a colon), but not
@@ -206,18 +190,16 @@ def _rejection(scope: HTTPScope) -> tuple[int, str] | None:
         return 404, "not found: the path has an empty segment (//)"
     if _BROKEN_ESCAPE.search(path) or _BROKEN_ESCAPE.search(query):
         return 400, "a % in the path or the query must be followed by two hexadecimal digits; encode % itself as %25"
-    if b"%" in path:
-        if b"%2f" in path.lower():
-            return 422, "an id must not contain / (%2F in the path)"
-        try:
+    if b"%2f" in path.lower():
+        return 422, "an id must not contain / (%2F in the path)"
+    part = "path"
+    try:
+        if b"%" in path:
             scope["path"] = unquote_to_bytes(path).decode()
-        except UnicodeDecodeError:
-            return 400, "the path is not UTF-8 once its percent-escapes are decoded"
-    if b"%" in query or not query.isascii():
-        try:
-            unquote_to_bytes(query).decode()
-        except UnicodeDecodeError:
-            return 400, "the query is not UTF-8 once its percent-escapes are decoded"
+        part = "query"
+        unquote_to_bytes(query).decode()
+    except UnicodeDecodeError:
+        return 400, f"the {part} is not UTF-8 once its percent-escapes are decoded"
     return None
 
 

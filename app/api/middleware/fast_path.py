@@ -1,12 +1,10 @@
-"""The fast path: answers plain requests of the most frequent routes without Litestar: `GET /profiles/{user_id}`,
-`POST /profiles/batch`, `POST /score` and `POST /events`.
+"""The fast path: answers plain `GET /profiles/{user_id}`, `POST /profiles/batch`, `POST /score` and `POST /events`
+without Litestar, and sends only successful responses.
 
-It sends only successful responses. A request that fails or is not plain (an escape, an unusual id, a query other than
-`features=`, an unexpected header or body, an invalid key) goes on to Litestar's route, which receives the body
-that was read here. If the reader sheds a request, the edge rejects the request. What stores something is not tried
-again: instead of the body, Litestar's route receives the error and reports it.
+A request that fails or is not plain (an escape, an unusual id, a query other than `features=`, an unexpected header or
+body, an invalid key) goes on to Litestar's route, with the body that was read here. If the reader sheds a request, the
+edge rejects it. What stores something is not tried again: Litestar's route receives the error and reports it.
 Invariant: the response is the one that Litestar's route would give, and it is counted and logged in the same way.
-`tests/integration/api/middleware/test_fast_path.py` sends the same generated requests to both.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -56,8 +54,9 @@ _BODY_HEADERS = frozenset({b"content-length", b"content-type"})
 _JSON = (b"content-type", b"application/json")
 _SELECTIONS_CAP = 1_024
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
-# Computes the body of a response from that of a request and its caller; None if Litestar's route must answer.
+# The body of a response, from that of a request and its caller; None if Litestar's route must answer.
 Answer = Callable[[bytes, ApiKey], Awaitable[bytes | None]]
+Do = Callable[[ApiKey, bytes], Awaitable[bytes | None]]
 # What Litestar's route receives: the error that it is to report, if any, and the body, if it was read here.
 Taken = list[bytes | Exception]
 log = logger("api")
@@ -94,7 +93,7 @@ class FastPath:
         # Each histogram is created by its first answer, so that `/metrics` shows no series without observations.
         self._seconds: dict[Route, FastHistogram] = {}
         self._request_seconds = metrics.request_seconds
-        self._masks = {b"": renderer.registry.full_mask}
+        self._mask = lru_cache(_SELECTIONS_CAP)(self._mask_of)
         self._logs_requests = logging.getLogger().isEnabledFor(logging.DEBUG)
         batch = Post(("POST", "/profiles/batch", 200), "read", self._batch, repeatable=True)
         self._posts = {post.route[1].encode(): post for post in (batch, *posts)}
@@ -104,10 +103,10 @@ class FastPath:
             path = scope.get("raw_path") or b""
             if scope["method"] == "GET":
                 found = _PATH(path)
-                if found is not None:
-                    read = partial(self._one, scope, found[1])
-                    if await self._answer(scope, send, ONE, "read", read):
-                        return
+                if found is not None and await self._answer(
+                    scope, send, ONE, "read", partial(self._one, scope, found[1])
+                ):
+                    return
             elif scope["method"] == "POST" and (post := self._posts.get(path)) and not scope["query_string"]:
                 body, taken = Body(scope, receive, self._bodies), Taken()
                 do = partial(self._post, scope, post, body, taken)
@@ -120,14 +119,7 @@ class FastPath:
                     receive = _replay(taken, receive)
         await self.inner(scope, receive, send)
 
-    async def _answer(
-        self,
-        scope: HTTPScope,
-        send: Send,
-        route: Route,
-        needs: str,
-        do: Callable[[ApiKey, bytes], Awaitable[bytes | None]],
-    ) -> bool:
+    async def _answer(self, scope: HTTPScope, send: Send, route: Route, needs: str, do: Do) -> bool:
         """Send the body that `do` returns for the caller and the request id. Return False, with nothing sent, if the
         request must go on to Litestar's route. `needs`: the scope that the key must have."""
         started = perf_counter()
@@ -146,11 +138,23 @@ class FastPath:
             log.exception("fast_path_failed")
             return False
         scope["path_template"] = route[1]
-        await self._send(send, body, admitted[1], route, started)
+        length = (b"content-length", b"%d" % len(body))
+        headers = [_JSON, length, (b"x-request-id", admitted[1]), NO_SNIFF, CACHE_CONTROL]
+        await send({"type": "http.response.start", "status": route[2], "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+        elapsed = perf_counter() - started
+        seconds = self._seconds.get(route)
+        if seconds is None:
+            seconds = self._seconds[route] = self._request_seconds.labels(*route)
+        seconds.observe(elapsed)
+        if self._logs_requests:
+            fields = {REQUEST_ID: admitted[1].decode(), "method": route[0], "route": route[1], "status": route[2]}
+            log.debug("request", **fields, ms=round(elapsed * 1000, 2))
         return True
 
     async def _one(self, scope: HTTPScope, user: bytes, *_: object) -> bytes | None:
-        mask = self._mask(scope["query_string"])
+        query = scope["query_string"]
+        mask = self._mask(query) if len(query) <= MAX_TARGET_BYTES else 0
         if not mask:
             return None
         reader, user_id = self._reader, user.decode()
@@ -192,25 +196,21 @@ class FastPath:
         values = await self._reader.read_values(dict.fromkeys(asked.user_ids, mask))
         return self._renderer.batch(asked.user_ids, values, mask)
 
-    def _mask(self, query: bytes) -> int:
+    def _mask_of(self, query: bytes) -> int:
         """The bit mask of the requested features; 0 if the query is not `features=a,b` or names an unknown feature."""
-        mask = self._masks.get(query)
-        if mask is None:
-            selection = _SELECTION(query) if len(query) <= MAX_TARGET_BYTES else None
-            try:
-                mask = self._registry.mask(selection[1].decode().split(",")) if selection is not None else 0
-            except UnknownFeature:
-                mask = 0
-            if mask and len(self._masks) < _SELECTIONS_CAP:
-                self._masks[query] = mask
-        return mask
+        if not query:
+            return self._registry.full_mask
+        try:
+            selection = _SELECTION(query)
+            return self._registry.mask(selection[1].decode().split(",")) if selection is not None else 0
+        except UnknownFeature:
+            return 0
 
     def _admit(
         self, headers: Iterable[tuple[bytes, bytes]], needs: str, *, with_body: bool
     ) -> tuple[ApiKey, bytes] | None:
-        """Check the headers and return the caller and the request id. Return None if Litestar's route must answer: a
-        header is unusual, the key lacks the scope `needs`, or headers of a body are missing (`with_body`) or not
-        expected."""
+        """The caller and the request id; None if Litestar's route must answer: a header is unusual, the key lacks the
+        scope `needs`, or headers of a body are missing (`with_body`) or not expected."""
         key: str | None = None
         request_id: bytes | None = None
         hosts = body_headers = 0
@@ -233,20 +233,6 @@ class FastPath:
         if hosts > 1 or body_headers != 2 * with_body or caller is None or needs not in caller.scopes:
             return None
         return caller, request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `request_id_of`
-
-    async def _send(self, send: Send, body: bytes, request_id: bytes, route: Route, started: float) -> None:
-        length = (b"content-length", b"%d" % len(body))
-        headers = [_JSON, length, (b"x-request-id", request_id), NO_SNIFF, CACHE_CONTROL]
-        await send({"type": "http.response.start", "status": route[2], "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
-        elapsed = perf_counter() - started
-        seconds = self._seconds.get(route)
-        if seconds is None:
-            seconds = self._seconds[route] = self._request_seconds.labels(*route)
-        seconds.observe(elapsed)
-        if self._logs_requests:
-            fields = {REQUEST_ID: request_id.decode(), "method": route[0], "route": route[1], "status": route[2]}
-            log.debug("request", **fields, ms=round(elapsed * 1000, 2))
 
 
 def _replay(taken: Taken, receive: Receive) -> Receive:

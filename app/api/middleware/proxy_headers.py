@@ -50,12 +50,9 @@ class BehindProxy:
         return dict(scope["headers"]) if any(address in network for network in self._trusted) else {}
 
     def _strip(self, scope: HTTPScope, *, stripped: bool) -> None:
-        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already.
-
-        A path from which the proxy has removed the root path may still begin with it, if a route of the service does
-        (`/profiles`). In this case the root path is removed only if the rest is a path of the service and the proxy did
-        not send `X-Forwarded-Prefix` (`stripped`), which proxies send if they remove the root path.
-        """
+        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already. If a
+        route of the service begins with the root path, too (`/profiles`), it is removed only if the rest is a path of
+        the service and the proxy did not send `X-Forwarded-Prefix` (`stripped`), as proxies do that remove it."""
         raw = scope.get("raw_path") or scope["path"].encode()
         rest = raw.removeprefix(self._root)
         if rest == raw or rest[:1] not in (b"", b"/"):

@@ -22,6 +22,7 @@ from app.telemetry import Metrics
 
 CALLERS = 10_000  # buckets kept
 NOT_LIMITED = frozenset({"/healthz", "/readyz", "/metrics"})
+LIMITED = 429, "too many requests with this key or from this address; retry after the seconds in Retry-After"
 
 
 class TokenBuckets(msgspec.Struct):
@@ -79,4 +80,7 @@ class RateLimit:
                 message["headers"] = [*message["headers"], *headers]
             await send(message)
 
-        await (self._inner if allowed else self._edge.reject_limited)(scope, receive, send_marked)
+        if allowed:
+            await self._inner(scope, receive, send_marked)
+        else:
+            await self._edge.answer(scope, receive, send_marked, LIMITED)
