@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,16 +20,13 @@ from litestar import Litestar
 from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp
 
-from app.api import operations
+from app.api import events, operations
 from app.api.auth.authentication import Authenticator, guard
 from app.api.auth.sessions import Sessions
-from app.api.events import ingest_body
 from app.api.middleware.edge import Edge
 from app.api.middleware.fast_path import FastPath, Post
-from app.api.middleware.load_shedding import Shedding
-from app.api.middleware.proxy_headers import behind_proxy
+from app.api.middleware.proxy_headers import BehindProxy
 from app.api.middleware.rate_limit import RateLimit, TokenBuckets
-from app.api.openapi.allowed_methods import options_of
 from app.api.openapi.document import ASSETS, openapi_config, openapi_document
 from app.api.problems import on_error, on_exception, on_http_exception
 from app.api.rendering import Renderer
@@ -74,11 +70,21 @@ def create_app(
             if opened is None:
                 opened = await stack.enter_async_context(open_service(settings, door="http", contract=contract))
                 await stack.enter_async_context(sampling(opened, "api"))
+            state = application.state  # see `app.api.dependencies`
             tips = open_tip_generator(settings, opened.clock, opened.metrics)
-            application.state.tips = await stack.enter_async_context(tips)
-            _set_state(application, opened)
+            state.tips = await stack.enter_async_context(tips)
+            state.service = opened
+            state.authenticator = Authenticator(settings.api_keys)
+            state.key_uses = SqlKeyUses(opened.database)
+            state.renderer = Renderer(opened.registry)
+            state.sessions = Sessions(
+                keys=settings.api_keys,
+                records=SqlSessions(opened.database),
+                clock=opened.clock,
+                lifetime_hours=settings.session_hours,
+                cookie_name=f"profiles_session_{opened.database.id[:8]}",
+            )
             application.asgi_handler = _with_middleware(application, router, opened)
-            state = application.state
             noting = partial(note_key_uses, state.authenticator, state.key_uses, opened.clock)
             await stack.enter_async_context(running(repeat("key_uses", noting, EVERY_S)))
             yield
@@ -86,18 +92,14 @@ def create_app(
     handlers = routes(scoring=settings.scoring)
     application = Litestar(
         route_handlers=[
-            options_of(handlers),
+            operations.options_of(handlers),
             *handlers,
             static_files(ASSETS, DOCUMENTATION),
             static_files("/admin/static", PAGES),
         ],
         lifespan=[lifespan],
         guards=[guard, check_parameters],
-        exception_handlers={
-            ProfilesError: on_error,
-            HTTPException: on_http_exception,
-            Exception: on_exception,
-        },
+        exception_handlers={ProfilesError: on_error, HTTPException: on_http_exception, Exception: on_exception},
         openapi_config=openapi_config(root_path=settings.root_path),
         opt={"rate_limited": bool(settings.rate_limit)},
         request_max_body_size=MAX_BODY_BYTES,
@@ -105,23 +107,6 @@ def create_app(
     )
     router = application.asgi_handler
     return application
-
-
-def _set_state(application: Litestar, service: OpenService) -> None:
-    """Make the objects that `app.api.dependencies` finds in the application's state."""
-    settings, state = service.settings, application.state
-    state.service = service
-    state.authenticator = Authenticator(settings.api_keys)
-    state.key_uses = SqlKeyUses(service.database)
-    state.renderer = Renderer(service.registry)
-    state.sessions = Sessions(
-        keys=settings.api_keys,
-        records=SqlSessions(service.database),
-        clock=service.clock,
-        new_id=lambda: secrets.token_urlsafe(16),
-        lifetime_hours=settings.session_hours,
-        instance=service.database.id[:8],
-    )
 
 
 def _with_middleware(application: Litestar, router: ASGIApp, service: OpenService) -> ASGIApp:
@@ -133,20 +118,21 @@ def _with_middleware(application: Litestar, router: ASGIApp, service: OpenServic
         ("POST", "/events"): ("events", lambda: service.ingestor.overloaded),
         ("POST", "/profiles/history"): ("history", service.computation.history_overloaded),
     }
-    posts = [Post(("POST", "/events", 202), "write", partial(ingest_body, service.ingestor))]
+    posts = [Post(("POST", "/events", 202), "write", partial(events.ingest_body, service.ingestor))]
     if scoring is not None:
         from app.api.scoring import plain_scores  # noqa: PLC0415  # it imports the bandit
 
         checks["POST", "/score"] = "scores", lambda: scoring.scorer.overloaded
         posts.append(Post(("POST", "/score", 200), "read", plain_scores(scoring.scorer, service.mirror)))
-    edge = Edge(router, metrics, Shedding(metrics, checks))
+    edge = Edge(router, metrics, checks)
     handler: ASGIApp = FastPath(edge, service.reader, application.state.renderer, authenticator, metrics, posts)
     if settings.rate_limit:
         burst = settings.rate_burst or settings.rate_limit
         buckets = TokenBuckets(settings.rate_limit, burst, service.clock.monotonic)
         handler = RateLimit(handler, edge, buckets, authenticator, metrics)
-    own = {route.path.split("/")[1] for route in application.routes}
-    handler = behind_proxy(handler, root_path=settings.root_path, trusted=settings.trusted_proxies, own=own)
+    if (root_path := settings.root_path) or settings.trusted_proxies:
+        own = {route.path.split("/")[1] for route in application.routes}
+        handler = BehindProxy(handler, root_path=root_path, trusted=settings.trusted_proxies, own=own)
     return service.tracing.middleware(handler) if service.tracing is not None else handler
 
 
@@ -166,20 +152,6 @@ def document(settings: Settings, contract: Contract) -> dict[str, Any]:
     return openapi_document(create_app(settings, contract=contract), contract.registry, contract.mirror, day)
 
 
-def about_to_stop(application: Litestar, handing_over: bool = False) -> None:
-    """Begin the shutdown: from now on no language model is called. `/readyz` answers 503, unless the process is
-    `handing_over` to others on the same port."""
-    application.state[operations.STOPPING] = not handing_over
-    if (tips := application.state.get("tips")) is not None:
-        tips.stop()
-
-
-def _interrupt(service: OpenService) -> None:
-    """Interrupt running database reads; their requests are answered with 503."""
-    service.computation.stop_moments()
-    service.database.readers.interrupt()
-
-
 def tune_collector() -> None:
     """Exempt the objects created at start-up from Python's cycle collector, and run the collector less often.
 
@@ -197,10 +169,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP, then shut down as `app.api.server.listen` describes.
 
-    `shared` is a listening socket from which other processes accept, too. Without it, the process opens its own.
-
-    Raises:
-        ProfilesError: the service cannot start.
+    `shared` is a listening socket from which other processes accept, too. Without it, the process opens its own. Raises
+    `ProfilesError` if the service cannot start.
     """
     settings.require_safe_binding()
     settings.require_servers()
@@ -212,24 +182,19 @@ async def serve(
         application = create_app(settings, service=service)
         tune_collector()
         if not settings.api_keys:
-            log.warning(
-                "no_api_keys",
-                detail="every program on this machine can read, write and administer; set PROFILES_API_KEYS",
-                host=settings.host,
-            )
+            detail = "every program on this machine can read, write and administer; set PROFILES_API_KEYS"
+            log.warning("no_api_keys", detail=detail, host=settings.host)
         stop_metrics = serve_metrics(service.metrics, settings.host, settings.metrics_port, "PROFILES_METRICS_PORT")
         stack.push_async_callback(asyncio.to_thread, stop_metrics)
+
+        def interrupt() -> None:
+            """Interrupt running database reads; their requests are answered with 503."""
+            service.computation.stop_moments()
+            service.database.readers.interrupt()
+
         log.info("serving", url=f"http://{settings.host}:{settings.port}", database=str(settings.database))
-        await listen(
-            application,
-            listener,
-            shared=shared is not None,
-            on_ready=on_ready,
-            on_stop=lambda handing_over: about_to_stop(application, handing_over),
-            on_overdue=lambda: _interrupt(service),
-            drain_s=settings.drain_s,
-            keep_alive_s=settings.keep_alive_s,
-        )
+        is_shared = shared is not None
+        await listen(application, listener, settings, shared=is_shared, on_ready=on_ready, on_overdue=interrupt)
 
 
 def run(settings: Settings, on_ready: Callable[[], None] = lambda: None, shared: socket.socket | None = None) -> None:

@@ -24,21 +24,15 @@ _TCP_INFO_UNACKED = 24  # the offset of a field of tcp_info; of a listening sock
 def listening_socket(host: str, port: int) -> socket.socket:
     """Open a TCP socket that listens on the host and port. Raises `SettingsError` if the system does not allow it."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Accepted connections inherit these options.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if sys.platform == "linux":
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNTAKEN_S * 1000)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        both = family == socket.AF_INET6
+        listener = socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         raise SettingsError("PROFILES_PORT", f"cannot serve on {host}:{port}: {error.strerror or error}") from None
+    # Accepted connections inherit these options.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNTAKEN_S * 1000)
     return listener
 
 
@@ -47,9 +41,7 @@ def drop_new_connections(listener: socket.socket) -> bool:
     Return False if the system does not support this; only Linux does."""
     if sys.platform != "linux":
         return False
-    drop = ctypes.create_string_buffer(
-        struct.pack("HBBI", 0x06, 0, 0, 0)
-    )  # one BPF instruction: return 0 bytes of the packet
+    drop = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one instruction of BPF: return 0 bytes
     try:
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop)))
     except OSError:

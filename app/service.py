@@ -81,7 +81,6 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     rebuilder: Rebuilder
     rebuild_runs: RebuildRepository
     rebuild_runner: RebuildRunner
-    start_rebuild: Callable[[str], Awaitable[None]]
     clear_local_caches: Callable[[], Awaitable[None]]
     inspector: Inspector
     moments: Callable[[], Awaitable[Moments]]

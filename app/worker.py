@@ -1,8 +1,9 @@
 """The worker process: arq jobs, the periodic work beside them, and `WorkerSettings`.
 
 A job only passes its arguments to the service. arq drops a job that raises anything but `Retry`, and a job that was
-tried `max_tries` times. No event may be lost in this way, so jobs raise only `Retry` and have no limit of tries. The
-sweep, which consumes events whose job was lost, is not an arq job, so that it also runs while the queue is unavailable.
+tried `max_tries` times. No event may be lost in this way, so jobs raise only `Retry` and have no limit of tries.
+Periodic work takes up what the database records: events whose job was lost, and open runs. So it also runs while the
+queue is unavailable.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial, wraps
 from random import Random
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, TypeVar, cast
 
 import uvloop
 from arq.connections import RedisSettings
-from arq.cron import CronJob, cron
 from arq.worker import Retry, func
 
 from app.bootstrap.health import sampling
@@ -29,42 +29,41 @@ from app.concurrency.batcher import Handover
 from app.concurrency.tasks import repeat, running, stop_signals
 from app.errors import SettingsError, Unavailable
 from app.events.consume import BOUNDS
+from app.features.clock import DAY_MS
 from app.profiles.consistency.checker import ROUND_S, ConsistencyMonitor
 from app.profiles.consistency.decisions import DecisionMonitor
+from app.profiles.quality.report import KEPT, QualityRepository
+from app.profiles.rebuild import RebuildRepository
 from app.settings import Settings
 from app.stores.queue import client, jobs
-from app.stores.queue.worker import STOP_GRACE_S, Pace, keep_working
+from app.stores.queue.worker import STOP_GRACE_S, keep_working
 from app.telemetry import configure_logging, logger, serve_metrics, warn
 
 FOR_EVER = 1_000_000_000
+JOB_TIMEOUT_S = 20.0
+WORK_S = 0.9 * JOB_TIMEOUT_S  # a job stops itself before arq cancels it
 RETRY_FIRST_S = 0.2
 RETRY_MOST_S = 5.0
 UNEXPECTED_TRIES = 5
 SWEEP_EVERY_S = 2.0
-SHARE_EVERY_S = 2.0
+LOOK_EVERY_S = 1.0  # for open runs
+TURN_S = 1.0  # of work on one rebuild, before the next one has its turn
+MEASURE_S = 14.0
+PRUNE_EVERY_S = 60.0
+HOUR_MS = 3_600_000
+# Data quality is measured 41 minutes after each hour. Pruning begins at 3:17 UTC, before the day begins in Europe.
+HOURLY_MS, NIGHT_MS = 41 * 60_000, 197 * 60_000
+WINDOW_MS = 600_000  # how long after these times they are made up for, if no worker was able to
 HOURLY = "the worker, hourly"
+JobContext = dict[str, Any]  # what arq passes to every job: that of `context`, and the job's id, try and time
+T = TypeVar("T")
 log = logger("worker")
 
 
-class JobContext(TypedDict):
-    """The context that arq passes to every job. `failures` counts unexpected errors by job id."""
-
-    service: OpenService
-    pace: Pace
-    handover: Handover[int]
-    failures: Counter[str]
-    job_id: NotRequired[str]
-    job_try: NotRequired[int]
-    enqueue_time: NotRequired[datetime]
-
-
-class Unfinished(Exception):
-    """Raised by a job whose try has no time left: the job continues in another try at once."""
-
-
-def context(service: OpenService, pace: Pace) -> JobContext:
-    handover = Handover(partial(service.consumer.consume_within, pace.work_s), BOUNDS)
-    return {"service": service, "pace": pace, "handover": handover, "failures": Counter()}
+def context(service: OpenService) -> JobContext:
+    """The context of jobs and runs. `failures` counts unexpected errors by the id of the job or run."""
+    handover = Handover(partial(service.consumer.consume_within, WORK_S), BOUNDS)
+    return {"service": service, "handover": handover, "failures": Counter[object]()}
 
 
 def back_off(tries: int) -> float:
@@ -72,55 +71,46 @@ def back_off(tries: int) -> float:
     return float(min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(tries - 1, 10)))
 
 
-def job(
-    name: str, give_up: Callable[..., Awaitable[None]] | None = None
-) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., Coroutine[Any, Any, None]]]:
-    """Decorate a coroutine function as the arq job `name`, which raises only `Retry`.
+def job(work: Callable[..., Awaitable[None]]) -> Callable[..., Coroutine[Any, Any, None]]:
+    """Make an arq job of a coroutine function, with its name. `Unavailable` and timeouts are retried without limit.
+    After `UNEXPECTED_TRIES` other errors the job ends, and the events of a `tip_events` job become a dead letter."""
+    name = work.__name__
 
-    `Unavailable` and timeouts are retried without limit. After `UNEXPECTED_TRIES` other errors of one job, `give_up` is
-    called with the context, the reason and the arguments of the job, and the job ends.
-    """
-
-    def decorate(work: Callable[..., Awaitable[None]]) -> Callable[..., Coroutine[Any, Any, None]]:
-        @wraps(work)
-        async def run(ctx: JobContext, *arguments: object, traceparent: object = None) -> None:  # for `Tracing.job`
-            tries, job_id = int(ctx.get("job_try") or 1), str(ctx.get("job_id"))
-            count, failures = ctx["service"].metrics.jobs.labels, ctx["failures"]
+    @wraps(work)
+    async def run(ctx: JobContext, *arguments: object, traceparent: object = None) -> None:  # for `Tracing.job`
+        tries, job_id = int(ctx.get("job_try") or 1), str(ctx.get("job_id"))
+        count, failures = ctx["service"].metrics.jobs.labels, ctx["failures"]
+        try:
             try:
-                try:
-                    async with asyncio.timeout(ctx["pace"].work_s):
-                        await work(ctx, *arguments)
-                except (Unfinished, Unavailable, TimeoutError):
-                    raise
-                except Exception as error:
-                    failures[job_id] += 1
-                    log.exception("job_failed", job=name, tries=tries)
-                    if failures[job_id] < UNEXPECTED_TRIES:
-                        count(name, "failed").inc()
-                        raise Retry(defer=back_off(tries)) from error
-                    if give_up is not None:
-                        await give_up(ctx, f"the job failed {UNEXPECTED_TRIES} times: {error!r}", *arguments)
-                    count(name, "given up").inc()
-                else:
-                    count(name, "done").inc()
-                failures.pop(job_id, None)
-            except Unfinished as unfinished:
-                count(name, "continued").inc()
-                raise Retry(defer=0) from unfinished
-            except (Unavailable, TimeoutError) as error:
-                count(name, "retried").inc()
-                warn(log, error)("job_retried", job=name, tries=tries, error=str(error) or type(error).__name__)
-                raise Retry(defer=back_off(tries)) from error
+                async with asyncio.timeout(WORK_S):
+                    await work(ctx, *arguments)
+                outcome = "done"
+            except (Unavailable, TimeoutError):
+                raise
+            except Exception as error:
+                failures[job_id] += 1
+                log.exception("job_failed", job=name, tries=tries)
+                if failures[job_id] < UNEXPECTED_TRIES:
+                    count(name, "failed").inc()
+                    raise Retry(defer=back_off(tries)) from error
+                if name == jobs.TIP_EVENTS:
+                    reason = f"the job failed {UNEXPECTED_TRIES} times: {error!r}"
+                    await ctx["service"].queue_door.bury([(arguments[0], reason)])
+                outcome = "given up"
+            count(name, outcome).inc()
+            failures.pop(job_id, None)
+        except (Unavailable, TimeoutError) as error:
+            count(name, "retried").inc()
+            warn(log, error)("job_retried", job=name, tries=tries, error=str(error) or type(error).__name__)
+            raise Retry(defer=back_off(tries)) from error
 
-        return run
-
-    return decorate
+    return run
 
 
-@job(jobs.TIP_EVENTS, lambda ctx, reason, events: ctx["service"].queue_door.bury([(events, reason)]))
+@job
 async def tip_events(ctx: JobContext, events: object) -> None:
     """Job: store tip events. `events` should be a list of the payloads that `POST /events` accepts."""
-    service = ctx["service"]
+    service: OpenService = ctx["service"]
     seqs = await service.queue_door.take_in(events)
     enqueued_at = ctx.get("enqueue_time")
     if isinstance(enqueued_at, datetime) and enqueued_at.timestamp() > 0:
@@ -129,93 +119,73 @@ async def tip_events(ctx: JobContext, events: object) -> None:
     ctx["handover"].add(seqs)  # the job is done once its events are stored and invalidated
 
 
-@job(jobs.CONSUME)
+@job
 async def consume_events(ctx: JobContext, seqs: list[int]) -> None:
     """Job: consume the events with these sequence numbers, which an API process has stored."""
     await ctx["service"].consumer.consume(seqs)
 
 
-async def _fail_rebuild(ctx: JobContext, reason: str, run_id: str) -> None:
-    service = ctx["service"]
-    await service.rebuild_runs.finish(run_id, "failed", service.clock.now_ms(), reason)
-
-
-@job(jobs.REBUILD, _fail_rebuild)
-async def run_rebuild(ctx: JobContext, run_id: str) -> None:
-    """Job: rebuild as many users of a rebuild run as one try has time for; the next try continues."""
-    if not await ctx["service"].rebuild_runner.run(run_id, ctx["pace"].budget_s):
-        raise Unfinished
-
-
-@job(jobs.BURY)
+@job
 async def bury_job(ctx: JobContext, payload: object, reason: str) -> None:
     """Job: store as a dead letter a queued job that this service does not recognize."""
     await ctx["service"].queue_door.bury([(payload, reason)])
 
 
-@job(jobs.NIGHTLY_PRUNE)
-async def nightly_prune(ctx: JobContext) -> None:
-    """Nightly job: enqueue the deletion of events and decisions that are older than their retention."""
-    service = ctx["service"]
-    assert service.queue is not None
-    await service.queue.start_prune(await service.retention.next_cutoffs())
-
-
-@job(jobs.PRUNE)
-async def prune(ctx: JobContext, cutoffs: dict[str, int]) -> None:
-    """Job: delete the rows before these cutoffs, as many as one try has time for; the next try continues."""
-    if await ctx["service"].retention.prune(cutoffs, asyncio.sleep, ctx["pace"].budget_s) is None:
-        raise Unfinished
-
-
-async def _fail_quality(ctx: JobContext, reason: str, run_id: int) -> None:
-    service = ctx["service"]
-    await service.quality.runs.finish(run_id, "failed", service.clock.now_ms(), error=reason)
-
-
-@job(jobs.QUALITY, _fail_quality)
-async def measure_quality(ctx: JobContext, run_id: int) -> None:
-    """Job: measure data quality for a requested run, and store the report."""
-    await ctx["service"].quality.carry_out(run_id, 0.8 * ctx["pace"].work_s)
-
-
-@job(jobs.HOURLY_QUALITY)
-async def hourly_quality(ctx: JobContext) -> None:
-    """Hourly job: request a data-quality measurement, unless one is active."""
-    service = ctx["service"]
-    run, _ = await service.quality.runs.open(HOURLY, service.clock.now_ms())
-    await service.quality.start(run.id)
-
-
-async def sweep(service: OpenService, pace: Pace) -> None:
-    """Consume events whose job was lost; queue stalled rebuilds and data-quality runs again. Raises `Unavailable`."""
-    await service.consumer.sweep()
-    if service.queue is None:
-        return
-    now_ms = service.clock.now_ms()
-    await service.queue.show_database(service.database.id, now_ms)
-    before_ms, after_ms = now_ms - pace.untouched_ms, now_ms + pace.untouched_ms
-    for run_id in await service.rebuild_runs.untouched(before_ms, after_ms):
-        await service.start_rebuild(run_id)
-    for quality_id in await service.quality.runs.untouched(before_ms, after_ms):
-        await service.quality.start(quality_id)
-
-
 # arq names each by its function, as `app.stores.queue.jobs` does.
-FUNCTIONS = [
-    func(cast(Any, each), max_tries=FOR_EVER)
-    for each in (tip_events, consume_events, run_rebuild, measure_quality, bury_job, prune)
-]
+FUNCTIONS = [func(cast(Any, each), max_tries=FOR_EVER) for each in (tip_events, consume_events, bury_job)]
 
 
-def crons(pace: Pace, queue_name: str = client.QUEUE) -> list[CronJob]:
-    """The scheduled jobs: pruning at 3:17 UTC, before the day begins in Europe, and data quality every hour. They only
-    enqueue other jobs, because arq lets no scheduled job run again within a minute, not even to retry it."""
-    nightly, hourly = (client.own_name(name, queue_name) for name in (jobs.NIGHTLY_PRUNE, jobs.HOURLY_QUALITY))
-    return [
-        cron(nightly_prune, name=nightly, hour=3, minute=17, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
-        cron(hourly_quality, name=hourly, minute=41, timeout=pace.job_timeout_s, max_tries=FOR_EVER),
-    ]
+async def sweep(service: OpenService) -> None:
+    """Consume events whose job was lost, and show the queue which database this worker has. Raises `Unavailable`."""
+    await service.consumer.sweep()
+    if service.queue is not None:
+        await service.queue.show_database(service.database.id, service.clock.now_ms())
+
+
+async def rebuild(ctx: JobContext) -> None:
+    """Work on the open rebuilds in turns, until other workers have what is left of them. Raises `Unavailable`."""
+    service: OpenService = ctx["service"]
+    runs, unfinished = service.rebuild_runs, True
+    while unfinished:
+        unfinished = False
+        for run_id in await runs.active():
+            unfinished |= not await _attempt(ctx, runs, run_id, service.rebuild_runner.run(run_id, TURN_S))
+
+
+async def measure_quality(ctx: JobContext) -> None:
+    """Carry out the requested measurement of data quality, unless another worker does. Request one every hour. Raises
+    `Unavailable`."""
+    service: OpenService = ctx["service"]
+    runs, now_ms = service.quality.runs, service.clock.now_ms()
+    newest = await runs.newest(KEPT)
+    if newest and newest[0].active:
+        run_id = newest[0].id
+        await _attempt(ctx, runs, run_id, service.quality.carry_out(run_id, MEASURE_S))
+    elif (now_ms - HOURLY_MS) % HOUR_MS < WINDOW_MS:
+        recent = [run for run in newest if abs(now_ms - run.requested_at_ms) < HOUR_MS // 2]
+        if all(run.requested_by != HOURLY for run in recent):
+            await runs.open(HOURLY, now_ms)
+
+
+async def _attempt(ctx: JobContext, runs: RebuildRepository | QualityRepository, run_id: Any, work: Awaitable[T]) -> T:
+    """Await `work` on a run. The run fails after `UNEXPECTED_TRIES` errors other than `Unavailable`."""
+    try:
+        return await work
+    except Unavailable:
+        raise
+    except Exception as error:
+        ctx["failures"][run_id] += 1
+        if ctx["failures"][run_id] >= UNEXPECTED_TRIES:
+            reason = f"it failed {UNEXPECTED_TRIES} times: {error!r}"
+            await runs.finish(run_id, "failed", ctx["service"].clock.now_ms(), error=reason)
+        raise
+
+
+async def prune(service: OpenService) -> None:
+    """Move the cutoffs, if it is time and no worker has done so in this night, and delete the rows before them."""
+    night, since_ms = divmod(service.clock.now_ms() - NIGHT_MS, DAY_MS)
+    moved = since_ms < WINDOW_MS and await service.retention.move_cutoffs(night)
+    await service.retention.prune(asyncio.sleep, thorough=moved)
 
 
 def __getattr__(name: str) -> type:
@@ -240,22 +210,12 @@ def __getattr__(name: str) -> type:
 
 
 async def work(
-    settings: Settings,
-    stop: asyncio.Event,
-    *,
-    pace: Pace | None = None,
-    on_ready: Callable[[OpenService], object] = lambda _: None,
+    settings: Settings, stop: asyncio.Event, *, on_ready: Callable[[OpenService], object] = lambda _: None
 ) -> None:
-    """Run jobs and periodic work until `stop` is set. `on_ready` is called with the service before the first job.
-
-    While the queue is unavailable, only periodic work runs; arq's worker is restarted afterwards.
-
-    Raises:
-        ProfilesError: the worker cannot start.
-    """
+    """Run jobs and periodic work until `stop` is set; while the queue is unavailable, only periodic work. `on_ready` is
+    called with the service before the first job. Raises `ProfilesError` if the worker cannot start."""
     settings.require_servers()
     assert settings.queue_url is not None
-    pace = pace or Pace()
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(open_service(settings, door="queue"))
         await stack.enter_async_context(sampling(service, "worker"))
@@ -263,11 +223,16 @@ async def work(
             service.metrics, settings.host, settings.worker_metrics_port, "PROFILES_WORKER_METRICS_PORT"
         )
         stack.push_async_callback(asyncio.to_thread, stop_metrics)
+        ctx = context(service)
+        stack.push_async_callback(ctx["handover"].close, STOP_GRACE_S)
         periodic = [
-            repeat("sweep", partial(sweep, service, pace), SWEEP_EVERY_S),
-            repeat("rebuild", partial(service.rebuild_runner.share, pace.budget_s), SHARE_EVERY_S),
-            *(repeat(*work) for work in (service.scoring.periodic if service.scoring is not None else ())),
+            repeat("sweep", partial(sweep, service), SWEEP_EVERY_S),
+            repeat("rebuild", partial(rebuild, ctx), LOOK_EVERY_S),
+            repeat("data quality", partial(measure_quality, ctx), LOOK_EVERY_S),
+            repeat("pruning", partial(prune, service), PRUNE_EVERY_S),
         ]
+        if service.scoring is not None:
+            periodic += [repeat(*work) for work in service.scoring.periodic]
         if settings.audit_users:
             sample = Random()  # noqa: S311  # draws a sample
             profiles = ConsistencyMonitor(service.checker, settings.audit_users, sample)
@@ -275,28 +240,18 @@ async def work(
             periodic.append(repeat("audit", profiles.round, ROUND_S))
             periodic.append(repeat("decision audit", decisions.round, ROUND_S))
         await stack.enter_async_context(running(*periodic))
-        functions = FUNCTIONS
-        if (tracing := service.tracing) is not None:
+        functions, tracing = FUNCTIONS, service.tracing
+        if tracing is not None:
             functions = [replace(each, coroutine=tracing.job(each.name, each.coroutine)) for each in FUNCTIONS]
-        ctx = context(service, pace)
-        stack.push_async_callback(ctx["handover"].close, STOP_GRACE_S)
         log.info("worker_started", database=str(settings.database))
         on_ready(service)
         await keep_working(
-            settings.queue_url,
-            settings.queue_name,
-            pace,
-            stop,
-            functions=functions,
-            cron_jobs=crons(pace, settings.queue_name),
-            ctx=ctx,
+            settings.queue_url, settings.queue_name, stop, functions=functions, job_timeout=JOB_TIMEOUT_S, ctx=ctx
         )
     log.info("worker_stopped")
 
 
-def run(
-    settings: Settings, *, pace: Pace | None = None, on_ready: Callable[[OpenService], object] = lambda _: None
-) -> None:
+def run(settings: Settings, *, on_ready: Callable[[OpenService], object] = lambda _: None) -> None:
     """Run a worker until SIGTERM, SIGINT or SIGHUP; see `work`."""
     configure_logging(settings.log_format, settings.log_level)
 
@@ -304,7 +259,7 @@ def run(
         stop = asyncio.Event()
         for number in stop_signals():
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await work(settings, stop, pace=pace, on_ready=on_ready)
+        await work(settings, stop, on_ready=on_ready)
 
     sys.setswitchinterval(0.0005)  # by default, a busy event loop makes the database's threads wait 5 ms at a time
     uvloop.run(main())

@@ -44,15 +44,9 @@ CURSOR: dict[str, Any] = {"pattern": "^(-?[0-9]{1,18})-([0-9A-Za-z-]{1,128})$"}
 )
 async def get_decisions(
     request: HttpRequest,
-    since: Annotated[
-        str | None, QueryParameter(description="Only decisions made at or after this time.", schema_extra=MOMENT)
-    ] = None,
-    until: Annotated[
-        str | None, QueryParameter(description="Only decisions made before this time.", schema_extra=MOMENT)
-    ] = None,
-    cursor: Annotated[
-        str | None, QueryParameter(description="`next_cursor` of the page before.", schema_extra=CURSOR)
-    ] = None,
+    since: Annotated[str | None, QueryParameter(description="Made at or after this time.", schema_extra=MOMENT)] = None,
+    until: Annotated[str | None, QueryParameter(description="Made before this time.", schema_extra=MOMENT)] = None,
+    cursor: Annotated[str | None, QueryParameter(description="The last `next_cursor`.", schema_extra=CURSOR)] = None,
 ) -> Response[DecisionLogPage]:
     after = DecisionMoment(moment_ms(since, "since") if since is not None else EARLIEST_MS)
     until_ms = moment_ms(until, "until") if until is not None else LATEST_MS

@@ -1,13 +1,11 @@
-"""What handlers need of a request: the objects that `app.asgi` puts into the application's state, such as the service,
-and whether the client is still connected.
-"""
+"""What handlers need of a request: the state of the application, the caller, and whether the client is connected."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from litestar import Request
 from litestar.connection import ASGIConnection
@@ -23,29 +21,27 @@ HttpRequest = Request[Any, Any, Any]
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 
+class State(Protocol):
+    """The application's state, which `app.asgi` sets."""
+
+    service: Service
+    sessions: Sessions
+    authenticator: Authenticator
+    renderer: Renderer
+    tips: TipGenerator
+
+
+def state_of(connection: Connection) -> State:
+    return cast(State, connection.app.state)
+
+
 def service_of(connection: Connection) -> Service:
-    return cast(Service, connection.app.state.service)
+    return state_of(connection).service
 
 
 def caller(connection: Connection) -> ApiKey:
     """The API key that the request was sent with; `ANYONE` if no keys are configured."""
     return cast(ApiKey, connection.scope["user"])
-
-
-def sessions_of(connection: Connection) -> Sessions:
-    return cast(Sessions, connection.app.state.sessions)
-
-
-def authenticator_of(connection: Connection) -> Authenticator:
-    return cast(Authenticator, connection.app.state.authenticator)
-
-
-def renderer_of(connection: Connection) -> Renderer:
-    return cast(Renderer, connection.app.state.renderer)
-
-
-def tips_of(connection: Connection) -> TipGenerator:
-    return cast(TipGenerator, connection.app.state.tips)
 
 
 @asynccontextmanager

@@ -1,8 +1,5 @@
-"""The route that writes the text of a tip.
-
-Invariant: if the profile cannot be read within `PROFILE_S`, the tip is written as for an unknown user; the request
-neither fails nor waits longer.
-"""
+"""The route that writes the text of a tip. If the profile cannot be read within `PROFILE_S`, the tip is written as for
+an unknown user; the request neither fails nor waits longer."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import msgspec
 from litestar import post
 from msgspec import UNSET, Meta, UnsetType
 
-from app.api.dependencies import HttpRequest, service_of, tips_of
+from app.api.dependencies import HttpRequest, service_of, state_of
 from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.api.schemas import Moment
 from app.errors import InvalidInput, Issue, Unavailable
@@ -22,6 +19,7 @@ from app.features.clock import EPOCH, MILLISECOND
 from app.features.ids import Id
 from app.features.registry import Scalar
 from app.features.schema import ProfileFeatures
+from app.features.views import view
 from app.generation.generator import GeneratedTip
 from app.generation.tip_request import ALLOWED, TipRequest, traits_of
 from app.service import Service
@@ -30,6 +28,7 @@ from app.telemetry import logger
 PROFILE_S = 0.5
 MAX_TITLE, MAX_NOTES = 300, 4_000
 LOCALE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}")
+LOCALE_SCHEMA = {"pattern": f"^{LOCALE.pattern}$", "examples": ["de-AT"]}
 log = logger("api")
 
 
@@ -53,12 +52,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Meta(description="The user's profile. Not given: the profile of `user_id` is read. Null: no profile."),
     ] = UNSET
     locale: Annotated[
-        str,
-        Meta(
-            description="A BCP 47 tag. Templates exist in English and German; for other languages they are English.",
-            examples=["de-AT"],
-            extra_json_schema={"pattern": f"^{LOCALE.pattern}$"},
-        ),
+        str, Meta(description="A BCP 47 tag. Templates are German or English.", extra_json_schema=LOCALE_SCHEMA)
     ] = "en"
 
 
@@ -80,18 +74,8 @@ async def post_generate(request: HttpRequest) -> GeneratedTip:
         check_ids([asked.user_id], "user_id")
     if LOCALE.fullmatch(asked.locale) is None:
         raise InvalidInput("the locale is invalid", [Issue("locale", "must be a BCP 47 tag, such as en or de-AT")])
-    traits = traits_of(await _features(service, asked))
-    return await tips_of(request).write(
-        TipRequest(
-            title=asked.task.title,
-            notes=asked.task.notes,
-            due_at=asked.task.due_at,
-            priority=asked.task.priority,
-            traits=traits,
-            locale=asked.locale,
-            now=EPOCH + service.clock.now_ms() * MILLISECOND,
-        )
-    )
+    traits, now = traits_of(await _features(service, asked)), EPOCH + service.clock.now_ms() * MILLISECOND
+    return await state_of(request).tips.write(view(TipRequest, asked, asked.task, traits=traits, now=now))
 
 
 async def _features(service: Service, asked: GenerateRequest) -> dict[str, Scalar] | None:

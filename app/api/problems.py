@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.params import KwargDefinition
+from litestar.types import HTTPScope
 from msgspec import UNSET, UnsetType
 
 from app import errors
 from app.api.dependencies import HttpRequest, service_of
-from app.api.middleware.load_shedding import mark
-from app.api.openapi.allowed_methods import allow_of
+from app.api.operations import allow_of
 from app.api.pages.negotiation import ErrorPage, prefers_page, to_sign_in
 from app.errors import Issue
 from app.telemetry import logger
@@ -28,6 +28,7 @@ HEADERS: dict[int, dict[str, str]] = {
     507: {"Retry-After": "10"},  # an operator must free space on the disk
 }
 MAX_ISSUES = 100
+_SHED = "overloaded"
 DEFECT = "internal error: please report it with the X-Request-Id of this response"
 log = logger("api")
 # The names of RFC 9110. Those of `http.HTTPStatus` depend on the version of Python, and a problem's type must not.
@@ -72,14 +73,19 @@ def encoded(status: int, detail: str, issues: Sequence[Issue] = ()) -> bytes:
     return msgspec.json.encode(problem(status, detail, issues))
 
 
+def mark_shed(scope: HTTPScope, kind: str) -> None:
+    """Mark a request as shed. `kind` is the kind of load, such as `events`."""
+    cast(dict[str, Any], scope)[_SHED] = kind
+
+
+def shed_kind(scope: HTTPScope) -> str | None:
+    return cast(str | None, scope.get(_SHED))
+
+
 def _respond(
-    request: HttpRequest,
-    status: int,
-    detail: str,
-    issues: Sequence[Issue] = (),
-    headers: Mapping[str, str] | None = None,
+    request: HttpRequest, status: int, detail: str, issues: Sequence[Issue] = (), **headers: str
 ) -> Response[Any]:
-    headers = {**HEADERS.get(status, {}), **(headers or {})}
+    headers = HEADERS.get(status, {}) | headers
     if prefers_page(request):
         if status == 401:
             return to_sign_in(request)
@@ -93,7 +99,7 @@ def on_error(request: HttpRequest, error: errors.ProfilesError) -> Response[Any]
     for kind, status in STATUSES:
         if isinstance(error, kind):
             if isinstance(error, errors.Overloaded):
-                mark(request.scope, error.kind)
+                mark_shed(request.scope, error.kind)
             elif status == 503:
                 log.warning("unavailable", error=str(error))
             detail = str(error)
@@ -109,10 +115,8 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
     status = error.status_code
     if isinstance(error, ValidationException):
         extra: Any = error.extra if isinstance(error.extra, list) else []
-        issues = [
-            Issue(key := str(item.get("key", "query")), _allowed(request, key) or str(item["message"]))
-            for item in extra
-        ]
+        found = [(str(item.get("key", "query")), str(item["message"])) for item in extra]
+        issues = [Issue(key, _allowed(request, key) or message) for key, message in found]
         return _respond(request, 400, "a parameter of the request is not allowed", issues)
     details = {
         404: f"no page or route has this path; see {service_of(request).settings.root_path}/schema",
@@ -121,11 +125,9 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
     }
     headers: dict[str, str] = {}
     if error.headers and (allow := error.headers.get("allow")):
-        _, handler, _, _, template = request.app.asgi_router.handle_routing(
-            path=request.scope["path"], method="OPTIONS"
-        )
+        _, handler, *_, template = request.app.asgi_router.handle_routing(path=request.scope["path"], method="OPTIONS")
         headers["Allow"] = allow_of(handler, template, allow)
-    return _respond(request, status, details.get(status, error.detail), headers=headers)
+    return _respond(request, status, details.get(status, error.detail), (), **headers)
 
 
 def _allowed(request: HttpRequest, key: str) -> str | None:

@@ -11,7 +11,7 @@ from litestar import Response, get, post
 from litestar.params import QueryParameter
 from msgspec import UNSET
 
-from app.api.dependencies import HttpRequest, cancelled_on_disconnect, renderer_of, service_of
+from app.api.dependencies import HttpRequest, cancelled_on_disconnect, service_of, state_of
 from app.api.openapi.document import MOMENT, UserId
 from app.api.request_parsing import body_as, check_ids, known_ms, moment_ms, stale_if_error_s
 from app.api.schemas import (
@@ -29,7 +29,6 @@ from app.api.schemas import (
 from app.errors import InvalidInput, Issue, StoreUnavailable, Undecodable, UnknownFeature
 from app.features.clock import rfc3339, to_ms
 from app.features.export import catalogue_entry
-from app.features.ids import id_problem
 from app.features.registry import indices
 from app.profiles.history import Moments, served_row
 from app.profiles.online.cache_protocol import Profile, failures
@@ -47,18 +46,11 @@ READ_PROFILE: dict[str, Any] = {
 Selection = Annotated[str | None, QueryParameter(description="Comma-separated feature names. Default: all features.")]
 AsOf = Annotated[
     str | None,
-    QueryParameter(
-        description="Read the profile as of this time (RFC 3339): only events up to and including it count. "
-        "Never cached.",
-        schema_extra=MOMENT,
-    ),
+    QueryParameter(description="RFC 3339. Only events up to and including this time count.", schema_extra=MOMENT),
 ]
 KnownAt = Annotated[
     str | None,
-    QueryParameter(
-        description="Also ignore events that arrived after this time (RFC 3339). Allowed only together with `as_of`.",
-        schema_extra=MOMENT,
-    ),
+    QueryParameter(description="Ignore events that arrived later; only together with `as_of`.", schema_extra=MOMENT),
 ]
 log = logger("api")
 
@@ -92,11 +84,7 @@ async def get_profile(
     description="Returns the value, dtype, times and origin of each feature of the user.",
 )
 async def get_profile_detail(
-    request: HttpRequest,
-    user_id: UserId,
-    features: Selection = None,
-    as_of: AsOf = None,
-    known_at: KnownAt = None,
+    request: HttpRequest, user_id: UserId, features: Selection = None, as_of: AsOf = None, known_at: KnownAt = None
 ) -> Response[DetailedProfileAnswer]:
     return await _read_profile(request, user_id, features, as_of, known_at, detail=True)
 
@@ -128,7 +116,7 @@ async def _read_profile(
         except StoreUnavailable as error:
             found, headers = await _read_unproven(request, wanted, error)
         profile = found[user_id]
-    return Response(renderer_of(request).profile(user_id, profile, mask, detail=detail), headers=headers)
+    return Response(state_of(request).renderer.profile(user_id, profile, mask, detail=detail), headers=headers)
 
 
 @post(
@@ -151,7 +139,7 @@ async def post_batch(request: HttpRequest) -> Response[BatchAnswer]:
     except StoreUnavailable as error:
         found, headers = await _read_unproven(request, wanted, error)
         values = {user_id: [profile[index].json for index in indices(mask)] for user_id, profile in found.items()}
-    body: Any = renderer_of(request).batch(asked.user_ids, values, mask)
+    body: Any = state_of(request).renderer.batch(asked.user_ids, values, mask)
     return Response(body, headers=headers)
 
 
@@ -188,7 +176,7 @@ async def post_history(request: HttpRequest) -> HistoryAnswer:
         raise InvalidInput("a row is invalid", issues)
     async with cancelled_on_disconnect(request):
         computed = await service.reader.read_as_of([row for _, row in found])
-    render = renderer_of(request).values
+    render = state_of(request).renderer.values
     rows: list[HistoryRow] = []
     failed: dict[str, str] = {}
     async for (served, at), others in _in_steps(zip(found, computed, strict=True)):
@@ -217,30 +205,24 @@ def _history_row(
     """The values that the row's decision recorded (none if it names no decision), and the computation of the other
     features. `place` is the row's path in issues, such as `rows[3]`. Unless it names a decision, events that arrived
     after `known` (epoch ms, or `as_of`: the row's own time) are ignored. Raises `InvalidInput`."""
+    names = {"user_id": row.user_id, "as_of": row.as_of}
     if row.decision_id is not UNSET:
-        given = [name for name in ("user_id", "as_of") if getattr(row, name) is not UNSET]
-        if given:
-            detail = "is not allowed together with decision_id"
-            raise InvalidInput("a row is invalid", [Issue(f"{place}.{name}", detail) for name in given])
+        detail = "is not allowed together with decision_id"
+        if issues := [Issue(f"{place}.{name}", detail) for name, value in names.items() if value is not UNSET]:
+            raise InvalidInput("a row is invalid", issues)
         return served_row(decisions.get(row.decision_id), f"{place}.decision_id", moments, mask)
     if row.user_id is UNSET or row.as_of is UNSET:
-        missing = "user_id" if row.user_id is UNSET else "as_of"
+        missing = next(name for name, value in names.items() if value is UNSET)
         detail = "missing; a row has user_id and as_of, or decision_id"
         raise InvalidInput("a row is invalid", [Issue(f"{place}.{missing}", detail)])
-    if (id_issue := id_problem(row.user_id)) is not None:
-        raise InvalidInput("an id is invalid", [Issue(f"{place}.user_id", id_issue)])
+    check_ids([row.user_id], f"{place}.user_id")
     at_ms = to_ms(row.as_of)
     if (problem := moments.problem(at_ms, mask, f"{place}.as_of")) is not None:
         raise InvalidInput("a moment is invalid", [problem])
     return {}, ComputeRow(row.user_id, mask, at_ms, at_ms if isinstance(known, str) else known)
 
 
-@get(
-    "/features",
-    opt={"scope": "read"},
-    tags=["Profiles"],
-    summary="List the features",
-)
+@get("/features", opt={"scope": "read"}, tags=["Profiles"], summary="List the features")
 async def get_features(request: HttpRequest) -> FeatureList:
     service = service_of(request)
     return FeatureList([feature_entry(service, index) for index in range(len(service.registry))])

@@ -31,13 +31,13 @@ class Renderer:
         """The JSON object `{name: value, …}` of the features in the mask, in the order of the registry."""
         return b"{" + b",".join([self._names[index] + profile[index].json for index in indices(mask)]) + b"}"
 
-    def details(self, profile: Mapping[int, FeatureValue], mask: int) -> bytes:
-        """The JSON object `{name: detail, …}` of the features in the mask; see `FeatureDetail`."""
-        return _encode({self.registry.names[index]: self._detail(index, profile[index]) for index in indices(mask)})
-
     def profile(self, user_id: str, profile: Mapping[int, FeatureValue], mask: int, *, detail: bool = False) -> bytes:
-        """The JSON body for one user. With `detail`, each feature has its dtype, times and origin."""
-        features = self.details(profile, mask) if detail else self.values(profile, mask)
+        """The JSON body for one user. With `detail`, each feature has its dtype, times and origin (`FeatureDetail`)."""
+        if detail:
+            names = self.registry.names
+            features = _encode({names[index]: self._detail(index, profile[index]) for index in indices(mask)})
+        else:
+            features = self.values(profile, mask)
         return b'{"user_id":' + _encode(user_id) + b',"features":' + features + b"}"
 
     def batch(self, user_ids: Sequence[str], values: Mapping[str, Sequence[bytes]], mask: int) -> bytes:

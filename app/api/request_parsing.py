@@ -28,19 +28,11 @@ _Moment = Annotated[datetime, Meta(tz=True)]
 
 
 def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
-    """The media type of the body, in lower case; the first of `allowed` if the request names none.
-
-    Raises:
-        UnsupportedMedia: the media type is not allowed, the charset is not UTF-8, or the body is compressed.
-    """
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise UnsupportedMedia(f"Content-Encoding {encoding[:40]!r} is not supported; send the body unencoded")
-    coding = request.headers.get("transfer-encoding", "chunked")
-    if coding.lower() != "chunked":
-        raise UnsupportedMedia(
-            f"Transfer-Encoding {coding[:40]!r} is not supported; send the body as it is, or chunked"
-        )
+    """The media type of the body, in lower case; the first of `allowed` if the request names none. Raises
+    `UnsupportedMedia` if the media type is not allowed, the charset is not UTF-8, or the body is compressed."""
+    for name, supported in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
+        if (coding := request.headers.get(name, supported)).lower() != supported:
+            raise UnsupportedMedia(f"{name} {coding[:40]!r} is not supported; send the body unencoded")
     header = request.headers.get("content-type")
     if header is None:
         return allowed[0]
@@ -60,12 +52,8 @@ def with_mirror(kind: type[T], mirror: type[msgspec.Struct]) -> type[T]:
 
 
 async def body_as(request: HttpRequest, kind: type[T]) -> T:
-    """Decode the JSON body into a struct.
-
-    Raises:
-        UnsupportedMedia: the body is not JSON in UTF-8.
-        Undecodable: the body is not valid JSON.
-        InvalidInput: the body does not match the struct; the issue names the field and what is allowed.
+    """Decode the JSON body into a struct. Raises `UnsupportedMedia` if it is not JSON in UTF-8, `Undecodable` if it is
+    not valid JSON, and `InvalidInput` if it does not match the struct; the issue names the field and what is allowed.
     """
     media_type(request, (JSON,))
     body = await request.body()

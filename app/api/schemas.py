@@ -21,6 +21,8 @@ Moment = Annotated[
 ]
 # Without `int`: in the schema's `oneOf` an integer would match the branch of `float`, too.
 Value = float | str | None
+ROWS = [{"user_id": "ada", "as_of": "2026-04-25T08:30:00+02:00"}]
+KNOWN_AT = {"anyOf": [{"const": "as_of"}, {"type": "string", "format": "date-time"}]}
 # Limited, because each unknown name gets an issue of its own, which takes a hundred times as much memory as the name.
 FeatureNames = Annotated[
     list[Annotated[str, Meta(extra_json_schema=FEATURE_NAME)]],
@@ -60,30 +62,12 @@ class HistoryDecision(msgspec.Struct, forbid_unknown_fields=True):
 
 class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request for a training set. Each row asks for the features of a user at a moment, or for those that a
-    decision was made from."""
+    decision was made from. Of the former, events are ignored that arrived after `known_at` or, if it is `as_of`, after
+    the row's own moment."""
 
-    rows: Annotated[
-        list[HistoryRequestRow],
-        Meta(
-            min_length=1,
-            max_length=MAX_MOMENTS,
-            description="Each row has either `user_id` and `as_of`, or `decision_id`.",
-            examples=[[{"user_id": "ada", "as_of": "2026-04-25T08:30:00+02:00"}]],
-        ),
-    ]
+    rows: Annotated[list[HistoryRequestRow], Meta(min_length=1, max_length=MAX_MOMENTS, examples=[ROWS])]
     features: FeatureNames | None = None
-    known_at: (
-        Annotated[
-            str,
-            Meta(
-                description="Ignore events that arrived after this time (RFC 3339), or, if `as_of`, after each row's "
-                "own moment. Default: ignore none. Rows with a `decision_id` are as served in any case.",
-                examples=["as_of"],
-                extra_json_schema={"anyOf": [{"const": "as_of"}, {"type": "string", "format": "date-time"}]},
-            ),
-        ]
-        | None
-    ) = None
+    known_at: Annotated[str, Meta(examples=["as_of"], extra_json_schema=KNOWN_AT)] | None = None
 
 
 class EventsReceipt(msgspec.Struct):
@@ -92,11 +76,7 @@ class EventsReceipt(msgspec.Struct):
     accepted: Annotated[int, Meta(description="Number of new events.", examples=[1])]
     duplicates: Annotated[int, Meta(description="Number of events already stored with the same content.", examples=[0])]
     invalidated: Annotated[
-        bool,
-        Meta(
-            description="True: the stale cached values are deleted. False: the cache did not answer; reads compute "
-            "until the values are deleted."
-        ),
+        bool, Meta(description="False: the cache did not answer; reads compute until its stale values are deleted.")
     ]
 
 
@@ -188,10 +168,7 @@ class FeatureEntry(msgspec.Struct):
     ]
     state: Annotated[
         Literal["ok", "failing", "disabled"],
-        Meta(
-            description="`failing`: this process cannot compute it, and answers null if no value is cached. "
-            "`disabled` by an admin: served as null."
-        ),
+        Meta(description="`failing`: this process cannot compute it; null unless cached. `disabled` by an admin."),
     ]
     reason: Annotated[str | None, Meta(description="Why it is failing or disabled.")]
 

@@ -37,11 +37,11 @@ from app.features.views import view
 from app.settings.parsers import ApiKey
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
-CANDIDATES_EXAMPLE = [
+TWO_TIPS = [
     {"id": "t-1", "features": {"is_overdue": True, "task_age_days": 3.5, "priority": 2}},
     {"id": "t-2", "features": {"is_overdue": False, "task_age_days": 12, "priority": 1}},
 ]
-PROFILE_EXAMPLE = {"completion_rate_30d": 0.7, "preferred_hour": 9, "tip_volume_30d": 24}
+PROFILE = {"completion_rate_30d": 0.7, "preferred_hour": 9, "tip_volume_30d": 24}
 
 
 class CandidateFeatures(Features, frozen=True, forbid_unknown_fields=True):
@@ -67,12 +67,7 @@ class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     user_id: Annotated[Id, Meta(examples=["ada"])]
     candidates: Annotated[
         list[ScoreCandidate],
-        Meta(
-            min_length=1,
-            max_length=MAX_CANDIDATES,
-            description="The ids must be unique.",
-            examples=[CANDIDATES_EXAMPLE],
-        ),
+        Meta(min_length=1, max_length=MAX_CANDIDATES, description="The ids must be unique.", examples=[TWO_TIPS]),
     ]
     request_id: Annotated[
         Id | None, Meta(description="Idempotency key: repeating it for the same user returns the stored decision.")
@@ -80,14 +75,10 @@ class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     context: ScoreContext | None = None
     profile_features: Annotated[
         ProfileFeatures | UnsetType | None,
-        Meta(
-            description="The user's profile. Not given: the service reads it. Null: score without a profile.",
-            examples=[PROFILE_EXAMPLE],
-        ),
+        Meta(description="Not given: the service reads it. Null: score without a profile.", examples=[PROFILE]),
     ] = UNSET
     explore: Annotated[
-        bool,
-        Meta(description="False: choose the candidate with the highest mean score; excluded from policy evaluation."),
+        bool, Meta(description="False: choose the highest mean score. Such decisions are not evaluated.")
     ] = True
 
 
@@ -131,25 +122,19 @@ class DecidingPolicy(ServingPolicy, kw_only=True):
 
 
 class DecisionProfile(ProfileOrigin):
-    """The profile that the policy used: sent with the request, read by the service, or absent."""
+    """The profile that the policy used. If the service read it, all its values were true at `read_at`, and `versions`
+    has the number of the user's newest event that each value reflects, or 0."""
 
     features: dict[str, Value] | None
-    read_at: Annotated[
-        str | None, Meta(description="The moment at which all values were true; null unless the service read them.")
-    ]
-    versions: Annotated[
-        dict[str, int] | None,
-        Meta(description="For each value, the number of the user's newest event that it reflects; 0 if none."),
-    ]
+    read_at: str | None
+    versions: dict[str, int] | None
 
 
 class ExplainedCandidate(RankedCandidate, kw_only=True):
-    """A candidate of the request, and the contribution of each input of the policy to its score."""
+    """A candidate of the request. The contributions of the policy's inputs sum to the score."""
 
     features: CandidateFeatures
-    contributions: Annotated[
-        dict[str, float] | None, Meta(description="They sum to the score. Null if a release with other inputs decided.")
-    ]
+    contributions: Annotated[dict[str, float] | None, Meta(description="Null if a release with other inputs decided.")]
 
 
 class ShadowRanking(msgspec.Struct):
@@ -218,10 +203,7 @@ class _RawCandidates(msgspec.Struct):
     "policy learns from them. Without `profile_features` the service reads the user's profile; unknown features are "
     "ignored.",
     response_description="The stored decision.",
-    problems={
-        422: "Or two candidates have the same id.",
-        507: None,
-    },
+    problems={422: "Or two candidates have the same id.", 507: None},
 )
 async def post_score(request: HttpRequest) -> Response[ScoreAnswer]:
     service = service_of(request)
@@ -251,8 +233,25 @@ def plain_scores(scorer: Scorer, mirror: type[msgspec.Struct]) -> Answer:
 
 
 async def _score(scorer: Scorer, sent: ScoreRequest) -> bytes:
-    """Decide, and encode the `ScoreAnswer`. Raises `InvalidInput`, and as `Scorer.score`."""
-    decision = await scorer.score(_scoring_request(sent))
+    """Check the ids, decide, and encode the `ScoreAnswer`. Raises `InvalidInput`, and as `Scorer.score`."""
+    check_ids([sent.user_id], "user_id")
+    if sent.request_id is not None:
+        check_ids([sent.request_id], "request_id")
+    ids = [candidate.id for candidate in sent.candidates]
+    check_ids(ids, "candidates[{}].id")
+    if len(set(ids)) != len(ids):
+        raise InvalidInput("several candidates have the same id", _repeated(ids))
+    given = sent.profile_features
+    request = ScoringRequest(
+        user_id=sent.user_id,
+        candidates=tuple(sent.candidates),
+        context=sent.context or Context(),
+        origin="service" if given is UNSET else "absent" if given is None else "request",
+        profile=msgspec.to_builtins(given) if given else None,
+        explore=sent.explore,
+        request_id=sent.request_id,
+    )
+    decision = await scorer.score(request)
     return _encode(
         ScoreAnswer(
             decision.id,
@@ -286,20 +285,20 @@ def _ranked(decision: Decision, ranking: Ranking) -> list[RankedCandidate]:
 def explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer:
     read, events = decision.profile_read, outcome.events
     given: Any = decision.profile
+    read_at, versions = (rfc3339(read.at_ms), read.versions) if read is not None else (None, None)
+    ranking, contributions = _ranked(decision, decision.ranking), decision.contributions() or repeat(None)
     return view(
         DecisionAnswer,
         decision,
         decision_id=decision.id,
         decided_at=rfc3339(decision.created_at_ms),
         policy=view(DecidingPolicy, decision, id=decision.served_by, spec_hash=decision.policy_hash),
-        profile=DecisionProfile(
-            decision.origin,
-            given,
-            rfc3339(read.at_ms) if read is not None else None,
-            read.versions if read is not None else None,
-        ),
+        profile=DecisionProfile(decision.origin, given, read_at, versions),
         context=DecisionContext.of(decision.context),
-        candidates=_explained(decision),
+        candidates=[
+            view(ExplainedCandidate, ranked, features=view(CandidateFeatures, item.features), contributions=parts)
+            for item, ranked, parts in zip(decision.candidates, ranking, contributions, strict=False)
+        ],
         shadow=decision.shadow and ShadowRanking(OTHER[decision.role], _ranked(decision, decision.shadow)),
         outcome=view(
             DecisionOutcomeView,
@@ -308,36 +307,6 @@ def explanation(decision: Decision, outcome: DecisionOutcome) -> DecisionAnswer:
             repeated=events.get("repeated", 0),
             other_tip=events.get("other tip", 0),
         ),
-    )
-
-
-def _explained(decision: Decision) -> list[ExplainedCandidate]:
-    ranking = _ranked(decision, decision.ranking)
-    contributions = decision.contributions() or repeat(None)
-    return [
-        view(ExplainedCandidate, ranked, features=view(CandidateFeatures, item.features), contributions=parts)
-        for item, ranked, parts in zip(decision.candidates, ranking, contributions, strict=False)
-    ]
-
-
-def _scoring_request(sent: ScoreRequest) -> ScoringRequest:
-    """Check the ids. Raises `InvalidInput`."""
-    check_ids([sent.user_id], "user_id")
-    if sent.request_id is not None:
-        check_ids([sent.request_id], "request_id")
-    ids = [candidate.id for candidate in sent.candidates]
-    check_ids(ids, "candidates[{}].id")
-    if len(set(ids)) != len(ids):
-        raise InvalidInput("several candidates have the same id", _repeated(ids))
-    given = sent.profile_features
-    return ScoringRequest(
-        user_id=sent.user_id,
-        candidates=tuple(sent.candidates),
-        context=sent.context or Context(),
-        origin="service" if given is UNSET else "absent" if given is None else "request",
-        profile=msgspec.to_builtins(given) if given else None,
-        explore=sent.explore,
-        request_id=sent.request_id,
     )
 
 

@@ -14,7 +14,6 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,8 +24,10 @@ from granian.server.embed import Server
 from litestar import Litestar
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.operations import STOPPING
 from app.concurrency.tasks import stop_signals
 from app.listener import BACKLOG, HAND_OVER_S, accept_queue_length, drop_new_connections, stop_accepting
+from app.settings import Settings
 from app.telemetry import logger
 
 # The most connections at once; more wait in the backlog. Higher than the number of requests that the edge admits, so
@@ -50,37 +51,33 @@ log = logger("api")
 async def listen(
     application: Litestar,
     listener: socket.socket,
+    settings: Settings,
     *,
     shared: bool,
     on_ready: Callable[[], None],
-    on_stop: Callable[[bool], None],
     on_overdue: Callable[[], None],
-    drain_s: float,
-    keep_alive_s: float,
 ) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP, then close the socket.
 
-    `on_ready` is called once signals are handled instead of killing the process. At the signal, `on_stop(False)` is
-    called; it must make `/readyz` answer 503. For `drain_s` seconds, requests are served as before, so that load
-    balancers can see this answer. If requests still run `OVERDUE_S` seconds after that, `on_overdue` is called; it must
-    interrupt them, so that they are answered with an error before their connections are cut. A connection is closed if
-    it sends no complete request head within `keep_alive_s` seconds.
+    `on_ready` is called once signals are handled instead of killing the process. After the signal, `/readyz` answers
+    503. For `drain_s` seconds, requests are served as before, so that load balancers can see this answer. If requests
+    still run `OVERDUE_S` seconds after that, `on_overdue` is called; it must interrupt them, so that they are answered
+    with an error before their connections are cut.
 
-    If the socket is `shared` with other processes, SIGUSR2 makes this process hand over to them: it calls
-    `on_stop(True)`, which must leave `/readyz` as it is, and its requests have `HAND_OVER_S` seconds more. A process
-    that has the socket to itself ignores SIGUSR2.
+    If the socket is `shared` with other processes, SIGUSR2 makes this process hand over to them: `/readyz` stays as it
+    is, and requests have `HAND_OVER_S` seconds more. A process that has the socket to itself ignores SIGUSR2.
     """
     with listener:
-        loop = asyncio.get_running_loop()
-        server = GranianServer(application, listener, head_s=keep_alive_s)
+        loop, drain_s = asyncio.get_running_loop(), settings.drain_s
+        server = GranianServer(application, listener, head_s=settings.keep_alive_s)
         serving = loop.create_task(server.serve())
         stopping: list[asyncio.Task[None] | asyncio.TimerHandle] = []
 
         def stop(*, handing_over: bool = False) -> None:
             if not stopping:
-                on_stop(handing_over)
-                steps = _hand_over if handing_over else partial(_wind_down, shared=shared)
-                stopping.append(loop.create_task(steps(application, listener, server, drain_s)))
+                about_to_stop(application, handing_over=handing_over)
+                steps = _wind_down(application, listener, server, drain_s, shared=shared, handing_over=handing_over)
+                stopping.append(loop.create_task(steps))
             # A later SIGTERM shortens a handing over.
             wait_s = drain_s + (HAND_OVER_S if handing_over else 0)
             stopping.append(loop.call_later(wait_s + OVERDUE_S, on_overdue))
@@ -104,6 +101,14 @@ async def listen(
             log.warning("requests_cut_short", after_s=STOP_GRACE_S)
         else:
             serving.result()
+
+
+def about_to_stop(application: Litestar, *, handing_over: bool = False) -> None:
+    """Begin the shutdown: from now on no language model is called. `/readyz` answers 503, unless the process is
+    `handing_over` to others on the same port."""
+    application.state[STOPPING] = not handing_over
+    if (tips := application.state.get("tips")) is not None:
+        tips.stop()
 
 
 _holder: Any = SocketHolder  # its type stub lacks the arguments
@@ -167,9 +172,10 @@ class LastAnswers(msgspec.Struct, eq=False):
 
 
 async def _wind_down(
-    application: Litestar, listener: socket.socket, server: Server, drain_s: float, *, shared: bool
+    application: Litestar, listener: socket.socket, server: Server, drain_s: float, *, shared: bool, handing_over: bool
 ) -> None:
-    """Stop in three steps after `drain_s` seconds, so that no request that was sent is lost.
+    """Stop in three steps after `drain_s` seconds, so that no request that was sent is lost. A process that hands over
+    goes on with open connections for `drain_s` and at least `LINGER_S` seconds, while others accept new ones.
 
     1. Close every connection after its next response. This prevents: (a) a client sends its next request; (b) we close
        the connection; (c) the client sees a reset and cannot know whether the request was carried out.
@@ -180,11 +186,15 @@ async def _wind_down(
     3. Close the listening socket. From now on, clients are refused and connect elsewhere. Clients that were dropped in
        step 2 retry after a second.
     """
-    await asyncio.sleep(drain_s)
-    last = LastAnswers(application.asgi_handler)
-    application.asgi_handler = last
+    if handing_over:
+        stop_accepting(listener)
+    else:
+        await asyncio.sleep(drain_s)
+    application.asgi_handler = last = LastAnswers(application.asgi_handler)
+    if handing_over:
+        await asyncio.sleep(max(drain_s, LINGER_S))
     await last.quiet()
-    if shared or drop_new_connections(listener):
+    if not handing_over and (shared or drop_new_connections(listener)):
         for _ in range(QUEUE_STEPS):
             if not accept_queue_length(listener):
                 break
@@ -192,17 +202,5 @@ async def _wind_down(
         if shared:
             stop_accepting(listener)
         await last.quiet()
-    listener.close()
-    server.stop()  # type: ignore[no-untyped-call]  # granian is untyped
-
-
-async def _hand_over(application: Litestar, listener: socket.socket, server: Server, drain_s: float) -> None:
-    """Stop, while other processes accept new connections from the same socket. Each open connection is closed after its
-    next response. Those that send no request are closed at the end, after `drain_s` and at least `LINGER_S` seconds."""
-    stop_accepting(listener)
-    last = LastAnswers(application.asgi_handler)
-    application.asgi_handler = last
-    await asyncio.sleep(max(drain_s, LINGER_S))
-    await last.quiet()
     listener.close()
     server.stop()  # type: ignore[no-untyped-call]  # granian is untyped

@@ -13,12 +13,9 @@ def load_contract(settings: Settings, source: str | None = None, *, own_mirror: 
     """Load and check a feature registry and its mirror, the Struct with one typed field per feature.
 
     The registry is the one at `source`, or else the one that the settings name, or else the built-in one. With
-    `own_mirror=False` the mirror is derived from the registry, because the declared mirror may be out of date.
-
-    Raises:
-        RegistryError: an entry breaks a rule, or the mirror declares other features, dtypes or descriptions.
-        SettingsError: the registry cannot be loaded; or events could be deleted within a window, or decisions before
-            their reward is known.
+    `own_mirror=False` the mirror is derived from the registry, because the declared mirror may be out of date. Raises
+    `RegistryError` if an entry breaks a rule or the mirror differs from the registry, and `SettingsError` if the
+    registry cannot be loaded, or events or decisions could be deleted while they are needed.
     """
     if source is not None:
         registry, mirror = import_registry(source, "--registry")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,38 +39,25 @@ class Engine(NamedTuple):
 async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Open the database, and close it when the block ends. Raises `SchemaMismatch` or `StoreUnavailable`."""
     timeout_s = settings.statement_timeout_ms / 1000
-    engine = await (_sqlite if isinstance(settings.database, Path) else _postgres)(settings, timeout_s)
+    if isinstance(settings.database, Path):
+        from app.stores.sqlite.data_version import SqliteChangeFeed  # noqa: PLC0415  # the other engine is not imported
+        from app.stores.sqlite.database import SqliteDatabase  # noqa: PLC0415
+        from app.stores.sqlite.event_log import SqliteEventLog  # noqa: PLC0415
+        from app.stores.sqlite.feature_check import check_features as check_on_sqlite  # noqa: PLC0415
+        from app.stores.sqlite.source import SqliteSource  # noqa: PLC0415
+
+        sqlite = await SqliteDatabase.open(settings.database, settings.readers)
+        feed = partial(SqliteChangeFeed, sqlite.state)
+        engine = Engine(sqlite, SqliteEventLog(sqlite), feed, check_on_sqlite, SqliteSource, timeout_s)
+    else:
+        from app.stores.postgres.database import PostgresDatabase  # noqa: PLC0415  # psycopg is optional
+        from app.stores.postgres.event_log import PostgresEventLog  # noqa: PLC0415
+        from app.stores.postgres.feature_check import check_features  # noqa: PLC0415
+        from app.stores.postgres.source import PostgresSource  # noqa: PLC0415
+
+        postgres = await PostgresDatabase.open(settings.database.url, settings.readers)
+        engine = Engine(postgres, PostgresEventLog(postgres), None, check_features, PostgresSource, timeout_s)
     try:
         yield engine
     finally:
         await engine.database.close()
-
-
-async def _sqlite(settings: Settings, timeout_s: float) -> Engine:
-    from app.stores.sqlite.data_version import SqliteChangeFeed  # noqa: PLC0415  # the other engine is not imported
-    from app.stores.sqlite.database import SqliteDatabase  # noqa: PLC0415
-    from app.stores.sqlite.event_log import SqliteEventLog  # noqa: PLC0415
-    from app.stores.sqlite.feature_check import check_features  # noqa: PLC0415
-    from app.stores.sqlite.source import SqliteSource  # noqa: PLC0415
-
-    assert isinstance(settings.database, Path)
-    database = await SqliteDatabase.open(settings.database, settings.readers)
-    return Engine(
-        database,
-        SqliteEventLog(database),
-        lambda: SqliteChangeFeed(database.state),
-        check_features,
-        SqliteSource,
-        timeout_s,
-    )
-
-
-async def _postgres(settings: Settings, timeout_s: float) -> Engine:
-    from app.stores.postgres.database import PostgresDatabase  # noqa: PLC0415  # psycopg is optional
-    from app.stores.postgres.event_log import PostgresEventLog  # noqa: PLC0415
-    from app.stores.postgres.feature_check import check_features  # noqa: PLC0415
-    from app.stores.postgres.source import PostgresSource  # noqa: PLC0415
-
-    assert not isinstance(settings.database, Path)
-    database = await PostgresDatabase.open(settings.database.url, settings.readers)
-    return Engine(database, PostgresEventLog(database), None, check_features, PostgresSource, timeout_s)

@@ -41,39 +41,25 @@ def untraced(_: str, port: Port, *__: object) -> Port:
     return port
 
 
-@asynccontextmanager
-async def open_tracing(settings: Settings, door: str) -> AsyncIterator[Tracing | None]:
-    """Begin to send traces, or yield None if the settings name no collector. Raises `SettingsError` if the packages of
-    OpenTelemetry are not installed."""
+def open_tracing(settings: Settings, door: str) -> Tracing | None:
+    """Begin to send traces, if the settings name a collector. Raises `SettingsError` if the packages of OpenTelemetry
+    are not installed."""
     if settings.traces_url is None or door not in ROLES:
-        yield None
-        return
+        return None
     try:
         from app.telemetry.tracing import Tracing  # noqa: PLC0415  # optional, and not imported unless it is on
     except ModuleNotFoundError as error:
         hint = "needs OpenTelemetry, which is not installed; run `pip install 'profiles[otel]'`"
         raise SettingsError("PROFILES_TRACES_URL", hint) from error
-    tracing = Tracing(settings.traces_url, ROLES[door])
-    try:
-        yield tracing
-    finally:
-        await tracing.close()
+    return Tracing(settings.traces_url, ROLES[door])
 
 
-@asynccontextmanager
-async def open_queue(settings: Settings, metrics: Metrics) -> AsyncIterator[Queue | None]:
-    """Open the queue, or yield None if the settings name none. An invalid URL raises `SettingsError`."""
-    if settings.queue_url is None:
-        yield None
-        return
+def open_queue(settings: Settings, metrics: Metrics) -> Queue | None:
+    """Open the queue, if the settings name one. An invalid URL raises `SettingsError`."""
     try:
-        queue = Queue(settings.queue_url, metrics, settings.queue_name)
+        return Queue(settings.queue_url, metrics, settings.queue_name) if settings.queue_url is not None else None
     except ValueError as error:
         raise SettingsError("PROFILES_QUEUE_URL", str(error)) from error
-    try:
-        yield queue
-    finally:
-        await queue.close()
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from random import Random
@@ -21,7 +21,6 @@ from app.errors import RegistryError
 from app.events.consume import Consumer
 from app.events.erasure import Erasure
 from app.events.ingest import Ingestor
-from app.events.ports import Admitted
 from app.events.queue_door import QueueDoor
 from app.events.retention import Retention
 from app.features.clock import Clock, SystemClock
@@ -97,35 +96,32 @@ class Edges(msgspec.Struct, frozen=True, kw_only=True):
 
 @asynccontextmanager
 async def open_service(  # noqa: PLR0915  # one graph, readable from top to bottom
-    settings: Settings,
-    *,
-    door: str,
-    contract: Contract | None = None,
-    edges: Edges | None = None,
+    settings: Settings, *, door: str, contract: Contract | None = None, edges: Edges | None = None
 ) -> AsyncIterator[OpenService]:
     """Open all adapters and services of a process, and close them in the reverse order when the block ends.
 
     `door` is the entry point through which events come: `http`, `queue` or `command`. It labels the ingest metrics.
     With `http` there is a local cache on SQLite; with `http` and `queue` the database records that this process serves
-    the registry. Without a cache URL, reads compute from the database, and invalidations are stored until a cache
-    accepts them. Without a queue URL, events wait until a worker's sweep consumes them.
+    the registry. Without a cache URL, reads compute, and invalidations are stored until a cache accepts them. Without a
+    queue URL, events wait for a worker's sweep.
 
-    Raises:
-        SettingsError, RegistryError, SchemaMismatch, StoreUnavailable: the process cannot start.
+    Raises `SettingsError`, `RegistryError`, `SchemaMismatch` or `StoreUnavailable` if the process cannot start.
     """
-    contract = contract or load_contract(settings)
-    registry = contract.registry
-    metrics = Metrics()
+    contract, edges, metrics = contract or load_contract(settings), edges or Edges(), Metrics()
+    registry, clock = contract.registry, edges.clock
     metrics.export_faults_as_zero(registry.names, get_args(Fault))
-    edges = edges or Edges()
-    clock = edges.clock
 
     async with AsyncExitStack() as stack:
-        tracing = await stack.enter_async_context(open_tracing(settings, door))
-        traced: Wrap = tracing.port if tracing is not None else untraced
+        traced: Wrap = untraced
+        if (tracing := open_tracing(settings, door)) is not None:
+            stack.push_async_callback(tracing.close)
+            traced = tracing.port
         # 1. The database.
         engine = await stack.enter_async_context(open_engine(settings))
-        database, event_log = engine.database, traced("event_log", engine.event_log, {"append": _traceparents})
+        database = engine.database
+        # A commit is shared by the requests of its events.
+        sharing = {"append": lambda requests: [item.traceparent for events in requests for item in events]}
+        event_log = traced("event_log", engine.event_log, sharing)
         await engine.check_features(registry)
         await database.state.query()  # which features are disabled
         owed, users = SqlOwedInvalidations(database), SqlUsers(database)
@@ -134,15 +130,15 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         registries = SqlRegistries(database)
         availability = FeatureAvailability(registry, clock, lambda: database.state.last.disabled)
         sql_source = engine.source(registry, settings.readers)
-        measured: Mapping[int, float] = {}
-        if door in ROLES:
-            measured = await _try_features(sql_source, registry, users, registries, clock, availability)
+        trial = (sql_source, registry, users, registries, clock, availability)
+        costs = await _try_features(*trial) if door in ROLES else {}
         await announce(database, registry, clock.now_ms())
         if door in ROLES:
             await registries.announce(registry, clock.now_ms())
 
         # 2. The servers.
-        queue = await stack.enter_async_context(open_queue(settings, metrics))
+        if (queue := open_queue(settings, metrics)) is not None:
+            stack.push_async_callback(queue.close)
         opened = await stack.enter_async_context(edges.open_cache(settings, database, clock, metrics))
         cache = traced("cache", opened)
 
@@ -202,12 +198,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         )
 
         # 5. Admins' and workers' tasks.
-        quality = DataQuality(
-            inspector=inspector,
-            random=edges.random,
-            runs=SqlQualityRepository(database),
-            start=queue.start_quality if queue is not None else _no_job,
-        )
+        quality = DataQuality(inspector=inspector, random=edges.random, runs=SqlQualityRepository(database))
         health = HealthChecks(
             database=database,
             cache=cache,
@@ -231,7 +222,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             registry=registry,
             mirror=contract.mirror,
             registries=registries,
-            costs=measured,
+            costs=costs,
             reader=reader,
             tracing=tracing,
             computation=computation,
@@ -239,15 +230,12 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             rebuilder=rebuilder,
             rebuild_runs=rebuild_runs,
             rebuild_runner=RebuildRunner(runs=rebuild_runs, rebuilder=rebuilder, users=users),
-            start_rebuild=queue.start_rebuild if queue is not None else _no_job,
             clear_local_caches=clear_caches,
             inspector=inspector,
             moments=moments,
             checker=ConsistencyChecker(inspector=inspector, drop=drop),
             decision_checker=DecisionChecker(
-                logged=logged_profiles,
-                computation=computation,
-                pruned_before=partial(cutoffs.deleted_before, "events"),
+                logged=logged_profiles, computation=computation, pruned_before=partial(cutoffs.deleted_before, "events")
             ),
             logged_profiles=logged_profiles,
             quality=quality,
@@ -266,7 +254,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
             users=users,
             erasure=Erasure(
                 users=users,
-                erase_jobs=queue.erase if queue is not None else _no_job,
+                erase_jobs=queue.erase if queue is not None else None,
                 settle=invalidator.settle_now,
                 drop_cached=cache.drop_user,
                 clock=clock,
@@ -280,14 +268,6 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         )
 
 
-def _traceparents(requests: Sequence[Sequence[Admitted]]) -> list[str | None]:
-    return [item.traceparent for events in requests for item in events]
-
-
-async def _no_job(_: object) -> None:
-    """Do nothing instead of calling the queue, if none is set. Runs are stored, and a worker starts them later."""
-
-
 async def _try_features(
     source: Source,
     registry: Registry,
@@ -296,12 +276,8 @@ async def _try_features(
     clock: Clock,
     availability: FeatureAvailability,
 ) -> Mapping[int, float]:
-    """Compute each enabled feature for some stored users; return the microseconds per user by index of the feature.
-
-    A feature that fails is paused if a process has served this definition before.
-
-    Raises:
-        RegistryError: a feature fails, and no process has served this definition before.
+    """Compute each enabled feature for some stored users; return the microseconds per user by index of the feature. If
+    a feature fails, it is paused if a process has served this definition before, otherwise `RegistryError` is raised.
     """
     users = await stored.newest_users(SAMPLE)
     served = {feature_of(item).fingerprint for known in await registries.announced() for item in known.definitions}

@@ -101,8 +101,8 @@ async def prune(service: OpenService, confirm: bool) -> int:
 
     action = "prune everything too old" if confirm else "prune"
     async with audited(service.audit_trail, service.clock.now_ms(), ACTOR, action, "") as act:
-        cutoffs = await service.retention.next_cutoffs(confirmed=confirm)
-        gone = await service.retention.prune(cutoffs, asyncio.sleep) or {}
+        await service.retention.move_cutoffs(confirmed=confirm)
+        gone = await service.retention.prune(asyncio.sleep)
         lines = [f"{count:,} {what}" for what, count in gone.items()]
         act.outcome = ", ".join(lines) or "nothing"
     for line in lines:

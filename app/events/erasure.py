@@ -24,11 +24,12 @@ log = logger("events.erasure")
 
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True):
-    """`erase_jobs` removes a user's events from queue jobs; when it returns, no worker is storing such an event any
-    more. `settle` deletes the cache keys whose deletion is owed, `drop_cached` the user's keys under every epoch."""
+    """`erase_jobs` removes a user's events from queue jobs (None: there is no queue); when it returns, no worker is
+    storing such an event any more. `settle` deletes the cache keys whose deletion is owed, `drop_cached` the keys of
+    the user under every epoch."""
 
     users: UserRecords
-    erase_jobs: Callable[[str], Awaitable[object]]
+    erase_jobs: Callable[[str], Awaitable[object]] | None
     settle: Callable[[], Awaitable[object]]
     drop_cached: Callable[[str], Awaitable[None]]
     clock: Clock
@@ -39,7 +40,8 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
         # The queue comes first: the events of a job that a worker runs are stored before the rows are deleted.
         unavailable: QueueUnavailable | None = None
         try:
-            await self.erase_jobs(user_id)
+            if self.erase_jobs is not None:
+                await self.erase_jobs(user_id)
         except QueueUnavailable as error:
             log.warning("jobs_not_erased", error=str(error))
             unavailable = error

@@ -1,7 +1,8 @@
 """Deletes rows that are older than their retention, every night, in small transactions that delay no other writer.
 
-A run deletes the rows before its *cutoff*. Invariant: the cutoff moves by at most `LARGEST_MOVE_MS` from one run to the
-next, so a wrong clock deletes no more than that. A first run that would delete more waits for an admin's confirmation.
+A kind of row has a *cutoff*, which moves every night; the rows before it are deleted. Invariant: a cutoff moves by at
+most `LARGEST_MOVE_MS` at a time, so a wrong clock deletes no more than that. A first move that would delete more waits
+for an admin's confirmation.
 """
 
 from __future__ import annotations
@@ -30,17 +31,19 @@ class Prunable(Protocol):
 
 class Cutoffs(Protocol):
     async def cutoff(self, what: str) -> int | None:
-        """The cutoff of the last run for rows of the kind `what`; None if there was no run."""
+        """The cutoff of the kind `what`; None if it was never stored."""
 
-    async def set_cutoff(self, what: str, cutoff_ms: int, deletes_before_ms: int | None) -> None:
-        """Store the cutoff of a run before the run deletes the rows before `deletes_before_ms`, None if there are no
-        such rows. The cutoff may move back; of all `deletes_before_ms`, the latest is kept."""
+    async def move(self, cutoffs: Mapping[str, int], night: int | None) -> bool:
+        """Store cutoffs by kind, which may move back. If others were stored in the same night, return False."""
+
+    async def deleting(self, what: str, before_ms: int) -> None:
+        """Record that rows before `before_ms` are about to be deleted. Of several times, the latest is kept."""
 
 
 def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> int | None:
-    """The cutoff of the next run; None if an admin must confirm the run. `wanted_ms` is the current time minus the
-    retention, `done_ms` the cutoff of the previous run (None: there was none), and `oldest_ms` the time of the oldest
-    row. The cutoff may move back, too: otherwise a clock that was ahead once would keep it ahead."""
+    """The next cutoff; None if an admin must confirm it. `wanted_ms` is the current time minus the retention, `done_ms`
+    the present cutoff (None: there is none), and `oldest_ms` the time of the oldest row. The cutoff may move back, too:
+    otherwise a clock that was ahead once would keep it ahead."""
     if done_ms is not None:
         return max(done_ms - LARGEST_MOVE_MS, min(done_ms + LARGEST_MOVE_MS, wanted_ms))
     return wanted_ms if oldest_ms is None or oldest_ms >= wanted_ms - LARGEST_MOVE_MS else None
@@ -60,8 +63,8 @@ class Retention(msgspec.Struct, frozen=True):
         return [what for what in self.kept if what not in cutoffs]
 
     async def next_cutoffs(self, *, confirmed: bool = False) -> dict[str, int]:
-        """The cutoff of the next run by kind of row, without the kinds that are `waiting`. `confirmed`: no kind waits,
-        and every row is deleted that is expired by the clock."""
+        """The next cutoff by kind of row, without the kinds that are `waiting`. `confirmed`: no kind waits, and every
+        row is deleted that is expired by the clock."""
         found: dict[str, int] = {}
         for what, (store, days) in self.kept.items():
             wanted_ms, done_ms = self._wanted_ms(days), await self.cutoffs.cutoff(what)
@@ -70,31 +73,33 @@ class Retention(msgspec.Struct, frozen=True):
                 found[what] = cutoff_ms
         return found
 
-    async def prune(
-        self, cutoffs: Mapping[str, int], pause: Callable[[float], Awaitable[None]], budget_s: float = float("inf")
-    ) -> dict[str, int] | None:
-        """Delete the rows before the `next_cutoffs` for about `budget_s` seconds. Return the number of deleted rows by
-        kind, or None if the time was up before all were deleted; repeat it then, with the same cutoffs."""
-        deadline = self.clock.monotonic() + budget_s
-        gone: dict[str, int] = {}
-        finished = True
-        for what, (store, days) in self.kept.items():
-            if (cutoff_ms := cutoffs.get(what)) is None:
+    async def move_cutoffs(self, night: int | None = None, *, confirmed: bool = False) -> bool:
+        """Store the `next_cutoffs`. If a process has done so in the same `night`, a number, return False."""
+        cutoffs = await self.next_cutoffs(confirmed=confirmed)
+        if moved := await self.cutoffs.move(cutoffs, night):
+            for what in self.kept.keys() - cutoffs.keys():
                 log.warning("pruning_waits", what=what, remedy="profiles prune --confirm")
+        return moved
+
+    async def prune(self, pause: Callable[[float], Awaitable[None]], *, thorough: bool = True) -> dict[str, int]:
+        """Delete the rows before the stored cutoffs; return their number by kind of row that has a cutoff. If not
+        `thorough`, do nothing unless an interrupted call has left such rows."""
+        gone: dict[str, int] = {}
+        for what, (store, days) in self.kept.items():
+            if (cutoff_ms := await self.cutoffs.cutoff(what)) is None:
                 continue
+            gone[what] = 0
             before_ms = min(cutoff_ms, self._wanted_ms(days))
             oldest_ms = await store.oldest_ms()
-            deletes = oldest_ms is not None and oldest_ms < before_ms
-            await self.cutoffs.set_cutoff(what, cutoff_ms, before_ms if deletes else None)
-            gone[what] = 0
+            if oldest_ms is not None and oldest_ms < before_ms:
+                await self.cutoffs.deleting(what, before_ms)
+            elif not thorough:
+                continue
             while count := await store.prune(before_ms, STEP):
                 gone[what] += count
-                if self.clock.monotonic() > deadline:
-                    finished = False
-                    break
                 await pause(PAUSE_S)
-            log.info("pruned", what=what, rows=gone[what], finished=finished)
-        return gone if finished else None
+            log.info("pruned", what=what, rows=gone[what])
+        return gone
 
     def _wanted_ms(self, days: int) -> int:
         return self.clock.now_ms() - days * DAY_MS

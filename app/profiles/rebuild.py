@@ -35,7 +35,7 @@ ATTEMPTS = 3
 USERS_AT_ONCE = 16
 # Users of a run: up to so many are rebuilt between two records of progress, and given to a worker at a time.
 CHUNK, PART = 128, 1_024
-STALE_MS = 35_000  # longer than a job runs
+STALE_MS = 35_000  # much longer than a chunk takes
 EVERYONE = "all"
 KEPT = 100
 State = Literal["queued", "running", "completed", "cancelled", "failed"]
@@ -160,12 +160,8 @@ class RebuildRepository(Protocol):
     async def newest(self, limit: int) -> list[RebuildRun]:
         """Up to `limit` runs, newest first, without their lists of users."""
 
-    async def shared(self) -> list[str]:
-        """Ids of the runs in the state `running` that rebuild all users."""
-
-    async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
-        """Ids of active runs whose last progress was before `before_ms`, or after `after_ms`: by a clock that was
-        ahead."""
+    async def active(self) -> list[str]:
+        """Ids of the runs that are queued or running, oldest first."""
 
     async def claim(self, run_id: str, after: str, last: str, now_ms: int) -> Part | None:
         """Claim the users after the position `after`, up to `last`, as a new part, and set the run's position to
@@ -195,46 +191,35 @@ def scope_of(user_ids: Sequence[str] | None) -> str:
     return "users:" + hashlib.sha256("/".join(sorted(set(user_ids))).encode()).hexdigest()[:16]
 
 
-class RebuildRunner(msgspec.Struct, kw_only=True, eq=False, dict=True):
+class RebuildRunner(msgspec.Struct, kw_only=True, eq=False):
     runs: RebuildRepository
     rebuilder: Rebuilder
     users: UserQueries
-    _running: set[str] = msgspec.field(default_factory=set)
 
     async def total(self, user_ids: Sequence[str] | None, mask: int) -> int:
         return await self.users.count_eligible(self._since_ms(mask)) if user_ids is None else len(user_ids)
 
-    async def share(self, budget_s: float) -> None:
-        """Help other processes with their running rebuilds of all users, for about `budget_s` seconds per run."""
-        for run_id in await self.runs.shared():
-            if run_id not in self._running:
-                await self.run(run_id, budget_s)
-
     async def run(self, run_id: str, budget_s: float) -> bool:
-        """Work on a run for about `budget_s` seconds; return False if there is more to do. Raises `Unavailable`; the
-        next call continues where it stopped."""
+        """Work on a run for about `budget_s` seconds; return False if there is more for this process to do. Raises
+        `Unavailable`; the next call continues where it stopped."""
         registry, clock = self.rebuilder.computation.registry, self.rebuilder.computation.clock
         deadline = clock.monotonic() + budget_s
-        self._running.add(run_id)
-        try:
-            while (run := await self.runs.get(run_id)) is not None and run.active:
-                mask = registry.known_mask(run.features)
-                if not mask:
-                    reason = f"this release knows none of {', '.join(run.features)}"
-                    await self.runs.finish(run_id, "failed", clock.now_ms(), reason)
+        while (run := await self.runs.get(run_id)) is not None and run.active:
+            mask = registry.known_mask(run.features)
+            if not mask:
+                reason = f"this release knows none of {', '.join(run.features)}"
+                await self.runs.finish(run_id, "failed", clock.now_ms(), reason)
+                break
+            part = await self.runs.claim_again(run_id, clock.now_ms())
+            if part is None:
+                users = await self._next_users(run, mask, run.position, PART)
+                if not users:
+                    if await self.runs.finish(run_id, "completed", clock.now_ms(), None):
+                        log.info("rebuild_completed", rebuild=run_id, users=run.done)
                     break
-                part = await self.runs.claim_again(run_id, clock.now_ms())
-                if part is None:
-                    users = await self._next_users(run, mask, run.position, PART)
-                    if not users:
-                        if await self.runs.finish(run_id, "completed", clock.now_ms(), None):
-                            log.info("rebuild_completed", rebuild=run_id, users=run.done)
-                        break
-                    part = await self.runs.claim(run_id, run.position, users[-1][0], clock.now_ms())
-                if part is not None and not await self._work_off(run, mask, part, deadline):
-                    return False
-        finally:
-            self._running.discard(run_id)
+                part = await self.runs.claim(run_id, run.position, users[-1][0], clock.now_ms())
+            if part is not None and not await self._work_off(run, mask, part, deadline):
+                return False
         return True
 
     async def _work_off(self, run: RebuildRun, mask: int, part: Part, deadline: float) -> bool:

@@ -20,8 +20,8 @@ from app.profiles.online.cache_protocol import FeatureValue, encode
 from app.profiles.ports import Cell
 from app.profiles.rebuild import CHUNK
 from app.settings import Settings
-from app.stores.queue.worker import Pace
 from app.stores.valkey.cache import key
+from app.worker import MEASURE_S
 from tests.bench.comparison import Comparison
 from tests.bench.environment import USERS, Environment
 from tests.bench.load import Load, middle, p99, wrk
@@ -34,7 +34,6 @@ CONNECTIONS = 8
 SECONDS = 3
 MEASURED, EVENTS = 100_000, 12
 PER_WRITE = 2_000
-WORKER_S = 0.8 * Pace().work_s
 
 Work = Callable[[OpenService], Coroutine[Any, Any, object]]
 
@@ -59,7 +58,7 @@ async def rebuild_all(opened: OpenService) -> None:
 
 
 async def measure_quality(opened: OpenService) -> None:
-    await opened.quality.measure(WORKER_S)
+    await opened.quality.measure(MEASURE_S)
 
 
 def _compare(environment: Environment, work: Work, what: str, limit: float) -> Iterator[Comparison]:
@@ -126,7 +125,7 @@ async def _fill(environment: Environment, users: list[str]) -> None:
 
 async def _measure_once(settings: Settings) -> None:
     async with open_service(settings, door="bench") as opened:
-        report = await opened.quality.measure(WORKER_S)
+        report = await opened.quality.measure(MEASURE_S)
     if not report.cache_answered:
         raise AssertionError("the cache was not measured")
     print(f"{report.measured:,} users were measured in {report.took_s:.1f} s on the idle machine", file=sys.stderr)

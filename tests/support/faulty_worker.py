@@ -9,13 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from app import worker
 from app.bootstrap.service import OpenService
 from app.cli.common import exit_code, fail
 from app.errors import ProfilesError
 from app.features.events import LoggedEvent
 from app.settings import Settings
-from app.stores.queue.worker import Pace
-from app.worker import run
 from tests.support.waiting import eventually
 
 JOB_TIMEOUT_S = 2.0
@@ -44,7 +43,8 @@ def main() -> None:
         def add_learner(service: OpenService) -> None:
             service.consumer.learners = [*service.consumer.learners, learner.learn]
 
-        run(settings, pace=Pace(job_timeout_s=JOB_TIMEOUT_S), on_ready=add_learner)
+        worker.JOB_TIMEOUT_S, worker.WORK_S = JOB_TIMEOUT_S, 0.9 * JOB_TIMEOUT_S
+        worker.run(settings, on_ready=add_learner)
     except ProfilesError as error:
         fail(error)
         sys.exit(exit_code(error))

@@ -22,8 +22,8 @@ from litestar import Litestar
 from litestar.types import ASGIApp
 
 from app.api.middleware.fast_path import FastPath
-from app.api.server import KEEP_ALIVE_S, GranianServer
-from app.asgi import about_to_stop, create_app
+from app.api.server import KEEP_ALIVE_S, GranianServer, about_to_stop
+from app.asgi import create_app
 from app.bootstrap.service import Edges, OpenService, open_service
 from app.features.clock import Clock, SystemClock
 from app.features.contract import Contract

@@ -9,7 +9,6 @@ from pathlib import Path
 from app.bandit.model.inputs import SPEC_V2
 from app.bandit.rollout.stages import Target
 from app.settings import Settings
-from app.stores.queue.worker import Pace
 from app.stores.sql.access import SqlAuditTrail
 from app.stores.sql.rollout import SqlRollout
 from app.stores.sqlite.database import SqliteDatabase
@@ -40,7 +39,7 @@ async def test_worker_rolls_back_by_itself(
         features=FEATURES, database=database_path, cache_url=valkey.url, queue_url=own_valkey.url, worker_metrics_port=0
     )
     stop = asyncio.Event()
-    working = asyncio.create_task(work(settings, stop, pace=Pace(job_timeout_s=3)))
+    working = asyncio.create_task(work(settings, stop))
     try:
         await eventually_async(went_back)
     finally:

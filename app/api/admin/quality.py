@@ -29,7 +29,7 @@ OLD_MS, AGAIN_MS = 2 * 3_600_000, 5 * 60_000
 PATH = "/admin/data-quality"
 REQUESTED = {
     None: "A worker is measuring; this page shows the new report when it is stored.",
-    "queue": "The measurement is requested. The queue does not answer: it starts when the queue is up again.",
+    "queue": "The measurement is requested. The queue does not answer, so it is unknown whether a worker is running.",
     "worker": "The measurement is requested. No worker is running: it starts when one is up again.",
 }
 
@@ -45,7 +45,7 @@ class QualityRefresh(msgspec.Struct):
     started_at: str | None
     finished_at: str | None
     error: str | None
-    waiting_for: Annotated[Literal["queue", "worker"] | None, Meta(description="What is down, so that it waits.")]
+    waiting_for: Annotated[Literal["queue", "worker"] | None, Meta(description="What does not answer.")]
 
 
 class UserBehind(msgspec.Struct):
@@ -198,8 +198,6 @@ async def _request_run(request: HttpRequest) -> QualityRun:
     service = service_of(request)
     async with audited(request, "refresh data quality", "everyone") as act:
         run, new = await service.quality.runs.open(caller(request).name, service.clock.now_ms())
-        if new:
-            await service.quality.start(run.id)
         act.outcome = f"report {run.id}" + ("" if new else ", which was active already")
     return run
 

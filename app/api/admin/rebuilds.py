@@ -167,7 +167,6 @@ async def _start(request: HttpRequest, user_ids: Sequence[str] | None, features:
         if (active := await service.rebuild_runs.open(run)) is not None:
             raise AlreadyActive(active)
         act.outcome = run.id
-        await service.start_rebuild(run.id)
     return run
 
 

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from app.api.admin import admin_delete, admin_get, admin_post, audited, form_post
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, renderer_of, service_of
+from app.api.dependencies import HttpRequest, service_of, state_of
 from app.api.openapi.document import ID_PREFIX, UserId
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, prefix_of
@@ -95,7 +95,7 @@ async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[Detail
         if mask != service.registry.full_mask:
             act.outcome = "done: " + ", ".join(names.values())
     if not prefers_page(request):
-        body: Any = renderer_of(request).profile(user_id, profile, mask, detail=True)
+        body: Any = state_of(request).renderer.profile(user_id, profile, mask, detail=True)
         return Response(body)
     rows = [(name, before[index] if before else None, profile[index]) for index, name in names.items()]
     return await page(

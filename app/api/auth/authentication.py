@@ -1,7 +1,5 @@
 """Authentication by API key or session cookie, authorization by scope, and protection against cross-site requests.
 
-`app/api/README.md` describes what protects keys, sessions and a service without keys.
-
 Invariant: neither a session cookie nor a loopback connection suffices for a change, because a page of another site can
 make the browser send a request with both. A form also carries the CSRF token of its session, any other request of a
 session carries it in a header, and cross-site requests are rejected.
@@ -31,18 +29,13 @@ TOKEN_HEADER = "x-csrf-token"  # noqa: S105  # the name of a header, not a secre
 MAX_KEY_LENGTH = 512
 _PORT = re.compile(r":[0-9]+$")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
 ALL_SCOPES = frozenset(SCOPES)
 ANYONE = ApiKey("anyone", ALL_SCOPES, b"")
 
 
 class Authenticator:
     """Finds the `ApiKey` of a caller. If no keys are configured (`keyless`), it is `ANYONE`. The scope `admin` includes
-    the others.
-
-    `used` collects the names of keys that requests and sessions use, until `app.asgi.note_key_uses` stores them.
-    """
+    the others. `used` collects the names of the keys in use, until `app.asgi.note_key_uses` stores them."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self.keyless = not keys
@@ -125,8 +118,8 @@ def names_this_machine(host: str | None) -> bool:
     """Whether a `Host` header is a loopback address or `localhost`. An absent header counts as loopback.
 
     This prevents DNS rebinding: (1) a browser loads a page from evil.example; (2) its owner points evil.example at
-    127.0.0.1; (3) the page requests evil.example again, which the browser considers same-origin, and reads our answer.
-    Browsers always send `Host`, and in step 3 it is evil.example.
+    127.0.0.1; (3) the page reads our answer to a request that the browser considers same-origin. Its `Host` is still
+    evil.example, and browsers always send `Host`.
     """
     try:
         return not host or is_loopback(urlsplit(f"//{host}").hostname or "")
@@ -164,12 +157,11 @@ async def _require_token(connection: ASGIConnection[Any, Any, Any, Any], session
     sent = connection.headers.get(TOKEN_HEADER)
     if sent is None and is_form(connection):
         sent = (await read_form(connection)).get(TOKEN_FIELD)  # type: ignore[arg-type]  # a Request
-    valid = session is not None and hmac.compare_digest(
-        (sent or "").encode(), (await connection.app.state.sessions.form_token(session)).encode()
-    )
-    if not valid:
+    sessions: Sessions = connection.app.state.sessions
+    token = (await sessions.form_token(session)).encode() if session is not None else None
+    if token is None or not hmac.compare_digest((sent or "").encode(), token):
         detail = "the form belongs to another session or has expired; reload the page and send it again"
-        if connection.app.state.sessions.cookie_name not in connection.cookies:
+        if sessions.cookie_name not in connection.cookies:
             detail += (
                 ". The browser sent no session cookie. If that happens again, the browser blocks cookies, or "
                 "PROFILES_ROOT_PATH is not the path that the browser uses, or a proxy reports https for plain http"

@@ -1,11 +1,10 @@
-"""HTML forms: `application/x-www-form-urlencoded`, in UTF-8.
-
-Before a handler runs, `app.api.auth.authentication.guard` has checked that the form belongs to the caller's session.
-"""
+"""HTML forms: `application/x-www-form-urlencoded`, in UTF-8. `authentication.guard` checks that they belong to the
+caller's session."""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -28,28 +27,19 @@ def is_form(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
 
 
 async def read_form(request: Request[Any, Any, Any]) -> Form:
-    """Read the form in the request's body.
-
-    Raises:
-        UnsupportedMedia: the body is not a form.
-        TooLarge: the form exceeds `MAX_BYTES`, or `MAX_BYTES_WITHOUT_SCOPE` on a route that requires no scope.
-        Undecodable: the form is not UTF-8 or has more than `MAX_FIELDS` fields.
-    """
+    """Read the form in the request's body. Raises `UnsupportedMedia` if it is not a form, `TooLarge` if it exceeds
+    `MAX_BYTES`, or `MAX_BYTES_WITHOUT_SCOPE` on a route that requires no scope, and `Undecodable` if it is not UTF-8 or
+    has more than `MAX_FIELDS` fields."""
     if not is_form(request):
         raise UnsupportedMedia(f"Content-Type must be {MEDIA_TYPE}")
     body = await request.body()
     limit = MAX_BYTES if request.route_handler.opt.get("scope") else MAX_BYTES_WITHOUT_SCOPE
     if len(body) > limit:
         raise TooLarge(f"the form has {len(body):,} bytes; the limit is {limit:,} bytes")
+    decode = partial(parse_qsl, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
     try:
         # Decoding takes 0.1 s per megabyte, so a large form is decoded in a thread.
-        pairs = _pairs(body) if len(body) <= MAX_BYTES_WITHOUT_SCOPE else await asyncio.to_thread(_pairs, body)
+        small, text = len(body) <= MAX_BYTES_WITHOUT_SCOPE, body.decode()
+        return Form(decode(text) if small else await asyncio.to_thread(decode, text))
     except ValueError as error:  # includes UnicodeDecodeError
         raise Undecodable(f"the form cannot be decoded: {error}") from error
-    return Form(pairs)
-
-
-def _pairs(body: bytes) -> list[tuple[str, str]]:
-    return parse_qsl(
-        body.decode(), keep_blank_values=True, encoding="utf-8", errors="strict", max_num_fields=MAX_FIELDS
-    )

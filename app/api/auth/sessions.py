@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
@@ -51,28 +52,19 @@ class SessionRecords(Protocol):
     async def has_ended(self, session_id: str) -> bool: ...
 
 
-class Sessions:
-    def __init__(
-        self,
-        *,
-        keys: Sequence[ApiKey],
-        records: SessionRecords,
-        clock: Clock,
-        new_id: Callable[[], str],
-        lifetime_hours: int,
-        instance: str,
-    ) -> None:
-        """`instance` is part of the cookie's name, because a browser sends a host's cookies to each of its ports."""
-        self.cookie_name = f"profiles_session_{instance}"
-        self._digests = {NOT_SIGNED_IN: b"", **{key.name: key.sha256 for key in keys if "admin" in key.scopes}}
-        self._records = records
-        self._clock = clock
-        self._new_id = new_id
-        self._lifetime_ms = lifetime_hours * HOUR_MS
+class Sessions(msgspec.Struct, frozen=True, kw_only=True):
+    """`cookie_name` differs between databases, because a browser sends a host's cookies to each of its ports."""
+
+    keys: Sequence[ApiKey]
+    records: SessionRecords
+    clock: Clock
+    lifetime_hours: int
+    cookie_name: str
 
     def begin(self, name: str = NOT_SIGNED_IN) -> Session:
         """Start a session with a new id; reusing the id of an earlier cookie would allow session fixation."""
-        return Session(name, self._new_id(), self._clock.now_ms() + self._lifetime_ms)
+        expires_at_ms = self.clock.now_ms() + self.lifetime_hours * HOUR_MS
+        return Session(name, secrets.token_urlsafe(16), expires_at_ms)
 
     async def cookie(self, session: Session) -> str:
         """The value of the session's cookie: the session as signed text."""
@@ -83,15 +75,13 @@ class Sessions:
         if not cookie or len(cookie) > MAX_COOKIE:
             return None
         session = await self._verified(cookie)
-        if session is None or session.expires_at_ms <= self._clock.now_ms():
+        if session is None or session.expires_at_ms <= self.clock.now_ms():
             return None
-        if session.signed_in and await self._records.has_ended(session.id):
-            return None
-        return session
+        return None if session.signed_in and await self.records.has_ended(session.id) else session
 
     async def end(self, session: Session) -> None:
         """End a session: its cookie and all copies of the cookie become invalid."""
-        await self._records.end(session.id, session.expires_at_ms, self._clock.now_ms())
+        await self.records.end(session.id, session.expires_at_ms, self.clock.now_ms())
 
     async def form_token(self, session: Session) -> str:
         """The anti-CSRF token that every form of this session must contain."""
@@ -99,15 +89,16 @@ class Sessions:
 
     async def _verified(self, cookie: str) -> Session | None:
         # The name is inside the signed part, which is not decoded before it is verified. So every key is tried.
-        for name in self._digests:
+        for name in (NOT_SIGNED_IN, *(key.name for key in self.keys if "admin" in key.scopes)):
             with suppress(BadData, msgspec.ValidationError):
                 session = msgspec.convert((await self.signer(name)).loads(cookie), Session)
                 return session if session.name == name else None
         return None
 
     async def _key(self, name: str) -> bytes:
-        secret = (await self._records.secret()).encode()
-        return hmac.new(secret, b"session:" + self._digests[name], hashlib.sha256).digest()
+        digest = next((key.sha256 for key in self.keys if key.name == name), b"")
+        secret = (await self.records.secret()).encode()
+        return hmac.new(secret, b"session:" + digest, hashlib.sha256).digest()
 
     async def signer(self, name: str) -> URLSafeSerializer:
         return URLSafeSerializer(

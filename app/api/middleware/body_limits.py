@@ -27,10 +27,6 @@ class Bodies(msgspec.Struct):
 
     held: int = 0
 
-    @property
-    def full(self) -> bool:
-        return self.held > BODIES_BYTES
-
 
 class Body:
     """Receives the body of one request and counts its bytes in `bodies`."""
@@ -51,20 +47,15 @@ class Body:
         return self._more and not self._waits
 
     async def receive(self) -> HTTPReceiveMessage:
-        """Receive the next ASGI message.
-
-        Raises:
-            Undecodable: the client disconnected before the body was complete.
-            TooSlow: the body did not arrive in time.
-            Overloaded: the bodies of all requests together exceed the limit.
-        """
+        """Receive the next ASGI message. Raises `Undecodable` if the client disconnected before the body was complete,
+        `TooSlow` if the body did not arrive in time, and `Overloaded` if all bodies together exceed the limit."""
         self._waits = False
         message = await (self._in_time() if self._more else self._receive())
         if message["type"] == "http.request":
             self._more = message.get("more_body", False)
             self._held += len(message["body"])
             self._bodies.held += len(message["body"])
-            if self._bodies.full:
+            if self._bodies.held > BODIES_BYTES:
                 raise Overloaded("bodies")
         elif self._more:
             self._more = False
@@ -88,8 +79,7 @@ class Body:
         self._held = 0
 
     async def _in_time(self) -> HTTPReceiveMessage:
-        if self._until is None:
-            self._until = asyncio.get_running_loop().time() + BODY_S
+        self._until = self._until or asyncio.get_running_loop().time() + BODY_S
         try:
             async with asyncio.timeout_at(self._until):
                 return await self._receive()  # type: ignore[return-value]  # HTTP only

@@ -1,19 +1,23 @@
-"""The ASGI middleware next to Litestar: request ids, strict paths, size limits, response headers, metrics, log line.
+"""The ASGI middleware next to Litestar: request ids, strict paths, limits, response headers, metrics, log line.
 
 Litestar's router decodes paths leniently. The edge rejects bytes that are not UTF-8 and broken percent-escapes (400),
 an encoded `/`, which would split an id into two segments (422), and an empty segment, which the router would drop
 (404). It limits the cost of parsing: a path, query string or header that is too long is rejected unparsed (414, 431),
 and only our own cookies are passed on, because Litestar unquotes cookies in quadratic time.
 
-Invariants: every response has an `X-Request-Id`; every request is counted once and logged without its headers. The edge
-reads the body up to a limit before it responds. If a connection were closed with an unread body, the client would
-receive a reset instead of the response.
+It sheds events, scores and training sets that would wait too long, by method and path alone, before the body is read.
+Other requests are shed when the layer that serves them raises `Overloaded`.
+
+Invariants: every response has an `X-Request-Id`; every request is counted once and logged without its headers. A shed
+request is answered 503 with `Retry-After`, and counted by kind. The edge reads the body up to a limit before it
+responds. If a connection were closed with an unread body, the client would receive a reset instead of the response.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from random import Random
 from time import perf_counter
@@ -24,8 +28,8 @@ from litestar.enums import HttpMethod, ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from app.api.middleware.body_limits import Bodies, Body
-from app.api.middleware.load_shedding import Shedding, mark_of
-from app.api.problems import HEADERS, MEDIA_TYPE, encoded
+from app.api.problems import HEADERS, MEDIA_TYPE, encoded, mark_shed, shed_kind
+from app.concurrency.overload import OverloadQueue
 from app.errors import Overloaded
 from app.telemetry import REQUEST_ID, Metrics, logger
 from app.telemetry.logs import structlog
@@ -45,38 +49,54 @@ NO_SNIFF = (b"x-content-type-options", b"nosniff")
 CACHE_CONTROL = (b"cache-control", b"no-store")
 REQUEST_ID_FORMAT = b"%016x"
 _BEGUN = "begun"
+WAIT_S = 2.0  # the longest wait before a request is shed: as long as events may wait for their commit
+Rejection = tuple[int, str]  # the status, and what is wrong
+# By method and path: the kind of load, and a function that says whether there is too much of it.
+Checks = Mapping[tuple[str, str], tuple[str, Callable[[], bool]]]
 random_bits = Random().getrandbits  # noqa: S311  # request ids are not secret
 log = logger("api")
 
 
 class Edge:
-    def __init__(self, inner: ASGIApp, metrics: Metrics, shedding: Shedding) -> None:
+    def __init__(self, inner: ASGIApp, metrics: Metrics, checks: Checks) -> None:
         self._inner = inner
         self._metrics = metrics
+        self._checks = checks
+        self._queue = OverloadQueue(WAIT_S)
         self.bodies = Bodies()
-        self.shedding = shedding
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP:
-            await self._answer(scope, receive, send)
+            await self.answer(scope, receive, send)
         else:
             await self._inner(scope, receive, send)
 
-    async def reject_limited(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        """Reject a request that is over the rate limit."""
-        detail = "too many requests with this key or from this address; retry after the seconds in Retry-After"
-        await self._answer(scope, receive, send, (429, detail))
+    def overload(self, scope: HTTPScope) -> str | None:
+        """The kind of load that is too high for the request now; None if it can be served."""
+        check = self._checks.get((scope["method"], scope["path"]))
+        return check[0] if check is not None and check[1]() else None
 
-    async def _answer(
-        self, scope: HTTPScope, receive: Receive, send: Send, rejection: tuple[int, str] | None = None
-    ) -> None:
+    async def _shed(self, scope: HTTPScope) -> str | None:
+        """The kind of load for which the request is shed; None if it is admitted. Under overload, the request waits for
+        a while and is checked again."""
+        if (kind := shed_kind(scope)) is None and (kind := self.overload(scope)) is not None:
+            if await self._queue.wait() and self.overload(scope) is None:
+                return None
+            mark_shed(scope, kind)
+            scope["path_template"] = scope["path"]
+        return kind
+
+    async def answer(self, scope: HTTPScope, receive: Receive, send: Send, rejection: Rejection | None = None) -> None:
+        """Answer a request, with `rejection` if it is rejected already."""
         request_id, started = begin(scope)
-        status = 500
+        status, method = 500, scope["method"]
         body = Body(scope, receive, self.bodies)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.body" and method == "HEAD":
+                message["body"] = b""
+            elif message["type"] == "http.response.start":
                 if body.unread:
                     await body.drain()
                 status = message["status"]
@@ -87,43 +107,34 @@ class Edge:
             await send(message)
 
         try:
-            if rejection is None and (kind := await self.shedding.check(scope)) is not None:
+            if rejection is None and (kind := await self._shed(scope)) is not None:
                 rejection = 503, str(Overloaded(kind))
             rejection = rejection or _rejection(scope)
             if rejection is None:
                 _drop_foreign_cookies(scope)
-                await self._pass_on(scope, body.receive, send_marked)
+                if method == "HEAD":
+                    scope["method"] = HttpMethod.GET.value
+                await self._inner(scope, body.receive, send_marked)
             else:
-                await _reject(send_marked, *rejection)
+                problem, headers = _problem(*rejection)
+                await send_marked({"type": "http.response.start", "status": rejection[0], "headers": headers})
+                await send_marked({"type": "http.response.body", "body": problem, "more_body": False})
         except asyncio.CancelledError:
             status = CUT_SHORT
             raise
         finally:
             body.forget()
+            scope["method"] = method
             self._record(scope, status, perf_counter() - started)
-
-    async def _pass_on(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "HEAD":
-            await self._inner(scope, receive, send)
-            return
-
-        async def send_without_body(message: Message) -> None:
-            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
-
-        scope["method"] = HttpMethod.GET.value
-        try:
-            await self._inner(scope, receive, send_without_body)
-        finally:
-            scope["method"] = HttpMethod.HEAD.value
 
     def _record(self, scope: HTTPScope, status: int, elapsed: float) -> None:
         route = scope.get("path_template") or "unmatched"
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.request_seconds.labels(method, route, status).observe(elapsed)
-        shed = mark_of(scope)
-        if shed is not None:
-            self.shedding.count(shed)
-        # A full disk is logged once by the database, and shed requests by `Shedding.count`.
+        if (shed := shed_kind(scope)) is not None:
+            self._metrics.shed.labels(shed).inc()
+            log.warning("request_shed", what=shed)
+        # A full disk is logged once by the database.
         quiet = status < 400 or status == 507 or shed
         level = log.debug if quiet else log.info if status < 500 else log.error
         level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))
@@ -152,7 +163,7 @@ def request_id_of(scope: HTTPScope) -> bytes:
     return REQUEST_ID_FORMAT % random_bits(64)
 
 
-def _too_long(scope: HTTPScope, path: bytes) -> tuple[int, str] | None:
+def _too_long(scope: HTTPScope, path: bytes) -> Rejection | None:
     if max(len(path), len(scope["query_string"])) > MAX_TARGET_BYTES:
         return 414, f"the path or the query is too long; each may have {MAX_TARGET_BYTES:,} bytes"
     if scope["query_string"].count(b"&") >= MAX_PARAMETERS:
@@ -165,10 +176,8 @@ def _too_long(scope: HTTPScope, path: bytes) -> tuple[int, str] | None:
     return None
 
 
-def _rejection(scope: HTTPScope) -> tuple[int, str] | None:
-    raw = scope.get("raw_path") or scope["path"].encode()
-    path = raw.split(b"?", 1)[0]
-    query = scope["query_string"]
+def _rejection(scope: HTTPScope) -> Rejection | None:
+    path, query = (scope.get("raw_path") or scope["path"].encode()).split(b"?", 1)[0], scope["query_string"]
     if (too_long := _too_long(scope, path)) is not None:
         return too_long
     # granian rejects most attempts at request smuggling (two lengths, broken chunks, a space before a colon), but not
@@ -181,18 +190,16 @@ def _rejection(scope: HTTPScope) -> tuple[int, str] | None:
         return 404, "not found: the path has an empty segment (//)"
     if _BROKEN_ESCAPE.search(path) or _BROKEN_ESCAPE.search(query):
         return 400, "a % in the path or the query must be followed by two hexadecimal digits; encode % itself as %25"
-    if b"%" in path:
-        if b"%2f" in path.lower():
-            return 422, "an id must not contain / (%2F in the path)"
-        try:
+    if b"%2f" in path.lower():
+        return 422, "an id must not contain / (%2F in the path)"
+    part = "path"
+    try:
+        if b"%" in path:
             scope["path"] = unquote_to_bytes(path).decode()
-        except UnicodeDecodeError:
-            return 400, "the path is not UTF-8 once its percent-escapes are decoded"
-    if b"%" in query or not query.isascii():
-        try:
-            unquote_to_bytes(query).decode()
-        except UnicodeDecodeError:
-            return 400, "the query is not UTF-8 once its percent-escapes are decoded"
+        part = "query"
+        unquote_to_bytes(query).decode()
+    except UnicodeDecodeError:
+        return 400, f"the {part} is not UTF-8 once its percent-escapes are decoded"
     return None
 
 
@@ -209,9 +216,3 @@ def _problem(status: int, detail: str) -> tuple[bytes, tuple[tuple[bytes, bytes]
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in HEADERS.get(status, {}).items()]
     return body, tuple(headers)
-
-
-async def _reject(send: Send, status: int, detail: str) -> None:
-    body, headers = _problem(status, detail)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,23 +1,20 @@
-"""The fast path: answers plain requests of the most frequent routes without Litestar: `GET /profiles/{user_id}`,
-`POST /profiles/batch`, `POST /score` and `POST /events`.
+"""The fast path: answers plain `GET /profiles/{user_id}`, `POST /profiles/batch`, `POST /score` and `POST /events`
+without Litestar, and sends only successful responses.
 
-It sends only successful responses. A request that fails or is not plain (an escape, an unusual id, a query other than
-`features=`, an unexpected header or body, an invalid key) goes on to Litestar's route, which receives the messages
-again that were read here. If the reader sheds a request, the edge rejects the request. What stores something is not
-tried again: instead of the body, Litestar's route receives the error and reports it.
+A request that fails or is not plain (an escape, an unusual id, a query other than `features=`, an unexpected header or
+body, an invalid key) goes on to Litestar's route, with the body that was read here. If the reader sheds a request, the
+edge rejects it. What stores something is not tried again: Litestar's route receives the error and reports it.
 Invariant: the response is the one that Litestar's route would give, and it is counted and logged in the same way.
-`tests/integration/api/middleware/test_fast_path.py` sends the same generated requests to both.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from litestar.enums import ScopeType
@@ -36,7 +33,7 @@ from app.api.middleware.edge import (
     random_bits,
     valid_request_id,
 )
-from app.api.middleware.load_shedding import mark
+from app.api.problems import mark_shed
 from app.api.rendering import Renderer
 from app.api.schemas import BatchRequest
 from app.errors import Overloaded, ProfilesError, UnknownFeature
@@ -57,9 +54,11 @@ _BODY_HEADERS = frozenset({b"content-length", b"content-type"})
 _JSON = (b"content-type", b"application/json")
 _SELECTIONS_CAP = 1_024
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
-# Computes the body of a response from that of a request and its caller; None if Litestar's route must answer.
+# The body of a response, from that of a request and its caller; None if Litestar's route must answer.
 Answer = Callable[[bytes, ApiKey], Awaitable[bytes | None]]
-Taken = deque[HTTPReceiveMessage | Exception]
+Do = Callable[[ApiKey, bytes], Awaitable[bytes | None]]
+# What Litestar's route receives: the error that it is to report, if any, and the body, if it was read here.
+Taken = list[bytes | Exception]
 log = logger("api")
 
 
@@ -85,7 +84,7 @@ class FastPath:
     ) -> None:
         self.inner: ASGIApp = inner
         self._bodies = inner.bodies
-        self._shedding = inner.shedding
+        self._overload = inner.overload
         self._reader = reader
         self._registry = renderer.registry
         self._renderer = renderer
@@ -94,7 +93,7 @@ class FastPath:
         # Each histogram is created by its first answer, so that `/metrics` shows no series without observations.
         self._seconds: dict[Route, FastHistogram] = {}
         self._request_seconds = metrics.request_seconds
-        self._masks = {b"": renderer.registry.full_mask}
+        self._mask = lru_cache(_SELECTIONS_CAP)(self._mask_of)
         self._logs_requests = logging.getLogger().isEnabledFor(logging.DEBUG)
         batch = Post(("POST", "/profiles/batch", 200), "read", self._batch, repeatable=True)
         self._posts = {post.route[1].encode(): post for post in (batch, *posts)}
@@ -104,10 +103,10 @@ class FastPath:
             path = scope.get("raw_path") or b""
             if scope["method"] == "GET":
                 found = _PATH(path)
-                if found is not None:
-                    read = partial(self._one, scope, found[1])
-                    if await self._answer(scope, send, ONE, "read", read):
-                        return
+                if found is not None and await self._answer(
+                    scope, send, ONE, "read", partial(self._one, scope, found[1])
+                ):
+                    return
             elif scope["method"] == "POST" and (post := self._posts.get(path)) and not scope["query_string"]:
                 body, taken = Body(scope, receive, self._bodies), Taken()
                 do = partial(self._post, scope, post, body, taken)
@@ -120,14 +119,7 @@ class FastPath:
                     receive = _replay(taken, receive)
         await self.inner(scope, receive, send)
 
-    async def _answer(
-        self,
-        scope: HTTPScope,
-        send: Send,
-        route: Route,
-        needs: str,
-        do: Callable[[ApiKey, bytes], Awaitable[bytes | None]],
-    ) -> bool:
+    async def _answer(self, scope: HTTPScope, send: Send, route: Route, needs: str, do: Do) -> bool:
         """Send the body that `do` returns for the caller and the request id. Return False, with nothing sent, if the
         request must go on to Litestar's route. `needs`: the scope that the key must have."""
         started = perf_counter()
@@ -136,7 +128,7 @@ class FastPath:
             if admitted is None or (body := await do(*admitted)) is None:
                 return False
         except Overloaded as error:
-            mark(scope, error.kind)  # the edge rejects it, so the Litestar route does not try again
+            mark_shed(scope, error.kind)  # the edge rejects it, so the Litestar route does not try again
             scope["path_template"] = route[1]
             return False
         except ProfilesError:
@@ -146,11 +138,23 @@ class FastPath:
             log.exception("fast_path_failed")
             return False
         scope["path_template"] = route[1]
-        await self._send(send, body, admitted[1], route, started)
+        length = (b"content-length", b"%d" % len(body))
+        headers = [_JSON, length, (b"x-request-id", admitted[1]), NO_SNIFF, CACHE_CONTROL]
+        await send({"type": "http.response.start", "status": route[2], "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+        elapsed = perf_counter() - started
+        seconds = self._seconds.get(route)
+        if seconds is None:
+            seconds = self._seconds[route] = self._request_seconds.labels(*route)
+        seconds.observe(elapsed)
+        if self._logs_requests:
+            fields = {REQUEST_ID: admitted[1].decode(), "method": route[0], "route": route[1], "status": route[2]}
+            log.debug("request", **fields, ms=round(elapsed * 1000, 2))
         return True
 
     async def _one(self, scope: HTTPScope, user: bytes, *_: object) -> bytes | None:
-        mask = self._mask(scope["query_string"])
+        query = scope["query_string"]
+        mask = self._mask(query) if len(query) <= MAX_TARGET_BYTES else 0
         if not mask:
             return None
         reader, user_id = self._reader, user.decode()
@@ -160,18 +164,25 @@ class FastPath:
     async def _post(
         self, scope: HTTPScope, post: Post, body: Body, taken: Taken, caller: ApiKey, request_id: bytes
     ) -> bytes | None:
-        if self._shedding.overload(scope) is not None:
+        if self._overload(scope) is not None:
             return None  # the edge lets the request wait, or rejects it
         begin(scope, request_id)
-        content = await _read(body, taken)
-        if content is None:
+        content, more = b"", True
+        try:
+            while more:
+                message: Any = await body.receive()
+                content += message.get("body", b"")
+                more = message.get("more_body", False)
+        except ProfilesError as error:
+            taken.append(error)
             return None
+        taken.append(content)
         try:
             return await post.answer(content, caller)
         except Exception as error:
             if post.repeatable:
                 raise
-            taken.appendleft(error)
+            taken.insert(0, error)
             return None
 
     async def _batch(self, content: bytes, _: ApiKey) -> bytes | None:
@@ -185,25 +196,21 @@ class FastPath:
         values = await self._reader.read_values(dict.fromkeys(asked.user_ids, mask))
         return self._renderer.batch(asked.user_ids, values, mask)
 
-    def _mask(self, query: bytes) -> int:
+    def _mask_of(self, query: bytes) -> int:
         """The bit mask of the requested features; 0 if the query is not `features=a,b` or names an unknown feature."""
-        mask = self._masks.get(query)
-        if mask is None:
-            selection = _SELECTION(query) if len(query) <= MAX_TARGET_BYTES else None
-            try:
-                mask = self._registry.mask(selection[1].decode().split(",")) if selection is not None else 0
-            except UnknownFeature:
-                mask = 0
-            if mask and len(self._masks) < _SELECTIONS_CAP:
-                self._masks[query] = mask
-        return mask
+        if not query:
+            return self._registry.full_mask
+        try:
+            selection = _SELECTION(query)
+            return self._registry.mask(selection[1].decode().split(",")) if selection is not None else 0
+        except UnknownFeature:
+            return 0
 
     def _admit(
         self, headers: Iterable[tuple[bytes, bytes]], needs: str, *, with_body: bool
     ) -> tuple[ApiKey, bytes] | None:
-        """Check the headers and return the caller and the request id. Return None if Litestar's route must answer: a
-        header is unusual, the key lacks the scope `needs`, or headers of a body are missing (`with_body`) or not
-        expected."""
+        """The caller and the request id; None if Litestar's route must answer: a header is unusual, the key lacks the
+        scope `needs`, or headers of a body are missing (`with_body`) or not expected."""
         key: str | None = None
         request_id: bytes | None = None
         hosts = body_headers = 0
@@ -227,48 +234,16 @@ class FastPath:
             return None
         return caller, request_id or REQUEST_ID_FORMAT % random_bits(64)  # as `request_id_of`
 
-    async def _send(self, send: Send, body: bytes, request_id: bytes, route: Route, started: float) -> None:
-        length = (b"content-length", b"%d" % len(body))
-        headers = [_JSON, length, (b"x-request-id", request_id), NO_SNIFF, CACHE_CONTROL]
-        await send({"type": "http.response.start", "status": route[2], "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
-        elapsed = perf_counter() - started
-        seconds = self._seconds.get(route)
-        if seconds is None:
-            seconds = self._seconds[route] = self._request_seconds.labels(*route)
-        seconds.observe(elapsed)
-        if self._logs_requests:
-            fields = {REQUEST_ID: request_id.decode(), "method": route[0], "route": route[1], "status": route[2]}
-            log.debug("request", **fields, ms=round(elapsed * 1000, 2))
-
-
-async def _read(body: Body, taken: Taken) -> bytes | None:
-    """Receive the whole body; return None if it is incomplete. Append each message, or the final error, to `taken`,
-    from which `_replay` repeats them."""
-    content = b""
-    while True:
-        try:
-            message = await body.receive()
-        except ProfilesError as error:
-            taken.append(error)
-            return None
-        taken.append(message)
-        if message["type"] != "http.request":
-            return None
-        content += message["body"]
-        if not message.get("more_body", False):
-            return content
-
 
 def _replay(taken: Taken, receive: Receive) -> Receive:
-    """An ASGI `receive` that first returns or raises the items of `taken`, and then calls `receive` for more."""
+    """An ASGI `receive` that first raises and returns the items of `taken`, and then calls `receive` for more."""
 
     async def replay() -> HTTPReceiveMessage | WebSocketReceiveMessage:
         if not taken:
             return await receive()
-        part = taken.popleft()
-        if not isinstance(part, Exception):
-            return part
+        part = taken.pop(0)
+        if isinstance(part, bytes):
+            return {"type": "http.request", "body": part, "more_body": False}
         try:
             raise part
         finally:

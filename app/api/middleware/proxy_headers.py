@@ -19,16 +19,10 @@ from app.settings.parsers import Network
 HOST, PREFIX = b"x-forwarded-host", b"x-forwarded-prefix"
 
 
-def behind_proxy(inner: ASGIApp, *, root_path: str, trusted: Sequence[Network], own: set[str]) -> ASGIApp:
-    """Wrap `inner` if there is a root path or a trusted proxy, else return it. `own`: each route's first segment."""
-    if trusted:
-        inner = wrap_asgi_with_proxy_headers(inner, [str(network) for network in trusted])
-    return BehindProxy(inner, root_path, trusted, own) if root_path or trusted else inner
-
-
 class BehindProxy:
-    def __init__(self, inner: ASGIApp, root_path: str, trusted: Sequence[Network], own: set[str]) -> None:
-        self._inner = inner
+    def __init__(self, inner: ASGIApp, *, root_path: str, trusted: Sequence[Network], own: set[str]) -> None:
+        """`own`: each route's first segment."""
+        self._inner = wrap_asgi_with_proxy_headers(inner, [*map(str, trusted)]) if trusted else inner
         self._root = root_path.encode()
         self._trusted = trusted
         self._own = {name.encode() for name in own}
@@ -56,12 +50,9 @@ class BehindProxy:
         return dict(scope["headers"]) if any(address in network for network in self._trusted) else {}
 
     def _strip(self, scope: HTTPScope, *, stripped: bool) -> None:
-        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already.
-
-        A path from which the proxy has removed the root path may still begin with it, if a route of the service does
-        (`/profiles`). In this case the root path is removed only if the rest is a path of the service and the proxy did
-        not send `X-Forwarded-Prefix` (`stripped`), which proxies send if they remove the root path.
-        """
+        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already. If a
+        route of the service begins with the root path, too (`/profiles`), it is removed only if the rest is a path of
+        the service and the proxy did not send `X-Forwarded-Prefix` (`stripped`), as proxies do that remove it."""
         raw = scope.get("raw_path") or scope["path"].encode()
         rest = raw.removeprefix(self._root)
         if rest == raw or rest[:1] not in (b"", b"/"):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth.authentication import ANYONE, Authenticator
 from app.api.middleware.edge import Edge
@@ -22,6 +22,7 @@ from app.telemetry import Metrics
 
 CALLERS = 10_000  # buckets kept
 NOT_LIMITED = frozenset({"/healthz", "/readyz", "/metrics"})
+LIMITED = 429, "too many requests with this key or from this address; retry after the seconds in Retry-After"
 
 
 class TokenBuckets(msgspec.Struct):
@@ -66,7 +67,8 @@ class RateLimit:
         key = next((value for name, value in scope["headers"] if name == b"x-api-key"), None)
         caller = self._find(key.decode("latin-1")) if key is not None else None
         name = caller.name if caller is not None and caller is not ANYONE else None
-        allowed, tokens = self._buckets.take(f"key {name}" if name is not None else f"peer {_peer(scope)}")
+        peer = (scope.get("client") or ("",))[0][:64]  # longer than any address; a forwarded address may be any text
+        allowed, tokens = self._buckets.take(f"key {name}" if name is not None else f"peer {peer}")
         full_s = math.ceil((self._buckets.burst - tokens) / self._buckets.per_s)
         headers = [self._policy, (b"ratelimit", b'"requests";r=%d;t=%d' % (int(tokens), full_s))]
         if not allowed:
@@ -78,9 +80,7 @@ class RateLimit:
                 message["headers"] = [*message["headers"], *headers]
             await send(message)
 
-        await (self._inner if allowed else self._edge.reject_limited)(scope, receive, send_marked)
-
-
-def _peer(scope: HTTPScope) -> str:
-    client = scope.get("client")
-    return client[0][:64] if client else ""  # longer than any address; a forwarded address may be any text
+        if allowed:
+            await self._inner(scope, receive, send_marked)
+        else:
+            await self._edge.answer(scope, receive, send_marked, LIMITED)

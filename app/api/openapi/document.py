@@ -71,23 +71,9 @@ DESCRIPTIONS = {
 
 # The date in every example of the document.
 EXAMPLE_DAY = b"2026-04-25T"
-SERVED_EXAMPLE = {
-    "subject": SERVED,
-    "event_id": "e-1",
-    "user_id": "ada",
-    "tip_id": "t-1",
-    "occurred_at": "2026-04-25T08:30:00+02:00",
-}
-FEEDBACK_EXAMPLE = {
-    **SERVED_EXAMPLE,
-    "subject": FEEDBACK,
-    "event_id": "e-2",
-    "occurred_at": "2026-04-25T08:31:12+02:00",
-    "action": "completed",
-    "dwell_ms": 7200,
-}
-
-
+_OF_BOTH = {"user_id": "ada", "tip_id": "t-1", "occurred_at": "2026-04-25T08:30:00+02:00"}
+SERVED_EXAMPLE = {"subject": SERVED, "event_id": "e-1", **_OF_BOTH}
+FEEDBACK_EXAMPLE = {"subject": FEEDBACK, "event_id": "e-2", **_OF_BOTH, "action": "completed", "dwell_ms": 7200}
 _building = Lock()
 Schema = dict[str, Any]
 MAX_ROWID = 2**63 - 1
@@ -97,11 +83,7 @@ OPTIONAL_ID: Schema = {"anyOf": [USER_ID, {"const": ""}]}  # browsers send empty
 ID_PREFIX: Schema = {"maxLength": MAX_ID_LENGTH, "pattern": r"^[^/\x00-\x1f\x7f-\x9f]*$"}
 MOMENT: Schema = {"format": "date-time", "examples": ["2026-04-25T08:30:00+02:00"]}
 UserId = Annotated[
-    str,
-    PathParameter(
-        description=f"1 to {MAX_ID_LENGTH} characters, percent-encoded; no `/`, and not `.` or `..`.",
-        schema_extra=USER_ID,
-    ),
+    str, PathParameter(description="Percent-encoded; no `/`, and not `.` or `..`.", schema_extra=USER_ID)
 ]
 CACHE_CONTROL: Schema = {
     "name": "Cache-Control",
@@ -109,19 +91,12 @@ CACHE_CONTROL: Schema = {
     "required": False,
     "description": "With `stale-if-error=N` (RFC 5861), a request that would be answered 503 because the database does "
     "not answer gets cached values, if all were computed at most N seconds ago and have not expired. They may lack "
-    "events of these N seconds, and the response says so in `Cache-Status`. Other directives are ignored.",
+    "events of these N seconds, and the response says so in `Cache-Status` (RFC 9211). Other directives are ignored.",
     "schema": {"type": "string", "examples": ["stale-if-error=60"]},
 }
 UNPROVEN_HEADERS: Schema = {
-    "Cache-Status": {
-        "description": "`profiles; hit; detail=unproven` (RFC 9211) if the values come from the cache while the "
-        "database did not answer; otherwise absent.",
-        "schema": {"type": "string"},
-    },
-    "Age": {
-        "description": "Together with `Cache-Status`: the age of the oldest value in seconds.",
-        "schema": {"type": "integer", "minimum": 0},
-    },
+    "Cache-Status": {"description": "`profiles; hit; detail=unproven`, if so.", "schema": {"type": "string"}},
+    "Age": {"description": "If so: of the oldest value, in seconds.", "schema": {"type": "integer", "minimum": 0}},
 }
 
 
@@ -148,7 +123,7 @@ def openapi_config(*, root_path: str) -> OpenAPIConfig:
                 js_url=f"{assets}/swagger-ui-bundle.js",
                 css_url=f"{assets}/swagger-ui.css",
                 standalone_preset_js_url=f"{assets}/swagger-ui-standalone-preset.js",
-            ),
+            )
         ],
         tags=[
             Tag(name="Profiles", description="For the recommender. Scope `read`."),
@@ -168,11 +143,8 @@ def openapi_config(*, root_path: str) -> OpenAPIConfig:
 def openapi_document(
     application: Litestar, registry: Registry, mirror: type[msgspec.Struct], day: int
 ) -> dict[str, Any]:
-    """The complete OpenAPI document of an application, which need not be running, with the features of `registry`.
-    `mirror` is the Struct type of a profile with these features.
-
-    Examples have the date before `day` (days since 1970), because the service rejects events older than the retention.
-    """
+    """The complete OpenAPI document of an application, which need not be running, with the features of `registry` and
+    `mirror`. Examples have the date before `day` (days since 1970), because the service rejects old events."""
     document = application.openapi_schema.to_schema()
     operations = [
         (route.path_format, method.lower(), document["paths"][route.path_format][method.lower()], handler)
@@ -199,13 +171,14 @@ def openapi_document(
             operation["responses"][str(status)] = {"description": description, "content": content}
         if "scope" not in opt:
             operation["security"] = []
-        if kinds := opt.get("body"):
-            operation["requestBody"] = (
-                _events_body() if TipServed in kinds else _body(kinds, required=opt.get("body_required", True))
-            )
+        if TipServed in (kinds := opt.get("body", ())):
+            operation["requestBody"] = _events_body()
+        elif kinds:
+            either = [_ref(kind.__name__) for kind in kinds]
+            body = {JSON: {"schema": either[0] if len(either) == 1 else {"anyOf": either}}}
+            operation["requestBody"] = {"required": opt.get("body_required", True), "content": body}
     yesterday = rfc3339((day - 1) * DAY_MS)[:11].encode()
-    encoded = msgspec.json.encode(document).replace(EXAMPLE_DAY, yesterday)
-    completed: dict[str, Any] = msgspec.json.decode(encoded)
+    completed: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(document).replace(EXAMPLE_DAY, yesterday))
     return completed
 
 
@@ -237,12 +210,6 @@ def _schemas(
 
 def _ref(name: str) -> Schema:
     return {"$ref": _REF.format(name=name)}
-
-
-def _body(kinds: Sequence[type[msgspec.Struct]], *, required: bool) -> dict[str, Any]:
-    either = [_ref(kind.__name__) for kind in kinds]
-    schema = either[0] if len(either) == 1 else {"anyOf": either}
-    return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 
 def _statuses(path: str, method: str, opt: Mapping[str, Any]) -> set[int]:
@@ -302,7 +269,7 @@ def _events_body() -> dict[str, Any]:
         "feedback": {"summary": "The user gave feedback on a tip", "value": FEEDBACK_EXAMPLE},
         "many": {"summary": "Several events at once", "value": [SERVED_EXAMPLE, FEEDBACK_EXAMPLE]},
     }
-    ndjson = b"\n".join([msgspec.json.encode(SERVED_EXAMPLE), msgspec.json.encode(FEEDBACK_EXAMPLE)]).decode()
+    ndjson = "\n".join(json.dumps(event) for event in (SERVED_EXAMPLE, FEEDBACK_EXAMPLE))
     return {
         "required": True,
         "content": {
@@ -331,7 +298,5 @@ class _Page(SwaggerRenderPlugin):
         router.register(get("/openapi.json", media_type=OpenAPIMediaType.OPENAPI_JSON, sync_to_thread=True)(_json))
 
     def _page(self, request: HttpRequest) -> bytes:
-        page = self.render(request, _complete(request))
-        return page.replace(
-            b"deepLinking: true", b"docExpansion: 'none', defaultModelsExpandDepth: 0, deepLinking: true"
-        )
+        options = b"docExpansion: 'none', defaultModelsExpandDepth: 0, deepLinking: true"
+        return self.render(request, _complete(request)).replace(b"deepLinking: true", options)

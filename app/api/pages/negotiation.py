@@ -18,7 +18,7 @@ from litestar.datastructures import Cookie
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from app.api.auth.sessions import NOT_SIGNED_IN, PATH, Session
-from app.api.dependencies import HttpRequest, authenticator_of, service_of, sessions_of
+from app.api.dependencies import HttpRequest, service_of, state_of
 from app.errors import StoreUnavailable
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -49,7 +49,7 @@ async def visit_of(request: HttpRequest, *, begin: str | None = None) -> Visit:
     """The session that the request has begun, else that of its cookie, else a new anonymous one. `begin`: begin one
     with a new id, for the API key of this name; anonymous if the name is empty."""
     if begin is not None or _VISIT not in request.state:
-        sessions = sessions_of(request)
+        sessions = state_of(request).sessions
         known = await sessions.recognise(request.cookies.get(sessions.cookie_name)) if begin is None else None
         session = known or sessions.begin(begin or NOT_SIGNED_IN)
         request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh=known is None)
@@ -59,7 +59,7 @@ async def visit_of(request: HttpRequest, *, begin: str | None = None) -> Visit:
 
 async def _cookies(request: HttpRequest, message: str) -> list[Cookie]:
     """The session cookie with a message for the next page, unless the browser has it already."""
-    visit, service, sessions = await visit_of(request), service_of(request), sessions_of(request)
+    visit, service, sessions = await visit_of(request), service_of(request), state_of(request).sessions
     session = visit.session._replace(message=message[:MESSAGE_LENGTH])
     if session == visit.session and not visit.fresh:
         return []
@@ -133,7 +133,7 @@ async def _render(request: HttpRequest, template: str, **context: Any) -> str:
 
     service = service_of(request)
     context |= {
-        "keyless": authenticator_of(request).keyless,
+        "keyless": state_of(request).authenticator.keyless,
         "root": service.settings.root_path,
         "path": request.scope["path"],
         "navigation": [item for item in NAVIGATION if service.scoring is not None or item[0] not in OF_SCORING],

@@ -61,13 +61,11 @@ class FoundUsers(NamedTuple):
 
 class DataQuality(msgspec.Struct, kw_only=True, eq=False):
     """Makes one measurement at a time, of two samples of users: of now and of `BEFORE_DAYS` days ago. `sample` is the
-    largest number of users in each. `start` asks a worker to carry out a run; if that request is lost, a periodic job
-    repeats it."""
+    largest number of users in each."""
 
     inspector: Inspector
     random: Random
     runs: QualityRepository
-    start: Callable[[int], Awaitable[None]]
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     sample: int = SAMPLE
     _turn: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
@@ -148,8 +146,9 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
                     (figures.now if place < now else figures.before)[msgspec.json.decode(value.json)] += 1
 
     async def carry_out(self, run_id: int, budget_s: float) -> None:
-        """Measure data quality and store the report, unless the run has ended. The run fails if the users cannot be
-        drawn in time: another attempt would not be faster. Raises `Unavailable` if it can be tried again later."""
+        """Measure data quality and store the report, unless the run has ended or another worker measures. The run fails
+        if the users cannot be drawn in time: another attempt would not be faster. Raises `Unavailable` if it can be
+        tried again later."""
         clock = self.inspector.computation.clock
         if not await self.runs.begin(run_id, clock.now_ms()):
             return
@@ -159,6 +158,9 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
             log.error("quality_not_measured", run=run_id, error=str(error))
             await self.runs.finish(run_id, "failed", clock.now_ms(), error=str(error))
             return
+        except BaseException:
+            await self.runs.release(run_id)
+            raise
         body = msgspec.json.encode(found).decode()
         await self.runs.finish(run_id, "completed", clock.now_ms(), measured=found.measured, body=body)
         log.info("quality_measured", run=run_id, eligible=found.eligible, measured=found.measured)

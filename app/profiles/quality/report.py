@@ -1,7 +1,7 @@
 """The report of a data quality measurement, as it is stored and shown, and its computation from the counts.
 
-An admin requests a *run* of the measurement, and a worker carries it out as one job. At most one run is active. A run
-that a crash interrupted is measured again from the beginning.
+An admin requests a *run* of the measurement, and a worker carries it out. At most one run is active. A run that a crash
+interrupted is measured again from the beginning, after `STALE_MS`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from app.profiles.quality.drift import CommonBin, band, common_bins, psi, quanti
 from app.telemetry import logger
 
 KEPT = 10
+STALE_MS = 35_000  # longer than a worker measures
 AGE_SHARES = (0.5, 0.9, 0.99, 1.0)
 Z_95 = 1.96
 RunState = Literal["queued", "running", "completed", "failed"]
@@ -266,12 +267,11 @@ class QualityRepository(Protocol):
     async def newest_completed(self) -> QualityRun | None:
         """The newest run that has a report; None if there is none."""
 
-    async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
-        """Ids of active runs that were last updated before `before_ms`, or after `after_ms`: by a clock that was
-        ahead."""
-
     async def begin(self, run_id: int, now_ms: int) -> bool:
-        """Mark a run as running; return False if the run has ended."""
+        """Mark a run as running; return False if it has ended, or if another worker began it up to `STALE_MS` ago."""
+
+    async def release(self, run_id: int) -> None:
+        """Let any worker begin a running run."""
 
     async def finish(
         self, run_id: int, state: RunState, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""

@@ -1,15 +1,15 @@
 """The arq queue, as the API and the command line use it: enqueueing jobs and querying the queue's state.
 
-Publishing never raises and never blocks the caller. If a job that consumes events, rebuilds or measures data quality is
-lost, the worker's periodic sweep finds its work in the database.
+Publishing never raises and never blocks the caller. If a job is lost, the worker's periodic sweep finds its events in
+the event log.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from app.concurrency.batcher import Bounds, Handover
@@ -53,11 +53,6 @@ def client(connections: BlockingConnectionPool, name: str, kind: type[ArqRedis] 
     )
 
 
-def own_name(job: str, queue: str) -> str:
-    """Make a job name or id unique among the queues of a server: arq keeps their jobs in one key space."""
-    return job if queue == QUEUE else f"{job}:{queue}"
-
-
 async def shown_databases(redis: Redis, queue: str, now_ms: int) -> set[str]:
     """The ids, without timelines, of the databases whose workers reported to a queue in the last `SHOWN_MS`."""
     found = await redis.zrangebyscore(queue + DATABASES_SUFFIX, now_ms - SHOWN_MS, now_ms + SHOWN_MS)
@@ -71,14 +66,14 @@ def without_timeline(database_id: str) -> str:
 
 
 class Queue:
-    """Publishes events, starts runs and queries the queue's state. Only the methods `publish`, `start_rebuild` and
-    `start_quality` do not raise `QueueUnavailable` if the queue does not answer."""
+    """Publishes events and queries the queue's state. All methods but `publish` and `close` raise `QueueUnavailable` if
+    the queue does not answer."""
 
     def __init__(self, url: str, metrics: Metrics, name: str = QUEUE, bounds: Bounds = BOUNDS) -> None:
         self._name = name
         self._pool = blocking_pool(url, TIMEOUT_S, MAX_CONNECTIONS)
         self._metrics = metrics
-        self._events: Handover[int] = Handover(partial(self._start, jobs.CONSUME), bounds)
+        self._events: Handover[int] = Handover(self._enqueue, bounds)
 
     @cached_property
     def _redis(self) -> ArqRedis:
@@ -88,17 +83,6 @@ class Queue:
         """Enqueue jobs for the events with these sequence numbers, in the background; return at once. If too many
         events wait to be sent (`Bounds.most`), the rest is left to the sweep."""
         self._events.add(seqs)
-
-    async def start_rebuild(self, run_id: str) -> None:
-        await self._start(jobs.REBUILD, run_id, own_name(f"rebuild:{run_id}", self._name))
-
-    async def start_quality(self, run_id: int) -> None:
-        await self._start(jobs.QUALITY, run_id, own_name(f"quality:{run_id}", self._name))
-
-    async def start_prune(self, cutoffs: Mapping[str, int]) -> None:
-        """Enqueue a pruning run, unless one is on the queue."""
-        with _answering():
-            await self._redis.enqueue_job(jobs.PRUNE, dict(cutoffs), _job_id=own_name(jobs.PRUNE, self._name))
 
     async def depth(self) -> int:
         """The number of jobs of this queue that wait or run."""
@@ -150,13 +134,13 @@ class Queue:
         await self._events.close(CLOSE_S)
         await self._pool.disconnect()
 
-    async def _start(self, job: str, argument: object, job_id: str | None = None) -> None:
+    async def _enqueue(self, seqs: list[int]) -> None:
         trace: dict[str, Any] = {} if (traceparent := TRACEPARENT.get()) is None else {"traceparent": traceparent}
         try:
-            await self._redis.enqueue_job(job, argument, _job_id=job_id, **trace)
+            await self._redis.enqueue_job(jobs.CONSUME, seqs, **trace)
         except AWAY as error:
             self._metrics.publish_failures.inc()
-            log.warning("publish_failed", job=job, error=str(error))
+            log.warning("publish_failed", job=jobs.CONSUME, error=str(error))
 
     async def _ask(self, *command: str | bytes) -> Any:
         with _answering():

@@ -20,13 +20,10 @@ if TYPE_CHECKING:
 JOB_PREFIX, RUNNING_PREFIX = "arq:job:", "arq:in-progress:"
 CONSUME = "consume_events"
 TIP_EVENTS = "tip_events"
-REBUILD = "run_rebuild"
 BURY = "bury_job"
-QUALITY = "measure_quality"
-PRUNE = "prune"
-NIGHTLY_PRUNE = "cron:prune"
-HOURLY_QUALITY = "cron:quality"
-JOBS = frozenset({CONSUME, TIP_EVENTS, REBUILD, BURY, QUALITY, PRUNE, NIGHTLY_PRUNE, HOURLY_QUALITY})
+JOBS = frozenset({CONSUME, TIP_EVENTS, BURY})
+# Jobs that processes of earlier releases enqueue. Nothing is to be done: periodic work does what they were for.
+_is_former = re.compile(r"run_rebuild|measure_quality|prune|cron:(prune|quality)(:.*)?", re.DOTALL).fullmatch
 PICKLED = "the job is a pickle, the default of arq; publish with job_serializer=msgspec.msgpack.encode"
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # the first bytes of a pickle
 MOST_TRIES = 1_000
@@ -76,7 +73,9 @@ def deserialize(raw: bytes) -> dict[str, Any]:
         job = msgspec.convert(found, _Job)
     except (msgspec.ValidationError, RecursionError) as error:
         return burial(found, f"not a job: {error}")
-    if not _is_known(job.f):
+    if _is_former(job.f):
+        return deserialize(EMPTY_JOB)
+    if job.f not in JOBS:
         return burial(found, f"unknown job {job.f!r}; publish events as {TIP_EVENTS}")
     if job.f == TIP_EVENTS and (len(job.a) != 1 or job.k.keys() - {"traceparent"}):
         return burial(found, f"{TIP_EVENTS} takes one argument, a list of events, and the keyword traceparent")
@@ -86,7 +85,7 @@ def deserialize(raw: bytes) -> dict[str, Any]:
 
 
 def _is_known(name: object) -> bool:
-    return isinstance(name, str) and (name in JOBS or name.startswith((NIGHTLY_PRUNE + ":", HOURLY_QUALITY + ":")))
+    return isinstance(name, str) and (name in JOBS or _is_former(name) is not None)
 
 
 def burial(payload: object, reason: str) -> dict[str, Any]:

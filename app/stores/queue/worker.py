@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import UTC
-from typing import Any, NamedTuple
+from typing import Any
 
 from arq.connections import ArqRedis
 from arq.worker import Worker
@@ -35,35 +35,13 @@ RESTART_AFTER_S = 0.5
 log = logger("stores.queue")
 
 
-class Pace(NamedTuple):
-    """The time limits of jobs. arq retries a crashed worker's job after `job_timeout_s` + `ARQ_EXTRA_S` seconds."""
-
-    job_timeout_s: float = 20.0
-
-    @property
-    def work_s(self) -> float:
-        """The seconds after which a job stops itself, before arq cancels it."""
-        return 0.9 * self.job_timeout_s
-
-    @property
-    def budget_s(self) -> float:
-        """The seconds of work after which a long job ends its current try. The next try continues the work."""
-        return 0.5 * self.job_timeout_s
-
-    @property
-    def untouched_ms(self) -> int:
-        """The milliseconds without progress after which a rebuild or a measurement is enqueued again."""
-        return int(1000 * (self.job_timeout_s + ARQ_EXTRA_S + 5.0))
-
-
-async def keep_working(url: str, name: str, pace: Pace, stop: asyncio.Event, **jobs: Any) -> None:
-    """Run jobs until `stop` is set. `jobs`: `functions`, `cron_jobs` and `ctx` of arq's worker. No cron job may have a
-    longer timeout than `pace.job_timeout_s`: arq retries every crashed job after the longest timeout of all jobs."""
+async def keep_working(url: str, name: str, stop: asyncio.Event, **jobs: Any) -> None:
+    """Run jobs until `stop` is set. `jobs`: `functions`, `job_timeout` and `ctx` of arq's worker."""
     stopping = asyncio.create_task(stop.wait())
     lost = False
     try:
         while not stop.is_set():
-            worker = _Worker(url, name, pace, **jobs)
+            worker = _Worker(url, name, **jobs)
             running = asyncio.create_task(worker.async_run())
             silent = asyncio.create_task(_silence(worker))
             try:
@@ -86,12 +64,11 @@ async def keep_working(url: str, name: str, pace: Pace, stop: asyncio.Event, **j
 class _Worker(Worker):
     """arq's worker, with three changes: see the methods. `came_round` is set at the end of each poll."""
 
-    def __init__(self, url: str, name: str, pace: Pace, **jobs: Any) -> None:
+    def __init__(self, url: str, name: str, **jobs: Any) -> None:
         super().__init__(
             redis_pool=_client(url, name),
             queue_name=name,
             poll_delay=POLL_DELAY_S,
-            job_timeout=pace.job_timeout_s,
             max_jobs=MAX_JOBS,
             keep_result=0,
             health_check_interval=HEALTH_EVERY_S,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.profiles.quality.report import KEPT, QualityRun, RunState
+from app.profiles.quality.report import KEPT, STALE_MS, QualityRun, RunState
 from app.stores.sql.database import SERVICE, Connection, SqlRepository, writes
 
 _BEFORE_BODY = "id, state, requested_by, requested_at_ms, started_at_ms, finished_at_ms, done, "
@@ -15,10 +15,12 @@ RETURNING {_COLUMNS}
 """
 SELECT_RUNS = f"SELECT {_BEFORE_BODY}NULL, error FROM quality_reports ORDER BY id DESC LIMIT ?"
 SELECT_COMPLETED = f"SELECT {_COLUMNS} FROM quality_reports WHERE state = 'completed' ORDER BY id DESC LIMIT 1"
-SELECT_UNTOUCHED = f"SELECT id FROM quality_reports WHERE {_ACTIVE} AND (touched_at_ms < ? OR touched_at_ms > ?)"
-UPDATE_BEGUN = f"""
-UPDATE quality_reports SET state = 'running', touched_at_ms = :now, started_at_ms = :now WHERE id = :id AND {_ACTIVE}
+UPDATE_BEGUN = """
+UPDATE quality_reports SET state = 'running', touched_at_ms = :now, started_at_ms = :now
+WHERE id = :id AND (state = 'queued' OR state = 'running'
+    AND touched_at_ms NOT BETWEEN CAST(:now AS BIGINT) - :stale AND CAST(:now AS BIGINT) + :stale)
 """
+UPDATE_RELEASED = "UPDATE quality_reports SET state = 'queued' WHERE id = ? AND state = 'running'"
 UPDATE_FINISHED = f"""
 UPDATE quality_reports SET state = :state, finished_at_ms = :now, touched_at_ms = :now, done = :measured, body = :body,
     error = NULLIF(:error, '')
@@ -49,11 +51,12 @@ class SqlQualityRepository(SqlRepository):
         row = await self._database.row(SELECT_COMPLETED)
         return QualityRun(*row) if row else None
 
-    async def untouched(self, before_ms: int, after_ms: int) -> list[int]:
-        return [run_id for (run_id,) in await self._database.rows(SELECT_UNTOUCHED, (before_ms, after_ms))]
-
     async def begin(self, run_id: int, now_ms: int) -> bool:
-        return await self._database.execute(UPDATE_BEGUN, {"id": run_id, "now": now_ms}) > 0
+        begun = {"id": run_id, "now": now_ms, "stale": STALE_MS}
+        return await self._database.execute(UPDATE_BEGUN, begun) > 0
+
+    async def release(self, run_id: int) -> None:
+        await self._database.execute(UPDATE_RELEASED, (run_id,))
 
     async def finish(
         self, run_id: int, state: RunState, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""

@@ -19,9 +19,7 @@ SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND {_ACTIVE}"
 SELECT_RUN = f"SELECT {_COLUMNS} FROM rebuilds WHERE id = ?"
 # Without the lists of users, which may contain a thousand ids each.
 SELECT_RUNS = f"SELECT {_COLUMNS.replace('user_ids', 'NULL')} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"
-SELECT_UNTOUCHED = f"SELECT id FROM rebuilds WHERE {_ACTIVE} AND (touched_at_ms < ? OR touched_at_ms > ?)"
-# SQLite uses the partial index only if its condition is written out.
-SELECT_SHARED = f"SELECT id FROM rebuilds WHERE scope = 'all' AND state = 'running' AND {_ACTIVE}"
+SELECT_IDS = f"SELECT id FROM rebuilds WHERE {_ACTIVE} ORDER BY created_at_ms, id"
 # Locks the run, so that the statements after it see every change of its parts.
 UPDATE_TOUCHED = f"""
 UPDATE rebuilds SET state = 'running', touched_at_ms = :now, started_at_ms = COALESCE(started_at_ms, :now)
@@ -77,11 +75,8 @@ class SqlRebuildRepository(SqlRepository):
     async def newest(self, limit: int) -> list[RebuildRun]:
         return [_run(row) for row in await self._database.rows(SELECT_RUNS, (limit,))]
 
-    async def untouched(self, before_ms: int, after_ms: int) -> list[str]:
-        return [run_id for (run_id,) in await self._database.rows(SELECT_UNTOUCHED, (before_ms, after_ms))]
-
-    async def shared(self) -> list[str]:
-        return [run_id for (run_id,) in await self._database.rows(SELECT_SHARED)]
+    async def active(self) -> list[str]:
+        return [run_id for (run_id,) in await self._database.rows(SELECT_IDS)]
 
     @writes(of=())
     def claim(self, connection: Connection, run_id: str, after: str, last: str, now_ms: int) -> Part | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from app.stores.sql.database import SERVICE, Connection, SqlRepository, writes
 
@@ -15,8 +16,9 @@ SELECT COALESCE(
     (SELECT value FROM service WHERE name = 'pruned ' || :what)
 )
 """
-UPSERT_TIME = """
+UPSERT_VALUE = """
 INSERT INTO service (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+WHERE service.value <> excluded.value
 """
 SELECT_OLDEST = "SELECT MIN(created_at_ms) FROM tip_scores"
 SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
@@ -40,8 +42,8 @@ DELETE FROM bandit_priors WHERE version < (
 
 
 class SqlCutoffs(SqlRepository):
-    """Stores, for `events` and for `decisions`, the cutoff of the last run and the time before which rows have been
-    deleted. Implements `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
+    """Stores, for `events` and for `decisions`, the cutoff and the time before which rows have been deleted. Implements
+    `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
 
     async def cutoff(self, what: str) -> int | None:
         stored = await self._database.value(SELECT_CUTOFF, (what,))
@@ -52,10 +54,22 @@ class SqlCutoffs(SqlRepository):
         return int(await self._database.value(SELECT_DELETED, {"what": what}) or 0)
 
     @writes(of=SERVICE)
-    def set_cutoff(self, connection: Connection, what: str, cutoff_ms: int, deletes_before_ms: int | None) -> None:
-        (deleted,) = connection.execute(SELECT_DELETED, {"what": what}).fetchone()
-        connection.execute(UPSERT_TIME, (f"deleted {what}", str(max(int(deleted or 0), deletes_before_ms or 0))))
-        connection.execute(UPSERT_TIME, (f"pruned {what}", str(cutoff_ms)))
+    def move(self, connection: Connection, cutoffs: Mapping[str, int], night: int | None) -> bool:
+        if night is not None and not connection.execute(UPSERT_VALUE, ("last pruning", str(night))).rowcount:
+            return False
+        for what, cutoff_ms in cutoffs.items():
+            _upsert_deleted(connection, what, 0)  # an earlier release stored only the cutoff
+            connection.execute(UPSERT_VALUE, (f"pruned {what}", str(cutoff_ms)))
+        return True
+
+    @writes(of=SERVICE)
+    def deleting(self, connection: Connection, what: str, before_ms: int) -> None:
+        _upsert_deleted(connection, what, before_ms)
+
+
+def _upsert_deleted(connection: Connection, what: str, before_ms: int) -> None:
+    (deleted,) = connection.execute(SELECT_DELETED, {"what": what}).fetchone()
+    connection.execute(UPSERT_VALUE, (f"deleted {what}", str(max(int(deleted or 0), before_ms))))
 
 
 class DecisionRetention(SqlRepository):

@@ -100,7 +100,8 @@ async def main():
         await service.readiness()
         await service.consumer.sweep()
         await service.erasure.erase("ann")
-        await service.retention.prune(await service.retention.next_cutoffs(), asyncio.sleep)
+        await service.retention.move_cutoffs()
+        await service.retention.prune(asyncio.sleep)
         await service.logged_profiles.newest(1)
         print(*sys.modules)
 

@@ -13,12 +13,13 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
-from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
+import msgspec
 import pytest
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix
@@ -30,9 +31,10 @@ from app.bandit.model.inputs import Context
 from app.bootstrap.service import OpenService, open_service
 from app.concurrency.tasks import end
 from app.errors import CacheUnavailable, SettingsError, StoreUnavailable
-from app.events import consume, retention
-from app.features.clock import DAY_MS
+from app.events import consume
+from app.features.clock import DAY_MS, SystemClock
 from app.features.events import LoggedEvent
+from app.profiles.quality.report import STALE_MS
 from app.profiles.rebuild import RebuildRun, scope_of
 from app.settings import Settings
 from app.settings.parsers import PostgresUrl
@@ -40,10 +42,10 @@ from app.stores.queue import jobs as queue_jobs
 from app.stores.queue import worker as queue_worker
 from app.stores.queue.client import HEALTH_KEY, QUEUE
 from app.stores.queue.jobs import TIP_EVENTS
-from app.stores.queue.worker import ARQ_EXTRA_S, Pace
+from app.stores.queue.worker import ARQ_EXTRA_S
 from app.stores.sql.samples import backlog
 from app.stores.valkey.embedded import EmbeddedServer
-from app.worker import UNEXPECTED_TRIES, JobContext, back_off, context, crons, work
+from app.worker import UNEXPECTED_TRIES, JobContext, back_off, context, work
 from tests.support.bandit_process import TIPS
 from tests.support.database import copy_database
 from tests.support.events import admitted, payload, served
@@ -51,12 +53,12 @@ from tests.support.processes import ROOT, free_port
 from tests.support.proxy import proxy
 from tests.support.queue import connect
 from tests.support.registry import FEATURES, REGISTRY
+from tests.support.retention import night
 from tests.support.servers import ask
 from tests.support.traffic import now_ms
 from tests.support.waiting import PATIENCE_S, eventually, eventually_async
 
 pytestmark = pytest.mark.both_engines
-PACE = Pace(job_timeout_s=3)
 START_S, STOP_S = PATIENCE_S, PATIENCE_S
 
 
@@ -130,8 +132,8 @@ def jobs(service: OpenService, name: str, outcome: str) -> float:
     return service.metrics.collectors.get_sample_value("profiles_worker_jobs_total", labels) or 0.0
 
 
-def job(service: OpenService, tries: int = 1, pace: Pace = PACE) -> JobContext:
-    return {**context(service, pace), "job_id": "job", "job_try": tries}
+def job(service: OpenService) -> JobContext:
+    return {**context(service), "job_id": "job", "job_try": 1}
 
 
 # --- Thin jobs: what becomes of errors
@@ -180,8 +182,9 @@ async def test_payload_is_buried_after_its_attempts(service: OpenService, monkey
 async def test_job_stops_at_its_timeout(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
     never = asyncio.Event()
     monkeypatch.setattr(service.queue_door, "take_in", lambda _: never.wait())
+    monkeypatch.setattr(module, "WORK_S", 0.05)
     with pytest.raises(Retry):
-        await module.tip_events(job(service, pace=Pace(job_timeout_s=0.05)), [])
+        await module.tip_events(job(service), [])
 
 
 async def test_payload_is_stored_once_when_consumption_fails(
@@ -208,64 +211,119 @@ async def test_consumption_is_left_to_the_sweep_after_failures(
     assert jobs(service, queue_jobs.CONSUME, "given up") == 1
 
 
+# --- Runs, which are no jobs
+
+
 async def test_rebuild_fails_after_its_attempts(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
     await service.rebuild_runs.open(run_of(service, "run", now_ms()))
-    monkeypatch.setattr(service.rebuild_runner, "run", failing(RuntimeError("a defect")))
+    monkeypatch.setattr(type(service.rebuild_runner), "run", failing(RuntimeError("a defect")))
     ctx = job(service)
-    for _ in range(UNEXPECTED_TRIES - 1):
-        with pytest.raises(Retry):
-            await module.run_rebuild(ctx, "run")
-    await module.run_rebuild(ctx, "run")
+    for _ in range(UNEXPECTED_TRIES):
+        assert await service.rebuild_runs.active() == ["run"]
+        with pytest.raises(RuntimeError):
+            await module.rebuild(ctx)
     run = await service.rebuild_runs.get("run")
     assert run is not None
     assert run.state == "failed"
-    assert run.error == f"the job failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')"
+    assert run.error == f"it failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')"
 
 
-async def test_job_is_requeued_when_more_users_remain(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
-    await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
-    monkeypatch.setattr("app.profiles.rebuild.CHUNK", 2)
+async def test_run_is_tried_without_limit_while_a_dependency_fails(
+    service: OpenService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await service.rebuild_runs.open(run_of(service, "run", now_ms()))
-    monkeypatch.setattr(Pace, "budget_s", 0.0)
-    with pytest.raises(Retry) as caught:
-        await module.run_rebuild(job(service), "run")
-    assert caught.value.defer_score == 0
-    monkeypatch.undo()
-    await module.run_rebuild(job(service), "run")
+    ctx = job(service)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(service.rebuild_runner), "run", failing(CacheUnavailable("away")))
+        for _ in range(4 * UNEXPECTED_TRIES):
+            with pytest.raises(CacheUnavailable):
+                await module.rebuild(ctx)
+    await module.rebuild(ctx)
     run = await service.rebuild_runs.get("run")
     assert run is not None
-    assert (run.state, run.done) == ("completed", 3)
+    assert run.state == "completed"
 
 
-async def test_quality_is_measured_in_one_job(service: OpenService) -> None:
+async def test_rebuilds_take_turns(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
+    users = [f"user-{number}" for number in range(4)]
+    await service.ingestor.ingest([served(user, now_ms()) for user in users])
+    monkeypatch.setattr("app.profiles.rebuild.CHUNK", 2)
+    monkeypatch.setattr(module, "TURN_S", -1.0)
+    monkeypatch.setattr(type(service.rebuild_runner), "run", run := Mock(wraps=service.rebuild_runner.run))
+    for number, listed in enumerate((users, users[1:])):
+        await service.rebuild_runs.open(
+            run_of(service, str(number), now_ms() + number)._replace(scope=scope_of(listed), user_ids=listed)
+        )
+    await module.rebuild(job(service))
+    assert [call.args[0] for call in run.call_args_list] == ["0", "1", "0", "1", "0", "1"]
+    assert [(run.state, run.done) for run in await service.rebuild_runs.newest(9)] == [
+        ("completed", 3),
+        ("completed", 4),
+    ]
+
+
+async def test_requested_quality_is_measured(service: OpenService) -> None:
     await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
-    run, _ = await service.quality.runs.open("ann", now_ms())
-    await module.measure_quality(job(service), run.id)
+    await module.measure_quality(job(service))
+    assert await service.quality.runs.newest(9) == []
+    await service.quality.runs.open("ann", now_ms())
+    for _ in range(2):
+        await module.measure_quality(job(service))
     (ended,) = await service.quality.runs.newest(9)
     assert (ended.state, ended.measured) == ("completed", 3)
 
 
 async def test_measurement_fails_after_its_attempts(service: OpenService, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, _ = await service.quality.runs.open("ann", now_ms())
+    await service.quality.runs.open("ann", now_ms())
     monkeypatch.setattr(type(service.quality), "measure", failing(RuntimeError("a defect")))
     ctx = job(service)
-    for _ in range(UNEXPECTED_TRIES - 1):
-        with pytest.raises(Retry):
-            await module.measure_quality(ctx, run.id)
-    await module.measure_quality(ctx, run.id)
+    for _ in range(UNEXPECTED_TRIES):
+        with pytest.raises(RuntimeError):
+            await module.measure_quality(ctx)
     (ended,) = await service.quality.runs.newest(9)
     assert (ended.state, ended.error) == (
         "failed",
-        f"the job failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')",
+        f"it failed {UNEXPECTED_TRIES} times: RuntimeError('a defect')",
     )
 
 
-async def test_hourly_measurement_is_skipped_while_one_runs(service: OpenService) -> None:
-    await module.hourly_quality(job(service))
-    await module.hourly_quality(job(service))
-    (run,) = await service.quality.runs.newest(10)
-    assert (run.state, run.requested_by) == ("queued", module.HOURLY)
-    assert {entry.name for entry in module.crons(PACE)} <= queue_jobs.JOBS
+class FixedClock(SystemClock):
+    """A clock that stands still at a time of a day, such as 27:30, half past three on the next day."""
+
+    def __init__(self, time: str) -> None:
+        self._midnight_ms = now_ms() // DAY_MS * DAY_MS
+        self.set(time)
+
+    def set(self, time: str) -> None:
+        hours, minutes = map(int, time.split(":"))
+        self.at_ms = self._midnight_ms + (60 * hours + minutes) * 60_000
+
+    def now_ms(self) -> int:
+        return self.at_ms
+
+
+async def test_quality_is_measured_once_an_hour(service: OpenService) -> None:
+    clock = FixedClock("10:40")
+    at_that_time = msgspec.structs.replace(service, clock=clock)
+    times = {"10:40": 0, "10:41": 1, "10:42": 1, "10:59": 1, "11:40": 1, "11:43": 2, "11:44": 2, "14:00": 2, "14:41": 3}
+    for time, measured in times.items():
+        clock.set(time)
+        for _ in range(2):
+            await module.measure_quality(job(at_that_time))
+        runs = await service.quality.runs.newest(9)
+        assert [(run.requested_by, run.state) for run in runs] == [(module.HOURLY, "completed")] * measured, time
+
+
+async def test_rows_are_pruned_once_a_night(service: OpenService) -> None:
+    clock = FixedClock("3:16")
+    retention = msgspec.structs.replace(service.retention, clock=clock)
+    at_that_time = msgspec.structs.replace(service, clock=clock, retention=retention)
+    old_ms = clock.at_ms - service.settings.retention_days * DAY_MS
+    await service.consumer.log.append([[admitted(served("ann", old_ms - 1)), admitted(served("ann", old_ms + DAY_MS))]])
+    for time, left in {"3:16": 2, "3:17": 1, "3:18": 1, "27:16": 1, "27:28": 1, "51:17": 0}.items():
+        clock.set(time)
+        await module.prune(at_that_time)
+        assert await stored(service) == left, time
 
 
 async def test_decisions_are_pruned_by_their_own_retention(service: OpenService) -> None:
@@ -275,7 +333,7 @@ async def test_decisions_are_pruned_by_their_own_retention(service: OpenService)
     await service.database.write(
         lambda c: c.execute("UPDATE tip_scores SET created_at_ms = ? WHERE user_id = 'ann'", (old_ms,)), of=()
     )
-    await module.prune(job(service), await service.retention.next_cutoffs())
+    await night(service.retention)
     rows = await service.database.read(lambda c: c.execute("SELECT user_id FROM tip_scores").fetchall())
     assert rows == [("bob",)]
 
@@ -285,7 +343,7 @@ async def test_decisions_are_pruned_by_their_own_retention(service: OpenService)
 
 @asynccontextmanager
 async def working(
-    settings: Settings, learner: FakeLearner | None = None, pace: Pace = PACE
+    settings: Settings, learner: FakeLearner | None = None
 ) -> AsyncIterator[tuple[OpenService, asyncio.Event]]:
     """A worker in this event loop: its service, and the event that stops it. It is always stopped at the end."""
     stop = asyncio.Event()
@@ -295,7 +353,7 @@ async def working(
         service.consumer.learners = [*service.consumer.learners, (learner or FakeLearner()).learn]
         ready.append(service)
 
-    running = asyncio.create_task(work(settings, stop, pace=pace, on_ready=on_ready))
+    running = asyncio.create_task(work(settings, stop, on_ready=on_ready))
     try:
         await eventually(lambda: ready or running.done(), START_S)
         if running.done():
@@ -363,49 +421,18 @@ async def test_events_of_the_queue_are_consumed(settings: Settings, client: ArqR
         assert await client.zcard(QUEUE) == 0
 
 
-async def test_quality_is_measured_when_requested_or_lost(settings: Settings) -> None:
-    async with working(settings, pace=Pace(job_timeout_s=3)) as (service, _):
+async def test_quality_is_measured_when_requested(settings: Settings) -> None:
+    async with working(settings) as (service, _), working(settings):
 
         async def completed(count: int) -> bool:
             runs = await service.quality.runs.newest(10)
-            return [run.state for run in runs] == ["completed"] * count
+            return [run.state for run in runs if run.requested_by != module.HOURLY] == ["completed"] * count
 
-        run, _ = await service.quality.runs.open("ann", now_ms())
-        await service.quality.start(run.id)
+        await service.quality.runs.open("ann", now_ms())
         await eventually_async(lambda: completed(1))
-        await service.quality.runs.open("bob", now_ms() - 60_000)  # its job was lost
+        run, _ = await service.quality.runs.open("bob", now_ms())
+        await service.quality.runs.begin(run.id, now_ms() - STALE_MS - 1)  # by a worker that has died
         await eventually_async(lambda: completed(2))
-
-
-async def test_pruning_continues_at_once_in_pieces(
-    settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retention, "STEP", 2)
-    monkeypatch.setattr(Pace, "budget_s", -1)  # each try deletes one step
-    async with working(settings) as (service, _):
-        old_ms = now_ms() - (service.settings.retention_days + 1) * DAY_MS
-        await service.consumer.log.append([[admitted(served("ann", old_ms)) for _ in range(7)]])
-        await client.enqueue_job(queue_jobs.NIGHTLY_PRUNE)
-        await eventually(lambda: jobs(service, queue_jobs.PRUNE, "done"), 20)
-        assert await stored(service) == 0
-        assert jobs(service, queue_jobs.PRUNE, "continued") == 4
-
-
-async def test_pruning_is_retried_when_its_first_try_fails(
-    settings: Settings, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with working(settings) as (service, _):
-        before_ms = now_ms() - (service.settings.retention_days + 2) * DAY_MS
-        cutoffs = service.retention.cutoffs
-        for what in ("events", "decisions"):
-            await cutoffs.set_cutoff(what, before_ms, None)  # of the night before
-        await service.consumer.log.append([[admitted(served("ann", before_ms + DAY_MS))]])
-        with monkeypatch.context() as patch:
-            patch.setattr(type(cutoffs), "set_cutoff", failing(StoreUnavailable("locked")))
-            await client.enqueue_job(queue_jobs.NIGHTLY_PRUNE)
-            await eventually(lambda: jobs(service, queue_jobs.PRUNE, "retried"), 20)
-        await eventually(lambda: jobs(service, queue_jobs.PRUNE, "done"), 20)
-        assert await stored(service) == 0
 
 
 async def test_poison_event_becomes_a_dead_letter(settings: Settings, client: ArqRedis) -> None:
@@ -475,21 +502,7 @@ async def test_named_queues_keep_services_apart(
             await other_client.enqueue_job(TIP_EVENTS, [event(f"b{number}"), event(f"c{number}")])
         await eventually_async(lambda: stored_is(service, 20))
         await eventually_async(lambda: stored_is(other, 40))
-        # What has a name of its own does not keep the other's from running, either.
-        for each in (service, other):
-            assert each.queue is not None
-            run, _ = await each.quality.runs.open("ann", now_ms())
-            await each.quality.start(run.id)
-        for each in (service, other):
-            await eventually_async(partial(completed, each))
-        names = [{job.name for job in crons(Pace(), name)} for name in (QUEUE, "other")]
-        assert not names[0] & names[1]
     await other_client.aclose(close_connection_pool=True)
-
-
-async def completed(service: OpenService) -> bool:
-    """Whether a report of data quality is there."""
-    return await service.quality.runs.newest_completed() is not None
 
 
 @pytest.mark.slow
@@ -564,7 +577,7 @@ async def test_crashed_job_returns_within_the_job_timeout(
         assert job is not None
         await eventually(lambda: gate.waiting)
         hidden_ms = await client.pttl(in_progress_key_prefix + job.job_id)
-        assert 0 < hidden_ms <= (PACE.job_timeout_s + ARQ_EXTRA_S) * 1000
+        assert 0 < hidden_ms <= (module.JOB_TIMEOUT_S + ARQ_EXTRA_S) * 1000
         gate.open.set()
 
 
@@ -595,7 +608,7 @@ async def test_job_returns_when_it_outlasts_stopping(
 ) -> None:
     monkeypatch.setattr(queue_worker, "STOP_GRACE_S", 0.05)
     learner = FakeLearner()
-    async with working(settings, learner, Pace()) as (service, _):
+    async with working(settings, learner) as (service, _):
         gate = Gate(service, monkeypatch)
         await client.enqueue_job(TIP_EVENTS, [event("a")])
         await eventually(lambda: gate.waiting)
@@ -666,30 +679,36 @@ async def test_worker_leaves_no_connection_when_the_queue_is_silent_in_a_transac
     gc.collect()
 
 
-async def test_rebuild_is_completed_when_it_is_started_by_the_queue(settings: Settings, client: ArqRedis) -> None:
-    async with working(settings) as (service, _):
-        await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(300)])
-        await service.rebuild_runs.open(run_of(service, "run", now_ms()))
-        assert service.queue is not None
-        await service.queue.start_rebuild("run")
+async def test_rebuild_is_taken_up_when_it_was_requested_without_a_worker(
+    settings: Settings, service: OpenService, own_valkey: EmbeddedServer
+) -> None:
+    """Also while the queue is away."""
+    await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(300)])
+    await service.rebuild_runs.open(run_of(service, "run", now_ms()))
+    own_valkey.kill()
 
-        async def completed() -> bool:
-            run = await service.rebuild_runs.get("run")
-            return run is not None and run.state == "completed" and run.done == 300
+    async def completed() -> bool:
+        run = await service.rebuild_runs.get("run")
+        return run is not None and run.state == "completed" and run.done == 300
 
+    async with working(settings), working(settings):
         await eventually_async(completed)
 
 
-async def test_rebuild_is_taken_up_when_its_job_was_lost(settings: Settings) -> None:
+async def test_rebuild_begins_within_a_second_of_its_request(settings: Settings) -> None:
     async with working(settings) as (service, _):
-        await service.ingestor.ingest([served("ann", now_ms())])
-        await service.rebuild_runs.open(run_of(service, "run", now_ms() - PACE.untouched_ms - 1))
+        for number in range(3):
+            await service.rebuild_runs.open(run_of(service, str(number), begun_ms := now_ms()))
 
-        async def completed() -> bool:
-            run = await service.rebuild_runs.get("run")
-            return run is not None and run.state == "completed"
+            async def completed(run_id: str = str(number)) -> bool:
+                run = await service.rebuild_runs.get(run_id)
+                return run is not None and run.state == "completed"
 
-        await eventually_async(completed)
+            await eventually_async(completed)
+            run = await service.rebuild_runs.get(str(number))
+            assert run is not None
+            assert run.started_at_ms is not None
+            assert run.started_at_ms - begun_ms < 1_000 * (module.LOOK_EVERY_S + 1)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.errors import StoreUnavailable
 from app.events.retention import LARGEST_MOVE_MS, STEP, Retention, next_cutoff
 from app.features.clock import DAY_MS
 from app.stores.sql.database import Database
@@ -49,7 +50,8 @@ async def test_old_events_go_for_good(consumption: ConsumerFixture, retention: R
     await consumption.store(
         kept, *(served("ann", OLDEST - 1 - number) for number in range(STEP + 5)), feedback("ann", OLDEST - 1)
     )
-    assert await retention.prune(await retention.next_cutoffs(), pause) == {"events": STEP + 6}
+    await retention.move_cutoffs()
+    assert await retention.prune(pause) == {"events": STEP + 6}
     assert await column(consumption.database, "SELECT event_id FROM event_log") == ["kept"]
     assert await column(consumption.database, "SELECT seq FROM tip_views") == [1]
     assert await column(consumption.database, "SELECT seq FROM tip_feedback") == []
@@ -58,17 +60,33 @@ async def test_old_events_go_for_good(consumption: ConsumerFixture, retention: R
     assert seq == STEP + 8, "a sequence number came again"
 
 
-async def test_pruning_continues_after_its_time_is_up(consumption: ConsumerFixture, retention: Retention) -> None:
+async def test_interrupted_pruning_is_continued(consumption: ConsumerFixture, retention: Retention) -> None:
+    async def interrupt(_: float) -> None:
+        raise StoreUnavailable("locked")
+
     await night(retention)
     await consumption.store(
         *(served("ann", OLDEST + DAY_MS) for _ in range(STEP + 1)), served("ann", OLDEST + 5 * DAY_MS)
     )
+    assert await retention.prune(no_pause, thorough=False) == {"events": 0}
     consumption.clock.advance(40 * DAY_MS)
-    cutoffs = await retention.next_cutoffs()
-    assert await retention.prune(cutoffs, no_pause, budget_s=-1) is None
-    assert await retention.prune(cutoffs, no_pause, budget_s=60) == {"events": 1}
-    assert await retention.prune(cutoffs, no_pause, budget_s=60) == {"events": 0}
+    assert await retention.prune(no_pause, thorough=False) == {"events": 0}, "the cutoff has not moved"
+    assert await retention.move_cutoffs(1)
+    with pytest.raises(StoreUnavailable):
+        await retention.prune(interrupt)
+    assert await retention.prune(no_pause, thorough=False) == {"events": 1}
+    assert await retention.prune(no_pause, thorough=False) == {"events": 0}
     assert await column(consumption.database, "SELECT COUNT(*) FROM event_log") == [1]
+
+
+async def test_cutoff_moves_once_a_night(consumption: ConsumerFixture, retention: Retention) -> None:
+    cutoffs = SqlCutoffs(consumption.database)
+    assert await retention.move_cutoffs(1)
+    consumption.clock.advance(DAY_MS)
+    assert not await retention.move_cutoffs(1)
+    assert await cutoffs.cutoff("events") == OLDEST
+    assert await retention.move_cutoffs(2)
+    assert await cutoffs.cutoff("events") == OLDEST + DAY_MS
 
 
 async def test_wrong_clock_deletes_three_days_at_most(consumption: ConsumerFixture, retention: Retention) -> None:

@@ -11,7 +11,6 @@ import pytest
 from litestar.types import Receive, Scope, Send
 
 from app.api.middleware.edge import MAX_COOKIES, MAX_HEADER_BYTES, MAX_PARAMETERS, MAX_TARGET_BYTES, Edge
-from app.api.middleware.load_shedding import Shedding
 from app.settings import Settings
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
@@ -40,9 +39,7 @@ async def test_request_counts_as_499_when_it_is_cancelled() -> None:
         await asyncio.Event().wait()
 
     metrics = Metrics()
-    request = asyncio.get_running_loop().create_task(
-        Edge(endless, metrics, Shedding(metrics, {}))(SCOPE, nothing, nothing)
-    )
+    request = asyncio.get_running_loop().create_task(Edge(endless, metrics, {})(SCOPE, nothing, nothing))
     await reached.wait()
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -69,7 +66,7 @@ async def through(headers: list[tuple[bytes, bytes]], **changes: object) -> tupl
 
     scope: Any = {**SCOPE, "headers": headers, **changes}
     metrics = Metrics()
-    await Edge(inner, metrics, Shedding(metrics, {}))(scope, nothing, send)
+    await Edge(inner, metrics, {})(scope, nothing, send)
     return reached, sent
 
 

@@ -13,12 +13,11 @@ from tests.support.service import PausableService
 
 
 class QualityFixture:
-    """The parts, the pauses that they asked for, and the runs that workers were asked to carry out."""
+    """The parts, and the pauses that they asked for."""
 
     def __init__(self, service: PausableService, seed: int = 1) -> None:
         self.service = service
         self.pauses: list[float] = []
-        self.started: list[int] = []
         self.users = service.inner.users
         self.inspector = Inspector(
             filler=Filler(service.cache, service.registry, Metrics()),
@@ -28,15 +27,10 @@ class QualityFixture:
             pause=self._at_once,
         )
         self.runs = SqlQualityRepository(service.database)
-        self.quality = DataQuality(
-            inspector=self.inspector, random=Random(seed), runs=self.runs, start=self._start, pause=self._pause
-        )
+        self.quality = DataQuality(inspector=self.inspector, random=Random(seed), runs=self.runs, pause=self._pause)
 
     async def _at_once(self, _: float) -> None:
         """No pause before a second look."""
 
     async def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
-
-    async def _start(self, run_id: int) -> None:
-        self.started.append(run_id)

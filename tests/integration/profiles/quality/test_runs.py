@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.profiles.quality.report import KEPT, QualityRun, readable_report
+from app.errors import StoreUnavailable
+from app.profiles.quality.report import KEPT, STALE_MS, QualityRun, readable_report
 from tests.integration.profiles.quality.fixture import QualityFixture
 from tests.support.clock import NOW_MS
 from tests.support.events import served
@@ -44,10 +45,37 @@ async def test_run_starts_over_after_a_crash(fixture: QualityFixture) -> None:
     run, _ = await fixture.runs.open("ann", NOW_MS)
     assert await fixture.runs.begin(run.id, NOW_MS)
     assert (await newest(fixture)).state == "running"
-    fixture.service.clock.advance(1_000)
+    fixture.service.clock.advance(STALE_MS + 1)
     await fixture.quality.carry_out(run.id, AMPLE_S)
     ended = await newest(fixture)
-    assert (ended.state, ended.started_at_ms, ended.measured) == ("completed", NOW_MS + 1_000, 8)
+    assert (ended.state, ended.started_at_ms, ended.measured) == ("completed", NOW_MS + STALE_MS + 1, 8)
+
+
+async def test_run_is_measured_by_one_worker(fixture: QualityFixture) -> None:
+    run, _ = await fixture.runs.open("ann", NOW_MS)
+    assert await fixture.runs.begin(run.id, NOW_MS)
+    for now_ms in (NOW_MS - STALE_MS, NOW_MS, NOW_MS + STALE_MS):
+        assert not await fixture.runs.begin(run.id, now_ms)
+    await fixture.quality.carry_out(run.id, AMPLE_S)
+    assert fixture.service.source.statements == []
+    assert await fixture.runs.begin(run.id, NOW_MS - STALE_MS - 1), "the clock was set back"
+
+
+async def test_run_is_measured_again_at_once_after_an_error(
+    fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = await fixture.runs.open("ann", NOW_MS)
+
+    async def fail(*_: object) -> None:
+        raise StoreUnavailable("locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fixture.service.source, "compute", fail)
+        with pytest.raises(StoreUnavailable):
+            await fixture.quality.carry_out(run.id, AMPLE_S)
+    assert (await newest(fixture)).state == "queued"
+    await fixture.quality.carry_out(run.id, AMPLE_S)
+    assert (await newest(fixture)).state == "completed"
 
 
 async def test_run_fails_when_the_draw_takes_too_long(fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,15 +127,6 @@ async def test_last_reports_and_newest_good_one_are_kept(fixture: QualityFixture
     completed = await fixture.runs.newest_completed()
     assert completed is not None
     assert completed.id == good.id
-
-
-async def test_stalled_runs_are_found(fixture: QualityFixture) -> None:
-    run, _ = await fixture.runs.open("ann", NOW_MS)
-    assert await fixture.runs.untouched(NOW_MS, NOW_MS) == []
-    assert await fixture.runs.untouched(NOW_MS + 1, NOW_MS + 1) == [run.id]
-    assert await fixture.runs.untouched(NOW_MS - 2, NOW_MS - 1) == [run.id], "the clock was set back"
-    await fixture.quality.carry_out(run.id, AMPLE_S)
-    assert await fixture.runs.untouched(NOW_MS + 1_000_000, NOW_MS + 1_000_000) == []
 
 
 async def test_report_of_another_release_is_none(fixture: QualityFixture) -> None:

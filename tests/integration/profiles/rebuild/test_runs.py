@@ -261,14 +261,15 @@ async def test_run_is_retried_when_the_database_fails(fixture: RunsFixture, monk
     assert (await fixture.look()).done == 3
 
 
-async def test_stalled_runs_are_found(fixture: RunsFixture) -> None:
-    await fixture.eligible(1)
+async def test_open_runs_are_found(fixture: RunsFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 1)
+    await fixture.eligible(2)
     await fixture.opened("queued")
     await fixture.opened("ended", users=["a"])
     await fixture.runner.run("ended", FOR_EVER)
-    assert await fixture.book.untouched(NOW_MS, NOW_MS) == []
-    assert await fixture.book.untouched(NOW_MS + 1, NOW_MS + 1) == ["queued"]
-    assert await fixture.book.untouched(NOW_MS - 2, NOW_MS - 1) == ["queued"], "the clock was set back"
+    await fixture.opened("running", users=["a", "b"])
+    assert not await fixture.runner.run("running", -1)
+    assert await fixture.book.active() == ["queued", "running"]
 
 
 async def test_last_ended_runs_and_every_active_run_are_kept(fixture: RunsFixture) -> None:

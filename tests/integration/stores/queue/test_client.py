@@ -20,7 +20,7 @@ from app.errors import QueueUnavailable
 from app.stores.queue import client as queue
 from app.stores.queue import jobs as jobs_module
 from app.stores.queue.client import Queue
-from app.stores.queue.jobs import BURY, CONSUME, JOBS, REBUILD, TIP_EVENTS, deserialize, serialize
+from app.stores.queue.jobs import BURY, CONSUME, JOBS, TIP_EVENTS, deserialize, serialize
 from app.stores.valkey.embedded import EmbeddedServer
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS
@@ -68,6 +68,7 @@ FOREIGN: dict[str, list[bytes]] = {
     ],
     "unknown job 'no_job_of_ours'": [packed(f="no_job_of_ours")],
     "unknown job 'cron:evil'": [packed(f="cron:evil")],
+    "unknown job 'prune_all'": [packed(f="prune_all")],
     "tip_events takes one argument, a list of events": [packed(a=[]), packed(a=[[], []]), packed(k={"events": []})],
 }
 
@@ -80,6 +81,21 @@ def test_foreign_job_becomes_a_burial(reason: str) -> None:
         payload, said = job["a"]
         assert said.startswith(reason), raw[:60]
         msgspec.json.encode(payload, enc_hook=repr)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("run_rebuild", ["5e1f"]),
+        ("measure_quality", [7]),
+        ("prune", [{"events": 1}]),
+        ("cron:prune", []),
+        ("cron:quality:mine", []),
+    ],
+)
+def test_job_of_an_earlier_release_does_nothing(name: str, arguments: list[object]) -> None:
+    expected = {"t": 1, "f": TIP_EVENTS, "a": [[]], "k": {}, "et": 0}
+    assert deserialize(packed(f=name, a=arguments, k={"traceparent": "00-1-2-01"})) == expected
 
 
 def test_nothing_is_run_when_a_job_is_a_pickle() -> None:
@@ -134,13 +150,6 @@ async def test_events_per_job_are_bounded(valkey: EmbeddedServer, client: ArqRed
     assert sorted(len(args[0]) for _, args in await jobs(client)) == [5, 10, 10]
 
 
-async def test_rebuild_has_one_job_when_it_is_started_again(published: Queue, client: ArqRedis) -> None:
-    await published.start_rebuild("run")
-    await published.start_rebuild("run")
-    assert await jobs(client) == [(REBUILD, ("run",))]
-    assert await published.depth() == 1
-
-
 async def test_worker_counts_as_alive_when_its_health_key_stands(published: Queue, valkey: EmbeddedServer) -> None:
     assert not await published.worker_alive()
     ask(valkey, "SET", queue.HEALTH_KEY, "well")
@@ -158,8 +167,6 @@ async def test_failed_publish_is_counted_when_the_queue_is_unreachable() -> None
     await eventually(lambda: failures() == 1)
     away.publish([3])
     await eventually(lambda: failures() == 2)
-    await away.start_rebuild("run")
-    assert failures() == 3
     with pytest.raises(QueueUnavailable):
         await away.depth()
     with pytest.raises(QueueUnavailable):
@@ -183,9 +190,8 @@ def test_failed_publish_is_counted_when_the_connection_ends(
         opened = Queue(valkey.url, metrics)
         with monkeypatch.context() as patch:
             patch.setattr(BlockingConnectionPool, "ensure_connection", ended)
-            await opened.start_rebuild("run")
             opened.publish([1])
-            await eventually(lambda: metrics.collectors.get_sample_value("profiles_publish_failures_total") == 2)
+            await eventually(lambda: metrics.collectors.get_sample_value("profiles_publish_failures_total") == 1)
             with pytest.raises(QueueUnavailable):
                 await opened.depth()
         assert await opened.depth() == 0

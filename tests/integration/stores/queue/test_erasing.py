@@ -20,7 +20,6 @@ from app.stores.queue.jobs import (
     BURY,
     CONSUME,
     PIECE_BYTES,
-    PRUNE,
     TIP_EVENTS,
     deserialize,
     serialize,
@@ -131,7 +130,7 @@ async def test_jobs_stay_when_the_user_has_the_name_of_a_field(
         "traced": job(events_of("ann", number=3), k={"traceparent": TRACEPARENT}),
         "consume": job([1, 2], f=CONSUME),
         "bury": job("noise", reason, f=BURY),
-        "prune": job({"events": 1, "decisions": 2}, f=PRUNE),
+        "prune": job({"events": 1, "decisions": 2}, f="prune"),
         "cron": job(f="cron:prune:others"),
     }
     put(valkey, **jobs)

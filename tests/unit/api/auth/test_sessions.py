@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import zlib
 
 import pytest
@@ -42,14 +41,12 @@ class Remembered:
 def sessions(
     *keys: ApiKey, records: SessionRecords | None = None, clock: FakeClock | None = None, hours: int = 2
 ) -> Sessions:
-    numbers = itertools.count()
     return Sessions(
         keys=keys,
         records=records or Remembered(),
         clock=clock or FakeClock(),
-        new_id=lambda: f"id-{next(numbers)}",
         lifetime_hours=hours,
-        instance="test",
+        cookie_name="session",
     )
 
 

@@ -221,12 +221,10 @@ async def test_cancelled_run_loses_its_parts(database: Database) -> None:
     assert await database.rows("SELECT * FROM rebuild_parts") == []
 
 
-async def test_process_takes_no_second_share_in_a_run(database: Database, clock: FakeClock) -> None:
+async def test_worker_leaves_out_what_another_has_claimed(database: Database, clock: FakeClock) -> None:
     await store_users(database)
     repository = await open_run(database)
     worker = Worker(database, clock, Random(1))
-    await worker.runner.share(FOR_EVER)
-    assert not worker.rebuilt, "no worker has begun it"
     assert await repository.claim("run", "", USERS[1], NOW_MS) is not None
-    await worker.runner.share(FOR_EVER)
+    await worker.run()
     assert worker.rebuilt == Counter(USERS[2:])

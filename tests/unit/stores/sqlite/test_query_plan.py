@@ -63,9 +63,17 @@ def test_profile_statement_searches_covering_indexes(database_path: Path, regist
 # Scans of arrays, of subqueries, and of indexes that contain little.
 SMALL_SCAN = re.compile(
     r"SCAN (.* VIRTUAL TABLE .*|.*CONSTANT ROWS?|found|newest|counted|\(subquery-\d+\)"
-    r"|.* USING COVERING INDEX bandit_states_by_spec)"
+    r"|.* USING COVERING INDEX bandit_states_by_spec|rebuilds USING INDEX rebuilds_one_per_scope)"
 )
-SORTED = {"still closed", "samples lately", "users by prefix", "activity", "newest traced", "learned decisions"}
+SORTED = {
+    "still closed",
+    "samples lately",
+    "users by prefix",
+    "activity",
+    "newest traced",
+    "learned decisions",
+    "open runs",
+}
 PAGE = {"after": 0, "until": 9, "limit": 9, "among": 9, "stage": 0, "since": 0, "challenger": "s"}
 NEWEST = {"user": "user-77", "since": 0, "until": 9, "at_ms": 9, "number": 9, "limit": 9}
 RANGE = {"spec": "s", "first": "a", "end": "b", "n": 9, "round": 1, "newest": 2}
@@ -106,7 +114,7 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
         "decision_events_by_decision (number=?)",
     ),
     "decisions of an erased user": (users.DELETE_DECISIONS[3], {"user": "ann"}, "tip_scores_by_user (user_id=?)"),
-    "shared runs": (rebuilds.SELECT_SHARED, (), "rebuilds_one_per_scope (scope=?)"),
+    "open runs": (rebuilds.SELECT_IDS, (), "SCAN rebuilds USING INDEX rebuilds_one_per_scope"),  # of open ones
     "old samples": (samples.DELETE_OLD_SAMPLES, {"oldest": 1, "newest": 2}, "samples_by_time (at_ms>?)"),
     "samples": (samples.SELECT_SAMPLES, (1,), "samples_by_time (at_ms>?)"),
     "samples lately": (samples.SELECT_LATELY, (1, 2), "samples_by_time (at_ms>? AND at_ms<?)"),
