@@ -147,6 +147,11 @@ _milliseconds = _parser(r"[1-9][0-9]{0,5}", "a whole number of milliseconds from
 registry_source = _parser(
     rf"({_NAME}(\.{_NAME})*|[^\0]*\.py):{_NAME}", "package.module:NAME or /path/features.py:NAME", str
 )
+root_path = _parser(
+    r"(/(?!\.{1,2}(/|$))[A-Za-z0-9_.~\-]+)*/?",
+    "a path such as /profiles: after each slash A-Z a-z 0-9 _ . ~ -",
+    lambda path: path.removesuffix("/"),
+)
 queue_name = _parser(r"[A-Za-z0-9:_.\-]{1,100}", "1 to 100 of A-Z a-z 0-9 : _ . -", str)
 host = _parser(r"[0-9A-Za-z.:\-]{1,253}", "an address or a host name", str)
 model_name = _parser(r"[\x21-\x7e]{1,200}", "1 to 200 ASCII characters without spaces", str)
@@ -231,13 +236,6 @@ def _base_url(value: str, example: str, secret: str) -> str:
     if "?" in value or "#" in value or not re.fullmatch(r"[\x21-\x7e]+", value):
         raise ValueError(f"must be ASCII without a query or a fragment, such as {example}")
     return value.rstrip("/")
-
-
-def root_path(value: str) -> str:
-    """Check the path part of a URL, such as `/profiles`. Return it without a trailing slash; `/` becomes empty."""
-    if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9_.~\-]+)*/?", value):
-        raise ValueError("must be a path such as /profiles: after each slash A-Z a-z 0-9 _ . ~ -")
-    return value.removesuffix("/")
 
 
 def networks(value: str) -> tuple[Network, ...]:

@@ -1,9 +1,9 @@
 """The cache of profile features on Redis or Valkey ≥ 7.0.
 
 A *cell* is one feature of one user. Its key is `pf:<epoch>:{<user>}:<feature>`, with the user id percent-encoded; the
-braces are a Cluster hash tag. The epoch identifies database and server (`app.stores.valkey.single_server`), and in a
-cluster the owner of the slot (`app.stores.valkey.cluster`). A command is sent only on a connection whose epoch is that
-of the command's keys. A fill, which stores a computed value, is a compare-and-set: `SET … IFEQ`, or a Lua script.
+braces are a Cluster hash tag. The epoch identifies database and server, in a cluster the owner of the slot
+(`app.stores.valkey.registration`). A fill, which stores a computed value, is a compare-and-set: `SET … IFEQ`, or a Lua
+script.
 """
 
 from __future__ import annotations
