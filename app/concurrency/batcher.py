@@ -87,11 +87,7 @@ class Batcher(Generic[Item, Result]):
         return self._load.full or self._load.waiting >= self._bounds.most
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
-        """Add an item to the next group; the returned future gives its result.
-
-        Raises:
-            Overloaded: the item is rejected, because too many items wait.
-        """
+        """Add an item to the next group; the future gives its result. Raises `Overloaded` if too many items wait."""
         size = self._size(item)
         if self._load.full or self._load.waiting + size > self._bounds.most:
             raise Overloaded(self._bounds.kind)
@@ -121,20 +117,17 @@ class Batcher(Generic[Item, Result]):
         early_s = self._next_at - self._monotonic()
         if early_s > 0 and self._load.waiting < self._bounds.at_once:
             await self._pause(early_s)
-        await self._work_on(self._take())
-        if self._waiting:
-            self._begin()
-
-    def _take(self) -> list[_Entry[Item, Result]]:
-        group: list[_Entry[Item, Result]] = []
-        taken = 0
-        while self._waiting and (not group or taken + self._waiting[0].size <= self._bounds.at_once):
+        group = [self._waiting.popleft()]
+        taken = group[0].size
+        while self._waiting and taken + self._waiting[0].size <= self._bounds.at_once:
             group.append(self._waiting.popleft())
             taken += group[-1].size
         self._load.waiting -= taken
-        return group
+        await self._work_on(group, taken)
+        if self._waiting:
+            self._begin()
 
-    async def _work_on(self, group: Sequence[_Entry[Item, Result]]) -> None:
+    async def _work_on(self, group: Sequence[_Entry[Item, Result]], size: int) -> None:
         started = self._monotonic()
         self._next_at = started + self._bounds.apart_s
         try:
@@ -147,7 +140,7 @@ class Batcher(Generic[Item, Result]):
             if not isinstance(error, Exception):
                 raise
         else:
-            self._load.worked(sum(entry.size for entry in group), self._monotonic() - started)
+            self._load.worked(size, self._monotonic() - started)
             for entry, result in zip(group, results, strict=True):
                 if not entry.done.done():
                     entry.done.set_result(result)

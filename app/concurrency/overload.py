@@ -26,14 +26,10 @@ _WEIGHT = 0.1  # of the newest sample in the moving averages
 
 
 class LoadEstimate(msgspec.Struct, kw_only=True, eq=False):
-    """Estimates how long new work would wait in one queue. The owner of the queue keeps `waiting`, the number of units
-    (events or users, for example) in the queue, up to date, and reports finished units with `worked`.
-
-    `lanes`: how many pieces of work run at once.
-    `patience_s`: the queue is full if the estimated wait is longer than this, in seconds.
-    `always`: up to this many units may wait whatever the estimate says, because one slow piece of work is not an
-        overload.
-    """
+    """Estimates how long new work would wait in one queue, in which `lanes` pieces of work run at once. The owner of
+    the queue keeps `waiting`, the number of units in it, up to date, and reports finished units with `worked`. The
+    queue is full if the estimated wait is longer than `patience_s` seconds. Up to `always` units may wait whatever the
+    estimate says, because one slow piece of work is not an overload."""
 
     lanes: int
     patience_s: float

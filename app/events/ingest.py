@@ -68,15 +68,12 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
     async def ingest(
         self, events: Sequence[TipEvent], sent_by: str = "", *, historical: bool = False, count_rejection: bool = True
     ) -> Appended:
-        """Store all of these events, or none.
-
-        `sent_by` is recorded as their sender, by default the entry point. If `historical`, queries with `known_at`
-        treat the events (duplicates included) as known since their event time, not since their arrival. This is for
-        imports by admins, since it changes what past queries return. With `count_rejection` false, the metrics do not
-        count events that are rejected, because the caller sends them again. Raises `InvalidInput` if an event time is
-        not allowed, `Conflict` if an event id is known with other content, and `Overloaded` if too many events wait.
-        After `StoreUnavailable`, the events may or may not be stored; retrying is safe.
-        """
+        """Store all of these events, or none. `sent_by`: their sender, by default the entry point. `historical`: see
+        `Admitted`; duplicates count as such, too. This is for imports by admins, since it changes what past queries
+        return. With `count_rejection` false, the metrics do not count events that are rejected, because the caller
+        sends them again. Raises `InvalidInput` if an event time is not allowed, `Conflict` if an event id is known with
+        other content, and `Overloaded` if too many events wait. After `StoreUnavailable`, the events may or may not be
+        stored; retrying is safe."""
         try:
             sender = sent_by or _SENDERS.get(self.door, self.door)
             admitted = admit(events, self.clock.now_ms(), self.retention_days, sender, historical=historical)

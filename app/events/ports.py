@@ -10,14 +10,11 @@ from app.features.events import LoggedEvent, TipEvent
 
 
 class Admitted(NamedTuple):
-    """An event that has passed validation, with the facts that are stored beside it.
-
-    `digest` is a hash of the event, which tells a duplicate from a conflict. `occurred_at_ms` is the event time that
-    features use: the time that the producer claims or, if that is ahead of the service's clock, the time of arrival. In
-    the second case `claimed_at_ms` is the claimed time, otherwise None. `sent_by` names the API key or the entry point.
-    A `historical` event counts as known from its event time on, although it arrived later. `traceparent` is the
-    position of its request or job in a trace, if traces are on.
-    """
+    """An event that has passed validation, with the facts that are stored beside it. `digest` is a hash of the event,
+    which tells a duplicate from a conflict. `occurred_at_ms` is the event time that features use: the time that the
+    producer claims or, if that is ahead of the service's clock, the time of arrival. In the second case `claimed_at_ms`
+    is the claimed time, otherwise None. `sent_by` names the API key or the entry point. A `historical` event counts as
+    known from its event time on, although it arrived later. `traceparent`: of its request or job, if traces are on."""
 
     event: TipEvent
     digest: bytes

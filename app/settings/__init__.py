@@ -13,6 +13,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -158,12 +159,9 @@ def _require_days(name: str, days: int, needed: int, margin: int, span: str) -> 
 
 def is_loopback(host: str) -> bool:
     """Whether `host` is `localhost` or a loopback address."""
-    if host == "localhost":
-        return True
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost"
 
 
 def hash_key(key: str) -> bytes:

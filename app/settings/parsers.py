@@ -9,6 +9,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import zip_longest
@@ -28,6 +29,7 @@ _API_KEY = (
     (r"[0-9a-f]{64}", "the last part must be the SHA-256 of the key as 64 lower-case hex digits"),
 )
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
+_NAME = r"[^\W\d]\w*"
 _CLUSTERS = ("redis+cluster", "rediss+cluster")
 # Of the session that serves, libpq understands more values: `any` would read from a standby, which may lag behind.
 _POSTGRES_OPTIONS = {
@@ -58,10 +60,8 @@ class ApiKey(msgspec.Struct, frozen=True):
 
 class RolloutRails(msgspec.Struct, frozen=True):
     """The guardrails of a roll-out: beyond these limits a challenger policy that serves users is rolled back.
-
     `dismissed`: the challenger's share of dismissed tips minus the champion's. `p99_ms`: the 99th percentile of the
-    time to decide. `no_profile`: the share of decisions made without a profile.
-    """
+    time to decide. `no_profile`: the share of decisions made without a profile."""
 
     dismissed: float = 0.03
     p99_ms: float = 100.0
@@ -121,15 +121,6 @@ def postgres_url(value: str) -> PostgresUrl:
     return PostgresUrl(value, f"postgresql://{user}{','.join(places)}/{given.get('dbname', '')}")
 
 
-def registry_source(value: str) -> str:
-    """Check a reference to a feature registry, `package.module:NAME` or `/path/features.py:NAME`, and return it."""
-    place, _, name = value.rpartition(":")
-    module = all(part.isidentifier() for part in place.split("."))
-    if not name.isidentifier() or not (module or (place.endswith(".py") and "\0" not in place)):
-        raise ValueError("must be package.module:NAME or /path/features.py:NAME")
-    return value
-
-
 def _parser(
     pattern: str, allowed: str, convert: Callable[[str], T], check: Callable[[T], bool] = lambda _: True
 ) -> Callable[[str], T]:
@@ -153,6 +144,14 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
 share = _parser(r"[01]|[01]?\.[0-9]{1,9}", "a number from 0 to 1", float, lambda number: number <= 1)
 _milliseconds = _parser(r"[1-9][0-9]{0,5}", "a whole number of milliseconds from 1 to 999999", float)
+registry_source = _parser(
+    rf"({_NAME}(\.{_NAME})*|[^\0]*\.py):{_NAME}", "package.module:NAME or /path/features.py:NAME", str
+)
+root_path = _parser(
+    r"(/(?!\.{1,2}(/|$))[A-Za-z0-9_.~\-]+)*/?",
+    "a path such as /profiles: after each slash A-Z a-z 0-9 _ . ~ -",
+    lambda path: path.removesuffix("/"),
+)
 queue_name = _parser(r"[A-Za-z0-9:_.\-]{1,100}", "1 to 100 of A-Z a-z 0-9 : _ . -", str)
 host = _parser(r"[0-9A-Za-z.:\-]{1,253}", "an address or a host name", str)
 model_name = _parser(r"[\x21-\x7e]{1,200}", "1 to 200 ASCII characters without spaces", str)
@@ -168,14 +167,12 @@ def scoring(value: str) -> bool:
 
 
 def _split_url(value: str, example: str) -> SplitResult:
-    try:
+    with suppress(ValueError):
         parts = urlsplit(value)
         # A URL of Sentinels or of a cluster names several hosts, which `urlsplit` does not expect.
         hosts = parts.netloc.rpartition("@")[2].split(",")
         if all(urlsplit(f"//{host}").port != 0 for host in hosts):  # raises `ValueError`, too
             return parts
-    except ValueError:
-        pass
     raise ValueError(f"must be a URL with a port from 1 to 65535, such as {example}")
 
 
@@ -239,13 +236,6 @@ def _base_url(value: str, example: str, secret: str) -> str:
     if "?" in value or "#" in value or not re.fullmatch(r"[\x21-\x7e]+", value):
         raise ValueError(f"must be ASCII without a query or a fragment, such as {example}")
     return value.rstrip("/")
-
-
-def root_path(value: str) -> str:
-    """Check the path part of a URL, such as `/profiles`. Return it without a trailing slash; `/` becomes empty."""
-    if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9_.~\-]+)*/?", value):
-        raise ValueError("must be a path such as /profiles: after each slash A-Z a-z 0-9 _ . ~ -")
-    return value.removesuffix("/")
 
 
 def networks(value: str) -> tuple[Network, ...]:

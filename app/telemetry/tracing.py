@@ -105,11 +105,9 @@ class Tracing:
             yield
 
     def port(self, name: str, port: T, shared_by: SharedBy = _NONE) -> T:
-        """Wrap a port: each call of a coroutine method inside a span has a child span `name.method`.
-
-        `shared_by` has a function by the name of a method. It is called with the positional arguments and returns the
-        traceparents of the requests that share the call; the span has links to them.
-        """
+        """Wrap a port: each call of a coroutine method inside a span has a child span `name.method`. `shared_by` has a
+        function by the name of a method. It is called with the positional arguments and returns the traceparents of the
+        requests that share the call; the span has links to them."""
         return cast(T, _Port(self._span, name, port, shared_by))
 
     @contextmanager

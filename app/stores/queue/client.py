@@ -115,13 +115,8 @@ class Queue:
                     ids = waiting[start : start + JOBS_AT_ONCE]
                     await asyncio.gather(*(jobs.split(self._redis, job_id) for job_id in ids))
                     found = await self._redis.mget(jobs.JOB_PREFIX + job_id for job_id in ids)
-                    for job_id, raw in zip(ids, found, strict=True):
-                        if (
-                            raw is not None
-                            and user_id.encode() in raw
-                            and await jobs.erase(self._redis, job_id, user_id)
-                        ):
-                            touched.add(job_id)
+                    named = [job_id for job_id, raw in zip(ids, found, strict=True) if user_id.encode() in (raw or b"")]
+                    touched.update([job_id for job_id in named if await jobs.erase(self._redis, job_id, user_id)])
         for _ in range(CHECKS):
             # A worker may have fetched one of the jobs before the events were removed.
             if not touched or not await self._ask("EXISTS", *(jobs.RUNNING_PREFIX + job_id for job_id in touched)):

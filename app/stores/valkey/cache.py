@@ -1,9 +1,9 @@
 """The cache of profile features on Redis or Valkey ≥ 7.0.
 
 A *cell* is one feature of one user. Its key is `pf:<epoch>:{<user>}:<feature>`, with the user id percent-encoded; the
-braces are a Cluster hash tag. The epoch identifies database and server (`app.stores.valkey.single_server`), and in a
-cluster the owner of the slot (`app.stores.valkey.cluster`). A command is sent only on a connection whose epoch is that
-of the command's keys. A fill, which stores a computed value, is a compare-and-set: `SET … IFEQ`, or a Lua script.
+braces are a Cluster hash tag. The epoch identifies database and server, in a cluster the owner of the slot
+(`app.stores.valkey.registration`). A fill, which stores a computed value, is a compare-and-set: `SET … IFEQ`, or a Lua
+script.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ return 0
 
 def key(epoch: Epoch, cell: Cell) -> bytes:
     """The key of one feature of one user: `pf:<epoch>:{<user>}:<feature>`."""
-    return _head(epoch, cell.user_id) + cell.feature.encode()
+    return f"pf:{epoch}:{{{quoted_in_key(cell.user_id)}}}:{cell.feature}".encode()
 
 
 def mget(epoch: Epoch, rows: Sequence[Row]) -> bytes:
@@ -80,10 +80,6 @@ def _keys_template(epoch: Epoch, features: Sequence[bytes], user_bytes: int) -> 
     """The keys of one user's features as packed arguments, with `_USER` in place of an id of `user_bytes` bytes."""
     keys = [b"pf:%b:{%b}:%b" % (epoch.encode(), _USER, feature) for feature in features]
     return b"".join([b"$%d\r\n%b\r\n" % (len(key) - len(_USER) + user_bytes, key) for key in keys])
-
-
-def _head(epoch: Epoch, user_id: str) -> bytes:
-    return f"pf:{epoch}:{{{quoted_in_key(user_id)}}}:".encode()
 
 
 class ValkeyCache:
@@ -192,7 +188,7 @@ class ValkeyCache:
             raise error
 
     async def drop_user(self, user_id: str) -> None:
-        cursor, pattern = b"0", _head("*", user_id) + b"*"
+        cursor, pattern = b"0", key("*", Cell(user_id, "*"))
         while True:
             scan = (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", 1_000)
             cursor, keys = await self._one("scan", user_id, scan)

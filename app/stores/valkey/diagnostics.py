@@ -228,15 +228,13 @@ def _queue_eviction(info: Info) -> Line:
 
 def diagnose_persistence(info: Info, snapshots: bool | None) -> Line:
     """Report whether a restart of the queue's server loses jobs. `snapshots`: whether it takes any; None if unknown."""
-    failed = None
-    if info.get("aof_enabled") and info.get("aof_last_write_status") == "err":
-        failed = "the last write of the append-only file failed"
-    elif info.get("rdb_last_bgsave_status") == "err":
-        failed = "the last snapshot failed"
-    if failed is not None:
-        text = f"it cannot store its jobs on disk: {failed}"
+    appends = info.get("aof_enabled")
+    unappended = appends and info.get("aof_last_write_status") == "err"
+    if unappended or info.get("rdb_last_bgsave_status") == "err":
+        failed = "write of the append-only file" if unappended else "snapshot"
+        text = f"it cannot store its jobs on disk: the last {failed} failed"
         return Line("queue persistence", "bad", text, "Check its disk and its log.")
-    if info.get("aof_enabled"):
+    if appends:
         return Line("queue persistence", "ok", "it writes an append-only file")
     remedy = "Set appendonly yes. Jobs that producers publish on the queue may be lost; events sent over HTTP are safe."
     if snapshots is None:

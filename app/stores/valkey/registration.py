@@ -82,7 +82,11 @@ class ServerRegistration(msgspec.Struct, eq=False):
         state = self.state.last
         self._note(state)
         if state.server != server:
-            self._register_soon(server)
+            now = self.clock.monotonic()
+            idle = self._registering is None or self._registering.done()
+            if idle and now - self._tried_at >= REGISTER_EVERY_S:
+                self._tried_at = now
+                self._registering = asyncio.get_running_loop().create_task(self.try_to_revise(lambda _: server))
             raise CacheRefused("another server is registered as the cache; this one is being registered")
         return state
 
@@ -125,14 +129,6 @@ class ServerRegistration(msgspec.Struct, eq=False):
     def _note(self, state: State) -> None:
         if not state.has_keys_of(self._seen):
             self._seen, self._seen_at = state, self.clock.monotonic()
-
-    def _register_soon(self, server: str) -> None:
-        now = self.clock.monotonic()
-        busy = self._registering is not None and not self._registering.done()
-        if busy or now - self._tried_at < REGISTER_EVERY_S:
-            return
-        self._tried_at = now
-        self._registering = asyncio.get_running_loop().create_task(self.try_to_revise(lambda _: server))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,8 +1,7 @@
 """Commands to a single cache server: the epoch of their keys, and a circuit breaker.
 
-The epoch is a short hash of the database's id, the server's identity and the generation under which the server is
-registered. Keys are built only for the epoch of the connection that carries them. So no key is read again after a
-failover, or after a restart with old contents.
+Keys are built only for the epoch of the connection that carries them. So no key is read again after a failover, or
+after a restart with old contents.
 
 The circuit opens after `TRIP_AFTER` failures in a row. Requests then no longer wait for timeouts, and a background task
 probes the server. The first answer closes the circuit again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import time
 from typing import Any
 
 import msgspec
@@ -71,3 +72,9 @@ def test_depth_is_no_limit() -> None:
     for _ in range(100_000):
         payload = [payload]
     assert names(payload, USER)
+
+
+def test_large_text_that_repeats_the_id_is_searched_fast() -> None:
+    started = time.monotonic()
+    assert not names("anna" * 250_000, "ann")
+    assert time.monotonic() - started < 5
