@@ -88,22 +88,23 @@ async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[Detail
         features = (await body_as(request, UserRebuildRequest)).features if await request.body() else None
     mask = service.registry.mask(features)
     names = {index: service.registry.names[index] for index in indices(mask)}
-    before = await service.inspector.live_values(user_id) if prefers_page(request) else None
+    before = await service.inspector.inspect([user_id], compute=False) if prefers_page(request) else []
     async with audited(request, "rebuild", user_hash(user_id)) as act:
         profile = (await service.rebuilder.rebuild([user_id], mask))[user_id]
         await service.clear_local_caches()
         if mask != service.registry.full_mask:
             act.outcome = "done: " + ", ".join(names.values())
-    if not prefers_page(request):
+    if not before:
         body: Any = state_of(request).renderer.profile(user_id, profile, mask, detail=True)
         return Response(body)
-    rows = [(name, before[index] if before else None, profile[index]) for index, name in names.items()]
+    (inspection,) = before
+    rows = [(name, inspection.cells[index].held, profile[index]) for index, name in names.items()]
     return await page(
         request,
         "user_rebuilt.html",
         user_id=user_id,
         rows=rows,
-        cache_unavailable=before is None,
+        cache_unavailable=inspection.cache == "away",
         changed={name for name, old, new in rows if old and old.json != new.json},
         kept=any(new.expires_at_ms is not None for _, _, new in rows),
     )
@@ -140,8 +141,8 @@ async def erase_user(request: HttpRequest, user_id: UserId) -> None:
 
 
 async def _holdings(service: Service, user_id: str) -> UserHoldings:
-    values = await service.inspector.live_values(user_id)
-    cached = sum(value is not None for value in values) if values is not None else None
+    (inspection,) = await service.inspector.inspect([user_id], compute=False)
+    cached = sum(cell.held is not None for cell in inspection.cells) if inspection.cache != "away" else None
     return UserHoldings(user_id, *await service.users.holdings(user_id), cached)
 
 

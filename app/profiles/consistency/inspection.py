@@ -16,7 +16,7 @@ import msgspec
 from app.errors import CacheUnavailable
 from app.features.ids import hash_slot
 from app.features.registry import Feature, indices
-from app.profiles.online.cache_protocol import NULL, FeatureValue, Filler, Profile, ReadTime, decode
+from app.profiles.online.cache_protocol import FeatureValue, Filler, Profile, ReadTime, decode, not_computed
 from app.profiles.online.compute import Computation
 from app.profiles.ports import EVERY_SLOT, UNAVAILABLE, Held, UserQueries
 
@@ -86,7 +86,8 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         self, user_ids: Sequence[str], mask: int | None = None, *, compute: bool = True
     ) -> list[Inspection]:
         """Inspect users and the features in `mask`, by default all; return one inspection for each user, in order.
-        Raises `StoreUnavailable`."""
+        Unless `compute`, cached values are compared with the event log only: each cell's `difference` is None, and its
+        `outcome` is no value. Raises `StoreUnavailable`."""
         mask = self.computation.registry.full_mask if mask is None else mask
         found = await self._inspect_once(list(dict.fromkeys(user_ids)), mask, compute=compute)
         suspects = [one.user_id for one in found.values() if any(cell.fault for cell in one.cells)]
@@ -109,43 +110,25 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
             for one in map(found.__getitem__, user_ids)
         ]
 
-    async def freshness(self, user_ids: Sequence[str], mask: int | None = None) -> list[Inspection]:
-        """Compare cached values with the event log only. Nothing is computed: each cell's `difference` is None, and its
-        `outcome` is no value. Raises `CacheUnavailable` (at once while the circuit breaker is open) or
-        `StoreUnavailable`."""
-        found = await self.inspect(user_ids, mask, compute=False)
-        if any(inspection.cache == "away" for inspection in found):
-            raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
-        return found
-
-    async def live_values(self, user_id: str) -> list[FeatureValue | None] | None:
-        """A user's cached value of each feature, in registry order; None for a feature without one. Returns None
-        instead of the list while the cache is unavailable."""
-        held = (await self._held([user_id], self.computation.registry.full_mask))[user_id]
-        at = ReadTime.of(self.computation.clock.now_ms())
-        return [self.filler.hit(index, raw, at) for index, raw in held.items()] if held is not None else None
-
     def _confirmed(self, cell: InspectedCell, raw: bytes | None, at: ReadTime) -> InspectedCell:
-        """The cell as it was inspected; without its value if that looked wrong and is not in the key any more, which
-        holds `raw` now."""
+        """The cell; without its value if that looked wrong and is not in the key any more, which now holds `raw`."""
         if cell.fault is None or self.filler.hit(cell.feature, raw, at) == cell.held:
             return cell
         return cell._replace(state="missing", holds="nothing", held=None, difference=None)
 
     async def _inspect_once(self, user_ids: Sequence[str], mask: int, *, compute: bool) -> dict[str, Inspection]:
-        # The cells are read first, so the computation has seen every event that invalidated one of them until then.
-        # The log is read last, so it has every event that the computation saw: otherwise a difference that an event
-        # made would be unexplained.
+        # The cells are read first, so the computation has seen every event that invalidated one of them until then. The
+        # log is read last, so it has every event that the computation saw, which could explain a difference.
         held = await self._held(user_ids, mask)
         computed = await self.computation.live(dict.fromkeys(user_ids, mask)) if compute else {}
         newest: dict[str, dict[str, int]] = {user_id: {} for user_id in user_ids}
         for (user_id, subject), seq in (await self.users.newest(user_ids)).items():
             newest[user_id][subject] = seq
         now_ms = self.computation.clock.now_ms()
-        not_computed = dict.fromkeys(indices(mask), FeatureValue(b"", 0, now_ms, None, NULL, error="not computed"))
+        uncomputed = dict.fromkeys(indices(mask), not_computed(now_ms, "not computed"))
         found: dict[str, Inspection] = {}
         for user_id in user_ids:
-            profile = computed.get(user_id, not_computed)
+            profile = computed.get(user_id, uncomputed)
             raws = held[user_id] or dict.fromkeys(indices(mask))
             cells = tuple(self._cell(index, raw, profile, newest[user_id]) for index, raw in raws.items())
             one = Inspection(user_id, cells[0].outcome.computed_at_ms, "trusted", newest[user_id], cells)

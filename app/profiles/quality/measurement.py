@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from app.errors import CacheUnavailable, Unavailable
+from app.errors import Unavailable
 from app.features.clock import DAY_MS, Clock
 from app.profiles.consistency.inspection import Inspection, Inspector
 from app.profiles.online.cache_protocol import NULL
@@ -60,8 +60,7 @@ class FoundUsers(NamedTuple):
 
 
 class DataQuality(msgspec.Struct, kw_only=True, eq=False):
-    """Makes one measurement at a time, of two samples of users: of now and of `BEFORE_DAYS` days ago. `sample` is the
-    largest number of users in each."""
+    """Makes one measurement at a time, of up to `sample` users each now and `BEFORE_DAYS` days ago."""
 
     inspector: Inspector
     random: Random
@@ -112,17 +111,16 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
         the cache is unavailable, give up at once on the first page, and after `TRIES` attempts on later ones."""
         if not sample.cache_answers:
             return
-        inspections: list[Inspection] = []
-        for left in reversed(range(TRIES if start else 1)):
-            try:
-                inspections = await self.inspector.freshness(sample.now[start : start + PAGE])
-                break
-            except CacheUnavailable as error:
-                if not left:
-                    log.warning("measured_without_cache", error=str(error))
-                    sample.cache_answers = False
-                    return
+        for attempt in range(TRIES if start else 1):
+            if attempt:
                 await self.pause(TRY_AGAIN_S)
+            inspections = await self.inspector.inspect(sample.now[start : start + PAGE], compute=False)
+            if all(inspection.cache != "away" for inspection in inspections):
+                break
+        else:
+            log.warning("measured_without_cache", error="no cache is set, or it does not answer")
+            sample.cache_answers = False
+            return
         for cell in (cell for inspection in inspections for cell in inspection.cells):
             figures = sample.figures[cell.entry.name]
             figures.states[cell.state] += 1
@@ -178,9 +176,8 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
         scanned = 0
         while scanned < MOST_SCANNED and clock.monotonic() <= deadline:
             page = await inspector.users.eligible(after, now_ms - registry.longest_window_ms(), SEARCH_PAGE)
-            try:
-                inspections = await inspector.freshness(page, mask) if page else []
-            except CacheUnavailable:
+            inspections = await inspector.inspect(page, mask, compute=False) if page else []
+            if any(inspection.cache == "away" for inspection in inspections):
                 return FoundUsers(now_ms, None, scanned, None)
             for inspection in inspections:
                 scanned += 1

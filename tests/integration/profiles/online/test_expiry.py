@@ -147,5 +147,5 @@ async def test_value_without_events_is_no_fault_after_an_erasure(group: ServiceG
         await service.plain(USER)
         await service.drain()
     assert service.counted("near_hits") == (len(REGISTRY) if service.caches_locally else 0)
-    (inspection,) = await service.inner.inspector.freshness([USER])
+    (inspection,) = await service.inner.inspector.inspect([USER], compute=False)
     assert {cell.state for cell in inspection.cells} == {"fresh"}

@@ -60,13 +60,13 @@ async def test_every_user_of_a_state_is_found_once(
 
 
 async def test_page_ends_when_its_time_is_over(fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = fixture.inspector.freshness
+    inner = fixture.inspector.inspect
 
-    async def slow(*asked: object) -> object:
+    async def slow(*asked: object, compute: bool) -> object:
         fixture.service.clock.advance(700)
-        return await inner(*asked)  # type: ignore[arg-type]
+        return await inner(*asked, compute=compute)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Inspector, "freshness", lambda _, *asked: slow(*asked))
+    monkeypatch.setattr(Inspector, "inspect", lambda _, *asked, **how: slow(*asked, **how))
     piece = await fixture.quality.find_users("tip_volume_30d", "missing", "", 100)
     assert (piece.scanned, piece.next_after) == (10, USERS[9])
 
