@@ -189,7 +189,7 @@ async def serve(
 
         def interrupt() -> None:
             """Interrupt running database reads; their requests are answered with 503."""
-            service.computation.stop_moments()
+            service.computation.stopping = True
             service.database.readers.interrupt()
 
         log.info("serving", url=f"http://{settings.host}:{settings.port}", database=str(settings.database))

@@ -145,7 +145,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         # 3. Reads.
         source = traced("source", edges.wrap_source(sql_source))
         invalidator = Invalidator(cache=cache, owed=owed, clock=clock, metrics=metrics, pause=edges.pause)
-        trust_gate = TrustGate(traced("state", database.state), clock, invalidator.wake, replaced_slots)
+        trust_gate = TrustGate(traced("state", database.state), clock, invalidator.wake.set, replaced_slots)
         computation = Computation(source, registry, clock, metrics, settings.readers, edges.random, availability)
         filler = Filler(cache, registry, metrics)
         local_cache = None

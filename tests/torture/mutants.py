@@ -123,7 +123,7 @@ def no_hold_back() -> None:
     """An answer with an owed invalidation does not wait until earlier trust checks have expired."""
 
     async def hold_back(self: Any) -> None:
-        self.wake()
+        self.wake.set()
 
     _replace(Invalidator, "_hold_back", hold_back)
 

@@ -54,7 +54,6 @@ from app.telemetry import Metrics
 VALUE = b"V"
 LEASE = b"L"
 NULL = b"null"
-_PARTS = 5
 # Times in values have 13 digits, so that they compare as bytes. This is the year 2286.
 LAST_EXPIRY_MS = 9_999_999_999_999
 # Fills are sent after this delay, so that the answers go out first and the fills of several misses share a write.
@@ -120,18 +119,16 @@ def decode(held: bytes | None) -> FeatureValue | None:
     """Decode the bytes of a key; None for a lease, an empty key, or bytes that this service did not write."""
     if held is None or held[:1] != VALUE:
         return None
-    parts = held[1:].split(b":", _PARTS - 1)
-    if len(parts) != _PARTS or not parts[4]:
-        return None
     try:
-        return FeatureValue(parts[0], int(parts[1]), int(parts[2]), int(parts[3]), parts[4], cached=True)
+        fingerprint, version, computed_ms, expires_ms, json = held[1:].split(b":", 4)
+        value = FeatureValue(fingerprint, int(version), int(computed_ms), int(expires_ms), json, cached=True)
     except ValueError:
         return None
+    return value if json else None
 
 
 class ReadTime(NamedTuple):
-    """The time by this process's clock, as 13 digits, for comparison with the times in cached values. A value that was
-    computed after `latest` is no hit."""
+    """The time by this process's clock, with 13 digits as in values. A value computed after `latest` is no hit."""
 
     now: bytes
     latest: bytes
@@ -286,7 +283,6 @@ class TrustGate(msgspec.Struct, eq=False):
     _asking: asyncio.Task[State | None] | None = None
     _distrusted: frozenset[int] = _EVERYONE
     _owed: frozenset[int] = _EVERYONE  # by the last query that the database answered
-    _answered: bool = False
 
     def check(self) -> frozenset[int] | PendingCheck:
         """The hash slots of the users whose cached values must not be served by a read that begins now; `EVERY_SLOT` is
@@ -315,7 +311,7 @@ class TrustGate(msgspec.Struct, eq=False):
         """Whether reads may serve cached values that could be stale: the database does not answer now, and no
         invalidation was owed when it last answered."""
         await self.distrusted()
-        return not self._answered and not self._owed
+        return bool(self._distrusted) and not self._owed
 
     async def _ask(self, at: float) -> State | None:
         state: State | None = None
@@ -335,7 +331,6 @@ class TrustGate(msgspec.Struct, eq=False):
         """Record the result of a query that began at `at` or later; None if the database did not answer. Return the
         hash slots of the users whose cached values must not be served."""
         self._checked_at = at
-        self._answered = state is not None
         if state is not None:
             self._owed = state.owed
         self._distrusted = self._owed if state is not None else _EVERYONE

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import msgspec
 
 from app.concurrency.overload import LoadEstimate
-from app.concurrency.tasks import fail
+from app.concurrency.tasks import end, fail
 from app.errors import StoreUnavailable, Unavailable
 from app.features.clock import Clock
 from app.features.ids import user_hash
@@ -76,24 +76,19 @@ class Computation:
         self._turn = asyncio.Semaphore(width)
         self._running: set[asyncio.Task[None]] = set()
         self._attempt: asyncio.Task[None] | None = None
-        self._live = LoadEstimate(lanes=width, patience_s=LIVE_PATIENCE_S, always=LIVE_ALWAYS)
+        self.load = LoadEstimate(lanes=width, patience_s=LIVE_PATIENCE_S, always=LIVE_ALWAYS)
         lanes = max(1, width - 1)  # past moments leave one reader to live reads
         self._moments = LoadEstimate(lanes=lanes, patience_s=MOMENTS_PATIENCE_S, always=MOMENTS_ALWAYS)
         self._moments_turn = asyncio.Semaphore(lanes)
         self._moments_left: dict[object, int] = {}  # rows by request
-        self._stopping = False
+        self.stopping = False  # if set, requests for past moments are rejected before their next slice
         self.masks = lru_cache(MASKS_CAP)(partial(FeatureMask, registry))
         self._fingerprints = [entry.fingerprint.encode() for entry in registry]
 
     @property
     def overloaded(self) -> bool:
         """Whether a live read that begins now would wait too long. Callers must check it: `live` rejects nothing."""
-        return self._live.full
-
-    def coming(self, users: int) -> None:
-        """Add to the number of waiting users that `overloaded` is derived from, before the users are passed to `live`.
-        A negative number takes users out again."""
-        self._live.waiting += users
+        return self.load.full
 
     def history_overloaded(self, rows: int = 1) -> bool:
         """Whether a request for `rows` past moments would wait too long."""
@@ -102,25 +97,21 @@ class Computation:
         self._moments.waiting = sum(min(-(-left // CAP), slices) for left in self._moments_left.values())
         return self._moments.full
 
-    def stop_moments(self) -> None:
-        """Reject requests for past moments before their next slice, because the process stops."""
-        self._stopping = True
-
     async def live(self, wanted: Mapping[str, int]) -> dict[str, Profile]:
         """Compute profiles as of now, given a mask for each user id. A profile may include features that only another
         request asked for. Raises `StoreUnavailable`."""
         pairs = iter(wanted.items())
         profiles: dict[str, Profile] = {}
-        self._live.waiting += (later := len(wanted))
+        self.load.waiting += (later := len(wanted))
         try:
             while piece := dict(islice(pairs, CAP)):
-                self._live.waiting -= len(piece)
+                self.load.waiting -= len(piece)
                 later -= len(piece)
                 # Shielded: a cancelled caller must not cancel a statement that others share.
                 shared = await asyncio.shield(self._join(piece))
                 profiles.update((user_id, shared[user_id]) for user_id in piece)
         finally:
-            self._live.waiting -= later
+            self.load.waiting -= later
         return profiles
 
     async def moments(self, asked: Sequence[ComputeRow]) -> list[Profile]:
@@ -132,7 +123,7 @@ class Computation:
             while left := len(asked) - len(profiles):
                 self._moments_left[request] = left
                 async with self._moments_turn:
-                    if self._stopping:
+                    if self.stopping:
                         raise StoreUnavailable
                     started = self.clock.monotonic()
                     piece = asked[len(profiles) : len(profiles) + CAP]
@@ -140,7 +131,7 @@ class Computation:
                     profiles.extend(await self._compute(piece))
                     self._moments.worked(1, self.clock.monotonic() - started)
         except StoreUnavailable as error:
-            if not self._stopping:
+            if not self.stopping:
                 raise
             reason = "past moments are not computed any more: this process stops; try again"
             raise StoreUnavailable(reason) from error
@@ -160,7 +151,7 @@ class Computation:
         before = len(joined.wanted)
         for user_id, mask in wanted.items():
             joined.wanted[user_id] = joined.wanted.get(user_id, 0) | mask
-        self._live.waiting += len(joined.wanted) - before
+        self.load.waiting += len(joined.wanted) - before
         return joined.done
 
     async def _run(self, statement: _Statement) -> None:
@@ -169,11 +160,11 @@ class Computation:
             await self._turn.acquire()
             if self._open is statement:
                 self._open = None
-            self._live.waiting -= len(statement.wanted)
+            self.load.waiting -= len(statement.wanted)
             started = self.clock.monotonic()
             asked = [ComputeRow(user_id, mask) for user_id, mask in statement.wanted.items()]
             profiles = dict(zip(statement.wanted, await self._compute(asked), strict=True))
-            self._live.worked(len(asked), self.clock.monotonic() - started)
+            self.load.worked(len(asked), self.clock.monotonic() - started)
             if not statement.done.done():
                 statement.done.set_result(profiles)
         except BaseException as error:
@@ -197,8 +188,7 @@ class Computation:
 
     async def close(self) -> None:
         if self._attempt is not None:
-            self._attempt.cancel()
-            await asyncio.gather(self._attempt, return_exceptions=True)
+            await end([self._attempt])
 
     async def _try(self, index: int, user_id: str) -> None:
         try:

@@ -35,12 +35,14 @@ Stale = Mapping[str, Collection[str]]
 
 
 class Invalidator(msgspec.Struct, kw_only=True, eq=False):
+    """`wake`: if set, `keep_settling` queries for owed invalidations now, and not after its interval."""
+
     cache: Cache
     owed: OwedInvalidations
     clock: Clock
     metrics: Metrics
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
-    _wake: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    wake: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
     async def invalidate(self, stale: Stale) -> bool:
         """Delete cached values, after the commit that made them stale. Return True if the keys are deleted; False,
@@ -66,7 +68,6 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
         """Delete the cache keys of all owed invalidations. If the cache does not answer, return after `HOLD_BACK_S`.
         Raises `StoreUnavailable`."""
         try:
-            self._require_cache()
             await self.settle()
         except CacheUnavailable as error:
             log.warning("invalidation_owed", users=1, error=str(error))
@@ -77,7 +78,7 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
             raise CacheUnavailable("no cache is set, or it did not answer a moment ago")
 
     async def _hold_back(self) -> None:
-        self._wake.set()
+        self.wake.set()
         # A check that began just before the commit is valid for 50 ms; the caller must not be answered before that.
         await self.pause(HOLD_BACK_S)
 
@@ -111,6 +112,7 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
             rows, features = await self.owed.pending(SETTLE_CHUNK, failed)
             if not rows:
                 break
+            self._require_cache()
             users = {row.user_id for row in rows}
             # Rows are deleted after the DEL and by id, so a row recorded meanwhile for the same user stays.
             try:
@@ -130,31 +132,26 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
         self.metrics.owed.set(0)
         return total
 
-    def wake(self) -> None:
-        """Make `keep_settling` query for owed invalidations now, and not after its interval."""
-        self._wake.set()
-
     async def keep_settling(self) -> None:
         """Delete the keys of owed invalidations every `SETTLE_EVERY_S`, until cancelled."""
         await repeat("owed_invalidations", self._settle_if_owed, SETTLE_EVERY_S, self._rest)
 
     async def _settle_if_owed(self) -> None:
-        self._wake.clear()
+        self.wake.clear()
         try:
             if not await self.owed.any_owed():
                 self.metrics.owed.set(0)
                 return
-            self._require_cache()
             log.info("owed_invalidations_settled", rows=await self.settle())
         except Exception:
-            self._wake.set()  # try again soon
+            self.wake.set()  # try again soon
             raise
 
     async def _rest(self, seconds: float) -> None:
-        if self._wake.is_set():
+        if self.wake.is_set():
             await self.pause(RETRY_AFTER_S)
             return
         # Not wait_for: until Python 3.12 it loses a cancellation that comes as the event is set.
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._wake.wait()
+                await self.wake.wait()

@@ -113,8 +113,7 @@ class LocalCache(msgspec.Struct, eq=False):
 
     def _check(self) -> bool:
         """Drop the entries of users with new events; return False if the database does not answer. Calls in one tick of
-        the event loop share one query. Its result is discarded before the loop handles any request that arrives after
-        the query."""
+        the event loop share one query. Its result is discarded before the loop handles any later request."""
         if self._checked is not None:
             return self._checked
         self._loop.call_soon(self._tick_over)

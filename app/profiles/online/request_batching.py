@@ -243,11 +243,11 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
                 self.computation.metrics.degraded_reads.labels(reason).inc()
         # The users are counted while their tokens are taken. Interleaving prevented: 1. many groups check for overload;
         # 2. all are admitted, since no user waits yet; 3. all get their tokens and wait for statements at once.
-        self.computation.coming(len(missing))
+        self.computation.load.waiting += len(missing)
         try:
             tokens = await self.filler.tokens(epoch, missing)
         finally:
-            self.computation.coming(-len(missing))
+            self.computation.load.waiting -= len(missing)
         wanted: dict[str, int] = {}
         for user_id, cells in missing.items():
             for index, raw in cells.items():

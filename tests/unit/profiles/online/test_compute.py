@@ -182,7 +182,7 @@ async def test_past_reads_are_refused_when_the_process_stops() -> None:
     source.open.clear()
     running, waiting = (asyncio.create_task(past.moments([ComputeRow("ann", 1, 1)] * 3)) for _ in range(2))
     await eventually(lambda: source.begun)
-    past.stop_moments()
+    past.stopping = True
     source.open.set()
     for refused in (running, waiting, past.moments([ComputeRow("bob", 1, 1)])):
         with pytest.raises(StoreUnavailable, match="this process stops"):
