@@ -1,5 +1,4 @@
-"""The clock that is passed to services, and the text form of times. Times (`…_ms`) are milliseconds since 1970 in
-UTC."""
+"""The clock that is passed to services, and the text form of times. Times (`…_ms`) are in ms since 1970 in UTC."""
 
 from __future__ import annotations
 

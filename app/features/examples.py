@@ -10,7 +10,6 @@ import msgspec
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import FEEDBACK, SERVED, TipEvent
 
-HOUR_MS = 3_600_000
 HOUR = timedelta(hours=1)
 
 
@@ -44,8 +43,7 @@ def feedback(
     tip_id: str = "tip-1",
     dwell_ms: int | None = None,
 ) -> ExampleEvent:
-    """The user reacted to a tip. `dwell_ms` is how long it was on screen, in milliseconds. For the others, see
-    `served`."""
+    """The user reacted to a tip, which was on screen for `dwell_ms` milliseconds. For the others, see `served`."""
     fields = {"subject": FEEDBACK, "tip_id": tip_id, "action": action, "dwell_ms": dwell_ms}
     return ExampleEvent(ago, local_hour, fields)
 
@@ -55,11 +53,10 @@ def events_of(example: Example, now_ms: int, user_id: str) -> list[TipEvent]:
     `msgspec.ValidationError` if an event is invalid, for instance because of an unknown action."""
     events: list[TipEvent] = []
     for number, item in enumerate(example.events):
-        occurred_ms = now_ms - item.ago // MILLISECOND
-        utc_hour = occurred_ms // HOUR_MS % 24
+        utc = EPOCH + (now_ms - item.ago // MILLISECOND) * MILLISECOND
         # The UTC offset, from -12 to +11 hours, at which it is `local_hour`.
-        offset = 0 if item.local_hour is None else (item.local_hour - utc_hour + 12) % 24 - 12
-        occurred_at = (EPOCH + occurred_ms * MILLISECOND).astimezone(timezone(offset * HOUR))
+        offset = 0 if item.local_hour is None else (item.local_hour - utc.hour + 12) % 24 - 12
+        occurred_at = utc.astimezone(timezone(offset * HOUR))
         sent = {**item.fields, "event_id": f"{user_id}-{number}", "user_id": user_id, "occurred_at": occurred_at}
         events.append(msgspec.convert(sent, TipEvent))
     return events

@@ -172,8 +172,7 @@ class Registry(Sequence[Feature]):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the features' order, names, SQL, types, windows, defaults, TTLs, and the subjects of the
-        events that invalidate them."""
+        """A hash of the features' order, names, fingerprints, TTLs, and the subjects that invalidate them."""
         parts = [[entry.name, entry.fingerprint, entry.ttl_ms, sorted(entry.invalidated_by)] for entry in self]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 

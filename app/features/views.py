@@ -12,9 +12,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def view(kind: type[T], *sources: object, **others: Any) -> T:
-    """Make a struct of the type `kind`. A field is taken from `others`, else from the attribute with the same name of
-    the first of the `sources` that has it. If a source has the attribute `x_ms` (epoch ms), the field `x` is that time
-    as RFC 3339."""
+    """Make a struct of the type `kind`. A field is taken from `others`, else from the attribute of the same name of the
+    first of the `sources` that has it. From an attribute `x_ms` (epoch ms), the field `x` gets the time as RFC 3339."""
     for source in sources:
         for name in kind.__struct_fields__:
             if name not in others and hasattr(source, f"{name}_ms"):

@@ -53,8 +53,7 @@ class AuditTrail(Protocol):
     async def page(
         self, before: int, limit: int, actor: str | None = None, action: str | None = None, subject: str | None = None
     ) -> list[AuditEntry]:
-        """The newest `limit` entries with an id below `before`, newest first. An actor, action or subject that is not
-        None must be equal."""
+        """The newest `limit` entries below the id `before`, newest first; of an actor, action and subject if given."""
 
 
 class AuditedAction(msgspec.Struct):

@@ -24,8 +24,7 @@ CONSEQUENCE = "circuit open"
 
 
 class Finding(msgspec.Struct):
-    """A problem that needs attention. `subject` names a component, or a figure of the overview; `path` is the page that
-    shows the problem."""
+    """A problem that needs attention. `subject` names a component or a figure; `path` is the page that shows it."""
 
     state: State
     subject: str

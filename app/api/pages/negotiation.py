@@ -113,8 +113,7 @@ async def redirect(request: HttpRequest, path: str, message: str = "") -> Respon
 
 
 def to_sign_in(request: HttpRequest) -> Response[Any]:
-    """Redirect to the sign-in page, which then leads to the requested page; to the overview if a form was sent, because
-    it is not sent again."""
+    """Redirect to the sign-in page, which then leads to the requested page; after a form, to the overview."""
     here = request.scope["path"] if request.method == "GET" else "/admin"
     query = request.scope["query_string"].decode("latin-1")
     target = quote(here, safe="/") + (f"?{query}" if query and request.method == "GET" else "")

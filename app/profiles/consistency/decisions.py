@@ -47,8 +47,7 @@ class DecisionCheck(NamedTuple):
 
 
 class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
-    """Checks the profiles that decisions were made from. `pruned_before` returns the time (ms) before which events have
-    been pruned."""
+    """Checks the profiles of decisions. `pruned_before` returns the time (ms) before which events have been pruned."""
 
     logged: LoggedProfiles
     computation: Computation
