@@ -43,8 +43,7 @@ _ACTIONS: dict[str, Action] = {action.value: action for action in Action}
 
 
 def stored_action(name: str) -> Action:
-    """The action of this name, as read from a stored row. A name that only a later release declares is returned as a
-    string, so that its rows can be read."""
+    """The action of this name from a stored row; the name itself, as a string, if only a later release declares it."""
     return _ACTIONS.get(name) or cast(Action, name)
 
 

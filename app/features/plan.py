@@ -31,8 +31,7 @@ class Registries(Protocol):
         """Every registry that was ever served, the most recently served last."""
 
     async def switch(self, feature: str, actor: str, reason: str, now_ms: int, *, on: bool) -> str:
-        """Enable or disable a feature; return the outcome as text for the audit trail. Raises `Conflict` if the feature
-        is already enabled, or already disabled."""
+        """Enable or disable a feature; return the outcome for the audit trail. Raises `Conflict` if nothing changes."""
 
 
 class Change(NamedTuple):

@@ -71,8 +71,7 @@ class Feature(Definition, frozen=True, kw_only=True):
 
     def compiled(self, relations: Iterable[str]) -> Feature:
         """A copy of the entry with the relations that its SQL reads. `invalidated_by` is derived from them if it is
-        empty. Raises `RegistryError` if there are none, or if `invalidated_by` lacks the subject of one, so that stale
-        values would be served."""
+        empty. Raises `RegistryError` if it lacks the subject of one, or if the SQL reads none."""
         read = tuple(name for name in RELATIONS if name in set(relations))
         if not read:
             raise RegistryError(self.name, f"the SQL reads none of the relations {', '.join(RELATIONS)}")
@@ -146,8 +145,7 @@ def _is_text(text: object) -> bool:
 
 
 class Registry(Sequence[Feature]):
-    """The features that a process serves, in a fixed order. Raises `RegistryError`, which names the entry and the rule,
-    if an entry breaks a rule or a name repeats."""
+    """The features that a process serves, in a fixed order. Raises `RegistryError`, which names entry and rule."""
 
     def __init__(self, entries: Iterable[Feature]) -> None:
         self._entries = tuple(entries)
@@ -207,8 +205,7 @@ class Registry(Sequence[Feature]):
         return frozenset(entry.name for entry in self._entries if subject in entry.invalidated_by)
 
     def longest_window_ms(self, mask: int | None = None) -> int:
-        """The longest window of the features in the mask, or of all features, in milliseconds. A user without events in
-        that time has only default values."""
+        """The longest window (ms) of the features in the mask, or of all. Without events in it, values are defaults."""
         entries = self._entries if mask is None else [self._entries[index] for index in indices(mask)]
         return max((entry.window_ms for entry in entries), default=0)
 

@@ -1,6 +1,5 @@
 """Derives the state of the service and of its components from the readiness checks of all processes. They may disagree:
-one may fail to reach a cache that another one reaches. The worst recent report counts.
-"""
+one may fail to reach a cache that another one reaches. The worst recent report counts."""
 
 from __future__ import annotations
 

@@ -56,8 +56,7 @@ _decode_disabled = msgspec.json.Decoder(list[Disabled]).decode
 
 
 class FeatureAvailability(msgspec.Struct, eq=False):
-    """Tracks which features are disabled or paused in this process. `switches` returns the disabled features, at most a
-    second old, as a JSON list of `Disabled` rows."""
+    """`switches` returns the disabled features as a JSON list of `Disabled` rows, at most a second old."""
 
     registry: Registry
     clock: Clock
@@ -140,8 +139,7 @@ class FeatureAvailability(msgspec.Struct, eq=False):
         return trouble
 
     def due(self) -> tuple[int, str] | None:
-        """A paused feature to try again now, and the user to try it with; None if there is none. The feature is not
-        returned again until the attempt has ended."""
+        """A paused feature to try again now, and the user to try it with. It is returned once for each attempt."""
         for index, trouble in self._troubles.items():
             due = trouble.pause_s and trouble.until <= self.clock.monotonic()
             if due and not self.disabled >> index & 1:

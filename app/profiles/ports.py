@@ -181,8 +181,7 @@ class OwedInvalidations(Protocol):
 
 
 class ChangeFeed(Protocol):
-    """Tells which users have new events in the event log, whichever process stored the events. Both methods query the
-    database on the caller's thread."""
+    """Tells which users have new events, stored by any process. Both methods query on the caller's thread."""
 
     def changed_users(self) -> frozenset[str] | None:
         """Users of the events committed since the last call; None if the local cache must be cleared."""

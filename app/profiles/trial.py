@@ -1,5 +1,4 @@
-"""Tries definitions of features on stored users, before they serve: whether each works and how long it takes, and how
-two definitions of a feature differ."""
+"""Tries definitions of features on stored users before they serve: errors, cost, and how two definitions differ."""
 
 from __future__ import annotations
 

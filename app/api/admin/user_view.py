@@ -1,6 +1,5 @@
 """Routes that show one user, with what the cache held before the request. The JSON answer also has the result of an
-ordinary read, which fills the cache. The page does not fill it, so that a reload shows the same state.
-"""
+ordinary read, which fills the cache. The page does not fill it, so that a reload shows the same state."""
 
 from __future__ import annotations
 

@@ -102,9 +102,8 @@ def report(result: CheckResult, metrics: Metrics, **context: object) -> None:
 
 
 class ConsistencyMonitor(msgspec.Struct, eq=False):
-    """Samples users with recent events, and checks them after each of the `DELAYS`. Each worker has one instance and
-    calls its `round` every `ROUND_S` seconds. `_scheduled` is a heap of checks: the time on the monotonic clock, the
-    name of the delay, and the event."""
+    """Each worker has one instance and calls its `round` every `ROUND_S` seconds. `_scheduled` is a heap of checks: the
+    time on the monotonic clock, the name of the delay, and the event."""
 
     checker: ConsistencyChecker
     users_per_s: int

@@ -74,8 +74,7 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
         ]
 
     def _rows(self, decision: LoggedProfile) -> list[ComputeRow]:
-        """The rows that compute a decision's values again: one for each version among them. Features that were
-        redefined since the decision are left out."""
+        """The rows that compute a decision's values again, one for each version; without features redefined since."""
         if decision.read is None:
             return []
         masks: dict[int, int] = {}
@@ -115,8 +114,7 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
 
 
 def report(check: DecisionCheck, metrics: Metrics) -> None:
-    """Count the check of a decision, and log its wrong values. The log has the id of the decision and not of the user,
-    because the user may be erased later."""
+    """Count the check of a decision, and log its wrong values; without the user, who may be erased later."""
     metrics.decision_checks.labels(check.outcome).inc()
     for facts in check.wrong:
         log.error("decision_violation", **facts)

@@ -64,8 +64,7 @@ def common_bins(dtype: Dtype, now: Counter[Scalar], before: Counter[Scalar]) -> 
 
 
 def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
-    """The counts of the values that are numbers, by number. In both directions, numbers up to `TINY` are counted as 0,
-    and those beyond `HUGE` as `HUGE`."""
+    """The counts of the numbers among the values, which are clipped to ±`HUGE`, and 0 within ±`TINY`."""
     counts: Counter[float] = Counter()
     for value, count in values.items():
         if isinstance(value, int | float):
