@@ -1,4 +1,4 @@
-"""Compiles the SQL of features, and finds out which of the relations `views` and `feedback` each feature reads.
+"""Computes features in SQLite, and finds out which of the relations `views` and `feedback` their SQL reads.
 
 The SQL of a feature is compiled twice. The first time, it is compiled alone, in a scratch database with only these
 relations. It is rejected if it names an event table or a catalogue, has a parameter or a second statement, or calls a
@@ -13,10 +13,11 @@ from contextlib import closing
 from functools import cache
 
 from app.errors import RegistryError
-from app.features.events import RELATIONS
+from app.features.events import KNOWN_SUBJECTS, RELATIONS
 from app.features.registry import Feature, Registry
-from app.stores.sql.profile_statement import build
-from app.stores.sqlite.source import DIALECT
+from app.stores.sql.profile_statement import Dialect, build
+from app.stores.sql.source import SqlSource
+from app.stores.sqlite.connection import error_name
 from app.telemetry import logger
 
 _SCRATCH = """
@@ -29,7 +30,30 @@ _CATALOGUES = ("sqlite_", "pragma_")
 # With some arguments they read the clock or the machine's time zone. PostgreSQL has none of them.
 _DATES = {"date", "time", "datetime", "julianday", "unixepoch", "strftime", "timediff"}
 _DETERMINISTIC = 0x800  # https://sqlite.org/c3ref/c_deterministic.html
+# Primary result codes of faults of the database, not of the SQL: https://sqlite.org/rescode.html
+_CODES = ("BUSY", "LOCKED", "NOMEM", "READONLY", "IOERR", "CORRUPT", "FULL", "CANTOPEN", "NOTADB")
+_DATABASE_FAULTS = tuple(f"SQLITE_{code}" for code in _CODES)
+# The index of the log is by user and subject, so the newest event of each subject is sought.
+_NEWEST = """COALESCE((SELECT MAX(seq) FROM event_log WHERE user_id = asked.user_id AND subject = '{}'),
+            -(SELECT erasures FROM bandit_ledger))"""
+DIALECT = Dialect(
+    items="json_each(:asked) AS item",
+    # If a feature's SQL returns several rows for a user, the value is an empty blob, which is invalid for every dtype.
+    value="CASE COUNT(*) WHEN 1 THEN MAX(value) WHEN 0 THEN NULL ELSE x'' END",
+    version=f"MAX({', '.join(_NEWEST.format(subject) for subject in sorted(KNOWN_SUBJECTS))}) AS version",
+)
 log = logger("stores.features")
+
+
+class SqliteSource(SqlSource):
+    dialect = DIALECT
+    errors = sqlite3.Error
+
+    def is_database_fault(self, error: sqlite3.Error) -> bool:
+        return error_name(error).startswith(_DATABASE_FAULTS)
+
+    def interrupted(self, error: sqlite3.Error) -> bool:
+        return error_name(error) == "SQLITE_INTERRUPT"
 
 
 def compile_registry(registry: Registry) -> Registry:
