@@ -30,6 +30,10 @@ LOG_FULL_EVERY_S = 60.0
 STILL_FULL_S = 5.0
 SERVICE: Final = None  # what a write can lock instead of users: all data of no particular user, such as rebuild runs
 Parameters = Sequence[object] | Mapping[str, object]
+UPSERT_SERVICE = """
+INSERT INTO service (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+WHERE service.value <> excluded.value
+"""
 log = logger("stores")
 
 
@@ -41,7 +45,6 @@ class Cursor(Protocol):
     def fetchone(self) -> Any: ...
     def fetchmany(self, size: int) -> list[Any]: ...
     def fetchall(self) -> list[Any]: ...
-    def close(self) -> None: ...
     def __iter__(self) -> Iterator[Any]: ...
 
 

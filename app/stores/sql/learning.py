@@ -261,8 +261,7 @@ class _LearningTransaction(msgspec.Struct):
                 self.connection.execute(UPDATE_SERVED, (judgement.served_at_ms, row["user_id"], row["number"]))
             elif judgement.outcome == "learned":
                 self._learn(row, judgement)
-            counted = (logged.seq, row["user_id"], row["number"], judgement.outcome)
-            self.connection.execute(INSERT_COUNTED, counted)
+            self.connection.execute(INSERT_COUNTED, (logged.seq, row["user_id"], row["number"], judgement.outcome))
             return judgement.outcome
         return None
 
@@ -294,11 +293,5 @@ class _LearningTransaction(msgspec.Struct):
         evidence = _grown(self.connection, self.policies, user_id, known, spec)
         self.evidence[user_id] = evidence.learned(_vector(row, evidence.spec), judgement.reward)
         source = "feedback" if judgement.action is not None else "default"
-        learned = {
-            **judgement._asdict(),
-            "source": source,
-            "now": self.now_ms,
-            "user": user_id,
-            "number": row["number"],
-        }
-        self.connection.execute(UPDATE_LEARNED, learned)
+        place = {"now": self.now_ms, "user": user_id, "number": row["number"]}
+        self.connection.execute(UPDATE_LEARNED, {**judgement._asdict(), "source": source, **place})

@@ -111,18 +111,9 @@ class SqlRollout(SqlRepository):
     def move(
         self, connection: Connection, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int
     ) -> RolloutState | None:
-        values = {
-            **to._asdict(),
-            "reason": reason,
-            "actor": actor,
-            "now": now_ms,
-            "salt": str(now_ms),
-            "challenger": self._challenger,
-            "seen_stage": seen.stage,
-            "seen_share": seen.share,
-            "seen_at": seen.changed_at_ms,
-        }
-        if connection.execute(UPDATE_STATE, values).rowcount == 0:
+        found = {"seen_stage": seen.stage, "seen_share": seen.share, "seen_at": seen.changed_at_ms}
+        change = {"reason": reason, "actor": actor, "now": now_ms, "salt": str(now_ms), "challenger": self._challenger}
+        if connection.execute(UPDATE_STATE, {**to._asdict(), **change, **found}).rowcount == 0:
             return None
         if to.anew:
             connection.execute(DELETE_LOOKS)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from app.errors import StoreFull, StoreUnavailable
 from app.profiles.ports import State
-from app.stores.sql.database import SPARE_READERS, Database, check_revision
+from app.stores.sql.database import SPARE_READERS, UPSERT_SERVICE, Database, check_revision
 from app.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
     Readers,
@@ -41,9 +41,6 @@ log = logger("stores.sqlite")
 
 SELECT_SERVICE = "SELECT name, value FROM service WHERE name IN ('database_id', 'inode')"
 UPDATE_DATABASE_ID = "UPDATE service SET value = ? WHERE name = 'database_id'"
-UPSERT_INODE = """
-INSERT INTO service (name, value) VALUES ('inode', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
-"""
 
 
 def draw_id(connection: sqlite3.Connection) -> str:
@@ -113,11 +110,8 @@ class SqliteDatabase(Database):
             raise
         return database
 
-    async def read(self, work: Callable[[sqlite3.Connection], T], *, snapshot: bool = False) -> T:
-        def run(connection: Any) -> T:
-            return self._from_open_file(work(connection))
-
-        return await super().read(run, snapshot=snapshot)
+    async def read(self, work: Callable[[Any], T], *, snapshot: bool = False) -> T:
+        return await super().read(lambda connection: self._from_open_file(work(connection)), snapshot=snapshot)
 
     async def look(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -155,7 +149,7 @@ class SqliteDatabase(Database):
             if stored.get("inode", inode) != inode:
                 stored["database_id"] = draw_id(connection)
                 log.warning("database_is_a_copy", database=str(self.path), effect="values cached before are not read")
-            connection.execute(UPSERT_INODE, (inode,))
+            connection.execute(UPSERT_SERVICE, ("inode", inode))
             return str(stored["database_id"])
 
         stored = dict(await self.rows(SELECT_SERVICE))
