@@ -1,9 +1,7 @@
 """Computes features in PostgreSQL, and compiles their SQL, after `app.stores.sqlite.features` has compiled it alone.
-
 The first time, it is compiled as a temporary view over the relations `views` and `feedback`. The view's parse tree
 names every function that it calls: it is rejected if one is not immutable. The second time, it is compiled in the real
-statement, whose plan must search an index by user. Nothing is stored.
-"""
+statement, whose plan must search an index by user. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -65,13 +63,9 @@ class PostgresSource(SqlSource):
 
 
 def check_features(registry: Registry, connection: Connection) -> None:
-    """Compile the SQL of every entry against a migrated database.
-
-    Raises:
-        RegistryError: the SQL of an entry does not compile, or depends on more than the rows of its relations; or its
-            plan scans the events of all users.
-        StoreUnavailable: the role may not create temporary tables.
-    """
+    """Compile the SQL of every entry against a migrated database. Raises `RegistryError` if the SQL of an entry does
+    not compile, if it depends on more than the rows of its relations, or if its plan scans the events of all users;
+    `StoreUnavailable` if the role may not create temporary tables."""
     for entry in registry:
         for setup, check in ((SCRATCH, _check_alone), (PLANNING, _check_plans)):
             try:

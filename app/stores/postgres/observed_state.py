@@ -55,10 +55,7 @@ class PostgresState:
 
     async def query(self) -> State:
         """The state committed at some moment after the call began. Concurrent callers share a query that has not begun.
-
-        Raises:
-            StoreUnavailable: no server that accepts writes answers in time.
-        """
+        Raises `StoreUnavailable` if no server that accepts writes answers in time."""
         return await self._queries.submit(None)
 
     async def close(self) -> None:

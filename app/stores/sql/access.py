@@ -71,8 +71,7 @@ ORDER BY id DESC LIMIT :limit
 
 
 class SqlAuditTrail(SqlRepository):
-    """The audit trail of admin actions. An entry is added, gets its outcome once, and is never deleted. Implements
-    `app.operations.audit.AuditTrail`."""
+    """An entry is added, gets its outcome once, and is never deleted. Implements `app.operations.audit.AuditTrail`."""
 
     async def begin(self, at_ms: int, actor: str, action: str, subject: str, outcome: str = BEGUN) -> int:
         row = (at_ms, actor, action, subject, outcome)

@@ -67,8 +67,7 @@ class SqlOwedInvalidations(SqlRepository):
 
 
 async def register_server(database: Database, server: str, after: int) -> None:
-    """Register `server` as the cache under the generation `after` + 1. Do nothing if the generation is no longer
-    `after`. Raises `StoreUnavailable`."""
+    """Register `server` as generation `after` + 1 of the cache, unless there is one. Raises `StoreUnavailable`."""
     await database.execute(UPDATE_REGISTRATION, (server, after))
 
 

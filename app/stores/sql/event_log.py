@@ -197,14 +197,9 @@ def logged_event(row: Sequence[Any]) -> LoggedEvent:
     seq, event_id, subject, user_id, claimed_at_ms, received_at_ms, tip_id, offset_min, *others = row
     decision_id, action, dwell_ms, *consumption = others
     zone = timezone(timedelta(minutes=offset_min))
-    common = {
-        "event_id": event_id,
-        "user_id": user_id,
-        "tip_id": tip_id,
-        "occurred_at": (EPOCH + claimed_at_ms * MILLISECOND).astimezone(zone),
-        "decision_id": decision_id,
-    }
+    occurred_at = (EPOCH + claimed_at_ms * MILLISECOND).astimezone(zone)
+    common = {"event_id": event_id, "user_id": user_id, "tip_id": tip_id, "decision_id": decision_id}
     if subject == SERVED:
-        return LoggedEvent(seq, TipServed(**common), received_at_ms, *consumption)
-    feedback = TipFeedback(**common, action=stored_action(action), dwell_ms=dwell_ms)
+        return LoggedEvent(seq, TipServed(**common, occurred_at=occurred_at), received_at_ms, *consumption)
+    feedback = TipFeedback(**common, occurred_at=occurred_at, action=stored_action(action), dwell_ms=dwell_ms)
     return LoggedEvent(seq, feedback, received_at_ms, *consumption)

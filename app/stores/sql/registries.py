@@ -54,8 +54,7 @@ class SqlRegistries(SqlRepository):
     """The registries that processes have served, and the disabled features."""
 
     async def announce(self, registry: Registry, now_ms: int) -> None:
-        """Record that a process serves this registry. A known registry is not written again, so that a process can
-        start while the disk is full."""
+        """Record that a process serves this registry. A known one is not written, so a full disk prevents no start."""
         definitions = definitions_of(registry)
         if any(known.definitions == definitions for known in await self.announced()):
             return

@@ -27,8 +27,7 @@ DELETE_ORPHANS = tuple(
     f"DELETE FROM {table} WHERE number < COALESCE((SELECT MIN(number) FROM tip_scores), 9223372036854775807)"
     for table in ("decision_events", "pool_shadows")
 )
-# A process uses a prior for a moment after another process has replaced it. So the prior that was current an hour
-# before the oldest decision is kept, and all later ones.
+# A process may use a replaced prior for a moment, so the one current an hour before the oldest decision is kept.
 DELETE_PRIORS = """
 DELETE FROM bandit_priors WHERE version < (
     SELECT MAX(version) FROM bandit_priors

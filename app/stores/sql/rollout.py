@@ -1,8 +1,6 @@
 """Stores the roll-out's state and interim analyses ("looks"), and reads the decisions on which the verdict is based.
-
 The column `number` is a decision's sequence number: a later decision has a higher one. The queries read only columns
-that stand before the arrays of a row, so that SQLite need not read the row's overflow pages.
-"""
+that stand before the arrays of a row, so that SQLite need not read the row's overflow pages."""
 
 from __future__ import annotations
 
@@ -87,11 +85,9 @@ WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 
 
 def begin_evaluation(connection: Connection, challenger: str) -> None:
-    """Restart the evaluation of the challenger with this spec's hash, if it is in the shadow stage.
-
-    Called when its first pooled prior is stored, because decisions made without a prior do not count. A process that
-    found no prior may still store its decision after this restart; `SELECT_PAGE` leaves such a decision out.
-    """
+    """Restart the evaluation of the challenger with this spec's hash, if it is in the shadow stage. Called when its
+    first pooled prior is stored, because decisions made without a prior do not count. A process that found no prior may
+    still store its decision after this restart; `SELECT_PAGE` leaves such a decision out."""
     if connection.execute(UPDATE_FIRST_PRIOR, {"own": challenger}).rowcount:
         connection.execute(DELETE_LOOKS)
 
@@ -125,17 +121,12 @@ class SqlRollout(SqlRepository):
 
     @writes(of=SERVICE)
     def add_look(self, connection: Connection, look: RolloutLook, seen: RolloutState) -> bool:
-        values = {
-            "number": look.number,
-            "at": look.at_ms,
-            "n": look.estimates.n,
-            "body": msgspec.json.encode(look).decode(),
-            "after": seen.evaluated_after,
-        }
+        values = {"number": look.number, "at": look.at_ms, "n": look.estimates.n, "after": seen.evaluated_after}
         stored = connection.execute(SELECT_LOOK, values).fetchone()
         if stored is not None and _look(*stored) is None:
             connection.execute(DELETE_LOOK, values)
-        return connection.execute(INSERT_LOOK, values).rowcount > 0
+        body = msgspec.json.encode(look).decode()
+        return connection.execute(INSERT_LOOK, {**values, "body": body}).rowcount > 0
 
     @reads
     def counts(self, connection: Connection, state: RolloutState, overdue_ms: int) -> Counts:

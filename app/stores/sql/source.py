@@ -23,8 +23,7 @@ from app.stores.sql.database import Connection, Database, Reader
 from app.stores.sql.profile_statement import Dialect, build
 
 TIMEOUT_S = 2.0
-# The number of events that the features of one statement may read together, which takes some 50 ms. A row costs as
-# much as `ROW_EVENTS` more events.
+# The events that the features of one statement may read, which takes some 50 ms. A row costs `ROW_EVENTS` more.
 SLICE_EVENTS = 1_000_000
 ROW_EVENTS = 200
 _COUNT = """(SELECT COUNT(*) FROM (

@@ -59,11 +59,9 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
 
 
 class SqliteDatabase(Database):
-    """A process's access to the database file. Open it with `SqliteDatabase.open`, and close it with `close`.
-
-    A copy of the file gets a new `id` when it is first opened. `links`: the number of hard links at the last check.
-    `checkpoints`: the number of checkpoints tried.
-    """
+    """A process's access to the database file. Open it with `SqliteDatabase.open`, and close it with `close`. A copy of
+    the file gets a new `id` when it is first opened. `links`: the number of hard links at the last check.
+    `checkpoints`: the number of checkpoints tried."""
 
     readers: Readers
     state: DataVersion
@@ -93,11 +91,8 @@ class SqliteDatabase(Database):
         checkpoint_frames: int = CHECKPOINT_FRAMES,
     ) -> SqliteDatabase:
         """Open an existing, migrated database. A write checkpoints whenever the WAL has grown by `checkpoint_frames`.
-
-        Raises:
-            StoreUnavailable: the file cannot be opened, has several hard links, or is damaged.
-            SchemaMismatch: the database is not migrated, or newer than this program.
-        """
+        Raises `StoreUnavailable` if the file cannot be opened, has several hard links, or is damaged, and
+        `SchemaMismatch` if the database is not migrated, or newer than this program."""
         _check(path)
         database = cls(path, monotonic, checkpoint_frames)
         try:

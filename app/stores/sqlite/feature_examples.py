@@ -31,11 +31,8 @@ class ExamplesRun(NamedTuple):
 
 
 async def run_examples(registry: Registry, mask: int, timeout_s: float) -> list[ExamplesRun]:
-    """Run the examples of the features in the bit mask `mask`. Each statement may take `timeout_s` seconds.
-
-    Raises:
-        RegistryError: an entry's SQL does not compile against the schema.
-    """
+    """Run the examples of the features in the bit mask `mask`. Each statement may take `timeout_s` seconds. Raises
+    `RegistryError` if an entry's SQL does not compile against the schema."""
     with TemporaryDirectory(prefix="profiles-examples-") as directory:
         path = Path(directory) / "examples.db"
         migrate(path)

@@ -1,10 +1,8 @@
-"""Computes features in SQLite, and finds out which of the relations `views` and `feedback` their SQL reads.
-
-The SQL of a feature is compiled twice. The first time, it is compiled alone, in a scratch database with only these
-relations. It is rejected if it names an event table or a catalogue, has a parameter or a second statement, or calls a
-function that depends on more than its arguments. SQLite's authorizer reports the relations that it reads. The second
-time, it is compiled in the real statement, against the migrated schema. The plan must search an index.
-"""
+"""Computes features in SQLite, and finds out which of the relations `views` and `feedback` their SQL reads. The SQL of
+a feature is compiled twice. The first time, it is compiled alone, in a scratch database with only these relations. It
+is rejected if it names an event table or a catalogue, has a parameter or a second statement, or calls a function that
+depends on more than its arguments. SQLite's authorizer reports the relations that it reads. The second time, it is
+compiled in the real statement, against the migrated schema. The plan must search an index."""
 
 from __future__ import annotations
 
@@ -57,14 +55,9 @@ class SqliteSource(SqlSource):
 
 
 def compile_registry(registry: Registry) -> Registry:
-    """Compile the SQL of each entry separately.
-
-    Each entry of the returned registry also names the relations that its SQL reads, and the kinds of events that change
-    these relations.
-
-    Raises:
-        RegistryError: the SQL or the `invalidated_by` of an entry is invalid.
-    """
+    """Compile the SQL of each entry separately. Each entry of the returned registry also names the relations that its
+    SQL reads, and the kinds of events that change these relations. Raises `RegistryError` if the SQL or the
+    `invalidated_by` of an entry is invalid."""
     compiled = Registry(entry.compiled(_relations_of(entry)) for entry in registry)
     for entry in compiled:
         for subject in sorted(set(entry.invalidated_by) - {RELATIONS[name] for name in entry.relations}):
@@ -78,11 +71,8 @@ def compile_registry(registry: Registry) -> Registry:
 
 
 def check_features(registry: Registry, connection: sqlite3.Connection) -> None:
-    """Compile the SQL of every entry of a compiled registry against a migrated database.
-
-    Raises:
-        RegistryError: the SQL of an entry does not compile, or its plan scans the events of all users.
-    """
+    """Compile the SQL of every entry of a compiled registry against a migrated database. Raises `RegistryError` if the
+    SQL of an entry does not compile, or its plan scans the events of all users."""
     for entry in registry:
         statements, parameters = build(Registry([entry]), DIALECT), {"clock_ms": 0, "asked": "[]"}
         plan: list[tuple[object, ...]] = []

@@ -1,8 +1,6 @@
 """Columns of a training set. Each column keeps the representation of its source and is converted to another on demand.
-
 Parquet columns are Arrow arrays, which preserves types. NDJSON columns are the bytes of each value, which preserves
-`1.10` as `1.10`. CSV columns are JSON strings. Computed features are JSON. Null is an empty field in CSV.
-"""
+`1.10` as `1.10`. CSV columns are JSON strings. Computed features are JSON. Null is an empty field in CSV."""
 
 from __future__ import annotations
 
@@ -30,8 +28,7 @@ _decode = msgspec.json.Decoder(str).decode
 
 
 class JsonColumn(msgspec.Struct, frozen=True):
-    """A column whose values come as JSON. `kind` is the type of the written column. A `text` column takes any value:
-    what is no string is written as JSON."""
+    """A column of JSON values. `kind`: its type when written. A `text` column takes any value; others stay JSON."""
 
     values: Sequence[bytes]
     kind: Kind
