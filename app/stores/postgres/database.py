@@ -1,11 +1,9 @@
-"""A process's connections to a PostgreSQL database: a pool for reads, and a few connections for writes.
-
-Invariants: a write is one transaction. Its first statements lock the users that `of` names, in sorted order, or one row
-that stands for all data of no particular user (`SERVICE`). It is committed when `write` returns, as durably as the
-server's `synchronous_commit` says, and rolled back when `write` raises, unless the error says that the outcome of the
-commit is unknown. The work is done again after a deadlock or a serialization failure, and once if the connection is
-lost before the commit.
-"""
+"""A process's connections to a PostgreSQL database: a pool for reads, and a few connections for writes. Invariants: a
+write is one transaction. Its first statements lock the users that `of` names, in sorted order, or one row that stands
+for all data of no particular user (`SERVICE`). It is committed when `write` returns, as durably as the server's
+`synchronous_commit` says, and rolled back when `write` raises, unless the error says that the outcome of the commit is
+unknown. The work is done again after a deadlock or a serialization failure, and once if the connection is lost before
+the commit."""
 
 from __future__ import annotations
 

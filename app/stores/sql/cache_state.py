@@ -30,9 +30,7 @@ WHERE slot NOT IN (SELECT CAST(value AS BIGINT) FROM json_each(?)) ORDER BY id L
 SELECT_FEATURES = "SELECT DISTINCT feature FROM feature_keys"
 INSERT_OWED = "INSERT INTO owed_invalidations (user_id, slot, owed_at_ms) VALUES (?, ?, ?)"
 DELETE_OWED = "DELETE FROM owed_invalidations WHERE id IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
-UPDATE_REGISTRATION = """
-UPDATE cache_registration SET server = ?, generation = generation + 1 WHERE generation = ?
-"""
+UPDATE_REGISTRATION = "UPDATE cache_registration SET server = ?, generation = generation + 1 WHERE generation = ?"
 
 
 def insert_owed(connection: Connection, user_ids: Collection[str], now_ms: int) -> None:

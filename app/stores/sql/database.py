@@ -171,13 +171,10 @@ class Database(ABC):
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None) -> T:
         """Run `work` in one durable transaction, on the thread of a writing connection. Raises `StoreFull` if the disk
         is full, and `StoreUnavailable`; nothing was written then, except in the cases that `write` of the engine's
-        class describes.
-
-        `of` names what the transaction locks first: the users with these ids, in sorted order, or `SERVICE`, all data
-        of no particular user. It must cover every row that `work` reads and then writes. It may be empty if each
-        statement is atomic by itself. `work` must have no effects outside of the transaction, because it is done again
-        after a deadlock.
-        """
+        class describes. `of` names what the transaction locks first: the users with these ids, in sorted order, or
+        `SERVICE`, all data of no particular user. It must cover every row that `work` reads and then writes. It may be
+        empty if each statement is atomic by itself. `work` must have no effects outside of the transaction, because it
+        is done again after a deadlock."""
 
     async def rows(self, statement: str, parameters: Parameters = ()) -> list[Any]:
         """Read all rows of one statement."""

@@ -22,9 +22,7 @@ PAGE = 2_000
 NEWEST = 2**63 - 1
 log = logger("stores.rollout")
 
-SELECT_STATE = """
-SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after, salt, challenger FROM rollout
-"""
+SELECT_STATE = "SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after, salt, challenger FROM rollout"
 # Changes nothing if another process has changed the state since it was read.
 UPDATE_STATE = """
 UPDATE rollout SET stage = :stage, share = :share, reason = :reason, changed_by = :actor, changed_at_ms = :now,

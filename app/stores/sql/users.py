@@ -168,12 +168,10 @@ class SqlUsers(SqlRepository):
         return Holdings(views, feedback, len(letters_of(connection, user_id)), *others)
 
     async def erase(self, user_id: str, now_ms: int) -> Holdings:
-        """Delete all data of a user. Return the number of deleted rows of each kind.
-
-        Without events, nothing shows that cached values of the user are stale. So the transaction also records that the
-        user's cache keys must be deleted, which the caller does next, makes every process clear its local cache, and
-        advances the counter of erasures, so that no value computed later has the version of an earlier value.
-        """
+        """Delete all data of a user. Return the number of deleted rows of each kind. Without events, nothing shows that
+        cached values of the user are stale. So the transaction also records that the user's cache keys must be deleted,
+        which the caller does next, makes every process clear its local cache, and advances the counter of erasures, so
+        that no value computed later has the version of an earlier value."""
 
         def work(connection: Connection) -> Holdings:
             views, feedback, *_ = [

@@ -1,9 +1,7 @@
-"""Backs up the database while processes write to it, restores backups, and gives copied files an id of their own.
-
-A backup gets a new id. A restored database gets another new id, so values cached from the replaced database are not
-read again: the id is part of every cache key. Its sequence numbers continue a million higher, so that numbers used
-after the backup are not used again.
-"""
+"""Backs up the database while processes write to it, restores backups, and gives copied files an id of their own. A
+backup gets a new id. A restored database gets another new id, so values cached from the replaced database are not read
+again: the id is part of every cache key. Its sequence numbers continue a million higher, so that numbers used after the
+backup are not used again."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""The SQLite database of one process: a few read-only connections, one for writes, and one for checkpoints.
-
-Invariants: a write is one transaction on the writer's thread. It is committed when `write` returns, durably
-(`synchronous=FULL`) by default, and rolled back when `write` raises. A checkpoint runs only on the writer's thread, on
-a second connection, while the writer holds the write lock of the file, so that no process writes meanwhile.
-"""
+"""The SQLite database of one process: a few read-only connections, one for writes, and one for checkpoints. Invariants:
+a write is one transaction on the writer's thread. It is committed when `write` returns, durably (`synchronous=FULL`) by
+default, and rolled back when `write` raises. A checkpoint runs only on the writer's thread, on a second connection,
+while the writer holds the write lock of the file, so that no process writes meanwhile."""
 
 from __future__ import annotations
 
