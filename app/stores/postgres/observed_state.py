@@ -49,8 +49,7 @@ class PostgresState:
         return
 
     async def connect(self) -> None:
-        """Wait for the connection, however long it takes: `connect_timeout` for each host that does not answer. `query`
-        waits for one second and reports the error."""
+        """Wait for the connection, however long it takes: `connect_timeout` for each host that does not answer."""
         await asyncio.wait({self._connect()})
 
     async def query(self) -> State:

@@ -187,12 +187,10 @@ class SqlUsers(SqlRepository):
         return await self._database.write(work, of=[user_id])
 
     async def erase_decisions(self, user_id: str) -> None:
-        """Delete the decisions that used cached values of an erased user. Call it after the keys were deleted.
-
-        1. `erase` commits; 2. a request reads the old profile from the cache; 3. the keys are deleted; 4. the request
+        """Delete the decisions that used cached values of an erased user. Call it after the keys were deleted. 1.
+        `erase` commits; 2. a request reads the old profile from the cache; 3. the keys are deleted; 4. the request
         stores its decision. This call deletes that decision. If step 4 comes after this call, the request stores
-        nothing, because the counter of erasures has changed and the events of the old profile are gone.
-        """
+        nothing, because the counter of erasures has changed and the events of the old profile are gone."""
         await self._database.write(lambda connection: self._erase_decisions(connection, user_id), of=[user_id])
 
     def _erase_decisions(self, connection: Connection, user_id: str) -> tuple[int, int]:

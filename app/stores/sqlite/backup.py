@@ -100,12 +100,10 @@ def adopt(database: Path) -> None:
 @contextmanager
 def _exclusive(database: Path) -> Iterator[sqlite3.Connection | None]:
     """Lock the database exclusively, and delete its write-ahead log. Raises `Conflict` if a process has it open. Yields
-    a connection in a transaction; None if the file does not exist or is damaged.
-
-    The log must be deleted before the file is replaced. Otherwise: 1. the file is replaced; 2. this process is killed;
-    3. the next process finds the old log and replays it into the new database. Deleting it after the replacement is too
-    late: the log may then belong to a process that has opened the new file.
-    """
+    a connection in a transaction; None if the file does not exist or is damaged. The log must be deleted before the
+    file is replaced. Otherwise: 1. the file is replaced; 2. this process is killed; 3. the next process finds the old
+    log and replays it into the new database. Deleting it after the replacement is too late: the log may then belong to
+    a process that has opened the new file."""
     if not database.exists():
         _delete_log(database)
         yield None
