@@ -6,7 +6,7 @@ from app.features.contract import Contract, import_registry
 from app.features.definitions import REGISTRY
 from app.features.schema import ProfileFeatures, check_mirror, mirror_of
 from app.settings import Settings
-from app.stores.sqlite.feature_check import compile_registry
+from app.stores.sqlite.features import compile_registry
 
 
 def load_contract(settings: Settings, source: str | None = None, *, own_mirror: bool = True) -> Contract:

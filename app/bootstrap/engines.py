@@ -43,8 +43,8 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
         from app.stores.sqlite.data_version import SqliteChangeFeed  # noqa: PLC0415  # the other engine is not imported
         from app.stores.sqlite.database import SqliteDatabase  # noqa: PLC0415
         from app.stores.sqlite.event_log import SqliteEventLog  # noqa: PLC0415
-        from app.stores.sqlite.feature_check import check_features as check_on_sqlite  # noqa: PLC0415
-        from app.stores.sqlite.source import SqliteSource  # noqa: PLC0415
+        from app.stores.sqlite.features import SqliteSource  # noqa: PLC0415
+        from app.stores.sqlite.features import check_features as check_on_sqlite  # noqa: PLC0415
 
         sqlite = await SqliteDatabase.open(settings.database, settings.readers)
         feed = partial(SqliteChangeFeed, sqlite.state)
@@ -52,8 +52,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     else:
         from app.stores.postgres.database import PostgresDatabase  # noqa: PLC0415  # psycopg is optional
         from app.stores.postgres.event_log import PostgresEventLog  # noqa: PLC0415
-        from app.stores.postgres.feature_check import check_features  # noqa: PLC0415
-        from app.stores.postgres.source import PostgresSource  # noqa: PLC0415
+        from app.stores.postgres.features import PostgresSource, check_features  # noqa: PLC0415
 
         postgres = await PostgresDatabase.open(settings.database.url, settings.readers)
         engine = Engine(postgres, PostgresEventLog(postgres), None, check_features, PostgresSource, timeout_s)

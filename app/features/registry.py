@@ -1,7 +1,7 @@
 """The registry: one entry per feature, the rules that entries must meet, and records of which values were read.
 
 A feature's *index* is its position in the registry. A *mask* is a set of features as an int, in which `1 << index` is
-the feature's bit. A `Registry` object meets every rule that can be checked without SQL. The store's `feature_check`
+the feature's bit. A `Registry` object meets every rule that can be checked without SQL. The store
 *compiles* the entries: it checks the other rules, and derives which relations each entry reads and which subjects, that
 is kinds of events, invalidate it.
 """

@@ -16,7 +16,7 @@ import redis
 
 from app.stores.sql.profile_statement import build
 from app.stores.sqlite.connection import connect
-from app.stores.sqlite.source import DIALECT
+from app.stores.sqlite.features import DIALECT
 from tests.bench.comparison import Comparison
 from tests.bench.environment import Environment
 from tests.bench.load import get

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from app.features.clock import DAY_MS, rfc3339
 from app.stores.sql.profile_statement import build
-from app.stores.sqlite.source import DIALECT
+from app.stores.sqlite.features import DIALECT
 from tests.bench.comparison import Comparison
 from tests.bench.environment import DAYS, Environment
 from tests.bench.servers import process_environment

@@ -12,7 +12,7 @@ from app.bootstrap.service import open_service
 from app.profiles.rebuild import CHUNK
 from app.stores.sql.profile_statement import build
 from app.stores.sqlite.connection import connect
-from app.stores.sqlite.source import DIALECT
+from app.stores.sqlite.features import DIALECT
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment
 from tests.support.bulk_users import add_users

@@ -11,7 +11,7 @@ import uvloop
 
 from app.stores.sql.profile_statement import build
 from app.stores.sqlite.connection import connect
-from app.stores.sqlite.source import DIALECT
+from app.stores.sqlite.features import DIALECT
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment
 from tests.support.registry import REGISTRY

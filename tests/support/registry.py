@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.stores.sqlite.feature_check import compile_registry
+from app.stores.sqlite.features import compile_registry
 from tests.support import features
 from tests.support.entries import COUNT_VIEWS
 

@@ -24,10 +24,10 @@ from app.profiles.online.local_cache import LocalCache
 from app.profiles.ports import END_OF_TIME_MS, Epoch, Fill
 from app.stores.postgres.connection import connect
 from app.stores.postgres.event_log import PostgresEventLog
+from app.stores.postgres.features import PostgresSource
 from app.stores.postgres.pool import Pool, PooledConnection
-from app.stores.postgres.source import PostgresSource
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.features import SqliteSource
 from app.stores.valkey import cluster, registration
 from app.stores.valkey.cache import ValkeyCache, key
 from app.stores.valkey.connections import Command

@@ -1,10 +1,8 @@
 """Opens connections to PostgreSQL that run the SQL of the repositories, and turns psycopg errors into
-`StoreUnavailable`.
-
-Every connection is in autocommit mode, with explicit transactions. Statements are written as for SQLite and translated:
-parameters are `?` or `:name`, JSON is text, and `json_each` yields the elements of an array in the column `value`.
-Whole numbers are always sent as `bigint`, so that a statement has one plan whatever the values are.
-"""
+`StoreUnavailable`. Every connection is in autocommit mode, with explicit transactions. Statements are written as for
+SQLite and translated: parameters are `?` or `:name`, JSON is text, and `json_each` yields the elements of an array in
+the column `value`. Whole numbers are always sent as `bigint`, so that a statement has one plan whatever the values
+are."""
 
 from __future__ import annotations
 
@@ -38,8 +36,7 @@ _SESSION = {
     "idle_in_transaction_session_timeout": STATEMENT_TIMEOUT_MS,
     "default_transaction_isolation": "read committed",
 }
-# The timeline changes when a standby is promoted, the system identifier when the data come from another cluster, and
-# the table when a dump is restored.
+# A promoted standby changes the timeline, data from another cluster the system identifier, a restored dump the table.
 DATABASE_ID = """(SELECT value FROM service WHERE name = 'database_id')
     || ':' || (SELECT system_identifier FROM pg_control_system())
     || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
@@ -168,8 +165,7 @@ def connection_parameters(url: str) -> dict[str, Any]:
 
 
 def connect(url: str, *, session: bool = True) -> Connection:
-    """Connect to the server that accepts writes. Raises `StoreUnavailable` if none does. If `session` is False, the
-    caller calls `begin_session`."""
+    """Connect to the server that accepts writes. Raises `StoreUnavailable`. `session`: also execute `SET_SESSION`."""
     try:
         raw = psycopg.connect(**connection_parameters(url), cursor_factory=psycopg.RawCursor)
         if session:

@@ -1,11 +1,9 @@
-"""A process's connections to a PostgreSQL database: a pool for reads, and a few connections for writes.
-
-Invariants: a write is one transaction. Its first statements lock the users that `of` names, in sorted order, or one row
-that stands for all data of no particular user (`SERVICE`). It is committed when `write` returns, as durably as the
-server's `synchronous_commit` says, and rolled back when `write` raises, unless the error says that the outcome of the
-commit is unknown. The work is done again after a deadlock or a serialization failure, and once if the connection is
-lost before the commit.
-"""
+"""A process's connections to a PostgreSQL database: a pool for reads, and a few connections for writes. Invariants: a
+write is one transaction. Its first statements lock the users that `of` names, in sorted order, or one row that stands
+for all data of no particular user (`SERVICE`). It is committed when `write` returns, as durably as the server's
+`synchronous_commit` says, and rolled back when `write` raises, unless the error says that the outcome of the commit is
+unknown. The work is done again after a deadlock or a serialization failure, and once if the connection is lost before
+the commit."""
 
 from __future__ import annotations
 
@@ -65,12 +63,8 @@ class PostgresDatabase(Database):
 
     @classmethod
     async def open(cls, url: str, readers: int) -> PostgresDatabase:
-        """Open an existing, migrated database.
-
-        Raises:
-            StoreUnavailable: no server that accepts writes answers.
-            SchemaMismatch: the database is not migrated, or newer than this program.
-        """
+        """Open an existing, migrated database. Raises `StoreUnavailable` if no server that accepts writes answers, and
+        `SchemaMismatch` if the database is not migrated, or newer than this program."""
         await asyncio.to_thread(_check_schema, url)
         database = cls(url, readers)
         try:
@@ -82,15 +76,10 @@ class PostgresDatabase(Database):
         return database
 
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None, again: bool = False) -> T:
-        """Run `work` in one transaction, after locking `of`: see `Database.write`.
-
-        If the connection is lost during the commit, the outcome is unknown, and the call fails. With `again`, `work` is
-        called once more instead, and must itself notice what its first call has stored.
-
-        Raises:
-            StoreUnavailable: nothing was written; or the outcome of the commit is unknown.
-        """
-        users = sorted(set(of)) if of is not None else None
+        """Run `work` in one transaction, after locking `of`: see `Database.write`. If the connection is lost during the
+        commit, the outcome is unknown, and the call raises `StoreUnavailable`. With `again`, `work` is called once more
+        instead, and must itself notice what its first call has stored."""
+        users = None if of is None else sorted(set(of))
         try:
             async with self._writers.one() as writer:
                 result = await writer.run(lambda connection: _transact(connection, work, users, again))
@@ -135,8 +124,7 @@ def _transact(connection: Connection, work: Callable[[Connection], T], users: li
 
 
 def _begin(connection: Connection, users: list[str] | None) -> None:
-    """Begin a transaction and lock these users, in one round trip. None for `users` locks the row that stands for all
-    data of no particular user (`SERVICE`)."""
+    """Begin a transaction and lock these users, in one round trip. None locks the row that stands for `SERVICE`."""
     while True:
         with connection.raw.pipeline():
             locked = connection.raw.execute("BEGIN")

@@ -1,10 +1,8 @@
-"""Stores events, in one transaction for many requests.
-
-After the users are locked, a transaction takes two round trips: one finds the events that are stored already and draws
-sequence numbers, the other inserts and commits. The numbers are drawn after the locks, so those of a user rise in the
-order of the commits. Interleaving prevented: 1. T1 draws 1; 2. T2 draws 2 for the same user and commits; 3. a value is
-computed without event 1, and cached under version 2; 4. T1 commits: the value is stale, and nothing shows it.
-"""
+"""Stores events, in one transaction for many requests. After the users are locked, a transaction takes two round trips:
+one finds the events that are stored already and draws sequence numbers, the other inserts and commits. The numbers are
+drawn after the locks, so those of a user rise in the order of the commits. Interleaving prevented: 1. T1 draws 1; 2. T2
+draws 2 for the same user and commits; 3. a value is computed without event 1, and cached under version 2; 4. T1
+commits: the value is stale, and nothing shows it."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.events import TipFeedback, subject_of
 from app.stores.postgres.connection import Connection
 from app.stores.postgres.database import PostgresDatabase
-from app.stores.sql.event_log import KEYS, EventKey, SqlEventLog, admit, event_key, mark_historical
+from app.stores.sql.event_log import COLUMNS, KEYS, EventKey, SqlEventLog, admit, event_key, mark_historical
 from app.stores.sql.registries import SELECT_FEATURE_KEYS
 
 # With a LIMIT, each event is sought in the index, in the partition of its user.
@@ -30,7 +28,7 @@ SELECT known.* FROM {KEYS} CROSS JOIN LATERAL (
 LOCK_FEATURE_KEYS = "LOCK TABLE feature_keys IN ROW SHARE MODE"
 DRAW_NUMBERS = "SELECT nextval('event_seq') FROM generate_series(1, ?)"
 # The parameter is a JSON array of objects with the fields of `Admitted` and of its event.
-INSERT_EVENTS = """
+INSERT_EVENTS = f"""
 WITH event AS MATERIALIZED (
     SELECT * FROM json_to_recordset(CAST(? AS json)) AS event (
         seq bigint, event_id text, subject text, user_id text, digest text, occurred_at_ms bigint, claimed_at_ms bigint,
@@ -38,22 +36,14 @@ WITH event AS MATERIALIZED (
         dwell_ms bigint, traceparent text
     )
 ), logged AS (
-    INSERT INTO event_log
-        (seq, event_id, subject, user_id, digest, occurred_at_ms, claimed_at_ms, received_at_ms, sent_by)
-    SELECT seq, event_id, subject, user_id, decode(digest, 'base64'), occurred_at_ms, claimed_at_ms, received_at_ms,
-           sent_by
-    FROM event
+    INSERT INTO event_log ({COLUMNS["event_log"]})
+    SELECT {COLUMNS["event_log"].replace("digest", "decode(digest, 'base64')")} FROM event
 ), waiting AS (
-    INSERT INTO outbox (seq, user_id, received_at_ms, traceparent)
-    SELECT seq, user_id, received_at_ms, traceparent FROM event
+    INSERT INTO outbox ({COLUMNS["outbox"]}) SELECT {COLUMNS["outbox"]} FROM event
 ), viewed AS (
-    INSERT INTO tip_views (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id)
-    SELECT seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id FROM event
-    WHERE action IS NULL
+    INSERT INTO tip_views ({COLUMNS["tip_views"]}) SELECT {COLUMNS["tip_views"]} FROM event WHERE action IS NULL
 )
-INSERT INTO tip_feedback
-    (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id, action, dwell_ms)
-SELECT seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id, action, dwell_ms FROM event
+INSERT INTO tip_feedback ({COLUMNS["tip_feedback"]}) SELECT {COLUMNS["tip_feedback"]} FROM event
 WHERE action IS NOT NULL
 """
 _json = msgspec.json.Encoder().encode

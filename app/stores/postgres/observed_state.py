@@ -49,16 +49,12 @@ class PostgresState:
         return
 
     async def connect(self) -> None:
-        """Wait for the connection, however long it takes: `connect_timeout` for each host that does not answer. `query`
-        waits for one second and reports the error."""
+        """Wait for the connection, however long it takes: `connect_timeout` for each host that does not answer."""
         await asyncio.wait({self._connect()})
 
     async def query(self) -> State:
         """The state committed at some moment after the call began. Concurrent callers share a query that has not begun.
-
-        Raises:
-            StoreUnavailable: no server that accepts writes answers in time.
-        """
+        Raises `StoreUnavailable` if no server that accepts writes answers in time."""
         return await self._queries.submit(None)
 
     async def close(self) -> None:

@@ -1,10 +1,7 @@
-"""Pools of connections to PostgreSQL, with a thread for each connection.
-
-Invariant: a connection is used only while it leads to the database whose id this process observed last
-(`app.stores.postgres.observed_state`). This id is part of every cache key. Interleaving prevented: 1. a standby is
-promoted while the old primary still runs; 2. the process observes the new primary; 3. a value is computed on the old
-one, and cached as current.
-"""
+"""Pools of connections to PostgreSQL, with a thread for each connection. Invariant: a connection is used only while it
+leads to the database whose id this process observed last (`app.stores.postgres.observed_state`). This id is part of
+every cache key. Interleaving prevented: 1. a standby is promoted while the old primary still runs; 2. the process
+observes the new primary; 3. a value is computed on the old one, and cached as current."""
 
 from __future__ import annotations
 
@@ -52,14 +49,10 @@ class PooledConnection:
 
     async def run(self, work: Callable[[Connection], T], timeout_s: float = LONGEST_S) -> T:
         """Call `work` with the connection, on a thread. Its statement is cancelled after `timeout_s` seconds, and when
-        the caller is cancelled. If the server does not react to the cancellation, the connection is closed.
-
-        If the connection is lost during the first call of `run`, `work` is called once again with a new connection.
-        Later calls are not repeated, because they may depend on a transaction that an earlier call has begun.
-
-        Raises:
-            StoreUnavailable: no connection can be opened.
-        """
+        the caller is cancelled. If the server does not react to the cancellation, the connection is closed. Raises
+        `StoreUnavailable` if no connection can be opened. If the connection is lost during the first call of `run`,
+        `work` is called once again with a new connection. Later calls are not repeated, because they may depend on a
+        transaction that an earlier call has begun."""
         if self.closing:
             timeout_s = min(timeout_s, STOPPING_S)
         first, self._used = not self._used, True

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from app.operations.audit import BEGUN, AuditEntry
-from app.stores.sql.database import Connection, SqlRepository, writes
+from app.stores.sql.database import UPSERT_SERVICE, Connection, SqlRepository, writes
 
 SELECT_SECRET = "SELECT value FROM service WHERE name = 'session_secret'"  # noqa: S105  # a statement
 SELECT_ENDED = "SELECT 1 FROM ended_sessions WHERE session_id = ?"
@@ -39,9 +39,6 @@ class SqlSessions(SqlRepository):
         return await self._database.row(SELECT_ENDED, (session_id,)) is not None
 
 
-UPSERT_USE = """
-INSERT INTO service (name, value) VALUES ('key used ' || ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
-"""
 SELECT_USES = "SELECT SUBSTR(name, 10), value FROM service WHERE name LIKE 'key used %'"
 
 
@@ -50,13 +47,10 @@ class SqlKeyUses(SqlRepository):
 
     async def note(self, names: Collection[str], now_ms: int) -> None:
         """Store that the keys of these names are in use now."""
-
-        def work(connection: Connection) -> None:
-            for name in sorted(names):  # two processes that note the same keys must not wait for each other
-                connection.execute(UPSERT_USE, (name, str(now_ms)))
-
-        if names:
-            await self._database.write(work, of=())
+        # Sorted: two processes that note the same keys must not wait for each other.
+        rows = [(f"key used {name}", str(now_ms)) for name in sorted(names)]
+        if rows:
+            await self._database.write(lambda connection: connection.executemany(UPSERT_SERVICE, rows), of=())
 
     async def newest_ms(self) -> Mapping[str, int]:
         """The time of the last use in epoch milliseconds, by the name of the key."""
@@ -77,8 +71,7 @@ ORDER BY id DESC LIMIT :limit
 
 
 class SqlAuditTrail(SqlRepository):
-    """The audit trail of admin actions. An entry is added, gets its outcome once, and is never deleted. Implements
-    `app.operations.audit.AuditTrail`."""
+    """An entry is added, gets its outcome once, and is never deleted. Implements `app.operations.audit.AuditTrail`."""
 
     async def begin(self, at_ms: int, actor: str, action: str, subject: str, outcome: str = BEGUN) -> int:
         row = (at_ms, actor, action, subject, outcome)

@@ -30,9 +30,7 @@ WHERE slot NOT IN (SELECT CAST(value AS BIGINT) FROM json_each(?)) ORDER BY id L
 SELECT_FEATURES = "SELECT DISTINCT feature FROM feature_keys"
 INSERT_OWED = "INSERT INTO owed_invalidations (user_id, slot, owed_at_ms) VALUES (?, ?, ?)"
 DELETE_OWED = "DELETE FROM owed_invalidations WHERE id IN (SELECT CAST(value AS BIGINT) FROM json_each(?))"
-UPDATE_REGISTRATION = """
-UPDATE cache_registration SET server = ?, generation = generation + 1 WHERE generation = ?
-"""
+UPDATE_REGISTRATION = "UPDATE cache_registration SET server = ?, generation = generation + 1 WHERE generation = ?"
 
 
 def insert_owed(connection: Connection, user_ids: Collection[str], now_ms: int) -> None:
@@ -67,8 +65,7 @@ class SqlOwedInvalidations(SqlRepository):
 
 
 async def register_server(database: Database, server: str, after: int) -> None:
-    """Register `server` as the cache under the generation `after` + 1. Do nothing if the generation is no longer
-    `after`. Raises `StoreUnavailable`."""
+    """Register `server` as generation `after` + 1 of the cache, unless there is one. Raises `StoreUnavailable`."""
     await database.execute(UPDATE_REGISTRATION, (server, after))
 
 

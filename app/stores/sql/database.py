@@ -1,9 +1,6 @@
-"""The interface through which repositories use the database, whichever engine it is.
-
-Repositories run one statement with `rows`, `row` or `execute`, and several with `read` or `write`, or in a method that
-is decorated with `reads` or `writes`. Their SQL runs on every engine: parameters are written `?` or `:name`, and lists
-are passed as JSON.
-"""
+"""The interface through which repositories use the database, whichever engine it is. Repositories run one statement
+with `rows`, `row` or `execute`, and several with `read` or `write`, or in a method that is decorated with `reads` or
+`writes`. Their SQL runs on every engine: parameters are written `?` or `:name`, and lists are passed as JSON."""
 
 from __future__ import annotations
 
@@ -22,14 +19,17 @@ P = ParamSpec("P")
 R = TypeVar("R", bound="SqlRepository")
 T = TypeVar("T")
 SCHEMA_REVISION, OLDEST_REVISION = "0017", "0006"
-# More than the features use at a time: for an attempt to compute a feature that has failed, and so that a health check
-# never waits for a slow feature.
+# More than the features use at a time: for attempts to compute a failed feature, and for health checks.
 SPARE_READERS = 2
 SELECT_REVISION = "SELECT version_num FROM alembic_version"
 LOG_FULL_EVERY_S = 60.0
 STILL_FULL_S = 5.0
 SERVICE: Final = None  # what a write can lock instead of users: all data of no particular user, such as rebuild runs
 Parameters = Sequence[object] | Mapping[str, object]
+UPSERT_SERVICE = """
+INSERT INTO service (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+WHERE service.value <> excluded.value
+"""
 log = logger("stores")
 
 
@@ -41,13 +41,11 @@ class Cursor(Protocol):
     def fetchone(self) -> Any: ...
     def fetchmany(self, size: int) -> list[Any]: ...
     def fetchall(self) -> list[Any]: ...
-    def close(self) -> None: ...
     def __iter__(self) -> Iterator[Any]: ...
 
 
 class Connection(Protocol):
-    """A connection of the engine's driver, such as a `sqlite3.Connection`. `Database.read` and `Database.write` pass it
-    to the function that they run."""
+    """A connection of the driver, such as a `sqlite3.Connection`. `Database.read` and `write` pass it to `work`."""
 
     def execute(self, statement: str, parameters: Any = ..., /) -> Cursor: ...
     def executemany(self, statement: str, rows: Iterable[Any], /) -> Cursor: ...
@@ -62,14 +60,13 @@ class Reader(Protocol):
     @property
     def closing(self) -> bool: ...
     async def run(self, work: Callable[[Any], T], timeout_s: float = ..., /) -> T:
-        """Call `work` with the connection, on its thread. Its statement is interrupted after `timeout_s` seconds, and
-        when the caller is cancelled."""
+        """Call `work` on its thread. Its statement is interrupted after `timeout_s`, or when the caller is
+        cancelled."""
 
 
 class Readers(Protocol):
     def one(self) -> AbstractAsyncContextManager[Reader]:
-        """Lend an idle connection for the block. An error of the engine that leaves the block becomes
-        `StoreUnavailable`."""
+        """Lend an idle connection for the block. An engine error that leaves the block becomes `StoreUnavailable`."""
 
     def interrupt(self) -> None:
         """Interrupt running statements, and later ones soon after they begin: the process is stopping."""
@@ -131,8 +128,7 @@ class Database(ABC):
         return "the disk is full: events and decisions are rejected, reads continue" if self.full else None
 
     def wrote(self, refused: StoreFull | None = None) -> None:
-        """Note that a write succeeded, or was `refused` for lack of room, and log each change. A full disk is logged at
-        most once a minute."""
+        """Note that a write succeeded or was `refused` for lack of room. Log each change, a full disk once a minute."""
         if refused is None and not self.full:
             return
         now = self._monotonic()
@@ -173,17 +169,12 @@ class Database(ABC):
 
     @abstractmethod
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None) -> T:
-        """Run `work` in one durable transaction, on the thread of a writing connection.
-
-        `of` names what the transaction locks first: the users with these ids, in sorted order, or `SERVICE`, all data
-        of no particular user. It must cover every row that `work` reads and then writes. It may be empty if each
-        statement is atomic by itself. `work` must have no effects outside of the transaction, because it is done again
-        after a deadlock.
-
-        Raises:
-            StoreUnavailable: nothing was written, except in the cases that `write` of the engine's class describes.
-            StoreFull: the disk is full; nothing was written.
-        """
+        """Run `work` in one durable transaction, on the thread of a writing connection. Raises `StoreFull` if the disk
+        is full, and `StoreUnavailable`; nothing was written then, except in the cases that `write` of the engine's
+        class describes. `of` names what the transaction locks first: the users with these ids, in sorted order, or
+        `SERVICE`, all data of no particular user. It must cover every row that `work` reads and then writes. It may be
+        empty if each statement is atomic by itself. `work` must have no effects outside of the transaction, because it
+        is done again after a deadlock."""
 
     async def rows(self, statement: str, parameters: Parameters = ()) -> list[Any]:
         """Read all rows of one statement."""

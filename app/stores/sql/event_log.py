@@ -25,6 +25,14 @@ EVENT_COLUMNS = """log.seq, log.event_id, log.subject, log.user_id, COALESCE(log
        log.received_at_ms,
        COALESCE(view.tip_id, feedback.tip_id), COALESCE(view.utc_offset_min, feedback.utc_offset_min),
        COALESCE(view.decision_id, feedback.decision_id), feedback.action, feedback.dwell_ms"""
+_FACT = "seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id"
+# The columns that an INSERT of a new event sets, by table.
+COLUMNS = {
+    "event_log": "seq, event_id, subject, user_id, digest, occurred_at_ms, claimed_at_ms, received_at_ms, sent_by",
+    "outbox": "seq, user_id, received_at_ms, traceparent",
+    "tip_views": _FACT,
+    "tip_feedback": f"{_FACT}, action, dwell_ms",
+}
 # Every join names the user, so that an event is found in one partition.
 EVENT_JOINS = """LEFT JOIN tip_views AS view ON view.user_id = log.user_id AND view.seq = log.seq
 LEFT JOIN tip_feedback AS feedback ON feedback.user_id = log.user_id AND feedback.seq = log.seq"""
@@ -189,14 +197,9 @@ def logged_event(row: Sequence[Any]) -> LoggedEvent:
     seq, event_id, subject, user_id, claimed_at_ms, received_at_ms, tip_id, offset_min, *others = row
     decision_id, action, dwell_ms, *consumption = others
     zone = timezone(timedelta(minutes=offset_min))
-    common = {
-        "event_id": event_id,
-        "user_id": user_id,
-        "tip_id": tip_id,
-        "occurred_at": (EPOCH + claimed_at_ms * MILLISECOND).astimezone(zone),
-        "decision_id": decision_id,
-    }
+    occurred_at = (EPOCH + claimed_at_ms * MILLISECOND).astimezone(zone)
+    common = {"event_id": event_id, "user_id": user_id, "tip_id": tip_id, "decision_id": decision_id}
     if subject == SERVED:
-        return LoggedEvent(seq, TipServed(**common), received_at_ms, *consumption)
-    feedback = TipFeedback(**common, action=stored_action(action), dwell_ms=dwell_ms)
+        return LoggedEvent(seq, TipServed(**common, occurred_at=occurred_at), received_at_ms, *consumption)
+    feedback = TipFeedback(**common, occurred_at=occurred_at, action=stored_action(action), dwell_ms=dwell_ms)
     return LoggedEvent(seq, feedback, received_at_ms, *consumption)

@@ -41,8 +41,7 @@ from app.telemetry import logger
 GROWN_AT_ONCE = 10
 log = logger("stores.learning")
 
-# Each of these three queries searches an index once, in a microsecond or two. For many events this is faster than one
-# statement that parses a JSON array.
+# Each of these three queries searches an index once. For many events this is faster than parsing a JSON array.
 SELECT_IS_UNSETTLED = """
 SELECT 1 FROM tip_scores WHERE user_id = ? AND chosen_id = ? AND state IN ('open', 'served') LIMIT 1
 """
@@ -250,8 +249,7 @@ class _LearningTransaction(msgspec.Struct):
     evidence: dict[str, SufficientStatistics] = msgspec.field(default_factory=dict)
 
     def take(self, logged: LoggedEvent, rules: Rules) -> EventOutcome | None:
-        """Apply an event to its decision. Return the outcome; None if the event concerns no decision or was applied
-        before."""
+        """Apply an event to its decision. Return the outcome; None if it concerns no decision or was applied before."""
         event = logged.event
         known = {"user": event.user_id, "decision": event.decision_id, "tip": event.tip_id, "seq": logged.seq}
         statement = SELECT_NEWEST if event.decision_id is None else SELECT_NAMED
@@ -261,8 +259,7 @@ class _LearningTransaction(msgspec.Struct):
                 self.connection.execute(UPDATE_SERVED, (judgement.served_at_ms, row["user_id"], row["number"]))
             elif judgement.outcome == "learned":
                 self._learn(row, judgement)
-            counted = (logged.seq, row["user_id"], row["number"], judgement.outcome)
-            self.connection.execute(INSERT_COUNTED, counted)
+            self.connection.execute(INSERT_COUNTED, (logged.seq, row["user_id"], row["number"], judgement.outcome))
             return judgement.outcome
         return None
 
@@ -279,8 +276,7 @@ class _LearningTransaction(msgspec.Struct):
         return True
 
     def _learn(self, row: Mapping[str, Any], judgement: Judgement) -> None:
-        """Learn from a row of `tip_scores`. Raises `SpecMismatch` if its vector or the statistics are damaged, or of an
-        unknown spec."""
+        """Learn from a row of `tip_scores`. Raises `SpecMismatch` if its vector or the statistics cannot be used."""
         user_id, spec = row["user_id"], SPECS.get(row["spec_hash"])
         if spec is None:
             raise SpecMismatch(f"the decision's vector is of spec {row['spec_hash'][:12]}, which this release lacks")
@@ -294,11 +290,5 @@ class _LearningTransaction(msgspec.Struct):
         evidence = _grown(self.connection, self.policies, user_id, known, spec)
         self.evidence[user_id] = evidence.learned(_vector(row, evidence.spec), judgement.reward)
         source = "feedback" if judgement.action is not None else "default"
-        learned = {
-            **judgement._asdict(),
-            "source": source,
-            "now": self.now_ms,
-            "user": user_id,
-            "number": row["number"],
-        }
-        self.connection.execute(UPDATE_LEARNED, learned)
+        place = {"now": self.now_ms, "user": user_id, "number": row["number"]}
+        self.connection.execute(UPDATE_LEARNED, {**judgement._asdict(), "source": source, **place})

@@ -19,7 +19,7 @@ from app.features.events import RELATIONS
 from app.features.registry import Registry
 
 TABLES = {"views": "tip_views", "feedback": "tip_feedback"}
-_LOCAL_HOUR = "((occurred_at_ms + utc_offset_min * 60000) / 3600000) % 24 AS local_hour"
+LOCAL_HOUR = "((occurred_at_ms + utc_offset_min * 60000) / 3600000) % 24 AS local_hour"
 _FEATURE = """
     CASE WHEN asked.mask & {bit} <> 0 THEN (
         WITH views AS NOT MATERIALIZED (
@@ -65,13 +65,10 @@ ORDER BY asked.place
 
 
 class Dialect(NamedTuple):
-    """The parts of the SQL that differ between the engines.
-
-    `items` makes rows of `:asked`, a JSON array, with the columns `key` and `value`. `value` selects the value from the
-    rows of a feature's SQL. `version` selects the user's version, which is the sequence number of the user's newest
-    event. For a user without events, it is minus the number of erasures so far: lower than any event's, and different
-    after each erasure.
-    """
+    """The parts of the SQL that differ between the engines. `items` makes rows of `:asked`, a JSON array, with the
+    columns `key` and `value`. `value` selects the value from the rows of a feature's SQL. `version` selects the user's
+    version, which is the sequence number of the user's newest event. For a user without events, it is minus the number
+    of erasures so far: lower than any event's, and different after each erasure."""
 
     items: str
     value: str
@@ -79,18 +76,13 @@ class Dialect(NamedTuple):
 
 
 class Statements(NamedTuple):
-    """The SQL that computes the features of a registry.
-
-    `live` computes rows as of now, `past` rows of past moments, and `repeated` rows of past moments if any of them has
-    a `version`. Parameters: `:clock_ms` for `live`, and `:asked`, a JSON array of `ComputeRow`. The rows of the result
-    are in the order of `:asked`. Their columns are the user's version (0 for `past`); for `live`, the event time of the
-    oldest event in each of `windows`; and one value per feature.
-
-    `one` computes what `live` does, but for one user, with the parameters `:user_id` and `:mask` instead of `:asked`.
-    It has no join, so that a distributed engine sends it to the node of the user.
-
-    `windows` are the pairs of a relation and a window in milliseconds that the features have.
-    """
+    """The SQL that computes the features of a registry. `live` computes rows as of now, `past` rows of past moments,
+    and `repeated` rows of past moments if any of them has a `version`. Parameters: `:clock_ms` for `live`, and
+    `:asked`, a JSON array of `ComputeRow`. The rows of the result are in the order of `:asked`. Their columns are the
+    user's version (0 for `past`); for `live`, the event time of the oldest event in each of `windows`, the pairs of a
+    relation and a window in milliseconds that the features have; and one value per feature. `one` computes what `live`
+    does, but for one user, with the parameters `:user_id` and `:mask` instead of `:asked`. It has no join, so that a
+    distributed engine sends it to the node of the user."""
 
     live: str
     one: str
@@ -119,7 +111,7 @@ def build(registry: Registry, dialect: Dialect) -> Statements:
             form(_FEATURE).format(
                 bit=1 << index,
                 name=entry.name,
-                local_hour=_LOCAL_HOUR,
+                local_hour=LOCAL_HOUR,
                 narrowed=form(bounds).format(window_ms=entry.window_ms),
                 value=dialect.value,
                 compute=entry.compute,

@@ -54,8 +54,7 @@ WHERE NOT {_ACTIVE} AND id NOT IN (SELECT id FROM rebuilds ORDER BY touched_at_m
 
 
 class SqlRebuildRepository(SqlRepository):
-    """The rebuild runs. Implements `app.profiles.rebuild.RebuildRepository`. The transaction that ends a run also
-    makes every process clear its local cache."""
+    """Implements `app.profiles.rebuild.RebuildRepository`. Ending a run makes every process clear its local cache."""
 
     @writes(of=SERVICE)
     def open(self, connection: Connection, run: RebuildRun) -> RebuildRun | None:

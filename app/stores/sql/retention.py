@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from app.stores.sql.database import SERVICE, Connection, SqlRepository, writes
+from app.stores.sql.database import SERVICE, UPSERT_SERVICE, Connection, SqlRepository, writes
 
 HOUR_MS = 3_600_000
 SELECT_CUTOFF = "SELECT value FROM service WHERE name = 'pruned ' || ?"
@@ -15,10 +15,6 @@ SELECT COALESCE(
     (SELECT value FROM service WHERE name = 'deleted ' || :what),
     (SELECT value FROM service WHERE name = 'pruned ' || :what)
 )
-"""
-UPSERT_VALUE = """
-INSERT INTO service (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
-WHERE service.value <> excluded.value
 """
 SELECT_OLDEST = "SELECT MIN(created_at_ms) FROM tip_scores"
 SELECT_PRUNABLE = "SELECT number FROM tip_scores WHERE created_at_ms < ? ORDER BY created_at_ms LIMIT ?"
@@ -31,8 +27,7 @@ DELETE_ORPHANS = tuple(
     f"DELETE FROM {table} WHERE number < COALESCE((SELECT MIN(number) FROM tip_scores), 9223372036854775807)"
     for table in ("decision_events", "pool_shadows")
 )
-# A process uses a prior for a moment after another process has replaced it. So the prior that was current an hour
-# before the oldest decision is kept, and all later ones.
+# A process may use a replaced prior for a moment, so the one current an hour before the oldest decision is kept.
 DELETE_PRIORS = """
 DELETE FROM bandit_priors WHERE version < (
     SELECT MAX(version) FROM bandit_priors
@@ -55,11 +50,11 @@ class SqlCutoffs(SqlRepository):
 
     @writes(of=SERVICE)
     def move(self, connection: Connection, cutoffs: Mapping[str, int], night: int | None) -> bool:
-        if night is not None and not connection.execute(UPSERT_VALUE, ("last pruning", str(night))).rowcount:
+        if night is not None and not connection.execute(UPSERT_SERVICE, ("last pruning", str(night))).rowcount:
             return False
         for what, cutoff_ms in cutoffs.items():
             _upsert_deleted(connection, what, 0)  # an earlier release stored only the cutoff
-            connection.execute(UPSERT_VALUE, (f"pruned {what}", str(cutoff_ms)))
+            connection.execute(UPSERT_SERVICE, (f"pruned {what}", str(cutoff_ms)))
         return True
 
     @writes(of=SERVICE)
@@ -69,7 +64,7 @@ class SqlCutoffs(SqlRepository):
 
 def _upsert_deleted(connection: Connection, what: str, before_ms: int) -> None:
     (deleted,) = connection.execute(SELECT_DELETED, {"what": what}).fetchone()
-    connection.execute(UPSERT_VALUE, (f"deleted {what}", str(max(int(deleted or 0), before_ms))))
+    connection.execute(UPSERT_SERVICE, (f"deleted {what}", str(max(int(deleted or 0), before_ms))))
 
 
 class DecisionRetention(SqlRepository):

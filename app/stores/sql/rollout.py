@@ -1,8 +1,6 @@
 """Stores the roll-out's state and interim analyses ("looks"), and reads the decisions on which the verdict is based.
-
 The column `number` is a decision's sequence number: a later decision has a higher one. The queries read only columns
-that stand before the arrays of a row, so that SQLite need not read the row's overflow pages.
-"""
+that stand before the arrays of a row, so that SQLite need not read the row's overflow pages."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ PAGE = 2_000
 NEWEST = 2**63 - 1
 log = logger("stores.rollout")
 
-SELECT_STATE = """
-SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after, salt, challenger FROM rollout
-"""
+SELECT_STATE = "SELECT stage, share, reason, changed_by, changed_at_ms, evaluated_after, salt, challenger FROM rollout"
 # Changes nothing if another process has changed the state since it was read.
 UPDATE_STATE = """
 UPDATE rollout SET stage = :stage, share = :share, reason = :reason, changed_by = :actor, changed_at_ms = :now,
@@ -87,11 +83,9 @@ WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 
 
 def begin_evaluation(connection: Connection, challenger: str) -> None:
-    """Restart the evaluation of the challenger with this spec's hash, if it is in the shadow stage.
-
-    Called when its first pooled prior is stored, because decisions made without a prior do not count. A process that
-    found no prior may still store its decision after this restart; `SELECT_PAGE` leaves such a decision out.
-    """
+    """Restart the evaluation of the challenger with this spec's hash, if it is in the shadow stage. Called when its
+    first pooled prior is stored, because decisions made without a prior do not count. A process that found no prior may
+    still store its decision after this restart; `SELECT_PAGE` leaves such a decision out."""
     if connection.execute(UPDATE_FIRST_PRIOR, {"own": challenger}).rowcount:
         connection.execute(DELETE_LOOKS)
 
@@ -111,18 +105,9 @@ class SqlRollout(SqlRepository):
     def move(
         self, connection: Connection, seen: RolloutState, to: Target, reason: str, actor: str, now_ms: int
     ) -> RolloutState | None:
-        values = {
-            **to._asdict(),
-            "reason": reason,
-            "actor": actor,
-            "now": now_ms,
-            "salt": str(now_ms),
-            "challenger": self._challenger,
-            "seen_stage": seen.stage,
-            "seen_share": seen.share,
-            "seen_at": seen.changed_at_ms,
-        }
-        if connection.execute(UPDATE_STATE, values).rowcount == 0:
+        found = {"seen_stage": seen.stage, "seen_share": seen.share, "seen_at": seen.changed_at_ms}
+        change = {"reason": reason, "actor": actor, "now": now_ms, "salt": str(now_ms), "challenger": self._challenger}
+        if connection.execute(UPDATE_STATE, {**to._asdict(), **change, **found}).rowcount == 0:
             return None
         if to.anew:
             connection.execute(DELETE_LOOKS)
@@ -134,17 +119,12 @@ class SqlRollout(SqlRepository):
 
     @writes(of=SERVICE)
     def add_look(self, connection: Connection, look: RolloutLook, seen: RolloutState) -> bool:
-        values = {
-            "number": look.number,
-            "at": look.at_ms,
-            "n": look.estimates.n,
-            "body": msgspec.json.encode(look).decode(),
-            "after": seen.evaluated_after,
-        }
+        values = {"number": look.number, "at": look.at_ms, "n": look.estimates.n, "after": seen.evaluated_after}
         stored = connection.execute(SELECT_LOOK, values).fetchone()
         if stored is not None and _look(*stored) is None:
             connection.execute(DELETE_LOOK, values)
-        return connection.execute(INSERT_LOOK, values).rowcount > 0
+        body = msgspec.json.encode(look).decode()
+        return connection.execute(INSERT_LOOK, {**values, "body": body}).rowcount > 0
 
     @reads
     def counts(self, connection: Connection, state: RolloutState, overdue_ms: int) -> Counts:

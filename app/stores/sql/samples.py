@@ -61,10 +61,8 @@ _decode = msgspec.json.Decoder(Sample).decode
 
 
 class SqlSamples(SqlRepository):
-    """Samples, kept for 70 minutes, summaries of them, kept for 31 days, and component statuses.
-
-    Implements `app.operations.samples.SampleStore`.
-    """
+    """Samples, kept for 70 minutes, summaries of them, kept for 31 days, and component statuses. Implements
+    `app.operations.samples.SampleStore`."""
 
     @writes(of=SERVICE)
     def keep(self, connection: Connection, sample: Sample) -> None:
@@ -141,9 +139,6 @@ def backlog_of(connection: Connection, now_ms: int) -> Gauges:
 
 
 async def unknown_decisions(database: Database, now_ms: int) -> list[tuple[str, int]]:
-    """Senders of events whose decision id is unknown for the event's user, each with the number of these events.
-
-    A sender is left out after a day without such an event. The sender's count then restarts at 0. Raises
-    `StoreUnavailable`.
-    """
+    """Senders of events whose decision id is unknown for the event's user, each with the number of these events. A
+    sender is left out after a day without such an event; its count then restarts at 0. Raises `StoreUnavailable`."""
     return await database.rows(SELECT_UNKNOWN, (now_ms - DAY_MS,))

@@ -1,9 +1,7 @@
-"""Computes features in the database, with one statement on one thread.
-
-If the statement takes too long, or fails because of one feature's SQL (an overflow, malformed JSON), each feature is
-computed separately for each user. Only the values with the fault then fail. A feature whose SQL has failed once is
-computed separately from then on, so that it does not make the statement of the other features fail.
-"""
+"""Computes features in the database, with one statement on one thread. If the statement takes too long, or fails
+because of one feature's SQL (an overflow, malformed JSON), each feature is computed separately for each user. Only the
+values with the fault then fail. A feature whose SQL has failed once is computed separately from then on, so that it
+does not make the statement of the other features fail."""
 
 from __future__ import annotations
 
@@ -23,8 +21,7 @@ from app.stores.sql.database import Connection, Database, Reader
 from app.stores.sql.profile_statement import Dialect, build
 
 TIMEOUT_S = 2.0
-# The number of events that the features of one statement may read together, which takes some 50 ms. A row costs as
-# much as `ROW_EVENTS` more events.
+# The events that the features of one statement may read, which takes some 50 ms. A row costs `ROW_EVENTS` more.
 SLICE_EVENTS = 1_000_000
 ROW_EVENTS = 200
 _COUNT = """(SELECT COUNT(*) FROM (

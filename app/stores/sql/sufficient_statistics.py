@@ -132,8 +132,7 @@ def set_aside(connection: Connection, user_id: str) -> bool:
 
 
 def damaged(connection: Connection, *, whole: bool) -> int:
-    """The number of users whose statistics were found damaged. `whole` also checks all statistics for new damage, and
-    whether decisions can have produced them."""
+    """The number of users whose statistics were found damaged. `whole` also checks all statistics for new damage."""
     (count,) = connection.execute(SELECT_ASIDE_COUNT).fetchone()
     after = ""
     # Page by page: PostgreSQL sends all rows of a statement at once.
@@ -151,8 +150,7 @@ def newest_version(connection: Connection, spec: Spec) -> int:
 
 
 def prior_of(connection: Connection, spec: Spec, version: int) -> Prior:
-    """The prior with this version; version 0 is `Prior.none`. Raises `SpecMismatch` if there is no intact prior of the
-    spec with this version."""
+    """The prior with this version; 0 is `Prior.none`. Raises `SpecMismatch` if the spec has no intact one."""
     if version == 0:
         return Prior.none(spec)
     row = connection.execute(SELECT_PRIOR, (spec.hash, version)).fetchone()

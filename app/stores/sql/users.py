@@ -13,6 +13,7 @@ from app.stores.sql.cache_state import ADVANCE_LOCAL_CACHE_EPOCH, insert_owed
 from app.stores.sql.database import Connection, SqlRepository, reads
 from app.stores.sql.dead_letters import erase_letters, letters_of
 from app.stores.sql.event_log import EVENT_COLUMNS, EVENT_JOINS, SELECT_OLDEST, logged_event
+from app.stores.sql.profile_statement import LOCAL_HOUR
 
 SELECT_NEWEST = """
 SELECT asked.value, kind.value,
@@ -79,10 +80,7 @@ LEFT JOIN dead_letters AS letter ON letter.seq = log.seq
 ORDER BY log.seq DESC
 """
 _WITHIN = f"user_id = :user AND occurred_at_ms > :until - :days * {DAY_MS} AND occurred_at_ms <= :until"
-_PLACE = (
-    f"(:until - occurred_at_ms) / {DAY_MS} AS days_ago, "
-    "((occurred_at_ms + utc_offset_min * 60000) / 3600000) % 24 AS local_hour"
-)
+_PLACE = f"(:until - occurred_at_ms) / {DAY_MS} AS days_ago, {LOCAL_HOUR}"
 SELECT_ACTIVITY = f"""
 SELECT {_PLACE}, 'served' AS kind, COUNT(*) FROM tip_views WHERE {_WITHIN} GROUP BY days_ago, local_hour
 UNION ALL
@@ -120,8 +118,7 @@ UPDATE_LEDGER = "UPDATE bandit_ledger SET erasures = erasures + 1"
 
 
 class SqlUsers(SqlRepository):
-    """Queries users and their events, and erases all data of a user. Implements `app.profiles.ports.UserQueries` and
-    `app.events.ports.UserRecords`."""
+    """Implements `app.profiles.ports.UserQueries` and `app.events.ports.UserRecords`."""
 
     async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
         rows = await self._database.rows(SELECT_NEWEST, (json.dumps(user_ids), json.dumps(sorted(KNOWN_SUBJECTS))))
@@ -171,12 +168,10 @@ class SqlUsers(SqlRepository):
         return Holdings(views, feedback, len(letters_of(connection, user_id)), *others)
 
     async def erase(self, user_id: str, now_ms: int) -> Holdings:
-        """Delete all data of a user. Return the number of deleted rows of each kind.
-
-        Without events, nothing shows that cached values of the user are stale. So the transaction also records that the
-        user's cache keys must be deleted, which the caller does next, and makes every process clear its local cache.
-        It also advances the counter of erasures, so that no value computed later has the version of an earlier value.
-        """
+        """Delete all data of a user. Return the number of deleted rows of each kind. Without events, nothing shows that
+        cached values of the user are stale. So the transaction also records that the user's cache keys must be deleted,
+        which the caller does next, makes every process clear its local cache, and advances the counter of erasures, so
+        that no value computed later has the version of an earlier value."""
 
         def work(connection: Connection) -> Holdings:
             views, feedback, *_ = [
@@ -192,12 +187,10 @@ class SqlUsers(SqlRepository):
         return await self._database.write(work, of=[user_id])
 
     async def erase_decisions(self, user_id: str) -> None:
-        """Delete the decisions that used cached values of an erased user. Call it after the keys were deleted.
-
-        1. `erase` commits; 2. a request reads the old profile from the cache; 3. the keys are deleted; 4. the request
+        """Delete the decisions that used cached values of an erased user. Call it after the keys were deleted. 1.
+        `erase` commits; 2. a request reads the old profile from the cache; 3. the keys are deleted; 4. the request
         stores its decision. This call deletes that decision. If step 4 comes after this call, the request stores
-        nothing, because the counter of erasures has changed and the events of the old profile are gone.
-        """
+        nothing, because the counter of erasures has changed and the events of the old profile are gone."""
         await self._database.write(lambda connection: self._erase_decisions(connection, user_id), of=[user_id])
 
     def _erase_decisions(self, connection: Connection, user_id: str) -> tuple[int, int]:

@@ -1,9 +1,7 @@
-"""Backs up the database while processes write to it, restores backups, and gives copied files an id of their own.
-
-A backup gets a new id. A restored database gets another new id, so values cached from the replaced database are not
-read again: the id is part of every cache key. Its sequence numbers continue a million higher, so that numbers used
-after the backup are not used again.
-"""
+"""Backs up the database while processes write to it, restores backups, and gives copied files an id of their own. A
+backup gets a new id. A restored database gets another new id, so values cached from the replaced database are not read
+again: the id is part of every cache key. Its sequence numbers continue a million higher, so that numbers used after the
+backup are not used again."""
 
 from __future__ import annotations
 
@@ -28,14 +26,9 @@ UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1000000 WHERE name = 'event
 
 
 def backup(database: Path, target: Path, on_step: Callable[[int, int], None] = lambda left, total: None) -> None:
-    """Copy one snapshot of a database while processes write to it.
-
-    `on_step` is called after each step with the number of pages left and the number of all pages.
-
-    Raises:
-        Conflict: the target exists.
-        StoreUnavailable: the database cannot be read, or the target cannot be written. No partial copy is left.
-    """
+    """Copy one snapshot of a database while processes write to it. `on_step` is called after each step with the number
+    of pages left and the number of all pages. Raises `Conflict` if the target exists, and `StoreUnavailable` if the
+    database cannot be read or the target cannot be written. No partial copy is left."""
     if target.exists():
         raise Conflict(f"{target} already exists, and a backup never overwrites; name another file")
     part = target.with_name(target.name + ".part")
@@ -56,14 +49,10 @@ def backup(database: Path, target: Path, on_step: Callable[[int, int], None] = l
 
 
 def restore(source: Path, database: Path) -> None:
-    """Replace the database by a backup. No process may have the database open.
-
-    Raises:
-        InvalidInput: the source is damaged, or is no database of this service.
-        SchemaMismatch: the source is at another revision; migrate it first, or use the release that wrote it.
-        Conflict: a process has the database open.
-        StoreUnavailable: the files cannot be read or written, or there is no room; the database is unchanged.
-    """
+    """Replace the database by a backup. No process may have the database open: raises `Conflict` if one has. Raises
+    `InvalidInput` if the source is damaged, or is no database of this service, `SchemaMismatch` if it is at another
+    revision (migrate it first, or use the release that wrote it), and `StoreUnavailable` if the files cannot be read or
+    written, or there is no room. The database is then unchanged."""
     part = database.with_name(database.name + ".restoring")
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -92,15 +81,10 @@ def restore(source: Path, database: Path) -> None:
 
 
 def adopt(database: Path) -> None:
-    """Give a database a new id, so that values cached under the old one are not read again.
-
-    Needed for copies that the program cannot recognise, such as a cloned volume.
-
-    Raises:
-        Conflict: a process has the database open.
-        SchemaMismatch: the database is at another revision.
-        StoreUnavailable: the database does not exist, is damaged, or cannot be written.
-    """
+    """Give a database a new id, so that values cached under the old one are not read again. Needed for copies that the
+    program cannot recognise, such as a cloned volume. Raises `Conflict` if a process has the database open,
+    `SchemaMismatch` if it is at another revision, and `StoreUnavailable` if it does not exist, is damaged, or cannot be
+    written."""
     with closing(connect(database, read_only=False)) as connection:
         check_schema(connection, database)
     try:
@@ -115,14 +99,11 @@ def adopt(database: Path) -> None:
 
 @contextmanager
 def _exclusive(database: Path) -> Iterator[sqlite3.Connection | None]:
-    """Lock the database exclusively, and delete its write-ahead log. Raises `Conflict` if a process has it open.
-
-    Yields a connection in a transaction; None if the file does not exist or is damaged.
-
-    The log must be deleted before the file is replaced. Otherwise: 1. the file is replaced; 2. this process is killed;
-    3. the next process finds the old log and replays it into the new database. Deleting it after the replacement is
-    too late: the log may then belong to a process that has opened the new file.
-    """
+    """Lock the database exclusively, and delete its write-ahead log. Raises `Conflict` if a process has it open. Yields
+    a connection in a transaction; None if the file does not exist or is damaged. The log must be deleted before the
+    file is replaced. Otherwise: 1. the file is replaced; 2. this process is killed; 3. the next process finds the old
+    log and replays it into the new database. Deleting it after the replacement is too late: the log may then belong to
+    a process that has opened the new file."""
     if not database.exists():
         _delete_log(database)
         yield None

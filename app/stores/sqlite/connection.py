@@ -1,9 +1,7 @@
-"""Opens SQLite connections: plain ones, and asynchronous ones that run statements on a thread of their own.
-
-Every connection is in autocommit mode, with explicit transactions. None checkpoints automatically: SQLite before 3.51.3
-can corrupt a WAL when two connections checkpoint and write at once. Only `app.stores.sqlite.database` checkpoints,
-while it holds the write lock.
-"""
+"""Opens SQLite connections: plain ones, and asynchronous ones that run statements on a thread of their own. Every
+connection is in autocommit mode, with explicit transactions. None checkpoints automatically: SQLite before 3.51.3 can
+corrupt a WAL when two connections checkpoint and write at once. Only `app.stores.sqlite.database` checkpoints, while it
+holds the write lock."""
 
 from __future__ import annotations
 
@@ -51,15 +49,11 @@ class ThreadConnection(aiosqlite.Connection):
         return opened
 
     async def run(self, work: Callable[[sqlite3.Connection], T], timeout_s: float = math.inf) -> T:
-        """Call `work` with the sqlite3 connection, on the connection's thread.
-
-        A statement of a read-only connection is interrupted after `timeout_s` seconds, when the caller is cancelled,
-        and when the connection is closed. It then raises `sqlite3.OperationalError` (SQLITE_INTERRUPT). The connection
-        stays usable: the next call waits some ten milliseconds, until the interrupted statement has ended.
-
-        Raises:
-            StoreUnavailable: the connection is closed.
-        """
+        """Call `work` with the sqlite3 connection, on the connection's thread. Raises `StoreUnavailable` if it is
+        closed. A statement of a read-only connection is interrupted after `timeout_s` seconds, when the caller is
+        cancelled, and when the connection is closed. It then raises `sqlite3.OperationalError` (SQLITE_INTERRUPT). The
+        connection stays usable: the next call waits some ten milliseconds, until the interrupted statement has
+        ended."""
         if self._connection is None:
             raise StoreUnavailable("the database is closed")
         abandoned = False
@@ -88,11 +82,9 @@ class ThreadConnection(aiosqlite.Connection):
 
 
 def check_rights(path: Path) -> None:
-    """Raise `StoreUnavailable` unless this process may write to the database, its directory and its logs.
-
-    Readers need this right, too, because they create missing logs. If logs belonged to another account, the owner of
-    the database could not write to them.
-    """
+    """Raise `StoreUnavailable` unless this process may write to the database, its directory and its logs. Readers need
+    this right, too, because they create missing logs. If logs belonged to another account, the owner of the database
+    could not write to them."""
     effective = os.access in os.supports_effective_ids
     for file in (path, path.parent, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
         if file.exists() and not os.access(file, os.W_OK, effective_ids=effective):
@@ -113,10 +105,7 @@ def _account(uid: int) -> str:
 
 def connect(path: Path, *, read_only: bool, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
     """Open an existing database file. On a full disk, delete the file that `keep_reserve` has made, and try again.
-
-    Raises:
-        StoreUnavailable: the file is missing or is no database, cannot be opened, or may not be written.
-    """
+    Raises `StoreUnavailable` if the file is missing or no database, cannot be opened, or may not be written."""
     if sqlite3.sqlite_version_info < MIN_SQLITE:
         raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old; use SQLite 3.40 or later")
     if not path.is_file():
@@ -138,8 +127,7 @@ def _connect(path: Path, read_only: bool, busy_timeout_s: float) -> sqlite3.Conn
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute("PRAGMA journal_mode = WAL")
-        # A restart of the WAL truncates it to this size. Commits that overwrite the file take half as long as commits
-        # that append to it.
+        # A restart truncates the WAL to this size. Commits that overwrite the file take half as long as appends.
         connection.execute(f"PRAGMA journal_size_limit = {KEPT_WAL_BYTES}")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -16384")

@@ -1,9 +1,7 @@
-"""The SQLite database of one process: a few read-only connections, one for writes, and one for checkpoints.
-
-Invariants: a write is one transaction on the writer's thread. It is committed when `write` returns, durably
-(`synchronous=FULL`) by default, and rolled back when `write` raises. A checkpoint runs only on the writer's thread, on
-a second connection, while the writer holds the write lock of the file, so that no process writes meanwhile.
-"""
+"""The SQLite database of one process: a few read-only connections, one for writes, and one for checkpoints. Invariants:
+a write is one transaction on the writer's thread. It is committed when `write` returns, durably (`synchronous=FULL`) by
+default, and rolled back when `write` raises. A checkpoint runs only on the writer's thread, on a second connection,
+while the writer holds the write lock of the file, so that no process writes meanwhile."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from typing import Any, TypeVar
 
 from app.errors import StoreFull, StoreUnavailable
 from app.profiles.ports import State
-from app.stores.sql.database import SPARE_READERS, Database, check_revision
+from app.stores.sql.database import SPARE_READERS, UPSERT_SERVICE, Database, check_revision
 from app.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
     Readers,
@@ -41,9 +39,6 @@ log = logger("stores.sqlite")
 
 SELECT_SERVICE = "SELECT name, value FROM service WHERE name IN ('database_id', 'inode')"
 UPDATE_DATABASE_ID = "UPDATE service SET value = ? WHERE name = 'database_id'"
-UPSERT_INODE = """
-INSERT INTO service (name, value) VALUES ('inode', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
-"""
 
 
 def draw_id(connection: sqlite3.Connection) -> str:
@@ -62,11 +57,9 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
 
 
 class SqliteDatabase(Database):
-    """A process's access to the database file. Open it with `SqliteDatabase.open`, and close it with `close`.
-
-    A copy of the file gets a new `id` when it is first opened. `links`: the number of hard links at the last check.
-    `checkpoints`: the number of checkpoints tried.
-    """
+    """A process's access to the database file. Open it with `SqliteDatabase.open`, and close it with `close`. A copy of
+    the file gets a new `id` when it is first opened. `links`: the number of hard links at the last check.
+    `checkpoints`: the number of checkpoints tried."""
 
     readers: Readers
     state: DataVersion
@@ -96,11 +89,8 @@ class SqliteDatabase(Database):
         checkpoint_frames: int = CHECKPOINT_FRAMES,
     ) -> SqliteDatabase:
         """Open an existing, migrated database. A write checkpoints whenever the WAL has grown by `checkpoint_frames`.
-
-        Raises:
-            StoreUnavailable: the file cannot be opened, has several hard links, or is damaged.
-            SchemaMismatch: the database is not migrated, or newer than this program.
-        """
+        Raises `StoreUnavailable` if the file cannot be opened, has several hard links, or is damaged, and
+        `SchemaMismatch` if the database is not migrated, or newer than this program."""
         _check(path)
         database = cls(path, monotonic, checkpoint_frames)
         try:
@@ -113,11 +103,8 @@ class SqliteDatabase(Database):
             raise
         return database
 
-    async def read(self, work: Callable[[sqlite3.Connection], T], *, snapshot: bool = False) -> T:
-        def run(connection: Any) -> T:
-            return self._from_open_file(work(connection))
-
-        return await super().read(run, snapshot=snapshot)
+    async def read(self, work: Callable[[Any], T], *, snapshot: bool = False) -> T:
+        return await super().read(lambda connection: self._from_open_file(work(connection)), snapshot=snapshot)
 
     async def look(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -155,7 +142,7 @@ class SqliteDatabase(Database):
             if stored.get("inode", inode) != inode:
                 stored["database_id"] = draw_id(connection)
                 log.warning("database_is_a_copy", database=str(self.path), effect="values cached before are not read")
-            connection.execute(UPSERT_INODE, (inode,))
+            connection.execute(UPSERT_SERVICE, ("inode", inode))
             return str(stored["database_id"])
 
         stored = dict(await self.rows(SELECT_SERVICE))

@@ -11,27 +11,12 @@ from itertools import count
 
 from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.events import TipFeedback, subject_of
-from app.stores.sql.event_log import KEYS, EventKey, SqlEventLog, admit, event_key, mark_historical
+from app.stores.sql.event_log import COLUMNS, KEYS, EventKey, SqlEventLog, admit, event_key, mark_historical
 from app.stores.sql.registries import SELECT_FEATURE_KEYS
 from app.stores.sqlite.database import SqliteDatabase
 
 SELECT_KNOWN = f"SELECT user_id, event_id, digest FROM event_log JOIN {KEYS} USING (user_id, event_id)"
 SELECT_LAST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'event_log'"
-INSERT_LOG = """
-INSERT INTO event_log
-    (seq, event_id, subject, user_id, digest, occurred_at_ms, claimed_at_ms, received_at_ms, sent_by)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-INSERT_OUTBOX = "INSERT INTO outbox (seq, user_id, received_at_ms, traceparent) VALUES (?, ?, ?, ?)"
-INSERT_VIEW = """
-INSERT INTO tip_views (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id)
-VALUES (?, ?, ?, ?, ?, ?, ?)
-"""
-INSERT_FEEDBACK = """
-INSERT INTO tip_feedback
-    (seq, user_id, tip_id, occurred_at_ms, utc_offset_min, received_at_ms, decision_id, action, dwell_ms)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
 # Each size makes one statement, which stays in the connection's cache. SQLite allows 32,766 values in one statement.
 _ROWS_AT_ONCE = (256, 64, 16, 4, 1)
 
@@ -58,35 +43,30 @@ class SqliteEventLog(SqlEventLog):
 
 
 def _insert(connection: sqlite3.Connection, fresh: Sequence[tuple[int, Admitted]]) -> None:
-    rows: defaultdict[str, list[tuple[object, ...]]] = defaultdict(list)  # by the statement that inserts them
+    rows: defaultdict[str, list[tuple[object, ...]]] = defaultdict(list)  # by table
     for seq, item in fresh:
         event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by, _, traceparent = item
         subject = subject_of(event)
         times = (occurred_at_ms, claimed_at_ms, received_at_ms)
-        rows[INSERT_LOG].append((seq, event.event_id, subject, event.user_id, digest, *times, sent_by))
-        rows[INSERT_OUTBOX].append((seq, event.user_id, received_at_ms, traceparent))
+        rows["event_log"].append((seq, event.event_id, subject, event.user_id, digest, *times, sent_by))
+        rows["outbox"].append((seq, event.user_id, received_at_ms, traceparent))
         fact = (seq, event.user_id, event.tip_id, occurred_at_ms, offset_min, received_at_ms, event.decision_id)
         if isinstance(event, TipFeedback):
-            rows[INSERT_FEEDBACK].append((*fact, event.action, event.dwell_ms))
+            rows["tip_feedback"].append((*fact, event.action, event.dwell_ms))
         else:
-            rows[INSERT_VIEW].append(fact)
-    for statement, inserted in rows.items():
-        _insert_rows(connection, statement, inserted)
-
-
-def _insert_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-    """Insert many rows per statement. `executemany` takes the GIL twice per row. Each time costs a fraction of a
-    millisecond while the event loop is busy, so that a commit of 2,000 events took seconds."""
-    start = 0
-    for size in _ROWS_AT_ONCE:
-        while len(rows) - start >= size:
-            values = [value for row in rows[start : start + size] for value in row]
-            connection.execute(_with_rows(statement, size), values)
-            start += size
+            rows["tip_views"].append(fact)
+    # `executemany` takes the GIL twice per row. Each time costs a fraction of a millisecond while the event loop is
+    # busy, so that a commit of 2,000 events took seconds.
+    for table, inserted in rows.items():
+        start = 0
+        for size in _ROWS_AT_ONCE:
+            while len(inserted) - start >= size:
+                values = [value for row in inserted[start : start + size] for value in row]
+                connection.execute(insert_statement(table, size), values)
+                start += size
 
 
 @cache
-def _with_rows(statement: str, size: int) -> str:
-    """Extend an INSERT of one row to `size` rows. `statement` must end with the placeholders of its row."""
-    row = statement[statement.rindex("(") :].strip()
-    return statement.rstrip() + f", {row}" * (size - 1)
+def insert_statement(table: str, rows: int) -> str:
+    placeholders = ", ".join("?" for _ in COLUMNS[table].split(","))
+    return f"INSERT INTO {table} ({COLUMNS[table]}) VALUES " + ", ".join([f"({placeholders})"] * rows)

@@ -16,8 +16,7 @@ from app.profiles.ports import ComputeRow
 from app.stores.migrate import migrate
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.feature_check import check_features
-from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.features import SqliteSource, check_features
 
 NOW_MS = 1_777_118_400_000  # 2026-04-25T12:00:00Z: the results do not depend on the day of the run
 KEPT_DAYS = 36_500
@@ -32,11 +31,8 @@ class ExamplesRun(NamedTuple):
 
 
 async def run_examples(registry: Registry, mask: int, timeout_s: float) -> list[ExamplesRun]:
-    """Run the examples of the features in the bit mask `mask`. Each statement may take `timeout_s` seconds.
-
-    Raises:
-        RegistryError: an entry's SQL does not compile against the schema.
-    """
+    """Run the examples of the features in the bit mask `mask`. Each statement may take `timeout_s` seconds. Raises
+    `RegistryError` if an entry's SQL does not compile against the schema."""
     with TemporaryDirectory(prefix="profiles-examples-") as directory:
         path = Path(directory) / "examples.db"
         migrate(path)

@@ -1,9 +1,7 @@
-"""Finds damage in the database: a quick check at every start, and a full one for `profiles doctor --full`.
-
-The quick check takes milliseconds, however large the file is. It checks that the file is as long as its header says,
-that the small tables and their indexes are intact, and that the newest events are in the log, the fact tables and the
-indexes. A crash, a full disk or an incomplete copy damages these parts. The full check reads every page.
-"""
+"""Finds damage in the database: a quick check at every start, and a full one for `profiles doctor --full`. The quick
+check takes milliseconds, however large the file is. It checks that the file is as long as its header says, that the
+small tables and their indexes are intact, and that the newest events are in the log, the fact tables and the indexes. A
+crash, a full disk or an incomplete copy damages these parts. The full check reads every page."""
 
 from __future__ import annotations
 

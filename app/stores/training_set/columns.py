@@ -1,8 +1,6 @@
 """Columns of a training set. Each column keeps the representation of its source and is converted to another on demand.
-
 Parquet columns are Arrow arrays, which preserves types. NDJSON columns are the bytes of each value, which preserves
-`1.10` as `1.10`. CSV columns are JSON strings. Computed features are JSON. Null is an empty field in CSV.
-"""
+`1.10` as `1.10`. CSV columns are JSON strings. Computed features are JSON. Null is an empty field in CSV."""
 
 from __future__ import annotations
 
@@ -30,8 +28,7 @@ _decode = msgspec.json.Decoder(str).decode
 
 
 class JsonColumn(msgspec.Struct, frozen=True):
-    """A column whose values come as JSON. `kind` is the type of the written column. A `text` column takes any value:
-    what is no string is written as JSON."""
+    """A column of JSON values. `kind`: its type when written. A `text` column takes any value; others stay JSON."""
 
     values: Sequence[bytes]
     kind: Kind
@@ -63,17 +60,13 @@ class ArrowColumn(msgspec.Struct, frozen=True):
 
     def text(self) -> Sequence[str]:
         pa = pyarrow()
-        kind = self.array.type
         try:
-            texts = self._moments() if pa.types.is_timestamp(kind) else self.array.cast(pa.string())
-            return [value or "" for value in texts.to_pylist()]
+            return [value or "" for value in self._readable().cast(pa.string()).to_pylist()]
         except pa.ArrowException:  # nested, or bytes
             return ["" if value is None else json.dumps(value, default=str) for value in self.array.to_pylist()]
 
     def json(self) -> Sequence[bytes]:
-        pa = pyarrow()
-        array = self._moments() if pa.types.is_timestamp(self.array.type) else self.array
-        return [msgspec.json.encode(value, enc_hook=str) for value in array.to_pylist()]
+        return [msgspec.json.encode(value, enc_hook=str) for value in self._readable().to_pylist()]
 
     def arrow(self) -> Any:
         return self.array
@@ -87,10 +80,12 @@ class ArrowColumn(msgspec.Struct, frozen=True):
         found: list[int | None] = self.array.cast(pa.timestamp("ms", "UTC"), safe=False).cast("int64").to_pylist()
         return found
 
-    def _moments(self) -> Any:
-        """The times as RFC 3339 text in UTC, as precise as the column; without `Z` if the column has no time zone."""
+    def _readable(self) -> Any:
+        """The column; times as RFC 3339 text in UTC, as precise as the column, without `Z` if it has no time zone."""
         pa = pyarrow()
         kind = self.array.type
+        if not pa.types.is_timestamp(kind):
+            return self.array
         if kind.tz is None:
             return pa.compute.strftime(self.array, "%Y-%m-%dT%H:%M:%S")
         return pa.compute.strftime(self.array.cast(pa.timestamp(kind.unit, "UTC")), "%Y-%m-%dT%H:%M:%SZ")

@@ -1,8 +1,6 @@
-"""Reads the rows of a training set: CSV, NDJSON or Parquet, recognised by the first bytes.
-
-A pipe is first copied into an unnamed temporary file: Parquet has its metadata at the end, and the columns of NDJSON
-are known only after all lines have been read.
-"""
+"""Reads the rows of a training set: CSV, NDJSON or Parquet, recognised by the first bytes. A pipe is first copied into
+an unnamed temporary file: Parquet has its metadata at the end, and the columns of NDJSON are known only after all lines
+have been read."""
 
 from __future__ import annotations
 
@@ -41,12 +39,10 @@ _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Block(NamedTuple):
-    """Consecutive rows of a training set, stored by column.
-
-    `numbers` locates each row for error messages: it counts lines or rows of the file, as `place` ("line" or "row")
-    says. `keys` has the values of the columns `user_id` and `as_of`, or of `decision_id`; None means missing or not
-    text. An `as_of` is the text in the file or, if Parquet has times with a time zone, milliseconds since 1970.
-    """
+    """Consecutive rows of a training set, stored by column. `numbers` locates each row for error messages: it counts
+    lines or rows of the file, as `place` ("line" or "row") says. `keys` has the values of the columns `user_id` and
+    `as_of`, or of `decision_id`; None means missing or not text. An `as_of` is the text in the file or, if Parquet has
+    times with a time zone, milliseconds since 1970."""
 
     place: str
     numbers: Sequence[int]
@@ -63,13 +59,10 @@ class Rows(NamedTuple):
 
 @contextmanager
 def open_rows(source: Path) -> Iterator[Rows]:
-    """Open a training set, a file or standard input (`-`), and yield its rows.
-
-    Raises, on entry or while the rows are read:
-        Undecodable: the format is unknown, or the file is broken; the error names the line.
-        InvalidInput: there are no rows, or the columns are invalid.
-        StoreUnavailable: the file cannot be read, or pyarrow is not installed.
-    """
+    """Open a training set, a file or standard input (`-`), and yield its rows. On entry, or while the rows are read, it
+    raises `Undecodable` if the format is unknown or the file is broken (the error names the line), `InvalidInput` if
+    there are no rows or the columns are invalid, and `StoreUnavailable` if the file cannot be read or pyarrow is
+    missing."""
     shown = "standard input" if str(source) == "-" else str(source)
     with ExitStack() as stack:
         with _reading(shown):
@@ -212,7 +205,6 @@ def _strings(values: Sequence[bytes]) -> list[str | None]:
 
 def _parquet(file: IO[bytes], shown: str) -> Rows:
     pa = pyarrow()
-
     try:
         found = pa.parquet.ParquetFile(file, buffer_size=BUFFER_BYTES)
     except pa.ArrowException as error:

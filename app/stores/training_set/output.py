@@ -79,7 +79,6 @@ class ParquetWriter(TrainingSetWriter):
 
     def _flush(self) -> None:
         pa = pyarrow()
-
         if self._pending:
             table = pa.concat_tables(self._pending).unify_dictionaries()
             if self._writer is None:
@@ -106,8 +105,7 @@ WRITERS: dict[str, type[TrainingSetWriter]] = {".csv": CsvWriter, ".ndjson": Ndj
 
 @contextmanager
 def writer_for(path: Path | None, default: type[TrainingSetWriter] = CsvWriter) -> Iterator[TrainingSetWriter]:
-    """Yield a writer for the format that the suffix of `path` names; without a path, for the default format on standard
-    output."""
+    """Yield a writer for the format that the suffix of `path` names; without a path, a `default` on standard output."""
     if path is not None and path.suffix not in WRITERS:
         raise InvalidInput(f"cannot tell the format of {path.name}: the name must end in {', '.join(WRITERS)}")
     with new_file(path) if path is not None else nullcontext(sys.stdout.buffer) as file:

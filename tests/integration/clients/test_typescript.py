@@ -14,7 +14,7 @@ import pytest
 from app.features.definitions import REGISTRY as SERVED
 from app.features.export import typescript
 from app.features.schema import ProfileFeatures
-from app.stores.sqlite.feature_check import compile_registry
+from app.stores.sqlite.features import compile_registry
 from tests.support.live import KEYS, Live
 from tests.support.node import PINNED, node, node_modules
 from tests.support.processes import ROOT

@@ -17,8 +17,7 @@ from app.profiles.online.compute import Computation
 from app.stores.sql.registries import announce
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.feature_check import check_features, compile_registry
-from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.features import SqliteSource, check_features, compile_registry
 from app.telemetry import Metrics
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.events import admitted, feedback

@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.stores.sql.registries import SqlRegistries
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.feature_check import compile_registry
+from app.stores.sqlite.features import compile_registry
 from tests.support.entries import ENDLESS, entry
 from tests.support.events import admitted, feedback, served
 from tests.support.traffic import now_ms

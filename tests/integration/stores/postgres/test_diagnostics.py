@@ -19,7 +19,7 @@ from app.settings.parsers import postgres_url as parsed
 from app.stores.migrate import migrate
 from app.stores.postgres.connection import Connection, connect
 from app.stores.postgres.diagnostics import diagnose_connections, diagnose_database, diagnose_durability
-from app.stores.postgres.feature_check import check_features
+from app.stores.postgres.features import check_features
 from app.stores.sql.database import SCHEMA_REVISION
 from tests.support.postgres import USER, PgBouncer, PostgresServer, StartPostgres, drop_tables
 from tests.support.processes import ROOT

@@ -12,8 +12,7 @@ from app.errors import RegistryError
 from app.features.registry import Registry
 from app.settings.parsers import PostgresUrl
 from app.stores.postgres.connection import Connection, connect
-from app.stores.postgres.feature_check import check_features
-from app.stores.postgres.source import DIALECT
+from app.stores.postgres.features import DIALECT, check_features
 from app.stores.sql.profile_statement import build
 from tests.support.entries import entry
 from tests.support.registry import REGISTRY

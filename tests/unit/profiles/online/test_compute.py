@@ -20,7 +20,7 @@ from app.profiles.online.compute import CAP, MOMENTS_ALWAYS, Computation
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.features import SqliteSource
 from app.telemetry import Metrics, configure_logging
 from tests.support.clock import NOW_MS, FakeClock
 from tests.support.entries import entry

@@ -13,8 +13,8 @@ from app.errors import RegistryError
 from app.features.definitions import REGISTRY as OURS
 from app.features.events import FEEDBACK, SERVED
 from app.features.registry import Registry
-from app.stores.sqlite import feature_check
-from app.stores.sqlite.feature_check import check_features, compile_registry
+from app.stores.sqlite import features
+from app.stores.sqlite.features import check_features, compile_registry
 from tests.support.entries import entry
 from tests.support.logs import Recorder
 
@@ -153,7 +153,7 @@ def test_entry_is_refused_when_it_lacks_the_subject_of_a_relation(
 
 def test_superfluous_subject_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
-    monkeypatch.setattr(feature_check, "log", recorder)
+    monkeypatch.setattr(features, "log", recorder)
     (compiled,) = compile_registry(Registry([entry(invalidated_by=(SERVED, FEEDBACK))]))
     assert compiled.invalidated_by == (SERVED, FEEDBACK)
     (line,) = recorder.of("superfluous_subject")

@@ -9,8 +9,8 @@ import pytest
 from app.features.definitions import REGISTRY as SERVICE
 from app.features.examples import Example, ExampleEvent, feedback, served
 from app.features.registry import Feature, Registry
-from app.stores.sqlite.feature_check import compile_registry
 from app.stores.sqlite.feature_examples import run_examples
+from app.stores.sqlite.features import compile_registry
 from tests.support.entries import ENDLESS, entry
 
 

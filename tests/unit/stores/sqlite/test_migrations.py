@@ -103,7 +103,7 @@ def test_statements_compile_against_the_migrated_schema(migrated_template: Path)
             except sqlite3.Error as error:
                 raise AssertionError(f"{name}: {error}") from error
             names.add(name)
-    assert {"event_log.INSERT_LOG", "event_log.DELETE_EVENTS", "dead_letters.UPDATE_ATTEMPTS"} < names
+    assert {"event_log.SELECT_KNOWN", "event_log.DELETE_EVENTS", "dead_letters.UPDATE_ATTEMPTS"} < names
     assert {"users.SELECT_ELIGIBLE", "cache_state.DELETE_OWED", "database.SELECT_REVISION"} < names
 
 

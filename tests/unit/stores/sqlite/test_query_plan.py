@@ -25,7 +25,7 @@ from app.stores.sql import (
 from app.stores.sql.database import Parameters
 from app.stores.sql.profile_statement import build
 from app.stores.sqlite import event_log as sqlite_log
-from app.stores.sqlite.source import DIALECT
+from app.stores.sqlite.features import DIALECT
 from tests.support.database import query_plan
 from tests.support.entries import entry
 from tests.support.registry import REGISTRY

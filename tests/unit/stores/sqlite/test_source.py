@@ -17,7 +17,7 @@ from app.profiles.ports import END_OF_TIME_MS, ComputeRow, Snapshot
 from app.stores.sql import source as module
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.features import SqliteSource
 from tests.support.clock import NOW_MS
 from tests.support.entries import entry
 from tests.support.events import admitted, feedback, served

@@ -17,8 +17,7 @@ from app.profiles.online.compute import Computation
 from app.profiles.ports import END_OF_TIME_MS, ComputeRow
 from app.stores.sqlite.database import SqliteDatabase
 from app.stores.sqlite.event_log import SqliteEventLog
-from app.stores.sqlite.feature_check import compile_registry
-from app.stores.sqlite.source import SqliteSource
+from app.stores.sqlite.features import SqliteSource, compile_registry
 from app.telemetry import Metrics
 from tests.support import reference
 from tests.support.clock import NOW_MS, FakeClock

@@ -1,10 +1,8 @@
-"""Compiles the SQL of features, and finds out which of the relations `views` and `feedback` each feature reads.
-
-The SQL of a feature is compiled twice. The first time, it is compiled alone, in a scratch database with only these
-relations. It is rejected if it names an event table or a catalogue, has a parameter or a second statement, or calls a
-function that depends on more than its arguments. SQLite's authorizer reports the relations that it reads. The second
-time, it is compiled in the real statement, against the migrated schema. The plan must search an index.
-"""
+"""Computes features in SQLite, and finds out which of the relations `views` and `feedback` their SQL reads. The SQL of
+a feature is compiled twice. The first time, it is compiled alone, in a scratch database with only these relations. It
+is rejected if it names an event table or a catalogue, has a parameter or a second statement, or calls a function that
+depends on more than its arguments. SQLite's authorizer reports the relations that it reads. The second time, it is
+compiled in the real statement, against the migrated schema. The plan must search an index."""
 
 from __future__ import annotations
 
@@ -13,10 +11,11 @@ from contextlib import closing
 from functools import cache
 
 from app.errors import RegistryError
-from app.features.events import RELATIONS
+from app.features.events import KNOWN_SUBJECTS, RELATIONS
 from app.features.registry import Feature, Registry
-from app.stores.sql.profile_statement import build
-from app.stores.sqlite.source import DIALECT
+from app.stores.sql.profile_statement import Dialect, build
+from app.stores.sql.source import SqlSource
+from app.stores.sqlite.connection import error_name
 from app.telemetry import logger
 
 _SCRATCH = """
@@ -29,18 +28,36 @@ _CATALOGUES = ("sqlite_", "pragma_")
 # With some arguments they read the clock or the machine's time zone. PostgreSQL has none of them.
 _DATES = {"date", "time", "datetime", "julianday", "unixepoch", "strftime", "timediff"}
 _DETERMINISTIC = 0x800  # https://sqlite.org/c3ref/c_deterministic.html
+# Primary result codes of faults of the database, not of the SQL: https://sqlite.org/rescode.html
+_CODES = ("BUSY", "LOCKED", "NOMEM", "READONLY", "IOERR", "CORRUPT", "FULL", "CANTOPEN", "NOTADB")
+_DATABASE_FAULTS = tuple(f"SQLITE_{code}" for code in _CODES)
+# The index of the log is by user and subject, so the newest event of each subject is sought.
+_NEWEST = """COALESCE((SELECT MAX(seq) FROM event_log WHERE user_id = asked.user_id AND subject = '{}'),
+            -(SELECT erasures FROM bandit_ledger))"""
+DIALECT = Dialect(
+    items="json_each(:asked) AS item",
+    # If a feature's SQL returns several rows for a user, the value is an empty blob, which is invalid for every dtype.
+    value="CASE COUNT(*) WHEN 1 THEN MAX(value) WHEN 0 THEN NULL ELSE x'' END",
+    version=f"MAX({', '.join(_NEWEST.format(subject) for subject in sorted(KNOWN_SUBJECTS))}) AS version",
+)
 log = logger("stores.features")
 
 
+class SqliteSource(SqlSource):
+    dialect = DIALECT
+    errors = sqlite3.Error
+
+    def is_database_fault(self, error: sqlite3.Error) -> bool:
+        return error_name(error).startswith(_DATABASE_FAULTS)
+
+    def interrupted(self, error: sqlite3.Error) -> bool:
+        return error_name(error) == "SQLITE_INTERRUPT"
+
+
 def compile_registry(registry: Registry) -> Registry:
-    """Compile the SQL of each entry separately.
-
-    Each entry of the returned registry also names the relations that its SQL reads, and the kinds of events that change
-    these relations.
-
-    Raises:
-        RegistryError: the SQL or the `invalidated_by` of an entry is invalid.
-    """
+    """Compile the SQL of each entry separately. Each entry of the returned registry also names the relations that its
+    SQL reads, and the kinds of events that change these relations. Raises `RegistryError` if the SQL or the
+    `invalidated_by` of an entry is invalid."""
     compiled = Registry(entry.compiled(_relations_of(entry)) for entry in registry)
     for entry in compiled:
         for subject in sorted(set(entry.invalidated_by) - {RELATIONS[name] for name in entry.relations}):
@@ -54,11 +71,8 @@ def compile_registry(registry: Registry) -> Registry:
 
 
 def check_features(registry: Registry, connection: sqlite3.Connection) -> None:
-    """Compile the SQL of every entry of a compiled registry against a migrated database.
-
-    Raises:
-        RegistryError: the SQL of an entry does not compile, or its plan scans the events of all users.
-    """
+    """Compile the SQL of every entry of a compiled registry against a migrated database. Raises `RegistryError` if the
+    SQL of an entry does not compile, or its plan scans the events of all users."""
     for entry in registry:
         statements, parameters = build(Registry([entry]), DIALECT), {"clock_ms": 0, "asked": "[]"}
         plan: list[tuple[object, ...]] = []

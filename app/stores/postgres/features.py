@@ -1,9 +1,7 @@
-"""Compiles the SQL of features on PostgreSQL, after `app.stores.sqlite.feature_check` has compiled it alone.
-
+"""Computes features in PostgreSQL, and compiles their SQL, after `app.stores.sqlite.features` has compiled it alone.
 The first time, it is compiled as a temporary view over the relations `views` and `feedback`. The view's parse tree
 names every function that it calls: it is rejected if one is not immutable. The second time, it is compiled in the real
-statement, whose plan must search an index by user. Nothing is stored.
-"""
+statement, whose plan must search an index by user. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -11,13 +9,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import psycopg
 from psycopg import errors
 
 from app.errors import RegistryError, StoreUnavailable
 from app.features.registry import Feature, Registry
 from app.stores.postgres.connection import Connection
-from app.stores.postgres.source import DIALECT
-from app.stores.sql.profile_statement import TABLES, build
+from app.stores.sql.profile_statement import TABLES, Dialect, build
+from app.stores.sql.source import SqlSource
 
 SCRATCH = (
     "BEGIN",
@@ -34,16 +33,39 @@ SELECT_VOLATILE = "SELECT proname FROM pg_proc WHERE oid = ANY(CAST(? AS bigint[
 _FUNCTION = re.compile(r":(?:funcid|opfuncid|aggfnoid|winfnoid|resultfunc) (\d+)")
 # `CURRENT_TIMESTAMP` and its like, and the types date, time, timestamp, timestamptz and timetz: 'now' is one.
 _TIME = re.compile(r"SQLVALUEFUNCTION|:(?:const|result|funcresult|opresult|var)type (?:1082|1083|1114|1184|1266)\b")
+# Classes of faults of the server, not of the SQL: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_DATABASE_FAULTS = {"08", "53", "55", "57", "58"}
+DIALECT = Dialect(
+    items="json_array_elements(CAST(:asked AS json)) WITH ORDINALITY AS item (value, key)",
+    # Several rows for a user are an error of the SQL.
+    value="value",
+    version="""COALESCE((SELECT MAX(seq) FROM event_log WHERE user_id = asked.user_id),
+            -(SELECT erasures FROM bandit_ledger)) AS version""",
+)
+
+
+class PostgresSource(SqlSource):
+    dialect = DIALECT
+    errors = psycopg.Error
+
+    def fetch(self, connection: Connection, statement: str, parameters: dict[str, object]) -> list[Any]:
+        if connection.raw.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            return connection.execute(statement, parameters).fetchall()
+        with connection.raw.transaction():  # a savepoint
+            return connection.execute(statement, parameters).fetchall()
+
+    def is_database_fault(self, error: psycopg.Error) -> bool:
+        state = error.sqlstate
+        return state is None or (state[:2] in _DATABASE_FAULTS and not self.interrupted(error))
+
+    def interrupted(self, error: psycopg.Error) -> bool:
+        return isinstance(error, errors.QueryCanceled)
 
 
 def check_features(registry: Registry, connection: Connection) -> None:
-    """Compile the SQL of every entry against a migrated database.
-
-    Raises:
-        RegistryError: the SQL of an entry does not compile, or depends on more than the rows of its relations; or its
-            plan scans the events of all users.
-        StoreUnavailable: the role may not create temporary tables.
-    """
+    """Compile the SQL of every entry against a migrated database. Raises `RegistryError` if the SQL of an entry does
+    not compile, if it depends on more than the rows of its relations, or if its plan scans the events of all users;
+    `StoreUnavailable` if the role may not create temporary tables."""
     for entry in registry:
         for setup, check in ((SCRATCH, _check_alone), (PLANNING, _check_plans)):
             try:
