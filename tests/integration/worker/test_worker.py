@@ -264,11 +264,12 @@ async def test_rebuilds_take_turns(service: OpenService, monkeypatch: pytest.Mon
 
 async def test_requested_quality_is_measured(service: OpenService) -> None:
     await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
-    await module.measure_quality(job(service))
+    ctx = job(msgspec.structs.replace(service, clock=FixedClock("10:40")))  # not the time of the hourly measurement
+    await module.measure_quality(ctx)
     assert await service.quality.runs.newest(9) == []
     await service.quality.runs.open("ann", now_ms())
     for _ in range(2):
-        await module.measure_quality(job(service))
+        await module.measure_quality(ctx)
     (ended,) = await service.quality.runs.newest(9)
     assert (ended.state, ended.measured) == ("completed", 3)
 
@@ -421,7 +422,8 @@ async def test_events_of_the_queue_are_consumed(settings: Settings, client: ArqR
         assert await client.zcard(QUEUE) == 0
 
 
-async def test_quality_is_measured_when_requested(settings: Settings) -> None:
+async def test_quality_is_measured_when_requested(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW_MS", 0)  # no hourly measurement, whatever the time is
     async with working(settings) as (service, _), working(settings):
 
         async def completed(count: int) -> bool:
