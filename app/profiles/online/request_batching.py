@@ -203,8 +203,8 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         for request in requests:
             answer: dict[str, Any] = {}
             for user_id, mask in request.wanted.items():
-                values = [(index, profiles[user_id][index]) for index in self.computation.masks(mask).indices]
-                answer[user_id] = [value.json for _, value in values] if request.plain else dict(values)
+                profile, found = profiles[user_id], self.computation.masks(mask).indices
+                answer[user_id] = [profile[i].json for i in found] if request.plain else {i: profile[i] for i in found}
             request.answer(answer)
 
     async def _degrade(self, requests: list[_BatchedRead], reason: str) -> None:
