@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,7 +115,7 @@ async def test_start_is_refused_when_opentelemetry_is_missing(
 async def _refused(settings: Settings, error: type[ProfilesError], text: str) -> None:
     told: list[bool] = []
     with pytest.raises(error, match=text):
-        await serve(settings, lambda: told.append(True))
+        await serve(replace(settings, port=0), lambda: told.append(True))
     assert not told
 
 
