@@ -15,11 +15,12 @@ import msgspec
 
 from app.concurrency.overload import OverloadQueue
 from app.errors import CacheUnavailable, Overloaded
+from app.features.ids import hash_slot
 from app.features.registry import ProfileRead, Scalar, ValueRead, indices
 from app.profiles.online.cache_protocol import LAST_EXPIRY_MS, NULL, FeatureValue, Profile, ReadTime, not_computed
 from app.profiles.online.local_cache import KeptProfile, LocalCache
 from app.profiles.online.request_batching import GROUP_CAP, RequestBatching, Wanted
-from app.profiles.ports import ComputeRow
+from app.profiles.ports import EVERY_SLOT, ComputeRow
 
 WAIT_S = 1.0  # in the overload queue, before the cache's server is asked
 
@@ -162,14 +163,18 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         return answer
 
     def _local_hits(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        if (local_cache := self._usable_local_cache()) is None:
+        local_cache, distrusted = self._trusted_local_cache()
+        if local_cache is None:
             return {}
+        if distrusted:
+            wanted = {user_id: mask for user_id, mask in wanted.items() if hash_slot(user_id) not in distrusted}
         found = local_cache.find_all(wanted, self.computation.clock.now_ms())
         self._count_local(sum(map(len, found.values())))
         return found
 
     def _local_hit(self, user_id: str, mask: int) -> KeptProfile | None:
-        if (local_cache := self._usable_local_cache()) is None:
+        local_cache, distrusted = self._trusted_local_cache()
+        if local_cache is None or (distrusted and hash_slot(user_id) in distrusted):
             return None
         kept = local_cache.find(user_id, mask, self.computation.clock.now_ms())
         if kept is not None:
@@ -193,10 +198,14 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         disabled = self.computation.availability.disabled_features()
         return {index: not_computed(item.at_ms, str(item)) for index, item in disabled.items()}
 
-    def _usable_local_cache(self) -> LocalCache | None:
-        """The local cache, if hits of all users may be served. It keeps nothing while an invalidation is owed."""
-        usable = self.local_cache is not None and self.cache.available and not self.gate.check()
-        return self.local_cache if usable else None
+    def _trusted_local_cache(self) -> tuple[LocalCache | None, frozenset[int]]:
+        """The local cache if its hits may be served, and the hash slots of the users for whom they may not."""
+        # One rule for all hits: if hits from the server would not be served, local ones are not served either.
+        if self.local_cache is not None and self.cache.available:
+            distrusted = self.gate.check()
+            if isinstance(distrusted, frozenset) and EVERY_SLOT not in distrusted:
+                return self.local_cache, distrusted
+        return None, frozenset()
 
     def _count_local(self, values: int) -> None:
         self.computation.metrics.cache_hits.inc(values)

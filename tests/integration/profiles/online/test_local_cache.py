@@ -284,6 +284,18 @@ async def test_local_cache_is_bypassed_when_the_cache_is_untrusted(service: Paus
     assert service.counted("degraded_reads", reason="owed") == 1
 
 
+async def test_users_of_other_slots_are_served_while_an_invalidation_is_owed(service: PausableService) -> None:
+    for user_id in (USER, "another-user"):
+        await kept(service, user_id)
+    await service.owed.owe(["another-user"], 1)
+    let_pass(service.clock, 0.051)
+    assert await is_near(service, USER)
+    full = service.registry.full_mask
+    hits = service.counted("near_hits")
+    assert await service.reader.read_values({USER: full, "another-user": full})
+    assert service.counted("near_hits") == hits + WIDTH
+
+
 async def test_reads_are_right_when_the_change_feed_fails(service: PausableService) -> None:
     await kept(service, USER)
     lock_out(service)
