@@ -32,10 +32,11 @@ class InspectedCell(NamedTuple):
     """One feature of a user, as cached and as computed. `feature` is the index of the feature in the registry.
 
     `holds` says what the key in the cache contains, and `held` is its value if a read may serve it. `state` is `stale`
-    if an event should have deleted that value, and `missing` if there is none. While the cache is unavailable, these
-    are None. `outcome` is the computed value. `difference` compares it with `held`: `none` if they are equal, `stale`
-    if an event explains the difference, `unexplained` otherwise; None if there is nothing to compare, or if `held` was
-    computed later than `outcome`, by a clock that is ahead. `disabled`: an admin has disabled the feature.
+    if an event should have deleted that value, `fresh` if not, and `missing` if `held` is None. All three are None
+    while the cache is unavailable. `outcome` is the computed value. `difference` compares it with `held`: `none` if
+    they are equal, `stale` if an event explains the difference, `unexplained` otherwise; None if there is nothing to
+    compare, or if `held` was computed later than `outcome`, by a clock that is ahead. `disabled`: an admin has disabled
+    the feature.
     """
 
     feature: int
@@ -88,6 +89,8 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         """Inspect users and the features in `mask`, by default all; return one inspection for each user, in order.
         Unless `compute`, cached values are compared with the event log only: each cell's `difference` is None, and its
         `outcome` is no value. Raises `StoreUnavailable`."""
+        if not user_ids:
+            return []
         mask = self.computation.registry.full_mask if mask is None else mask
         found = await self._inspect_once(list(dict.fromkeys(user_ids)), mask, compute=compute)
         suspects = [one.user_id for one in found.values() if any(cell.fault for cell in one.cells)]

@@ -95,7 +95,8 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
         """Draw one sample of users for now, and one for `BEFORE_DAYS` days ago, from the users with an event in the
         longest window before that time. For `rest_until` and `until`, see `draw`."""
         users, computation = self.inspector.users, self.inspector.computation
-        registry, clock, now_ms = computation.registry, computation.clock, computation.clock.now_ms()
+        registry, clock = computation.registry, computation.clock
+        now_ms = clock.now_ms()
         before_ms, window_ms = now_ms - BEFORE_DAYS * DAY_MS, registry.longest_window_ms()
         spans = ((now_ms - window_ms, END_OF_TIME_MS), (before_ms - window_ms, before_ms))
         (eligible, now), (eligible_before, before) = [
@@ -176,7 +177,7 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
         scanned = 0
         while scanned < MOST_SCANNED and clock.monotonic() <= deadline:
             page = await inspector.users.eligible(after, now_ms - registry.longest_window_ms(), SEARCH_PAGE)
-            inspections = await inspector.inspect(page, mask, compute=False) if page else []
+            inspections = await inspector.inspect(page, mask, compute=False)
             if any(inspection.cache == "away" for inspection in inspections):
                 return FoundUsers(now_ms, None, scanned, None)
             for inspection in inspections:

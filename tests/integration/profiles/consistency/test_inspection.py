@@ -314,6 +314,15 @@ async def test_freshness_of_many_users_is_counted(service: PausableService, grou
 async def test_only_the_features_asked_for_are_read(service: PausableService) -> None:
     looks = await inspector(service).inspect(["ann"], REGISTRY.mask(["preferred_hour"]), compute=False)
     assert [(cell.feature, cell.state) for look in looks for cell in look.cells] == [(3, "missing")]
+
+
+async def test_cache_is_not_asked_when_there_is_no_user(
+    service: PausableService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read(cells: Sequence[Cell]) -> None:
+        raise AssertionError("a command without keys, which servers refuse")
+
+    monkeypatch.setattr(service.cache, "read", read)
     assert await inspector(service).inspect([], compute=False) == []
 
 
