@@ -78,8 +78,10 @@ class Feature(Definition, frozen=True, kw_only=True):
         invalidated_by = self.invalidated_by or tuple(RELATIONS[name] for name in read)
         for name in read:
             if (subject := RELATIONS[name]) not in invalidated_by:
-                left_out = "or leave invalidated_by out, and it is derived"
-                reason = f"the SQL reads {name}, so invalidated_by must name {subject!r}; {left_out}"
+                reason = (
+                    f"the SQL reads {name}, so invalidated_by must name {subject!r}; "
+                    "or leave invalidated_by out, and it is derived"
+                )
                 raise RegistryError(self.name, reason)
         return replace(self, relations=read, invalidated_by=invalidated_by)
 
@@ -119,7 +121,7 @@ def as_dtype(dtype: Dtype, value: object) -> Scalar:
 
 def _check(entry: Feature) -> None:
     name = str(entry.name)
-    named = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
+    named = _is_text(entry.name) and name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
     rules = (
         (named, "the name must be an ASCII identifier, and no keyword of Python"),
         (entry.dtype in DTYPES, f"unknown dtype {entry.dtype!r}; allowed are {', '.join(DTYPES)}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -64,7 +65,10 @@ def test_registry_is_refused_when_a_subject_is_unknown() -> None:
     assert all(subject in message for subject in KNOWN_SUBJECTS)
 
 
-@pytest.mark.parametrize("changes", [{"ttl": 3600}, {"window": 30}, {"compute": None}, {"description": 7}, {"name": 7}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"ttl": 3600}, {"window": 30}, {"compute": None}, {"description": 7}, {"name": 7}, {"name": Path("probe")}],
+)
 def test_registry_is_refused_when_a_field_is_of_another_type(changes: dict[str, object]) -> None:
     refusal(**changes)
 
