@@ -119,12 +119,12 @@ class ConsistencyMonitor(msgspec.Struct, eq=False):
             self._schedule(newest)
         self._position = newest[0].seq if newest else self._position or 0
         due: list[tuple[str, RecentEvent]] = []
-        metrics, clock = self.checker.inspector.computation.metrics, self.checker.inspector.computation.clock
-        now = clock.monotonic()
+        computation = self.checker.inspector.computation
+        now = computation.clock.monotonic()
         while self._scheduled and self._scheduled[0][0] <= now:
             at, after, event = heapq.heappop(self._scheduled)
             if now - at > LATE_S:
-                metrics.consistency_checks.labels(after, "unchecked").inc()
+                computation.metrics.consistency_checks.labels(after, "unchecked").inc()
             else:
                 due.append((after, event))
         for start in range(0, len(due), AT_ONCE):

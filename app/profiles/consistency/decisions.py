@@ -47,7 +47,8 @@ class DecisionCheck(NamedTuple):
 
 
 class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
-    """Checks the profiles of decisions. `pruned_before` returns the time (ms) before which events have been pruned."""
+    """Checks the profiles of decisions. `pruned_before` returns the time in milliseconds before which events have been
+    pruned; 0 if none have been."""
 
     logged: LoggedProfiles
     computation: Computation
@@ -105,9 +106,15 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
                 values[entry.name] = "consistent"
             else:
                 values[entry.name] = "violation"
-                facts = {"feature": entry.name, "logged": logged.decode(), "computed": value.json.decode()}
-                at = {"version": version, "read_at": rfc3339(read.at_ms)}
-                wrong.append({"decision_id": decision.decision_id, **facts, **at})
+                facts = {
+                    "decision_id": decision.decision_id,
+                    "feature": entry.name,
+                    "logged": logged.decode(),
+                    "computed": value.json.decode(),
+                    "version": version,
+                    "read_at": rfc3339(read.at_ms),
+                }
+                wrong.append(facts)
         found = values.values()
         compared: Outcome = "violation" if wrong else "consistent"
         return DecisionCheck(decision, compared if compared in found else next(iter(found)), values, wrong)

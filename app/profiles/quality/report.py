@@ -2,6 +2,8 @@
 
 An admin requests a *run* of the measurement, and a worker carries it out. At most one run is active. A run that a crash
 interrupted is measured again from the beginning, after `STALE_MS`.
+
+Invariant: for each feature, fresh + missing + stale = measured, or all three are None if the cache did not answer.
 """
 
 from __future__ import annotations
