@@ -37,7 +37,7 @@ log = logger("profiles.consistency")
 
 
 class CheckResult(NamedTuple):
-    """The result of checking one user. `wrong` has what is logged of each wrong cached value."""
+    """The result of checking one user. `wrong` has what is logged of each wrong value; empty unless `violation`."""
 
     user_id: str
     outcome: Outcome
@@ -131,7 +131,7 @@ class ConsistencyMonitor(msgspec.Struct, eq=False):
             await self._check(due[start : start + AT_ONCE])
 
     def _schedule(self, newest: Sequence[RecentEvent]) -> None:
-        newest = list({item.user_id: item for item in reversed(newest)}.values())  # one of each user
+        newest = list({item.user_id: item for item in reversed(newest)}.values())  # the newest of each user
         clock = self.checker.inspector.computation.clock
         now_ms, now = clock.now_ms(), clock.monotonic()
         for item in self.random.sample(newest, min(self.users_per_s, len(newest))):
