@@ -128,7 +128,7 @@ class Computation:
                     started = self.clock.monotonic()
                     piece = asked[len(profiles) : len(profiles) + CAP]
                     piece = piece[: await self.source.fitting(piece)]
-                    profiles.extend(await self._compute(piece))
+                    profiles.extend(await self.compute(piece))
                     self._moments.worked(1, self.clock.monotonic() - started)
         except StoreUnavailable as error:
             if not self.stopping:
@@ -163,7 +163,7 @@ class Computation:
             self.load.waiting -= len(statement.wanted)
             started = self.clock.monotonic()
             asked = [ComputeRow(user_id, mask) for user_id, mask in statement.wanted.items()]
-            profiles = dict(zip(statement.wanted, await self._compute(asked), strict=True))
+            profiles = dict(zip(statement.wanted, await self.compute(asked), strict=True))
             self.load.worked(len(asked), self.clock.monotonic() - started)
             if not statement.done.done():
                 statement.done.set_result(profiles)
@@ -201,8 +201,8 @@ class Computation:
         else:
             self.availability.pause(index, user_id, error_text, slow=bool(snapshot.overdue))
 
-    async def _compute(self, asked: Sequence[ComputeRow]) -> list[Profile]:
-        """Compute rows in one statement; features that are unavailable are null."""
+    async def compute(self, asked: Sequence[ComputeRow]) -> list[Profile]:
+        """Compute rows in one statement; features that are unavailable are null. Raises `StoreUnavailable`."""
         self.try_again()
         unavailable = self.availability.unavailable
         wanted, reasons = asked, {}

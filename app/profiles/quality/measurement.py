@@ -136,7 +136,7 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
         asked = [ComputeRow(user_id, registry.full_mask, sample.now_ms) for user_id in sample.now[page]]
         now = len(asked)
         asked += [ComputeRow(user_id, registry.full_mask, sample.before_ms) for user_id in sample.before[page]]
-        for place, profile in enumerate(await self.inspector.computation.moments(asked)):
+        for place, profile in enumerate(await self.inspector.computation.compute(asked)):
             for index, value in profile.items():
                 figures = sample.figures[registry[index].name]
                 if value.error is not None:
