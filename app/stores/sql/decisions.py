@@ -83,8 +83,8 @@ class SqlDecisions(SqlRepository):
             for user_id, request_id in queries:
                 stored = readable(_by_request(connection, user_id, request_id), decision_of)
                 version, statistics = self._statistics(connection, user_id)
-                user = (version, statistics, stored[0] if stored else None)
-                found.append(UserSnapshot(erasures, prior, share, salt, *user))
+                earlier = stored[0] if stored else None
+                found.append(UserSnapshot(erasures, prior, share, salt, version, statistics, earlier))
             return found
 
         return await self._database.look(work)

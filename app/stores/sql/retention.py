@@ -82,7 +82,8 @@ class DecisionRetention(SqlRepository):
         numbers = [number for (number,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
         for statement in DELETE_DECISIONS:
             connection.execute(statement, (json.dumps(numbers),))
-        for statement in (*DELETE_ORPHANS, *(self._database.delete_unused_locks if not numbers else ())):
+        locks = () if numbers else self._database.delete_unused_locks  # once, when no old decision is left
+        for statement in (*DELETE_ORPHANS, *locks):
             connection.execute(statement)
         connection.execute(DELETE_PRIORS, {"before": before_ms, "hour": HOUR_MS})
         return len(numbers)
