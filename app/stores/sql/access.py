@@ -27,7 +27,8 @@ class SqlSessions(SqlRepository):
 
     async def secret(self) -> str:
         """The secret that signs cookies. Cached, because it never changes while a process has the database open."""
-        self._secret = self._secret or str(await self._database.value(SELECT_SECRET))
+        if self._secret is None:
+            (self._secret,) = await self._database.row(SELECT_SECRET)  # fails if there is none
         return self._secret
 
     @writes(of=())

@@ -87,8 +87,10 @@ def decision_of(row: Mapping[str, Any]) -> Decision:
 
 def outcome_of(row: Mapping[str, Any], events: Mapping[Any, int] = _NONE) -> DecisionOutcome:
     """Decode state and reward from a row of `tip_scores`. `events`: number of the decision's events by outcome."""
-    reward = (row["reward"], row["reward_source"], None if row["action"] is None else stored_action(row["action"]))
-    return DecisionOutcome(row["state"], row["served_at_ms"], *reward, row["settled_at_ms"], events)
+    action = None if row["action"] is None else stored_action(row["action"])
+    return DecisionOutcome(
+        row["state"], row["served_at_ms"], row["reward"], row["reward_source"], action, row["settled_at_ms"], events
+    )
 
 
 def _ranking(role: Role, row: Mapping[str, Any], candidates: int) -> Ranking:

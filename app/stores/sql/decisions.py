@@ -68,8 +68,8 @@ class SqlDecisions(SqlRepository):
         super().__init__(database)
         self._policies = policies
         self._spec = policies.longest
-        self._prior: Prior | None = None
-        self._newest = -1  # the version of the newest prior, intact or not
+        self._prior = Prior.none(self._spec)
+        self._refused: int | None = None  # the version of the newest prior, if it is damaged
         self._logged: set[str] = set()
 
     async def snapshots(self, queries: Sequence[tuple[str, str | None]]) -> list[UserSnapshot]:
@@ -83,8 +83,8 @@ class SqlDecisions(SqlRepository):
             for user_id, request_id in queries:
                 stored = readable(_by_request(connection, user_id, request_id), decision_of)
                 version, statistics = self._statistics(connection, user_id)
-                user = (version, statistics, stored[0] if stored else None)
-                found.append(UserSnapshot(erasures, prior, share, salt, *user))
+                earlier = stored[0] if stored else None
+                found.append(UserSnapshot(erasures, prior, share, salt, version, statistics, earlier))
             return found
 
         return await self._database.look(work)
@@ -164,13 +164,13 @@ class SqlDecisions(SqlRepository):
     def _newest_prior(self, connection: Connection) -> Prior:
         """The newest prior. If it is damaged: the one that this process has used before, or none."""
         version = newest_version(connection, self._spec) if self._spec.pooled else 0
-        if version != self._newest:
-            self._newest = version
+        if version not in (self._prior.version, self._refused):
             try:
                 self._prior = prior_of(connection, self._spec, version)
             except SpecMismatch as error:
+                self._refused = version
                 log.warning("prior_refused", version=version, error=str(error))
-        return self._prior or Prior.none(self._spec)
+        return self._prior
 
     def _statistics(
         self, connection: Connection, user_id: str

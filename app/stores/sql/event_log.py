@@ -149,7 +149,8 @@ def admit(
     """Decide what to store of each request: its new events, or nothing if one of its events reuses a known id with
     different content. `known` maps the keys of stored events to their digests; the new events are added to it.
     `feature_keys`: the rows of `SELECT_FEATURE_KEYS`. `number` draws a sequence number."""
-    found, features = Admission([], [], []), features_by_subject(feature_keys)
+    features = features_by_subject(feature_keys)
+    found = Admission([], [], [])
     for events in requests:
         own = new_events(events, known)
         if isinstance(own, ClashingEvent):

@@ -27,11 +27,13 @@ DELETE_ORPHANS = tuple(
     f"DELETE FROM {table} WHERE number < COALESCE((SELECT MIN(number) FROM tip_scores), 9223372036854775807)"
     for table in ("decision_events", "pool_shadows")
 )
-# A process may use a replaced prior for a moment, so the one current an hour before the oldest decision is kept.
+# A process may use a replaced prior for a moment, so the one current an hour before the oldest decision is kept. Each
+# spec is judged alone: during an upgrade, older processes decide with priors that are older than those of the new spec.
 DELETE_PRIORS = """
-DELETE FROM bandit_priors WHERE version < (
-    SELECT MAX(version) FROM bandit_priors
-    WHERE created_at_ms <= COALESCE((SELECT MIN(created_at_ms) FROM tip_scores), :before) - :hour
+DELETE FROM bandit_priors AS prior WHERE version < (
+    SELECT MAX(version) FROM bandit_priors AS kept
+    WHERE kept.spec_hash = prior.spec_hash
+        AND kept.created_at_ms <= COALESCE((SELECT MIN(created_at_ms) FROM tip_scores), :before) - :hour
 )
 """
 
@@ -80,7 +82,8 @@ class DecisionRetention(SqlRepository):
         numbers = [number for (number,) in connection.execute(SELECT_PRUNABLE, (before_ms, limit))]
         for statement in DELETE_DECISIONS:
             connection.execute(statement, (json.dumps(numbers),))
-        for statement in (*DELETE_ORPHANS, *(self._database.delete_unused_locks if not numbers else ())):
+        locks = () if numbers else self._database.delete_unused_locks  # once, when no old decision is left
+        for statement in (*DELETE_ORPHANS, *locks):
             connection.execute(statement)
         connection.execute(DELETE_PRIORS, {"before": before_ms, "hour": HOUR_MS})
         return len(numbers)

@@ -184,8 +184,10 @@ class SqlStates(SqlRepository):
         due = {"spec": self._spec.hash, "round": round_ms, "newest": now_ms + AHEAD_MS, "now": now_ms}
         if await self._database.row(SELECT_DUE, due) is None:
             return await self._database.execute(INSERT_FIRST_RANGE, due) > 0
-        if (claim := await self._claim(due)) is None or (summed := await self._summed(claim)) is None:
-            return True  # another worker was faster, or nothing has changed
+        if (claim := await self._claim(due)) is None:
+            return True  # another worker was faster
+        if (summed := await self._summed(claim)) is None:
+            return True  # no user of the range has learned since the stored sum
         total, users, damaged = summed
 
         def work(connection: Connection) -> None:
@@ -209,7 +211,8 @@ class SqlStates(SqlRepository):
             log.warning("sum_refused", sums=len(damaged), detail="these ranges are summed again")
             connection.executemany(UPDATE_NO_SUM, damaged)
             return None
-        if (users := sum(row[2] for row in rows)) == 0 and seen is None:
+        users = sum(row[2] for row in rows)
+        if not users and seen is None:
             return None
         total = SufficientStatistics.none(spec).plus([row[4] for row in rows], sum(row[3] for row in rows))
         mu = pooled_mean(total)

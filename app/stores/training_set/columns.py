@@ -28,7 +28,7 @@ _decode = msgspec.json.Decoder(str).decode
 
 
 class JsonColumn(msgspec.Struct, frozen=True):
-    """A column of JSON values. `kind`: its type when written. A `text` column takes any value; others stay JSON."""
+    """A column of JSON values, written as `kind`. A `text` column takes any value: what is no string stays JSON."""
 
     values: Sequence[bytes]
     kind: Kind

@@ -12,6 +12,7 @@ import pytest
 from psycopg import sql
 
 from app.settings.parsers import postgres_url as parsed
+from app.stores.postgres import event_log as postgres_log
 from app.stores.postgres.connection import Connection, connect, translated
 from app.stores.sql import decisions, event_log, learning, shadows, sufficient_statistics, users
 from app.stores.sql.database import Parameters
@@ -77,6 +78,7 @@ OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "shadow of the pool": (shadows.INSERT_POOL, SHADOW),
     "newest events": (users.SELECT_NEWEST_TRACED, {"user": USER, "limit": 50}),
     "activity": (users.SELECT_ACTIVITY, {"user": USER, "until": 10**9, "days": 30}),
+    "known events": (postgres_log.SELECT_KNOWN, (json.dumps([[USER, "e77"]]),)),
     "newest of a user": (users.SELECT_NEWEST, (json.dumps([USER]), '["signals.tip.served"]')),
 }
 

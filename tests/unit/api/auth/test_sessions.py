@@ -143,6 +143,12 @@ async def test_token_is_valid_in_one_session() -> None:
     assert told == one._replace(message="done <b>")
 
 
+async def test_no_session_is_signed_when_the_secret_is_missing(database: Database) -> None:
+    await database.execute("DELETE FROM service WHERE name = 'session_secret'")
+    with pytest.raises(TypeError):
+        await SqlSessions(database).secret()
+
+
 async def test_ended_sessions_are_deleted_when_expired_and_many(database: Database) -> None:
     records = SqlSessions(database)
     assert len(await records.secret()) == 64

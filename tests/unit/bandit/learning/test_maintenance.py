@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
 import pytest
 
 from app.bandit.learning.maintenance import POOL_EVERY_MS
-from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS
-from app.bandit.model.sufficient_statistics import SufficientStatistics, pooled_mean, sound
+from app.bandit.model.inputs import SPEC_V1, SPEC_V2, SPECS, Spec
+from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, pooled_mean, sound
 from app.bandit.ports import StateGrowth
 from app.concurrency.tasks import repeat
 from app.errors import SpecMismatch, StoreUnavailable
 from app.events.consume import ATTEMPTS
+from app.stores.sql import sufficient_statistics
 from app.stores.sql.database import Connection, Database
 from app.stores.sql.learning import SqlLearning
 from app.stores.sql.samples import backlog
@@ -356,6 +358,25 @@ async def test_cached_prior_is_used_when_a_newer_one_is_damaged(process: BanditP
     await damage_prior(process, 1, PRIOR_DAMAGE["no number"])
     assert (await process.decide()).prior_version == 1
     assert [line["version"] for line in logged.lines] == [2]
+
+
+async def test_prior_is_used_when_a_process_has_once_failed_to_read_it(
+    process: BanditProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await process.learn_one()
+    assert await process.pool()
+    failures = iter([StoreUnavailable("the connection was lost")])
+
+    def prior_of(connection: Connection, spec: Spec, version: int) -> Prior:
+        for failure in failures:
+            raise failure
+        return sufficient_statistics.prior_of(connection, spec, version)
+
+    monkeypatch.setattr("app.stores.sql.decisions.prior_of", prior_of)
+    other = BanditProcess(process.database)
+    with suppress(StoreUnavailable):  # SQLite tries again
+        await other.decide()
+    assert (await other.decide()).prior_version == 1
 
 
 async def test_champion_alone_reads_no_prior(database: Database, logged: Recorder) -> None:

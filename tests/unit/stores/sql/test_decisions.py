@@ -93,6 +93,21 @@ async def test_profiles_of_damaged_decisions_are_left_out(database: Database) ->
     assert (await logged.by_id([first.id, damaged.id])).keys() == {first.id}
 
 
+async def test_pruning_keeps_the_newest_prior_of_each_spec(database: Database) -> None:
+    process = BanditProcess(database)
+    await process.learn_one()
+    assert await process.pool()
+    await process.execute(
+        "INSERT INTO bandit_priors (spec_hash, mu, users, decisions, changes, created_at_ms) VALUES (?, ?, 1, 1, 1, ?)",
+        "of the next release",
+        b"",
+        process.clock.now_ms(),
+    )
+    process.clock.advance(DAY_MS)
+    assert await process.retention.prune(process.clock.now_ms(), 10) == 1
+    assert await process.rows("SELECT version FROM bandit_priors ORDER BY version") == [(1,), (2,)]
+
+
 async def test_pruning_deletes_old_decisions_and_the_priors_that_none_names(
     database: Database,
 ) -> None:
