@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -158,7 +159,8 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
             await self.runs.finish(run_id, "failed", clock.now_ms(), error=str(error))
             return
         except BaseException:
-            await self.runs.release(run_id)
+            with suppress(Unavailable):  # which would hide a cancellation; the run is begun again after `STALE_MS`
+                await self.runs.release(run_id)
             raise
         body = msgspec.json.encode(found).decode()
         await self.runs.finish(run_id, "completed", clock.now_ms(), measured=found.measured, body=body)

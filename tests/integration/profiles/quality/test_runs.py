@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from app.errors import StoreUnavailable
@@ -76,6 +78,23 @@ async def test_run_is_measured_again_at_once_after_an_error(
     assert (await newest(fixture)).state == "queued"
     await fixture.quality.carry_out(run.id, AMPLE_S)
     assert (await newest(fixture)).state == "completed"
+
+
+async def test_cancelled_run_stays_cancelled_when_the_database_is_away(
+    fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = await fixture.runs.open("ann", NOW_MS)
+
+    async def fail(*_: object) -> None:
+        raise StoreUnavailable("locked")
+
+    monkeypatch.setattr(fixture.runs, "release", fail)
+    fixture.service.source.before.stop()
+    measuring = asyncio.create_task(fixture.quality.carry_out(run.id, AMPLE_S))
+    await fixture.service.source.before.reached()
+    measuring.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await measuring
 
 
 async def test_run_fails_when_the_draw_takes_too_long(fixture: QualityFixture, monkeypatch: pytest.MonkeyPatch) -> None:
