@@ -207,7 +207,8 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     profile_origin: Origin
     profile: Mapping[str, float | int | str | None] | None
     profile_versions: Annotated[
-        dict[str, int] | None, Meta(description="For each value that the service read, the number of its newest event.")
+        dict[str, int] | None,
+        Meta(description="For each value that the service read, the number of the newest event that it reflects."),
     ]
     profile_read_at: Time | None
     context: DecisionContext

@@ -25,8 +25,8 @@ ReadProfile = Callable[[str], Awaitable[tuple[Mapping[str, Scalar], ProfileRead]
 
 
 class ProposedDecision(NamedTuple):
-    """A decision to store, unless the user has been erased since it was made, or the statistics of the user have
-    another `version` than `UserSnapshot.version`. `erasures`: how many users had been erased before it was made."""
+    """A decision to store, unless the user has been erased or the user's statistics have changed since it was made.
+    `erasures`: how many users had been erased before the user's data were read. `version`: `UserSnapshot.version`."""
 
     decision: Decision
     erasures: int

@@ -71,7 +71,8 @@ class Child(msgspec.Struct, eq=False):
                     self._start_later(f"cannot be started: {error}")
             return None
         code = self._process.poll()
-        if code is None or (code in GIVE_UP_CODES and not self.ready):
+        # `ready` is read at every death: the report of this process is lost when the next one is started.
+        if code is None or (not self.ready and code in GIVE_UP_CODES):
             return code
         if time.monotonic() - self._started_at > STABLE_S:
             self._deaths = 0

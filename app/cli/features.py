@@ -135,7 +135,8 @@ async def plan(registry: str | None, as_json: bool) -> int:
     from app.stores.sql.users import SqlUsers
 
     settings, contract = contract_of_command(registry)
-    clock, new, shown = SystemClock(), contract.registry, list[dict[str, Any]]()
+    clock, new = SystemClock(), contract.registry
+    shown: list[dict[str, Any]] = []
     async with open_engine(settings) as engine:
         users = SqlUsers(engine.database)
         await engine.check_features(new)

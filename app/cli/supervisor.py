@@ -94,6 +94,8 @@ def _listen(settings: Settings, name: str, wait_s: float) -> socket.socket:
     """Listen on the port that the setting names. If it is taken, wait for up to `wait_s` seconds. If that is 0, listen
     on one of the next hundred ports instead, unless the port is set in the environment. Raises `SettingsError`."""
     port, variable = getattr(settings, name), PREFIX + name.upper()
+    fixed = wait_s > 0 or variable in os.environ
+    others = () if fixed else range(port + 1, min(port + 100, 65_536))
     deadline = time.monotonic() + wait_s
     while True:
         try:
@@ -102,7 +104,7 @@ def _listen(settings: Settings, name: str, wait_s: float) -> socket.socket:
             if time.monotonic() < deadline:
                 time.sleep(CHECK_S)
                 continue
-            for other in () if wait_s or variable in os.environ else range(port + 1, min(port + 100, 65_536)):
+            for other in others:
                 with suppress(SettingsError):
                     found = listening_socket(settings.host, other)
                     say(f"port {port} is taken; using {other} for {variable}")

@@ -15,7 +15,14 @@ import msgspec
 
 from app.features.registry import Scalar
 
-ALLOWED = ("completion_rate_30d", "dismiss_rate_30d", "mean_dwell_ms_30d", "preferred_hour", "tip_volume_30d")
+# The features that are read, with the largest value of each.
+ALLOWED = {
+    "completion_rate_30d": 1,
+    "dismiss_rate_30d": 1,
+    "mean_dwell_ms_30d": math.inf,
+    "preferred_hour": 24,
+    "tip_volume_30d": math.inf,
+}
 # With fewer than `FEW_TIPS` tips, a rate does not show a habit. From `MANY_TIPS` on, a user has seen many tips.
 FEW_TIPS, MANY_TIPS = 3, 100
 USUALLY, SELDOM = 0.6, 0.35
@@ -59,8 +66,7 @@ class TipRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def traits_of(features: Mapping[str, Scalar] | None) -> Traits:
     """Derive the traits from profile features by name. A feature that is missing, null or out of range is ignored."""
-    limits = (1, 1, math.inf, 24, math.inf)
-    found = (_number((features or {}).get(name), most) for name, most in zip(ALLOWED, limits, strict=True))
+    found = (_number((features or {}).get(name), most) for name, most in ALLOWED.items())
     completion, dismissal, dwell, hour, volume = found
     if volume == 0 and (completion, dismissal) != (None, None):
         volume = None  # there was feedback, so the producer does not report served tips

@@ -44,6 +44,26 @@ def test_child_is_started_later_when_it_cannot_be_started(
     child.stop()
 
 
+READY_ONCE = """
+import os, pathlib, sys
+if pathlib.Path(__file__ + ".ran").exists(): sys.exit(2)
+pathlib.Path(__file__ + ".ran").touch()
+sys.exit(os.write(int(sys.argv[-1].partition("=")[2]), b"."))
+"""
+
+
+def test_child_is_restarted_when_only_an_earlier_process_was_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!{sys.executable}{READY_ONCE}")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    child = Child("worker", dict(os.environ))
+    eventually_sync(lambda: (child.check(), "exit code 2" in capsys.readouterr().err) == (None, True))
+    child.stop()
+
+
 def test_processes_stay_when_no_new_one_can_be_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
