@@ -143,13 +143,19 @@ async def sweep(service: OpenService) -> None:
 
 
 async def rebuild(ctx: JobContext) -> None:
-    """Work on the open rebuilds in turns, until other workers have what is left of them. Raises `Unavailable`."""
+    """Work on the open rebuilds in turns, until other workers have what is left of them. Raises the error of a rebuild
+    once each of the others has had its turn."""
     service: OpenService = ctx["service"]
     runs, unfinished = service.rebuild_runs, True
     while unfinished:
-        unfinished = False
+        unfinished, errors = False, list[Exception]()
         for run_id in await runs.active():
-            unfinished |= not await _attempt(ctx, runs, run_id, service.rebuild_runner.run(run_id, TURN_S))
+            try:
+                unfinished |= not await _attempt(ctx, runs, run_id, service.rebuild_runner.run(run_id, TURN_S))
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 async def measure_quality(ctx: JobContext) -> None:

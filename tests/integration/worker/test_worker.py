@@ -262,6 +262,19 @@ async def test_rebuilds_take_turns(service: OpenService, monkeypatch: pytest.Mon
     ]
 
 
+async def test_rebuild_is_completed_when_an_older_one_fails(
+    service: OpenService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(service.users), "eligible", failing(StoreUnavailable("a statement took too long")))
+    await service.rebuild_runs.open(run_of(service, "everyone", now_ms()))
+    listed = run_of(service, "listed", now_ms() + 1)._replace(scope=scope_of(["ann"]), user_ids=["ann"])
+    await service.rebuild_runs.open(listed)
+    with pytest.raises(StoreUnavailable):
+        await module.rebuild(job(service))
+    states = {run.id: run.state for run in await service.rebuild_runs.newest(9)}
+    assert states == {"listed": "completed", "everyone": "queued"}
+
+
 async def test_requested_quality_is_measured(service: OpenService) -> None:
     await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
     ctx = job(msgspec.structs.replace(service, clock=FixedClock("10:40")))  # not the time of the hourly measurement
