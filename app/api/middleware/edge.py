@@ -134,7 +134,7 @@ class Edge:
         if (shed := shed_kind(scope)) is not None:
             self._metrics.shed.labels(shed).inc()
             log.warning("request_shed", what=shed)
-        # A full disk is logged once by the database.
+        # A full disk is logged once by the database, and a shed request by the line above.
         quiet = status < 400 or status == 507 or shed
         level = log.debug if quiet else log.info if status < 500 else log.error
         level("request", method=method, route=route, status=status, ms=round(elapsed * 1000, 2))

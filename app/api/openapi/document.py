@@ -95,8 +95,8 @@ CACHE_CONTROL: Schema = {
     "schema": {"type": "string", "examples": ["stale-if-error=60"]},
 }
 UNPROVEN_HEADERS: Schema = {
-    "Cache-Status": {"description": "`profiles; hit; detail=unproven`, if so.", "schema": {"type": "string"}},
-    "Age": {"description": "If so: of the oldest value, in seconds.", "schema": {"type": "integer", "minimum": 0}},
+    "Cache-Status": {"description": "`profiles; hit; detail=unproven`; else absent.", "schema": {"type": "string"}},
+    "Age": {"description": "Likewise: of the oldest value, in seconds.", "schema": {"type": "integer", "minimum": 0}},
 }
 
 

@@ -30,7 +30,7 @@ from app.telemetry import logger
 
 BEFORE_DAYS = 7
 SAMPLE = 20_000
-# Reads wait for a step: see `app/README.md`. With 4 users, a job has not enough time to pause between the steps.
+# Reads wait for a step: see `app/README.md`. With 4 users, a run has not enough time to pause between the steps.
 PAGE = 8
 DRAW_PAGE = 100
 # After each step, the measurement pauses for up to this multiple of the step's time, if the budget allows.
