@@ -103,10 +103,10 @@ class FastPath:
             path = scope.get("raw_path") or b""
             if scope["method"] == "GET":
                 found = _PATH(path)
-                if found is not None and await self._answer(
-                    scope, send, ONE, "read", partial(self._one, scope, found[1])
-                ):
-                    return
+                if found is not None:
+                    read = partial(self._one, scope, found[1])
+                    if await self._answer(scope, send, ONE, "read", read):
+                        return
             elif scope["method"] == "POST" and (post := self._posts.get(path)) and not scope["query_string"]:
                 body, taken = Body(scope, receive, self._bodies), Taken()
                 do = partial(self._post, scope, post, body, taken)

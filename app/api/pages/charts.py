@@ -20,7 +20,7 @@ class Axes:
     ) -> None:
         self.labels, self.width, self.height = labels, width, height
         self._unit = unit
-        columns = zip(*series.values(), strict=True) if stacked else zip(chain(*series.values()))
+        columns = zip(*series.values(), strict=True) if stacked else ([value] for value in chain(*series.values()))
         self._low, self._high, step = _scale(sum(value or 0 for value in column) for column in columns)
         self.ticks = [self._low + step * number for number in range(round((self._high - self._low) / step) + 1)]
         self.left = MARGIN_PX + CHARACTER_PX * max(len(self.text(tick)) for tick in self.ticks)
