@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import msgspec
 from litestar import Response
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, NotFoundException, ValidationException
 from litestar.params import KwargDefinition
 from litestar.types import HTTPScope
 from msgspec import UNSET, UnsetType
@@ -125,7 +125,11 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
     }
     headers: dict[str, str] = {}
     if error.headers and (allow := error.headers.get("allow")):
-        _, handler, *_, template = request.app.asgi_router.handle_routing(path=request.scope["path"], method="OPTIONS")
+        find = request.app.asgi_router.handle_routing
+        try:
+            _, handler, *_, template = find(path=request.scope["path"], method="OPTIONS")
+        except NotFoundException as no_route:  # Litestar checks the numbers in a path after the method
+            return on_http_exception(request, no_route)
         headers["Allow"] = allow_of(handler, template, allow)
     return _respond(request, status, details.get(status, error.detail), (), **headers)
 

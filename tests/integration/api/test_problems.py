@@ -121,6 +121,11 @@ async def test_head_is_refused_where_get_is(site: Live) -> None:
     assert (await site.client.head("/nowhere")).status_code == 404
 
 
+async def test_path_is_not_found_by_any_method_when_its_number_is_invalid(site: Live) -> None:
+    for method in ("GET", "PUT", "DELETE", "OPTIONS"):
+        problem(await site.client.request(method, "/admin/dead-letters/x"), 404)
+
+
 async def test_defect_is_logged_and_not_shown_when_a_route_fails(
     site: Live, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
