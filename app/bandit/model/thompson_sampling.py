@@ -17,10 +17,10 @@ import hashlib
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
+import numpy as np
 
 from app.bandit.model.inputs import NEWEST, SPEC_V1, Array, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
-from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
 
 EPSILON: Final = 0.1

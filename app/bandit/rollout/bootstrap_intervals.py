@@ -22,9 +22,9 @@ import math
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from app.bandit.model.inputs import Array
-from app.bandit.numpy_on_demand import np
 
 ALPHA = 0.05
 FIRST_LOOK = 4_000

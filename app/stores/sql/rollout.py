@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from app.bandit.model.inputs import Array
-from app.bandit.numpy_on_demand import np
 from app.bandit.ports import Counts, RecentDecisions, RolloutLook
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.stages import RolloutState, Target
