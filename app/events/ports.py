@@ -58,7 +58,8 @@ class TracedEvent(NamedTuple):
 
 
 class Holdings(NamedTuple):
-    """How many rows the database holds of a user. `rebuilds`: the runs whose list of users names the user."""
+    """How many rows the database holds of a user. `rebuilds`: the runs whose list of users names the user. `learned`:
+    the decisions that the bandit has learned from."""
 
     views: int
     feedback: int

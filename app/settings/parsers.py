@@ -203,8 +203,9 @@ def _checked_server(value: str, parts: SplitResult, others: str = "") -> str:
         raise ValueError("must name a socket: unix:///path/to/socket")
     if parts.scheme in ("redis", "rediss") and not (parts.hostname and re.fullmatch(r"/?[0-9]{0,4}", parts.path)):
         raise ValueError(f"must name a host, and may name a port and a database: {parts.scheme}://host:6379/0")
-    tls = _TLS_OPTIONS if parts.scheme.startswith("rediss") else ()
-    allowed = (*(() if cluster else ("db", "sentinel")), *tls)
+    allowed: tuple[str, ...] = () if cluster else ("db", "sentinel")
+    if parts.scheme.startswith("rediss"):
+        allowed += _TLS_OPTIONS
     for name, given in parse_qsl(parts.query, keep_blank_values=True):
         # Other options would change timeouts and encodings that the service relies on, or weaken TLS.
         if name not in allowed or not given:

@@ -41,8 +41,18 @@ _PASSWORD_IN_URL = re.compile(r"(\w+://[^\s:/@]*:)[^\s/]+@")
 MOST_LINES, SPAN_S = 20, 10.0
 # Events that a caller, a feature's SQL or an unreachable server can cause without limit.
 REPEATED = {
-    *("request", "request_shed", "sign_in_refused", "computation_failed", "invalidation_owed", "job_retried"),
-    *("left_to_the_sweep", "not_answering", "publish_failed", "run_put_off", "served_unproven", "unavailable"),
+    "request",
+    "request_shed",
+    "sign_in_refused",
+    "computation_failed",
+    "invalidation_owed",
+    "job_retried",
+    "left_to_the_sweep",
+    "not_answering",
+    "publish_failed",
+    "run_put_off",
+    "served_unproven",
+    "unavailable",
     "unknown_decision",
 }
 # The fields that make up a kind of line. Each has few values, so there are few kinds.

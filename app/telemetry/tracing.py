@@ -130,7 +130,10 @@ class Tracing:
 
 class _Port:
     def __init__(self, span: Any, name: str, port: object, shared_by: SharedBy) -> None:
-        self._span, self._name, self._port, self._shared_by = span, name, port, shared_by
+        self._span = span
+        self._name = name
+        self._port = port
+        self._shared_by = shared_by
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._port, name)

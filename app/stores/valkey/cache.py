@@ -2,8 +2,8 @@
 
 A *cell* is one feature of one user. Its key is `pf:<epoch>:{<user>}:<feature>`, with the user id percent-encoded; the
 braces are a Cluster hash tag. The epoch identifies database and server, in a cluster the owner of the slot
-(`app.stores.valkey.registration`). A fill, which stores a computed value, is a compare-and-set: `SET … IFEQ`, or a Lua
-script.
+(`app.stores.valkey.registration`). A command is sent only on a connection whose epoch is that of the command's keys. A
+fill, which stores a computed value, is a compare-and-set: `SET … IFEQ`, or a Lua script if the server lacks it.
 """
 
 from __future__ import annotations
@@ -265,6 +265,8 @@ class ValkeyCache:
     async def _if_equal(
         self, what: str, epoch: Epoch, calls: Sequence[tuple[Cell, tuple[bytes | int, ...]]]
     ) -> list[Any]:
+        """Run `IF_EQUAL` for each call: a cell, and the value that it must hold, the command and its arguments."""
+
         # With its text each time: the script is shorter than most values, and the server compiles it only once.
         def commands(epoch: str, at: Sequence[int]) -> list[Command]:
             return [(b"EVAL", IF_EQUAL, 1, key(epoch, calls[i][0]), *calls[i][1]) for i in at]

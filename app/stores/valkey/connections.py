@@ -27,7 +27,7 @@ from app.stores.valkey.pool import AWAY, IS_CLUSTER, IS_NO_CLUSTER, blocking_poo
 
 MAX_WAITING = 4_096
 _MOVES = 3
-_fields = re.compile(rb"(\w+):([^\r\n]*)").findall
+_fields = re.compile(r"(\w+):([^\r\n]*)").findall
 # Errors of a server that will answer later; all others refuse the command.
 _PASSING = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN", "MOVED", "ASK ")
 _LAST_READ_S = 0.001
@@ -194,14 +194,15 @@ class Connections:
     async def _identity(self, link: AbstractConnection) -> str:
         await link.send_command("INFO", "server", *(["replication"] if self._in_cluster else []))
         reply = await link.read_response()
-        info = dict(_fields(reply)) if isinstance(reply, bytes) else {}
-        if b"run_id" not in info:
-            raise RedisConnectionError("the server does not report its run_id")
-        if (b"cluster" in (info.get(b"redis_mode"), info.get(b"server_mode"))) != self._in_cluster:
+        info = dict(_fields(reply.decode(errors="replace"))) if isinstance(reply, bytes) else {}
+        for name in ("run_id", "master_replid") if self._in_cluster else ("run_id",):
+            if name not in info:
+                raise RedisConnectionError(f"the server does not report its {name}")
+        if ("cluster" in (info.get("redis_mode"), info.get("server_mode"))) != self._in_cluster:
             raise RedisConnectionError(IS_NO_CLUSTER if self._in_cluster else IS_CLUSTER)
-        run_id = str(info[b"run_id"], "ascii")
+        run_id = info["run_id"]
         if self._in_cluster:
-            return f"{run_id}:{str(info[b'master_replid'], 'ascii')}"
+            return f"{run_id}:{info['master_replid']}"
         # Each logical database is a separate cache: a DEL in one does not reach another. In database 0 the identity
         # is the bare run_id, as older releases register it.
         return f"{run_id}/{link.db}" if link.db else run_id

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from app.errors import CacheUnavailable
 from app.profiles.ports import Cell
+from app.stores.valkey.connections import Connections
 from app.stores.valkey.embedded import EmbeddedServer
 from tests.integration.stores.valkey.conftest import Connect, OpenCache
 from tests.support.pause_points import turn
@@ -99,3 +101,21 @@ async def test_reads_continue_when_the_server_was_restarted(own_server: Embedded
     await cache.open()
     second, _ = await cache.read([CELL])
     assert second != first
+
+
+@pytest.mark.parametrize(("in_cluster", "missing"), [(False, "run_id"), (True, "master_replid")])
+async def test_server_is_unavailable_when_its_identity_is_unknown(
+    tmp_path: Path, in_cluster: bool, missing: str
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"INFO")
+        info = b"redis_mode:cluster\r\nrun_id:1" if in_cluster else b"redis_mode:standalone"
+        writer.write(b"$%d\r\n%b\r\n" % (len(info), info))
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer, tmp_path / "socket"):
+        connections = Connections(f"unix://{tmp_path}/socket", 5, in_cluster=in_cluster)
+        with pytest.raises(CacheUnavailable, match=f"does not report its {missing}"):
+            await connections.get()
+        await connections.close()
