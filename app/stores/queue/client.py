@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 QUEUE = "arq:queue"
 HEALTH_SUFFIX = ":health-check"  # of the key that the workers of a queue refresh while they are alive
 HEALTH_KEY = QUEUE + HEALTH_SUFFIX
-# A sorted set of the ids of the databases in which workers of this queue store events, by the time of the last report.
+# A sorted set: ids of the databases in which workers of this queue store events; the score is the last report's time.
 DATABASES_SUFFIX = ":databases"
 SHOWN_MS = 15_000
 TIMEOUT_S = 1.0

@@ -150,7 +150,7 @@ async def split(redis: ArqRedis, job_id: str) -> None:
     """If a `tip_events` job has more than `PIECE_BYTES`, move its events to jobs of up to `PIECE_EVENTS` each. arq
     decodes a whole job at once: a million events took 800 MB. A large job of another kind, or of more than
     `MAX_JOB_BYTES`, is replaced by a job that stores a dead letter; likewise a job from its first unreadable event on.
-    No event is run twice: the new jobs are on the queue only when the large one is empty."""
+    No event is in two jobs that can run: the new jobs are put on the queue only once the large one is empty."""
     key, queue = JOB_PREFIX + job_id, redis.default_queue_name
     at, taken, events, pieces = 0, 0, 1, dict[str, float]()
     while taken < events and await redis.strlen(key) > PIECE_BYTES:

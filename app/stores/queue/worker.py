@@ -62,7 +62,7 @@ async def keep_working(url: str, name: str, stop: asyncio.Event, **jobs: Any) ->
 
 
 class _Worker(Worker):
-    """arq's worker, with three changes: see the methods. `came_round` is set at the end of each poll."""
+    """arq's worker, with three changes: see the methods. `poll_ended` is set at the end of each poll."""
 
     def __init__(self, url: str, name: str, **jobs: Any) -> None:
         super().__init__(
@@ -80,7 +80,7 @@ class _Worker(Worker):
             log_results=False,
             **jobs,
         )
-        self.came_round = asyncio.Event()
+        self.poll_ended = asyncio.Event()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """Start no more jobs once `allow_pick_jobs` is false. arq would start the whole list."""
@@ -96,15 +96,15 @@ class _Worker(Worker):
 
     async def heart_beat(self) -> None:
         """Note the end of a poll, at which arq calls this method."""
-        self.came_round.set()
+        self.poll_ended.set()
         await super().heart_beat()
 
 
 async def _silence(worker: _Worker) -> None:
     """Return when the worker has finished no poll for `SILENT_S` seconds: the queue does not reply."""
-    worker.came_round.set()
-    while worker.came_round.is_set():
-        worker.came_round.clear()
+    worker.poll_ended.set()
+    while worker.poll_ended.is_set():
+        worker.poll_ended.clear()
         await asyncio.sleep(SILENT_S)
 
 
@@ -129,7 +129,7 @@ class _Lean:
 
 
 class _Pipeline(Pipeline):
-    """A pipeline that drops its connection even if `reset` is cancelled while the queue is silent. redis-py's keeps it.
+    """Unlike redis-py's pipeline, this one drops its connection even if `reset` is cancelled while the queue is silent.
     Only `end` in `_close` cancels `reset`, and the pool is closed next, with all its connections."""
 
     async def reset(self) -> None:
@@ -153,14 +153,14 @@ def _client(url: str, name: str) -> ArqRedis:
 
 
 async def _close(worker: _Worker, running: asyncio.Task[None]) -> None:
-    """Let jobs finish for up to `STOP_GRACE_S` seconds, cancel the rest, which arq retries, and close. A poll that has
-    begun ends first. Otherwise: 1. arq marks a job as taken; 2. the poll is cancelled before the job has started. No
-    worker would then run the job for its timeout plus `ARQ_EXTRA_S`."""
+    """Let jobs finish for up to `STOP_GRACE_S` seconds, cancel the rest, which arq retries, and close. But first wait
+    for the end of the current poll. Otherwise: 1. arq marks a job as taken; 2. the poll is cancelled before the job has
+    started; 3. until the mark expires, after the job's timeout plus `ARQ_EXTRA_S`, no worker runs the job."""
     worker.allow_pick_jobs = False
-    worker.came_round.clear()
-    round_over = asyncio.create_task(worker.came_round.wait())
-    await asyncio.wait({running, round_over}, timeout=SILENT_S, return_when=asyncio.FIRST_COMPLETED)
-    round_over.cancel()
+    worker.poll_ended.clear()
+    polled = asyncio.create_task(worker.poll_ended.wait())
+    await asyncio.wait({running, polled}, timeout=SILENT_S, return_when=asyncio.FIRST_COMPLETED)
+    polled.cancel()
     jobs = list(worker.tasks.values())
     if jobs:
         await asyncio.wait(jobs, timeout=STOP_GRACE_S)
