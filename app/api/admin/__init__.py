@@ -17,12 +17,12 @@ from app.api.request_parsing import body_as
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
 from app.operations import audit
 
-# The scope, the OpenAPI tag and the usual status of all of them.
+# The scope, the OpenAPI tag and the usual status of all admin routes.
 ADMIN: dict[str, Any] = {"scope": "admin"}
 admin_get = partial(get, opt=ADMIN, tags=["Admin"])
 admin_post = partial(post, opt=ADMIN, tags=["Admin"], status_code=200)
 admin_delete = partial(delete, opt=ADMIN, tags=["Admin"])
-# Not documented: only the pages send it. Programs use another route for the same.
+# For routes that only the forms of the pages use. Programs have another route for each.
 form_post = partial(post, opt=ADMIN, include_in_schema=False, status_code=200)
 REASON_SCHEMA = {"maxLength": audit.MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
 REASON_TEXT = f"Why, for the audit trail; up to {audit.MAX_REASON} characters, no user id."

@@ -102,8 +102,8 @@ async def get_quality(
 
 async def _page(request: HttpRequest) -> Response[Any]:
     """The page with the newest stored report. If this release can read none, a measurement is requested, unless the
-    newest one is active, has failed, or was completed a moment ago: an open page is loaded again when a measurement
-    ends, so it would otherwise request one after the other."""
+    newest one is active, has failed, or was completed a moment ago. Without this, an open page, which is loaded again
+    when a measurement ends, would request one after the other."""
     service = service_of(request)
     run, runs = await service.quality.runs.newest_completed(), await service.quality.runs.newest(RUNS_SHOWN)
     report = readable_report(run) if run is not None else None

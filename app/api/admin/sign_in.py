@@ -101,7 +101,7 @@ async def post_sign_out(request: HttpRequest) -> Response[Any]:
 async def get_keys(request: HttpRequest) -> Response[KeysView]:
     service = service_of(request)
     used_ms = dict(await request.app.state.key_uses.newest_ms())
-    # What this process has not stored yet was used within the last seconds.
+    # Uses that this process has not stored yet happened within the last seconds.
     used_ms |= dict.fromkeys(state_of(request).authenticator.used, service.clock.now_ms())
     found = [
         KeyView(key.name, sorted(key.scopes), rfc3339(used_ms[key.name]) if key.name in used_ms else None)

@@ -41,8 +41,8 @@ class Authenticator:
         self.keyless = not keys
         self.used: set[str] = set()
         self._keys = [replace(key, scopes=ALL_SCOPES) if "admin" in key.scopes else key for key in keys]
-        # The accepted keys, at most one per configured digest, since hashing one takes longer than the rest of a check.
-        # The time of a lookup reveals none: texts are compared only if their hashes, with a secret seed, are equal.
+        # The valid keys seen so far, because hashing a key takes longer than the rest of a check. The time of a lookup
+        # reveals no key: a `dict` compares texts only if their hashes, which have a secret seed, are equal.
         self._found: dict[str, ApiKey] = {}
 
     def require(self, key: str | None, scope: str) -> ApiKey:

@@ -38,7 +38,7 @@ class Body:
         self._held = 0
         self._until: float | None = None
         self._more = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        # Such a client sends the body only after the server asks for it.
+        # With this header, a client sends no body before the server asks for it.
         self._waits = headers.get(b"expect", b"").lower() == b"100-continue"
 
     @property

@@ -77,8 +77,8 @@ class Edge:
         return check[0] if check is not None and check[1]() else None
 
     async def _shed(self, scope: HTTPScope) -> str | None:
-        """The kind of load for which the request is shed; None if it is admitted. Under overload, the request waits for
-        a while and is checked again."""
+        """Return None if the request is admitted; if it is shed, the kind of load that is too high (see `mark_shed`).
+        Under overload, the request waits for a while and is checked again."""
         if (kind := shed_kind(scope)) is None and (kind := self.overload(scope)) is not None:
             if await self._queue.wait() and self.overload(scope) is None:
                 return None
@@ -141,7 +141,7 @@ class Edge:
 
 
 def begin(scope: HTTPScope, request_id: bytes | None = None) -> tuple[bytes, float]:
-    """The id of a request, and when it began. The first call for it notes both, and the id for log lines."""
+    """The id of a request, and when it began. The first call stores both, and adds the id to later log lines."""
     found = cast(tuple[bytes, float] | None, scope.get(_BEGUN))
     if found is None:
         found = cast(dict[str, Any], scope)[_BEGUN] = request_id or request_id_of(scope), perf_counter()

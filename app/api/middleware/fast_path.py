@@ -2,8 +2,8 @@
 without Litestar, and sends only successful responses.
 
 A request that fails or is not plain (an escape, an unusual id, a query other than `features=`, an unexpected header or
-body, an invalid key) goes on to Litestar's route, with the body that was read here. If the reader sheds a request, the
-edge rejects it. What stores something is not tried again: Litestar's route receives the error and reports it.
+body, an invalid key) goes on to Litestar's route, with the body that was read here. Two kinds are not tried again: if
+the reader shed the request, the edge rejects it; if storing failed, Litestar's route only reports the error.
 Invariant: the response is the one that Litestar's route would give, and it is counted and logged in the same way.
 """
 

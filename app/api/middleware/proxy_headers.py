@@ -50,9 +50,9 @@ class BehindProxy:
         return dict(scope["headers"]) if any(address in network for network in self._trusted) else {}
 
     def _strip(self, scope: HTTPScope, *, stripped: bool) -> None:
-        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already. If a
-        route of the service begins with the root path, too (`/profiles`), it is removed only if the rest is a path of
-        the service and the proxy did not send `X-Forwarded-Prefix` (`stripped`), as proxies do that remove it."""
+        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already. With
+        the root path `/profiles`, that is uncertain, since routes begin with it, too. It is then removed only if the
+        rest is a path of the service and the proxy did not report a removal by `X-Forwarded-Prefix` (`stripped`)."""
         raw = scope.get("raw_path") or scope["path"].encode()
         rest = raw.removeprefix(self._root)
         if rest == raw or rest[:1] not in (b"", b"/"):

@@ -46,8 +46,8 @@ class Visit(NamedTuple):
 
 
 async def visit_of(request: HttpRequest, *, begin: str | None = None) -> Visit:
-    """The session that the request has begun, else that of its cookie, else a new anonymous one. `begin`: begin one
-    with a new id, for the API key of this name; anonymous if the name is empty."""
+    """The session of the request's cookie, or a new anonymous one; later calls for the request return the same. With
+    `begin`, the name of an API key (empty: anonymous), the request gets a new session, whatever its cookie."""
     if begin is not None or _VISIT not in request.state:
         sessions = state_of(request).sessions
         known = await sessions.recognise(request.cookies.get(sessions.cookie_name)) if begin is None else None
