@@ -53,7 +53,7 @@ PRUNE_EVERY_S = 60.0
 HOUR_MS = 3_600_000
 # Data quality is measured 41 minutes after each hour. Pruning begins at 3:17 UTC, before the day begins in Europe.
 HOURLY_MS, NIGHT_MS = 41 * 60_000, 197 * 60_000
-WINDOW_MS = 600_000  # how long after these times they are made up for, if no worker was able to
+WINDOW_MS = 600_000  # for how long after these times the work can still begin, if no worker was ready
 HOURLY = "the worker, hourly"
 JobContext = dict[str, Any]  # what arq passes to every job: that of `context`, and the job's id, try and time
 T = TypeVar("T")
@@ -136,15 +136,15 @@ FUNCTIONS = [func(cast(Any, each), max_tries=FOR_EVER) for each in (tip_events, 
 
 
 async def sweep(service: OpenService) -> None:
-    """Consume events whose job was lost, and show the queue which database this worker has. Raises `Unavailable`."""
+    """Consume events whose job was lost, and tell the queue which database this worker uses. Raises `Unavailable`."""
     await service.consumer.sweep()
     if service.queue is not None:
         await service.queue.show_database(service.database.id, service.clock.now_ms())
 
 
 async def rebuild(ctx: JobContext) -> None:
-    """Work on the open rebuilds in turns, until other workers have what is left of them. Raises the error of a rebuild
-    once each of the others has had its turn."""
+    """Work on the open rebuilds in turns, until each is done or in the hands of other workers. If one fails, its error
+    is raised once each of the others has had its turn."""
     service: OpenService = ctx["service"]
     runs, unfinished = service.rebuild_runs, True
     while unfinished:
@@ -159,8 +159,8 @@ async def rebuild(ctx: JobContext) -> None:
 
 
 async def measure_quality(ctx: JobContext) -> None:
-    """Carry out the requested measurement of data quality, unless another worker does. Request one every hour. Raises
-    `Unavailable`."""
+    """Carry out the measurement of data quality that is requested, unless another worker does. If none is, request one,
+    once an hour. Raises `Unavailable`."""
     service: OpenService = ctx["service"]
     runs, now_ms = service.quality.runs, service.clock.now_ms()
     newest = await runs.newest(KEPT)

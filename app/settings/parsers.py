@@ -31,7 +31,7 @@ _API_KEY = (
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
 _NAME = r"[^\W\d]\w*"
 _CLUSTERS = ("redis+cluster", "rediss+cluster")
-# Of the session that serves, libpq understands more values: `any` would read from a standby, which may lag behind.
+# libpq allows more values of `target_session_attrs`. With `any`, reads could go to a standby, which may lag behind.
 _POSTGRES_OPTIONS = {
     "target_session_attrs": "read-write|primary",
     "sslmode": "disable|allow|prefer|require|verify-ca|verify-full",

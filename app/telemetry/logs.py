@@ -23,7 +23,7 @@ from app.errors import StoreFull
 # structlog imports rich, if present, to format tracebacks. The logs have plain tracebacks, and importing rich took a
 # tenth of a process's start. So no other module imports structlog, and only the command line imports rich.
 _rich = sys.modules.get("rich")
-sys.modules["rich"] = cast(ModuleType, None)  # an import of it fails
+sys.modules["rich"] = cast(ModuleType, None)  # makes `import rich` fail
 try:
     import structlog as structlog  # noqa: PLC0414, TID251
 finally:
@@ -124,7 +124,7 @@ def _lines(*, colors: bool) -> list[structlog.typing.Processor]:
     return [_printable, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
 
 
-# Before `configure_logging`.
+# The format until `configure_logging` is called.
 structlog.configure(
     processors=[*_CONTEXT, structlog.processors.format_exc_info, _censor, *_lines(colors=False)],
     logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),

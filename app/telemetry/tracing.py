@@ -105,9 +105,9 @@ class Tracing:
             yield
 
     def port(self, name: str, port: T, shared_by: SharedBy = _NONE) -> T:
-        """Wrap a port: each call of a coroutine method inside a span has a child span `name.method`. `shared_by` has a
-        function by the name of a method. It is called with the positional arguments and returns the traceparents of the
-        requests that share the call; the span has links to them."""
+        """Wrap a port: each call of a coroutine method inside a span has a child span `name.method`. If requests share
+        the calls of a method, `shared_by[method]` takes the positional arguments of a call, and returns the
+        traceparents of its requests. The span has links to them."""
         return cast(T, _Port(self._span, name, port, shared_by))
 
     @contextmanager
@@ -143,7 +143,7 @@ class _Port:
 
         @wraps(call)
         async def traced(*arguments: Any, **options: Any) -> Any:
-            # No span: periodic work. It may have ended: computed values are stored in the cache after the answer.
+            # Periodic work has no span. Not `is_recording`: values are stored in the cache after the span has ended.
             if not get_current_span().get_span_context().trace_flags.sampled:
                 return await call(*arguments, **options)
             sharing = _distinct(shared_by(*arguments)) if shared_by is not None else []

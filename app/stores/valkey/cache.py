@@ -129,7 +129,7 @@ class ValkeyCache:
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Put leases with `SET … NX GET`. A key of another program, which is not a string, is deleted."""
+        """Put leases with `SET … NX GET`. A key that is no string was written by another program, and is deleted."""
         if not cells:
             return []
         leases = [LEASE + self._nonce() for _ in cells]
@@ -158,12 +158,12 @@ class ValkeyCache:
             _, replies = await self._send("fill", "back", users, commands, epoch, ("ERR syntax error",))
             if not any(isinstance(reply, ReplyError) for reply in replies):
                 return [reply == b"OK" for reply in replies]
-            self._without_ifeq = epoch  # nodes that stored values refuse the next attempt: their tokens are gone
+            self._without_ifeq = epoch  # a node that has stored a value refuses it the second time: the token is gone
         calls = [(fill.cell, (fill.token, b"SET", fill.value, b"PX", fill.ttl_ms)) for fill in fills]
         return [reply == 1 for reply in await self._if_equal("fill", epoch, calls)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """The epoch in the keys is that of the connection that sends the DEL. Return only after no process can still be
+        """Delete the keys of the epoch of the connection that sends the DEL. Return only when no process can still be
         reading from a server that was registered as the cache before."""
         if not cells:
             return

@@ -35,7 +35,7 @@ _INCOMPLETE = object()
 # A command as its arguments, or as the bytes to send.
 Command = tuple[bytes | str | int, ...] | bytes
 Replies = asyncio.Future[list[Any]]
-# Makes the commands for some of a call's users, given by their places in the call, under the epoch of their keys.
+# Makes commands from the epoch of their keys and from the users that they are for: indices into the users of a call.
 Commands = Callable[[str, Sequence[int]], Sequence[Command]]
 # The connection for commands that requests wait for, and the one for storing values and for bulk work.
 Use = Literal["front", "back"]
@@ -120,7 +120,7 @@ class PipelinedConnection(asyncio.Protocol):
         self.close(f"the connection ended: {exc or 'closed by the server'}")
 
     def _check_oldest(self, late: object = None) -> None:
-        """Close the connection if the oldest waiting command is `late`, the one whose time was over a moment ago."""
+        """Close the connection if its oldest command is `late`, which timed out `_LAST_READ_S` ago and has no reply."""
         self._watch = None
         if not self._waiting:
             return

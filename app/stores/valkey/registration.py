@@ -65,7 +65,7 @@ class InMemoryState:
 
 class ServerRegistration(msgspec.Struct, eq=False):
     """Registers the cache's server in the database, and notices when another one takes its place. One per process.
-    `store` registers a server under the number after a generation, unless the generation is another one by then."""
+    `store(server, g)` registers a server under generation g + 1, if the generation is still g."""
 
     state: ObservedState
     store: Callable[[str, int], Awaitable[None]]
