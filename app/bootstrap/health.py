@@ -117,7 +117,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             async with asyncio.timeout(GAUGES_S):
                 found = await backlog(self.database, self.computation.clock.now_ms())
                 for refresh in (self._refresh_rollout, self._refresh_quality):
-                    with suppress(StoreUnavailable):  # only this table fails
+                    with suppress(StoreUnavailable):  # the other gauges are set all the same
                         await refresh()
         except (StoreUnavailable, TimeoutError) as error:
             log.warning("gauges_not_refreshed", error=str(error) or "the database does not answer in time")

@@ -22,8 +22,8 @@ from app.telemetry import Metrics, logger
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
-# By the door through which events come, the processes that run until they are stopped. They announce the registry that
-# they serve, and may have traces. A command ends soon.
+# The role of a long-running process, by its `door`: see `open_service`. Such a process announces the registry that it
+# serves, and may send traces. A command does neither.
 ROLES = {"http": "api", "queue": "worker"}
 Port = TypeVar("Port")
 log = logger("bootstrap")

@@ -209,7 +209,7 @@ async def open_service(  # noqa: PLR0915  # one graph, readable from top to bott
         )
         if edges.settles and settings.cache_url:
             await stack.enter_async_context(running(invalidator.keep_settling()))
-        stack.callback(database.readers.interrupt)  # runs first: the parts that close next wait for their computations
+        stack.callback(database.readers.interrupt)  # runs first, since what closes next waits for running computations
 
         yield OpenService(
             settings=settings,

@@ -1,4 +1,4 @@
-"""The command line `profiles`, built with click. A command is imported on use, its dependencies when it runs."""
+"""The command line `profiles`, built with click. A command imports what it needs only when it runs."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ async def export(service: OpenService, since_ms: int | None, until_ms: int | Non
     ):
         while after is not None:
             records, after = await service.bandit.decisions.page(after, end_ms, EXPORTED_AT_ONCE)
-            writer.write(  # without records, too: the file then has the columns, and Parquet is not Parquet without
+            writer.write(  # even if there are no records, because a file needs its columns to be valid Parquet
                 {
                     name: JsonColumn([encode(getattr(record, name)) for record in records], kind)
                     for name, kind in kinds.items()
@@ -118,8 +118,8 @@ async def export(service: OpenService, since_ms: int | None, until_ms: int | Non
 
 
 def _kinds() -> dict[str, Kind]:
-    """The kind of each column, by name, from the type of the record's field. What has no kind of its own is text, or
-    JSON as text."""
+    """The kind of each column by name, derived from the type of the record's field. Fields of other types become text,
+    as JSON if they are nested."""
     from app.bandit.decisions import DecisionRecord, Time
 
     kinds: dict[Any, Kind] = {bool: "bool", int: "int", float: "float", Time: "time"}
@@ -225,7 +225,7 @@ async def _evaluation(
     values = {} if registry is None else await feature_values(service, registry)
     replays = [Replay(policies[0], profiles, values), *(Replay(policy, profiles) for policy in policies[1:])]
     ready = [own for replay in replays if (own := replay.recorded(stored)) is not None]
-    if len(ready) < len(replays):  # all are pooled, so that a lift does not depend on how
+    if len(ready) < len(replays):  # pool for all policies, so that the lift does not come from different pooling
         pools = [PriorsFromLog(replay, stored) for replay in replays]
         async for log in _logs(service, "pooling"):
             for pool in pools:
@@ -264,8 +264,8 @@ async def _logs(service: OpenService, action: str) -> AsyncIterator[UserLog]:
 
 
 async def feature_values(service: OpenService, registry: Registry) -> dict[int, float]:
-    """By the number of each decision, the value of the registry's one feature as of the decision, ranked
-    (`evaluation.ranked`); 0 for null. Decisions whose events have been pruned are left out."""
+    """Compute the registry's one feature as of each decision. Return the ranked values (`evaluation.ranked`), 0 for
+    null, by the number of the decision. Decisions whose events have been pruned are left out."""
     from app.bandit.evaluation import ranked
     from app.bootstrap.engines import open_engine
     from app.profiles.online.compute import Computation
@@ -283,7 +283,7 @@ async def feature_values(service: OpenService, registry: Registry) -> dict[int, 
                 read = item.decision.profile_read
                 if read is not None and read.version:
                     row = ComputeRow(log.user_id, 1, read.at_ms, version=read.version)
-                else:  # without the events of that millisecond, of which one may be the feedback
+                else:  # leave out the events of the decision's own millisecond: one may be its feedback
                     before_ms = item.decision.created_at_ms - 1
                     row = ComputeRow(log.user_id, 1, before_ms, known_ms=before_ms)
                 if moments.problem(row.now_ms or 0, 1) is None:

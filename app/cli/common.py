@@ -148,8 +148,8 @@ def running_servers(settings: Settings) -> Path:
 
 
 def settings_from_environment(processes: int | None = None) -> Settings:
-    """Read the settings, of which `processes` replaces one unless it is None. Raises `SettingsError` if one is invalid,
-    or PROFILES_REWARDS names an unknown outcome."""
+    """Read the settings. `processes`, if given, replaces PROFILES_PROCESSES. Raises `SettingsError` if a setting is
+    invalid, or PROFILES_REWARDS names an unknown outcome."""
     settings = Settings.from_environment()
     if processes is not None:
         settings = replace(settings, processes=processes)
@@ -161,8 +161,8 @@ def settings_from_environment(processes: int | None = None) -> Settings:
 
 
 def settings_of_command() -> Settings:
-    """Read the settings of a one-off command, and configure logging to write only warnings and errors. If a server URL
-    is not set, that of a running `profiles up` is used, if one runs."""
+    """Read the settings of a one-off command, and configure logging to write only warnings and errors. The URLs of the
+    cache and the queue default to those of a running `profiles up`."""
     from app.telemetry import configure_logging
 
     settings = settings_from_environment()

@@ -1,4 +1,4 @@
-"""`profiles features`: list, create, test and compare features; disable and enable them. `profiles openapi`."""
+"""`profiles features` (list, create, test, compare, disable, enable) and `profiles openapi` (print the document)."""
 
 from __future__ import annotations
 

@@ -143,8 +143,8 @@ def _asked(block: Block, mask: int, before: bool, known: KnownAt, moments: Momen
 async def _served(
     block: Block, mask: int, moments: Moments, decisions: LoggedProfiles
 ) -> list[tuple[Profile, ComputeRow]]:
-    """For each input row with a `decision_id`: the values that were recorded with the decision, and a row that asks for
-    the computation of the features in `mask` that were not. Raises `InvalidInput` if a decision cannot be used."""
+    """For each input row, the values that its decision recorded, and a computation of the features in `mask` whose
+    values it did not record. Raises `InvalidInput` if a decision cannot be used."""
     from app.profiles.history import served_row
 
     ids = block.keys["decision_id"]
@@ -159,8 +159,8 @@ async def _served(
 
 
 class _LateArrivals(msgspec.Struct):
-    """Estimates the share of *late* rows, which have no values only because their events arrived after `--known-at`: a
-    sample of the rows without values is computed again as if all events had arrived in time."""
+    """Estimates the share of *late* rows: rows without values only because their events arrived after `--known-at`.
+    To find out, it computes a sample of the rows without values again, as if all events had arrived in time."""
 
     defaults: Mapping[int, bytes]
     rows: int = 0

@@ -18,9 +18,9 @@ from app.cli.common import settings_from_environment
 
 GRACE_S = 15.0
 processes_option = click.option(
-    "--processes", type=click.IntRange(1, 64), help="API processes that share the port, instead of PROFILES_PROCESSES."
+    "--processes", type=click.IntRange(1, 64), help="API processes that share the port. Default: PROFILES_PROCESSES."
 )
-supervisor_option = click.option("--supervisor", type=int, hidden=True, help="The descriptor of a socket to it.")
+supervisor_option = click.option("--supervisor", type=int, hidden=True, help="Descriptor of a socket to the parent.")
 
 
 @click.command()

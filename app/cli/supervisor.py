@@ -166,7 +166,7 @@ def _stop(children: list[Child], listener: socket.socket, drain_s: float) -> Non
     drained = time.monotonic() + drain_s
     while time.monotonic() < drained and any(child.running() for child in children):
         time.sleep(CHECK_S)
-    drop_new_connections(listener)  # the processes still accept those that wait
+    drop_new_connections(listener)  # the processes still accept the connections that are queued
     for child in children:
         child.stop()
     listener.close()
