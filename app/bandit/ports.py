@@ -70,8 +70,8 @@ class DecisionRepository(Protocol):
         request. If statistics are damaged or of an unknown spec, this is logged, and `statistics` is None."""
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[Decision | None]:
-        """Store the decisions whose conditions are met in one durable commit. Return, in order, each stored decision,
-        which may be an earlier one with the same request id; None if the conditions are not met."""
+        """Store decisions in one durable commit. Return one item per proposed decision, in order: the stored decision,
+        or the earlier one with the same request id; None if it must not be stored (see `ProposedDecision`)."""
 
     async def add_shadows(self, after: tuple[str, int], limit: int) -> tuple[str, int] | None:
         """Compute and store the shadows of up to `limit` unsettled decisions without one, the first after `after`, in
@@ -107,7 +107,7 @@ class DecisionRepository(Protocol):
         fewer if no more users follow. Damaged decisions are left out."""
 
     async def priors(self) -> list[Prior]:
-        """All intact pooled priors, oldest first."""
+        """All pooled priors, oldest first. Damaged ones are left out."""
 
 
 class LearningRepository(Protocol):
@@ -204,9 +204,9 @@ class RolloutRepository(Protocol):
         """Yield pages of the evaluated decisions whose sequence number is below `until`, oldest first."""
 
     async def shown(self, state: RolloutState, among: int) -> tuple[DecisionPage, Array]:
-        """Of the newest `among` decisions of the roll-out, those whose tip was shown, and that were made with
-        exploration and have both policies' rankings. A decision without a reward yet has the reward 0. For each, the
-        array has 1 if the challenger served, 0 if the champion did, and NaN if it is older than the current stage."""
+        """Those of the newest `among` decisions of the roll-out that can be compared: the tip was shown, there was
+        exploration, and both policies ranked the candidates. A reward that is not known yet is 0. For each, the array
+        has 1 if the challenger served, 0 if the champion did, and NaN if it is older than the current stage."""
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
         """The decisions made at or after `since_ms`; if there are more than `limit`, the newest of them."""

@@ -63,7 +63,7 @@ def soft_sign(symbol: str) -> Transform:
 
 
 def listed(prefix: str, *categories: str) -> dict[str, Transform]:
-    """A factor of 1 or 0 for each category."""
+    """One factor per category, named `prefix_category`: 1 if the value is the category, else 0."""
     return {f"{prefix}_{item}": Transform(f"1 if {item!r}, else 0", partial(eq, item)) for item in categories}
 
 

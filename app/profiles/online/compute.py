@@ -173,7 +173,7 @@ class Computation:
                 raise
 
     def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
-        """Why a feature is paused, for a read of this user; None if it is not. After the pause, it is tried again."""
+        """As `FeatureAvailability.withheld`. If the pause is over, start an attempt in the background."""
         trouble = self.availability.withheld(index, user_id)
         if trouble is not None:
             self.try_again()

@@ -49,7 +49,7 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         }
 
     async def read_values(self, wanted: Wanted) -> dict[str, Sequence[bytes]]:
-        """Read the JSON of each wanted feature by user id, also from the local cache. Raises the errors of `read`."""
+        """Read values as JSON, by user id. The local cache is asked first. Raises the errors of `read`."""
         off = self.computation.availability.disabled
         asked = _without(wanted, off) if off else wanted
         found = self._local_hits(asked)

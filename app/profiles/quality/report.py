@@ -88,9 +88,9 @@ class Intervals(msgspec.Struct):
 
 
 class Drift(msgspec.Struct):
-    """How far the values of a feature differ from those 7 days before the measurement. For both times, the values are
-    computed from the event log, for the users who had an event in the period before it that is as long as the longest
-    window of any feature."""
+    """How far the values of a feature at the measurement differ from those 7 days before. Both are computed from the
+    event log. Each time, the users are a sample of those with an event within the longest window of any feature before
+    that time."""
 
     psi: Annotated[
         float | None, Meta(description="Population stability index over `bins`; null if `why_not` says why.")

@@ -60,8 +60,8 @@ class Reader(Protocol):
     @property
     def closing(self) -> bool: ...
     async def run(self, work: Callable[[Any], T], timeout_s: float = ..., /) -> T:
-        """Call `work` on its thread. Its statement is interrupted after `timeout_s`, or when the caller is
-        cancelled."""
+        """Call `work` with the connection, on the connection's thread. Interrupt the running statement after
+        `timeout_s`, or when the caller is cancelled."""
 
 
 class Readers(Protocol):

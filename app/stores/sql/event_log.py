@@ -169,8 +169,8 @@ def admit(
 
 
 def mark_historical(connection: Connection, keys: Sequence[EventKey]) -> None:
-    """Let events count as known from their event time on. Only their facts change, from which features read it. The log
-    keeps the real arrival, from which lag and waiting times are measured."""
+    """Set the arrival time of late events back to their event time in `tip_views` and `tip_feedback`, which features
+    read. `event_log` keeps the real arrival time, from which lag and waiting times are measured."""
     for statement in UPDATE_HISTORICAL if keys else ():
         connection.execute(statement, (json.dumps(keys),))
 

@@ -76,13 +76,13 @@ class Dialect(NamedTuple):
 
 
 class Statements(NamedTuple):
-    """The SQL that computes the features of a registry. `live` computes rows as of now, `past` rows of past moments,
-    and `repeated` rows of past moments if any of them has a `version`. Parameters: `:clock_ms` for `live`, and
-    `:asked`, a JSON array of `ComputeRow`. The rows of the result are in the order of `:asked`. Their columns are the
-    user's version (0 for `past`); for `live`, the event time of the oldest event in each of `windows`, the pairs of a
-    relation and a window in milliseconds that the features have; and one value per feature. `one` computes what `live`
-    does, but for one user, with the parameters `:user_id` and `:mask` instead of `:asked`. It has no join, so that a
-    distributed engine sends it to the node of the user."""
+    """The SQL that computes the features of a registry for the rows in `:asked`, a JSON array of `ComputeRow`.
+
+    `live` is for rows without a `now_ms`, and has the parameter `:clock_ms`. `past` is for rows with one, `repeated`
+    for rows of which some have a `version`, too. The result has the order of `:asked`, and the columns: user's version
+    (0 for `past`); only for `live`, the event time of the oldest event in each of `windows` (relation, milliseconds);
+    the value of each feature. `one` is `live` for one user, with `:user_id` and `:mask` instead of `:asked`. It has no
+    join, so that a distributed engine sends it to the node of the user."""
 
     live: str
     one: str

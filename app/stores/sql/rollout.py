@@ -83,9 +83,9 @@ WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 
 
 def begin_evaluation(connection: Connection, challenger: str) -> None:
-    """Restart the evaluation of the challenger with this spec's hash, if it is in the shadow stage. Called when its
-    first pooled prior is stored, because decisions made without a prior do not count. A process that found no prior may
-    still store its decision after this restart; `SELECT_PAGE` leaves such a decision out."""
+    """Restart the evaluation, if the challenger in the roll-out has the spec of this hash and is in the shadow stage.
+    Called when its first pooled prior is stored, because decisions made without a prior do not count. A process that
+    found no prior may still store its decision after this restart; `SELECT_PAGE` leaves such a decision out."""
     if connection.execute(UPDATE_FIRST_PRIOR, {"own": challenger}).rowcount:
         connection.execute(DELETE_LOOKS)
 

@@ -88,8 +88,8 @@ class SqlSamples(SqlRepository):
 
 
 def _summarise(connection: Connection, now_ms: int) -> None:
-    """Delete old summaries, and store one per role (api, worker) of each ended period that has none. A summary from the
-    future was made before the clock was set back, and would hide the samples until that time."""
+    """Store a summary per role (api, worker) of each ended period that has none. First delete old summaries and those
+    from the future: they were made before the clock was set back, and would keep new ones from being made."""
     connection.execute(DELETE_OLD_SUMMARIES, {"oldest": now_ms - SUMMARIES_KEPT_MS, "newest": now_ms})
     end_ms = (now_ms - SUMMARY_DELAY_MS) // SUMMARY_MS * SUMMARY_MS
     rows = connection.execute(SELECT_UNSUMMARISED, {"end": end_ms}).fetchall()

@@ -233,8 +233,8 @@ class SqlStates(SqlRepository):
     @writes(of=())
     def _claim(self, connection: Connection, due: Mapping[str, Any]) -> dict[str, Any] | None:
         """Claim a range of users that is still to be summed in this round; None if another worker was faster. A range
-        that has become too large is cut. The result has `due`, the parameters of `SELECT_DUE`, the range from `first`
-        up to but without `end`, and the counts `users` and `decisions` of its stored sum, None without one."""
+        that has become too large is cut in two. The result is `due`, the parameters of `SELECT_DUE`, plus the bounds
+        `first` and (exclusive) `end`, and the counts `users` and `decisions` of the stored sum; None without a sum."""
         row = connection.execute(UPDATE_CLAIM, due).fetchone()
         if row is None:
             return None
