@@ -39,7 +39,7 @@ class LoadEstimate(msgspec.Struct, kw_only=True, eq=False):
     _units: float = 0.0
 
     def worked(self, units: int, seconds: float) -> None:
-        # Two averages instead of one of the time per unit, which a small piece that was held up would distort.
+        # Seconds and units are averaged separately: one slow small piece would distort an average of their quotient.
         self._seconds += _WEIGHT * (seconds - self._seconds)
         self._units += _WEIGHT * (units - self._units)
 

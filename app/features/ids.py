@@ -53,7 +53,7 @@ def id_problem(value: str) -> str | None:
 
 
 def all_allowed(ids: Sequence[str]) -> bool:
-    """Whether every id is allowed. Costs a fifth of `id_problem` for each of a hundred ids."""
+    """Whether every id is allowed. For a hundred ids, five times as fast as a call of `id_problem` for each."""
     lines = "\n".join([*ids, ""])
     return lines.count("\n") == len(ids) and _ALLOWED_LINES(lines) is not None
 

@@ -70,8 +70,8 @@ class Feature(Definition, frozen=True, kw_only=True):
         force_setattr(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
 
     def compiled(self, relations: Iterable[str]) -> Feature:
-        """A copy of the entry with the relations that its SQL reads. `invalidated_by` is derived from them if it is
-        empty. Raises `RegistryError` if it lacks the subject of one, or if the SQL reads none."""
+        """A copy of the entry with the `relations` that its SQL reads. `invalidated_by` defaults to their subjects.
+        Raises `RegistryError` if the SQL reads no relation, or if `invalidated_by` lacks the subject of one of them."""
         read = tuple(name for name in RELATIONS if name in set(relations))
         if not read:
             raise RegistryError(self.name, f"the SQL reads none of the relations {', '.join(RELATIONS)}")
@@ -207,7 +207,7 @@ class Registry(Sequence[Feature]):
         return frozenset(entry.name for entry in self._entries if subject in entry.invalidated_by)
 
     def longest_window_ms(self, mask: int | None = None) -> int:
-        """The longest window (ms) of the features in the mask, or of all. Without events in it, values are defaults."""
+        """The longest window (ms) of the features in the mask, or of all. Without events in it, a user has defaults."""
         entries = self._entries if mask is None else [self._entries[index] for index in indices(mask)]
         return max((entry.window_ms for entry in entries), default=0)
 

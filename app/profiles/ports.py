@@ -144,7 +144,7 @@ class State(NamedTuple):
 
 
 class ObservedState(Protocol):
-    """Queries the state that every process observes."""
+    """Queries the current `State` in the database."""
 
     last: State  # by the last query
 
@@ -198,8 +198,6 @@ class RecentEvent(NamedTuple):
 
 
 class UserQueries(Protocol):
-    """Queries of the event log."""
-
     async def newest(self, user_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
         """The sequence number of each user's newest event of each subject, by (user id, subject)."""
 

@@ -33,7 +33,7 @@ ATTEMPTS = 3
 # A larger statement holds a core for longer than the scheduler's time slice: with 128 users, the p99 of concurrent
 # reads was about twice as long and the rebuild a tenth faster.
 USERS_AT_ONCE = 16
-# Users of a run: up to so many are rebuilt between two records of progress, and given to a worker at a time.
+# The most users of a run that are rebuilt between two records of progress, and that a worker claims at a time.
 CHUNK, PART = 128, 1_024
 STALE_MS = 35_000  # much longer than a chunk takes
 EVERYONE = "all"

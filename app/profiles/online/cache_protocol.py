@@ -170,7 +170,7 @@ class FeatureMask:
             return None
         contents = b"\0".join(held) + b"\0"  # type: ignore[arg-type]  # there is no None
         found = self._find(contents)
-        # Each match ends `width` keys. So if no key has a NUL of its own, the matches cover all contents.
+        # Each match covers `width` keys, each with its NUL. With enough matches and no other NUL, all keys are covered.
         if len(found) * self.width != len(held) or contents.count(b"\0") != len(held):
             return None
         parts = list(zip(*found, strict=True))
@@ -321,7 +321,8 @@ class TrustGate(msgspec.Struct, eq=False):
         return state
 
     async def _answer(self, asking: asyncio.Task[State | None], before: State) -> frozenset[int]:
-        """Await a query. Reads that sent their MGET meanwhile have used the keys of the state `before`."""
+        """Await a query; return the result of `check`. The read may have asked the cache already, for the keys of the
+        state `before`. So hash slots in which these keys have been replaced are added."""
         state = await asyncio.shield(asking)
         if state is None:
             return _EVERYONE

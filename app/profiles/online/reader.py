@@ -99,8 +99,8 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         return {names[index]: _decode(value) for index, value in zip(indices(mask), values, strict=True)}
 
     async def read_recorded(self, user_id: str) -> tuple[dict[str, Scalar], ProfileRead]:
-        """Read one user's values by feature name, with a record of their versions and of a moment as of which a
-        computation would give all of them. Raises the errors of `read`."""
+        """Read one user's values by feature name. The `ProfileRead` has the version of each, and one moment at which
+        all of them were valid. Raises the errors of `read`."""
         wanted = {user_id: self.computation.registry.full_mask}
         recorded = self._recorded(self._local_profile(user_id) or (await self.read(wanted))[user_id])
         if recorded is None:
@@ -110,7 +110,7 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         return recorded
 
     def _recorded(self, profile: Profile) -> tuple[dict[str, Scalar], ProfileRead] | None:
-        """The values by feature name, and how they were read; None if no moment exists as of which all are right."""
+        """The values by feature name, and how they were read; None if there was no moment at which all were valid."""
         features: dict[str, Scalar] = {}
         read: dict[str, ValueRead] = {}
         first_ms, last_ms = 0, LAST_EXPIRY_MS

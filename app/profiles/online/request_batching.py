@@ -5,8 +5,8 @@ read connections, concurrent requests for one user who is not cached run at most
 values are all cached is answered at once.
 
 Invariant: a hit is served only if no invalidation is owed in the user's hash slot (`TrustGate.check`) when the group of
-the request starts, after all its requests have arrived. On PostgreSQL, the answer to this question arrives while the
-cache is read.
+the request starts, after all its requests have arrived. On PostgreSQL, this check is a query, which is answered while
+the cache is read.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         self._answer(waiting, profiles)
 
     def _withhold(self, distrusted: frozenset[int], requests: list[_BatchedRead], held: list[bytes | None]) -> None:
-        """Replace the contents of the keys of users whose cached values must not be served by `UNAVAILABLE`."""
+        """Put `UNAVAILABLE` in place of cached values that must not be served: those of users in distrusted slots."""
         end = 0
         for user_id, mask in (item for request in requests for item in request.wanted.items()):
             start, end = end, end + self.computation.masks(mask).width

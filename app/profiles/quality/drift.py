@@ -98,10 +98,10 @@ def too_few(bins: Sequence[CommonBin]) -> str | None:
     """Why the populations are too small for a PSI; None if they are large enough."""
     now, before = sum(part.now for part in bins), sum(part.before for part in bins)
     if min(now, before) < FEWEST:
-        return f"too few users: {now:,} now and {before:,} before; {FEWEST} each are the least"
+        return f"too few users: {now:,} now and {before:,} before; each needs at least {FEWEST}"
     noise = (len([part for part in bins if part.now or part.before]) - 1) * (1 / now + 1 / before)
     if noise > MOST_NOISE:
-        return f"too few users for so many bins: chance alone would make it about {noise:.2f}"
+        return f"too few users for so many bins: chance alone gives a PSI of about {noise:.2f}"
     return None
 
 

@@ -131,7 +131,7 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
                 figures.held[msgspec.json.decode(cell.held.json)] += 1
 
     async def _count_values(self, sample: UserSample, start: int) -> None:
-        """Count the values computed for a page of `sample.now` as of `now_ms`, and of `before` as of `before_ms`."""
+        """Compute and count values for a page of the sample: users `now` as of `now_ms`, `before` as of `before_ms`."""
         registry = self.inspector.computation.registry
         page = slice(start, start + PAGE)
         asked = [ComputeRow(user_id, registry.full_mask, sample.now_ms) for user_id in sample.now[page]]
