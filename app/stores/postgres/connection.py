@@ -27,7 +27,7 @@ from app.stores.sql.database import SELECT_REVISION, Parameters
 CONNECT_TIMEOUT_S = 3
 LOCK_TIMEOUT_MS = 5_000
 STATEMENT_TIMEOUT_MS = 30_000
-# The planner would plan anew for each set of parameters, which takes longer than most statements, and compile some.
+# By default, many statements are planned at each call, which takes longer than they run, and some are compiled.
 _SESSION = {
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
@@ -36,7 +36,7 @@ _SESSION = {
     "idle_in_transaction_session_timeout": STATEMENT_TIMEOUT_MS,
     "default_transaction_isolation": "read committed",
 }
-# A promoted standby changes the timeline, data from another cluster the system identifier, a restored dump the table.
+# A promoted standby has a new timeline, data of another cluster a new system identifier, a restored dump new oids.
 DATABASE_ID = """(SELECT value FROM service WHERE name = 'database_id')
     || ':' || (SELECT system_identifier FROM pg_control_system())
     || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
@@ -125,7 +125,7 @@ class Connection:
     def __init__(self, raw: psycopg.Connection[Any]) -> None:
         self.raw = raw
         self.server = ""  # the id of the database; set by `begin_session`
-        # Left after the COMMIT of the running transaction, such as a pipeline that sends the COMMIT, too.
+        # Contexts that are left after the COMMIT of the transaction, such as a pipeline that also sends the COMMIT.
         self.ending = ExitStack()
         self.unconfirmed = False  # the last COMMIT was cancelled while it waited for a standby
         raw.add_notice_handler(self._note)

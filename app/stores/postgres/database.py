@@ -110,11 +110,11 @@ def _transact(connection: Connection, work: Callable[[Connection], T], users: li
                 committing = True
                 connection.raw.execute("COMMIT")
             if connection.unconfirmed:
-                raise StoreUnavailable("no standby has confirmed a commit in time, which may have been made")
+                raise StoreUnavailable("no standby has confirmed the commit in time; it may have been made")
             return result
         except BaseException as error:
             if committing and not again and connection.raw.closed and isinstance(error, psycopg.OperationalError):
-                text = "the connection was lost during a commit, which may have been made"
+                text = "the connection was lost during the commit, and it may have been made"
                 raise StoreUnavailable(text) from error
             connection.rollback()
             if attempt == ATTEMPTS or not isinstance(error, AGAIN):

@@ -82,8 +82,8 @@ class PostgresEventLog(SqlEventLog):
             mark_historical(connection, found.historical)
             return found.outcomes
 
-        # If the outcome of a commit is unknown, the work is done again. Events that have the numbers which it drew then
-        # were stored by it, and count as accepted.
+        # If the outcome of a commit is unknown, the work is done again. Stored events with the numbers that the first
+        # try drew were stored by that try, so they count as accepted and not as duplicates.
         return await self._database.write(work, of={user_id for user_id, _ in keys}, again=True)
 
 

@@ -1,8 +1,8 @@
 """Runs arq's worker. A lost connection to Redis ends the worker, and another one is then started.
 
 Invariant: when `keep_working` returns, no job runs in this process. arq retries interrupted jobs after the job timeout
-plus `ARQ_EXTRA_S`. It waits for about thirty replies per job. To save CPU time, the worker's connections are of the
-class `_Lean`, without a timeout per reply. `_silence` detects a queue that does not reply.
+plus `ARQ_EXTRA_S`. For each job, arq waits for about thirty replies. To save CPU time, the worker's connections are of
+the class `_Lean` and have no timeout per reply. Instead, `_silence` detects a queue that does not reply.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class _Redis(ArqRedis):
 
 
 def _client(url: str, name: str) -> ArqRedis:
-    """The worker's client. With a socket timeout, redis-py's timers and tasks would cost more than the jobs."""
+    """A client without a socket timeout: redis-py's timers and tasks for one would cost more CPU time than the jobs."""
     connections = blocking_pool(url, BLOCKING_S, MAX_JOBS + 2)
     connections.connection_kwargs["socket_timeout"] = None
     connections.connection_class = type("Lean", (_Lean, connections.connection_class), {})

@@ -65,7 +65,7 @@ class SqlOwedInvalidations(SqlRepository):
 
 
 async def register_server(database: Database, server: str, after: int) -> None:
-    """Register `server` as generation `after` + 1 of the cache, unless there is one. Raises `StoreUnavailable`."""
+    """Register `server` as the cache's generation `after` + 1, unless that one exists. Raises `StoreUnavailable`."""
     await database.execute(UPDATE_REGISTRATION, (server, after))
 
 

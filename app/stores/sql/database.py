@@ -19,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R", bound="SqlRepository")
 T = TypeVar("T")
 SCHEMA_REVISION, OLDEST_REVISION = "0017", "0006"
-# More than the features use at a time: for attempts to compute a failed feature, and for health checks.
+# Read connections beyond those that compute features: for attempts to compute a failed feature, and health checks.
 SPARE_READERS = 2
 SELECT_REVISION = "SELECT version_num FROM alembic_version"
 LOG_FULL_EVERY_S = 60.0
@@ -102,8 +102,8 @@ class Database(ABC):
     failed for lack of room; reads continue. `delete_lock`: statements that delete the row that `write` may have stored
     to lock a user; their parameter is the user's id. An erasure runs them last. `delete_unused_locks`: statements that
     delete such rows of all users without data, left by writes that chose their users before an erasure.
-    `announce_lock`: statements that wait until no transaction stores events, so that each reads all names of features
-    that are stored after them.
+    `announce_lock`: statements that exclude transactions that store events until the commit. So events that are
+    stored after a feature's name do not miss the feature.
     """
 
     begin_snapshot: ClassVar[str] = "BEGIN"  # a transaction in which all statements read one committed state

@@ -32,11 +32,11 @@ LOGGED_USERS = 1_000  # unreadable statistics are logged once for each user, and
 log = logger("stores.decisions")
 
 SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
-# The stage of another challenger, before the roll-out begins anew, is no reason to let this one serve.
+# If the stored roll-out is that of another challenger, this one serves no user until the roll-out begins anew.
 SELECT_SHARE = "SELECT CASE WHEN challenger <> ? THEN 0 ELSE share END, salt FROM rollout"
 SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE user_id = ? AND request_id = ?"
-# The answer of a damaged decision is lost, so its request is decided anew.
 SELECT_EVENT = "SELECT 1 FROM event_log WHERE user_id = ? AND seq = ?"
+# A damaged decision cannot answer its request again. It loses the request id to a new decision.
 UPDATE_UNANSWERED = "UPDATE tip_scores SET request_id = NULL WHERE user_id = ? AND request_id = ?"
 SELECT_BY_ID = "SELECT * FROM tip_scores WHERE decision_id = ?"
 SELECT_PAGE = """
@@ -212,7 +212,7 @@ def _made_since_erasure(connection: Connection, decision: Decision) -> bool:
     """Whether the profile that the decision was made from was computed after the user's last erasure. False if that is
     not known. The version of the statistics is compared later: an erasure deletes them."""
     if (read := decision.profile_read) is not None:
-        # An erasure deletes the user's events, so none has come since the oldest of these was stored.
+        # An erasure deletes all events of the user. So if the oldest of these is still stored, none has come since.
         oldest = min((version for version in read.versions.values() if version > 0), default=0)
         if oldest:
             return connection.execute(SELECT_EVENT, (decision.user_id, oldest)).fetchone() is not None

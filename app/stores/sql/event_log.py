@@ -64,7 +64,7 @@ SELECT seq, 'has no row in the log' FROM (
 WHERE NOT EXISTS (SELECT 1 FROM event_log AS log WHERE log.user_id = facts.user_id AND log.seq = facts.seq)
 LIMIT {FINDINGS}
 """
-# Events by their keys, in a FROM. The parameter is a JSON array of `EventKey`.
+# For a FROM clause: the rows of a JSON array of `EventKey`, which is the parameter.
 KEYS = "(SELECT value ->> 0 AS user_id, value ->> 1 AS event_id FROM json_each(?)) AS key"
 UPDATE_HISTORICAL = tuple(
     f"""UPDATE {table} AS fact SET received_at_ms = fact.occurred_at_ms

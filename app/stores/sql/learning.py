@@ -3,9 +3,9 @@
 Invariants: an event that has been applied to a decision is in `decision_events`, and is never applied again. The state
 of a decision becomes `learned` in the transaction that adds the decision's input vector to the user's statistics, and
 only from `open` or `served`. Before a user's statistics change, the missing shadows of the user's decisions are stored.
-A decision is learned with all inputs of the statistics, also those that it was logged without. A user's decisions have
-been learned in the order of `settled_at_ms`, whatever the clocks of the workers show (decisions of one transaction have
-the same): it is later than the user's last change of statistics, `bandit_states.updated_at_ms`.
+A decision is learned with all inputs of the statistics, also those that it was logged without. `settled_at_ms` has the
+order in which a user's decisions were learned, even if the clocks of workers differ: it is set to a later time than the
+user's last change of statistics, `bandit_states.updated_at_ms`. Decisions of one transaction have the same time.
 
 Statistics of a shorter spec grow by a replay of the user's learned decisions, under the lock of the user. These may be
 many, so each user's are replayed in a transaction of its own before the transaction that learns from many users.

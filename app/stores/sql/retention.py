@@ -1,4 +1,4 @@
-"""Stores the times before which old events and decisions are deleted and have been deleted, and deletes decisions."""
+"""Stores the cutoffs of events and decisions, and how far they have been deleted; also deletes old decisions."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ SELECT_OLDEST_UNSETTLED = """
 SELECT number FROM tip_scores
 WHERE state IN ('open', 'served') AND number >= ? ORDER BY number LIMIT 1
 """
-# An index covers this query. So it counts decisions of another release, too, which may run during an upgrade.
+# Without a condition on `spec_hash`, which the index lacks. So during an upgrade, it counts decisions of both releases.
 SELECT_COUNTS = """
 SELECT COUNT(champion_p) FILTER (WHERE number < :until), COUNT(champion_p) FILTER (WHERE number >= :until),
     COUNT(*) FILTER (WHERE champion_p IS NULL),
@@ -63,7 +63,8 @@ _COLUMNS = f"""number, user_id, COALESCE(reward, 0), CASE role WHEN 'champion' T
     action IS NOT DISTINCT FROM '{Action.DISMISSED}', agree"""
 # Another release has logged its decisions under another spec, and computed their shadows by its challenger.
 _EVALUATED = "explore = 1 AND champion_p IS NOT NULL AND spec_hash = COALESCE(:challenger, spec_hash)"
-# Without a pooled prior the challenger hardly differs from the champion. Few are excluded: see `begin_evaluation`.
+# Without a pooled prior, the challenger hardly differs from the champion, so decisions made without one are excluded.
+# They are few: see `begin_evaluation`.
 SELECT_PAGE = f"""
 SELECT {_COLUMNS}, pool_p, v_pool FROM tip_scores LEFT JOIN pool_shadows USING (number)
 WHERE state = 'learned' AND {_EVALUATED} AND number > :after AND number < :until AND prior_version > 0

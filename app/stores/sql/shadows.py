@@ -30,7 +30,7 @@ from app.telemetry import logger
 
 log = logger("stores.shadows")
 
-# Not those of another spec: the challenger of this release was not evaluated when they were made.
+# Without decisions of another spec, which are not evaluated for the challenger of this release.
 _MISSING = "SELECT * FROM tip_scores WHERE champion_p IS NULL AND state IN ('open', 'served') AND spec_hash = :spec"
 SELECT_OF_USER = f"{_MISSING} AND user_id = :user AND state_version = :version"
 # A decision that a process of an earlier release has made or learned from may have another version; see the invariant.

@@ -21,7 +21,7 @@ from app.stores.sql.database import Connection, Database, Reader
 from app.stores.sql.profile_statement import Dialect, build
 
 TIMEOUT_S = 2.0
-# The events that the features of one statement may read, which takes some 50 ms. A row costs `ROW_EVENTS` more.
+# The most events that the features of a statement may read: some 50 ms. Each row counts as `ROW_EVENTS` more events.
 SLICE_EVENTS = 1_000_000
 ROW_EVENTS = 200
 _COUNT = """(SELECT COUNT(*) FROM (

@@ -66,15 +66,15 @@ SELECT COUNT(*), CAST(COALESCE(SUM(decisions), 0) AS BIGINT) FROM bandit_states 
 """
 # A claim from after `newest` was made by a clock that was ahead.
 _DUE = "spec_hash = :spec AND claimed_at_ms NOT BETWEEN :round AND :newest"
-# The order of the claims is the order of the work.
+# The range with the oldest claim comes first.
 SELECT_DUE = f"SELECT first_user FROM pooled_ranges WHERE {_DUE} ORDER BY claimed_at_ms LIMIT 1"
 UPDATE_CLAIM = f"""
 UPDATE pooled_ranges SET claimed_at_ms = :now WHERE {_DUE} AND first_user = ({SELECT_DUE})
 RETURNING first_user, users, decisions
 """
-# The newest prior has seen the most changes.
+# The sum of the revisions that the newest prior has seen. No older prior has seen more.
 _CHANGES_SEEN = "(SELECT changes FROM bandit_priors WHERE spec_hash = :spec ORDER BY version DESC LIMIT 1)"
-# A range with no sum counts more revisions than the newest prior, so that the sum leads to a new prior.
+# The range begins with the revisions that the newest prior has seen, so its first sum leads to a new prior.
 INSERT_FIRST_RANGE = f"""
 INSERT INTO pooled_ranges (spec_hash, first_user, claimed_at_ms, revision)
 VALUES (:spec, '', 0, COALESCE({_CHANGES_SEEN}, 0)) ON CONFLICT DO NOTHING

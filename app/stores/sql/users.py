@@ -113,7 +113,7 @@ WHERE spec_hash = :spec AND first_user = (
     SELECT MAX(first_user) FROM pooled_ranges WHERE spec_hash = :spec AND first_user <= :user
 )
 """
-# A request that has read data of the user then stores nothing.
+# An erasure advances the counter. A request that has read the user's data before then stores nothing.
 UPDATE_LEDGER = "UPDATE bandit_ledger SET erasures = erasures + 1"
 
 
@@ -208,8 +208,8 @@ class SqlUsers(SqlRepository):
 
 def _erase_sums(connection: Connection, user_id: str) -> None:
     """Delete the sums over ranges of users that include this user's statistics. Workers sum the ranges again later."""
-    # 1. A worker reads the user as the first one of a new range; 2. this transaction waits for the worker's lock of the
-    # sum; 3. the worker commits. If the range were deleted before step 2, it would stay, with the user's id.
+    # The sum is updated before the range is deleted. Otherwise: 1. a worker locks a sum, to cut its range at the user;
+    # 2. the DELETE finds no range of the user yet; 3. the worker commits it, and it stays, with the user's id.
     for (spec_hash,) in connection.execute(SELECT_SPECS).fetchall():
         erased = {"spec": spec_hash, "user": user_id, "lost": 0}
         connection.execute(UPDATE_ERASED_SUM, erased)

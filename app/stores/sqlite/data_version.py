@@ -40,7 +40,7 @@ SELECT (SELECT json_group_array(slot) FROM owed WHERE slot IS NOT NULL),
 TAIL_CAP = 2_000
 SELECT_TAIL = "SELECT seq, user_id FROM event_log WHERE seq > ? ORDER BY seq LIMIT ?"
 _SUBJECTS = sorted(KNOWN_SUBJECTS)
-# Of any user: the table has no index by user, and has many rows while the cache is away.
+# An owed invalidation of any user counts: the table has no index by user, and many rows while the cache is away.
 SELECT_NEWEST = "SELECT EXISTS (SELECT 1 FROM owed_invalidations), " + ", ".join(
     f"(SELECT MAX(seq) FROM event_log WHERE user_id = :user AND subject = '{subject}')" for subject in _SUBJECTS
 )

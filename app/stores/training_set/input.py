@@ -143,7 +143,7 @@ def _csv(file: IO[bytes]) -> Rows:
 
 
 def _blocks(rows: Iterator[tuple[int, Sequence[bytes]]], kinds: Mapping[str, Kind]) -> Iterator[Block]:
-    """`rows`: the line of each row, and its values as JSON. `kinds`: the kind of each value, by name."""
+    """Collect rows into blocks. `rows`: each row's line number, and its values as JSON. `kinds`: by column name."""
     while piece := list(islice(rows, BLOCK)):
         values = zip(*(row for _, row in piece), strict=True)
         columns = {name: JsonColumn(column, kinds[name]) for name, column in zip(kinds, values, strict=True)}

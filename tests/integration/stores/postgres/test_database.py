@@ -290,7 +290,7 @@ async def test_lost_commit_is_repeated_only_when_asked(database: PostgresDatabas
         await database.write(work, of=(), again=True)
         assert await sessions(database) == 1
         return
-    with pytest.raises(StoreUnavailable, match="which may have been made"):
+    with pytest.raises(StoreUnavailable, match="it may have been made"):
         await database.write(work, of=())
     assert await sessions(database) == 0
     await database.write(work, of=())
