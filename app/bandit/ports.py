@@ -74,9 +74,9 @@ class DecisionRepository(Protocol):
         or the earlier one with the same request id; None if it must not be stored (see `ProposedDecision`)."""
 
     async def add_shadows(self, after: tuple[str, int], limit: int) -> tuple[str, int] | None:
-        """Compute and store the shadows of up to `limit` unsettled decisions without one, the first after `after`, in
-        the order of user ids and numbers. Decisions whose user's statistics have changed since are skipped. Return the
-        user id and the number of the last decision; None if no more follow."""
+        """Compute and store the missing shadows (see `Decision`) of up to `limit` unsettled decisions, in the order of
+        user id and sequence number, beginning above `after`. A decision is skipped if its user's statistics have
+        changed since. Return the user id and number of the last decision; None if no more follow."""
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
         """The decision with this id; None if there is none, or it is damaged."""
@@ -103,8 +103,8 @@ class DecisionRepository(Protocol):
         the last page."""
 
     async def user_logs(self, after: str, decisions: int) -> list[UserLog]:
-        """The logs of the users after the user `after`, in the order of ids, of at least so many decisions in all;
-        fewer if no more users follow. Damaged decisions are left out."""
+        """The logs of the next users after the id `after`, in the order of ids, until they hold `decisions` decisions
+        or more, or no user is left. Damaged decisions are left out."""
 
     async def priors(self) -> list[Prior]:
         """All pooled priors, oldest first. Damaged ones are left out."""
@@ -161,8 +161,8 @@ class RolloutLook(msgspec.Struct, frozen=True):
 
 
 class Counts(NamedTuple):
-    """Numbers of decisions with a learned reward since the roll-out began, as `app.bandit.rollout.status.DecisionsView`
-    describes them. `evaluated` decisions have sequence numbers below `until`. `served`: by the challenger."""
+    """Numbers of decisions with a learned reward since the roll-out began; `app.bandit.rollout.status.DecisionsView`
+    explains them. `waiting` ones have sequence numbers from `until` on. `served` is its `served_by_challenger`."""
 
     until: int
     evaluated: int

@@ -193,7 +193,7 @@ def percentages(counts: Sequence[int]) -> list[float]:
 
 
 def bin_label(part: CommonBin, *, whole: bool) -> str:
-    """The label of a bin of values; of whole numbers, the first and the last."""
+    """The label of a bin. If the values are `whole` numbers, a range shows its first and last number, both included."""
     if part.kind in ("null", "other"):
         return part.kind
     if part.kind == "value":

@@ -36,7 +36,7 @@ CHUNK = 1_000_000  # elements of one chunk: 8 MB for the draws, and 8 MB for the
 
 
 class Interval(NamedTuple):
-    """`IntervalView` in the form in which looks are stored."""
+    """The same as `IntervalView`, but encoded as a JSON array, which stored looks contain."""
 
     value: float
     low: float

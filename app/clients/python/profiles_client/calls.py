@@ -143,7 +143,7 @@ class Calls(Generic[F]):
         explore: bool,
         deadline_s: float | None,
     ) -> T:
-        """What `make` returns for the fields of a `Choice`."""
+        """Let the service choose a candidate. Return the result of `make`, called with the fields of a `Choice`."""
         zone = at.tzinfo if at is not None else None  # fails before the decision is made if `at` is no datetime
         body: dict[str, object] = {"user_id": user, "request_id": new_id(), "explore": explore}
         body["candidates"] = [
@@ -321,7 +321,7 @@ def error_of(answer: Response, start: int = 0) -> ProfilesError:
 
 
 def _retry_after_s(value: str) -> float | None:
-    """Seconds, also if the header holds a date."""
+    """The seconds to wait, from a Retry-After header with a number or a date; None if it is neither."""
     if value.isascii() and value.isdigit():
         return float(value)
     try:
