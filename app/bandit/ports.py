@@ -98,9 +98,9 @@ class DecisionRepository(Protocol):
         until_ms: int = LATEST_MS,
         before: tuple[int, int] = (LATEST_MS, LATEST_MS),
     ) -> tuple[list[DecisionLine], tuple[int, int] | None]:
-        """Up to `limit` decisions made from `since_ms` on and before `until_ms`, the newest first (those of one user in
-        the order in which they were stored), and the value of `before`, a time and a number, for the next page; None on
-        the last page."""
+        """Up to `limit` decisions made from `since_ms` on and before `until_ms`, newest first: by time, or by sequence
+        number if `user_id` is given. Also the value of `before`, a time and a number, for the next page; None on the
+        last page."""
 
     async def user_logs(self, after: str, decisions: int) -> list[UserLog]:
         """The logs of the next users after the id `after`, in the order of ids, until they hold `decisions` decisions
@@ -123,9 +123,9 @@ class LearningRepository(Protocol):
         damaged or of an unknown spec."""
 
     async def settle(self, now_ms: int, limit: int) -> Mapping[str, int]:
-        """Settle up to `limit` decisions whose reward window has closed without feedback. Return their numbers: those
-        that learned the `default` reward of a served tip, those that `expired` unserved, and those that were `set
-        aside`, because they or the user's statistics are damaged."""
+        """Settle up to `limit` decisions whose reward window has closed without feedback. Return how many learned the
+        `default` reward of a served tip, how many `expired` unserved, and how many were `set aside`, because they or
+        the user's statistics are damaged."""
 
     async def grow(self, now_ms: int) -> int:
         """Extend the statistics of a page of users to the longest spec, by a replay of their learned decisions, and set

@@ -75,7 +75,7 @@ def _marked(code: re.Match[str]) -> str:
 
 
 def in_ms(when: str | int) -> int:
-    """A time, as RFC 3339 or in milliseconds since 1970, in milliseconds since 1970."""
+    """A time in milliseconds since 1970. `when` is such a number, or text as in RFC 3339."""
     return when if isinstance(when, int) else to_ms(datetime.fromisoformat(when))
 
 
@@ -132,7 +132,7 @@ def number(value: float | None, unit: str = "", digits: int = 3) -> str:
     if value is None:
         return MISSING
     if isinstance(value, int):
-        text = f"{value:,}"  # `.0f` converts it to a float, and a decision may have been made from a larger number
+        text = f"{value:,}"  # not with `.0f`: a stored profile may have an int that no float can hold
     elif value == int(value) or abs(value) >= 10**digits:
         text = f"{value:z,.0f}"
     else:

@@ -83,7 +83,7 @@ def bootstrap(
 
 
 def standard_error(part: Array, whole: Array) -> float:
-    """The linearised standard error of the ratio Σ part / Σ whole of figures (users,); infinite for fewer than two."""
+    """The linearised standard error of the ratio Σ part / Σ whole of figures (users,); infinite below two users."""
     if len(part) < 2:
         return math.inf
     residuals = part - part.sum() / whole.sum() * whole

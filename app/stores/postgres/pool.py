@@ -23,7 +23,7 @@ from app.telemetry import logger
 T = TypeVar("T")
 WAIT_S = 5.0  # for an idle connection
 CANCEL_S = 1.0
-# Of a statement, if its caller sets no shorter one. The server's own limit is a little shorter.
+# The timeout of a statement if its caller sets no shorter one. The server's own limit is a little shorter.
 LONGEST_S = STATEMENT_TIMEOUT_MS / 1000 + 5
 STOPPING_S = 0.05
 log = logger("stores.postgres")

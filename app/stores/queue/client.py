@@ -36,7 +36,7 @@ JOBS_AT_ONCE = 20
 CHECK_S = 0.05
 CHECKS = 100
 STILL_RUNNING = "a worker is still storing events of the user"
-# A job costs far more than an event, and no caller waits for it: the keys are deleted already.
+# A job costs far more than an event in it. No caller waits for a job: the cache keys have been deleted already.
 BOUNDS = Bounds(kind="publishing", at_once=1_000, most=100_000, apart_s=0.05)
 log = logger("stores.queue")
 

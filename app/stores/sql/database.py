@@ -101,7 +101,7 @@ class Database(ABC):
     `id` is part of every cache key, so values cached from another database are never read. `full`: the last write
     failed for lack of room; reads continue. `delete_lock`: statements that delete the row that `write` may have stored
     to lock a user; their parameter is the user's id. An erasure runs them last. `delete_unused_locks`: statements that
-    delete such rows of all users without data, left by writes that chose their users before an erasure.
+    delete such rows of all users without data; a write that began before an erasure can leave one.
     `announce_lock`: statements that exclude transactions that store events until the commit. So events that are
     stored after a feature's name do not miss the feature.
     """

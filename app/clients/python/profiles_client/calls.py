@@ -200,8 +200,8 @@ class Calls(Generic[F]):
         return f"the service has other features than {self._contract.__qualname__}: {', '.join(differences)}"
 
     async def _ask(self, method: str, target: str, body: bytes | None, deadline: float, start: int = 0) -> bytes:
-        """Send a request, again if the error may pass, until the deadline. Raises the last error. `start` is the index
-        of the first item of the body among the caller's."""
+        """Send a request; repeat it until the deadline if the error may be temporary. Raises the last error. `start` is
+        the index of the body's first item in the caller's list."""
         request, failure = Request(method, target, body, self.traceparent()), None
         for attempt in count():
             try:
