@@ -109,7 +109,7 @@ class FeatureAvailability(msgspec.Struct, eq=False):
         log.warning("feature_resumed", feature=self.registry.names[index])
 
     def failed(self, index: int, user_id: str, reason: str) -> None:
-        """Record that a feature could not be computed for a user."""
+        """Record that a feature failed for a user. Pause it when it has failed for `FAILED_USERS` of them."""
         trouble = self._trouble(index, user_id, reason)
         trouble.users.add(user_id)
         if len(trouble.users) >= FAILED_USERS:

@@ -198,7 +198,7 @@ class Filler:
         return decode(held) if self._masks[index].values([held], at) is not None else None
 
     async def read(self, wanted: Mapping[str, int]) -> tuple[Epoch, Held]:
-        """Read the keys of users and masks. Raises `CacheUnavailable`."""
+        """Read the keys of the features in each user's mask. Raises `CacheUnavailable`."""
         cells = [Cell(user_id, self._names[index]) for user_id, mask in wanted.items() for index in indices(mask)]
         epoch, raws = await self.cache.read(cells)
         held = iter(raws)

@@ -273,7 +273,7 @@ class QualityRepository(Protocol):
         """Mark a run as running; return False if it has ended, or if another worker began it up to `STALE_MS` ago."""
 
     async def release(self, run_id: int) -> None:
-        """Let any worker begin a running run."""
+        """Queue a running run again, so that any worker can begin it."""
 
     async def finish(
         self, run_id: int, state: RunState, now_ms: int, *, measured: int = 0, body: str | None = None, error: str = ""
