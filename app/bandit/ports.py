@@ -162,7 +162,7 @@ class RolloutLook(msgspec.Struct, frozen=True):
 
 class Counts(NamedTuple):
     """Numbers of decisions with a learned reward since the roll-out began; `app.bandit.rollout.status.DecisionsView`
-    explains them. `waiting` ones have sequence numbers from `until` on. `served` is its `served_by_challenger`."""
+    explains them, `served` as `served_by_challenger`. `waiting` decisions have sequence numbers from `until` on."""
 
     until: int
     evaluated: int
