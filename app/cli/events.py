@@ -119,8 +119,8 @@ async def _load_lines(
 async def demo(users: int, days: int, seed: int) -> None:
     """Load a demonstration set of users with different habits.
 
-    Loading the set twice on the same day changes nothing. As with `profiles events --historical`, a training set with
-    `--known-at` treats the events as if they had arrived when they occurred.
+    Loading the set twice on the same day changes nothing. As with `profiles events --historical`, each event counts as
+    known from its own time on. This matters for training sets with `--known-at`.
     """
     count = await load_demo(settings_of_command(), users, days, seed)
     click.echo(f"{count} events stored for {users} users over {days} days")

@@ -35,7 +35,7 @@ class Kind(NamedTuple):
 
 
 class Figure(msgspec.Struct):
-    """A number on the overview page. A value is null if no sample covers the time."""
+    """A number on the overview page. Each value is null if no sample covers its time."""
 
     title: str
     explanation: str

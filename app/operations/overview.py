@@ -67,9 +67,9 @@ def build_overview(
     more_findings: Sequence[Finding] = (),
     history: tuple[Period, Sequence[Sample]] | None = None,
 ) -> Overview:
-    """Build the overview as of `now_ms`. `own` has the gauges and component states that this process sees now, and no
-    counts; None if its checks did not end in time. `more_findings` are added to those derived here. `history`: a longer
-    period for the figures' series, and the summaries within it."""
+    """Build the overview as of `now_ms`. `own` is a sample without counts: the gauges and component states that this
+    process sees now; None if its checks timed out. `more_findings` are added to those derived here. `history`: a period
+    longer than an hour for the figures' series, and the summaries of the samples within it."""
     # A sample from the future was taken before the clock was set back. It would count as the newest for a long time.
     stored = [item for item in record.samples if item.at_ms <= now_ms + CURRENT_MS]
     newest = list({sample.process: sample for sample in stored}.values())

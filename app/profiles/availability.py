@@ -56,7 +56,7 @@ _decode_disabled = msgspec.json.Decoder(list[Disabled]).decode
 
 
 class FeatureAvailability(msgspec.Struct, eq=False):
-    """`switches` returns the disabled features as a JSON list of `Disabled` rows, at most a second old."""
+    """Tracks disabled and paused features. `switches` returns the disabled ones, as a JSON list of `Disabled` rows."""
 
     registry: Registry
     clock: Clock

@@ -19,8 +19,8 @@ DAYS = 30
 
 
 class Moments(msgspec.Struct, frozen=True):
-    """Checks whether features can be computed as of a past moment. Events before `deleted_before_ms` have been deleted,
-    perhaps more of them than `retention_days` says: the retention may have been shorter."""
+    """Checks whether features can be computed as of a past moment. Events before `deleted_before_ms` have been deleted.
+    Some of them may be within `retention_days`, if the retention was shorter before."""
 
     registry: Registry
     retention_days: int

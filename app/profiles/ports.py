@@ -95,13 +95,13 @@ class ComputeRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The result of a computation; `rows`, `versions` and `leaves_ms` have one item per computed row.
+    """The result of a computation. `rows`, `versions` and `leaves_ms` have one item per computed row.
 
-    `rows` has one raw value per feature of the registry. `versions` has the sequence number of the user's newest event
-    in the snapshot or, if there is none, minus the number of erasures so far; 0 if no row is live or has a version.
-    `leaves_ms` has, for each feature of a live row, the moment at which the oldest event leaves the window, so that the
-    value may change; `END_OF_TIME_MS` if the window is empty. `errors` has the error texts of the values whose SQL
-    failed, by (row, feature index); these values are None. `overdue` is the mask of the features that were too slow.
+    `rows` has one raw value per feature. `versions` has the sequence number of the user's newest event in the snapshot,
+    or minus the number of erasures so far if the user has no event. It has zeros if every row is of a past moment and
+    without a `version`. If all rows are live, `leaves_ms` has, for each feature, the moment at which the oldest event
+    leaves the window, so that the value may change; `END_OF_TIME_MS` if the window is empty. `errors` has a text
+    for each value whose SQL failed, by (row, feature index); the value is None. `overdue`: mask of too slow features.
     """
 
     rows: Sequence[Sequence[object]]

@@ -56,7 +56,8 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
 
     async def rebuild(self, user_ids: Sequence[str], mask: int) -> dict[str, Profile]:
         """Compute the features in `mask` for each user, store them in the cache, and return the profiles. If a value
-        cannot be stored, it has no expiry, and the old cached value is invalidated. Raises `StoreUnavailable`."""
+        cannot be stored, it is returned with `expires_at_ms` None, and the cached value is invalidated. Raises
+        `StoreUnavailable`."""
         profiles: dict[str, Profile] = {}
         for start in range(0, len(user_ids), USERS_AT_ONCE):
             wanted = dict.fromkeys(user_ids[start : start + USERS_AT_ONCE], mask)

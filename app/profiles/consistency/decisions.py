@@ -121,7 +121,7 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
 
 
 def report(check: DecisionCheck, metrics: Metrics) -> None:
-    """Count the check of a decision, and log its wrong values; without the user, who may be erased later."""
+    """Count the check of a decision, and log its wrong values. No user is named, because logs outlive erasures."""
     metrics.decision_checks.labels(check.outcome).inc()
     for facts in check.wrong:
         log.error("decision_violation", **facts)

@@ -191,8 +191,8 @@ class Filler:
         self._storing: set[asyncio.Task[None]] = set()
 
     def hit(self, index: int, held: bytes | None, at: ReadTime) -> FeatureValue | None:
-        """The value in the contents of a key if a read may serve it: it was computed with this process's definition of
-        the feature and has not expired. Otherwise None."""
+        """The value that a key holds, or None if a read may not serve it: it has expired, or was computed with another
+        definition of the feature `index`. `held`: the contents of the key."""
         if held is None or held[:1] != VALUE:  # an empty key or a lease, without the cost of a match
             return None
         return decode(held) if self._masks[index].values([held], at) is not None else None

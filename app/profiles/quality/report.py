@@ -158,8 +158,8 @@ def report(sample: UserSample, registry: Registry, finished_at_ms: int) -> Quali
 
 
 def interval(count: float, measured: int, eligible: int, of: int | None = None) -> ShareInterval | None:
-    """The 95 % confidence interval of the share `count / of` among all eligible users; None if `of` is 0. `of` is the
-    number of measured users that the share refers to, by default all.
+    """The 95 % confidence interval of a share among the `eligible` users, estimated from the share `count / of` among
+    the `measured` users. `of`: how many of these the share refers to, by default all. None if `of` is 0.
 
     E. B. Wilson's score interval (Probable inference, the law of succession, and statistical inference, 1927), with the
     correction for a finite population: if all are measured, the share is exact.

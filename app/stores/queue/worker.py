@@ -90,7 +90,7 @@ class _Worker(Worker):
             await super().start_jobs([job_id])
 
     async def run_job(self, job_id: str, score: int) -> None:
-        """First split a large job, which arq would fetch as a whole."""
+        """Split a large job before it runs, because arq would load the whole job into memory."""
         await split(self.pool, job_id)
         await super().run_job(job_id, score)
 

@@ -175,7 +175,7 @@ class SqlDecisions(SqlRepository):
     def _statistics(
         self, connection: Connection, user_id: str
     ) -> tuple[tuple[str, int] | None, SufficientStatistics | None]:
-        """The version of a user's statistics, and the statistics; None if there are none, or if they are unusable."""
+        """The `version` and `statistics` of a `UserSnapshot`. Unusable statistics are logged, and returned as None."""
         row = connection.execute(SELECT_STATE, (user_id,)).fetchone()
         if row is None:
             return None, None

@@ -62,7 +62,7 @@ class Cluster:
         return bool(self._masters) or self._asked_at < 0
 
     async def open(self) -> None:
-        """Find the masters, unless this has been tried. Raises `CacheUnavailable` if no node answers."""
+        """Find the masters, on the first call only. Raises `CacheUnavailable` if no node answers."""
         async with self._lock:
             if self._asked_at < 0:
                 try:

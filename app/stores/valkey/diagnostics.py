@@ -146,7 +146,6 @@ async def _nodes(url: str) -> list[ClusterNode]:
 
 
 async def _node(url: str, now_s: Now) -> tuple[list[Line], Info]:
-    """Diagnose a cache server, or a node of a cluster."""
     async with _client(url) as client:
         info: Info = await client.info()
         return [diagnose_release("cache", info), await _clock("cache", client, now_s), _cache_memory(info)], info

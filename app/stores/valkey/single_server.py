@@ -1,7 +1,7 @@
-"""Commands to a single cache server: the epoch of their keys, and a circuit breaker.
+"""Sends commands to a single cache server. Determines the epoch of their keys, and has a circuit breaker.
 
-Keys are built only for the epoch of the connection that carries them. So no key is read again after a failover, or
-after a restart with old contents.
+The epoch, a part of every key, depends on the identity of the server at the other end of the connection. A failover or
+a restart changes the identity. So no key from before is read again, even if the server still has it.
 
 The circuit opens after `TRIP_AFTER` failures in a row. Requests then no longer wait for timeouts, and a background task
 probes the server. The first answer closes the circuit again.
@@ -44,7 +44,7 @@ class SingleServer:
         metrics.cache_available.set(1)
 
     async def open(self) -> None:
-        """Connect, and register the server as the cache unless it is registered. Raises `CacheUnavailable`."""
+        """Connect. Unless the server is the registered cache, register it as such. Raises `CacheUnavailable`."""
         connection = await self._connections.get()
         with suppress(CacheRefused):
             self.epoch(connection)
