@@ -32,7 +32,7 @@ LOCALE_SCHEMA = {"pattern": f"^{LOCALE.pattern}$", "examples": ["de-AT"]}
 log = logger("api")
 
 
-class TaskToWord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The task that the tip is about."""
 
     id: Id
@@ -45,7 +45,7 @@ class TaskToWord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request for the text of a tip about a task, written for a user."""
 
-    task: TaskToWord
+    task: Task
     user_id: Id | None = None
     profile_features: Annotated[
         ProfileFeatures | UnsetType | None,
