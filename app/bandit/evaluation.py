@@ -1,8 +1,8 @@
 """Estimates, from the decision log, the reward of a policy that may never have run, and draws a picture of them.
 
-Each decision is made again from its request, its profile, and the user's statistics at its time, which are the sum over
-the first `state_version` decisions that were learned from the user. The vectors of these are computed again with the
-inputs of the policy, so a new input has its effect from the first logged decision on. The estimators and their
+Each decision is made again from its request, its profile, and the user's statistics at its time: the sums over the
+user's first `state_version` learned decisions. Their input vectors are computed again with the inputs of the policy, so
+a new input has its effect from the first logged decision on. The estimators and their
 intervals are those of the roll-out (`app.bandit.rollout.aggregates`).
 
 Invariant: no reward has an effect on its own decision or on an earlier one.
@@ -52,7 +52,7 @@ class EvaluatedInput(Input, frozen=True, forbid_unknown_fields=True):
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A policy as a TOML file describes it: that with the name `base`, and changes to it."""
+    """The contents of a TOML file with a policy: changes to the policy named `base`."""
 
     id: str
     base: str
@@ -107,7 +107,7 @@ def ranked(values: Mapping[int, float]) -> dict[int, float]:
 
 
 class Replay(msgspec.Struct, frozen=True):
-    """A policy to replay. Without `profiles`, every profile counts as absent. `values` has the values of the feature
+    """A policy to replay. If not `profiles`, every profile counts as absent. `values` has the values of the feature
     under evaluation, within [-1, 1], by the sequence number of the decision. `priors` has the versions and the means of
     the pooled priors, oldest first."""
 
@@ -117,8 +117,8 @@ class Replay(msgspec.Struct, frozen=True):
     priors: Sequence[tuple[int, Array]] = ()
 
     def recorded(self, priors: Sequence[Prior]) -> Replay | None:
-        """The replay with the recorded priors. None if one of them lacks an input of the policy, or if they were made
-        with profiles and the replay is without: then they must be pooled from the log."""
+        """The replay with the recorded priors. None if priors must be pooled from the log instead: if a recorded one
+        lacks an input of the policy, or if the replay ignores the profiles, with which they were made."""
         spec = self.policy.spec
         if not spec.pooled:
             return self  # it reads no prior
@@ -153,10 +153,10 @@ class Replay(msgspec.Struct, frozen=True):
             yield item, ranking
 
     def before(self, log: UserLog, learned: Sequence[LoggedDecision]) -> SufficientStatistics:
-        """The statistics of the decisions that are no longer in the log: the stored ones without the logged decisions.
-        These were learned with all inputs of the stored spec or, if an earlier release padded the statistics with
-        zeros, with the inputs that each was logged with. If the log contradicts the statistics even so, as after a
-        restore, all are zeros."""
+        """The statistics of the decisions that are no longer in the log: the stored statistics minus the logged
+        decisions. Each of the latter was learned with all inputs of the stored spec or, if an earlier release padded
+        the statistics with zeros, with the inputs it was logged with. If the log contradicts the statistics in both
+        cases, as after a restore, the sums are zeros."""
         spec, stored = self.policy.spec, log.statistics
         if stored is None or stored.decisions <= len(learned):
             return SufficientStatistics.none(spec)
@@ -258,8 +258,8 @@ class Evaluation:
         """Raises `Conflict` if the log does not suffice."""
         if not self._sums.n:
             raise Conflict(
-                "no decision of the period can be evaluated: one counts if it explored, its reward is learned, and "
-                "no older one still waits for its reward"
+                "no decision of the period can be evaluated: it must be made with exploration, its reward must be "
+                "learned, and no older decision may still wait for its reward"
             )
         try:
             return self._sums.estimates(LEVEL, np.random.default_rng(1))
@@ -267,8 +267,8 @@ class Evaluation:
             raise Conflict(f"{self._sums.n} decisions of {self._sums.users} users do not suffice: {error}") from error
 
     def calibration(self) -> list[list[float]]:
-        """By tenth of the score of the chosen candidate, without empty ones: the number of decisions, their mean score,
-        and their mean reward."""
+        """The number of decisions, their mean score and their mean reward, in each tenth of the range of scores of the
+        chosen candidates. Tenths without decisions are left out."""
         known = self._bins[self._bins[:, 0] > 0]
         return [[n, score / n, reward / n] for n, score, reward in known.tolist()]
 

@@ -50,7 +50,7 @@ class LoggedDecision(NamedTuple):
 
 
 class UserLog(NamedTuple):
-    """All stored decisions of a user, and the user's statistics; None if there are none, or they are damaged."""
+    """All stored decisions of a user, and the user's statistics. `statistics` is None if missing or damaged."""
 
     user_id: str
     statistics: SufficientStatistics | None
@@ -197,8 +197,8 @@ class RolloutRepository(Protocol):
         """Store a look. Return False if its number is taken or the roll-out started anew after `seen`."""
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
-        """Count the decisions of the roll-out by whether they can be evaluated. A decision whose reward is not known
-        yet delays all later ones, unless it was made before `overdue_ms` (epoch ms)."""
+        """Count the decisions of the roll-out by whether they can be evaluated. They are evaluated in order, up to the
+        oldest one that is not settled. One that was made before `overdue_ms` (epoch ms) is skipped if not settled."""
 
     def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
         """Yield pages of the evaluated decisions whose sequence number is below `until`, oldest first."""

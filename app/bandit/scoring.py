@@ -8,9 +8,9 @@ a user that was read before the user's erasure is never stored after it. For the
 3. The user is erased; the same transaction increments the count.
 4. The decision is not stored, since the count differs from the count in step 1, and the request decides again.
 
-If another user was erased in step 3, the decision is stored: an event that the profile reflects still exists. If that
-is not known, the request decides once more than necessary. It also decides again if a worker has changed the user's
-statistics since step 2.
+If step 3 erases another user, the decision is stored: an event that the profile reflects still exists, which proves it.
+If no such event is known, the request decides once more than necessary. It also decides again if a worker has changed
+the user's statistics since step 2.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from app.telemetry import Metrics, logger
 NO_FEEDBACK = "none"
 # An event from within the window may still be on its way when the window closes.
 GRACE_MS = 60_000
-# A producer's clock may be behind ours by this much. An event from longer before a decision is not about it.
+# A producer's clock may be behind ours by this much. An event dated even longer before a decision is not about it.
 SKEW_MS = 5 * 60_000
 log = logger("bandit.learning")
 
@@ -49,8 +49,7 @@ def outcome_rewards(overrides: Iterable[tuple[str, float]] = ()) -> Mapping[str,
 
 
 class JudgedDecision(NamedTuple):
-    """What `judge` needs to know of a stored decision. `told_served` tells whether a served event about it has been
-    counted."""
+    """What `judge` needs to know of a stored decision. `told_served`: a served event about it has been counted."""
 
     chosen_id: str
     created_at_ms: int

@@ -34,7 +34,7 @@ class Transform(NamedTuple):
 class Feature(NamedTuple):
     """A field of the request about a candidate or the context, and the transforms of its value into factors, by name.
     The factors of null are 0. `default` is the value if a client does not send the feature. With `NODEFAULT` it is
-    required, which is not possible after the first version, since older clients do not send it."""
+    required. Only the first version may require features, since older clients do not send those of later versions."""
 
     name: str
     type: Any

@@ -95,8 +95,7 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
         return cls(spec, np.frombuffer(blob, STORED).astype(np.float64, copy=False), decisions)
 
     def plus(self, blobs: Sequence[bytes], decisions: int) -> SufficientStatistics:
-        """The sum of these and of undamaged packed statistics under the same spec, of this number of decisions in
-        total."""
+        """Add undamaged packed statistics under the same spec, which have learned `decisions` decisions in total."""
         rows = np.frombuffer(b"".join(blobs), STORED).reshape(-1, len(self.numbers))
         numbers = self.numbers + rows.sum(axis=0, dtype=np.float64)
         return SufficientStatistics(self.spec, numbers, self.decisions + decisions)

@@ -81,7 +81,7 @@ class Policy(msgspec.Struct, frozen=True):
 
 CHAMPION: Final = Policy("lints-v1", SPEC_V1)
 CHALLENGER: Final = Policy(f"lints-v{NEWEST.version}", NEWEST)
-# The pool without the new inputs; only evaluated.
+# The champion's inputs with a pooled prior. It is evaluated, and never serves.
 POOLED_CHAMPION: Final = Policy("lints-v1+pool", msgspec.structs.replace(SPEC_V1, pooled=True))
 
 

@@ -100,7 +100,7 @@ class Estimates(msgspec.Struct, frozen=True):
     dismissed_champion: float
     dismissed_challenger: float
     dismissed_more: Interval
-    effective_users: float | None = None  # like those below, not in looks of earlier releases
+    effective_users: float | None = None  # missing in looks of earlier releases, like those below
     pool_decisions: int = 0
     lift_pool: Interval | None = None
     lift_profile: Interval | None = None

@@ -58,8 +58,8 @@ def look_number(evaluated: int) -> int:
 
 
 def look_level(number: int) -> float:
-    """The level of a look, counted from 1: the probability with which each of its intervals misses the true value. The
-    levels of all looks sum to `ALPHA`."""
+    """The level of look (interim analysis) `number`, 1 or higher: the probability with which each of its intervals
+    misses the true value. The levels of all looks sum to `ALPHA`."""
     return ALPHA / (number * (number + 1))
 
 

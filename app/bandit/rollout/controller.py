@@ -46,10 +46,10 @@ from app.settings.parsers import RolloutRails
 from app.telemetry import logger
 
 WATCH_EVERY_S = 20.0
-# Dismissals and the rewards of the users of each policy are measured on the tips shown of the newest decisions, answer
-# times on the newest decisions of the stage and of a day, and missing profiles on those of an hour. A tip without
-# feedback counts as not dismissed and without a reward, for both policies alike. So a harmful challenger is noticed
-# before the reward window closes, though the harm may be underestimated.
+# Dismissals, and the rewards of each policy's users, are measured on the shown tips of the newest `NEWEST` decisions.
+# Answer times are measured on the newest `NEWEST_ANSWERS` decisions of the last day (and of the stage, unless it is the
+# shadow), missing profiles on those of the last hour. A tip without feedback counts as not dismissed and has reward 0.
+# So a harmful challenger is noticed before the reward window closes, but its harm may be underestimated.
 NEWEST = 20_000
 NEWEST_ANSWERS = 40_000
 FEWEST_RECENT = 200
@@ -93,7 +93,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         return own is not None and state.challenger not in (None, own.spec.hash)
 
     def _effective(self, state: RolloutState) -> RolloutState:
-        """What the stage means to this release: the stage of another challenger counts as rolled back."""
+        """The state for this release: if the stage belongs to another challenger, it counts as rolled back."""
         if not self._belongs_to_another(state):
             return state
         reason = f"The stage {stage_label(state)} is that of another challenger, with the spec {state.challenger}."
@@ -205,7 +205,8 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         state = await self.repository.state()
         if self._belongs_to_another(state):
             advice = (
-                "A worker begins anew in the shadow, unless a later release has that challenger: then ramp to do so."
+                "A worker starts the roll-out anew in the shadow. If it does not, that challenger belongs to a later "
+                "release: ramp to start anew."
             )
             return f"In this release the champion serves every user. {self._effective(state).reason}", advice
         age_ms = self.clock.now_ms() - state.changed_at_ms
@@ -242,7 +243,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
             log.info("rollout_changed_meanwhile", detail=str(error))
 
     async def _begin_anew(self, state: RolloutState) -> None:
-        why = f"The challenger is another one than at the stage {stage_label(state)}, so it begins in the shadow."
+        why = f"The stage {stage_label(state)} belongs to another challenger, so this one begins in the shadow."
         async with self.audited(WORKER, BEGIN_ANEW) as action:
             await self._change(action, state, Target("shadow", 0.0, anew=True), why, WORKER)
         log.warning("rollout_begins_anew", before=stage_label(state), spec=self.policies.longest.hash, reason=why)

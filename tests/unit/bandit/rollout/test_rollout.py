@@ -578,7 +578,7 @@ async def test_other_challenger_begins_in_the_shadow(
     label = "50%" if stage == "ramp" else stage
     ((actor, action, outcome),) = await fixture.audit_trail()
     assert (actor, action) == ("the worker", "begin roll-out anew")
-    assert outcome.startswith(f"done: {label} to shadow: The challenger is another one")
+    assert outcome.startswith(f"done: {label} to shadow: The stage {label} belongs to another")
     assert [line["before"] for line in logs.of("rollout_begins_anew")] == [label]
     await fixture.rollout.watch()
     assert len(await fixture.audit_trail()) == 1
@@ -597,7 +597,7 @@ async def test_stage_of_a_later_release_is_left_to_its_workers(fixture: RolloutF
     await reached_by(fixture, UNKNOWN, "ramp", 0.5)
     await fixture.rollout.watch()
     assert (await fixture.state()).stage == "ramp"
-    assert "then ramp" in str(await fixture.rollout.alarm())
+    assert "ramp to start anew" in str(await fixture.rollout.alarm())
     found = await fixture.rollout.status()
     assert why_not(found, "rollback") is None, "the other release may still serve users"
     with pytest.raises(Conflict, match="ramp it first"):
