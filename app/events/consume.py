@@ -45,12 +45,12 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
 
     async def consume(self, seqs: Sequence[int], *, swept: bool = False) -> int:
         """Consume events, by sequence number; return how many were consumed. Events that another call is consuming are
-        skipped. The cache keys that the events make stale must have been deleted, or be owed, unless they are `swept`:
-        then their keys are deleted first. If this raises `Unavailable`, the events stay unconsumed; try again."""
+        skipped. Unless `swept`, the caller has deleted the cache keys that the events make stale, or recorded them as
+        owed; if `swept`, this call deletes them. If it raises `Unavailable`, the events stay unconsumed: try again."""
         mine = [seq for seq in seqs if seq not in self._in_hand]
         self._in_hand.update(mine)
         try:
-            # Read now, that nothing else in this process can consume them. Otherwise: 1. the sweep sees an unconsumed
+            # Read only now that no other call can consume them. Otherwise: 1. the sweep sees an unconsumed
             # event; 2. a job consumes it and marks it; 3. the sweep learns it again.
             if not (events := await self.log.logged(mine)):
                 return 0

@@ -169,7 +169,7 @@ class Invalidates(Protocol):
         """Delete the cached values of features, by user id. Return False, after a pause, if the deletion is owed."""
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
-        """Delete cached values that were computed before an event, whose number `stale` has by user id and feature."""
+        """Delete cached values that do not reflect an event. `stale`: its sequence number, by user id and feature."""
 
 
 # Updates a model with all of these events, or raises and learns from none. Events are delivered at least once; `seq`

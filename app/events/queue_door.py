@@ -157,8 +157,8 @@ def _json_text(payload: object) -> str:
 
 
 def _in_json(value: object) -> object:
-    """The payload with each value that JSON lacks as an object such as `{"bytes": "ada"}`, which no field of an event
-    accepts. As plain text, a replay would store an event that was never sent: of the user `YWRh`, or in UTC."""
+    """Replace each value that JSON lacks by an object such as `{"bytes": "ada"}`, which no field of an event accepts.
+    If text replaced it, a replay would store an event that was never sent: of user `YWRh` (base64), or in UTC."""
     if isinstance(value, dict):
         return {_text(key): _in_json(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -63,8 +63,8 @@ class Retention(msgspec.Struct, frozen=True):
         return [what for what in self.kept if what not in cutoffs]
 
     async def next_cutoffs(self, *, confirmed: bool = False) -> dict[str, int]:
-        """The next cutoff by kind of row, without the kinds that are `waiting`. `confirmed`: no kind waits, and every
-        row is deleted that is expired by the clock."""
+        """The next cutoff by kind of row, without the kinds that are `waiting`. If `confirmed`, no kind waits, and
+        each cutoff moves as far as the retention allows."""
         found: dict[str, int] = {}
         for what, (store, days) in self.kept.items():
             wanted_ms, done_ms = self._wanted_ms(days), await self.cutoffs.cutoff(what)

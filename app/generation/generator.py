@@ -111,7 +111,7 @@ class TipGenerator(msgspec.Struct, eq=False):
             self._under_way.discard(timer)
         self._note(started)
         if (problem := text_problem(text, may_link=has_link(request.title))) is not None:
-            raise ModelFailed("invalid answer", f"the text is no tip: {problem}", well=True)
+            raise ModelFailed("invalid answer", f"the text cannot be shown: {problem}", well=True)
         return text
 
     def _note(self, started: float, error: Exception | None = None) -> None:

@@ -42,8 +42,8 @@ class Tip(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def prompt_for(request: TipRequest, mark: str) -> str:
-    """The user message for a request; `SYSTEM` is the system message. `mark`, in the marks around the task's text, must
-    consist of unpredictable letters and digits, new for each prompt."""
+    """The user message for a request; `SYSTEM` is the system message. `mark` is part of the marks around the task's
+    text. It must consist of unpredictable letters and digits, new for each prompt."""
     due = request.due_at
     now = request.now if due is None else request.now.astimezone(due.tzinfo)
     habits = described(request.traits) or "nothing is known"

@@ -50,8 +50,8 @@ def shortened(text: str, most: int) -> str:
 
 
 def first_sentence(notes: str, most: int) -> str:
-    """The first sentence with a word of a task's notes, without Markdown marks of lists, checkboxes and bold text, cut
-    to at most `most` characters; empty if the notes contain no word."""
+    """The first sentence of a task's notes that contains a word, without Markdown marks of lists, checkboxes and bold
+    text, cut to at most `most` characters; empty if there is none."""
     for line in notes.splitlines():
         text = _CHECKBOX.sub("", cleaned(_BOLD.sub(r"\1", line)).lstrip(_MARKS))
         if _has_word(text):

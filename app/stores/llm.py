@@ -87,7 +87,7 @@ def text_in(body: bytes) -> str:
     try:
         choice = _COMPLETION.decode(body).choices[0]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise ModelFailed("invalid answer", "it is no chat completion") from None
+        raise ModelFailed("invalid answer", "it is not a chat completion") from None
     content = choice.message.content
     if choice.message.refusal:
         problem = "the model refused to answer"
@@ -161,7 +161,7 @@ class LlmWriter:
             async with asyncio.timeout(self._patience_s):
                 return await self._ask(prompt_for(request, self._new_mark()), until)
         except TimeoutError:
-            raise ModelFailed("timeout", f"no whole answer in {self._patience_s:g} s") from None
+            raise ModelFailed("timeout", f"no complete answer within {self._patience_s:g} s") from None
 
     async def _ask(self, prompt: str, until: float) -> str:
         with_schema = self._clock.monotonic() >= self._plain_until
@@ -211,7 +211,7 @@ class LlmWriter:
             # The type and not the text, which for invalid HTTP contains bytes of the answer.
             kind = type(error).__name__
             if begun:
-                raise ModelFailed("connection failed", f"the connection broke within the answer ({kind})") from None
+                raise ModelFailed("connection failed", f"the connection broke during the answer ({kind})") from None
             raise Temporary("connection failed", f"no answer began ({kind})") from None
         status = reply.status_code
         if status == 429 or status >= 500:
