@@ -37,7 +37,7 @@ D = TypeVar("D", default=Never)
 
 
 class DataFrame(Protocol):
-    """What is used of a pandas DataFrame."""
+    """The part of a pandas DataFrame that the client uses."""
 
     @property
     def columns(self) -> Any: ...
@@ -203,7 +203,7 @@ class AsyncProfiles(Client[F]):
 
     async def _read(self, user: str, deadline_s: float | None) -> F:
         check_id(user)  # before it joins others, whose request it would spoil
-        # A request has one traceparent, so that reads of several traces need several requests.
+        # A request has one traceparent, so reads of several traces need several requests.
         kind = (deadline_s, self._calls.traceparent())
         if kind not in self._shared:
             # The task begins in the next turn of the loop. Until then, reads join it.

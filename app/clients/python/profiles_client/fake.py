@@ -101,7 +101,7 @@ def default_features(events: Sequence[Event]) -> dict[str, Any]:
 
 
 class FakeService:
-    """A service in memory. `profiles` overrides the features of users, which are else computed from their events.
+    """A service in memory. `profiles` overrides features of users, which are otherwise computed from events.
 
     `events` and `decisions` are what it received. While `down` is true, every call fails as if no server were running;
     the client's pauses take no time. The first candidate is always chosen.

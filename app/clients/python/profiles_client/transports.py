@@ -217,7 +217,7 @@ class _Stream(asyncio.Protocol):
 
 
 class AsyncioTransport:
-    """For one event loop, the one that runs when it is made."""
+    """For the event loop that runs when the transport is created."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint

@@ -93,9 +93,9 @@ class ResponseReader:
         self._unbounded = False
 
     def feed(self, data: bytes) -> Response | None:
-        """Add received bytes; return the response once it is complete, before that None. Raises `ConnectionLost` if
-        `data` is not HTTP, or empty, because the service has closed the connection. An answer that has no length ends
-        there, as those of some proxies do."""
+        """Add received bytes; return the response once it is complete, before that None. Empty `data` means that the
+        service has closed the connection. This ends an answer without a length, which some proxies send. During
+        any other answer, and if `data` is not HTTP, raise `ConnectionLost`."""
         if not data:
             if not self._unbounded:
                 raise ConnectionLost("the service closed the connection before the end of its answer")

@@ -232,7 +232,7 @@ export class Profiles<F extends object = ProfileFeatures> {
     return `the service has other features than the client: ${differences.sort().join(", ")}`;
   }
 
-  /** Read a user together with those of all equal reads that begin before the promises of this turn run. */
+  /** Read a user. All reads with equal options that begin in the same turn of the event loop share one request. */
   #share(user: string, options: ReadOptions<string, unknown>): Promise<Map<string, object>> {
     const traceparent = this.#options.traceparent?.(); // a request has one, so reads of several traces share none
     const deadline = this.#deadline(options); // before it joins others: it may be NaN
@@ -290,8 +290,9 @@ export class Profiles<F extends object = ProfileFeatures> {
   }
 
   /**
-   * Send a request, again if the error may pass, until the deadline. Throws the last error. The answer must have the
-   * field; another server may answer at the URL. `start` is the index of the first item of the body among the caller's.
+   * Send a request. After a temporary error, send it again until the deadline; then throw the last error. The answer
+   * must have the field; another server may answer at the URL. `start` is the index of the body's first item in the
+   * caller's list.
    */
   async #ask<T>(
     field: keyof T & string,
