@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proves docker/Dockerfile where no Docker engine runs. For developers, on Debian as root:
+# Checks docker/Dockerfile on a machine without a Docker engine. For developers, on Debian as root:
 #
 #     apt-get install buildah debootstrap
 #     docker/check.sh [directory for the work; a temporary one by default, removed at the end]

@@ -29,7 +29,7 @@ role_of_peer() {
 
 create_database() {
     initdb --pgdata="$new" --username=postgres --encoding=UTF8 --locale=C --auth=trust --data-checksums >/dev/null
-    # Reachable by nothing else, and with its own configuration: no standby exists that could confirm a commit.
+    # Nothing else can reach it. Not with our configuration, in which commits wait for a standby; none exists yet.
     pg_ctl --pgdata="$new" --wait --silent --log="$new/create.log" \
         --options="-c listen_addresses='' -c unix_socket_directories='$new'" start
     profiles_password=$(cat "$secrets/profiles_password") psql -Xq -v ON_ERROR_STOP=1 -h "$new" -U postgres -d postgres <<'SQL'
@@ -51,7 +51,7 @@ SQL
 }
 
 become_standby() {
-    # What an operator set for a primary without a standby does not hold for this server.
+    # Remove what an operator may have set while the primary had no standby; it is not meant for this server.
     sed -i '/^synchronous_standby_names/d' "$1/postgresql.auto.conf"
     touch "$1/standby.signal"
 }
