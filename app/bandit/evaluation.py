@@ -267,8 +267,8 @@ class Evaluation:
             raise Conflict(f"{self._sums.n} decisions of {self._sums.users} users do not suffice: {error}") from error
 
     def calibration(self) -> list[list[float]]:
-        """The number of decisions, their mean score and their mean reward, in each tenth of the range of scores of the
-        chosen candidates. Tenths without decisions are left out."""
+        """The number of decisions, their mean score and their mean reward, in each tenth of [0, 1] by the score of the
+        chosen candidate. Tenths without decisions are left out."""
         known = self._bins[self._bins[:, 0] > 0]
         return [[n, score / n, reward / n] for n, score, reward in known.tolist()]
 
