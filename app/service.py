@@ -57,7 +57,7 @@ class Bandit(NamedTuple):
     periodic: Sequence[tuple[str, Callable[[], Awaitable[object]], float]]
 
 
-class Service(msgspec.Struct, frozen=True, kw_only=True):
+class Service:
     """All services and repositories of one process.
 
     `process` is a random name, new at every start. `costs` maps the index of a feature to the microseconds that

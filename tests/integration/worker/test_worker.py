@@ -277,7 +277,8 @@ async def test_rebuild_is_completed_when_an_older_one_fails(
 
 async def test_requested_quality_is_measured(service: OpenService) -> None:
     await service.ingestor.ingest([served(f"user-{number}", now_ms()) for number in range(3)])
-    ctx = job(msgspec.structs.replace(service, clock=FixedClock("10:40")))  # not the time of the hourly measurement
+    service.clock = FixedClock("10:40")  # not the time of the hourly measurement
+    ctx = job(service)
     await module.measure_quality(ctx)
     assert await service.quality.runs.newest(9) == []
     await service.quality.runs.open("ann", now_ms())
@@ -318,25 +319,25 @@ class FixedClock(SystemClock):
 
 async def test_quality_is_measured_once_an_hour(service: OpenService) -> None:
     clock = FixedClock("10:40")
-    at_that_time = msgspec.structs.replace(service, clock=clock)
+    service.clock = clock
     times = {"10:40": 0, "10:41": 1, "10:42": 1, "10:59": 1, "11:40": 1, "11:43": 2, "11:44": 2, "14:00": 2, "14:41": 3}
     for time, measured in times.items():
         clock.set(time)
         for _ in range(2):
-            await module.measure_quality(job(at_that_time))
+            await module.measure_quality(job(service))
         runs = await service.quality.runs.newest(9)
         assert [(run.requested_by, run.state) for run in runs] == [(module.HOURLY, "completed")] * measured, time
 
 
 async def test_rows_are_pruned_once_a_night(service: OpenService) -> None:
     clock = FixedClock("3:16")
-    retention = msgspec.structs.replace(service.retention, clock=clock)
-    at_that_time = msgspec.structs.replace(service, clock=clock, retention=retention)
+    service.clock = clock
+    service.retention = msgspec.structs.replace(service.retention, clock=clock)
     old_ms = clock.at_ms - service.settings.retention_days * DAY_MS
     await service.consumer.log.append([[admitted(served("ann", old_ms - 1)), admitted(served("ann", old_ms + DAY_MS))]])
     for time, left in {"3:16": 2, "3:17": 1, "3:18": 1, "27:16": 1, "27:28": 1, "51:17": 0}.items():
         clock.set(time)
-        await module.prune(at_that_time)
+        await module.prune(service)
         assert await stored(service) == left, time
 
 
