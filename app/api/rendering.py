@@ -13,7 +13,6 @@ from app.features.registry import Registry, indices
 from app.features.views import view
 from app.profiles.online.cache_protocol import FeatureValue
 
-TEMPLATES_CAP = 1_024
 _encode = msgspec.json.Encoder().encode
 
 
@@ -21,7 +20,7 @@ class Renderer:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self._names = [_encode(name) + b":" for name in registry.names]
-        self.template = lru_cache(TEMPLATES_CAP)(self._template)
+        self.template = lru_cache(maxsize=1_024)(self._template)
 
     def _template(self, mask: int) -> bytes:
         """The response for one user and the features in the mask, with a `%b` for the user id and for each value."""

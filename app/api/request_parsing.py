@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from app.api.dependencies import HttpRequest
+from app.api.schemas import Moment
 from app.errors import InvalidInput, Issue, Undecodable, UnsupportedMedia
 from app.events.strict_json import UNDECODABLE, decode, issue_of, undecodable
 from app.features.clock import to_ms
@@ -24,7 +24,6 @@ JSON = "application/json"
 NDJSON = "application/x-ndjson"
 _directives = re.compile(r'(?:[^,"]|"[^"]*")+').findall
 _MAX_DELTA_S = 2**31  # RFC 9111 takes a larger number of seconds for this one
-_Moment = Annotated[datetime, Meta(tz=True)]
 
 
 def media_type(request: HttpRequest, allowed: Sequence[str]) -> str:
@@ -114,7 +113,7 @@ def stale_if_error_s(request: HttpRequest) -> int | None:
 
 def _to_ms(text: str) -> int | None:
     try:
-        return to_ms(msgspec.convert(text, _Moment))
+        return to_ms(msgspec.convert(text, Moment))
     except (msgspec.ValidationError, OverflowError):
         return None
 

@@ -24,11 +24,10 @@ def routes(*, scoring: bool) -> list[HTTPRouteHandler]:
     modules = [profiles, events, generation, overview, users, user_view, quality, rebuilds, dead_letters, features]
     modules += [sign_in, audit_trail, operations]
     if scoring:
-        from app.api import decision_log  # noqa: PLC0415
         from app.api import scoring as score  # noqa: PLC0415
         from app.api.admin import decisions, rollout  # noqa: PLC0415
 
-        modules += [score, decision_log, decisions, rollout]
+        modules += [score, decisions, rollout]
     return [handler for module in modules for handler in vars(module).values() if isinstance(handler, HTTPRouteHandler)]
 
 

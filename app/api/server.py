@@ -14,7 +14,6 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 from granian.constants import HTTPModes, Interfaces
@@ -111,9 +110,6 @@ def about_to_stop(application: Litestar, *, handing_over: bool = False) -> None:
         tips.stop()
 
 
-_holder: Any = SocketHolder  # its type stub lacks the arguments
-
-
 class GranianServer(Server):
     """A granian server on a listening socket that we opened. granian duplicates the socket and closes the duplicate."""
 
@@ -131,7 +127,8 @@ class GranianServer(Server):
         self._listener = listener
 
     def _init_shared_socket(self) -> None:
-        self._shd = _holder(self._listener.dup().detach(), False, BACKLOG)
+        # The type stubs of granian lack the arguments.
+        self._shd = SocketHolder(self._listener.dup().detach(), False, BACKLOG)  # type: ignore[call-arg,assignment]
 
 
 def connections() -> int:

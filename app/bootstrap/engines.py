@@ -1,4 +1,4 @@
-"""Opens the database that the settings name, with the adapters of its engine."""
+"""Loads the features that the settings name, and opens the database that they name, with the adapters of its engine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,40 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from app.features.contract import Contract, import_registry
+from app.features.definitions import REGISTRY
 from app.features.registry import Registry
+from app.features.schema import ProfileFeatures, check_mirror, mirror_of
 from app.profiles.ports import ChangeFeed
 from app.settings import Settings
 from app.stores.sql.database import Database
 from app.stores.sql.event_log import SqlEventLog
 from app.stores.sql.source import SqlSource
+from app.stores.sqlite.features import SqliteSource, compile_registry
+from app.stores.sqlite.features import check_features as check_on_sqlite
+
+
+def load_contract(settings: Settings, source: str | None = None, *, own_mirror: bool = True) -> Contract:
+    """Load and check a feature registry and its mirror, the Struct with one typed field per feature. The SQL of the
+    features is compiled on SQLite, whatever the engine.
+
+    The registry is the one at `source`, or else the one that the settings name, or else the built-in one. With
+    `own_mirror=False` the mirror is derived from the registry, because the declared mirror may be out of date. Raises
+    `RegistryError` if an entry breaks a rule or the mirror differs from the registry, and `SettingsError` if the
+    registry cannot be loaded, or events or decisions could be deleted while they are needed.
+    """
+    if source is not None:
+        registry, mirror = import_registry(source, "--registry")
+    elif settings.features is not None:
+        registry, mirror = import_registry(settings.features, "PROFILES_FEATURES")
+    else:
+        registry, mirror = REGISTRY, ProfileFeatures
+    compiled = compile_registry(registry)
+    if mirror is None or not own_mirror:
+        mirror = mirror_of(compiled)
+    check_mirror(compiled, mirror)
+    settings.require_retention(compiled.longest_window_ms())
+    return Contract(compiled, mirror)
 
 
 class Engine(NamedTuple):
@@ -43,8 +71,6 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
         from app.stores.sqlite.data_version import SqliteChangeFeed  # noqa: PLC0415  # the other engine is not imported
         from app.stores.sqlite.database import SqliteDatabase  # noqa: PLC0415
         from app.stores.sqlite.event_log import SqliteEventLog  # noqa: PLC0415
-        from app.stores.sqlite.features import SqliteSource  # noqa: PLC0415
-        from app.stores.sqlite.features import check_features as check_on_sqlite  # noqa: PLC0415
 
         sqlite = await SqliteDatabase.open(settings.database, settings.readers)
         feed = partial(SqliteChangeFeed, sqlite.state)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
-from app.bootstrap.contract import load_contract
-from app.bootstrap.engines import open_engine
+from app.bootstrap.engines import load_contract, open_engine
 from app.bootstrap.health import HealthChecks
 from app.bootstrap.servers import ROLES, Wrap, open_cache, open_queue, open_tracing, untraced
 from app.concurrency.tasks import running

@@ -178,7 +178,7 @@ def settings_of_command() -> Settings:
 def contract_of_command(registry: str | None = None, *, own_mirror: bool = True) -> tuple[Settings, Contract]:
     """The settings of a one-off command, and the features that they name; see `load_contract`. `registry` is the value
     of `registry_option`."""
-    from app.bootstrap.contract import load_contract
+    from app.bootstrap.engines import load_contract
 
     settings = settings_of_command()
     return settings, load_contract(settings, registry, own_mirror=own_mirror)

@@ -147,7 +147,7 @@ async def doctor(full: bool, strict: bool, as_json: bool) -> int:
     It checks the database, cache, queue, keys, registry and machine, and changes nothing. Run it with the settings of
     the service, which may be running. Exit code 1 if a check is bad.
     """
-    from app.bootstrap.contract import load_contract
+    from app.bootstrap.engines import load_contract
     from app.operations.doctor import Line, diagnose_keys, diagnose_open_files, diagnose_registry
     from app.stores.valkey.diagnostics import diagnose_servers
 

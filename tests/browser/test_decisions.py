@@ -113,7 +113,7 @@ async def test_bars_begin_at_the_axis(own_site: Live, browser: Browser) -> None:
 async def test_decisions_are_searched_and_paged(
     own_site: Live, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decisions, "DECISIONS_PER_PAGE", 2)
+    monkeypatch.setattr(decisions, "LINES_PER_PAGE", 2)
     user = new_user()
     made = [(await score(own_site, user_id=user))["decision_id"] for _ in range(3)]
     await score(own_site, user_id=new_user())

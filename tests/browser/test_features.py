@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from app.bootstrap.contract import load_contract
+from app.bootstrap.engines import load_contract
 from app.features.export import FORMATS
 from tests.support.audit import newest_entries
 from tests.support.browser import Scheme, looks, visiting

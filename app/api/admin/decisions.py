@@ -1,12 +1,13 @@
-"""Routes and pages of stored decisions: a list that can be searched, and one decision with its explanation."""
+"""Routes of stored decisions: a list that can be searched, one decision with its explanation, and the decision log."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 from litestar import Response
@@ -15,18 +16,20 @@ from litestar.params import QueryParameter
 from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest, service_of
 from app.api.openapi.document import MOMENT, OPTIONAL_ID
-from app.api.pages.negotiation import answer, prefers_page, redirect
-from app.api.request_parsing import check_ids, moment_ms
+from app.api.pages.negotiation import answer, prefers, prefers_page, redirect
+from app.api.request_parsing import NDJSON, check_ids, moment_ms
 from app.api.scoring import DecisionAnswer, DecisionId, explanation
-from app.bandit.decisions import DecisionLine
-from app.bandit.ports import EARLIEST_MS, LATEST_MS
+from app.bandit.decisions import DecisionLine, DecisionRecord
+from app.bandit.ports import EARLIEST_MS, LATEST_MS, DecisionMoment
 from app.errors import InvalidInput, Issue, Undecodable
 from app.service import Service
 
 HOME = "/admin/decisions"
-DECISIONS_PER_PAGE = 50
+LINES_PER_PAGE, RECORDS_PER_PAGE = 50, 100
 LEAST = 0.00005  # smaller contributions to a score are not shown
 BEFORE: dict[str, Any] = {"pattern": "^[0-9]{1,15}-[0-9]{1,18}$"}
+# 18 digits: every time between `EARLIEST_MS` and `LATEST_MS`.
+CURSOR: dict[str, Any] = {"pattern": "^(-?[0-9]{1,18})-([0-9A-Za-z-]{1,128})$"}
 TIME: dict[str, Any] = {"anyOf": [MOMENT, {"const": ""}]}
 # What an input of the type `datetime-local` sends.
 _WITHOUT_OFFSET = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?", re.ASCII)
@@ -37,6 +40,13 @@ class DecisionLines(msgspec.Struct):
 
     decisions: list[DecisionLine]
     next_before: str | None
+
+
+class DecisionLogPage(msgspec.Struct):
+    """A page of the decision log, oldest first. Continue with `cursor=next_cursor`, which is null on the last page."""
+
+    decisions: list[DecisionRecord]
+    next_cursor: str | None
 
 
 class InputGroup(NamedTuple):
@@ -107,6 +117,44 @@ async def inspect_decision(request: HttpRequest, decision_id: DecisionId) -> Res
     )
 
 
+@admin_get(
+    "/decisions",
+    ndjson=DecisionRecord,
+    summary="Export the decision log",
+    description="The stored decisions in the order of their times, each with all that it was made from, and with its "
+    "outcome, a hundred a page. With `Accept: application/x-ndjson` each decision is a line. The header `Link` "
+    '(`rel="next"`) has the next page. A decision is stored shortly after its time, so the last seconds may be '
+    "incomplete: end a minute ago with `until` to miss nothing.",
+)
+async def get_decisions(
+    request: HttpRequest,
+    since: Annotated[str | None, QueryParameter(description="Made at or after this time.", schema_extra=MOMENT)] = None,
+    until: Annotated[str | None, QueryParameter(description="Made before this time.", schema_extra=MOMENT)] = None,
+    cursor: Annotated[str | None, QueryParameter(description="The last `next_cursor`.", schema_extra=CURSOR)] = None,
+) -> Response[DecisionLogPage]:
+    after = DecisionMoment(moment_ms(since, "since") if since is not None else EARLIEST_MS)
+    until_ms = moment_ms(until, "until") if until is not None else LATEST_MS
+    if after.at_ms > until_ms:
+        raise Undecodable("the period is invalid", [Issue("since", "must not be later than until")])
+    if cursor is not None:
+        if (parts := re.fullmatch(CURSOR["pattern"], cursor)) is None:
+            raise Undecodable("cursor is invalid", [Issue("cursor", "must be the next_cursor of another page")])
+        after = max(after, DecisionMoment(int(parts[1]), parts[2]))
+    records, last = await service_of(request).bandit.decisions.page(after, until_ms, RECORDS_PER_PAGE)
+    headers, following = {"Vary": "Accept"}, None
+    if last is not None:
+        following = f"{last.at_ms}-{last.decision_id}"
+        query = urlencode({"cursor": following} | ({"until": until} if until is not None else {}))
+        headers["Link"] = f'<{service_of(request).settings.root_path}/decisions?{query}>; rel="next"'
+    # Encoding a page takes milliseconds. Between two records, the event loop can run; within one call it could not.
+    encoded = await asyncio.to_thread(lambda: [msgspec.json.encode(record) for record in records])
+    if prefers(request, NDJSON):
+        lines: Any = b"".join([record + b"\n" for record in encoded])
+        return Response(lines, media_type=NDJSON, headers=headers)
+    body: Any = b'{"decisions":[%b],"next_cursor":%b}' % (b",".join(encoded), msgspec.json.encode(following))
+    return Response(body, headers=headers)
+
+
 async def _found(service: Service, wanted: Mapping[str, str], before: str | None) -> DecisionLines:
     """Search. Raises `Undecodable` or `InvalidInput` if a parameter is invalid."""
     for name in ("decision_id", "user_id"):
@@ -125,7 +173,7 @@ async def _found(service: Service, wanted: Mapping[str, str], before: str | None
         found = await decisions.line(wanted["decision_id"])
         return DecisionLines([found] if found is not None else [], None)
     lines, more = await decisions.newest(
-        DECISIONS_PER_PAGE, user_id=wanted["user_id"] or None, since_ms=since_ms, until_ms=until_ms, before=place
+        LINES_PER_PAGE, user_id=wanted["user_id"] or None, since_ms=since_ms, until_ms=until_ms, before=place
     )
     return DecisionLines(lines, more and f"{more[0]}-{more[1]}")
 

@@ -17,12 +17,11 @@ from typing import NamedTuple, Protocol
 import msgspec
 from itsdangerous import BadData, URLSafeSerializer
 
-from app.features.clock import Clock
+from app.features.clock import HOUR_MS, Clock
 from app.settings.parsers import ApiKey
 
 PATH = "/admin"
 NOT_SIGNED_IN = ""
-HOUR_MS = 3_600_000
 MAX_COOKIE = 4_096  # browsers store no longer ones
 
 

@@ -52,7 +52,6 @@ _NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"content-encoding"})
 _CROSS_SITE = frozenset({b"origin", b"sec-fetch-site"})  # Litestar's guard checks them for every POST
 _BODY_HEADERS = frozenset({b"content-length", b"content-type"})
 _JSON = (b"content-type", b"application/json")
-_SELECTIONS_CAP = 1_024
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
 # The body of a response, from that of a request and its caller; None if Litestar's route must answer.
 Answer = Callable[[bytes, ApiKey], Awaitable[bytes | None]]
@@ -93,7 +92,7 @@ class FastPath:
         # Each histogram is created by its first answer, so that `/metrics` shows no series without observations.
         self._seconds: dict[Route, FastHistogram] = {}
         self._request_seconds = metrics.request_seconds
-        self._mask = lru_cache(_SELECTIONS_CAP)(self._mask_of)
+        self._mask = lru_cache(maxsize=1_024)(self._mask_of)
         self._logs_requests = logging.getLogger().isEnabledFor(logging.DEBUG)
         batch = Post(("POST", "/profiles/batch", 200), "read", self._batch, repeatable=True)
         self._posts = {post.route[1].encode(): post for post in (batch, *posts)}

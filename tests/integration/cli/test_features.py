@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.bootstrap.contract import load_contract
+from app.bootstrap.engines import load_contract
 from app.cli import common
 from app.features.plan import definitions_of
 from app.operations.samples import Sample

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.bootstrap.contract import load_contract
+from app.bootstrap.engines import load_contract
 from app.errors import ProfilesError, RegistryError, SettingsError
 from app.features.definitions import REGISTRY
 from app.features.schema import ProfileFeatures

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.bootstrap.contract import load_contract
+from app.bootstrap.engines import load_contract
 from app.errors import RegistryError
 from app.features.contract import Contract
 from app.features.export import python, scaffold

@@ -78,7 +78,7 @@ async def test_line_of_a_decision_equals_its_explanation(own_site: Live) -> None
 
 
 async def test_pages_have_each_decision_once_newest_first(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "DECISIONS_PER_PAGE", 3)
+    monkeypatch.setattr(decisions, "LINES_PER_PAGE", 3)
     ann, bob = new_user(), new_user()
     of_ann, of_bob = await made(own_site, ann, 7), await made(own_site, bob, 4)
     await date(own_site, own_site.now_ms - 60_000, *of_ann)  # at one moment

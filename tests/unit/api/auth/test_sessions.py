@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from itsdangerous import URLSafeSerializer
 
-from app.api.auth.sessions import HOUR_MS, MAX_COOKIE, Session, SessionRecords, Sessions
+from app.api.auth.sessions import MAX_COOKIE, Session, SessionRecords, Sessions
+from app.features.clock import HOUR_MS
 from app.settings import hash_key
 from app.settings.parsers import ApiKey
 from app.stores.sql.access import INSERT_ENDED, KEPT, SqlSessions

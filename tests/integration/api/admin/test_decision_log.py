@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.api import decision_log
+from app.api.admin import decisions
 from app.bandit.model.inputs import SPEC_V2
 from app.features.clock import rfc3339
 from tests.integration.api.test_scoring import AT, candidates, consume, decision, score
@@ -62,7 +62,7 @@ async def test_record_has_all_that_a_decision_was_made_from(own_site: Live) -> N
 
 
 async def test_pages_have_each_decision_once_in_order(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decision_log, "DECISIONS_PER_PAGE", 3)
+    monkeypatch.setattr(decisions, "RECORDS_PER_PAGE", 3)
     made = [(await score(own_site, user_id=new_user()))["decision_id"] for _ in range(7)]
     later = [(await score(own_site, user_id=new_user()))["decision_id"] for _ in range(3)]
     database, now_ms = own_site.service.database, own_site.now_ms
@@ -79,7 +79,7 @@ async def test_pages_have_each_decision_once_in_order(own_site: Live, monkeypatc
 async def test_lines_are_the_same_records_and_link_to_the_next_page(
     own_site: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decision_log, "DECISIONS_PER_PAGE", 2)
+    monkeypatch.setattr(decisions, "RECORDS_PER_PAGE", 2)
     for _ in range(5):
         await score(own_site, user_id=new_user())
     found, address = [], "/decisions?until=9000-01-01T00:00:00%2B02:00"
@@ -110,7 +110,7 @@ DAMAGE: list[tuple[str, object]] = [
 async def test_damaged_decisions_are_left_out(own_site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if they fill a page, or are the last ones of a page."""
     site, user = own_site, new_user()
-    monkeypatch.setattr(decision_log, "DECISIONS_PER_PAGE", 2)
+    monkeypatch.setattr(decisions, "RECORDS_PER_PAGE", 2)
     made = sorted([(await score(site, user_id=user))["decision_id"] for _ in range(14)])
     sound = [made[0], made[4], made[5], made[9]]
     damaged = [decision_id for decision_id in made if decision_id not in sound]
@@ -136,7 +136,7 @@ async def test_request_is_decided_anew_when_its_decision_is_damaged(own_site: Li
 
 @pytest.mark.parametrize("at_ms", [-5, -(10**18) + 1, 10**18 - 1])
 async def test_pages_go_on_after_any_time(own_site: Live, monkeypatch: pytest.MonkeyPatch, at_ms: int) -> None:
-    monkeypatch.setattr(decision_log, "DECISIONS_PER_PAGE", 1)
+    monkeypatch.setattr(decisions, "RECORDS_PER_PAGE", 1)
     made = sorted([(await score(own_site, user_id=new_user()))["decision_id"] for _ in range(3)])
     await own_site.service.database.execute("UPDATE tip_scores SET created_at_ms = ?", (at_ms,))
     found = [record["decision_id"] for record in await pages(own_site)]
