@@ -17,18 +17,18 @@ from typing import Any
 import litestar_offline_docs
 import uvloop
 from litestar import Litestar
-from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp
 
 from app.api import events, operations
 from app.api.auth.authentication import Authenticator, guard
 from app.api.auth.sessions import Sessions
+from app.api.dependencies import HttpRequest
 from app.api.middleware.edge import Edge
 from app.api.middleware.fast_path import FastPath, Post
 from app.api.middleware.proxy_headers import BehindProxy
 from app.api.middleware.rate_limit import RateLimit, TokenBuckets
 from app.api.openapi.document import ASSETS, openapi_config, openapi_document
-from app.api.problems import on_error, on_exception, on_http_exception
+from app.api.problems import EXCEPTION_HANDLERS
 from app.api.rendering import Renderer
 from app.api.request_parsing import check_parameters
 from app.api.routes import routes, static_files
@@ -37,7 +37,7 @@ from app.bootstrap.health import sampling
 from app.bootstrap.servers import open_tip_generator
 from app.bootstrap.service import OpenService, open_service
 from app.concurrency.tasks import repeat, running
-from app.errors import ProfilesError, StoreUnavailable
+from app.errors import StoreUnavailable
 from app.features.clock import DAY_MS, Clock, SystemClock
 from app.features.contract import Contract
 from app.listener import listening_socket
@@ -99,9 +99,10 @@ def create_app(
         ],
         lifespan=[lifespan],
         guards=[guard, check_parameters],
-        exception_handlers={ProfilesError: on_error, HTTPException: on_http_exception, Exception: on_exception},
+        exception_handlers=EXCEPTION_HANDLERS,
         openapi_config=openapi_config(root_path=settings.root_path),
         opt={"rate_limited": bool(settings.rate_limit)},
+        request_class=HttpRequest,
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )

@@ -1,4 +1,4 @@
-"""What handlers need of a request: the state of the application, the caller, and whether the client is connected."""
+"""What handlers need of a request: the parts of the application, the caller, and whether the client is connected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, cast
 
 from litestar import Request
-from litestar.connection import ASGIConnection
 
 from app.api.auth.authentication import Authenticator
 from app.api.auth.sessions import Sessions
@@ -17,11 +16,8 @@ from app.generation.generator import TipGenerator
 from app.service import Service
 from app.settings.parsers import ApiKey
 
-HttpRequest = Request[Any, Any, Any]
-Connection = ASGIConnection[Any, Any, Any, Any]
 
-
-class State(Protocol):
+class Parts(Protocol):
     """The application's state, which `app.asgi` sets."""
 
     service: Service
@@ -31,17 +27,16 @@ class State(Protocol):
     tips: TipGenerator
 
 
-def state_of(connection: Connection) -> State:
-    return cast(State, connection.app.state)
+class HttpRequest(Request[ApiKey, Any, Any]):
+    """A request. `user` is the API key that it was sent with; `ANYONE` if no keys are configured."""
 
+    @property
+    def parts(self) -> Parts:
+        return cast(Parts, self.app.state)
 
-def service_of(connection: Connection) -> Service:
-    return state_of(connection).service
-
-
-def caller(connection: Connection) -> ApiKey:
-    """The API key that the request was sent with; `ANYONE` if no keys are configured."""
-    return cast(ApiKey, connection.scope["user"])
+    @property
+    def service(self) -> Service:
+        return self.parts.service
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import msgspec
 from litestar import Response, post
 
 from app.api.auth.authentication import ANYONE
-from app.api.dependencies import HttpRequest, caller, service_of
+from app.api.dependencies import HttpRequest
 from app.api.request_parsing import JSON, NDJSON, media_type
 from app.api.schemas import EventsReceipt
 from app.events.ingest import Ingestor
@@ -38,7 +38,7 @@ async def post_events(request: HttpRequest) -> Response[EventsReceipt]:
     kind = media_type(request, (JSON, NDJSON))
     body = await request.body()
     decode = decode_lines if kind == NDJSON else decode_json
-    answer: Any = await ingest_body(service_of(request).ingestor, body, caller(request), decode)
+    answer: Any = await ingest_body(request.service.ingestor, body, request.user, decode)
     return Response(answer)
 
 

@@ -11,7 +11,7 @@ import msgspec
 from litestar import post
 from msgspec import UNSET, Meta, UnsetType
 
-from app.api.dependencies import HttpRequest, service_of, state_of
+from app.api.dependencies import HttpRequest
 from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.api.schemas import Moment
 from app.errors import InvalidInput, Issue, Unavailable
@@ -67,7 +67,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     "reads the profile of `user_id`; `null` means no profile. Unknown features are ignored.",
 )
 async def post_generate(request: HttpRequest) -> GeneratedTip:
-    service = service_of(request)
+    service = request.service
     asked = await body_as(request, with_mirror(GenerateRequest, service.mirror))
     check_ids([asked.task.id], "task.id")
     if asked.user_id is not None:
@@ -75,7 +75,7 @@ async def post_generate(request: HttpRequest) -> GeneratedTip:
     if LOCALE.fullmatch(asked.locale) is None:
         raise InvalidInput("the locale is invalid", [Issue("locale", "must be a BCP 47 tag, such as en or de-AT")])
     traits, now = traits_of(await _features(service, asked)), EPOCH + service.clock.now_ms() * MILLISECOND
-    return await state_of(request).tips.write(view(TipRequest, asked, asked.task, traits=traits, now=now))
+    return await request.parts.tips.write(view(TipRequest, asked, asked.task, traits=traits, now=now))
 
 
 async def _features(service: Service, asked: GenerateRequest) -> dict[str, Scalar] | None:

@@ -10,7 +10,7 @@ from litestar.enums import HttpMethod
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest
 from app.api.schemas import Health, Readiness
 
 ALLOW = "allow"
@@ -38,7 +38,7 @@ async def healthz(request: HttpRequest) -> Health:
     },
 )
 async def readyz(request: HttpRequest) -> Response[Readiness]:
-    checks = await service_of(request).readiness()
+    checks = await request.service.readiness()
     shown = {name: "ok" if check.ok else check.detail for name, check in checks.items()}
     if request.app.state.get(STOPPING):
         return Response(Readiness("stopping", shown), status_code=503)
@@ -49,7 +49,7 @@ async def readyz(request: HttpRequest) -> Response[Readiness]:
 
 @get("/metrics", media_type=MediaType.TEXT, tags=["Operations"], summary="Get metrics in Prometheus' text format")
 async def metrics(request: HttpRequest) -> Response[bytes]:
-    service = service_of(request)
+    service = request.service
     await service.refresh_gauges()
     return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4")  # Litestar adds the charset
 

@@ -14,7 +14,7 @@ from litestar.types import HTTPScope
 from msgspec import UNSET, UnsetType
 
 from app import errors
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest
 from app.api.operations import allow_of
 from app.api.pages.negotiation import ErrorPage, prefers_page, to_sign_in
 from app.errors import Issue
@@ -119,7 +119,7 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
         issues = [Issue(key, _allowed(request, key) or message) for key, message in found]
         return _respond(request, 400, "a parameter of the request is not allowed", issues)
     details = {
-        404: f"no page or route has this path; see {service_of(request).settings.root_path}/schema",
+        404: f"no page or route has this path; see {request.service.settings.root_path}/schema",
         405: "this path does not support this method; the header Allow lists those that it supports",
         413: "the body is larger than 8 MB; send it in several requests",
     }
@@ -154,3 +154,11 @@ def on_exception(request: HttpRequest, error: Exception) -> Response[Any]:
     """Handle an unexpected exception: log it with its traceback, and answer 500 without any detail of it."""
     log.error("unexpected_error", route=request.scope.get("path_template"), exc_info=error)
     return _respond(request, 500, DEFECT)
+
+
+# `Any`: Litestar's type knows no request class but its own.
+EXCEPTION_HANDLERS: dict[int | type[Exception], Any] = {
+    errors.ProfilesError: on_error,
+    HTTPException: on_http_exception,
+    Exception: on_exception,
+}

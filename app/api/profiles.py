@@ -11,7 +11,7 @@ from litestar import Response, get, post
 from litestar.params import QueryParameter
 from msgspec import UNSET
 
-from app.api.dependencies import HttpRequest, cancelled_on_disconnect, service_of, state_of
+from app.api.dependencies import HttpRequest, cancelled_on_disconnect
 from app.api.openapi.document import MOMENT, UserId
 from app.api.request_parsing import body_as, check_ids, known_ms, moment_ms, stale_if_error_s
 from app.api.schemas import (
@@ -92,7 +92,7 @@ async def get_profile_detail(
 async def _read_profile(
     request: HttpRequest, user_id: str, features: str | None, as_of: str | None, known_at: str | None, *, detail: bool
 ) -> Response[Any]:
-    service = service_of(request)
+    service = request.service
     try:
         mask = service.registry.mask(features.split(",") if features is not None else None)
     except UnknownFeature as error:
@@ -116,7 +116,7 @@ async def _read_profile(
         except StoreUnavailable as error:
             found, headers = await _read_unproven(request, wanted, error)
         profile = found[user_id]
-    return Response(state_of(request).renderer.profile(user_id, profile, mask, detail=detail), headers=headers)
+    return Response(request.parts.renderer.profile(user_id, profile, mask, detail=detail), headers=headers)
 
 
 @post(
@@ -128,18 +128,17 @@ async def _read_profile(
     description="Returns the profiles of up to 1,000 users, in the order of `user_ids`; an id may repeat.",
 )
 async def post_batch(request: HttpRequest) -> Response[BatchAnswer]:
-    service = service_of(request)
     asked = await body_as(request, BatchRequest)
     check_ids(asked.user_ids, "user_ids[{}]")
-    mask = service.registry.mask(asked.features)
+    mask = request.service.registry.mask(asked.features)
     wanted = dict.fromkeys(asked.user_ids, mask)
     headers = None
     try:
-        values = await service.reader.read_values(wanted)
+        values = await request.service.reader.read_values(wanted)
     except StoreUnavailable as error:
         found, headers = await _read_unproven(request, wanted, error)
         values = {user_id: [profile[index].json for index in indices(mask)] for user_id, profile in found.items()}
-    body: Any = state_of(request).renderer.batch(asked.user_ids, values, mask)
+    body: Any = request.parts.renderer.batch(asked.user_ids, values, mask)
     return Response(body, headers=headers)
 
 
@@ -156,7 +155,7 @@ async def post_batch(request: HttpRequest) -> Response[BatchAnswer]:
     "read, or whose definition has changed, are computed.",
 )
 async def post_history(request: HttpRequest) -> HistoryAnswer:
-    service = service_of(request)
+    service = request.service
     wanted = await body_as(request, HistoryRequest)
     mask = service.registry.mask(wanted.features)
     known = known_ms(wanted.known_at) if wanted.known_at not in (None, "as_of") else wanted.known_at
@@ -176,7 +175,7 @@ async def post_history(request: HttpRequest) -> HistoryAnswer:
         raise InvalidInput("a row is invalid", issues)
     async with cancelled_on_disconnect(request):
         computed = await service.reader.read_as_of([row for _, row in found])
-    render = state_of(request).renderer.values
+    render = request.parts.renderer.values
     rows: list[HistoryRow] = []
     failed: dict[str, str] = {}
     async for (served, at), others in _in_steps(zip(found, computed, strict=True)):
@@ -224,8 +223,7 @@ def _history_row(
 
 @get("/features", opt={"scope": "read"}, tags=["Profiles"], summary="List the features")
 async def get_features(request: HttpRequest) -> FeatureList:
-    service = service_of(request)
-    return FeatureList([feature_entry(service, index) for index in range(len(service.registry))])
+    return FeatureList([feature_entry(request.service, index) for index in range(len(request.service.registry))])
 
 
 def feature_entry(service: Service, index: int) -> FeatureEntry:
@@ -247,7 +245,7 @@ async def _read_unproven(
     """Profiles from the cache for a read that failed with `error`, and the response headers that mark them as possibly
     outdated. `wanted` maps user ids to masks of features. Raises `error` unless the request allows this with
     `Cache-Control: stale-if-error` and the cache holds every value, recent enough."""
-    service, max_age_s = service_of(request), stale_if_error_s(request)
+    service, max_age_s = request.service, stale_if_error_s(request)
     found = await service.reader.read_unproven(wanted, max_age_s) if max_age_s is not None else None
     if found is None:
         raise error

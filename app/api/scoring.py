@@ -11,7 +11,7 @@ from litestar import MediaType, Response, get, post
 from litestar.params import PathParameter
 from msgspec import UNSET, Meta, UnsetType
 
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest
 from app.api.middleware.fast_path import Answer
 from app.api.openapi.document import USER_ID
 from app.api.request_parsing import body_as, check_ids, with_mirror
@@ -206,14 +206,13 @@ class _RawCandidates(msgspec.Struct):
     problems={422: "Or two candidates have the same id.", 507: None},
 )
 async def post_score(request: HttpRequest) -> Response[ScoreAnswer]:
-    service = service_of(request)
     try:
-        sent = await body_as(request, with_mirror(ScoreRequest, service.mirror))
+        sent = await body_as(request, with_mirror(ScoreRequest, request.service.mirror))
     except InvalidInput as error:
         if error.issues[0].path.startswith("candidates["):  # msgspec stops at the first invalid candidate
             raise InvalidInput(str(error), _candidate_issues(await request.body()) or error.issues) from error
         raise
-    answer: Any = await _score(service.bandit.scorer, sent)
+    answer: Any = await _score(request.service.bandit.scorer, sent)
     return Response(answer, media_type=MediaType.JSON)
 
 
@@ -273,7 +272,7 @@ async def _score(scorer: Scorer, sent: ScoreRequest) -> bytes:
     "the scores of the other policy, and the outcome.",
 )
 async def get_decision(request: HttpRequest, decision_id: DecisionId) -> DecisionAnswer:
-    decision, outcome = await service_of(request).bandit.scorer.explain(decision_id)
+    decision, outcome = await request.service.bandit.scorer.explain(decision_id)
     return explanation(decision, outcome)
 
 

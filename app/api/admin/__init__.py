@@ -12,7 +12,7 @@ from litestar.params import QueryParameter
 from msgspec import Meta
 
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, caller, service_of
+from app.api.dependencies import HttpRequest
 from app.api.request_parsing import body_as
 from app.errors import Conflict, InvalidInput, Issue, Undecodable
 from app.operations import audit
@@ -45,8 +45,8 @@ WITH_REASON: dict[str, Any] = {
 
 def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncContextManager[audit.AuditedAction]:
     """Record an action of the caller, which the `async with` block performs, and its outcome in the audit trail."""
-    service = service_of(request)
-    return audit.audited(service.audit_trail, service.clock.now_ms(), caller(request).name, action, subject)
+    service = request.service
+    return audit.audited(service.audit_trail, service.clock.now_ms(), request.user.name, action, subject)
 
 
 async def reason_of(request: HttpRequest, from_query: str) -> str:

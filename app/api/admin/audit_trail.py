@@ -10,7 +10,7 @@ from litestar.params import QueryParameter
 from msgspec import Meta
 
 from app.api.admin import admin_get
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest
 from app.api.openapi.document import MAX_ROWID, OPTIONAL_ID, ROWID
 from app.api.pages.negotiation import answer, prefers_page
 from app.api.request_parsing import check_ids
@@ -64,7 +64,7 @@ async def get_audit(
         check_ids([user_id], "user_id")
         subject = user_hash(user_id)
     wanted = {"actor": actor or None, "action": action or None, "subject": subject or None}
-    entries = await service_of(request).audit_trail.page(before, ENTRIES_PER_PAGE + 1, **wanted)
+    entries = await request.service.audit_trail.page(before, ENTRIES_PER_PAGE + 1, **wanted)
     page = entries[:ENTRIES_PER_PAGE]
     more = page[-1].id if len(entries) > ENTRIES_PER_PAGE else None
     body = AuditPage([view(AuditLine, entry) for entry in page], more)

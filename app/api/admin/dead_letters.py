@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from app.api.admin import Reason, admin_delete, admin_get, admin_post, audited, checked_reason, form_post
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest
 from app.api.openapi.document import MAX_ROWID, ROWID
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.errors import Conflict, InvalidInput, Issue, NotFound, Undecodable
@@ -56,7 +56,7 @@ class DeadLetterList(msgspec.Struct):
 
 @admin_get(HOME, summary="List dead letters", description="By id, the oldest first. A page for a browser.")
 async def get_letters(request: HttpRequest, after: After = 0) -> Response[DeadLetterList]:
-    letters, as_page = service_of(request).dead_letters, prefers_page(request)
+    letters, as_page = request.service.dead_letters, prefers_page(request)
     limit = LETTERS_PER_PAGE if as_page else LETTERS_PER_ANSWER
     found = await letters.list(after, limit + 1)
     shown, more = found[:limit], found[limit - 1].id if len(found) > limit else None
@@ -68,7 +68,7 @@ async def get_letters(request: HttpRequest, after: After = 0) -> Response[DeadLe
 
 @admin_get(f"{HOME}/{{letter_id:int}}", summary="Look at a dead letter", description="A page for a browser.")
 async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response[DeadLetterView]:
-    letter = await _letter(service_of(request), letter_id)
+    letter = await _letter(request.service, letter_id)
     body = view(DeadLetterView, letter, event_seq=letter.seq)
     return await answer(request, body, "dead_letter.html", user=_user_of(letter))
 
@@ -81,7 +81,7 @@ async def get_letter(request: HttpRequest, letter_id: FromPath[int]) -> Response
 )
 async def replay_letters(request: HttpRequest, after: After = 0) -> Response[ReplayedLetters]:
     async with audited(request, "replay all", "dead-letters") as act:
-        tally = await service_of(request).queue_door.replay_all(after)
+        tally = await request.service.queue_door.replay_all(after)
         act.outcome = f"done: {tally.replayed} replayed, {tally.failed} still fail"
     return await answer(request, tally, "replayed.html")
 
@@ -143,11 +143,10 @@ async def _letter(service: Service, letter_id: int) -> DeadLetter:
 
 async def _replay(request: HttpRequest, letter_id: int) -> ReplayedLetter:
     """Replay a dead letter. Raises `NotFound` if it does not exist, and `REFUSALS` if its payload is rejected again."""
-    service = service_of(request)
-    letter = await _letter(service, letter_id)
+    letter = await _letter(request.service, letter_id)
     async with audited(request, "replay", f"dead-letter:{letter_id}") as act:
         try:
-            return await service.queue_door.replay(letter)
+            return await request.service.queue_door.replay(letter)
         except REFUSALS as error:
             # The message of the error may quote the payload, which may name a user.
             clash = isinstance(error, Conflict)
@@ -156,10 +155,9 @@ async def _replay(request: HttpRequest, letter_id: int) -> ReplayedLetter:
 
 
 async def _discard(request: HttpRequest, letter_id: int, reason: str) -> None:
-    service = service_of(request)
-    letter = await _letter(service, letter_id)
+    letter = await _letter(request.service, letter_id)
     async with audited(request, "discard", f"dead-letter:{letter_id}") as act:
-        if not await service.dead_letters.discard(letter_id):
+        if not await request.service.dead_letters.discard(letter_id):
             raise NotFound(f"there is no dead letter {letter_id}")
         act.outcome = f"done: {_without_users(reason.strip(), letter)}" if reason.strip() else "done"
 

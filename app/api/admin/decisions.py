@@ -14,7 +14,7 @@ from litestar import Response
 from litestar.params import QueryParameter
 
 from app.api.admin import admin_get
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest
 from app.api.openapi.document import MOMENT, OPTIONAL_ID
 from app.api.pages.negotiation import answer, prefers, prefers_page, redirect
 from app.api.request_parsing import NDJSON, check_ids, moment_ms
@@ -80,7 +80,7 @@ async def find_decisions(
     wanted = {"decision_id": decision_id, "user_id": user_id, "since": since, "until": until}
     context: dict[str, Any] = {"wanted": wanted, "faults": (), "first": before is None}
     try:
-        body = await _found(service_of(request), wanted, before)
+        body = await _found(request.service, wanted, before)
     except (InvalidInput, Undecodable) as error:
         if not prefers_page(request):
             raise
@@ -97,7 +97,7 @@ async def find_decisions(
     description="The same as `GET /decisions/{decision_id}`. A page for a browser.",
 )
 async def inspect_decision(request: HttpRequest, decision_id: DecisionId) -> Response[DecisionAnswer]:
-    body = explanation(*await service_of(request).bandit.scorer.explain(decision_id))
+    body = explanation(*await request.service.bandit.scorer.explain(decision_id))
     ranked = sorted(body.candidates, key=lambda item: -item.score)
     groups = {item.id: grouped(item.contributions) for item in ranked if item.contributions is not None}
     totals = [group.total for parts in groups.values() for group in parts]
@@ -140,12 +140,12 @@ async def get_decisions(
         if (parts := re.fullmatch(CURSOR["pattern"], cursor)) is None:
             raise Undecodable("cursor is invalid", [Issue("cursor", "must be the next_cursor of another page")])
         after = max(after, DecisionMoment(int(parts[1]), parts[2]))
-    records, last = await service_of(request).bandit.decisions.page(after, until_ms, RECORDS_PER_PAGE)
+    records, last = await request.service.bandit.decisions.page(after, until_ms, RECORDS_PER_PAGE)
     headers, following = {"Vary": "Accept"}, None
     if last is not None:
         following = f"{last.at_ms}-{last.decision_id}"
         query = urlencode({"cursor": following} | ({"until": until} if until is not None else {}))
-        headers["Link"] = f'<{service_of(request).settings.root_path}/decisions?{query}>; rel="next"'
+        headers["Link"] = f'<{request.service.settings.root_path}/decisions?{query}>; rel="next"'
     # Encoding a page takes milliseconds. Between two records, the event loop can run; within one call it could not.
     encoded = await asyncio.to_thread(lambda: [msgspec.json.encode(record) for record in records])
     if prefers(request, NDJSON):

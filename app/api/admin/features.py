@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from app.api.admin import WITH_REASON, Reason, admin_get, admin_post, audited, reason_of
 from app.api.auth.forms import is_form
-from app.api.dependencies import HttpRequest, caller, service_of
+from app.api.dependencies import HttpRequest
 from app.api.pages.negotiation import answer, redirect
 from app.api.profiles import feature_entry
 from app.api.schemas import FeatureEntry
@@ -74,7 +74,7 @@ class FeatureSwitch(msgspec.Struct):
     "definitions that were served under its name, and the contract for other languages. A page for a browser.",
 )
 async def get_catalogue(request: HttpRequest) -> Response[Catalogue]:
-    service = service_of(request)
+    service = request.service
     announced = await service.registries.announced()
     registry = service.registry
     body = Catalogue(
@@ -124,12 +124,12 @@ async def enable_feature(request: HttpRequest, name: Name, reason: Reason = "") 
 
 
 async def _switch(request: HttpRequest, name: str, reason: str, *, on: bool) -> Response[Any]:
-    service = service_of(request)
+    service = request.service
     reason = await reason_of(request, reason)
     if name not in service.registry.names:
         raise NotFound(f"there is no feature of that name; known are {', '.join(service.registry.names)}")
     done = f"{name} is served again." if on else f"{name} is served as null, in every process within a second."
-    actor, now_ms = caller(request).name, service.clock.now_ms()
+    actor, now_ms = request.user.name, service.clock.now_ms()
     try:
         async with audited(request, "enable feature" if on else "disable feature", name) as act:
             act.outcome = await service.registries.switch(name, actor, reason, now_ms, on=on)

@@ -11,7 +11,7 @@ from litestar import Response
 from litestar.params import QueryParameter
 
 from app.api.admin import admin_get
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest
 from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
 from app.operations.component_states import component_views
@@ -48,7 +48,7 @@ async def get_overview(
     request: HttpRequest,
     period: Annotated[Period, QueryParameter(description="What `series` shows: the last hour, day or month.")] = "hour",
 ) -> Response[Overview]:
-    service = service_of(request)
+    service = request.service
     now_ms = service.clock.now_ms()
     # Parts that cannot be read within `TIMEOUT_S` are left out.
     own, record, more, summaries = await asyncio.gather(

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from app.api.admin import admin_get, admin_post, audited
 from app.api.auth.forms import is_form
-from app.api.dependencies import HttpRequest, caller, cancelled_on_disconnect, service_of
+from app.api.dependencies import HttpRequest, cancelled_on_disconnect
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.schemas import Value
 from app.errors import Issue, NotFound, Undecodable, UnknownFeature
@@ -88,7 +88,7 @@ async def get_quality(
         QueryParameter(ge=0, le=MAX_AGE_S, description="How old a stored report may be.", schema_extra={"minimum": 0}),
     ] = None,
 ) -> Response[QualityReport]:
-    service = service_of(request)
+    service = request.service
     if prefers_page(request):
         return await _page(request)
     report = None
@@ -104,7 +104,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
     """The page with the newest stored report. If this release can read none, a measurement is requested, unless the
     newest one is active, has failed, or was completed a moment ago. Without this, an open page, which is loaded again
     when a measurement ends, would request one after the other."""
-    service = service_of(request)
+    service = request.service
     run, runs = await service.quality.runs.newest_completed(), await service.quality.runs.newest(RUNS_SHOWN)
     report = readable_report(run) if run is not None else None
     now_ms = service.clock.now_ms()
@@ -134,7 +134,7 @@ async def _page(request: HttpRequest) -> Response[Any]:
     description="The report is stored. If a measurement is active, no new one starts, and the answer describes it.",
 )
 async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
-    status = await _refresh_status(service_of(request), await _request_run(request))
+    status = await _refresh_status(request.service, await _request_run(request))
     if is_form(request):
         return await redirect(request, PATH, REQUESTED[status.waiting_for])
     return Response(status, status_code=202)
@@ -147,11 +147,10 @@ async def refresh_quality(request: HttpRequest) -> Response[QualityRefresh]:
     problems={404: "No measurement was ever requested."},
 )
 async def get_refresh(request: HttpRequest) -> QualityRefresh:
-    service = service_of(request)
-    runs = await service.quality.runs.newest(1)
+    runs = await request.service.quality.runs.newest(1)
     if not runs:
         raise NotFound("no report has been requested yet; POST here to have one measured")
-    return await _refresh_status(service, runs[0])
+    return await _refresh_status(request.service, runs[0])
 
 
 @admin_get(
@@ -171,15 +170,14 @@ async def get_users_behind(
     after: Annotated[str, QueryParameter(description="Only users with a higher id.")] = "",
     limit: Annotated[int, QueryParameter(ge=1, le=500)] = 50,
 ) -> Response[UsersBehindList]:
-    service = service_of(request)
-    choices: dict[str, Any] = {"names": service.registry.names, "states": SOUGHT, "limit": limit}
+    choices: dict[str, Any] = {"names": request.service.registry.names, "states": SOUGHT, "limit": limit}
     if prefers_page(request) and not feature and not sought:
         return await page(request, "data_quality_users.html", body=None, **choices)
     if sought not in SOUGHT:
         allowed = f"must be {', '.join(SOUGHT[:-1])} or {SOUGHT[-1]}"
         raise Undecodable("the query is not allowed", [Issue("state", allowed)])
     try:
-        found = await service.quality.find_users(feature, sought, after, limit)
+        found = await request.service.quality.find_users(feature, sought, after, limit)
     except UnknownFeature as error:
         raise Undecodable(str(error), [Issue("feature", item.detail) for item in error.issues]) from error
     users = [_user(item) for item in found.users] if found.users is not None else None
@@ -195,9 +193,8 @@ def _user(item: Inspection) -> UserBehind:
 
 async def _request_run(request: HttpRequest) -> QualityRun:
     """Return the active measurement; if there is none, request a new one from a worker."""
-    service = service_of(request)
     async with audited(request, "refresh data quality", "everyone") as act:
-        run, new = await service.quality.runs.open(caller(request).name, service.clock.now_ms())
+        run, new = await request.service.quality.runs.open(request.user.name, request.service.clock.now_ms())
         act.outcome = f"report {run.id}" + ("" if new else ", which was active already")
     return run
 

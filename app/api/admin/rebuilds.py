@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from app.api.admin import admin_delete, admin_get, admin_post, audited, form_post
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, caller, service_of
+from app.api.dependencies import HttpRequest
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, check_ids
 from app.api.schemas import MAX_USERS, FeatureNames
@@ -107,19 +107,19 @@ async def start_rebuild(request: HttpRequest) -> Response[RebuildStatus]:
         raise InvalidInput("the scope is unclear", [Issue("$", 'give either {"scope": "all"} or {"user_ids": […]}')])
     check_ids(wanted.user_ids or [], "user_ids[{}]")
     run = await _start(request, wanted.user_ids, wanted.features)
-    return Response(_status(service_of(request), run), status_code=202)
+    return Response(_status(request.service, run), status_code=202)
 
 
 @admin_get(HOME, summary="List rebuilds", description=f"The newest {SHOWN}, newest first. A page for a browser.")
 async def get_rebuilds(request: HttpRequest) -> Response[RebuildList]:
     if prefers_page(request):
         return await _rebuilds_page(request)
-    return await answer(request, await _newest(service_of(request)), "rebuilds.html")
+    return await answer(request, await _newest(request.service), "rebuilds.html")
 
 
 @admin_get(f"{HOME}/{{run_id:str}}", summary="Watch a rebuild", description="A page for a browser.")
 async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[RebuildStatus]:
-    service = service_of(request)
+    service = request.service
     run = await _run(service, run_id)
     checks = await service.readiness() if run.active and prefers_page(request) else None
     return await answer(request, _status(service, run), "rebuild.html", checks=checks)
@@ -133,7 +133,7 @@ async def get_rebuild(request: HttpRequest, run_id: FromPath[str]) -> Response[R
     problems={409: "The rebuild has ended."},
 )
 async def cancel_rebuild(request: HttpRequest, run_id: FromPath[str]) -> RebuildStatus:
-    return _status(service_of(request), await _cancel(request, run_id))
+    return _status(request.service, await _cancel(request, run_id))
 
 
 @form_post(f"{HOME}/{{run_id:str}}/cancel")
@@ -149,7 +149,7 @@ async def cancel_from_page(request: HttpRequest, run_id: FromPath[str]) -> Respo
 
 async def _start(request: HttpRequest, user_ids: Sequence[str] | None, features: Sequence[str] | None) -> RebuildRun:
     """Start a rebuild of `user_ids`, or of every eligible user if None. Raises `UnknownFeature` and `AlreadyActive`."""
-    service = service_of(request)
+    service = request.service
     mask = service.registry.mask(features)
     users = list(dict.fromkeys(user_ids)) if user_ids is not None else None
     now_ms = service.clock.now_ms()
@@ -159,7 +159,7 @@ async def _start(request: HttpRequest, user_ids: Sequence[str] | None, features:
         user_ids=users,
         features=[service.registry.names[index] for index in indices(mask)],
         total=await service.rebuild_runner.total(users, mask),
-        requested_by=caller(request).name,
+        requested_by=request.user.name,
         created_at_ms=now_ms,
         touched_at_ms=now_ms,
     )
@@ -197,7 +197,7 @@ async def _start_from_form(request: HttpRequest) -> Response[Any]:
 
 async def _cancel(request: HttpRequest, run_id: str) -> RebuildRun:
     """Cancel a run and return its new state. Raises `NotFound`, or `Conflict` if the run has ended."""
-    service = service_of(request)
+    service = request.service
     run = await _run(service, run_id)
     async with audited(request, "cancel rebuild", run.scope) as act:
         if not await service.rebuild_runs.finish(run.id, "cancelled", service.clock.now_ms(), None):
@@ -237,7 +237,7 @@ def _status(service: Service, run: RebuildRun) -> RebuildStatus:
 
 async def _rebuilds_page(request: HttpRequest, status_code: int = 200, **draft: Any) -> Response[Any]:
     """`draft`: the form as it was filled in, the `issues` with it, and the `active` rebuild that prevents the start."""
-    service = service_of(request)
+    service = request.service
     new = {"scope": "all", "user_ids": "", "features": service.registry.names, "issues": (), "active": None}
     return await page(
         request,

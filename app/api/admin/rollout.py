@@ -8,7 +8,7 @@ from litestar import Response
 
 from app.api.admin import WITH_REASON, Reason, admin_get, admin_post, audited, reason_of
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, caller, service_of
+from app.api.dependencies import HttpRequest
 from app.api.pages.negotiation import answer, redirect
 from app.bandit.rollout.controller import ACTIONS, NEWEST, WORKER
 from app.bandit.rollout.stages import SERVED_BEFORE_MORE, STEPS, Move, Stage
@@ -37,7 +37,7 @@ RESULTS: dict[Stage, str] = {
     "A page for a browser.",
 )
 async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
-    return await answer(request, await service_of(request).bandit.rollout.status(), "rollout.html", **SHOWN)
+    return await answer(request, await request.service.bandit.rollout.status(), "rollout.html", **SHOWN)
 
 
 @admin_post(
@@ -72,7 +72,7 @@ async def roll_back(request: HttpRequest, reason: Reason = "") -> Response[Rollo
 
 
 async def _move(request: HttpRequest, move: Move, reason: str) -> Response[Any]:
-    rollout, actor = service_of(request).bandit.rollout, caller(request).name
+    rollout, actor = request.service.bandit.rollout, request.user.name
     reason = await reason_of(request, reason)
     if not is_form(request):
         await rollout.move(move, actor, reason)

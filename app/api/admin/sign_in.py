@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from app.api.admin import admin_get, audited
 from app.api.auth.forms import read_form
-from app.api.dependencies import HttpRequest, service_of, state_of
+from app.api.dependencies import HttpRequest
 from app.api.pages.negotiation import answer, page, redirect, visit_of
 from app.features.clock import rfc3339
 from app.telemetry import logger
@@ -44,7 +44,7 @@ def safe_next(path: str) -> str:
 
 
 async def _sign_in_page(request: HttpRequest, next_path: str, refusal: str = "", status: int = 200) -> Response[Any]:
-    hours = service_of(request).settings.session_hours
+    hours = request.service.settings.session_hours
     return await page(request, "sign_in.html", status_code=status, next=next_path, refusal=refusal, hours=hours)
 
 
@@ -58,7 +58,7 @@ async def get_sign_in(request: HttpRequest) -> Response[Any]:
 
 @post(SIGN_IN, status_code=200, opt={"form": True}, include_in_schema=False)
 async def post_sign_in(request: HttpRequest) -> Response[Any]:
-    service, authenticator = service_of(request), state_of(request).authenticator
+    service, authenticator = request.service, request.parts.authenticator
     form = await read_form(request)
     next_path = safe_next(form.get("next", HOME))
     if authenticator.keyless:
@@ -87,7 +87,7 @@ async def post_sign_out(request: HttpRequest) -> Response[Any]:
     if not visit.session.signed_in:
         return await redirect(request, HOME)
     async with audited(request, "sign out", "session"):
-        await state_of(request).sessions.end(visit.session)
+        await request.parts.sessions.end(visit.session)
     await visit_of(request, begin="")
     return await redirect(request, SIGN_IN, "You have signed out.")
 
@@ -99,12 +99,11 @@ async def post_sign_out(request: HttpRequest) -> Response[Any]:
     "A page for a browser.",
 )
 async def get_keys(request: HttpRequest) -> Response[KeysView]:
-    service = service_of(request)
     used_ms = dict(await request.app.state.key_uses.newest_ms())
     # Uses that this process has not stored yet happened within the last seconds.
-    used_ms |= dict.fromkeys(state_of(request).authenticator.used, service.clock.now_ms())
+    used_ms |= dict.fromkeys(request.parts.authenticator.used, request.service.clock.now_ms())
     found = [
         KeyView(key.name, sorted(key.scopes), rfc3339(used_ms[key.name]) if key.name in used_ms else None)
-        for key in sorted(service.settings.api_keys, key=lambda key: key.name)
+        for key in sorted(request.service.settings.api_keys, key=lambda key: key.name)
     ]
     return await answer(request, KeysView(found), "keys.html")

@@ -14,7 +14,7 @@ from litestar import Response
 from msgspec import Meta
 
 from app.api.admin import admin_get
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest
 from app.api.openapi.document import UserId
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.api.schemas import Value
@@ -144,7 +144,7 @@ class UserDevelopment(msgspec.Struct):
     "A page for a browser.",
 )
 async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
-    service = service_of(request)
+    service = request.service
     if prefers_page(request):
         return await _user_page(request, user_id)
     (inspection,) = await service.inspector.inspect([user_id])
@@ -155,7 +155,7 @@ async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
 
 
 async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
-    service = service_of(request)
+    service = request.service
     (inspection,), holdings, development = await asyncio.gather(
         service.inspector.inspect([user_id]),
         service.users.holdings(user_id),
@@ -238,7 +238,7 @@ def _stored_event(item: TracedEvent, registry: Registry) -> StoredEvent:
 async def get_development(request: HttpRequest, user_id: UserId) -> Response[UserDevelopment]:
     if prefers_page(request):
         return await redirect(request, f"/admin/users/{quote(user_id, safe='')}#activity")
-    return await answer(request, await user_development(service_of(request), user_id), "user.html")
+    return await answer(request, await user_development(request.service, user_id), "user.html")
 
 
 async def user_development(service: Service, user_id: str) -> UserDevelopment:

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from app.api.admin import admin_delete, admin_get, admin_post, audited, form_post
 from app.api.auth.forms import is_form, read_form
-from app.api.dependencies import HttpRequest, service_of, state_of
+from app.api.dependencies import HttpRequest
 from app.api.openapi.document import ID_PREFIX, UserId
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, prefix_of
@@ -65,7 +65,7 @@ async def get_users(
     limit: Annotated[int | None, QueryParameter(ge=1, le=FOUND_MOST, description=f"Default: {FOUND}.")] = None,
 ) -> Response[UsersFound]:
     wanted, most = prefix_of(prefix), limit or FOUND
-    found = await service_of(request).users.find(wanted, most + 1)
+    found = await request.service.users.find(wanted, most + 1)
     body = UsersFound(wanted, found[:most], len(found) > most)
     if limit is None and found[:1] == [wanted] and prefers_page(request):
         return await redirect(request, f"{HOME}/{quote(wanted, safe='')}")
@@ -81,7 +81,7 @@ async def get_users(
     response_description="The profile with its details.",
 )
 async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[DetailedProfileAnswer]:
-    service = service_of(request)
+    service = request.service
     if is_form(request):
         features = (await read_form(request)).getall("features", None)
     else:
@@ -95,7 +95,7 @@ async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[Detail
         if mask != service.registry.full_mask:
             act.outcome = "done: " + ", ".join(names.values())
     if not before:
-        body: Any = state_of(request).renderer.profile(user_id, profile, mask, detail=True)
+        body: Any = request.parts.renderer.profile(user_id, profile, mask, detail=True)
         return Response(body)
     (inspection,) = before
     rows = [(name, inspection.cells[index].held, profile[index]) for index, name in names.items()]
@@ -116,7 +116,7 @@ async def rebuild_user(request: HttpRequest, user_id: UserId) -> Response[Detail
     description="This deletes nothing. `DELETE /admin/users/{user_id}` erases.",
 )
 async def get_erasure(request: HttpRequest, user_id: UserId) -> Response[UserHoldings]:
-    return await answer(request, await _holdings(service_of(request), user_id), "user_erase.html", refusal=None)
+    return await answer(request, await _holdings(request.service, user_id), "user_erase.html", refusal=None)
 
 
 @form_post(f"{HOME}/{{user_id:str}}/erase/confirm")
@@ -124,7 +124,7 @@ async def erase_user_by_form(request: HttpRequest, user_id: UserId) -> Response[
     """Erase a user if the admin has typed the user's id into the form, to confirm; otherwise show the form again."""
     if (await read_form(request)).get("confirm") not in (user_id, visible(user_id)):
         refusal = "Nothing was deleted: this is not the id of the user. Capitals and spaces matter."
-        body = await _holdings(service_of(request), user_id)
+        body = await _holdings(request.service, user_id)
         return await answer(request, body, "user_erase.html", status_code=422, refusal=refusal)
     erased = await _erase(request, user_id)
     return await page(request, "user_erased.html", user_id=user_id, erased=erased, hashed=user_hash(user_id))
@@ -148,6 +148,6 @@ async def _holdings(service: Service, user_id: str) -> UserHoldings:
 
 async def _erase(request: HttpRequest, user_id: str) -> Holdings:
     async with audited(request, "erase", user_hash(user_id)) as act:
-        erased = await service_of(request).erasure.erase(user_id)
+        erased = await request.service.erasure.erase(user_id)
         act.outcome = f"done, {erased.events} events"
     return erased

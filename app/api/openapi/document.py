@@ -31,7 +31,7 @@ from litestar.router import Router
 from msgspec import UNSET
 
 import app
-from app.api.dependencies import HttpRequest, service_of
+from app.api.dependencies import HttpRequest
 from app.api.problems import MEDIA_TYPE, Problem
 from app.api.request_parsing import JSON, NDJSON
 from app.api.schemas import DETAILS, FEATURE_NAME, HistoryDecision, HistoryMoment
@@ -280,7 +280,7 @@ def _events_body() -> dict[str, Any]:
 
 
 def _complete(request: HttpRequest) -> dict[str, Any]:
-    service = service_of(request)
+    service = request.service
     with _building:  # one thread builds it, others wait for the result
         return openapi_document(request.app, service.registry, service.mirror, service.clock.now_ms() // DAY_MS)
 

@@ -18,7 +18,7 @@ from litestar.datastructures import Cookie
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from app.api.auth.sessions import NOT_SIGNED_IN, PATH, Session
-from app.api.dependencies import HttpRequest, service_of, state_of
+from app.api.dependencies import HttpRequest
 from app.errors import StoreUnavailable
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -49,7 +49,7 @@ async def visit_of(request: HttpRequest, *, begin: str | None = None) -> Visit:
     """The session of the request's cookie, or a new anonymous one; later calls for the request return the same. With
     `begin`, the name of an API key (empty: anonymous), the request gets a new session, whatever its cookie."""
     if begin is not None or _VISIT not in request.state:
-        sessions = state_of(request).sessions
+        sessions = request.parts.sessions
         known = await sessions.recognise(request.cookies.get(sessions.cookie_name)) if begin is None else None
         session = known or sessions.begin(begin or NOT_SIGNED_IN)
         request.state[_VISIT] = Visit(session, await sessions.form_token(session), fresh=known is None)
@@ -59,7 +59,7 @@ async def visit_of(request: HttpRequest, *, begin: str | None = None) -> Visit:
 
 async def _cookies(request: HttpRequest, message: str) -> list[Cookie]:
     """The session cookie with a message for the next page, unless the browser has it already."""
-    visit, service, sessions = await visit_of(request), service_of(request), state_of(request).sessions
+    visit, service, sessions = await visit_of(request), request.service, request.parts.sessions
     session = visit.session._replace(message=message[:MESSAGE_LENGTH])
     if session == visit.session and not visit.fresh:
         return []
@@ -121,7 +121,7 @@ def to_sign_in(request: HttpRequest) -> Response[Any]:
 
 
 def _see_other(request: HttpRequest, path: str, cookies: Sequence[Cookie] = ()) -> Response[Any]:
-    location = service_of(request).settings.root_path + path
+    location = request.service.settings.root_path + path
     return Response(None, status_code=303, headers={**PAGE_HEADERS, "Location": location}, cookies=cookies)
 
 
@@ -130,9 +130,9 @@ async def _render(request: HttpRequest, template: str, **context: Any) -> str:
     # Imported here because only a page pays for the templates.
     from app.api.pages.templating import NAVIGATION, OF_SCORING, environment  # noqa: PLC0415
 
-    service = service_of(request)
+    service = request.service
     context |= {
-        "keyless": state_of(request).authenticator.keyless,
+        "keyless": request.parts.authenticator.keyless,
         "root": service.settings.root_path,
         "path": request.scope["path"],
         "navigation": [item for item in NAVIGATION if service.scoring is not None or item[0] not in OF_SCORING],
