@@ -27,7 +27,7 @@ from app.api.middleware.edge import Edge
 from app.api.middleware.fast_path import FastPath, Post
 from app.api.middleware.proxy_headers import BehindProxy
 from app.api.middleware.rate_limit import RateLimit, TokenBuckets
-from app.api.openapi.document import ASSETS, openapi_config, openapi_document
+from app.api.openapi import ASSETS, openapi_config, openapi_document
 from app.api.problems import EXCEPTION_HANDLERS
 from app.api.rendering import Renderer
 from app.api.request_parsing import check_parameters

@@ -26,7 +26,6 @@ from app.service import Service
 from app.telemetry import logger
 
 PROFILE_S = 0.5
-MAX_TITLE, MAX_NOTES = 300, 4_000
 LOCALE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}")
 LOCALE_SCHEMA = {"pattern": f"^{LOCALE.pattern}$", "examples": ["de-AT"]}
 log = logger("api")
@@ -36,8 +35,8 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The task that the tip is about."""
 
     id: Id
-    title: Annotated[str, Meta(min_length=1, max_length=MAX_TITLE, examples=["Renew the passport"])]
-    notes: Annotated[str, Meta(max_length=MAX_NOTES, examples=["Photos first. The office opens at 8."])] | None = None
+    title: Annotated[str, Meta(min_length=1, max_length=300, examples=["Renew the passport"])]
+    notes: Annotated[str, Meta(max_length=4_000, examples=["Photos first. The office opens at 8."])] | None = None
     due_at: Moment | None = None
     priority: Annotated[float, Meta(description="Higher is more important; 3 and above are important.")] | None = None
 

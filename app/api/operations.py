@@ -15,7 +15,6 @@ from app.api.schemas import Health, Readiness
 
 ALLOW = "allow"
 STOPPING = "stopping"  # set in the application's state when the process is shutting down
-_TYPE = re.compile(r":\w+}")
 
 
 @get("/healthz", tags=["Operations"], summary="Check that the process is alive")
@@ -65,7 +64,7 @@ def options_of(handlers: Sequence[HTTPRouteHandler]) -> HTTPRouteHandler:
         for path in handler.paths:
             methods.setdefault(path, set()).update(handler.http_methods)
     found = {**forms, **documented}
-    allowed = {_TYPE.sub("}", path): _listed(methods) for path, methods in found.items()}
+    allowed = {re.sub(r":\w+}", "}", path): _listed(methods) for path, methods in found.items()}
 
     @route([*found], http_method=[HttpMethod.OPTIONS], status_code=204, include_in_schema=False, opt={ALLOW: allowed})
     async def options(request: HttpRequest) -> Response[None]:

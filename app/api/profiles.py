@@ -12,7 +12,7 @@ from litestar.params import QueryParameter
 from msgspec import UNSET
 
 from app.api.dependencies import HttpRequest, cancelled_on_disconnect
-from app.api.openapi.document import MOMENT, UserId
+from app.api.openapi import MOMENT, UserId
 from app.api.request_parsing import body_as, check_ids, known_ms, moment_ms, stale_if_error_s
 from app.api.schemas import (
     BatchAnswer,

@@ -16,8 +16,6 @@ from litestar.static_files import create_static_files_router
 from app.api import events, generation, operations, profiles
 from app.api.admin import audit_trail, dead_letters, features, overview, quality, rebuilds, sign_in, user_view, users
 
-_FILE_NAME = re.compile(r"/?[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}")
-
 
 def routes(*, scoring: bool) -> list[HTTPRouteHandler]:
     """All route handlers; without `scoring`, not those of decisions and of the roll-out, which import the bandit."""
@@ -39,5 +37,5 @@ def static_files(path: str, directory: Path) -> Router:
 
 def _check_name(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
     """Litestar guard: answer 404 to a name that no file can have. Litestar's router would answer 500."""
-    if not _FILE_NAME.fullmatch(str(connection.path_params["file_path"])):
+    if not re.fullmatch(r"/?[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}", str(connection.path_params["file_path"])):
         raise NotFoundException

@@ -13,8 +13,6 @@ from app.features.registry import DTYPES
 from app.features.schema import ProfileFeatures
 
 MAX_USERS = 1_000
-MAX_NAMES = 1_000
-MAX_MOMENTS = 10_000
 FEATURE_NAME = {"$ref": "#/components/schemas/FeatureName"}
 Moment = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with a UTC offset.", examples=["2026-04-25T08:30:00+02:00"])
@@ -26,7 +24,7 @@ KNOWN_AT = {"anyOf": [{"const": "as_of"}, {"type": "string", "format": "date-tim
 # Limited, because each unknown name gets an issue of its own, which takes a hundred times as much memory as the name.
 FeatureNames = Annotated[
     list[Annotated[str, Meta(extra_json_schema=FEATURE_NAME)]],
-    Meta(min_length=1, max_length=MAX_NAMES, description="Feature names. Default: all features."),
+    Meta(min_length=1, max_length=1_000, description="Feature names. Default: all features."),
 ]
 
 
@@ -65,7 +63,7 @@ class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     decision was made from. For a user at a moment, `known_at` leaves out the events that arrived after it; with the
     value `as_of`, those that arrived after the row's own moment. Without `known_at`, late events count, too."""
 
-    rows: Annotated[list[HistoryRequestRow], Meta(min_length=1, max_length=MAX_MOMENTS, examples=[ROWS])]
+    rows: Annotated[list[HistoryRequestRow], Meta(min_length=1, max_length=10_000, examples=[ROWS])]
     features: FeatureNames | None = None
     known_at: Annotated[str, Meta(examples=["as_of"], extra_json_schema=KNOWN_AT)] | None = None
 
@@ -138,7 +136,7 @@ DETAILS: dict[str, type[msgspec.Struct]] = {
 }
 
 
-# `app.api.openapi.document` adds a field for each feature of the registry.
+# `app.api.openapi` adds a field for each feature of the registry.
 class ProfileDetails(msgspec.Struct):
     """The details of a user's features, by feature name."""
 

@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.dependencies import HttpRequest
 from app.api.middleware.fast_path import Answer
-from app.api.openapi.document import USER_ID
+from app.api.openapi import USER_ID
 from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.api.schemas import Moment, Value
 from app.bandit.decisions import (

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,9 +17,7 @@ from app.errors import CacheRefused, CacheUnavailable, QueueUnavailable, StoreUn
 from app.features.clock import rfc3339
 from app.operations.component_states import ReadinessCheck, State
 from app.operations.samples import EVERY_S, Gauges, Role, Sampler
-from app.profiles.online.compute import Computation
 from app.profiles.ports import Cache
-from app.profiles.quality.measurement import DataQuality
 from app.profiles.quality.report import QualityReport
 from app.service import Service
 from app.stores.queue.client import Queue, without_timeline
@@ -28,23 +25,18 @@ from app.stores.sql.database import Database
 from app.stores.sql.samples import backlog
 from app.telemetry import logger
 
-if TYPE_CHECKING:
-    from app.bandit.rollout.controller import Rollout
-
 FIRST_S = 0.5
 GAUGES_S = 5.0  # of the ten seconds after which Prometheus drops a scrape
 log = logger("health")
 
 
-class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
+class HealthChecks(msgspec.Struct, frozen=True):
     """Checks the database, the cache, the queue and the features of one process, and sets its gauges."""
 
+    service: Service
     database: Database
     cache: Cache
     queue: Queue | None
-    computation: Computation
-    rollout: Rollout | None
-    quality: DataQuality
 
     async def readiness(self) -> dict[str, ReadinessCheck]:
         """Check every dependency now; return the checks by name, such as `database` and `worker`."""
@@ -53,7 +45,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
 
     async def _check_database(self) -> dict[str, ReadinessCheck]:
         try:
-            owed = (await backlog(self.database, self.computation.clock.now_ms())).owed
+            owed = (await backlog(self.database, self.service.clock.now_ms())).owed
         except StoreUnavailable as error:
             detail = f"{error.public_reason}; nothing can be served"
             return {"database": _unanswered("database", detail, error, vital=True)}
@@ -83,8 +75,8 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
 
     def _check_features(self) -> ReadinessCheck:
         """Whether this process can compute every feature. A feature that an admin disabled is not a failure."""
-        self.computation.try_again()
-        troubles = self.computation.availability.troubles()
+        self.service.computation.try_again()
+        troubles = self.service.computation.availability.troubles()
         detail = "; ".join(f"{item.feature}: {item.reason}, since {rfc3339(item.since_ms)}" for item in troubles)
         return ReadinessCheck(not troubles, f"failing, and answered as null: {detail}", state="degraded")
 
@@ -93,7 +85,7 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
             return {"queue": ReadinessCheck(False, "no queue is set (PROFILES_QUEUE_URL); events wait for a sweep")}
         try:
             alive = await self.queue.worker_alive()
-            shown = await self.queue.databases(self.computation.clock.now_ms())
+            shown = await self.queue.databases(self.service.clock.now_ms())
             others = shown - {without_timeline(self.database.id)}
         except QueueUnavailable as error:
             queue = _unanswered("queue", f"{error.public_reason}; events are kept and wait for a sweep", error)
@@ -115,13 +107,13 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
         found = Gauges()
         try:
             async with asyncio.timeout(GAUGES_S):
-                found = await backlog(self.database, self.computation.clock.now_ms())
+                found = await backlog(self.database, self.service.clock.now_ms())
                 for refresh in (self._refresh_rollout, self._refresh_quality):
                     with suppress(StoreUnavailable):  # the other gauges are set all the same
                         await refresh()
         except (StoreUnavailable, TimeoutError) as error:
             log.warning("gauges_not_refreshed", error=str(error) or "the database does not answer in time")
-        metrics = self.computation.metrics
+        metrics = self.service.metrics
         for gauge, value in (
             (metrics.queue_depth, depth),
             (metrics.oldest_unconsumed, found.outbox_age_s),
@@ -135,18 +127,18 @@ class HealthChecks(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(found, queue_depth=depth)
 
     async def _refresh_rollout(self) -> None:
-        if self.rollout is None:
+        if self.service.scoring is None:
             return
         from app.bandit.rollout.stages import STAGES  # noqa: PLC0415  # not imported unless there is a roll-out
 
-        state = await self.rollout.state()
-        metrics = self.computation.metrics
-        metrics.rollout_share.set(state.share if self.rollout.policies.challenger is not None else 0.0)
+        rollout, metrics = self.service.scoring.rollout, self.service.metrics
+        state = await rollout.state()
+        metrics.rollout_share.set(state.share if rollout.policies.challenger is not None else 0.0)
         for stage in STAGES:
             metrics.rollout_stage.labels(stage).set(stage == state.stage)
 
     async def _refresh_quality(self) -> None:
-        run, metrics = await self.quality.runs.newest_completed(), self.computation.metrics
+        run, metrics = await self.service.quality.runs.newest_completed(), self.service.metrics
         if run is None:
             return
         with suppress(msgspec.MsgspecError):  # another release wrote it

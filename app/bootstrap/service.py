@@ -220,14 +220,7 @@ class OpenService(Service):
             drop_cached=self.cache.drop_user,
             clock=clock,
         )
-        health = HealthChecks(
-            database=database,
-            cache=self.cache,
-            queue=queue,
-            computation=self.computation,
-            rollout=self.scoring and self.scoring.rollout,
-            quality=self.quality,
-        )
+        health = HealthChecks(self, database, self.cache, queue)
         self.readiness = health.readiness
         self.refresh_gauges = health.refresh_gauges
         if edges.settles and settings.cache_url:

@@ -14,10 +14,6 @@ import app
 from app.cli.common import EXIT_CODES, exit_code, fail
 from app.errors import ProfilesError, StoreUnavailable
 
-_EPILOG = "Exit codes: 0 success; 1 partial failure, or a check found a fault; " + "; ".join(
-    f"{code} {text}" for code, (text, _) in EXIT_CODES.items()
-)
-
 # The module in `app.cli` of each command.
 COMMANDS = {
     **dict.fromkeys(("up", "serve", "worker"), "run"),
@@ -44,7 +40,9 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=_EPILOG + ".",
+    epilog="Exit codes: 0 success; 1 partial failure, or a check found a fault; "
+    + "; ".join(f"{code} {text}" for code, (text, _) in EXIT_CODES.items())
+    + ".",
 )
 @click.version_option(app.__version__, prog_name="profiles")
 def cli() -> None:

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest
-from app.api.openapi.document import MAX_ROWID, OPTIONAL_ID, ROWID
+from app.api.openapi import MAX_ROWID, OPTIONAL_ID, ROWID
 from app.api.pages.negotiation import answer, prefers_page
 from app.api.request_parsing import check_ids
 from app.errors import InvalidInput, Issue

@@ -13,7 +13,7 @@ from msgspec import Meta
 from app.api.admin import Reason, admin_delete, admin_get, admin_post, audited, checked_reason, form_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest
-from app.api.openapi.document import MAX_ROWID, ROWID
+from app.api.openapi import MAX_ROWID, ROWID
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.errors import Conflict, InvalidInput, Issue, NotFound, Undecodable
 from app.events.erasure import parts

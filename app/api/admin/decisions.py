@@ -15,7 +15,7 @@ from litestar.params import QueryParameter
 
 from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest
-from app.api.openapi.document import MOMENT, OPTIONAL_ID
+from app.api.openapi import MOMENT, OPTIONAL_ID
 from app.api.pages.negotiation import answer, prefers, prefers_page, redirect
 from app.api.request_parsing import NDJSON, check_ids, moment_ms
 from app.api.scoring import DecisionAnswer, DecisionId, explanation

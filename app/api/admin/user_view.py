@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest
-from app.api.openapi.document import UserId
+from app.api.openapi import UserId
 from app.api.pages.negotiation import answer, prefers_page, redirect
 from app.api.schemas import Value
 from app.events.ports import TracedEvent

@@ -13,7 +13,7 @@ from msgspec import Meta
 from app.api.admin import admin_delete, admin_get, admin_post, audited, form_post
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest
-from app.api.openapi.document import ID_PREFIX, UserId
+from app.api.openapi import ID_PREFIX, UserId
 from app.api.pages.negotiation import answer, page, prefers_page, redirect
 from app.api.request_parsing import body_as, prefix_of
 from app.api.schemas import DetailedProfileAnswer, FeatureNames

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.api.openapi.document import ASSETS as DOCUMENTATION
+from app.api.openapi import ASSETS as DOCUMENTATION
 from app.asgi import PAGES
 from tests.support.live import Live, raw_status
 

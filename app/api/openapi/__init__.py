@@ -1,1 +1,0 @@
-"""The OpenAPI document, and the methods that each path allows."""
