@@ -67,7 +67,7 @@ class Cache(Protocol):
 
     async def drop(self, cells: Collection[Cell]) -> None:
         """Delete the keys of cells, whatever they hold. Returns only when every server has confirmed it. If only some
-        servers confirm, the error has the hash `slots` of the users of the others."""
+        servers confirm, the error has the hash `slots` of the users whose keys may be left."""
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
         """Delete each cell that still holds exactly the given bytes; return how many were deleted."""
