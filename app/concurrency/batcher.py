@@ -25,10 +25,10 @@ class Bounds(NamedTuple):
     """Limits of a batcher. `at_once` and `most` are sums of item sizes; by default each item has the size 1.
 
     `kind`: the name of the load in the error `Overloaded`.
-    `at_once`: the largest group, that is the items of one call. A larger item forms a group of its own.
-    `most`: the largest sum of the waiting items; an item that would exceed `most` is rejected.
+    `at_once`: the largest sum of item sizes in one call of `work`. A larger item gets a call of its own.
+    `most`: the largest sum of the sizes of waiting items; an item that would exceed `most` is rejected.
     `patience_s`: while more than `at_once` waits, an item is rejected if its estimated wait exceeds this many seconds.
-    `apart_s`: a group that is not full starts at least this many seconds after the start of the previous group.
+    `apart_s`: a call with less than `at_once` starts at least this many seconds after the start of the previous call.
     """
 
     kind: str

@@ -61,8 +61,8 @@ async def repeat(
 ) -> None:
     """Run `work`, then pause for `every_s` seconds, until cancelled.
 
-    A run that fails is logged under `name`, and the next run takes place as usual. If a server stays unavailable, only
-    the first failure is logged as a warning. Any other exception is logged with its traceback.
+    An exception is logged under `name`, and the next run takes place as usual. If runs raise `Unavailable` one after
+    another, only the first is logged as a warning. Any other exception is logged with its traceback.
     """
     unavailable = False
     while True:

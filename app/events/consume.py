@@ -2,8 +2,8 @@
 
 For each event, in this order: delete cached values older than the event, pass the event to the learners (such as the
 bandit), mark it as consumed. A crash at any point leaves the event unconsumed; a periodic sweep consumes such events.
-The learners get many events at once, and one by one after a failure. An event becomes a dead letter after `ATTEMPTS`
-failures with it alone. While the cache, the queue or the database is unavailable, no failure is counted.
+The learners get many events in one call and, if that fails, one event per call. An event becomes a dead letter after
+`ATTEMPTS` failed calls of its own. While the cache, the queue or the database is unavailable, no failure is counted.
 
 Within one process, a job and the sweep never consume the same event at the same time, so it is not learned twice
 concurrently. A queue job hands its events over to `consume_within` and does not wait: consuming the events of many jobs

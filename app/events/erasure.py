@@ -1,7 +1,7 @@
 """Erases a user from the queue, the database and the cache.
 
-A payload in the queue or in a dead letter that never became an event may name the user, and is then erased, too. If it
-has a field `user_id`, `userId`, `user` or `uid` at any depth, these fields decide. A payload without one (text, bytes,
+Payloads in the queue or in dead letters that never became events are erased, too, if they name the user. A payload with
+fields `user_id`, `userId`, `user` or `uid` at any depth names the users in them. A payload without such a field (text,
 a pickle) names every user whose id occurs in it as a word: it is better to erase too much than too little.
 """
 
@@ -25,9 +25,9 @@ log = logger("events.erasure")
 
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True):
-    """`erase_jobs` removes a user's events from queue jobs (None: there is no queue); when it returns, no worker is
-    storing such an event any more. `settle` deletes the cache keys whose deletion is owed, `drop_cached` the keys of
-    the user under every epoch."""
+    """Erases users. `erase_jobs` removes a user's events from queue jobs, and returns once no worker is storing such an
+    event; None if there is no queue. `settle` deletes the cache keys whose deletion is owed. `drop_cached` deletes the
+    user's keys under every epoch."""
 
     users: UserRecords
     erase_jobs: Callable[[str], Awaitable[object]] | None
@@ -36,8 +36,8 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
 
     async def erase(self, user_id: str) -> Holdings:
-        """Erase a user; return how much the database held of the user. Raises `QueueUnavailable` if the user is erased
-        except for queue jobs, and `StoreUnavailable` if the user is not erased, or not completely: repeat it."""
+        """Erase a user; return how much the database held of the user. Raises `QueueUnavailable` if only queue jobs may
+        still name the user, and `StoreUnavailable` if other data may be left. Repeat the call after either error."""
         # The queue comes first: the events of a job that a worker runs are stored before the rows are deleted.
         unavailable: QueueUnavailable | None = None
         try:
@@ -90,8 +90,8 @@ def _unpacked(text: str) -> str:
 
 
 def _is_word_of(user_id: str, text: str) -> bool:
-    """Whether an id is a word of a text, or follows a control character or its own length, as in msgpack and pickles.
-    The expression begins with the id, which `re` then finds fast in a large text."""
+    """Whether an id is a word of a text, or stands after a control character or a length byte, as in msgpack and
+    pickles. The expression begins with the id, which `re` then finds fast in a large text."""
     word, length = re.escape(user_id), re.escape(chr(len(user_id.encode())))
     pattern = rf"{word}(?:(?<=[\0-\x1f{length}]{word})|(?![\w-])(?<![\w-]{word}))"
     return re.search(pattern, _ESCAPED.sub("\0", text)) is not None

@@ -69,11 +69,11 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
         self, events: Sequence[TipEvent], sent_by: str = "", *, historical: bool = False, count_rejection: bool = True
     ) -> Appended:
         """Store all of these events, or none. `sent_by`: their sender, by default the entry point. `historical`: see
-        `Admitted`; duplicates count as such, too. This is for imports by admins, since it changes what past queries
-        return. With `count_rejection` false, the metrics do not count events that are rejected, because the caller
-        sends them again. Raises `InvalidInput` if an event time is not allowed, `Conflict` if an event id is known with
-        other content, and `Overloaded` if too many events wait. After `StoreUnavailable`, the events may or may not be
-        stored; retrying is safe."""
+        `Admitted`; events that were stored before are marked, too. Only imports by admins set it, since it changes what
+        queries of the past return. Unless `count_rejection`, the metrics do not count rejected events, because the
+        caller sends them again. Raises `InvalidInput` if an event time is not allowed, `Conflict` if an event id is
+        known with other content, and `Overloaded` if too many events wait. After `StoreUnavailable`, the events may or
+        may not be stored; retrying is safe."""
         try:
             sender = sent_by or _SENDERS.get(self.door, self.door)
             admitted = admit(events, self.clock.now_ms(), self.retention_days, sender, historical=historical)
@@ -96,7 +96,7 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
             await asyncio.wait(self._invalidating)
 
     async def _commit(self, group: Sequence[Sequence[Admitted]]) -> list[_Committed]:
-        """Commit a group of requests. Delete the stale cache keys in the background, so that another can follow."""
+        """Commit a group of requests. Delete the stale cache keys in the background, while the next group commits."""
         started = self.clock.monotonic()
         outcomes = await self.log.append(group)
         self.metrics.commit_seconds.observe(self.clock.monotonic() - started)
@@ -110,7 +110,7 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
         return [(outcome, task) for outcome in outcomes]
 
     async def _invalidate(self, stored: Sequence[tuple[Sequence[Admitted], Appended]]) -> bool:
-        """Delete the cache keys that committed events made stale, then notify the workers. False if they are owed."""
+        """Delete the cache keys that events made stale and notify the workers. Return False if the DEL is owed."""
         stale: dict[str, frozenset[str]] = {}
         for _, outcome in stored:
             for user_id, features in outcome.stale.items():

@@ -14,7 +14,7 @@ class Admitted(NamedTuple):
     which tells a duplicate from a conflict. `occurred_at_ms` is the event time that features use: the time that the
     producer claims or, if that is ahead of the service's clock, the time of arrival. In the second case `claimed_at_ms`
     is the claimed time, otherwise None. `sent_by` names the API key or the entry point. A `historical` event counts as
-    known from its event time on, although it arrived later. `traceparent`: of its request or job, if traces are on."""
+    known from its event time on, although it arrived later. `traceparent`: the trace of its request or job, if any."""
 
     event: TipEvent
     digest: bytes
@@ -47,8 +47,8 @@ class ClashingEvent(NamedTuple):
 
 
 class TracedEvent(NamedTuple):
-    """A stored event and its processing state. `counted_at_ms`: the time at which features count it. `claimed_at_ms`:
-    as in `Admitted`. `consumed`: no worker has to consume it any more. `letter_id`: of its dead letter, if any."""
+    """A stored event and its processing state. Features count it at `counted_at_ms`. For `claimed_at_ms`, see
+    `Admitted`. `consumed`: no worker has to consume it any more. `letter_id`: the id of its dead letter, if any."""
 
     logged: LoggedEvent
     counted_at_ms: int
@@ -105,7 +105,7 @@ class EventLog(Protocol):
         self, received_before_ms: int, limit: int, *, or_after_ms: int | None = None
     ) -> list[LoggedEvent]:
         """Up to `limit` unconsumed events that arrived before `received_before_ms`, or after `or_after_ms`, a time in
-        the future: these were stored before the clock was set back."""
+        the future. Events have a time of arrival in the future if the clock was set back since."""
 
     async def logged(self, seqs: Sequence[int]) -> list[LoggedEvent]:
         """The stored events with these sequence numbers, in rising order, except those that are consumed already."""
@@ -121,7 +121,7 @@ class DeadLetters(Protocol):
         """Store rejected payloads of the queue, each with its error, as dead letters, all or none; return their ids."""
 
     async def failed(self, seq: int, error: str, traceback: str, now_ms: int, limit: int) -> bool:
-        """Count a failure to consume a stored event. Failure number `limit` makes it a dead letter: return True."""
+        """Count a failure to consume an event. At failure number `limit`, make it a dead letter and return True."""
 
     async def list(self, after: int, limit: int) -> list[DeadLetter]:
         """Up to `limit` dead letters with ids above `after`, ordered by id."""
@@ -158,8 +158,8 @@ class UserRecords(Protocol):
         """Delete all rows of a user, and record in the same transaction that the deletion of the cache keys is owed."""
 
     async def erase_decisions(self, user_id: str) -> None:
-        """Delete the user's decisions again, after the cache keys: since `erase`, a request could read the erased
-        user's cached values, and store a decision."""
+        """Delete the user's decisions again, after the cache keys. Before these were deleted, a request could read the
+        erased user's cached values and store a decision."""
 
 
 class Invalidates(Protocol):

@@ -34,7 +34,7 @@ log = logger("events.queue_door")
 
 
 class ReplayedLetter(msgspec.Struct):
-    """The result of replaying a dead letter: the numbers of its events that are new, and that were stored before."""
+    """The result of replaying a dead letter: how many of its events are new, and how many had been stored before."""
 
     accepted: int
     duplicates: int
@@ -93,9 +93,9 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
             log.warning("event_buried", dead_letter=letter, error=reason)
 
     async def replay(self, letter: DeadLetter) -> ReplayedLetter:
-        """Replay one dead letter; it is deleted if that succeeds. If its event is stored, the event is consumed again.
-        Otherwise the payload is ingested as if it had just arrived, which the event id makes idempotent. If the payload
-        is still invalid, one of `REFUSALS` is raised; `NotFound` if the letter was replayed or discarded meanwhile."""
+        """Replay one dead letter; it is deleted if that succeeds. An event that was stored before is consumed again.
+        Otherwise the payload is ingested as if it had just arrived, which the event id makes idempotent. Raises one of
+        `REFUSALS` if the payload is still invalid, and `NotFound` if the letter is gone meanwhile."""
         if letter.seq is not None:
             if not await self.letters.revive(letter.id):
                 raise NotFound(f"dead letter {letter.id} is gone: it was replayed or discarded meanwhile")

@@ -34,16 +34,16 @@ class Cutoffs(Protocol):
         """The cutoff of the kind `what`; None if it was never stored."""
 
     async def move(self, cutoffs: Mapping[str, int], night: int | None) -> bool:
-        """Store cutoffs by kind, which may move back. If others were stored in the same night, return False."""
+        """Store cutoffs by kind, which may move back. Return False if that was done before in the same `night`."""
 
     async def deleting(self, what: str, before_ms: int) -> None:
         """Record that rows before `before_ms` are about to be deleted. Of several times, the latest is kept."""
 
 
 def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> int | None:
-    """The next cutoff; None if an admin must confirm it. `wanted_ms` is the current time minus the retention, `done_ms`
-    the present cutoff (None: there is none), and `oldest_ms` the time of the oldest row. The cutoff may move back, too:
-    otherwise a clock that was ahead once would keep it ahead."""
+    """The next cutoff of a kind of row; None if an admin must confirm it. `wanted_ms` is the current time minus the
+    retention, `done_ms` the present cutoff (None: there is none), and `oldest_ms` the time of the oldest row. The
+    cutoff may move back, too: otherwise a clock that was ahead once would keep it ahead."""
     if done_ms is not None:
         return max(done_ms - LARGEST_MOVE_MS, min(done_ms + LARGEST_MOVE_MS, wanted_ms))
     return wanted_ms if oldest_ms is None or oldest_ms >= wanted_ms - LARGEST_MOVE_MS else None
@@ -74,7 +74,7 @@ class Retention(msgspec.Struct, frozen=True):
         return found
 
     async def move_cutoffs(self, night: int | None = None, *, confirmed: bool = False) -> bool:
-        """Store the `next_cutoffs`. If a process has done so in the same `night`, a number, return False."""
+        """Store the `next_cutoffs`. Return False if a process has stored them already in the `night` (a number)."""
         cutoffs = await self.next_cutoffs(confirmed=confirmed)
         if moved := await self.cutoffs.move(cutoffs, night):
             for what in self.kept.keys() - cutoffs.keys():
@@ -82,8 +82,8 @@ class Retention(msgspec.Struct, frozen=True):
         return moved
 
     async def prune(self, pause: Callable[[float], Awaitable[None]], *, thorough: bool = True) -> dict[str, int]:
-        """Delete the rows before the stored cutoffs; return their number by kind of row that has a cutoff. If not
-        `thorough`, do nothing unless an interrupted call has left such rows."""
+        """Delete the rows before the stored cutoffs; return the number of deleted rows by kind of row that has a
+        cutoff. Unless `thorough`, kinds whose oldest row is not before the cutoff are skipped."""
         gone: dict[str, int] = {}
         for what, (store, days) in self.kept.items():
             if (cutoff_ms := await self.cutoffs.cutoff(what)) is None:

@@ -34,7 +34,7 @@ UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
-    """Decode JSON as the type of `decoder`, also if an integer in it is written as `7200.0`. Raises
+    """Decode JSON as the type of `decoder`; a float such as `7200.0` is accepted as an integer. Raises
     `msgspec.ValidationError` if the body is JSON of another type, and one of `UNDECODABLE` if it is no JSON."""
     try:
         return decoder.decode(body)
@@ -79,7 +79,7 @@ def issue_of(error: msgspec.ValidationError) -> Issue:
 
 
 def convert(payload: object, kind: Any) -> Any:
-    """Convert a decoded value to the type `kind`, also if an integer in it is a float such as 7200.0. Raises
+    """Convert a decoded value to the type `kind`; a float such as 7200.0 is accepted as an integer. Raises
     `msgspec.ValidationError`, or `RecursionError` if the value is nested too deeply."""
     try:
         return msgspec.convert(payload, kind)

@@ -218,8 +218,8 @@ def admit(
 
 
 def digest(event: TipEvent) -> bytes:
-    """A hash of 16 bytes by which a repeated event is recognised: equal events have equal hashes. It is of the event as
-    stored, with its time rounded down to milliseconds, so an event of the log that is sent again is a duplicate."""
+    """A hash of 16 bytes, equal for equal events, by which a repeated event is recognised. The event time is rounded
+    down to milliseconds first, as it is stored. So an event that is read from the log and sent again is a duplicate."""
     if beyond := event.occurred_at.microsecond % 1000:
         event = msgspec.structs.replace(event, occurred_at=event.occurred_at - timedelta(microseconds=beyond))
     return hashlib.blake2b(_ENCODER.encode(event), digest_size=16).digest()

@@ -24,7 +24,7 @@ MAX_DWELL_MS = 86_400_000
 # `start`, `end` and `hour`, which appear beside the names of actions in settings and answers. Keep the line while
 # events or decisions with the action are stored.
 class Action(StrEnum):
-    """What a user did with a tip. `reward`, from 0 to 1, is the default of the setting PROFILES_REWARDS for it."""
+    """What a user did with a tip. `reward`, from 0 to 1, is the action's default in the setting PROFILES_REWARDS."""
 
     COMPLETED = "completed", 1.0
     DISMISSED = "dismissed", 0.0
@@ -43,7 +43,7 @@ _ACTIONS: dict[str, Action] = {action.value: action for action in Action}
 
 
 def stored_action(name: str) -> Action:
-    """The action of this name from a stored row; the name itself, as a string, if only a later release declares it."""
+    """The action of this name from a stored row. If only a later release declares the action, the name as a string."""
     return _ACTIONS.get(name) or cast(Action, name)
 
 

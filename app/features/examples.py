@@ -43,7 +43,7 @@ def feedback(
     tip_id: str = "tip-1",
     dwell_ms: int | None = None,
 ) -> ExampleEvent:
-    """The user reacted to a tip, which was on screen for `dwell_ms` milliseconds. For the others, see `served`."""
+    """The user reacted to a tip, on screen for `dwell_ms` milliseconds. `ago` and `local_hour`: as in `served`."""
     fields = {"subject": FEEDBACK, "tip_id": tip_id, "action": action, "dwell_ms": dwell_ms}
     return ExampleEvent(ago, local_hour, fields)
 

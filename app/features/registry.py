@@ -35,7 +35,7 @@ _INT64 = 1 << 63
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
-    """A feature, as a process that serves it records it in the database. `relations`: those that `compute` reads."""
+    """A feature, as its processes record it in the database. `relations`: those that the SQL in `compute` reads."""
 
     name: str
     dtype: Dtype
@@ -50,8 +50,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Feature(Definition, frozen=True, kw_only=True):
-    """The declaration of a feature, an entry of the registry. `app/features/README.md` describes the fields. The
-    inherited times and the fingerprint are derived, and `compiled` sets the relations."""
+    """The declaration of a feature, an entry of the registry. `app/features/README.md` describes the fields. `ttl_ms`,
+    `window_ms` and `fingerprint` are derived from other fields; `compiled` sets the relations."""
 
     ttl: timedelta
     window: timedelta
@@ -98,8 +98,8 @@ class Feature(Definition, frozen=True, kw_only=True):
         return None, f"the SQL gave {found} where {self.dtype} is declared"
 
     def newest_event(self, newest: Mapping[str, int]) -> int:
-        """The sequence number of the user's newest event that invalidates the feature, given those of the user's newest
-        event of each subject; 0 if there is none."""
+        """The sequence number of the user's newest event that invalidates the feature; 0 if there is none. `newest` has
+        the number of the user's newest event of each subject."""
         return max((newest.get(subject, 0) for subject in self.invalidated_by), default=0)
 
 
@@ -207,7 +207,7 @@ class Registry(Sequence[Feature]):
         return frozenset(entry.name for entry in self._entries if subject in entry.invalidated_by)
 
     def longest_window_ms(self, mask: int | None = None) -> int:
-        """The longest window (ms) of the features in the mask, or of all. Without events in it, a user has defaults."""
+        """The longest window (ms) of the features in the mask, or of all. Older events change no feature."""
         entries = self._entries if mask is None else [self._entries[index] for index in indices(mask)]
         return max((entry.window_ms for entry in entries), default=0)
 
@@ -241,5 +241,5 @@ class ProfileRead(msgspec.Struct, frozen=True):
 
     @property
     def version(self) -> int:
-        """The highest version of a value; 0 without values."""
+        """The highest version among the values; 0 if there are none."""
         return max(self.versions.values(), default=0)

@@ -56,7 +56,7 @@ _JSON_TYPES: dict[Dtype, str] = {"float": "number", "int": "integer", "str": "st
 
 
 def check_mirror(registry: Registry, mirror: type[msgspec.Struct]) -> None:
-    """Raise `RegistryError`, which names the feature, if one side lacks it or its dtype or description differs."""
+    """Raise `RegistryError`, with the feature's name, if a side lacks a feature or its dtype or description differs."""
     _, components = msgspec.json.schema_components([mirror], schema_hook=lambda _: {})
     fields = components[mirror.__name__]["properties"]
     for name in fields.keys() - set(registry.names):

@@ -1,4 +1,4 @@
-"""Makes the structs of answers from the values that they show."""
+"""Makes the structs of answers from objects that have attributes of the same names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def view(kind: type[T], *sources: object, **others: Any) -> T:
-    """Make a struct of the type `kind`. A field is taken from `others`, else from the attribute of the same name of the
-    first of the `sources` that has it. From an attribute `x_ms` (epoch ms), the field `x` gets the time as RFC 3339."""
+    """Make a struct of the type `kind`. Each field is taken from `others`, else from the first of the `sources` that
+    has an attribute of the same name. An attribute `x_ms` (epoch ms) gives the field `x` the time as RFC 3339."""
     for source in sources:
         for name in kind.__struct_fields__:
             if name not in others and hasattr(source, f"{name}_ms"):

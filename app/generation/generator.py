@@ -43,8 +43,8 @@ class GeneratedTip(msgspec.Struct, kw_only=True):
 
 
 class Model(NamedTuple):
-    """A language model, and the largest number of concurrent calls. `write` calls it: it returns or raises
-    `ModelFailed` within a bounded time, and the text is not yet checked."""
+    """A language model. `write` calls it within a bounded time and returns the text, which is not yet checked, or
+    raises `ModelFailed`. At most `at_once` calls may run concurrently."""
 
     write: Callable[[TipRequest], Awaitable[str]]
     name: str
@@ -52,7 +52,8 @@ class Model(NamedTuple):
 
 
 class TipGenerator(msgspec.Struct, eq=False):
-    """If `model` is None, the template writes every tip, which is not counted as a failure."""
+    """Generates tips with the `model`, or with the template if the model fails. If `model` is None, the template writes
+    every tip, which is not counted as a failure."""
 
     model: Model | None
     clock: Clock
@@ -63,7 +64,6 @@ class TipGenerator(msgspec.Struct, eq=False):
     _stopping: bool = False
 
     async def write(self, request: TipRequest) -> GeneratedTip:
-        """Generate a tip, with the template if the model fails."""
         reason: FallbackReason | UnsetType = UNSET
         if self.model is not None:
             try:
@@ -115,10 +115,10 @@ class TipGenerator(msgspec.Struct, eq=False):
         return text
 
     def _note(self, started: float, error: Exception | None = None) -> None:
-        """Record a call that began at `started` and has ended, with this error if it failed. After `SKIP_AFTER` such
-        failures of the endpoint in a row, skip the model for `SKIP_S` seconds, or for as long as the endpoint asked its
-        clients to wait, but at most for `LONGEST_SKIP_S`. Then requests call it again, and one more failure begins the
-        next skip. A call that began before a skip and fails during it can make the skip longer, never shorter."""
+        """Record that a call begun at `started` has ended, with this error if it failed. After `SKIP_AFTER` failures in
+        a row (other than `ModelFailed.well`), skip the model for `SKIP_S` seconds, or for as long as the endpoint asked
+        its clients to wait, but at most for `LONGEST_SKIP_S`. Then requests call it again, and one more failure begins
+        the next skip. A call that began before a skip and fails during it can make the skip longer, never shorter."""
         now = self.clock.monotonic()
         self.metrics.model_seconds.observe(now - started)
         failed = error if isinstance(error, ModelFailed) else None

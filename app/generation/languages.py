@@ -14,8 +14,8 @@ from app.generation.tip_request import Mood
 
 
 class Phrases(msgspec.Struct, frozen=True, kw_only=True):
-    """The template's phrases in one language. `due` and `was_due` have two `{}`: one for the task, and one for the
-    time, which the phrases from `today` to `at` word. `encouragement` has variants for each mood."""
+    """The template's phrases in one language. In `due` and `was_due`, the first `{}` is the task and the second the
+    time, such as `tomorrow at 17:30`. `encouragement` has variants for each mood."""
 
     quotes: tuple[str, str]
     unnamed: str  # replaces an unreadable title at the beginning of a sentence

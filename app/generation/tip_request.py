@@ -1,7 +1,7 @@
 """The request for a tip's text: a task, and the user's profile reduced to traits, such as "usually completes tips".
 
-Invariants: a writer learns nothing else about the user, and no user's id. Only features in `ALLOWED` are read, and no
-number but the preferred hour leaves this module. So a language model is told habits, never the values behind them.
+Invariants: the model and the template learn nothing else about the user, not even the id. Only features in `ALLOWED`
+are read, and the only number in the traits is the preferred hour. So a model gets habits, not the values behind them.
 """
 
 from __future__ import annotations

@@ -53,11 +53,11 @@ class AuditTrail(Protocol):
     async def page(
         self, before: int, limit: int, actor: str | None = None, action: str | None = None, subject: str | None = None
     ) -> list[AuditEntry]:
-        """The newest `limit` entries below the id `before`, newest first; of an actor, action and subject if given."""
+        """The newest `limit` entries below the id `before`, newest first, filtered by the other arguments."""
 
 
 class AuditedAction(msgspec.Struct):
-    """An audited action in progress. `outcome` is stored at its end; if None, `done` or the error that it raised."""
+    """An audited action in progress. At its end, `outcome` is stored or, if None, `done` or the raised error."""
 
     outcome: str | None = None
 

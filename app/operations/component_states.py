@@ -1,5 +1,5 @@
-"""Derives the state of the service and of its components from the readiness checks of all processes. They may disagree:
-one may fail to reach a cache that another one reaches. The worst recent report counts."""
+"""Derives the state of the service and of its components from the readiness checks of all processes. If processes
+disagree, for example because one cannot reach the cache, the worst recent report counts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ UNASKED = ReadinessCheck(False, "it was not asked", state="unknown")
 
 def component_views(checks: Mapping[str, ReadinessCheck]) -> dict[str, ComponentView]:
     """The state of every component and of the whole service, by name, from the checks of one process. A component
-    without a check is `unknown`. While cache keys must yet be deleted, the cache has the state of `invalidations`."""
+    without a check is `unknown`. While deletions are owed, the cache has the state of the check `invalidations`."""
     found = {name: checks.get(name, UNASKED).view for name in COMPONENTS if name != "service"}
     if found["cache"] == OK and "invalidations" in checks:
         found["cache"] = checks["invalidations"].view

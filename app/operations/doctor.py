@@ -55,7 +55,7 @@ def diagnose_keys(settings: Settings) -> list[Line]:
 
 
 def diagnose_features(running: Sequence[Sample], disabled: Mapping[str, str]) -> Line:
-    """`running` has the newest sample of each process; `disabled` describes each disabled feature, by its name."""
+    """Report features that fail in the newest samples of `running` processes, and those that are `disabled`."""
     off = "; ".join(f"{name} is {how}" for name, how in disabled.items())
     views = [view for sample in running if (view := sample.components.get("features")) is not None]
     failing = sorted({view.detail for view in views if view.state in ("degraded", "down")})

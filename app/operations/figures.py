@@ -1,4 +1,4 @@
-"""Computes the figures of the overview from the samples of all processes. One is None if nothing was observed."""
+"""Computes the figures of the overview from the samples of all processes. A figure is None if nothing was observed."""
 
 from __future__ import annotations
 
@@ -147,8 +147,8 @@ KINDS = (
 def compute_figures(
     samples: Sequence[Sample], of_period: Iterable[Sample], period: Period, now_ms: int
 ) -> tuple[dict[str, Figure], Mapping[str, int]]:
-    """Compute the figures and the sums of the counts over the last hour, each by name. The series show the samples or
-    summaries `of_period`; the value of a gauge in a slot is the highest. Samples must come oldest first."""
+    """Compute the figures, and the sums of the counts of the last hour, each by name. The figures' series show the
+    samples or summaries `of_period`, and the highest value of a gauge in each slot. Samples must come oldest first."""
     latest = sum_samples(item for item in samples if item.at_ms > now_ms - NOW_MS)
     hour = sum_samples(item for item in samples if item.at_ms >= slot_starts(now_ms)[0])
     by_slot: defaultdict[int, list[Sample]] = defaultdict(list)
@@ -177,7 +177,7 @@ def _value(kind: Kind, totals: Totals, *, newest: bool = False) -> float | None:
 
 
 def slot_starts(now_ms: int, period: Period = "hour") -> list[int]:
-    """The beginnings, in epoch ms, of the slots of a period, the current one included; the oldest first."""
+    """The times (epoch ms) at which the slots, equal parts of a period, begin, up to the current slot; oldest first."""
     slot_ms, count = SLOTS[period]
     last = now_ms - now_ms % slot_ms
     return [last - number * slot_ms for number in reversed(range(count))]

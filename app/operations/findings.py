@@ -132,7 +132,7 @@ def findings(
 
 
 def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
-    """`newest` has the newest sample of each process. Those of older releases name no registry and are ignored."""
+    """A finding if the `newest` samples of the processes name different registries. Older releases name none."""
     served: defaultdict[str, list[str]] = defaultdict(list)
     for sample in newest:
         if sample.registry and not sample.stopped:
@@ -145,7 +145,7 @@ def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
 
 
 def wrong_decisions(senders: Sequence[tuple[str, int]]) -> list[Finding]:
-    """A finding for each of the `senders`: producers with the number of their events that named an unknown decision."""
+    """A finding for each producer with events that named an unknown decision. `senders`: producers and counts."""
     advice = "Nothing is learned from them. The sender must use the decision_id that /score returned for the same user."
     texts = [
         f"{_counted(count, 'event', 'events')} sent by {sender} named no decision of the user."
@@ -155,7 +155,7 @@ def wrong_decisions(senders: Sequence[tuple[str, int]]) -> list[Finding]:
 
 
 def waiting_to_be_pruned(kinds: Sequence[str]) -> list[Finding]:
-    """A finding if a first deletion of old rows waits for an admin to confirm it. `kinds` are such as `events`."""
+    """A finding if the first deletion of `kinds` of rows, such as `events`, waits for an admin's confirmation."""
     if not kinds:
         return []
     text = f"Old {' and '.join(kinds)} are not deleted: the first run would delete more than three days of them."

@@ -1,7 +1,7 @@
 """Builds the overview page's data: component states, figures of the last hour, and the findings derived from both.
 
 The component states come from checks that this process makes now, and from recent samples of other processes. If the
-checks do not end in time, they are the stored ones. If the database does not answer, they are what this process sees.
+checks do not end in time, the stored states are shown. If the database does not answer, only the checks count.
 """
 
 from __future__ import annotations

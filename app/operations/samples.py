@@ -84,7 +84,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def process_label(self) -> str:
-        """Such as `worker 3f9a01bc`, for messages."""
+        """The role and the name of the process for messages, such as `worker 3f9a01bc`."""
         return f"{'worker' if self.role == 'worker' else 'API process'} {self.process}"
 
 
@@ -147,8 +147,8 @@ def summaries(samples: Iterable[Sample]) -> list[Sample]:
 
 
 class Totals(msgspec.Struct):
-    """The sum of samples. `newest` and `highest` hold the newest and the highest value of each gauge, by name. Samples
-    of any process cover `covered_s` seconds; those of API processes, by which requests are divided, `served_s`."""
+    """The sum of samples. `newest` and `highest` hold the newest and the highest value of each gauge, by name. The
+    samples cover `covered_s` seconds. Those of API processes cover `served_s` seconds, the divisor of request rates."""
 
     counts: Counter[str] = msgspec.field(default_factory=Counter)
     newest: dict[str, float] = msgspec.field(default_factory=dict)
@@ -201,8 +201,8 @@ class Sampler(msgspec.Struct, kw_only=True, eq=False):
         self._last, self._last_at = read(self.metrics), self.clock.monotonic()
 
     async def sample(self) -> None:
-        """Store a sample; called every `EVERY_S` seconds. If a readiness check fails that passed before, all of them
-        are repeated after `ASK_AGAIN_S` seconds. Raises `StoreUnavailable`."""
+        """Store a sample; called every `EVERY_S` seconds. If a readiness check has begun to fail since the last sample,
+        all checks are repeated after `ASK_AGAIN_S` seconds. Raises `StoreUnavailable`."""
         checks = await self.ask_readiness()
         if any(not check.ok and name not in self._failing for name, check in checks.items()):
             await self.pause(ASK_AGAIN_S)

@@ -109,7 +109,7 @@ class FeatureAvailability(msgspec.Struct, eq=False):
         log.warning("feature_resumed", feature=self.registry.names[index])
 
     def failed(self, index: int, user_id: str, reason: str) -> None:
-        """Record that a feature failed for a user. Pause it when it has failed for `FAILED_USERS` of them."""
+        """Record that a feature failed for a user. Pause the feature when it has failed for `FAILED_USERS` users."""
         trouble = self._trouble(index, user_id, reason)
         trouble.users.add(user_id)
         if len(trouble.users) >= FAILED_USERS:
@@ -128,9 +128,9 @@ class FeatureAvailability(msgspec.Struct, eq=False):
         log.error("feature_paused", feature=trouble.feature, reason=trouble.reason, try_again_s=trouble.pause_s)
 
     def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
-        """Return why a feature is paused, for a read of this user; None if it is not. The next attempt is made for this
-        user, so that one failing user cannot keep the feature paused for all. But a feature that was too slow for a
-        user is tried for that user again, so that it is not resumed too early."""
+        """Return why a feature is paused; None if it is not. A feature that failed is next tried for this user, so that
+        one failing user cannot keep it paused for all. A feature that was too slow is tried again for the user for whom
+        it was too slow, so that it is not resumed too early."""
         if not self._paused_mask >> index & 1:
             return None
         trouble = self._troubles[index]

@@ -56,13 +56,13 @@ class Moments(msgspec.Struct, frozen=True):
 
 def served_row(decision: LoggedProfile | None, path: str, moments: Moments, mask: int) -> tuple[Profile, ComputeRow]:
     """The training set row of a decision: the values that it was made from, and a `ComputeRow` for the other features
-    in the mask, which it did not read or whose definition has changed since. They are computed as of the moment at
-    which the decision read the profile, from the same events. A feature that was null then, because it was disabled or
-    failing, is null again.
+    in the mask: those that it did not read, or that were redefined since. They are computed as of the moment
+    when it read the profile, from the events behind the values that it read. A feature that was null then, because it
+    was disabled or failing, is null again.
 
     Raises:
         InvalidInput: the decision does not exist (None), it does not record how its profile was read, or events that a
-            computation needs have been pruned. `path` is the path in the issue.
+            computation needs have been pruned. The error names `path` as the place.
     """
     if decision is None or decision.read is None:
         reason = "the service did not read its profile; it was sent with the request, or null"

@@ -67,7 +67,7 @@ class Cache(Protocol):
 
     async def drop(self, cells: Collection[Cell]) -> None:
         """Delete the keys of cells, whatever they hold. Returns only when every server has confirmed it. If only some
-        have, the error has the `slots` of the other users."""
+        servers confirm, the error has the hash `slots` of the users whose keys may be left."""
 
     async def drop_exactly(self, epoch: Epoch, held: Sequence[tuple[Cell, bytes]]) -> int:
         """Delete each cell that still holds exactly the given bytes; return how many were deleted."""
@@ -118,7 +118,7 @@ class Source(Protocol):
         """Compute all rows in one snapshot of the database. Rows without a `now_ms` are computed as of `clock_ms`."""
 
     async def fitting(self, asked: Sequence[ComputeRow]) -> int:
-        """How many of the rows, from the first on, one `compute` can do in some tens of milliseconds; at least 1."""
+        """The number of rows, from the first on, that one `compute` can do in some tens of milliseconds; at least 1."""
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
         """Compute all rows in one snapshot, on a separate connection, so that slow features delay no read."""
@@ -219,7 +219,7 @@ class UserQueries(Protocol):
 
 class LoggedProfile(NamedTuple):
     """The profile of a stored decision. `number` orders decisions by the time of storing. `origin` is `service` if the
-    service read the profile; otherwise, and if an old release made the decision, `read` is None."""
+    service read the profile. `read` is None for any other origin, and for decisions of old releases."""
 
     number: int
     decision_id: str

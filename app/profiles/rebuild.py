@@ -173,16 +173,16 @@ class RebuildRepository(Protocol):
         none, or if the run has ended."""
 
     async def advance(self, part: Part, users: int, after: str, now_ms: int, error: str | None = None) -> Part | None:
-        """Record that `users` more users of a part are done, up to the position `after`, and an error in place of the
-        run's last one, unless it is None. Return the part as it is now, or None if the run has ended or another worker
-        has claimed the part."""
+        """Record that `users` more users of a part are done, up to the position `after`. An `error` replaces the last
+        error of the run. Return the part as it is now, or None if the run has ended or another worker has claimed the
+        part."""
 
     async def release(self, part: Part) -> None:
         """Let any worker claim the rest of a part."""
 
     async def finish(self, run_id: str, state: State, now_ms: int, error: str | None) -> bool:
-        """Set the final state of an active run, and its error, unless that is None; delete ended runs but the last
-        `KEPT`. Return False if the run had ended, or is to be `completed` but has unfinished parts."""
+        """Set the final state of an active run, and the error unless it is None; delete all ended runs but the last
+        `KEPT`. Return False if the run had ended, or if `state` is `completed` but parts are unfinished."""
 
 
 def scope_of(user_ids: Sequence[str] | None) -> str:

@@ -54,7 +54,7 @@ async def _try(source: Source, registry: Registry, index: int, user_ids: Sequenc
 
 
 class Side(msgspec.Struct):
-    """The values of one definition: how many are null, how many failed, and the quartiles, None without numbers."""
+    """The values of one definition: how many are null, how many failed, and the quartiles of the numbers, if any."""
 
     fingerprint: str
     nulls: int

@@ -37,7 +37,7 @@ log = logger("profiles.consistency")
 
 
 class CheckResult(NamedTuple):
-    """The result of checking one user. `wrong` has what is logged of each wrong value; empty unless `violation`."""
+    """The result of checking one user. `wrong` has facts to log about each wrong value; empty unless `violation`."""
 
     user_id: str
     outcome: Outcome
@@ -102,8 +102,8 @@ def report(result: CheckResult, metrics: Metrics, **context: object) -> None:
 
 
 class ConsistencyMonitor(msgspec.Struct, eq=False):
-    """Each worker has one instance and calls its `round` every `ROUND_S` seconds. `_scheduled` is a heap of checks: the
-    time on the monotonic clock, the name of the delay, and the event."""
+    """Checks the users of recent events after the `DELAYS`; `round` is called every `ROUND_S` seconds. `_scheduled` is
+    a heap of checks: the time on the monotonic clock, the name of the delay, and the event."""
 
     checker: ConsistencyChecker
     users_per_s: int

@@ -38,7 +38,7 @@ log = logger("profiles.consistency")
 
 class DecisionCheck(NamedTuple):
     """The result of checking a decision's profile. `values` has the outcome of each recorded value, by feature name.
-    `wrong` has what is logged of each wrong value."""
+    `wrong` has the facts to log about each wrong value."""
 
     decision: LoggedProfile
     outcome: Outcome
@@ -75,7 +75,7 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
         ]
 
     def _rows(self, decision: LoggedProfile) -> list[ComputeRow]:
-        """The rows that compute a decision's values again, one for each version; without features redefined since."""
+        """The rows that compute a decision's values again, one for each version, without redefined features."""
         if decision.read is None:
             return []
         masks: dict[int, int] = {}

@@ -34,9 +34,9 @@ class InspectedCell(NamedTuple):
     `holds` says what the key in the cache contains, and `held` is its value if a read may serve it. `state` is `stale`
     if an event should have deleted that value, `fresh` if not, and `missing` if `held` is None. All three are None
     while the cache is unavailable. `outcome` is the computed value. `difference` compares it with `held`: `none` if
-    they are equal, `stale` if an event explains the difference, `unexplained` otherwise; None if there is nothing to
-    compare, or if `held` was computed later than `outcome`, by a clock that is ahead. `disabled`: an admin has disabled
-    the feature.
+    they are equal, `stale` if an event explains the difference, `unexplained` otherwise. It is None if either value is
+    missing, or if `held` was computed later than `outcome`, by a process whose clock is ahead. `disabled`: an admin has
+    disabled the feature.
     """
 
     feature: int
@@ -58,8 +58,8 @@ class InspectedCell(NamedTuple):
 
 class Inspection(NamedTuple):
     """The result of inspecting one user at the time `at_ms`, with one cell per feature. `cache` is `trusted` if reads
-    serve cached values now, `owed` if they do not until stale keys are deleted, and `away` if no cache answers.
-    `newest` has the sequence number of the user's newest event by subject."""
+    serve cached values now, `owed` if reads compute because stale keys must be deleted first, and `away` if no cache
+    answers. `newest` has the sequence number of the user's newest event by subject."""
 
     user_id: str
     at_ms: int
@@ -88,7 +88,7 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
     ) -> list[Inspection]:
         """Inspect users and the features in `mask`, by default all; return one inspection for each user, in order.
         Unless `compute`, cached values are compared with the event log only: each cell's `difference` is None, and its
-        `outcome` is no value. Raises `StoreUnavailable`."""
+        `outcome` a null value. Raises `StoreUnavailable`."""
         if not user_ids:
             return []
         mask = self.computation.registry.full_mask if mask is None else mask
@@ -114,7 +114,7 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         ]
 
     def _confirmed(self, cell: InspectedCell, raw: bytes | None, at: ReadTime) -> InspectedCell:
-        """The cell; without its value if that looked wrong and is not in the key any more, which now holds `raw`."""
+        """Return the cell, without its value if that looked wrong and has left the key, which now holds `raw`."""
         if cell.fault is None or self.filler.hit(cell.feature, raw, at) == cell.held:
             return cell
         return cell._replace(state="missing", holds="nothing", held=None, difference=None)

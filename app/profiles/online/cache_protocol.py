@@ -128,7 +128,7 @@ def decode(held: bytes | None) -> FeatureValue | None:
 
 
 class ReadTime(NamedTuple):
-    """The time by this process's clock, with 13 digits as in values. A value computed after `latest` is no hit."""
+    """The time now, and the latest time at which a hit may have been computed; in 13 digits, as in cached values."""
 
     now: bytes
     latest: bytes
@@ -270,8 +270,8 @@ class TrustGate(msgspec.Struct, eq=False):
 
     `check` queries the database if the last query is too old; it does not rely on a timer, which a busy event loop
     could delay. If a query takes a round trip, reads share it, and send their MGET meanwhile. `on_owed` is called if an
-    invalidation is owed or the query fails. `replaced_slots` returns the hash slots in which keys of the first state
-    are no longer read under the second.
+    invalidation is owed or the query fails. `replaced_slots` returns the hash slots whose cache keys differ between
+    two states.
     """
 
     state: ObservedState
@@ -286,8 +286,8 @@ class TrustGate(msgspec.Struct, eq=False):
 
     def check(self) -> frozenset[int] | PendingCheck:
         """The hash slots of the users whose cached values must not be served by a read that begins now; `EVERY_SLOT` is
-        among them if the database does not answer. If that takes a query with a round trip, return a function that
-        awaits it: the read may ask the cache meanwhile, but must call the function before it serves a hit."""
+        among them if the database does not answer. If the check must wait for a query, return a function that awaits
+        it: the read may ask the cache meanwhile, but must call the function before it serves a hit."""
         now = self.clock.monotonic()
         if 0 <= now - self._checked_at <= CHECK_VALID_S:
             return self._distrusted
@@ -303,7 +303,7 @@ class TrustGate(msgspec.Struct, eq=False):
         return partial(self._answer, self._asking, self.state.last)
 
     async def distrusted(self) -> frozenset[int]:
-        """The result of `check`, after its query."""
+        """The hash slots that `check` returns, after its query if it needs one."""
         check = self.check()
         return check if isinstance(check, frozenset) else await check()
 
@@ -321,16 +321,16 @@ class TrustGate(msgspec.Struct, eq=False):
         return state
 
     async def _answer(self, asking: asyncio.Task[State | None], before: State) -> frozenset[int]:
-        """Await a query; return the result of `check`. The read may have asked the cache already, for the keys of the
-        state `before`. So hash slots in which these keys have been replaced are added."""
+        """Await a query; return the result of `check`. The read may have asked the cache already, with the keys of the
+        state `before`. The hash slots in which these keys have been replaced since are returned, too."""
         state = await asyncio.shield(asking)
         if state is None:
             return _EVERYONE
         return state.owed if state.has_keys_of(before) else state.owed | self.replaced_slots(before, state)
 
     def _note(self, at: float, state: State | None) -> frozenset[int]:
-        """Record the result of a query that began at `at` or later; None if the database did not answer. Return the
-        hash slots of the users whose cached values must not be served."""
+        """Record the result of a query that began at `at` or later. `state` is None if the database did not answer.
+        Return the hash slots of the users whose cached values must not be served."""
         self._checked_at = at
         if state is not None:
             self._owed = state.owed

@@ -173,7 +173,7 @@ class Computation:
                 raise
 
     def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
-        """As `FeatureAvailability.withheld`. If the pause is over, start an attempt in the background."""
+        """As `FeatureAvailability.withheld`. If the pause is over, also start an attempt in the background."""
         trouble = self.availability.withheld(index, user_id)
         if trouble is not None:
             self.try_again()
@@ -245,8 +245,8 @@ class Computation:
         return profile
 
     def _checked(self, index: int, raw: object, error: str | None, user_id: str) -> tuple[bytes, str | None]:
-        """Encode a value from the database as JSON. Return it with None, or null with an error text, which is counted
-        and logged: the `error` of the SQL, or that the value is not of the feature's dtype."""
+        """Encode a value from the database as JSON; return it and None. If the SQL failed with an `error`, or the value
+        is not of the feature's dtype, count and log this, and return null and the error text."""
         entry = self.registry[index]
         value, wrong = entry.value_of(raw)
         error = error or wrong

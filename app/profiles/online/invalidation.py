@@ -35,7 +35,7 @@ Stale = Mapping[str, Collection[str]]
 
 
 class Invalidator(msgspec.Struct, kw_only=True, eq=False):
-    """`wake`: if set, `keep_settling` queries for owed invalidations now, and not after its interval."""
+    """Deletes stale cache keys, or records them as owed. Setting `wake` makes `keep_settling` run without delay."""
 
     cache: Cache
     owed: OwedInvalidations

@@ -36,8 +36,8 @@ PROOFS_PER_TICK = 16
 
 
 class KeptProfile(NamedTuple):
-    """A user's profile: the JSON and the version of each feature of a mask. It may be served from when the newest value
-    was computed, `computed_at_ms`, until before the first one expires, at `expires_at_ms`."""
+    """A user's profile: the JSON and the version of each feature of a mask. It may be served from `computed_at_ms`,
+    when its newest value was computed, until before `expires_at_ms`, when its first value expires."""
 
     values: Sequence[bytes]
     versions: Sequence[int]

@@ -183,7 +183,7 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
 
     def _local_profile(self, user_id: str) -> Profile | None:
         """The profile with all features from the local cache, or None. The local cache has only one computation time
-        and one expiry per profile, so each value gets these."""
+        and one expiry per profile, so each value gets these two."""
         mask = self.computation.registry.full_mask & ~self.computation.availability.disabled
         profile = self._nulls()
         kept = self._local_hit(user_id, mask)
@@ -199,7 +199,7 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
         return {index: not_computed(item.at_ms, str(item)) for index, item in disabled.items()}
 
     def _trusted_local_cache(self) -> tuple[LocalCache | None, frozenset[int]]:
-        """The local cache if its hits may be served, and the hash slots of the users for whom they may not."""
+        """The local cache if its hits may be served, and the hash slots of the users whose hits must not be served."""
         # One rule for all hits: if hits from the server would not be served, local ones are not served either.
         if self.local_cache is not None and self.cache.available:
             distrusted = self.gate.check()
@@ -213,7 +213,7 @@ class ProfileReader(RequestBatching, kw_only=True, eq=False, dict=True):
 
 
 def _without(wanted: Wanted, off: int) -> dict[str, int]:
-    """The wanted masks without the disabled features `off`; users who want only disabled features are left out."""
+    """Remove the disabled features `off` from the masks, and leave out users with no other feature."""
     return {user_id: mask & ~off for user_id, mask in wanted.items() if mask & ~off}
 
 

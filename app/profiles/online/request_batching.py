@@ -64,8 +64,8 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
 
     def submit(self, wanted: Wanted, *, plain: bool, patient: bool = False) -> asyncio.Future[dict[str, Any]]:
         """Read at most `GROUP_CAP` users, together with the other requests of this tick. The future gives, by user id,
-        the JSON of each feature if `plain`, else the profile. It raises `StoreUnavailable`, or `Overloaded` if values
-        must be computed, too many requests wait already and this request is not `patient`."""
+        the JSON of each feature if `plain`, else the profile. It raises `StoreUnavailable`. If values must be computed
+        while too many requests wait, it raises `Overloaded`, unless the request is `patient`."""
         request = _BatchedRead(wanted, plain, patient, self._loop.create_future())
         group = self._open
         if group is None or self._open_users + len(wanted) > GROUP_CAP:
@@ -126,9 +126,9 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
     def _answer_hits(
         self, requests: list[_BatchedRead], held: list[bytes | None], at: ReadTime, mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
-        """Answer the requests whose values are all cached, and shed the others, unless `patient`, if the process is
-        overloaded. Return the requests that need a computation, the cached values of their users, and the contents of
-        the keys without a hit, which become the tokens of fills. For `mark`, see `LocalCache.offer`."""
+        """Answer the requests whose values are all cached. If the process is overloaded, shed the others, except
+        `patient` ones. Return the requests that need a computation, the cached values of their users, and the contents
+        of the keys without a hit, which become the tokens of fills. For `mark`, see `LocalCache.offer`."""
         local_cache, masks = self.local_cache, self.computation.masks
         overloaded = self.computation.overloaded
         shed = 0
@@ -164,7 +164,7 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         return waiting, profiles, missing
 
     def _hits(self, wanted: Wanted, held: Sequence[bytes | None], at: ReadTime) -> dict[str, Sequence[bytes]] | None:
-        """The JSON of each wanted feature by user id; None unless all are hits, and of the same features."""
+        """The JSON of each wanted feature by user id; None unless all are hits and every user has the same mask."""
         if len(wanted) == 1:
             ((user_id, mask),) = wanted.items()
             values = self.computation.masks(mask).values(held, at)

@@ -64,7 +64,7 @@ def common_bins(dtype: Dtype, now: Counter[Scalar], before: Counter[Scalar]) -> 
 
 
 def numbers(values: Mapping[Scalar, int]) -> Counter[float]:
-    """The counts of the numbers among the values, which are clipped to ±`HUGE`, and 0 within ±`TINY`."""
+    """The counts of the numbers among the values. Numbers are clipped to ±`HUGE`; numbers within ±`TINY` count as 0."""
     counts: Counter[float] = Counter()
     for value, count in values.items():
         if isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""Measures data quality for users drawn at random, and finds the users behind a number of a report.
+"""Measures data quality for users drawn at random, and searches for users whose cached value has a given state.
 
 For each page of users, the inspector compares the cache with the log. Then the users' values are computed as of the
 measurement and as of `BEFORE_DAYS` days before it. The users come in random order, so if time runs out, the users
@@ -61,7 +61,7 @@ class FoundUsers(NamedTuple):
 
 
 class DataQuality(msgspec.Struct, kw_only=True, eq=False):
-    """Makes one measurement at a time, of up to `sample` users each now and `BEFORE_DAYS` days ago."""
+    """Makes one measurement at a time, of up to `sample` users drawn for now and as many for `BEFORE_DAYS` days ago."""
 
     inspector: Inspector
     random: Random

@@ -89,8 +89,8 @@ class Intervals(msgspec.Struct):
 
 class Drift(msgspec.Struct):
     """How far the values of a feature at the measurement differ from those 7 days before. Both are computed from the
-    event log. Each time, the users are a sample of those with an event within the longest window of any feature before
-    that time."""
+    event log, each for a sample of the users with an event within the longest window of any feature before that
+    time."""
 
     psi: Annotated[
         float | None, Meta(description="Population stability index over `bins`; null if `why_not` says why.")
@@ -218,7 +218,7 @@ def _drift(entry: Feature, sample: UserSample, figures: Figures) -> Drift:
 
 
 def _unreached(entry: Feature, sample: UserSample) -> str | None:
-    """Why a feature cannot be computed as of `before_ms`; None if it can: the event log holds the whole window."""
+    """Why a feature cannot be computed as of `before_ms`; None if the event log holds the whole window."""
     oldest_ms = sample.oldest_event_ms
     if oldest_ms is not None and oldest_ms <= sample.before_ms - entry.window_ms:
         return None
@@ -261,7 +261,7 @@ class QualityRepository(Protocol):
     """Stores the runs of the measurement. Raises `StoreUnavailable`."""
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
-        """The active run, and False; if there is none, a new run, and True."""
+        """Return the active run and False. If no run is active, store a new run, and return it and True."""
 
     async def newest(self, limit: int) -> list[QualityRun]:
         """Up to `limit` runs, newest first, without their reports."""
