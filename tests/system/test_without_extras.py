@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from email import message_from_bytes
 from importlib.metadata import distribution
 from pathlib import Path
@@ -15,7 +14,6 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
-from app.bandit.model.inputs import SPEC_V1
 from tests.support.events import payload, served
 from tests.support.http import Connection, serving
 from tests.support.processes import ROOT, Program, environment_of, free_port
@@ -97,9 +95,7 @@ async def test_wheel_without_extras_serves_profiles_only(
         assert "/score" not in (await connection.get("/schema/openapi.json")).json["paths"]
         await connection.close()
         assert (worker.stop(), api.stop()) == (0, 0)
-    # From a time when scoring was on.
-    with closing(sqlite3.connect(tmp_path / "p.db", isolation_level=None)) as database:
-        database.execute("INSERT INTO bandit_states VALUES ('ann', ?, x'00', 1, 0, NULL, NULL)", (SPEC_V1.hash,))
     with running(python, tmp_path, "doctor", "--full", "--json", **servers) as doctor:
         doctor.wait()
-    assert '"evidence"' in doctor.output, doctor.output
+    assert '"dead letters"' in doctor.output, doctor.output
+    assert '"evidence"' not in doctor.output

@@ -17,12 +17,10 @@ from app.stores.sql.event_log import SELECT_OLDEST as SELECT_OLDEST_EVENT
 from app.stores.sql.retention import SELECT_CUTOFF
 from app.stores.sql.retention import SELECT_OLDEST as SELECT_OLDEST_DECISION
 from app.stores.sql.samples import SELECT_UNKNOWN, backlog_of, hour_counts, running
-from app.stores.sql.sufficient_statistics import damaged, priors
 
 SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
 SELECT_DISABLED = "SELECT feature, disabled_by, reason, disabled_at_ms FROM disabled_features ORDER BY feature"
 SELECT_OLDEST = {"events": SELECT_OLDEST_EVENT, "decisions": SELECT_OLDEST_DECISION}
-SCORING = find_spec("numpy") is not None  # needed to decode statistics and priors
 OUTBOX_OLD_S = 60.0
 SAMPLE_OLD_S = 60.0
 # For each check that counts faults: its state if the count is not 0, the name of the faults, and the remedy.
@@ -70,8 +68,7 @@ def diagnose_contents(
         _count("event times", work.events_ahead),
         _decision_ids(connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()),
         _count("dead letters", work.dead_letters),
-        _count("evidence", damaged(connection, whole=whole and SCORING)),
-        *([_count("priors", sum(prior is None for prior in priors(connection)))] if SCORING else []),
+        *_scoring(connection, whole=whole),
         _samples(first(SELECT_NEWEST_SAMPLE), now_ms),
         _audit(hour_counts(connection, now_ms)),
         diagnose_features(samples, {row.feature: str(row) for row in disabled}),
@@ -84,6 +81,17 @@ def diagnose_contents(
         ),
     ]
     return lines, samples
+
+
+def _scoring(connection: Connection, *, whole: bool) -> list[Line]:
+    if find_spec("numpy") is None:
+        return []
+    from app.stores.sql.sufficient_statistics import damaged, priors  # noqa: PLC0415
+
+    return [
+        _count("evidence", damaged(connection, whole=whole)),
+        _count("priors", sum(prior is None for prior in priors(connection))),
+    ]
 
 
 def _count(check: str, count: int | None) -> Line:
