@@ -1,4 +1,4 @@
-"""Adds hash slots to owed invalidations, so that these keep only users of the same slot from reading cached values."""
+"""Adds the user's hash slot to each owed invalidation: it keeps only users of this slot from reading cached values."""
 
 from app.migrations import run
 
