@@ -1,5 +1,5 @@
-"""Stores the secret that signs the session cookies of admins, the sessions that were signed out, when each API key was
-used last, so that unused keys can be found, and the audit trail of admin actions."""
+"""Stores the secret that signs the session cookies of admins, the sessions that were signed out, and the audit trail of
+admin actions. Also stores the time of each API key's last use, so that unused keys can be found."""
 
 from __future__ import annotations
 
