@@ -1,7 +1,7 @@
 """Writes tips with a language model behind an OpenAI-compatible chat-completions endpoint.
 
-A request holds a model, two messages, `stream: false` and a JSON schema for the answer. It holds no other option,
-because each is refused by some endpoint.
+A request holds a model, two messages, `stream: false` and a JSON schema for the answer. No other option is sent,
+because some endpoint would refuse it.
 
 Invariants:
 - `write` ends within `patience_s`, whatever the endpoint does, including retries and pauses. A request is repeated at

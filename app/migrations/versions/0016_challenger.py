@@ -1,4 +1,4 @@
-"""Adds a column to the roll-out: the spec hash of the challenger that its stage belongs to."""
+"""Adds a column to the roll-out: the spec hash of the challenger that the stored stage belongs to."""
 
 from app.migrations import run
 

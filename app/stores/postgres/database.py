@@ -2,8 +2,8 @@
 write is one transaction. Its first statements lock the users that `of` names, in sorted order. For `SERVICE`, they lock
 one row that stands for all data of no particular user. The transaction is committed when `write` returns, as durably as
 the server's `synchronous_commit` says. It is rolled back when `write` raises, unless the error says that the outcome of
-the commit is unknown. After a deadlock or a serialization failure, `work` is called again; after a connection is lost
-before the commit, once."""
+the commit is unknown. After a deadlock or a serialization failure, `work` is called again. If the connection is lost
+before the commit, it is called once more."""
 
 from __future__ import annotations
 

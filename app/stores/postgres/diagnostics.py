@@ -198,8 +198,8 @@ def _pooler(connection: Connection, url: PostgresUrl) -> Line:
 
 
 def diagnose_connections(server: Mapping[str, str], limits: list[int | None], processes: int, connections: int) -> Line:
-    """Report whether the server allows the connections of all processes: `processes` that open up to `connections`
-    each. `limits`: the connection limits of the role and of the database, None for no limit."""
+    """Report whether the server allows the connections of all processes: up to `connections` for each of `processes`.
+    `limits`: the connection limits of the role and of the database, None for no limit."""
     total = int(server["max_connections"]) - int(server["superuser_reserved_connections"])
     allowed = min([total, *(limit for limit in limits if limit is not None)])
     text = f"{processes} processes open up to {processes * connections} connections, and the server allows {allowed}"

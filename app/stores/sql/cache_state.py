@@ -58,8 +58,9 @@ class SqlOwedInvalidations(SqlRepository):
 
     @writes(of=())
     def settled(self, connection: Connection, ids: Sequence[int]) -> None:
-        """Delete rows after their users' cache keys were deleted, and make every process clear its local cache. This is
-        for erased users: without their events, only the row showed that values in local caches are stale."""
+        """Delete rows after their users' cache keys were deleted, and make every process clear its local cache. The
+        clearing is for erased users: without their events, only the row showed that values in local caches are
+        stale."""
         connection.execute(DELETE_OWED, (json.dumps(ids),))
         connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
 
@@ -70,5 +71,5 @@ async def register_server(database: Database, server: str, after: int) -> None:
 
 
 async def clear_local_caches(database: Database) -> None:
-    """Make every process clear its local cache before it reads from it again. Raises `StoreUnavailable`."""
+    """Make every process clear its local cache before this cache is next read. Raises `StoreUnavailable`."""
     await database.execute(ADVANCE_LOCAL_CACHE_EPOCH)

@@ -211,7 +211,7 @@ _Asynchronous: TypeAlias = Callable[Concatenate[R, P], Coroutine[Any, Any, T]]
 
 
 def reads(method: _Method[R, P, T]) -> _Asynchronous[R, P, T]:
-    """Make a method of a repository asynchronous. It runs with a connection: see `Database.read`."""
+    """Make a method of a repository asynchronous. The method gets a connection: see `Database.read`."""
 
     @wraps(method)
     async def call(self: R, /, *arguments: P.args, **named: P.kwargs) -> T:

@@ -9,8 +9,7 @@ of the user's statistics, `bandit_states.updated_at_ms`. Decisions learned in on
 `settled_at_ms`.
 
 Statistics of a shorter spec are extended by a replay of the user's learned decisions, under the lock of the user. A
-replay can be long. So each user has a transaction of its own for it, before the transaction that learns from many
-users.
+replay can be long, so it runs in a transaction per user, before the transaction that learns from many users.
 """
 
 from __future__ import annotations

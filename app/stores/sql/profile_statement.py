@@ -102,7 +102,7 @@ def build(registry: Registry, dialect: Dialect) -> Statements:
 
     def columns(first: list[str], bounds: str, *, parameters: bool = False) -> str:
         """The select list: `first`, and the value of each feature over the events within `bounds`. With `parameters`,
-        the columns of `asked` are replaced by parameters of the same names."""
+        parameters replace the columns of `asked`, the requested rows, by name."""
 
         def form(text: str) -> str:
             return text.replace("asked.", ":") if parameters else text

@@ -61,7 +61,7 @@ _decode = msgspec.json.Decoder(Sample).decode
 
 
 class SqlSamples(SqlRepository):
-    """Samples, kept for 70 minutes, summaries of them, kept for 31 days, and component statuses. Implements
+    """Metric samples (kept for 70 minutes), their summaries (31 days), and component statuses. Implements
     `app.operations.samples.SampleStore`."""
 
     @writes(of=SERVICE)

@@ -6,7 +6,7 @@ Invariant: while an unsettled decision has no shadow, the user's statistics are 
 1. A decision is stored only if the user's statistics have not changed since they were read for it.
 2. A transaction that changes a user's statistics first stores the missing shadows of the user's decisions.
 
-Both transactions lock the user. Usually a worker has stored the shadow before, within seconds after the decision.
+Both transactions lock the user. Usually a worker has already stored the shadow, within seconds after the decision.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Computes features in the database, with one statement on one thread. If the statement takes too long, or fails
 because of one feature's SQL (an overflow, malformed JSON), each feature is computed separately for each user. Only the
-values with the fault then fail. A feature whose SQL has failed once is computed separately from then on, so that it
-does not make the statement of the other features fail."""
+faulty values then fail. A feature whose SQL has failed once is computed separately from then on, so that it does not
+make the statement of the other features fail."""
 
 from __future__ import annotations
 

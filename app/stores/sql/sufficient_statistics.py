@@ -175,7 +175,8 @@ class SqlStates(SqlRepository):
     """The statistics of all users, and the pooled priors. Implements `app.bandit.ports.StateRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec`: the longest list of model inputs. Pooled priors are made for it, from statistics extended to it."""
+        """`spec`: the longest list of model inputs. Priors are pooled for this spec, from statistics that belong to
+        it."""
         super().__init__(database)
         self._spec = spec
 
@@ -234,7 +235,7 @@ class SqlStates(SqlRepository):
     def _claim(self, connection: Connection, due: Mapping[str, Any]) -> dict[str, Any] | None:
         """Claim a range of users that is still to be summed in this round; None if another worker was faster. A range
         that has become too large is cut in two. The result has the parameters `due` of `SELECT_DUE`, the bounds `first`
-        and (exclusive) `end`, and the `users` and `decisions` of the stored sum, which are None without one."""
+        and (exclusive) `end`, and the `users` and `decisions` of the stored sum (None without a sum)."""
         row = connection.execute(UPDATE_CLAIM, due).fetchone()
         if row is None:
             return None

@@ -52,7 +52,7 @@ def restore(source: Path, database: Path) -> None:
     """Replace the database by a backup. No process may have the database open: raises `Conflict` if one has. Raises
     `InvalidInput` if the source is damaged, or is no database of this service, `SchemaMismatch` if it is at another
     revision (migrate it first, or use the release that wrote it), and `StoreUnavailable` if the files cannot be read or
-    written, or there is no room. The database is then unchanged."""
+    written, or there is no room. After an error, the database is unchanged."""
     part = database.with_name(database.name + ".restoring")
     try:
         database.parent.mkdir(parents=True, exist_ok=True)

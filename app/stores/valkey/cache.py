@@ -130,7 +130,7 @@ class ValkeyCache:
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Put leases with `SET … NX GET`. A key of another type was written by another program, and is deleted."""
+        """Put leases with `SET … NX GET`. A key that holds no string is from another program, and is deleted."""
         if not cells:
             return []
         leases = [LEASE + self._nonce() for _ in cells]

@@ -137,7 +137,7 @@ class PipelinedConnection(asyncio.Protocol):
 
 class Connections:
     """The connections of a process to its cache, or to a node of a cluster, opened on first use. There are two, so that
-    the commands of requests never queue behind a thousand stores of computed values."""
+    the commands of requests never wait behind a thousand writes of computed values."""
 
     def __init__(self, url: str, timeout_s: float, *, in_cluster: bool = False) -> None:
         self._in_cluster = in_cluster
@@ -149,7 +149,7 @@ class Connections:
         self._pool: Any = blocking_pool(url, timeout_s, 2)
 
     async def get(self, use: Use = "front") -> PipelinedConnection:
-        """The open connection to the server that this process reached last. Raises `CacheUnavailable`."""
+        """A connection to the server that this process reached last; opens it if needed. Raises `CacheUnavailable`."""
         # 1. One connection reaches server S; 2. the address moves to T while S still runs; 3. the other connection
         # reaches T and sends a DEL; 4. a read on the first would hit the old value on S. So both use the newest server.
         for _ in range(_MOVES):

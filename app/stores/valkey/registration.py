@@ -91,7 +91,7 @@ class ServerRegistration(msgspec.Struct, eq=False):
         return state
 
     async def refresh(self) -> None:
-        """Query the registration, for the keys of the next command. Raises `CacheRefused` if no database answers."""
+        """Query the registration, from which the next keys are made. Raises `CacheRefused` if no database answers."""
         try:
             self._note(await self.state.query())
         except StoreUnavailable as error:
@@ -115,7 +115,7 @@ class ServerRegistration(msgspec.Struct, eq=False):
         self._note(state)
 
     async def try_to_revise(self, server_after: Callable[[State], str]) -> None:
-        """Do as `revise`, and log a warning if the database does not answer."""
+        """Do as `revise`, but log a warning if the database does not answer."""
         try:
             await self.revise(server_after)
         except StoreUnavailable as error:
