@@ -1,17 +1,18 @@
 """Writes tips with a language model behind an OpenAI-compatible chat-completions endpoint.
 
-A request holds a model, two messages, `stream: false` and a JSON schema for the answer. Every other option is refused
-by some endpoint.
+A request holds a model, two messages, `stream: false` and a JSON schema for the answer. No other option is sent,
+because some endpoint would refuse it.
 
 Invariants:
 - `write` ends within `patience_s`, whatever the endpoint does, including retries and pauses. A request is repeated at
-  most once after 429, 5xx or a failed connection, and at most once without a schema that was refused.
+  most once after 429, 5xx or a failed connection. It is also repeated once without the schema, if the endpoint refuses
+  the schema.
 - At most `MOST_BYTES` of an answer are read, and no compressed answer, because it could expand to a large one.
 - A redirect is not followed: it would send prompt and key to another address.
 - Proxy variables and `.netrc` are ignored: the settings of other programs must not decide which server gets the prompt
   and which key is sent. An operator who needs a proxy sets the URL of the proxy as the endpoint.
-- The key is sent in one header only, and a text that repeats it is not used. No error message quotes the answer, which
-  may contain the key or the prompt.
+- The key is sent in one header only, and a text that contains the key is not used. No error message quotes the answer,
+  which may contain the key or the prompt.
 - After a completion without a tip, the endpoint stays in use. Any other answer counts as a failure of the endpoint.
 """
 
@@ -47,7 +48,7 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 
 
 class Temporary(ModelFailed):
-    """The request may be sent again: no connection was made, it broke before an answer began, or after 429 or 5xx."""
+    """Raised if the request may be sent again: after 429 or 5xx, or if the connection failed before an answer began."""
 
 
 async def _remove_location(response: httpx.Response) -> None:
@@ -126,8 +127,9 @@ class LlmWriter:
         patience_s: float = PATIENCE_S,
         least_s: float = LEAST_S,
     ) -> None:
-        """`url` is the base URL, without `/chat/completions`. `new_mark` makes the mark of each prompt (`prompt_for`).
-        `connect_s` limits connecting, `patience_s` one call of `write`. A retry needs `least_s` of this time."""
+        """`url` is the base URL, without `/chat/completions`. `new_mark` makes the unpredictable mark around the task
+        in a prompt (`prompt_for`). `connect_s` limits connecting, and `patience_s` limits a call of `write`. No retry
+        is made if less than `least_s` is left."""
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"

@@ -1,4 +1,4 @@
-"""Makes event ids unique per user, and adds to decisions how their profile was read.
+"""Makes event ids unique per user, and adds a column to decisions that records how their profile was read.
 
 SQLite cannot drop a UNIQUE constraint, so the log is copied: about three seconds for each million events, in one
 transaction. Processes of the previous release may keep running. During the migration their writes wait or answer 503,

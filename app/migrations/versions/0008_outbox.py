@@ -4,7 +4,7 @@ On SQLite, the log is rewritten: about a second for each million events. Process
 writes afterwards, so stop or replace them.
 
 On PostgreSQL, the tables that requests and events write to get unique keys that begin with `user_id`, so that they can
-be partitioned by user. No database there is at an earlier revision, so all tables are empty.
+be partitioned by user. A PostgreSQL database runs this migration when it is created, so these tables are empty.
 """
 
 from app.migrations import on_postgres, run

@@ -1,6 +1,6 @@
-"""Adds what workers share when they work on ranges of users: sums of statistics, and the parts of a rebuild.
+"""Adds two tables for workers that share work by ranges of users: sums of statistics, and the parts of a rebuild.
 
-`bandit_ledger.changes` is not used any more. It stays, so that processes of the previous release may stay open.
+`bandit_ledger.changes` is no longer used. The column stays, so that processes of the previous release keep working.
 """
 
 from app.migrations import run

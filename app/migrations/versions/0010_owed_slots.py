@@ -1,4 +1,4 @@
-"""Adds hash slots to owed invalidations, so that these keep only users of the same slot from reading cached values."""
+"""Adds a hash slot to owed invalidations. Each then keeps only the users of its slot from reading cached values."""
 
 from app.migrations import run
 

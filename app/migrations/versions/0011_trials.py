@@ -1,5 +1,5 @@
-"""Adds the salt that decides which users a roll-out's challenger serves, and a table for the shadows of a third policy,
-which has the pooled prior but not the profile."""
+"""Adds the salt that decides which users a roll-out's challenger serves, and a table for the shadow scores of a third
+policy, which uses the pooled prior but not the profile."""
 
 from app.migrations import run
 

@@ -1,4 +1,4 @@
-"""Adds summaries of samples, from which the overview draws the last days."""
+"""Adds summaries of metric samples. The overview page draws the last days from them."""
 
 from app.migrations import run
 

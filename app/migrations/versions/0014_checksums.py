@@ -1,4 +1,4 @@
-"""Adds checksums to users' sufficient statistics: of their spec and number of decisions, and of their numbers."""
+"""Adds two checksums to users' sufficient statistics: of the spec and the number of decisions, and of the sums."""
 
 from app.migrations import run
 

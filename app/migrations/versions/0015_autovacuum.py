@@ -1,7 +1,7 @@
 """Makes PostgreSQL vacuum the tables of events after 1 % of new rows, not 20 %.
 
-An index-only scan reads the table for rows that no vacuum has seen. In a table that keeps events for a year, the last
-20 % are all events in the window of a feature.
+An index-only scan must read the table itself for rows that no vacuum has seen. In a table that keeps events for a year,
+the last 20 % can include all events in the window of a feature.
 """
 
 from alembic import op

@@ -1,4 +1,4 @@
-"""Adds the challenger that the stage of the roll-out belongs to: the hash of its spec."""
+"""Adds a column to the roll-out: the spec hash of the challenger that the stored stage belongs to."""
 
 from app.migrations import run
 

@@ -1,4 +1,4 @@
-"""Adds an index of the pooled priors by spec, so that a spec without one is found to have none at once."""
+"""Adds an index of the pooled priors by spec, so that a query for a spec without a prior reads no other priors."""
 
 from app.migrations import run
 

@@ -69,7 +69,7 @@ _TOKENS = re.compile(
 
 
 class _NumericLoader(Loader):
-    """A `numeric`, such as the sum of whole numbers, becomes an int or a float, as in SQLite."""
+    """Converts a `numeric`, such as the sum of whole numbers, to an int or a float, as in SQLite."""
 
     def load(self, data: Any) -> int | float:
         text = bytes(data)
@@ -77,7 +77,7 @@ class _NumericLoader(Loader):
 
 
 class _TextDumper(StrDumperUnknown):
-    """Sends each NUL in a text as U+FFFD: PostgreSQL cannot store NUL, which error messages may contain, but no id."""
+    """Sends each NUL in a text as U+FFFD: PostgreSQL cannot store NUL. Error messages may contain it; ids never do."""
 
     def dump(self, obj: str) -> bytes:
         return obj.replace("\0", "\ufffd").encode()
@@ -90,7 +90,7 @@ _CONTEXT.adapters.register_loader("numeric", _NumericLoader)
 
 
 class Translated(NamedTuple):
-    """A statement in PostgreSQL's syntax. `names`: those of its parameters `$1`, `$2`, …, if they have names."""
+    """A statement in PostgreSQL's syntax. `names`: the names of its parameters `$1`, `$2`, …; empty without names."""
 
     text: bytes
     names: tuple[str, ...]
@@ -159,13 +159,13 @@ class Connection:
 
 def connection_parameters(url: str) -> dict[str, Any]:
     """The arguments of psycopg's `connect` for a connection to the server that accepts writes. Execute `SET_SESSION`
-    first on the new connection; it is a statement, because PgBouncer refuses settings in libpq's `options`."""
+    first on the new connection: PgBouncer refuses these settings in libpq's `options`."""
     conninfo = make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(url)})
     return {"conninfo": conninfo, "autocommit": True, "prepare_threshold": 2, "context": _CONTEXT}
 
 
 def connect(url: str, *, session: bool = True) -> Connection:
-    """Connect to the server that accepts writes. Raises `StoreUnavailable`. `session`: also execute `SET_SESSION`."""
+    """Connect to the server that accepts writes. `session`: execute `SET_SESSION`, too. Raises `StoreUnavailable`."""
     try:
         raw = psycopg.connect(**connection_parameters(url), cursor_factory=psycopg.RawCursor)
         if session:
@@ -187,7 +187,7 @@ def revision_of(connection: Connection) -> str | None:
 
 
 def unavailable(error: psycopg.Error) -> StoreUnavailable:
-    """The `StoreUnavailable` for an error of PostgreSQL: it cannot be reached, is full, locked or in recovery."""
+    """Convert an error (unreachable, locked, in recovery, …) to `StoreUnavailable`; a full disk to `StoreFull`."""
     text = str(error).strip().partition("\n")[0]
     if isinstance(error, errors.DiskFull):
         return StoreFull(f"the database has no room to write: {text}")

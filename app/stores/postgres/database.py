@@ -1,9 +1,9 @@
 """A process's connections to a PostgreSQL database: a pool for reads, and a few connections for writes. Invariants: a
-write is one transaction. Its first statements lock the users that `of` names, in sorted order, or one row that stands
-for all data of no particular user (`SERVICE`). It is committed when `write` returns, as durably as the server's
-`synchronous_commit` says, and rolled back when `write` raises, unless the error says that the outcome of the commit is
-unknown. The work is done again after a deadlock or a serialization failure, and once if the connection is lost before
-the commit."""
+write is one transaction. Its first statements lock the users that `of` names, in sorted order. For `SERVICE`, they lock
+one row that stands for all data of no particular user. The transaction is committed when `write` returns, as durably as
+the server's `synchronous_commit` says. It is rolled back when `write` raises, unless the error says that the outcome of
+the commit is unknown. After a deadlock or a serialization failure, `work` is called again. If the connection is lost
+before the commit, it is called once more."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class PostgresDatabase(Database):
 
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None, again: bool = False) -> T:
         """Run `work` in one transaction, after locking `of`: see `Database.write`. If the connection is lost during the
-        commit, the outcome is unknown, and the call raises `StoreUnavailable`. With `again`, `work` is called once more
-        instead, and must itself notice what its first call has stored."""
+        commit, the outcome is unknown, and the call raises `StoreUnavailable`. If `again` is True, it calls `work`
+        again instead: `work` must then find out whether its first call was committed."""
         users = None if of is None else sorted(set(of))
         try:
             async with self._writers.one() as writer:

@@ -125,8 +125,8 @@ def diagnose_durability(server: Mapping[str, str]) -> Line:
 
 
 def diagnose_standbys(server: Mapping[str, str], connected: int, visible: int, synchronous: int) -> Line:
-    """Report whether commits wait for a standby, so that a failover loses no acknowledged event. `connected`: the
-    number of standbys, `visible`: those whose state the role may see, `synchronous`: those that commits wait for."""
+    """Report whether commits wait for a standby, so that a failover loses no acknowledged event. Numbers of standbys:
+    `connected` are connected, the role may see the state of `visible`, and commits wait for `synchronous`."""
     names = server["synchronous_standby_names"].strip()
     if not names and not connected:
         return Line("standbys", "ok", "there is none, so nothing to fail over to")
@@ -184,7 +184,7 @@ def _encryption(connection: Connection) -> Line:
 
 def _pooler(connection: Connection, url: PostgresUrl) -> Line:
     """Report whether a connection pooler shares PostgreSQL's connections between transactions. A pooler is recognised
-    by the process id that it sends when a connection begins: it is not that of PostgreSQL."""
+    by the process id that it sends when a connection begins: PostgreSQL reports another one."""
     if _row(connection, SELECT_PID)[0] == connection.raw.info.backend_pid:
         return Line("pooler", "ok", "connections reach PostgreSQL directly")
     with closing(connect(url.url)) as other:
@@ -198,8 +198,8 @@ def _pooler(connection: Connection, url: PostgresUrl) -> Line:
 
 
 def diagnose_connections(server: Mapping[str, str], limits: list[int | None], processes: int, connections: int) -> Line:
-    """Report whether the server allows the connections of all processes. `limits`: the connection limits of the role
-    and of the database, None for no limit. `processes`: their number. `connections`: the most that a process opens."""
+    """Report whether the server allows the connections of all processes: up to `connections` for each of `processes`.
+    `limits`: the connection limits of the role and of the database, None for no limit."""
     total = int(server["max_connections"]) - int(server["superuser_reserved_connections"])
     allowed = min([total, *(limit for limit in limits if limit is not None)])
     text = f"{processes} processes open up to {processes * connections} connections, and the server allows {allowed}"

@@ -1,7 +1,7 @@
-"""Computes features in PostgreSQL, and compiles their SQL, after `app.stores.sqlite.features` has compiled it alone.
-The first time, it is compiled as a temporary view over the relations `views` and `feedback`. The view's parse tree
-names every function that it calls: it is rejected if one is not immutable. The second time, it is compiled in the real
-statement, whose plan must search an index by user. Nothing is stored."""
+"""Computes features in PostgreSQL, and checks their SQL, which `app.stores.sqlite.features` has compiled before. Here
+it is compiled twice. First, as a temporary view over the relations `views` and `feedback`: the view's parse tree names
+every function that the SQL calls, and the SQL is rejected if one is not immutable. Second, in the real statement, whose
+plan must search an index by user. Both transactions are rolled back."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class PostgresState:
         return
 
     async def connect(self) -> None:
-        """Wait for the connection, however long it takes: `connect_timeout` for each host that does not answer."""
+        """Wait for the connection, without a limit. Each host that does not answer takes `connect_timeout`."""
         await asyncio.wait({self._connect()})
 
     async def query(self) -> State:

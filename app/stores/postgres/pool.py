@@ -30,8 +30,6 @@ log = logger("stores.postgres")
 
 
 class PooledConnection:
-    """A connection of a pool while it is lent."""
-
     def __init__(self, pool: Pool, connection: Connection | None) -> None:
         self._pool = pool
         self.connection = connection
@@ -142,7 +140,6 @@ class Pool:
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[PooledConnection]:
-        """Lend an idle connection for the block."""
         if self.closed:
             raise StoreUnavailable("the database is closed")
         try:
@@ -166,7 +163,7 @@ class Pool:
                 await self._give_back(lent)
 
     def interrupt(self) -> None:
-        """Cancel running statements, and later ones after `STOPPING_S` seconds: the process is stopping."""
+        """The process is stopping: cancel running statements, and later ones `STOPPING_S` seconds after they begin."""
         self.stopping = True
         for lent in self._lent:
             lent._interrupt()  # noqa: SLF001
@@ -191,6 +188,6 @@ class Pool:
 
 
 def disconnect(raw: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """Shut down the connection's socket, so that a call elsewhere that waits for the server fails at once."""
+    """Shut down the connection's socket, so that a call that is waiting for the server fails at once."""
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(raw.fileno())) as copy:
         copy.shutdown(socket.SHUT_RDWR)

@@ -54,7 +54,7 @@ def client(connections: BlockingConnectionPool, name: str, kind: type[ArqRedis] 
 
 
 async def shown_databases(redis: Redis, queue: str, now_ms: int) -> set[str]:
-    """The ids, without timelines, of the databases whose workers reported to a queue in the last `SHOWN_MS`."""
+    """The ids (see `without_timeline`) of the databases whose workers reported to a queue in the last `SHOWN_MS`."""
     found = await redis.zrangebyscore(queue + DATABASES_SUFFIX, now_ms - SHOWN_MS, now_ms + SHOWN_MS)
     return {without_timeline(item if isinstance(item, str) else item.decode()) for item in found}
 
@@ -100,13 +100,12 @@ class Queue:
         await self._ask("ZREMRANGEBYSCORE", key, str(now_ms + SHOWN_MS), "+inf")  # of a clock that was ahead
 
     async def databases(self, now_ms: int) -> set[str]:
-        """See `shown_databases`."""
         with _answering():
             return await shown_databases(self._redis, self._name, now_ms)
 
     async def erase(self, user_id: str) -> int:
-        """Remove a user's events from waiting jobs; return how many jobs changed. Afterwards, no worker runs one of
-        these as it was before."""
+        """Remove a user's events from waiting jobs; return how many jobs changed. On return, no worker still runs one
+        of these jobs with the user's events."""
         touched = set[str]()
         with _answering():
             for _ in range(2):  # the second time for the jobs into which large ones were split

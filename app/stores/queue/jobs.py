@@ -43,7 +43,6 @@ _TRAILING = re.compile(r"trailing characters \(byte (\d+)\)").search
 
 
 def serialize(job: dict[str, Any]) -> bytes:
-    """Encode a job, or its result, as msgpack."""
     return msgspec.msgpack.encode(job, enc_hook=repr)
 
 
@@ -62,8 +61,8 @@ class _Job(msgspec.Struct):
 
 
 def deserialize(raw: bytes) -> dict[str, Any]:
-    """Decode a job into the mapping that arq expects. An invalid job becomes one that stores its content as a dead
-    letter. Never raises: arq drops a job that it cannot deserialize, and a field of a wrong type ends the worker."""
+    """Decode a job into the mapping that arq expects. An invalid job becomes a job that stores its content as a dead
+    letter. Never raises: arq drops a job that it cannot deserialize. A field of a wrong type would end the worker."""
     try:
         found = msgspec.msgpack.decode(raw)
     except _UNDECODABLE as error:
@@ -94,9 +93,9 @@ def burial(payload: object, reason: str) -> dict[str, Any]:
 
 
 def without_user(raw: bytes, user_id: str) -> bytes:
-    """Remove a user from the bytes of a waiting job, and return the new bytes. An argument that is a list loses its
-    items that name the user; one of another type that names the user becomes an empty list. If the user is named
-    outside the arguments, or in bytes that cannot be decoded, the job becomes a `tip_events` job without events."""
+    """Remove a user from the bytes of a waiting job, and return the new bytes. Arguments that are lists lose the items
+    that name the user; any other argument that names the user becomes an empty list. If the user is named outside the
+    arguments, or in bytes that cannot be decoded, the job becomes a `tip_events` job without events."""
     if user_id.encode() not in raw:
         return raw
     try:
@@ -148,9 +147,9 @@ async def erase(redis: ArqRedis, job_id: str, user_id: str) -> bool:
 
 async def split(redis: ArqRedis, job_id: str) -> None:
     """If a `tip_events` job has more than `PIECE_BYTES`, move its events to jobs of up to `PIECE_EVENTS` each. arq
-    decodes a whole job at once: a million events took 800 MB. A large job of another kind, or of more than
-    `MAX_JOB_BYTES`, is replaced by a job that stores a dead letter; likewise a job from its first unreadable event on.
-    No event is in two jobs that can run: the new jobs are put on the queue only once the large one is empty."""
+    decodes a whole job at once: a million events took 800 MB. A job that stores a dead letter replaces a large job of
+    another kind, a job of more than `MAX_JOB_BYTES`, and the rest of a job that has an unreadable event. No event is in
+    two jobs that can run: the new jobs are put on the queue only once the large one is empty."""
     key, queue = JOB_PREFIX + job_id, redis.default_queue_name
     at, taken, events, pieces = 0, 0, 1, dict[str, float]()
     while taken < events and await redis.strlen(key) > PIECE_BYTES:

@@ -1,8 +1,8 @@
 """Runs arq's worker. A lost connection to Redis ends the worker, and another one is then started.
 
 Invariant: when `keep_working` returns, no job runs in this process. arq retries interrupted jobs after the job timeout
-plus `ARQ_EXTRA_S`. For each job, arq waits for about thirty replies. To save CPU time, the worker's connections are of
-the class `_Lean` and have no timeout per reply. Instead, `_silence` detects a queue that does not reply.
+plus `ARQ_EXTRA_S`. arq reads some thirty replies from Redis for each job, and a timeout for each of them would cost CPU
+time. So the worker's connections (`_Lean`) have none, and `_silence` detects a queue that does not reply.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ async def keep_working(url: str, name: str, stop: asyncio.Event, **jobs: Any) ->
 
 
 class _Worker(Worker):
-    """arq's worker, with three changes: see the methods. `poll_ended` is set at the end of each poll."""
+    """arq's worker with three methods changed. `poll_ended` is set at the end of each poll of the queue."""
 
     def __init__(self, url: str, name: str, **jobs: Any) -> None:
         super().__init__(
@@ -109,7 +109,7 @@ async def _silence(worker: _Worker) -> None:
 
 
 class _Lean:
-    """Saves CPU time in redis-py's connections: hiredis packs commands, as in its blocking connections."""
+    """A mixin for redis-py's asyncio connections. hiredis packs commands, as in blocking ones, to save CPU time."""
 
     _packer: Any = HiredisRespSerializer()
     _reader: asyncio.StreamReader | None
@@ -130,7 +130,7 @@ class _Lean:
 
 class _Pipeline(Pipeline):
     """Unlike redis-py's pipeline, this one drops its connection even if `reset` is cancelled while the queue is silent.
-    Only `end` in `_close` cancels `reset`, and the pool is closed next, with all its connections."""
+    Only `end` in `_close` cancels `reset`; `_close` then closes the pool and all its connections."""
 
     async def reset(self) -> None:
         try:
@@ -145,7 +145,7 @@ class _Redis(ArqRedis):
 
 
 def _client(url: str, name: str) -> ArqRedis:
-    """A client without a socket timeout: redis-py's timers and tasks for one would cost more CPU time than the jobs."""
+    """A client without a socket timeout: redis-py's timers and tasks for timeouts would cost more CPU than the jobs."""
     connections = blocking_pool(url, BLOCKING_S, MAX_JOBS + 2)
     connections.connection_kwargs["socket_timeout"] = None
     connections.connection_class = type("Lean", (_Lean, connections.connection_class), {})
@@ -153,9 +153,10 @@ def _client(url: str, name: str) -> ArqRedis:
 
 
 async def _close(worker: _Worker, running: asyncio.Task[None]) -> None:
-    """Let jobs finish for up to `STOP_GRACE_S` seconds, cancel the rest, which arq retries, and close. But first wait
-    for the end of the current poll. Otherwise: 1. arq marks a job as taken; 2. the poll is cancelled before the job has
-    started; 3. until the mark expires, after the job's timeout plus `ARQ_EXTRA_S`, no worker runs the job."""
+    """Close the worker: wait for the end of the current poll, let jobs finish for up to `STOP_GRACE_S` seconds, and
+    cancel the rest, which arq retries. Why the poll must end: 1. arq marks a job as taken; 2. the poll is cancelled
+    before the job has started; 3. no worker runs the job until the mark expires, after the job's timeout plus
+    `ARQ_EXTRA_S`."""
     worker.allow_pick_jobs = False
     worker.poll_ended.clear()
     polled = asyncio.create_task(worker.poll_ended.wait())

@@ -1,5 +1,5 @@
-"""Stores the secret that signs the session cookies of admins, the sessions that were signed out, when each API key was
-used last, so that unused keys can be found, and the audit trail of admin actions."""
+"""Stores the secret that signs the session cookies of admins, the sessions that were signed out, and the audit trail of
+admin actions. Also stores the time of each API key's last use, so that unused keys can be found."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SqlKeyUses(SqlRepository):
     """The time at which each API key was used last. Every method raises `StoreUnavailable`."""
 
     async def note(self, names: Collection[str], now_ms: int) -> None:
-        """Store that the keys of these names are in use now."""
+        """Store `now_ms` as the time at which the API keys with these names were used last."""
         # Sorted: two processes that note the same keys must not wait for each other.
         rows = [(f"key used {name}", str(now_ms)) for name in sorted(names)]
         if rows:

@@ -58,17 +58,18 @@ class SqlOwedInvalidations(SqlRepository):
 
     @writes(of=())
     def settled(self, connection: Connection, ids: Sequence[int]) -> None:
-        """Delete rows after their users' cache keys were deleted, and make every process clear its local cache. For an
-        erased user, whose events are gone, the row was the only sign that values in local caches are stale."""
+        """Delete rows after their users' cache keys were deleted, and make every process clear its local cache. The
+        clearing is for erased users: without their events, only the row showed that values in local caches are
+        stale."""
         connection.execute(DELETE_OWED, (json.dumps(ids),))
         connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
 
 
 async def register_server(database: Database, server: str, after: int) -> None:
-    """Register `server` as the cache's generation `after` + 1, unless that one exists. Raises `StoreUnavailable`."""
+    """Register `server` under generation `after` + 1, if the present one is `after`. Raises `StoreUnavailable`."""
     await database.execute(UPDATE_REGISTRATION, (server, after))
 
 
 async def clear_local_caches(database: Database) -> None:
-    """Make every process clear its local cache before its next read from that cache. Raises `StoreUnavailable`."""
+    """Make every process clear its local cache before this cache is next read. Raises `StoreUnavailable`."""
     await database.execute(ADVANCE_LOCAL_CACHE_EPOCH)

@@ -54,14 +54,14 @@ class Connection(Protocol):
 
 
 class Reader(Protocol):
-    """A read-only connection that `Readers.one` has lent, with a thread of its own until it is given back. `closing`:
-    the process is stopping, so its statements are interrupted."""
+    """A read-only connection, lent by `Readers.one`, with a thread of its own until it is given back. `closing`:
+    whether the process is stopping, so that statements of the connection are interrupted."""
 
     @property
     def closing(self) -> bool: ...
     async def run(self, work: Callable[[Any], T], timeout_s: float = ..., /) -> T:
         """Call `work` with the connection, on the connection's thread. Interrupt the running statement after
-        `timeout_s`, or when the caller is cancelled."""
+        `timeout_s` seconds, or when the caller is cancelled."""
 
 
 class Readers(Protocol):
@@ -69,7 +69,7 @@ class Readers(Protocol):
         """Lend an idle connection for the block. An engine error that leaves the block becomes `StoreUnavailable`."""
 
     def interrupt(self) -> None:
-        """Interrupt running statements, and later ones soon after they begin: the process is stopping."""
+        """The process is stopping: interrupt running statements, and later statements soon after they begin."""
 
 
 def check_revision(revision: str | None, database: object) -> None:
@@ -98,12 +98,12 @@ def check_migratable(revision: str | None, database: object) -> None:
 class Database(ABC):
     """A SQLite or PostgreSQL database. Every method raises `StoreUnavailable` if the database fails.
 
-    `id` is part of every cache key, so values cached from another database are never read. `full`: the last write
-    failed for lack of room; reads continue. `delete_lock`: statements that delete the row that `write` may have stored
-    to lock a user; their parameter is the user's id. An erasure runs them last. `delete_unused_locks`: statements that
-    delete such rows of all users without data; a write that began before an erasure can leave one.
-    `announce_lock`: statements that exclude transactions that store events until the commit. So events that are
-    stored after a feature's name do not miss the feature.
+    `id` is part of every cache key, so values cached from another database are never read. `full`: whether the last
+    write failed for lack of room; reads continue. `delete_lock`: statements that delete the row that `write` may have
+    stored to lock a user; their parameter is the user's id. An erasure runs them last. `delete_unused_locks`:
+    statements that delete such rows of all users without data; a write that began before an erasure can leave one.
+    `announce_lock`: statements that block transactions that store events until new names of features are committed.
+    Events that are stored later then invalidate these features, too.
     """
 
     begin_snapshot: ClassVar[str] = "BEGIN"  # a transaction in which all statements read one committed state
@@ -128,7 +128,8 @@ class Database(ABC):
         return "the disk is full: events and decisions are rejected, reads continue" if self.full else None
 
     def wrote(self, refused: StoreFull | None = None) -> None:
-        """Note that a write succeeded or was `refused` for lack of room. Log each change, a full disk once a minute."""
+        """Note that a write succeeded, or was `refused` for lack of room. Log the first refusal, at most once a minute,
+        and the first success after it."""
         if refused is None and not self.full:
             return
         now = self._monotonic()
@@ -164,20 +165,19 @@ class Database(ABC):
             return await reader.run(run)
 
     async def look(self, work: Callable[[Connection], T]) -> T:
-        """Run `work`, which reads a few rows by key, as `read` does; without a thread if the engine needs none."""
+        """Run `work`, which reads a few rows by key, as `read` does. SQLite does so on the event loop's thread."""
         return await self.read(work)
 
     @abstractmethod
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None) -> T:
         """Run `work` in one durable transaction, on the thread of a writing connection. Raises `StoreFull` if the disk
-        is full, and `StoreUnavailable`; nothing was written then, except in the cases that `write` of the engine's
-        class describes. `of` names what the transaction locks first: the users with these ids, in sorted order, or
-        `SERVICE`, all data of no particular user. It must cover every row that `work` reads and then writes. It may be
-        empty if each statement is atomic by itself. `work` must have no effects outside of the transaction, because it
-        is done again after a deadlock."""
+        is full, and `StoreUnavailable`. After an error nothing was written, except in the cases that the engine's
+        `write` describes. `of` names what the transaction locks first: the users with these ids, in sorted order, or
+        `SERVICE`, for all data of no particular user. `of` must cover every row that `work` reads and then writes. It
+        may be empty if each statement is atomic by itself. `work` must have no effects outside of the transaction,
+        because it is called again after a deadlock."""
 
     async def rows(self, statement: str, parameters: Parameters = ()) -> list[Any]:
-        """Read all rows of one statement."""
         return await self.read(lambda connection: connection.execute(statement, parameters).fetchall())
 
     async def row(self, statement: str, parameters: Parameters = ()) -> Any:
@@ -211,7 +211,7 @@ _Asynchronous: TypeAlias = Callable[Concatenate[R, P], Coroutine[Any, Any, T]]
 
 
 def reads(method: _Method[R, P, T]) -> _Asynchronous[R, P, T]:
-    """Make a method of a repository asynchronous. It runs with a connection: see `Database.read`."""
+    """Make a method of a repository asynchronous. The method gets a connection: see `Database.read`."""
 
     @wraps(method)
     async def call(self: R, /, *arguments: P.args, **named: P.kwargs) -> T:
@@ -221,7 +221,7 @@ def reads(method: _Method[R, P, T]) -> _Asynchronous[R, P, T]:
 
 
 def writes(*, of: Collection[str] | None) -> Callable[[_Method[R, P, T]], _Asynchronous[R, P, T]]:
-    """As `reads`, in a transaction: see `Database.write`."""
+    """As `reads`, but in a write transaction: see `Database.write`."""
 
     def decorated(method: _Method[R, P, T]) -> _Asynchronous[R, P, T]:
         @wraps(method)

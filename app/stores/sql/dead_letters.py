@@ -43,7 +43,8 @@ UPDATE_PAYLOAD = "UPDATE dead_letters SET payload = ? WHERE id = ? AND payload =
 
 
 def letters_of(connection: Connection, user_id: str) -> dict[int, tuple[str, str | None]]:
-    """The dead letters that name a user, by id: the payload, and what remains without the user's events, or None."""
+    """Map the id of each dead letter that names a user to its payload, and to the payload without the user's events:
+    None if no event is left."""
     found: dict[int, tuple[str, str | None]] = {}
     for letter_id, payload, owner in connection.execute(SELECT_POSSIBLY_THEIRS, (user_id,)):
         if owner is not None:

@@ -36,7 +36,7 @@ _decode = msgspec.json.Decoder(_StoredRequest).decode
 
 
 def array(stored: bytes, size: int = -1) -> Array:
-    """Decode an array of little-endian float64. Raises `ValueError` if it is not of this size, -1 for any."""
+    """Decode an array of little-endian float64. Raises `ValueError` if its length is not `size` (-1: any)."""
     return np.frombuffer(stored, STORED).astype(np.float64).reshape(size)
 
 

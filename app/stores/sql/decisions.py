@@ -162,7 +162,7 @@ class SqlDecisions(SqlRepository):
         return [item for item in priors(connection) if item is not None]
 
     def _newest_prior(self, connection: Connection) -> Prior:
-        """The newest prior. If it is damaged: the one that this process has used before, or none."""
+        """The newest prior. If it is damaged, the prior that this process used before, which may be `Prior.none`."""
         version = newest_version(connection, self._spec) if self._spec.pooled else 0
         if version not in (self._prior.version, self._refused):
             try:
@@ -209,8 +209,8 @@ class SqlDecisions(SqlRepository):
 
 
 def _made_since_erasure(connection: Connection, decision: Decision) -> bool:
-    """Whether the profile that the decision was made from was computed after the user's last erasure. False if that is
-    not known. The version of the statistics is compared later: an erasure deletes them."""
+    """Whether the profile of the decision was computed after the user's last erasure. False if that is not known.
+    Ignores the statistics, which an erasure deletes: the caller compares their version."""
     if (read := decision.profile_read) is not None:
         # An erasure deletes all events of the user. So if the oldest of these is still stored, none has come since.
         oldest = min((version for version in read.versions.values() if version > 0), default=0)

@@ -52,8 +52,8 @@ COUNTS: dict[str, tuple[Literal["warn", "bad"], str, str]] = {
 def diagnose_contents(
     connection: Connection, now_ms: int, days: Mapping[str, int], *, whole: bool
 ) -> tuple[list[Line], list[Sample]]:
-    """Return the lines of the report, and the newest sample of each running process. `days`: the retention of `events`
-    and of `decisions`, in days. `whole`: also decode the statistics of every user, to find new damage."""
+    """Return the lines of the report, and the newest metric sample of each running process. `days`: the retention of
+    `events` and of `decisions`, in days. `whole`: also decode the statistics of every user, to find new damage."""
 
     def first(statement: str, *parameters: object) -> int | None:
         row = connection.execute(statement, parameters).fetchone()

@@ -169,8 +169,8 @@ def admit(
 
 
 def mark_historical(connection: Connection, keys: Sequence[EventKey]) -> None:
-    """Set the arrival time of late events back to their event time in `tip_views` and `tip_feedback`, which features
-    read. `event_log` keeps the real arrival time, from which lag and waiting times are measured."""
+    """Set the arrival time of historical events back to their event time in `tip_views` and `tip_feedback`, which
+    features read. `event_log` keeps the real arrival time, from which lag and waiting times are measured."""
     for statement in UPDATE_HISTORICAL if keys else ():
         connection.execute(statement, (json.dumps(keys),))
 
@@ -194,7 +194,7 @@ def logged_events(connection: Connection, statement: str, parameters: tuple[obje
 
 
 def logged_event(row: Sequence[Any]) -> LoggedEvent:
-    """Decode an event from a row of `EVENT_COLUMNS`, the number of attempts and, if selected, the traceparent."""
+    """Decode an event from a row: `EVENT_COLUMNS`, the number of attempts and, if selected, the traceparent."""
     seq, event_id, subject, user_id, claimed_at_ms, received_at_ms, tip_id, offset_min, *others = row
     decision_id, action, dwell_ms, *consumption = others
     zone = timezone(timedelta(minutes=offset_min))

@@ -3,12 +3,13 @@
 Invariants: an event that has been applied to a decision is in `decision_events`, and is never applied again. The state
 of a decision becomes `learned` in the transaction that adds the decision's input vector to the user's statistics, and
 only from `open` or `served`. Before a user's statistics change, the missing shadows of the user's decisions are stored.
-A decision is learned with all inputs of the statistics, also those that it was logged without. `settled_at_ms` has the
-order in which a user's decisions were learned, even if the clocks of workers differ: it is set to a later time than the
-user's last change of statistics, `bandit_states.updated_at_ms`. Decisions of one transaction have the same time.
+A decision is learned with all inputs of the statistics, even if it was logged with fewer. `settled_at_ms` shows the
+order in which a user's decisions were learned, even if the clocks of workers differ: it is later than the last change
+of the user's statistics, `bandit_states.updated_at_ms`. Decisions learned in one transaction have the same
+`settled_at_ms`.
 
-Statistics of a shorter spec grow by a replay of the user's learned decisions, under the lock of the user. These may be
-many, so each user's are replayed in a transaction of its own before the transaction that learns from many users.
+Statistics of a shorter spec are extended by a replay of the user's learned decisions, under the lock of the user. A
+replay can be long, so it runs in a transaction per user, before the transaction that learns from many users.
 """
 
 from __future__ import annotations
@@ -152,8 +153,8 @@ class SqlLearning(SqlRepository):
             raise
 
     async def settle(self, now_ms: int, limit: int) -> Mapping[str, int]:
-        """Settle up to `limit` decisions whose tip was served, and as many others. The write lock is taken only if a
-        read finds such decisions, and only for them."""
+        """Settle up to `limit` decisions with a served tip, which learn the default reward, and up to `limit` unserved
+        ones, which expire. A read finds them first, so that the write lock is taken only if there are any."""
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS, "known": json.dumps(list(SPECS))}
 
         def find(connection: Connection) -> tuple[list[Any], list[Any]]:
@@ -182,7 +183,7 @@ class SqlLearning(SqlRepository):
         return len(users)
 
     async def _grow(self, users: Iterable[str], now_ms: int) -> None:
-        """Extend the statistics of these users, as far as they belong to a shorter spec. Set damaged ones aside."""
+        """Extend these users' statistics to the longest spec, if theirs is shorter. Set damaged statistics aside."""
 
         def work(connection: Connection, user_id: str) -> None:
             if set_aside(connection, user_id):
@@ -198,7 +199,7 @@ class SqlLearning(SqlRepository):
 
 
 def _query(logged: LoggedEvent) -> tuple[str, ...]:
-    """An SQL statement, which selects a row if the event may concern a decision, and its parameters."""
+    """An SQL statement that selects a row if the event may concern a decision, followed by its parameters."""
     event = logged.event
     if event.decision_id is not None:
         return SELECT_IS_DECISION, event.decision_id, event.user_id
@@ -206,7 +207,7 @@ def _query(logged: LoggedEvent) -> tuple[str, ...]:
 
 
 def _vector(row: Mapping[str, Any], spec: Spec) -> Array:
-    """`Decision.vector`. If the request is damaged, its additional inputs are left out, and are learned as zeros."""
+    """The input vector of a decision. If the request is damaged, the vector has only the logged inputs."""
     phi = array(row["phi"])
     if len(phi) < spec.size:  # the decision was made before the statistics grew
         with suppress(*DAMAGE):
@@ -221,8 +222,8 @@ def _grown(
     known: SufficientStatistics | None,
     phi_spec: Spec | None = None,
 ) -> SufficientStatistics:
-    """A user's statistics, extended to the spec that `Policies.grown` chooses. The sums over the additional inputs are
-    computed from the learned decisions in the log. Raises as `Policies.grown`."""
+    """A user's statistics, extended to the spec that `Policies.grown` chooses. The sums over the new inputs are
+    computed from the learned decisions in the log. Raises the errors of `Policies.grown`."""
     padded = policies.grown(known, phi_spec)
     spec = padded.spec
     if known is None or known.spec == spec:
@@ -241,7 +242,7 @@ def _grown(
 
 
 class _LearningTransaction(msgspec.Struct):
-    """Learning within one transaction. It reads each user's statistics once; `evidence` has those to be written."""
+    """Learns within one transaction. `evidence`: the statistics of its users, read once, and written at the end."""
 
     connection: Connection
     policies: Policies

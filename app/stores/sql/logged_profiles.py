@@ -34,7 +34,7 @@ _decode_read = msgspec.json.Decoder(ProfileRead).decode
 
 
 def readable(rows: Iterable[dict[str, Any]], decode: Callable[[dict[str, Any]], T]) -> list[T]:
-    """Decode rows of `tip_scores`, mappings by column. Log the numbers of damaged ones, and leave them out."""
+    """Decode rows of `tip_scores`, mappings by column. Leave damaged ones out, and log their decision numbers."""
     found: list[T] = []
     for row in rows:
         try:

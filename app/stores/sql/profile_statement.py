@@ -65,10 +65,10 @@ ORDER BY asked.place
 
 
 class Dialect(NamedTuple):
-    """The parts of the SQL that differ between the engines. `items` makes rows of `:asked`, a JSON array, with the
+    """The parts of the SQL that differ between the engines. `items` turns `:asked`, a JSON array, into rows with the
     columns `key` and `value`. `value` selects the value from the rows of a feature's SQL. `version` selects the user's
-    version, which is the sequence number of the user's newest event. For a user without events, it is minus the number
-    of erasures so far: lower than any event's, and different after each erasure."""
+    version: the sequence number of the user's newest event. Without events, it is minus the number of erasures so far,
+    so it is lower than the number of any event, and different after each erasure."""
 
     items: str
     value: str
@@ -78,11 +78,11 @@ class Dialect(NamedTuple):
 class Statements(NamedTuple):
     """The SQL that computes the features of a registry for the rows in `:asked`, a JSON array of `ComputeRow`.
 
-    `live` is for rows without a `now_ms`, and has the parameter `:clock_ms`. `past` is for rows with one, `repeated`
-    for rows of which some have a `version`, too. The result has the order of `:asked`, and the columns: user's version
-    (0 for `past`); only for `live`, the event time of the oldest event in each of `windows` (relation, milliseconds);
-    the value of each feature. `one` is `live` for one user, with `:user_id` and `:mask` instead of `:asked`. It has no
-    join, so that a distributed engine sends it to the node of the user."""
+    `live` is for rows without a `now_ms`, and has the parameter `:clock_ms`. `past` is for rows with a `now_ms`, and
+    `repeated` if some of these also have a `version`. The result has the order of `:asked`. Its columns are the user's
+    version (0 for `past`), then, only for `live`, the time of the oldest event in each of `windows` (relation,
+    milliseconds), then the value of each feature. `one` is `live` for one user, with `:user_id` and `:mask` instead of
+    `:asked`. It has no join, so that a distributed engine sends it to the node of the user."""
 
     live: str
     one: str
@@ -102,7 +102,7 @@ def build(registry: Registry, dialect: Dialect) -> Statements:
 
     def columns(first: list[str], bounds: str, *, parameters: bool = False) -> str:
         """The select list: `first`, and the value of each feature over the events within `bounds`. With `parameters`,
-        the columns of `asked` are replaced by parameters of the same names."""
+        parameters replace the columns of `asked`, the requested rows, by name."""
 
         def form(text: str) -> str:
             return text.replace("asked.", ":") if parameters else text

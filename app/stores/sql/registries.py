@@ -30,7 +30,7 @@ _decode = msgspec.json.Decoder(tuple[Definition, ...]).decode
 
 
 async def announce(database: Database, registry: Registry, now_ms: int) -> None:
-    """Record the names of the features that this process will cache. Call it before the process caches any. Ingest
+    """Record the names of the features that this process will cache. Call it before the process caches values. Ingest
     deletes the cache keys of every recorded feature. If it deleted only those of its own registry, a process of the old
     release would, during a deploy, leave the keys of a feature that only the new release knows. If no name is new,
     nothing is written, so that a process can start while the disk is full or the database is locked. Raises
@@ -52,7 +52,7 @@ class SqlRegistries(SqlRepository):
     """The registries that processes have served, and the disabled features."""
 
     async def announce(self, registry: Registry, now_ms: int) -> None:
-        """Record that a process serves this registry. A known one is not written, so a full disk prevents no start."""
+        """Record that a process serves this registry. Write nothing if it is known: the disk may be full."""
         definitions = definitions_of(registry)
         if any(known.definitions == definitions for known in await self.announced()):
             return

@@ -1,4 +1,4 @@
-"""Stores the cutoffs of events and decisions, and how far they have been deleted; also deletes old decisions."""
+"""Stores the times before which events and decisions must be or have been deleted; also deletes old decisions."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ DELETE FROM bandit_priors AS prior WHERE version < (
 
 
 class SqlCutoffs(SqlRepository):
-    """Stores, for `events` and for `decisions`, the cutoff and the time before which rows have been deleted. Implements
-    `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
+    """Stores two times for `events` and for `decisions`: the cutoff, before which rows must be deleted, and the time
+    before which they have been. Implements `app.events.retention.Cutoffs`. Every method raises `StoreUnavailable`."""
 
     async def cutoff(self, what: str) -> int | None:
         stored = await self._database.value(SELECT_CUTOFF, (what,))
         return None if stored is None else int(stored)
 
     async def deleted_before(self, what: str) -> int:
-        """The latest time before which rows have been deleted, 0 if none have been."""
+        """The latest time, in epoch ms, before which rows of the kind `what` have been deleted; 0 if none have been."""
         return int(await self._database.value(SELECT_DELETED, {"what": what}) or 0)
 
     @writes(of=SERVICE)
@@ -70,8 +70,8 @@ def _upsert_deleted(connection: Connection, what: str, before_ms: int) -> None:
 
 
 class DecisionRetention(SqlRepository):
-    """Deletes old decisions, the priors that no decision names and, when no old decision is left, the rows that lock
-    users without data. Implements `app.events.retention.Prunable`."""
+    """Deletes old decisions, and the priors that no decision names. When no old decision is left, it also deletes the
+    lock rows of users without data. Implements `app.events.retention.Prunable`."""
 
     async def oldest_ms(self) -> int | None:
         oldest_ms: int | None = await self._database.value(SELECT_OLDEST)

@@ -84,9 +84,9 @@ WHERE created_at_ms >= :since ORDER BY created_at_ms DESC LIMIT :limit
 
 
 def begin_evaluation(connection: Connection, challenger: str) -> None:
-    """Restart the evaluation, if the challenger in the roll-out has the spec of this hash and is in the shadow stage.
-    Called when its first pooled prior is stored, because decisions made without a prior do not count. A process that
-    found no prior may still store its decision after this restart; `SELECT_PAGE` leaves such a decision out."""
+    """Restart the evaluation, if the challenger with this spec hash is in the roll-out, and in the shadow stage. Called
+    when the challenger's first pooled prior is stored, because decisions made without a prior do not count. A process
+    that found no prior may still store its decision after this restart; `SELECT_PAGE` leaves such a decision out."""
     if connection.execute(UPDATE_FIRST_PRIOR, {"own": challenger}).rowcount:
         connection.execute(DELETE_LOOKS)
 
@@ -95,7 +95,7 @@ class SqlRollout(SqlRepository):
     """The challenger's roll-out and its interim analyses. Implements `app.bandit.ports.RolloutRepository`."""
 
     def __init__(self, database: Database, challenger: str | None) -> None:
-        """`challenger`: the hash of its spec; None if there is none."""
+        """`challenger`: the hash of the challenger's spec; None if there is no challenger."""
         super().__init__(database)
         self._challenger = challenger
 

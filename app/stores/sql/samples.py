@@ -61,7 +61,7 @@ _decode = msgspec.json.Decoder(Sample).decode
 
 
 class SqlSamples(SqlRepository):
-    """Samples, kept for 70 minutes, summaries of them, kept for 31 days, and component statuses. Implements
+    """Metric samples (kept for 70 minutes), their summaries (31 days), and component statuses. Implements
     `app.operations.samples.SampleStore`."""
 
     @writes(of=SERVICE)
@@ -88,8 +88,8 @@ class SqlSamples(SqlRepository):
 
 
 def _summarise(connection: Connection, now_ms: int) -> None:
-    """Store a summary per role (api, worker) of each ended period that has none. First delete old summaries and those
-    from the future: they were made before the clock was set back, and would keep new ones from being made."""
+    """For each ended period that has no summary, store one per role (api, worker). First delete old summaries, and
+    summaries of future times: they were made before the clock was set back, and would prevent new ones."""
     connection.execute(DELETE_OLD_SUMMARIES, {"oldest": now_ms - SUMMARIES_KEPT_MS, "newest": now_ms})
     end_ms = (now_ms - SUMMARY_DELAY_MS) // SUMMARY_MS * SUMMARY_MS
     rows = connection.execute(SELECT_UNSUMMARISED, {"end": end_ms}).fetchall()
@@ -110,7 +110,7 @@ def running(connection: Connection, now_ms: int) -> list[Sample]:
 
 
 def hour_counts(connection: Connection, now_ms: int) -> Mapping[str, int]:
-    """The sum of each count in the samples of the last hour, by its name."""
+    """The sum of each count over the samples of the last hour, by the name of the count."""
     rows = connection.execute(SELECT_SAMPLES, (now_ms - HOUR_MS,))
     return sum_samples(_samples(body for (body,) in rows)).counts
 
@@ -139,6 +139,6 @@ def backlog_of(connection: Connection, now_ms: int) -> Gauges:
 
 
 async def unknown_decisions(database: Database, now_ms: int) -> list[tuple[str, int]]:
-    """Senders of events whose decision id is unknown for the event's user, each with the number of these events. A
-    sender is left out after a day without such an event; its count then restarts at 0. Raises `StoreUnavailable`."""
+    """Count the events whose decision id is unknown for their user, by sender. A sender is left out after a day without
+    such an event; its count then restarts at 0. Raises `StoreUnavailable`."""
     return await database.rows(SELECT_UNKNOWN, (now_ms - DAY_MS,))

@@ -6,7 +6,7 @@ Invariant: while an unsettled decision has no shadow, the user's statistics are 
 1. A decision is stored only if the user's statistics have not changed since they were read for it.
 2. A transaction that changes a user's statistics first stores the missing shadows of the user's decisions.
 
-Both transactions lock the user. Usually a worker has stored the shadow before, within seconds after the decision.
+Both transactions lock the user. Usually a worker has already stored the shadow, within seconds after the decision.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def store_shadows(connection: Connection, shadows: Sequence[Mapping[str, object]
 def missing_shadows(
     connection: Connection, policies: Policies, after: tuple[str, int], limit: int
 ) -> tuple[tuple[str, int] | None, list[dict[str, object]]]:
-    """Compute the missing shadows of up to `limit` decisions after the place `after`. Return the place of the last
-    decision, None if no more follow; and the shadows, as parameters of `store_shadows`."""
+    """Compute the missing shadows of up to `limit` decisions after `after` (user id, decision number). Return the same
+    pair for the last of them, or None if no more follow, and the shadows as parameters of `store_shadows`."""
     if policies.challenger is None:
         return None, []
     values = {"user": after[0], "number": after[1], "spec": policies.longest.hash, "limit": limit}

@@ -1,7 +1,7 @@
 """Computes features in the database, with one statement on one thread. If the statement takes too long, or fails
 because of one feature's SQL (an overflow, malformed JSON), each feature is computed separately for each user. Only the
-values with the fault then fail. A feature whose SQL has failed once is computed separately from then on, so that it
-does not make the statement of the other features fail."""
+faulty values then fail. A feature whose SQL has failed once is computed separately from then on, so that it does not
+make the statement of the other features fail."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ class SqlSource(ABC):
     errors: ClassVar[type[Exception]]  # of the engine
 
     def __init__(self, database: Database, registry: Registry, *, width: int = 2, timeout_s: float = TIMEOUT_S) -> None:
-        """`width` limits the number of connections in use. `timeout_s` limits each statement, in seconds."""
         self._database, self._readers = database, database.readers
         self._statements = build(registry, self.dialect)
         windows = self._statements.windows
@@ -75,8 +74,8 @@ class SqlSource(ABC):
             return await reader.run(count)
 
     async def attempt(self, clock_ms: int, asked: Sequence[ComputeRow]) -> Snapshot:
-        """Compute the rows outside the limit `width`, on a spare connection. A feature that was computed separately,
-        because its SQL had failed before, is again computed together with the others if its SQL succeeds now."""
+        """Compute the rows on a spare connection, which does not count towards `width`. If the SQL of a feature had
+        failed before but succeeds now, the feature is no longer computed separately."""
         async with self._readers.one() as reader:
             snapshot = await self._compute(reader, clock_ms, asked)
         failed = {index for _, index in snapshot.errors}

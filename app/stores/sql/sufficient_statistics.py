@@ -4,15 +4,15 @@ Each row belongs to a spec, a list of model inputs, and holds the spec's hash. I
 release does not know are never read, added to or overwritten. Damaged statistics and damaged priors are never used.
 
 A row carries two checksums: of its header (spec and number of decisions) and of its numbers. If only one matches, the
-row is damaged. If neither does, a process of an earlier release wrote the row, since each of its writes changes both
-parts and no checksum. Such a row is damaged if no decisions can have produced it (`sound`). A process that finds a
-damaged row logs it and *sets it aside*: it overwrites the hash with a text that matches no spec, so that the row is
-kept but not read again. No other user is affected.
+row is damaged. If neither does, a process of an earlier release wrote the row, since that release changes both parts
+with each write, but no checksum. Such a row is damaged if no decisions can have produced it (`sound`). A process that
+finds a damaged row logs it and *sets it aside*: it overwrites the hash with a text that matches no spec, so that the
+row is kept but not read again. No other user is affected.
 
 A range of users begins with its `first_user` and ends before that of the next range. Several workers may sum ranges at
-once: in each round, a worker claims a range, and sums it again if the numbers of its users and decisions are not those
-of the stored sum. Learning raises the number of decisions. Growth raises the number of users, since only statistics of
-the longest spec are summed. So neither writes to `pooled_ranges`, and no change is missed. If a worker dies, the ranges
+once. In each round, a worker claims a range, and sums it again if the numbers of its users and decisions differ from
+those of the stored sum. No change is missed: learning raises the number of decisions. Extending statistics to the
+longest spec raises the number of users, since only statistics of that spec are summed. If a worker dies, the ranges
 that it had claimed are summed in the next round. A sum never includes an erased user: 1. a worker reads a user's
 statistics; 2. the user is erased, which deletes the sum and the claim (`app.stores.sql.users`); 3. the worker finds its
 claim gone, and stores nothing. A range that begins with an erased user is joined to the range before it, so that no
@@ -150,7 +150,7 @@ def newest_version(connection: Connection, spec: Spec) -> int:
 
 
 def prior_of(connection: Connection, spec: Spec, version: int) -> Prior:
-    """The prior with this version; 0 is `Prior.none`. Raises `SpecMismatch` if the spec has no intact one."""
+    """The prior of a spec with this version; `Prior.none` for 0. Raises `SpecMismatch` if it is missing or damaged."""
     if version == 0:
         return Prior.none(spec)
     row = connection.execute(SELECT_PRIOR, (spec.hash, version)).fetchone()
@@ -175,7 +175,8 @@ class SqlStates(SqlRepository):
     """The statistics of all users, and the pooled priors. Implements `app.bandit.ports.StateRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec`: the longest list of model inputs. Pooled priors are made for it, from statistics extended to it."""
+        """`spec`: the longest list of model inputs. Priors are pooled for this spec, from statistics that belong to
+        it."""
         super().__init__(database)
         self._spec = spec
 
@@ -233,8 +234,8 @@ class SqlStates(SqlRepository):
     @writes(of=())
     def _claim(self, connection: Connection, due: Mapping[str, Any]) -> dict[str, Any] | None:
         """Claim a range of users that is still to be summed in this round; None if another worker was faster. A range
-        that has become too large is cut in two. The result is `due`, the parameters of `SELECT_DUE`, plus the bounds
-        `first` and (exclusive) `end`, and the counts `users` and `decisions` of the stored sum; None without a sum."""
+        that has become too large is cut in two. The result has the parameters `due` of `SELECT_DUE`, the bounds `first`
+        and (exclusive) `end`, and the `users` and `decisions` of the stored sum (None without a sum)."""
         row = connection.execute(UPDATE_CLAIM, due).fetchone()
         if row is None:
             return None
@@ -280,7 +281,6 @@ def statistics_of(spec_hash: str, evidence: bytes, decisions: int, *checksums: i
 
 
 def _intact(spec_hash: str, evidence: bytes, decisions: int, *checksums: int | None) -> bool:
-    """Whether the statistics in a row are intact; the module describes how this is found out."""
     matching = sum(map(eq, _checksums(spec_hash, evidence, decisions), checksums))
     return matching == 2 or (matching == 0 and sound(SPECS[spec_hash], evidence, decisions))
 

@@ -170,8 +170,8 @@ class SqlUsers(SqlRepository):
     async def erase(self, user_id: str, now_ms: int) -> Holdings:
         """Delete all data of a user. Return the number of deleted rows of each kind. Without events, nothing shows that
         cached values of the user are stale. So the transaction also records that the user's cache keys must be deleted,
-        which the caller does next, makes every process clear its local cache, and advances the counter of erasures, so
-        that no value computed later has the version of an earlier value."""
+        which the caller does next. It makes every process clear its local cache. And it advances the counter of
+        erasures, so that no value computed later has the version of an earlier value."""
 
         def work(connection: Connection) -> Holdings:
             views, feedback, *_ = [
@@ -187,10 +187,10 @@ class SqlUsers(SqlRepository):
         return await self._database.write(work, of=[user_id])
 
     async def erase_decisions(self, user_id: str) -> None:
-        """Delete the decisions that used cached values of an erased user. Call it after the keys were deleted. 1.
-        `erase` commits; 2. a request reads the old profile from the cache; 3. the keys are deleted; 4. the request
-        stores its decision. This call deletes that decision. If step 4 comes after this call, the request stores
-        nothing, because the counter of erasures has changed and the events of the old profile are gone."""
+        """Delete the decisions that used cached values of an erased user. Call it after the keys were deleted. It
+        deletes the decision of this interleaving: 1. `erase` commits; 2. a request reads the old profile from the
+        cache; 3. the keys are deleted; 4. the request stores its decision. If step 4 comes after this call, the request
+        stores nothing, because the counter of erasures has changed and the events of the old profile are gone."""
         await self._database.write(lambda connection: self._erase_decisions(connection, user_id), of=[user_id])
 
     def _erase_decisions(self, connection: Connection, user_id: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Backs up the database while processes write to it, restores backups, and gives copied files an id of their own. A
 backup gets a new id. A restored database gets another new id, so values cached from the replaced database are not read
-again: the id is part of every cache key. Its sequence numbers continue a million higher, so that numbers used after the
-backup are not used again."""
+again: the id is part of every cache key. The sequence numbers of a restored database continue a million higher, so that
+numbers used after the backup are not used again."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def restore(source: Path, database: Path) -> None:
     """Replace the database by a backup. No process may have the database open: raises `Conflict` if one has. Raises
     `InvalidInput` if the source is damaged, or is no database of this service, `SchemaMismatch` if it is at another
     revision (migrate it first, or use the release that wrote it), and `StoreUnavailable` if the files cannot be read or
-    written, or there is no room. The database is then unchanged."""
+    written, or there is no room. After an error, the database is unchanged."""
     part = database.with_name(database.name + ".restoring")
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def restore(source: Path, database: Path) -> None:
 
 def adopt(database: Path) -> None:
     """Give a database a new id, so that values cached under the old one are not read again. Needed for copies that the
-    program cannot recognise, such as a cloned volume. Raises `Conflict` if a process has the database open,
+    program cannot recognise as such, for example a cloned volume. Raises `Conflict` if a process has the database open,
     `SchemaMismatch` if it is at another revision, and `StoreUnavailable` if it does not exist, is damaged, or cannot be
     written."""
     with closing(connect(database, read_only=False)) as connection:

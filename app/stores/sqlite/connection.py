@@ -165,7 +165,7 @@ def error_name(error: sqlite3.Error) -> str:
 
 
 def unavailable(error: sqlite3.Error) -> StoreUnavailable:
-    """The `StoreUnavailable` for an error of SQLite: the database is locked, full, broken or missing."""
+    """Convert an error (database locked, broken, missing, …) to `StoreUnavailable`; a full disk to `StoreFull`."""
     if error_name(error) in NO_ROOM:
         return StoreFull(f"the database has no room to write: {error}")
     return StoreUnavailable(f"the database does not answer: {error}")
@@ -186,7 +186,6 @@ class Readers:
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[ThreadConnection]:
-        """Lend an idle connection for the block."""
         reader = await self._idle.get()
         try:
             yield reader
@@ -196,7 +195,7 @@ class Readers:
             self._idle.put_nowait(reader)
 
     def interrupt(self) -> None:
-        """Interrupt running statements, and later ones after some ten milliseconds: the process is stopping."""
+        """The process is stopping: interrupt running statements, and later ones ten milliseconds after they begin."""
         for reader in self._all:
             reader.closing = True
 

@@ -8,8 +8,8 @@ that no earlier call has covered. If the event was erased meanwhile, the call re
 
 The log is written in the order of its sequence numbers, so new events have higher numbers than the last one seen. No
 event shows that a user was erased, that values were rebuilt, or that a deletion of cache keys succeeded after it had
-failed. Each of these advances the *local cache epoch*, a counter in the database, in its transaction or afterwards.
-Every process that sees a new epoch clears its local cache (`app.profiles.online.local_cache`).
+failed. Each of these changes advances the *local cache epoch*, a counter in the database, in its own or a later
+transaction. Every process that sees a new epoch clears its local cache (`app.profiles.online.local_cache`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs the examples of features: stores their events in an empty database, and computes values like a live read."""
+"""Runs the examples of features: stores their events in an empty database, and computes values as a live read does."""
 
 from __future__ import annotations
 

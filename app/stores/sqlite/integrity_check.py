@@ -36,7 +36,7 @@ LIMIT {FINDINGS}
 
 
 def findings(connection: sqlite3.Connection, *, whole: bool) -> list[str]:
-    """Check the database for damage, quickly or as a `whole`. Return a description of each fault, up to `FINDINGS`."""
+    """Run the quick check, or the full check if `whole`. Return a description of each fault, up to `FINDINGS`."""
     pragmas = {f"{table}: ": f"PRAGMA integrity_check('{table}')" for table in SMALL_TABLES}
     if whole:
         pragmas = {"": f"PRAGMA integrity_check({FINDINGS})"}

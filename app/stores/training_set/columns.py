@@ -1,6 +1,6 @@
 """Columns of a training set. Each column keeps the representation of its source and is converted to another on demand.
-Parquet columns are Arrow arrays, which preserves types. NDJSON columns are the bytes of each value, which preserves
-`1.10` as `1.10`. CSV columns are JSON strings. Computed features are JSON. Null is an empty field in CSV."""
+Parquet columns are Arrow arrays, which preserves types. NDJSON columns hold the bytes of each value, so that `1.10`
+stays `1.10`. CSV columns hold JSON strings, computed features hold JSON. CSV writes null as an empty field."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _decode = msgspec.json.Decoder(str).decode
 
 
 class JsonColumn(msgspec.Struct, frozen=True):
-    """A column of JSON values, written as `kind`. A `text` column takes any value: what is no string stays JSON."""
+    """A column of JSON values, written as `kind`. In a `text` column, a value that is no string is written as JSON."""
 
     values: Sequence[bytes]
     kind: Kind
@@ -81,7 +81,7 @@ class ArrowColumn(msgspec.Struct, frozen=True):
         return found
 
     def _readable(self) -> Any:
-        """The column; times as RFC 3339 text in UTC, as precise as the column, without `Z` if it has no time zone."""
+        """The column, with times as RFC 3339 text of the same precision, in UTC; without `Z` if they have no zone."""
         pa = pyarrow()
         kind = self.array.type
         if not pa.types.is_timestamp(kind):

@@ -39,10 +39,10 @@ _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Block(NamedTuple):
-    """Consecutive rows of a training set, stored by column. `numbers` locates each row for error messages: it counts
-    lines or rows of the file, as `place` ("line" or "row") says. `keys` has the values of the columns `user_id` and
-    `as_of`, or of `decision_id`; None means missing or not text. An `as_of` is the text in the file or, if Parquet has
-    times with a time zone, milliseconds since 1970."""
+    """Consecutive rows of a training set, stored by column. `numbers` has the number of each row in the file, for error
+    messages. `place` says whether these count lines ("line") or rows ("row"). `keys` has the values of the columns
+    `user_id` and `as_of`, or of `decision_id`; None means missing or not text. An `as_of` is the text in the file or,
+    if Parquet has times with a time zone, milliseconds since 1970."""
 
     place: str
     numbers: Sequence[int]
@@ -59,9 +59,9 @@ class Rows(NamedTuple):
 
 @contextmanager
 def open_rows(source: Path) -> Iterator[Rows]:
-    """Open a training set, a file or standard input (`-`), and yield its rows. On entry, or while the rows are read, it
-    raises `Undecodable` if the format is unknown or the file is broken (the error names the line), `InvalidInput` if
-    there are no rows or the columns are invalid, and `StoreUnavailable` if the file cannot be read or pyarrow is
+    """Open a training set, a file or standard input (`-`), and yield its rows. Raises on entry, or while the rows are
+    read: `Undecodable` if the format is unknown or the file is broken (the error names the line); `InvalidInput` if
+    there are no rows or the columns are invalid; `StoreUnavailable` if the file cannot be read or pyarrow is
     missing."""
     shown = "standard input" if str(source) == "-" else str(source)
     with ExitStack() as stack:
@@ -143,7 +143,7 @@ def _csv(file: IO[bytes]) -> Rows:
 
 
 def _blocks(rows: Iterator[tuple[int, Sequence[bytes]]], kinds: Mapping[str, Kind]) -> Iterator[Block]:
-    """Collect rows into blocks. `rows`: each row's line number, and its values as JSON. `kinds`: by column name."""
+    """Collect rows into blocks. `rows` yields the line number of each row, and its values as JSON."""
     while piece := list(islice(rows, BLOCK)):
         values = zip(*(row for _, row in piece), strict=True)
         columns = {name: JsonColumn(column, kinds[name]) for name, column in zip(kinds, values, strict=True)}

@@ -1,9 +1,10 @@
 """The cache of profile features on Redis or Valkey ≥ 7.0.
 
 A *cell* is one feature of one user. Its key is `pf:<epoch>:{<user>}:<feature>`, with the user id percent-encoded; the
-braces are a Cluster hash tag. The epoch identifies database and server, in a cluster the owner of the slot
-(`app.stores.valkey.registration`). A command is sent only on a connection whose epoch is that of the command's keys. A
-fill, which stores a computed value, is a compare-and-set: `SET … IFEQ`, or a Lua script if the server lacks it.
+braces are a Cluster hash tag. The epoch identifies the database and the server; in a cluster, the server is the owner
+of the slot (`app.stores.valkey.registration`). A command is sent only on a connection whose epoch is that of the
+command's keys. A fill, which stores a computed value, is a compare-and-set: `SET … IFEQ`, or a Lua script if the server
+lacks this option.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def key(epoch: Epoch, cell: Cell) -> bytes:
 
 
 def mget(epoch: Epoch, rows: Sequence[Row]) -> bytes:
-    """An MGET of all features in `rows`, packed. Filling in templates of keys takes a tenth of packing each key."""
+    """An MGET of all features in `rows`, packed. Filling templates of keys is ten times as fast as packing each key."""
     arguments, size = 1, -1
     previous: Sequence[bytes] | None = None
     template = b""
@@ -115,7 +116,7 @@ class ValkeyCache:
         return await self.read_rows([(cell.user_id, (cell.feature.encode(),)) for cell in cells])
 
     async def read_rows(self, rows: Sequence[Row]) -> tuple[Epoch, list[bytes | None]]:
-        """Read with one MGET; in a cluster with one for each user."""
+        """Read the cells with one MGET; in a cluster, with one MGET for each user."""
         users = [user_id for user_id, _ in rows]
         if isinstance(self._servers, SingleServer):
             epoch, (held,) = await self._send("read", "front", users, lambda epoch, _: [mget(epoch, rows)])
@@ -129,7 +130,7 @@ class ValkeyCache:
         return epoch, held
 
     async def lease(self, epoch: Epoch, cells: Sequence[Cell]) -> list[bytes]:
-        """Put leases with `SET … NX GET`. A key that is no string was written by another program, and is deleted."""
+        """Put leases with `SET … NX GET`. A key that holds no string is from another program, and is deleted."""
         if not cells:
             return []
         leases = [LEASE + self._nonce() for _ in cells]
@@ -164,7 +165,7 @@ class ValkeyCache:
 
     async def drop(self, cells: Collection[Cell]) -> None:
         """Delete the keys of the epoch of the connection that sends the DEL. Return only when no process can still be
-        reading from a server that was registered as the cache before."""
+        reading from a server that was registered before the present one."""
         if not cells:
             return
         await self._servers.registration.refresh()  # after the commit that made the values stale
@@ -211,7 +212,7 @@ class ValkeyCache:
 
     async def check(self) -> None:
         """Run the commands of a read, a lease, a fill and an invalidation on a separate key, on each master. Raises
-        `CacheUnavailable`, also if a slot of the cluster has no owner; `CacheRefused` names the refused command."""
+        `CacheUnavailable` if a slot has no owner that answers; `CacheRefused` names the refused command."""
         users = await self._servers.samples()
         found = await asyncio.gather(*map(self._check, users), return_exceptions=True)
         errors = [error for error in found if error is not None]
@@ -249,7 +250,7 @@ class ValkeyCache:
         *,
         raises: bool = True,
     ) -> tuple[Epoch, list[Any]]:
-        """Send as `Cluster.send` does, and measure the duration. If `raises`, raise an error if no node answers."""
+        """Do as `Cluster.send`, and measure the duration. With `raises`, raise an error if all replies are errors."""
         started = self._clock.monotonic()
         proven = what in ("read", "lease")
         current, replies = await self._servers.send(use, user_ids, commands, epoch, allowed, proven=proven)
@@ -265,7 +266,7 @@ class ValkeyCache:
     async def _if_equal(
         self, what: str, epoch: Epoch, calls: Sequence[tuple[Cell, tuple[bytes | int, ...]]]
     ) -> list[Any]:
-        """Run `IF_EQUAL` for each call: a cell, and the value that it must hold, the command and its arguments."""
+        """Run the script `IF_EQUAL` on each cell. Its arguments: the value that the cell must hold, and a command."""
 
         # With its text each time: the script is shorter than most values, and the server compiles it only once.
         def commands(epoch: str, at: Sequence[int]) -> list[Command]:
@@ -276,7 +277,7 @@ class ValkeyCache:
 
 
 class NullCache:
-    """The cache of a process without one: each command raises, so that every read is computed in the database."""
+    """Replaces the cache in a process without one. Each command raises, so every read uses the database."""
 
     available = False
 

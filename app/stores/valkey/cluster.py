@@ -3,13 +3,14 @@
 Each command has the keys of one user, so of one slot. It is sent to the master that is registered as the owner of the
 slot (`app.stores.valkey.registration`). The commands of a call are sent in one write to each master, and their replies
 are put together in order. A master that does not answer, a slot whose owner is not registered, and a slot that is being
-moved (MOVED, ASK, TRYAGAIN, CLUSTERDOWN) make the cache unavailable for the users concerned, and for no others. No
+moved (MOVED, ASK, TRYAGAIN, CLUSTERDOWN) make the cache unavailable for the users of that master or slot only. No
 command is sent again. Instead, all nodes are asked in the background which slots they own (`CLUSTER NODES`), and the
 answers are registered. A master that did not answer is not used until it has answered this question.
 
 Invariant: a value is read from a master that has been the registered owner of its slot without interruption. A master
 that became a replica and a master again may lack deletions that it had confirmed: it took over the data of the other
-master, which may not have received them. Its replication id has changed then. So a read asks for it, after the values.
+master, which may not have received them. Its replication id has then changed. So each read also asks for this id, after
+the values.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ class Cluster:
     """Sends commands to the registered masters of a cluster."""
 
     def __init__(self, url: str, timeout_s: float, registration: ServerRegistration, metrics: Metrics) -> None:
-        """Raises `ValueError` for an invalid URL."""
         self._node_url, seeds = split_cluster_url(url)
         self._timeout_s = timeout_s
         self.registration = registration
@@ -83,9 +83,9 @@ class Cluster:
     ) -> tuple[Epoch, list[Any]]:
         """Send one command for each of the users. Return the epoch of the cluster and the replies, in the order of the
         users. The reply is a `CacheUnavailable` if the cache is unavailable for the user. If `epoch` is given, a
-        command is sent only if the owner of its slot is the same as in `epoch`. `allowed`: beginnings of error replies
-        that are returned as they are. `proven`: check after the commands that the masters have not been replicas
-        meanwhile; needed for commands that read values."""
+        command is sent only if its slot has the same owner as in `epoch`. Error replies that begin with one of
+        `allowed` are returned as they are. With `proven`, which commands that read values need, check afterwards
+        that no master has been a replica meanwhile."""
         if self._asked_at < 0:
             await self.open()
         slots = [hash_slot(user_id) for user_id in user_ids]
@@ -114,13 +114,13 @@ class Cluster:
         return current, replies
 
     def slots_without_answer(self, user_ids: Iterable[str]) -> frozenset[int]:
-        """The slots of these users, whose commands failed, and all slots of masters that do not answer."""
+        """The slots of these users, whose commands have failed, and all slots without a master that answers."""
         failed = {hash_slot(user_id) for user_id in user_ids}
         away = {owner for owner in set(self._owners()) if owner is None or owner.node not in self._masters}
         return frozenset(failed.union(slot for slot, owner in enumerate(self._owners()) if owner in away))
 
     async def samples(self) -> list[str]:
-        """A made-up user id for each registered master. Raises `CacheUnavailable` if a slot has no master."""
+        """One user id in the slots of each registered master. Raises `CacheUnavailable` if a slot has no master."""
         if not self._masters:
             async with self._lock:
                 await self._refresh()  # raises the reason why no node answers

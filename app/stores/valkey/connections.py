@@ -4,8 +4,8 @@ Invariants of a connection: a reply resolves the command that it answers, or is 
 place in the order. If a command times out, the connection is closed and every waiting command fails. Nothing is sent on
 a closed connection.
 
-Each connection learns the server's identity before its first command: the server's `run_id`, which changes with every
-start, and the number of the logical database; for a node of a cluster, the `run_id` and the replication id, which
+Each connection learns the server's identity before its first command: its `run_id`, which changes with every start, and
+the number of the logical database. For a node of a cluster, the identity is its `run_id` and its replication id, which
 changes when the node becomes a master.
 """
 
@@ -51,7 +51,7 @@ def error_in(reply: object, allowed: tuple[str, ...] = ()) -> CacheUnavailable |
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """A connection that redis-py has opened (TLS, password, Sentinel). `server` is the server's identity."""
+    """A connection that many callers share. redis-py has opened it. `server`: the identity of the server."""
 
     def __init__(self, connection: AbstractConnection, server: str, timeout_s: float) -> None:
         """Take over an established connection without outstanding replies. `timeout_s` limits the wait for a reply."""
@@ -69,9 +69,9 @@ class PipelinedConnection(asyncio.Protocol):
         self._transport.set_protocol(self)
 
     def ask(self, commands: Sequence[Command]) -> Replies:
-        """Send commands. The future resolves to one reply per command; an error reply is a `hiredis.ReplyError`. It
-        raises `CacheUnavailable` on a timeout or if the connection ends. Nothing is sent if the connection is closed
-        already, or if too many commands are waiting (`CacheRefused`)."""
+        """Send commands. The future resolves to one reply per command; an error reply is a `hiredis.ReplyError`. The
+        future raises `CacheUnavailable` on a timeout or if the connection is closed. If too many commands are waiting,
+        nothing is sent, and the future raises `CacheRefused`."""
         replies: Replies = self._loop.create_future()
         full = len(self._waiting) >= MAX_WAITING
         if full or self.closed or self._transport.is_closing():
@@ -120,7 +120,7 @@ class PipelinedConnection(asyncio.Protocol):
         self.close(f"the connection ended: {exc or 'closed by the server'}")
 
     def _check_oldest(self, late: object = None) -> None:
-        """Close the connection if its oldest command is `late`, which timed out `_LAST_READ_S` ago and has no reply."""
+        """Close the connection if the oldest command timed out `_LAST_READ_S` ago (`late`), or check again later."""
         self._watch = None
         if not self._waiting:
             return
@@ -137,7 +137,7 @@ class PipelinedConnection(asyncio.Protocol):
 
 class Connections:
     """The connections of a process to its cache, or to a node of a cluster, opened on first use. There are two, so that
-    the commands of requests never queue behind a thousand stores of computed values."""
+    the commands of requests never wait behind a thousand writes of computed values."""
 
     def __init__(self, url: str, timeout_s: float, *, in_cluster: bool = False) -> None:
         self._in_cluster = in_cluster
@@ -149,7 +149,7 @@ class Connections:
         self._pool: Any = blocking_pool(url, timeout_s, 2)
 
     async def get(self, use: Use = "front") -> PipelinedConnection:
-        """The open connection to the server that this process reached last. Raises `CacheUnavailable`."""
+        """A connection to the server that this process reached last; opens it if needed. Raises `CacheUnavailable`."""
         # 1. One connection reaches server S; 2. the address moves to T while S still runs; 3. the other connection
         # reaches T and sends a DEL; 4. a read on the first would hit the old value on S. So both use the newest server.
         for _ in range(_MOVES):
@@ -166,7 +166,7 @@ class Connections:
         raise CacheUnavailable("the connection was lost again and again")
 
     def ready(self, use: Use) -> PipelinedConnection | None:
-        """The connection for `use` if it is open and leads to the server that this process reached last."""
+        """The connection for `use`; None unless it is open and leads to the server that this process reached last."""
         connection = self._connections.get(use)
         usable = connection is not None and not connection.closed and connection.server == self._newest
         return connection if usable else None

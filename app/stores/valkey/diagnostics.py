@@ -63,7 +63,6 @@ async def diagnose_server(
 
 
 def _client(url: str) -> Any:
-    """A client for an `async with` statement, which closes it."""
     return Redis.from_pool(blocking_pool(url, TIMEOUT_S, 1, decode_responses=True))
 
 
@@ -226,7 +225,7 @@ def _queue_eviction(info: Info) -> Line:
 
 
 def diagnose_persistence(info: Info, snapshots: bool | None) -> Line:
-    """Report whether a restart of the queue's server loses jobs. `snapshots`: whether it takes any; None if unknown."""
+    """Report whether a restart of the queue loses jobs. `snapshots`: whether it takes snapshots; None if unknown."""
     appends = info.get("aof_enabled")
     unappended = appends and info.get("aof_last_write_status") == "err"
     if unappended or info.get("rdb_last_bgsave_status") == "err":

