@@ -23,30 +23,6 @@ SELECT_DISABLED = "SELECT feature, disabled_by, reason, disabled_at_ms FROM disa
 SELECT_OLDEST = {"events": SELECT_OLDEST_EVENT, "decisions": SELECT_OLDEST_DECISION}
 OUTBOX_OLD_S = 60.0
 SAMPLE_OLD_S = 60.0
-# For each check that counts faults: its state if the count is not 0, the name of the faults, and the remedy.
-COUNTS: dict[str, tuple[Literal["warn", "bad"], str, str]] = {
-    "invalidations": (
-        "warn",
-        "invalidations owed to the cache",
-        "Start the cache again. Until a process has made them, reads of these users are computed.",
-    ),
-    "event times": (
-        "warn",
-        "events more than five minutes in the future",
-        "A clock was wrong when they arrived. Correct it if it still is. They count as recent until that time.",
-    ),
-    "dead letters": ("warn", "dead letters", "Replay or discard each: /admin/dead-letters."),
-    "evidence": (
-        "bad",
-        "users whose sufficient statistics are damaged",
-        "They are scored as new users. Restore their rows of bandit_states from a backup, or erase the users.",
-    ),
-    "priors": (
-        "bad",
-        "damaged pooled priors",
-        "Check the disk. Until a new one is pooled, after the next learning, decisions use an older prior or none.",
-    ),
-}
 
 
 def diagnose_contents(
@@ -64,10 +40,20 @@ def diagnose_contents(
     disabled = [Disabled(*row) for row in connection.execute(SELECT_DISABLED)]
     lines = [
         _outbox(work.outbox or 0, work.outbox_age_s or 0.0),
-        _count("invalidations", work.owed),
-        _count("event times", work.events_ahead),
+        _count(
+            "invalidations",
+            work.owed,
+            "invalidations owed to the cache",
+            "Start the cache again. Until a process has made them, reads of these users are computed.",
+        ),
+        _count(
+            "event times",
+            work.events_ahead,
+            "events more than five minutes in the future",
+            RULES["events_ahead"].advice,
+        ),
         _decision_ids(connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()),
-        _count("dead letters", work.dead_letters),
+        _count("dead letters", work.dead_letters, "dead letters", "Replay or discard each: /admin/dead-letters."),
         *_scoring(connection, whole=whole),
         _samples(first(SELECT_NEWEST_SAMPLE), now_ms),
         _audit(hour_counts(connection, now_ms)),
@@ -88,15 +74,18 @@ def _scoring(connection: Connection, *, whole: bool) -> list[Line]:
         return []
     from app.stores.sql.sufficient_statistics import damaged, priors  # noqa: PLC0415
 
+    aside = "They are scored as new users. Restore their rows of bandit_states from a backup, or erase the users."
+    none = "Check the disk. Until a new one is pooled, after the next learning, decisions use an older prior or none."
     return [
-        _count("evidence", damaged(connection, whole=whole)),
-        _count("priors", sum(prior is None for prior in priors(connection))),
+        _count(
+            "evidence", damaged(connection, whole=whole), "users whose sufficient statistics are damaged", aside, "bad"
+        ),
+        _count("priors", sum(prior is None for prior in priors(connection)), "damaged pooled priors", none, "bad"),
     ]
 
 
-def _count(check: str, count: int | None) -> Line:
-    state, what, remedy = COUNTS[check]
-    return Line(check, state, f"{what}: {count:,}", remedy) if count else Line(check, "ok", f"{what}: none")
+def _count(check: str, count: int | None, faults: str, remedy: str, state: Literal["warn", "bad"] = "warn") -> Line:
+    return Line(check, state, f"{faults}: {count:,}", remedy) if count else Line(check, "ok", f"{faults}: none")
 
 
 def _outbox(count: int, age_s: float) -> Line:
