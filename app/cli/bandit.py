@@ -99,10 +99,7 @@ async def export(service: OpenService, since_ms: int | None, until_ms: int | Non
     encode, kinds = msgspec.json.Encoder().encode, _kinds()
     if since_ms is not None and since_ms > end_ms:
         raise InvalidInput("the period is invalid", [Issue("--since", "must not be later than --until (default: now)")])
-    with (
-        writer_for(path, NdjsonWriter) as writer,
-        progress("exporting", "decisions", shown=path is not None) as update,
-    ):
+    with writer_for(path, NdjsonWriter) as writer, progress("exporting", "decisions", shown=path is not None) as update:
         while after is not None:
             records, after = await service.bandit.decisions.page(after, end_ms, EXPORTED_AT_ONCE)
             writer.write(  # even if there are no records, because a file needs its columns to be valid Parquet

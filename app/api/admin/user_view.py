@@ -157,9 +157,7 @@ async def get_user(request: HttpRequest, user_id: UserId) -> Response[UserView]:
 async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
     service = request.service
     (inspection,), holdings, development = await asyncio.gather(
-        service.inspector.inspect([user_id]),
-        service.users.holdings(user_id),
-        user_development(service, user_id),
+        service.inspector.inspect([user_id]), service.users.holdings(user_id), user_development(service, user_id)
     )
     decisions = None  # scoring is off
     if service.scoring is not None:
