@@ -104,7 +104,7 @@ def columns(features: Sequence[Feature], given: Sequence[object]) -> Iterator[li
 
 
 def struct(features: Sequence[Feature]) -> Any:
-    """A msgspec Struct with these fields. A value that is the default is not encoded."""
+    """A msgspec Struct with a field for each feature. A value that is the default is not encoded."""
     fields = [(feature.name, feature.type, feature.default) for feature in features]
     return msgspec.defstruct("Declared", fields, frozen=True, kw_only=True, omit_defaults=True)
 

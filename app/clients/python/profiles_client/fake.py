@@ -67,7 +67,7 @@ class _BatchRequest(Struct):
 
 
 class FakeDecision(NamedTuple):
-    """What `FakeProfiles` keeps of a decision, so that a test can look at it and events may name its `id`."""
+    """A decision of a `FakeService`, for a test to inspect. Events may name its `id`."""
 
     id: str
     user_id: str
