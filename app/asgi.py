@@ -111,8 +111,8 @@ def create_app(
 
 
 def _with_middleware(application: Litestar, router: ASGIApp, service: OpenService) -> ASGIApp:
-    """The application's router behind all middleware. Litestar's own middleware would not do, because the router
-    decodes paths before it runs any."""
+    """Wrap the application's router in all middleware. Litestar's own middleware is not used, because the router
+    decodes a path before it runs middleware."""
     settings, metrics, scoring = service.settings, service.metrics, service.scoring
     authenticator = application.state.authenticator
     checks = {
@@ -138,7 +138,7 @@ def _with_middleware(application: Litestar, router: ASGIApp, service: OpenServic
 
 
 async def note_key_uses(authenticator: Authenticator, uses: SqlKeyUses, clock: Clock) -> None:
-    """Store which keys callers have used since the last call. Raises `StoreUnavailable`."""
+    """Store which API keys have been used since this function was last called. Raises `StoreUnavailable`."""
     names, authenticator.used = authenticator.used, set()
     try:
         await uses.note(names, clock.now_ms())

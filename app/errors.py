@@ -136,8 +136,8 @@ class ModelFailed(Unavailable):
     def __init__(
         self, reason: FallbackReason, detail: str, *, well: bool = False, pause_s: float | None = None
     ) -> None:
-        """`well`: only this call failed and the model's endpoint works, so the next call need not skip it. `pause_s`:
-        the seconds for which the endpoint asks its clients to wait; None if it does not ask."""
+        """`well`: the model's endpoint works and only this call failed, so the failure does not pause further calls.
+        `pause_s`: the seconds for which the endpoint asks its clients to wait; None if it does not ask."""
         super().__init__(detail)
         self.reason = reason
         self.well = well

@@ -107,7 +107,7 @@ class Service:
 
     @property
     def bandit(self) -> Bandit:
-        """The parts of scoring. Raises `SettingsError` if it is off."""
+        """The contextual bandit. Raises `SettingsError` if scoring is switched off."""
         if self.scoring is None:
             raise SettingsError("PROFILES_SCORING", "is 0, so there are no decisions and no roll-out")
         return self.scoring

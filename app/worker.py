@@ -2,8 +2,8 @@
 
 A job only passes its arguments to the service. arq drops a job that raises anything but `Retry`, and a job that was
 tried `max_tries` times. No event may be lost in this way, so jobs raise only `Retry` and have no limit of tries.
-Periodic work takes up what the database records: events whose job was lost, and open runs. So it also runs while the
-queue is unavailable.
+Periodic work finds its tasks in the database: events whose job was lost, and open runs, which are rebuilds and
+measurements of data quality. So it continues while the queue is unavailable.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def back_off(tries: int) -> float:
 
 
 def job(work: Callable[..., Awaitable[None]]) -> Callable[..., Coroutine[Any, Any, None]]:
-    """Make an arq job of a coroutine function, with its name. `Unavailable` and timeouts are retried without limit.
+    """Wrap a coroutine function as an arq job of the same name. `Unavailable` and timeouts are retried without limit.
     After `UNEXPECTED_TRIES` other errors the job ends, and the events of a `tip_events` job become a dead letter."""
     name = work.__name__
 
@@ -143,8 +143,8 @@ async def sweep(service: OpenService) -> None:
 
 
 async def rebuild(ctx: JobContext) -> None:
-    """Work on the open rebuilds in turns, until each is done or in the hands of other workers. If one fails, its error
-    is raised once each of the others has had its turn."""
+    """Work on the open rebuilds in turns, until each is done or other workers work on the rest of it. If a rebuild
+    fails, its error is raised after each of the others has had its turn."""
     service: OpenService = ctx["service"]
     runs, unfinished = service.rebuild_runs, True
     while unfinished:
@@ -159,8 +159,8 @@ async def rebuild(ctx: JobContext) -> None:
 
 
 async def measure_quality(ctx: JobContext) -> None:
-    """Carry out the measurement of data quality that is requested, unless another worker does. If none is, request one,
-    once an hour. Raises `Unavailable`."""
+    """Carry out the requested measurement of data quality, unless another worker does. If none is requested, request
+    the hourly one when it is due. Raises `Unavailable`."""
     service: OpenService = ctx["service"]
     runs, now_ms = service.quality.runs, service.clock.now_ms()
     newest = await runs.newest(KEPT)
@@ -188,7 +188,7 @@ async def _attempt(ctx: JobContext, runs: RebuildRepository | QualityRepository,
 
 
 async def prune(service: OpenService) -> None:
-    """Move the cutoffs, if it is time and no worker has done so in this night, and delete the rows before them."""
+    """Move the cutoffs of retention, once a night in one worker. In every call, delete the rows before the cutoffs."""
     night, since_ms = divmod(service.clock.now_ms() - NIGHT_MS, DAY_MS)
     moved = since_ms < WINDOW_MS and await service.retention.move_cutoffs(night)
     await service.retention.prune(asyncio.sleep, thorough=moved)
@@ -218,8 +218,8 @@ def __getattr__(name: str) -> type:
 async def work(
     settings: Settings, stop: asyncio.Event, *, on_ready: Callable[[OpenService], object] = lambda _: None
 ) -> None:
-    """Run jobs and periodic work until `stop` is set; while the queue is unavailable, only periodic work. `on_ready` is
-    called with the service before the first job. Raises `ProfilesError` if the worker cannot start."""
+    """Run jobs and periodic work until `stop` is set. While the queue is unavailable, run only periodic work. Call
+    `on_ready` with the service before the first job. Raises `ProfilesError` if the worker cannot start."""
     settings.require_servers()
     assert settings.queue_url is not None
     async with AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Scoring requests, decisions, their shadows and their outcomes.
+"""Scoring requests, decisions, their outcomes, and their shadows: the rankings by the policy that did not serve.
 
 A stored decision holds everything that its answer contains. So a repeated request gets the same answer, whatever has
 been learned since. Arrays are float64.
@@ -32,10 +32,10 @@ MAX_CANDIDATES = 100
 
 
 class ScoringRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request to rank candidates and choose one. `origin` is "service" if the scorer reads the user's profile,
-    "request" if `profile` came with the request, and "absent" if neither. With `explore`, the choice is sampled from
-    the policy's propensities; without it, the highest score wins. A repeated request with the same `request_id` gets
-    the same decision."""
+    """A request to rank candidates and choose one of them. `origin` is "service" if the service reads the user's
+    profile, "request" if the request contains the profile, and "absent" if the decision is made without one. If
+    `explore` is true, the choice is sampled from the policy's propensities. Otherwise the highest score wins. A
+    repeated request with the same `request_id` gets the same decision."""
 
     user_id: str
     candidates: tuple[Candidate, ...]
@@ -47,10 +47,11 @@ class ScoringRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UserSnapshot(NamedTuple):
-    """All that a decision about one user needs from the database. `erasures` counts the users erased so far. It is read
-    first, so the other fields may be newer. The challenger serves the `share` of the users, 0 to 1; `salt` decides
-    which ones. `version` is the spec hash of the user's statistics, and their number of decisions. `statistics` is None
-    if no decision about the user has been learned. `stored` is the earlier decision with the same request id."""
+    """The data from the database that a decision about one user needs. `erasures` is the number of users erased so far.
+    It is read first, so the other fields may be newer. `share`, 0 to 1, is the share of users that the challenger
+    serves, and `salt` decides which users these are. `version` is the spec hash of the user's statistics, and the
+    number of decisions in them. `statistics` is None if no decision about the user has been learned, or if they are
+    damaged. `stored` is the earlier decision with the same request id."""
 
     erasures: int
     prior: Prior
@@ -68,9 +69,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     θ̂ of its weights. `chosen` is the index of the chosen candidate, and `phi` (D',) its input vector under the spec
     with the hash `spec_hash`, which may have more inputs than the policy's spec. `state_version` is the number of the
     user's decisions that were learned before this one. `profile` holds the profile features that the policy used.
-    `profile_read` tells how the service read them. It is None if they were not read by the service, and for decisions
-    from before database revision 0007. `shadow` is the ranking by the other policy, None until a worker has computed
-    it. `elapsed_us` is the time that the decision took, without the commit that stores it.
+    `profile_read` tells how the service read them. It is None if the service did not read them, and for decisions from
+    before database revision 0007. `shadow` is the ranking by the other policy, None until a worker has computed it.
+    `elapsed_us` is the time that the decision took, without the commit that stores it.
     """
 
     id: str
@@ -105,14 +106,14 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         return spec.phi(self.candidates, self.context, self.profile)
 
     def vector(self, spec: Spec) -> Array:
-        """The logged φ of the chosen candidate, with the additional inputs of `spec`, computed from the request."""
+        """The chosen candidate's logged φ, extended to `spec` by inputs that are computed from the request."""
         if len(self.phi) >= spec.size:
             return self.phi
         return np.concatenate([self.phi, self.phi_under(spec)[self.chosen, len(self.phi) :]])
 
     def contributions(self) -> list[dict[str, float]] | None:
-        """For each candidate, the parts θ̂ᵢφᵢ of its score by the name of the input. None if another release made the
-        decision, and this one does not know the policy's spec."""
+        """For each candidate, the parts θ̂ᵢφᵢ of its score by the name of the input. None if this release does not know
+        the policy's spec."""
         spec = SPECS.get(self.policy_hash)
         if spec is None:
             return None
@@ -121,8 +122,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecisionOutcome(NamedTuple):
-    """The state of a decision, and the number of events about it by outcome. `reward` and `source` are None until it is
-    learned, `settled_at_ms` until it is learned or expires."""
+    """The state of a decision, and the number of events about it by outcome. `reward` and `source` (feedback of the
+    user, or the default reward) are None until the decision is learned. `settled_at_ms` is None until it is learned or
+    expires."""
 
     state: DecisionState
     served_at_ms: int | None
@@ -138,14 +140,14 @@ def shadow_of(
 ) -> dict[str, object]:
     """Compute the ranking by the policy that did not serve, and the terms of the doubly robust estimate, as columns.
 
-    `statistics` are those that the decision was made from, None for a user without any. `mu` (D,) is the mean of the
-    decision's pooled prior. All else is stored with the decision, and the random numbers derive from its id, so the
-    result does not depend on when or in which process it is computed.
+    `statistics` are the user's statistics from which the decision was made; None for a user without statistics. `mu`
+    (D,) is the mean of the decision's pooled prior. The other inputs are stored with the decision, and its id
+    determines the random numbers, so the result does not depend on when or in which process it is computed.
 
     `…_scores` and `…_pi` hold the scores and the propensities π of all candidates as little-endian float64. `…_p` is
     π(chosen). The reward model is the prior, q(φ) = φᵀμ clipped to [0, 1], which was fitted to rewards known before the
     decision. `q_logged` is q(chosen), and `v_…` is Σₐ π(a) q(a). `agree` is 1 if both policies rank the same candidate
-    first, else 0. `pool_p` and `v_pool` are those of the third policy, `POOLED_CHAMPION`.
+    first, else 0. `pool_p` and `v_pool` belong to a third policy, `POOLED_CHAMPION`.
     """
     grown, phi = policies.grown(statistics), decision.phi_under(policies.longest)
     other = OTHER[decision.role]
@@ -165,7 +167,7 @@ def shadow_of(
 
 
 class DecisionLine(msgspec.Struct):
-    """A decision in a list. `probability`: that of the chosen candidate; null if the stored ones are damaged."""
+    """A decision in a list. `probability` is the chosen candidate's propensity; null if the stored one is damaged."""
 
     decision_id: str
     decided_at: str

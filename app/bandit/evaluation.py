@@ -1,11 +1,11 @@
-"""Estimates, from the decision log, the reward of a policy that may never have run, and draws a picture of them.
+"""Estimates, from the decision log, the reward of a policy that may never have run, and draws them as a picture.
 
-Each decision is made again from its request, its profile, and the user's statistics at its time: the sums over the
-user's first `state_version` learned decisions. Their input vectors are computed again with the inputs of the policy, so
-a new input has its effect from the first logged decision on. The estimators and their
-intervals are those of the roll-out (`app.bandit.rollout.aggregates`).
+Each decision is made again from its request, its profile, and the user's statistics at the time of the decision: the
+sums over the user's first `state_version` learned decisions. The input vectors of these are computed again with the
+inputs of the policy. So a new input takes effect from the first logged decision on. The estimators and their intervals
+are those of the roll-out (`app.bandit.rollout.aggregates`).
 
-Invariant: no reward has an effect on its own decision or on an earlier one.
+Invariant: the reward of a decision affects neither this decision nor an earlier one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _check(field: str, name: str, known: Collection[str]) -> None:
-    """Raise `ValueError`, to which msgspec adds the place, if the name is not known."""
     if name not in known:
         raise ValueError(f"{field} must be one of {', '.join(known)}, not {name!r}")
 
@@ -89,7 +88,7 @@ def extended(policy: Policy, name: str, inputs: Sequence[Input]) -> Policy:
 
 def with_feature(policy: Policy, name: str) -> Policy:
     """The policy with three more inputs: the feature under evaluation times each factor of a candidate. Raises
-    `InvalidInput` if the policy has no pooled prior, from which it would learn the effect of the feature."""
+    `InvalidInput` if the policy has no pooled prior, which learns the effect of the feature."""
     if not policy.spec.pooled:
         detail = f"{policy.id} has no pooled prior, which learns the effect of a feature; evaluate lints-v1+pool"
         raise InvalidInput("a feature cannot be evaluated", [Issue("--policy", detail)])
@@ -107,9 +106,9 @@ def ranked(values: Mapping[int, float]) -> dict[int, float]:
 
 
 class Replay(msgspec.Struct, frozen=True):
-    """A policy to replay. If not `profiles`, every profile counts as absent. `values` has the values of the feature
-    under evaluation, within [-1, 1], by the sequence number of the decision. `priors` has the versions and the means of
-    the pooled priors, oldest first."""
+    """A policy to replay. If `profiles` is false, every decision is replayed without a profile. `values` maps the
+    number of a decision to the value, within [-1, 1], of the feature under evaluation. `priors` contains the version
+    and the mean of each pooled prior, oldest first."""
 
     policy: Policy
     profiles: bool = True
@@ -117,8 +116,8 @@ class Replay(msgspec.Struct, frozen=True):
     priors: Sequence[tuple[int, Array]] = ()
 
     def recorded(self, priors: Sequence[Prior]) -> Replay | None:
-        """The replay with the recorded priors. None if priors must be pooled from the log instead: if a recorded one
-        lacks an input of the policy, or if the replay ignores the profiles, with which they were made."""
+        """The replay with the recorded priors. None if priors must be pooled from the log instead: if a recorded prior
+        lacks an input of the policy, or if the replay ignores profiles, which the recorded priors were made with."""
         spec = self.policy.spec
         if not spec.pooled:
             return self  # it reads no prior
@@ -127,7 +126,7 @@ class Replay(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, priors=[(prior.version, prior.mu) for prior in priors])
 
     def mean(self, version: int) -> Array:
-        """The mean of the newest prior up to this version; zeros if there is none."""
+        """The mean of the newest prior whose version is at most `version`; zeros if there is no such prior."""
         place = bisect_right(self.priors, version, key=itemgetter(0))
         return self.priors[place - 1][1] if place else np.zeros(self.policy.spec.size)
 
@@ -137,7 +136,7 @@ class Replay(msgspec.Struct, frozen=True):
         return self.policy.spec.phi(made.candidates, made.context, profile, self.values.get(item.number, 0.0))
 
     def rankings(self, log: UserLog, counts: Counts) -> Iterator[tuple[LoggedDecision, Ranking]]:
-        """The ranking that the policy would have answered in each of a user's decisions that count."""
+        """For each decision of the user that `counts` selects, the ranking that the policy would have answered."""
         counted = [item for item in log.decisions if counts(item)]
         if damaged(log) or not counted:
             return
@@ -153,10 +152,10 @@ class Replay(msgspec.Struct, frozen=True):
             yield item, ranking
 
     def before(self, log: UserLog, learned: Sequence[LoggedDecision]) -> SufficientStatistics:
-        """The statistics of the decisions that are no longer in the log: the stored statistics minus the logged
-        decisions. Each of the latter was learned with all inputs of the stored spec or, if an earlier release padded
-        the statistics with zeros, with the inputs it was logged with. If the log contradicts the statistics in both
-        cases, as after a restore, the sums are zeros."""
+        """The statistics of the decisions that have been pruned from the log: the stored statistics minus the logged
+        decisions. A logged decision was learned with all inputs of the stored spec or, if an earlier release padded the
+        statistics with zeros, with the inputs that were logged. Both cases are tried. If the log contradicts the
+        statistics in both, for example after a restore, the sums are zeros."""
         spec, stored = self.policy.spec, log.statistics
         if stored is None or stored.decisions <= len(learned):
             return SufficientStatistics.none(spec)
@@ -177,13 +176,13 @@ class Replay(msgspec.Struct, frozen=True):
     def after(
         self, statistics: SufficientStatistics, item: LoggedDecision, phi: Array | None = None
     ) -> SufficientStatistics:
-        """The statistics after the decision. `phi`: its input vectors, if known."""
+        """The statistics after the decision is learned. `phi` (K, D) are its input vectors; None to compute them."""
         phi = self.phi(item) if phi is None else phi
         return statistics.learned(phi[item.decision.chosen], item.outcome.reward or 0.0)
 
 
 class PriorsFromLog:
-    """Pools priors for a replayed policy from the users' logs, as of moments at which priors were stored."""
+    """Pools, from users' logs, the priors that a replayed policy would have had when the stored priors were made."""
 
     def __init__(self, replay: Replay, priors: Sequence[Prior]) -> None:
         self._replay = replay
@@ -203,7 +202,6 @@ class PriorsFromLog:
             statistics = more
 
     def pooled(self) -> Replay:
-        """The replay with the pooled priors."""
         spec, totals = self._replay.policy.spec, itertools.accumulate(self._sums[:-1])
         means = (pooled_mean(SufficientStatistics(spec, numbers, 0)) for numbers in totals)
         versions = (prior.version for prior in self._priors)
@@ -211,7 +209,7 @@ class PriorsFromLog:
 
 
 def damaged(log: UserLog) -> bool:
-    """Whether the user cannot be replayed: without readable statistics, how many decisions were pruned is unknown."""
+    """Whether a user cannot be replayed: only readable statistics tell how many decisions have been pruned."""
     return log.statistics is None and any(item.outcome.state == "learned" for item in log.decisions)
 
 
@@ -222,10 +220,10 @@ def in_order_of_learning(log: UserLog) -> list[LoggedDecision]:
 
 
 class Evaluation:
-    """Evaluates a replayed policy against another one or, without another, against the policies that served."""
+    """Compares a replayed policy with a second replayed policy or, if none is given, with the policies that served."""
 
     def __init__(self, replays: Sequence[Replay], priors: Sequence[Prior], counts: Counts) -> None:
-        """`replays`: the policy, and the other one if there is one. `priors`: the recorded ones."""
+        """`replays` contains the policy and, optionally, the second policy. `priors` are the recorded priors."""
         self._replays, self._counts = replays, counts
         self._priors = {prior.version: prior for prior in priors}
         self._sums, self._bins = DecisionSums(), np.zeros((BINS, 3))
@@ -247,15 +245,15 @@ class Evaluation:
         self._sums.add(DecisionPage([log.user_id] * len(rows), *np.array(rows, np.float64).T))
 
     def _predicted(self, made: Decision) -> Array:
-        """The reward model of the doubly robust estimates: the rewards q (K,) that the decision's recorded prior, which
-        was fitted to earlier rewards, predicts for its candidates."""
+        """The reward q (K,) that a model predicts for each candidate, for the doubly robust estimates. The model is the
+        decision's recorded prior, which was fitted to earlier rewards."""
         prior = self._priors.get(made.prior_version)
         if prior is None:
             return np.zeros(len(made.candidates))
         return np.clip(made.phi_under(prior.spec) @ prior.mu, 0.0, 1.0)
 
     def estimates(self) -> Estimates:
-        """Raises `Conflict` if the log does not suffice."""
+        """The estimates from all added logs. Raises `Conflict` if these contain too few decisions."""
         if not self._sums.n:
             raise Conflict(
                 "no decision of the period can be evaluated: it must be made with exploration, its reward must be "
@@ -267,15 +265,15 @@ class Evaluation:
             raise Conflict(f"{self._sums.n} decisions of {self._sums.users} users do not suffice: {error}") from error
 
     def calibration(self) -> list[list[float]]:
-        """The number of decisions, their mean score and their mean reward, in each tenth of [0, 1] by the score of the
-        chosen candidate. Tenths without decisions are left out."""
+        """For each tenth of [0, 1], the decisions whose chosen candidate has a score in it: their number, their mean
+        score and their mean reward. Tenths without decisions are left out."""
         known = self._bins[self._bins[:, 0] > 0]
         return [[n, score / n, reward / n] for n, score, reward in known.tolist()]
 
 
 def picture(title: str, intervals: Mapping[str, Interval], bins: Sequence[Sequence[float]]) -> str:
-    """An SVG picture: the intervals on the left; on the right, mean reward by mean score, as dots of an area that is
-    proportional to the number of decisions."""
+    """An SVG picture. On the left are the intervals. On the right is a dot for each of `bins`, placed by its mean score
+    and its mean reward, with an area that is proportional to its number of decisions."""
     low, high = min(item.low for item in intervals.values()), max(item.high for item in intervals.values())
     most, drawn = max(n for n, _, _ in bins), []
     for y, (name, item) in zip(range(70, 300, 45), intervals.items(), strict=False):

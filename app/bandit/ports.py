@@ -58,7 +58,7 @@ class UserLog(NamedTuple):
 
 
 class StateGrowth(msgspec.Struct):
-    """Numbers of users: all with learned statistics, and those whose statistics lack inputs of the challenger."""
+    """Numbers of users: `users` have statistics, and those of `to_grow` users lack inputs of the challenger."""
 
     users: int
     to_grow: int
@@ -67,7 +67,7 @@ class StateGrowth(msgspec.Struct):
 class DecisionRepository(Protocol):
     async def snapshots(self, queries: Sequence[tuple[str, str | None]]) -> list[UserSnapshot]:
         """Read the data of each queried user, in the order of the queries: pairs of a user id and the id of the scoring
-        request. If statistics are damaged or of an unknown spec, this is logged, and `statistics` is None."""
+        request. If statistics are damaged or of an unknown spec, log a warning, and return None for `statistics`."""
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[Decision | None]:
         """Store decisions in one durable commit. Return one item per proposed decision, in order: the stored decision,
@@ -75,8 +75,8 @@ class DecisionRepository(Protocol):
 
     async def add_shadows(self, after: tuple[str, int], limit: int) -> tuple[str, int] | None:
         """Compute and store the missing shadows (see `Decision`) of up to `limit` unsettled decisions, in the order of
-        user id and sequence number, beginning above `after`. A decision is skipped if its user's statistics have
-        changed since. Return the user id and number of the last decision; None if no more follow."""
+        user id and number. Begin after the pair `after`. Skip a decision if its user's statistics have changed since.
+        Return the user id and number of the last decision, or None if no decision follows it."""
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
         """The decision with this id; None if there is none, or it is damaged."""
@@ -84,8 +84,9 @@ class DecisionRepository(Protocol):
     async def page(
         self, after: DecisionMoment, until_ms: int, limit: int
     ) -> tuple[list[DecisionRecord], DecisionMoment | None]:
-        """Up to `limit` decisions after `after` that were made before `until_ms`, and the moment after which to
-        continue; None on the last page. Damaged decisions are left out, so a page may be empty though more follow."""
+        """Up to `limit` decisions after `after` that were made before `until_ms`, and the moment after which the next
+        page begins; it is None on the last page. Damaged decisions are left out, so a page may be empty though more
+        follow."""
 
     async def line(self, decision_id: str) -> DecisionLine | None: ...
 
@@ -99,12 +100,12 @@ class DecisionRepository(Protocol):
         before: tuple[int, int] = (LATEST_MS, LATEST_MS),
     ) -> tuple[list[DecisionLine], tuple[int, int] | None]:
         """Up to `limit` decisions made from `since_ms` on and before `until_ms`, newest first: by time, or by sequence
-        number if `user_id` is given. Also the value of `before`, a time and a number, for the next page; None on the
-        last page."""
+        number if `user_id` is given. The second item is `before` for the next page, a pair of time and sequence number.
+        It is None on the last page."""
 
     async def user_logs(self, after: str, decisions: int) -> list[UserLog]:
-        """The logs of the next users after the id `after`, in the order of ids, until they hold `decisions` decisions
-        or more, or no user is left. Damaged decisions are left out."""
+        """The logs of users with ids above `after`, in the order of ids. Users are added until the logs contain at
+        least `decisions` decisions, or no user is left. Damaged decisions are left out."""
 
     async def priors(self) -> list[Prior]:
         """All pooled priors, oldest first. Damaged ones are left out."""
@@ -128,8 +129,8 @@ class LearningRepository(Protocol):
         the user's statistics are damaged."""
 
     async def grow(self, now_ms: int) -> int:
-        """Extend the statistics of a page of users to the longest spec, by a replay of their learned decisions, and set
-        damaged ones aside. Return the number of users; 0 if none is left."""
+        """Extend the statistics of a page of users to the longest spec, by a replay of their learned decisions. Set
+        damaged statistics aside. Return the number of users; 0 if no user is left."""
 
 
 class StateRepository(Protocol):
@@ -145,7 +146,7 @@ class StateRepository(Protocol):
         """The version of the newest prior; 0 if there is none."""
 
     async def growth(self) -> StateGrowth:
-        """Count the users with statistics: an index is read, 10 ms for 100,000 users."""
+        """Count the users with statistics. This takes 10 ms for 100,000 users, because only an index is read."""
 
 
 class RolloutLook(msgspec.Struct, frozen=True):
@@ -161,8 +162,9 @@ class RolloutLook(msgspec.Struct, frozen=True):
 
 
 class Counts(NamedTuple):
-    """Numbers of decisions with a learned reward since the roll-out began; `app.bandit.rollout.status.DecisionsView`
-    explains them, `served` as `served_by_challenger`. `waiting` decisions have sequence numbers from `until` on."""
+    """Numbers of decisions with a learned reward since the roll-out began. `app.bandit.rollout.status.DecisionsView`
+    explains them, with the name `served_by_challenger` for `served`. `waiting` decisions have numbers from `until`
+    on."""
 
     until: int
     evaluated: int
@@ -174,7 +176,7 @@ class Counts(NamedTuple):
 
 class RecentDecisions(NamedTuple):
     """Recent decisions, settled or not, in columns of one element per decision. `elapsed_ms` is the duration of the
-    scoring request, without its commit. `without_profile` is 1 if every profile feature was missing or null,
+    scoring request until its commit. `without_profile` is 1 if every profile feature was missing or null, else 0.
     `by_challenger` is 1 if the challenger served, else 0. `made_ms` is in epoch ms."""
 
     elapsed_ms: Array
@@ -197,16 +199,17 @@ class RolloutRepository(Protocol):
         """Store a look. Return False if its number is taken or the roll-out started anew after `seen`."""
 
     async def counts(self, state: RolloutState, overdue_ms: int) -> Counts:
-        """Count the decisions of the roll-out by whether they can be evaluated. They are evaluated in order, up to the
-        oldest one that is not settled. One that was made before `overdue_ms` (epoch ms) is skipped if not settled."""
+        """Count the decisions of the roll-out by whether they can be evaluated. Decisions are evaluated in order, up to
+        the oldest unsettled decision. An unsettled decision from before `overdue_ms` (epoch ms) is ignored."""
 
     def pages(self, state: RolloutState, until: int) -> AsyncIterator[DecisionPage]:
         """Yield pages of the evaluated decisions whose sequence number is below `until`, oldest first."""
 
     async def shown(self, state: RolloutState, among: int) -> tuple[DecisionPage, Array]:
-        """Those of the newest `among` decisions of the roll-out that can be compared: the tip was shown, there was
-        exploration, and both policies ranked the candidates. A reward that is not known yet is 0. For each, the array
-        has 1 if the challenger served, 0 if the champion did, and NaN if it is older than the current stage."""
+        """The decisions in which the policies can be compared, among the newest `among` of the roll-out: the tip was
+        shown, the choice was explored, and both policies ranked the candidates. A reward that is not known yet is 0.
+        The array has 1 where the challenger served, 0 where the champion did, and NaN for decisions from before the
+        current stage."""
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
         """The decisions made at or after `since_ms`; if there are more than `limit`, the newest of them."""

@@ -1,16 +1,16 @@
 """Scoring: turns a scoring request into a stored decision.
 
 Invariants: a decision is answered only after it is stored; two requests with the same id get the same decision; data of
-a user that was read before the user's erasure is never stored after it. For the third, the database counts erasures:
+a user that was read before the user's erasure is never stored after it. To ensure this, the database counts erasures:
 
 1. A request takes the newest count that this process knew before the request began.
 2. It reads the user's profile and statistics.
 3. The user is erased; the same transaction increments the count.
 4. The decision is not stored, since the count differs from the count in step 1, and the request decides again.
 
-If step 3 erases another user, the decision is stored: an event that the profile reflects still exists, which proves it.
-If no such event is known, the request decides once more than necessary. It also decides again if a worker has changed
-the user's statistics since step 2.
+An erasure deletes all events of its user. So if step 3 erases another user, an event that the profile reflects still
+exists, and the decision is stored. If no such event is known, the request decides again without need. It also decides
+again if a worker has changed the user's statistics since step 2.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def _setting(default: Any, parse: Callable[[str], Any], *, secret: bool = False)
 class Settings:
     """All settings of a process, immutable. Use `Settings.from_environment`, or keywords in a test.
 
-    Raises `SettingsError` if only one of the model's URL and name is set, or a key without both."""
+    Raises `SettingsError` if the URL of the model is set without its name, or the name or the key without the URL."""
 
     database: Path | PostgresUrl = _setting(Path("var/profiles.db"), parsers.database, secret=True)
     features: str | None = _setting(None, parsers.registry_source)
@@ -120,7 +120,7 @@ class Settings:
         return self.database.parent if isinstance(self.database, Path) else Path("var")
 
     def require_file(self, instead: str = "this command needs a SQLite file") -> Path:
-        """The SQLite file. Raises `SettingsError` if the database is PostgreSQL; `instead` says what to do then."""
+        """The SQLite file. Raises `SettingsError`, with `instead` in its message, if the database is PostgreSQL."""
         if isinstance(self.database, Path):
             return self.database
         raise SettingsError("PROFILES_DATABASE", f"names a PostgreSQL database; {instead}")
@@ -141,7 +141,7 @@ class Settings:
                 raise SettingsError(name, f"must be set, such as {example}; only `profiles up` starts its own servers")
 
     def require_safe_binding(self) -> None:
-        """Raise `SettingsError` if other machines could reach the service, and no keys are set."""
+        """Raise `SettingsError` if other machines could reach the service, and no API keys are set."""
         if self.api_keys or (is_loopback(self.host) and not self.trusted_proxies):
             return
         cause = "PROFILES_TRUSTED_PROXIES is set" if is_loopback(self.host) else f"PROFILES_HOST is {self.host}"

@@ -160,7 +160,7 @@ switch = _parser("[01]", "0 or 1", lambda value: value == "1")
 
 
 def scoring(value: str) -> bool:
-    """A switch that can be 1 only if NumPy is installed."""
+    """Parse a switch, which can be 1 only if NumPy is installed."""
     if switch(value) and find_spec("numpy") is None:
         raise ValueError("needs NumPy, which is not installed: run pip install 'profiles[scoring]'")
     return switch(value)
@@ -271,8 +271,8 @@ def _items(value: str) -> Iterator[str]:
 
 
 def _assignments(value: str, parse: Callable[[str, str], float], what: str = "") -> dict[str, float]:
-    """Parse comma-separated `name=text` to a number per name. `parse` converts the text, and gets the name, too. If it
-    raises `ValueError`, `what` and the name are put before its message."""
+    """Parse comma-separated `name=text` to a number per name. `parse(name, text)` returns the number. If it raises
+    `ValueError`, `what` and the name are put before its message."""
     given: dict[str, float] = {}
     for part in _items(value):
         name, _, text = part.partition("=")

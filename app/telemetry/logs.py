@@ -61,7 +61,7 @@ _KIND = ("event", "route", "status", "feature", "job", "what", "name")
 
 class RepeatedLines(msgspec.Struct, eq=False):
     """A structlog processor that passes `MOST_LINES` lines of one kind (with equal `_KIND` fields) in `SPAN_S` seconds
-    and drops the others. The first line of the kind in the next span has their number in `left_out`."""
+    and drops the others. The first line of the kind in the next span has the number of dropped lines in `left_out`."""
 
     monotonic: Callable[[], float] = time.monotonic
     _spans: dict[tuple[object, ...], tuple[float, int]] = {}  # by kind, the begin and the number of lines

@@ -1,8 +1,8 @@
 """Traces with OpenTelemetry, if `PROFILES_TRACES_URL` is set. The standard `OTEL_…` variables configure the rest.
 
-A process without traces does not import this module: bootstrap, `app.asgi` and `app.worker` wrap what they compose only
-if traces are on. A request, a job and the consumption of events have a span each, and so has every call of a wrapped
-port inside them. Work that requests share is a child of the request that began it.
+A process without traces does not import this module: bootstrap, `app.asgi` and `app.worker` wrap their parts only if
+traces are on. Each request, job and consumption of events has a span. Each call of a wrapped port inside it has a child
+span. If requests share work, the work's span is a child of the request that began it.
 
 Invariant: no span has an argument, a path, the text of an error or the id of a user.
 """
@@ -55,7 +55,7 @@ class Tracing:
         await asyncio.to_thread(closing.join, CLOSE_S)
 
     def middleware(self, inner: AsgiApp) -> AsgiApp:
-        """ASGI middleware: a span per request, except for probes. It continues the trace of a `traceparent` header."""
+        """Wrap an ASGI app: each request except probes has a span. It continues the trace of a `traceparent` header."""
 
         async def traced(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "http" or scope["path"] in _PROBES:
@@ -84,7 +84,7 @@ class Tracing:
         return traced
 
     def job(self, name: str, work: Callable[..., Awaitable[None]]) -> Callable[..., Coroutine[Any, Any, None]]:
-        """A span per try of an arq job. It continues the trace of the job's keyword argument `traceparent`."""
+        """Wrap an arq job: each try has a span, which continues the trace of the keyword argument `traceparent`."""
 
         @wraps(work)
         async def traced(ctx: Any, *arguments: object, traceparent: object = None) -> None:
@@ -96,7 +96,7 @@ class Tracing:
 
     @contextmanager
     def consuming(self, traceparents: Traceparents) -> Iterator[None]:
-        """Continue the traces of events while they are consumed: a span in each, with a link to the job that runs."""
+        """While events are consumed, open a span in the trace of each event, with a link to the current span."""
         links = _links(get_current_span())
         with ExitStack() as stack:
             # The first is entered last, so that the calls inside are its children.
@@ -105,9 +105,9 @@ class Tracing:
             yield
 
     def port(self, name: str, port: T, shared_by: SharedBy = _NONE) -> T:
-        """Wrap a port: each call of a coroutine method inside a span has a child span `name.method`. If requests share
-        the calls of a method, `shared_by[method]` takes the positional arguments of a call, and returns the
-        traceparents of its requests. The span has links to them."""
+        """Wrap a port: each call of a coroutine method inside a span has a child span `name.method`. If several
+        requests share a call of a method, `shared_by[method]` returns their traceparents, given the positional
+        arguments of the call. The child span has links to these requests."""
         return cast(T, _Port(self._span, name, port, shared_by))
 
     @contextmanager

@@ -60,8 +60,8 @@ class JudgedDecision(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The effect of an event on a decision: the decision's new state and serving time, and the reward to learn; None if
-    nothing is learned from the event."""
+    """The effect of an event on a decision: the decision's new state and serving time, and the reward to learn.
+    `reward` is None if nothing is learned from the event."""
 
     outcome: EventOutcome
     state: DecisionState
@@ -117,8 +117,8 @@ class DecisionLearner(msgspec.Struct, frozen=True, eq=False):
     metrics: Metrics
 
     async def learn(self, events: Sequence[LoggedEvent]) -> None:
-        """Learn from the events that are about a decision, in one transaction. Of the others, those with an unknown
-        `decision_id` are counted by sender, for the overview and `profiles doctor`."""
+        """Learn from the events that are about a decision, in one transaction. Count events with an unknown
+        `decision_id` by sender, for the overview and `profiles doctor`."""
         concerned = await self.repository.concerned(events)
         concerned_seqs = {item.seq for item in concerned}
         unknown = [item for item in events if item.event.decision_id is not None and item.seq not in concerned_seqs]

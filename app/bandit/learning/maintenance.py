@@ -3,9 +3,9 @@
 Each step is a small transaction, so interrupted work continues where it stopped. Several workers may run at the same
 time: each skips what another has done.
 
-The statistics are summed by ranges of users, in rounds that begin at the same times in all workers. When all ranges of
-the round are claimed, a worker makes a prior from the sums. If a slower worker finishes a range after that, it makes
-another prior, which includes this range.
+The pooled prior is made from the sum of all users' statistics. Workers sum ranges of users, in rounds that begin at the
+same times in all workers. When all ranges of a round are claimed, a worker makes a prior from the sums. If a slower
+worker finishes a range after that, it makes another prior, which includes this range.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Maintenance(msgspec.Struct, kw_only=True, eq=False):
     _ended_round_ms: int = 0
 
     async def once(self) -> None:
-        """Do one step: settle decisions whose reward window has closed, and extend users' statistics. When all users'
-        are extended, sum the statistics of some ranges of users, and when all ranges are summed, estimate the prior.
-        Raises `StoreUnavailable`."""
+        """Do one step: settle decisions whose reward window has closed, and extend users' statistics. If no statistics
+        are left to extend, sum some ranges of users. If no range is left to sum, estimate the prior. Raises
+        `StoreUnavailable`."""
         await self.settle()
         if not await self.grow(GROW_FOR_S):
             return
@@ -70,7 +70,7 @@ class Maintenance(msgspec.Struct, kw_only=True, eq=False):
 
     async def grow(self, for_s: float) -> bool:
         """Extend ("grow") users' statistics to the spec with the most inputs, for about `for_s` seconds. Return True if
-        no user is left."""
+        no user's statistics are left to extend."""
         total, until = 0, self.clock.monotonic() + for_s
         while grown := await self.learning.grow(self.clock.now_ms()):
             total += grown
@@ -100,7 +100,7 @@ class Maintenance(msgspec.Struct, kw_only=True, eq=False):
         return prior is not None
 
     async def shadow(self) -> None:
-        """Add the missing shadows of unsettled decisions. Raises `StoreUnavailable`."""
+        """Compute and store the missing shadows (see `Decision`) of unsettled decisions. Raises `StoreUnavailable`."""
         after = ("", 0)
         while (place := await self.decisions.add_shadows(after, SHADOWS_AT_ONCE)) is not None:
             after = place

@@ -1,11 +1,11 @@
-"""Declares what a request says about candidates and the context, and which inputs each spec makes of it.
+"""Declares the features of candidates and context in a request, and the inputs that each spec computes from them.
 
 To add an input, append a `Version` to `VERSIONS`. It makes the newest spec, whose policy is the challenger. The schema
-of `POST /score`, stored requests and the growth of statistics follow. Never change a version: users' statistics and
-logged decisions were made with it.
+of `POST /score`, stored requests and users' statistics are extended by it. Never change a version: users' statistics
+and logged decisions were made with it.
 
-A transform depends on no data seen before, so a vector logged a year ago still has the same meaning. Its formula is
-part of the hash of every spec that uses it, so a changed formula needs a new text and a new name.
+A transform depends only on a feature's value, so a vector logged a year ago still has the same meaning. Its formula is
+part of the hash of every spec that uses it. To change a formula, declare a new transform with a new name.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Transform(NamedTuple):
 
 
 class Feature(NamedTuple):
-    """A field of the request about a candidate or the context, and the transforms of its value into factors, by name.
-    The factors of null are 0. `default` is the value if a client does not send the feature. With `NODEFAULT` it is
+    """A field of the request about a candidate or the context. `factors` has the transforms of its value, by the name
+    of the factor that each computes; null gives 0. `default` replaces a feature that was not sent; `NODEFAULT` makes it
     required. Only the first version may require features, since older clients do not send those of later versions."""
 
     name: str
@@ -53,12 +53,12 @@ class Version(NamedTuple):
 
 
 def log_share(full: float, unit: str) -> Transform:
-    """An amount on a logarithmic scale: 0 at 0, 1 from `full` on."""
+    """Maps an amount to a logarithmic scale: 0 to 0, and `full` or more to 1. `unit` is its name in the formula."""
     return Transform(f"min(1, log1p(max(0, {unit})) / log1p({full}))", partial(log_ratio, full))
 
 
 def soft_sign(symbol: str) -> Transform:
-    """A number of any sign and scale. Monotone up to rounding, and 1 + |x| is finite for every finite x."""
+    """Maps a number x of any sign and size into [-1, 1]: x / (1 + |x|). The result is monotone up to rounding."""
     return Transform(f"{symbol} / (1 + |{symbol}|)", lambda number: number / (1.0 + abs(number)))
 
 
@@ -88,7 +88,7 @@ def _bucket(size: int, text: str) -> int:
 
 
 def formulas(features: Sequence[Feature]) -> Iterator[tuple[str, str]]:
-    """The name and the formula of each factor, with what stands for an absent value."""
+    """The name and the formula of each factor. The formula includes the value for an absent feature."""
     for name, _, factors, default in features:
         absent = "" if default is NODEFAULT else f"; {default!r} if {name} is absent; 0 if it is null"
         for factor, transform in factors.items():
@@ -96,7 +96,7 @@ def formulas(features: Sequence[Feature]) -> Iterator[tuple[str, str]]:
 
 
 def columns(features: Sequence[Feature], given: Sequence[object]) -> Iterator[list[float]]:
-    """For each factor, its values for the given objects, which have the features as attributes."""
+    """For each factor, its values for all of `given`, objects that have the features as attributes."""
     for feature in features:
         values = [getattr(item, feature.name) for item in given]
         for transform in feature.factors.values():
@@ -104,7 +104,7 @@ def columns(features: Sequence[Feature], given: Sequence[object]) -> Iterator[li
 
 
 def struct(features: Sequence[Feature]) -> Any:
-    """A msgspec Struct with these fields. A value that is the default is not encoded."""
+    """A msgspec Struct with a field for each feature. A value that is the default is not encoded."""
     fields = [(feature.name, feature.type, feature.default) for feature in features]
     return msgspec.defstruct("Declared", fields, frozen=True, kw_only=True, omit_defaults=True)
 

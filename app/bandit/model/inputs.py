@@ -143,9 +143,9 @@ def _on_the_clock(hour: float | None) -> tuple[float, float]:
 
 
 def _smoothed(rate: float | None, volume: float | None) -> float:
-    """Smooth the rate r of one of the three actions in n feedback events: (n r + 1) / (n + 3) - 1/3. The profile does
-    not contain n, so `volume`, the number of tips served, replaces n. If it is 0 or None, because a producer sends
-    feedback events only, n is `USUAL_VOLUME`."""
+    """Smooth the share r that one of the three actions has in n feedback events: (n r + 1) / (n + 3) - 1/3. The profile
+    does not contain n, so n is `volume`, the number of tips served. If a producer sends feedback events only, `volume`
+    is 0 or None, and n is `USUAL_VOLUME`."""
     if rate is None:
         return 0.0
     n = volume if volume is not None and volume > 0 else float(USUAL_VOLUME)
@@ -165,7 +165,7 @@ class Input(msgspec.Struct, frozen=True):
 
 class Spec(msgspec.Struct, frozen=True, dict=True):
     """An ordered list of inputs. If `pooled`, the prior mean of their weights is estimated from all users; otherwise
-    0."""
+    the prior mean is 0."""
 
     id: str
     version: int
@@ -214,7 +214,7 @@ class Spec(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def places(self) -> tuple[Places, Places]:
-        """For each input, the places of its factors in `CANDIDATE_FACTORS` and in `SHARED_FACTORS`."""
+        """For each input, the indices of its factors in `CANDIDATE_FACTORS` and in `SHARED_FACTORS`."""
         candidate, shared = list(CANDIDATE_FACTORS), list(SHARED_FACTORS)
         return (
             np.array([candidate.index(entry.candidate) for entry in self.inputs]),

@@ -68,8 +68,8 @@ class SufficientStatistics(msgspec.Struct, frozen=True, eq=False):
         return self.of_common_inputs(spec, replayed)
 
     def of_common_inputs(self, spec: Spec, others: SufficientStatistics | None = None) -> SufficientStatistics:
-        """The statistics under another spec: the sums over the inputs that both specs begin with, and for the other
-        inputs the sums of `others`; without it, zeros."""
+        """The statistics under another spec. The sums over the inputs that both specs begin with are kept. The sums
+        over the other inputs are taken from `others`; they are zeros if it is None."""
         others = others or SufficientStatistics.none(spec)
         pairs = zip(self.spec.inputs, spec.inputs, strict=False)
         common = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
@@ -140,9 +140,9 @@ class Prior(msgspec.Struct, frozen=True, eq=False):
 
 
 def can_be_pooled(mu: Array, decisions: int) -> bool:
-    """Whether n = `decisions` decisions could give μ = (S + λI)⁻¹y, with λ = `SHRINKAGE`: every |μᵢ| ≤ √(n / 4λ).
-    With S = ΦᵀΦ, y = Φᵀr and rewards r in [0, 1], yᵀS⁺y ≤ n. For every eigenvalue s of S, s / (s + λ)² ≤ 1 / 4λ. Hence
-    |μ|² ≤ n / 4λ. NaN and infinity fail the comparison."""
+    """Whether n = `decisions` decisions could give μ = (S + λI)⁻¹y, with λ = `SHRINKAGE`: every |μᵢ| ≤ √(n / 4λ), which
+    is false for NaN. Proof: S = ΦᵀΦ, y = Φᵀr and 0 ≤ r ≤ 1 give yᵀS⁺y ≤ n. For every eigenvalue s of S, s / (s + λ)² ≤
+    1 / 4λ. Hence |μ|² ≤ n / 4λ."""
     return bool((np.abs(mu) <= (1 + 1e-9) * np.sqrt(decisions / (4 * SHRINKAGE))).all())
 
 

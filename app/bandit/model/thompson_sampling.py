@@ -46,7 +46,8 @@ class Ranking(NamedTuple):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """A policy that chooses tips: linear Thompson sampling over the inputs of one spec. `scale` is v."""
+    """A policy that chooses tips: linear Thompson sampling over the inputs of one spec. `scale` is v in the
+    formulas."""
 
     id: str
     spec: Spec
@@ -101,9 +102,9 @@ class Policies(NamedTuple):
         return self.challenger or self.champion if role == "challenger" else self.champion
 
     def grown(self, statistics: SufficientStatistics | None, phi_spec: Spec | None = None) -> SufficientStatistics:
-        """Pad the statistics, None for a new user, with zeros to the longest of: their own spec, `self.longest` and
-        `phi_spec`, the spec of a vector that is about to be learned. Statistics never become shorter, whichever
-        policies run. Raises `SpecMismatch` if the longest spec does not begin with the inputs of the others."""
+        """Pad the statistics with zeros to the longest of three specs: their own, `self.longest`, and `phi_spec`, the
+        spec of a vector to learn. None stands for a new user. The result is never shorter than the given statistics.
+        Raises `SpecMismatch` if the longest spec does not begin with the inputs of the others."""
         wanted = self.longest
         if phi_spec is not None and phi_spec.size > wanted.size:
             wanted = phi_spec
@@ -134,14 +135,14 @@ def _digest(decision_id: str, stream: str) -> bytes:
 
 
 def fill_normal(place: Array, decision_id: str, stream: str) -> None:
-    """Fill `place`, which must be contiguous, with standard normals."""
+    """Fill the contiguous array `place` with standard normals, which the decision id and the stream determine."""
     np.random.bit_generator.ISeedSequence.register(_Seed)  # not at import, which would import NumPy
     bits = np.random.PCG64DXSM(_Seed(_digest(decision_id, stream)))  # type: ignore[arg-type]  # its protocol suffices
     np.random.Generator(bits).standard_normal(out=place)
 
 
 def uniform(decision_id: str, stream: str) -> float:
-    """A number in [0, 1) with 53 bits."""
+    """A pseudo-random number in [0, 1) with 53 bits, which the decision id and the stream determine."""
     return (int.from_bytes(_digest(decision_id, stream)[:8], "little") >> 11) * 2.0**-53
 
 

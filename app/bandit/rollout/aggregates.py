@@ -78,9 +78,9 @@ class Estimates(msgspec.Struct, frozen=True):
     `effective_users` is (Σ nᵤ)² / Σ nᵤ², if user u made nᵤ decisions: the number of equally active users that would be
     as informative.
 
-    `lift_pool` and `lift_profile` split the lift with the third policy: the first is its reward minus the champion's,
-    the second the challenger's minus its own. Both are from the `pool_decisions` for which the third policy was
-    computed; None if there are none.
+    A third policy, the champion with the pooled prior, splits the lift. `lift_pool` is its reward minus the champion's,
+    and `lift_profile` is the challenger's reward minus that of the third policy. Both are estimated from the
+    `pool_decisions` decisions for which the third policy was computed. They are None if `pool_decisions` is 0.
     """
 
     n: int
@@ -147,7 +147,7 @@ class Experiment(msgspec.Struct):
 
 
 class DecisionSums:
-    """Sums of decisions that come in pages, in any order, and are not kept: memory is one row of sums per user."""
+    """Sums up pages of decisions, in any order. Only one row of sums per user is kept in memory."""
 
     def __init__(self) -> None:
         self._places: dict[str, int] = {}
@@ -236,7 +236,7 @@ class DecisionSums:
         )
 
     def guarded(self, column: int) -> IntervalView:
-        """The mean of a column per decision, with a guardrail's bounds."""
+        """The mean per decision of one column of the sums, with the bounds of a guardrail."""
         rows = self._rows[: self.users]
         return IntervalView(*guarded(rows[:, column], rows[:, _N]))
 

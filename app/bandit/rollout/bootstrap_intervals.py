@@ -83,7 +83,7 @@ def bootstrap(
 
 
 def standard_error(part: Array, whole: Array) -> float:
-    """The linearised standard error of the ratio Σ part / Σ whole of figures (users,); infinite below two users."""
+    """The linearised standard error of Σ part / Σ whole, sums over users; infinite below two users."""
     if len(part) < 2:
         return math.inf
     residuals = part - part.sum() / whole.sum() * whole
@@ -124,7 +124,7 @@ def share_bound(count: int, n: int, level: float = GUARDRAIL_LEVEL) -> float:
 
 def _studentised(residuals: Array, wholes: Array, generator: np.random.Generator, replicates: int) -> Array:
     """Bootstrap t statistics (replicates, estimates): the distance of each replicate from the estimate, in units of the
-    replicate's own standard error. `residuals` (users, estimates) are parts minus values times wholes."""
+    replicate's own standard error. For an estimate v, `residuals` (users, estimates) has parts - v · wholes."""
     users, figures = residuals.shape
     columns = np.hstack([residuals, wholes, residuals**2, residuals * wholes, wholes**2])
     chunk = max(1, min(replicates, CHUNK // users))

@@ -5,8 +5,8 @@ workers make the same look, the results are equal, and only one is stored. If a 
 serves users, the roll-out is rolled back. In the shadow stage no user is harmed, so a broken guardrail is only
 reported. A promotion, which an admin decided, is not undone.
 
-A stage belongs to the challenger that reached it. If a release has another challenger, a worker begins the roll-out
-anew in the shadow, unless it does not know the challenger of the stage, which is that of a later release.
+A stage belongs to the challenger that reached it. A worker whose release has another challenger begins the roll-out
+anew in the shadow. It does nothing if it does not know the challenger of the stage, which is that of a later release.
 
 Invariant: the audit trail has every move with actor and reason, and no move is made on a state that has since changed.
 """
@@ -136,12 +136,12 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
 
     async def counts(self, state: RolloutState) -> Counts:
         """Count the decisions of this roll-out by whether they can be evaluated. An unsettled decision holds back all
-        newer ones. Within one reward window a decision is served or expires, and within a second one it is settled. One
-        that is still unsettled after three windows never will be, so it holds back nothing."""
+        newer decisions. Within one reward window a decision is served or expires, and within a second one it is
+        settled. A decision that is unsettled after three windows will never be settled, so it is ignored."""
         return await self.repository.counts(state, self.clock.now_ms() - 3 * self.window_ms)
 
     async def guardrails(self, state: RolloutState) -> tuple[GuardrailsView, Experiment | None]:
-        """Measure the guardrails on recent decisions, and compare the users of each policy if both serve."""
+        """The guardrails, measured on recent decisions, and the `Experiment` if both policies serve, else None."""
         now_ms = self.clock.now_ms()
         recent = await self.repository.recent(now_ms - DAY_MS, NEWEST_ANSWERS)
         # The limit is for the challenger's own answers of this stage, compared with the champion's. In the shadow stage
@@ -200,8 +200,8 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         return moved
 
     async def alarm(self) -> tuple[str, str] | None:
-        """The problem that needs attention now, and advice what to do; None if there is none. Cheap, since every
-        overview calls it."""
+        """The problem that needs attention now, and advice on what to do; None if there is no problem. Every overview
+        calls this method, so it must be cheap."""
         state = await self.repository.state()
         if self._belongs_to_another(state):
             advice = (
@@ -227,8 +227,9 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         return None
 
     async def watch(self) -> None:
-        """Make the look if one is due, and check the guardrails. Do nothing once promoted or rolled back. Begin anew in
-        the shadow if the stage belongs to the challenger of an earlier release. Raises `StoreUnavailable`."""
+        """In the shadow and while ramping, make the look if one is due, and roll back if a guardrail is broken while
+        the challenger serves. If the stage is that of an earlier release's challenger, begin anew in the shadow
+        instead. In other stages, do nothing. Raises `StoreUnavailable`."""
         state = await self.repository.state()
         try:
             if self._belongs_to_another(state):

@@ -1,11 +1,11 @@
 """Decides the verdict on the challenger: one word, and a reason in whole sentences with the figures.
 
 Invariant: the verdict is `promote` only if the whole interval of the lift lies above -margin and the figures are
-credible. `app/bandit/README.md` has the rules; `verdict` applies them in order, and the first that holds decides.
+credible. `app/bandit/README.md` lists the rules in the order in which `verdict` tests them. The first match decides.
 
-With correct propensities the expected mean weight is 1. If it differs, propensities are wrong, or decisions were lost
-depending on the choice. Weights and effective sample sizes of both policies count, since the lift is the difference of
-two estimates.
+With correct propensities the expected mean weight is 1. A different mean shows that propensities are wrong, or that
+decisions about some candidates were lost more often than others. `verdict` tests the weights and effective sample sizes
+of both policies, since the lift is the difference of two estimates.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def too_little(n: int, users: int | None = None, effective: float | None = None) -> Verdict | None:
-    """The verdict `insufficient data` if there are fewer than `FIRST_LOOK` decisions or, if their number is given,
-    `FEWEST_USERS` users or effective users; otherwise None."""
+    """The verdict `insufficient data` if `n` is below `FIRST_LOOK`, or if `users` or the effective users are below
+    `FEWEST_USERS`; otherwise None. Numbers that are None are not checked."""
     if n < FIRST_LOOK:
         return Verdict("insufficient data", f"{_decisions(n)} can be evaluated; the first look is at {FIRST_LOOK:,}.")
     if users is not None and min(users, effective or users) < FEWEST_USERS:
@@ -84,7 +84,7 @@ def too_little(n: int, users: int | None = None, effective: float | None = None)
 
 
 def broken(guardrails: GuardrailsView, experiment: Experiment | None, margin: float) -> list[str]:
-    """One sentence for each broken guardrail. The margin limits the loss of the challenger's users."""
+    """One sentence for each broken guardrail. `margin` is the tolerated loss in reward per decision."""
     found, dismissals, p99 = [], guardrails.dismissals, guardrails.p99_ms
     if (more := dismissals.more) is not None and more.low > dismissals.limit:
         found.append(

@@ -90,7 +90,7 @@ _FEATURES = msgspec.json.Decoder(_Features)
 
 
 class Calls(Generic[F]):
-    """`contract` is the Struct of the features. `traceparent` is called for every request."""
+    """The calls of both clients, sent through `transport`. `contract` is the Struct of the features."""
 
     def __init__(
         self, transport: Transport, contract: type[F], deadline_s: float, traceparent: Traceparent, random: Random
@@ -166,7 +166,7 @@ class Calls(Generic[F]):
     async def history(
         self, rows: HistoryRows, known_at: KnownAt, deadline_s: float
     ) -> tuple[list[Row[F]], dict[str, str]]:
-        """The rows, and the features that could not be computed, with the reason."""
+        """The rows of a training set and, for each feature that could not be computed, the reason."""
         deadline, found, failed = self._deadline(deadline_s), list[Row[F]](), dict[str, str]()
         _check_list(rows, "rows")
         for start, chunk in _chunks(rows, MAX_ROWS):
@@ -181,7 +181,7 @@ class Calls(Generic[F]):
         return found, failed
 
     async def contract_problem(self) -> str | None:
-        """How the features of the service differ from the contract. None if they agree or the service does not say."""
+        """How the service's features differ from the contract. None if they are equal, or if they cannot be read."""
         ours: dict[str, str] = getattr(self._contract, "FINGERPRINTS", {})
         if not ours:
             return None
@@ -247,7 +247,7 @@ def run(call: Coroutine[Any, Any, T]) -> T:
 
 
 async def or_default(call: Coroutine[Any, Any, T], default: D) -> T | D:
-    """The result of a call, or `default`, if one is given, instead of `Unavailable`."""
+    """The result of `call`. If the call raises `Unavailable` and a `default` is given, the result is the default."""
     try:
         return await call
     except Unavailable:
@@ -257,7 +257,7 @@ async def or_default(call: Coroutine[Any, Any, T], default: D) -> T | D:
 
 
 def current_traceparent() -> str | None:
-    """The current span of OpenTelemetry. None if the program does not use OpenTelemetry."""
+    """OpenTelemetry's current span, as the value of a `traceparent` header. None if there is no current span."""
     trace = sys.modules.get("opentelemetry.trace")
     span = trace.get_current_span().get_span_context() if trace is not None else None
     if span is None or not span.is_valid:
@@ -266,7 +266,7 @@ def current_traceparent() -> str | None:
 
 
 def check_id(user: object, path: str = "user_id") -> None:
-    """Raises `Invalid` if `user` cannot be an id. A path with `/` or `..` would name another route."""
+    """Raises `Invalid`, naming `path`, if `user` is no valid id. An id with `/` or `..` would change the URL."""
     if isinstance(user, str) and len(user) <= 128 and _valid_id(user) and not _surrogate(user):
         return
     detail = "must be a string of 1 to 128 characters without control characters or `/`, and not `.` or `..`"
@@ -274,7 +274,7 @@ def check_id(user: object, path: str = "user_id") -> None:
 
 
 def _check_list(items: object, path: str) -> None:
-    """Raises `Invalid` if the items are a string, whose characters would be taken for ids."""
+    """Raises `Invalid` if `items` is a single string: each of its characters would be read as an id."""
     if isinstance(items, str):
         raise _invalid("Invalid ids", path, "must be a list, not a string")
 
@@ -294,8 +294,8 @@ def _invalid(title: str, path: str, detail: str) -> Invalid:
 
 
 def error_of(answer: Response, start: int = 0) -> ProfilesError:
-    """The error for a response that is not 2xx. The response of a proxy may not be a problem. `start` is added to the
-    first index of each path."""
+    """The error for a response that is not 2xx. Its body is a problem (RFC 9457), or anything if a proxy sent it.
+    `start` is added to the first index of each path."""
     status = answer.status
     try:
         problem = msgspec.json.decode(answer.body, type=Problem)

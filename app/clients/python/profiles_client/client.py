@@ -51,7 +51,7 @@ Frame = TypeVar("Frame", bound=DataFrame)
 
 
 class Client(Generic[F]):
-    """What both clients have in common."""
+    """The base of both clients: their options, and the check that a client is open."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Client(Generic[F]):
         Every call returns or raises within `deadline_s` seconds, retries included. In threads, only the resolution of
         the host's name may take longer, because it cannot be interrupted.
         `contract` is the class that `profiles features --format python` writes for features of your own. `traceparent`
-        returns the header of that name for each request; without it, OpenTelemetry's current span is passed on.
+        is called for each request and returns the header of that name. The default passes on OpenTelemetry's span.
         """
         if not deadline_s > 0:
             raise ValueError(f"deadline_s: must be positive, not {deadline_s}")
@@ -113,7 +113,7 @@ class Profiles(Client[F]):
         self._opened = None
 
     def profile(self, user: str, *, default: D = RAISE, deadline_s: float | None = None) -> F | D:
-        """The features of a user. An unknown user is not an error."""
+        """The features of a user. An unknown user has the features of a user without events."""
         return run(or_default(self._calls.profile(user, deadline_s), default))
 
     def profiles(
@@ -125,7 +125,7 @@ class Profiles(Client[F]):
     def send(self, events: Event | Iterable[Event], *, deadline_s: float | None = None) -> Receipt:
         """Send events. Every later read reflects them. More than 1,000 are sent in several requests.
 
-        After an error it is safe to send the same events again: each has an id, by which the service knows it.
+        After an error it is safe to send the same events again: the service recognizes an event by its id.
         """
         return run(self._calls.send(events, deadline_s))
 
@@ -140,10 +140,10 @@ class Profiles(Client[F]):
         default: D = RAISE,
         deadline_s: float | None = None,
     ) -> Decision | D:
-        """Choose one of up to 100 tips for a user. `at`: when it is shown, with the user's UTC offset. `context`: the
-        context's further features that the service declares, by name.
+        """Choose one of up to 100 tips for a user. `at` is when the tip is shown, with the user's UTC offset. `context`
+        maps the names of further context features, which the service declares, to their values.
 
-        Without `explore`, the tip with the highest mean score is chosen.
+        If `explore` is false, the tip with the highest mean score is chosen.
         """
         make = partial(Decision, self)
         return run(or_default(self._calls.decide(make, user, candidates, at, context, explore, deadline_s), default))
@@ -161,9 +161,9 @@ class Profiles(Client[F]):
     ) -> list[Row[F]] | Frame:
         """A training set: the features of each row as of its own moment, in the order of the rows.
 
-        A row is a pair `(user_id, as_of)`, or the id of a decision, whose features are those that were served. A pandas
-        DataFrame has a column `decision_id`, or `user_id` and `as_of`; it is returned with the features added.
-        Events that arrived after `known_at` are ignored; `"as_of"` is each row's own moment.
+        A row is a pair `(user_id, as_of)`, or the id of a decision for the features that the decision was made from.
+        A pandas DataFrame has a column `decision_id`, or `user_id` and `as_of`; it is returned with the features added.
+        Events that arrived after `known_at` are ignored. `"as_of"` stands for the `as_of` of each row.
         """
         found, failed = run(self._calls.history(_rows_of(rows), known_at, deadline_s))
         return _history(rows, found, failed)
@@ -270,7 +270,7 @@ class AsyncProfiles(Client[F]):
 class Decision(Choice):
     """A decision. Report what becomes of its tip, so that the policy learns. Times default to now, in the zone of `at`.
 
-    Each method returns when the event is stored. It sends the same event when it is called again.
+    Each method returns when the event is stored. A repeated call sends the same event again.
     """
 
     def __init__(self, client: Profiles[Any], *choice: Any) -> None:
@@ -278,7 +278,7 @@ class Decision(Choice):
         self._client = client
 
     def served(self, *, at: datetime | None = None) -> Receipt:
-        """The tip was shown."""
+        """Report that the tip was shown."""
         return self._client.send(self.event(None, at))
 
     def completed(self, *, dwell_ms: int | None = None, at: datetime | None = None) -> Receipt:

@@ -1,7 +1,7 @@
 """The errors of the client: one tree under `ProfilesError`.
 
-`Rejected`: the same request would fail again. `Unavailable`: it may succeed later; a read that is given `default=`
-returns that instead of raising it.
+`Rejected`: the same request would fail again. `Unavailable`: the same request may succeed later. A read with `default=`
+returns the default instead of raising `Unavailable`.
 """
 
 from __future__ import annotations

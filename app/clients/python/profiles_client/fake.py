@@ -1,6 +1,6 @@
 """The service in memory, for the tests of programs that use the client: no server, no network, no waiting.
 
-It plays the service's part behind the same client code, and computes the features of the default registry.
+The client sends its requests to a `FakeService`, which computes the features of the default registry.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _BatchRequest(Struct):
 
 
 class FakeDecision(NamedTuple):
-    """What `FakeProfiles` keeps of a decision, so that a test can look at it and events may name its `id`."""
+    """A decision of a `FakeService`, for a test to inspect. Events may name its `id`."""
 
     id: str
     user_id: str
@@ -120,7 +120,6 @@ class FakeService:
         self._asked: dict[tuple[str, str], str] = {}
 
     def answer(self, request: Request) -> Response:
-        """Answer a request as the service does."""
         try:
             return Response(202 if request.target == "/events" else 200, {}, msgspec.json.encode(self._answer(request)))
         except _Refused as refused:
@@ -211,7 +210,7 @@ class FakeService:
 
 
 class _FakeTransport:
-    """Time passes only in pauses."""
+    """Sends requests to a `FakeService`. Its clock moves only when the client pauses."""
 
     def __init__(self, service: FakeService) -> None:
         self._service = service

@@ -98,8 +98,8 @@ class Choice:
         self._events: dict[str, Event] = {}
 
     def event(self, action: Action | None, at: datetime | None, dwell_ms: int | None = None) -> Event:
-        """The event that the tip was served, or that the user reacted. Each is made once, so that sending it again is
-        harmless."""
+        """The event that the tip was served (`action` is None), or that the user reacted. A second call with the same
+        action returns the same event, so that sending it again is harmless."""
         made = self._events.get(action or "served")
         if made is None:
             about = {"user_id": self.user_id, "tip_id": self.chosen_id, "decision_id": self.id}

@@ -26,8 +26,6 @@ LONGEST_S = 86_400.0  # a socket's timeout must be finite
 
 
 class _Socket:
-    """A blocking connection."""
-
     def __init__(self, endpoint: Endpoint, deadline: float) -> None:
         self._reader = ResponseReader()
         self._socket = _connected(endpoint, deadline)
@@ -92,7 +90,7 @@ def _left(deadline: float) -> float:
 
 
 class BlockingTransport:
-    """Shared by threads: each takes an idle connection, or makes one. The coroutines never suspend."""
+    """Pools connections for threads: a request takes an idle one or opens a new one. The coroutines never suspend."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -161,8 +159,6 @@ class BlockingTransport:
 
 
 class _Stream(asyncio.Protocol):
-    """A connection of an event loop."""
-
     def __init__(self) -> None:
         self._reader = ResponseReader()
         self._answer: asyncio.Future[Response] | None = None
@@ -217,7 +213,7 @@ class _Stream(asyncio.Protocol):
 
 
 class AsyncioTransport:
-    """For the event loop that runs when the transport is created."""
+    """Pools connections for one event loop: the loop that runs when the transport is created."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint

@@ -23,7 +23,7 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """`headers` have names in lower case."""
+    """An HTTP response. The names of `headers` are in lower case."""
 
     status: int
     headers: dict[bytes, bytes]
@@ -31,14 +31,14 @@ class Response(NamedTuple):
 
 
 class Transport(Protocol):
-    """The world outside the client: the service, and time in seconds on a monotonic clock."""
+    """Sends requests to the service, and tells the time in seconds on a monotonic clock."""
 
     def now(self) -> float: ...
 
     async def pause(self, seconds: float) -> None: ...
 
     async def exchange(self, request: Request, deadline: float) -> Response:
-        """Send a request until `deadline`. Raises `ConnectionLost` and `DeadlineExceeded`."""
+        """Send a request and receive the response by `deadline`. Raises `ConnectionLost` and `DeadlineExceeded`."""
 
     async def close(self) -> None: ...
 
@@ -82,7 +82,7 @@ class Endpoint:
 
 
 class ResponseReader:
-    """Collects the responses of one connection, one after the other. `reusable`: it may send another request."""
+    """Parses the responses of one connection, one after another. If `reusable`, it can carry another request."""
 
     def __init__(self) -> None:
         self.reusable = True
@@ -93,9 +93,9 @@ class ResponseReader:
         self._unbounded = False
 
     def feed(self, data: bytes) -> Response | None:
-        """Add received bytes; return the response once it is complete, before that None. Empty `data` means that the
-        service has closed the connection. This ends an answer without a length, which some proxies send. During
-        any other answer, and if `data` is not HTTP, raise `ConnectionLost`."""
+        """Add received bytes. Return the response if it is complete, otherwise None. Empty `data` means that the
+        service has closed the connection, which ends a response without a length, as some proxies send it. Raises
+        `ConnectionLost` if any other response is incomplete then, or if `data` is not HTTP."""
         if not data:
             if not self._unbounded:
                 raise ConnectionLost("the service closed the connection before the end of its answer")

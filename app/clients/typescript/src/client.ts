@@ -131,7 +131,7 @@ export class Profiles<F extends object = ProfileFeatures> {
     if (!(this.#deadlineMs > 0)) throw new RangeError(`deadlineMs: must be positive, not ${this.#deadlineMs}`);
   }
 
-  /** The features of a user. An unknown user is not an error. Reads that start together share a request. */
+  /** The features of a user; of an unknown user, those without events. Reads that start together share a request. */
   async profile<N extends keyof F & string = keyof F & string, D = never>(
     user: string,
     options: ReadOptions<N, D> = {},
@@ -155,7 +155,7 @@ export class Profiles<F extends object = ProfileFeatures> {
   /**
    * Send events. Every later read reflects them. More than 1,000 are sent in several requests.
    *
-   * After an error it is safe to send the same events again: each has an id, by which the service knows it.
+   * After an error it is safe to send the same events again: the service recognizes an event by its id.
    */
   async send(events: TipEvent | Iterable<TipEvent>, options: CallOptions = {}): Promise<Receipt> {
     const deadline = this.#deadline(options);
@@ -375,7 +375,7 @@ export class Decision {
     this.#at = at;
   }
 
-  /** The tip was shown. */
+  /** Report that the tip was shown. */
   served(options: { at?: Time | undefined } = {}): Promise<Receipt> {
     return this.#report("served", options.at, (about) => tipServed(about));
   }
@@ -426,7 +426,7 @@ function selection(features: readonly string[] | undefined): { features?: readon
   return features === undefined ? {} : { features };
 }
 
-/** Throws `Invalid` if `user` cannot be an id. A path with `/` or `..` would name another route. */
+/** Throws `Invalid` if `user` is no valid id. An id with `/` or `..` would change the URL. */
 function checkId(user: string, path: string): void {
   const length = typeof user === "string" ? [...user].length : 0;
   if (length > 0 && length <= 128 && !INVALID_ID.test(user)) return;

@@ -102,7 +102,7 @@ const BY_STATUS: Readonly<Record<number, ErrorClass>> = {
 };
 
 /**
- * The error for a response that is not 2xx. The response of a proxy may not be a problem. `start` is added to the first
+ * The error for a response that is not 2xx. Its body is a problem, or any text of a proxy. `start` is added to the first
  * index of each path.
  */
 export function errorOf(response: Response, body: string, start = 0): ProfilesError {
