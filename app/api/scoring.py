@@ -16,14 +16,7 @@ from app.api.middleware.fast_path import Answer
 from app.api.openapi import USER_ID
 from app.api.request_parsing import body_as, check_ids, with_mirror
 from app.api.schemas import Moment, Value
-from app.bandit.decisions import (
-    MAX_CANDIDATES,
-    Decision,
-    DecisionContext,
-    DecisionOutcome,
-    Origin,
-    ScoringRequest,
-)
+from app.bandit.decisions import MAX_CANDIDATES, Decision, DecisionContext, DecisionOutcome, Origin, ScoringRequest
 from app.bandit.model.inputs import Candidate, Context, Features
 from app.bandit.model.thompson_sampling import OTHER, Ranking, Role
 from app.bandit.scoring import Scorer
