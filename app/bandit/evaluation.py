@@ -82,7 +82,6 @@ def policy_of(source: str) -> Policy:
 
 
 def extended(policy: Policy, name: str, inputs: Sequence[Input]) -> Policy:
-    """The policy with another name and more inputs."""
     spec = msgspec.structs.replace(policy.spec, inputs=(*policy.spec.inputs, *inputs))
     return msgspec.structs.replace(policy, id=name, spec=spec)
 
@@ -203,7 +202,6 @@ class PriorsFromLog:
             statistics = more
 
     def pooled(self) -> Replay:
-        """The replay with the pooled priors."""
         spec, totals = self._replay.policy.spec, itertools.accumulate(self._sums[:-1])
         means = (pooled_mean(SufficientStatistics(spec, numbers, 0)) for numbers in totals)
         versions = (prior.version for prior in self._priors)

@@ -44,7 +44,6 @@ class Figures(msgspec.Struct):
     failure: str = ""
 
     def fail(self, reason: str) -> None:
-        """Count a value that could not be computed."""
         self.failed += 1
         self.failure = self.failure or reason
 

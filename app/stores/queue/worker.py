@@ -124,8 +124,7 @@ class _Lean:
         reader = self._reader
         if reader is not None and not reader.at_eof() and not reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
             return False
-        left: bool = await super().can_read_destructive()  # type: ignore[misc]  # a mixin
-        return left
+        return bool(await super().can_read_destructive())  # type: ignore[misc]  # a mixin
 
 
 class _Pipeline(Pipeline):

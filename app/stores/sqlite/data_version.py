@@ -68,8 +68,7 @@ class DataVersion:
 
     def current(self) -> int:
         """A number that changes whenever another connection commits."""
-        version: int = self.row("PRAGMA data_version")[0]
-        return version
+        return int(self.row("PRAGMA data_version")[0])
 
     def row(self, statement: str, parameters: Parameters = ()) -> Any:
         return self.rows(statement, parameters)[0]
