@@ -34,8 +34,7 @@ MAX_CANDIDATES = 100
 class ScoringRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request to rank candidates and choose one. `origin` is "service" if the scorer reads the user's profile,
     "request" if `profile` came with the request, and "absent" if neither. With `explore`, the choice is sampled from
-    the policy's propensities; without it, the highest score wins. A repeated request with the same `request_id` gets
-    the same decision."""
+    the policy's propensities; without it, the highest score wins. A repeated `request_id` gets the same decision."""
 
     user_id: str
     candidates: tuple[Candidate, ...]

@@ -196,8 +196,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         return moved
 
     async def alarm(self) -> tuple[str, str] | None:
-        """The problem that needs attention now, and advice what to do; None if there is none. Cheap, since every
-        overview calls it."""
+        """The problem that needs attention now, and advice; None if there is none. Cheap: every overview calls it."""
         state = await self.repository.state()
         if self._belongs_to_another(state):
             advice = (

@@ -28,8 +28,7 @@ class RolloutState(NamedTuple):
     """The stage of the roll-out, the share of users that the challenger serves, and the last move. Only decisions with
     a sequence number above `evaluated_after` count, so a roll-out that starts anew ignores the decisions before its
     start. `salt` decides which users the challenger serves first. It changes only when a roll-out starts anew.
-    `challenger` is the hash of the spec of the challenger that the stage belongs to; None if no challenger has been
-    evaluated or moved yet."""
+    `challenger`: the spec hash of the challenger whose stage it is; None if none has been evaluated or moved yet."""
 
     stage: Stage
     share: float
