@@ -196,7 +196,7 @@ class SqlUsers(SqlRepository):
         deleted = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_DECISIONS]
         if deleted[1]:
             _erase_sums(connection, user_id)
-        # A request that has read the user's data before this then stores nothing.
+        # An erasure advances the counter. A request that has read the user's data before then stores nothing.
         connection.execute("UPDATE bandit_ledger SET erasures = erasures + 1")
         for statement in self._database.delete_lock:
             connection.execute(statement, (user_id,))
