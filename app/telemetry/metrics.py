@@ -12,8 +12,7 @@ from contextlib import suppress
 from functools import partial
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
-from prometheus_client.exposition import start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, start_http_server
 
 import app
 from app.telemetry.counters import FastCounter, HistogramCollector, OptionalGauge
