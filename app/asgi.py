@@ -199,6 +199,5 @@ async def serve(
 
 
 def run(settings: Settings, on_ready: Callable[[], None] = lambda: None, shared: socket.socket | None = None) -> None:
-    """Configure logging, then run `serve` in a uvloop event loop."""
     configure_logging(settings.log_format, settings.log_level)
     uvloop.run(serve(settings, on_ready, shared))

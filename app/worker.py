@@ -29,7 +29,7 @@ from app.concurrency.batcher import Handover
 from app.concurrency.tasks import repeat, running, stop_signals
 from app.errors import SettingsError, Unavailable
 from app.events.consume import BOUNDS
-from app.features.clock import DAY_MS
+from app.features.clock import DAY_MS, HOUR_MS
 from app.profiles.consistency.checker import ROUND_S, ConsistencyMonitor
 from app.profiles.consistency.decisions import DecisionMonitor
 from app.profiles.quality.report import KEPT, QualityRepository
@@ -42,15 +42,12 @@ from app.telemetry import configure_logging, logger, serve_metrics, warn
 FOR_EVER = 1_000_000_000
 JOB_TIMEOUT_S = 20.0
 WORK_S = 0.9 * JOB_TIMEOUT_S  # a job stops itself before arq cancels it
-RETRY_FIRST_S = 0.2
-RETRY_MOST_S = 5.0
 UNEXPECTED_TRIES = 5
 SWEEP_EVERY_S = 2.0
 LOOK_EVERY_S = 1.0  # for open runs
 TURN_S = 1.0  # of work on one rebuild, before the next one has its turn
 MEASURE_S = 14.0
 PRUNE_EVERY_S = 60.0
-HOUR_MS = 3_600_000
 # Data quality is measured 41 minutes after each hour. Pruning begins at 3:17 UTC, before the day begins in Europe.
 HOURLY_MS, NIGHT_MS = 41 * 60_000, 197 * 60_000
 WINDOW_MS = 600_000  # for how long after these times the work can still begin, if no worker was ready
@@ -67,8 +64,8 @@ def context(service: OpenService) -> JobContext:
 
 
 def back_off(tries: int) -> float:
-    """The delay in seconds before try `tries` + 1: it doubles up to `RETRY_MOST_S`."""
-    return float(min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(tries - 1, 10)))
+    """The delay before try `tries` + 1: it doubles from 0.2 seconds up to 5."""
+    return float(min(5.0, 0.2 * 2 ** min(tries - 1, 10)))
 
 
 def job(work: Callable[..., Awaitable[None]]) -> Callable[..., Coroutine[Any, Any, None]]:

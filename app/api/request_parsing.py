@@ -67,8 +67,7 @@ async def body_as(request: HttpRequest, kind: type[T]) -> T:
 
 
 def check_ids(ids: Sequence[str], path: str) -> None:
-    """Raise `InvalidInput` with an issue for each invalid id. Its path is `path`, in which `{}` stands for the
-    index."""
+    """Raise `InvalidInput` with an issue for each invalid id, at `path`, in which `{}` stands for the index."""
     if all_allowed(ids):
         return
     issues = [Issue(path.format(index), problem) for index, value in enumerate(ids) if (problem := id_problem(value))]

@@ -81,7 +81,6 @@ def policy_of(source: str) -> Policy:
 
 
 def extended(policy: Policy, name: str, inputs: Sequence[Input]) -> Policy:
-    """The policy with another name and more inputs."""
     spec = msgspec.structs.replace(policy.spec, inputs=(*policy.spec.inputs, *inputs))
     return msgspec.structs.replace(policy, id=name, spec=spec)
 

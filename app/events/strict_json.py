@@ -68,7 +68,6 @@ def undecodable(error: Exception, body: bytes) -> str:
 
 
 def issue_of(error: msgspec.ValidationError) -> Issue:
-    """The place of the wrong value, and what is wrong with it."""
     message = str(error)
     found = _AT.search(message)
     path, detail = found["path"] if found else "", _AT.sub("", message)

@@ -15,8 +15,6 @@ from app.generation.text_rules import cleaned, first_sentence, is_readable, shor
 from app.generation.tip_request import TipRequest
 
 TITLE_CHARS, NOTE_CHARS = 100, 80
-IMPORTANT = 3.0
-DAYS_NAMED = 6  # the name of a weekday further away could mean another week
 _QUOTES = re.compile('["“”„‟«»「」『』]')
 
 
@@ -40,7 +38,7 @@ def template_tip(request: TipRequest) -> str:
 
 
 def is_important(request: TipRequest) -> bool:
-    return request.priority is not None and request.priority >= IMPORTANT
+    return request.priority is not None and request.priority >= 3.0
 
 
 def _opening(phrases: Phrases, request: TipRequest) -> str:
@@ -63,7 +61,7 @@ def _when(phrases: Phrases, due: datetime, now: datetime) -> str:
     days = _days(due, now)
     if days in (-1, 0, 1):
         day = (phrases.today, phrases.tomorrow, phrases.yesterday)[days]
-    elif 1 < days <= DAYS_NAMED:
+    elif 1 < days <= 6:  # the name of a weekday further away could mean another week
         day = phrases.on_weekday.format(phrases.weekdays.split()[due.weekday()])
     else:
         same_year = due.year == now.astimezone(due.tzinfo).year

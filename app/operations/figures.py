@@ -11,11 +11,11 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from app.features.clock import HOUR_MS
 from app.features.views import view
 from app.operations.samples import Sample, Totals, sum_samples
 from app.telemetry import FAST
 
-HOUR_MS = 3_600_000
 Period = Literal["hour", "day", "month"]
 # The length and the number of the slots of a period.
 SLOTS: dict[Period, tuple[int, int]] = {"hour": (60_000, 60), "day": (HOUR_MS // 2, 48), "month": (12 * HOUR_MS, 60)}

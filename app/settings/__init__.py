@@ -158,14 +158,12 @@ def _require_days(name: str, days: int, needed: int, margin: int, span: str) -> 
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is `localhost` or a loopback address."""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
 def hash_key(key: str) -> bytes:
-    """The SHA-256 of an API key, as in `ApiKey.sha256`."""
     return hashlib.sha256(key.encode()).digest()
 
 

@@ -38,9 +38,7 @@ from app.generation.tip_request import TipRequest
 CONNECT_S = 2.0
 MOST_BYTES = 64 * 1024
 SECRET_CHARS = 16  # shorter keys are placeholders for a local server that accepts any key
-_CUT = frozenset({"length", "content_filter"})
 PATIENCE_S = 8.0
-RETRIES = 1
 PAUSE_S = 0.25  # before a retry, if the endpoint sends no Retry-After
 LEAST_S = 1.0  # no retry if less time than this remains for its answer
 PLAIN_FOR_S = 600.0  # an endpoint that refused the schema gets none for this long
@@ -92,7 +90,7 @@ def text_in(body: bytes) -> str:
     content = choice.message.content
     if choice.message.refusal:
         problem = "the model refused to answer"
-    elif choice.finish_reason in _CUT:
+    elif choice.finish_reason in {"length", "content_filter"}:
         problem = "it was cut short"
     elif not content:
         problem = "it is empty"
@@ -167,7 +165,7 @@ class LlmWriter:
 
     async def _ask(self, prompt: str, until: float) -> str:
         with_schema = self._clock.monotonic() >= self._plain_until
-        schema_refused, retries = False, RETRIES
+        schema_refused, retries = False, 1
         while True:
             try:
                 status, body = await self._post(prompt, with_schema=with_schema)

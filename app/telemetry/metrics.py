@@ -12,8 +12,7 @@ from contextlib import suppress
 from functools import partial
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
-from prometheus_client.exposition import generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, start_http_server
 
 import app
 from app.telemetry.counters import FastCounter, HistogramCollector, OptionalGauge
@@ -101,10 +100,6 @@ class Metrics:
             self.computation_errors.labels(feature)
             for fault in faults:
                 self.consistency_violations.labels(feature, fault)
-
-    def exposition(self) -> bytes:
-        """The metrics in Prometheus' text format."""
-        return generate_latest(self.collectors)
 
 
 def serve_metrics(metrics: Metrics, host: str, port: int, setting: str) -> Callable[[], None]:

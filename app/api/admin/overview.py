@@ -14,8 +14,9 @@ from app.api.admin import admin_get
 from app.api.dependencies import HttpRequest
 from app.api.pages.negotiation import answer
 from app.errors import StoreUnavailable
+from app.features.clock import HOUR_MS
 from app.operations.component_states import component_views
-from app.operations.figures import HOUR_MS, SLOT_MS, Period, slot_starts
+from app.operations.figures import SLOT_MS, Period, slot_starts
 from app.operations.findings import Finding, waiting_to_be_pruned, wrong_decisions
 from app.operations.overview import Overview, build_overview
 from app.operations.samples import Record, Sample

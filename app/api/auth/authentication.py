@@ -18,14 +18,12 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from msgspec.structs import replace
 
-from app.api.auth.forms import TOKEN_FIELD, is_form, read_form
+from app.api.auth.forms import is_form, read_form
 from app.api.auth.sessions import Session, Sessions
 from app.errors import Forbidden, Unauthenticated
 from app.settings import hash_key, is_loopback
 from app.settings.parsers import SCOPES, ApiKey
 
-HEADER = "x-api-key"
-TOKEN_HEADER = "x-csrf-token"  # noqa: S105  # the name of a header, not a secret
 MAX_KEY_LENGTH = 512
 _PORT = re.compile(r":[0-9]+$")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -96,7 +94,7 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
             "without API keys the service answers only at localhost, 127.0.0.1 or [::1]; to use another host name, set "
             "PROFILES_API_KEYS (`profiles keys new` makes a key)"
         )
-    key = connection.headers.get(HEADER)
+    key = connection.headers.get("x-api-key")
     for_admins = scope is None or scope == "admin"
     session: Session | None = None
     if key is None and for_admins:
@@ -154,9 +152,9 @@ def _reject_cross_site(connection: ASGIConnection[Any, Any, Any, Any], *, any_po
 
 
 async def _require_token(connection: ASGIConnection[Any, Any, Any, Any], session: Session | None) -> None:
-    sent = connection.headers.get(TOKEN_HEADER)
+    sent = connection.headers.get("x-csrf-token")
     if sent is None and is_form(connection):
-        sent = (await read_form(connection)).get(TOKEN_FIELD)  # type: ignore[arg-type]  # a Request
+        sent = (await read_form(connection)).get("csrf_token")  # type: ignore[arg-type]  # a Request
     sessions: Sessions = connection.app.state.sessions
     token = (await sessions.form_token(session)).encode() if session is not None else None
     if token is None or not hmac.compare_digest((sent or "").encode(), token):

@@ -15,9 +15,7 @@ from litestar.datastructures import MultiDict
 from app.errors import TooLarge, Undecodable, UnsupportedMedia
 
 MEDIA_TYPE = "application/x-www-form-urlencoded"
-TOKEN_FIELD = "csrf_token"  # noqa: S105  # the name of a field, not a secret
 Form = MultiDict[str]  # a field may occur several times (checkboxes)
-MAX_FIELDS = 2_000
 MAX_BYTES = 2 * 1024 * 1024  # room for 1,000 ids of the greatest length, percent-encoded
 MAX_BYTES_WITHOUT_SCOPE = 16 * 1024
 
@@ -29,14 +27,14 @@ def is_form(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
 async def read_form(request: Request[Any, Any, Any]) -> Form:
     """Read the form in the request's body. Raises `UnsupportedMedia` if it is not a form, `TooLarge` if it exceeds
     `MAX_BYTES`, or `MAX_BYTES_WITHOUT_SCOPE` on a route that requires no scope, and `Undecodable` if it is not UTF-8 or
-    has more than `MAX_FIELDS` fields."""
+    has more than 2,000 fields."""
     if not is_form(request):
         raise UnsupportedMedia(f"Content-Type must be {MEDIA_TYPE}")
     body = await request.body()
     limit = MAX_BYTES if request.route_handler.opt.get("scope") else MAX_BYTES_WITHOUT_SCOPE
     if len(body) > limit:
         raise TooLarge(f"the form has {len(body):,} bytes; the limit is {limit:,} bytes")
-    decode = partial(parse_qsl, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
+    decode = partial(parse_qsl, keep_blank_values=True, errors="strict", max_num_fields=2_000)
     try:
         text = body.decode()
         if len(body) <= MAX_BYTES_WITHOUT_SCOPE:

@@ -50,7 +50,6 @@ _SELECTION = re.compile(rb"features=([A-Za-z0-9_]+(?:,[A-Za-z0-9_]+)*)").fullmat
 _LENGTH = re.compile(rb"[1-9][0-9]{0,5}").fullmatch  # bodies under a megabyte
 _NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"content-encoding"})
 _CROSS_SITE = frozenset({b"origin", b"sec-fetch-site"})  # Litestar's guard checks them for every POST
-_BODY_HEADERS = frozenset({b"content-length", b"content-type"})
 _JSON = (b"content-type", b"application/json")
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
 # The body of a response, from that of a request and its caller; None if Litestar's route must answer.
@@ -222,7 +221,7 @@ class FastPath:
                 key = value.decode("latin-1")
             elif name == b"x-request-id":
                 request_id = request_id or valid_request_id(value)
-            elif name in _BODY_HEADERS:
+            elif name in {b"content-length", b"content-type"}:
                 if not (_LENGTH(value) if name == b"content-length" else value == b"application/json"):
                     return None
                 body_headers += 1

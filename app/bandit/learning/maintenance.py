@@ -92,8 +92,7 @@ class Maintenance(msgspec.Struct, kw_only=True, eq=False):
         return True
 
     async def pool(self) -> bool:
-        """Estimate a pooled prior from the stored sums, and store it. Return False if no sum has changed since the
-        newest prior."""
+        """Estimate a pooled prior from the stored sums and store it; False if no sum has changed since the last one."""
         prior = await self.states.pool(self.clock.now_ms())
         if prior is not None:
             log.info("prior_pooled", users=prior.users, decisions=prior.decisions)

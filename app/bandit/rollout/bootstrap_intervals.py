@@ -131,19 +131,15 @@ def _studentised(residuals: Array, wholes: Array, generator: np.random.Generator
     found = np.empty((replicates, figures))
     for start in range(0, replicates, chunk):
         rows = min(chunk, replicates - start)
-        drawn = _drawn(rows, users, generator)
+        # How often each user occurs in each bootstrap sample (rows, users) of `users` draws with replacement.
+        places = generator.integers(0, users, (rows, users), dtype=np.uint32) + np.arange(rows)[:, None] * users
+        drawn = np.bincount(places.ravel(), minlength=rows * users).reshape(rows, users).astype(np.float64)
         moved, total, squares, products, bases = np.split(drawn @ columns, 5, axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             distance = moved / total
             variance = np.maximum(squares - 2 * distance * products + distance**2 * bases, 0)
             found[start : start + rows] = moved / np.sqrt(variance)  # `total` cancels
     return found
-
-
-def _drawn(rows: int, users: int, generator: np.random.Generator) -> Array:
-    """Bootstrap samples (rows, users): how often each user occurs in each sample of `users` draws with replacement."""
-    places = generator.integers(0, users, (rows, users), dtype=np.uint32) + np.arange(rows)[:, None] * users
-    return np.bincount(places.ravel(), minlength=rows * users).reshape(rows, users).astype(np.float64)
 
 
 def _interval(value: float, error: float, distances: Array, level: float) -> Interval:

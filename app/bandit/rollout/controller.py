@@ -60,7 +60,6 @@ REPORTED_FOR_MS = 7 * DAY_MS
 # The overview is drawn every ten seconds; broken guardrails after promotion are computed less often.
 CACHED_S = 20.0
 # The names of moves in the audit trail.
-BEGIN_ANEW = "begin roll-out anew"
 ACTIONS: dict[Move, str] = {"ramp": "ramp roll-out", "promote": "promote challenger", "rollback": "roll back roll-out"}
 log = logger("bandit.rollout")
 
@@ -69,13 +68,10 @@ class RolloutAction(Protocol):
     outcome: str | None  # the text that the audit trail stores when the action ends
 
 
-# Called with actor and action. Returns a context that records the intent on entry and the outcome on exit.
-Audited = Callable[[str, str], AbstractAsyncContextManager[RolloutAction]]
-
-
 class Rollout(msgspec.Struct, kw_only=True, eq=False):
     """The roll-out of the challenger. `margin` is the tolerated loss in reward per decision, `window_ms` the length of
-    the reward window."""
+    the reward window. `audited` is called with actor and action, and returns a context that records the intent on entry
+    and the outcome on exit."""
 
     repository: RolloutRepository
     rails: RolloutRails
@@ -83,7 +79,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
     window_ms: int
     policies: Policies
     states: StateRepository
-    audited: Audited
+    audited: Callable[[str, str], AbstractAsyncContextManager[RolloutAction]]
     clock: Clock
     _cached_broken: tuple[float, list[str]] | None = None
 
@@ -245,7 +241,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
 
     async def _begin_anew(self, state: RolloutState) -> None:
         why = f"The stage {stage_label(state)} belongs to another challenger, so this one begins in the shadow."
-        async with self.audited(WORKER, BEGIN_ANEW) as action:
+        async with self.audited(WORKER, "begin roll-out anew") as action:
             await self._change(action, state, Target("shadow", 0.0, anew=True), why, WORKER)
         log.warning("rollout_begins_anew", before=stage_label(state), spec=self.policies.longest.hash, reason=why)
 

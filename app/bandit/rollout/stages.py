@@ -49,15 +49,11 @@ class Target(NamedTuple):
     anew: bool = False
 
 
-def user_position(user_id: str, salt: str) -> float:
-    """A fixed pseudo-random position in [0, 1), uniform over users: 53 bits of a salted SHA-256 of the id."""
-    digest = hashlib.sha256(f"profiles:rollout:{salt}:{user_id}".encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
-
-
 def serves_challenger(user_id: str, share: float, salt: str) -> bool:
     """Whether the user is in the share, 0 to 1, of users that the challenger serves. A larger share only adds users."""
-    return user_position(user_id, salt) < share
+    digest = hashlib.sha256(f"profiles:rollout:{salt}:{user_id}".encode()).digest()
+    position = (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)  # in [0, 1), uniform over users
+    return position < share
 
 
 def stage_label(at: RolloutState | Target) -> str:

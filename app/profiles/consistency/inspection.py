@@ -24,7 +24,6 @@ PAUSE_S = 0.3
 State = Literal["fresh", "stale", "missing"]
 Holds = Literal["value", "expired", "other definition", "lease", "nothing"]
 Difference = Literal["none", "stale", "unexplained"]
-CacheState = Literal["trusted", "owed", "away"]
 Fault = Literal["stale", "unexplained"]
 
 
@@ -63,7 +62,7 @@ class Inspection(NamedTuple):
 
     user_id: str
     at_ms: int
-    cache: CacheState
+    cache: Literal["trusted", "owed", "away"]
     newest: Mapping[str, int]
     cells: tuple[InspectedCell, ...]
 

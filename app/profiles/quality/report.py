@@ -24,7 +24,6 @@ from app.telemetry import logger
 
 KEPT = 10
 STALE_MS = 35_000  # longer than a worker measures
-AGE_SHARES = (0.5, 0.9, 0.99, 1.0)
 Z_95 = 1.96
 RunState = Literal["queued", "running", "completed", "failed"]
 ShareInterval = Annotated[list[float], Meta(min_length=2, max_length=2, description="From and to, 95 % confidence.")]
@@ -45,7 +44,6 @@ class Figures(msgspec.Struct):
     failure: str = ""
 
     def fail(self, reason: str) -> None:
-        """Count a value that could not be computed."""
         self.failed += 1
         self.failure = self.failure or reason
 
@@ -198,7 +196,7 @@ def _feature(entry: Feature, sample: UserSample, figures: Figures) -> FeatureQua
         stale,
         nulls / live if live else None,
         Intervals(share(fresh), share(missing), share(stale), share(nulls, of=live)),
-        AgePercentiles(*quantiles(figures.ages_ms, AGE_SHARES)),
+        AgePercentiles(*quantiles(figures.ages_ms, (0.5, 0.9, 0.99, 1.0))),
         distribution(entry, figures.held),
         drift,
     )

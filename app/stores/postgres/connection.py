@@ -41,7 +41,6 @@ DATABASE_ID = """(SELECT value FROM service WHERE name = 'database_id')
     || ':' || (SELECT system_identifier FROM pg_control_system())
     || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
     || ':' || CAST(CAST('service' AS regclass) AS oid)"""
-SELECT_ID = f"SELECT {DATABASE_ID}".encode()
 SET_SESSION = (
     "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SESSION.items())
 ).encode()
@@ -136,7 +135,7 @@ class Connection:
 
     def begin_session(self) -> None:
         self.raw.execute(SET_SESSION)
-        ((self.server,),) = self.raw.execute(SELECT_ID)
+        ((self.server,),) = self.raw.execute(f"SELECT {DATABASE_ID}".encode())
 
     def close(self) -> None:
         self.raw.close()

@@ -28,7 +28,6 @@ ATTEMPTS = 5
 AGAIN = (errors.SerializationFailure, errors.DeadlockDetected)
 log = logger("stores.postgres")
 
-LOCK_SERVICE = "SELECT 1 FROM service WHERE name = 'database_id' FOR UPDATE"
 INSERT_USERS = "INSERT INTO users (user_id) SELECT unnest(CAST(? AS text[])) ON CONFLICT DO NOTHING"
 LOCK_USERS = "SELECT 1 FROM users WHERE user_id = ANY(CAST(? AS text[])) ORDER BY user_id FOR UPDATE"
 # Scalar subqueries, each of which searches an index; PostgreSQL would turn NOT EXISTS into joins of the whole tables.
@@ -129,7 +128,7 @@ def _begin(connection: Connection, users: list[str] | None) -> None:
         with connection.raw.pipeline():
             locked = connection.raw.execute("BEGIN")
             if users is None:
-                connection.execute(LOCK_SERVICE)
+                connection.execute("SELECT 1 FROM service WHERE name = 'database_id' FOR UPDATE")
             elif users:
                 connection.execute(INSERT_USERS, (users,))
                 locked = connection.execute(LOCK_USERS, (users,))

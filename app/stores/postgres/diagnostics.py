@@ -165,8 +165,7 @@ def _rights(connection: Connection, role: str, *, is_super: bool) -> Line:
     if denied := [name for (name,) in connection.execute(SELECT_DENIED).fetchall()]:
         text = f"the role {role} lacks rights on {', '.join(denied[:FINDINGS])}"
         rights = "SELECT, INSERT, UPDATE, DELETE on the tables, USAGE on the sequences and TEMPORARY on the database"
-        remedy = f"GRANT {rights}, or use the owner."
-        return Line("rights", "bad", text, remedy)
+        return Line("rights", "bad", text, f"GRANT {rights}, or use the owner.")
     if is_super:
         return Line("rights", "warn", f"the role {role} is a superuser", "Use a role that owns only this database.")
     return Line("rights", "ok", f"the role {role} has the rights that it needs")

@@ -25,7 +25,6 @@ from app.telemetry import logger
 
 ARQ_EXTRA_S = 10
 POLL_DELAY_S = 0.01
-HEALTH_EVERY_S = 2
 # Enough for a burst. More would be slower: in every poll, arq queries each running job again.
 MAX_JOBS = 20
 BLOCKING_S = 2.0
@@ -71,7 +70,7 @@ class _Worker(Worker):
             poll_delay=POLL_DELAY_S,
             max_jobs=MAX_JOBS,
             keep_result=0,
-            health_check_interval=HEALTH_EVERY_S,
+            health_check_interval=2,  # seconds
             health_check_key=name + HEALTH_SUFFIX,
             handle_signals=False,
             job_serializer=serialize,
@@ -124,8 +123,7 @@ class _Lean:
         reader = self._reader
         if reader is not None and not reader.at_eof() and not reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
             return False
-        left: bool = await super().can_read_destructive()  # type: ignore[misc]  # a mixin
-        return left
+        return bool(await super().can_read_destructive())  # type: ignore[misc]  # a mixin
 
 
 class _Pipeline(Pipeline):

@@ -9,7 +9,6 @@ from app.operations.audit import BEGUN, AuditEntry
 from app.stores.sql.database import UPSERT_SERVICE, Connection, SqlRepository, writes
 
 SELECT_SECRET = "SELECT value FROM service WHERE name = 'session_secret'"  # noqa: S105  # a statement
-SELECT_ENDED = "SELECT 1 FROM ended_sessions WHERE session_id = ?"
 INSERT_ENDED = "INSERT INTO ended_sessions (session_id, expires_at_ms) VALUES (?, ?) ON CONFLICT DO NOTHING"
 KEPT = 10_000
 # The clock alone does not decide: if it were ahead for a moment, sessions that were signed out would be valid again.
@@ -37,7 +36,7 @@ class SqlSessions(SqlRepository):
         connection.execute(INSERT_ENDED, (session_id, expires_at_ms))
 
     async def has_ended(self, session_id: str) -> bool:
-        return await self._database.row(SELECT_ENDED, (session_id,)) is not None
+        return await self._database.row("SELECT 1 FROM ended_sessions WHERE session_id = ?", (session_id,)) is not None
 
 
 SELECT_USES = "SELECT SUBSTR(name, 10), value FROM service WHERE name LIKE 'key used %'"

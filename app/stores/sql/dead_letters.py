@@ -29,8 +29,6 @@ INSERT INTO outbox (seq, user_id, received_at_ms) SELECT seq, user_id, received_
 WHERE user_id = ? AND seq = ? ON CONFLICT DO NOTHING
 """
 SELECT_LETTERS = f"SELECT {_COLUMNS} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
-SELECT_LETTER = f"SELECT {_COLUMNS} FROM dead_letters WHERE id = ?"
-SELECT_COUNT = "SELECT COUNT(*) FROM dead_letters"
 UPDATE_REFUSED = """
 UPDATE dead_letters SET error = ?, attempts = attempts + 1, last_failed_at_ms = ? WHERE id = ? AND seq IS NULL
 """
@@ -38,8 +36,6 @@ DELETE_LETTER = "DELETE FROM dead_letters WHERE id = ?"
 SELECT_OWNER = "SELECT user_id FROM dead_letters WHERE id = ? AND seq IS NOT NULL"
 # A letter without a `user_id` never became an event. Its payload may name the user.
 SELECT_POSSIBLY_THEIRS = "SELECT id, payload, user_id FROM dead_letters WHERE user_id = ? OR user_id IS NULL"
-# Changes nothing if another user has been removed from the payload since it was read.
-UPDATE_PAYLOAD = "UPDATE dead_letters SET payload = ? WHERE id = ? AND payload = ?"
 
 
 def letters_of(connection: Connection, user_id: str) -> dict[int, tuple[str, str | None]]:
@@ -73,7 +69,8 @@ def erase_letters(connection: Connection, user_id: str) -> int:
         erased |= found.keys()
         connection.executemany(DELETE_LETTER, [(letter_id,) for letter_id, (_, rest) in found.items() if rest is None])
         changed = [(rest, letter_id, payload) for letter_id, (payload, rest) in found.items() if rest is not None]
-        connection.executemany(UPDATE_PAYLOAD, changed)
+        # Changes nothing if another user has been removed from the payload since it was read.
+        connection.executemany("UPDATE dead_letters SET payload = ? WHERE id = ? AND payload = ?", changed)
     return len(erased)
 
 
@@ -101,14 +98,14 @@ class SqlDeadLetters(SqlRepository):
         return [DeadLetter(*row) for row in await self._database.rows(SELECT_LETTERS, (after, limit))]
 
     async def get(self, letter_id: int) -> DeadLetter | None:
-        row = await self._database.row(SELECT_LETTER, (letter_id,))
+        row = await self._database.row(f"SELECT {_COLUMNS} FROM dead_letters WHERE id = ?", (letter_id,))
         return DeadLetter(*row) if row else None
 
     async def discard(self, letter_id: int) -> bool:
         return bool(await self._database.execute(DELETE_LETTER, (letter_id,)))
 
     async def count(self) -> int:
-        return int(await self._database.value(SELECT_COUNT))
+        return int(await self._database.value("SELECT COUNT(*) FROM dead_letters"))
 
     async def refused(self, letter_id: int, reason: str, now_ms: int) -> None:
         await self._database.execute(UPDATE_REFUSED, (reason, now_ms, letter_id))

@@ -18,7 +18,6 @@ from app.stores.sql.retention import SELECT_CUTOFF
 from app.stores.sql.retention import SELECT_OLDEST as SELECT_OLDEST_DECISION
 from app.stores.sql.samples import SELECT_UNKNOWN, backlog_of, hour_counts, running
 
-SELECT_NEWEST_SAMPLE = "SELECT MAX(at_ms) FROM samples"
 SELECT_DISABLED = "SELECT feature, disabled_by, reason, disabled_at_ms FROM disabled_features ORDER BY feature"
 SELECT_OLDEST = {"events": SELECT_OLDEST_EVENT, "decisions": SELECT_OLDEST_DECISION}
 OUTBOX_OLD_S = 60.0
@@ -55,7 +54,7 @@ def diagnose_contents(
         _decision_ids(connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()),
         _count("dead letters", work.dead_letters, "dead letters", "Replay or discard each: /admin/dead-letters."),
         *_scoring(connection, whole=whole),
-        _samples(first(SELECT_NEWEST_SAMPLE), now_ms),
+        _samples(first("SELECT MAX(at_ms) FROM samples"), now_ms),
         _audit(hour_counts(connection, now_ms)),
         diagnose_features(samples, {row.feature: str(row) for row in disabled}),
         _retention(

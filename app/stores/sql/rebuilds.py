@@ -16,7 +16,6 @@ _COLUMNS = (
 _ACTIVE = "state IN ('queued', 'running')"
 INSERT_RUN = f"INSERT INTO rebuilds ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 SELECT_ACTIVE = f"SELECT {_COLUMNS} FROM rebuilds WHERE scope = ? AND {_ACTIVE}"
-SELECT_RUN = f"SELECT {_COLUMNS} FROM rebuilds WHERE id = ?"
 # Without the lists of users, which may contain a thousand ids each.
 SELECT_RUNS = f"SELECT {_COLUMNS.replace('user_ids', 'NULL')} FROM rebuilds ORDER BY created_at_ms DESC, id LIMIT ?"
 SELECT_IDS = f"SELECT id FROM rebuilds WHERE {_ACTIVE} ORDER BY created_at_ms, id"
@@ -30,7 +29,6 @@ UPDATE_DONE = "UPDATE rebuilds SET done = done + :users, error = COALESCE(:error
 INSERT_PART = "INSERT INTO rebuild_parts (run_id, last_user, after_user, claimed_at_ms) VALUES (?, ?, ?, ?)"
 _STALE = """FROM rebuild_parts
 WHERE run_id = :run_id AND claimed_at_ms NOT BETWEEN CAST(:now AS BIGINT) - :stale AND CAST(:now AS BIGINT) + :stale"""
-SELECT_STALE_PART = f"SELECT MIN(last_user) {_STALE}"
 UPDATE_CLAIM = f"""
 UPDATE rebuild_parts SET claimed_at_ms = :now WHERE run_id = :run_id AND last_user = (SELECT MIN(last_user) {_STALE})
 RETURNING run_id, last_user, after_user, claimed_at_ms
@@ -40,7 +38,6 @@ UPDATE_PART = f"UPDATE rebuild_parts SET after_user = :after, claimed_at_ms = :n
 UPDATE_RELEASED = f"UPDATE rebuild_parts SET claimed_at_ms = 0 {_PART}"
 DELETE_PART = f"DELETE FROM rebuild_parts {_PART}"
 SELECT_PART = "SELECT 1 FROM rebuild_parts WHERE run_id = :run_id LIMIT 1"
-DELETE_PARTS = "DELETE FROM rebuild_parts WHERE run_id = :run_id"
 # The position is a user's id, so it is deleted as soon as the run does not need it; so are the parts.
 UPDATE_FINISHED = f"""
 UPDATE rebuilds SET position = '', state = :state, finished_at_ms = :now, touched_at_ms = :now,
@@ -68,7 +65,7 @@ class SqlRebuildRepository(SqlRepository):
         return None
 
     async def get(self, run_id: str) -> RebuildRun | None:
-        row = await self._database.row(SELECT_RUN, (run_id,))
+        row = await self._database.row(f"SELECT {_COLUMNS} FROM rebuilds WHERE id = ?", (run_id,))
         return _run(row) if row else None
 
     async def newest(self, limit: int) -> list[RebuildRun]:
@@ -95,7 +92,7 @@ class SqlRebuildRepository(SqlRepository):
             row = connection.execute(UPDATE_CLAIM, stale).fetchone()
             return Part(*row) if row else None
 
-        if await self._database.value(SELECT_STALE_PART, stale) is None:
+        if await self._database.value(f"SELECT MIN(last_user) {_STALE}", stale) is None:
             return None
         return await self._database.write(work, of=())
 
@@ -123,7 +120,7 @@ class SqlRebuildRepository(SqlRepository):
             if connection.execute(SELECT_PART, end).fetchone() is not None:
                 return False  # another worker rebuilds it, and completes the run
         finished = connection.execute(UPDATE_FINISHED, end).rowcount > 0
-        connection.execute(DELETE_PARTS, end)
+        connection.execute("DELETE FROM rebuild_parts WHERE run_id = :run_id", end)
         connection.execute(DELETE_OLD, {"kept": KEPT})
         connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
         return finished

@@ -33,8 +33,7 @@ async def announce(database: Database, registry: Registry, now_ms: int) -> None:
     """Record the names of the features that this process will cache. Call it before the process caches values. Ingest
     deletes the cache keys of every recorded feature. If it deleted only those of its own registry, a process of the old
     release would, during a deploy, leave the keys of a feature that only the new release knows. If no name is new,
-    nothing is written, so that a process can start while the disk is full or the database is locked. Raises
-    `StoreUnavailable`."""
+    nothing is written, so that a process can start on a full disk or a locked database. Raises `StoreUnavailable`."""
     known = set(await database.rows(SELECT_FEATURE_KEYS))
     pairs = [(subject, entry.name) for entry in registry for subject in entry.invalidated_by]
     rows = [(*pair, now_ms) for pair in pairs if pair not in known]

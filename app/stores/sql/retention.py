@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from app.features.clock import HOUR_MS
 from app.stores.sql.database import SERVICE, UPSERT_SERVICE, Connection, SqlRepository, writes
 
-HOUR_MS = 3_600_000
 SELECT_CUTOFF = "SELECT value FROM service WHERE name = 'pruned ' || ?"
 # Earlier releases stored only the cutoff.
 SELECT_DELETED = """

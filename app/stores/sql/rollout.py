@@ -36,13 +36,10 @@ UPDATE rollout SET challenger = :own, evaluated_after = (SELECT COALESCE(MAX(num
 WHERE stage = 'shadow' AND COALESCE(challenger, :own) = :own
 """
 DELETE_LOOKS = "DELETE FROM rollout_looks"
-SELECT_LOOKS = "SELECT number, body FROM rollout_looks ORDER BY number"
 INSERT_LOOK = """
 INSERT INTO rollout_looks (number, at_ms, n, body) SELECT :number, :at, :n, :body
 WHERE EXISTS (SELECT 1 FROM rollout WHERE evaluated_after = :after) ON CONFLICT DO NOTHING
 """
-SELECT_LOOK = "SELECT number, body FROM rollout_looks WHERE number = :number"
-DELETE_LOOK = "DELETE FROM rollout_looks WHERE number = :number"
 # Older unsettled decisions will never be settled, so newer ones do not wait for them.
 SELECT_FIRST_SINCE = "SELECT number FROM tip_scores WHERE created_at_ms >= ? ORDER BY created_at_ms LIMIT 1"
 SELECT_OLDEST_UNSETTLED = """
@@ -115,15 +112,15 @@ class SqlRollout(SqlRepository):
         return RolloutState(*connection.execute(SELECT_STATE).fetchone())
 
     async def looks(self) -> list[RolloutLook]:
-        rows = await self._database.rows(SELECT_LOOKS)
+        rows = await self._database.rows("SELECT number, body FROM rollout_looks ORDER BY number")
         return [look for number, body in rows if (look := _look(number, body)) is not None]
 
     @writes(of=SERVICE)
     def add_look(self, connection: Connection, look: RolloutLook, seen: RolloutState) -> bool:
         values = {"number": look.number, "at": look.at_ms, "n": look.estimates.n, "after": seen.evaluated_after}
-        stored = connection.execute(SELECT_LOOK, values).fetchone()
+        stored = connection.execute("SELECT number, body FROM rollout_looks WHERE number = :number", values).fetchone()
         if stored is not None and _look(*stored) is None:
-            connection.execute(DELETE_LOOK, values)
+            connection.execute("DELETE FROM rollout_looks WHERE number = :number", values)
         body = msgspec.json.encode(look).decode()
         return connection.execute(INSERT_LOOK, {**values, "body": body}).rowcount > 0
 

@@ -8,9 +8,8 @@ from contextlib import suppress
 
 import msgspec
 
-from app.features.clock import DAY_MS
+from app.features.clock import DAY_MS, HOUR_MS
 from app.operations.component_states import COMPONENTS, ComponentStatus, updated_statuses, worst_views
-from app.operations.figures import HOUR_MS
 from app.operations.samples import SUMMARY_MS, Gauges, Record, Sample, sum_samples, summaries
 from app.stores.sql.database import SERVICE, Connection, Database, SqlRepository, reads, writes
 from app.stores.sql.registries import UPDATE_SEEN

@@ -39,7 +39,6 @@ WHERE EXISTS (
 )
 LIMIT :limit
 """
-SELECT_COUNT_ELIGIBLE = f"SELECT COUNT(*) FROM ({SELECT_ELIGIBLE}) AS eligible"
 _NAMED_IN_LIST = "EXISTS (SELECT 1 FROM json_each(rebuilds.user_ids) WHERE value = :user)"
 SELECT_HOLDINGS = f"""
 SELECT (SELECT COUNT(*) FROM tip_views WHERE user_id = :user),
@@ -105,7 +104,6 @@ DELETE_DECISIONS = (
     f"DELETE FROM pool_shadows WHERE {_OF_DECISIONS}",
     "DELETE FROM tip_scores WHERE user_id = :user",
 )
-SELECT_SPECS = "SELECT DISTINCT spec_hash FROM pooled_ranges"
 DELETE_ERASED_FIRST = "DELETE FROM pooled_ranges WHERE spec_hash = :spec AND first_user = :user RETURNING revision"
 UPDATE_ERASED_SUM = """
 UPDATE pooled_ranges SET users = NULL, decisions = NULL, evidence = NULL, claimed_at_ms = 0, revision = revision + :lost
@@ -113,8 +111,6 @@ WHERE spec_hash = :spec AND first_user = (
     SELECT MAX(first_user) FROM pooled_ranges WHERE spec_hash = :spec AND first_user <= :user
 )
 """
-# An erasure advances the counter. A request that has read the user's data before then stores nothing.
-UPDATE_LEDGER = "UPDATE bandit_ledger SET erasures = erasures + 1"
 
 
 class SqlUsers(SqlRepository):
@@ -134,7 +130,7 @@ class SqlUsers(SqlRepository):
 
     async def count_eligible(self, since_ms: int) -> int:
         parameters = {"after": "", "since": since_ms, "until": END_OF_TIME_MS, "limit": COUNTED}
-        return int(await self._database.value(SELECT_COUNT_ELIGIBLE, parameters))
+        return int(await self._database.value(f"SELECT COUNT(*) FROM ({SELECT_ELIGIBLE}) AS eligible", parameters))
 
     async def oldest_event_ms(self) -> int | None:
         oldest_ms: int | None = await self._database.value(SELECT_OLDEST)
@@ -200,7 +196,8 @@ class SqlUsers(SqlRepository):
         deleted = [connection.execute(statement, {"user": user_id}).rowcount for statement in DELETE_DECISIONS]
         if deleted[1]:
             _erase_sums(connection, user_id)
-        connection.execute(UPDATE_LEDGER)
+        # An erasure advances the counter. A request that has read the user's data before then stores nothing.
+        connection.execute("UPDATE bandit_ledger SET erasures = erasures + 1")
         for statement in self._database.delete_lock:
             connection.execute(statement, (user_id,))
         return deleted[-1], learned
@@ -210,7 +207,7 @@ def _erase_sums(connection: Connection, user_id: str) -> None:
     """Delete the sums over ranges of users that include this user's statistics. Workers sum the ranges again later."""
     # The sum is updated before the range is deleted. Otherwise: 1. a worker locks a sum, to cut its range at the user;
     # 2. the DELETE finds no range of the user yet; 3. the worker commits it, and it stays, with the user's id.
-    for (spec_hash,) in connection.execute(SELECT_SPECS).fetchall():
+    for (spec_hash,) in connection.execute("SELECT DISTINCT spec_hash FROM pooled_ranges").fetchall():
         erased = {"spec": spec_hash, "user": user_id, "lost": 0}
         connection.execute(UPDATE_ERASED_SUM, erased)
         if (joined := connection.execute(DELETE_ERASED_FIRST, erased).fetchone()) is not None:

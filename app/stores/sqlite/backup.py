@@ -22,7 +22,6 @@ from app.stores.sqlite.database import check_schema, draw_id
 LOCKED_FROM, LOCK_BYTES = 0x40000000, 512
 PAGES = 4_096
 UPDATE_SESSION_SECRET = "UPDATE service SET value = ? WHERE name = 'session_secret'"  # noqa: S105  # a statement
-UPDATE_SEQ = "UPDATE sqlite_sequence SET seq = seq + 1000000 WHERE name = 'event_log'"
 
 
 def backup(database: Path, target: Path, on_step: Callable[[int, int], None] = lambda left, total: None) -> None:
@@ -66,7 +65,7 @@ def restore(source: Path, database: Path) -> None:
             check_schema(new, source)
             draw_id(new)
             new.execute(UPDATE_SESSION_SECRET, (secrets.token_hex(32),))  # anyone with the backup can read the old one
-            new.execute(UPDATE_SEQ)
+            new.execute("UPDATE sqlite_sequence SET seq = seq + 1000000 WHERE name = 'event_log'")
             new.commit()
         with _exclusive(database):
             _put(part, database, like=database if database.exists() else source)

@@ -52,8 +52,7 @@ class ThreadConnection(aiosqlite.Connection):
         """Call `work` with the sqlite3 connection, on the connection's thread. Raises `StoreUnavailable` if it is
         closed. A statement of a read-only connection is interrupted after `timeout_s` seconds, when the caller is
         cancelled, and when the connection is closed. It then raises `sqlite3.OperationalError` (SQLITE_INTERRUPT). The
-        connection stays usable: the next call waits some ten milliseconds, until the interrupted statement has
-        ended."""
+        connection stays usable: the next call waits some ten milliseconds, until the statement has ended."""
         if self._connection is None:
             raise StoreUnavailable("the database is closed")
         abandoned = False

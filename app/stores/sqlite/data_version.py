@@ -29,7 +29,6 @@ from app.stores.sqlite.connection import connect, unavailable
 
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 0.02
-SELECT_DATA_VERSION = "PRAGMA data_version"
 SELECT_STATE = f"""
 WITH RECURSIVE {OWED_SLOTS}
 SELECT (SELECT json_group_array(slot) FROM owed WHERE slot IS NOT NULL),
@@ -69,8 +68,7 @@ class DataVersion:
 
     def current(self) -> int:
         """A number that changes whenever another connection commits."""
-        version: int = self.row(SELECT_DATA_VERSION)[0]
-        return version
+        return int(self.row("PRAGMA data_version")[0])
 
     def row(self, statement: str, parameters: Parameters = ()) -> Any:
         return self.rows(statement, parameters)[0]

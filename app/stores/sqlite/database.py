@@ -38,13 +38,12 @@ WAL_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24  # https://sqlite.org/fileformat2.
 log = logger("stores.sqlite")
 
 SELECT_SERVICE = "SELECT name, value FROM service WHERE name IN ('database_id', 'inode')"
-UPDATE_DATABASE_ID = "UPDATE service SET value = ? WHERE name = 'database_id'"
 
 
 def draw_id(connection: sqlite3.Connection) -> str:
     """Give the database a new id, in the current transaction. Values cached under the old one are not read again."""
     database_id = secrets.token_hex(16)
-    connection.execute(UPDATE_DATABASE_ID, (database_id,))
+    connection.execute("UPDATE service SET value = ? WHERE name = 'database_id'", (database_id,))
     return database_id
 
 

@@ -16,7 +16,6 @@ from app.stores.sql.registries import SELECT_FEATURE_KEYS
 from app.stores.sqlite.database import SqliteDatabase
 
 SELECT_KNOWN = f"SELECT user_id, event_id, digest FROM event_log JOIN {KEYS} USING (user_id, event_id)"
-SELECT_LAST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'event_log'"
 # Each size makes one statement, which stays in the connection's cache. SQLite allows 32,766 values in one statement.
 _ROWS_AT_ONCE = (256, 64, 16, 4, 1)
 
@@ -32,7 +31,7 @@ class SqliteEventLog(SqlEventLog):
             stored = connection.execute(SELECT_KNOWN, (json.dumps(keys),))
             known: dict[EventKey, bytes] = {(user_id, event_id): digest for user_id, event_id, digest in stored}
             # No other writer draws numbers: the write lock is held. AUTOINCREMENT records the highest explicit number.
-            row = connection.execute(SELECT_LAST_SEQ).fetchone()
+            row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event_log'").fetchone()
             numbers = count((row[0] if row else 0) + 1)
             found = admit(requests, known, features, lambda _: next(numbers))
             _insert(connection, found.fresh)

@@ -26,7 +26,6 @@ from app.stores.training_set.columns import NULL, ArrowColumn, Column, JsonColum
 MOMENT_KEYS = ("user_id", "as_of")
 DECISION_KEY = "decision_id"
 BLOCK = 128
-BUFFER_BYTES = 1 << 16
 HEAD_BYTES = 1_000
 EXPECTED = (
     "expected is CSV in UTF-8, newline-delimited JSON (one row a line) or Parquet, with user_id and as_of, or with "
@@ -206,7 +205,7 @@ def _strings(values: Sequence[bytes]) -> list[str | None]:
 def _parquet(file: IO[bytes], shown: str) -> Rows:
     pa = pyarrow()
     try:
-        found = pa.parquet.ParquetFile(file, buffer_size=BUFFER_BYTES)
+        found = pa.parquet.ParquetFile(file, buffer_size=1 << 16)
     except pa.ArrowException as error:
         raise Undecodable(f"{shown} is broken Parquet: {error}") from error
     return Rows(found.schema_arrow.names, _parquet_blocks(found, shown))

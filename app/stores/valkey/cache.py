@@ -45,7 +45,6 @@ return 0
 
 
 def key(epoch: Epoch, cell: Cell) -> bytes:
-    """The key of one feature of one user: `pf:<epoch>:{<user>}:<feature>`."""
     return f"pf:{epoch}:{{{quoted_in_key(cell.user_id)}}}:{cell.feature}".encode()
 
 

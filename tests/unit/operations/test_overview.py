@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from app.features.clock import rfc3339, to_ms
+from app.features.clock import HOUR_MS, rfc3339, to_ms
 from app.operations.component_states import COMPONENTS, OK, ComponentStatus
 from app.operations.component_states import ComponentView as View
-from app.operations.figures import HOUR_MS, SLOT_MS
+from app.operations.figures import SLOT_MS
 from app.operations.overview import ALIVE_MS, CURRENT_MS, Overview, build_overview
 from app.operations.samples import SUMMARY_MS, Gauges, Record, Sample
 from tests.support.clock import NOW_MS

@@ -11,6 +11,7 @@ from io import StringIO
 from typing import Literal
 
 import pytest
+from prometheus_client import generate_latest
 
 from app.errors import StoreFull, StoreUnavailable
 from app.telemetry import Metrics, configure_logging, logger, warn
@@ -152,8 +153,8 @@ print("done")
 def test_processes_do_not_share_metrics() -> None:
     one, other = Metrics(), Metrics()
     one.cache_hits.inc()
-    assert b"profiles_cache_hits_total 1.0" in one.exposition()
-    assert b"profiles_cache_hits_total 0.0" in other.exposition()
+    assert b"profiles_cache_hits_total 1.0" in generate_latest(one.collectors)
+    assert b"profiles_cache_hits_total 0.0" in generate_latest(other.collectors)
 
 
 def test_metrics_are_named_with_base_units_and_explained() -> None:

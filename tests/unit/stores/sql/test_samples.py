@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.features.clock import DAY_MS
+from app.features.clock import DAY_MS, HOUR_MS
 from app.operations.component_states import COMPONENTS, OK, ComponentView
-from app.operations.figures import HOUR_MS
 from app.operations.samples import SUMMARY_MS, Gauges, Sample
 from app.stores.sql.database import Database
 from app.stores.sql.samples import (
