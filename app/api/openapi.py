@@ -1,10 +1,10 @@
 """Completes the OpenAPI document that Litestar generates: schemas, request bodies, problem responses, typed profiles.
 
-Handlers decode bodies by hand and return encoded JSON, so their signatures show neither these types nor the names of
-the features. `opt["body"]` of a route lists the structs of its body. `opt["required"]` lists parameters that a program
-must send; the signature makes them optional, because the same route also serves an HTML page that opens without them.
-`opt["problems"]` maps a status to the reasons that no schema can express (a moment too far in the past, two parameters
-that exclude each other), or to None if the status needs no such reason.
+Handlers decode bodies by hand and return encoded JSON, so their signatures show neither the types of bodies nor the
+names of features. `opt["body"]` of a route lists the structs of its body. `opt["required"]` lists parameters that a
+program must send; the signature makes them optional, because the same route also serves an HTML page that opens without
+them. `opt["problems"]` maps an error status to the reasons that no schema can express (a moment too far in the past,
+two parameters that exclude each other), or to None if the status needs no explanation.
 
 Invariants, on which code generators depend: input that matches its schema is rejected only for the reasons in
 `opt["problems"]`. A field of a request is required only if a caller must send it. A field of a response is required
@@ -143,7 +143,7 @@ def openapi_config(*, root_path: str) -> OpenAPIConfig:
 def openapi_document(
     application: Litestar, registry: Registry, mirror: type[msgspec.Struct], day: int
 ) -> dict[str, Any]:
-    """The complete OpenAPI document of an application, which need not be running, with the features of `registry` and
+    """The complete OpenAPI document of an application, running or not, for the features of `registry` and their Struct
     `mirror`. Examples have the date before `day` (days since 1970), because the service rejects old events."""
     document = application.openapi_schema.to_schema()
     operations = [
@@ -185,8 +185,8 @@ def openapi_document(
 def _schemas(
     structs: Sequence[type[msgspec.Struct]], registry: Registry, mirror: type[msgspec.Struct]
 ) -> dict[str, Schema]:
-    """The schemas of the structs, and of the types that they refer to, by name. Schemas that list features, such as
-    `ProfileFeatures`, are those of `registry` and `mirror`; the structs in the code declare the built-in features."""
+    """The schemas of the structs, and of the types that they refer to, by name. Schemas that list features are made
+    from `registry` and its Struct `mirror`, because the structs in the code have only built-in features."""
     details = {entry.name: DETAILS[entry.dtype] for entry in registry}
     others = (*dict.fromkeys(details.values()), Problem, HistoryMoment, HistoryDecision, TipEvent)
     (*_, event), schemas = msgspec.json.schema_components([*structs, *others], ref_template=_REF)

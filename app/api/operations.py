@@ -56,9 +56,9 @@ async def metrics(request: HttpRequest) -> Response[bytes]:
 
 
 def options_of(handlers: Sequence[HTTPRouteHandler]) -> HTTPRouteHandler:
-    """A handler that answers `OPTIONS` for all paths of `handlers`, before which it must be registered. Litestar's own
-    handlers cover only the first handler of a path, include methods for HTML forms, lack HEAD, and take 0.1 ms each at
-    start-up."""
+    """A handler that answers `OPTIONS` for all paths of `handlers`. Register it before them. Litestar's own handlers
+    for `OPTIONS` cover only the first handler of a path, include methods for HTML forms, lack HEAD, and take 0.1 ms
+    each at start-up."""
     documented: dict[str, set[str]] = {}
     forms: dict[str, set[str]] = {}
     for handler in handlers:
@@ -76,8 +76,8 @@ def options_of(handlers: Sequence[HTTPRouteHandler]) -> HTTPRouteHandler:
 
 
 def allow_of(handler: BaseRouteHandler, path_template: str, default: str) -> str:
-    """The value of the header `Allow` for a path whose `OPTIONS` handler is `handler`. If `options_of` has not made the
-    handler, the value is `default`, which is Litestar's value, completed with HEAD and OPTIONS."""
+    """The value of the header `Allow` for a path whose `OPTIONS` handler is `handler`. If `options_of` did not make
+    this handler, the value is Litestar's value `default`, completed with HEAD and OPTIONS."""
     return str(handler.opt.get(ALLOW, {}).get(path_template) or _listed({*default.split(", ")}))
 
 

@@ -135,8 +135,8 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
 
 
 def _allowed(request: HttpRequest, key: str) -> str | None:
-    """What a parameter must be. Litestar's message names the type of the wrong value, which is always text, and only
-    one of the limits of a number."""
+    """The message for an invalid parameter, such as `must be true or false`; None to use Litestar's. Litestar's message
+    names the type of the value, which is always text, and only one of the limits of a number."""
     parameter = request.route_handler.parsed_fn_signature.parameters.get(key)
     if parameter is None:
         return None

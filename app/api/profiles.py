@@ -201,9 +201,9 @@ def _history_row(
     known: int | str | None,
     decisions: Mapping[str, LoggedProfile],
 ) -> tuple[Profile, ComputeRow]:
-    """The values that the row's decision recorded (none if it names no decision), and the computation of the other
-    features. `place` is the row's path in issues, such as `rows[3]`. Unless it names a decision, events that arrived
-    after `known` (epoch ms, or `as_of`: the row's own time) are ignored. Raises `InvalidInput`."""
+    """Convert a row of a request: return the values that its decision recorded (none if it names no decision), and the
+    computation of the other features. A row without a decision ignores events that arrived after `known` (epoch ms, or
+    `as_of`: the row's own time). `place` is the row's path in issues, such as `rows[3]`. Raises `InvalidInput`."""
     names = {"user_id": row.user_id, "as_of": row.as_of}
     if row.decision_id is not UNSET:
         detail = "is not allowed together with decision_id"
@@ -243,8 +243,8 @@ async def _read_unproven(
     request: HttpRequest, wanted: Mapping[str, int], error: StoreUnavailable
 ) -> tuple[dict[str, Profile], dict[str, str]]:
     """Profiles from the cache for a read that failed with `error`, and the response headers that mark them as possibly
-    outdated. `wanted` maps user ids to masks of features. Raises `error` unless the request allows this with
-    `Cache-Control: stale-if-error` and the cache holds every value, recent enough."""
+    outdated. `wanted` maps user ids to masks of features. Raises `error` if the request has no `stale-if-error` in
+    `Cache-Control`, or the cache does not hold all values, recent enough."""
     service, max_age_s = request.service, stale_if_error_s(request)
     found = await service.reader.read_unproven(wanted, max_age_s) if max_age_s is not None else None
     if found is None:

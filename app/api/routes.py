@@ -18,7 +18,7 @@ from app.api.admin import audit_trail, dead_letters, features, overview, quality
 
 
 def routes(*, scoring: bool) -> list[HTTPRouteHandler]:
-    """All route handlers; without `scoring`, not those of decisions and of the roll-out, which import the bandit."""
+    """All route handlers; without `scoring`, all but those of decisions and the roll-out, which import the bandit."""
     modules = [profiles, events, generation, overview, users, user_view, quality, rebuilds, dead_letters, features]
     modules += [sign_in, audit_trail, operations]
     if scoring:

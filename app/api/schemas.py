@@ -59,9 +59,9 @@ class HistoryDecision(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request for a training set. Each row asks for the features of a user at a moment, or for those that a
-    decision was made from. For a user at a moment, `known_at` leaves out the events that arrived after it; with the
-    value `as_of`, those that arrived after the row's own moment. Without `known_at`, late events count, too."""
+    """A request for a training set. Each row asks for the features of a user at a moment, or for those that a decision
+    was made from. Events that arrived after `known_at` do not count for a user at a moment; the value `as_of` stands
+    for each row's own moment. Without `known_at`, late events count, too."""
 
     rows: Annotated[list[HistoryRequestRow], Meta(min_length=1, max_length=10_000, examples=[ROWS])]
     features: FeatureNames | None = None

@@ -115,8 +115,8 @@ class DecidingPolicy(ServingPolicy, kw_only=True):
 
 
 class DecisionProfile(ProfileOrigin):
-    """The profile that the policy used. If the service read it, all its values were true at `read_at`, and `versions`
-    has the number of the user's newest event that each value reflects, or 0."""
+    """The profile that the policy used. If the service read it, all its values were true at `read_at`. `versions` has,
+    for each value, the number of the newest event of the user that the value reflects; 0 if it reflects none."""
 
     features: dict[str, Value] | None
     read_at: str | None
@@ -210,8 +210,8 @@ async def post_score(request: HttpRequest) -> Response[ScoreAnswer]:
 
 
 def plain_scores(scorer: Scorer, mirror: type[msgspec.Struct]) -> Answer:
-    """A function that answers the body of `POST /score` as the route does. It returns None if the body does not decode
-    as it is, and raises the other errors of the route."""
+    """A function that answers the body of `POST /score` as the route does. It returns None if the body cannot be
+    decoded, so that the route reports the error, and raises the other errors itself."""
     decode_request = msgspec.json.Decoder(with_mirror(ScoreRequest, mirror)).decode
 
     async def answer(body: bytes, _: ApiKey) -> bytes | None:
@@ -225,7 +225,7 @@ def plain_scores(scorer: Scorer, mirror: type[msgspec.Struct]) -> Answer:
 
 
 async def _score(scorer: Scorer, sent: ScoreRequest) -> bytes:
-    """Check the ids, decide, and encode the `ScoreAnswer`. Raises `InvalidInput`, and as `Scorer.score`."""
+    """Check the ids, decide, and encode the `ScoreAnswer`. Raises `InvalidInput` and the errors of `Scorer.score`."""
     check_ids([sent.user_id], "user_id")
     if sent.request_id is not None:
         check_ids([sent.request_id], "request_id")

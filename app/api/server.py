@@ -3,7 +3,7 @@
 Invariants: `listen` returns at most `drain_s` + `STOP_GRACE_S` seconds after the signal, whatever clients do. Within
 that time, every request that arrived in full is answered; `_wind_down` describes how.
 
-granian cannot end a connection whose peer reads nothing or is gone. Linux does after `app.listener.UNTAKEN_S` seconds.
+granian cannot end a connection whose peer reads nothing or is gone. Linux ends it after `listener.UNTAKEN_S` seconds.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ async def _wind_down(
     application: Litestar, listener: socket.socket, server: Server, drain_s: float, *, shared: bool, handing_over: bool
 ) -> None:
     """Stop in three steps after `drain_s` seconds, so that no request that was sent is lost. A process that hands over
-    goes on with open connections for `drain_s` and at least `LINGER_S` seconds, while others accept new ones.
+    serves its open connections for `drain_s` seconds, but at least `LINGER_S`, while others accept new ones.
 
     1. Close every connection after its next response. This prevents: (a) a client sends its next request; (b) we close
        the connection; (c) the client sees a reset and cannot know whether the request was carried out.

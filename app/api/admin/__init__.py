@@ -44,7 +44,7 @@ WITH_REASON: dict[str, Any] = {
 
 
 def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncContextManager[audit.AuditedAction]:
-    """Record an action of the caller, which the `async with` block performs, and its outcome in the audit trail."""
+    """Record in the audit trail that the caller performs an action in the `async with` block, and its outcome."""
     service = request.service
     return audit.audited(service.audit_trail, service.clock.now_ms(), request.user.name, action, subject)
 

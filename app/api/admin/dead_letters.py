@@ -177,7 +177,7 @@ def _decoded(letter: DeadLetter) -> Any:
 
 
 def _without_users(reason: str, letter: DeadLetter) -> str:
-    """The reason, with a hash in place of each value that the payload has in a field named `…user…`: maybe an id."""
+    """Replace in the reason, by hashes, the values that the payload has in fields named `…user…`: they may be ids."""
     fields = ((key.lower(), str(value)) for key, value in parts(_decoded(letter)) if value is not None)
     named = {value for key, value in fields if "user" in key and value and value in reason}
     if not named:

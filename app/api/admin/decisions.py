@@ -50,7 +50,7 @@ class DecisionLogPage(msgspec.Struct):
 
 
 class InputGroup(NamedTuple):
-    """Inputs with a common factor: the parts of a candidate's score that they contribute, and the sum of the parts."""
+    """Inputs with the first factor `name`: what each adds to a candidate's score (`parts`), and the sum (`total`)."""
 
     name: str
     total: float
@@ -156,7 +156,7 @@ async def get_decisions(
 
 
 async def _found(service: Service, wanted: Mapping[str, str], before: str | None) -> DecisionLines:
-    """Search. Raises `Undecodable` or `InvalidInput` if a parameter is invalid."""
+    """Find decisions by the parameters `wanted`. Raises `Undecodable` or `InvalidInput` if a parameter is invalid."""
     for name in ("decision_id", "user_id"):
         if wanted[name]:
             check_ids([wanted[name]], name)

@@ -51,7 +51,7 @@ class ContractExport(msgspec.Struct):
 
 
 class Catalogue(msgspec.Struct):
-    """The registry that is served. `subjects` has the features that events such as `signals.tip.served` invalidate."""
+    """The registry that is served. `subjects`: by event subject, the features that such an event invalidates."""
 
     registry: Annotated[str, Meta(description="The fingerprint of the whole registry.")]
     features: list[FeatureDefinition]

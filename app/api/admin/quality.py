@@ -35,7 +35,7 @@ REQUESTED = {
 
 
 class QualityRefresh(msgspec.Struct):
-    """The progress of a data-quality measurement by a worker. `measured`: the number of users, once completed."""
+    """The progress of a worker's data-quality measurement. `measured`: the number of users; 0 until it is complete."""
 
     id: int
     state: RunState
@@ -60,8 +60,8 @@ class UserBehind(msgspec.Struct):
 
 class UsersBehindList(msgspec.Struct):
     """The users whose cached value of `feature` was in the state `state` at the time `at`, in the order of their ids.
-    `null` means that a null is cached. A request scans a bounded number of users: continue with `after=next_after`
-    until it is null, even if `users` is empty."""
+    In the state `null`, the cached value is null. A request scans a bounded number of users: continue with
+    `after=next_after` until `next_after` is null, even if `users` is empty."""
 
     feature: str
     state: Sought
@@ -101,9 +101,9 @@ async def get_quality(
 
 
 async def _page(request: HttpRequest) -> Response[Any]:
-    """The page with the newest stored report. If this release can read none, a measurement is requested, unless the
-    newest one is active, has failed, or was completed a moment ago. Without this, an open page, which is loaded again
-    when a measurement ends, would request one after the other."""
+    """The page with the newest report. If there is none that this release can read, the page requests a measurement,
+    unless one is active, the newest one failed, or the newest one ended a moment ago. The browser loads the page again
+    when a measurement ends, so without these exceptions an open page would request one after the other."""
     service = request.service
     run, runs = await service.quality.runs.newest_completed(), await service.quality.runs.newest(RUNS_SHOWN)
     report = readable_report(run) if run is not None else None

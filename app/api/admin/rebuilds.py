@@ -54,8 +54,8 @@ class RebuildOfUsers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RebuildStatus(msgspec.Struct):
-    """A rebuild and its progress in users. The count of all eligible users stops at 100,000; if there are more, `total`
-    grows along with `done`, and `eta_s` is null."""
+    """A rebuild and its progress: `done` of `total` users. At most 100,000 eligible users are counted in advance. If
+    there are more, `total` is 100,000 or `done`, whichever is greater, and `eta_s` is null."""
 
     id: str
     scope: Annotated[str, Meta(description="`all`, or `users:` and a hash of the list.")]
@@ -236,7 +236,7 @@ def _status(service: Service, run: RebuildRun) -> RebuildStatus:
 
 
 async def _rebuilds_page(request: HttpRequest, status_code: int = 200, **draft: Any) -> Response[Any]:
-    """`draft`: the form as it was filled in, the `issues` with it, and the `active` rebuild that prevents the start."""
+    """The page of rebuilds. `draft`: the contents and `issues` of its form, and the `active` rebuild in the way."""
     service = request.service
     new = {"scope": "all", "user_ids": "", "features": service.registry.names, "issues": (), "active": None}
     return await page(

@@ -1,5 +1,5 @@
-"""Routes that show one user, with what the cache held before the request. The JSON answer also has the result of an
-ordinary read, which fills the cache. The page does not fill it, so that a reload shows the same state."""
+"""Routes that show one user, and what the cache held before the request. The JSON answer also has the result of an
+ordinary read, which fills the cache. The page does not fill the cache, so that a reload shows the same state."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ class FeaturePoint(msgspec.Struct):
 
 
 class UserDevelopment(msgspec.Struct):
-    """A user's events and feature values of the last 30 days, in steps of 24 hours of which the last ends now. `hours`
-    counts the events by hour of the day in the user's time zone."""
+    """A user's events and feature values of the last 30 days. Each of the `days` is a period of 24 hours; the last one
+    ends now. `hours` counts the events by hour of the day in the user's time zone."""
 
     user_id: str
     at: str
@@ -179,7 +179,7 @@ async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
 
 
 async def _user_view(service: Service, inspection: Inspection, profile: Profile | None = None) -> UserView:
-    """`profile` is the result of a read; without it, the view has what a read would have returned at the inspection."""
+    """The view of an inspected user, with the values of the read `profile` or, without it, of the inspection."""
     events = await service.users.newest_events(inspection.user_id, NEWEST_EVENTS)
     features = {
         cell.entry.name: _cell_state(cell, profile[index] if profile else inspection.reading(index), inspection)

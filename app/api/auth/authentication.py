@@ -1,8 +1,8 @@
 """Authentication by API key or session cookie, authorization by scope, and protection against cross-site requests.
 
 Invariant: neither a session cookie nor a loopback connection suffices for a change, because a page of another site can
-make the browser send a request with both. A form also carries the CSRF token of its session, any other request of a
-session carries it in a header, and cross-site requests are rejected.
+make the browser send a request that has them. So cross-site requests are rejected, a form must carry the CSRF token of
+its session, and any other request of a session must carry it in a header.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ ANYONE = ApiKey("anyone", ALL_SCOPES, b"")
 
 
 class Authenticator:
-    """Finds the `ApiKey` of a caller. If no keys are configured (`keyless`), it is `ANYONE`. The scope `admin` includes
-    the others. `used` collects the names of the keys in use, until `app.asgi.note_key_uses` stores them."""
+    """Finds the `ApiKey` of a caller: `ANYONE` if no keys are configured (`keyless`). The scope `admin` includes the
+    others. `used` collects the names of the keys in use, until `app.asgi.note_key_uses` stores them."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self.keyless = not keys
@@ -54,7 +54,7 @@ class Authenticator:
         return caller
 
     def named(self, name: str) -> ApiKey | None:
-        """The caller whose key has this name. Only for a session: its key was checked at sign-in."""
+        """The caller whose key has this name. Call it only with a name in a session: sign-in checked the key."""
         found = next((known for known in self._keys if known.name == name), None)
         if found is not None:
             self.used.add(name)
@@ -80,8 +80,8 @@ class Authenticator:
 
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Litestar guard: require the scope that a route names in `opt`, and reject cross-site changes. A route without a
-    scope is open; if it has `opt["form"]`, as sign-in has, a form needs the CSRF token of the sender's session."""
+    """Litestar guard: require the scope that a route names in `opt`, and reject cross-site changes. Routes without a
+    scope are open; a form that is sent to such a route with `opt["form"]` (sign-in) needs its session's CSRF token."""
     scope = handler.opt.get("scope")
     if scope is None and not handler.opt.get("form"):
         return
@@ -129,8 +129,8 @@ def _reject_cross_site(connection: ASGIConnection[Any, Any, Any, Any], *, any_po
     """Raise `Forbidden` if headers that only browsers send show that a page of another site sent the request.
 
     Browsers send `Sec-Fetch-Site` only to HTTPS and loopback addresses, but `Origin` to every address. Proxies often
-    drop the port from `Host` (nginx's `$host`). With `any_port`, the port of `Origin` is ignored if `Host` has none. If
-    keys are configured, this is safe: the guard also requires a token that a page on another port cannot read.
+    drop the port from `Host` (nginx's `$host`). With `any_port`, a `Host` without a port matches any port in `Origin`.
+    If keys are configured, this is safe: the guard requires a token that a page on another port cannot read.
     """
     site = connection.headers.get("sec-fetch-site")
     if site is not None:

@@ -1,4 +1,4 @@
-"""HTML forms: `application/x-www-form-urlencoded`, in UTF-8. `authentication.guard` checks that they belong to the
+"""HTML forms: `application/x-www-form-urlencoded`, in UTF-8. `authentication.guard` checks that a form belongs to the
 caller's session."""
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def is_form(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
 
 
 async def read_form(request: Request[Any, Any, Any]) -> Form:
-    """Read the form in the request's body. Raises `UnsupportedMedia` if it is not a form, `TooLarge` if it exceeds
-    `MAX_BYTES`, or `MAX_BYTES_WITHOUT_SCOPE` on a route that requires no scope, and `Undecodable` if it is not UTF-8 or
-    has more than 2,000 fields."""
+    """Read the form in the request's body. Raises `UnsupportedMedia` if the body is not a form, and `Undecodable` if it
+    is not UTF-8 or has more than 2,000 fields. Raises `TooLarge` if it exceeds `MAX_BYTES` or, on a route that
+    requires no scope, `MAX_BYTES_WITHOUT_SCOPE`."""
     if not is_form(request):
         raise UnsupportedMedia(f"Content-Type must be {MEDIA_TYPE}")
     body = await request.body()

@@ -52,7 +52,8 @@ class SessionRecords(Protocol):
 
 
 class Sessions(msgspec.Struct, frozen=True, kw_only=True):
-    """`cookie_name` differs between databases, because a browser sends a host's cookies to each of its ports."""
+    """Begins, recognises and ends sessions. `cookie_name` differs between databases, because a browser sends a host's
+    cookies to each of its ports."""
 
     keys: Sequence[ApiKey]
     records: SessionRecords
@@ -66,7 +67,6 @@ class Sessions(msgspec.Struct, frozen=True, kw_only=True):
         return Session(name, secrets.token_urlsafe(16), expires_at_ms)
 
     async def cookie(self, session: Session) -> str:
-        """The value of the session's cookie: the session as signed text."""
         return str((await self.signer(session.name)).dumps(session))
 
     async def recognise(self, cookie: str | None) -> Session | None:

@@ -5,7 +5,7 @@ an encoded `/`, which would split an id into two segments (422), and an empty se
 (404). It limits the cost of parsing: a path, query string or header that is too long is rejected unparsed (414, 431),
 and only our own cookies are passed on, because Litestar unquotes cookies in quadratic time.
 
-It sheds events, scores and training sets that would wait too long, by method and path alone, before the body is read.
+It sheds requests to `/events`, `/score` and `/profiles/history` that would wait too long, before it reads their body.
 Other requests are shed when the layer that serves them raises `Overloaded`.
 
 Invariants: every response has an `X-Request-Id`; every request is counted once and logged without its headers. A shed
@@ -72,13 +72,13 @@ class Edge:
             await self._inner(scope, receive, send)
 
     def overload(self, scope: HTTPScope) -> str | None:
-        """The kind of load that is too high for the request now; None if it can be served."""
+        """The kind of load, such as `events`, because of which a request must be shed now; None if it can be served."""
         check = self._checks.get((scope["method"], scope["path"]))
         return check[0] if check is not None and check[1]() else None
 
     async def _shed(self, scope: HTTPScope) -> str | None:
-        """Return None if the request is admitted; if it is shed, the kind of load that is too high (see `mark_shed`).
-        Under overload, the request waits for a while and is checked again."""
+        """Return None if the request is admitted, else the kind of load because of which it is shed (see `mark_shed`).
+        Under overload, the request first waits in the `OverloadQueue`, and is then checked again."""
         if (kind := shed_kind(scope)) is None and (kind := self.overload(scope)) is not None:
             if await self._queue.wait() and self.overload(scope) is None:
                 return None
@@ -87,7 +87,7 @@ class Edge:
         return kind
 
     async def answer(self, scope: HTTPScope, receive: Receive, send: Send, rejection: Rejection | None = None) -> None:
-        """Answer a request, with `rejection` if it is rejected already."""
+        """Answer a request or, if a `rejection` is given, reject it with its status and reason."""
         request_id, started = begin(scope)
         status, method = 500, scope["method"]
         body = Body(scope, receive, self.bodies)

@@ -2,8 +2,9 @@
 without Litestar, and sends only successful responses.
 
 A request that fails or is not plain (an escape, an unusual id, a query other than `features=`, an unexpected header or
-body, an invalid key) goes on to Litestar's route, with the body that was read here. Two kinds are not tried again: if
-the reader shed the request, the edge rejects it; if storing failed, Litestar's route only reports the error.
+body, an invalid key) goes on to Litestar's route, with the body that was read here. Two failures are not tried again:
+if the reader shed the request, the edge rejects it; if `POST /events` or `/score` failed, the route only reports the
+error.
 Invariant: the response is the one that Litestar's route would give, and it is counted and logged in the same way.
 """
 
@@ -207,8 +208,8 @@ class FastPath:
     def _admit(
         self, headers: Iterable[tuple[bytes, bytes]], needs: str, *, with_body: bool
     ) -> tuple[ApiKey, bytes] | None:
-        """The caller and the request id; None if Litestar's route must answer: a header is unusual, the key lacks the
-        scope `needs`, or headers of a body are missing (`with_body`) or not expected."""
+        """The caller and the request id; None if Litestar's route must answer, because a header is unusual or the key
+        lacks the scope `needs`. `with_body`: whether the request must have a content type and length, or neither."""
         key: str | None = None
         request_id: bytes | None = None
         hosts = body_headers = 0
@@ -234,7 +235,7 @@ class FastPath:
 
 
 def _replay(taken: Taken, receive: Receive) -> Receive:
-    """An ASGI `receive` that first raises and returns the items of `taken`, and then calls `receive` for more."""
+    """An ASGI `receive` that raises each error and returns each body in `taken`, in order, and then calls `receive`."""
 
     async def replay() -> HTTPReceiveMessage | WebSocketReceiveMessage:
         if not taken:

@@ -21,7 +21,7 @@ HOST, PREFIX = b"x-forwarded-host", b"x-forwarded-prefix"
 
 class BehindProxy:
     def __init__(self, inner: ASGIApp, *, root_path: str, trusted: Sequence[Network], own: set[str]) -> None:
-        """`own`: each route's first segment."""
+        """`own`: the first path segment of each route, by which `_strip` recognizes a path of the service."""
         self._inner = wrap_asgi_with_proxy_headers(inner, [*map(str, trusted)]) if trusted else inner
         self._root = root_path.encode()
         self._trusted = trusted
@@ -50,9 +50,9 @@ class BehindProxy:
         return dict(scope["headers"]) if any(address in network for network in self._trusted) else {}
 
     def _strip(self, scope: HTTPScope, *, stripped: bool) -> None:
-        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already. With
-        the root path `/profiles`, that is uncertain, since routes begin with it, too. It is then removed only if the
-        rest is a path of the service and the proxy did not report a removal by `X-Forwarded-Prefix` (`stripped`)."""
+        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already. If
+        the root path is also the beginning of routes, as `/profiles` is, it is removed only if the rest is a path of
+        the service and the proxy did not report by `X-Forwarded-Prefix` (`stripped`) that it has removed it."""
         raw = scope.get("raw_path") or scope["path"].encode()
         rest = raw.removeprefix(self._root)
         if rest == raw or rest[:1] not in (b"", b"/"):

@@ -26,7 +26,7 @@ LIMITED = 429, "too many requests with this key or from this address; retry afte
 
 
 class TokenBuckets(msgspec.Struct):
-    """Token buckets, one per caller. A caller without one, or whose bucket was evicted, starts with a full bucket."""
+    """Token buckets, one per caller. The first bucket of a caller is full, as is a new one after an eviction."""
 
     per_s: float
     burst: int
@@ -51,7 +51,7 @@ class RateLimit:
     def __init__(
         self, inner: ASGIApp, edge: Edge, buckets: TokenBuckets, authenticator: Authenticator, metrics: Metrics
     ) -> None:
-        """`edge` reads the bodies of requests over the limit, rejects, counts and logs them."""
+        """Requests over the limit go to `edge`, which reads their bodies, and rejects, counts and logs them."""
         self._inner = inner
         self._edge = edge
         self._buckets = buckets

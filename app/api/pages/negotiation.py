@@ -46,8 +46,8 @@ class Visit(NamedTuple):
 
 
 async def visit_of(request: HttpRequest, *, begin: str | None = None) -> Visit:
-    """The session of the request's cookie, or a new anonymous one; later calls for the request return the same. With
-    `begin`, the name of an API key (empty: anonymous), the request gets a new session, whatever its cookie."""
+    """The session of the request's cookie, or a new anonymous one; later calls for the request return the same. `begin`
+    starts a new session, whatever the cookie: that of the API key with this name or, if empty, an anonymous one."""
     if begin is not None or _VISIT not in request.state:
         sessions = request.parts.sessions
         known = await sessions.recognise(request.cookies.get(sessions.cookie_name)) if begin is None else None
@@ -58,7 +58,7 @@ async def visit_of(request: HttpRequest, *, begin: str | None = None) -> Visit:
 
 
 async def _cookies(request: HttpRequest, message: str) -> list[Cookie]:
-    """The session cookie with a message for the next page, unless the browser has it already."""
+    """The session cookie with a message for the next page; an empty list if the browser already has this cookie."""
     visit, service, sessions = await visit_of(request), request.service, request.parts.sessions
     session = visit.session._replace(message=message[:MESSAGE_LENGTH])
     if session == visit.session and not visit.fresh:
@@ -113,7 +113,7 @@ async def redirect(request: HttpRequest, path: str, message: str = "") -> Respon
 
 
 def to_sign_in(request: HttpRequest) -> Response[Any]:
-    """Redirect to the sign-in page, which then leads to the requested page; after a form, to the overview."""
+    """Redirect to the sign-in page, which leads on to the requested page or, unless this is a GET, to the overview."""
     here = request.scope["path"] if request.method == "GET" else "/admin"
     query = request.scope["query_string"].decode("latin-1")
     target = quote(here, safe="/") + (f"?{query}" if query and request.method == "GET" else "")
@@ -146,8 +146,8 @@ class ErrorPage(Response[Any]):
     """An error as a page. `content` has the variables of the template. The page needs neither the cache nor the
     database. It is rendered when it is sent, because Litestar's exception handlers are not coroutines.
 
-    It sets no session cookie. A browser does not send the session cookie with a form of another site, but would replace
-    that cookie with a new one from this response, which would sign the admin out.
+    It sets no session cookie. The request may be a form of another site, with which a browser does not send the admin's
+    cookie. A new cookie in the response would replace the admin's cookie, and so sign the admin out.
     """
 
     def to_asgi_response(self, app: Litestar | None, request: HttpRequest, **_: Any) -> ASGIApp:  # type: ignore[override]
