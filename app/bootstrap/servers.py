@@ -30,7 +30,7 @@ log = logger("bootstrap")
 
 
 class Wrap(Protocol):
-    """Wraps a port, given its name, so that its calls have spans; or returns it as it is."""
+    """Wraps a port so that each call has a span, named after `name`. Without traces, returns the port itself."""
 
     def __call__(
         self, name: str, port: Port, shared_by: Mapping[str, Callable[..., Iterable[str | None]]] = ..., /

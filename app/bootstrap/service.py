@@ -94,7 +94,7 @@ class OpenService(Service):
     async def build(  # noqa: PLR0915  # one graph, readable from top to bottom
         self, stack: AsyncExitStack, settings: Settings, door: str, contract: Contract, edges: Edges
     ) -> None:
-        """Build every part. `stack` closes those that were opened, even if a later one cannot be."""
+        """Build every part. `stack` closes the parts that were opened, even if opening a later part fails."""
         self.settings = settings
         self.process = secrets.token_hex(4)
         self.clock = clock = edges.clock
@@ -233,8 +233,7 @@ class OpenService(Service):
 
     async def _try_features(self, source: Source, availability: FeatureAvailability) -> Mapping[int, float]:
         """Compute each enabled feature for some stored users; return the microseconds per user by index of the feature.
-        If a feature fails, it is paused if a process has served this definition before, otherwise `RegistryError` is
-        raised."""
+        Pauses a feature that fails if a process has served this definition before; otherwise raises `RegistryError`."""
         registry, users = self.registry, await self.users.newest_users(SAMPLE)
         announced = await self.registries.announced()
         served = {feature_of(item).fingerprint for known in announced for item in known.definitions}
@@ -260,7 +259,7 @@ async def open_service(
     """Open all adapters and services of a process, and close them in the reverse order when the block ends.
 
     `door` is the entry point through which events come: `http`, `queue` or `command`. It labels the ingest metrics.
-    With `http` there is a local cache on SQLite; with `http` and `queue` the database records that this process serves
+    With `http` and SQLite there is a local cache. With `http` or `queue` the database records that this process serves
     the registry. Without a cache URL, reads compute, and invalidations are stored until a cache accepts them. Without a
     queue URL, events wait for a worker's sweep.
 

@@ -83,11 +83,11 @@ def decisions() -> None:
 )
 @with_service
 async def export(service: OpenService, since_ms: int | None, until_ms: int | None, output: Path) -> None:
-    """Write each decision with all that it was made from and its outcome, oldest first.
+    """Write each decision with its inputs and its outcome, oldest first.
 
     A record has the candidates, their input vectors phi, the scores and propensities of both policies, the chosen
-    candidate, the context, the profile with the version of each value, the prior's version, state and reward. It is the
-    record of GET /decisions. Times have a UTC offset, as in 2026-04-25T08:30:00+02:00.
+    candidate, the context, the profile with the version of each value, the prior's version, state and reward. GET
+    /decisions returns the same records. Times have a UTC offset, as in 2026-04-25T08:30:00+02:00.
     """
     from app.bandit.ports import EARLIEST_MS, DecisionMoment
     from app.stores.training_set.columns import JsonColumn
@@ -211,8 +211,8 @@ def _registry_of(file: Path) -> Registry:
 async def _evaluation(
     service: OpenService, policies: Sequence[Policy], profiles: bool, registry: Registry | None, since_ms: int | None
 ) -> Evaluation:
-    """Evaluate the first of the policies against the second one, if there is one. `registry` has the feature that the
-    first one has in addition."""
+    """Evaluate the first policy. If there are two, the second is its baseline, and `registry` has the feature that only
+    the first one uses."""
     from app.bandit.evaluation import Evaluation, PriorsFromLog, Replay, damaged
 
     stored = await service.bandit.decisions.priors()
@@ -261,8 +261,8 @@ async def _logs(service: OpenService, action: str) -> AsyncIterator[UserLog]:
 
 
 async def feature_values(service: OpenService, registry: Registry) -> dict[int, float]:
-    """Compute the registry's one feature as of each decision. Return the ranked values (`evaluation.ranked`), 0 for
-    null, by the number of the decision. Decisions whose events have been pruned are left out."""
+    """Compute the registry's one feature as of each decision. Return, by the number of the decision, the rank of the
+    value (`evaluation.ranked`), or 0 if it is null. Decisions whose events have been pruned are left out."""
     from app.bandit.evaluation import ranked
     from app.bootstrap.engines import open_engine
     from app.profiles.online.compute import Computation

@@ -24,9 +24,9 @@ GIVE_UP_CODES = (2, 3)
 
 
 class Child(msgspec.Struct, eq=False):
-    """A process that runs the command `profiles NAME`. `check`, called regularly, restarts it if it has died. With a
-    `listener`, it accepts connections from this socket, as its siblings do. It is killed if it has not stopped `stop_s`
-    seconds after a signal."""
+    """A process that runs the command `profiles NAME`. `check`, called regularly, restarts a process that has died.
+    With a `listener`, the process accepts connections from this socket, as its siblings do. It is killed if it has not
+    stopped `stop_s` seconds after a signal."""
 
     name: str
     environment: dict[str, str]
@@ -61,8 +61,8 @@ class Child(msgspec.Struct, eq=False):
             )
 
     def check(self) -> int | None:
-        """Restart the process after a delay if it has died. Return its exit code if a restart cannot help, because it
-        ended with one of `GIVE_UP_CODES` before it was ever ready; otherwise None."""
+        """Restart the process after a delay if it has died; return None. If it ended with one of `GIVE_UP_CODES` before
+        it was ever ready, a restart cannot help: return this exit code instead."""
         if self._process is None:
             if time.monotonic() >= self._start_at:
                 try:
@@ -97,8 +97,8 @@ class Child(msgspec.Struct, eq=False):
         return self._process is not None and self._process.poll() is None
 
     def ask_to_stop(self, *, handing_over: bool = False) -> None:
-        """Send SIGTERM or, if the process is `handing_over` and shares its listener, the signal to leave new
-        connections to the other processes and then stop."""
+        """Send SIGTERM. If the process is `handing_over` and shares its listener, send SIGUSR2 instead: the process
+        leaves new connections to the other processes, and then stops."""
         if self._process is not None:
             self._process.send_signal(signal.SIGUSR2 if handing_over and self.listener is not None else signal.SIGTERM)
 

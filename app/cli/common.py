@@ -194,8 +194,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def as_command(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
-    """Make a command of a coroutine function, whose result is the exit code. SIGTERM raises `SystemExit` in it, so that
-    partly written files are removed."""
+    """Wrap a coroutine function that returns an exit code, for `click.command`. SIGTERM raises `SystemExit` in the
+    function, so that partly written files are removed."""
 
     @wraps(work)
     def command(*arguments: Any, **options: Any) -> None:
@@ -206,8 +206,8 @@ def as_command(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable
 
 
 def with_service(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
-    """Make a command of a coroutine function whose first argument is an open service, and whose result is the exit
-    code. The service has the registry of `registry_option`, if the command has that option."""
+    """Wrap a coroutine function as `as_command` does, and pass an open service as its first argument. The service has
+    the registry of `registry_option`, if the command has that option."""
 
     @wraps(work)
     async def with_opened(*arguments: Any, **options: Any) -> int | None:

@@ -44,9 +44,9 @@ async def events(service: OpenService, file: Path, skip_bad: bool, historical: b
 
     FILE is newline-delimited JSON as for POST /events; `-` is standard input. Loading a file twice is safe.
 
-    With --historical, a training set with `--known-at` treats the events of FILE as if they had arrived when they
-    occurred, also those that are stored already. Use it for imports. It cannot be undone, and the audit trail records
-    it.
+    With --historical, each event of FILE counts as known from the time when it occurred, even if it was stored before.
+    This matters for training sets with `--known-at`. Use it for imports. It cannot be undone, and the audit trail
+    records it.
     """
     from app.operations.audit import AuditedAction, audited
 
@@ -82,7 +82,7 @@ async def _load_file(file: Path, skip_bad: bool, ingest: Ingest) -> dict[str, in
 async def _load_lines(
     ingest: Ingest, lines: list[bytes], first: int, skip_bad: bool, totals: dict[str, int]
 ) -> Sequence[Issue]:
-    """Ingest lines of the file together, of which the first has the number `first`, and add the counts to `totals`.
+    """Ingest lines of the file together, and add the counts to `totals`. `first` is the number of the first line.
 
     If a line is invalid and `skip_bad` is true, each line is ingested alone, and the issues of the invalid ones are
     returned. If `skip_bad` is false, the error is printed and no line is stored.
@@ -120,7 +120,7 @@ async def demo(users: int, days: int, seed: int) -> None:
     """Load a demonstration set of users with different habits.
 
     Loading the set twice on the same day changes nothing. As with `profiles events --historical`, each event counts as
-    known from its own time on. This matters for training sets with `--known-at`.
+    known from the time when it occurred. This matters for training sets with `--known-at`.
     """
     count = await load_demo(settings_of_command(), users, days, seed)
     click.echo(f"{count} events stored for {users} users over {days} days")

@@ -73,8 +73,8 @@ async def rebuild(
     """Compute and cache features now, for USERS or, with --all, for all users.
 
     To fill a new feature before a release that serves it, name its registry: `profiles rebuild --all --feature NAME
-    --registry new.py:REGISTRY`. Running processes already invalidate its values. If they serve a feature of that name
-    with another definition, they also overwrite its values; choose a new name to avoid that.
+    --registry new.py:REGISTRY`. New events invalidate its values, although no process serves it yet. If processes serve
+    another definition under the same name, they overwrite its values; choose a new name to avoid that.
 
     Exit code 1 if a value could not be computed.
     """

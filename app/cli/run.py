@@ -75,8 +75,8 @@ def worker(supervisor: int | None) -> None:
 
 
 def _inherited(descriptor: int | None) -> socket.socket | None:
-    """Open the listening socket that was inherited as this descriptor; child processes will not inherit it. It must not
-    block: of several processes that wake up for one connection, all but one would hang in `accept`."""
+    """Open the listening socket that was inherited as this descriptor; child processes will not inherit it. The socket
+    must not block: several processes wake up for one connection, and all but one would hang in `accept`."""
     if descriptor is None:
         return None
     os.set_inheritable(descriptor, False)
@@ -86,8 +86,8 @@ def _inherited(descriptor: int | None) -> socket.socket | None:
 
 
 def _supervised(descriptor: int | None) -> Callable[[], None]:
-    """Connect to the supervisor by the inherited socket with this descriptor: when the supervisor ends, the socket is
-    closed, and this process sends itself SIGTERM. Return a function that reports to the supervisor that this process is
+    """Connect to the supervisor by the inherited socket with this descriptor. When the supervisor ends, the socket is
+    closed, and this process sends itself SIGTERM. Return a function that tells the supervisor that this process is
     ready. Without a supervisor (None), the function does nothing."""
     if descriptor is None:
         return lambda: None

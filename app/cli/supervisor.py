@@ -91,8 +91,8 @@ def _signals() -> tuple[threading.Event, threading.Event]:
 
 
 def _listen(settings: Settings, name: str, wait_s: float) -> socket.socket:
-    """Listen on the port that the setting names. If it is taken, wait for up to `wait_s` seconds. If that is 0, listen
-    on one of the next hundred ports instead, unless the port is set in the environment. Raises `SettingsError`."""
+    """Listen on the port that the setting `name` contains. If the port is taken, wait for up to `wait_s` seconds. If
+    `wait_s` is 0 and no environment variable sets the port, try the next 99 ports. Raises `SettingsError`."""
     port, variable = getattr(settings, name), PREFIX + name.upper()
     fixed = wait_s > 0 or variable in os.environ
     others = () if fixed else range(port + 1, min(port + 100, 65_536))
