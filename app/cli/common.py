@@ -86,7 +86,7 @@ def plain(text: str) -> str:
 
 
 def show(found: Any, as_json: bool, *lines: str) -> None:
-    """Print a result: as JSON, as these lines or, if none are given, as a table of its names and values."""
+    """Print `found`: as JSON, as the `lines` or, if no lines are given, as a table of its names and values."""
     found = msgspec.to_builtins(found)
     if as_json:
         out().print_json(json.dumps(found)) if out().is_terminal else print(json.dumps(found))

@@ -71,7 +71,7 @@ def generate(*, users: int, days: int, seed: int, now_ms: int) -> Iterator[TipEv
 def _tip(
     user_id: str, event_id: str, served_ms: int, offset_min: int, habit: Habit, random: Random
 ) -> Iterator[TipEvent]:
-    """A tip that the user gets, and the feedback, if any."""
+    """The events of one tip: that the user got it, and the user's feedback, if any."""
     zone, tip_id = timezone(timedelta(minutes=offset_min)), f"tip-{random.randrange(200):03d}"
     served_at = (EPOCH + served_ms * MILLISECOND).astimezone(zone)
     yield TipServed(event_id=f"{event_id}s", user_id=user_id, tip_id=tip_id, occurred_at=served_at)

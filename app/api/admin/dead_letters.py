@@ -142,7 +142,7 @@ async def _letter(service: Service, letter_id: int) -> DeadLetter:
 
 
 async def _replay(request: HttpRequest, letter_id: int) -> ReplayedLetter:
-    """Replay a dead letter. Raises `NotFound` if it does not exist, and `REFUSALS` if its payload is rejected again."""
+    """Replay a dead letter. Raises `NotFound` if it does not exist, or one of `REFUSALS` if it is rejected again."""
     letter = await _letter(request.service, letter_id)
     async with audited(request, "replay", f"dead-letter:{letter_id}") as act:
         try:
