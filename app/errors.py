@@ -4,8 +4,6 @@ Retrying helps only after `Unavailable` and its subclasses; after any other erro
 something. `app.api.problems` maps each class to an HTTP status, and `app.cli.common` to an exit code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Literal
 

@@ -3,8 +3,6 @@
 Linux drops a connection whose peer acknowledges no sent data for `UNTAKEN_S` seconds; other systems may keep it.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import socket

@@ -1,7 +1,5 @@
 """The route for producers: `POST /events`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

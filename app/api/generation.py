@@ -1,8 +1,6 @@
 """The route that writes the text of a tip. If the profile cannot be read within `PROFILE_S`, the tip is written as for
 an unknown user; the request neither fails nor waits longer."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from typing import Annotated

@@ -11,8 +11,6 @@ Invariants, on which code generators depend: input that matches its schema is re
 unless the service may leave it out.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

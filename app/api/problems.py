@@ -1,7 +1,5 @@
 """Maps errors to HTTP responses: RFC 9457 problem details, or a page for a browser."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, cast

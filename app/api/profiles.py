@@ -1,7 +1,5 @@
 """Routes that read profiles (of one user, of many users, as a training set), and the list of features."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Annotated, Any, TypeVar, cast

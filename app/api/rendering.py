@@ -1,7 +1,5 @@
 """Renders profiles as JSON. Cached values are JSON already and are inserted without decoding."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 

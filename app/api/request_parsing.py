@@ -1,7 +1,5 @@
 """Parses requests: bodies into typed structs, times and ids. Every error names the place and the reason."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The route handlers of the service, and its static files for browsers."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Bodies of requests and responses: requests are decoded into these structs, and OpenAPI describes them."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Any, Literal, cast
 

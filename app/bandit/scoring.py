@@ -13,8 +13,6 @@ exists, and the decision is stored. If no such event is known, the request decid
 again if a worker has changed the user's statistics since step 2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import msgspec

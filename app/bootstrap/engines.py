@@ -1,7 +1,5 @@
 """Loads the features that the settings name, and opens the database that they name, with the adapters of its engine."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial

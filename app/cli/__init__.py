@@ -1,7 +1,5 @@
 """The command line `profiles`, built with click. A command imports what it needs only when it runs."""
 
-from __future__ import annotations
-
 import os
 import sys
 from importlib import import_module

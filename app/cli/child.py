@@ -1,7 +1,5 @@
 """Starts, restarts, replaces and stops the child processes of `profiles up` and `profiles serve --processes N`."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -3,8 +3,6 @@
 On one UTC day, equal arguments give equal events with equal ids, so loading the set again that day adds nothing.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from datetime import timedelta, timezone

@@ -1,7 +1,5 @@
 """Options and arguments that several commands have, and checks of user ids and times."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from functools import partial
 

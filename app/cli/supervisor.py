@@ -7,8 +7,6 @@ order. Every process stops before the servers that it uses. Invariant: when `sup
 running.
 """
 
-from __future__ import annotations
-
 import fcntl
 import glob
 import json

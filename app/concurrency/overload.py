@@ -8,8 +8,6 @@ Invariant: between two groups, the queue pauses for `PAUSE_FACTOR` times the tim
 for `PAUSE_MOST_S`. A request waits at most `most_s` seconds, plus the time of one group and one pause.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable

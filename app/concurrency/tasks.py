@@ -1,7 +1,5 @@
 """Helpers: run tasks until a block ends, repeat work, cancel tasks, make a future fail; and the stop signals."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine

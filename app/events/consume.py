@@ -10,8 +10,6 @@ concurrently. A queue job hands its events over to `consume_within` and does not
 together takes one query of the log, one of the cache and one commit.
 """
 
-from __future__ import annotations
-
 import asyncio
 import traceback
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ fields `user_id`, `userId`, `user` or `uid` at any depth names the users in them
 a pickle) names every user whose id occurs in it as a word: it is better to erase too much than too little.
 """
 
-from __future__ import annotations
-
 import re
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterator

@@ -11,8 +11,6 @@ DEL, the sender could read the old value. A sender that gets no answer retries. 
 Requests that wait at the same time share a commit and a DEL; each is stored as a whole or not at all.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import cached_property

@@ -1,8 +1,6 @@
 """Protocols and value types of the event package. `app.stores` implements the protocols, whose methods may raise
 `StoreUnavailable`. The sequence numbers of events rise with every commit and are never reused."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 

@@ -8,8 +8,6 @@ Invariants:
   concurrent replays of a letter store its event once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ most `LARGEST_MOVE_MS` at a time, so a wrong clock deletes no more than that. A 
 for an admin's confirmation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 

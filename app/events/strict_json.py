@@ -4,8 +4,6 @@ JSON Schema's `integer` allows `7200.0` and `7.2e3`, and pandas writes a column 
 accepts them only in a mode that accepts `"7200"` as well.
 """
 
-from __future__ import annotations
-
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from typing import Any, TypeVar

@@ -1,8 +1,6 @@
 """Decodes and validates events before they are stored. Every error names the place, as `[3].occurred_at` or `line 7` of
 newline-delimited JSON, and the reason."""
 
-from __future__ import annotations
-
 import hashlib
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """The clock that is passed to services, and the text form of times. Times (`…_ms`) are in ms since 1970 in UTC."""
 
-from __future__ import annotations
-
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol

@@ -1,7 +1,5 @@
 """Loads the features of a deployment: a registry, and its *mirror*, the Struct that declares them for consumers."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from contextlib import redirect_stdout

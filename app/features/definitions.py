@@ -3,8 +3,6 @@
 The SQL runs on SQLite and PostgreSQL with equal results.
 """
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 from app.features.examples import Example, feedback, served

@@ -1,8 +1,6 @@
 """The two kinds of tip events as producers send them, and the actions of feedback. The *subject* of an event is the
 name of its kind, such as `signals.tip.served`."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, NamedTuple, Self, cast

@@ -1,7 +1,5 @@
 """Examples in a feature's declaration, which `profiles features test` checks on an empty database."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from datetime import timedelta, timezone
 

@@ -1,7 +1,5 @@
 """Writes features as text for other programs (JSON Schema, Python, TypeScript), and the source of a new feature."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """Compares two registries: one that processes have served, as recorded in the database, and a new one."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol

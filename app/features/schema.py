@@ -1,8 +1,6 @@
 """The mirror of the registry: a msgspec Struct that declares the same features, with types, for consumers. Start-up
 compares the two. A field is absent (UNSET) if the request selected other features, and null if nothing is known."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import msgspec

@@ -1,7 +1,5 @@
 """Makes the structs of answers from objects that have attributes of the same names."""
 
-from __future__ import annotations
-
 from typing import Any, TypeVar
 
 import msgspec

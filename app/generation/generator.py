@@ -8,8 +8,6 @@ Invariants:
 - After `stop`, no call lasts longer than `STOPPING_S`.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Literal, NamedTuple

@@ -4,8 +4,6 @@ To add a language, write its `Phrases` and add them to `LANGUAGES`. Each phrase 
 code needs no rules of grammar. A comment on each field says what its `{}` stands for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import msgspec

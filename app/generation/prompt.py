@@ -5,8 +5,6 @@ unpredictable and `<` and `>` in the text are escaped. The prompt says nothing a
 Every change of the prompt needs a new `PROMPT_VERSION`, so that each text can be attributed to its prompt.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any
 

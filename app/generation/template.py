@@ -4,8 +4,6 @@ Invariants: every request gets a text; equal requests of one day get equal texts
 break the sentence around it. Days and times are local to the UTC offset of `due_at`.
 """
 
-from __future__ import annotations
-
 import re
 from datetime import datetime
 from zlib import crc32

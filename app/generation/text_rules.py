@@ -4,8 +4,6 @@ Invariant: a text for which `text_problem` returns None is one paragraph of 1 to
 as it is: no character moves the cursor, changes the writing direction or is invisible.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

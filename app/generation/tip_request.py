@@ -4,8 +4,6 @@ Invariants: the model and the template learn nothing else about the user, not ev
 are read, and the only number in the traits is the preferred hour. So a model gets habits, not the values behind them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from datetime import datetime

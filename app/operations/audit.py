@@ -5,8 +5,6 @@ action ends. An entry that stays `begun` belongs to an action whose end could no
 full disk. A request that cannot be parsed has no entry. An entry contains the hash of a user id, never the id.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,8 +1,6 @@
 """Derives the state of the service and of its components from the readiness checks of all processes. If processes
 disagree, for example because one cannot reach the cache, the worst recent report counts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """Checks of `profiles doctor`. Those of databases and servers are in the modules `diagnostics` of `app.stores`."""
 
-from __future__ import annotations
-
 import resource
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple

@@ -1,7 +1,5 @@
 """Computes the figures of the overview from the samples of all processes. A figure is None if nothing was observed."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Derives findings from component states and figures. A finding is a problem for an admin, with advice."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple

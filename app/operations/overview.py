@@ -4,8 +4,6 @@ The component states come from checks that this process makes now, and from rece
 checks do not end in time, the stored states are shown. If the database does not answer, only the checks count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 

@@ -7,8 +7,6 @@ Invariants: counts that could not be stored are part of the next sample, and not
 state becomes worse only after a check has failed twice, a second apart.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

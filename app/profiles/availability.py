@@ -6,8 +6,6 @@ the background, after pauses that double. Only a successful attempt ends the pau
 before the pause does not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

@@ -5,8 +5,6 @@ a part of them gives a plausible but wrong value. An event counts from its event
 unless the request sets `known_at`. The timeline does not set it.
 """
 
-from __future__ import annotations
-
 import msgspec
 
 from app.errors import InvalidInput, Issue

@@ -12,8 +12,6 @@ by another worker, which continues after the last recorded chunk. Every user is 
 the next chunk.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Tries definitions of features on stored users before they serve: errors, cost, and how two definitions differ."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence

@@ -16,8 +16,6 @@ Invariants:
 - After a completion without a tip, the endpoint stays in use. Any other answer counts as a failure of the endpoint.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 import ssl

@@ -1,7 +1,5 @@
 """Migrates the database to the schema revision of this program, with the migrations of `app.migrations`."""
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from pathlib import Path

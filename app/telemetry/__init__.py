@@ -1,7 +1,5 @@
 """Telemetry: Prometheus metrics, structured logs, and traces if they are switched on."""
 
-from __future__ import annotations
-
 from app.telemetry.logs import REQUEST_ID, TRACEPARENT, configure_logging, logger, warn
 from app.telemetry.metrics import FAST, Metrics, serve_metrics
 

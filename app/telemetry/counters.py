@@ -5,8 +5,6 @@ module may be written only by the event loop's thread, and read by any thread. A
 count of a histogram and not yet in its sum.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate

@@ -5,8 +5,6 @@ if a secret reaches a line by mistake, `_censor` hides it. Control characters in
 cannot forge a log line. Lines that a caller could repeat without limit are written only a few times in ten seconds.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import sys

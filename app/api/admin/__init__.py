@@ -1,7 +1,5 @@
 """Admins' routes. Each answers a browser with a page and other clients with JSON, and audits every change."""
 
-from __future__ import annotations
-
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Annotated, Any

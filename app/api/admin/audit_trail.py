@@ -1,7 +1,5 @@
 """The route and page of the audit trail: the recorded actions of admins and their outcomes."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import msgspec

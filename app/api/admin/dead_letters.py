@@ -1,7 +1,5 @@
 """Routes to list, replay and discard dead letters. In the audit trail, hashes replace the user ids of a payload."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, Literal
 

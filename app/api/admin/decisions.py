@@ -1,7 +1,5 @@
 """Routes of stored decisions: a list that can be searched, one decision with its explanation, and the decision log."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections import defaultdict

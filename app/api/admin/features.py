@@ -1,7 +1,5 @@
 """Routes of the catalogue of features, and to disable and enable a feature."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Annotated, Any

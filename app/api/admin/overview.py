@@ -1,7 +1,5 @@
 """The route and page of the overview: component states, figures of the last hour, and problems with a remedy."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Mapping
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Routes of data quality: how fresh cached values are, how they are distributed, and whether they have drifted."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec

@@ -1,7 +1,5 @@
 """Routes to start, list, watch and cancel rebuilds of many users."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal

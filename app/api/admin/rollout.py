@@ -1,7 +1,5 @@
 """The routes and page of the roll-out of the challenger policy: its state, and moving it from stage to stage."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from litestar import Response

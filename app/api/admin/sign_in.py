@@ -1,7 +1,5 @@
 """Signing in and out, by exchanging an API key for a session, and the list of the keys."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any
 

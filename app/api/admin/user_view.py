@@ -1,8 +1,6 @@
 """Routes that show one user, and what the cache held before the request. The JSON answer also has the result of an
 ordinary read, which fills the cache. The page does not fill the cache, so that a reload shows the same state."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Routes to find, rebuild and erase users."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 from urllib.parse import quote
 

@@ -5,8 +5,6 @@ make the browser send a request that has them. So cross-site requests are reject
 its session, and any other request of a session must carry it in a header.
 """
 
-from __future__ import annotations
-
 import hmac
 import re
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """HTML forms: `application/x-www-form-urlencoded`, in UTF-8. `authentication.guard` checks that a form belongs to the
 caller's session."""
 
-from __future__ import annotations
-
 import asyncio
 from functools import partial
 from typing import Any

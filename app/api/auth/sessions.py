@@ -5,8 +5,6 @@ ends when it expires, when the visitor signs out, or when the key is removed fro
 session has an empty name; it exists so that the sign-in form has a CSRF token, too.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import secrets

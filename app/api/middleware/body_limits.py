@@ -5,8 +5,6 @@ sends little takes no room from others.
 Invariant: a request waits at most `BODY_S` for its body, however slowly the client sends it.
 """
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import suppress
 

@@ -5,8 +5,6 @@ sets the client address (the last one in `X-Forwarded-For` that is not a trusted
 (RFC 7239) is ignored: nginx, Traefik and AWS do not set this header, so they would pass on what the client sent.
 """
 
-from __future__ import annotations
-
 import ipaddress
 from collections.abc import Sequence
 

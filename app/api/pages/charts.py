@@ -1,7 +1,5 @@
 """The geometry and the texts of charts. `templates/charts.html` draws the charts with them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from math import ceil, floor, log10

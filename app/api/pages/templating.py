@@ -1,8 +1,6 @@
 """The template environment and its filters. Templates escape everything that they print, except markup that a function
 of this module built from escaped parts. An undefined name in a template is an error, not an empty string."""
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata

@@ -7,8 +7,6 @@ The rules, in `app/bandit/README.md`, refer to the times of events, not of their
 event counts as serving, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 

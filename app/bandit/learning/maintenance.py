@@ -8,8 +8,6 @@ same times in all workers. When all ranges of a round are claimed, a worker make
 worker finishes a range after that, it makes another prior, which includes this range.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 

@@ -8,8 +8,6 @@ A transform depends only on a feature's value, so a vector logged a year ago sti
 part of the hash of every spec that uses it. To change a formula, declare a new transform with a new name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -16,8 +16,6 @@ bound of C. J. Clopper, E. S. Pearson: The use of confidence or fiducial limits,
 Memory is one chunk of replicates, whatever the number of users.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -7,8 +7,6 @@ Invariant: the challenger's share of users grows only after a favourable verdict
 enough decisions at the current stage. Rolling back is always allowed.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import Literal, NamedTuple
 

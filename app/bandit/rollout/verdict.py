@@ -8,8 +8,6 @@ decisions about some candidates were lost more often than others. `verdict` test
 of both policies, since the lift is the difference of two estimates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Literal
 

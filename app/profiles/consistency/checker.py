@@ -7,8 +7,6 @@ The monitor of a worker samples the users of recent events, at most `users_per_s
 1 min and 5 min after the event. If the worker stops, its scheduled checks are lost.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random

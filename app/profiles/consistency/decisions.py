@@ -5,8 +5,6 @@ each value again as of that moment, from the user's events up to that version. I
 its definition is unchanged and all its events are still stored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 from typing import Literal, NamedTuple

@@ -4,8 +4,6 @@ Invariant: a value is reported as stale or unexplained only if its key held the 
 `PAUSE_S`. So a stale value is not reported in the moment between the commit of an event and the DEL.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress

@@ -11,8 +11,6 @@ A value that is not of its feature's dtype, and a feature that is unavailable (`
 with the reason.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial

@@ -9,8 +9,6 @@ query that ran before the commit is too old, in every process. So a client whose
 value from before the event.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress

@@ -16,8 +16,6 @@ ingest of an event, A an admin who rebuilds or erases:
                                                        the erasure owes an invalidation until A settles: not kept
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -5,8 +5,6 @@ Reads of values (`read_values`, `read_recorded`) try the local cache of the proc
 `read_unproven`, a hit is served only while no invalidation is owed in the user's hash slot (see `TrustGate`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any

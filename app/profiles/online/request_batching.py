@@ -9,8 +9,6 @@ the request starts, after all its requests have arrived. On PostgreSQL, this che
 the cache is read.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -12,8 +12,6 @@ and m users (B. Yurdakul: Statistical properties of the population stability ind
 `MOST_NOISE`, or a side has fewer than `FEWEST` users, the PSI is not computed.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections import Counter

@@ -9,8 +9,6 @@ leaves out a user only if the user's cached value is not in the wanted state whe
 together find every user whose value is in that state during the whole search.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections.abc import Awaitable, Callable

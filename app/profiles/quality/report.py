@@ -6,8 +6,6 @@ interrupted is measured again from the beginning, after `STALE_MS`.
 Invariant: for each feature, fresh + missing + stale = measured, or all three are None if the cache did not answer.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from functools import partial

@@ -1,7 +1,5 @@
 """Diagnoses a PostgreSQL database and its server for `profiles doctor`. It changes nothing."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Mapping

@@ -3,8 +3,6 @@ it is compiled twice. First, as a temporary view over the relations `views` and 
 every function that the SQL calls, and the SQL is rejected if one is not immutable. Second, in the real statement, whose
 plan must search an index by user. Both transactions are rolled back."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

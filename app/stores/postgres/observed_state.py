@@ -1,8 +1,6 @@
 """Queries the `State` that all processes share (registered cache server, owed invalidations), on a connection of its
 own. The event loop serves the connection, so a query waits for no thread and no other statement."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

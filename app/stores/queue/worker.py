@@ -5,8 +5,6 @@ plus `ARQ_EXTRA_S`. arq reads some thirty replies from Redis for each job, and a
 time. So the worker's connections (`_Lean`) have none, and `_silence` detects a queue that does not reply.
 """
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import suppress
 from datetime import UTC

@@ -1,8 +1,6 @@
 """Stores the secret that signs the session cookies of admins, the sessions that were signed out, and the audit trail of
 admin actions. Also stores the time of each API key's last use, so that unused keys can be found."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 from app.operations.audit import BEGUN, AuditEntry

@@ -1,8 +1,6 @@
 """What the database records about caches: deletions of cache keys that are still owed, the server that is registered as
 the cache, and the *local cache epoch*, a counter. When the counter advances, every process clears its local cache."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Sequence
 

@@ -1,7 +1,5 @@
 """Reads the profiles that are stored with decisions, and skips damaged rows, so that these affect no others."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Stores the times before which events and decisions must be or have been deleted; also deletes old decisions."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 

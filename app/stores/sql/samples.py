@@ -1,8 +1,6 @@
 """Stores metric samples of every process, summaries of the samples, and the component statuses derived from them. Also
 counts the pending work and the faults in the data, for metrics, readiness and `profiles doctor`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 

@@ -3,8 +3,6 @@ backup gets a new id. A restored database gets another new id, so values cached 
 again: the id is part of every cache key. The sequence numbers of a restored database continue a million higher, so that
 numbers used after the backup are not used again."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import secrets

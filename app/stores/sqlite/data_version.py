@@ -12,8 +12,6 @@ failed. Each of these changes advances the *local cache epoch*, a counter in the
 transaction. Every process that sees a new epoch clears its local cache (`app.profiles.online.local_cache`).
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Diagnoses a SQLite file and its disk for `profiles doctor`. It changes nothing."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Runs the examples of features: stores their events in an empty database, and computes values as a live read does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple

@@ -3,8 +3,6 @@ check takes milliseconds, however large the file is. It checks that the file is 
 small tables and their indexes are intact, and that the newest events are in the log, the fact tables and the indexes. A
 crash, a full disk or an incomplete copy damages these parts. The full check reads every page."""
 
-from __future__ import annotations
-
 import sqlite3
 
 from app.stores.sql.event_log import FINDINGS, SELECT_FAULTS

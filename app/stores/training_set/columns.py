@@ -2,8 +2,6 @@
 Parquet columns are Arrow arrays, which preserves types. NDJSON columns hold the bytes of each value, so that `1.10`
 stays `1.10`. CSV columns hold JSON strings, computed features hold JSON. CSV writes null as an empty field."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Writes a training set as CSV, NDJSON or, if pyarrow is installed, Parquet."""
 
-from __future__ import annotations
-
 import csv
 import sys
 from abc import ABC, abstractmethod

@@ -13,8 +13,6 @@ master, which may not have received them. Its replication id has then changed. S
 the values.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

@@ -9,8 +9,6 @@ the number of the logical database. For a node of a cluster, the identity is its
 changes when the node becomes a master.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections import deque

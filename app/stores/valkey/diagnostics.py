@@ -1,7 +1,5 @@
 """Diagnoses the cache and the queue for `profiles doctor`. The checks write test keys, and delete them."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence

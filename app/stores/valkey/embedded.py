@@ -1,7 +1,5 @@
 """A Valkey server as a child process, for `profiles up`, tests and benchmarks. Not for production."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

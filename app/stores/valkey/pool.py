@@ -8,8 +8,6 @@ With TLS, the certificate must name the host of the connection. In a cluster or 
 that the node announces. `ssl_check_hostname=false` in the URL turns this check off.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any, Final

@@ -18,8 +18,6 @@ masters owns a slot. A master with a lower one is on the old side of a partition
 registered owner. If no node knows that owner, the cluster was replaced by another one, whose numbers start again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json

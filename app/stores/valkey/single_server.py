@@ -7,8 +7,6 @@ The circuit opens after `TRIP_AFTER` failures in a row. Requests then no longer 
 probes the server. The first answer closes the circuit again.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
