@@ -3,8 +3,6 @@
 In CI, the examples are the same on every run. `make unit` and `make quick` try 10 examples, `make test` 100.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import shutil

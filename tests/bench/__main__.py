@@ -3,8 +3,6 @@
 Each measurement has servers of its own in a temporary directory.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys

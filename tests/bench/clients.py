@@ -3,8 +3,6 @@
 aiohttp is measured if it is installed. All of them read one user per request, except for `AsyncProfiles, shared`.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 The cache is emptied before each round and each user is read once, so every read is a miss. There is one connection.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The result of a measurement: a ratio against a reference, in a table and in a JSON file for later comparisons."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

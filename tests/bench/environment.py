@@ -1,7 +1,5 @@
 """The environment of a measurement: a database, a cache and a queue of its own, removed afterwards."""
 
-from __future__ import annotations
-
 import shutil
 import sqlite3
 import tempfile

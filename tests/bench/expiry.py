@@ -4,8 +4,6 @@ Users have a number of events a day, in the past 30 days and during the measured
 a minute. Clock and events are simulated; cache and database are real.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 Both are processes of their own that read and write CSV.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -3,8 +3,6 @@
 PLAN is JSON: the statement, and the names and defaults of the features.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import sqlite3

@@ -4,8 +4,6 @@ A miss is a read of a user that was not read since the cache was emptied. The co
 whether the share was right.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """Warm reads with many other keys in the cache, against the same reads with few."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import redis

@@ -1,7 +1,5 @@
 """Load by wrk. The requests are prepared in a file, because formatting them during the run costs as much as serving."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tempfile

@@ -6,8 +6,6 @@ with a view for each TTL and source, as our registry declares them.
 The Makefile installs Feast into an environment of its own (`.venv-peers`). It is no dependency.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

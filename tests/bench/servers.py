@@ -1,7 +1,5 @@
 """The service and the references as processes of their own, which end with their block."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -3,8 +3,6 @@
 Both start in alternating rounds, with cached bytecode.
 """
 
-from __future__ import annotations
-
 import socket
 import sys
 from collections.abc import Iterator

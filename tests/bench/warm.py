@@ -4,8 +4,6 @@ Each is measured twice: as the service is, with frequently read users in the loc
 so that every hit comes from the cache server.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from tests.bench.comparison import Comparison

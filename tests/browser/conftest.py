@@ -1,7 +1,5 @@
 """The browser of the run. All tests here share the event loop of the session, because it serves their sites."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 
 import pytest

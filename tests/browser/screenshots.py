@@ -8,8 +8,6 @@ The demonstration set has no decisions. `ARGS=--decisions=6000` makes that many 
 roll-out has figures; this takes a minute. The decisions stay stored, and the bandit learns from them.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import random

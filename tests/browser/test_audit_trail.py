@@ -1,7 +1,5 @@
 """The page of the audit trail."""
 
-from __future__ import annotations
-
 import pytest
 from playwright.async_api import Browser, expect
 

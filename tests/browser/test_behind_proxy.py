@@ -1,7 +1,5 @@
 """The pages behind nginx, under another name and port, and under a path."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path

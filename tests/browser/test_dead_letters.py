@@ -1,7 +1,5 @@
 """The pages of dead letters: show, replay one or all, discard with a reason."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The pages of decisions in a browser: search, paging, and the bars that explain a score."""
 
-from __future__ import annotations
-
 import re
 from datetime import UTC, datetime
 from typing import Any

@@ -1,7 +1,5 @@
 """The search for users in a browser: completion, direct links, and ids as text."""
 
-from __future__ import annotations
-
 from urllib.parse import quote
 
 import pytest

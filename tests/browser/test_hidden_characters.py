@@ -1,7 +1,5 @@
 """Ids that differ only in invisible characters look different on every page. Links and copies keep the id."""
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata

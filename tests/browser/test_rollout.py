@@ -1,7 +1,5 @@
 """The page of the roll-out at every stage, and its forms with and without JavaScript."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The page of the OpenAPI document: folded, light or dark as the reader's system, and without other sites."""
 
-from __future__ import annotations
-
 import re
 import zlib
 

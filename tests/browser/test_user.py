@@ -1,7 +1,5 @@
 """The page of a user in a browser: cached and computed values, events, charts, and a cache that fails."""
 
-from __future__ import annotations
-
 import re
 import signal
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Rebuilding and erasing a user from the pages."""
 
-from __future__ import annotations
-
 import hashlib
 
 from playwright.async_api import Browser, expect

@@ -3,8 +3,6 @@
 The exit code is 1 if anything was found. The findings are printed, with the command that reproduces each.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 atheris is no dependency, because it has wheels for few platforms. `make fuzz` installs it into .venv-fuzz.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 

@@ -3,8 +3,6 @@
 `tests/fuzz/test_targets.py` runs all of it without a fuzzer.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

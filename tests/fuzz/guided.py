@@ -1,7 +1,5 @@
 """Coverage-guided fuzzing: runs a target under atheris, in a process of its own and for a limited time."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -4,8 +4,6 @@
 can be repeated.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import zlib

@@ -4,8 +4,6 @@ A finding is an answer that the document does not describe: a 5xx, an undocument
 shape, valid input rejected, invalid input accepted, or a method or key that is not checked.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sqlite3

@@ -1,7 +1,5 @@
 """The service that is fuzzed: an API process and a worker with a database, a cache and a queue of their own."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 import tempfile

@@ -3,8 +3,6 @@
 `tests.fuzz.guided` runs them under atheris, and `tests/fuzz/test_targets.py` with the stored corpus.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any

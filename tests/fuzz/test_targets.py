@@ -1,7 +1,5 @@
 """The targets of the fuzzer on its stored corpus and on variations of it, and with broken code; no fuzzer is needed."""
 
-from __future__ import annotations
-
 from itertools import count
 from urllib.parse import quote
 

@@ -1,7 +1,5 @@
 """The newest entries of the audit trail."""
 
-from __future__ import annotations
-
 from app.operations.audit import AuditEntry
 from app.stores.sql.access import SqlAuditTrail
 

@@ -1,7 +1,5 @@
 """A TCP load balancer: each connection goes to the next API process that accepts it."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager

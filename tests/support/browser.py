@@ -3,8 +3,6 @@
 Playwright uses Debian's package; no browser is downloaded.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal, Protocol

@@ -1,7 +1,5 @@
 """Users with many events, stored by one statement a table. Ingesting them would take minutes."""
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from pathlib import Path

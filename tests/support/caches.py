@@ -1,7 +1,5 @@
 """Caches on real servers, and operations on the servers behind them."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any, Self

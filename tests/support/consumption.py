@@ -1,7 +1,5 @@
 """A consumer of events over a real log, with a recording invalidator and learner."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 from app.events.consume import Consumer

@@ -1,7 +1,5 @@
 """A valid registry entry, for tests that change it in one place."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Builders of events. Every argument has a default, so that a test names only what matters to it."""
 
-from __future__ import annotations
-
 import itertools
 from datetime import datetime, timedelta, timezone
 from typing import Any

@@ -1,7 +1,5 @@
 """The features of the tests. They are fixed, so that the tests do not depend on the features of the service."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Real API processes and workers that share a database, a cache and a queue."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections import Counter
 from contextlib import closing

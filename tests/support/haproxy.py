@@ -1,7 +1,5 @@
 """A real HAProxy with docker/haproxy.cfg."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """A small HTTP client for tests that send thousands of requests: one keep-alive connection on asyncio streams."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from time import monotonic

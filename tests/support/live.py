@@ -4,8 +4,6 @@
 `Live.service` only for operations that HTTP does not offer (run a rebuild, read the audit trail).
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import ssl

@@ -1,7 +1,5 @@
 """Decisions that were made and learned by a process, with rewards that depend on the profile of the user."""
 
-from __future__ import annotations
-
 import itertools
 from datetime import UTC
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The names of the metrics that a process exports."""
 
-from __future__ import annotations
-
 from app.telemetry import Metrics
 from app.telemetry.counters import OptionalGauge
 

@@ -1,7 +1,5 @@
 """A real nginx in front of a site."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Node, and the npm packages in the versions that `tests/node/package-lock.json` pins by hash."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -5,8 +5,6 @@ file times mean nothing. The fingerprint is a hash of the template, of the templ
 the style sheets and scripts that these load. Comments do not count.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import struct

@@ -4,8 +4,6 @@ All descendants of a `Program` have a mark in their environment, or work in its 
 environment). `close` kills them by process id. The output of a program goes to a file, which assertion messages quote.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """A copy of the program that a test may change, and what one of our modules finds with it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

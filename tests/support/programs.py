@@ -1,7 +1,5 @@
 """Programs that some tests need. If one is missing, the test is skipped, and fails in CI."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from typing import NoReturn

@@ -1,7 +1,5 @@
 """A TCP proxy in front of a unix socket, which can refuse connections or hold bytes back."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,7 +1,5 @@
 """A client of the queue, as programs that publish events have one."""
 
-from __future__ import annotations
-
 from arq.connections import ArqRedis
 
 from app.stores.queue.client import MAX_CONNECTIONS, QUEUE, client

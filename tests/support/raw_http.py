@@ -1,7 +1,5 @@
 """HTTP as raw bytes over a socket, for requests that no client library would send."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from typing import NamedTuple

@@ -5,8 +5,6 @@
 PATH, which `Reader` provides. An `nginx` block configures the one of `tests/browser/test_behind_proxy.py`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -5,8 +5,6 @@ CI runs all tests in such a copy, to prove that adding a feature takes two edits
 contract of the Python client is exported anew.
 """
 
-from __future__ import annotations
-
 import ast
 import os
 import re

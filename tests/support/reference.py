@@ -4,8 +4,6 @@ It is slow and simple: one list of events and arithmetic by `datetime`. It share
 the code under test.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 

@@ -1,7 +1,5 @@
 """The registry of the tests, compiled, and its name for `PROFILES_FEATURES`; and modules with other registries."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from app.stores.sqlite.features import compile_registry

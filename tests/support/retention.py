@@ -1,7 +1,5 @@
 """Pruning in tests, without pauses."""
 
-from __future__ import annotations
-
 from app.events.retention import Retention
 from tests.support.clock import no_pause
 

@@ -1,7 +1,5 @@
 """Builders of the samples that processes store about their operation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A group for forced schedules: one database, one server, and as many processes as a schedule needs."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 from collections.abc import Callable, Coroutine, Sequence

@@ -1,7 +1,5 @@
 """Full disks: a small file system if this user may mount one, and otherwise a limit of file sizes."""
 
-from __future__ import annotations
-
 import os
 import resource
 import subprocess

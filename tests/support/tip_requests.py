@@ -1,7 +1,5 @@
 """Requests for tips: an example, and a strategy for everything that the API accepts."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta, timezone
 
 from hypothesis import strategies as st

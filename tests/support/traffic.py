@@ -4,8 +4,6 @@ A *shared* user is written by many clients at once. A read must show at least th
 began, and at most those sent when it ended. An *own* user is written by one client, so its profile is known exactly.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Wheels of the project and of its client."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The service as processes: a fleet over a cache and a queue that the test may kill."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 

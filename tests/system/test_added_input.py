@@ -1,7 +1,5 @@
 """The README's commands about an added input, in a copy of the program that has it."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """docker/valkey/create-cluster.sh with real servers, which run with the options of docker/compose.scale.yaml."""
 
-from __future__ import annotations
-
 import subprocess
 from functools import partial
 from pathlib import Path

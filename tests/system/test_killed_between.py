@@ -1,7 +1,5 @@
 """A process that dies between an event's commit and the deletion of its keys: sending again makes good for it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,8 +1,6 @@
 """kill -9 of APIs and workers while users are scored and learned about: no decision is lost, each is learned once
 and has its shadow."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import random

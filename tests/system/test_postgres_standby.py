@@ -1,7 +1,5 @@
 """docker/postgres/start.sh with real servers: a standby confirms commits, takes over, and takes an old primary back."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """The Python client while API processes are killed and replaced: no call fails, and each event is stored once."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """The READMEs are true: every setting, metric and feature is named, and every code block runs."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The README's "Adding a feature", followed by a newcomer in an empty directory outside the repository."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

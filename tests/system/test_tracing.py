@@ -1,7 +1,5 @@
 """One trace through every process: requests, their stores, the queue and the worker."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 

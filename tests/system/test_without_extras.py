@@ -1,7 +1,5 @@
 """The wheel in an environment without extras, and so without NumPy: profiles are served, and no decisions are made."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator

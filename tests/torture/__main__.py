@@ -4,8 +4,6 @@ Mode `faults`: faults at random moments, and every answer checked. Mode `durabil
 ingest. Mode `soak`: the memory of the processes under a steady load.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

@@ -19,8 +19,6 @@ The search visits prefixes depth first and remembers the states it has visited. 
 is roughly proportional to the length of the history. The tests compare it with an oracle that tries every permutation.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ If a write is not answered, or answered with 503, its outcome is unknown; the cl
 A status that the operation may not have is a violation by itself.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The parameters of a run, and the modes: presets of them for one question each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field

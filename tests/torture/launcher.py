@@ -8,8 +8,6 @@ It is the real command with three changes, each controlled by an environment var
   TORTURE_MUTANT     The name of a fault to build in (`tests.torture.mutants`), which the run must find.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import struct

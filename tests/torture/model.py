@@ -6,8 +6,6 @@ Others are so close to its end that a step of a clock moves them out of it or in
 has been set back finds them in the future.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from random import Random
 from typing import Any, NamedTuple

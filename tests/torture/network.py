@@ -4,8 +4,6 @@ The program runs in namespaces of its own for the network, mounts and processes.
 its first process ends, even by SIGKILL, the kernel ends all others and removes the network and the files.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The plan of a run, drawn from its seed: which fault begins when."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Records of a run: each user's history, the counters of the whole run, and the text of a violation."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A run: opens the deployment, starts clients and faults, judges users as they leave, and checks the end state."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence

@@ -3,8 +3,6 @@
 Users and ids are always new, so that memory kept for each request or user shows as growth.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress

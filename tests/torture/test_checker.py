@@ -1,7 +1,5 @@
 """The checker against an oracle that tries every permutation, and against histories with an obvious verdict."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from random import Random

@@ -3,8 +3,6 @@
 The program runs in namespaces of its own, so it is a process here.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Short runs of each mode, and proof that each finds the faults that are built into the service."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

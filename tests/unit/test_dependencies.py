@@ -3,8 +3,6 @@
 Each of them has an upper bound in pyproject.toml. A test that fails after an upgrade names what has to be adapted.
 """
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import re

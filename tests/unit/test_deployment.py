@@ -1,7 +1,5 @@
 """The compose files and Kubernetes manifests: valid by their schemas, known settings, no more rights than needed."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """docker/observability: rules, alerts and dashboard, by promtool and against the metrics of the code."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

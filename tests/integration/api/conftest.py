@@ -1,7 +1,5 @@
 """All tests here share the event loop of the session, because it serves their sites."""
 
-from __future__ import annotations
-
 import pytest
 
 

@@ -1,7 +1,5 @@
 """`POST /profiles/batch`: many profiles at once."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """`POST /profiles/history`: the training set."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

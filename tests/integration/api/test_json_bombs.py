@@ -1,7 +1,5 @@
 """Hostile JSON: nesting, numbers, names, surrogates, sizes. The answer is quick, and never a 5xx."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """`GET /profiles/{user_id}` and `GET /features`: the recommender's contract."""
 
-from __future__ import annotations
-
 import re
 from datetime import datetime
 from urllib.parse import quote

@@ -1,7 +1,5 @@
 """Random bodies and request targets: every answer is well-formed, and never a 5xx."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """`Cache-Control: stale-if-error=N`: cached values in place of a 503, while the database does not answer."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn

@@ -1,7 +1,5 @@
 """A service that only serves profiles (`PROFILES_SCORING=0`): no decisions, no roll-out, everything else."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import AsyncIterator
 

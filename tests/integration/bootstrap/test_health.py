@@ -1,7 +1,5 @@
 """Sampling beside a running process: it begins at once, and ends with the process."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The parts of a process. Type checks do not notice a part that is declared and never built."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from app.bootstrap.service import OpenService, open_service

@@ -1,7 +1,5 @@
 """Commands that run as an account that may read the database and not write to it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`profiles decisions export`: the log as Parquet, NDJSON and CSV, in memory that does not depend on its length."""
 
-from __future__ import annotations
-
 import asyncio
 import csv
 import json

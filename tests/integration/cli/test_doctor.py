@@ -1,7 +1,5 @@
 """`profiles doctor` on real servers and files: each fault is named, and a sound deployment passes."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

@@ -1,7 +1,5 @@
 """`history`: the features of each row's own moment beside all that the row brought, in every format; bad rows named."""
 
-from __future__ import annotations
-
 import asyncio
 import csv
 import gzip

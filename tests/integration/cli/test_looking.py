@@ -1,7 +1,5 @@
 """`features`, `profile`: what they show is what the service serves, and a wrong argument is named."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Every command opens exactly the file that it is given, whatever its name, or says why it does not."""
 
-from __future__ import annotations
-
 import shutil
 import sqlite3
 from contextlib import closing

@@ -1,7 +1,5 @@
 """Commands on a PostgreSQL database."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

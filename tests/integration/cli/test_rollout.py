@@ -1,7 +1,5 @@
 """`profiles rollout`: the same figures and the same moves as the page, beside a running service or without one."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path

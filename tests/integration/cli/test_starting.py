@@ -1,7 +1,5 @@
 """Starting, and refusing to start: each refusal is one line that names the setting or entry, with its exit code."""
 
-from __future__ import annotations
-
 import gc
 import socket
 import sqlite3

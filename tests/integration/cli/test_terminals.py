@@ -1,7 +1,5 @@
 """The output of commands to a pipe, to an ASCII terminal, and to a program."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Worlds for the tests of the online path."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 Sentinel group and clusters of both keep the same rules.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 

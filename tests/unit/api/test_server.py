@@ -1,7 +1,5 @@
 """The limit on connections of a process follows its limit on open files."""
 
-from __future__ import annotations
-
 import resource
 
 import pytest

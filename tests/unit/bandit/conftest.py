@@ -1,7 +1,5 @@
 """The fixture of all tests that learn."""
 
-from __future__ import annotations
-
 import pytest
 
 from app.stores.sql.database import Database

@@ -10,8 +10,6 @@ package `obp` 0.4.1 needs an older Python, so its figures are here as numbers. T
 - the reward model: (clicks + 1) / (shown + 100) of the item in `obp/dataset/obd/random/men/men.csv`.
 """
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

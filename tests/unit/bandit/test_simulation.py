@@ -1,7 +1,5 @@
 """The gain of the pooled prior when rewards follow other formulas than v2 (`tests.bench.bandit_simulation`)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The generator of tips is opened as the settings say, and costs a start without a model nothing."""
 
-from __future__ import annotations
-
 from msgspec import UNSET
 
 from app.bootstrap.servers import open_tip_generator

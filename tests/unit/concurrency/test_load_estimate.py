@@ -1,7 +1,5 @@
 """The backlog: what was let in waits no longer than its patience, whatever comes and however fast work is done."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

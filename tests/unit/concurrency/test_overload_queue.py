@@ -1,7 +1,5 @@
 """The overload queue releases a few requests at a time, in order, with pauses between, and bounds each wait."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 

@@ -1,7 +1,5 @@
 """An ingestor among recorders: the real log, and what stands for invalidation and publishing."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import cast

@@ -1,7 +1,5 @@
 """Every door gives the same events, and whatever is sent is an event or refused with a reason."""
 
-from __future__ import annotations
-
 import json
 import math
 from datetime import UTC, datetime, timedelta, timezone

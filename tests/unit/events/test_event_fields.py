@@ -1,7 +1,5 @@
 """The fields of an event, and the messages about fields that break a rule."""
 
-from __future__ import annotations
-
 import json
 
 import msgspec

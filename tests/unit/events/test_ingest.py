@@ -1,7 +1,5 @@
 """Ingest on a real log: the fixed order, shared commits, and the errors that senders get."""
 
-from __future__ import annotations
-
 import asyncio
 
 import msgspec

@@ -1,7 +1,5 @@
 """Which dead letters name a user."""
 
-from __future__ import annotations
-
 import base64
 import json
 import pickle

@@ -1,7 +1,5 @@
 """The queue's door: every item of a payload is stored or buried, whatever it is, and however often it is given."""
 
-from __future__ import annotations
-
 import math
 import sqlite3
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The accepted shapes of a body, and the messages about a body that cannot be read."""
 
-from __future__ import annotations
-
 import json
 import tracemalloc
 from collections.abc import Callable, Iterator

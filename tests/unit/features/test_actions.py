@@ -1,7 +1,5 @@
 """Adding an action is one line of `app/features/events.py`: shown by a program that has the README's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

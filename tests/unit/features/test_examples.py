@@ -1,7 +1,5 @@
 """Events of examples: as a producer would have sent them."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import msgspec

@@ -1,7 +1,5 @@
 """Which ids are allowed, and how a moment is written."""
 
-from __future__ import annotations
-
 import unicodedata
 from datetime import UTC, datetime
 

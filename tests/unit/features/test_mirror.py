@@ -1,7 +1,5 @@
 """The typed mirror and the registry, held against each other in both directions."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import msgspec

@@ -1,7 +1,5 @@
 """What changes between two registries, and whether it breaks consumers."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from typing import Any
 

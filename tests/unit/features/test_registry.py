@@ -1,7 +1,5 @@
 """The rules of the registry that need no database: one test for each."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from pathlib import Path
 from typing import Any

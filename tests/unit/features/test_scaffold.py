@@ -1,7 +1,5 @@
 """A new entry, as printed: it loads, its example holds, and the formatter has nothing to change."""
 
-from __future__ import annotations
-
 import itertools
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The tip generator: it gives a tip whatever the model does, and the reason if the template wrote it."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import get_args
 

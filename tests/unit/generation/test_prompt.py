@@ -1,7 +1,5 @@
 """The prompt: its contents, and marks that no text of a task can escape."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from datetime import timedelta, timezone

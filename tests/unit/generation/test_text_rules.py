@@ -1,7 +1,5 @@
 """The rules for the text of a tip, and the cleaning of a task's text."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Profile traits: words for allowed features only, and no number but the hour."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """States of components: from readiness, over several processes, and with their start."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

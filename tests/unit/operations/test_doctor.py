@@ -1,7 +1,5 @@
 """Diagnoses that real servers of a test cannot cause: old releases, failing disks, mixed registries."""
 
-from __future__ import annotations
-
 import pytest
 
 from app.operations.component_states import OK, ComponentView

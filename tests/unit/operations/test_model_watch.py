@@ -1,7 +1,5 @@
 """The finding that a model keeps failing: why, and since when."""
 
-from __future__ import annotations
-
 import pytest
 
 from app.operations.findings import RECENT_MS, failing_model

@@ -1,7 +1,5 @@
 """The overview: states, figures and findings from samples and the own view of the process."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Percentiles of histograms against the exact ones."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """The sampler continues after every error, counts nothing twice and loses nothing that it can store."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

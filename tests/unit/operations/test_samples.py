@@ -1,7 +1,5 @@
 """Samples: differences of readings, sums over processes, slots of time."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Which features are computed now: pauses that double, attempts that end them, and what admins have disabled."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """A trial of features on stored users: what each costs, and the first fault of each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pytest

@@ -1,7 +1,5 @@
 """Settings: what each allows, and the messages that name the setting and what it allows."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from ipaddress import ip_network

@@ -1,7 +1,5 @@
 """The fast counters export what prometheus-client's metrics export for the same observations."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

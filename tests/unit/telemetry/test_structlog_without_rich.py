@@ -1,7 +1,5 @@
 """structlog without rich, which the command line still has."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

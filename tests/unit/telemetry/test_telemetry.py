@@ -1,7 +1,5 @@
 """Metrics and log lines, by themselves."""
 
-from __future__ import annotations
-
 import json
 import logging
 import subprocess

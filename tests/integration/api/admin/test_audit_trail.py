@@ -1,7 +1,5 @@
 """`GET /admin/audit`: actions with actor, time and outcome."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """`GET /decisions`: the decision log in pages, as JSON or a line for each decision."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

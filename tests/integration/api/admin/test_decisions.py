@@ -1,7 +1,5 @@
 """`GET /admin/decisions` and `GET /admin/decisions/{decision_id}`: searches, pages, refusals, explanations."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 from urllib.parse import quote

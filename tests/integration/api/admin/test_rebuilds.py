@@ -1,7 +1,5 @@
 """Rebuilds of many users. The test runs them as a worker does."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from typing import Any
 

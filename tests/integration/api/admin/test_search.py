@@ -1,7 +1,5 @@
 """`GET /admin/users`: user ids by prefix."""
 
-from __future__ import annotations
-
 from urllib.parse import quote
 
 from tests.support.events import served

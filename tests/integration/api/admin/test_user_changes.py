@@ -1,7 +1,5 @@
 """Rebuilding some of a user's features, and what erasing would delete."""
 
-from __future__ import annotations
-
 from arq.constants import job_key_prefix
 
 from app.stores.queue.client import QUEUE

@@ -1,7 +1,5 @@
 """`GET /admin/users/{user_id}`: cached against computed values, and the state of each event."""
 
-from __future__ import annotations
-
 import json
 import signal
 from functools import partial

@@ -1,7 +1,5 @@
 """The last 30 days of a user: the counts of days and hours equal each other and the features."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Admin routes of one user: inspect, rebuild, erase."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 

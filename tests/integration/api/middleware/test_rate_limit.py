@@ -1,7 +1,5 @@
 """Limits per caller: off by default, a token bucket for each key or address, and headers with the rest."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 

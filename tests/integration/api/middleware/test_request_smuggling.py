@@ -4,8 +4,6 @@ A second request follows each. If the server took a body for a request, or this 
 answers would differ.
 """
 
-from __future__ import annotations
-
 from tests.support.live import KEYS, Live
 from tests.support.raw_http import MARK, exchange
 

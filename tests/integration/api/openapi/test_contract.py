@@ -1,7 +1,5 @@
 """The answers match the OpenAPI document, with every key and without: a short run of `make fuzz`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """The OpenAPI document in the hands of strangers: linted, and turned into clients that compile and work."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """The OpenAPI document, and its page, which must work without internet."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

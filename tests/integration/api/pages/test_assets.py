@@ -1,7 +1,5 @@
 """The static files of the pages."""
 
-from __future__ import annotations
-
 from app.api.openapi import ASSETS as DOCUMENTATION
 from app.asgi import PAGES
 from tests.support.live import Live, raw_status

@@ -1,7 +1,5 @@
 """A row that is a decision has the values that were served; only features that it did not read are computed."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

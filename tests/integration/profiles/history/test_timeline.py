@@ -1,7 +1,5 @@
 """Thirty days of a user: a point a day, as the SQL that serves them gives it, and none whose window has lost events."""
 
-from __future__ import annotations
-
 import json
 from datetime import timedelta
 

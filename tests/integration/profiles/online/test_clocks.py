@@ -4,8 +4,6 @@ A served value must be true at a moment between what the clock of its process sh
 clock has shown already. So if the clocks do not step, it is a moment between both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random

@@ -1,7 +1,5 @@
 """A cached value is served until the moment at which time makes it untrue, and not a millisecond longer."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 
 import pytest

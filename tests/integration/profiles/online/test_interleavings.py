@@ -1,7 +1,5 @@
 """Every interleaving that the protocol excludes, forced on both servers; and proof that the schedules can fail."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Reads: shared work, independent waiting, distrusted bytes, and failures of cache and database."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from functools import partial

@@ -1,7 +1,5 @@
 """Data quality over one process of a group, with a seed for the draw and pauses that take no time."""
 
-from __future__ import annotations
-
 from random import Random
 
 from app.profiles.consistency.inspection import Inspector

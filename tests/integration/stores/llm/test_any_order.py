@@ -1,7 +1,5 @@
 """The writer sends any request for a tip, whatever its texts contain."""
 
-from __future__ import annotations
-
 from hypothesis import HealthCheck, given, settings
 
 from app.generation.tip_request import TipRequest

@@ -1,7 +1,5 @@
 """The writer with an endpoint that answers correctly, or fails in every way. Each test uses a real socket."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """`profiles doctor` on PostgreSQL: each fault is named, and a sound database passes."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """On PostgreSQL, too, an entry is rejected when its SQL does not compile, or reads the time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import closing
 

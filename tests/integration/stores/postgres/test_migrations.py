@@ -1,7 +1,5 @@
 """Migrations of PostgreSQL: its schema means the same as that of SQLite."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

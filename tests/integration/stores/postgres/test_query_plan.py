@@ -1,7 +1,5 @@
 """On PostgreSQL, too, statements search an index; those about one user touch the partition of that user alone."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A client of arq and the service's queue on one empty server."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 
 import pytest

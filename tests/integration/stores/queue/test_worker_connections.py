@@ -1,7 +1,5 @@
 """The connections of the worker: they send what redis-py sends. `test_worker.py` tests the worker itself."""
 
-from __future__ import annotations
-
 import pytest
 from redis.exceptions import DataError
 

@@ -1,7 +1,5 @@
 """Diagnosis of real servers of each kind."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

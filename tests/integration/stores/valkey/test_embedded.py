@@ -1,7 +1,5 @@
 """The embedded server: start, stop, and the messages when it cannot start."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """A shared connection: the order of replies, refusals, timeouts, and unexpected replies."""
 
-from __future__ import annotations
-
 import asyncio
 
 import hiredis

@@ -1,7 +1,5 @@
 """Labels of bins and drifts on the page."""
 
-from __future__ import annotations
-
 from app.api.pages.templating import bin_label, environment, percentages
 from app.profiles.quality.drift import CommonBin
 from app.profiles.quality.report import Drift

@@ -1,7 +1,5 @@
 """No picture in a README is older than the template, style sheets and scripts of its page."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

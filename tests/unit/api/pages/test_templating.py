@@ -1,7 +1,5 @@
 """What templates print: times, durations, numbers, and escaped text."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

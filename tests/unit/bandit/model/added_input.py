@@ -1,7 +1,5 @@
 """What a program with the README's input makes of an older database: run by `test_added_input.py`, prints JSON."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

@@ -1,7 +1,5 @@
 """An input is one entry of `definitions.py`: shown by a program that has the README's, on a database of this one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

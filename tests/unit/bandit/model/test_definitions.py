@@ -1,7 +1,5 @@
 """Declared features: what a request may contain, its bounded factors, and the formulas that a spec's hash covers."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 import msgspec

@@ -1,7 +1,5 @@
 """Specs: bounded transforms, a hash that covers all of them, and a prior precision derived from the bounds."""
 
-from __future__ import annotations
-
 import math
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta, timezone

@@ -1,7 +1,5 @@
 """The prior pooled from the statistics of all users."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Sufficient statistics: sums that grow by zeros, are stored to the last bit, and are never mixed."""
 
-from __future__ import annotations
-
 import struct
 
 import msgspec

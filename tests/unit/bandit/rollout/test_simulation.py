@@ -1,7 +1,5 @@
 """How often guardrails break without a cause, and with one (`tests.bench.rollout_simulation`, on fewer roll-outs)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The stages of a roll-out: every move from every stage and its conditions; and which users the challenger serves."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,7 +1,5 @@
 """The verdict: every rule, in its order, with its reason."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

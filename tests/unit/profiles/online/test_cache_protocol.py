@@ -1,7 +1,5 @@
 """What stands in a key, as bytes; whatever this service did not write is no value."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

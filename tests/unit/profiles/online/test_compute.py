@@ -1,7 +1,5 @@
 """Computations are shared by waiting requests, sliced, and never give a value of another dtype."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 On SQLite the query runs on the caller's thread; on PostgreSQL it is awaited.
 """
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

@@ -1,7 +1,5 @@
 """Drift: common bins hold every user once, and the figure behaves as a divergence must."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import random

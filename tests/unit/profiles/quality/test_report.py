@@ -1,7 +1,5 @@
 """The distribution of live values, and the intervals of shares."""
 
-from __future__ import annotations
-
 from collections import Counter
 from random import Random
 

@@ -1,7 +1,5 @@
 """Runs that several workers share: each user is rebuilt and counted once, whichever workers die."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence

@@ -1,7 +1,5 @@
 """Dead letters: failures are counted, and letters are listed, revived and discarded."""
 
-from __future__ import annotations
-
 import msgspec
 import pytest
 

@@ -1,7 +1,5 @@
 """Decisions are decoded exactly, and pruned with the rows that belong to them."""
 
-from __future__ import annotations
-
 from datetime import timedelta, timezone
 
 import numpy as np

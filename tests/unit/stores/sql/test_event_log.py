@@ -1,7 +1,5 @@
 """The event log: duplicates, sequence numbers, stale features, consumption, pruning, and exact decoding."""
 
-from __future__ import annotations
-
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings

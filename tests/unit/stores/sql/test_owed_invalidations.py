@@ -1,7 +1,5 @@
 """Owed invalidations by hash slot: the slots of all rows, and rows without those of some slots."""
 
-from __future__ import annotations
-
 import pytest
 
 from app.features.ids import hash_slot

@@ -1,7 +1,5 @@
 """The roll-out: which decisions are evaluated, in bounded pages, and moves that compare and set."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

@@ -1,7 +1,5 @@
 """Samples are kept for a little more than an hour, and processes agree on component states."""
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from pathlib import Path

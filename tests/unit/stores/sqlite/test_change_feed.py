@@ -1,7 +1,5 @@
 """The change feed names the user of each committed event once, whichever process committed it."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing

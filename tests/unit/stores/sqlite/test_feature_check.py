@@ -1,7 +1,5 @@
 """The rules for the SQL of a feature."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing

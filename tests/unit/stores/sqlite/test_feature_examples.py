@@ -1,7 +1,5 @@
 """Examples of features run on an empty database, and each failure is described."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import pytest

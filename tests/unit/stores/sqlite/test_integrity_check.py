@@ -1,7 +1,5 @@
 """Damage is found by the quick check at start, or by the full check on demand."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing

@@ -1,7 +1,5 @@
 """Statements that run often search an index, and sort only small results."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The five features in SQL equal a simple implementation in Python."""
 
-from __future__ import annotations
-
 import random
 from datetime import timedelta
 

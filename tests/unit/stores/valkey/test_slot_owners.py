@@ -1,7 +1,5 @@
 """The registered owners of a cluster's slots: generations rise slot by slot, and a lower config epoch does not win."""
 
-from __future__ import annotations
-
 import json
 
 from app.features.ids import HASH_SLOTS, hash_slot
