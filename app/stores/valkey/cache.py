@@ -163,8 +163,8 @@ class ValkeyCache:
         return [reply == 1 for reply in await self._if_equal("fill", epoch, calls)]
 
     async def drop(self, cells: Collection[Cell]) -> None:
-        """Delete the keys of the epoch of the connection that sends the DEL. Return only when no process can still be
-        reading from a server that was registered before the present one."""
+        """Delete the cells' keys, with the epoch of the connection that sends the DEL. Return only when no process can
+        still be reading from a server that was registered before the present one."""
         if not cells:
             return
         await self._servers.registration.refresh()  # after the commit that made the values stale

@@ -118,7 +118,8 @@ class PipelinedConnection(asyncio.Protocol):
         self.close(f"the connection ended: {exc or 'closed by the server'}")
 
     def _check_oldest(self, late: object = None) -> None:
-        """Close the connection if the oldest command timed out `_LAST_READ_S` ago (`late`), or check again later."""
+        """Close the connection if its oldest waiting command is `late`, which had already timed out at the last check.
+        Otherwise check again at the timeout of the oldest command, or `_LAST_READ_S` seconds after it."""
         self._watch = None
         if not self._waiting:
             return

@@ -51,7 +51,7 @@ class _GroupPool(SentinelConnectionPool, BlockingConnectionPool):
 def blocking_pool(url: str, timeout_s: float, connections: int, **options: Any) -> BlockingConnectionPool:
     """A pool of up to `connections` connections to the server of a URL. Unlike redis-py's plain pool, it holds no lock
     while it connects. `timeout_s` limits waiting for a free connection, connecting, and each reply. Raises `ValueError`
-    if the URL has no form that the module describes."""
+    if the URL has none of the forms in the module's docstring."""
     parts = urlsplit(url)
     times = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     # No library name: redis-py swallows a cancellation while it announces one, and stopping would hang.

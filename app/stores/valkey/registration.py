@@ -75,8 +75,8 @@ class ServerRegistration(msgspec.Struct, eq=False):
     _registering: asyncio.Task[None] | None = None
 
     def require(self, server: str) -> State:
-        """The registration, as of the last query. If this names another server than `server`, raise `CacheRefused`, and
-        register `server` in the background."""
+        """The `State` as of the last query. If another server than `server` is registered in it as the cache, raise
+        `CacheRefused`, and register `server` in the background."""
         state = self.state.last
         self._note(state)
         if state.server != server:
@@ -89,7 +89,8 @@ class ServerRegistration(msgspec.Struct, eq=False):
         return state
 
     async def refresh(self) -> None:
-        """Query the registration, from which the next keys are made. Raises `CacheRefused` if no database answers."""
+        """Query which server is registered as the cache, and under which generation. Later keys contain a hash of both.
+        Raises `CacheRefused` if the database does not answer."""
         try:
             self._note(await self.state.query())
         except StoreUnavailable as error:
@@ -144,7 +145,8 @@ class Owner:
 class ClusterNode(NamedTuple):
     """A line of `CLUSTER NODES`. `address` is empty if the node that answered does not know it. `flags` has `myself` if
     the line is about this node. `master`: the id of the master of a replica, otherwise `-`. `ranges`: the first and
-    last slots that a master owns. `server`: the identity of a master that claims its slots, see `Owner`."""
+    last slots that a master owns. `server`: the node's `run_id` and replication id (`Owner.server`), set only in
+    a master's own line about itself."""
 
     node: str
     address: str
