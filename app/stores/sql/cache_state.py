@@ -56,9 +56,9 @@ class SqlOwedInvalidations(SqlRepository):
 
     @writes(of=())
     def settled(self, connection: Connection, ids: Sequence[int]) -> None:
-        """Delete rows after their users' cache keys were deleted, and make every process clear its local cache. The
-        clearing is for erased users: without their events, only the row showed that values in local caches are
-        stale."""
+        """Delete rows after their users' cache keys were deleted, and make every process clear its local cache. Local
+        caches may hold values of erased users. Such a user has no events that show that the values are stale; only
+        the deleted row showed it."""
         connection.execute(DELETE_OWED, (json.dumps(ids),))
         connection.execute(ADVANCE_LOCAL_CACHE_EPOCH)
 

@@ -102,8 +102,8 @@ class Database(ABC):
     write failed for lack of room; reads continue. `delete_lock`: statements that delete the row that `write` may have
     stored to lock a user; their parameter is the user's id. An erasure runs them last. `delete_unused_locks`:
     statements that delete such rows of all users without data; a write that began before an erasure can leave one.
-    `announce_lock`: statements that block transactions that store events until new names of features are committed.
-    Events that are stored later then invalidate these features, too.
+    `announce_lock`: statements to execute before new names of features are stored. Until the commit, they block the
+    transactions that store events. So every event stored afterwards invalidates these features, too.
     """
 
     begin_snapshot: ClassVar[str] = "BEGIN"  # a transaction in which all statements read one committed state
@@ -128,8 +128,8 @@ class Database(ABC):
         return "the disk is full: events and decisions are rejected, reads continue" if self.full else None
 
     def wrote(self, refused: StoreFull | None = None) -> None:
-        """Note that a write succeeded, or was `refused` for lack of room. Log the first refusal, at most once a minute,
-        and the first success after it."""
+        """Note that a write succeeded, or was `refused` for lack of room. Log when refusals begin, at most once a
+        minute, and when writes succeed again."""
         if refused is None and not self.full:
             return
         now = self._monotonic()

@@ -183,7 +183,8 @@ class SqlLearning(SqlRepository):
         return len(users)
 
     async def _grow(self, users: Iterable[str], now_ms: int) -> None:
-        """Extend these users' statistics to the longest spec, if theirs is shorter. Set damaged statistics aside."""
+        """Extend these users' statistics to `Policies.longest`, the spec with the most inputs, if they belong to a
+        shorter one. Set damaged statistics aside."""
 
         def work(connection: Connection, user_id: str) -> None:
             if set_aside(connection, user_id):

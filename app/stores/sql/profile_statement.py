@@ -101,8 +101,8 @@ def build(registry: Registry, dialect: Dialect) -> Statements:
     ]
 
     def columns(first: list[str], bounds: str, *, parameters: bool = False) -> str:
-        """The select list: `first`, and the value of each feature over the events within `bounds`. With `parameters`,
-        parameters replace the columns of `asked`, the requested rows, by name."""
+        """The select list: `first`, and the value of each feature over the events within `bounds`. If `parameters` is
+        True, the columns of the table `asked` become parameters: for example, `asked.user_id` becomes `:user_id`."""
 
         def form(text: str) -> str:
             return text.replace("asked.", ":") if parameters else text

@@ -75,8 +75,9 @@ def store_shadows(connection: Connection, shadows: Sequence[Mapping[str, object]
 def missing_shadows(
     connection: Connection, policies: Policies, after: tuple[str, int], limit: int
 ) -> tuple[tuple[str, int] | None, list[dict[str, object]]]:
-    """Compute the missing shadows of up to `limit` decisions after `after` (user id, decision number). Return the same
-    pair for the last of them, or None if no more follow, and the shadows as parameters of `store_shadows`."""
+    """Compute the missing shadows of up to `limit` decisions after the decision `after`, given as user id and decision
+    number. Return the user id and number of the last decision computed (None if no more follow), and the shadows as
+    parameters of `store_shadows`."""
     if policies.challenger is None:
         return None, []
     values = {"user": after[0], "number": after[1], "spec": policies.longest.hash, "limit": limit}

@@ -180,7 +180,7 @@ class SqlSource(ABC):
 
     @abstractmethod
     def is_database_fault(self, error: Any) -> bool:
-        """Whether the database, not the SQL, caused an error of the class `errors`."""
+        """Whether the database, not the SQL of a feature, caused `error`, an instance of `self.errors`."""
 
     @abstractmethod
     def interrupted(self, error: Any) -> bool: ...

@@ -175,8 +175,8 @@ class SqlStates(SqlRepository):
     """The statistics of all users, and the pooled priors. Implements `app.bandit.ports.StateRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec`: the longest list of model inputs. Priors are pooled for this spec, from statistics that belong to
-        it."""
+        """`spec`: the list of model inputs to which users' statistics are extended (`Policies.longest`). Priors are
+        pooled for this spec, from statistics that belong to it."""
         super().__init__(database)
         self._spec = spec
 
