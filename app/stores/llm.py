@@ -13,7 +13,8 @@ Invariants:
   and which key is sent. An operator who needs a proxy sets the URL of the proxy as the endpoint.
 - The key is sent in one header only, and a text that contains the key is not used. No error message quotes the answer,
   which may contain the key or the prompt.
-- After a completion without a tip, the endpoint stays in use. Any other answer counts as a failure of the endpoint.
+- A failure that the prompt may have caused does not count against the endpoint: a completion without a tip or with the
+  key in it, and the statuses 400, 413 and 422. Any other failure does.
 """
 
 import asyncio

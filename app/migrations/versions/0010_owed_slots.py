@@ -1,4 +1,4 @@
-"""Adds a hash slot to owed invalidations. Each then keeps only the users of its slot from reading cached values."""
+"""Adds a hash slot to owed invalidations, so that each keeps only the users of its slot from reading cached values."""
 
 from app.migrations import run
 

@@ -157,8 +157,8 @@ class Connection:
 
 
 def connection_parameters(url: str) -> dict[str, Any]:
-    """The arguments of psycopg's `connect` for a connection to the server that accepts writes. Execute `SET_SESSION`
-    first on the new connection: PgBouncer refuses these settings in libpq's `options`."""
+    """The arguments of psycopg's `connect` for a connection to the server that accepts writes. On the new connection,
+    execute `SET_SESSION` first. The arguments lack its settings, because PgBouncer refuses them in `options`."""
     conninfo = make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(url)})
     return {"conninfo": conninfo, "autocommit": True, "prepare_threshold": 2, "context": _CONTEXT}
 

@@ -3,7 +3,7 @@ write is one transaction. Its first statements lock the users that `of` names, i
 one row that stands for all data of no particular user. The transaction is committed when `write` returns, as durably as
 the server's `synchronous_commit` says. It is rolled back when `write` raises, unless the error says that the outcome of
 the commit is unknown. After a deadlock or a serialization failure, `work` is called again. If the connection is lost
-before the commit, it is called once more."""
+before the commit, `work` is called once more."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class PostgresDatabase(Database):
 
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None, again: bool = False) -> T:
         """Run `work` in one transaction, after locking `of`: see `Database.write`. If the connection is lost during the
-        commit, the outcome is unknown, and the call raises `StoreUnavailable`. If `again` is True, it calls `work`
-        again instead: `work` must then find out whether its first call was committed."""
+        commit, the outcome is unknown, and the method raises `StoreUnavailable`. If `again` is True, it calls `work`
+        a second time instead, and `work` must find out whether its first call was committed."""
         users = None if of is None else sorted(set(of))
         try:
             async with self._writers.one() as writer:

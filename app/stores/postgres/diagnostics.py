@@ -123,8 +123,9 @@ def diagnose_durability(server: Mapping[str, str]) -> Line:
 
 
 def diagnose_standbys(server: Mapping[str, str], connected: int, visible: int, synchronous: int) -> Line:
-    """Report whether commits wait for a standby, so that a failover loses no acknowledged event. Numbers of standbys:
-    `connected` are connected, the role may see the state of `visible`, and commits wait for `synchronous`."""
+    """Report whether commits wait for a standby, so that a failover loses no acknowledged event. The
+    numbers count standbys: `connected` all that are connected, `visible` those whose state the role may see, and
+    `synchronous` those in the state `sync` or `quorum`."""
     names = server["synchronous_standby_names"].strip()
     if not names and not connected:
         return Line("standbys", "ok", "there is none, so nothing to fail over to")
@@ -181,7 +182,7 @@ def _encryption(connection: Connection) -> Line:
 
 def _pooler(connection: Connection, url: PostgresUrl) -> Line:
     """Report whether a connection pooler shares PostgreSQL's connections between transactions. A pooler is recognised
-    by the process id that it sends when a connection begins: PostgreSQL reports another one."""
+    by the process id received at the start of a connection: it differs from the one that `pg_backend_pid()` returns."""
     if _row(connection, SELECT_PID)[0] == connection.raw.info.backend_pid:
         return Line("pooler", "ok", "connections reach PostgreSQL directly")
     with closing(connect(url.url)) as other:

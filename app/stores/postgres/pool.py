@@ -48,9 +48,9 @@ class PooledConnection:
     async def run(self, work: Callable[[Connection], T], timeout_s: float = LONGEST_S) -> T:
         """Call `work` with the connection, on a thread. Its statement is cancelled after `timeout_s` seconds, and when
         the caller is cancelled. If the server does not react to the cancellation, the connection is closed. Raises
-        `StoreUnavailable` if no connection can be opened. If the connection is lost during the first call of `run`,
-        `work` is called once again with a new connection. Later calls are not repeated, because they may depend on a
-        transaction that an earlier call has begun."""
+        `StoreUnavailable` if no connection can be opened. If the connection is lost during the first call since
+        it was lent, `work` is called once again with a new connection. Later calls are not repeated, because they may
+        depend on a transaction that an earlier call has begun."""
         if self.closing:
             timeout_s = min(timeout_s, STOPPING_S)
         first, self._used = not self._used, True

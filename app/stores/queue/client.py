@@ -81,7 +81,7 @@ class Queue:
 
     def publish(self, seqs: Sequence[int]) -> None:
         """Enqueue jobs for the events with these sequence numbers, in the background; return at once. If too many
-        events wait to be sent (`Bounds.most`), the rest is left to the sweep."""
+        events wait to be sent (`Bounds.most`), the rest is left to the worker's periodic sweep."""
         self._events.add(seqs)
 
     async def depth(self) -> int:

@@ -106,7 +106,7 @@ async def _silence(worker: _Worker) -> None:
 
 
 class _Lean:
-    """A mixin for redis-py's asyncio connections. hiredis packs commands, as in blocking ones, to save CPU time."""
+    """A mixin for redis-py's asyncio connections that saves CPU time: hiredis packs the commands, not Python code."""
 
     _packer: Any = HiredisRespSerializer()
     _reader: asyncio.StreamReader | None
@@ -125,8 +125,9 @@ class _Lean:
 
 
 class _Pipeline(Pipeline):
-    """Unlike redis-py's pipeline, this one drops its connection even if `reset` is cancelled while the queue is silent.
-    Only `end` in `_close` cancels `reset`; `_close` then closes the pool and all its connections."""
+    """A pipeline that drops its connection even if `reset` is cancelled while it waits for a silent queue. redis-py's
+    pipeline would keep the connection. Only `end` in `_close` cancels `reset`. Then `_close` closes the pool with all
+    its connections, so a dropped one does not stay open."""
 
     async def reset(self) -> None:
         try:

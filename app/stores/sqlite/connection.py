@@ -81,9 +81,9 @@ class ThreadConnection(aiosqlite.Connection):
 
 
 def check_rights(path: Path) -> None:
-    """Raise `StoreUnavailable` unless this process may write to the database, its directory and its logs. Readers need
-    this right, too, because they create missing logs. If logs belonged to another account, the owner of the database
-    could not write to them."""
+    """Raise `StoreUnavailable` unless this process may write to the database, its directory and its logs. A process
+    that only reads needs these rights, too, because opening the database creates missing logs. Logs created by an
+    account that may not write to the database would not be writable for the owner of the database."""
     effective = os.access in os.supports_effective_ids
     for file in (path, path.parent, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
         if file.exists() and not os.access(file, os.W_OK, effective_ids=effective):
