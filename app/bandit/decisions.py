@@ -144,10 +144,11 @@ def shadow_of(
     (D,) is the mean of the decision's pooled prior. The other inputs are stored with the decision, and its id
     determines the random numbers, so the result does not depend on when or in which process it is computed.
 
-    `…_scores` and `…_pi` hold the scores and the propensities π of all candidates as little-endian float64. `…_p` is
-    π(chosen). The reward model is the prior, q(φ) = φᵀμ clipped to [0, 1], which was fitted to rewards known before the
-    decision. `q_logged` is q(chosen), and `v_…` is Σₐ π(a) q(a). `agree` is 1 if both policies rank the same candidate
-    first, else 0. `pool_p` and `v_pool` belong to a third policy, `POOLED_CHAMPION`.
+    In column names, `…` is `champion` or `challenger`. `…_scores` and `…_pi` hold the scores and the propensities π of
+    all candidates as little-endian float64. `…_p` is π(chosen). The reward model is the prior, q(φ) = φᵀμ clipped to
+    [0, 1], which was fitted to rewards known before the decision. `q_logged` is q(chosen), and `v_…` is Σₐ π(a) q(a).
+    `agree` is 1 if both policies rank the same candidate first, else 0. `pool_p` and `v_pool` belong to a third policy,
+    `POOLED_CHAMPION`.
     """
     grown, phi = policies.grown(statistics), decision.phi_under(policies.longest)
     other = OTHER[decision.role]

@@ -1,9 +1,9 @@
 """Estimates, from the decision log, the reward of a policy that may never have run, and draws them as a picture.
 
 Each decision is made again from its request, its profile, and the user's statistics at the time of the decision: the
-sums over the user's first `state_version` learned decisions. The input vectors of these are computed again with the
-inputs of the policy. So a new input takes effect from the first logged decision on. The estimators and their intervals
-are those of the roll-out (`app.bandit.rollout.aggregates`).
+sums over the user's first `state_version` learned decisions. The input vectors of those decisions are computed again
+with the inputs of the policy. So a new input takes effect from the first logged decision on. The estimators and their
+intervals are those of the roll-out (`app.bandit.rollout.aggregates`).
 
 Invariant: the reward of a decision affects neither this decision nor an earlier one.
 """
@@ -152,9 +152,9 @@ class Replay(msgspec.Struct, frozen=True):
 
     def before(self, log: UserLog, learned: Sequence[LoggedDecision]) -> SufficientStatistics:
         """The statistics of the decisions that have been pruned from the log: the stored statistics minus the logged
-        decisions. A logged decision was learned with all inputs of the stored spec or, if an earlier release padded the
-        statistics with zeros, with the inputs that were logged. Both cases are tried. If the log contradicts the
-        statistics in both, for example after a restore, the sums are zeros."""
+        decisions. First, the logged decisions are subtracted with all inputs of the stored spec. If the result is
+        impossible, only the logged inputs are subtracted, because an earlier release padded statistics with zeros. If
+        this result is impossible, too, for example after a restore, the sums are zeros."""
         spec, stored = self.policy.spec, log.statistics
         if stored is None or stored.decisions <= len(learned):
             return SufficientStatistics.none(spec)
@@ -181,7 +181,8 @@ class Replay(msgspec.Struct, frozen=True):
 
 
 class PriorsFromLog:
-    """Pools, from users' logs, the priors that a replayed policy would have had when the stored priors were made."""
+    """Estimates the pooled priors of a replayed policy from users' logs. Each is the prior that the policy would have
+    had at the time when one of the stored priors was made."""
 
     def __init__(self, replay: Replay, priors: Sequence[Prior]) -> None:
         self._replay = replay
@@ -208,7 +209,8 @@ class PriorsFromLog:
 
 
 def damaged(log: UserLog) -> bool:
-    """Whether a user cannot be replayed: only readable statistics tell how many decisions have been pruned."""
+    """Whether a user has learned decisions but no readable statistics. Such a user cannot be replayed, because only the
+    statistics tell how many decisions have been pruned."""
     return log.statistics is None and any(item.outcome.state == "learned" for item in log.decisions)
 
 

@@ -56,7 +56,7 @@ class UserLog(NamedTuple):
 
 
 class StateGrowth(msgspec.Struct):
-    """Numbers of users: `users` have statistics, and those of `to_grow` users lack inputs of the challenger."""
+    """`users`: the number of users with statistics. `to_grow`: how many of them lack inputs of the challenger."""
 
     users: int
     to_grow: int
@@ -73,8 +73,8 @@ class DecisionRepository(Protocol):
 
     async def add_shadows(self, after: tuple[str, int], limit: int) -> tuple[str, int] | None:
         """Compute and store the missing shadows (see `Decision`) of up to `limit` unsettled decisions, in the order of
-        user id and number. Begin after the pair `after`. Skip a decision if its user's statistics have changed since.
-        Return the user id and number of the last decision, or None if no decision follows it."""
+        user id and number. Begin after the pair `after`. Skip a decision if its user's statistics have changed since
+        the decision was made. Return the user id and number of the last decision; None if no decision follows it."""
 
     async def find(self, decision_id: str) -> tuple[Decision, DecisionOutcome] | None:
         """The decision with this id; None if there is none, or it is damaged."""
@@ -161,8 +161,8 @@ class RolloutLook(msgspec.Struct, frozen=True):
 
 class Counts(NamedTuple):
     """Numbers of decisions with a learned reward since the roll-out began. `app.bandit.rollout.status.DecisionsView`
-    explains them, with the name `served_by_challenger` for `served`. `waiting` decisions have numbers from `until`
-    on."""
+    explains them; `served` is named `served_by_challenger` in that class. `evaluated` decisions have sequence numbers
+    below `until`, and `waiting` decisions have higher ones."""
 
     until: int
     evaluated: int
@@ -204,7 +204,7 @@ class RolloutRepository(Protocol):
         """Yield pages of the evaluated decisions whose sequence number is below `until`, oldest first."""
 
     async def shown(self, state: RolloutState, among: int) -> tuple[DecisionPage, Array]:
-        """The decisions in which the policies can be compared, among the newest `among` of the roll-out: the tip was
+        """Of the newest `among` decisions of the roll-out, those in which the policies can be compared: the tip was
         shown, the choice was explored, and both policies ranked the candidates. A reward that is not known yet is 0.
         The array has 1 where the challenger served, 0 where the champion did, and NaN for decisions from before the
         current stage."""

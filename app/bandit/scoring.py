@@ -8,9 +8,10 @@ a user that was read before the user's erasure is never stored after it. To ensu
 3. The user is erased; the same transaction increments the count.
 4. The decision is not stored, since the count differs from the count in step 1, and the request decides again.
 
-An erasure deletes all events of its user. So if step 3 erases another user, an event that the profile reflects still
-exists, and the decision is stored. If no such event is known, the request decides again without need. It also decides
-again if a worker has changed the user's statistics since step 2.
+The count also differs if another user was erased. An erasure deletes all events of its user. So if an event that the
+profile reflects still exists, the user was not erased, and the decision is stored. If the profile reflects no event, or
+came with the request, the decision is stored only if step 2 found no statistics of the user. Otherwise the request
+decides again, perhaps without need. It also decides again if a worker has changed the statistics since step 2.
 """
 
 from collections.abc import Callable

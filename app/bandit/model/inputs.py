@@ -202,7 +202,7 @@ class Spec(msgspec.Struct, frozen=True, dict=True):
         return other.inputs[: self.size] == self.inputs
 
     def shorter(self) -> list[Spec]:
-        """The other specs that this one begins with: statistics under them can be extended to this one."""
+        """The other specs whose inputs are the first inputs of this one: their statistics can be extended to it."""
         return [spec for spec in SPECS.values() if spec != self and spec.prefix_of(self)]
 
     def phi(self, candidates: Sequence[Candidate], context: Context, profile: Profile, evaluated: float = 0.0) -> Array:

@@ -48,9 +48,10 @@ FEWEST_USERS = 100  # for an interval over users
 class DecisionPage(NamedTuple):
     """A page of evaluated decisions, in columns of shape (n,) with one element per decision.
 
-    `pi_b`, `pi_champion` and `pi_challenger` are π(chosen) of the policy that served and of both policies. `q_logged`
-    is q(chosen), `v_champion` and `v_challenger` are the v of the policies. `dismissed` is 1 if the tip was dismissed,
-    `agreed` is 1 if both policies rank the same candidate first, else 0. `pi_pool` and `v_pool` are those of a third
+    `pi_b` is π(chosen) of the policy that served; `pi_champion` and `pi_challenger` are π(chosen) of these policies.
+    `q_logged` is q(chosen), the predicted reward of the chosen candidate. `v_champion` and `v_challenger` are
+    v = Σₐ π(a) q(a), the predicted reward of each policy. `dismissed` is 1 if the tip was dismissed, else 0. `agreed`
+    is 1 if both policies rank the same candidate first, else 0. `pi_pool` and `v_pool` are π(chosen) and v of a third
     policy, the champion with the pooled prior; NaN if they were not computed.
     """
 

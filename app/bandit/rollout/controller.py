@@ -5,8 +5,9 @@ workers make the same look, the results are equal, and only one is stored. If a 
 serves users, the roll-out is rolled back. In the shadow stage no user is harmed, so a broken guardrail is only
 reported. A promotion, which an admin decided, is not undone.
 
-A stage belongs to the challenger that reached it. A worker whose release has another challenger begins the roll-out
-anew in the shadow. It does nothing if it does not know the challenger of the stage, which is that of a later release.
+A stage belongs to the challenger that reached it. If it belongs to the challenger of an earlier release, the worker
+begins the roll-out anew in the shadow. If it belongs to a challenger that the worker does not know, that challenger is
+of a later release, and the worker does nothing.
 
 Invariant: the audit trail has every move with actor and reason, and no move is made on a state that has since changed.
 """

@@ -26,8 +26,8 @@ class RolloutState(NamedTuple):
     """The stage of the roll-out, the share of users that the challenger serves, and the last move. Only decisions with
     a sequence number above `evaluated_after` count, so a roll-out that starts anew ignores the decisions before its
     start. `salt` decides which users the challenger serves first. It changes only when a roll-out starts anew.
-    `challenger` is the hash of the spec of the challenger that the stage belongs to; None before the first
-    pooled prior and the first move."""
+    `challenger` is the hash of the spec of the challenger that the stage belongs to. It is None until the
+    first pooled prior is stored or the first move is made."""
 
     stage: Stage
     share: float
