@@ -41,7 +41,7 @@ class HttpRequest(Request[ApiKey, Any, Any]):
 
 @asynccontextmanager
 async def cancelled_on_disconnect(request: HttpRequest) -> AsyncIterator[None]:
-    """Cancel the current task if the client disconnects in the block. Read the body before: the block discards it."""
+    """Cancel the current task if the client disconnects in the block. Read the body first: unread parts are lost."""
     task = asyncio.current_task()
     assert task is not None
 

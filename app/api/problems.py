@@ -133,8 +133,8 @@ def on_http_exception(request: HttpRequest, error: HTTPException) -> Response[An
 
 
 def _allowed(request: HttpRequest, key: str) -> str | None:
-    """The message for an invalid parameter, such as `must be true or false`; None to use Litestar's. Litestar's message
-    names the type of the value, which is always text, and only one of the limits of a number."""
+    """The message for an invalid parameter, such as `must be true or false`; None to use Litestar's message. Litestar's
+    is less clear: it names the type of the value, which is always text, and only one of the two limits of a number."""
     parameter = request.route_handler.parsed_fn_signature.parameters.get(key)
     if parameter is None:
         return None

@@ -242,7 +242,7 @@ async def _read_unproven(
 ) -> tuple[dict[str, Profile], dict[str, str]]:
     """Profiles from the cache for a read that failed with `error`, and the response headers that mark them as possibly
     outdated. `wanted` maps user ids to masks of features. Raises `error` if the request has no `stale-if-error` in
-    `Cache-Control`, or the cache does not hold all values, recent enough."""
+    `Cache-Control`, or if the cache lacks a value or holds one that is too old for `stale-if-error`."""
     service, max_age_s = request.service, stale_if_error_s(request)
     found = await service.reader.read_unproven(wanted, max_age_s) if max_age_s is not None else None
     if found is None:

@@ -58,8 +58,8 @@ class HistoryDecision(msgspec.Struct, forbid_unknown_fields=True):
 
 class HistoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request for a training set. Each row asks for the features of a user at a moment, or for those that a decision
-    was made from. Events that arrived after `known_at` do not count for a user at a moment; the value `as_of` stands
-    for each row's own moment. Without `known_at`, late events count, too."""
+    was made from. Features at a moment ignore events that arrived after `known_at`. If `known_at` is `as_of`, they
+    ignore events that arrived after the row's own moment. Without `known_at`, they include events that arrived late."""
 
     rows: Annotated[list[HistoryRequestRow], Meta(min_length=1, max_length=10_000, examples=[ROWS])]
     features: FeatureNames | None = None

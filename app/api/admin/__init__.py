@@ -42,7 +42,7 @@ WITH_REASON: dict[str, Any] = {
 
 
 def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncContextManager[audit.AuditedAction]:
-    """Record in the audit trail that the caller performs an action in the `async with` block, and its outcome."""
+    """Record an action of the caller in the audit trail: the intent on entry to the block, the outcome on exit."""
     service = request.service
     return audit.audited(service.audit_trail, service.clock.now_ms(), request.user.name, action, subject)
 

@@ -175,7 +175,7 @@ def _decoded(letter: DeadLetter) -> Any:
 
 
 def _without_users(reason: str, letter: DeadLetter) -> str:
-    """Replace in the reason, by hashes, the values that the payload has in fields named `…user…`: they may be ids."""
+    """The reason, with possible user ids (values of fields named `…user…` in the payload) replaced by hashes."""
     fields = ((key.lower(), str(value)) for key, value in parts(_decoded(letter)) if value is not None)
     named = {value for key, value in fields if "user" in key and value and value in reason}
     if not named:

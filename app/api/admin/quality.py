@@ -33,7 +33,7 @@ REQUESTED = {
 
 
 class QualityRefresh(msgspec.Struct):
-    """The progress of a worker's data-quality measurement. `measured`: the number of users; 0 until it is complete."""
+    """The progress of a worker's data-quality measurement. `measured` counts users; 0 until `state` is `completed`."""
 
     id: int
     state: RunState
@@ -99,9 +99,9 @@ async def get_quality(
 
 
 async def _page(request: HttpRequest) -> Response[Any]:
-    """The page with the newest report. If there is none that this release can read, the page requests a measurement,
-    unless one is active, the newest one failed, or the newest one ended a moment ago. The browser loads the page again
-    when a measurement ends, so without these exceptions an open page would request one after the other."""
+    """The page with the newest report. If this release can read no report, the page requests a measurement. It requests
+    none while a measurement is active, after the newest one failed, or within `AGAIN_MS` after it completed. Otherwise
+    an open page, which the browser reloads when a measurement ends, would request one measurement after another."""
     service = request.service
     run, runs = await service.quality.runs.newest_completed(), await service.quality.runs.newest(RUNS_SHOWN)
     report = readable_report(run) if run is not None else None

@@ -234,7 +234,8 @@ def _status(service: Service, run: RebuildRun) -> RebuildStatus:
 
 
 async def _rebuilds_page(request: HttpRequest, status_code: int = 200, **draft: Any) -> Response[Any]:
-    """The page of rebuilds. `draft`: the contents and `issues` of its form, and the `active` rebuild in the way."""
+    """The page of rebuilds. `draft` has the contents of its form, the `issues` found in them, and the `active` rebuild
+    that prevented the start of the requested one."""
     service = request.service
     new = {"scope": "all", "user_ids": "", "features": service.registry.names, "issues": (), "active": None}
     return await page(

@@ -177,7 +177,7 @@ async def _user_page(request: HttpRequest, user_id: str) -> Response[UserView]:
 
 
 async def _user_view(service: Service, inspection: Inspection, profile: Profile | None = None) -> UserView:
-    """The view of an inspected user, with the values of the read `profile` or, without it, of the inspection."""
+    """The view of an inspected user. Its values are from `profile` or, if that is None, from the inspection."""
     events = await service.users.newest_events(inspection.user_id, NEWEST_EVENTS)
     features = {
         cell.entry.name: _cell_state(cell, profile[index] if profile else inspection.reading(index), inspection)

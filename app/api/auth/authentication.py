@@ -52,7 +52,7 @@ class Authenticator:
         return caller
 
     def named(self, name: str) -> ApiKey | None:
-        """The caller whose key has this name. Call it only with a name in a session: sign-in checked the key."""
+        """The caller whose key has this name. Pass only the name in a valid session: no key is checked here."""
         found = next((known for known in self._keys if known.name == name), None)
         if found is not None:
             self.used.add(name)
@@ -78,8 +78,8 @@ class Authenticator:
 
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Litestar guard: require the scope that a route names in `opt`, and reject cross-site changes. Routes without a
-    scope are open; a form that is sent to such a route with `opt["form"]` (sign-in) needs its session's CSRF token."""
+    """Litestar guard: require the scope that a route names in `opt`, and reject cross-site changes. A route without
+    a scope is open. If it has `opt["form"]`, as sign-in does, a form must carry the CSRF token of its session."""
     scope = handler.opt.get("scope")
     if scope is None and not handler.opt.get("form"):
         return

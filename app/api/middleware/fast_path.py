@@ -2,9 +2,9 @@
 without Litestar, and sends only successful responses.
 
 A request that fails or is not plain (an escape, an unusual id, a query other than `features=`, an unexpected header or
-body, an invalid key) goes on to Litestar's route, with the body that was read here. Two failures are not tried again:
-if the reader shed the request, the edge rejects it; if `POST /events` or `/score` failed, the route only reports the
-error.
+body, an invalid key) goes on to Litestar's route, with the body that was read here. In two cases, the request is not
+tried again. If the reader shed it, the edge rejects it. If `POST /events` or `/score` failed, the route responds with
+the error of the first try.
 Invariant: the response is the one that Litestar's route would give, and it is counted and logged in the same way.
 """
 
@@ -62,8 +62,8 @@ log = logger("api")
 
 
 class Post(NamedTuple):
-    """A POST of JSON that the fast path answers, and the scope that it needs. If `answer` fails and is not
-    `repeatable`, Litestar's route only reports the error."""
+    """A POST of JSON that the fast path answers, and the scope that it needs. If `answer` fails, Litestar's route tries
+    again if it is `repeatable`. Otherwise the route does not try again, and responds with the error of `answer`."""
 
     route: Route
     scope: str
@@ -208,8 +208,8 @@ class FastPath:
     def _admit(
         self, headers: Iterable[tuple[bytes, bytes]], needs: str, *, with_body: bool
     ) -> tuple[ApiKey, bytes] | None:
-        """The caller and the request id; None if Litestar's route must answer, because a header is unusual or the key
-        lacks the scope `needs`. `with_body`: whether the request must have a content type and length, or neither."""
+        """The caller and the request id. None if Litestar's route must answer: a header is unusual, or the key lacks
+        the scope `needs`. If `with_body`, a request must have both a content type and a length, otherwise neither."""
         key: str | None = None
         request_id: bytes | None = None
         hosts = body_headers = 0

@@ -48,9 +48,10 @@ class BehindProxy:
         return dict(scope["headers"]) if any(address in network for network in self._trusted) else {}
 
     def _strip(self, scope: HTTPScope, *, stripped: bool) -> None:
-        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already. If
-        the root path is also the beginning of routes, as `/profiles` is, it is removed only if the rest is a path of
-        the service and the proxy did not report by `X-Forwarded-Prefix` (`stripped`) that it has removed it."""
+        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already. A
+        root path such as `/profiles` is also the beginning of routes. Such a root path is removed only if the rest is a
+        path of the service and `stripped` is false. `stripped`: the proxy sent `X-Forwarded-Prefix`, which means that
+        it has removed the root path."""
         raw = scope.get("raw_path") or scope["path"].encode()
         rest = raw.removeprefix(self._root)
         if rest == raw or rest[:1] not in (b"", b"/"):

@@ -46,8 +46,9 @@ class Visit(NamedTuple):
 
 
 async def visit_of(request: HttpRequest, *, begin: str | None = None) -> Visit:
-    """The session of the request's cookie, or a new anonymous one; later calls for the request return the same. `begin`
-    starts a new session, whatever the cookie: that of the API key with this name or, if empty, an anonymous one."""
+    """The session of the request's cookie, or a new anonymous one; later calls for the request return the same. If
+    `begin` is given, the cookie is ignored and a new session begins. It is signed in with the API key that has the name
+    `begin`; if `begin` is empty, it is anonymous."""
     if begin is not None or _VISIT not in request.state:
         sessions = request.parts.sessions
         known = await sessions.recognise(request.cookies.get(sessions.cookie_name)) if begin is None else None
@@ -113,7 +114,7 @@ async def redirect(request: HttpRequest, path: str, message: str = "") -> Respon
 
 
 def to_sign_in(request: HttpRequest) -> Response[Any]:
-    """Redirect to the sign-in page, which leads on to the requested page or, unless this is a GET, to the overview."""
+    """Redirect to sign-in. It leads to the requested page if the request is a GET, otherwise to the overview."""
     here = request.scope["path"] if request.method == "GET" else "/admin"
     query = request.scope["query_string"].decode("latin-1")
     target = quote(here, safe="/") + (f"?{query}" if query and request.method == "GET" else "")
