@@ -233,7 +233,7 @@ class OpenService(Service):
 
     async def _try_features(self, source: Source, availability: FeatureAvailability) -> Mapping[int, float]:
         """Compute each enabled feature for some stored users; return the microseconds per user by index of the feature.
-        Pauses a feature that fails if a process has served this definition before; otherwise raises `RegistryError`."""
+        A failing feature is paused if a process has served its definition before; otherwise raises `RegistryError`."""
         registry, users = self.registry, await self.users.newest_users(SAMPLE)
         announced = await self.registries.announced()
         served = {feature_of(item).fingerprint for known in announced for item in known.definitions}

@@ -116,7 +116,7 @@ class Settings:
 
     @property
     def directory(self) -> Path:
-        """The directory of the SQLite file. With PostgreSQL, `var`, for the files of `profiles up`."""
+        """The directory of the SQLite file. With PostgreSQL: the directory `var`, where `profiles up` keeps files."""
         return self.database.parent if isinstance(self.database, Path) else Path("var")
 
     def require_file(self, instead: str = "this command needs a SQLite file") -> Path:

@@ -125,8 +125,9 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         self, requests: list[_BatchedRead], held: list[bytes | None], at: ReadTime, mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
         """Answer the requests whose values are all cached. If the process is overloaded, shed the others, except
-        `patient` ones. Return the requests that need a computation, the cached values of their users, and the contents
-        of the keys without a hit, which become the tokens of fills. For `mark`, see `LocalCache.offer`."""
+        `patient` ones. Return (1) the requests that need a computation, (2) the values of their users that need none,
+        and (3) the contents of the keys of the other values, from which fills take their tokens. For `mark`, see
+        `LocalCache.offer`."""
         local_cache, masks = self.local_cache, self.computation.masks
         overloaded = self.computation.overloaded
         shed = 0
