@@ -30,9 +30,10 @@ class Transform(NamedTuple):
 
 
 class Feature(NamedTuple):
-    """A field of the request about a candidate or the context. `factors` has the transforms of its value, by the name
-    of the factor that each computes; null gives 0. `default` replaces a feature that was not sent; `NODEFAULT` makes it
-    required. Only the first version may require features, since older clients do not send those of later versions."""
+    """A field of the request about a candidate or the context. `factors` maps the name of each factor to the
+    transform that computes it from the value; null gives 0. `default` replaces a feature that was not sent; `NODEFAULT`
+    makes it required. Only the first version may require features, since older clients do not send those of later
+    versions."""
 
     name: str
     type: Any
