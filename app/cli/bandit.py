@@ -86,8 +86,9 @@ async def export(service: OpenService, since_ms: int | None, until_ms: int | Non
     """Write each decision with its inputs and its outcome, oldest first.
 
     A record has the candidates, their input vectors phi, the scores and propensities of both policies, the chosen
-    candidate, the context, the profile with the version of each value, the prior's version, state and reward. GET
-    /decisions returns the same records. Times have a UTC offset, as in 2026-04-25T08:30:00+02:00.
+    candidate, the context, the profile with the version of each value, and the version of the pooled prior. It also has
+    the decision's state and reward. GET /decisions returns the same records. Times have a UTC offset, as in
+    2026-04-25T08:30:00+02:00.
     """
     from app.bandit.ports import EARLIEST_MS, DecisionMoment
     from app.stores.training_set.columns import JsonColumn
@@ -115,8 +116,8 @@ async def export(service: OpenService, since_ms: int | None, until_ms: int | Non
 
 
 def _kinds() -> dict[str, Kind]:
-    """The kind of each column by name, derived from the type of the record's field. Fields of other types become text,
-    as JSON if they are nested."""
+    """The kind of each column of the export, by name. It follows from the type of the field of `DecisionRecord`. A type
+    that is not listed here becomes text, and nested values become JSON."""
     from app.bandit.decisions import DecisionRecord, Time
 
     kinds: dict[Any, Kind] = {bool: "bool", int: "int", float: "float", Time: "time"}
@@ -198,7 +199,7 @@ async def evaluate(
 
 
 def _registry_of(file: Path) -> Registry:
-    """The registry in the file. Raises `InvalidInput` unless it has one feature, which is a number."""
+    """The registry in the file. Raises `InvalidInput` unless it has exactly one feature, with a numeric dtype."""
     from app.features.contract import import_registry
 
     registry, _ = import_registry(f"{file}:REGISTRY", "--with-feature")
@@ -211,8 +212,8 @@ def _registry_of(file: Path) -> Registry:
 async def _evaluation(
     service: OpenService, policies: Sequence[Policy], profiles: bool, registry: Registry | None, since_ms: int | None
 ) -> Evaluation:
-    """Evaluate the first policy. If there are two, the second is its baseline, and `registry` has the feature that only
-    the first one uses."""
+    """Evaluate the first policy. If there are two policies, the second is the baseline. If `profiles` is false, no
+    decision is replayed with a profile. `registry`, if given, has a feature that only the first policy uses."""
     from app.bandit.evaluation import Evaluation, PriorsFromLog, Replay, damaged
 
     stored = await service.bandit.decisions.priors()
@@ -261,8 +262,9 @@ async def _logs(service: OpenService, action: str) -> AsyncIterator[UserLog]:
 
 
 async def feature_values(service: OpenService, registry: Registry) -> dict[int, float]:
-    """Compute the registry's one feature as of each decision. Return, by the number of the decision, the rank of the
-    value (`evaluation.ranked`), or 0 if it is null. Decisions whose events have been pruned are left out."""
+    """Compute the registry's one feature as of each decision. The result maps the number of a decision to the rank of
+    the feature's value among all values, from -1 to 1 (`evaluation.ranked`); a null value has 0. Decisions whose events
+    have been pruned are left out."""
     from app.bandit.evaluation import ranked
     from app.bootstrap.engines import open_engine
     from app.profiles.online.compute import Computation

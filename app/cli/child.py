@@ -85,7 +85,7 @@ class Child(msgspec.Struct, eq=False):
 
     @property
     def ready(self) -> bool:
-        """Whether the process, or an earlier one in its place, has reported that it is ready."""
+        """Whether the process has ever reported that it is ready. This stays true when `check` restarts it."""
         if not self._ready and self._link is not None:
             with suppress(BlockingIOError):
                 self._ready = bool(self._link.recv(1))  # nothing: it ended before it was ready

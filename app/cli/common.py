@@ -42,7 +42,8 @@ EXIT_CODES: dict[int, tuple[str, tuple[type[ProfilesError], ...]]] = {
 
 @cache
 def out(*, stderr: bool = False) -> Console:
-    """The rich console of standard output, created on first use, because `serve` and `worker` do not need rich."""
+    """The rich console of standard output or, with `stderr`, of standard error. It is created on first use, because
+    `serve` and `worker` do not need rich."""
     from rich.console import Console
 
     # Output to a file or a program is not wrapped to the width of a screen.
@@ -176,8 +177,8 @@ def settings_of_command() -> Settings:
 
 
 def contract_of_command(registry: str | None = None, *, own_mirror: bool = True) -> tuple[Settings, Contract]:
-    """The settings of a one-off command, and the features that they name; see `load_contract`. `registry` is the value
-    of `registry_option`."""
+    """The settings and the features of a one-off command. If `registry`, the value of `registry_option`, is None, the
+    settings name the registry of the features. For `own_mirror`, see `load_contract`."""
     from app.bootstrap.engines import load_contract
 
     settings = settings_of_command()

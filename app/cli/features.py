@@ -124,9 +124,9 @@ async def plan(registry: str | None, as_json: bool) -> int:
     """Show what would change if the registry were served.
 
     The registry is compared with the one that processes serve or, if none is running, served last. Shown are the
-    features that change, for how many users they must be recomputed (counted up to 100,000), and the cost. Nothing is
-    written. Exit code 1 if serving the registry would break callers (a feature is removed or its dtype changes) or if a
-    process could not start (the SQL of a feature fails for stored users).
+    features that change, for how many users they must be recomputed (counted up to 100,000), and how long that takes.
+    Nothing is written. Exit code 1 if serving the registry would break callers (a feature is removed or its dtype
+    changes) or if a process could not start (the SQL of a feature fails for stored users).
     """
     from app.bootstrap.engines import open_engine
     from app.profiles.trial import SAMPLE, Trial, try_features

@@ -91,9 +91,9 @@ def adopt() -> None:
 async def prune(service: OpenService, confirm: bool) -> int:
     """Delete events and decisions that are older than the retention.
 
-    A worker prunes every night. Each run moves the time before which rows are deleted forward by at most three days, so
-    that a wrong clock cannot delete more. If a first run would delete more than three days, nothing is deleted without
-    --confirm, and the exit code is 1.
+    A worker prunes every night. A run deletes the rows from before a cutoff. Each run moves the cutoff by at most three
+    days, so that a wrong clock cannot delete more. If the first run on a database would delete more than three days,
+    nothing is deleted without --confirm, and the exit code is 1.
     """
     import asyncio
 

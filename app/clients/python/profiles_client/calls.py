@@ -294,8 +294,8 @@ def _invalid(title: str, path: str, detail: str) -> Invalid:
 
 
 def error_of(answer: Response, start: int = 0) -> ProfilesError:
-    """The error for a response that is not 2xx. Its body is a problem (RFC 9457), or anything if a proxy sent it.
-    `start` is added to the first index of each path."""
+    """The error for a response that is not 2xx. The body of the response is a problem (RFC 9457), or anything if a
+    proxy sent it. `start` is added to the first index in each issue's path: with 1000, `[3]` becomes `[1003]`."""
     status = answer.status
     try:
         problem = msgspec.json.decode(answer.body, type=Problem)

@@ -161,9 +161,9 @@ class Profiles(Client[F]):
     ) -> list[Row[F]] | Frame:
         """A training set: the features of each row as of its own moment, in the order of the rows.
 
-        A row is a pair `(user_id, as_of)`, or the id of a decision for the features that the decision was made from.
-        A pandas DataFrame has a column `decision_id`, or `user_id` and `as_of`; it is returned with the features added.
-        Events that arrived after `known_at` are ignored. `"as_of"` stands for the `as_of` of each row.
+        A row is a pair `(user_id, as_of)` or the id of a decision. A decision's row has the features that the decision
+        was made from. A pandas DataFrame has a column `decision_id`, or `user_id` and `as_of`; it is returned with the
+        features added. Events that arrived after `known_at` are ignored. `"as_of"` stands for the `as_of` of each row.
         """
         found, failed = run(self._calls.history(_rows_of(rows), known_at, deadline_s))
         return _history(rows, found, failed)
@@ -268,7 +268,8 @@ class AsyncProfiles(Client[F]):
 
 
 class Decision(Choice):
-    """A decision. Report what becomes of its tip, so that the policy learns. Times default to now, in the zone of `at`.
+    """A decision. Report what becomes of its tip, so that the policy learns. A time that is left out is now, in the
+    zone of the `at` that `decide` received, or else in UTC.
 
     Each method returns when the event is stored. A repeated call sends the same event again.
     """
@@ -295,7 +296,7 @@ class Decision(Choice):
 
 
 class AsyncDecision(Choice):
-    """`Decision` for asyncio."""
+    """`Decision` with coroutine methods, for `AsyncProfiles`."""
 
     def __init__(self, client: AsyncProfiles[Any], *choice: Any) -> None:
         super().__init__(*choice)

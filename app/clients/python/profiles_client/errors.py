@@ -45,7 +45,7 @@ class ProfilesError(Exception):
 
     @property
     def issues(self) -> tuple[Issue, ...]:
-        """Each fault of an invalid request."""
+        """The faults that the service listed; empty if it listed none or did not answer."""
         return self.problem.errors if self.problem is not None else ()
 
 

@@ -248,11 +248,11 @@ class _Fake(Client[F]):
 
 
 class FakeProfiles(_Fake[F], Profiles[F]):
-    """`Profiles` on a `FakeService`."""
+    """`Profiles` for tests. The attribute `service` is the `FakeService` that answers its calls."""
 
 
 class FakeAsyncProfiles(_Fake[F], AsyncProfiles[F]):
-    """`AsyncProfiles` on a `FakeService`."""
+    """`AsyncProfiles` for tests. The attribute `service` is the `FakeService` that answers its calls."""
 
 
 def _body(request: Request, kind: type[T]) -> T:

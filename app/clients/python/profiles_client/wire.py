@@ -82,7 +82,7 @@ class Endpoint:
 
 
 class ResponseReader:
-    """Parses the responses of one connection, one after another. If `reusable`, it can carry another request."""
+    """Parses the responses of a connection, one by one. If `reusable`, the connection can carry another request."""
 
     def __init__(self) -> None:
         self.reusable = True
@@ -94,8 +94,8 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> Response | None:
         """Add received bytes. Return the response if it is complete, otherwise None. Empty `data` means that the
-        service has closed the connection, which ends a response without a length, as some proxies send it. Raises
-        `ConnectionLost` if any other response is incomplete then, or if `data` is not HTTP."""
+        service has closed the connection. This completes a response without a length, as some proxies send it. Raises
+        `ConnectionLost` if the connection is closed during any other response, or if `data` is not HTTP."""
         if not data:
             if not self._unbounded:
                 raise ConnectionLost("the service closed the connection before the end of its answer")
