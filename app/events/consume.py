@@ -3,7 +3,8 @@
 For each event, in this order: delete cached values older than the event, pass the event to the learners (such as the
 bandit), mark it as consumed. A crash at any point leaves the event unconsumed; a periodic sweep consumes such events.
 The learners get many events in one call and, if that fails, one event per call. An event becomes a dead letter after
-`ATTEMPTS` failed calls of its own. While the cache, the queue or the database is unavailable, no failure is counted.
+`ATTEMPTS` failed calls with that event alone. While the cache, the queue or the database is unavailable, no failure is
+counted.
 
 Within one process, a job and the sweep never consume the same event at the same time, so it is not learned twice
 concurrently. A queue job hands its events over to `consume_within` and does not wait: consuming the events of many jobs
@@ -43,8 +44,9 @@ class Consumer(msgspec.Struct, kw_only=True, eq=False, dict=True):
 
     async def consume(self, seqs: Sequence[int], *, swept: bool = False) -> int:
         """Consume events, by sequence number; return how many were consumed. Events that another call is consuming are
-        skipped. Unless `swept`, the caller has deleted the cache keys that the events make stale, or recorded them as
-        owed; if `swept`, this call deletes them. If it raises `Unavailable`, the events stay unconsumed: try again."""
+        skipped. `swept`: first delete the cache keys that the events make stale. By default, the ingest has deleted
+        them already, or has recorded the deletion as owed. If the call raises `Unavailable`, the events stay unconsumed
+        and the call can be repeated."""
         mine = [seq for seq in seqs if seq not in self._in_hand]
         self._in_hand.update(mine)
         try:

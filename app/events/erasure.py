@@ -89,7 +89,7 @@ def _unpacked(text: str) -> str:
 
 def _is_word_of(user_id: str, text: str) -> bool:
     """Whether an id is a word of a text, or stands after a control character or a length byte, as in msgpack and
-    pickles. The expression begins with the id, which `re` then finds fast in a large text."""
+    pickles. The regular expression begins with the id, because `re` finds a fixed prefix fast in a large text."""
     word, length = re.escape(user_id), re.escape(chr(len(user_id.encode())))
     pattern = rf"{word}(?:(?<=[\0-\x1f{length}]{word})|(?![\w-])(?<![\w-]{word}))"
     return re.search(pattern, _ESCAPED.sub("\0", text)) is not None

@@ -66,9 +66,10 @@ class Ingestor(msgspec.Struct, kw_only=True, eq=False, dict=True):
     async def ingest(
         self, events: Sequence[TipEvent], sent_by: str = "", *, historical: bool = False, count_rejection: bool = True
     ) -> Appended:
-        """Store all of these events, or none. `sent_by`: their sender, by default the entry point. `historical`: see
-        `Admitted`; events that were stored before are marked, too. Only imports by admins set it, since it changes what
-        queries of the past return. Unless `count_rejection`, the metrics do not count rejected events, because the
+        """Store all of these events, or none. `sent_by` names their sender; if it is empty, the entry point is recorded
+        as the sender, such as "the queue". `historical`: the events count as known from their event time on (see
+        `Admitted`), even those that are duplicates of stored events. Only imports by admins set it, since it changes
+        what queries of the past return. Unless `count_rejection`, the metrics do not count rejected events, because the
         caller sends them again. Raises `InvalidInput` if an event time is not allowed, `Conflict` if an event id is
         known with other content, and `Overloaded` if too many events wait. After `StoreUnavailable`, the events may or
         may not be stored; retrying is safe."""

@@ -156,8 +156,8 @@ class UserRecords(Protocol):
         """Delete all rows of a user, and record in the same transaction that the deletion of the cache keys is owed."""
 
     async def erase_decisions(self, user_id: str) -> None:
-        """Delete the user's decisions again, after the cache keys. Before these were deleted, a request could read the
-        erased user's cached values and store a decision."""
+        """Delete the user's decisions again, after the cache keys have been deleted. Until then, a request could read
+        the erased user's cached values and store a decision."""
 
 
 class Invalidates(Protocol):

@@ -63,8 +63,8 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
     letters: DeadLetters
 
     async def take_in(self, payload: object) -> list[int]:
-        """Store a list of events, and return the sequence numbers of the new ones. Rejected items, and a payload of
-        another type, become dead letters. After `StoreUnavailable`, retry the whole payload."""
+        """Store a list of events, and return the sequence numbers of the new ones. Rejected items, and a payload
+        that is not a list, become dead letters. After `StoreUnavailable`, retry the whole payload."""
         if not isinstance(payload, list):
             await self.bury([(payload, "expected a list of events")])
             return []
@@ -91,9 +91,9 @@ class QueueDoor(msgspec.Struct, eq=False, dict=True):
             log.warning("event_buried", dead_letter=letter, error=reason)
 
     async def replay(self, letter: DeadLetter) -> ReplayedLetter:
-        """Replay one dead letter; it is deleted if that succeeds. An event that was stored before is consumed again.
-        Otherwise the payload is ingested as if it had just arrived, which the event id makes idempotent. Raises one of
-        `REFUSALS` if the payload is still invalid, and `NotFound` if the letter is gone meanwhile."""
+        """Replay one dead letter, and delete it if that succeeds. If it has a `seq`, its event is stored already, and
+        becomes unconsumed again. Otherwise its payload is ingested as if it had just arrived; the event id makes this
+        idempotent. Raises one of `REFUSALS` if the payload is still invalid, and `NotFound` if the letter is gone."""
         if letter.seq is not None:
             if not await self.letters.revive(letter.id):
                 raise NotFound(f"dead letter {letter.id} is gone: it was replayed or discarded meanwhile")
@@ -156,7 +156,8 @@ def _json_text(payload: object) -> str:
 
 def _in_json(value: object) -> object:
     """Replace each value that JSON lacks by an object such as `{"bytes": "ada"}`, which no field of an event accepts.
-    If text replaced it, a replay would store an event that was never sent: of user `YWRh` (base64), or in UTC."""
+    If text replaced it, a replay could store an event that was never sent. For instance, bytes as the user id would
+    become the user `YWRh` (base64), and a msgpack timestamp, which has no UTC offset, would become a time in UTC."""
     if isinstance(value, dict):
         return {_text(key): _in_json(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -32,10 +32,11 @@ class Cutoffs(Protocol):
         """The cutoff of the kind `what`; None if it was never stored."""
 
     async def move(self, cutoffs: Mapping[str, int], night: int | None) -> bool:
-        """Store cutoffs by kind, which may move back. Return False if that was done before in the same `night`."""
+        """Store cutoffs by kind of row; they may move back. If cutoffs have been stored in the same `night` already,
+        store nothing and return False. `night` None stores them in any case."""
 
     async def deleting(self, what: str, before_ms: int) -> None:
-        """Record that rows before `before_ms` are about to be deleted. Of several times, the latest is kept."""
+        """Record that rows before `before_ms` are about to be deleted, unless a later time is recorded already."""
 
 
 def next_cutoff(wanted_ms: int, done_ms: int | None, oldest_ms: int | None) -> int | None:
@@ -72,7 +73,7 @@ class Retention(msgspec.Struct, frozen=True):
         return found
 
     async def move_cutoffs(self, night: int | None = None, *, confirmed: bool = False) -> bool:
-        """Store the `next_cutoffs`. Return False if a process has stored them already in the `night` (a number)."""
+        """Store the `next_cutoffs`. If a process has done so in the same `night` (in days since 1970), return False."""
         cutoffs = await self.next_cutoffs(confirmed=confirmed)
         if moved := await self.cutoffs.move(cutoffs, night):
             for what in self.kept.keys() - cutoffs.keys():
@@ -80,8 +81,8 @@ class Retention(msgspec.Struct, frozen=True):
         return moved
 
     async def prune(self, pause: Callable[[float], Awaitable[None]], *, thorough: bool = True) -> dict[str, int]:
-        """Delete the rows before the stored cutoffs; return the number of deleted rows by kind of row that has a
-        cutoff. Unless `thorough`, kinds whose oldest row is not before the cutoff are skipped."""
+        """Delete the rows before the stored cutoffs. Return the number of deleted rows for each kind of row; a kind
+        without a stored cutoff is left out. Unless `thorough`, a kind whose oldest row is to be kept is skipped."""
         gone: dict[str, int] = {}
         for what, (store, days) in self.kept.items():
             if (cutoff_ms := await self.cutoffs.cutoff(what)) is None:

@@ -30,7 +30,7 @@ class SystemClock:
 
 
 def spoken(span: timedelta) -> str:
-    """A duration as text in the largest unit without a fraction: `30 days`, `90 minutes`; else in seconds."""
+    """A duration as text in the largest unit in which it is whole, such as `90 minutes`; otherwise `1.5 seconds`."""
     count, unit = f"{span.total_seconds():.6f}".rstrip("0").rstrip("."), "seconds"
     for name in ("days", "hours", "minutes"):
         whole, rest = divmod(span, timedelta(**{name: 1}))

@@ -35,7 +35,8 @@ _INT64 = 1 << 63
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
-    """A feature, as its processes record it in the database. `relations`: those that the SQL in `compute` reads."""
+    """A feature, as the processes that serve it record it in the database. `relations`: the tables and views that the
+    SQL in `compute` reads."""
 
     name: str
     dtype: Dtype

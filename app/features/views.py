@@ -1,4 +1,4 @@
-"""Makes the structs of answers from objects that have attributes of the same names."""
+"""Makes the structs of API responses from objects whose attributes have the names of the structs' fields."""
 
 from typing import Any, TypeVar
 

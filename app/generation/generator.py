@@ -114,9 +114,10 @@ class TipGenerator(msgspec.Struct, eq=False):
 
     def _note(self, started: float, error: Exception | None = None) -> None:
         """Record that a call begun at `started` has ended, with this error if it failed. After `SKIP_AFTER` failures in
-        a row (other than `ModelFailed.well`), skip the model for `SKIP_S` seconds, or for as long as the endpoint asked
-        its clients to wait, but at most for `LONGEST_SKIP_S`. Then requests call it again, and one more failure begins
-        the next skip. A call that began before a skip and fails during it can make the skip longer, never shorter."""
+        a row, skip the model for `SKIP_S` seconds, or for as long as the endpoint asked its clients to wait, but for at
+        most `LONGEST_SKIP_S`. Then requests call it again, and one more failure begins the next skip. A `ModelFailed`
+        with `well` set is counted as a success here. A call that began before a skip and fails during it can make the
+        skip longer, never shorter."""
         now = self.clock.monotonic()
         self.metrics.model_seconds.observe(now - started)
         failed = error if isinstance(error, ModelFailed) else None

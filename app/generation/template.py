@@ -17,8 +17,8 @@ _QUOTES = re.compile('["“”„‟«»「」『』]')
 
 
 def template_tip(request: TipRequest) -> str:
-    """Word a tip: a sentence about the task, an encouragement, the user's preferred hour, and the note. Users who
-    read tips only briefly get the first two sentences."""
+    """Word a tip: a sentence about the task, an encouragement, the user's preferred hour, and the first sentence of
+    the task's notes. Users who read tips only briefly get just the sentence about the task and the encouragement."""
     phrases, traits = phrases_of(request.locale), request.traits
     variants = phrases.encouragement[traits.mood]
     # Another sentence on another day and for another task, so that a list of tips does not repeat itself.

@@ -55,7 +55,8 @@ class AuditTrail(Protocol):
 
 
 class AuditedAction(msgspec.Struct):
-    """An audited action in progress. At its end, `outcome` is stored or, if None, `done` or the raised error."""
+    """An audited action in progress. When it ends, its `outcome` is stored. If `outcome` is None, `done` is stored
+    instead, or the error that the action raised."""
 
     outcome: str | None = None
 

@@ -145,8 +145,9 @@ KINDS = (
 def compute_figures(
     samples: Sequence[Sample], of_period: Iterable[Sample], period: Period, now_ms: int
 ) -> tuple[dict[str, Figure], Mapping[str, int]]:
-    """Compute the figures, and the sums of the counts of the last hour, each by name. The figures' series show the
-    samples or summaries `of_period`, and the highest value of a gauge in each slot. Samples must come oldest first."""
+    """Compute the figures, and the sums of the counts of the last hour, each by name. The series of a figure has one
+    value for each slot of `period`, computed from the samples or summaries `of_period`. For a gauge, this is the
+    highest value in the slot. Samples must come oldest first."""
     latest = sum_samples(item for item in samples if item.at_ms > now_ms - NOW_MS)
     hour = sum_samples(item for item in samples if item.at_ms >= slot_starts(now_ms)[0])
     by_slot: defaultdict[int, list[Sample]] = defaultdict(list)

@@ -105,7 +105,7 @@ def build_overview(
 def _statuses(
     stored: Mapping[str, ComponentStatus], newest: Iterable[Sample], own: Sample | None, now_ms: int
 ) -> list[ComponentStatus]:
-    """The status of each component. States that another process reports carry its name."""
+    """The status of each component. If another process reports the state, the `detail` names that process."""
     found = dict(stored)
     if own is not None:
         views = [own.components]

@@ -126,9 +126,9 @@ class FeatureAvailability(msgspec.Struct, eq=False):
         log.error("feature_paused", feature=trouble.feature, reason=trouble.reason, try_again_s=trouble.pause_s)
 
     def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
-        """Return why a feature is paused; None if it is not. A feature that failed is next tried for this user, so that
-        one failing user cannot keep it paused for all. A feature that was too slow is tried again for the user for whom
-        it was too slow, so that it is not resumed too early."""
+        """Return why a feature is paused; None if it is not. If the feature failed, it is next tried for `user_id`, so
+        that one failing user cannot keep it paused for all. If the feature was too slow, it is next tried for the user
+        for whom it was too slow, so that it is not resumed too early."""
         if not self._paused_mask >> index & 1:
             return None
         trouble = self._troubles[index]
@@ -137,7 +137,8 @@ class FeatureAvailability(msgspec.Struct, eq=False):
         return trouble
 
     def due(self) -> tuple[int, str] | None:
-        """A paused feature to try again now, and the user to try it with. It is returned once for each attempt."""
+        """A feature whose pause is over, by index, and the user to try it with; None if there is none. The feature is
+        not returned again before this attempt has ended."""
         for index, trouble in self._troubles.items():
             due = trouble.pause_s and trouble.until <= self.clock.monotonic()
             if due and not self.disabled >> index & 1:

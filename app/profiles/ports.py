@@ -144,8 +144,6 @@ class State(NamedTuple):
 
 
 class ObservedState(Protocol):
-    """Queries the current `State` in the database."""
-
     last: State  # by the last query
 
     def look(self) -> State | None:
@@ -211,7 +209,7 @@ class UserQueries(Protocol):
         """Up to `limit` ids above `after` of users with an event between `since_ms` and `until_ms`, ascending."""
 
     async def count_eligible(self, since_ms: int) -> int:
-        """The number of users with an event since `since_ms`, counted up to `COUNTED`."""
+        """The number of users with an event since `since_ms`, but at most `COUNTED`."""
 
     async def oldest_event_ms(self) -> int | None:
         """The time of the oldest stored event; None if there is none."""

@@ -111,8 +111,8 @@ def _is_not_kept(value: FeatureValue) -> bool:
 class RebuildRun(NamedTuple):
     """A rebuild of many users, as stored. `user_ids` is None if the run rebuilds all eligible users (`everyone`), or if
     the row was read without its list of users. Workers have claimed the users up to `position`: the id of the last such
-    user or, if the run has a list, the number of such users in it. `total` is counted up to `COUNTED`; `done` may
-    become higher."""
+    user or, if the run has a list, the number of such users in it. `total` is the number of users when the run was
+    requested. At most `COUNTED` eligible users are counted, so `done` may exceed `total`."""
 
     id: str
     scope: str

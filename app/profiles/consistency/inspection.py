@@ -111,7 +111,8 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         ]
 
     def _confirmed(self, cell: InspectedCell, raw: bytes | None, at: ReadTime) -> InspectedCell:
-        """Return the cell, without its value if that looked wrong and has left the key, which now holds `raw`."""
+        """Return the cell. If its cached value looked wrong and the key, which now holds `raw`, has another value or
+        none, return the cell as `missing`."""
         if cell.fault is None or self.filler.hit(cell.feature, raw, at) == cell.held:
             return cell
         return cell._replace(state="missing", holds="nothing", held=None, difference=None)

@@ -321,8 +321,8 @@ class TrustGate(msgspec.Struct, eq=False):
         return state
 
     async def _answer(self, asking: asyncio.Task[State | None], before: State) -> frozenset[int]:
-        """Await a query; return the result of `check`. The read may have asked the cache already, with the keys of the
-        state `before`. The hash slots in which these keys have been replaced since are returned, too."""
+        """Await a query; return the hash slots whose cached values must not be served. During the query, the read may
+        ask the cache for keys of the state `before`. The hash slots whose keys differ in the new state are included."""
         state = await asyncio.shield(asking)
         if state is None:
             return _EVERYONE

@@ -171,14 +171,15 @@ class Computation:
                 raise
 
     def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
-        """As `FeatureAvailability.withheld`. If the pause is over, also start an attempt in the background."""
+        """Return why a feature is paused, as `FeatureAvailability.withheld` does. If it is paused, call `try_again`."""
         trouble = self.availability.withheld(index, user_id)
         if trouble is not None:
             self.try_again()
         return trouble
 
     def try_again(self) -> None:
-        """If the pause of a feature is over and no attempt runs, start one to compute it in the background."""
+        """If the pause of a feature is over, try to compute the feature in the background. Only one such attempt runs
+        at a time."""
         idle = self._attempt is None or self._attempt.done()
         if idle and (due := self.availability.due()) is not None:
             self._attempt = self._loop.create_task(self._try(*due))

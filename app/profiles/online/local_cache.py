@@ -5,15 +5,16 @@ Below, "the cache" is the shared cache, Redis or Valkey. A read *keeps* a profil
 *finds* a profile if the local cache answers the read.
 
 Invariant: a profile that a read finds reflects every event committed before the read began, and was read after the
-last rebuild or erasure, which clears the local caches of all processes. Interleavings prevented; R is a reader, E the
-ingest of an event, A an admin who rebuilds or erases:
+last rebuild or erasure, which clears the local caches of all processes. A *check* drops the profiles of users with new
+events, or all profiles after a clearing. Interleavings prevented; R is a reader, E the ingest of an event, A an admin
+who rebuilds or erases:
   1. R reads the cache, E commit, E DEL, R keeps       the user's newest event is above the value's version: not kept
-  2. E commit, R checks, R reads the cache, R keeps    not kept either: E's DEL is to come, but the log has the event
+  2. E commit, R checks, R reads the cache, R keeps    not kept: the cache is stale until E's DEL, but the log has E
   3. R keeps, E commit, E answer, R finds              the check before each find drops the user
   4. R reads the cache, A writes, A clears, R keeps    the check before keeping sees the clearing: not kept
   5. R1 checks, E commit, E answer, R2 finds           a check serves one tick of the event loop, and R2 comes after it
-  6. E commit, A erases (E is not in the log any more), R reads the cache, R keeps; E DEL, E answer; A settles
-                                                       the erasure owes an invalidation until A settles: not kept
+  6. E commit, A erases (E is not in the log any more), R reads the cache, R keeps; E DEL, E answer; A DEL
+                                                       until A's DEL, the database records it as owed: not kept
 """
 
 import asyncio
@@ -47,8 +48,8 @@ class KeptProfile(NamedTuple):
 
 
 class LocalCache(msgspec.Struct, eq=False):
-    """Keeps the profiles of at most `capacity` users. A profile is kept only from the second read of the user that the
-    shared cache answers, so that users who are read once do not displace others."""
+    """Keeps the profiles of at most `capacity` users. The first read of a user that the shared cache answers does
+    not keep the profile; the next such read may keep it. So users who are read once do not displace others."""
 
     feed: ChangeFeed
     registry: Registry

@@ -85,8 +85,8 @@ class Intervals(msgspec.Struct):
 
 class Drift(msgspec.Struct):
     """How far the values of a feature at the measurement differ from those 7 days before. Both are computed from the
-    event log, each for a sample of the users with an event within the longest window of any feature before that
-    time."""
+    event log, each for a sample of users of its own: those with an event within the longest window of any feature
+    before the measurement, or before the time 7 days earlier."""
 
     psi: Annotated[
         float | None, Meta(description="Population stability index over `bins`; null if `why_not` says why.")
