@@ -199,8 +199,8 @@ def _history_row(
     known: int | str | None,
     decisions: Mapping[str, LoggedProfile],
 ) -> tuple[Profile, ComputeRow]:
-    """Convert a row of a request into the values that its decision recorded (none if it names no decision), and the
-    computation of the other features. A row without a decision ignores events that arrived after `known` (epoch ms, or
+    """Return the values that the decision of a row recorded (none if the row names no decision), and a `ComputeRow` for
+    the other features in `mask`. A row without a decision ignores events that arrived after `known` (epoch ms, or
     `as_of`: the row's own time). `place` is the row's path in issues, such as `rows[3]`. Raises `InvalidInput`."""
     names = {"user_id": row.user_id, "as_of": row.as_of}
     if row.decision_id is not UNSET:

@@ -64,7 +64,8 @@ async def listen(
     with an error before their connections are cut.
 
     If the socket is `shared` with other processes, SIGUSR2 makes this process hand over to them: `/readyz` stays as it
-    is, and requests have `HAND_OVER_S` seconds more. A process that has the socket to itself ignores SIGUSR2.
+    is, and running requests are interrupted `HAND_OVER_S` seconds later than after SIGTERM. A process that has the
+    socket to itself ignores SIGUSR2.
     """
     with listener:
         loop, drain_s = asyncio.get_running_loop(), settings.drain_s

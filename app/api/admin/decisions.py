@@ -48,7 +48,8 @@ class DecisionLogPage(msgspec.Struct):
 
 
 class InputGroup(NamedTuple):
-    """Inputs with the first factor `name`: what each adds to a candidate's score (`parts`), and the sum (`total`)."""
+    """The inputs whose names begin with the factor `name`, such as `volume_x_priority` for `volume`. `parts`: what each
+    input adds to a candidate's score. `total`: the sum of the parts."""
 
     name: str
     total: float
@@ -183,7 +184,8 @@ def _utc_ms(text: str, name: str) -> int:
 
 
 def grouped(contributions: Mapping[str, float]) -> list[InputGroup]:
-    """The inputs that contribute at least `LEAST` to a score, grouped by their first factor, the largest sum first."""
+    """Group the inputs by the factor with which their names begin (see `InputGroup`). The group with the largest
+    absolute sum comes first. Inputs that change the score by less than `LEAST` are left out."""
     groups: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for name, part in contributions.items():
         if abs(part) >= LEAST:

@@ -41,7 +41,8 @@ class Body:
 
     @property
     def unread(self) -> bool:
-        """Whether a part of the body has yet to arrive. False while the client waits for `100 Continue` to send it."""
+        """Whether more of the body is to be expected. False after the last part, and while the client waits for
+        `100 Continue` before it sends anything."""
         return self._more and not self._waits
 
     async def receive(self) -> HTTPReceiveMessage:

@@ -62,8 +62,9 @@ log = logger("api")
 
 
 class Post(NamedTuple):
-    """A POST of JSON that the fast path answers, and the scope that it needs. If `answer` fails, Litestar's route tries
-    again if it is `repeatable`. Otherwise the route does not try again, and responds with the error of `answer`."""
+    """A POST of JSON that the fast path answers, and the scope that the caller needs. If `answer` fails, Litestar's
+    route answers instead. If the POST is `repeatable`, the route does the work again. Otherwise it only reports the
+    error of `answer`."""
 
     route: Route
     scope: str

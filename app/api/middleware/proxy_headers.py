@@ -48,10 +48,11 @@ class BehindProxy:
         return dict(scope["headers"]) if any(address in network for network in self._trusted) else {}
 
     def _strip(self, scope: HTTPScope, *, stripped: bool) -> None:
-        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already. A
-        root path such as `/profiles` is also the beginning of routes. Such a root path is removed only if the rest is a
-        path of the service and `stripped` is false. `stripped`: the proxy sent `X-Forwarded-Prefix`, which means that
-        it has removed the root path."""
+        """Remove the root path from the beginning of the request's path, unless the proxy has removed it already.
+        `stripped`: the proxy sent `X-Forwarded-Prefix`, which means that it has removed the root path.
+
+        With the root path `/profiles`, the path `/profiles/u1` is ambiguous: routes begin with `/profiles`, too. Such a
+        root path is removed only if the rest is a path of the service and `stripped` is false."""
         raw = scope.get("raw_path") or scope["path"].encode()
         rest = raw.removeprefix(self._root)
         if rest == raw or rest[:1] not in (b"", b"/"):
