@@ -59,7 +59,7 @@ def diagnose_database(
     whole: bool,
     now_s: Callable[[], float] = time.time,
 ) -> tuple[list[Line], list[Sample]]:
-    """Diagnose the server and the contents of the database. Return the lines of the report, and the newest sample of
+    """Diagnose the server and the contents of the database. Return the report lines, and the newest metric sample of
     each process. `days`: the retention of `events` and of `decisions`, in days. `whole`: also read every event."""
     try:
         with closing(connect(url.url)) as connection:

@@ -1,5 +1,6 @@
-"""What the database records about caches: deletions of cache keys that are still owed, the server that is registered as
-the cache, and the *local cache epoch*, a counter. When the counter advances, every process clears its local cache."""
+"""What the database records about caches: the users whose cache keys must still be deleted, the server that is
+registered as the cache, and the *local cache epoch*, a counter. When the counter advances, every process clears its
+local cache."""
 
 import json
 from collections.abc import Collection, Sequence

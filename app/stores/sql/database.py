@@ -165,7 +165,8 @@ class Database(ABC):
             return await reader.run(run)
 
     async def look(self, work: Callable[[Connection], T]) -> T:
-        """Run `work`, which reads a few rows by key, as `read` does. SQLite does so on the event loop's thread."""
+        """Like `read`, for a `work` that reads only a few rows by key. With SQLite, `work` runs on the event loop's
+        thread, which is faster. If that fails, because of a lock for example, `read` runs `work` again."""
         return await self.read(work)
 
     @abstractmethod

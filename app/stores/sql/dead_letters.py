@@ -39,8 +39,8 @@ SELECT_POSSIBLY_THEIRS = "SELECT id, payload, user_id FROM dead_letters WHERE us
 
 
 def letters_of(connection: Connection, user_id: str) -> dict[int, tuple[str, str | None]]:
-    """Map the id of each dead letter that names a user to its payload, and to the payload without the user's events:
-    None if no event is left."""
+    """The dead letters that name a user, by id. Each value is a pair: the payload, and the payload without the user's
+    events, which is None if no event is left."""
     found: dict[int, tuple[str, str | None]] = {}
     for letter_id, payload, owner in connection.execute(SELECT_POSSIBLY_THEIRS, (user_id,)):
         if owner is not None:

@@ -209,8 +209,8 @@ class SqlDecisions(SqlRepository):
 
 
 def _made_since_erasure(connection: Connection, decision: Decision) -> bool:
-    """Whether the profile of the decision was computed after the user's last erasure; False if that is not known. The
-    caller checks by their version that the user's statistics, which an erasure deletes, are still the same."""
+    """Whether the profile of the decision was computed after the user's last erasure; False if that is not known. An
+    erasure also deletes the user's statistics; the caller checks that their version is still the same."""
     if (read := decision.profile_read) is not None:
         # An erasure deletes all events of the user. So if the oldest of these is still stored, none has come since.
         oldest = min((version for version in read.versions.values() if version > 0), default=0)

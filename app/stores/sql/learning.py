@@ -153,8 +153,9 @@ class SqlLearning(SqlRepository):
             raise
 
     async def settle(self, now_ms: int, limit: int) -> Mapping[str, int]:
-        """Settle up to `limit` decisions with a served tip, which learn the default reward, and up to `limit` unserved
-        ones, which expire. A read finds them first, so that the write lock is taken only if there are any."""
+        """Settle decisions whose time for feedback has ended: for up to `limit` with a served tip, learn the default
+        reward; mark up to `limit` others as expired. Return the number of decisions by result. A read finds the
+        decisions first, so that the write lock is taken only if there are any."""
         closed = {"closed": now_ms - self._rules.window_ms - GRACE_MS, "known": json.dumps(list(SPECS))}
 
         def find(connection: Connection) -> tuple[list[Any], list[Any]]:
@@ -208,7 +209,8 @@ def _query(logged: LoggedEvent) -> tuple[str, ...]:
 
 
 def _vector(row: Mapping[str, Any], spec: Spec) -> Array:
-    """The input vector of a decision. If the request is damaged, the vector has only the logged inputs."""
+    """The input vector of a decision. Inputs of `spec` that the decision was logged without are computed from the
+    stored request. If the request is damaged, these inputs are missing from the vector."""
     phi = array(row["phi"])
     if len(phi) < spec.size:  # the decision was made before the statistics grew
         with suppress(*DAMAGE):

@@ -1,4 +1,5 @@
-"""Stores the times before which events and decisions must be or have been deleted; also deletes old decisions."""
+"""Stores the cutoffs, before which events and decisions must be deleted, and how far the deletion has come. Also
+deletes old decisions."""
 
 import json
 from collections.abc import Mapping

@@ -4,10 +4,10 @@ Each row belongs to a spec, a list of model inputs, and holds the spec's hash. I
 release does not know are never read, added to or overwritten. Damaged statistics and damaged priors are never used.
 
 A row carries two checksums: of its header (spec and number of decisions) and of its numbers. If only one matches, the
-row is damaged. If neither does, a process of an earlier release wrote the row, since that release changes both parts
-with each write, but no checksum. Such a row is damaged if no decisions can have produced it (`sound`). A process that
-finds a damaged row logs it and *sets it aside*: it overwrites the hash with a text that matches no spec, so that the
-row is kept but not read again. No other user is affected.
+row is damaged. If neither matches, a process of an earlier release wrote the row: with each write, that release changes
+both the header and the numbers, and leaves the old checksums. Such a row is damaged if no decisions can have produced
+it (`sound`). A process that finds a damaged row logs it and *sets it aside*: it overwrites the hash with a text that
+matches no spec, so that the row is kept but not read again. No other user is affected.
 
 A range of users begins with its `first_user` and ends before that of the next range. Several workers may sum ranges at
 once. In each round, a worker claims a range, and sums it again if the numbers of its users and decisions differ from
@@ -234,8 +234,8 @@ class SqlStates(SqlRepository):
     @writes(of=())
     def _claim(self, connection: Connection, due: Mapping[str, Any]) -> dict[str, Any] | None:
         """Claim a range of users that is still to be summed in this round; None if another worker was faster. A range
-        that has become too large is cut in two. The result has the parameters `due` of `SELECT_DUE`, the bounds `first`
-        and (exclusive) `end`, and the `users` and `decisions` of the stored sum (None without a sum)."""
+        that has become too large is cut in two. `due`: the parameters of `SELECT_DUE`. The result contains `due`, the
+        bounds `first` and (exclusive) `end`, and the `users` and `decisions` of the stored sum (None without one)."""
         row = connection.execute(UPDATE_CLAIM, due).fetchone()
         if row is None:
             return None

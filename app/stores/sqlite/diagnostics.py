@@ -37,7 +37,7 @@ FIXED_BACKPORTS = ((3, 50, 7), (3, 44, 6))
 def diagnose_database(
     path: Path, now_ms: int, days: Mapping[str, int], *, whole: bool
 ) -> tuple[list[Line], list[Sample]]:
-    """Diagnose the file and its contents. Return the lines of the report, and the newest sample of each process.
+    """Diagnose the file and its contents. Return the report lines, and the newest metric sample of each process.
     `days`: the retention of `events` and of `decisions`, in days. `whole`: check the integrity of the whole file."""
     try:
         with closing(connect(path, read_only=True)) as connection:
