@@ -62,9 +62,9 @@ log = logger("api")
 
 
 class Post(NamedTuple):
-    """A POST of JSON that the fast path answers, and the scope that the caller needs. If `answer` fails, Litestar's
-    route answers instead. If the POST is `repeatable`, the route does the work again. Otherwise it only reports the
-    error of `answer`."""
+    """A POST of JSON that the fast path answers, and the scope that the caller needs. If `answer` fails for
+    a POST that is `repeatable`, Litestar's route does the work again, unless the request was shed. For any other POST,
+    the route only reports the error of `answer`."""
 
     route: Route
     scope: str
