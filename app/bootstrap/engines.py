@@ -26,7 +26,8 @@ def load_contract(settings: Settings, source: str | None = None, *, own_mirror: 
     The registry is the one at `source`, or else the one that the settings name, or else the built-in one. With
     `own_mirror=False` the mirror is derived from the registry, because the declared mirror may be out of date. Raises
     `RegistryError` if an entry breaks a rule or the mirror differs from the registry. Raises `SettingsError` if the
-    registry cannot be loaded, or a retention setting is too short for its windows or the rewards.
+    registry cannot be loaded, if the retention of events is too short for the longest feature window, or if the
+    retention of decisions is too short for the reward window.
     """
     if source is not None:
         registry, mirror = import_registry(source, "--registry")

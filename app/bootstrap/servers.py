@@ -42,8 +42,8 @@ def untraced(_: str, port: Port, *__: object) -> Port:
 
 
 def open_tracing(settings: Settings, door: str) -> Tracing | None:
-    """Begin to send traces, if the settings name a collector. Raises `SettingsError` if the packages of OpenTelemetry
-    are not installed."""
+    """Begin to send traces, if the settings name a collector; one-off commands (`door` is `command`) send none. Raises
+    `SettingsError` if the packages of OpenTelemetry are not installed."""
     if settings.traces_url is None or door not in ROLES:
         return None
     try:

@@ -143,8 +143,8 @@ def _asked(block: Block, mask: int, before: bool, known: KnownAt, moments: Momen
 async def _served(
     block: Block, mask: int, moments: Moments, decisions: LoggedProfiles
 ) -> list[tuple[Profile, ComputeRow]]:
-    """For each input row, the values that its decision recorded, and a computation of the features in `mask` whose
-    values it did not record. Raises `InvalidInput` if a decision cannot be used."""
+    """Return for each input row the values that were read for its decision, and a computation of the other features in
+    `mask`; see `served_row`. Raises `InvalidInput` if a decision cannot be used."""
     from app.profiles.history import served_row
 
     ids = block.keys["decision_id"]
@@ -180,7 +180,8 @@ class _LateArrivals(msgspec.Struct):
                 self._sample[place] = row
 
     async def share(self, reader: ProfileReader) -> float:
-        """Estimate the share of late rows among all rows; 0 if at least half of the rows have a value."""
+        """Estimate the share of late rows among all rows. If at least half of the rows have values, the share
+        is too small for a warning: return 0 without an estimate."""
         if self._empty * 2 <= self.rows:
             return 0.0
         profiles = await reader.read_as_of([row._replace(known_ms=None) for row in self._sample])

@@ -4,8 +4,8 @@ No capacity is configured: the service rate is measured while the process works.
 probably be rejected wait in the overload queue and are released in groups, to be checked again (`app/README.md` has the
 reasons).
 
-Invariant: between two groups, the queue pauses for `PAUSE_FACTOR` times the time that the first group took, but at most
-for `PAUSE_MOST_S`. A request waits at most `most_s` seconds, plus the time of one group and one pause.
+Invariant: after each group, the queue pauses for `PAUSE_FACTOR` times the time that the group took, but at most for
+`PAUSE_MOST_S`. A request waits at most `most_s` seconds, plus the time of one group and one pause.
 """
 
 import asyncio

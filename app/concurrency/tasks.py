@@ -60,7 +60,8 @@ async def repeat(
     """Run `work`, then pause for `every_s` seconds, until cancelled.
 
     An exception is logged under `name`, and the next run takes place as usual. If runs raise `Unavailable` one after
-    another, only the first is logged as a warning. Any other exception is logged with its traceback.
+    another, the first is logged as a warning and the others at the level debug. Any other exception is logged with its
+    traceback.
     """
     unavailable = False
     while True:

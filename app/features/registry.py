@@ -52,7 +52,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
 
 class Feature(Definition, frozen=True, kw_only=True):
     """The declaration of a feature, an entry of the registry. `app/features/README.md` describes the fields. `ttl_ms`,
-    `window_ms` and `fingerprint` are derived from other fields; `compiled` sets the relations."""
+    `window_ms` and `fingerprint` are derived from other fields. `relations`, the tables and views that the SQL reads,
+    is empty until `compiled` sets it."""
 
     ttl: timedelta
     window: timedelta
@@ -71,8 +72,9 @@ class Feature(Definition, frozen=True, kw_only=True):
         force_setattr(self, "fingerprint", hashlib.sha256(identity.encode()).hexdigest()[:8])
 
     def compiled(self, relations: Iterable[str]) -> Feature:
-        """A copy of the entry with the `relations` that its SQL reads. `invalidated_by` defaults to their subjects.
-        Raises `RegistryError` if the SQL reads no relation, or if `invalidated_by` lacks the subject of one of them."""
+        """A copy of the entry with the `relations` that its SQL reads. Each relation holds events of one subject (kind
+        of event). `invalidated_by` defaults to the subjects of the relations. Raises `RegistryError` if the SQL reads
+        no relation, or if `invalidated_by` lacks the subject of one of them."""
         read = tuple(name for name in RELATIONS if name in set(relations))
         if not read:
             raise RegistryError(self.name, f"the SQL reads none of the relations {', '.join(RELATIONS)}")
@@ -229,8 +231,9 @@ class ValueRead(NamedTuple):
 class ProfileRead(msgspec.Struct, frozen=True):
     """A read of a profile, as stored with the decision that was made from the profile.
 
-    Each of the `values`, by feature name, equals a computation as of `at_ms` from the user's events up to its version.
-    Features that were disabled or failing, and so read as null, are left out.
+    `values` has a `ValueRead` for each feature, by name. The value that was read equals a computation as of `at_ms`
+    from the user's events with a sequence number up to the version in the `ValueRead`. Features that were disabled or
+    failing, and so read as null, are left out.
     """
 
     at_ms: int

@@ -56,7 +56,7 @@ class AuditTrail(Protocol):
 
 class AuditedAction(msgspec.Struct):
     """An audited action in progress. When it ends, its `outcome` is stored. If `outcome` is None, `done` is stored
-    instead, or the error that the action raised."""
+    instead or, if the action raised an error, a text that begins with `refused: ` or `failed: `."""
 
     outcome: str | None = None
 

@@ -14,7 +14,7 @@ UNSEEN_MS = 60_000
 
 
 class ComponentView(msgspec.Struct, frozen=True, array_like=True):
-    """The state of a component as one process sees it."""
+    """The state of a component as one process sees it. `detail` is the reason; empty if the state is `ok`."""
 
     state: State
     detail: str
@@ -50,7 +50,8 @@ UNASKED = ReadinessCheck(False, "it was not asked", state="unknown")
 
 def component_views(checks: Mapping[str, ReadinessCheck]) -> dict[str, ComponentView]:
     """The state of every component and of the whole service, by name, from the checks of one process. A component
-    without a check is `unknown`. While deletions are owed, the cache has the state of the check `invalidations`."""
+    without a check is `unknown`. If the check `cache` is ok, the component `cache` has the state of the check
+    `invalidations`, which fails while cache keys must still be deleted."""
     found = {name: checks.get(name, UNASKED).view for name in COMPONENTS if name != "service"}
     if found["cache"] == OK and "invalidations" in checks:
         found["cache"] = checks["invalidations"].view

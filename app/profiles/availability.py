@@ -126,9 +126,9 @@ class FeatureAvailability(msgspec.Struct, eq=False):
         log.error("feature_paused", feature=trouble.feature, reason=trouble.reason, try_again_s=trouble.pause_s)
 
     def withheld(self, index: int, user_id: str) -> FeatureTrouble | None:
-        """Return why a feature is paused; None if it is not. If the feature failed, it is next tried for `user_id`, so
-        that one failing user cannot keep it paused for all. If the feature was too slow, it is next tried for the user
-        for whom it was too slow, so that it is not resumed too early."""
+        """Return why a feature is paused; None if it is not. If the feature is paused because it failed, also choose
+        `user_id` for the next attempt: so one failing user cannot keep the feature paused for all. If it was too slow,
+        the next attempt is still made for the user for whom it was too slow, so that it is not resumed too early."""
         if not self._paused_mask >> index & 1:
             return None
         trouble = self._troubles[index]

@@ -54,9 +54,9 @@ class Moments(msgspec.Struct, frozen=True):
 
 def served_row(decision: LoggedProfile | None, path: str, moments: Moments, mask: int) -> tuple[Profile, ComputeRow]:
     """The training set row of a decision: the values that it was made from, and a `ComputeRow` for the other features
-    in the mask: those that the decision did not read, or that were redefined since. The row computes them as of the
-    moment when the decision's profile was read, from the user's events up to the highest version in that profile. A
-    feature that was null then, because it was disabled or failing, is null again.
+    in the mask. These are the features that the decision did not read, or that were redefined since. The `ComputeRow`
+    computes them as of the moment when the decision's profile was read, from the user's events up to the highest
+    version in that profile. A feature that was null then, because it was disabled or failing, is null again.
 
     Raises:
         InvalidInput: the decision does not exist (None), it does not record how its profile was read, or events that a

@@ -95,13 +95,15 @@ class ComputeRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The result of a computation. `rows`, `versions` and `leaves_ms` have one item per computed row.
+    """The result of a computation. `rows`, `versions` and `leaves_ms` have one item for each `ComputeRow`.
 
-    `rows` has one raw value per feature. `versions` has the sequence number of the user's newest event in the snapshot,
-    or minus the number of erasures so far if the user has no event. It has zeros if every row is of a past moment and
-    without a `version`. If all rows are live, `leaves_ms` has, for each feature, the moment at which the oldest event
-    leaves the window, so that the value may change; `END_OF_TIME_MS` if the window is empty. `errors` has a text for
-    each value whose SQL failed, by (row, feature index); the value is None. `overdue` is the mask of slow features.
+    `rows`: one raw value per feature.
+    `versions`: the sequence number of the user's newest event in the snapshot, or minus the number of erasures so far
+    if the user has no event. Zeros if every `ComputeRow` has a `now_ms` and none has a `version`.
+    `leaves_ms`: for each feature, the moment at which the oldest event leaves the window, so that the value may change;
+    `END_OF_TIME_MS` if the window is empty. It is set only if every `ComputeRow` is live.
+    `errors`: a text for each value whose SQL failed, by (row, feature index); the value is None.
+    `overdue`: the mask of slow features.
     """
 
     rows: Sequence[Sequence[object]]

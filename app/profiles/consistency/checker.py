@@ -93,7 +93,8 @@ def _facts(cell: InspectedCell, held: FeatureValue, inspection: Inspection) -> d
 
 def report(result: CheckResult, metrics: Metrics, **context: object) -> None:
     """Count and log the wrong cached values of one user. The log has a hash instead of the user id, because the user
-    may be erased later. The numbers of the newest events identify the user as long as the database holds them."""
+    may be erased later. The sequence numbers of the user's newest events, which are logged too, identify the user until
+    these events are deleted."""
     for facts in result.wrong:
         metrics.consistency_violations.labels(facts["feature"], facts["fault"]).inc()
         log.error("consistency_violation", user=user_hash(result.user_id), **facts, **context)

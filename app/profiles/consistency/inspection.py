@@ -111,8 +111,8 @@ class Inspector(msgspec.Struct, kw_only=True, eq=False):
         ]
 
     def _confirmed(self, cell: InspectedCell, raw: bytes | None, at: ReadTime) -> InspectedCell:
-        """Return the cell. If its cached value looked wrong and the key, which now holds `raw`, has another value or
-        none, return the cell as `missing`."""
+        """Check a cell again after the pause; `raw` is what its key holds now. If the cached value looked wrong and is
+        no longer in the key, return the cell as `missing`. Otherwise return it unchanged."""
         if cell.fault is None or self.filler.hit(cell.feature, raw, at) == cell.held:
             return cell
         return cell._replace(state="missing", holds="nothing", held=None, difference=None)

@@ -81,9 +81,9 @@ class Invalidator(msgspec.Struct, kw_only=True, eq=False):
         await self.pause(HOLD_BACK_S)
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
-        """Delete cached values that were computed before an event, given its sequence number by user id and feature
-        name. The ingest of the event has deleted the keys already, so an older value is a fault: it is counted and
-        logged. Raises `CacheUnavailable`."""
+        """Delete cached values that are older than an event. `stale` maps user id and feature name to the sequence
+        number of the event. The ingest of the event has deleted the keys already, so an older value is a fault: it is
+        counted and logged. Raises `CacheUnavailable`."""
         cells = {Cell(user_id, name): seq for user_id, names in stale.items() for name, seq in names.items()}
         if not cells:
             return

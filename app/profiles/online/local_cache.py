@@ -48,8 +48,8 @@ class KeptProfile(NamedTuple):
 
 
 class LocalCache(msgspec.Struct, eq=False):
-    """Keeps the profiles of at most `capacity` users. The first read of a user that the shared cache answers does
-    not keep the profile; the next such read may keep it. So users who are read once do not displace others."""
+    """Keeps the profiles of at most `capacity` users. A profile is kept by the second read of its user
+    that the shared cache answers, at the earliest. So users who are read once do not displace others."""
 
     feed: ChangeFeed
     registry: Registry

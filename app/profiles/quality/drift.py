@@ -135,7 +135,8 @@ def _numbers(dtype: Dtype, now: Counter[float], before: Counter[float]) -> list[
 
 
 def _categories(pooled: Counter[float], now: Counter[float], before: Counter[float]) -> list[CommonBin]:
-    """One bin for each value, and for the whole numbers between the values if the range is small."""
+    """One bin for each value. If all values are whole numbers and their range is small, also an empty bin for each
+    whole number between them."""
     low, high = min(pooled), max(pooled)
     wide = high - low >= MAX_CATEGORIES or not (low.is_integer() and high.is_integer())
     values = sorted(pooled) if wide else [low + step for step in range(int(high - low) + 1)]

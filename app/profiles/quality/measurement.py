@@ -129,7 +129,8 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
                 figures.held[msgspec.json.decode(cell.held.json)] += 1
 
     async def _count_values(self, sample: UserSample, start: int) -> None:
-        """Compute and count values for a page of the sample: users `now` as of `now_ms`, `before` as of `before_ms`."""
+        """Compute and count values for a page of the sample, which begins at index `start`. The values of the users
+        `now` are computed as of `now_ms`, those of the users `before` as of `before_ms`."""
         registry = self.inspector.computation.registry
         page = slice(start, start + PAGE)
         asked = [ComputeRow(user_id, registry.full_mask, sample.now_ms) for user_id in sample.now[page]]
@@ -208,7 +209,8 @@ async def draw(
     the number of these users, and the drawn ones, a uniform sample in random order.
 
     `eligible`: see `UserQueries.eligible`. Uses J. S. Vitter's algorithm R (Random sampling with a reservoir, 1985),
-    page by page, with a pause after each page until the monotonic time `rest_until`. Raises `DrawTimeout` at `until`.
+    page by page. After each page there is a pause, `REST` times as long as reading the page took. No pause extends
+    beyond the monotonic time `rest_until`. Raises `DrawTimeout` if a page ends after the monotonic time `until`.
     """
     drawn: list[str] = []
     seen, after, began = 0, "", clock.monotonic()

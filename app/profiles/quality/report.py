@@ -85,8 +85,8 @@ class Intervals(msgspec.Struct):
 
 class Drift(msgspec.Struct):
     """How far the values of a feature at the measurement differ from those 7 days before. Both are computed from the
-    event log, each for a sample of users of its own: those with an event within the longest window of any feature
-    before the measurement, or before the time 7 days earlier."""
+    event log, each for a sample of users of its own. If the longest window of any feature is 30 days, one sample has
+    users with an event in the 30 days before the measurement, the other in the 30 days before the earlier time."""
 
     psi: Annotated[
         float | None, Meta(description="Population stability index over `bins`; null if `why_not` says why.")
@@ -155,7 +155,8 @@ def report(sample: UserSample, registry: Registry, finished_at_ms: int) -> Quali
 
 def interval(count: float, measured: int, eligible: int, of: int | None = None) -> ShareInterval | None:
     """The 95 % confidence interval of a share among the `eligible` users, estimated from the share `count / of` among
-    the `measured` users. `of`: how many of these the share refers to, by default all. None if `of` is 0.
+    the `measured` users. `of` is the denominator if the share concerns only some of the measured users, such as those
+    with a cached value. None if `of` is 0.
 
     E. B. Wilson's score interval (Probable inference, the law of succession, and statistical inference, 1927), with the
     correction for a finite population: if all are measured, the share is exact.
