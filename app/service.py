@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 
 class Bandit(NamedTuple):
-    """The parts of the contextual bandit that routes, jobs and commands use. `periodic` is the work of a worker: the
-    name, the function and the seconds between two calls."""
+    """The parts of the contextual bandit that routes, jobs and commands use. `periodic` lists a worker's periodic
+    tasks: for each, its name, its function and the seconds between two calls."""
 
     scorer: Scorer
     learner: DecisionLearner

@@ -49,8 +49,8 @@ class ScoringRequest(msgspec.Struct, frozen=True, kw_only=True):
 class UserSnapshot(NamedTuple):
     """The data from the database that a decision about one user needs. `erasures` is the number of users erased so far.
     It is read first, so the other fields may be newer. `share`, 0 to 1, is the share of users that the challenger
-    serves, and `salt` decides which users these are. `version` is the spec hash of the user's statistics, and the
-    number of decisions in them. `statistics` is None if no decision about the user has been learned, or if they are
+    serves, and `salt` decides which users these are. `version` is a pair: the spec hash of the user's statistics, and
+    the number of decisions in them. `statistics` is None if no decision about the user has been learned, or if they are
     damaged. `stored` is the earlier decision with the same request id."""
 
     erasures: int

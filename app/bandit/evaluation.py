@@ -115,8 +115,8 @@ class Replay(msgspec.Struct, frozen=True):
     priors: Sequence[tuple[int, Array]] = ()
 
     def recorded(self, priors: Sequence[Prior]) -> Replay | None:
-        """The replay with the recorded priors. None if priors must be pooled from the log instead: if a recorded prior
-        lacks an input of the policy, or if the replay ignores profiles, which the recorded priors were made with."""
+        """The replay with the recorded priors. None if a recorded prior lacks an input of the policy, or if the replay
+        ignores profiles, since the recorded priors were made with profiles. Priors are then pooled from the log."""
         spec = self.policy.spec
         if not spec.pooled:
             return self  # it reads no prior
@@ -152,9 +152,9 @@ class Replay(msgspec.Struct, frozen=True):
 
     def before(self, log: UserLog, learned: Sequence[LoggedDecision]) -> SufficientStatistics:
         """The statistics of the decisions that have been pruned from the log: the stored statistics minus the logged
-        decisions. First, the logged decisions are subtracted with all inputs of the stored spec. If the result is
-        impossible, only the logged inputs are subtracted, because an earlier release padded statistics with zeros. If
-        this result is impossible, too, for example after a restore, the sums are zeros."""
+        decisions. First, the logged decisions are subtracted with all inputs of the stored spec. The result can be
+        impossible, because an earlier release padded statistics with zeros. Then only the inputs that every logged
+        vector has are subtracted. If this is impossible, too, for example after a restore, the sums are zeros."""
         spec, stored = self.policy.spec, log.statistics
         if stored is None or stored.decisions <= len(learned):
             return SufficientStatistics.none(spec)

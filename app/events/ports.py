@@ -111,7 +111,8 @@ class EventLog(Protocol):
     async def mark_consumed(self, seqs: Sequence[int]) -> None: ...
 
     async def stale_features(self) -> Mapping[str, frozenset[str]]:
-        """The features that events of each subject invalidate, in any registry that a process has ever recorded."""
+        """For each subject, the features that its events invalidate. A feature is included if it is in any of the
+        registries that processes have recorded, even in that of an earlier release."""
 
 
 class DeadLetters(Protocol):
@@ -167,7 +168,8 @@ class Invalidates(Protocol):
         """Delete the cached values of features, by user id. Return False, after a pause, if the deletion is owed."""
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
-        """Delete cached values that do not reflect an event. `stale`: its sequence number, by user id and feature."""
+        """Delete a user's cached value of a feature if it was computed before an event. `stale` maps the user id and
+        the name of the feature to the sequence number of the event."""
 
 
 # Updates a model with all of these events, or raises and learns from none. Events are delivered at least once; `seq`

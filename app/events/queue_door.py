@@ -2,8 +2,8 @@
 
 Invariants:
 - When `take_in` returns, every item of the payload is either stored as an event or is a dead letter. Events are stored
-  first: storing is idempotent, and creating dead letters is not. They are created in one transaction. So if the payload
-  is retried after a failure, each rejected item still becomes one dead letter.
+  first: storing is idempotent, and creating dead letters is not. The dead letters of a payload are created in one
+  transaction. So if the payload is retried after a failure, each rejected item still becomes one dead letter.
 - A letter is deleted only after its event is stored; a letter that is still invalid stays, with the newest reason. Two
   concurrent replays of a letter store its event once.
 """

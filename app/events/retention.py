@@ -33,7 +33,7 @@ class Cutoffs(Protocol):
 
     async def move(self, cutoffs: Mapping[str, int], night: int | None) -> bool:
         """Store cutoffs by kind of row; they may move back. If cutoffs have been stored in the same `night` already,
-        store nothing and return False. `night` None stores them in any case."""
+        store nothing and return False. If `night` is None, store them in any case."""
 
     async def deleting(self, what: str, before_ms: int) -> None:
         """Record that rows before `before_ms` are about to be deleted, unless a later time is recorded already."""
@@ -82,7 +82,8 @@ class Retention(msgspec.Struct, frozen=True):
 
     async def prune(self, pause: Callable[[float], Awaitable[None]], *, thorough: bool = True) -> dict[str, int]:
         """Delete the rows before the stored cutoffs. Return the number of deleted rows for each kind of row; a kind
-        without a stored cutoff is left out. Unless `thorough`, a kind whose oldest row is to be kept is skipped."""
+        without a stored cutoff is left out. For a kind without rows before its cutoff, `Prunable.prune` is called only
+        if `thorough`: it may also delete other data that are no longer needed, such as replaced pooled priors."""
         gone: dict[str, int] = {}
         for what, (store, days) in self.kept.items():
             if (cutoff_ms := await self.cutoffs.cutoff(what)) is None:

@@ -1,8 +1,8 @@
 """Traces with OpenTelemetry, if `PROFILES_TRACES_URL` is set. The standard `OTEL_…` variables configure the rest.
 
 A process without traces does not import this module: bootstrap, `app.asgi` and `app.worker` wrap their parts only if
-traces are on. Each request, job and consumption of events has a span. Each call of a wrapped port inside it has a child
-span. If requests share work, the work's span is a child of the request that began it.
+traces are on. Each request, job and consumption of events has a span. Each call of a wrapped port during such a span
+has a child span. If requests share work, the work's span is a child of the request that began it.
 
 Invariant: no span has an argument, a path, the text of an error or the id of a user.
 """

@@ -237,13 +237,13 @@ class DecisionSums:
         )
 
     def guarded(self, column: int) -> IntervalView:
-        """The mean per decision of one column of the sums, with the bounds of a guardrail."""
+        """The mean per decision of one column of the sums, with the confidence bounds that guardrails use."""
         rows = self._rows[: self.users]
         return IntervalView(*guarded(rows[:, column], rows[:, _N]))
 
     def dismissals(self) -> tuple[float, float, Interval]:
-        """The champion's and the challenger's share of dismissed tips, and the challenger's minus the champion's, with
-        a guardrail's bounds."""
+        """The champion's and the challenger's share of dismissed tips. The third item is the challenger's share minus
+        the champion's, with the confidence bounds that guardrails use."""
         rows = self._rows[: self.users]
         n, delta = rows[:, _N], rows[:, _W] - rows[:, _W_CHAMPION]
         dismissed = rows[:, _DISMISSED] - rows[:, _DISMISSED_CHAMPION]

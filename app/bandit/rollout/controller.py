@@ -224,9 +224,9 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         return None
 
     async def watch(self) -> None:
-        """In the shadow and while ramping, make the look if one is due, and roll back if a guardrail is broken while
-        the challenger serves. If the stage is that of an earlier release's challenger, begin anew in the shadow
-        instead. In other stages, do nothing. Raises `StoreUnavailable`."""
+        """In the shadow and while ramping, make and store a look (an interim analysis) if one is due. Then roll back if
+        the challenger serves users and a guardrail is broken. In other stages, do nothing. In any stage that belongs to
+        an earlier release's challenger, only begin the roll-out anew in the shadow. Raises `StoreUnavailable`."""
         state = await self.repository.state()
         try:
             if self._belongs_to_another(state):
@@ -247,7 +247,7 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
         log.warning("rollout_begins_anew", before=stage_label(state), spec=self.policies.longest.hash, reason=why)
 
     async def look(self, state: RolloutState, counts: Counts) -> RolloutLook | None:
-        """Make and store the look that is due. Return None if none is due or another worker was first."""
+        """Make and store the look (interim analysis) that is due; None if none is due or another worker was first."""
         looks = await self.repository.looks()
         made_at, last = (looks[-1].estimates.n, looks[-1].number) if looks else (0, 0)
         if look_number(counts.evaluated) <= look_number(made_at):

@@ -1,4 +1,5 @@
-"""Adds a hash slot to owed invalidations, so that each keeps only the users of its slot from reading cached values."""
+"""Adds a hash slot to each owed invalidation (a cache deletion that is still to be made), so that meanwhile the users
+of all other slots still get cached values."""
 
 from app.migrations import run
 

@@ -147,9 +147,10 @@ async def erase(redis: ArqRedis, job_id: str, user_id: str) -> bool:
 
 async def split(redis: ArqRedis, job_id: str) -> None:
     """If a `tip_events` job has more than `PIECE_BYTES`, move its events to jobs of up to `PIECE_EVENTS` each. arq
-    decodes a whole job at once: a million events took 800 MB. A job that stores a dead letter replaces a large job of
-    another kind, a job of more than `MAX_JOB_BYTES`, and the rest of a job that has an unreadable event. No event is in
-    two jobs that can run: the new jobs are put on the queue only once the large one is empty."""
+    decodes a whole job at once: a million events took 800 MB. What cannot be split is replaced by a job that stores a
+    dead letter: a large job of another kind, a job of more than `MAX_JOB_BYTES`, and the rest of a job from an
+    unreadable event on. No event is in two jobs that can run: the new jobs are put on the queue only once the large one
+    is empty."""
     key, queue = JOB_PREFIX + job_id, redis.default_queue_name
     at, taken, events, pieces = 0, 0, 1, dict[str, float]()
     while taken < events and await redis.strlen(key) > PIECE_BYTES:

@@ -125,9 +125,9 @@ class _Lean:
 
 
 class _Pipeline(Pipeline):
-    """A pipeline that drops its connection even if `reset` is cancelled while it waits for a silent queue. redis-py's
-    pipeline would keep the connection. Only `end` in `_close` cancels `reset`. Then `_close` closes the pool with all
-    its connections, so a dropped one does not stay open."""
+    """A pipeline that clears its reference to its connection even if `reset` is cancelled while it waits for a queue
+    that does not reply. redis-py's pipeline would keep the reference. The connection does not stay open: only `end` in
+    `_close` cancels `reset`, and `_close` then closes all connections of the pool."""
 
     async def reset(self) -> None:
         try:

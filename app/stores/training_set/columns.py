@@ -26,7 +26,8 @@ _decode = msgspec.json.Decoder(str).decode
 
 
 class JsonColumn(msgspec.Struct, frozen=True):
-    """A column of JSON values, written as `kind`. In a `text` column, a value that is no string is written as JSON."""
+    """A column of JSON values. `kind` determines the type of the Arrow array. In a `text` column, a value that is no
+    string is written as JSON."""
 
     values: Sequence[bytes]
     kind: Kind
@@ -79,7 +80,8 @@ class ArrowColumn(msgspec.Struct, frozen=True):
         return found
 
     def _readable(self) -> Any:
-        """The column, with times as RFC 3339 text of the same precision, in UTC; without `Z` if they have no zone."""
+        """The column, with times as text such as `2026-07-01T08:30:00Z`, in the precision of the column. Times with a
+        zone are converted to UTC; times without a zone are not converted and have no `Z`."""
         pa = pyarrow()
         kind = self.array.type
         if not pa.types.is_timestamp(kind):

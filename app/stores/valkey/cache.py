@@ -249,7 +249,8 @@ class ValkeyCache:
         *,
         raises: bool = True,
     ) -> tuple[Epoch, list[Any]]:
-        """Do as `Cluster.send`, and measure the duration. With `raises`, raise an error if all replies are errors."""
+        """Send commands (see `Cluster.send`) and measure the duration. If `raises` and all replies are errors, raise
+        the first of them."""
         started = self._clock.monotonic()
         proven = what in ("read", "lease")
         current, replies = await self._servers.send(use, user_ids, commands, epoch, allowed, proven=proven)
@@ -265,7 +266,8 @@ class ValkeyCache:
     async def _if_equal(
         self, what: str, epoch: Epoch, calls: Sequence[tuple[Cell, tuple[bytes | int, ...]]]
     ) -> list[Any]:
-        """Run the script `IF_EQUAL` on each cell. Its arguments: the value that the cell must hold, and a command."""
+        """Run a command on each cell that holds an expected value; `IF_EQUAL` is the script. A call is the cell, and a
+        tuple of the expected value, the name of the command and its arguments after the key."""
 
         # With its text each time: the script is shorter than most values, and the server compiles it only once.
         def commands(epoch: str, at: Sequence[int]) -> list[Command]:

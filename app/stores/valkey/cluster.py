@@ -82,8 +82,8 @@ class Cluster:
         """Send one command for each of the users. Return the epoch of the cluster and the replies, in the order of the
         users. The reply is a `CacheUnavailable` if the cache is unavailable for the user. If `epoch` is given, a
         command is sent only if its slot has the same owner as in `epoch`. Error replies that begin with one of
-        `allowed` are returned as they are. Commands that read values need `proven`: then the replies of a master
-        that has been a replica since its connection was opened are replaced by a `CacheRefused`."""
+        `allowed` are returned as they are. Commands that read values need `proven`: it replaces the replies of a master
+        by a `CacheRefused` if the master was a replica at any time after its connection was opened."""
         if self._asked_at < 0:
             await self.open()
         slots = [hash_slot(user_id) for user_id in user_ids]
@@ -118,7 +118,7 @@ class Cluster:
         return frozenset(failed.union(slot for slot, owner in enumerate(self._owners()) if owner in away))
 
     async def samples(self) -> list[str]:
-        """A user id in one slot of each registered master. Raises `CacheUnavailable` if a slot has no master."""
+        """For each registered master, a user id of one of its slots. Raises `CacheUnavailable` if a slot has none."""
         if not self._masters:
             async with self._lock:
                 await self._refresh()  # raises the reason why no node answers

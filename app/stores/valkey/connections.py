@@ -118,8 +118,9 @@ class PipelinedConnection(asyncio.Protocol):
         self.close(f"the connection ended: {exc or 'closed by the server'}")
 
     def _check_oldest(self, late: object = None) -> None:
-        """Close the connection if its oldest waiting command is `late`, which had already timed out at the last check.
-        Otherwise check again at the timeout of the oldest command, or `_LAST_READ_S` seconds after it."""
+        """Close the connection if its oldest waiting command is `late`: the command that had timed out at the last
+        check and still waits. If the oldest command has timed out since, check again after `_LAST_READ_S` seconds, in
+        which its reply may be read. If it has not, check again when it times out."""
         self._watch = None
         if not self._waiting:
             return
@@ -148,7 +149,7 @@ class Connections:
         self._pool: Any = blocking_pool(url, timeout_s, 2)
 
     async def get(self, use: Use = "front") -> PipelinedConnection:
-        """A connection to the server that this process reached last; opens it if needed. Raises `CacheUnavailable`."""
+        """The open connection for `use`, which is opened if `ready` returns None. Raises `CacheUnavailable`."""
         # 1. One connection reaches server S; 2. the address moves to T while S still runs; 3. the other connection
         # reaches T and sends a DEL; 4. a read on the first would hit the old value on S. So both use the newest server.
         for _ in range(_MOVES):
@@ -165,7 +166,8 @@ class Connections:
         raise CacheUnavailable("the connection was lost again and again")
 
     def ready(self, use: Use) -> PipelinedConnection | None:
-        """The connection for `use`; None unless it is open and leads to the server that this process reached last."""
+        """The connection for `use`. None if it is not open, or if the other connection was opened later and reached
+        another server, for example after a failover."""
         connection = self._connections.get(use)
         usable = connection is not None and not connection.closed and connection.server == self._newest
         return connection if usable else None
