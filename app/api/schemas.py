@@ -136,7 +136,7 @@ DETAILS: dict[str, type[msgspec.Struct]] = {
 
 # `app.api.openapi` adds a field for each feature of the registry.
 class ProfileDetails(msgspec.Struct):
-    """The details of a user's features, by feature name."""
+    """For each feature, its value, its times and its origin."""
 
 
 class DetailedProfileAnswer(msgspec.Struct):

@@ -181,8 +181,8 @@ class Replay(msgspec.Struct, frozen=True):
 
 
 class PriorsFromLog:
-    """Estimates the pooled priors of a replayed policy from users' logs. Each is the prior that the policy would have
-    had at the time when one of the stored priors was made."""
+    """Estimates pooled priors for a replayed policy from users' logs. There is one for each stored prior: what the
+    policy's prior would have been when that one was made."""
 
     def __init__(self, replay: Replay, priors: Sequence[Prior]) -> None:
         self._replay = replay

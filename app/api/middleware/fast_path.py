@@ -2,9 +2,9 @@
 without Litestar, and sends only successful responses.
 
 A request that fails or is not plain (an escape, an unusual id, a query other than `features=`, an unexpected header or
-body, an invalid key) goes on to Litestar's route, with the body that was read here. In two cases, the request is not
-tried again. If the reader shed it, the edge rejects it. If `POST /events` or `/score` failed, the route responds with
-the error of the first try.
+body, an invalid key) goes on to Litestar's route, with the body that was read here. In two cases, the route does not
+carry the request out again. If it was shed for overload, it is rejected. If storing events or a decision failed, the
+route only responds with that error.
 Invariant: the response is the one that Litestar's route would give, and it is counted and logged in the same way.
 """
 

@@ -52,7 +52,8 @@ class Version(NamedTuple):
 
 
 def log_share(full: float, unit: str) -> Transform:
-    """Maps an amount to a logarithmic scale: 0 to 0, and `full` or more to 1. `unit` is its name in the formula."""
+    """Maps an amount to a logarithmic scale: 0 to 0, and `full` or more to 1. The text of the formula calls the amount by
+    its `unit`, such as "days"."""
     return Transform(f"min(1, log1p(max(0, {unit})) / log1p({full}))", partial(log_ratio, full))
 
 
@@ -95,7 +96,7 @@ def formulas(features: Sequence[Feature]) -> Iterator[tuple[str, str]]:
 
 
 def columns(features: Sequence[Feature], given: Sequence[object]) -> Iterator[list[float]]:
-    """For each factor, its values for all of `given`, objects that have the features as attributes."""
+    """The values of each factor of the features, one for each object in `given`. Features are attributes of objects."""
     for feature in features:
         values = [getattr(item, feature.name) for item in given]
         for transform in feature.factors.values():

@@ -106,9 +106,9 @@ def _length(spec: Spec) -> int:
 
 
 def sound(spec: Spec, blob: bytes, decisions: int) -> bool:
-    """Whether this number n of decisions can have produced the packed statistics, by two necessary conditions. Inputs
-    are within [-1, 1] and rewards within [0, 1], so no element exceeds n. And [[S, y], [yᵀ, n]] is positive
-    semidefinite: it is Σ (φ, r)(φ, r)ᵀ with n in the place of Σr² ≤ n."""
+    """Whether this number n of decisions can have produced the packed statistics S = Σφφᵀ and y = Σrφ, by two necessary
+    conditions. Inputs φ are within [-1, 1] and rewards r within [0, 1], so no element exceeds n. And the matrix
+    [[S, y], [yᵀ, n]] is positive semidefinite: it is Σ (φ, r)(φ, r)ᵀ, but for n instead of Σr², which is at most n."""
     if len(blob) != _length(spec) * NUMBER_BYTES:
         return False
     # With n, the packed numbers are the lower triangle of that matrix.

@@ -56,7 +56,7 @@ class InspectedCell(NamedTuple):
 class Inspection(NamedTuple):
     """The result of inspecting one user at the time `at_ms`, with one cell per feature. `cache` is `trusted` if reads
     serve cached values now, `owed` if reads compute because stale keys must be deleted first, and `away` if no cache
-    answers. `newest` has the sequence number of the user's newest event by subject."""
+    answers. `newest` has, for each subject such as `signals.tip.feedback`, the number of the user's newest event."""
 
     user_id: str
     at_ms: int

@@ -89,7 +89,7 @@ class SqliteChangeFeed:
     """The new events that this process has not seen. Implements `app.profiles.ports.ChangeFeed`."""
 
     def __init__(self, data_version: DataVersion) -> None:
-        """Begin after the newest committed event. Raises `StoreUnavailable`."""
+        """The feed begins after the newest committed event. Raises `StoreUnavailable`."""
         self._data_version = data_version
         self._version: int | None = None
         self._epoch = ""
