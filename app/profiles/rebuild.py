@@ -96,8 +96,8 @@ class Rebuilder(msgspec.Struct, kw_only=True, eq=False):
         return refused
 
     async def _tokens(self, wanted: Mapping[str, int]) -> tuple[Epoch, Tokens]:
-        """The epoch, and a token for the fill of each key, by user id and feature index. If the cache is away, or not used,
-        every token is `UNAVAILABLE`. `wanted` has a mask of features for each user."""
+        """The epoch, and a token for the fill of each key, by user id and feature index. If the cache is away, or not
+        used, every token is `UNAVAILABLE`. `wanted` has a mask of features for each user."""
         with suppress(CacheUnavailable):
             if self.keeps:
                 epoch, held = await self.filler.read(wanted)

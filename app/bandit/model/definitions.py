@@ -52,8 +52,8 @@ class Version(NamedTuple):
 
 
 def log_share(full: float, unit: str) -> Transform:
-    """Maps an amount to a logarithmic scale: 0 to 0, and `full` or more to 1. The text of the formula calls the amount by
-    its `unit`, such as "days"."""
+    """Maps an amount to a logarithmic scale: 0 to 0, and `full` or more to 1. The text of the formula calls the amount
+    by its `unit`, such as "days"."""
     return Transform(f"min(1, log1p(max(0, {unit})) / log1p({full}))", partial(log_ratio, full))
 
 

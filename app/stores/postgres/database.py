@@ -123,8 +123,8 @@ def _transact(connection: Connection, work: Callable[[Connection], T], users: li
 
 
 def _begin(connection: Connection, users: list[str] | None) -> None:
-    """Begin a transaction and lock these users, in one round trip. If `users` is None, lock the whole service by its row
-    in the table `service`."""
+    """Begin a transaction and lock these users, in one round trip. If `users` is None, lock the whole service by its
+    row in the table `service`."""
     while True:
         with connection.raw.pipeline():
             locked = connection.raw.execute("BEGIN")

@@ -79,10 +79,10 @@ class Statements(NamedTuple):
     """The SQL that computes the features of a registry for the rows in `:asked`, a JSON array of `ComputeRow`.
 
     `live` computes values as of now, the parameter `:clock_ms`. `past` computes each row as of its own `now_ms`. So
-    does `repeated`, from the events up to the row's `version` if it has one. The result has the order of `:asked`. Its columns are the user's
-    version (0 for `past`), then, only for `live`, the time of the oldest event in each of `windows` (relation,
-    milliseconds), then the value of each feature. `one` is `live` for one user, with `:user_id` and `:mask` instead of
-    `:asked`. It has no join, so that a distributed engine sends it to the node of the user."""
+    does `repeated`, from the events up to the row's `version` if it has one. The result has the order of `:asked`. Its
+    columns are the user's version (0 for `past`), then, only for `live`, the time of the oldest event in each of
+    `windows` (relation, milliseconds), then the value of each feature. `one` is `live` for one user, with `:user_id`
+    and `:mask` instead of `:asked`. It has no join, so that a distributed engine sends it to the node of the user."""
 
     live: str
     one: str
