@@ -38,6 +38,7 @@ def _client(application: Litestar) -> httpx.AsyncClient:
     )
 
 
+@pytest.mark.slow
 async def test_application_opens_and_closes_its_own_service_when_it_is_given_none(
     database_path: Path, valkey: EmbeddedServer
 ) -> None:

@@ -67,6 +67,7 @@ async def test_request_conflicts_when_an_id_is_known_with_other_content(site: Li
     assert (await site.features(user))["tip_volume_30d"] == 1
 
 
+@pytest.mark.slow
 async def test_next_read_reflects_the_event_when_many_users_write(site: Live) -> None:
     users = [new_user() for _ in range(20)]
 

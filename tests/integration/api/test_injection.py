@@ -105,6 +105,7 @@ async def test_id_is_refused_by_every_route_when_it_is_invalid(place: Live) -> N
                 problem(await place.client.request(method, f"/admin/users/{user}{path}"), 422)
 
 
+@pytest.mark.slow
 async def test_feature_is_refused_by_every_route_when_it_is_unknown(place: Live) -> None:
     for name in UNKNOWN:
         for query in (f"features={quote(name)}", f"features=tip_volume_30d,{quote(name)}"):

@@ -42,6 +42,7 @@ BODIES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(content=BODIES)
 async def test_random_body_gets_a_valid_answer(site: Live, content: bytes) -> None:
     as_json = ("/events", "/profiles/batch", "/profiles/history", "/score", "/admin/rebuilds", "/generate")

@@ -43,6 +43,7 @@ async def test_routes_of_scoring_are_absent(unscored: Live, site: Live) -> None:
     assert {"ScoreRequest", "ScoreAnswer", "DecisionAnswer", "RolloutStatus"} <= missing
 
 
+@pytest.mark.slow
 async def test_pages_of_scoring_are_absent_from_the_navigation(unscored: Live, site: Live) -> None:
     for path in ("/admin", "/admin/features", "/admin/nowhere", "/admin/users/ann"):
         pages = [(await at.client.get(path, headers=HTML)).text for at in (unscored, site)]

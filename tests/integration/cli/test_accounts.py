@@ -10,6 +10,7 @@ from tests.integration.cli.conftest import Run
 from tests.support.database import NOBODY, as_another_account, copy_database
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -72,6 +72,7 @@ def test_events_are_loaded_once_when_the_file_is_loaded_again(
     assert stored(tmp_path) == ["a", "b", "c", "d"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -150,6 +151,7 @@ OTHER_FORMATS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_FORMATS)
 def test_other_format_is_named(migrated: Run, tmp_path: Path, name: str) -> None:
     for content in OTHER_FORMATS[name]:
@@ -187,6 +189,7 @@ def populated(migrated: Run, tmp_path: Path) -> Run:
     return migrated
 
 
+@pytest.mark.slow
 def test_rebuild_fills_the_cache(populated: Run, own_valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.cli.profiles.REBUILT_AT_ONCE", 2)
     server = {"cache_url": own_valkey.url}
@@ -350,6 +353,7 @@ def test_demo_is_refused_when_a_number_is_wrong(migrated: Run) -> None:
 # --- prune
 
 
+@pytest.mark.slow
 def test_old_events_are_deleted_when_confirmed(migrated: Run, tmp_path: Path) -> None:
     old_ms = now_ms() - 200 * DAY_MS
     database = tmp_path / "var/profiles.db"

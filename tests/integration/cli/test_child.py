@@ -52,6 +52,7 @@ sys.exit(os.write(int(sys.argv[-1].partition("=")[2]), b"."))
 """
 
 
+@pytest.mark.slow
 def test_child_is_restarted_when_only_an_earlier_process_was_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,6 +112,7 @@ SERVER_FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "command", "check", "state", "text"), SERVER_FAULTS, ids=[row[4] for row in SERVER_FAULTS]
 )
@@ -128,6 +129,7 @@ def test_server_fault_is_named(
     assert text in found[1]
 
 
+@pytest.mark.slow
 def test_exit_code_is_of_the_worst_line(deployment: Deployment) -> None:
     ask(deployment.cache, *["CONFIG", "SET", "maxmemory-policy", "noeviction"])
     assert (deployment.look().code, deployment.look("--strict").code) == (0, 1)
@@ -145,6 +147,7 @@ def test_doctor_gives_up_when_a_server_is_silent(deployment: Deployment, monkeyp
         deployment.cache.signal(signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_shared_server_is_bad_when_it_evicts(deployment: Deployment) -> None:
     assert deployment.lines()["separate"][0] == "ok"
     assert deployment.lines(queue_url=deployment.cache.url)["separate"][0] == "bad"
@@ -209,6 +212,7 @@ def test_database_fault_is_named(deployment: Deployment) -> None:
         deployment.database.write_bytes(sound)
 
 
+@pytest.mark.slow
 def test_features_of_running_processes_are_reported(deployment: Deployment, tmp_path: Path) -> None:
     looks = {"features": ComponentView("degraded", "failing, and answered as null: f")}
     told = Sample(at_ms=now_ms(), process="two", role="api", seconds=10.0, components=looks, registry="0ther")
@@ -255,6 +259,7 @@ def test_full_check_finds_damaged_evidence(deployment: Deployment) -> None:
     assert deployment.lines("--full")["evidence"] == ("bad", "users whose sufficient statistics are damaged: 2")
 
 
+@pytest.mark.slow
 def test_missing_or_foreign_database_is_named(deployment: Deployment, tmp_path: Path) -> None:
     assert "there is no database" in deployment.lines(database=tmp_path / "nowhere/none.db")["database"][1]
     other = tmp_path / "photo.jpg"
@@ -285,6 +290,7 @@ def test_world_writable_database_is_named(deployment: Deployment) -> None:
     assert deployment.lines()["rights"][0] == "bad"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mebibytes", "state"), [(16, "ok"), (65, "warn"), (1025, "bad")])
 def test_large_wal_is_named(deployment: Deployment, mebibytes: int, state: str) -> None:
     wal = deployment.database.with_name("profiles.db-wal")
@@ -334,6 +340,7 @@ def open_files(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "state"), [(4_096, "ok"), (1_024, "warn"), (200, "bad")])
 def test_low_limit_of_open_files_is_named(deployment: Deployment, limit: int, state: str) -> None:
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < limit:
@@ -345,6 +352,7 @@ def test_low_limit_of_open_files_is_named(deployment: Deployment, limit: int, st
 # --- keys
 
 
+@pytest.mark.slow
 def test_keys_are_missing_or_lack_an_admin(deployment: Deployment) -> None:
     assert deployment.lines(api_keys="")["keys"][0] == "warn"
     assert deployment.lines(api_keys="", host="0.0.0.0")["keys"][0] == "bad"  # noqa: S104  # nothing listens
@@ -355,6 +363,7 @@ def test_keys_are_missing_or_lack_an_admin(deployment: Deployment) -> None:
     )
 
 
+@pytest.mark.slow
 def test_weak_key_is_named_but_not_shown(deployment: Deployment) -> None:
     for key in ("", "secret", "SECRET", "Admin", "123456", "ops"):
         weak = f"ops:admin:{hash_key(key).hex()},strong:read:{hash_key('pk_Xw8rT1zQm5').hex()}"
@@ -363,6 +372,7 @@ def test_weak_key_is_named_but_not_shown(deployment: Deployment) -> None:
         assert key in ("", "ops") or key not in text
 
 
+@pytest.mark.slow
 def test_pruning_that_needs_confirmation_is_named(deployment: Deployment) -> None:
     old_ms = now_ms() - 200 * DAY_MS
     deployment.execute(

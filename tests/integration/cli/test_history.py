@@ -371,6 +371,7 @@ async def _decide(directory: Path, user_id: str, *, origin: Origin = "service") 
         return await service.bandit.scorer.score(request)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [".csv", ".ndjson", ".parquet"])
 def test_decisions_get_the_values_that_they_were_made_from(lived_in: Run, tmp_path: Path, source: str) -> None:
     made = [asyncio.run(_decide(tmp_path, user)) for user in ("ann", "bob", "ann")]

@@ -26,6 +26,7 @@ def users(path: Path) -> int:
     return int(count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_database_is_the_named_file(profiles: Run, tmp_path: Path, name: str) -> None:
     path = tmp_path / "m" / name.lstrip("/")

@@ -124,6 +124,7 @@ async def test_text_is_no_list_of_ids(client: Any) -> None:
         assert [issue.path for issue in caught.value.issues] == [path]
 
 
+@pytest.mark.slow
 async def test_many_users_are_read_in_several_requests(client: Any) -> None:
     users = [new_user() for _ in range(2_345)]
     await client.send([served(users[7]), served(users[2_222])])

@@ -191,6 +191,7 @@ async def test_ids_are_kept_apart_when_they_are_odd(subject: ServerSubject) -> N
     assert await subject.cache.read(cells) == (epoch, [None] * 4 + values[4:])
 
 
+@pytest.mark.slow
 async def test_thousands_of_cells_keep_their_values(subject: ServerSubject) -> None:
     cells = [Cell(f"user {number}", "f") for number in range(3_000)]
     epoch, held = await subject.cache.read(cells)

@@ -436,6 +436,7 @@ async def test_events_of_the_queue_are_consumed(settings: Settings, client: ArqR
         assert await client.zcard(QUEUE) == 0
 
 
+@pytest.mark.slow
 async def test_quality_is_measured_when_requested(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WINDOW_MS", 0)  # no hourly measurement, whatever the time is
     async with working(settings) as (service, _), working(settings):
@@ -711,6 +712,7 @@ async def test_rebuild_is_taken_up_when_it_was_requested_without_a_worker(
         await eventually_async(completed)
 
 
+@pytest.mark.slow
 async def test_rebuild_begins_within_a_second_of_its_request(settings: Settings) -> None:
     async with working(settings) as (service, _):
         for number in range(3):

@@ -142,6 +142,7 @@ def test_body_of_millions_of_elements_takes_little_memory(item: bytes) -> None:
         decode(raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [b'{"mood":[%b]}', b'{"mood":{"a":[%b]}}'])
 def test_unknown_field_of_millions_takes_little_memory(shape: bytes) -> None:
     raw = shape % b",".join([b"[]"] * 2_000_000)

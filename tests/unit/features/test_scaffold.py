@@ -32,6 +32,7 @@ async def run(contract: Contract) -> tuple[int, list[str]]:
     return found.examples, found.failures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("relation", "dtype"), COMBINATIONS)
 async def test_printed_module_loads_and_its_example_holds(tmp_path: Path, relation: str, dtype: str) -> None:
     contract = loaded(tmp_path / "features.py", scaffold("probe", relation, dtype, MONTH, HOUR))

@@ -84,6 +84,7 @@ async def test_figures_are_those_of_the_newest_look(own_site: Live) -> None:
     assert "<svg" not in page, "one look makes no line"
 
 
+@pytest.mark.slow
 async def test_latency_is_judged_when_the_challenger_serves_users(own_site: Live) -> None:
     slow = rows_of(some(1_000), made_ms=own_site.now_ms - 60_000, elapsed_us=400_000)
     await write(own_site.service.database, slow)

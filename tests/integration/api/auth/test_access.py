@@ -110,6 +110,7 @@ async def test_table_names_every_route_of_the_application(keyed: Live) -> None:
     assert all(isinstance(route, HTTPRoute) for route in keyed.app.routes)
 
 
+@pytest.mark.slow
 async def test_access_is_as_the_table_says(keyed: Live) -> None:
     odd: tuple[dict[str, str], ...] = ({"X-API-Key": ""}, {"X-API-Key": "x" * 8_000})
     for access in TABLE:

@@ -76,6 +76,7 @@ async def _chunks(size: int) -> AsyncIterator[bytes]:
         yield b"x" * MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/events", "/profiles/batch", "/nothing", "/profiles/u"])
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_answer_arrives_when_the_body_is_far_too_large(site: Live, path: str, chunked: bool) -> None:
@@ -86,6 +87,7 @@ async def test_answer_arrives_when_the_body_is_far_too_large(site: Live, path: s
     assert (await site.client.get("/healthz")).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -318,6 +318,7 @@ DECISION = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=4 * settings().max_examples, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.one_of(asks(), batches(), posts("/score", "reader", decisions), posts("/events", "writer", deliveries)))
 @example(Ask("/profiles/ada", headers=KEY))

@@ -186,6 +186,7 @@ async def test_examples_are_accepted_in_three_years(serve_site: ServeSite) -> No
         assert (answer.status_code, len(moments)) == (200, 1), answer.text
 
 
+@pytest.mark.slow
 async def test_security_is_declared_with_keys_and_without(document: Document, site: Live) -> None:
     assert document["components"]["securitySchemes"]["key"] == {"type": "apiKey", "name": "X-API-Key", "in": "header"}
     assert document["security"] == [{"key": []}]

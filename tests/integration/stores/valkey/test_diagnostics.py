@@ -65,6 +65,7 @@ def test_master_without_replica_is_named() -> None:
     assert "8001 of 16384 slots" in diagnose_cluster(nodes, {"10.0.0.1:6379"}).text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("readings_s", "state", "text"),
     [

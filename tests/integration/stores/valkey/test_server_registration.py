@@ -102,6 +102,7 @@ async def test_read_is_right_when_another_process_deletes_on_another_server(
         assert (await volume(second))[0] == 3
 
 
+@pytest.mark.slow
 async def test_read_is_stale_without_the_registration(
     database_path: Path, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

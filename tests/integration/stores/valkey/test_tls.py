@@ -37,7 +37,7 @@ def self_signed(directory: Path) -> tuple[str, str]:
     return certificate, key
 
 
-@pytest.fixture(scope="module", params=["server", "sentinel", "cluster"])
+@pytest.fixture(scope="module", params=["server", "sentinel", pytest.param("cluster", marks=pytest.mark.slow)])
 def url(
     request: pytest.FixtureRequest,
     start_server: StartServer,

@@ -122,6 +122,7 @@ def test_unknown_name_is_an_error_and_text_is_escaped() -> None:
     assert made.from_string("{{ text }}").render(text="<b>'\"&") == "&lt;b&gt;&#39;&#34;&amp;"
 
 
+@pytest.mark.slow
 def test_template_has_no_unsafe_or_inline_code() -> None:
     made = environment()
     for path in TEMPLATES:

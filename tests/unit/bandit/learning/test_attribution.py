@@ -332,6 +332,7 @@ async def test_decision_is_not_settled_when_its_event_comes_after_it_was_found(p
     assert await process.states(shown, open_) == ["served", "open"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "parameters"),
     [

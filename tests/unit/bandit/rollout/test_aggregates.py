@@ -86,6 +86,7 @@ def test_pool_and_profile_add_up_to_the_lift() -> None:
     assert half.estimates(0.05, random, replicates=50).lift_pool.value == pytest.approx(alone.lift.value / 2)  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_excess_of_dismissals_is_closer_to_the_truth_than_the_plain_difference() -> None:
     errors, plain, misses = [], [], 0
     for seed in range(40):

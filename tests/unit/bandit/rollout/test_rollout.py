@@ -622,6 +622,7 @@ async def test_first_prior_ties_the_shadow_to_the_challenger(fixture: RolloutFix
     assert (await fixture.state()).challenger == SPEC_V2.hash
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("challenger", [SPEC_V1.hash, UNKNOWN])
 async def test_first_prior_leaves_the_evaluation_of_another_challenger(
     fixture: RolloutFixture, challenger: str

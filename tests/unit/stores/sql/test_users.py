@@ -64,6 +64,7 @@ async def test_pages_contain_every_user_once(
     assert await users.count_eligible(SINCE_MS) == len(found)
 
 
+@pytest.mark.slow
 def test_page_costs_the_same_when_there_are_more_users(events: sqlite3.Connection) -> None:
     def cost() -> int:
         return steps(events, SELECT_ELIGIBLE, {"after": "", "since": SINCE_MS, "until": END_OF_TIME_MS, "limit": PAGE})
@@ -76,6 +77,7 @@ def test_page_costs_the_same_when_there_are_more_users(events: sqlite3.Connectio
     assert cost() <= few + 1
 
 
+@pytest.mark.slow
 def test_page_costs_the_same_when_users_have_more_events(events: sqlite3.Connection) -> None:
     def cost() -> int:
         return steps(events, SELECT_ELIGIBLE, {"after": "", "since": SINCE_MS, "until": SINCE_MS + 1, "limit": PAGE})

@@ -36,6 +36,7 @@ async def test_only_features_in_the_mask_are_run() -> None:
     assert [item.feature for item in found] == ["tip_volume_30d"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("probe", "failure"),
     [
