@@ -186,12 +186,38 @@ def contract_of_command(registry: str | None = None, *, own_mirror: bool = True)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine. An exception that a signal raises ends it, wherever Python was at that moment."""
     import asyncio
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # asyncio would replace the default handler by one that waits until a blocking read, of a pipe, returns.
         signal.signal(signal.SIGINT, lambda *_: signal.default_int_handler(signal.SIGINT, None))
-    return asyncio.run(work)
+    dropped: list[BaseException] = []
+    report = sys.unraisablehook
+
+    async def watched() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def cancel(unraisable: Any) -> None:
+            # The signal arrived in a destructor or in the callback of a weak reference, which cannot raise.
+            if isinstance(unraisable.exc_value, KeyboardInterrupt | SystemExit):
+                dropped.append(unraisable.exc_value)
+                loop.call_soon_threadsafe(task.cancel)
+            else:
+                report(unraisable)
+
+        sys.unraisablehook = cancel
+        return await work
+
+    try:
+        return asyncio.run(watched())
+    except asyncio.CancelledError:
+        for error in dropped:
+            raise error from None
+        raise
+    finally:
+        sys.unraisablehook = report
 
 
 def as_command(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
