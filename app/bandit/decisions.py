@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple, NewType
 
 import msgspec
-import numpy as np
 from msgspec import Meta
 from msgspec.structs import asdict
 
 from app.bandit.model.inputs import SPECS, Array, Candidate, Context, ContextFeatures, Profile, Spec, packed
 from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics
 from app.bandit.model.thompson_sampling import OTHER, POOLED_CHAMPION, Policies, Ranking, Role, best
+from app.bandit.numpy_on_demand import np
 from app.features.clock import rfc3339
 from app.features.events import Action
 from app.features.registry import ProfileRead

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import numpy as np
 from msgspec import Meta
 
 from app.bandit.decisions import Decision
@@ -29,6 +28,7 @@ from app.bandit.model.definitions import NEW_PRECISION, ONE
 from app.bandit.model.inputs import CANDIDATE_FACTORS, EVALUATED, SHARED_FACTORS, Array, Input
 from app.bandit.model.sufficient_statistics import Prior, SufficientStatistics, pooled_mean, sound
 from app.bandit.model.thompson_sampling import CHALLENGER, CHAMPION, POOLED_CHAMPION, SCALE, Policy, Ranking, best
+from app.bandit.numpy_on_demand import np
 from app.bandit.ports import LoggedDecision, UserLog
 from app.bandit.rollout.aggregates import DecisionPage, DecisionSums, Estimates
 from app.bandit.rollout.bootstrap_intervals import Interval

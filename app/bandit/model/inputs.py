@@ -20,9 +20,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
-import numpy as np
 from msgspec.structs import asdict
-from numpy.typing import NDArray
 
 from app.bandit.model.definitions import (
     CANDIDATE_FEATURES,
@@ -34,10 +32,14 @@ from app.bandit.model.definitions import (
     log_ratio,
     struct,
 )
+from app.bandit.numpy_on_demand import np
 from app.features.clock import DAY_MS
 
-Array: TypeAlias = NDArray[np.float64]
-Places: TypeAlias = NDArray[np.intp]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[np.float64]"
+Places: TypeAlias = "NDArray[np.intp]"
 Profile: TypeAlias = Mapping[str, float | int | str | None] | None
 
 STORED: Final = "<f8"

@@ -20,9 +20,9 @@ from itertools import takewhile
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from app.bandit.model.inputs import NUMBER_BYTES, STORED, Array, Places, Spec, packed
+from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
 
 SHRINKAGE: Final = 10.0  # λ, the diagonal of Λ₀

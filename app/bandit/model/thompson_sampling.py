@@ -11,14 +11,16 @@ mean and in the random numbers. So its answers are bit for bit the same before a
 spec, and champion and challenger read the same statistics of a user.
 """
 
+from __future__ import annotations
+
 import hashlib
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
-import numpy as np
 
 from app.bandit.model.inputs import NEWEST, SPEC_V1, Array, Spec
 from app.bandit.model.sufficient_statistics import SufficientStatistics
+from app.bandit.numpy_on_demand import np
 from app.errors import SpecMismatch
 
 EPSILON: Final = 0.1

@@ -26,9 +26,9 @@ import math
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
 from app.bandit.model.inputs import Array
+from app.bandit.numpy_on_demand import np
 from app.bandit.rollout.bootstrap_intervals import (
     REPLICATES,
     Interval,

@@ -16,13 +16,15 @@ bound of C. J. Clopper, E. S. Pearson: The use of confidence or fiducial limits,
 Memory is one chunk of replicates, whatever the number of users.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
 from app.bandit.model.inputs import Array
+from app.bandit.numpy_on_demand import np
 
 ALPHA = 0.05
 FIRST_LOOK = 4_000

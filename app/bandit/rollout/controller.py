@@ -20,10 +20,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import msgspec
-import numpy as np
 
 from app.bandit.model.inputs import SPECS, Array
 from app.bandit.model.thompson_sampling import Policies
+from app.bandit.numpy_on_demand import np
 from app.bandit.ports import Counts, RolloutLook, RolloutRepository, StateRepository
 from app.bandit.rollout.aggregates import FEWEST_USERS, DecisionSums, Experiment
 from app.bandit.rollout.bootstrap_intervals import FIRST_LOOK, IntervalView, look_level, look_number, share_bound

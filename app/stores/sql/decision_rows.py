@@ -1,17 +1,19 @@
 """Encodes a decision as a row of `tip_scores`, and decodes it without loss. Arrays are stored as little-endian float64.
 The content of the request is stored as JSON."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import msgspec
-import numpy as np
 from msgspec.structs import replace
 
 from app.bandit.decisions import Decision, DecisionOutcome
 from app.bandit.model.inputs import PROFILE_FEATURES, SPECS, STORED, Array, Candidate, Context, Profile, packed
 from app.bandit.model.thompson_sampling import OTHER, Ranking, Role
+from app.bandit.numpy_on_demand import np
 from app.features.events import stored_action
 from app.stores.sql.logged_profiles import profile_read_of
 

@@ -68,7 +68,7 @@ class SqlDecisions(SqlRepository):
         super().__init__(database)
         self._policies = policies
         self._spec = policies.longest
-        self._prior = Prior.none(self._spec)
+        self._prior: Prior | None = None
         self._refused: int | None = None  # the version of the newest prior, if it is damaged
         self._logged: set[str] = set()
 
@@ -163,14 +163,16 @@ class SqlDecisions(SqlRepository):
 
     def _newest_prior(self, connection: Connection) -> Prior:
         """The newest prior. If it is damaged, the prior that this process used before, which may be `Prior.none`."""
+        prior = self._prior or Prior.none(self._spec)
         version = newest_version(connection, self._spec) if self._spec.pooled else 0
-        if version not in (self._prior.version, self._refused):
+        if version not in (prior.version, self._refused):
             try:
-                self._prior = prior_of(connection, self._spec, version)
+                prior = prior_of(connection, self._spec, version)
             except SpecMismatch as error:
                 self._refused = version
                 log.warning("prior_refused", version=version, error=str(error))
-        return self._prior
+        self._prior = prior
+        return prior
 
     def _statistics(
         self, connection: Connection, user_id: str

@@ -2,13 +2,15 @@
 The column `number` is a decision's sequence number: a later decision has a higher one. The queries read only columns
 that stand before the arrays of a row, so that SQLite need not read the row's overflow pages."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from app.bandit.model.inputs import Array
+from app.bandit.numpy_on_demand import np
 from app.bandit.ports import Counts, RecentDecisions, RolloutLook
 from app.bandit.rollout.aggregates import DecisionPage
 from app.bandit.rollout.stages import RolloutState, Target

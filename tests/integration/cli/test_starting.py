@@ -91,8 +91,8 @@ from app.bootstrap.service import open_service
 from app.settings import Settings
 
 async def main():
-    settings = Settings(scoring=False)
-    async with open_service(settings, door=sys.argv[1]) as service:
+    settings = Settings(scoring={scoring})
+    async with open_service(settings, door="{door}") as service:
         app.asgi.create_app(settings, service=service)
         await service.refresh_gauges()
         await service.readiness()
@@ -107,12 +107,25 @@ asyncio.run(main())
 """
 
 
+def modules_when_open(directory: Path, door: str, *, scoring: bool) -> set[str]:
+    """The modules that a process has imported once it is open and has done what needs no scoring."""
+    command = [sys.executable, "-c", OPENED.format(door=door, scoring=scoring)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=directory)
+    return {*shown.stdout.splitlines()[-1].split()}
+
+
+@pytest.mark.parametrize("door", ["http", "queue", "command"])
+@pytest.mark.slow
+def test_open_service_has_not_imported_numpy(migrated: Run, tmp_path: Path, door: str) -> None:
+    modules = modules_when_open(tmp_path, door, scoring=True)
+    assert "app.bandit" in modules
+    assert "numpy" not in modules
+
+
 @pytest.mark.parametrize("door", ["http", "queue", "command"])
 @pytest.mark.slow
 def test_nothing_of_the_bandit_is_imported_when_scoring_is_off(migrated: Run, tmp_path: Path, door: str) -> None:
-    command = [sys.executable, "-c", OPENED, door]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path)
-    modules = {*shown.stdout.splitlines()[-1].split()}
+    modules = modules_when_open(tmp_path, door, scoring=False)
     assert not [name for name in modules if name.partition(".")[0] == "numpy" or name.startswith("app.bandit")]
     assert not modules & {"app.api.scoring", "app.api.admin.rollout", "app.bootstrap.bandit", "app.stores.sql.learning"}
 
