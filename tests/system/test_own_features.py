@@ -16,7 +16,7 @@ import pytest
 from tests.support.events import feedback, payload, served
 from tests.support.fleet import Fleet, counted
 from tests.support.http import Connection, serving
-from tests.support.processes import Program, Programs
+from tests.support.processes import Program, Programs, free_port
 from tests.support.registry import own_entry, own_registry
 from tests.support.servers import keys
 from tests.support.traffic import now_ms
@@ -249,6 +249,7 @@ async def test_endless_new_feature_refuses_to_start(fleet: Fleet, programs: Prog
             database=fleet.database,
             cache_url=fleet.cache.url,
             queue_url=fleet.queue.url,
+            port=free_port(),  # 8000 may belong to a service that runs beside the tests
             worker_metrics_port=0,
         )
         assert refused.wait() == 2, refused.output
