@@ -16,6 +16,8 @@ the same distribution, since each draw is equally likely to be the one that coun
 arithmetic here (all users at once) with `app.bandit.model.thompson_sampling`.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -7,6 +7,8 @@ alarm* is a roll-out in which a guardrail breaks at least once, although the cha
 case is a challenger at the limit.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache

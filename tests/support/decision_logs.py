@@ -1,5 +1,7 @@
 """Simulated decision logs of policies whose true values are known."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import numpy as np

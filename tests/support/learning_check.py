@@ -1,6 +1,8 @@
 """Checks that each decision was learned once: the statistics of each user equal the sum over the learned decisions; and
 that each learned decision has a shadow, computed from the statistics before the user's later rewards."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations

@@ -1,5 +1,7 @@
 """Places where a test stops the code under test, so that an interleaving happens exactly as written down."""
 
+from __future__ import annotations
+
 import asyncio
 from collections import Counter
 from collections.abc import Collection, Sequence

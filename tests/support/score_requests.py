@@ -1,5 +1,7 @@
 """Requests, profiles and learned statistics: Hypothesis strategies, and examples that depend on a seed alone."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta, timezone
 

@@ -1,5 +1,7 @@
 """Means, confidence widths and draws, compared with an independent implementation: MABWiser, with λ = 1."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 

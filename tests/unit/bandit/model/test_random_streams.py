@@ -1,5 +1,7 @@
 """Random numbers derived from a decision's id: the same in every process, with one stream per use."""
 
+from __future__ import annotations
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,5 +1,7 @@
 """Linear Thompson sampling: correct means, exact propensities, and a champion that growth does not change."""
 
+from __future__ import annotations
+
 from typing import Final, NamedTuple
 
 import msgspec

@@ -1,5 +1,7 @@
 """DecisionSums: the figures of the estimators, from pages in any order; and from a simulated log to the verdict."""
 
+from __future__ import annotations
+
 import msgspec
 import numpy as np
 import numpy.typing as npt

@@ -1,5 +1,7 @@
 """The off-policy estimates of DecisionSums: equal to other implementations, and unbiased."""
 
+from __future__ import annotations
+
 import itertools
 import math
 
