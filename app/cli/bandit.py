@@ -251,7 +251,6 @@ async def _evaluation(
 
 
 async def _logs(service: OpenService, action: str) -> AsyncIterator[UserLog]:
-    """Yield each user's log, with a progress bar."""
     after = ""
     with progress(action, "decisions") as update:
         while logs := await service.bandit.decisions.user_logs(after, USERS_AT_ONCE):

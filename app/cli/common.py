@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 import msgspec
@@ -23,13 +23,14 @@ from app.features.ids import visible
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    from asyncio import Task
+
     from rich.console import Console
 
     from app.features.contract import Contract
 
-T = TypeVar("T")
+BLOCKED_S = 0.5  # how long after a signal a blocked event loop is interrupted
 SHOWN_ISSUES = SHOWN_ROWS = 20
-WIDE = 1_000
 ACTOR = "the command line"  # in the audit trail
 # By code: the text of the help, and the errors that lead to it.
 EXIT_CODES: dict[int, tuple[str, tuple[type[ProfilesError], ...]]] = {
@@ -47,7 +48,7 @@ def out(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     # Output to a file or a program is not wrapped to the width of a screen.
-    width = None if stderr or sys.stdout.isatty() else WIDE
+    width = None if stderr or sys.stdout.isatty() else 1_000
     return Console(stderr=stderr, highlight=False, width=width)
 
 
@@ -185,51 +186,66 @@ def contract_of_command(registry: str | None = None, *, own_mirror: bool = True)
     return settings, load_contract(settings, registry, own_mirror=own_mirror)
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine. An exception that a signal raises ends it, wherever Python was at that moment."""
-    import asyncio
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # asyncio would replace the default handler by one that waits until a blocking read, of a pipe, returns.
-        signal.signal(signal.SIGINT, lambda *_: signal.default_int_handler(signal.SIGINT, None))
-    dropped: list[BaseException] = []
-    report = sys.unraisablehook
-
-    async def watched() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-
-        def cancel(unraisable: Any) -> None:
-            # The signal arrived in a destructor or in the callback of a weak reference, which cannot raise.
-            if isinstance(unraisable.exc_value, KeyboardInterrupt | SystemExit):
-                dropped.append(unraisable.exc_value)
-                loop.call_soon_threadsafe(task.cancel)
-            else:
-                report(unraisable)
-
-        sys.unraisablehook = cancel
-        return await work
-
-    try:
-        return asyncio.run(watched())
-    except asyncio.CancelledError:
-        for error in dropped:
-            raise error from None
-        raise
-    finally:
-        sys.unraisablehook = report
+def exit_on_signals() -> None:
+    """Make SIGTERM and SIGHUP raise `SystemExit`, so that partly written files are removed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
 
 
 def as_command(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
-    """Wrap a coroutine function that returns an exit code, for `click.command`. SIGTERM raises `SystemExit` in the
-    function, so that partly written files are removed."""
+    """Wrap a coroutine function that returns an exit code, for `click.command`. SIGINT, SIGTERM and SIGHUP cancel it,
+    so that partly written files are removed; another signal cancels that."""
 
     @wraps(work)
     def command(*arguments: Any, **options: Any) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        sys.exit(run(work(*arguments, **options)))
+        import asyncio
+
+        received: list[BaseException] = []
+
+        async def cancellable() -> int | None:
+            _cancel_on_signals(received)
+            return await work(*arguments, **options)
+
+        try:
+            sys.exit(asyncio.run(cancellable()))
+        except asyncio.CancelledError as error:
+            raise [*received, error][0] from None
 
     return command
+
+
+def _cancel_on_signals(received: list[BaseException]) -> None:
+    """At a signal, cancel the current task, and store in `received` the exception that is to end the process."""
+    from asyncio import current_task, get_running_loop
+
+    from app.concurrency.tasks import stop_signals
+
+    loop, task = get_running_loop(), cast("Task[None]", current_task())
+
+    def cancel() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if received:
+            task.cancel()
+
+    def on_signal(number: int, _frame: object) -> None:
+        if task.done():
+            sys.exit(128 + number)
+        received[:] = [KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)]
+        loop.call_soon_threadsafe(cancel)
+        signal.setitimer(signal.ITIMER_REAL, BLOCKED_S)
+
+    def on_alarm(*_: object) -> None:
+        # The event loop is blocked, for example by reading a pipe. Raise in the task that blocks it: an exception
+        # between the steps of two tasks could drop the next step of one, which the loop would then await for ever.
+        if current_task(loop) is None:
+            signal.setitimer(signal.ITIMER_REAL, BLOCKED_S)
+        elif received:
+            raise received.pop()
+
+    signal.signal(signal.SIGALRM, on_alarm)
+    for number in {item for item in stop_signals() if signal.getsignal(item) is not signal.SIG_IGN}:
+        signal.signal(number, on_signal)
 
 
 def with_service(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.cli.common import ACTOR, as_command, out, plain, progress, say, settings_of_command, show, with_service
+from app.cli.common import (
+    ACTOR,
+    as_command,
+    exit_on_signals,
+    out,
+    plain,
+    progress,
+    say,
+    settings_of_command,
+    show,
+    with_service,
+)
 from app.cli.options import json_option
 from app.errors import RegistryError, SettingsError
 from app.features.clock import SystemClock
@@ -41,12 +52,12 @@ def migrate(as_json: bool) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@as_command
-async def backup(file: Path) -> None:
+def backup(file: Path) -> None:
     """Copy the database to FILE. The service may be running; the copy is consistent."""
     from app.stores.sqlite import backup as store
 
     database = settings_of_command().require_file("back it up with pg_dump or pg_basebackup")
+    exit_on_signals()
     with progress("copying", "pages") as update:
         store.backup(database, file, lambda left, total: update(total=total, completed=total - left))
     say(f"{database} backed up to {file}")
@@ -55,8 +66,7 @@ async def backup(file: Path) -> None:
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.confirmation_option(prompt="This replaces the database. Continue?")
-@as_command
-async def restore(file: Path) -> None:
+def restore(file: Path) -> None:
     """Replace the database with the backup FILE. Stop the service first.
 
     Values cached from the replaced database are never served afterwards, even if the cache is not emptied.
@@ -64,6 +74,7 @@ async def restore(file: Path) -> None:
     from app.stores.sqlite import backup as store
 
     database = settings_of_command().require_file("restore it with pg_restore or from a base backup")
+    exit_on_signals()
     store.restore(file, database)
     say(f"{database} restored from {file}")
 

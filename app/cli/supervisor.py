@@ -7,6 +7,7 @@ order. Every process stops before the servers that it uses. Invariant: when `sup
 running.
 """
 
+import asyncio
 import fcntl
 import glob
 import json
@@ -26,7 +27,7 @@ from typing import Any
 import click
 
 from app.cli.child import STOP_S, Child, replace_one_by_one
-from app.cli.common import fail, run, running_servers, say
+from app.cli.common import fail, running_servers, say
 from app.concurrency.tasks import stop_signals
 from app.errors import CacheUnavailable, SettingsError, Unavailable
 from app.listener import drop_new_connections, listening_socket
@@ -202,7 +203,7 @@ def _load_demo(settings: Settings, database: Path, stop: threading.Event) -> boo
     part = database.with_name(database.name + ".part")
     _delete(part)
     migrate(part)
-    count = run(load_demo(replace(settings, database=part), 1_000, 90, 1, stop.is_set))
+    count = asyncio.run(load_demo(replace(settings, database=part), 1_000, 90, 1, stop.is_set))
     if stop.is_set():
         say("stopped; the next `profiles up` starts loading again")
         return False

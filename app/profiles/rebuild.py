@@ -246,7 +246,6 @@ class RebuildRunner(msgspec.Struct, kw_only=True, eq=False):
         return True
 
     def _error(self, profiles: Collection[Profile]) -> str | None:
-        """Why some of the rebuilt values are not cached; None if all are."""
         failed = failures(self.rebuilder.computation.registry, profiles)
         reasons = [f"{name} was not computed for some users: {reason}" for name, reason in failed.items()]
         if any(_is_not_kept(value) for profile in profiles for value in profile.values()):

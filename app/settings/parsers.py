@@ -160,7 +160,6 @@ switch = _parser("[01]", "0 or 1", lambda value: value == "1")
 
 
 def scoring(value: str) -> bool:
-    """Parse a switch, which can be 1 only if NumPy is installed."""
     if switch(value) and find_spec("numpy") is None:
         raise ValueError("needs NumPy, which is not installed: run pip install 'profiles[scoring]'")
     return switch(value)

@@ -84,7 +84,7 @@ async def test_reason_is_formatted_when_it_is_the_verdict(own_site: Live, browse
         await own_site.client.post("/admin/rollout/ramp")
         await visitor.go("/admin/rollout")
         assert "by anyone: Over 4\u202f000 decisions of 400 users" in await visitor.text()
-        await own_site.client.post("/admin/rollout/rollback?reason=1,250+complaints,+9%25")
+        await own_site.client.post("/admin/rollout/rollback", json={"reason": "1,250 complaints, 9%"})
         await visitor.go("/admin/rollout")
         assert "by anyone: 1,250 complaints, 9%" in await visitor.text()
 

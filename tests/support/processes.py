@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,18 @@ class Programs:
     def close(self) -> None:
         for program in self._started:
             program.close()
+
+
+@contextmanager
+def interruptible(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Start a program that SIGINT interrupts, though a background job of a shell ignores it; kill it at the end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, **options) as running:
+        signal.signal(signal.SIGINT, before)
+        try:
+            yield running
+        finally:
+            running.kill()
 
 
 def environment_of(**settings: Any) -> dict[str, str]:

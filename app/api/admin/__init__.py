@@ -12,7 +12,7 @@ from msgspec import Meta
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest
 from app.api.request_parsing import body_as
-from app.errors import Conflict, InvalidInput, Issue, Undecodable
+from app.errors import InvalidInput, Issue, Undecodable
 from app.operations import audit
 
 # The scope, the OpenAPI tag and the usual status of all admin routes.
@@ -24,7 +24,7 @@ admin_delete = partial(delete, opt=ADMIN, tags=["Admin"])
 form_post = partial(post, opt=ADMIN, include_in_schema=False, status_code=200)
 REASON_SCHEMA = {"maxLength": audit.MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
 REASON_TEXT = f"Why, for the audit trail; up to {audit.MAX_REASON} characters, no user id."
-Reason = Annotated[str, QueryParameter(description=REASON_TEXT, schema_extra=REASON_SCHEMA)]
+Reason = Annotated[str, QueryParameter(description=REASON_TEXT, schema_extra=REASON_SCHEMA)]  # only if there is no body
 
 
 class ReasonRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -47,19 +47,11 @@ def audited(request: HttpRequest, action: str, subject: str) -> AbstractAsyncCon
     return audit.audited(service.audit_trail, service.clock.now_ms(), request.user.name, action, subject)
 
 
-async def reason_of(request: HttpRequest, from_query: str) -> str:
-    """The reason that the caller gives, in the form, the JSON body or the query (`from_query`); empty if there is none.
-    Raises `Conflict` if the query and the body contain different reasons, and the errors of `checked_reason`."""
+async def reason_of(request: HttpRequest) -> str:
+    """The reason in the form or JSON body; empty if there is none. Raises the errors of `checked_reason`."""
     if is_form(request):
         return checked_reason((await read_form(request)).get("reason", ""))
-    checked_reason(from_query, Undecodable)
-    if not await request.body():
-        return from_query
-    reason = checked_reason((await body_as(request, ReasonRequest)).reason)
-    if reason and from_query not in ("", reason):
-        problem = "must be the one in the query, if both are given"
-        raise Conflict("nothing was changed: there are two reasons", [Issue("reason", problem)])
-    return reason or from_query
+    return checked_reason((await body_as(request, ReasonRequest)).reason) if await request.body() else ""
 
 
 def checked_reason(reason: str, error: type[Undecodable | InvalidInput] = InvalidInput) -> str:

@@ -161,7 +161,6 @@ async def _discard(request: HttpRequest, letter_id: int, reason: str) -> None:
 
 
 def _user_of(letter: DeadLetter) -> str | None:
-    """The user id in the payload; None if there is no valid one."""
     payload = _decoded(letter)
     user_id = payload.get("user_id") if isinstance(payload, dict) else None
     return user_id if isinstance(user_id, str) and id_problem(user_id) is None else None

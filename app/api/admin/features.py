@@ -9,7 +9,7 @@ from litestar import Response
 from litestar.params import PathParameter
 from msgspec import Meta
 
-from app.api.admin import WITH_REASON, Reason, admin_get, admin_post, audited, reason_of
+from app.api.admin import WITH_REASON, admin_get, admin_post, audited, reason_of
 from app.api.auth.forms import is_form
 from app.api.dependencies import HttpRequest
 from app.api.pages.negotiation import answer, redirect
@@ -107,8 +107,8 @@ def _seen(announced: Iterable[Announced], name: str) -> list[ServedDefinition]:
     description="Every process serves it as null within a second, until it is enabled; cached values are not served. "
     "409 if it is disabled already.",
 )
-async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[FeatureSwitch]:
-    return await _switch(request, name, reason, on=False)
+async def disable_feature(request: HttpRequest, name: Name) -> Response[FeatureSwitch]:
+    return await _switch(request, name, on=False)
 
 
 @admin_post(
@@ -117,13 +117,12 @@ async def disable_feature(request: HttpRequest, name: Name, reason: Reason = "")
     summary="Serve a feature again",
     description="409 if it is not disabled.",
 )
-async def enable_feature(request: HttpRequest, name: Name, reason: Reason = "") -> Response[FeatureSwitch]:
-    return await _switch(request, name, reason, on=True)
+async def enable_feature(request: HttpRequest, name: Name) -> Response[FeatureSwitch]:
+    return await _switch(request, name, on=True)
 
 
-async def _switch(request: HttpRequest, name: str, reason: str, *, on: bool) -> Response[Any]:
-    service = request.service
-    reason = await reason_of(request, reason)
+async def _switch(request: HttpRequest, name: str, *, on: bool) -> Response[Any]:
+    service, reason = request.service, await reason_of(request)
     if name not in service.registry.names:
         raise NotFound(f"there is no feature of that name; known are {', '.join(service.registry.names)}")
     done = f"{name} is served again." if on else f"{name} is served as null, in every process within a second."

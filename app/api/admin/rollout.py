@@ -4,7 +4,7 @@ from typing import Any
 
 from litestar import Response
 
-from app.api.admin import WITH_REASON, Reason, admin_get, admin_post, audited, reason_of
+from app.api.admin import WITH_REASON, admin_get, admin_post, audited, reason_of
 from app.api.auth.forms import is_form, read_form
 from app.api.dependencies import HttpRequest
 from app.api.pages.negotiation import answer, redirect
@@ -45,8 +45,8 @@ async def get_rollout(request: HttpRequest) -> Response[RolloutStatus]:
     description="One step: 5 %, 25 %, 100 % of the users. After a rollback it starts again in the shadow. 409 if the "
     "verdict is not `promote`, or too few decisions were served at the stage before; the answer says which.",
 )
-async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
-    return await _move(request, "ramp", reason)
+async def ramp_rollout(request: HttpRequest) -> Response[RolloutStatus]:
+    return await _move(request, "ramp")
 
 
 @admin_post(
@@ -55,8 +55,8 @@ async def ramp_rollout(request: HttpRequest, reason: Reason = "") -> Response[Ro
     summary="Let the challenger serve for good",
     description="409 unless it serves every user and an improvement is shown.",
 )
-async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
-    return await _move(request, "promote", reason)
+async def promote_challenger(request: HttpRequest) -> Response[RolloutStatus]:
+    return await _move(request, "promote")
 
 
 @admin_post(
@@ -65,13 +65,12 @@ async def promote_challenger(request: HttpRequest, reason: Reason = "") -> Respo
     summary="Let the champion serve every user again",
     description="At any stage, with any verdict. Nothing that was learned is lost. 409 if it is rolled back already.",
 )
-async def roll_back(request: HttpRequest, reason: Reason = "") -> Response[RolloutStatus]:
-    return await _move(request, "rollback", reason)
+async def roll_back(request: HttpRequest) -> Response[RolloutStatus]:
+    return await _move(request, "rollback")
 
 
-async def _move(request: HttpRequest, move: Move, reason: str) -> Response[Any]:
-    rollout, actor = request.service.bandit.rollout, request.user.name
-    reason = await reason_of(request, reason)
+async def _move(request: HttpRequest, move: Move) -> Response[Any]:
+    rollout, actor, reason = request.service.bandit.rollout, request.user.name, await reason_of(request)
     if not is_form(request):
         await rollout.move(move, actor, reason)
         return Response(await rollout.status())

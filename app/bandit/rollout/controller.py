@@ -85,7 +85,6 @@ class Rollout(msgspec.Struct, kw_only=True, eq=False):
     _cached_broken: tuple[float, list[str]] | None = None
 
     def _belongs_to_another(self, state: RolloutState) -> bool:
-        """Whether the stage belongs to another challenger than that of this release."""
         own = self.policies.challenger
         return own is not None and state.challenger not in (None, own.spec.hash)
 

@@ -85,7 +85,6 @@ class Queue:
         self._events.add(seqs)
 
     async def depth(self) -> int:
-        """The number of jobs of this queue that wait or run."""
         return int(await self._ask("ZCARD", self._name))
 
     async def worker_alive(self) -> bool:

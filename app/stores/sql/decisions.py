@@ -222,7 +222,6 @@ def _made_since_erasure(connection: Connection, decision: Decision) -> bool:
 
 
 def _by_request(connection: Connection, user_id: str, request_id: str | None) -> list[dict[str, Any]]:
-    """The stored decision with this request id, as a row; at most one."""
     return [] if request_id is None else named_rows(connection, SELECT_BY_REQUEST, (user_id, request_id))
 
 

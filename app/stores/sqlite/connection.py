@@ -152,7 +152,6 @@ def _reserve(path: Path) -> Path:
 
 
 def revision_of(connection: sqlite3.Connection) -> str | None:
-    """The schema revision of a database; None if it has none."""
     exists = connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'alembic_version'").fetchone()
     row = connection.execute(SELECT_REVISION).fetchone() if exists else None
     return None if row is None else str(row[0])

@@ -176,7 +176,6 @@ class Cluster:
         return batches
 
     def _ready(self, owner: Owner | None, use: Use) -> PipelinedConnection | CacheUnavailable:
-        """The open connection to a registered owner, or why there is none."""
         connections = self._masters.get(owner.node) if owner is not None else None
         connection = connections.ready(use) if connections is not None else None
         if connection is None or owner is None:
@@ -217,7 +216,6 @@ class Cluster:
                 return
 
     async def _refresh(self) -> None:
-        """Ask all nodes which slots they own, and register the answers."""
         self._asked_at = asyncio.get_running_loop().time()
         answers: dict[str, list[ClusterNode] | CacheUnavailable] = {}
         views: dict[str, list[ClusterNode]] = {}

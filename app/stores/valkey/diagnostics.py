@@ -149,7 +149,6 @@ async def _node(url: str, now_s: Now) -> tuple[list[Line], Info]:
 
 
 def diagnose_release(name: str, info: Info) -> Line:
-    """Report whether the server's version is at least `LEAST_VERSION`."""
     valkey = info.get("valkey_version")
     version = str(valkey or info["redis_version"])
     shown = f"{'Valkey' if valkey else 'Redis'} {version}"

@@ -32,7 +32,7 @@ from tests.integration.cli.conftest import Run
 from tests.support.clock import NOW_MS
 from tests.support.events import admitted, payload, served
 from tests.support.live import live
-from tests.support.processes import environment_of
+from tests.support.processes import environment_of, interruptible
 from tests.support.registry import REGISTRY, own_entry, own_registry
 from tests.support.servers import ask, keys
 from tests.support.traffic import now_ms
@@ -434,7 +434,7 @@ def test_no_partial_copy_is_left_when_backup_is_stopped(
         shutil.copyfile(tmp_path / "var/profiles.db", "copy.db")
     before = {path for path in tmp_path.rglob("*") if path.suffix not in (".db-wal", ".db-shm")}
     command = [sys.executable, "-m", "app", *arguments]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment_of(), stderr=subprocess.PIPE, text=True) as running:
+    with interruptible(command, cwd=tmp_path, env=environment_of(), stderr=subprocess.PIPE, text=True) as running:
         eventually_sync(lambda: (tmp_path / part).exists() and (tmp_path / part).stat().st_size > 0)
         running.terminate()
         _, told = running.communicate(timeout=PATIENCE_S)

@@ -30,7 +30,7 @@ from app.features.registry import DTYPES
 from app.settings import Settings
 from tests.integration.cli.conftest import Outcome, Run, default_database, write_events
 from tests.support.events import payload, served
-from tests.support.processes import environment_of
+from tests.support.processes import environment_of, interruptible
 from tests.support.registry import FEATURES, REGISTRY
 from tests.support.score_requests import tip
 from tests.support.traffic import now_ms
@@ -515,9 +515,7 @@ def test_no_file_is_left_when_history_is_stopped(
 ) -> None:
     (tmp_path / "rows.csv").write_text("user_id,as_of\n" + f"ann,{rfc3339(now_ms())}\n" * 300_000)
     command = [sys.executable, "-m", "app", "history", "rows.csv", "--output", f"set{to}"]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
-    with subprocess.Popen(command, cwd=tmp_path, env=environment_of(), stderr=subprocess.PIPE, text=True) as running:
-        signal.signal(signal.SIGINT, before)
+    with interruptible(command, cwd=tmp_path, env=environment_of(), stderr=subprocess.PIPE, text=True) as running:
         part = tmp_path / f"set{to}.part"
         eventually_sync(lambda: part.exists() and (part.stat().st_size > 0 or to == ".parquet"))
         running.send_signal(number)

@@ -1,4 +1,4 @@
-"""Signals end a command, wherever they arrive."""
+"""Signals end a command after its cleanup, wherever they arrive."""
 
 import signal
 import subprocess
@@ -6,34 +6,71 @@ import sys
 
 import pytest
 
-# The callback of a weak reference drops what is raised in it.
+from tests.support.processes import interruptible
+from tests.support.waiting import PATIENCE_S
+
 PROGRAM = """
-import asyncio, os, signal, weakref
+import asyncio, os, signal, sys, weakref
 from app.cli.common import as_command
 
-@as_command
-async def work():
+def arrive():
+    os.kill(os.getpid(), signal.{name})
+
+async def in_a_callback_that_cannot_raise():
     class Item: pass
     item = Item()
-    kept = weakref.ref(item, lambda _: os.kill(os.getpid(), signal.{name}))
+    kept = weakref.ref(item, lambda _: arrive())
     del item
-    print("still running", flush=True)
+    await asyncio.sleep(60)
+
+async def before_a_step_of_the_event_loop():
+    step = asyncio.Handle._run
+    def interrupted(handle):
+        asyncio.Handle._run = step
+        arrive()
+        step(handle)
+    asyncio.Handle._run = interrupted
+    await asyncio.sleep(0)
+    await asyncio.sleep(60)
+
+async def while_a_read_blocks():
+    asyncio.get_running_loop().call_soon(arrive)
+    await asyncio.sleep(0)
+    sys.stdin.buffer.read()
+
+async def twice():
+    asyncio.get_running_loop().call_soon(arrive)
     try:
         await asyncio.sleep(60)
     finally:
+        asyncio.get_running_loop().call_soon(arrive)
+        await asyncio.sleep(60)
+
+@as_command
+async def command():
+    try:
+        await {where}()
+    finally:
+        await asyncio.sleep(0.01)
         print("cleaned up", flush=True)
 
-work()
+command()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
-def test_command_ends_when_the_signal_arrives_where_nothing_can_be_raised(number: signal.Signals, code: int) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
-    command = [sys.executable, "-c", PROGRAM.format(name=number.name)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        signal.signal(signal.SIGINT, before)
-        out, told = running.communicate(timeout=30)
-    assert (running.returncode, out) == (code, "still running\ncleaned up\n"), told
-    assert "ignored" not in told
+@pytest.mark.parametrize(
+    "where",
+    ["in_a_callback_that_cannot_raise", "before_a_step_of_the_event_loop", "while_a_read_blocks", "twice"],
+)
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, -signal.SIGINT)]
+)
+def test_signal_ends_a_command(where: str, number: signal.Signals, code: int) -> None:
+    program = PROGRAM.replace("{name}", number.name).replace("{where}", where)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with interruptible([sys.executable, "-c", program], **pipes) as running:
+        assert running.wait(PATIENCE_S) == code
+        out, told = running.communicate()
+    assert out == b"cleaned up\n"
+    assert b"ignored" not in told

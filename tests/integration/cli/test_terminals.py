@@ -14,7 +14,7 @@ import pytest
 from app.cli.events import LINES_PER_REQUEST
 from app.features.clock import rfc3339
 from tests.integration.cli.conftest import Run
-from tests.support.processes import environment_of
+from tests.support.processes import environment_of, interruptible
 from tests.support.traffic import now_ms
 from tests.support.waiting import PATIENCE_S
 
@@ -71,11 +71,9 @@ def test_closed_streams_are_empty(migrated: Run, tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_a_command_that_waits_for_input(migrated: Run, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "app", "events", "-", "--skip-bad"]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
-    with subprocess.Popen(
+    with interruptible(
         command, cwd=tmp_path, env=environment_of(), stdin=subprocess.PIPE, stderr=subprocess.PIPE
     ) as running:
-        signal.signal(signal.SIGINT, before)
         assert running.stdin is not None
         assert running.stderr is not None
         running.stdin.write(b"bad\n" * LINES_PER_REQUEST)

@@ -69,8 +69,8 @@ TABLE = [
     Access("GET", "/admin/rollout", "/admin/rollout", "admin", 200),
     Access("POST", "/admin/rollout/ramp", "/admin/rollout/ramp", "admin", 409),
     Access("POST", "/admin/rollout/promote", "/admin/rollout/promote", "admin", 409),
-    # With an invalid reason, because a valid request would roll back.
-    Access("POST", "/admin/rollout/rollback", "/admin/rollout/rollback?reason=%0A", "admin", 400),
+    # With an unknown parameter, because a valid request would roll back.
+    Access("POST", "/admin/rollout/rollback", "/admin/rollout/rollback?why=complaints", "admin", 400),
     Access("GET", "/admin/keys", "/admin/keys", "admin", 200),
     Access("GET", "/admin/audit", "/admin/audit", "admin", 200),
     Access("GET", "/admin/features", "/admin/features", "admin", 200),
