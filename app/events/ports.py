@@ -165,7 +165,8 @@ class Invalidates(Protocol):
     """Deletes stale cached values: the part of `app.profiles.online.invalidation.Invalidator` that events use."""
 
     async def invalidate(self, stale: Mapping[str, Collection[str]]) -> bool:
-        """Delete the cached values of features, by user id. Return False, after a pause, if the deletion is owed."""
+        """Delete the cached values of features, by user id. If the cache does not answer, record in the database that
+        they must be deleted, wait until every process knows that, and return False."""
 
     async def drop_older(self, stale: Mapping[str, Mapping[str, int]]) -> None:
         """Delete a user's cached value of a feature if it was computed before an event. `stale` maps the user id and

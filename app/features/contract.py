@@ -17,7 +17,7 @@ from app.features.schema import ProfileFeatures
 
 
 class Contract(NamedTuple):
-    """The features of a deployment: a compiled registry and its mirror."""
+    """The features of a deployment: a compiled registry, and the msgspec Struct that mirrors it."""
 
     registry: Registry
     mirror: type[msgspec.Struct]

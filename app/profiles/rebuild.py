@@ -173,8 +173,7 @@ class RebuildRepository(Protocol):
 
     async def advance(self, part: Part, users: int, after: str, now_ms: int, error: str | None = None) -> Part | None:
         """Record that `users` more users of a part are done, up to the position `after`. An `error` replaces the last
-        error of the run. Return the part as it is now, or None if the run has ended or another worker has claimed the
-        part."""
+        error of the run. Return the part as it is now, or None if the run has ended or another worker has the part."""
 
     async def release(self, part: Part) -> None:
         """Let any worker claim the rest of a part."""

@@ -32,8 +32,7 @@ _SHOWN = 80
 
 def _setting(default: Any, parse: Callable[[str], Any], *, secret: bool = False) -> Any:
     """Declare a field of `Settings`. `parse` converts the variable's text, and raises `ValueError` if it is invalid. If
-    `default` is None, an empty text also means None. If `secret`, errors and `repr` do not show the value, which may
-    contain a password."""
+    `default` is None, an empty text also means None. If `secret`, errors and `repr` do not show the value."""
     return field(default=default, metadata={"parse": parse}, repr=not secret)
 
 

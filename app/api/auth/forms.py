@@ -1,5 +1,4 @@
-"""HTML forms: `application/x-www-form-urlencoded`, in UTF-8. `authentication.guard` checks that a form belongs to the
-caller's session."""
+"""HTML forms in UTF-8, URL-encoded. `authentication.guard` checks that a form belongs to the caller's session."""
 
 import asyncio
 from functools import partial

@@ -46,8 +46,7 @@ class Ranking(NamedTuple):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """A policy that chooses tips: linear Thompson sampling over the inputs of one spec. `scale` is v in the
-    formulas."""
+    """A policy: linear Thompson sampling over the inputs of one spec. `scale` is v in the formulas."""
 
     id: str
     spec: Spec

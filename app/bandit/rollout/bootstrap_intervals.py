@@ -36,7 +36,7 @@ CHUNK = 1_000_000  # elements of one chunk: 8 MB for the draws, and 8 MB for the
 
 
 class Interval(NamedTuple):
-    """The same as `IntervalView`, but encoded as a JSON array, which stored looks contain."""
+    """The same as `IntervalView`, but encoded as a JSON array, as in a stored look."""
 
     value: float
     low: float

@@ -53,7 +53,7 @@ class DecisionChecker(msgspec.Struct, kw_only=True, eq=False):
     pruned_before: Callable[[], Awaitable[int]]
 
     async def check(self, decisions: Sequence[LoggedProfile]) -> list[DecisionCheck]:
-        """Check the profiles of decisions; return one result for each, in order. Raises `StoreUnavailable`."""
+        """Compute the profiles of decisions again; return one result for each, in order. Raises `StoreUnavailable`."""
         rows = [self._rows(decision) for decision in decisions]
         profiles = iter(await self.computation.moments([row for of_one in rows for row in of_one]))
         # Read after the computation, so that it covers every event that was missing in it.

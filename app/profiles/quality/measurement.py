@@ -59,7 +59,8 @@ class FoundUsers(NamedTuple):
 
 
 class DataQuality(msgspec.Struct, kw_only=True, eq=False):
-    """Makes one measurement at a time, of up to `sample` users drawn for now and as many for `BEFORE_DAYS` days ago."""
+    """Measures the features of up to `sample` users now, and of up to `sample` users as of `BEFORE_DAYS` days ago. Only
+    one measurement runs at a time."""
 
     inspector: Inspector
     random: Random

@@ -1,8 +1,7 @@
 """Opens connections to PostgreSQL that run the SQL of the repositories, and turns psycopg errors into
 `StoreUnavailable`. Every connection is in autocommit mode, with explicit transactions. Statements are written as for
 SQLite and translated: parameters are `?` or `:name`, JSON is text, and `json_each` yields the elements of an array in
-the column `value`. Whole numbers are always sent as `bigint`, so that a statement has one plan whatever the values
-are."""
+the column `value`. Whole numbers are always sent as `bigint`, so that each statement has one plan."""
 
 from __future__ import annotations
 

@@ -175,8 +175,8 @@ class SqlStates(SqlRepository):
     """The statistics of all users, and the pooled priors. Implements `app.bandit.ports.StateRepository`."""
 
     def __init__(self, database: Database, spec: Spec) -> None:
-        """`spec`: the list of model inputs to which users' statistics are extended (`Policies.longest`). Priors are
-        pooled for this spec, from statistics that belong to it."""
+        """`spec`: the list of model inputs to which users' statistics are extended (`Policies.longest`). A prior is
+        estimated for this spec, from the statistics of users that have been extended to it."""
         super().__init__(database)
         self._spec = spec
 
