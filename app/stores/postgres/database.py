@@ -123,17 +123,20 @@ def _transact(connection: Connection, work: Callable[[Connection], T], users: li
 
 
 def _begin(connection: Connection, users: list[str] | None) -> None:
-    """Begin a transaction and lock these users, in one round trip. If `users` is None, lock the whole service by its
-    row in the table `service`."""
+    """Begin a transaction and lock these users, in one round trip if each of them is known. If `users` is None, lock
+    the whole service by its row in the table `service`."""
+    known = True
     while True:
         with connection.raw.pipeline():
             locked = connection.raw.execute("BEGIN")
             if users is None:
                 connection.execute("SELECT 1 FROM service WHERE name = 'database_id' FOR UPDATE")
             elif users:
-                connection.execute(INSERT_USERS, (users,))
+                if not known:
+                    connection.execute(INSERT_USERS, (users,))
                 locked = connection.execute(LOCK_USERS, (users,))
         if not users or locked.rowcount == len(users):
             return
+        known = False
         # 1. Another transaction erases a user; 2. this one waits for the row; 3. the row is gone, and locks nothing.
         connection.raw.execute("ROLLBACK")
