@@ -1,7 +1,8 @@
 """`make torture`: a run on real processes. Prints the counts and every violation.
 
 Mode `faults`: faults at random moments, and every answer checked. Mode `durability`: API processes are killed during
-ingest. Mode `soak`: the memory of the processes under a steady load.
+ingest. Mode `relay`: each event is sent to one process, and read from another at once. Mode `soak`: the memory of the
+processes under a steady load.
 """
 
 import argparse
