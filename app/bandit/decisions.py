@@ -112,8 +112,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         return np.concatenate([self.phi, self.phi_under(spec)[self.chosen, len(self.phi) :]])
 
     def contributions(self) -> list[dict[str, float]] | None:
-        """For each candidate, the parts θ̂ᵢφᵢ of its score by the name of the input. None if this release does not know
-        the policy's spec."""
+        """For each candidate, the parts θ̂ᵢφᵢ of its score by input. None if this release does not know the spec."""
         spec = SPECS.get(self.policy_hash)
         if spec is None:
             return None

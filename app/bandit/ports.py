@@ -85,8 +85,7 @@ class DecisionRepository(Protocol):
         self, after: DecisionMoment, until_ms: int, limit: int
     ) -> tuple[list[DecisionRecord], DecisionMoment | None]:
         """Up to `limit` decisions after `after` that were made before `until_ms`, and the moment after which the next
-        page begins; it is None on the last page. Damaged decisions are left out, so a page may be empty though more
-        follow."""
+        page begins; it is None on the last page. Damaged decisions are left out, so a page may be empty."""
 
     async def line(self, decision_id: str) -> DecisionLine | None: ...
 

@@ -177,8 +177,7 @@ def sampler(service: Service, role: Role) -> Sampler:
 @asynccontextmanager
 async def sampling(service: Service, role: Role) -> AsyncIterator[None]:
     """Store a sample of the process's metrics every `EVERY_S` seconds, and a last one when the block ends. The first
-    is taken after `FIRST_S` seconds, because a sample includes the checks of readiness, which would delay the first
-    requests."""
+    is taken after `FIRST_S` seconds, since the checks of readiness in a sample would delay the first requests."""
     own = sampler(service, role)
     log.info("sampling", role=role, process=service.process)
 

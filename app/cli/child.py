@@ -118,8 +118,7 @@ class Child(msgspec.Struct, eq=False):
 
 def replace_one_by_one(children: list[Child]) -> Generator[None, None, None]:
     """Replace each child in the list by a new one; yield while waiting. Each old process runs until the new one is
-    ready. If a new process ends, or is not ready after `READY_S` seconds, it is stopped, and the remaining old ones
-    stay."""
+    ready. If a new process ends, or is not ready after `READY_S` seconds, it is stopped, and the old ones stay."""
     for place, old in enumerate(children):
         new = leaving = Child(old.name, old.environment, old.listener, old.stop_s)
         try:

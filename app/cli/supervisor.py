@@ -220,8 +220,7 @@ def _delete(part: Path) -> None:
 
 @contextmanager
 def _servers(settings: Settings) -> Iterator[tuple[list[EmbeddedServer], Settings]]:
-    """Start a server for the cache or queue if its URL is not set; yield the started servers, and the settings with the
-    URLs of both."""
+    """Start a server for the cache or queue if its URL is not set; yield them, and settings with both URLs."""
     directory = settings.directory.resolve() / "run"
     directory.mkdir(parents=True, exist_ok=True)
     started: list[EmbeddedServer] = []

@@ -40,9 +40,8 @@ class Maintenance(msgspec.Struct, kw_only=True, eq=False):
     _ended_round_ms: int = 0
 
     async def once(self) -> None:
-        """Do one step: settle decisions whose reward window has closed, and extend users' statistics. If no statistics
-        are left to extend, sum some ranges of users. If no range is left to sum, estimate the prior. Raises
-        `StoreUnavailable`."""
+        """Do one step: settle decisions whose reward window has closed, and extend users' statistics. If none are
+        left to extend, sum ranges of users. If no range is left, estimate the prior. Raises `StoreUnavailable`."""
         await self.settle()
         if not await self.grow(GROW_FOR_S):
             return

@@ -178,8 +178,7 @@ class Computation:
         return trouble
 
     def try_again(self) -> None:
-        """If the pause of a feature is over, try to compute the feature in the background. Only one such attempt runs
-        at a time."""
+        """If the pause of a feature is over, try to compute it in the background. Only one attempt runs at a time."""
         idle = self._attempt is None or self._attempt.done()
         if idle and (due := self.availability.due()) is not None:
             self._attempt = self._loop.create_task(self._try(*due))

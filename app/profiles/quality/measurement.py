@@ -147,8 +147,7 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
 
     async def carry_out(self, run_id: int, budget_s: float) -> None:
         """Measure data quality and store the report, unless the run has ended or another worker measures. The run fails
-        if the users cannot be drawn in time: another attempt would not be faster. Raises `Unavailable` if it can be
-        tried again later."""
+        if the users cannot be drawn in time: another attempt would not be faster. Raises `Unavailable`."""
         clock = self.inspector.computation.clock
         if not await self.runs.begin(run_id, clock.now_ms()):
             return

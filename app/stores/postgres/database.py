@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import TypeVar
 
 import psycopg
@@ -74,14 +75,22 @@ class PostgresDatabase(Database):
             raise
         return database
 
-    async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None, again: bool = False) -> T:
-        """Run `work` in one transaction, after locking `of`: see `Database.write`. If the connection is lost during the
-        commit, the outcome is unknown, and the method raises `StoreUnavailable`. If `again` is True, it calls `work`
-        a second time instead, and `work` must find out whether its first call was committed."""
+    async def write(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        of: Collection[str] | None,
+        first: Callable[[Connection], object] = lambda _: None,
+        again: bool = False,
+    ) -> T:
+        """Run `work` in one transaction, after locking `of`: see `Database.write`. The statements that `first` executes
+        are sent with the locks, and run after them; `work` can fetch their results. If the connection is lost during
+        the commit, the outcome is unknown, and the method raises `StoreUnavailable`. If `again` is True, it begins a
+        second time instead, and `work` must find out whether its first call was committed."""
         users = None if of is None else sorted(set(of))
         try:
             async with self._writers.one() as writer:
-                result = await writer.run(lambda connection: _transact(connection, work, users, again))
+                result = await writer.run(lambda raw: _transact(raw, partial(_begin, raw, first, users), work, again))
         except StoreFull as error:
             self.wrote(error)
             raise
@@ -99,11 +108,11 @@ def _check_schema(url: str) -> None:
         check_revision(revision_of(connection), connection.raw.info.dbname)
 
 
-def _transact(connection: Connection, work: Callable[[Connection], T], users: list[str] | None, again: bool) -> T:
+def _transact(connection: Connection, begin: Callable[[], None], work: Callable[[Connection], T], again: bool) -> T:
     for attempt in range(1, ATTEMPTS + 1):
         committing = connection.unconfirmed = False
         try:
-            _begin(connection, users)
+            begin()
             with ExitStack() as connection.ending:
                 result = work(connection)
                 committing = True
@@ -122,9 +131,9 @@ def _transact(connection: Connection, work: Callable[[Connection], T], users: li
     raise AssertionError("unreachable")
 
 
-def _begin(connection: Connection, users: list[str] | None) -> None:
-    """Begin a transaction and lock these users, in one round trip if each of them is known. If `users` is None, lock
-    the whole service by its row in the table `service`."""
+def _begin(connection: Connection, first: Callable[[Connection], object], users: list[str] | None) -> None:
+    """Begin a transaction, lock these users and execute `first`, in one round trip if each user is known. If `users` is
+    None, lock the whole service by its row in the table `service`."""
     known = True
     while True:
         with connection.raw.pipeline():
@@ -135,6 +144,7 @@ def _begin(connection: Connection, users: list[str] | None) -> None:
                 if not known:
                     connection.execute(INSERT_USERS, (users,))
                 locked = connection.execute(LOCK_USERS, (users,))
+            first(connection)
         if not users or locked.rowcount == len(users):
             return
         known = False

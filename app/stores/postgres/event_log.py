@@ -1,14 +1,16 @@
-"""Stores events, in one transaction for many requests. After the users are locked, a transaction takes two round trips:
-one finds the events that are stored already and draws sequence numbers, the other inserts and commits. The numbers are
-drawn after the locks, so those of a user rise in the order of the commits. Interleaving prevented: 1. T1 draws 1; 2. T2
-draws 2 for the same user and commits; 3. a value is computed without event 1, and cached under version 2; 4. T1
-commits: the value is stale, and nothing shows it."""
+"""Stores events, in one transaction for many requests, which takes two round trips: one locks the users, finds the
+events that are stored already and draws sequence numbers, the other inserts and commits. The numbers are drawn after
+the locks, so those of a user rise in the order of the commits. Interleaving prevented: 1. T1 draws 1; 2. T2 draws 2 for
+the same user and commits; 3. a value is computed without event 1, and cached under version 2; 4. T1 commits: the value
+is stale, and nothing shows it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
+from psycopg import Cursor
 
 from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.events import TipFeedback, subject_of
@@ -55,13 +57,15 @@ class PostgresEventLog(SqlEventLog):
     async def append(self, requests: Sequence[Sequence[Admitted]]) -> list[Appended | ClashingEvent]:
         keys = [event_key(item) for events in requests for item in events]
         drawn: dict[EventKey, int] = {}
+        asked: list[Cursor[Any]] = []
+
+        def ask(connection: Connection) -> None:
+            connection.execute(LOCK_FEATURE_KEYS)
+            stored = connection.execute(SELECT_KNOWN, (_json(keys).decode(),))
+            asked[:] = connection.execute(SELECT_FEATURE_KEYS), stored, connection.execute(DRAW_NUMBERS, (len(keys),))
 
         def work(connection: Connection) -> list[Appended | ClashingEvent]:
-            with connection.raw.pipeline():
-                connection.execute(LOCK_FEATURE_KEYS)
-                features = connection.execute(SELECT_FEATURE_KEYS)
-                stored = connection.execute(SELECT_KNOWN, (_json(keys).decode(),))
-                numbers = connection.execute(DRAW_NUMBERS, (len(keys),))
+            features, stored, numbers = asked
             known: dict[EventKey, bytes] = {}
             own: set[EventKey] = set()
             for user_id, event_id, digest, seq in stored:
@@ -84,7 +88,7 @@ class PostgresEventLog(SqlEventLog):
 
         # If the outcome of a commit is unknown, the work is done again. Stored events with the numbers that the first
         # try drew were stored by that try, so they count as accepted and not as duplicates.
-        return await self._database.write(work, of={user_id for user_id, _ in keys}, again=True)
+        return await self._database.write(work, of={user_id for user_id, _ in keys}, first=ask, again=True)
 
 
 def _row(seq: int, item: Admitted) -> dict[str, object]:

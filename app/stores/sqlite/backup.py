@@ -79,9 +79,8 @@ def restore(source: Path, database: Path) -> None:
 
 def adopt(database: Path) -> None:
     """Give a database a new id, so that values cached under the old one are not read again. Needed for copies that the
-    program cannot recognise as such, for example a cloned volume. Raises `Conflict` if a process has the database open,
-    `SchemaMismatch` if it is at another revision, and `StoreUnavailable` if it does not exist, is damaged, or cannot be
-    written."""
+    program cannot recognise, for example a cloned volume. Raises `Conflict` if a process has the database open,
+    `SchemaMismatch` if it is at another revision, `StoreUnavailable` if it is absent, damaged or cannot be written."""
     with closing(connect(database, read_only=False)) as connection:
         check_schema(connection, database)
     try:

@@ -75,7 +75,7 @@ async def test_wrong_version_is_found_when_numbers_are_drawn_before_the_lock(
     monkeypatch.setattr(
         transactions,
         "_begin",
-        lambda connection, users: begin(connection, None if users is None else []),
+        lambda connection, first, users: begin(connection, first, None if users is None else []),
     )
     with pytest.raises(AssertionError, match="another value at the same version"):
         await _draw_while_another_writes(postgres_url, valkey, monkeypatch, "draw_and_lock")
