@@ -84,9 +84,10 @@ class PostgresDatabase(Database):
         again: bool = False,
     ) -> T:
         """Run `work` in one transaction, after locking `of`: see `Database.write`. The statements that `first` executes
-        are sent with the locks, and run after them; `work` can fetch their results. If the connection is lost during
-        the commit, the outcome is unknown, and the method raises `StoreUnavailable`. If `again` is True, it begins a
-        second time instead, and `work` must find out whether its first call was committed."""
+        are sent with the locks, and run after them; `work` can fetch their results. If a user is new, they are sent a
+        second time. If the connection is lost during the commit, the outcome is unknown, and the method raises
+        `StoreUnavailable`. If `again` is True, it begins a second time instead, and `work` must find out whether its
+        first call was committed."""
         users = None if of is None else sorted(set(of))
         try:
             async with self._writers.one() as writer:
