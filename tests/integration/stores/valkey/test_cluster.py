@@ -148,15 +148,16 @@ async def test_failover_finds_mutants(
 
 
 async def demote_and_promote(shards: Shards) -> None:
-    """While no process notices, a master becomes a replica, loses a deletion and becomes the master again."""
+    """A master becomes a replica, loses a deletion and becomes the master again. No process notices, since none of this
+    leaves the event loop."""
     user, master = shards.users[0], shards.masters[0]
     replica = shards.cluster.lose_writes(master)
     assert await shards.send(user)
     master.signal(signal.SIGSTOP)  # so that it sends nothing to the replica
     shards.cluster.take_over(replica)
     master.signal(signal.SIGCONT)
-    await asyncio.to_thread(shards.cluster.until_replica, master)
-    await asyncio.to_thread(shards.cluster.take_over, master)
+    shards.cluster.until_replica(master)
+    shards.cluster.take_over(master)
     await shards.until_hits(user)
 
 
