@@ -415,4 +415,4 @@ def test_every_read_is_true_when_anything_happens_for_long(examples: Examples, c
 @pytest.mark.parametrize("mutant", [PLAIN_SET, CONSTANT_EPOCH], ids=lambda kind: kind.name)
 def test_the_machine_finds_a_stale_read_when_the_cache_is_a_mutant(examples: Examples, mutant: Kind) -> None:
     with pytest.raises((AssertionError, Flaky)):
-        examples(mutant, settings(max_examples=800, stateful_step_count=60, derandomize=True))
+        examples(mutant, settings(max_examples=800, stateful_step_count=40, derandomize=True))
