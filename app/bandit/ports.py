@@ -85,7 +85,7 @@ class DecisionRepository(Protocol):
         self, after: DecisionMoment, until_ms: int, limit: int
     ) -> tuple[list[DecisionRecord], DecisionMoment | None]:
         """Up to `limit` decisions after `after` that were made before `until_ms`, and the moment after which the next
-        page begins; it is None on the last page. Damaged decisions are left out, so a page may be empty."""
+        page begins; it is None on the last page. Damaged decisions are left out, so any page may be empty."""
 
     async def line(self, decision_id: str) -> DecisionLine | None: ...
 
@@ -207,8 +207,7 @@ class RolloutRepository(Protocol):
     async def shown(self, state: RolloutState, among: int) -> tuple[DecisionPage, Array]:
         """Of the newest `among` decisions of the roll-out, those in which the policies can be compared: the tip was
         shown, the choice was explored, and both policies ranked the candidates. A reward that is not known yet is 0.
-        The array has 1 where the challenger served, 0 where the champion did, and NaN for decisions from before the
-        current stage."""
+        The array has 1 where the challenger served, 0 where the champion did, and NaN before the current stage."""
 
     async def recent(self, since_ms: int, limit: int) -> RecentDecisions:
         """The decisions made at or after `since_ms`; if there are more than `limit`, the newest of them."""

@@ -195,7 +195,7 @@ def exit_on_signals() -> None:
 
 def as_command(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
     """Wrap a coroutine function that returns an exit code, for `click.command`. SIGINT, SIGTERM and SIGHUP cancel it,
-    so that partly written files are removed; another signal cancels that."""
+    so that partly written files are removed; another signal cancels the cleanup."""
 
     @wraps(work)
     def command(*arguments: Any, **options: Any) -> None:
@@ -233,6 +233,7 @@ def _cancel_on_signals(received: list[BaseException]) -> None:
             sys.exit(128 + number)
         received[:] = [KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)]
         loop.call_soon_threadsafe(cancel)
+        signal.signal(signal.SIGALRM, on_alarm)
         signal.setitimer(signal.ITIMER_REAL, BLOCKED_S)
 
     def on_alarm(*_: object) -> None:
@@ -241,9 +242,11 @@ def _cancel_on_signals(received: list[BaseException]) -> None:
         if current_task(loop) is None:
             signal.setitimer(signal.ITIMER_REAL, BLOCKED_S)
         elif received:
-            raise received.pop()
+            ended = received.pop()
+            # A destructor drops the exception; then `cancel` must find it again.
+            sys.unraisablehook = lambda dropped: received.append(ended) if dropped.exc_value is ended else None
+            raise ended
 
-    signal.signal(signal.SIGALRM, on_alarm)
     for number in {item for item in stop_signals() if signal.getsignal(item) is not signal.SIG_IGN}:
         signal.signal(number, on_signal)
 

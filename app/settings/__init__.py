@@ -125,7 +125,7 @@ class Settings:
         raise SettingsError("PROFILES_DATABASE", f"names a PostgreSQL database; {instead}")
 
     def require_retention(self, longest_window_ms: int) -> None:
-        """Raise `SettingsError` if pruning could delete events in a feature's window, or decisions without a reward."""
+        """Raise `SettingsError` if pruning could delete events of a window, or decisions before their reward."""
         window_days, hours = -(-longest_window_ms // 86_400_000), self.reward_window_hours
         window, rewards = f"longest feature window of {window_days} days", f"reward window of {hours} hours"
         _require_days("PROFILES_RETENTION_DAYS", self.retention_days, window_days, 30, window)

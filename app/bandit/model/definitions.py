@@ -32,7 +32,7 @@ class Transform(NamedTuple):
 class Feature(NamedTuple):
     """A field of the request about a candidate or the context. `factors` maps the name of each factor to the
     transform that computes it from the value; null gives 0. `default` replaces a feature that was not sent; `NODEFAULT`
-    makes it required. Only the first version may require features, since older clients send no others."""
+    makes it required. Only the first version may require features, since older clients do not send later ones."""
 
     name: str
     type: Any

@@ -49,7 +49,7 @@ class ConsistencyChecker(msgspec.Struct, kw_only=True, eq=False):
     drop: Callable[[Stale], Awaitable[None]]
 
     async def check(self, user_ids: Sequence[str]) -> list[CheckResult]:
-        """Compare the cached values of some tens of users with the database. Raises `StoreUnavailable`."""
+        """Compare cached values of some tens of users with the database; one result each. Raises `StoreUnavailable`."""
         if not self.inspector.filler.cache.available or EVERY_SLOT in await self.inspector.distrusted():
             return [CheckResult(user_id, "unchecked") for user_id in user_ids]
         return [await self._result(inspection) for inspection in await self.inspector.inspect(user_ids)]

@@ -126,7 +126,7 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
         """Answer the requests whose values are all cached. If the process is overloaded, shed the others, except
         `patient` ones. Return (1) the requests that need a computation, (2) the values of their users that need none,
-        and (3) the contents of the keys of the other values, as tokens of fills. For `mark`, see `LocalCache.offer`."""
+        and (3) the contents of the other keys, from which fills take tokens. For `mark`, see `LocalCache.offer`."""
         local_cache, masks = self.local_cache, self.computation.masks
         overloaded = self.computation.overloaded
         shed = 0

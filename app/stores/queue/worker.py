@@ -152,8 +152,7 @@ def _client(url: str, name: str) -> ArqRedis:
 async def _close(worker: _Worker, running: asyncio.Task[None]) -> None:
     """Close the worker: wait for the end of the current poll, let jobs finish for up to `STOP_GRACE_S` seconds, and
     cancel the rest, which arq retries. Why the poll must end: 1. arq marks a job as taken; 2. the poll is cancelled
-    before the job has started; 3. no worker runs the job until the mark expires, after the job's timeout plus
-    `ARQ_EXTRA_S`."""
+    before the job has started; 3. no worker runs the job until the mark expires, long after the job's timeout."""
     worker.allow_pick_jobs = False
     worker.poll_ended.clear()
     polled = asyncio.create_task(worker.poll_ended.wait())

@@ -249,7 +249,7 @@ class ValkeyCache:
         *,
         raises: bool = True,
     ) -> tuple[Epoch, list[Any]]:
-        """Send commands (see `Cluster.send`) and take the time. If `raises` and all replies are errors, raise one."""
+        """Send commands (see `Cluster.send`) and time them. If `raises` and all replies are errors, raise the first."""
         started = self._clock.monotonic()
         proven = what in ("read", "lease")
         current, replies = await self._servers.send(use, user_ids, commands, epoch, allowed, proven=proven)

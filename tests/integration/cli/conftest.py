@@ -15,6 +15,7 @@ import pytest
 
 from app.bootstrap.service import open_service
 from app.cli import common, main
+from app.concurrency.tasks import stop_signals
 from app.features.clock import DAY_MS
 from app.features.events import TipEvent
 from app.settings import Settings
@@ -47,7 +48,7 @@ def profiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     monkeypatch.setattr(common.out(), "width", 250)
     monkeypatch.setattr(common.err(), "width", 250)
     monkeypatch.chdir(tmp_path)
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = {number: signal.getsignal(number) for number in (*stop_signals(), signal.SIGALRM)}
 
     def run(*arguments: str, **settings: object) -> Outcome:
         with monkeypatch.context() as patch:

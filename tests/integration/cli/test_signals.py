@@ -10,7 +10,7 @@ from tests.support.processes import interruptible
 from tests.support.waiting import PATIENCE_S
 
 PROGRAM = """
-import asyncio, os, signal, sys, weakref
+import asyncio, os, signal, sys, time, weakref
 from app.cli.common import as_command
 
 def arrive():
@@ -20,6 +20,16 @@ async def in_a_callback_that_cannot_raise():
     class Item: pass
     item = Item()
     kept = weakref.ref(item, lambda _: arrive())
+    del item
+    await asyncio.sleep(60)
+
+async def in_a_callback_that_blocks():
+    class Item: pass
+    def block(_):
+        arrive()
+        time.sleep(5)  # until the exception of the timer, which is dropped
+    item = Item()
+    kept = weakref.ref(item, block)
     del item
     await asyncio.sleep(60)
 
@@ -61,7 +71,10 @@ command()
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "where",
-    ["in_a_callback_that_cannot_raise", "before_a_step_of_the_event_loop", "while_a_read_blocks", "twice"],
+    [
+        *("in_a_callback_that_cannot_raise", "in_a_callback_that_blocks", "before_a_step_of_the_event_loop"),
+        *("while_a_read_blocks", "twice"),
+    ],
 )
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, -signal.SIGINT)]
