@@ -60,14 +60,14 @@ class Node:
         assert self._process is None or self._process.poll() is None, self.output
         return self.psql("SELECT 1").returncode == 0
 
-    def psql(self, sql: str, timeout_s: float = 20.0) -> subprocess.CompletedProcess[str]:
+    def psql(self, sql: str, timeout_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run a statement as the superuser, on the server's own socket."""
         return self._psql(f"host={self.directory} port={self.port} user=postgres dbname=profiles", sql, timeout_s)
 
-    def as_service(self, sql: str, timeout_s: float = 20.0) -> subprocess.CompletedProcess[str]:
+    def as_service(self, sql: str, timeout_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run a statement as the service does: on whichever server accepts writes."""
         where = f"host=127.0.0.1,127.0.0.1 port={self.port},{self.other} target_session_attrs=read-write"
-        return self._psql(f"{where} user=profiles dbname=profiles connect_timeout=5", sql, timeout_s)
+        return self._psql(f"{where} user=profiles dbname=profiles connect_timeout=20", sql, timeout_s)
 
     def standbys(self) -> str:
         return self.psql("SELECT application_name, state, sync_state FROM pg_stat_replication").stdout.strip()
@@ -133,7 +133,8 @@ def test_standby_confirms_commits_and_takes_over(nodes: tuple[Node, Node]) -> No
     assert migrates(first)
     assert first.as_service(CREATE).returncode == 0
     assert first.as_service(INSERT.format("before")).stdout.strip() == "f"
-    assert second.psql("SELECT value FROM kept").stdout.split() == ["before"]
+    # Confirmed is what the standby has written; it replays it a moment later.
+    eventually_sync(lambda: second.psql("SELECT value FROM kept").stdout.split() == ["before"])
 
     first.stop(signal.SIGQUIT)  # without a checkpoint, as in a crash
     assert second.psql("SELECT pg_promote()").stdout.strip() == "t"
@@ -144,7 +145,7 @@ def test_standby_confirms_commits_and_takes_over(nodes: tuple[Node, Node]) -> No
     assert first.psql("SELECT pg_is_in_recovery()").stdout.strip() == "t", first.output
     assert migrates(first)
     assert first.as_service(INSERT.format("after")).stdout.strip() == "f"
-    assert {"before", "after"} <= set(first.psql("SELECT value FROM kept").stdout.splitlines())
+    eventually_sync(lambda: {"before", "after"} <= set(first.psql("SELECT value FROM kept").stdout.splitlines()))
 
     # Each comes back as what it was.
     for node in nodes:
