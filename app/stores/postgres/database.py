@@ -84,10 +84,9 @@ class PostgresDatabase(Database):
         again: bool = False,
     ) -> T:
         """Run `work` in one transaction, after locking `of`: see `Database.write`. The statements that `first` executes
-        are sent with the locks, and run after them; `work` can fetch their results. They are sent again if a user is
-        new, and whenever the transaction is repeated. If the connection is lost during the commit, the outcome is
-        unknown, and the method raises `StoreUnavailable`. If `again` is True, it repeats the transaction instead, and
-        `work` must find out whether its first call was committed."""
+        are sent with the locks, and run after them; `work` can fetch their results. If the connection is lost during
+        the commit, the outcome is unknown, and the method raises `StoreUnavailable`. If `again` is True, it repeats the
+        transaction instead, and `work` must find out whether its first call was committed."""
         users = None if of is None else sorted(set(of))
         try:
             async with self._writers.one() as writer:
@@ -133,21 +132,18 @@ def _transact(connection: Connection, begin: Callable[[], None], work: Callable[
 
 
 def _begin(connection: Connection, first: Callable[[Connection], object], users: list[str] | None) -> None:
-    """Begin a transaction, lock these users and execute `first`, in one round trip if each user is known. If `users` is
-    None, lock the whole service by its row in the table `service`."""
-    known, locked = True, None
+    """Begin a transaction, lock these users and execute `first`, in one round trip. If `users` is None, lock the whole
+    service by its row in the table `service`."""
     while True:
         with connection.raw.pipeline():
-            if known:
-                connection.raw.execute("BEGIN")
+            locked = connection.raw.execute("BEGIN")
             if users is None:
                 connection.execute("SELECT 1 FROM service WHERE name = 'database_id' FOR UPDATE")
             elif users:
-                if not known:
-                    connection.execute(INSERT_USERS, (users,))
+                connection.execute(INSERT_USERS, (users,))
                 locked = connection.execute(LOCK_USERS, (users,))
             first(connection)
-        if not users or (locked is not None and locked.rowcount == len(users)):
+        if not users or locked.rowcount == len(users):
             return
-        # A user is new, or was erased meanwhile. No ROLLBACK: psycopg would discard all prepared statements.
-        known = False
+        # 1. Another transaction erases a user; 2. this one waits for the row; 3. the row is gone, and locks nothing.
+        connection.raw.execute("ROLLBACK")

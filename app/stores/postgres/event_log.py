@@ -1,5 +1,5 @@
-"""Stores events, in one transaction for many requests. If all users are known, it takes two round trips: one locks the
-users, finds the stored events and draws sequence numbers, the other inserts and commits. The numbers are drawn after
+"""Stores events, in one transaction for many requests, which takes two round trips: one locks the users, finds the
+events that are stored already and draws sequence numbers, the other inserts and commits. The numbers are drawn after
 the locks, so those of a user rise in the order of the commits. Interleaving prevented: 1. T1 draws 1; 2. T2 draws 2 for
 the same user and commits; 3. a value is computed without event 1, and cached under version 2; 4. T1 commits: the value
 is stale, and nothing shows it."""
