@@ -24,7 +24,7 @@ admin_delete = partial(delete, opt=ADMIN, tags=["Admin"])
 form_post = partial(post, opt=ADMIN, include_in_schema=False, status_code=200)
 REASON_SCHEMA = {"maxLength": audit.MAX_REASON, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
 REASON_TEXT = f"Why, for the audit trail; up to {audit.MAX_REASON} characters, no user id."
-Reason = Annotated[str, QueryParameter(description=REASON_TEXT, schema_extra=REASON_SCHEMA)]  # only if there is no body
+Reason = Annotated[str, QueryParameter(description=REASON_TEXT, schema_extra=REASON_SCHEMA)]  # of DELETE
 
 
 class ReasonRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

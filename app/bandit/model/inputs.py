@@ -166,7 +166,7 @@ class Input(msgspec.Struct, frozen=True):
 
 
 class Spec(msgspec.Struct, frozen=True, dict=True):
-    """An ordered list of inputs. If `pooled`, the prior mean of their weights is estimated from all users, else 0."""
+    """An ordered list of inputs. The prior mean of their weights is estimated from all users if `pooled`, else 0."""
 
     id: str
     version: int

@@ -88,9 +88,13 @@ class PostgresDatabase(Database):
         the commit, the outcome is unknown, and the method raises `StoreUnavailable`. If `again` is True, it repeats the
         transaction instead, and `work` must find out whether its first call was committed."""
         users = None if of is None else sorted(set(of))
+
+        def transaction(connection: Connection) -> T:
+            return _transact(connection, partial(_begin, connection, first, users), work, again)
+
         try:
             async with self._writers.one() as writer:
-                result = await writer.run(lambda own: _transact(own, partial(_begin, own, first, users), work, again))
+                result = await writer.run(transaction)
         except StoreFull as error:
             self.wrote(error)
             raise
