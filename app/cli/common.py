@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -211,6 +212,8 @@ def as_command(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable
             sys.exit(asyncio.run(cancellable()))
         except asyncio.CancelledError as error:
             raise [*received, error][0] from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     return command
 
@@ -222,33 +225,36 @@ def _cancel_on_signals(received: list[BaseException]) -> None:
     from app.concurrency.tasks import stop_signals
 
     loop, task = get_running_loop(), cast("Task[None]", current_task())
+    blocked_at = math.inf  # when the event loop counts as blocked, because it has not run `cancel`
 
     def cancel() -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        nonlocal blocked_at
+        blocked_at = math.inf
         if received:
             task.cancel()
 
     def on_signal(number: int, _frame: object) -> None:
+        nonlocal blocked_at
         if task.done():
             sys.exit(128 + number)
         received[:] = [KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)]
+        blocked_at = loop.time() + BLOCKED_S
         loop.call_soon_threadsafe(cancel)
-        signal.signal(signal.SIGALRM, on_alarm)
-        signal.setitimer(signal.ITIMER_REAL, BLOCKED_S)
 
     def on_alarm(*_: object) -> None:
         # The event loop is blocked, for example by reading a pipe. Raise in the task that blocks it: an exception
         # between the steps of two tasks could drop the next step of one, which the loop would then await for ever.
-        if current_task(loop) is None:
-            signal.setitimer(signal.ITIMER_REAL, BLOCKED_S)
-        elif received:
+        if received and loop.time() >= blocked_at and current_task(loop) is not None:
             ended = received.pop()
-            # A destructor drops the exception; then `cancel` must find it again.
+            # A destructor drops the exception; then `cancel` or the next alarm must find it again.
             sys.unraisablehook = lambda dropped: received.append(ended) if dropped.exc_value is ended else None
             raise ended
 
     for number in {item for item in stop_signals() if signal.getsignal(item) is not signal.SIG_IGN}:
         signal.signal(number, on_signal)
+    # Regularly, because a read that begins between the arrival of a signal and its handler would not be interrupted.
+    signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, BLOCKED_S, BLOCKED_S)
 
 
 def with_service(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:

@@ -10,7 +10,8 @@ from tests.support.processes import interruptible
 from tests.support.waiting import PATIENCE_S
 
 PROGRAM = """
-import asyncio, os, signal, sys, time, weakref
+import _thread, asyncio, os, signal, sys, threading, time, weakref
+from pathlib import Path
 from app.cli.common import as_command
 
 def arrive():
@@ -48,6 +49,15 @@ async def while_a_read_blocks():
     await asyncio.sleep(0)
     sys.stdin.buffer.read()
 
+async def before_a_read_blocks():
+    call = Path(f"/proc/{os.getpid()}/syscall")
+    def arrive_unnoticed():
+        while call.read_text().split()[1:2] != ["0x0"]:  # a call that has standard input as its first argument
+            pass
+        _thread.interrupt_main(signal.{name})  # the handler is due, but the read is not interrupted
+    threading.Thread(target=arrive_unnoticed, daemon=True).start()
+    sys.stdin.buffer.read()
+
 async def twice():
     asyncio.get_running_loop().call_soon(arrive)
     try:
@@ -73,7 +83,7 @@ command()
     "where",
     [
         *("in_a_callback_that_cannot_raise", "in_a_callback_that_blocks", "before_a_step_of_the_event_loop"),
-        *("while_a_read_blocks", "twice"),
+        *("while_a_read_blocks", "before_a_read_blocks", "twice"),
     ],
 )
 @pytest.mark.parametrize(
