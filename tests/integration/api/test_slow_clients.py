@@ -167,10 +167,11 @@ async def test_connection_is_closed_when_the_client_does_not_read(
 
 async def _dropped(connection: socket.socket) -> None:
     """Return when the peer has closed a connection, without reading from it."""
-    mine = connection.getsockname()
+    # Both addresses, because another program's connection to another server may have the same client address.
+    ends = connection.getpeername(), connection.getsockname()
 
     def is_open() -> bool:
         connections = psutil.net_connections("tcp")
-        return any(one.raddr and one.raddr == mine and one.status == "ESTABLISHED" for one in connections)
+        return any((one.laddr, one.raddr) == ends and one.status == "ESTABLISHED" for one in connections)
 
     await eventually(lambda: not is_open())
