@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -24,8 +23,6 @@ from app.features.ids import visible
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from asyncio import Task
-
     from rich.console import Console
 
     from app.features.contract import Contract
@@ -224,12 +221,12 @@ def _cancel_on_signals(received: list[BaseException]) -> None:
 
     from app.concurrency.tasks import stop_signals
 
-    loop, task = get_running_loop(), cast("Task[None]", current_task())
-    blocked_at = math.inf  # when the event loop counts as blocked, because it has not run `cancel`
+    loop, task = get_running_loop(), cast("Any", current_task())
+    blocked_at = float("inf")  # when the event loop counts as blocked, because it has not run `cancel`
 
     def cancel() -> None:
         nonlocal blocked_at
-        blocked_at = math.inf
+        blocked_at = float("inf")
         if received:
             task.cancel()
 

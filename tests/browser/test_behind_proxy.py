@@ -61,11 +61,7 @@ def of_the_readme() -> str:
 ARRANGEMENTS = {
     "host without port": Arrangement("location / { proxy_pass http://127.0.0.1:8000; proxy_set_header Host $host; }"),
     "tls": Arrangement(of_the_readme().replace("/profiles/", "/"), trusted=True, tls=True),
-    "path passed on": Arrangement(of_the_readme(), "/profiles", trusted=True),
     "path passed on, tls": Arrangement(of_the_readme(), "/profiles", trusted=True, tls=True),
-    "path stripped": Arrangement(
-        "location /tips/ { proxy_pass http://127.0.0.1:8000/; proxy_set_header Host $host; }", "/tips"
-    ),
     "path stripped that is one of the service's own": Arrangement(
         "location /profiles/ { proxy_pass http://127.0.0.1:8000/; proxy_set_header Host $host; }", "/profiles"
     ),

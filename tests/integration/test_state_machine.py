@@ -406,7 +406,7 @@ def test_every_read_is_true_when_anything_happens(examples: Examples) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("examples", "count"), [("sqlite", 40), ("postgres", 20)], indirect=["examples"])
+@pytest.mark.parametrize(("examples", "count"), [("sqlite", 25), ("postgres", 15)], indirect=["examples"])
 def test_every_read_is_true_when_anything_happens_for_long(examples: Examples, count: int) -> None:
     examples(TRUE, settings(max_examples=count, stateful_step_count=60))
 

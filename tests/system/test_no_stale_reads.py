@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 
 CLIENTS = 8
 EVENTS = 500
-PAIRS, PAIRS_ON_POSTGRES = 10_000, 2_400
+PAIRS, PAIRS_ON_POSTGRES = 6_000, 2_400
 pytestmark = [pytest.mark.both_engines, pytest.mark.slow]
 SHARED_USERS = [f"shared-{number}" for number in range(40)]
 

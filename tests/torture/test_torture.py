@@ -15,7 +15,7 @@ from tests.torture.soak import growth_mib
 # Few users and many pauses between the steps of the protocol make rare interleavings frequent.
 CLOSE: dict[str, Any] = {"users": 6, "clients": 8, "hesitate": "0.3:0.03", "rate_per_s": 2.0}
 OF_OTHER_MODES = ("answer_before_commit", "leak", "standby_read", "one_generation")
-KILLS = 20
+KILLS = 12
 
 
 def test_plan_is_the_same_when_the_seed_is() -> None:
@@ -75,7 +75,7 @@ async def test_acknowledged_events_are_stored_once_when_the_api_is_killed() -> N
     assert not run.violations, "\n\n".join(run.violations[:3])
     assert run.faults["api_killed"] >= KILLS
     assert run.unanswered["send"] >= KILLS / 2, "the kills came between requests"
-    assert len(run.acknowledged) > 200
+    assert len(run.acknowledged) > 100
 
 
 @pytest.mark.slow
