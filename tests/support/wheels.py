@@ -3,7 +3,10 @@
 import shutil
 import subprocess
 import sys
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
+from zipfile import ZipFile
 
 from tests.support.waiting import PATIENCE_S
 
@@ -17,3 +20,17 @@ def built(project: Path, package: str, directory: Path) -> Path:
     subprocess.run(command, cwd=directory, check=True, timeout=2 * PATIENCE_S)
     (wheel,) = (directory / "wheels").glob("*.whl")
     return wheel
+
+
+def metadata(wheel: Path) -> Message:
+    with ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        return message_from_bytes(archive.read(name))
+
+
+def assert_described(wheel: Path) -> None:
+    """The metadata has what the page of a package index shows."""
+    found = metadata(wheel)
+    for field in ("Summary", "Keywords", "Classifier", "Project-URL", "Description-Content-Type"):
+        assert found[field], field
+    assert str(found.get_payload()).startswith("# ")

@@ -10,7 +10,7 @@ from zipfile import ZipFile
 import pytest
 
 from tests.support.processes import ROOT
-from tests.support.wheels import built
+from tests.support.wheels import assert_described, built
 
 MAX_LINES = 400
 
@@ -51,5 +51,6 @@ def test_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     tree = {str(path.relative_to(tmp_path)) for path in (tmp_path / "app").rglob("*") if path.is_file()}
     clients = {path for path in tree if path.startswith("app/clients/")}  # packages of their own
     held = set(ZipFile(wheel).namelist())
+    assert_described(wheel)
     assert tree - clients <= held
     assert not held & clients

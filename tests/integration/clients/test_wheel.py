@@ -14,7 +14,7 @@ from zipfile import ZipFile
 import pytest
 
 from tests.support.processes import ROOT
-from tests.support.wheels import built
+from tests.support.wheels import assert_described, built, metadata
 
 pytestmark = pytest.mark.slow
 PACKAGE = ROOT / "app" / "clients" / "python"
@@ -62,10 +62,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def requirements(wheel: Path) -> Iterator[str]:
-    with ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
-        for found in re.finditer(r"^Requires-Dist: ([\w\-]+)", archive.read(name).decode(), re.MULTILINE):
-            yield found[1]
+    for requirement in metadata(wheel).get_all("Requires-Dist", []):
+        yield re.split(r"[^\w\-]", requirement)[0]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +90,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     tree = PACKAGE / "profiles_client"
     assert names == {f"profiles_client/{path.name}" for path in tree.iterdir() if path.is_file()}
     assert "profiles_client/py.typed" in names
+    assert_described(wheel)
 
 
 def run(python: Path | str, *arguments: str | Path, directory: Path) -> subprocess.CompletedProcess[str]:
