@@ -19,9 +19,8 @@ from app.stores.sql.decision_rows import array, decision_of, outcome_of, row_of
 from app.stores.sql.logged_profiles import readable
 from app.stores.sql.shadows import missing_shadows, store_shadows
 from app.stores.sql.sufficient_statistics import (
+    SELECT_NEWEST_VERSION,
     SELECT_STATE,
-    SELECT_VERSION,
-    newest_version,
     prior_of,
     priors,
     statistics_of,
@@ -31,9 +30,12 @@ from app.telemetry import logger
 LOGGED_USERS = 1_000  # unreadable statistics are logged once for each user, and for at most this many users
 log = logger("stores.decisions")
 
-SELECT_ERASURES = "SELECT erasures FROM bandit_ledger"
 # If the stored roll-out is that of another challenger, this one serves no user until the roll-out begins anew.
-SELECT_SHARE = "SELECT CASE WHEN challenger <> ? THEN 0 ELSE share END, salt FROM rollout"
+SELECT_COMMON = f"""
+SELECT erasures, CASE WHEN challenger <> :spec THEN 0 ELSE share END, salt, ({SELECT_NEWEST_VERSION})
+FROM bandit_ledger CROSS JOIN rollout
+"""
+SELECT_VERSION = "SELECT erasures, spec_hash, decisions FROM bandit_ledger LEFT JOIN bandit_states ON user_id = ?"
 SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE user_id = ? AND request_id = ?"
 SELECT_EVENT = "SELECT 1 FROM event_log WHERE user_id = ? AND seq = ?"
 # A damaged decision cannot answer its request again. It loses the request id to a new decision.
@@ -76,9 +78,8 @@ class SqlDecisions(SqlRepository):
         # 1. `erasures` is read before the user's data; 2. the user is erased; 3. `record` compares and stores nothing.
         # If it were read last, the erasure would go unnoticed.
         def work(connection: Connection) -> list[UserSnapshot]:
-            (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
-            share, salt = connection.execute(SELECT_SHARE, (self._spec.hash,)).fetchone()
-            prior = self._newest_prior(connection)
+            erasures, share, salt, newest = connection.execute(SELECT_COMMON, {"spec": self._spec.hash}).fetchone()
+            prior = self._newest_prior(connection, newest if self._spec.pooled else 0)
             found = []
             for user_id, request_id in queries:
                 stored = readable(_by_request(connection, user_id, request_id), decision_of)
@@ -91,8 +92,7 @@ class SqlDecisions(SqlRepository):
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[Decision | None]:
         def work(connection: Connection) -> list[Decision | None]:
-            (erasures,) = connection.execute(SELECT_ERASURES).fetchone()
-            return [self._record(connection, item, erasures) for item in proposed]
+            return [self._record(connection, item) for item in proposed]
 
         return await self._database.write(work, of={item.decision.user_id for item in proposed})
 
@@ -161,10 +161,9 @@ class SqlDecisions(SqlRepository):
     def priors(self, connection: Connection) -> list[Prior]:
         return [item for item in priors(connection) if item is not None]
 
-    def _newest_prior(self, connection: Connection) -> Prior:
-        """The newest prior. If it is damaged, the prior that this process used before, which may be `Prior.none`."""
+    def _newest_prior(self, connection: Connection, version: int) -> Prior:
+        """The prior of the newest version. If it is damaged, the one that this process used before, or `Prior.none`."""
         prior = self._prior or Prior.none(self._spec)
-        version = newest_version(connection, self._spec) if self._spec.pooled else 0
         if version not in (prior.version, self._refused):
             try:
                 prior = prior_of(connection, self._spec, version)
@@ -190,8 +189,9 @@ class SqlDecisions(SqlRepository):
                 log.warning("statistics_refused", user=user_hash(user_id), error=str(error))
             return version, None
 
-    def _record(self, connection: Connection, proposed: ProposedDecision, erasures: int) -> Decision | None:
+    def _record(self, connection: Connection, proposed: ProposedDecision) -> Decision | None:
         decision = proposed.decision
+        erasures, spec_hash, learned = connection.execute(SELECT_VERSION, (decision.user_id,)).fetchone()
         if proposed.erasures != erasures and not _made_since_erasure(connection, decision):
             return None
         # 1. Two requests with the same id find no decision; 2. both decide; 3. the second one finds the first's here.
@@ -202,7 +202,7 @@ class SqlDecisions(SqlRepository):
             connection.execute(UPDATE_UNANSWERED, (decision.user_id, decision.request_id))
         # 1. A request reads statistics; 2. a worker changes them; 3. the decision is refused here and made again. If it
         # were stored, the statistics that its shadow needs would be gone (`app.stores.sql.shadows`).
-        if connection.execute(SELECT_VERSION, (decision.user_id,)).fetchone() != proposed.version:
+        if (spec_hash, learned) != (proposed.version or (None, None)):
             return None
         row = row_of(decision)
         placeholders = ", ".join(f":{column}" for column in row)

@@ -45,7 +45,6 @@ log = logger("stores.states")
 
 _STATE = "spec_hash, evidence, decisions, header_crc32, evidence_crc32"
 SELECT_STATE = f"SELECT {_STATE} FROM bandit_states WHERE user_id = ?"
-SELECT_VERSION = "SELECT spec_hash, decisions FROM bandit_states WHERE user_id = ?"
 UPSERT_STATE = f"""
 INSERT INTO bandit_states (user_id, {_STATE}, updated_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (user_id) DO UPDATE SET
@@ -95,7 +94,7 @@ _KNOWN = "spec_hash IN (SELECT value FROM json_each(?))"
 UPDATE_ASIDE = f"UPDATE bandit_states SET spec_hash = '{ASIDE}' || spec_hash WHERE user_id = ? AND {_KNOWN}"
 SELECT_COUNTS = f"SELECT spec_hash, COUNT(*) FROM bandit_states WHERE {_KNOWN} GROUP BY spec_hash"
 SELECT_CHANGES_SEEN = f"SELECT {_CHANGES_SEEN}"
-SELECT_NEWEST_VERSION = "SELECT version FROM bandit_priors WHERE spec_hash = ? ORDER BY version DESC LIMIT 1"
+SELECT_NEWEST_VERSION = "SELECT COALESCE(MAX(version), 0) FROM bandit_priors WHERE spec_hash = :spec"
 _PRIORS = "SELECT version, spec_hash, mu, users, decisions, created_at_ms FROM bandit_priors"
 SELECT_PRIORS = f"{_PRIORS} ORDER BY version"
 SELECT_PRIOR = f"{_PRIORS} WHERE spec_hash = ? AND version = ?"
@@ -141,12 +140,6 @@ def damaged(connection: Connection, *, whole: bool) -> int:
         known = [row for row in page if row[1] in SPECS]
         count += sum(not (_intact(*row[1:]) and sound(SPECS[row[1]], *row[2:4])) for row in known)
     return int(count)
-
-
-def newest_version(connection: Connection, spec: Spec) -> int:
-    """The version of the newest prior of a spec; 0 if there is none."""
-    row = connection.execute(SELECT_NEWEST_VERSION, (spec.hash,)).fetchone()
-    return 0 if row is None else int(row[0])
 
 
 def prior_of(connection: Connection, spec: Spec, version: int) -> Prior:
@@ -223,9 +216,8 @@ class SqlStates(SqlRepository):
             begin_evaluation(connection, spec.hash)
         return Prior(version, spec, mu, users, total.decisions, now_ms)
 
-    @reads
-    def prior_version(self, connection: Connection) -> int:
-        return newest_version(connection, self._spec)
+    async def prior_version(self) -> int:
+        return int(await self._database.value(SELECT_NEWEST_VERSION, {"spec": self._spec.hash}))
 
     async def growth(self) -> StateGrowth:
         counts = dict(await self._database.rows(SELECT_COUNTS, (json.dumps(list(SPECS)),)))

@@ -58,9 +58,9 @@ def test_profile_statement_searches_covering_indexes(database_path: Path, regist
         assert line == BY_USER if table == "event_log" else of_table.format(table=table)
 
 
-# Scans of arrays, of subqueries, and of indexes that contain little.
+# Scans of arrays, of subqueries, of tables with one row, and of indexes that contain little.
 SMALL_SCAN = re.compile(
-    r"SCAN (.* VIRTUAL TABLE .*|.*CONSTANT ROWS?|found|newest|counted|\(subquery-\d+\)"
+    r"SCAN (.* VIRTUAL TABLE .*|.*CONSTANT ROWS?|found|newest|counted|bandit_ledger|rollout|\(subquery-\d+\)"
     r"|.* USING COVERING INDEX bandit_states_by_spec|rebuilds USING INDEX rebuilds_one_per_scope)"
 )
 SORTED = {
@@ -117,7 +117,7 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "samples": (samples.SELECT_SAMPLES, (1,), "samples_by_time (at_ms>?)"),
     "samples lately": (samples.SELECT_LATELY, (1, 2), "samples_by_time (at_ms>? AND at_ms<?)"),
     "state": (sufficient_statistics.SELECT_STATE, ("u",), "(user_id=?)"),
-    "version": (sufficient_statistics.SELECT_VERSION, ("u",), "(user_id=?)"),
+    "version": (decisions.SELECT_VERSION, ("u",), "(user_id=?)"),
     "states to grow": (learning.SELECT_TO_GROW, ("[]", 1), "bandit_states_by_spec (spec_hash=?)"),
     "states of a spec": (
         sufficient_statistics.SELECT_COUNTS,
@@ -144,7 +144,7 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     ),
     "changes seen": (sufficient_statistics.SELECT_CHANGES_SEEN, {"spec": "s"}, "bandit_priors_by_spec (spec_hash=?)"),
     "first range": (sufficient_statistics.INSERT_FIRST_RANGE, {"spec": "s"}, "bandit_priors_by_spec (spec_hash=?)"),
-    "newest version": (sufficient_statistics.SELECT_NEWEST_VERSION, ("s",), "bandit_priors_by_spec (spec_hash=?)"),
+    "newest version": (decisions.SELECT_COMMON, {"spec": "s"}, "bandit_priors_by_spec (spec_hash=?)"),
     "decision by request": (decisions.SELECT_BY_REQUEST, ("u", "r"), "(user_id=? AND request_id=?)"),
     "decision by id": (decisions.SELECT_BY_ID, ("d",), "(decision_id=?)"),
     "line of a decision": (decisions.SELECT_LINE, ("d",), "(decision_id=?)"),
