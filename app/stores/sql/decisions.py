@@ -204,8 +204,7 @@ class SqlDecisions(SqlRepository):
         if (spec_hash, learned) != (proposed.version or (None, None)):
             return None
         row = row_of(decision)
-        placeholders = ", ".join(f":{column}" for column in row)
-        connection.execute(f"INSERT INTO tip_scores ({', '.join(row)}) VALUES ({placeholders})", row)
+        connection.execute(f"INSERT INTO tip_scores ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
         return decision
 
 
