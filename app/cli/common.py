@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from app.features.contract import Contract
 
-BLOCKED_S = 0.5  # how long after a signal a blocked event loop is interrupted
+BLOCKED_S = 0.5  # how long after a signal the event loop counts as blocked, and how often this is checked
 SHOWN_ISSUES = SHOWN_ROWS = 20
 ACTOR = "the command line"  # in the audit trail
 # By code: the text of the help, and the errors that lead to it.
@@ -202,20 +202,19 @@ def as_command(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable
         received: list[BaseException] = []
 
         async def cancellable() -> int | None:
-            _cancel_on_signals(received)
-            return await work(*arguments, **options)
+            with _cancelled_by_signals(received):
+                return await work(*arguments, **options)
 
         try:
             sys.exit(asyncio.run(cancellable()))
         except asyncio.CancelledError as error:
             raise [*received, error][0] from None
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
 
     return command
 
 
-def _cancel_on_signals(received: list[BaseException]) -> None:
+@contextmanager
+def _cancelled_by_signals(received: list[BaseException]) -> Iterator[None]:
     """At a signal, cancel the current task, and store in `received` the exception that is to end the process."""
     from asyncio import current_task, get_running_loop
 
@@ -252,6 +251,10 @@ def _cancel_on_signals(received: list[BaseException]) -> None:
     # Regularly, because a read that begins between the arrival of a signal and its handler would not be interrupted.
     signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, BLOCKED_S, BLOCKED_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def with_service(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:

@@ -165,7 +165,7 @@ class Database(ABC):
             return await reader.run(run)
 
     def look(self, work: Callable[[Connection], T]) -> T | None:
-        """Run `work`, which reads a few rows by key, on the caller's thread, if the database answers in microseconds;
+        """If the database answers in microseconds, run `work`, which reads a few rows by key, on the caller's thread;
         else return None."""
         return None
 
