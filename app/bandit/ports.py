@@ -65,9 +65,6 @@ class StateGrowth(msgspec.Struct):
 
 
 class DecisionRepository(Protocol):
-    def look(self, query: tuple[str, str | None]) -> UserSnapshot | None:
-        """Answer one query of `snapshots` on the caller's thread; None if that would take more than microseconds."""
-
     async def snapshots(self, queries: Sequence[tuple[str, str | None]]) -> list[UserSnapshot]:
         """Read the data of each queried user, in the order of the queries: pairs of a user id and the id of the scoring
         request. If statistics are damaged or of an unknown spec, log a warning, and return None for `statistics`."""

@@ -77,16 +77,13 @@ class Scorer(msgspec.Struct, kw_only=True, eq=False, dict=True):
 
     async def _try(self, request: ScoringRequest, started: float) -> Decision | None:
         query = (request.user_id, request.request_id)
-        snapshot = self.decisions.look(query)
         if (erasures := self._erasures) is None:
-            erasures = (snapshot or await self._snapshots.submit(query)).erasures
-        pending = self._snapshots.submit(query) if snapshot is None else None
+            erasures = (await self._snapshots.submit(query)).erasures
+        pending = self._snapshots.submit(query)
         profile, read = request.profile, None
         if request.origin == "service":
             profile, read = await self.read_profile(request.user_id)
-        if pending is not None:
-            snapshot = await pending
-        assert snapshot is not None
+        snapshot = await pending
         self._erasures = snapshot.erasures
         if snapshot.stored is not None:
             return snapshot.stored

@@ -164,10 +164,10 @@ class Database(ABC):
         async with self.readers.one() as reader:
             return await reader.run(run)
 
-    def look(self, work: Callable[[Connection], T]) -> T | None:
-        """If the database answers in microseconds, run `work`, which reads a few rows by key, on the caller's thread;
-        else return None."""
-        return None
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        """Like `read`, for a `work` that reads only a few rows by key. With SQLite, `work` runs on the event loop's
+        thread, which is faster. If that fails, because of a lock for example, `read` runs `work` again."""
+        return await self.read(work)
 
     @abstractmethod
     async def write(self, work: Callable[[Connection], T], *, of: Collection[str] | None) -> T:

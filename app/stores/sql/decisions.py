@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from app.bandit.decisions import Decision, DecisionLine, DecisionOutcome, DecisionRecord, UserSnapshot
@@ -19,7 +18,13 @@ from app.stores.sql.database import Connection, Database, SqlRepository, named_r
 from app.stores.sql.decision_rows import array, decision_of, outcome_of, row_of
 from app.stores.sql.logged_profiles import readable
 from app.stores.sql.shadows import missing_shadows, store_shadows
-from app.stores.sql.sufficient_statistics import SELECT_NEWEST_VERSION, SELECT_STATE, prior_of, priors, statistics_of
+from app.stores.sql.sufficient_statistics import (
+    SELECT_NEWEST_VERSION,
+    SELECT_STATE,
+    prior_of,
+    priors,
+    statistics_of,
+)
 from app.telemetry import logger
 
 LOGGED_USERS = 1_000  # unreadable statistics are logged once for each user, and for at most this many users
@@ -69,25 +74,21 @@ class SqlDecisions(SqlRepository):
         self._refused: int | None = None  # the version of the newest prior, if it is damaged
         self._logged: set[str] = set()
 
-    def look(self, query: tuple[str, str | None]) -> UserSnapshot | None:
-        found = self._database.look(partial(self._snapshots, [query]))
-        return found[0] if found else None
-
     async def snapshots(self, queries: Sequence[tuple[str, str | None]]) -> list[UserSnapshot]:
-        return await self._database.read(partial(self._snapshots, queries))
-
-    def _snapshots(self, queries: Sequence[tuple[str, str | None]], connection: Connection) -> list[UserSnapshot]:
         # 1. `erasures` is read before the user's data; 2. the user is erased; 3. `record` compares and stores nothing.
         # If it were read last, the erasure would go unnoticed.
-        erasures, share, salt, newest = connection.execute(SELECT_COMMON, {"spec": self._spec.hash}).fetchone()
-        prior = self._newest_prior(connection, newest if self._spec.pooled else 0)
-        found = []
-        for user_id, request_id in queries:
-            stored = readable(_by_request(connection, user_id, request_id), decision_of)
-            version, statistics = self._statistics(connection, user_id)
-            earlier = stored[0] if stored else None
-            found.append(UserSnapshot(erasures, prior, share, salt, version, statistics, earlier))
-        return found
+        def work(connection: Connection) -> list[UserSnapshot]:
+            erasures, share, salt, newest = connection.execute(SELECT_COMMON, {"spec": self._spec.hash}).fetchone()
+            prior = self._newest_prior(connection, newest if self._spec.pooled else 0)
+            found = []
+            for user_id, request_id in queries:
+                stored = readable(_by_request(connection, user_id, request_id), decision_of)
+                version, statistics = self._statistics(connection, user_id)
+                earlier = stored[0] if stored else None
+                found.append(UserSnapshot(erasures, prior, share, salt, version, statistics, earlier))
+            return found
+
+        return await self._database.look(work)
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[Decision | None]:
         def work(connection: Connection) -> list[Decision | None]:

@@ -105,11 +105,11 @@ class SqliteDatabase(Database):
     async def read(self, work: Callable[[Any], T], *, snapshot: bool = False) -> T:
         return await super().read(lambda connection: self._from_open_file(work(connection)), snapshot=snapshot)
 
-    def look(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
+    async def look(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
             return self._from_open_file(self.state.run(work))
         except StoreUnavailable:  # a thread can wait for a lock, as the event loop must not
-            return None
+            return await self.read(work)
 
     async def write(self, work: Callable[[sqlite3.Connection], T], *, of: Collection[str] | None) -> T:
         """Run `work` in one transaction: see `Database.write`. `of` is unused: SQLite has one writer at a time.

@@ -199,16 +199,18 @@ async def test_write_fails_and_reads_continue_when_another_process_holds_the_loc
     assert await audited(database) == ["accepted"]
 
 
-async def test_look_sees_the_last_commit_unless_a_lock_is_in_the_way(database: SqliteDatabase) -> None:
-    def work(connection: sqlite3.Connection, locked: bool) -> list[str]:
-        if locked:
+async def test_look_needs_no_thread_unless_a_lock_is_in_the_way(database: SqliteDatabase) -> None:
+    def work(connection: sqlite3.Connection, locked: bool) -> tuple[int, list[str]]:
+        if locked and threading.get_ident() == own:
             raise sqlite3.OperationalError("database is locked")
-        return [row[0] for row in connection.execute("SELECT subject FROM audit_trail")]
+        return threading.get_ident(), [row[0] for row in connection.execute("SELECT subject FROM audit_trail")]
 
+    own = threading.get_ident()
     await database.write(lambda connection: audit(connection, "seen"), of=())
     with write_locked(database.path):
-        assert database.look(partial(work, locked=False)) == ["seen"]
-        assert database.look(partial(work, locked=True)) is None
+        assert await database.look(partial(work, locked=False)) == (own, ["seen"])
+        thread, seen = await database.look(partial(work, locked=True))
+    assert (thread == own, seen) == (False, ["seen"])
 
 
 async def test_write_waits_when_another_process_holds_the_lock_briefly(database: SqliteDatabase) -> None:
