@@ -8,7 +8,7 @@ import pytest
 from app.features.clock import DAY_MS, rfc3339
 from tests.support.events import feedback, local_time, served
 from tests.support.live import JSON, Live, assert_refused, new_user, paths, problem
-from tests.support.longest_step import longest_step
+from tests.support.longest_step import assert_no_long_step, longest_step
 
 pytestmark = pytest.mark.both_engines
 
@@ -144,7 +144,11 @@ async def test_history_does_not_block_other_requests_when_it_is_long(site: Live,
     at = rfc3339(site.now_ms + (DAY_MS if status == 422 else -DAY_MS))
     asked = [{"user_id": f"u{number % 500}", "as_of": at} for number in range(10_000)]
     content = json.dumps({"rows": asked})
-    async with longest_step() as step:
-        answer = await site.client.post("/profiles/history", content=content, headers=JSON)
-    assert answer.status_code == status
-    assert step.seconds < 0.03
+
+    async def run() -> float:
+        async with longest_step() as step:
+            answer = await site.client.post("/profiles/history", content=content, headers=JSON)
+        assert answer.status_code == status
+        return step.seconds
+
+    await assert_no_long_step(run)

@@ -20,7 +20,7 @@ from tests.support.clock import FakeClock
 from tests.support.entries import entry
 from tests.support.features import ProfileFeatures
 from tests.support.live import JSON, NDJSON, Live
-from tests.support.longest_step import longest_step
+from tests.support.longest_step import assert_no_long_step, longest_step
 from tests.support.registry import REGISTRY
 from tests.support.site import ServeSite
 
@@ -74,9 +74,13 @@ async def test_every_route_is_documented_except_pages_and_forms(document: Docume
 @pytest.mark.slow
 async def test_first_request_for_the_document_does_not_block_others(serve_site: ServeSite) -> None:
     for path in ("/schema", "/schema/openapi.json"):
-        async with serve_site() as site, longest_step() as step:
-            assert (await site.client.get(path)).status_code == 200
-        assert step.seconds < 0.03
+
+        async def run(path: str = path) -> float:
+            async with serve_site() as site, longest_step() as step:
+                assert (await site.client.get(path)).status_code == 200
+            return step.seconds
+
+        await assert_no_long_step(run)
 
 
 async def test_every_reference_resolves(document: Document) -> None:
