@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import msgspec
@@ -220,7 +220,8 @@ def _cancelled_by_signals(received: list[BaseException]) -> Iterator[None]:
 
     from app.concurrency.tasks import stop_signals
 
-    loop, task = get_running_loop(), cast("Any", current_task())
+    loop = get_running_loop()
+    task: Any = current_task()
     blocked_at = float("inf")  # when the event loop counts as blocked, because it has not run `cancel`
 
     def cancel() -> None:

@@ -94,6 +94,8 @@ def other_format(head: bytes) -> str | None:
     """The format of a file, recognised by its first bytes `head`; None if it may be newline-delimited JSON."""
     if (name := format_of(head)) is not None:
         return name
+    if len(head) > 1 and head[:2].count(0) == 1:  # UTF-16 without a byte order mark
+        return "text in UTF-16"
     line = head.lstrip().partition(b"\n")[0].rstrip()
     if line.startswith(b"["):
         return "a JSON array"

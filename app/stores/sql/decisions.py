@@ -18,24 +18,21 @@ from app.stores.sql.database import Connection, Database, SqlRepository, named_r
 from app.stores.sql.decision_rows import array, decision_of, outcome_of, row_of
 from app.stores.sql.logged_profiles import readable
 from app.stores.sql.shadows import missing_shadows, store_shadows
-from app.stores.sql.sufficient_statistics import (
-    SELECT_NEWEST_VERSION,
-    SELECT_STATE,
-    prior_of,
-    priors,
-    statistics_of,
-)
+from app.stores.sql.sufficient_statistics import SELECT_NEWEST_VERSION, SELECT_STATE, prior_of, priors, statistics_of
 from app.telemetry import logger
 
 LOGGED_USERS = 1_000  # unreadable statistics are logged once for each user, and for at most this many users
 log = logger("stores.decisions")
 
-# If the stored roll-out is that of another challenger, this one serves no user until the roll-out begins anew.
+# What all decisions share. If the stored roll-out is that of another challenger, this one serves no user until the
+# roll-out begins anew.
 SELECT_COMMON = f"""
 SELECT erasures, CASE WHEN challenger <> :spec THEN 0 ELSE share END, salt, ({SELECT_NEWEST_VERSION})
 FROM bandit_ledger CROSS JOIN rollout
 """
-SELECT_VERSION = "SELECT erasures, spec_hash, decisions FROM bandit_ledger LEFT JOIN bandit_states ON user_id = ?"
+SELECT_ERASURES_AND_VERSION = """
+SELECT erasures, spec_hash, decisions FROM bandit_ledger LEFT JOIN bandit_states ON user_id = ?
+"""
 SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE user_id = ? AND request_id = ?"
 SELECT_EVENT = "SELECT 1 FROM event_log WHERE user_id = ? AND seq = ?"
 # A damaged decision cannot answer its request again. It loses the request id to a new decision.
@@ -191,7 +188,7 @@ class SqlDecisions(SqlRepository):
 
     def _record(self, connection: Connection, proposed: ProposedDecision) -> Decision | None:
         decision = proposed.decision
-        erasures, spec_hash, learned = connection.execute(SELECT_VERSION, (decision.user_id,)).fetchone()
+        erasures, spec_hash, learned = connection.execute(SELECT_ERASURES_AND_VERSION, (decision.user_id,)).fetchone()
         if proposed.erasures != erasures and not _made_since_erasure(connection, decision):
             return None
         # 1. Two requests with the same id find no decision; 2. both decide; 3. the second one finds the first's here.

@@ -147,7 +147,7 @@ OTHER_FORMATS = {
     "one JSON document over several lines": [json.dumps(json.loads(line("a")), indent=2).encode()],
     "a table of columns": [b"event_id,user_id,tip_id\na,ann,t\n"],
     "gzip": [gzip.compress(line("a").encode())],
-    "text in UTF-16": [line("a").encode("utf-16")],
+    "text in UTF-16": [line("a").encode("utf-16"), line("a").encode("utf-16-be")],
 }
 
 

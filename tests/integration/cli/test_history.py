@@ -274,6 +274,7 @@ BAD_FILES = {
     "line 1: not JSON": b'{"user_id": "ann",\n"as_of": "2026-04-25T08:30:00Z"}',
     "is gzip": gzip.compress(ROW),
     "is text in UTF-16": ROW.decode().encode("utf-16"),
+    "is text in UTF-16;": "user_id,as_of\n".encode("utf-16-le"),
     "is not UTF-8 text": "user_id,as_of\nzoë,x\n".encode("latin-1"),
     "is empty": b"",
     "is empty;": b"\xef\xbb\xbf\n \n",
