@@ -163,7 +163,7 @@ def test_primary_works_alone_when_the_operator_says_so(nodes: tuple[Node, Node])
     eventually_sync(first.answers)
     # No commit is acknowledged without the standby.
     with pytest.raises(subprocess.TimeoutExpired):
-        first.as_service(CREATE, timeout_s=1)
+        first.as_service("CREATE TABLE unconfirmed (value TEXT)", timeout_s=1)
     first.psql("ALTER SYSTEM SET synchronous_standby_names = ''")
     first.psql("SELECT pg_reload_conf()")
     assert first.as_service(CREATE).returncode == 0
