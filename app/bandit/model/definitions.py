@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import product
-from operator import eq
+from operator import attrgetter, eq
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -53,7 +53,7 @@ class Version(NamedTuple):
 def log_share(full: float, unit: str) -> Transform:
     """Maps an amount to a logarithmic scale: 0 to 0, and `full` or more to 1. The text of the formula calls the amount
     by its `unit`, such as "days"."""
-    return Transform(f"min(1, log1p(max(0, {unit})) / log1p({full}))", partial(log_ratio, full))
+    return Transform(f"min(1, log1p(max(0, {unit})) / log1p({full}))", partial(log_ratio, math.log1p(full)))
 
 
 def soft_sign(symbol: str) -> Transform:
@@ -71,9 +71,9 @@ def hashed(prefix: str, size: int) -> dict[str, Transform]:
     return {f"{prefix}_{n}": Transform(f"SHA-256 mod {size} is {n}", partial(_hashes_to, n, size)) for n in range(size)}
 
 
-def log_ratio(full: float, amount: float) -> float:
-    # Conditions, because a call of `min` and of `max` takes as long as the logarithms.
-    share = math.log1p(amount) / math.log1p(full) if amount > 0 else 0.0
+def log_ratio(log_of_full: float, amount: float) -> float:
+    # Conditions, because a call of `min` and of `max` takes as long as the logarithm.
+    share = math.log1p(amount) / log_of_full if amount > 0 else 0.0
     return share if share < 1 else 1.0
 
 
@@ -97,9 +97,9 @@ def formulas(features: Sequence[Feature]) -> Iterator[tuple[str, str]]:
 def columns(features: Sequence[Feature], given: Sequence[object]) -> Iterator[list[float]]:
     """The values of each factor of the features, one for each object in `given`. Features are attributes of objects."""
     for feature in features:
-        values = [getattr(item, feature.name) for item in given]
-        for transform in feature.factors.values():
-            yield [0.0 if value is None else transform.of(value) for value in values]
+        values = list(map(attrgetter(feature.name), given))
+        for _, of in feature.factors.values():
+            yield [0.0 if value is None else of(value) for value in values] if None in values else list(map(of, values))
 
 
 def struct(features: Sequence[Feature]) -> Any:

@@ -70,7 +70,7 @@ class Policy(msgspec.Struct, frozen=True):
         # The memory layout of a φ that never had more columns, so that every result has the same bits.
         own = np.ascontiguousarray(phi[:, :size])
         means = own @ theta
-        scores = np.round(means, DIGITS)
+        scores: Array = means.round(DIGITS)
         if not explore:
             return Ranking(scores, np.eye(len(scores))[best(scores)]), theta
         drawn = roots(a, own).T @ noise(decision_id, size)
@@ -169,7 +169,7 @@ def propensities(drawn: Array) -> Array:
 
 def sample(pi: Array, decision_id: str) -> int:
     """Sample the index of a candidate from π (K,). The same decision and π always give the same index."""
-    place = int(np.searchsorted(np.cumsum(pi), uniform(decision_id, ACTION), side="right"))
+    place = int(pi.cumsum().searchsorted(uniform(decision_id, ACTION), side="right"))
     return min(place, len(pi) - 1)  # rounding may leave the sum of π below the draw
 
 
