@@ -145,10 +145,8 @@ def mixed_registries(newest: Iterable[Sample]) -> list[Finding]:
 def wrong_decisions(senders: Sequence[tuple[str, int]]) -> list[Finding]:
     """A finding for each producer with events that named an unknown decision. `senders`: producers and counts."""
     advice = "Nothing is learned from them. The sender must use the decision_id that /score returned for the same user."
-    texts = [
-        f"{_counted(count, 'event', 'events')} sent by {sender} named no decision of the user."
-        for sender, count in senders
-    ]
+    counted = [(_counted(count, "event", "events"), sender) for sender, count in senders]
+    texts = [f"{events} sent by {sender} named no decision of the user." for events, sender in counted]
     return [Finding("degraded", "decision_ids", text, advice) for text in texts]
 
 

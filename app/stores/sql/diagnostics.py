@@ -9,7 +9,7 @@ from typing import Literal
 from app.events.retention import next_cutoff
 from app.features.clock import DAY_MS
 from app.operations.doctor import Line, diagnose_features
-from app.operations.findings import AUDIT_COUNTS, RULES, waiting_to_be_pruned, wrong_decisions
+from app.operations.findings import AUDIT_COUNTS, RULES, Finding, waiting_to_be_pruned, wrong_decisions
 from app.operations.samples import Sample
 from app.profiles.availability import Disabled
 from app.stores.sql.database import Connection
@@ -37,33 +37,26 @@ def diagnose_contents(
     samples = running(connection, now_ms)
     work = backlog_of(connection, now_ms)
     disabled = [Disabled(*row) for row in connection.execute(SELECT_DISABLED)]
+    unknown = connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()
+    waiting = [
+        what
+        for what, kept in days.items()
+        if next_cutoff(now_ms - kept * DAY_MS, first(SELECT_CUTOFF, what), first(SELECT_OLDEST[what])) is None
+    ]
+    owed = "Start the cache again. Until a process has made them, reads of these users are computed."
+    ahead = "events more than five minutes in the future"
+    deleted = "events and decisions past their retention are deleted every night"
     lines = [
         _outbox(work.outbox or 0, work.outbox_age_s or 0.0),
-        _count(
-            "invalidations",
-            work.owed,
-            "invalidations owed to the cache",
-            "Start the cache again. Until a process has made them, reads of these users are computed.",
-        ),
-        _count(
-            "event times",
-            work.events_ahead,
-            "events more than five minutes in the future",
-            RULES["events_ahead"].advice,
-        ),
-        _decision_ids(connection.execute(SELECT_UNKNOWN, (now_ms - DAY_MS,)).fetchall()),
+        _count("invalidations", work.owed, "invalidations owed to the cache", owed),
+        _count("event times", work.events_ahead, ahead, RULES["events_ahead"].advice),
+        _found("decision ids", wrong_decisions(unknown), "every decision id that was sent in the last day is known"),
         _count("dead letters", work.dead_letters, "dead letters", "Replay or discard each: /admin/dead-letters."),
         *_scoring(connection, whole=whole),
         _samples(first("SELECT MAX(at_ms) FROM samples"), now_ms),
         _audit(hour_counts(connection, now_ms)),
         diagnose_features(samples, {row.feature: str(row) for row in disabled}),
-        _retention(
-            [
-                what
-                for what, kept in days.items()
-                if next_cutoff(now_ms - kept * DAY_MS, first(SELECT_CUTOFF, what), first(SELECT_OLDEST[what])) is None
-            ]
-        ),
+        _found("retention", waiting_to_be_pruned(waiting), deleted),
     ]
     return lines, samples
 
@@ -94,10 +87,10 @@ def _outbox(count: int, age_s: float) -> Line:
     return Line("outbox", "warn", text, "Start `profiles worker`, or one more.")
 
 
-def _decision_ids(senders: Sequence[tuple[str, int]]) -> Line:
-    if not (wrong := wrong_decisions(senders)):
-        return Line("decision ids", "ok", "every decision id that was sent in the last day is known")
-    return Line("decision ids", "warn", " ".join(finding.text for finding in wrong), wrong[0].advice)
+def _found(check: str, found: Sequence[Finding], otherwise: str) -> Line:
+    if not found:
+        return Line(check, "ok", otherwise)
+    return Line(check, "warn", " ".join(finding.text for finding in found), found[0].advice)
 
 
 def _samples(newest_ms: int | None, now_ms: int) -> Line:
@@ -115,9 +108,3 @@ def _audit(counts: Mapping[str, int]) -> Line:
         return Line("audit", "ok", "the workers' audit has found no wrong value in the last hour")
     text = " ".join(rule.text(count) for rule, count in found)
     return Line("audit", "bad", text, " ".join(rule.advice for rule, _ in found))
-
-
-def _retention(waiting: Sequence[str]) -> Line:
-    for finding in waiting_to_be_pruned(waiting):
-        return Line("retention", "warn", finding.text, finding.advice)
-    return Line("retention", "ok", "events and decisions past their retention are deleted every night")
