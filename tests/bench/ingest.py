@@ -16,9 +16,10 @@ from app.events.ports import Admitted
 from app.events.validation import admit
 from app.features.clock import EPOCH, MILLISECOND
 from app.features.events import TipEvent, TipServed
+from app.stores.sql.database import insert_statement
+from app.stores.sql.event_log import COLUMNS
 from app.stores.sqlite.connection import connect
 from app.stores.sqlite.database import SqliteDatabase
-from app.stores.sqlite.event_log import insert_statement
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment
 
@@ -47,9 +48,9 @@ async def _ingest(environment: Environment) -> Comparison:
             async def reference() -> None:
                 rows = [_row(next(seqs), item) for item in admit(_batch(numbers, now_ms), now_ms, 180)]
                 plain.execute("BEGIN IMMEDIATE")
-                plain.executemany(insert_statement("event_log", 1), [row[0] for row in rows])
-                plain.executemany(insert_statement("tip_views", 1), [row[1] for row in rows])
-                plain.executemany(insert_statement("outbox", 1), [row[2] for row in rows])
+                plain.executemany(insert_statement("event_log", COLUMNS["event_log"], 1), [row[0] for row in rows])
+                plain.executemany(insert_statement("tip_views", COLUMNS["tip_views"], 1), [row[1] for row in rows])
+                plain.executemany(insert_statement("outbox", COLUMNS["outbox"], 1), [row[2] for row in rows])
                 plain.execute("COMMIT")
 
             async def ours() -> None:

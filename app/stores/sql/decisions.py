@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from app.errors import SpecMismatch
 from app.features.clock import rfc3339
 from app.features.events import stored_action
 from app.features.ids import user_hash
-from app.stores.sql.database import Connection, Database, SqlRepository, named_rows, reads
+from app.stores.sql.database import Connection, Database, SqlRepository, insert_rows, named_rows, reads
 from app.stores.sql.decision_rows import array, decision_of, outcome_of, row_of
 from app.stores.sql.logged_profiles import readable
 from app.stores.sql.shadows import missing_shadows, store_shadows
@@ -30,8 +31,10 @@ SELECT_COMMON = f"""
 SELECT erasures, CASE WHEN challenger <> :spec THEN 0 ELSE share END, salt, ({SELECT_NEWEST_VERSION})
 FROM bandit_ledger CROSS JOIN rollout
 """
-SELECT_ERASURES_AND_VERSION = """
-SELECT erasures, spec_hash, decisions FROM bandit_ledger LEFT JOIN bandit_states ON user_id = ?
+# Not a join, for which PostgreSQL may read the states of all users.
+SELECT_ERASURES_AND_VERSIONS = """
+SELECT value, erasures, (SELECT spec_hash FROM bandit_states WHERE user_id = value),
+    (SELECT decisions FROM bandit_states WHERE user_id = value) FROM json_each(?) CROSS JOIN bandit_ledger
 """
 SELECT_BY_REQUEST = "SELECT * FROM tip_scores WHERE user_id = ? AND request_id = ?"
 SELECT_EVENT = "SELECT 1 FROM event_log WHERE user_id = ? AND seq = ?"
@@ -88,10 +91,19 @@ class SqlDecisions(SqlRepository):
         return await self._database.look(work)
 
     async def record(self, proposed: Sequence[ProposedDecision]) -> list[Decision | None]:
-        def work(connection: Connection) -> list[Decision | None]:
-            return [self._record(connection, item) for item in proposed]
+        users = {item.decision.user_id for item in proposed}
 
-        return await self._database.write(work, of={item.decision.user_id for item in proposed})
+        def work(connection: Connection) -> list[Decision | None]:
+            # Few statements for all decisions together: each waits for the GIL, or for a round trip.
+            found = connection.execute(SELECT_ERASURES_AND_VERSIONS, (json.dumps(list(users)),)).fetchall()
+            known = {user_id: erasures_and_version for user_id, *erasures_and_version in found}
+            new: dict[tuple[str, str], Decision] = {}
+            results = [_accepted(connection, item, known, new) for item in proposed]
+            if rows := [row_of(decision) for decision in new.values()]:
+                insert_rows(connection, "tip_scores", ", ".join(rows[0]), [[row[k] for k in rows[0]] for row in rows])
+            return results
+
+        return await self._database.write(work, of=users)
 
     async def add_shadows(self, after: tuple[str, int], limit: int) -> tuple[str, int] | None:
         # Computed from one snapshot, without a lock.
@@ -186,24 +198,30 @@ class SqlDecisions(SqlRepository):
                 log.warning("statistics_refused", user=user_hash(user_id), error=str(error))
             return version, None
 
-    def _record(self, connection: Connection, proposed: ProposedDecision) -> Decision | None:
-        decision = proposed.decision
-        erasures, spec_hash, learned = connection.execute(SELECT_ERASURES_AND_VERSION, (decision.user_id,)).fetchone()
-        if proposed.erasures != erasures and not _made_since_erasure(connection, decision):
-            return None
-        # 1. Two requests with the same id find no decision; 2. both decide; 3. the second one finds the first's here.
-        rows = _by_request(connection, decision.user_id, decision.request_id)
-        if stored := readable(rows, decision_of):
-            return stored[0]
-        if rows:
-            connection.execute(UPDATE_UNANSWERED, (decision.user_id, decision.request_id))
-        # 1. A request reads statistics; 2. a worker changes them; 3. the decision is refused here and made again. If it
-        # were stored, the statistics that its shadow needs would be gone (`app.stores.sql.shadows`).
-        if (spec_hash, learned) != (proposed.version or (None, None)):
-            return None
-        row = row_of(decision)
-        connection.execute(f"INSERT INTO tip_scores ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
-        return decision
+
+def _accepted(
+    connection: Connection, proposed: ProposedDecision, known: Mapping[str, Any], new: dict[tuple[str, str], Decision]
+) -> Decision | None:
+    """Return the decision to answer with: the earlier one with the same request id, in the database or in `new`, or the
+    proposed one, which is added to `new`. None if it must not be stored."""
+    decision = proposed.decision
+    erasures, *version = known[decision.user_id]
+    if proposed.erasures != erasures and not _made_since_erasure(connection, decision):
+        return None
+    # 1. Two requests with the same id find no decision; 2. both decide; 3. the second one finds the first's here.
+    key = decision.user_id, decision.request_id or decision.id
+    if key in new:
+        return new[key]
+    rows = _by_request(connection, decision.user_id, decision.request_id)
+    if stored := readable(rows, decision_of):
+        return stored[0]
+    if rows:
+        connection.execute(UPDATE_UNANSWERED, (decision.user_id, decision.request_id))
+    # 1. A request reads statistics; 2. a worker changes them; 3. the decision is refused here and made again. If it
+    # were stored, the statistics that its shadow needs would be gone (`app.stores.sql.shadows`).
+    if version != list(proposed.version or (None, None)):
+        return None
+    return new.setdefault(key, decision)
 
 
 def _made_since_erasure(connection: Connection, decision: Decision) -> bool:

@@ -6,18 +6,16 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cache
 from itertools import count
 
 from app.events.ports import Admitted, Appended, ClashingEvent
 from app.features.events import TipFeedback, subject_of
+from app.stores.sql.database import insert_rows
 from app.stores.sql.event_log import COLUMNS, KEYS, EventKey, SqlEventLog, admit, event_key, mark_historical
 from app.stores.sql.registries import SELECT_FEATURE_KEYS
 from app.stores.sqlite.database import SqliteDatabase
 
 SELECT_KNOWN = f"SELECT user_id, event_id, digest FROM event_log JOIN {KEYS} USING (user_id, event_id)"
-# Each size makes one statement, which stays in the connection's cache. SQLite allows 32,766 values in one statement.
-_ROWS_AT_ONCE = (256, 64, 16, 4, 1)
 
 
 class SqliteEventLog(SqlEventLog):
@@ -54,18 +52,5 @@ def _insert(connection: sqlite3.Connection, fresh: Sequence[tuple[int, Admitted]
             rows["tip_feedback"].append((*fact, event.action, event.dwell_ms))
         else:
             rows["tip_views"].append(fact)
-    # `executemany` takes the GIL twice per row. Each time costs a fraction of a millisecond while the event loop is
-    # busy, so that a commit of 2,000 events took seconds.
     for table, inserted in rows.items():
-        start = 0
-        for size in _ROWS_AT_ONCE:
-            while len(inserted) - start >= size:
-                values = [value for row in inserted[start : start + size] for value in row]
-                connection.execute(insert_statement(table, size), values)
-                start += size
-
-
-@cache
-def insert_statement(table: str, rows: int) -> str:
-    placeholders = ", ".join("?" for _ in COLUMNS[table].split(","))
-    return f"INSERT INTO {table} ({COLUMNS[table]}) VALUES " + ", ".join([f"({placeholders})"] * rows)
+        insert_rows(connection, table, COLUMNS[table], inserted)

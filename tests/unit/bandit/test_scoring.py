@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from app.bandit.decisions import Decision
 from app.bandit.model.inputs import SPEC_V1, SPEC_V2, Spec
 from app.bandit.model.thompson_sampling import CHAMPION, EPSILON, sample
+from app.bandit.ports import ProposedDecision
 from app.bandit.scoring import BOUNDS
 from app.errors import NotFound, Overloaded, StoreUnavailable
 from app.stores.sql.database import Database
@@ -107,6 +109,31 @@ async def test_one_decision_is_stored_when_a_request_is_sent_concurrently(databa
     assert {decision.id for decision in found} == {found[0].id}
     assert all(same(decision, found[0]) for decision in found)
     assert await processes[0].stored() == 1
+
+
+@pytest.mark.parametrize("users", [1, 21])
+async def test_each_concurrent_request_gets_its_own_stored_decision(process: BanditProcess, users: int) -> None:
+    """Some requests of a group repeat others, some have no id, one user has statistics, and both policies serve."""
+    await process.set_share(0.5)
+    await process.feed_back(await process.decide("user-0"))
+    asked = [(f"user-{number}", request_id) for number in range(users) for request_id in ("r", None, "s", "r", None)]
+    made = await asyncio.gather(*(process.decide(user_id, request_id=request_id) for user_id, request_id in asked))
+    assert [(decision.user_id, decision.request_id) for decision in made] == asked
+    assert [decision.state_version for decision in made] == [1] * 5 + [0] * 5 * (users - 1)
+    assert len({decision.role for decision in made}) == (2 if users > 1 else 1)
+    for decision in made:
+        assert same((await process.bandit.scorer.explain(decision.id))[0], decision)
+    assert len({decision.id for decision in made}) == 4 * users == await process.stored() - 1
+
+
+async def test_repeated_request_gets_the_stored_decision_though_its_own_is_outdated(process: BanditProcess) -> None:
+    """1. A request is sent twice; 2. a worker learns between the reads; 3. both decisions are stored together."""
+    made = await process.decide()
+    first, second = (replace(made, id=name, request_id="r") for name in ("d-1", "d-2"))
+    proposed = [ProposedDecision(first, 0, None), ProposedDecision(second, 0, (SPEC_V2.hash, 1))]
+    found = await process.bandit.scorer.decisions.record(proposed)
+    assert [decision and decision.id for decision in found] == ["d-1", "d-1"]
+    assert await process.stored("request_id = 'r'") == 1
 
 
 async def test_concurrent_decisions_share_reads_and_commits(

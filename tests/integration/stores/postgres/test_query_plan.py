@@ -56,7 +56,7 @@ LEARNED = {
 }
 OF_ONE_USER: dict[str, tuple[str, Parameters]] = {
     "statistics": (sufficient_statistics.SELECT_STATE, (USER,)),
-    "version": (decisions.SELECT_ERASURES_AND_VERSION, (USER,)),
+    "versions": (decisions.SELECT_ERASURES_AND_VERSIONS, (json.dumps([USER]),)),
     "decision by request": (decisions.SELECT_BY_REQUEST, (USER, "r77")),
     "newest decisions": (
         decisions.SELECT_NEWEST_OF_USER,

@@ -117,7 +117,7 @@ STATEMENTS: dict[str, tuple[str, Parameters, str]] = {
     "samples": (samples.SELECT_SAMPLES, (1,), "samples_by_time (at_ms>?)"),
     "samples lately": (samples.SELECT_LATELY, (1, 2), "samples_by_time (at_ms>? AND at_ms<?)"),
     "state": (sufficient_statistics.SELECT_STATE, ("u",), "(user_id=?)"),
-    "version": (decisions.SELECT_ERASURES_AND_VERSION, ("u",), "(user_id=?)"),
+    "versions": (decisions.SELECT_ERASURES_AND_VERSIONS, ('["u"]',), "(user_id=?)"),
     "states to grow": (learning.SELECT_TO_GROW, ("[]", 1), "bandit_states_by_spec (spec_hash=?)"),
     "states of a spec": (
         sufficient_statistics.SELECT_COUNTS,
