@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import product
-from operator import attrgetter, eq
+from operator import eq
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -97,9 +97,9 @@ def formulas(features: Sequence[Feature]) -> Iterator[tuple[str, str]]:
 def columns(features: Sequence[Feature], given: Sequence[object]) -> Iterator[list[float]]:
     """The values of each factor of the features, one for each object in `given`. Features are attributes of objects."""
     for feature in features:
-        values = list(map(attrgetter(feature.name), given))
-        for _, of in feature.factors.values():
-            yield [0.0 if value is None else of(value) for value in values] if None in values else list(map(of, values))
+        values = [getattr(item, feature.name) for item in given]
+        for transform in feature.factors.values():
+            yield [0.0 if value is None else transform.of(value) for value in values]
 
 
 def struct(features: Sequence[Feature]) -> Any:
