@@ -66,12 +66,11 @@ def _scoring(connection: Connection, *, whole: bool) -> list[Line]:
         return []
     from app.stores.sql.sufficient_statistics import damaged, priors  # noqa: PLC0415
 
+    users = damaged(connection, whole=whole)
     aside = "They are scored as new users. Restore their rows of bandit_states from a backup, or erase the users."
     none = "Check the disk. Until a new one is pooled, after the next learning, decisions use an older prior or none."
     return [
-        _count(
-            "evidence", damaged(connection, whole=whole), "users whose sufficient statistics are damaged", aside, "bad"
-        ),
+        _count("evidence", users, "users whose sufficient statistics are damaged", aside, "bad"),
         _count("priors", sum(prior is None for prior in priors(connection)), "damaged pooled priors", none, "bad"),
     ]
 

@@ -92,10 +92,7 @@ def missing_shadows(
 
 
 def _shadows(
-    connection: Connection,
-    policies: Policies,
-    rows: Sequence[Mapping[str, Any]],
-    statistics: SufficientStatistics | None,
+    connection: Connection, policies: Policies, rows: list[dict[str, Any]], statistics: SufficientStatistics | None
 ) -> Iterator[dict[str, object]]:
     """The shadows of decisions made from these statistics, as parameters of `store_shadows`. `rows`: the decisions, as
     rows of `tip_scores`; damaged ones are skipped."""
