@@ -427,17 +427,24 @@ async def test_write_raises_when_a_standby_does_not_confirm_the_commit(
     """A cancelled COMMIT does not wait for the standby any more, and the server reports it as made."""
     postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'missing'")
     postgres.execute("SELECT pg_reload_conf()")
+    writes: list[asyncio.Task[int]] = []
+
+    def cancelled() -> bool:
+        # The server does not wait for the standby before all its processes have reloaded the configuration.
+        if not writes or writes[-1].done():
+            writes.append(asyncio.create_task(database.execute(INSERT, (f"session-{len(writes)}",))))
+        waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        return postgres.execute(waiting) == [(True,)]
+
     try:
-        writing = asyncio.create_task(database.execute(INSERT, ("first",)))
-        cancelled = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-        await eventually(lambda: postgres.execute(cancelled) == [(True,)])
+        await eventually(cancelled)
         with pytest.raises(StoreUnavailable, match="no standby has confirmed"):
-            await writing
+            await writes[-1]
     finally:
         postgres.execute("ALTER SYSTEM RESET synchronous_standby_names")
         postgres.execute("SELECT pg_reload_conf()")
-    await database.execute(INSERT, ("second",))
-    assert await sessions(database) == 2
+    await database.execute(INSERT, ("last",))
+    assert await sessions(database) == len(writes) + 1
 
 
 @contextmanager
