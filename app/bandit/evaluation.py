@@ -152,9 +152,10 @@ class Replay(msgspec.Struct, frozen=True):
 
     def before(self, log: UserLog, learned: Sequence[LoggedDecision]) -> SufficientStatistics:
         """The statistics of the decisions that have been pruned from the log: the stored statistics minus the logged
-        decisions. First, the logged decisions are subtracted with all inputs of the stored spec. The result can be
-        impossible, because an earlier release padded statistics with zeros. Then only the inputs that every logged
-        vector has are subtracted. If this is impossible, too, for example after a restore, the sums are zeros."""
+        decisions. First, the logged decisions are subtracted with all inputs of the stored spec. No
+        decisions may have such a difference as their statistics, because an earlier release padded statistics with
+        zeros. Then only the inputs that every logged vector has are subtracted. If none have that difference either,
+        for example after a restore, the sums are zeros."""
         spec, stored = self.policy.spec, log.statistics
         if stored is None or stored.decisions <= len(learned):
             return SufficientStatistics.none(spec)
@@ -181,8 +182,8 @@ class Replay(msgspec.Struct, frozen=True):
 
 
 class PriorsFromLog:
-    """Estimates pooled priors for a replayed policy from users' logs. There is one for each stored prior: what the
-    policy's prior would have been when that one was made."""
+    """Estimates pooled priors for a replayed policy from users' logs: for each stored prior, the prior that the policy
+    would have had when the stored one was made."""
 
     def __init__(self, replay: Replay, priors: Sequence[Prior]) -> None:
         self._replay = replay

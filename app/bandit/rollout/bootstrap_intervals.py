@@ -53,7 +53,7 @@ class IntervalView(msgspec.Struct):
 
 def look_number(evaluated: int) -> int:
     """The number of the look that is due at `evaluated` decisions: 0 (none) below 4,000, 1 from 4,000, 2 from 8,000, 3
-    from 16,000 and so on. If several are due, only the last of them is made. Each look keeps its own `look_level`."""
+    from 16,000 and so on. If several are due, only the last of them is made, at its own `look_level`."""
     return (evaluated // FIRST_LOOK).bit_length()
 
 

@@ -4,9 +4,9 @@ An owed deletion is *settled*, that is made, as soon as the cache answers. While
 values of users in the same hash slot (`app.profiles.online.cache_protocol.TrustGate`). If some nodes of a cluster do
 not answer, deletions are owed only to the users of these nodes.
 
-Invariant: `invalidate` returns only when the DEL is confirmed, or when the owed invalidation is committed and every
-query that ran before the commit is too old, in every process. So a client whose event was acknowledged never reads a
-value from before the event.
+Invariant: `invalidate` returns only when the DEL is confirmed, or when the owed invalidation is committed and no
+process trusts the cache any more because of a query that ran before the commit. So a client whose event was
+acknowledged never reads a value from before the event.
 """
 
 import asyncio

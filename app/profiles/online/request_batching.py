@@ -125,8 +125,8 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
         self, requests: list[_BatchedRead], held: list[bytes | None], at: ReadTime, mark: int
     ) -> tuple[list[_BatchedRead], dict[str, Profile], Held]:
         """Answer the requests whose values are all cached. If the process is overloaded, shed the others, except
-        `patient` ones. Return (1) the requests that need a computation, (2) the values of their users that need none,
-        and (3) the contents of the other keys, from which fills take tokens. For `mark`, see `LocalCache.offer`."""
+        `patient` ones. Return (1) the requests that need a computation, (2) those of their values that need none, by
+        user, and (3) what the keys of their other values held. For `mark`, see `LocalCache.offer`."""
         local_cache, masks = self.local_cache, self.computation.masks
         overloaded = self.computation.overloaded
         shed = 0
@@ -232,7 +232,7 @@ class RequestBatching(msgspec.Struct, kw_only=True, eq=False):
     async def _fill_in(
         self, epoch: Epoch, missing: Held, at: ReadTime, profiles: dict[str, Profile], distrusted: frozenset[int]
     ) -> None:
-        """Compute the features in `missing`, which has the contents of their keys; add them to `profiles`, and store
+        """Compute the features in `missing`, a mapping to what their cache keys held. Add them to `profiles`, and store
         them in the cache after the answer. `distrusted`: the hash slots whose cached values were not used. Tokens are
         taken before the computation, as the cache protocol demands."""
         for user_id, cells in missing.items():

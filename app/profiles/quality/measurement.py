@@ -108,7 +108,7 @@ class DataQuality(msgspec.Struct, kw_only=True, eq=False):
         return UserSample(now_ms, before_ms, oldest_ms, eligible, now, eligible_before, before, figures)
 
     async def _count_held(self, sample: UserSample, start: int) -> None:
-        """Count the cached values of the page of `sample.now` that begins at index `start`, by state, age and value. If
+        """Count the cached values of `PAGE` users of `sample.now`, from index `start`, by state, age and value. If
         the cache is unavailable, give up at once on the first page, and after `TRIES` attempts on later ones."""
         if not sample.cache_answers:
             return

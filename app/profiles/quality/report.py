@@ -255,7 +255,7 @@ class QualityRun(NamedTuple):
 
 
 class QualityRepository(Protocol):
-    """Stores the runs of the measurement. Raises `StoreUnavailable`."""
+    """Stores the runs of the data-quality measurement. Raises `StoreUnavailable`."""
 
     async def open(self, requested_by: str, now_ms: int) -> tuple[QualityRun, bool]:
         """Return the active run and False. If no run is active, store a new run, and return it and True."""
