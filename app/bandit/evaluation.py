@@ -152,10 +152,10 @@ class Replay(msgspec.Struct, frozen=True):
 
     def before(self, log: UserLog, learned: Sequence[LoggedDecision]) -> SufficientStatistics:
         """The statistics of the decisions that have been pruned from the log: the stored statistics minus the logged
-        decisions. First, the logged decisions are subtracted with all inputs of the stored spec. No
-        decisions may have such a difference as their statistics, because an earlier release padded statistics with
-        zeros. Then only the inputs that every logged vector has are subtracted. If none have that difference either,
-        for example after a restore, the sums are zeros."""
+        decisions. First, the logged decisions are subtracted with all inputs of the stored spec. An earlier release
+        padded statistics with zeros, so the difference may be one that no decisions can have. Then only the inputs that
+        every logged vector has are subtracted. If that difference is not possible either, for example after a restore,
+        the sums are zeros."""
         spec, stored = self.policy.spec, log.statistics
         if stored is None or stored.decisions <= len(learned):
             return SufficientStatistics.none(spec)

@@ -46,7 +46,7 @@ async def _ingest(environment: Environment) -> Comparison:
         async with open_service(environment.settings, door="bench") as opened:
 
             async def reference() -> None:
-                rows = [row_of(next(seqs), item) for item in admit(_batch(numbers, now_ms), now_ms, 180)]
+                rows = [rows_of_event(next(seqs), item) for item in admit(_batch(numbers, now_ms), now_ms, 180)]
                 plain.execute("BEGIN IMMEDIATE")
                 plain.executemany(insert_statement("event_log", COLUMNS["event_log"], 1), [row[0] for row in rows])
                 plain.executemany(insert_statement("tip_views", COLUMNS["tip_views"], 1), [row[1] for row in rows])
@@ -100,7 +100,7 @@ def _batch(numbers: Iterator[int], now_ms: int) -> list[TipEvent]:
     ]
 
 
-def row_of(seq: int, item: Admitted) -> tuple[tuple[object, ...], ...]:
+def rows_of_event(seq: int, item: Admitted) -> tuple[tuple[object, ...], ...]:
     event, digest, occurred_at_ms, offset_min, claimed_at_ms, received_at_ms, sent_by, _, traceparent = item
     log = (seq, event.event_id, "signals.tip.served", event.user_id, digest, occurred_at_ms, claimed_at_ms,
            received_at_ms, sent_by)  # fmt: skip

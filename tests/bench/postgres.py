@@ -19,7 +19,7 @@ from app.profiles.ports import ComputeRow
 from app.stores.sql.event_log import COLUMNS
 from tests.bench.comparison import Comparison, compare
 from tests.bench.environment import Environment, on_postgres
-from tests.bench.ingest import row_of
+from tests.bench.ingest import rows_of_event
 from tests.support.events import feedback, served
 from tests.support.postgres import PostgresServer
 from tests.support.registry import REGISTRY
@@ -63,7 +63,7 @@ async def _ingest(there: Environment, server: PostgresServer) -> AsyncIterator[C
         for size, limit in INGEST_LIMITS.items():
 
             async def reference(size: int = size) -> None:
-                rows = [row_of(next(numbers), item) for item in admit(new(size), there.now_ms, 180)]
+                rows = [rows_of_event(next(numbers), item) for item in admit(new(size), there.now_ms, 180)]
                 async with plain.transaction(), plain.cursor() as cursor:
                     for table, inserted in zip(TABLES, zip(*rows, strict=True), strict=True):
                         places = ", ".join("%s" for _ in inserted[0])

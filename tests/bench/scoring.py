@@ -1,8 +1,8 @@
 """Decisions over HTTP: their cost, and the same while a worker computes their shadows.
 
-The cost is compared with what depends on the same machine: with one connection, which waits for the disk, a bare
-durable insert; with 32, for which the CPU is the limit, a bare ASGI application. On PostgreSQL, the users have no
-events.
+The cost is compared with what depends on the same machine: with one connection, a bare durable insert, because a
+decision ends with a durable commit; with 32, for which the CPU is the limit, a bare ASGI application. On PostgreSQL,
+the users have no events.
 """
 
 from __future__ import annotations
