@@ -14,8 +14,10 @@ import pytest
 from app.api.auth.forms import MAX_BYTES, MAX_BYTES_WITHOUT_SCOPE, MEDIA_TYPE
 from app.api.middleware import body_limits
 from app.api.schemas import MAX_USERS
+from app.errors import TooSlow
 from app.features.ids import MAX_ID_LENGTH
 from tests.support.live import JSON, Live, problem
+from tests.support.pause_points import turn
 from tests.support.registry import REGISTRY
 from tests.support.waiting import PATIENCE_S, eventually
 
@@ -208,7 +210,98 @@ async def test_cancelled_request_is_not_a_slow_one() -> None:
     assert waiting.cancelled()
 
 
-@pytest.mark.parametrize("path", ["/events", "/profiles/batch", "/score", "/profiles/history"])
+def _until(seconds: float) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def test_each_body_is_awaited_until_its_own_deadline() -> None:
+    """In whatever order the deadlines come, one timer ends every body at its own."""
+    bodies, loop, message = body_limits.Bodies(), asyncio.get_running_loop(), {"type": "http.request", "body": b""}
+    came = loop.create_future()
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    async def later() -> Any:
+        return await came
+
+    deadlines = [_until(seconds) for seconds in (0.15, 0.05, 0.1)]
+
+    async def until(at: float) -> None:
+        with pytest.raises(TooSlow):
+            await bodies.wait(never, at)
+        assert loop.time() >= at
+
+    patient, arrives = (asyncio.create_task(bodies.wait(each, _until(60))) for each in (never, later))
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.gather(*map(until, deadlines))
+        came.set_result(message)
+        assert await arrives is message
+    assert not patient.done()
+    patient.cancel()
+    await asyncio.wait({patient})
+    assert patient.cancelled()
+
+
+async def test_request_that_is_cancelled_at_the_deadline_stays_cancelled() -> None:
+    bodies, asked = body_limits.Bodies(), asyncio.Event()
+
+    async def receive() -> Any:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            waiting.cancel()  # a second time, besides the deadline
+
+    waiting = asyncio.create_task(bodies.wait(receive, _until(0.01)))
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.wait({waiting})
+    assert waiting.cancelled()
+
+
+async def test_body_that_arrives_after_its_deadline_without_a_wait_is_taken() -> None:
+    """The deadline then cancels nothing: the task goes on to other work."""
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"[]"}
+
+    bodies = body_limits.Bodies()
+    assert await bodies.wait(receive, _until(-1)) == {"type": "http.request", "body": b"[]"}
+    await turn()
+
+
+def _post(path: str, size: int) -> Any:
+    """The ASGI scope of a POST of JSON."""
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"%d" % size)]
+    return {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers,
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "extensions": {}, "state": {},
+    }  # fmt: skip
+
+
+POSTS = ("/events", "/profiles/batch", "/score", "/profiles/history")
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_answer_does_not_wait_for_the_end_of_a_body_that_is_complete(site: Live, path: str) -> None:
+    """A server may report the end in a message of its own, as granian does."""
+    parts, sent = [b'{"user', b'_id": 5}'], []
+
+    async def receive() -> Any:
+        if not parts:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": parts.pop(0), "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with asyncio.timeout(PATIENCE_S):
+        await site.app(_post(path, sum(map(len, parts))), receive, send)
+    assert (sent[0]["status"], parts) == (422, [])
+
+
+@pytest.mark.parametrize("path", POSTS)
 async def test_slow_body_is_awaited_only_once(site: Live, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(body_limits, "BODY_S", 0.01)
     waits = 0
@@ -222,11 +315,5 @@ async def test_slow_body_is_awaited_only_once(site: Live, monkeypatch: pytest.Mo
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"50")]
-    scope: Any = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
-        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers,
-        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "extensions": {}, "state": {},
-    }  # fmt: skip
-    await site.app(scope, receive, send)
+    await site.app(_post(path, 50), receive, send)
     assert (sent[0]["status"], waits) == (408, 1)
