@@ -145,7 +145,6 @@ def begin(scope: HTTPScope, request_id: bytes | None = None) -> tuple[bytes, flo
     found = cast(tuple[bytes, float] | None, scope.get(_BEGUN))
     if found is None:
         found = cast(dict[str, Any], scope)[_BEGUN] = request_id or request_id_of(scope), perf_counter()
-        structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(**{REQUEST_ID: found[0].decode()})
     return found
 
