@@ -3,8 +3,6 @@
 One process runs one event loop. To use more cores, run more processes (`profiles serve --processes N`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import socket

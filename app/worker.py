@@ -6,8 +6,6 @@ Periodic work finds its tasks in the database: events whose job was lost, and op
 measurements of data quality. So it continues while the queue is unavailable.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from collections import Counter

@@ -1,7 +1,5 @@
 """Routes for probes and Prometheus, and for `OPTIONS`. They need no key and reveal nothing about users."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

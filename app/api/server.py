@@ -6,8 +6,6 @@ that time, every request that arrived in full is answered; `_wind_down` describe
 granian cannot end a connection whose peer reads nothing or is gone. Linux ends it after `listener.UNTAKEN_S` seconds.
 """
 
-from __future__ import annotations
-
 import asyncio
 import resource
 import signal

@@ -1,8 +1,6 @@
 """Imports NumPy on the first use of `np`: it takes an eighth of the start-up time of a process, and 13 MB, and few
 processes score requests."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

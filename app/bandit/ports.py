@@ -4,8 +4,6 @@ A decision is settled when its reward is learned or it expires. A roll-out evalu
 its reward is learned, and it has both policies' propensities. A look is an interim analysis of the challenger.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 

@@ -4,8 +4,6 @@ If a server does not answer, its check fails within the timeouts of the adapter;
 `/readyz` needs no key, so the details of a check contain no address and no path. Those are logged.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress

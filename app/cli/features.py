@@ -1,7 +1,5 @@
 """`profiles features` (list, create, test, compare, disable, enable) and `profiles openapi` (print the document)."""
 
-from __future__ import annotations
-
 import json
 import re
 from datetime import timedelta

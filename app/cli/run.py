@@ -1,7 +1,5 @@
 """Commands that run the service: up, serve, worker."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

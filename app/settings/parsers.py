@@ -3,8 +3,6 @@
 A parser raises a `ValueError` that says what is allowed. Its message never contains a value that may be secret.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import os
 import re

@@ -4,8 +4,6 @@ Each attribute of `Metrics` is one Prometheus metric. Labels have a small closed
 outcome), never a user. Times are in seconds.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress

@@ -11,8 +11,6 @@ mean and in the random numbers. So its answers are bit for bit the same before a
 spec, and champion and challenger read the same statistics of a user.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any, Final, Literal, NamedTuple
 

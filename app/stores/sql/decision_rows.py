@@ -1,8 +1,6 @@
 """Encodes a decision as a row of `tip_scores`, and decodes it without loss. Arrays are stored as little-endian float64.
 The content of the request is stored as JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any

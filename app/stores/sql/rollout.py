@@ -2,8 +2,6 @@
 The column `number` is a decision's sequence number: a later decision has a higher one. The queries read only columns
 that stand before the arrays of a row, so that SQLite need not read the row's overflow pages."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 

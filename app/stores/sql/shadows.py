@@ -9,8 +9,6 @@ Invariant: while an unsettled decision has no shadow, the user's statistics are 
 Both transactions lock the user. Usually a worker has already stored the shadow, within seconds after the decision.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby

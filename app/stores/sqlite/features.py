@@ -4,8 +4,6 @@ is rejected if it names an event table or a catalogue, has a parameter or a seco
 depends on more than its arguments. SQLite's authorizer reports the relations that it reads. The second time, it is
 compiled in the real statement, against the migrated schema. The plan must search an index."""
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from functools import cache

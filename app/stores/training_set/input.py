@@ -1,8 +1,6 @@
 """Reads the rows of a training set: CSV, NDJSON or Parquet, recognised by the first bytes. A pipe is first copied into
 an unnamed temporary file: Parquet has its metadata at the end, and the columns of NDJSON are known only at the end."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 import sys
