@@ -27,16 +27,17 @@ class Bodies(msgspec.Struct, eq=False):
 
     held: int = 0
     _waiting: dict[asyncio.Task[Any], float] = msgspec.field(default_factory=dict)
-    _timer: asyncio.TimerHandle | None = None
+    _timer: asyncio.Handle | None = None
+    _timer_at: float = math.inf
 
     async def wait(self, receive: Receive, until: float) -> HTTPReceiveMessage:
         """Call `receive`. Raises `TooSlow` if no message has arrived by `until`, a time of the event loop."""
         # One timer for all bodies: `asyncio.timeout`, with a timer for each, takes 4 % of the time of a decision.
         task = cast(asyncio.Task[Any], asyncio.current_task())
         self._waiting[task] = until
-        if self._timer is None or until < self._timer.when():
-            self._check_at(until)
         try:
+            if until < self._timer_at:
+                self._check_at(until)
             return await receive()  # type: ignore[return-value]  # HTTP only
         except asyncio.CancelledError:
             # Not bound to a name: exception and frame would form a reference cycle that keeps the connection open.
@@ -49,14 +50,14 @@ class Bodies(msgspec.Struct, eq=False):
     def _check_at(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(at, self._end_overdue)
+        self._timer, self._timer_at = asyncio.get_running_loop().call_at(at, self._end_overdue), at
 
     def _end_overdue(self) -> None:
         now = asyncio.get_running_loop().time()
         for task in [task for task, until in self._waiting.items() if until <= now]:
             del self._waiting[task]
             task.cancel()
-        self._timer = None
+        self._timer_at = math.inf
         if self._waiting:
             self._check_at(min(self._waiting.values()))
 
@@ -70,8 +71,10 @@ class Body:
         self._bodies = bodies
         self._held = 0
         self._until: float | None = None
-        self._left = math.inf if b"transfer-encoding" in headers else int(headers.get(b"content-length", b"0"))
-        self._more = self._left > 0
+        chunked, length = b"transfer-encoding" in headers, headers.get(b"content-length")
+        # Without leading zeros: `int` refuses more than 4,300 digits.
+        self._left = math.inf if chunked or length is None else int(length.lstrip(b"0") or b"0")
+        self._more = chunked or 0 < self._left < math.inf
         # With this header, a client sends no body before the server asks for it.
         self._waits = headers.get(b"expect", b"").lower() == b"100-continue"
 

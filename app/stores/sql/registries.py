@@ -1,7 +1,5 @@
 """Stores the feature registries that processes have served, the features that they cache, and disabled features."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 import msgspec

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+import uvloop
 
 from app.api.auth.forms import MAX_BYTES, MAX_BYTES_WITHOUT_SCOPE, MEDIA_TYPE
 from app.api.middleware import body_limits
@@ -268,6 +269,55 @@ async def test_body_that_arrives_after_its_deadline_without_a_wait_is_taken() ->
     bodies = body_limits.Bodies()
     assert await bodies.wait(receive, _until(-1)) == {"type": "http.request", "body": b"[]"}
     await turn()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_deadline_that_is_due_at_once_ends_only_its_own_body(run: Any) -> None:
+    async def both() -> list[object]:
+        bodies = body_limits.Bodies()
+
+        async def never() -> Any:
+            await asyncio.Event().wait()
+
+        async def next_turn() -> Any:
+            await turn()
+            return {"type": "http.request", "body": b"[]"}
+
+        waits = bodies.wait(never, _until(0)), bodies.wait(next_turn, _until(30))
+        return list(await asyncio.gather(*waits, return_exceptions=True))
+
+    overdue, arrived = run(both())
+    assert isinstance(overdue, TooSlow)
+    assert arrived == {"type": "http.request", "body": b"[]"}
+
+
+async def test_body_without_a_length_is_read_to_its_end() -> None:
+    """As over HTTP/2, which needs no `Content-Length`."""
+    parts = [b'{"user_ids":', b'["u"]}']
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    scope: Any = {"headers": []}
+    body = body_limits.Body(scope, receive, body_limits.Bodies())
+    first: Any = await body.receive()
+    assert (first["more_body"], body.unread) == (True, True)
+    last: Any = await body.receive()
+    assert (last["body"], last["more_body"], body.unread) == (b'["u"]}', False, False)
+
+
+@pytest.mark.parametrize("zeros", [4_300, 9_000])
+async def test_length_with_many_zeros_gets_a_problem(site: Live, zeros: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    length = b"0" * zeros + b"18"
+    writer.write(b"POST /profiles/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+    writer.write(b"Content-Length: " + length + b'\r\n\r\n{"user_ids":["u"]}')
+    async with asyncio.timeout(PATIENCE_S):
+        head = await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    assert head.split()[1] in (b"400", b"431")
+    assert b"x-request-id: " in head
 
 
 def _post(path: str, size: int) -> Any:
