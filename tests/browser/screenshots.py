@@ -21,6 +21,7 @@ from playwright.async_api import Browser
 
 from tests.support.browser import NARROW, WIDE, Scheme, chromium
 from tests.support.pictures import IN_READMES, PICTURES, fingerprint, stamped
+from tests.support.waiting import eventually_async
 
 PAGES = {
     "overview": "/admin",
@@ -40,7 +41,8 @@ PAGES = {
 }
 AT_ONCE, USERS = 8, 300
 LOOK_WITHIN_S = 90
-READ_S, SAMPLE_S = 20, 12
+READ_S, SHOWN_WITHIN_S = 20, 60
+REFRESH = "/admin/data-quality/refresh"
 
 
 async def shoot(browser: Browser, url: str, scheme: Scheme, width: int, *, height: int | None = None) -> bytes:
@@ -62,8 +64,15 @@ async def use(url: str) -> None:
         while time.monotonic() < deadline:
             (await client.get(f"/profiles/{random.choice(users)}")).raise_for_status()
             await asyncio.sleep(0.01)
-        (await client.post("/admin/data-quality/refresh")).raise_for_status()
-        await asyncio.sleep(SAMPLE_S)  # until each process has stored a sample, and the report is stored
+        requested_at = (await client.post(REFRESH)).raise_for_status().json()["requested_at"]
+
+        async def shown() -> bool:
+            """Whether the report is stored, and every process has stored a sample since it was requested."""
+            report, overview = (await client.get(REFRESH)).json(), (await client.get("/admin")).json()
+            seen = [process["last_seen"] for process in overview["processes"]]
+            return report["finished_at"] is not None and all(at > requested_at for at in seen)
+
+        await eventually_async(shown, SHOWN_WITHIN_S, 1)
 
 
 async def decide(url: str, decisions: int) -> None:

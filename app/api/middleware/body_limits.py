@@ -72,9 +72,9 @@ class Body:
         self._held = 0
         self._until: float | None = None
         chunked, length = b"transfer-encoding" in headers, headers.get(b"content-length")
+        self._more = chunked or length not in (None, b"0")
         # Without leading zeros: `int` refuses more than 4,300 digits.
         self._left = math.inf if chunked or length is None else int(length.lstrip(b"0") or b"0")
-        self._more = chunked or 0 < self._left < math.inf
         # With this header, a client sends no body before the server asks for it.
         self._waits = headers.get(b"expect", b"").lower() == b"100-continue"
 

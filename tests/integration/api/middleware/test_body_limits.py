@@ -215,13 +215,14 @@ def _until(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
+async def _never() -> Any:
+    await asyncio.Event().wait()
+
+
 async def test_each_body_is_awaited_until_its_own_deadline() -> None:
     """In whatever order the deadlines come, one timer ends every body at its own."""
     bodies, loop, message = body_limits.Bodies(), asyncio.get_running_loop(), {"type": "http.request", "body": b""}
     came = loop.create_future()
-
-    async def never() -> Any:
-        await asyncio.Event().wait()
 
     async def later() -> Any:
         return await came
@@ -230,10 +231,10 @@ async def test_each_body_is_awaited_until_its_own_deadline() -> None:
 
     async def until(at: float) -> None:
         with pytest.raises(TooSlow):
-            await bodies.wait(never, at)
+            await bodies.wait(_never, at)
         assert loop.time() >= at
 
-    patient, arrives = (asyncio.create_task(bodies.wait(each, _until(60))) for each in (never, later))
+    patient, arrives = (asyncio.create_task(bodies.wait(each, _until(60))) for each in (_never, later))
     async with asyncio.timeout(PATIENCE_S):
         await asyncio.gather(*map(until, deadlines))
         came.set_result(message)
@@ -245,23 +246,20 @@ async def test_each_body_is_awaited_until_its_own_deadline() -> None:
 
 
 async def test_request_that_is_cancelled_at_the_deadline_stays_cancelled() -> None:
-    bodies, asked = body_limits.Bodies(), asyncio.Event()
-
     async def receive() -> Any:
-        asked.set()
         try:
-            await asyncio.Event().wait()
+            await _never()
         finally:
             waiting.cancel()  # a second time, besides the deadline
 
-    waiting = asyncio.create_task(bodies.wait(receive, _until(0.01)))
+    waiting = asyncio.create_task(body_limits.Bodies().wait(receive, _until(0.01)))
     async with asyncio.timeout(PATIENCE_S):
         await asyncio.wait({waiting})
     assert waiting.cancelled()
 
 
 async def test_body_that_arrives_after_its_deadline_without_a_wait_is_taken() -> None:
-    """The deadline then cancels nothing: the task goes on to other work."""
+    """Nor is the task cancelled afterwards, when it does other work."""
 
     async def receive() -> Any:
         return {"type": "http.request", "body": b"[]"}
@@ -276,14 +274,11 @@ def test_deadline_that_is_due_at_once_ends_only_its_own_body(run: Any) -> None:
     async def both() -> list[object]:
         bodies = body_limits.Bodies()
 
-        async def never() -> Any:
-            await asyncio.Event().wait()
-
         async def next_turn() -> Any:
             await turn()
             return {"type": "http.request", "body": b"[]"}
 
-        waits = bodies.wait(never, _until(0)), bodies.wait(next_turn, _until(30))
+        waits = bodies.wait(_never, _until(0)), bodies.wait(next_turn, _until(30))
         return list(await asyncio.gather(*waits, return_exceptions=True))
 
     overdue, arrived = run(both())
